@@ -1,0 +1,1 @@
+//! What the forward pass needs of a machine, and the CPU that provides it.

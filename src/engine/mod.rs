@@ -1,0 +1,1 @@
+//! The public API: open a model, hold a session, generate.

@@ -1,0 +1,65 @@
+//! A piece of a file that stays where it is: in a memory map, or in the binary itself.
+
+use std::{fs::File, ops::Deref, ops::Range, path::Path, sync::Arc};
+
+use memmap2::Mmap;
+
+use crate::{Error, Result};
+
+enum Source {
+    Mapped(Mmap),
+    Static(&'static [u8]),
+}
+
+/// Bytes shared by reference; cloning and slicing copy nothing.
+#[derive(Clone)]
+pub struct Blob {
+    source: Arc<Source>,
+    range: Range<usize>,
+}
+
+impl Blob {
+    /// Maps the whole file at `path`.
+    pub fn map(path: &Path) -> Result<Self> {
+        let open = |e| Error::io("cannot open", path, e);
+        let file = File::open(path).map_err(open)?;
+        let meta = file.metadata().map_err(open)?;
+        let name = || path.display().to_string();
+        if meta.is_dir() {
+            return Err(Error::format(name(), "is a directory; name a GGUF file, or convert a folder with `hymba quantize`"));
+        }
+        if meta.len() == 0 {
+            return Err(Error::format(name(), "is empty"));
+        }
+        // SAFETY: the map is private and read-only. A file that another process shortens meanwhile can raise SIGBUS;
+        // model files are written under a temporary name and renamed, so that our own writers never do this.
+        let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io("cannot map", path, e))?;
+        let range = 0..map.len();
+        Ok(Self { source: Arc::new(Source::Mapped(map)), range })
+    }
+
+    /// Bytes that are part of the program.
+    pub fn from_static(bytes: &'static [u8]) -> Self {
+        Self { source: Arc::new(Source::Static(bytes)), range: 0..bytes.len() }
+    }
+
+    /// A part of these bytes; `None` if `range` is not inside them.
+    pub fn slice(&self, range: Range<usize>) -> Option<Self> {
+        if range.start > range.end || range.end > self.len() {
+            return None;
+        }
+        let start = self.range.start + range.start;
+        Some(Self { source: self.source.clone(), range: start..start + range.len() })
+    }
+}
+
+impl Deref for Blob {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        let all: &[u8] = match &*self.source {
+            Source::Mapped(map) => map,
+            Source::Static(bytes) => bytes,
+        };
+        &all[self.range.clone()]
+    }
+}

@@ -1,0 +1,16 @@
+//! GGUF v3, the file: metadata keys and values, then named tensors, each at an aligned offset.
+//! Source: the ggml project's `docs/gguf.md`. Little-endian only.
+
+mod metadata;
+mod read;
+mod write;
+
+pub use metadata::{Metadata, Value};
+pub use read::{Gguf, Tensor};
+pub use write::{Layout, Writer};
+
+/// Tensors start at multiples of this, a cache line.
+pub const ALIGNMENT: usize = 64;
+
+const MAGIC: [u8; 4] = *b"GGUF";
+const VERSION: u32 = 3;

@@ -1,0 +1,3 @@
+//! The writer.
+pub struct Layout;
+pub struct Writer;

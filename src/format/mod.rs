@@ -1,0 +1,9 @@
+//! Files: GGUF v3 (read through a memory map, written as a stream) and Hugging Face folders (read only).
+
+mod blob;
+mod dtype;
+pub mod gguf;
+pub mod hf;
+
+pub use blob::Blob;
+pub use dtype::DType;

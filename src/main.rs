@@ -1,0 +1,2 @@
+//! The `hymba` command.
+fn main() {}

@@ -1,0 +1,269 @@
+//! The hyper-parameters of a Hymba model, as GGUF metadata holds them, checked so that the rest can rely on them.
+
+use crate::{
+    Error, Result,
+    format::gguf::{Metadata, Value},
+};
+
+/// What the feed-forward part does between its matrices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// silu(gate·x) ⊙ (up·x).
+    Silu,
+    /// relu(up·x)², without a gate.
+    Relu2,
+}
+
+/// The sizes and constants of a model. Letters in brackets are the ones shapes are written with.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Rows of the embedding [V].
+    pub vocab: usize,
+    /// Positions the model was trained for, meta tokens included.
+    pub context_length: usize,
+    /// Width of the residual stream [H].
+    pub hidden: usize,
+    /// Layers [L].
+    pub layers: usize,
+    /// Width of the feed-forward part [F]; 0: there is none.
+    pub ffn: usize,
+    /// The feed-forward activation.
+    pub activation: Activation,
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads; query head h reads kv head h / (heads / kv_heads).
+    pub kv_heads: usize,
+    /// Width of a query or key head [dk].
+    pub key_dim: usize,
+    /// Width of a value head [dv].
+    pub value_dim: usize,
+    /// Epsilon of every RMSNorm but the per-head ones.
+    pub rms_eps: f32,
+    /// Sliding window [W]; `None`: every layer sees everything.
+    pub window: Option<usize>,
+    /// Per layer: does it see through the window only?
+    pub windowed: Vec<bool>,
+    /// Per layer: the layer whose keys and values it reads (its own index if it makes them).
+    pub kv_source: Vec<usize>,
+    /// RMSNorm on every query and key head, before RoPE.
+    pub qk_norm: bool,
+    /// Learned tokens in front of every sequence [M].
+    pub meta_tokens: usize,
+    /// Are queries and keys rotated by position?
+    pub rope: bool,
+    /// RoPE's base, NTK enlargement applied.
+    pub rope_base: f32,
+    /// Taps of the causal convolution.
+    pub conv_kernel: usize,
+    /// Width of the Mamba branch and of the attention output [E].
+    pub inner: usize,
+    /// SSM state values per channel [N].
+    pub state: usize,
+    /// Rank of Δ's projection [R].
+    pub dt_rank: usize,
+    /// RMSNorm on Δ, B and C after x_proj.
+    pub dt_b_c_norm: bool,
+}
+
+/// `general.architecture` of our files.
+pub const ARCHITECTURE: &str = "hymba";
+
+/// No Hymba is near these; a file beyond them is damaged or hostile.
+const MAX_LAYERS: usize = 1024;
+const MAX_WIDTH: usize = 1 << 20;
+
+impl Config {
+    /// Reads the hyper-parameters from `meta`; `file` is the name for error messages.
+    pub fn from_metadata(meta: &Metadata, file: &str) -> Result<Self> {
+        let bad = |what: String| Error::format(file, what);
+        match meta.string("general.architecture") {
+            Some(ARCHITECTURE) => {}
+            Some(other) => {
+                return Err(bad(format!("holds a model of architecture `{other}`; hymba runs `{ARCHITECTURE}` only")));
+            }
+            None => return Err(bad("has no key general.architecture; it is no model file of ours".into())),
+        }
+        let missing = |key: &str| bad(format!("has no usable key hymba.{key}; convert the model again with `hymba quantize`"));
+        let size = |key: &str| -> Result<usize> {
+            let v = meta.uint(&format!("hymba.{key}")).ok_or_else(|| missing(key))?;
+            usize::try_from(v)
+                .ok()
+                .filter(|&v| v <= MAX_WIDTH || key == "context_length")
+                .ok_or_else(|| bad(format!("says hymba.{key} is {v}; no Hymba is that large")))
+        };
+        let float = |key: &str| meta.float(&format!("hymba.{key}")).map(|v| v as f32).ok_or_else(|| missing(key));
+        let string = |key: &str| meta.string(&format!("hymba.{key}")).ok_or_else(|| missing(key));
+
+        let layers = size("block_count")?;
+        if layers == 0 || layers > MAX_LAYERS {
+            return Err(bad(format!("says it has {layers} layers; 1 to {MAX_LAYERS} are possible")));
+        }
+        let activation = match string("feed_forward_activation")? {
+            "silu" => Activation::Silu,
+            "relu2" => Activation::Relu2,
+            other => return Err(bad(format!("uses the feed-forward activation `{other}`; silu and relu2 are known"))),
+        };
+        let qk_norm = match string("attention.qk_norm")? {
+            "none" => false,
+            "rms" => true,
+            other => return Err(bad(format!("uses the query/key norm `{other}`; none and rms are known"))),
+        };
+        let window = size("attention.sliding_window")?;
+        let windowed = meta
+            .bools("hymba.attention.sliding_window_pattern")
+            .ok_or_else(|| missing("attention.sliding_window_pattern"))?
+            .to_vec();
+        let kv_source = meta
+            .uints("hymba.attention.kv_source")
+            .ok_or_else(|| missing("attention.kv_source"))?
+            .iter()
+            .map(|&v| usize::try_from(v).unwrap_or(usize::MAX))
+            .collect();
+        let config = Self {
+            vocab: size("vocab_size")?,
+            context_length: size("context_length")?,
+            hidden: size("embedding_length")?,
+            layers,
+            ffn: size("feed_forward_length")?,
+            activation,
+            heads: size("attention.head_count")?,
+            kv_heads: size("attention.head_count_kv")?,
+            key_dim: size("attention.key_length")?,
+            value_dim: size("attention.value_length")?,
+            rms_eps: float("attention.layer_norm_rms_epsilon")?,
+            window: (window > 0).then_some(window),
+            windowed,
+            kv_source,
+            qk_norm,
+            meta_tokens: size("meta_token_count")?,
+            rope: size("rope.dimension_count")? > 0,
+            rope_base: float("rope.freq_base")?,
+            conv_kernel: size("ssm.conv_kernel")?,
+            inner: size("ssm.inner_size")?,
+            state: size("ssm.state_size")?,
+            dt_rank: size("ssm.time_step_rank")?,
+            dt_b_c_norm: meta.bool("hymba.ssm.dt_b_c_rms").ok_or_else(|| missing("ssm.dt_b_c_rms"))?,
+        };
+        match config.contradiction() {
+            Some(what) => Err(bad(format!("contradicts itself: {what}"))),
+            None => Ok(config),
+        }
+    }
+
+    /// The keys that [`Config::from_metadata`] reads.
+    pub fn to_metadata(&self, meta: &mut Metadata) {
+        let mut set = |key: &str, value: Value| meta.set(format!("hymba.{key}"), value);
+        set("vocab_size", self.vocab.into());
+        set("context_length", self.context_length.into());
+        set("embedding_length", self.hidden.into());
+        set("block_count", self.layers.into());
+        set("feed_forward_length", self.ffn.into());
+        let activation = match self.activation {
+            Activation::Silu => "silu",
+            Activation::Relu2 => "relu2",
+        };
+        set("feed_forward_activation", activation.into());
+        set("attention.head_count", self.heads.into());
+        set("attention.head_count_kv", self.kv_heads.into());
+        set("attention.key_length", self.key_dim.into());
+        set("attention.value_length", self.value_dim.into());
+        set("attention.layer_norm_rms_epsilon", self.rms_eps.into());
+        set("attention.sliding_window", self.window.unwrap_or(0).into());
+        set("attention.sliding_window_pattern", self.windowed.clone().into());
+        set("attention.kv_source", self.kv_source.iter().map(|&v| v as u64).collect::<Vec<_>>().into());
+        set("attention.qk_norm", if self.qk_norm { "rms" } else { "none" }.into());
+        set("meta_token_count", self.meta_tokens.into());
+        set("rope.dimension_count", if self.rope { self.key_dim } else { 0 }.into());
+        set("rope.freq_base", self.rope_base.into());
+        set("ssm.conv_kernel", self.conv_kernel.into());
+        set("ssm.inner_size", self.inner.into());
+        set("ssm.state_size", self.state.into());
+        set("ssm.time_step_rank", self.dt_rank.into());
+        set("ssm.dt_b_c_rms", self.dt_b_c_norm.into());
+    }
+
+    /// What makes these sizes impossible, if anything does.
+    pub fn contradiction(&self) -> Option<String> {
+        let Self { hidden, heads, kv_heads, key_dim, value_dim, inner, layers, .. } = *self;
+        let positive = [
+            ("vocabulary", self.vocab),
+            ("hidden size", hidden),
+            ("number of heads", heads),
+            ("number of key/value heads", kv_heads),
+            ("key width", key_dim),
+            ("value width", value_dim),
+            ("inner size", inner),
+            ("state size", self.state),
+            ("dt rank", self.dt_rank),
+            ("convolution width", self.conv_kernel),
+            ("context length", self.context_length),
+        ];
+        if let Some((name, _)) = positive.into_iter().find(|&(_, v)| v == 0) {
+            return Some(format!("the {name} is 0"));
+        }
+        if !heads.is_multiple_of(kv_heads) {
+            return Some(format!("{heads} query heads can't share {kv_heads} key/value heads evenly"));
+        }
+        if heads * key_dim != hidden {
+            return Some(format!("{heads} query heads of {key_dim} do not make the hidden size {hidden}"));
+        }
+        if heads * value_dim != inner {
+            return Some(format!("{heads} value heads of {value_dim} do not make the inner size {inner}"));
+        }
+        if self.rope && !key_dim.is_multiple_of(2) {
+            return Some(format!("the key width {key_dim} is odd, so that RoPE has no pairs"));
+        }
+        if self.rope && !(self.rope_base.is_finite() && self.rope_base > 0.0) {
+            return Some(format!("the RoPE base is {}", self.rope_base));
+        }
+        if !(self.rms_eps.is_finite() && self.rms_eps >= 0.0) {
+            return Some(format!("the norms' epsilon is {}", self.rms_eps));
+        }
+        if self.windowed.len() != layers || self.kv_source.len() != layers {
+            return Some(format!(
+                "{layers} layers, but a window pattern of {} and key/value sources of {}",
+                self.windowed.len(),
+                self.kv_source.len()
+            ));
+        }
+        let any_windowed = self.windowed.iter().any(|&w| w);
+        if any_windowed && self.window.is_none() {
+            return Some("a layer looks through a window whose size is 0".into());
+        }
+        if any_windowed && self.windowed[0] && self.windowed.iter().any(|&w| !w) {
+            return Some("layer 0 is windowed while a later layer is global; the official code does not support that".into());
+        }
+        for (layer, &source) in self.kv_source.iter().enumerate() {
+            if source > layer || self.kv_source[source] != source {
+                return Some(format!("layer {layer} reads keys and values of layer {source}, which does not make any"));
+            }
+            if self.windowed[layer] != self.windowed[source] {
+                return Some(format!(
+                    "layer {layer} shares the keys and values of layer {source}, but only one of them is windowed"
+                ));
+            }
+        }
+        None
+    }
+
+    /// Does the layer make keys and values of its own?
+    pub fn is_producer(&self, layer: usize) -> bool {
+        self.kv_source[layer] == layer
+    }
+
+    /// Widths of one key row and one value row of the cache.
+    pub fn kv_widths(&self) -> (usize, usize) {
+        (self.kv_heads * self.key_dim, self.kv_heads * self.value_dim)
+    }
+
+    /// Rows of the layer's in_proj: `[q|k|v|u|gate]` in producers, `[q|u|gate]` in consumers.
+    pub fn in_proj_rows(&self, layer: usize) -> usize {
+        let (k, v) = self.kv_widths();
+        self.hidden + if self.is_producer(layer) { k + v } else { 0 } + 2 * self.inner
+    }
+
+    /// Text positions that fit what the model was trained for.
+    pub fn default_context(&self) -> usize {
+        self.context_length.saturating_sub(self.meta_tokens).max(1)
+    }
+}

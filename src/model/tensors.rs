@@ -1,0 +1,102 @@
+//! Every tensor a Hymba file holds: its name, its shape, and what it is for. The one list that import, quantization
+//! and loading share.
+
+use super::config::{Activation, Config};
+
+/// How a tensor is used, which decides how it may be stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// A matrix that products read: stored in the type that the user chose.
+    Matrix,
+    /// A small table or a matrix too narrow for blocks (meta tokens, dt_proj): F16, or wider if asked for.
+    Half,
+    /// Norm gains, biases, convolution, A, D: always F32.
+    Exact,
+}
+
+/// A tensor that a file must or may hold.
+#[derive(Clone, Debug)]
+pub struct Spec {
+    /// Name in our GGUF.
+    pub name: String,
+    /// Name in the official checkpoint, under which Hugging Face folders hold it.
+    pub official: String,
+    /// Rows and columns (a vector has one dimension).
+    pub shape: Vec<usize>,
+    /// What it is for.
+    pub role: Role,
+    /// May it be absent (biases, untied head)?
+    pub optional: bool,
+}
+
+/// The tensors of a model of these sizes, in the order in which a forward pass reads them.
+pub fn specs(c: &Config) -> Vec<Spec> {
+    let mut all = Vec::new();
+    let mut add = |name: String, official: String, shape: &[usize], role, optional| {
+        all.push(Spec { name, official, shape: shape.to_vec(), role, optional });
+    };
+    use Role::{Exact, Half, Matrix};
+    let text = |s: &str| s.to_string();
+
+    add(text("token_embd.weight"), text("model.embed_tokens.weight"), &[c.vocab, c.hidden], Matrix, false);
+    if c.meta_tokens > 0 {
+        add(text("meta_embd.weight"), text("model.memory_tokens"), &[c.meta_tokens, c.hidden], Half, false);
+    }
+    for layer in 0..c.layers {
+        let mut add = |name: &str, official: &str, shape: &[usize], role, optional| {
+            add(format!("blk.{layer}.{name}"), format!("model.layers.{layer}.{official}"), shape, role, optional);
+        };
+        let in_rows = c.in_proj_rows(layer);
+        add("attn_norm.weight", "input_layernorm.weight", &[c.hidden], Exact, false);
+        add("in_proj.weight", "mamba.in_proj.weight", &[in_rows, c.hidden], Matrix, false);
+        add("in_proj.bias", "mamba.in_proj.bias", &[in_rows], Exact, true);
+        if c.qk_norm {
+            add("attn_q_norm.weight", "mamba.self_attn.q_norm.weight", &[c.key_dim], Exact, false);
+            add("attn_k_norm.weight", "mamba.self_attn.k_norm.weight", &[c.key_dim], Exact, !c.is_producer(layer));
+        }
+        add("ssm_conv1d.weight", "mamba.conv1d.weight", &[c.inner, c.conv_kernel], Exact, false);
+        add("ssm_conv1d.bias", "mamba.conv1d.bias", &[c.inner], Exact, true);
+        add("ssm_x.weight", "mamba.x_proj.0.weight", &[c.dt_rank + 2 * c.state, c.inner], Matrix, false);
+        if c.dt_b_c_norm {
+            add("ssm_dt_norm.weight", "mamba.dt_layernorm.weight", &[c.dt_rank], Exact, false);
+            add("ssm_b_norm.weight", "mamba.B_layernorm.weight", &[c.state], Exact, false);
+            add("ssm_c_norm.weight", "mamba.C_layernorm.weight", &[c.state], Exact, false);
+        }
+        add("ssm_dt.weight", "mamba.dt_proj.0.weight", &[c.inner, c.dt_rank], Half, false);
+        add("ssm_dt.bias", "mamba.dt_proj.0.bias", &[c.inner], Exact, false);
+        add("ssm_a", "mamba.A_log.0", &[c.inner, c.state], Exact, false);
+        add("ssm_d", "mamba.D.0", &[c.inner], Exact, false);
+        add("attn_out_norm.weight", "mamba.pre_avg_layernorm1.weight", &[c.inner], Exact, false);
+        add("ssm_out_norm.weight", "mamba.pre_avg_layernorm2.weight", &[c.inner], Exact, false);
+        add("out_proj.weight", "mamba.out_proj.weight", &[c.hidden, c.inner], Matrix, false);
+        add("out_proj.bias", "mamba.out_proj.bias", &[c.hidden], Exact, true);
+        if c.ffn > 0 {
+            add("ffn_norm.weight", "pre_moe_layernorm.weight", &[c.hidden], Exact, false);
+            if c.activation == Activation::Silu {
+                add("ffn_gate.weight", "moe.experts.0.gate_proj.weight", &[c.ffn, c.hidden], Matrix, false);
+            }
+            add("ffn_up.weight", "moe.experts.0.up_proj.weight", &[c.ffn, c.hidden], Matrix, false);
+            add("ffn_down.weight", "moe.experts.0.down_proj.weight", &[c.hidden, c.ffn], Matrix, false);
+        }
+    }
+    add(text("output_norm.weight"), text("model.final_layernorm.weight"), &[c.hidden], Exact, false);
+    add(text("output.weight"), text("lm_head.weight"), &[c.vocab, c.hidden], Matrix, true);
+    all
+}
+
+/// The tensors that hold the state after the meta tokens: F32, one set a layer.
+pub fn meta_state_specs(c: &Config) -> Vec<(String, [usize; 2])> {
+    let (k, v) = c.kv_widths();
+    (0..c.layers)
+        .flat_map(|layer| {
+            let mut set = Vec::new();
+            if c.is_producer(layer) {
+                set.push((format!("meta_state.k.{layer}"), [c.meta_tokens, k]));
+                set.push((format!("meta_state.v.{layer}"), [c.meta_tokens, v]));
+            }
+            set.push((format!("meta_state.conv.{layer}"), [c.inner, c.conv_kernel - 1]));
+            set.push((format!("meta_state.ssm.{layer}"), [c.inner, c.state]));
+            set
+        })
+        .collect()
+}

@@ -1,0 +1,1 @@
+//! Block codecs, and the making of small checkpoints from large ones.

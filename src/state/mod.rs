@@ -1,0 +1,1 @@
+//! What a session remembers: KV rows, conv state, SSM state.
