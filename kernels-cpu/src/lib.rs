@@ -1,1 +1,62 @@
-//! CPU kernels.
+//! Hymba's CPU kernels behind a safe interface.
+//!
+//! `c/` holds the kernels: a scalar reference of each, and SIMD versions chosen at run time by what the CPU can do.
+//! [`Cpu`] is what the rest of the program uses: whole operations on matrices of activations, shapes checked, spread
+//! over the threads of a [`Pool`]. Results do not depend on the number of threads.
+
+#[allow(missing_docs, non_camel_case_types, non_upper_case_globals, dead_code)]
+mod bindings;
+mod mat;
+mod ops;
+mod pool;
+
+pub use mat::{Mat, MatMut};
+pub use ops::{Attention, Conv, Cpu, KvRows, Run, Scan, Weight, WeightType};
+pub use pool::Pool;
+
+/// One set of kernels: the scalar reference, or an instruction set's.
+#[derive(Clone, Copy)]
+pub struct Kernels(&'static bindings::hk_kernels);
+
+// SAFETY: the tables are constants, and the kernels keep no state.
+unsafe impl Send for Kernels {}
+// SAFETY: as above.
+unsafe impl Sync for Kernels {}
+
+impl Kernels {
+    fn table(self) -> &'static bindings::hk_kernels {
+        self.0
+    }
+
+    /// The plain reference; runs anywhere.
+    pub fn scalar() -> Self {
+        // SAFETY: the function returns the address of a constant table.
+        Self(unsafe { &*bindings::hk_scalar() })
+    }
+
+    /// AVX2, FMA and F16C, if this build and this CPU have them.
+    pub fn avx2() -> Option<Self> {
+        #[cfg(target_arch = "x86_64")]
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c") {
+            // SAFETY: the function returns the address of a constant table, or null.
+            return unsafe { bindings::hk_avx2().as_ref() }.map(Self);
+        }
+        None
+    }
+
+    /// Every set that this CPU can run, the fastest first.
+    pub fn all() -> Vec<Self> {
+        Self::avx2().into_iter().chain([Self::scalar()]).collect()
+    }
+
+    /// The fastest set that this CPU can run.
+    pub fn best() -> Self {
+        Self::all()[0]
+    }
+
+    /// The name of the instruction set.
+    pub fn name(self) -> &'static str {
+        // SAFETY: every table holds a string constant.
+        unsafe { std::ffi::CStr::from_ptr(self.0.name) }.to_str().unwrap_or("unknown")
+    }
+}

@@ -1,0 +1,143 @@
+/* AVX2 + FMA + F16C: the bodies in vector/ on eight lanes, and products with quantized matrices. */
+#ifdef __AVX2__
+
+#include <math.h>
+
+#include "half.h"
+#include "simd_avx2.h"
+
+#include "vector/math.h"
+
+#include "vector/attention.h"
+#include "vector/elementwise.h"
+#include "vector/float_matmul.h"
+#include "vector/ssm.h"
+
+/* ---- int8 activations ---- */
+
+static void quantize(const float *x, size_t n, int8_t *q, float *d) {
+    for (size_t b = 0; b < n / HK_BLOCK; b++, x += HK_BLOCK, q += HK_BLOCK) {
+        const vf v[4] = {vf_load(x), vf_load(x + 8), vf_load(x + 16), vf_load(x + 24)};
+        const float max = vf_top(vf_max(vf_max(vf_abs(v[0]), vf_abs(v[1])), vf_max(vf_abs(v[2]), vf_abs(v[3]))));
+        d[b] = max / 127.0f;
+        const vf inverse = vf_set1(max >= HK_TINY ? 127.0f / max : 0);
+        __m256i i[4];
+        for (int j = 0; j < 4; j++) i[j] = _mm256_cvtps_epi32(vf_mul(v[j], inverse));
+        /* the packs work within 128-bit halves: put the quarters back in order */
+        const __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(i[0], i[1]), _mm256_packs_epi32(i[2], i[3]));
+        const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+        _mm256_storeu_si256((__m256i *)q, _mm256_permutevar8x32_epi32(bytes, order));
+    }
+}
+
+/* ---- products with quantized matrices: one block of a row against the same block of up to four tokens ---- */
+
+HK_INLINE float block_scale(const uint8_t *block) {
+    return _cvtsh_ss(load_u16(block));
+}
+
+HK_INLINE __m256i block_values(hk_type type, const uint8_t *block) {
+    if (type == HK_Q8_0) return _mm256_loadu_si256((const __m256i *)(block + 2));
+    const __m128i nibbles = _mm_loadu_si128((const __m128i *)(block + 2));
+    const __m256i both = _mm256_set_m128i(_mm_srli_epi16(nibbles, 4), nibbles);
+    return _mm256_sub_epi8(_mm256_and_si256(both, _mm256_set1_epi8(15)), _mm256_set1_epi8(8));
+}
+
+/* Sums of four neighbouring products. maddubs wants one side unsigned: |w| and the activation with w's sign.
+ * |w| is at most 128 and |a| at most 127, so that a pair (2 * 128 * 127) fits 16 bits. */
+HK_INLINE __m256i dot_quads(__m256i w, __m256i w_abs, const int8_t *q) {
+    const __m256i a = _mm256_sign_epi8(_mm256_loadu_si256((const __m256i *)q), w);
+    return _mm256_madd_epi16(_mm256_maddubs_epi16(w_abs, a), _mm256_set1_epi16(1));
+}
+
+HK_INLINE void block_tile(hk_type type, const uint8_t *w, size_t rows, size_t cols, const hk_act *x, size_t t0,
+                              size_t tokens, float *y, size_t y_stride, int accumulate) {
+    const size_t blocks = cols / HK_BLOCK, size = type == HK_Q8_0 ? 34 : 18;
+    vf sum[4][4];
+    for (size_t r = 0; r < rows; r++)
+        for (size_t t = 0; t < tokens; t++) sum[r][t] = vf_zero();
+    for (size_t b = 0; b < blocks; b++)
+        for (size_t r = 0; r < rows; r++) {
+            const uint8_t *block = w + (r * blocks + b) * size;
+            const __m256i values = block_values(type, block), values_abs = _mm256_abs_epi8(values);
+            const float scale = block_scale(block);
+            for (size_t t = 0; t < tokens; t++) {
+                const __m256i quads = dot_quads(values, values_abs, x->q + (t0 + t) * cols + b * HK_BLOCK);
+                const vf d = vf_set1(scale * x->d[(t0 + t) * blocks + b]);
+                sum[r][t] = vf_fma(_mm256_cvtepi32_ps(quads), d, sum[r][t]);
+            }
+        }
+    for (size_t r = 0; r < rows; r++)
+        for (size_t t = 0; t < tokens; t++) {
+            float *out = y + (t0 + t) * y_stride + r;
+            const float v = vf_sum(sum[r][t]);
+            *out = accumulate ? *out + v : v;
+        }
+}
+
+HK_INLINE void block_matmul(hk_type type, const uint8_t *w, size_t rows, size_t cols, const hk_act *x,
+                                size_t tokens, float *y, size_t y_stride, int accumulate) {
+    const size_t row_bytes = cols / HK_BLOCK * (type == HK_Q8_0 ? 34 : 18);
+    for (size_t r = 0; r < rows;) {
+        const uint8_t *row = w + r * row_bytes;
+        const size_t height = rows - r >= 2 ? 2 : 1;
+        for (size_t t = 0; t < tokens;) {
+            const size_t width = tokens - t >= 4 ? 4 : 1;
+            if (height == 2 && width == 4)
+                block_tile(type, row, 2, cols, x, t, 4, y + r, y_stride, accumulate);
+            else if (height == 2)
+                block_tile(type, row, 2, cols, x, t, 1, y + r, y_stride, accumulate);
+            else
+                for (size_t k = 0; k < width; k++) block_tile(type, row, 1, cols, x, t + k, 1, y + r, y_stride, accumulate);
+            t += width;
+        }
+        r += height;
+    }
+}
+
+static void matmul(hk_type type, const void *w, size_t rows, size_t cols, const hk_act *x, size_t tokens, float *y,
+                   size_t y_stride, int accumulate) {
+    switch (type) { /* constants, so that each type has code of its own */
+    case HK_F32: float_matmul(HK_F32, w, rows, cols, x, tokens, y, y_stride, accumulate); break;
+    case HK_F16: float_matmul(HK_F16, w, rows, cols, x, tokens, y, y_stride, accumulate); break;
+    case HK_BF16: float_matmul(HK_BF16, w, rows, cols, x, tokens, y, y_stride, accumulate); break;
+    case HK_Q8_0: block_matmul(HK_Q8_0, w, rows, cols, x, tokens, y, y_stride, accumulate); break;
+    case HK_Q4_0: block_matmul(HK_Q4_0, w, rows, cols, x, tokens, y, y_stride, accumulate); break;
+    }
+}
+
+/* ---- read bandwidth ---- */
+
+static uint64_t read_all(const void *p, size_t n) {
+    const uint8_t *bytes = p;
+    __m256i s[4] = {_mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256()};
+    for (; n >= 128; n -= 128, bytes += 128)
+        for (int j = 0; j < 4; j++)
+            s[j] = _mm256_add_epi64(s[j], _mm256_loadu_si256((const __m256i *)(bytes + 32 * j)));
+    uint64_t lanes[4], sum;
+    _mm256_storeu_si256((__m256i *)lanes, _mm256_add_epi64(_mm256_add_epi64(s[0], s[1]), _mm256_add_epi64(s[2], s[3])));
+    sum = lanes[0] + lanes[1] + lanes[2] + lanes[3];
+    for (; n >= 8; n -= 8, bytes += 8) {
+        uint64_t word;
+        memcpy(&word, bytes, 8);
+        sum += word;
+    }
+    for (; n > 0; n--) sum += *bytes++;
+    return sum;
+}
+
+const hk_kernels *hk_avx2(void) {
+    static const hk_kernels table = {"avx2", matmul,    quantize, rms_norm, fuse,  rope,    to_f16,
+                                     attend, conv_silu, scan,     silu_mul, relu2, read_all};
+    return &table;
+}
+
+#else
+
+#include "hymba_kernels.h"
+
+const hk_kernels *hk_avx2(void) {
+    return NULL;
+}
+
+#endif

@@ -1,0 +1,223 @@
+/* The plain reference of every kernel: what each one means, without a thought for speed. It runs on any CPU, and the
+ * tests hold the others against it. */
+#include <math.h>
+
+#include "half.h"
+#include "hymba_kernels.h"
+
+static float silu(float x) {
+    return x / (1.0f + expf(-x));
+}
+
+static float softplus(float x) {
+    return fmaxf(x, 0.0f) + log1pf(expf(-fabsf(x)));
+}
+
+/* ---- products ---- */
+
+static float dot_f32(const uint8_t *w, const float *x, size_t n) {
+    float sum = 0;
+    for (size_t i = 0; i < n; i++) {
+        float v;
+        memcpy(&v, w + 4 * i, sizeof v);
+        sum += v * x[i];
+    }
+    return sum;
+}
+
+static float dot_f16(const uint8_t *w, const float *x, size_t n) {
+    float sum = 0;
+    for (size_t i = 0; i < n; i++) sum += f16_to_f32(load_u16(w + 2 * i)) * x[i];
+    return sum;
+}
+
+static float dot_bf16(const uint8_t *w, const float *x, size_t n) {
+    float sum = 0;
+    for (size_t i = 0; i < n; i++) sum += bf16_to_f32(load_u16(w + 2 * i)) * x[i];
+    return sum;
+}
+
+static float dot_q8_0(const uint8_t *w, const int8_t *q, const float *d, size_t n) {
+    float sum = 0;
+    for (size_t b = 0; b < n / HK_BLOCK; b++, w += 34, q += HK_BLOCK) {
+        int32_t s = 0;
+        for (int j = 0; j < HK_BLOCK; j++) s += (int8_t)w[2 + j] * q[j];
+        sum += f16_to_f32(load_u16(w)) * d[b] * (float)s;
+    }
+    return sum;
+}
+
+static float dot_q4_0(const uint8_t *w, const int8_t *q, const float *d, size_t n) {
+    float sum = 0;
+    for (size_t b = 0; b < n / HK_BLOCK; b++, w += 18, q += HK_BLOCK) {
+        int32_t s = 0;
+        for (int j = 0; j < HK_BLOCK / 2; j++) {
+            s += ((w[2 + j] & 15) - 8) * q[j];
+            s += ((w[2 + j] >> 4) - 8) * q[j + HK_BLOCK / 2];
+        }
+        sum += f16_to_f32(load_u16(w)) * d[b] * (float)s;
+    }
+    return sum;
+}
+
+static void matmul(hk_type type, const void *w, size_t rows, size_t cols, const hk_act *x, size_t tokens, float *y,
+                   size_t y_stride, int accumulate) {
+    const size_t blocks = cols / HK_BLOCK;
+    const size_t row_bytes[] = {[HK_F32] = 4 * cols, [HK_F16] = 2 * cols, [HK_BF16] = 2 * cols,
+                                [HK_Q8_0] = 34 * blocks, [HK_Q4_0] = 18 * blocks};
+    for (size_t r = 0; r < rows; r++) {
+        const uint8_t *row = (const uint8_t *)w + r * row_bytes[type];
+        for (size_t t = 0; t < tokens; t++) {
+            float v = 0;
+            switch (type) {
+            case HK_F32: v = dot_f32(row, x->x + t * x->stride, cols); break;
+            case HK_F16: v = dot_f16(row, x->x + t * x->stride, cols); break;
+            case HK_BF16: v = dot_bf16(row, x->x + t * x->stride, cols); break;
+            case HK_Q8_0: v = dot_q8_0(row, x->q + t * cols, x->d + t * blocks, cols); break;
+            case HK_Q4_0: v = dot_q4_0(row, x->q + t * cols, x->d + t * blocks, cols); break;
+            }
+            float *out = y + t * y_stride + r;
+            *out = accumulate ? *out + v : v;
+        }
+    }
+}
+
+static void quantize(const float *x, size_t n, int8_t *q, float *d) {
+    for (size_t b = 0; b < n / HK_BLOCK; b++, x += HK_BLOCK, q += HK_BLOCK) {
+        float max = 0;
+        for (int j = 0; j < HK_BLOCK; j++) max = fmaxf(max, fabsf(x[j]));
+        d[b] = max / 127.0f;
+        const float inverse = max >= HK_TINY ? 127.0f / max : 0;
+        for (int j = 0; j < HK_BLOCK; j++) {
+            const float v = rintf(x[j] * inverse);
+            q[j] = (int8_t)(v >= -127 ? v <= 127 ? v : 127 : -127); /* a NaN becomes -127 */
+        }
+    }
+}
+
+/* ---- norms, positions, element by element ---- */
+
+static float inverse_rms(const float *x, float eps, size_t n) {
+    float sum = 0;
+    for (size_t i = 0; i < n; i++) sum += x[i] * x[i];
+    return 1.0f / sqrtf(sum / (float)n + eps);
+}
+
+static void rms_norm(const float *x, const float *gain, float eps, size_t n, float *y) {
+    const float s = inverse_rms(x, eps, n);
+    for (size_t i = 0; i < n; i++) y[i] = x[i] * s * gain[i];
+}
+
+static void fuse(const float *a, const float *gain_a, const float *b, const float *gain_b, float eps, size_t n,
+                 float *y) {
+    const float sa = 0.5f * inverse_rms(a, eps, n), sb = 0.5f * inverse_rms(b, eps, n);
+    for (size_t i = 0; i < n; i++) y[i] = a[i] * sa * gain_a[i] + b[i] * sb * gain_b[i];
+}
+
+static void rope(float *x, size_t heads, size_t dim, const float *cos, const float *sin) {
+    const size_t half = dim / 2;
+    for (size_t h = 0; h < heads; h++, x += dim)
+        for (size_t j = 0; j < half; j++) {
+            const float lo = x[j], hi = x[j + half];
+            x[j] = lo * cos[j] - hi * sin[j];
+            x[j + half] = hi * cos[j] + lo * sin[j];
+        }
+}
+
+static void to_f16(const float *x, size_t n, uint16_t *y) {
+    for (size_t i = 0; i < n; i++) y[i] = f32_to_f16(x[i]);
+}
+
+static void silu_mul(const float *gate, const float *up, size_t n, float *y) {
+    for (size_t i = 0; i < n; i++) y[i] = silu(gate[i]) * up[i];
+}
+
+static void relu2(float *x, size_t n) {
+    for (size_t i = 0; i < n; i++) x[i] = x[i] > 0 ? x[i] * x[i] : 0;
+}
+
+/* ---- attention heads ---- */
+
+static float kv_value(hk_type type, const void *p, size_t i) {
+    return type == HK_F16 ? f16_to_f32(((const uint16_t *)p)[i]) : ((const float *)p)[i];
+}
+
+static void attend(const hk_attend *a) {
+    size_t rows = 0;
+    for (size_t i = 0; i < a->n_runs; i++) rows += a->runs[i].rows;
+    for (size_t g = 0; g < a->group; g++) {
+        const float *q = a->q + g * a->key_dim;
+        float *scores = a->scores + g * rows, *out = a->out + g * a->value_dim;
+        float max = -INFINITY, sum = 0;
+        size_t n = 0;
+        for (size_t i = 0; i < a->n_runs; i++)
+            for (size_t r = 0; r < a->runs[i].rows; r++, n++) {
+                float s = 0;
+                for (size_t j = 0; j < a->key_dim; j++) s += q[j] * kv_value(a->type, a->runs[i].k, r * a->k_stride + j);
+                scores[n] = s * a->scale;
+                max = fmaxf(max, scores[n]);
+            }
+        for (n = 0; n < rows; n++) sum += scores[n] = expf(scores[n] - max);
+        for (size_t j = 0; j < a->value_dim; j++) out[j] = 0;
+        n = 0;
+        for (size_t i = 0; i < a->n_runs; i++)
+            for (size_t r = 0; r < a->runs[i].rows; r++, n++)
+                for (size_t j = 0; j < a->value_dim; j++)
+                    out[j] += scores[n] * kv_value(a->type, a->runs[i].v, r * a->v_stride + j);
+        for (size_t j = 0; j < a->value_dim; j++) out[j] /= sum;
+    }
+}
+
+/* ---- Mamba heads ---- */
+
+static void conv_silu(const hk_conv *a) {
+    const size_t past = a->taps - 1;
+    for (size_t c = 0; c < a->channels; c++) {
+        const float *w = a->weight + c * a->taps;
+        float *state = a->state + c;
+        for (size_t t = 0; t < a->tokens; t++) {
+            const float now = a->u[t * a->u_stride + c];
+            float sum = a->bias ? a->bias[c] : 0;
+            for (size_t j = 0; j < past; j++) sum += w[j] * state[j * a->state_stride];
+            sum += w[past] * now;
+            for (size_t j = 0; j + 1 < past; j++) state[j * a->state_stride] = state[(j + 1) * a->state_stride];
+            if (past > 0) state[(past - 1) * a->state_stride] = now;
+            a->out[t * a->out_stride + c] = silu(sum);
+        }
+    }
+}
+
+static void scan(const hk_scan *a) {
+    for (size_t c = 0; c < a->channels; c++) {
+        float *h = a->h + c * a->states;
+        const float *rate = a->a + c * a->states;
+        for (size_t t = 0; t < a->tokens; t++) {
+            const float *b = a->b + t * a->bc_stride, *out = a->c + t * a->bc_stride;
+            const float u = a->u[t * a->u_stride + c];
+            const float delta = softplus(a->dt[t * a->dt_stride + c] + a->dt_bias[c]);
+            float y = 0;
+            for (size_t n = 0; n < a->states; n++) {
+                h[n] = expf(delta * rate[n]) * h[n] + delta * u * b[n];
+                y += h[n] * out[n];
+            }
+            a->y[t * a->y_stride + c] = (y + a->d[c] * u) * silu(a->gate[t * a->gate_stride + c]);
+        }
+    }
+}
+
+static uint64_t read_all(const void *p, size_t n) {
+    const uint8_t *bytes = p;
+    uint64_t sum = 0, word;
+    for (; n >= 8; n -= 8, bytes += 8) {
+        memcpy(&word, bytes, 8);
+        sum += word;
+    }
+    for (; n > 0; n--) sum += *bytes++;
+    return sum;
+}
+
+const hk_kernels *hk_scalar(void) {
+    static const hk_kernels table = {"scalar", matmul,  quantize,  rms_norm, fuse,     rope,  to_f16,
+                                     attend,   conv_silu, scan,    silu_mul, relu2,    read_all};
+    return &table;
+}

@@ -1,0 +1,82 @@
+/* Eight floats at a time with AVX2, FMA and F16C: the vocabulary that the bodies in vector/ are written in. */
+#ifndef HYMBA_SIMD_H
+#define HYMBA_SIMD_H
+
+#include <immintrin.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "hymba_kernels.h"
+
+/* Bodies are instantiated with constant sizes: without inlining their sums would live in memory. */
+#define HK_INLINE static inline __attribute__((always_inline))
+
+#define VF_LANES 8
+typedef __m256 vf;
+
+HK_INLINE vf vf_zero(void) { return _mm256_setzero_ps(); }
+HK_INLINE vf vf_set1(float x) { return _mm256_set1_ps(x); }
+HK_INLINE vf vf_load(const float *p) { return _mm256_loadu_ps(p); }
+HK_INLINE void vf_store(float *p, vf x) { _mm256_storeu_ps(p, x); }
+HK_INLINE vf vf_add(vf a, vf b) { return _mm256_add_ps(a, b); }
+HK_INLINE vf vf_sub(vf a, vf b) { return _mm256_sub_ps(a, b); }
+HK_INLINE vf vf_mul(vf a, vf b) { return _mm256_mul_ps(a, b); }
+HK_INLINE vf vf_div(vf a, vf b) { return _mm256_div_ps(a, b); }
+HK_INLINE vf vf_min(vf a, vf b) { return _mm256_min_ps(a, b); }
+HK_INLINE vf vf_max(vf a, vf b) { return _mm256_max_ps(a, b); }
+HK_INLINE vf vf_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }  /* a*b + c */
+HK_INLINE vf vf_fnma(vf a, vf b, vf c) { return _mm256_fnmadd_ps(a, b, c); } /* c - a*b */
+HK_INLINE vf vf_abs(vf x) { return _mm256_andnot_ps(vf_set1(-0.0f), x); }
+
+/* the first n < 8 lanes; the others are zero, and memory behind is not touched */
+HK_INLINE __m256i vf_mask(size_t n) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+HK_INLINE vf vf_load_n(const float *p, size_t n) { return _mm256_maskload_ps(p, vf_mask(n)); }
+HK_INLINE void vf_store_n(float *p, size_t n, vf x) { _mm256_maskstore_ps(p, vf_mask(n), x); }
+
+HK_INLINE vf vf_load_f16(const void *p) { return _mm256_cvtph_ps(_mm_loadu_si128(p)); }
+HK_INLINE vf vf_load_bf16(const void *p) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(p)), 16));
+}
+HK_INLINE void vf_store_f16(uint16_t *p, vf x) {
+    _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+}
+
+HK_INLINE float vf_sum(vf x) {
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+HK_INLINE float vf_top(vf x) { /* the greatest lane */
+    __m128 s = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    s = _mm_max_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
+}
+
+/* 2^k for whole k in -126 .. 127 */
+HK_INLINE vf vf_pow2(vf k) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtps_epi32(vf_add(k, vf_set1(127.0f))), 23));
+}
+HK_INLINE vf vf_round(vf x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+
+/* rows to columns, 8 by 8 */
+HK_INLINE void vf_transpose(vf r[8]) {
+    vf a[8], b[8];
+    for (int i = 0; i < 8; i += 2) {
+        a[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
+        a[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4)
+        for (int j = 0; j < 2; j++) {
+            b[i + 2 * j] = _mm256_shuffle_ps(a[i + j], a[i + j + 2], 0x44);
+            b[i + 2 * j + 1] = _mm256_shuffle_ps(a[i + j], a[i + j + 2], 0xee);
+        }
+    for (int i = 0; i < 4; i++) {
+        r[i] = _mm256_permute2f128_ps(b[i], b[i + 4], 0x20);
+        r[i + 4] = _mm256_permute2f128_ps(b[i], b[i + 4], 0x31);
+    }
+}
+
+#endif

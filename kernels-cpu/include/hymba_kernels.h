@@ -1,0 +1,118 @@
+/* The one C interface of Hymba's CPU kernels.
+ *
+ * A table of functions per instruction set: `hk_scalar` is the plain reference and runs anywhere; the others are
+ * NULL where the build has no such code. The caller checks what the CPU can do before it takes a table.
+ *
+ * Shapes are [slowest, ..., fastest]. Strides are in elements. Pointers need no alignment beyond their type's, and
+ * need not even that where they are `void`. Outputs never overlap inputs unless a comment says so. No kernel
+ * allocates, and none depends on how the caller splits rows, tokens, channels or heads: every output value is
+ * computed in the same order whatever the split, so that results do not change with threads or chunks.
+ */
+#ifndef HYMBA_KERNELS_H
+#define HYMBA_KERNELS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* Values in a block of a quantized type, and of quantized activations. */
+#define HK_BLOCK 32
+
+/* A block whose greatest magnitude is below this is taken as zeros: 127 / max must stay finite. */
+#define HK_TINY 1e-30f
+
+/* How a weight matrix or a KV row is stored (ggml's block formats). */
+typedef enum hk_type {
+    HK_F32 = 0,
+    HK_F16 = 1,
+    HK_BF16 = 2,
+    HK_Q8_0 = 3, /* 34 bytes: f16 d, int8 q[32]; value d*q */
+    HK_Q4_0 = 4, /* 18 bytes: f16 d, nibbles q[32]; value d*(q-8); byte j: value j low, value j+16 high */
+} hk_type;
+
+/* Activations [tokens, cols]. Matrices of F32, F16 and BF16 read `x`; quantized ones read `q` and `d`. */
+typedef struct hk_act {
+    const float *x;  /* [tokens, cols], rows `stride` apart */
+    size_t stride;
+    const int8_t *q; /* [tokens, cols] */
+    const float *d;  /* [tokens, cols / 32]: value = d * q */
+} hk_act;
+
+/* A run of KV cache rows that a query may see, in order of position. K and V are of one type. */
+typedef struct hk_rows {
+    const void *k; /* [rows, key_dim], `k_stride` apart */
+    const void *v; /* [rows, value_dim], `v_stride` apart */
+    size_t rows;
+} hk_rows;
+
+/* One token's attention for the query heads that share a kv head. */
+typedef struct hk_attend {
+    const float *q; /* [group, key_dim] */
+    size_t group, key_dim, value_dim;
+    hk_type type; /* of K and V: HK_F32 or HK_F16 */
+    size_t k_stride, v_stride;
+    const hk_rows *runs;
+    size_t n_runs;
+    float scale;
+    float *scores; /* scratch [group, all rows] */
+    float *out;    /* [group, value_dim] */
+} hk_attend;
+
+/* Depthwise causal convolution and SiLU over a range of channels. */
+typedef struct hk_conv {
+    const float *u; /* [tokens, channels], rows `u_stride` apart */
+    size_t u_stride, tokens, channels, taps;
+    const float *weight; /* [channels, taps], the last tap meets the present */
+    const float *bias;   /* [channels] or NULL */
+    float *state;        /* in, out: the last taps-1 inputs [taps-1, channels], rows `state_stride` apart */
+    size_t state_stride;
+    float *out; /* [tokens, channels], rows `out_stride` apart */
+    size_t out_stride;
+} hk_conv;
+
+/* Selective scan over a range of channels:
+ *   delta = softplus(dt + dt_bias);  h = exp(delta*A)*h + delta*u*B;  y = (h.C + D*u) * silu(gate) */
+typedef struct hk_scan {
+    const float *dt, *u, *gate; /* [tokens, channels], rows `*_stride` apart */
+    size_t dt_stride, u_stride, gate_stride;
+    const float *b, *c; /* [tokens, states], rows `bc_stride` apart */
+    size_t bc_stride;
+    const float *dt_bias, *d; /* [channels] */
+    const float *a;           /* [channels, states] */
+    float *h;                 /* in, out: [channels, states] */
+    size_t tokens, channels, states;
+    float *y; /* [tokens, channels], rows `y_stride` apart */
+    size_t y_stride;
+} hk_scan;
+
+typedef struct hk_kernels {
+    const char *name;
+    /* y[t*y_stride + r] = or += W[r] . x[t].  W is [rows, cols] of `type`, rows without gaps. */
+    void (*matmul)(hk_type type, const void *w, size_t rows, size_t cols, const hk_act *x, size_t tokens, float *y,
+                   size_t y_stride, int accumulate);
+    /* x [n] to int8 blocks: d = max|x| / 127, q = x / d rounded to the nearest (ties to even).  n % 32 == 0 */
+    void (*quantize)(const float *x, size_t n, int8_t *q, float *d);
+    /* y = x / sqrt(mean(x^2) + eps) * gain.  y may be x. */
+    void (*rms_norm)(const float *x, const float *gain, float eps, size_t n, float *y);
+    /* y = (rms_norm(a, gain_a) + rms_norm(b, gain_b)) / 2 */
+    void (*fuse)(const float *a, const float *gain_a, const float *b, const float *gain_b, float eps, size_t n,
+                 float *y);
+    /* Rotates the pairs (j, j + dim/2) of each head of x [heads, dim], in place. cos, sin: [dim/2] */
+    void (*rope)(float *x, size_t heads, size_t dim, const float *cos, const float *sin);
+    /* x [n] to IEEE half, ties to even. */
+    void (*to_f16)(const float *x, size_t n, uint16_t *y);
+    void (*attend)(const hk_attend *a);
+    void (*conv_silu)(const hk_conv *a);
+    void (*scan)(const hk_scan *a);
+    /* y = silu(gate) * up.  y may be up. */
+    void (*silu_mul)(const float *gate, const float *up, size_t n, float *y);
+    /* x = max(x, 0)^2, in place */
+    void (*relu2)(float *x, size_t n);
+    /* Reads n bytes and returns something that depends on all of them: measures read bandwidth. */
+    uint64_t (*read)(const void *p, size_t n);
+} hk_kernels;
+
+const hk_kernels *hk_scalar(void);
+/* Needs AVX2, FMA and F16C. */
+const hk_kernels *hk_avx2(void);
+
+#endif

@@ -1,0 +1,129 @@
+// Made by bindgen from include/hymba_kernels.h; tests/bindings.rs keeps it current.
+
+pub const HK_BLOCK: u32 = 32;
+pub const HK_TINY: f64 = 0.000000000000000000000000000001;
+#[repr(u32)]
+#[derive(Debug, Copy, Clone, Hash, PartialEq, Eq)]
+pub enum hk_type {
+    HK_F32 = 0,
+    HK_F16 = 1,
+    HK_BF16 = 2,
+    HK_Q8_0 = 3,
+    HK_Q4_0 = 4,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct hk_act {
+    pub x: *const f32,
+    pub stride: usize,
+    pub q: *const i8,
+    pub d: *const f32,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct hk_rows {
+    pub k: *const ::core::ffi::c_void,
+    pub v: *const ::core::ffi::c_void,
+    pub rows: usize,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct hk_attend {
+    pub q: *const f32,
+    pub group: usize,
+    pub key_dim: usize,
+    pub value_dim: usize,
+    pub type_: hk_type,
+    pub k_stride: usize,
+    pub v_stride: usize,
+    pub runs: *const hk_rows,
+    pub n_runs: usize,
+    pub scale: f32,
+    pub scores: *mut f32,
+    pub out: *mut f32,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct hk_conv {
+    pub u: *const f32,
+    pub u_stride: usize,
+    pub tokens: usize,
+    pub channels: usize,
+    pub taps: usize,
+    pub weight: *const f32,
+    pub bias: *const f32,
+    pub state: *mut f32,
+    pub state_stride: usize,
+    pub out: *mut f32,
+    pub out_stride: usize,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct hk_scan {
+    pub dt: *const f32,
+    pub u: *const f32,
+    pub gate: *const f32,
+    pub dt_stride: usize,
+    pub u_stride: usize,
+    pub gate_stride: usize,
+    pub b: *const f32,
+    pub c: *const f32,
+    pub bc_stride: usize,
+    pub dt_bias: *const f32,
+    pub d: *const f32,
+    pub a: *const f32,
+    pub h: *mut f32,
+    pub tokens: usize,
+    pub channels: usize,
+    pub states: usize,
+    pub y: *mut f32,
+    pub y_stride: usize,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct hk_kernels {
+    pub name: *const ::core::ffi::c_char,
+    pub matmul: ::core::option::Option<
+        unsafe extern "C" fn(
+            type_: hk_type,
+            w: *const ::core::ffi::c_void,
+            rows: usize,
+            cols: usize,
+            x: *const hk_act,
+            tokens: usize,
+            y: *mut f32,
+            y_stride: usize,
+            accumulate: ::core::ffi::c_int,
+        ),
+    >,
+    pub quantize: ::core::option::Option<unsafe extern "C" fn(x: *const f32, n: usize, q: *mut i8, d: *mut f32)>,
+    pub rms_norm:
+        ::core::option::Option<unsafe extern "C" fn(x: *const f32, gain: *const f32, eps: f32, n: usize, y: *mut f32)>,
+    pub fuse: ::core::option::Option<
+        unsafe extern "C" fn(
+            a: *const f32,
+            gain_a: *const f32,
+            b: *const f32,
+            gain_b: *const f32,
+            eps: f32,
+            n: usize,
+            y: *mut f32,
+        ),
+    >,
+    pub rope: ::core::option::Option<
+        unsafe extern "C" fn(x: *mut f32, heads: usize, dim: usize, cos: *const f32, sin: *const f32),
+    >,
+    pub to_f16: ::core::option::Option<unsafe extern "C" fn(x: *const f32, n: usize, y: *mut u16)>,
+    pub attend: ::core::option::Option<unsafe extern "C" fn(a: *const hk_attend)>,
+    pub conv_silu: ::core::option::Option<unsafe extern "C" fn(a: *const hk_conv)>,
+    pub scan: ::core::option::Option<unsafe extern "C" fn(a: *const hk_scan)>,
+    pub silu_mul: ::core::option::Option<unsafe extern "C" fn(gate: *const f32, up: *const f32, n: usize, y: *mut f32)>,
+    pub relu2: ::core::option::Option<unsafe extern "C" fn(x: *mut f32, n: usize)>,
+    pub read: ::core::option::Option<unsafe extern "C" fn(p: *const ::core::ffi::c_void, n: usize) -> u64>,
+}
+unsafe extern "C" {
+    pub fn hk_scalar() -> *const hk_kernels;
+}
+unsafe extern "C" {
+    pub fn hk_avx2() -> *const hk_kernels;
+}

@@ -1,0 +1,58 @@
+//! Views on matrices of activations.
+
+/// A matrix `[rows, cols]` of f32, its rows `stride` apart: a row is a token.
+#[derive(Clone, Copy)]
+pub struct Mat<'a> {
+    pub(crate) data: &'a [f32],
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+    pub(crate) stride: usize,
+}
+
+/// A matrix like [`Mat`] that can be written.
+pub struct MatMut<'a> {
+    pub(crate) data: &'a mut [f32],
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+    pub(crate) stride: usize,
+}
+
+/// Values from the first of the first row to the last of the last.
+fn span(rows: usize, cols: usize, stride: usize) -> usize {
+    assert!(cols <= stride, "rows of {cols} overlap at a stride of {stride}");
+    if rows == 0 { 0 } else { (rows - 1) * stride + cols }
+}
+
+impl<'a> Mat<'a> {
+    /// Columns `start..start + cols` of the first `rows` rows of a matrix whose rows are `stride` long.
+    ///
+    /// # Panics
+    /// If the view does not lie inside `data`.
+    pub fn new(data: &'a [f32], rows: usize, start: usize, cols: usize, stride: usize) -> Self {
+        assert!(start + cols <= stride, "columns {start}..{} of rows of {stride}", start + cols);
+        let data = if rows == 0 { &[] } else { &data[start..][..span(rows, cols, stride)] };
+        Self { data, rows, cols, stride }
+    }
+
+    /// Row `i`, `[cols]`.
+    pub fn row(&self, i: usize) -> &'a [f32] {
+        &self.data[i * self.stride..][..self.cols]
+    }
+}
+
+impl<'a> MatMut<'a> {
+    /// As [`Mat::new`].
+    ///
+    /// # Panics
+    /// If the view does not lie inside `data`.
+    pub fn new(data: &'a mut [f32], rows: usize, start: usize, cols: usize, stride: usize) -> Self {
+        assert!(start + cols <= stride, "columns {start}..{} of rows of {stride}", start + cols);
+        let data = if rows == 0 { &mut [] } else { &mut data[start..][..span(rows, cols, stride)] };
+        Self { data, rows, cols, stride }
+    }
+
+    /// Row `i`, `[cols]`.
+    pub fn row_mut(&mut self, i: usize) -> &mut [f32] {
+        &mut self.data[i * self.stride..][..self.cols]
+    }
+}

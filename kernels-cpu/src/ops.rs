@@ -1,0 +1,468 @@
+//! Whole operations on activations, spread over threads.
+//!
+//! Each splits its output into parts that no two tasks share (rows of a product, tokens, channels, kv heads) and
+//! hands the kernels raw pointers to them; all the shapes that keep those pointers inside their slices are checked
+//! here, first.
+
+use std::{num::NonZeroUsize, time::Instant};
+
+use crate::{
+    Kernels, Mat, MatMut, Pool,
+    bindings::{self as hk, hk_type},
+};
+
+pub use crate::bindings::hk_type as WeightType;
+
+/// Values in a block of quantized weights and activations.
+const BLOCK: usize = hk::HK_BLOCK as usize;
+
+/// A weight matrix `[rows, cols]` as it is stored, row after row.
+#[derive(Clone, Copy)]
+pub struct Weight<'a> {
+    /// How the values are stored.
+    pub dtype: WeightType,
+    /// Rows: outputs of the product.
+    pub rows: usize,
+    /// Columns: inputs of the product.
+    pub cols: usize,
+    /// All rows, without gaps.
+    pub bytes: &'a [u8],
+}
+
+impl Weight<'_> {
+    fn row_bytes(&self) -> usize {
+        let blocks = self.cols / BLOCK;
+        match self.dtype {
+            hk_type::HK_F32 => 4 * self.cols,
+            hk_type::HK_F16 | hk_type::HK_BF16 => 2 * self.cols,
+            hk_type::HK_Q8_0 => 34 * blocks,
+            hk_type::HK_Q4_0 => 18 * blocks,
+        }
+    }
+
+    fn quantized(&self) -> bool {
+        matches!(self.dtype, hk_type::HK_Q8_0 | hk_type::HK_Q4_0)
+    }
+}
+
+/// Keys or values of a cache, row after row `[rows, kv_heads, dim]`.
+#[derive(Clone, Copy)]
+pub enum KvRows<'a> {
+    /// Half floats, as bits.
+    F16(&'a [u16]),
+    /// Floats.
+    F32(&'a [f32]),
+}
+
+impl KvRows<'_> {
+    fn len(self) -> usize {
+        match self {
+            Self::F16(v) => v.len(),
+            Self::F32(v) => v.len(),
+        }
+    }
+
+    fn dtype(self) -> hk_type {
+        match self {
+            Self::F16(_) => hk_type::HK_F16,
+            Self::F32(_) => hk_type::HK_F32,
+        }
+    }
+
+    /// The address of value `i`, which is within bounds.
+    fn at(self, i: usize) -> *const std::ffi::c_void {
+        match self {
+            Self::F16(v) => v[i..].as_ptr().cast(),
+            Self::F32(v) => v[i..].as_ptr().cast(),
+        }
+    }
+}
+
+/// A run of rows that a token sees: of the cache, or of the chunk that is being read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Run {
+    /// In the chunk (true) or in the cache?
+    pub chunk: bool,
+    /// The first row.
+    pub first: usize,
+    /// How many rows; 0: the run is not there.
+    pub rows: usize,
+}
+
+/// What [`Cpu::attention`] reads.
+pub struct Attention<'a> {
+    /// Queries `[tokens, heads * key_dim]`.
+    pub q: Mat<'a>,
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads.
+    pub kv_heads: usize,
+    /// Width of a key head.
+    pub key_dim: usize,
+    /// Width of a value head.
+    pub value_dim: usize,
+    /// Keys and values of the cache.
+    pub cache: [KvRows<'a>; 2],
+    /// Keys and values of the chunk's own tokens.
+    pub chunk: [KvRows<'a>; 2],
+    /// Per token, the rows it sees, in order of position.
+    pub visible: &'a [[Run; 4]],
+}
+
+/// What [`Cpu::conv_silu`] reads.
+pub struct Conv<'a> {
+    /// Input `[tokens, channels]`.
+    pub u: Mat<'a>,
+    /// `[channels, taps]`, the last tap meets the present.
+    pub weight: &'a [f32],
+    /// `[channels]`
+    pub bias: Option<&'a [f32]>,
+}
+
+/// What [`Cpu::scan`] reads.
+pub struct Scan<'a> {
+    /// Δ before its bias and softplus `[tokens, channels]`.
+    pub dt: Mat<'a>,
+    /// `[channels]`
+    pub dt_bias: &'a [f32],
+    /// The convolution's output `[tokens, channels]`.
+    pub u: Mat<'a>,
+    /// `[tokens, channels]`
+    pub gate: Mat<'a>,
+    /// B `[tokens, states]`.
+    pub b: Mat<'a>,
+    /// C `[tokens, states]`.
+    pub c: Mat<'a>,
+    /// A `[channels, states]`.
+    pub a: &'a [f32],
+    /// D `[channels]`.
+    pub d: &'a [f32],
+}
+
+/// The CPU: kernels, threads, and scratch memory.
+pub struct Cpu {
+    kernels: Kernels,
+    pool: Pool,
+    /// Activations as int8 blocks: values and scales.
+    quantized: (Vec<i8>, Vec<f32>),
+    scores: Vec<f32>,
+}
+
+/// A pointer that tasks share; each writes its own part.
+#[derive(Clone, Copy)]
+struct Shared<T>(*mut T);
+
+// SAFETY: the operations below hand disjoint parts to their tasks.
+unsafe impl<T> Send for Shared<T> {}
+// SAFETY: as above.
+unsafe impl<T> Sync for Shared<T> {}
+
+impl<T> Shared<T> {
+    /// The address `i` values on; the caller stays inside the slice the pointer was made from.
+    fn at(&self, i: usize) -> *mut T {
+        self.0.wrapping_add(i)
+    }
+}
+
+/// Calls a kernel of the table.
+macro_rules! call {
+    ($table:expr, $name:ident($($arg:expr),* $(,)?)) => {
+        // SAFETY: every table is complete, and the operation that calls has checked that the sizes it passes keep the
+        // kernel inside the slices; parts that other tasks write are disjoint.
+        unsafe { ($table.table().$name.unwrap_unchecked())($($arg),*) }
+    };
+}
+
+/// `n` items in parts of a multiple of `unit`, about `parts` of them: the length of a part.
+fn part(n: usize, parts: usize, unit: usize) -> usize {
+    n.div_ceil(parts.max(1)).next_multiple_of(unit).max(unit)
+}
+
+impl Cpu {
+    /// The fastest kernels this CPU has, on `threads` threads.
+    pub fn new(threads: NonZeroUsize) -> Self {
+        Self::with_kernels(Kernels::best(), threads)
+    }
+
+    /// Chosen kernels on `threads` threads.
+    pub fn with_kernels(kernels: Kernels, threads: NonZeroUsize) -> Self {
+        Self { kernels, pool: Pool::new(threads), quantized: Default::default(), scores: Vec::new() }
+    }
+
+    /// Threads at work.
+    pub fn threads(&self) -> usize {
+        self.pool.threads()
+    }
+
+    /// The instruction set at work.
+    pub fn kernels(&self) -> &'static str {
+        self.kernels.name()
+    }
+
+    /// Runs `f(token)` for every token, in parallel where there are many.
+    fn each_token(&mut self, tokens: usize, f: impl Fn(usize) + Sync) {
+        let size = part(tokens, 4 * self.pool.threads(), 1);
+        self.pool.run(tokens.div_ceil(size), |task, _| (task * size..tokens.min((task + 1) * size)).for_each(&f));
+    }
+
+    /// out[t, r] = or += W[r] · x[t]; x `[tokens, cols]`, out `[tokens, rows]`. Quantized weights meet activations
+    /// rounded to int8 blocks of 32.
+    ///
+    /// # Panics
+    /// If the shapes do not fit together.
+    pub fn matmul(&mut self, w: Weight<'_>, x: Mat<'_>, out: MatMut<'_>, accumulate: bool) {
+        let (tokens, cols, row_bytes) = (x.rows, w.cols, w.row_bytes());
+        assert!(x.cols == cols && out.cols == w.rows && out.rows == tokens, "matmul: shapes differ");
+        assert!(w.bytes.len() == w.rows * row_bytes, "matmul: {} bytes for {} rows", w.bytes.len(), w.rows);
+        let kernels = self.kernels;
+        let mut act = hk::hk_act { x: x.data.as_ptr(), stride: x.stride, q: std::ptr::null(), d: std::ptr::null() };
+        if w.quantized() {
+            assert!(cols.is_multiple_of(BLOCK), "matmul: rows of {cols} have no whole blocks");
+            let blocks = cols / BLOCK;
+            let (q, d) = &mut self.quantized;
+            q.resize(q.len().max(tokens * cols), 0);
+            d.resize(d.len().max(tokens * blocks), 0.0);
+            let (q, d) = (Shared(q.as_mut_ptr()), Shared(d.as_mut_ptr()));
+            self.each_token(tokens, |t| {
+                call!(kernels, quantize(x.row(t).as_ptr(), cols, q.at(t * cols), d.at(t * blocks)));
+            });
+            (act.q, act.d) = (q.0, d.0);
+        }
+        let act = Shared(&raw mut act);
+        let (y, y_stride) = (Shared(out.data.as_mut_ptr()), out.stride);
+        // Enough parts to even out threads that the system slows, each at least a few microseconds of reading.
+        let smallest = (16 * 1024 / row_bytes.max(1)).max(1);
+        let rows = part(w.rows, 8 * self.pool.threads(), 8).max(smallest.next_multiple_of(8));
+        self.pool.run(w.rows.div_ceil(rows), |task, _| {
+            let first = task * rows;
+            let n = rows.min(w.rows - first);
+            let bytes = w.bytes[first * row_bytes..].as_ptr().cast();
+            call!(
+                kernels,
+                matmul(w.dtype, bytes, n, cols, act.at(0), tokens, y.at(first), y_stride, i32::from(accumulate))
+            );
+        });
+    }
+
+    /// Adds `bias [cols]` to every row.
+    pub fn add_bias(&mut self, mut x: MatMut<'_>, bias: &[f32]) {
+        assert!(bias.len() == x.cols, "add_bias: shapes differ");
+        for t in 0..x.rows {
+            x.row_mut(t).iter_mut().zip(bias).for_each(|(x, b)| *x += b);
+        }
+    }
+
+    /// out = x / √(mean(x²) + eps) ⊙ gain, row by row.
+    pub fn rms_norm(&mut self, x: Mat<'_>, gain: &[f32], eps: f32, out: MatMut<'_>) {
+        assert!(x.cols == gain.len() && out.cols == x.cols && out.rows == x.rows, "rms_norm: shapes differ");
+        let (kernels, y, stride) = (self.kernels, Shared(out.data.as_mut_ptr()), out.stride);
+        self.each_token(x.rows, |t| {
+            let row = x.row(t);
+            call!(kernels, rms_norm(row.as_ptr(), gain.as_ptr(), eps, row.len(), y.at(t * stride)));
+        });
+    }
+
+    /// RMSNorm of every head of `gain.len()` columns, in place.
+    pub fn head_norm(&mut self, x: MatMut<'_>, gain: &[f32], eps: f32) {
+        let (dim, cols, stride) = (gain.len(), x.cols, x.stride);
+        assert!(dim > 0 && cols.is_multiple_of(dim), "head_norm: {cols} columns are no heads of {dim}");
+        let (kernels, data) = (self.kernels, Shared(x.data.as_mut_ptr()));
+        self.each_token(x.rows, |t| {
+            for head in 0..cols / dim {
+                let p = data.at(t * stride + head * dim);
+                call!(kernels, rms_norm(p, gain.as_ptr(), eps, dim, p));
+            }
+        });
+    }
+
+    /// out = ½·(RMSNorm(a; gain_a) + RMSNorm(b; gain_b)), row by row.
+    pub fn fuse(&mut self, a: Mat<'_>, gain_a: &[f32], b: Mat<'_>, gain_b: &[f32], eps: f32, out: MatMut<'_>) {
+        let n = out.cols;
+        assert!([a.cols, b.cols, gain_a.len(), gain_b.len()] == [n; 4], "fuse: widths differ");
+        assert!(a.rows == out.rows && b.rows == out.rows, "fuse: tokens differ");
+        let (kernels, y, stride) = (self.kernels, Shared(out.data.as_mut_ptr()), out.stride);
+        self.each_token(a.rows, |t| {
+            let (a, b) = (a.row(t).as_ptr(), b.row(t).as_ptr());
+            call!(kernels, fuse(a, gain_a.as_ptr(), b, gain_b.as_ptr(), eps, n, y.at(t * stride)));
+        });
+    }
+
+    /// Rotates the heads of `dim` columns, in place; cos and sin `[tokens, dim / 2]`.
+    pub fn rope(&mut self, x: MatMut<'_>, dim: usize, cos: &[f32], sin: &[f32]) {
+        let (half, cols, stride) = (dim / 2, x.cols, x.stride);
+        assert!(dim > 0 && dim.is_multiple_of(2) && cols.is_multiple_of(dim), "rope: {cols} columns, heads of {dim}");
+        assert!(cos.len() >= x.rows * half && sin.len() >= x.rows * half, "rope: angles are missing");
+        let (kernels, data) = (self.kernels, Shared(x.data.as_mut_ptr()));
+        self.each_token(x.rows, |t| {
+            let (cos, sin) = (cos[t * half..].as_ptr(), sin[t * half..].as_ptr());
+            call!(kernels, rope(data.at(t * stride), cols / dim, dim, cos, sin));
+        });
+    }
+
+    /// x to half floats, rows without gaps.
+    pub fn to_f16(&mut self, x: Mat<'_>, out: &mut [u16]) {
+        assert!(out.len() >= x.rows * x.cols, "to_f16: the output is too short");
+        let (kernels, y) = (self.kernels, Shared(out.as_mut_ptr()));
+        self.each_token(x.rows, |t| {
+            call!(kernels, to_f16(x.row(t).as_ptr(), x.cols, y.at(t * x.cols)));
+        });
+    }
+
+    /// Softmax attention of every token over the rows it sees; out `[tokens, heads * value_dim]`.
+    pub fn attention(&mut self, a: &Attention<'_>, out: MatMut<'_>) {
+        let group = a.heads / a.kv_heads;
+        let (k_stride, v_stride) = (a.kv_heads * a.key_dim, a.kv_heads * a.value_dim);
+        assert!(group * a.kv_heads == a.heads, "attention: heads do not form groups");
+        assert!(a.q.cols == a.heads * a.key_dim && out.cols == a.heads * a.value_dim, "attention: widths differ");
+        assert!(a.q.rows == out.rows && a.visible.len() == out.rows, "attention: tokens differ");
+        let dtype = a.cache[0].dtype();
+        assert!(a.cache.iter().chain(&a.chunk).all(|r| r.dtype() == dtype), "attention: types differ");
+        let mut most = 0;
+        for runs in a.visible {
+            for run in runs {
+                let [k, v] = if run.chunk { a.chunk } else { a.cache };
+                let end = run.first + run.rows;
+                assert!(end * k_stride <= k.len() && end * v_stride <= v.len(), "attention: a run ends at row {end}");
+            }
+            let rows: usize = runs.iter().map(|r| r.rows).sum();
+            assert!(rows > 0, "attention: a token sees nothing");
+            most = most.max(rows);
+        }
+
+        self.scores.resize(self.scores.len().max(self.pool.threads() * group * most), 0.0);
+        let (kernels, scores) = (self.kernels, Shared(self.scores.as_mut_ptr()));
+        let (y, stride) = (Shared(out.data.as_mut_ptr()), out.stride);
+        self.pool.run(out.rows * a.kv_heads, |task, thread| {
+            let (t, head) = (task / a.kv_heads, task % a.kv_heads);
+            let mut runs = [hk::hk_rows { k: std::ptr::null(), v: std::ptr::null(), rows: 0 }; 4];
+            let mut n_runs = 0;
+            for run in a.visible[t].iter().filter(|r| r.rows > 0) {
+                let [k, v] = if run.chunk { a.chunk } else { a.cache };
+                runs[n_runs] = hk::hk_rows {
+                    k: k.at(run.first * k_stride + head * a.key_dim),
+                    v: v.at(run.first * v_stride + head * a.value_dim),
+                    rows: run.rows,
+                };
+                n_runs += 1;
+            }
+            let args = hk::hk_attend {
+                q: a.q.row(t)[head * group * a.key_dim..].as_ptr(),
+                group,
+                key_dim: a.key_dim,
+                value_dim: a.value_dim,
+                type_: dtype,
+                k_stride,
+                v_stride,
+                runs: runs.as_ptr(),
+                n_runs,
+                scale: 1.0 / (a.key_dim as f32).sqrt(),
+                scores: scores.at(thread * group * most),
+                out: y.at(t * stride + head * group * a.value_dim),
+            };
+            call!(kernels, attend(&args));
+        });
+    }
+
+    /// out = silu(conv(u)); `state [taps - 1, channels]` carries the last inputs from call to call.
+    pub fn conv_silu(&mut self, a: &Conv<'_>, state: &mut [f32], out: MatMut<'_>) {
+        let channels = a.u.cols;
+        let taps = a.weight.len() / channels;
+        assert!(taps > 0 && a.weight.len() == taps * channels, "conv: the weight has no whole taps");
+        assert!(state.len() == (taps - 1) * channels, "conv: the state has the wrong size");
+        assert!(a.bias.is_none_or(|b| b.len() == channels), "conv: the bias has the wrong size");
+        assert!(out.cols == channels && out.rows == a.u.rows, "conv: shapes differ");
+        let (kernels, state) = (self.kernels, Shared(state.as_mut_ptr()));
+        let (y, out_stride) = (Shared(out.data.as_mut_ptr()), out.stride);
+        let size = part(channels, 4 * self.pool.threads(), 16);
+        self.pool.run(channels.div_ceil(size), |task, _| {
+            let c = task * size;
+            let args = hk::hk_conv {
+                u: a.u.data.as_ptr().wrapping_add(c),
+                u_stride: a.u.stride,
+                tokens: a.u.rows,
+                channels: size.min(channels - c),
+                taps,
+                weight: a.weight[c * taps..].as_ptr(),
+                bias: a.bias.map_or(std::ptr::null(), |b| b[c..].as_ptr()),
+                state: state.at(c),
+                state_stride: channels,
+                out: y.at(c),
+                out_stride,
+            };
+            call!(kernels, conv_silu(&args));
+        });
+    }
+
+    /// The selective scan with its D term and gate; `h [channels, states]` carries the state from call to call.
+    pub fn scan(&mut self, a: &Scan<'_>, h: &mut [f32], out: MatMut<'_>) {
+        let (tokens, channels, states) = (out.rows, out.cols, a.b.cols);
+        assert!([a.dt.cols, a.u.cols, a.gate.cols, a.dt_bias.len(), a.d.len()] == [channels; 5], "scan: widths differ");
+        assert!([a.dt.rows, a.u.rows, a.gate.rows, a.b.rows, a.c.rows] == [tokens; 5], "scan: tokens differ");
+        assert!([a.a.len(), h.len()] == [channels * states; 2], "scan: the state has the wrong size");
+        assert!(a.c.cols == states && a.b.stride == a.c.stride, "scan: B and C differ");
+        let (kernels, h) = (self.kernels, Shared(h.as_mut_ptr()));
+        let (y, y_stride) = (Shared(out.data.as_mut_ptr()), out.stride);
+        let size = part(channels, 4 * self.pool.threads(), 16);
+        self.pool.run(channels.div_ceil(size), |task, _| {
+            let c = task * size;
+            let args = hk::hk_scan {
+                dt: a.dt.data.as_ptr().wrapping_add(c),
+                u: a.u.data.as_ptr().wrapping_add(c),
+                gate: a.gate.data.as_ptr().wrapping_add(c),
+                dt_stride: a.dt.stride,
+                u_stride: a.u.stride,
+                gate_stride: a.gate.stride,
+                b: a.b.data.as_ptr(),
+                c: a.c.data.as_ptr(),
+                bc_stride: a.b.stride,
+                dt_bias: a.dt_bias[c..].as_ptr(),
+                d: a.d[c..].as_ptr(),
+                a: a.a[c * states..].as_ptr(),
+                h: h.at(c * states),
+                tokens,
+                channels: size.min(channels - c),
+                states,
+                y: y.at(c),
+                y_stride,
+            };
+            call!(kernels, scan(&args));
+        });
+    }
+
+    /// out = silu(gate) ⊙ up.
+    pub fn silu_mul(&mut self, gate: Mat<'_>, up: Mat<'_>, out: MatMut<'_>) {
+        let n = out.cols;
+        assert!([gate.cols, up.cols] == [n; 2] && [gate.rows, up.rows] == [out.rows; 2], "silu_mul: shapes differ");
+        let (kernels, y, stride) = (self.kernels, Shared(out.data.as_mut_ptr()), out.stride);
+        let size = part(n, self.pool.threads(), 16);
+        let parts = n.div_ceil(size);
+        self.pool.run(out.rows * parts, |task, _| {
+            let (t, c) = (task / parts, task % parts * size);
+            let (gate, up) = (gate.row(t)[c..].as_ptr(), up.row(t)[c..].as_ptr());
+            call!(kernels, silu_mul(gate, up, size.min(n - c), y.at(t * stride + c)));
+        });
+    }
+
+    /// x = relu(x)², in place.
+    pub fn relu2(&mut self, x: MatMut<'_>) {
+        let (kernels, cols, data, stride) = (self.kernels, x.cols, Shared(x.data.as_mut_ptr()), x.stride);
+        self.each_token(x.rows, |t| call!(kernels, relu2(data.at(t * stride), cols)));
+    }
+
+    /// Bytes a second that these threads read from `bytes`: the best of `rounds` passes over all of it.
+    pub fn read_bandwidth(&mut self, bytes: &[u8], rounds: usize) -> f64 {
+        const PART: usize = 1 << 20;
+        let kernels = self.kernels;
+        let mut best = 0f64;
+        for _ in 0..rounds {
+            let start = Instant::now();
+            self.pool.run(bytes.len().div_ceil(PART), |task, _| {
+                let piece = &bytes[task * PART..][..PART.min(bytes.len() - task * PART)];
+                let sum = call!(kernels, read(piece.as_ptr().cast(), piece.len()));
+                std::hint::black_box(sum);
+            });
+            best = best.max(bytes.len() as f64 / start.elapsed().as_secs_f64());
+        }
+        best
+    }
+}

@@ -1,0 +1,343 @@
+//! Every kernel of every instruction set this CPU has, against the scalar reference: random shapes, odd sizes,
+//! unaligned pointers, outputs poisoned with NaN first, guard values around them.
+
+use std::num::NonZeroUsize;
+
+use half::{bf16, f16};
+use hymba_kernels_cpu::{Attention, Conv, Cpu, Kernels, KvRows, Mat, MatMut, Run, Scan, Weight, WeightType};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+const SEED: u64 = 7;
+const GUARD: f32 = 1234.5;
+/// Values in front of every output and behind it, so that a write outside is seen; odd, so that nothing is aligned.
+const MARGIN: usize = 3;
+
+fn cpus() -> Vec<Cpu> {
+    Kernels::all()
+        .into_iter()
+        .filter(|k| k.name() != "scalar")
+        .flat_map(|k| [1, 3].map(|threads| Cpu::with_kernels(k, NonZeroUsize::new(threads).unwrap())))
+        .collect()
+}
+
+fn scalar() -> Cpu {
+    Cpu::with_kernels(Kernels::scalar(), NonZeroUsize::MIN)
+}
+
+fn random(rng: &mut ChaCha8Rng, n: usize, size: f32) -> Vec<f32> {
+    (0..n).map(|_| rng.random_range(-size..size)).collect()
+}
+
+/// Runs `f` on an output of `n` NaNs inside guards, and returns it once the guards are seen unhurt.
+fn output(n: usize, f: impl FnOnce(&mut [f32])) -> Vec<f32> {
+    let mut all = vec![GUARD; n + 2 * MARGIN];
+    all[MARGIN..MARGIN + n].fill(f32::NAN);
+    f(&mut all[MARGIN..MARGIN + n]);
+    let (front, rest) = all.split_at(MARGIN);
+    let (out, back) = rest.split_at(n);
+    assert!(front.iter().chain(back).all(|&v| v == GUARD), "written outside the output");
+    out.to_vec()
+}
+
+/// Largest difference relative to `scale`, the size that rounding errors of a sum are measured by.
+fn close(what: &str, want: &[f32], got: &[f32], scale: f32, tolerance: f32) {
+    assert_eq!(want.len(), got.len());
+    for (i, (w, g)) in want.iter().zip(got).enumerate() {
+        let error = (w - g).abs() / scale.max(w.abs()).max(f32::MIN_POSITIVE);
+        assert!(error <= tolerance, "{what}: value {i} is {g}, not {w} (error {error:e} of {tolerance:e})");
+    }
+}
+
+/// A random matrix of the type, as bytes that start at an odd address.
+fn weight(rng: &mut ChaCha8Rng, dtype: WeightType, rows: usize, cols: usize) -> Vec<u8> {
+    let values = random(rng, rows * cols, 1.0);
+    let mut bytes = vec![0];
+    match dtype {
+        WeightType::HK_F32 => values.iter().for_each(|v| bytes.extend(v.to_le_bytes())),
+        WeightType::HK_F16 => values.iter().for_each(|v| bytes.extend(f16::from_f32(*v).to_le_bytes())),
+        WeightType::HK_BF16 => values.iter().for_each(|v| bytes.extend(bf16::from_f32(*v).to_le_bytes())),
+        WeightType::HK_Q8_0 | WeightType::HK_Q4_0 => {
+            let quants = if dtype == WeightType::HK_Q8_0 { 32 } else { 16 };
+            for _ in 0..rows * cols / 32 {
+                bytes.extend(f16::from_f32(rng.random_range(-0.1..0.1)).to_le_bytes());
+                bytes.extend((0..quants).map(|_| rng.random::<u8>()));
+            }
+        }
+    }
+    bytes
+}
+
+#[test]
+fn matmul() {
+    let mut rng = ChaCha8Rng::seed_from_u64(SEED);
+    let types = [WeightType::HK_F32, WeightType::HK_F16, WeightType::HK_BF16, WeightType::HK_Q8_0, WeightType::HK_Q4_0];
+    let mut reference = scalar();
+    for cpu in &mut cpus() {
+        for dtype in types {
+            for _ in 0..60 {
+                let quantized = matches!(dtype, WeightType::HK_Q8_0 | WeightType::HK_Q4_0);
+                let rows = rng.random_range(1..70);
+                let cols = if quantized { 32 * rng.random_range(1..12) } else { rng.random_range(1..200) };
+                let tokens = rng.random_range(1..12);
+                let (start, gap) = (rng.random_range(0..5), rng.random_range(0..5));
+                let bytes = weight(&mut rng, dtype, rows, cols);
+                let w = Weight { dtype, rows, cols, bytes: &bytes[1..] };
+                let stride = start + cols + gap;
+                let x = random(&mut rng, tokens * stride, 2.0);
+                let x = Mat::new(&x, tokens, start, cols, stride);
+                let before = random(&mut rng, tokens * rows, 1.0);
+                let [want, got] = [&mut reference, cpu].map(|cpu| {
+                    let set = output(tokens * rows, |out| {
+                        cpu.matmul(w, x, MatMut::new(out, tokens, 0, rows, rows), false);
+                    });
+                    let added = output(tokens * rows, |out| {
+                        out.copy_from_slice(&before);
+                        cpu.matmul(w, x, MatMut::new(out, tokens, 0, rows, rows), true);
+                    });
+                    [set, added].concat()
+                });
+                // the size of a sum of `cols` products of the largest weight with the largest activation
+                let largest = if quantized { 12.8 } else { 1.0 } * 2.0;
+                close(&format!("{dtype:?} [{rows}, {cols}] x {tokens}"), &want, &got, cols as f32 * largest, 1e-7);
+            }
+        }
+    }
+}
+
+/// A token's product does not depend on the tokens beside it, nor on the number of threads.
+#[test]
+fn matmul_is_the_same_bits_in_any_batch() {
+    let mut rng = ChaCha8Rng::seed_from_u64(SEED);
+    for dtype in [WeightType::HK_F32, WeightType::HK_F16, WeightType::HK_BF16, WeightType::HK_Q8_0, WeightType::HK_Q4_0]
+    {
+        let (rows, cols, tokens) = (53, 96, 11);
+        let bytes = weight(&mut rng, dtype, rows, cols);
+        let w = Weight { dtype, rows, cols, bytes: &bytes[1..] };
+        let x = random(&mut rng, tokens * cols, 2.0);
+        let mut results = cpus().into_iter().chain([scalar()]).map(|mut cpu| {
+            let mut all = vec![f32::NAN; tokens * rows];
+            cpu.matmul(w, Mat::new(&x, tokens, 0, cols, cols), MatMut::new(&mut all, tokens, 0, rows, rows), false);
+            for t in 0..tokens {
+                let mut one = vec![f32::NAN; rows];
+                let x = Mat::new(&x[t * cols..], 1, 0, cols, cols);
+                cpu.matmul(w, x, MatMut::new(&mut one, 1, 0, rows, rows), false);
+                assert_eq!(one, all[t * rows..][..rows], "{dtype:?}, token {t}");
+            }
+            (cpu.kernels(), all)
+        });
+        let first = results.next().unwrap();
+        for other in results.filter(|r| r.0 == first.0) {
+            assert_eq!(first, other, "{dtype:?}: threads change the result");
+        }
+    }
+}
+
+#[test]
+fn norms_and_activations() {
+    let mut rng = ChaCha8Rng::seed_from_u64(SEED);
+    let mut reference = scalar();
+    for cpu in &mut cpus() {
+        for _ in 0..200 {
+            let (n, tokens) = (rng.random_range(1..150), rng.random_range(1..6));
+            let size = *[1e-3, 1.0, 30.0].get(rng.random_range(0..3)).unwrap();
+            let a = random(&mut rng, tokens * n, size);
+            let b = random(&mut rng, tokens * n, size);
+            let (ga, gb) = (random(&mut rng, n, 2.0), random(&mut rng, n, 2.0));
+            let [am, bm] = [&a, &b].map(|v| Mat::new(v, tokens, 0, n, n));
+            let [want, got] = [&mut reference, cpu].map(|cpu| {
+                fn m(out: &mut [f32], n: usize) -> MatMut<'_> {
+                    MatMut::new(out, out.len() / n, 0, n, n)
+                }
+                [
+                    output(tokens * n, |out| cpu.rms_norm(am, &ga, 1e-6, m(out, n))),
+                    output(tokens * n, |out| cpu.fuse(am, &ga, bm, &gb, 1e-6, m(out, n))),
+                    output(tokens * n, |out| {
+                        out.copy_from_slice(&a);
+                        cpu.head_norm(m(out, n), &ga, 1e-6);
+                    }),
+                    output(tokens * n, |out| cpu.silu_mul(am, bm, m(out, n))),
+                    output(tokens * n, |out| {
+                        out.copy_from_slice(&a);
+                        cpu.relu2(m(out, n));
+                    }),
+                ]
+            });
+            // A norm's output is of size 1 times the gain, whatever the input; products are right relative to themselves.
+            let cases = [("rms_norm", 1.0), ("fuse", 1.0), ("head_norm", 1.0), ("silu_mul", 0.0), ("relu2", 0.0)];
+            for ((want, got), (what, scale)) in want.iter().zip(&got).zip(cases) {
+                close(&format!("{what} {tokens} x {n}"), want, got, scale, 2e-6);
+            }
+        }
+    }
+}
+
+#[test]
+fn silu_far_from_zero_stays_finite() {
+    for cpu in cpus().iter_mut().chain([&mut scalar()]) {
+        let gate = [-1e30f32, -200.0, -88.5, -87.0, 87.0, 88.5, 200.0, 1e30, 0.0];
+        let n = gate.len();
+        let mut out = vec![f32::NAN; n];
+        cpu.silu_mul(Mat::new(&gate, 1, 0, n, n), Mat::new(&[1.0; 9], 1, 0, n, n), MatMut::new(&mut out, 1, 0, n, n));
+        for (x, y) in gate.iter().zip(&out) {
+            let want = x.max(0.0);
+            assert!((y - want).abs() <= 1e-6 * want + 1e-7, "{}: silu({x}) = {y}", cpu.kernels());
+        }
+    }
+}
+
+#[test]
+fn rope() {
+    let mut rng = ChaCha8Rng::seed_from_u64(SEED);
+    let mut reference = scalar();
+    for cpu in &mut cpus() {
+        for _ in 0..100 {
+            let (dim, heads, tokens) = (2 * rng.random_range(1..40), rng.random_range(1..6), rng.random_range(1..6));
+            let n = heads * dim;
+            let x = random(&mut rng, tokens * n, 3.0);
+            let angles = random(&mut rng, tokens * dim / 2, 3.0);
+            let (cos, sin): (Vec<_>, Vec<_>) = angles.iter().map(|a| (a.cos(), a.sin())).unzip();
+            let [want, got] = [&mut reference, cpu].map(|cpu| {
+                output(tokens * n, |out| {
+                    out.copy_from_slice(&x);
+                    cpu.rope(MatMut::new(out, tokens, 0, n, n), dim, &cos, &sin);
+                })
+            });
+            close("rope", &want, &got, 1.0, 1e-6);
+        }
+    }
+}
+
+#[test]
+fn half_floats() {
+    let mut rng = ChaCha8Rng::seed_from_u64(SEED);
+    for cpu in cpus().iter_mut().chain([&mut scalar()]) {
+        let mut x: Vec<f32> = (0..20_011).map(|_| f32::from_bits(rng.random())).filter(|v| !v.is_nan()).collect();
+        x.extend((0..20_000).map(|_| rng.random_range(-70000.0..70000.0f32)));
+        x.extend((0..20_000).map(|_| rng.random_range(-1e-4..1e-4f32)));
+        // every tie between two halves, and its neighbours
+        x.extend((0..0x7c00u16).map(|h| {
+            (f16::from_bits(h).to_f32() + f16::from_bits(h + 1).to_f32()) / 2.0 * if h & 1 == 0 { 1.0 } else { -1.0 }
+        }));
+        let n = x.len();
+        let mut got = vec![0; n];
+        cpu.to_f16(Mat::new(&x, 1, 0, n, n), &mut got);
+        for (v, bits) in x.iter().zip(got) {
+            assert_eq!(bits, f16::from_f32(*v).to_bits(), "{}: {v:e}", cpu.kernels());
+        }
+    }
+}
+
+#[test]
+fn attention() {
+    let mut rng = ChaCha8Rng::seed_from_u64(SEED);
+    let mut reference = scalar();
+    for cpu in &mut cpus() {
+        for round in 0..80 {
+            let (kv_heads, group) = (rng.random_range(1..4), rng.random_range(1..8));
+            let (key_dim, value_dim) = (rng.random_range(1..70), rng.random_range(1..140));
+            let (rows, tokens) = (rng.random_range(4..200), rng.random_range(1..5));
+            let heads = kv_heads * group;
+            let q = random(&mut rng, tokens * heads * key_dim, 3.0);
+            let kv = [0; 4].map(|_| random(&mut rng, rows * kv_heads * key_dim.max(value_dim), 1.0));
+            let halves = kv.each_ref().map(|v| v.iter().map(|v| f16::from_f32(*v).to_bits()).collect::<Vec<_>>());
+            let as_f16 = round % 2 == 0;
+            let at = |i: usize| if as_f16 { KvRows::F16(&halves[i]) } else { KvRows::F32(&kv[i]) };
+            let visible: Vec<[Run; 4]> = (0..tokens)
+                .map(|_| {
+                    [false, false, false, true].map(|chunk| {
+                        let first = rng.random_range(0..rows);
+                        let least = usize::from(chunk);
+                        Run { chunk, first, rows: rng.random_range(least..=(rows - first).max(least)) }
+                    })
+                })
+                .collect();
+            let args = Attention {
+                q: Mat::new(&q, tokens, 0, heads * key_dim, heads * key_dim),
+                heads,
+                kv_heads,
+                key_dim,
+                value_dim,
+                cache: [at(0), at(1)],
+                chunk: [at(2), at(3)],
+                visible: &visible,
+            };
+            let n = heads * value_dim;
+            let [want, got] = [&mut reference, cpu]
+                .map(|cpu| output(tokens * n, |out| cpu.attention(&args, MatMut::new(out, tokens, 0, n, n))));
+            close(&format!("attention, group {group}, keys {key_dim}, values {value_dim}"), &want, &got, 1.0, 2e-5);
+        }
+    }
+}
+
+#[test]
+fn convolution() {
+    let mut rng = ChaCha8Rng::seed_from_u64(SEED);
+    let mut reference = scalar();
+    for cpu in &mut cpus() {
+        for _ in 0..150 {
+            let (channels, taps, tokens) = (rng.random_range(1..120), rng.random_range(1..11), rng.random_range(1..9));
+            let (u, weight) = (random(&mut rng, tokens * (channels + 2), 2.0), random(&mut rng, channels * taps, 1.0));
+            let bias = random(&mut rng, channels, 1.0);
+            let state = random(&mut rng, (taps - 1) * channels, 1.0);
+            let args = Conv {
+                u: Mat::new(&u, tokens, 1, channels, channels + 2),
+                weight: &weight,
+                bias: rng.random_bool(0.5).then_some(&bias),
+            };
+            let [want, got] = [&mut reference, cpu].map(|cpu| {
+                let mut carried = Vec::new();
+                let out = output(tokens * channels, |out| {
+                    carried = output(state.len(), |now| {
+                        now.copy_from_slice(&state);
+                        cpu.conv_silu(&args, now, MatMut::new(out, tokens, 0, channels, channels));
+                    });
+                });
+                (out, carried)
+            });
+            close("conv", &want.0, &got.0, 1.0, 2e-6);
+            assert_eq!(want.1, got.1, "conv state");
+        }
+    }
+}
+
+#[test]
+fn selective_scan() {
+    let mut rng = ChaCha8Rng::seed_from_u64(SEED);
+    let mut reference = scalar();
+    for cpu in &mut cpus() {
+        for _ in 0..150 {
+            let (channels, tokens) = (rng.random_range(1..100), rng.random_range(1..9));
+            let states = if rng.random_bool(0.4) { 16 } else { rng.random_range(1..70) };
+            let wide = channels + 1;
+            let [dt, u, gate] = [8.0, 1.0, 5.0].map(|size| random(&mut rng, tokens * wide, size));
+            let bc = random(&mut rng, tokens * (2 * states + 3), 1.0);
+            let (dt_bias, d) = (random(&mut rng, channels, 3.0), random(&mut rng, channels, 1.0));
+            let a: Vec<f32> = (0..channels * states).map(|_| -rng.random_range(1e-3..20.0f32)).collect();
+            let h = random(&mut rng, channels * states, 1.0);
+            let [dt, u, gate] = [&dt, &u, &gate].map(|v| Mat::new(v, tokens, 1, channels, wide));
+            let args = Scan {
+                dt,
+                dt_bias: &dt_bias,
+                u,
+                gate,
+                b: Mat::new(&bc, tokens, 1, states, 2 * states + 3),
+                c: Mat::new(&bc, tokens, states + 2, states, 2 * states + 3),
+                a: &a,
+                d: &d,
+            };
+            let [want, got] = [&mut reference, cpu].map(|cpu| {
+                let mut carried = Vec::new();
+                let out = output(tokens * channels, |out| {
+                    carried = output(h.len(), |now| {
+                        now.copy_from_slice(&h);
+                        cpu.scan(&args, now, MatMut::new(out, tokens, 0, channels, channels));
+                    });
+                });
+                (out, carried)
+            });
+            close("scan", &want.0, &got.0, states as f32, 3e-6);
+            close("scan state", &want.1, &got.1, 1.0, 3e-6);
+        }
+    }
+}
