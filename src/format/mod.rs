@@ -1,9 +1,11 @@
 //! Files: GGUF v3 (read through a memory map, written as a stream) and Hugging Face folders (read only).
 
+mod atomic;
 mod blob;
 mod dtype;
 pub mod gguf;
 pub mod hf;
 
+pub use atomic::{AtomicFile, check_output, write_atomically};
 pub use blob::Blob;
 pub use dtype::DType;

@@ -83,7 +83,8 @@ impl Config {
             }
             None => return Err(bad("has no key general.architecture; it is no model file of ours".into())),
         }
-        let missing = |key: &str| bad(format!("has no usable key hymba.{key}; convert the model again with `hymba quantize`"));
+        let missing =
+            |key: &str| bad(format!("has no usable key hymba.{key}; convert the model again with `hymba quantize`"));
         let size = |key: &str| -> Result<usize> {
             let v = meta.uint(&format!("hymba.{key}")).ok_or_else(|| missing(key))?;
             usize::try_from(v)
@@ -231,7 +232,9 @@ impl Config {
             return Some("a layer looks through a window whose size is 0".into());
         }
         if any_windowed && self.windowed[0] && self.windowed.iter().any(|&w| !w) {
-            return Some("layer 0 is windowed while a later layer is global; the official code does not support that".into());
+            return Some(
+                "layer 0 is windowed while a later layer is global; the official code does not support that".into(),
+            );
         }
         for (layer, &source) in self.kv_source.iter().enumerate() {
             if source > layer || self.kv_source[source] != source {

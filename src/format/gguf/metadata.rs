@@ -30,6 +30,11 @@ pub enum Value {
 pub struct Metadata(Vec<(String, Value)>);
 
 impl Metadata {
+    /// Takes over keys that are known to be distinct.
+    pub(super) fn from_distinct(pairs: Vec<(String, Value)>) -> Self {
+        Self(pairs)
+    }
+
     /// The value of `key`.
     pub fn get(&self, key: &str) -> Option<&Value> {
         self.0.iter().find(|(k, _)| k == key).map(|(_, v)| v)
@@ -123,6 +128,7 @@ macro_rules! into_value {
 }
 
 into_value! {
+    i64 => Int;
     u32 => Uint as u64;
     u64 => Uint;
     usize => Uint as u64;

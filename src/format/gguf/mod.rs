@@ -7,10 +7,13 @@ mod write;
 
 pub use metadata::{Metadata, Value};
 pub use read::{Gguf, Tensor};
-pub use write::{Layout, Writer};
+pub use write::{Layout, Slot, Writer};
 
 /// Tensors start at multiples of this, a cache line.
 pub const ALIGNMENT: usize = 64;
 
 const MAGIC: [u8; 4] = *b"GGUF";
 const VERSION: u32 = 3;
+
+#[cfg(test)]
+mod tests;

@@ -1,8 +1,394 @@
-//! The reader.
-use super::Metadata;
-use crate::format::{Blob, DType};
+//! The reader. Every length, count and offset is checked against the bytes that are there before anything is
+//! allocated for it, so that a damaged or hostile file costs an error message and nothing else.
 
-/// A tensor of the file: `dims` slowest first (`[rows, columns]`), the values as they lie in the map.
-pub struct Tensor { pub name: String, pub dims: Vec<usize>, pub dtype: DType, pub data: Blob }
+use std::{
+    collections::{HashMap, HashSet},
+    path::Path,
+};
+
+use super::{MAGIC, Metadata, VERSION, Value};
+use crate::{
+    Error, Result,
+    format::{Blob, DType},
+};
+
+/// Metadata and tensor list end before this; the largest tokenizers need a quarter of it.
+const MAX_HEADER: usize = 64 << 20;
+/// More dimensions than this do not exist in GGUF.
+const MAX_DIMS: u32 = 4;
+/// `general.alignment` of a file that does not say.
+const DEFAULT_ALIGNMENT: u64 = 32;
+
+/// A tensor of the file.
+#[derive(Clone)]
+pub struct Tensor {
+    /// Its name, unique in the file.
+    pub name: String,
+    /// Sizes, slowest first: `[rows, columns]`.
+    pub dims: Vec<usize>,
+    /// How the values are stored.
+    pub dtype: DType,
+    /// Where the values start in the file, in bytes.
+    pub offset: u64,
+    /// The values as they lie in the file.
+    pub data: Blob,
+}
+
 /// An open file.
-pub struct Gguf { pub metadata: Metadata, pub tensors: Vec<Tensor> }
+pub struct Gguf {
+    /// The file's name, for messages.
+    pub file: String,
+    /// The file's length in bytes.
+    pub size: u64,
+    /// Its keys and values.
+    pub metadata: Metadata,
+    /// Its tensors, in the file's order.
+    pub tensors: Vec<Tensor>,
+    index: HashMap<String, usize>,
+}
+
+impl Gguf {
+    /// Maps the file at `path` and reads its header.
+    pub fn open(path: &Path) -> Result<Self> {
+        Self::parse(&path.display().to_string(), Blob::map(path)?)
+    }
+
+    /// Reads the header of `blob`, a whole GGUF file; `file` is its name for messages.
+    pub fn parse(file: &str, blob: Blob) -> Result<Self> {
+        let size = blob.len();
+        let mut header = Header { file, bytes: &blob[..size.min(MAX_HEADER)], at: 0, capped: size > MAX_HEADER };
+        header.magic_and_version()?;
+        let tensor_count = header.u64("the number of tensors")?;
+        let key_count = header.u64("the number of keys")?;
+        let metadata = header.metadata(key_count)?;
+        let alignment = alignment(&metadata).map_err(|what| header.bad(what))?;
+        let infos = header.tensor_infos(tensor_count, alignment, &metadata)?;
+        let data_start = (header.at as u64).next_multiple_of(alignment);
+
+        let mut tensors = Vec::with_capacity(infos.len());
+        let mut spans = Vec::with_capacity(infos.len());
+        for info in infos {
+            let place = |offset: u64| {
+                let start = usize::try_from(offset.checked_add(data_start)?).ok()?;
+                blob.slice(start..start.checked_add(info.bytes)?).map(|data| (start, data))
+            };
+            let Some((start, data)) = place(info.offset) else {
+                return Err(header.bad(format!(
+                    "is truncated: tensor `{}` ends past the end of the file; download or convert it again",
+                    info.name
+                )));
+            };
+            spans.push((start, start + info.bytes, tensors.len()));
+            tensors.push(Tensor { name: info.name, dims: info.dims, dtype: info.dtype, offset: start as u64, data });
+        }
+        spans.sort_unstable();
+        if let Some(pair) = spans.windows(2).find(|pair| pair[0].1 > pair[1].0) {
+            let (a, b) = (&tensors[pair[0].2].name, &tensors[pair[1].2].name);
+            return Err(
+                header.bad(format!("is damaged: tensors `{a}` and `{b}` overlap; download or convert it again"))
+            );
+        }
+        let index = tensors.iter().enumerate().map(|(i, t)| (t.name.clone(), i)).collect();
+        Ok(Self { file: file.into(), size: size as u64, metadata, tensors, index })
+    }
+
+    /// The tensor called `name`.
+    pub fn tensor(&self, name: &str) -> Option<&Tensor> {
+        self.index.get(name).map(|&i| &self.tensors[i])
+    }
+}
+
+fn alignment(metadata: &Metadata) -> std::result::Result<u64, String> {
+    const KEY: &str = "general.alignment";
+    if metadata.get(KEY).is_none() {
+        return Ok(DEFAULT_ALIGNMENT);
+    }
+    match metadata.uint(KEY) {
+        Some(a) if a.is_power_of_two() && (8..=65536).contains(&a) => Ok(a),
+        _ => Err(format!("has an unusable {KEY}: a power of two from 8 to 65536 is needed; convert it again")),
+    }
+}
+
+struct TensorInfo {
+    name: String,
+    dims: Vec<usize>,
+    dtype: DType,
+    offset: u64,
+    bytes: usize,
+}
+
+/// A cursor over the file's first bytes.
+struct Header<'a> {
+    file: &'a str,
+    bytes: &'a [u8],
+    at: usize,
+    capped: bool,
+}
+
+impl<'a> Header<'a> {
+    fn bad(&self, what: impl Into<String>) -> Error {
+        Error::format(self.file, what)
+    }
+
+    fn take(&mut self, n: usize, what: &str) -> Result<&'a [u8]> {
+        let rest = &self.bytes[self.at..];
+        match rest.get(..n) {
+            Some(taken) => {
+                self.at += n;
+                Ok(taken)
+            }
+            None if self.capped => {
+                Err(self.bad(format!("is damaged: {what} lies beyond the first {} MiB", MAX_HEADER >> 20)))
+            }
+            None => {
+                Err(self
+                    .bad(format!("is truncated: {what} runs past the end of the file; download or convert it again")))
+            }
+        }
+    }
+
+    fn array<const N: usize>(&mut self, what: &str) -> Result<[u8; N]> {
+        let mut bytes = [0; N];
+        bytes.copy_from_slice(self.take(N, what)?);
+        Ok(bytes)
+    }
+
+    fn u32(&mut self, what: &str) -> Result<u32> {
+        self.array(what).map(u32::from_le_bytes)
+    }
+
+    fn u64(&mut self, what: &str) -> Result<u64> {
+        self.array(what).map(u64::from_le_bytes)
+    }
+
+    /// Bytes of `count` items of `size` bytes each.
+    fn items(&mut self, count: u64, size: usize, what: &str) -> Result<&'a [u8]> {
+        // A product beyond usize runs past the end of any file.
+        let bytes = usize::try_from(count).ok().and_then(|n| n.checked_mul(size)).unwrap_or(usize::MAX);
+        self.take(bytes, what)
+    }
+
+    fn str(&mut self, what: &str) -> Result<&'a str> {
+        let len = self.u64(what)?;
+        let bytes = self.items(len, 1, what)?;
+        std::str::from_utf8(bytes).map_err(|_| self.bad(format!("is damaged: {what} is not UTF-8 text")))
+    }
+
+    /// Refuses a count that the remaining bytes can't hold, `least` bytes an item.
+    fn check_count(&self, count: u64, least: u64, what: &str) -> Result<usize> {
+        let room = (self.bytes.len() - self.at) as u64 / least;
+        if count > room {
+            return Err(self.bad(format!(
+                "is truncated or damaged: it announces {count} {what}, more than it has bytes for; \
+                 download or convert it again"
+            )));
+        }
+        Ok(count as usize)
+    }
+
+    fn magic_and_version(&mut self) -> Result<()> {
+        let start = &self.bytes[..self.bytes.len().min(8)];
+        if !start.starts_with(&MAGIC) {
+            let found = if start.starts_with(b"version ") {
+                "it is a Git LFS pointer; fetch the file itself, for example with `git lfs pull`"
+            } else {
+                "name a GGUF file, or convert a Hugging Face folder with `hymba quantize`"
+            };
+            return Err(self.bad(format!("is no GGUF file; {found}")));
+        }
+        self.at = MAGIC.len();
+        let version = self.u32("the version")?;
+        if version.swap_bytes() == VERSION {
+            return Err(self.bad("is a big-endian GGUF file; hymba reads little-endian ones only"));
+        }
+        if version != VERSION {
+            return Err(self.bad(format!("is GGUF version {version}; hymba reads version {VERSION}, convert it again")));
+        }
+        Ok(())
+    }
+
+    fn metadata(&mut self, count: u64) -> Result<Metadata> {
+        // The shortest entry: an empty key's length, a type, one byte.
+        let count = self.check_count(count, 13, "keys")?;
+        let mut seen = HashSet::with_capacity(count);
+        let mut pairs = Vec::with_capacity(count);
+        for _ in 0..count {
+            let key = self.str("a key")?;
+            if !seen.insert(key) {
+                return Err(self.bad(format!("is damaged: the key `{key}` appears twice")));
+            }
+            pairs.push((key.to_owned(), self.value(key)?));
+        }
+        Ok(Metadata::from_distinct(pairs))
+    }
+
+    fn value(&mut self, key: &str) -> Result<Value> {
+        let what = format!("the value of `{key}`");
+        let what = what.as_str();
+        macro_rules! number {
+            ($from:ty, $kind:ident, $to:ty) => {
+                Value::$kind(<$to>::from(<$from>::from_le_bytes(self.array(what)?)))
+            };
+        }
+        Ok(match self.u32(what)? {
+            0 => number!(u8, Uint, u64),
+            1 => number!(i8, Int, i64),
+            2 => number!(u16, Uint, u64),
+            3 => number!(i16, Int, i64),
+            4 => number!(u32, Uint, u64),
+            5 => number!(i32, Int, i64),
+            6 => number!(f32, Float, f64),
+            7 => {
+                let [byte] = self.array(what)?;
+                Value::Bool(self.bool(byte, key)?)
+            }
+            8 => Value::String(self.str(what)?.to_owned()),
+            9 => self.array_value(key, what)?,
+            10 => number!(u64, Uint, u64),
+            11 => number!(i64, Int, i64),
+            12 => number!(f64, Float, f64),
+            other => return Err(self.bad(format!("is damaged: {what} has the unknown type {other}"))),
+        })
+    }
+
+    fn array_value(&mut self, key: &str, what: &str) -> Result<Value> {
+        let kind = self.u32(what)?;
+        let count = self.u64(what)?;
+        macro_rules! numbers {
+            ($from:ty, $kind:ident, $to:ty) => {{
+                let (items, _) = self.items(count, size_of::<$from>(), what)?.as_chunks();
+                Value::$kind(items.iter().map(|&b| <$to>::from(<$from>::from_le_bytes(b))).collect())
+            }};
+        }
+        Ok(match kind {
+            0 => numbers!(u8, Uints, u64),
+            1 => numbers!(i8, Ints, i64),
+            2 => numbers!(u16, Uints, u64),
+            3 => numbers!(i16, Ints, i64),
+            4 => numbers!(u32, Uints, u64),
+            5 => numbers!(i32, Ints, i64),
+            6 => numbers!(f32, Floats, f64),
+            7 => {
+                let bytes = self.items(count, 1, what)?;
+                Value::Bools(bytes.iter().map(|&b| self.bool(b, key)).collect::<Result<_>>()?)
+            }
+            8 => {
+                let count = self.check_count(count, 8, "strings")?;
+                let mut strings = Vec::with_capacity(count);
+                for _ in 0..count {
+                    strings.push(self.str(what)?.to_owned());
+                }
+                Value::Strings(strings)
+            }
+            9 => return Err(self.bad(format!("has an array of arrays at `{key}`, which hymba does not read"))),
+            10 => numbers!(u64, Uints, u64),
+            11 => numbers!(i64, Ints, i64),
+            12 => numbers!(f64, Floats, f64),
+            other => return Err(self.bad(format!("is damaged: {what} is an array of the unknown type {other}"))),
+        })
+    }
+
+    fn bool(&self, byte: u8, key: &str) -> Result<bool> {
+        match byte {
+            0 => Ok(false),
+            1 => Ok(true),
+            _ => Err(self.bad(format!("is damaged: a boolean of `{key}` is {byte}, neither 0 nor 1"))),
+        }
+    }
+
+    fn tensor_infos(&mut self, count: u64, alignment: u64, metadata: &Metadata) -> Result<Vec<TensorInfo>> {
+        // The shortest entry: an empty name's length, the number of dimensions, one of them, type and offset.
+        let count = self.check_count(count, 32, "tensors")?;
+        let mut seen = HashSet::with_capacity(count);
+        let mut infos = Vec::with_capacity(count);
+        for _ in 0..count {
+            let name = self.str("a tensor's name")?;
+            if !seen.insert(name) {
+                return Err(self.bad(format!("is damaged: the tensor `{name}` appears twice")));
+            }
+            let what = format!("the entry of tensor `{name}`");
+            let dim_count = self.u32(&what)?;
+            if !(1..=MAX_DIMS).contains(&dim_count) {
+                return Err(
+                    self.bad(format!("is damaged: tensor `{name}` has {dim_count} dimensions, 1 to 4 are possible"))
+                );
+            }
+            let mut dims = Vec::with_capacity(MAX_DIMS as usize);
+            for _ in 0..dim_count {
+                match usize::try_from(self.u64(&what)?) {
+                    Ok(0) => return Err(self.bad(format!("is damaged: tensor `{name}` has a dimension of 0"))),
+                    Ok(dim) => dims.insert(0, dim),
+                    Err(_) => return Err(self.bad(format!("is damaged: tensor `{name}` is larger than memory"))),
+                }
+            }
+            let id = self.u32(&what)?;
+            let dtype = DType::from_ggml_id(id).ok_or_else(|| self.unknown_type(name, id, metadata))?;
+            let offset = self.u64(&what)?;
+            if !offset.is_multiple_of(alignment) {
+                return Err(self.bad(format!(
+                    "is damaged: tensor `{name}` starts at {offset}, no multiple of the alignment {alignment}"
+                )));
+            }
+            let bytes =
+                byte_len(&dims, dtype).map_err(|problem| self.bad(format!("is damaged: tensor `{name}` {problem}")))?;
+            infos.push(TensorInfo { name: name.to_owned(), dims, dtype, offset, bytes });
+        }
+        Ok(infos)
+    }
+
+    fn unknown_type(&self, tensor: &str, id: u32, metadata: &Metadata) -> Error {
+        let name = GGML_NAMES.iter().find(|&&(n, _)| n == id).map_or("unknown", |&(_, name)| name);
+        let known = DType::ALL.map(DType::name).join(", ");
+        let whose = match metadata.string("general.architecture") {
+            Some(other) if other != crate::model::config::ARCHITECTURE => {
+                format!(", and the model is of architecture `{other}`, not `{}`", crate::model::config::ARCHITECTURE)
+            }
+            _ => String::new(),
+        };
+        self.bad(format!("stores tensor `{tensor}` as type {name} ({id}); hymba reads {known}{whose}"))
+    }
+}
+
+/// Bytes of a tensor of `dims` (slowest first), or what is impossible about them, as a verb phrase.
+pub(super) fn byte_len(dims: &[usize], dtype: DType) -> std::result::Result<usize, String> {
+    let (&cols, outer) = dims.split_last().ok_or("has no dimensions")?;
+    let row = dtype.row_bytes(cols).ok_or_else(|| {
+        format!("has rows of {cols} values, no multiple of the {} that a block of {dtype} holds", dtype.block_len())
+    })?;
+    let rows = outer.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
+    rows.and_then(|rows| rows.checked_mul(row))
+        .filter(|&bytes| bytes <= isize::MAX as usize)
+        .ok_or_else(|| "is larger than memory".into())
+}
+
+/// ggml's other tensor types, so that messages can name them.
+const GGML_NAMES: [(u32, &str); 28] = [
+    (3, "Q4_1"),
+    (6, "Q5_0"),
+    (7, "Q5_1"),
+    (9, "Q8_1"),
+    (10, "Q2_K"),
+    (11, "Q3_K"),
+    (12, "Q4_K"),
+    (13, "Q5_K"),
+    (14, "Q6_K"),
+    (15, "Q8_K"),
+    (16, "IQ2_XXS"),
+    (17, "IQ2_XS"),
+    (18, "IQ3_XXS"),
+    (19, "IQ1_S"),
+    (20, "IQ4_NL"),
+    (21, "IQ3_S"),
+    (22, "IQ2_S"),
+    (23, "IQ4_XS"),
+    (24, "I8"),
+    (25, "I16"),
+    (26, "I32"),
+    (27, "I64"),
+    (28, "F64"),
+    (29, "IQ1_M"),
+    (34, "TQ1_0"),
+    (35, "TQ2_0"),
+    (39, "MXFP4"),
+    (40, "NVFP4"),
+];
