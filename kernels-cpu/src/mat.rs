@@ -24,14 +24,19 @@ fn span(rows: usize, cols: usize, stride: usize) -> usize {
 }
 
 impl<'a> Mat<'a> {
-    /// Columns `start..start + cols` of the first `rows` rows of a matrix whose rows are `stride` long.
+    /// `rows` pieces of `cols` values, the first at value `start` of a matrix whose rows are `stride` long.
     ///
     /// # Panics
     /// If the view does not lie inside `data`.
     pub fn new(data: &'a [f32], rows: usize, start: usize, cols: usize, stride: usize) -> Self {
-        assert!(start + cols <= stride, "columns {start}..{} of rows of {stride}", start + cols);
+        assert!(start % stride.max(1) + cols <= stride, "{cols} columns from {start} on, in rows of {stride}");
         let data = if rows == 0 { &[] } else { &data[start..][..span(rows, cols, stride)] };
         Self { data, rows, cols, stride }
+    }
+
+    /// How many rows there are.
+    pub fn rows(&self) -> usize {
+        self.rows
     }
 
     /// Row `i`, `[cols]`.
@@ -46,7 +51,7 @@ impl<'a> MatMut<'a> {
     /// # Panics
     /// If the view does not lie inside `data`.
     pub fn new(data: &'a mut [f32], rows: usize, start: usize, cols: usize, stride: usize) -> Self {
-        assert!(start + cols <= stride, "columns {start}..{} of rows of {stride}", start + cols);
+        assert!(start % stride.max(1) + cols <= stride, "{cols} columns from {start} on, in rows of {stride}");
         let data = if rows == 0 { &mut [] } else { &mut data[start..][..span(rows, cols, stride)] };
         Self { data, rows, cols, stride }
     }

@@ -429,17 +429,17 @@ impl Cpu {
         });
     }
 
-    /// out = silu(gate) ⊙ up.
-    pub fn silu_mul(&mut self, gate: Mat<'_>, up: Mat<'_>, out: MatMut<'_>) {
-        let n = out.cols;
-        assert!([gate.cols, up.cols] == [n; 2] && [gate.rows, up.rows] == [out.rows; 2], "silu_mul: shapes differ");
-        let (kernels, y, stride) = (self.kernels, Shared(out.data.as_mut_ptr()), out.stride);
+    /// up = silu(gate) ⊙ up, in place.
+    pub fn silu_mul(&mut self, gate: Mat<'_>, up: MatMut<'_>) {
+        let n = up.cols;
+        assert!(gate.cols == n && gate.rows == up.rows, "silu_mul: shapes differ");
+        let (kernels, y, stride) = (self.kernels, Shared(up.data.as_mut_ptr()), up.stride);
         let size = part(n, self.pool.threads(), 16);
         let parts = n.div_ceil(size);
-        self.pool.run(out.rows * parts, |task, _| {
+        self.pool.run(up.rows * parts, |task, _| {
             let (t, c) = (task / parts, task % parts * size);
-            let (gate, up) = (gate.row(t)[c..].as_ptr(), up.row(t)[c..].as_ptr());
-            call!(kernels, silu_mul(gate, up, size.min(n - c), y.at(t * stride + c)));
+            let p = y.at(t * stride + c);
+            call!(kernels, silu_mul(gate.row(t)[c..].as_ptr(), p, size.min(n - c), p));
         });
     }
 

@@ -56,6 +56,22 @@ impl Blob {
     }
 }
 
+impl Blob {
+    /// Tells the system that these bytes are not needed soon: their pages leave this process's memory, and come back
+    /// from the file when they are read again.
+    pub fn release(&self) {
+        #[cfg(unix)]
+        if let Source::Mapped(map) = &*self.source {
+            // SAFETY: the map is read-only and backed by the file, so that a dropped page is read again unchanged.
+            let advice = unsafe {
+                map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, self.range.start, self.range.len())
+            };
+            // Advice that is not taken costs memory, not correctness.
+            let _ = advice;
+        }
+    }
+}
+
 impl Deref for Blob {
     type Target = [u8];
     fn deref(&self) -> &[u8] {

@@ -1,0 +1,243 @@
+//! The CPU as a backend: an adapter from memory parts to the kernels' matrices.
+
+use std::num::NonZeroUsize;
+
+use half::f16;
+use hymba_kernels_cpu::{Attention, Conv, KvRows, Mat, MatMut, Scan, Weight, WeightType};
+
+use super::{Angles, Backend, Heads, Kind, Part, PartMut, Run, ScanInput};
+use crate::{
+    Error, Result,
+    format::DType,
+    model::{Matrix, Vector, weights::Layer},
+    quant::decode_row,
+};
+
+/// Values in main memory.
+pub enum Memory {
+    /// Half floats, as bits.
+    F16(Vec<u16>),
+    /// Floats.
+    F32(Vec<f32>),
+}
+
+impl Memory {
+    /// The values of F32 memory.
+    ///
+    /// # Panics
+    /// If it is of another kind.
+    pub fn f32(&self) -> &[f32] {
+        match self {
+            Self::F32(values) => values,
+            Self::F16(_) => panic!("activations are f32"),
+        }
+    }
+
+    fn f32_mut(&mut self) -> &mut [f32] {
+        match self {
+            Self::F32(values) => values,
+            Self::F16(_) => panic!("activations are f32"),
+        }
+    }
+
+    fn rows(&self) -> KvRows<'_> {
+        match self {
+            Self::F16(values) => KvRows::F16(values),
+            Self::F32(values) => KvRows::F32(values),
+        }
+    }
+}
+
+/// The CPU with its threads.
+pub struct Cpu(hymba_kernels_cpu::Cpu);
+
+impl Cpu {
+    /// The fastest kernels this CPU has, on `threads` threads. `HYMBA_KERNELS=scalar` asks for the plain reference.
+    pub fn new(threads: NonZeroUsize) -> Self {
+        let wanted = std::env::var("HYMBA_KERNELS").ok();
+        let kernels = hymba_kernels_cpu::Kernels::all().into_iter().find(|k| Some(k.name()) == wanted.as_deref());
+        let kernels = kernels.unwrap_or_else(hymba_kernels_cpu::Kernels::best);
+        Self(hymba_kernels_cpu::Cpu::with_kernels(kernels, threads))
+    }
+
+    /// Bytes a second that these threads read from `bytes`: the best of `rounds` passes.
+    pub fn read_bandwidth(&mut self, bytes: &[u8], rounds: usize) -> f64 {
+        self.0.read_bandwidth(bytes, rounds)
+    }
+}
+
+fn mat<'a>(p: &Part<'a, Memory>) -> Mat<'a> {
+    Mat::new(p.memory.f32(), p.rows, p.start, p.cols, p.stride)
+}
+
+fn mat_mut<'a>(p: PartMut<'a, Memory>) -> MatMut<'a> {
+    MatMut::new(p.memory.f32_mut(), p.rows, p.start, p.cols, p.stride)
+}
+
+fn weight(m: &Matrix) -> Weight<'_> {
+    let dtype = match m.dtype {
+        DType::F32 => WeightType::HK_F32,
+        DType::F16 => WeightType::HK_F16,
+        DType::BF16 => WeightType::HK_BF16,
+        DType::Q8_0 => WeightType::HK_Q8_0,
+        DType::Q4_0 => WeightType::HK_Q4_0,
+    };
+    Weight { dtype, rows: m.rows, cols: m.cols, bytes: &m.data }
+}
+
+impl Backend for Cpu {
+    type Memory = Memory;
+
+    fn zeros(&self, kind: Kind, len: usize) -> Result<Memory> {
+        // Asked for first, since an allocation that fails later would end the process.
+        let bytes = len.checked_mul(kind.bytes()).unwrap_or(usize::MAX);
+        if Vec::<u8>::new().try_reserve_exact(bytes).is_err() {
+            return Err(Error::Request(format!(
+                "there is no memory for {:.1} GB of cache and activations; ask for a shorter context (-c)",
+                bytes as f64 / 1e9
+            )));
+        }
+        Ok(match kind {
+            Kind::F16 => Memory::F16(vec![0; len]),
+            Kind::F32 => Memory::F32(vec![0.0; len]),
+        })
+    }
+
+    fn clear(&mut self, memory: &mut Memory) {
+        match memory {
+            Memory::F16(values) => values.fill(0),
+            Memory::F32(values) => values.fill(0.0),
+        }
+    }
+
+    fn upload(&mut self, values: &[f32], memory: &mut Memory, at: usize) {
+        match memory {
+            Memory::F32(to) => to[at..at + values.len()].copy_from_slice(values),
+            Memory::F16(to) => {
+                self.0.to_f16(Mat::new(values, 1, 0, values.len(), values.len()), &mut to[at..at + values.len()]);
+            }
+        }
+    }
+
+    fn download(&mut self, memory: &Memory, len: usize) -> Vec<f32> {
+        match memory {
+            Memory::F32(values) => values[..len].to_vec(),
+            Memory::F16(values) => values[..len].iter().map(|&bits| f16::from_bits(bits).to_f32()).collect(),
+        }
+    }
+
+    fn copy_rows(&mut self, from: (&Memory, usize), to: (&mut Memory, usize), rows: usize, width: usize) {
+        let (a, b) = (from.1 * width..(from.1 + rows) * width, to.1 * width..(to.1 + rows) * width);
+        match (from.0, to.0) {
+            (Memory::F16(from), Memory::F16(to)) => to[b].copy_from_slice(&from[a]),
+            (Memory::F32(from), Memory::F32(to)) => to[b].copy_from_slice(&from[a]),
+            _ => panic!("rows are copied between memories of one kind"),
+        }
+    }
+
+    fn gather(&mut self, table: &Matrix, rows: &[u32], out: PartMut<'_, Memory>) {
+        let row_bytes = table.data.len() / table.rows;
+        let mut out = mat_mut(out);
+        for (i, &row) in rows.iter().enumerate() {
+            decode_row(table.dtype, &table.data[row as usize * row_bytes..][..row_bytes], out.row_mut(i));
+        }
+    }
+
+    fn matmul(&mut self, w: &Matrix, x: Part<'_, Memory>, out: PartMut<'_, Memory>, accumulate: bool) {
+        self.0.matmul(weight(w), mat(&x), mat_mut(out), accumulate);
+    }
+
+    fn add_bias(&mut self, x: PartMut<'_, Memory>, bias: &Vector) {
+        self.0.add_bias(mat_mut(x), bias);
+    }
+
+    fn rms_norm(&mut self, x: Part<'_, Memory>, gain: &Vector, eps: f32, out: PartMut<'_, Memory>) {
+        self.0.rms_norm(mat(&x), gain, eps, mat_mut(out));
+    }
+
+    fn head_norm(&mut self, x: PartMut<'_, Memory>, gain: &Vector, eps: f32) {
+        self.0.head_norm(mat_mut(x), gain, eps);
+    }
+
+    fn rope(&mut self, x: PartMut<'_, Memory>, dim: usize, angles: &Angles) {
+        self.0.rope(mat_mut(x), dim, &angles.cos, &angles.sin);
+    }
+
+    fn store_rows(&mut self, x: Part<'_, Memory>, out: &mut Memory) {
+        match out {
+            Memory::F16(out) => self.0.to_f16(mat(&x), out),
+            Memory::F32(out) => {
+                let x = mat(&x);
+                out.chunks_exact_mut(x.row(0).len()).enumerate().take(x.rows()).for_each(|(t, row)| {
+                    row.copy_from_slice(x.row(t));
+                });
+            }
+        }
+    }
+
+    fn attention(
+        &mut self,
+        heads: Heads,
+        q: Part<'_, Memory>,
+        cache: [&Memory; 2],
+        chunk: [&Memory; 2],
+        visible: &[[Run; 4]],
+        out: PartMut<'_, Memory>,
+    ) {
+        let args = Attention {
+            q: mat(&q),
+            heads: heads.query,
+            kv_heads: heads.kv,
+            key_dim: heads.key_dim,
+            value_dim: heads.value_dim,
+            cache: cache.map(Memory::rows),
+            chunk: chunk.map(Memory::rows),
+            visible,
+        };
+        self.0.attention(&args, mat_mut(out));
+    }
+
+    fn conv_silu(
+        &mut self,
+        u: Part<'_, Memory>,
+        weight: &Vector,
+        bias: Option<&Vector>,
+        state: &mut Memory,
+        out: PartMut<'_, Memory>,
+    ) {
+        let args = Conv { u: mat(&u), weight, bias: bias.map(|b| &**b) };
+        self.0.conv_silu(&args, state.f32_mut(), mat_mut(out));
+    }
+
+    fn scan(&mut self, input: ScanInput<'_, Memory>, layer: &Layer, h: &mut Memory, out: PartMut<'_, Memory>) {
+        let args = Scan {
+            dt: mat(&input.dt),
+            dt_bias: &layer.dt_bias,
+            u: mat(&input.u),
+            gate: mat(&input.gate),
+            b: mat(&input.b),
+            c: mat(&input.c),
+            a: &layer.a,
+            d: &layer.d,
+        };
+        self.0.scan(&args, h.f32_mut(), mat_mut(out));
+    }
+
+    fn fuse(
+        &mut self,
+        a: (Part<'_, Memory>, &Vector),
+        b: (Part<'_, Memory>, &Vector),
+        eps: f32,
+        out: PartMut<'_, Memory>,
+    ) {
+        self.0.fuse(mat(&a.0), a.1, mat(&b.0), b.1, eps, mat_mut(out));
+    }
+
+    fn silu_mul(&mut self, gate: Part<'_, Memory>, up: PartMut<'_, Memory>) {
+        self.0.silu_mul(mat(&gate), mat_mut(up));
+    }
+
+    fn relu2(&mut self, x: PartMut<'_, Memory>) {
+        self.0.relu2(mat_mut(x));
+    }
+}

@@ -1,0 +1,76 @@
+//! A model: weights on the memory map, sizes, metadata.
+
+use std::path::Path;
+
+use crate::{
+    Result,
+    format::{
+        Blob,
+        gguf::{Gguf, Metadata},
+    },
+    model::{Config, Plan, Weights},
+    state::MetaState,
+};
+
+/// An open model. Opening copies and converts nothing.
+pub struct Model {
+    gguf: Gguf,
+    config: Config,
+    plan: Plan,
+    weights: Weights,
+    stored_meta_state: Option<MetaState>,
+}
+
+impl Model {
+    /// Opens the GGUF file at `path`.
+    pub fn open(path: &Path) -> Result<Self> {
+        Self::from_gguf(Gguf::open(path)?)
+    }
+
+    /// Opens a GGUF file that is part of the program; `name` is for messages.
+    pub fn from_static(name: &str, bytes: &'static [u8]) -> Result<Self> {
+        Self::from_gguf(Gguf::parse(name, Blob::from_static(bytes))?)
+    }
+
+    fn from_gguf(gguf: Gguf) -> Result<Self> {
+        let config = Config::from_metadata(&gguf.metadata, &gguf.file)?;
+        let weights = Weights::from_gguf(&gguf, &config)?;
+        let stored_meta_state = if config.meta_tokens > 0 { MetaState::stored(&gguf, &config)? } else { None };
+        Ok(Self { plan: Plan::new(&config), weights, config, stored_meta_state, gguf })
+    }
+
+    /// The hyper-parameters.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// What each layer keeps, and how much room it takes.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// The weights.
+    pub fn weights(&self) -> &Weights {
+        &self.weights
+    }
+
+    /// The file's keys and values.
+    pub fn metadata(&self) -> &Metadata {
+        &self.gguf.metadata
+    }
+
+    /// The file's name, for messages.
+    pub fn file(&self) -> &str {
+        &self.gguf.file
+    }
+
+    /// The state after the meta tokens, if the file holds it.
+    pub fn stored_meta_state(&self) -> Option<&MetaState> {
+        self.stored_meta_state.as_ref()
+    }
+
+    /// Bytes of weights that a decode step reads.
+    pub fn weight_bytes_per_token(&self) -> u64 {
+        self.weights.bytes_per_token()
+    }
+}

@@ -1,0 +1,249 @@
+//! A session: a model, a machine, and what has been read so far.
+
+use std::{
+    num::NonZeroUsize,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+};
+
+use super::Model;
+use crate::{
+    Error, Result,
+    backend::{Kind, cpu::Cpu},
+    model::forward::{LayerView, Pass, Rule, Scratch, forward},
+    state::{MetaState, State},
+};
+
+type Memory = <Cpu as crate::backend::Backend>::Memory;
+
+/// Sees every layer's output of every pass; an error ends the pass.
+pub type Observer<'a> = &'a mut dyn FnMut(LayerView<'_, Memory>) -> Result<()>;
+
+/// How a session is set up.
+#[derive(Clone, Debug)]
+pub struct SessionOptions {
+    /// Tokens of text that fit; by default what the model was trained for.
+    pub context: Option<usize>,
+    /// Threads; by default one for each core the process may use.
+    pub threads: Option<NonZeroUsize>,
+    /// How keys and values are stored.
+    pub cache: Kind,
+    /// Start from the state after the meta tokens that the file holds, rather than compute it?
+    pub stored_meta_state: bool,
+    /// Tokens that are read at once.
+    pub chunk: usize,
+}
+
+impl Default for SessionOptions {
+    fn default() -> Self {
+        Self { context: None, threads: None, cache: Kind::default(), stored_meta_state: true, chunk: 256 }
+    }
+}
+
+/// A text being read and written. Everything it remembers is in its [`State`].
+pub struct Session<'m> {
+    model: &'m Model,
+    backend: Cpu,
+    state: State<Memory>,
+    scratch: Scratch<Memory>,
+    context: usize,
+    stored_meta_state: bool,
+    /// The state after the meta tokens, if it had to be computed.
+    meta_state: Option<MetaState>,
+}
+
+impl<'m> Session<'m> {
+    /// An empty text: the meta tokens are read, nothing more.
+    pub fn new(model: &'m Model, options: &SessionOptions) -> Result<Self> {
+        let config = model.config();
+        let backend = Cpu::new(threads_or_cores(options.threads));
+        let context = options.context.unwrap_or_else(|| config.default_context());
+        let state = State::new(&backend, config, context, options.cache)?;
+        let chunk = options.chunk.clamp(1, context.max(1));
+        let scratch = Scratch::new(&backend, config, chunk, chunk, options.cache)?;
+        let mut session = Self {
+            model,
+            backend,
+            state,
+            scratch,
+            context,
+            stored_meta_state: options.stored_meta_state,
+            meta_state: None,
+        };
+        session.clear()?;
+        Ok(session)
+    }
+
+    /// Reads `ids` as a prompt; returns the logits `[vocab]` after the last.
+    pub fn prefill(&mut self, ids: &[u32], cancel: &AtomicBool) -> Result<&[f32]> {
+        self.prefill_observed(ids, cancel, &mut |_| Ok(()))
+    }
+
+    /// [`Session::prefill`] with a look at every layer.
+    pub fn prefill_observed(&mut self, ids: &[u32], cancel: &AtomicBool, observe: Observer<'_>) -> Result<&[f32]> {
+        self.check(ids)?;
+        let mut chunks = ids.chunks(self.scratch.chunk()).peekable();
+        while let Some(chunk) = chunks.next() {
+            if cancel.load(Ordering::Relaxed) {
+                return Err(Error::Cancelled);
+            }
+            let logits = if chunks.peek().is_none() { chunk.len() - 1..chunk.len() } else { 0..0 };
+            self.pass(chunk, Rule::Prefill, logits, observe)?;
+        }
+        self.logits(1)
+    }
+
+    /// Reads `ids` as a prompt, and hands the logits `[vocab]` after each of them to `each`.
+    pub fn prefill_all(
+        &mut self,
+        ids: &[u32],
+        cancel: &AtomicBool,
+        mut each: impl FnMut(usize, &[f32]) -> Result<()>,
+    ) -> Result<()> {
+        self.check(ids)?;
+        let (chunk, vocab) = (self.scratch.chunk(), self.model.config().vocab);
+        for (i, ids) in ids.chunks(chunk).enumerate() {
+            if cancel.load(Ordering::Relaxed) {
+                return Err(Error::Cancelled);
+            }
+            self.pass(ids, Rule::Prefill, 0..ids.len(), &mut |_| Ok(()))?;
+            for (t, logits) in self.logits(ids.len())?.chunks(vocab).enumerate() {
+                each(i * chunk + t, logits)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads a generated token; returns the logits `[vocab]` after it.
+    pub fn decode(&mut self, id: u32) -> Result<&[f32]> {
+        self.check(&[id])?;
+        self.pass(&[id], Rule::Decode, 0..1, &mut |_| Ok(()))?;
+        self.logits(1)
+    }
+
+    /// Forgets the text: the session is as new.
+    pub fn clear(&mut self) -> Result<()> {
+        self.state.clear(&mut self.backend);
+        let config = self.model.config();
+        if config.meta_tokens == 0 {
+            return Ok(());
+        }
+        if let Some(meta) = self.model.stored_meta_state().filter(|_| self.stored_meta_state) {
+            meta.put(&mut self.backend, config, &mut self.state);
+        } else {
+            if self.meta_state.is_none() {
+                self.meta_state = Some(read_meta_tokens(self.model, &mut self.backend, &mut |_| Ok(()))?);
+            }
+            self.meta_state.iter().for_each(|meta| meta.put(&mut self.backend, config, &mut self.state));
+        }
+        Ok(())
+    }
+
+    /// Tokens of text read so far.
+    pub fn tokens(&self) -> usize {
+        self.state.position - self.model.config().meta_tokens
+    }
+
+    /// Tokens of text that fit.
+    pub fn context(&self) -> usize {
+        self.context
+    }
+
+    /// Bytes of keys, values, conv and SSM state.
+    pub fn cache_bytes(&self) -> usize {
+        self.state.bytes
+    }
+
+    /// Bytes a second that this session's threads can read from memory, measured now.
+    pub fn read_bandwidth(&mut self) -> f64 {
+        /// Several times what a last-level cache holds.
+        const BUFFER: usize = 160 << 20;
+        let matrices = self.model.weights().layers.iter().flat_map(|l| l.matrices());
+        // A large matrix of the model is in memory already.
+        match matrices.chain([self.model.weights().head()]).find(|m| m.data.len() >= BUFFER) {
+            Some(matrix) => self.backend.read_bandwidth(&matrix.data, 4),
+            None => self.backend.read_bandwidth(&vec![1; BUFFER], 4),
+        }
+    }
+
+    fn pass(&mut self, ids: &[u32], rule: Rule, logits: std::ops::Range<usize>, observe: Observer<'_>) -> Result<()> {
+        let weights = self.model.weights();
+        let pass = Pass { table: &weights.token_embd, rows: ids, rule, logits };
+        let (state, scratch) = (&mut self.state, &mut self.scratch);
+        forward(&mut self.backend, self.model.config(), weights, state, scratch, &pass, &mut |_, view| observe(view))
+    }
+
+    /// The last pass's first `rows` rows of logits.
+    fn logits(&self, rows: usize) -> Result<&[f32]> {
+        let logits = &self.scratch.logits().f32()[..rows * self.model.config().vocab];
+        if logits.iter().all(|v| v.is_finite()) {
+            return Ok(logits);
+        }
+        Err(Error::format(
+            self.model.file(),
+            "made logits that are not finite: the weights are damaged, or do not bear this type; convert the model again",
+        ))
+    }
+
+    fn check(&self, ids: &[u32]) -> Result<()> {
+        let vocab = self.model.config().vocab;
+        if ids.is_empty() {
+            return Err(Error::Request("there is nothing to read: give at least one token".into()));
+        }
+        if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab) {
+            return Err(Error::Request(format!(
+                "token id {id} is out of the vocabulary: ids go from 0 to {}",
+                vocab - 1
+            )));
+        }
+        let left = self.context - self.tokens();
+        if ids.len() > left {
+            let tokens = ids.len();
+            return Err(Error::Request(format!(
+                "{tokens} more tokens do not fit: the context holds {}, {left} of them free; shorten the text or raise \
+                 the context (-c)",
+                self.context
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// Reads the meta tokens into a state of their own; `observe` sees every layer.
+fn read_meta_tokens(model: &Model, backend: &mut Cpu, observe: Observer<'_>) -> Result<MetaState> {
+    const CHUNK: usize = 256;
+    let (config, weights) = (model.config(), model.weights());
+    let Some(table) = &weights.meta_embd else {
+        unreachable!("a model with meta tokens has their embeddings: the file was checked");
+    };
+    let mut state = State::new(backend, config, 0, Kind::F32)?;
+    let mut scratch = Scratch::new(backend, config, CHUNK.min(table.rows), 0, Kind::F32)?;
+    let all: Vec<u32> = (0..table.rows as u32).collect();
+    for rows in all.chunks(CHUNK) {
+        let pass = Pass { table, rows, rule: Rule::Prefill, logits: 0..0 };
+        forward(backend, config, weights, &mut state, &mut scratch, &pass, &mut |_, view| observe(view))?;
+    }
+    Ok(MetaState::take(backend, config, &state))
+}
+
+/// Computes the state after the meta tokens, for `hymba quantize` to store: `None` if the model has no meta tokens.
+/// Lets go of each layer's pages when the layer is done, so that a model of any size passes through little memory.
+pub fn compute_meta_state(
+    model: &Model,
+    threads: Option<NonZeroUsize>,
+    cancel: &AtomicBool,
+) -> Result<Option<MetaState>> {
+    if model.config().meta_tokens == 0 {
+        return Ok(None);
+    }
+    let mut backend = Cpu::new(threads_or_cores(threads));
+    let release = &mut |view: LayerView<'_, Memory>| {
+        model.weights().layers[view.layer].matrices().for_each(|m| m.data.release());
+        if cancel.load(Ordering::Relaxed) { Err(Error::Cancelled) } else { Ok(()) }
+    };
+    read_meta_tokens(model, &mut backend, release).map(Some)
+}
+
+fn threads_or_cores(threads: Option<NonZeroUsize>) -> NonZeroUsize {
+    threads.or_else(|| thread::available_parallelism().ok()).unwrap_or(NonZeroUsize::MIN)
+}

@@ -1,0 +1,239 @@
+//! Typed views of a file's tensors: nothing is copied, every matrix stays where the memory map has it.
+
+use std::ops::Deref;
+
+use super::{
+    config::Config,
+    tensors::{Role, Spec, specs},
+};
+use crate::{
+    Error, Result,
+    format::{Blob, DType, gguf::Gguf},
+};
+
+/// A matrix `[rows, cols]` as the file stores it.
+#[derive(Clone)]
+pub struct Matrix {
+    /// How the values are stored.
+    pub dtype: DType,
+    /// Rows: outputs of a product.
+    pub rows: usize,
+    /// Columns: inputs of a product.
+    pub cols: usize,
+    /// The stored rows, without gaps.
+    pub data: Blob,
+}
+
+/// A few F32 values: a norm's gain, a bias, A, D. `[len]`
+#[derive(Clone)]
+pub struct Vector(Blob);
+
+impl Deref for Vector {
+    type Target = [f32];
+    fn deref(&self) -> &[f32] {
+        bytemuck::cast_slice(&self.0) // length and alignment were checked when the file was opened
+    }
+}
+
+/// The feed-forward part of a layer.
+pub struct FeedForward {
+    /// `[hidden]`
+    pub norm: Vector,
+    /// `[ffn, hidden]`; absent with relu².
+    pub gate: Option<Matrix>,
+    /// `[ffn, hidden]`
+    pub up: Matrix,
+    /// `[hidden, ffn]`
+    pub down: Matrix,
+}
+
+/// The norms on Δ, B and C.
+pub struct DtBcNorm {
+    /// `[dt_rank]`
+    pub dt: Vector,
+    /// `[state]`
+    pub b: Vector,
+    /// `[state]`
+    pub c: Vector,
+}
+
+/// One layer: attention heads and Mamba heads side by side, then the feed-forward part.
+pub struct Layer {
+    /// Norm of the layer's input `[hidden]`.
+    pub norm: Vector,
+    /// `[q|k|v|u|gate, hidden]` in producers, `[q|u|gate, hidden]` in consumers.
+    pub in_proj: Matrix,
+    /// One value a row of `in_proj`.
+    pub in_proj_bias: Option<Vector>,
+    /// Per-head norm of queries `[key_dim]`.
+    pub q_norm: Option<Vector>,
+    /// Per-head norm of keys `[key_dim]`.
+    pub k_norm: Option<Vector>,
+    /// `[inner, conv_kernel]`
+    pub conv: Vector,
+    /// `[inner]`
+    pub conv_bias: Option<Vector>,
+    /// `[dt_rank + 2·state, inner]`: Δ's low-rank form, B and C.
+    pub x_proj: Matrix,
+    /// Norms of what x_proj makes.
+    pub dt_bc_norm: Option<DtBcNorm>,
+    /// `[inner, dt_rank]`
+    pub dt_proj: Matrix,
+    /// `[inner]`
+    pub dt_bias: Vector,
+    /// A = −exp(A_log) `[inner, state]`.
+    pub a: Vector,
+    /// D `[inner]`.
+    pub d: Vector,
+    /// Norm of the attention heads' output `[inner]`.
+    pub attn_out_norm: Vector,
+    /// Norm of the Mamba heads' output `[inner]`.
+    pub ssm_out_norm: Vector,
+    /// `[hidden, inner]`
+    pub out_proj: Matrix,
+    /// `[hidden]`
+    pub out_proj_bias: Option<Vector>,
+    /// Absent if the feed-forward width is 0.
+    pub feed_forward: Option<FeedForward>,
+}
+
+impl Layer {
+    /// Every matrix of the layer.
+    pub fn matrices(&self) -> impl Iterator<Item = &Matrix> {
+        let ffn = self.feed_forward.iter().flat_map(|f| f.gate.iter().chain([&f.up, &f.down]));
+        [&self.in_proj, &self.x_proj, &self.dt_proj, &self.out_proj].into_iter().chain(ffn)
+    }
+}
+
+/// All weights of a model.
+pub struct Weights {
+    /// `[vocab, hidden]`
+    pub token_embd: Matrix,
+    /// `[meta_tokens, hidden]`
+    pub meta_embd: Option<Matrix>,
+    /// One a layer.
+    pub layers: Vec<Layer>,
+    /// `[hidden]`
+    pub output_norm: Vector,
+    /// `[vocab, hidden]`; absent if tied to `token_embd`.
+    pub output: Option<Matrix>,
+}
+
+impl Weights {
+    /// Finds every tensor that a model of these sizes needs in `gguf`, and checks its shape and type.
+    pub fn from_gguf(gguf: &Gguf, config: &Config) -> Result<Self> {
+        let specs = specs(config);
+        let find = Finder { gguf, specs: specs.iter().map(|s| (s.name.as_str(), s)).collect() };
+        let layer = |i: usize| -> Result<Layer> {
+            let name = |part: &str| format!("blk.{i}.{part}");
+            let matrix = |part: &str| find.matrix(&name(part));
+            let vector = |part: &str| find.vector(&name(part));
+            let maybe = |part: &str| find.maybe(&name(part), |n| find.vector(n));
+            Ok(Layer {
+                norm: vector("attn_norm.weight")?,
+                in_proj: matrix("in_proj.weight")?,
+                in_proj_bias: maybe("in_proj.bias")?,
+                q_norm: maybe("attn_q_norm.weight")?,
+                k_norm: maybe("attn_k_norm.weight")?,
+                conv: vector("ssm_conv1d.weight")?,
+                conv_bias: maybe("ssm_conv1d.bias")?,
+                x_proj: matrix("ssm_x.weight")?,
+                dt_bc_norm: if config.dt_b_c_norm {
+                    Some(DtBcNorm {
+                        dt: vector("ssm_dt_norm.weight")?,
+                        b: vector("ssm_b_norm.weight")?,
+                        c: vector("ssm_c_norm.weight")?,
+                    })
+                } else {
+                    None
+                },
+                dt_proj: matrix("ssm_dt.weight")?,
+                dt_bias: vector("ssm_dt.bias")?,
+                a: vector("ssm_a")?,
+                d: vector("ssm_d")?,
+                attn_out_norm: vector("attn_out_norm.weight")?,
+                ssm_out_norm: vector("ssm_out_norm.weight")?,
+                out_proj: matrix("out_proj.weight")?,
+                out_proj_bias: maybe("out_proj.bias")?,
+                feed_forward: if config.ffn > 0 {
+                    Some(FeedForward {
+                        norm: vector("ffn_norm.weight")?,
+                        gate: find.maybe(&name("ffn_gate.weight"), |n| find.matrix(n))?,
+                        up: matrix("ffn_up.weight")?,
+                        down: matrix("ffn_down.weight")?,
+                    })
+                } else {
+                    None
+                },
+            })
+        };
+        Ok(Self {
+            token_embd: find.matrix("token_embd.weight")?,
+            meta_embd: find.maybe("meta_embd.weight", |n| find.matrix(n))?,
+            layers: (0..config.layers).map(layer).collect::<Result<_>>()?,
+            output_norm: find.vector("output_norm.weight")?,
+            output: find.maybe("output.weight", |n| find.matrix(n))?,
+        })
+    }
+
+    /// The matrix that makes logits.
+    pub fn head(&self) -> &Matrix {
+        self.output.as_ref().unwrap_or(&self.token_embd)
+    }
+
+    /// Bytes of matrices that a decode step reads.
+    pub fn bytes_per_token(&self) -> u64 {
+        let layers: usize = self.layers.iter().flat_map(Layer::matrices).map(|m| m.data.len()).sum();
+        (layers + self.head().data.len()) as u64
+    }
+}
+
+struct Finder<'a> {
+    gguf: &'a Gguf,
+    specs: std::collections::HashMap<&'a str, &'a Spec>,
+}
+
+impl Finder<'_> {
+    /// The tensor's bytes, once its shape and type are what the spec says.
+    fn checked(&self, name: &str) -> Result<(&Spec, DType, Blob)> {
+        let bad = |what: String| Error::format(&self.gguf.file, what);
+        let spec = self.specs.get(name).ok_or_else(|| bad(format!("has no place for a tensor `{name}`")))?;
+        let tensor = self.gguf.tensor(name).ok_or_else(|| {
+            bad(format!(
+                "has no tensor `{name}`; the file is incomplete, convert the model again with `hymba quantize`"
+            ))
+        })?;
+        if tensor.dims != spec.shape {
+            return Err(bad(format!(
+                "tensor `{name}` has shape {:?}, but its metadata asks for {:?}; convert the model again",
+                tensor.dims, spec.shape
+            )));
+        }
+        if spec.role == Role::Exact && tensor.dtype != DType::F32 {
+            return Err(bad(format!("tensor `{name}` is {}; it must be f32", tensor.dtype)));
+        }
+        Ok((spec, tensor.dtype, tensor.data.clone()))
+    }
+
+    fn matrix(&self, name: &str) -> Result<Matrix> {
+        let (spec, dtype, data) = self.checked(name)?;
+        Ok(Matrix { dtype, rows: spec.shape[0], cols: spec.shape[1], data })
+    }
+
+    fn vector(&self, name: &str) -> Result<Vector> {
+        let (_, _, data) = self.checked(name)?;
+        match bytemuck::try_cast_slice::<u8, f32>(&data) {
+            Ok(_) => Ok(Vector(data)),
+            Err(_) => Err(Error::format(&self.gguf.file, format!("tensor `{name}` is not aligned to 4 bytes"))),
+        }
+    }
+
+    /// The tensor, if the model has a place for it and the file holds it, or must hold it.
+    fn maybe<T>(&self, name: &str, read: impl Fn(&str) -> Result<T>) -> Result<Option<T>> {
+        match self.specs.get(name) {
+            None => Ok(None),
+            Some(spec) if spec.optional && self.gguf.tensor(name).is_none() => Ok(None),
+            Some(_) => read(name).map(Some),
+        }
+    }
+}

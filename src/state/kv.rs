@@ -1,0 +1,130 @@
+//! The KV cache: which row holds which position, and which rows a token sees.
+
+use crate::{backend::Run, model::Config};
+
+/// Where a layer keeps its positions: the meta tokens first, then the text. A global layer has a row for every token
+/// of text; a windowed one a ring that holds the last of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KvLayout {
+    meta: usize,
+    /// Rows for text.
+    text: usize,
+    windowed: bool,
+}
+
+/// Keys and values of one layer, in memory `M`.
+pub struct KvCache<M> {
+    /// Which row holds which position.
+    pub layout: KvLayout,
+    /// `[rows, kv_heads, key_dim]`, rotated.
+    pub k: M,
+    /// `[rows, kv_heads, value_dim]`
+    pub v: M,
+}
+
+impl KvLayout {
+    /// The layout of a layer with room for `context` tokens of text, or for the window if that is less.
+    pub fn new(config: &Config, layer: usize, context: usize) -> Self {
+        let windowed = config.windowed[layer];
+        let text = match config.window {
+            Some(window) if windowed => window.min(context),
+            _ => context,
+        };
+        Self { meta: config.meta_tokens, text, windowed }
+    }
+
+    /// Rows of the cache.
+    pub fn rows(&self) -> usize {
+        self.meta.saturating_add(self.text)
+    }
+
+    /// The row that holds `position`.
+    pub fn row(&self, position: usize) -> usize {
+        match position.checked_sub(self.meta) {
+            Some(text) if self.windowed => self.meta + text % self.text,
+            _ => position,
+        }
+    }
+
+    /// Where `tokens` rows of a chunk that begins at position `start` go: (row of the chunk, row of the cache, rows),
+    /// no more than the last ones that fit a ring.
+    pub fn places(&self, start: usize, tokens: usize) -> impl Iterator<Item = (usize, usize, usize)> {
+        let fit = if self.windowed && start >= self.meta { tokens.min(self.text) } else { tokens };
+        let (from, to) = (tokens - fit, self.row(start + tokens - fit));
+        let before_end = fit.min(self.rows() - to);
+        [(from, to, before_end), (from + before_end, self.meta, fit - before_end)].into_iter().filter(|p| p.2 > 0)
+    }
+
+    /// What the token at position `start + token` of a chunk sees, when the chunk begins at position `start` and the
+    /// rows of earlier positions are in the cache: runs of rows in order of position. `reach` is how far back a
+    /// windowed layer looks (W in prefill, W − 1 in decode: the official code has both rules). A chunk holds meta
+    /// tokens or text, not both.
+    pub fn visible(&self, start: usize, token: usize, reach: usize) -> [Run; 4] {
+        let here = start + token;
+        let meta = start.min(self.meta);
+        // the first position of text that is seen
+        let from = if self.windowed { here.saturating_sub(reach).max(self.meta) } else { self.meta };
+        let cached = start.saturating_sub(from);
+        let chunk_from = if here < self.meta { start } else { from.max(start) };
+        let (ring, wrapped) = if self.windowed && cached > 0 {
+            let first = self.row(from);
+            let before_end = cached.min(self.meta + self.text - first);
+            (
+                Run { chunk: false, first, rows: before_end },
+                Run { chunk: false, first: self.meta, rows: cached - before_end },
+            )
+        } else {
+            (Run { chunk: false, first: from, rows: cached }, Run::default())
+        };
+        [
+            Run { chunk: false, first: 0, rows: meta },
+            ring,
+            wrapped,
+            Run { chunk: true, first: chunk_from - start, rows: here + 1 - chunk_from },
+        ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every chunking of a text sees exactly the positions that the mask's formula names, in order.
+    #[test]
+    fn visible_rows_are_those_of_the_mask() {
+        for (meta, window) in [(0, 5), (3, 4), (8, 1), (2, 7)] {
+            for windowed in [false, true] {
+                for chunk in [1, 2, 3, 5, 16] {
+                    for reach in [window, window - 1] {
+                        check(KvLayout { meta, text: if windowed { window } else { 40 }, windowed }, chunk, reach);
+                    }
+                }
+            }
+        }
+    }
+
+    fn check(layout: KvLayout, chunk: usize, reach: usize) {
+        let mut holds = vec![usize::MAX; layout.rows()]; // the position in each row
+        let mut start = 0;
+        while start < layout.meta + 40 {
+            let boundary = if start < layout.meta { layout.meta } else { layout.meta + 40 };
+            let tokens = chunk.min(boundary - start);
+            for token in 0..tokens {
+                let here = start + token;
+                let want: Vec<usize> = (0..=here)
+                    .filter(|&k| !layout.windowed || k < layout.meta || here < layout.meta || here - k <= reach)
+                    .collect();
+                let runs = layout.visible(start, token, reach);
+                let got: Vec<usize> = runs
+                    .iter()
+                    .flat_map(|r| (r.first..r.first + r.rows).map(|row| if r.chunk { start + row } else { holds[row] }))
+                    .collect();
+                assert_eq!(got, want, "{layout:?}, position {here}, chunk from {start}");
+            }
+            for (from, to, rows) in layout.places(start, tokens) {
+                (0..rows).for_each(|i| holds[to + i] = start + from + i);
+            }
+            start += tokens;
+        }
+    }
+}

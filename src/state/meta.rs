@@ -1,0 +1,84 @@
+//! The state after the meta tokens. It depends on the weights alone: `hymba quantize` stores it in the file, and a
+//! session starts from it. Always F32, so that it is the same for every cache type.
+
+use super::State;
+use crate::{
+    Error, Result,
+    backend::Backend,
+    format::gguf::Gguf,
+    model::{Config, tensors::meta_state_specs},
+};
+
+/// The vectors of `tensors::meta_state_specs`, in that order.
+pub struct MetaState(Vec<Vec<f32>>);
+
+impl MetaState {
+    /// What `gguf` holds; `None` if it holds nothing, or was written by a version with other ideas.
+    pub fn stored(gguf: &Gguf, config: &Config) -> Result<Option<Self>> {
+        if gguf.metadata.uint("hymba.meta_state.version") != Some(1) {
+            return Ok(None);
+        }
+        let read = |(name, shape): (String, [usize; 2])| {
+            let bad = |what: &str| {
+                Error::format(
+                    &gguf.file,
+                    format!("tensor `{name}` {what}; convert the model again with `hymba quantize`"),
+                )
+            };
+            let tensor = gguf.tensor(&name).ok_or_else(|| bad("of the stored meta state is missing"))?;
+            if tensor.dims != shape {
+                return Err(bad(&format!("has shape {:?}, but the metadata asks for {shape:?}", tensor.dims)));
+            }
+            let mut values = vec![0.0; shape[0] * shape[1]];
+            crate::quant::decode_row(tensor.dtype, &tensor.data, &mut values);
+            if values.iter().any(|v| !v.is_finite()) {
+                return Err(bad("holds values that are not finite"));
+            }
+            Ok(values)
+        };
+        meta_state_specs(config).into_iter().map(read).collect::<Result<_>>().map(|v| Some(Self(v)))
+    }
+
+    /// The vectors, in the order of `tensors::meta_state_specs`.
+    pub fn into_vectors(self) -> Vec<Vec<f32>> {
+        self.0
+    }
+
+    /// Takes the state out of `state`, which has read the meta tokens and nothing more.
+    pub fn take<B: Backend>(backend: &mut B, config: &Config, state: &State<B::Memory>) -> Self {
+        let (k, v) = config.kv_widths();
+        let mut all = Vec::new();
+        for layer in &state.layers {
+            if let Some(kv) = &layer.kv {
+                all.push(backend.download(&kv.k, config.meta_tokens * k));
+                all.push(backend.download(&kv.v, config.meta_tokens * v));
+            }
+            let past = config.conv_kernel - 1;
+            all.push(transposed(&backend.download(&layer.conv, past * config.inner), past));
+            all.push(backend.download(&layer.ssm, config.inner * config.state));
+        }
+        Self(all)
+    }
+
+    /// Puts the state into an empty `state`.
+    pub fn put<B: Backend>(&self, backend: &mut B, config: &Config, state: &mut State<B::Memory>) {
+        let mut vectors = self.0.iter();
+        let mut next = || vectors.next().map_or(&[][..], |v| v);
+        for layer in &mut state.layers {
+            if let Some(kv) = &mut layer.kv {
+                backend.upload(next(), &mut kv.k, 0);
+                backend.upload(next(), &mut kv.v, 0);
+            }
+            backend.upload(&transposed(next(), config.inner), &mut layer.conv, 0);
+            backend.upload(next(), &mut layer.ssm, 0);
+        }
+        state.position = config.meta_tokens;
+    }
+}
+
+/// `values [rows, _]` with rows and columns exchanged: files hold the conv state `[inner, past]`, sessions
+/// `[past, inner]`.
+fn transposed(values: &[f32], rows: usize) -> Vec<f32> {
+    let cols = values.len().checked_div(rows).unwrap_or(0);
+    (0..values.len()).map(|i| values[i % rows * cols + i / rows]).collect()
+}
