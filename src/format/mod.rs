@@ -5,7 +5,10 @@ mod blob;
 mod dtype;
 pub mod gguf;
 pub mod hf;
+mod stored;
 
 pub use atomic::{AtomicFile, check_output, write_atomically};
 pub use blob::Blob;
 pub use dtype::DType;
+pub(crate) use stored::Source;
+pub use stored::Stored;

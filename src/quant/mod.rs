@@ -1,5 +1,11 @@
 //! Block codecs, and the making of small checkpoints from large ones.
 
+mod checkpoint;
 mod codec;
+mod convert;
+mod recipe;
+mod summary;
 
 pub use codec::{Unfit, decode_row, encode_row};
+pub use convert::{Options, convert};
+pub use summary::{Event, Summary};

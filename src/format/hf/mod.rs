@@ -1,1 +1,134 @@
-//! Hugging Face folders: config.json, safetensors shards, tokenizer files.
+//! Hugging Face folders: config.json, safetensors shards, tokenizer files. Read only.
+
+mod card;
+mod config;
+mod tokenizer;
+mod weights;
+
+use std::{fs::File, io::Read, path::Path};
+
+use serde::de::DeserializeOwned;
+
+use super::{Stored, gguf::Metadata};
+use crate::{
+    Error, Result,
+    model::{
+        Config,
+        tensors::{Spec, specs},
+    },
+};
+
+/// A checkpoint as Hugging Face folders hold it, checked: all tensors are there, in the right shapes.
+pub struct Folder {
+    /// The sizes.
+    pub config: Config,
+    /// All keys of the GGUF file that the folder makes, but those that depend on how its tensors are stored.
+    pub metadata: Metadata,
+    /// The tensors. `blk.N.ssm_a` is still A_log, whose −exp is stored in GGUF.
+    pub tensors: Vec<(Spec, Stored)>,
+    /// What the user may want to know.
+    pub notes: Vec<String>,
+}
+
+impl Folder {
+    /// Reads everything in the folder at `path` but the tensors' values.
+    pub fn open(path: &Path) -> Result<Self> {
+        let config_path = path.join("config.json");
+        let raw: config::Raw = json(&config_path)?;
+        let config_file = config_path.display().to_string();
+        let config = raw.config(&config_file)?;
+        let mut notes = Vec::new();
+        let mut metadata = Metadata::default();
+        card::describe(path, &mut metadata)?;
+        config.to_metadata(&mut metadata);
+        if let Some(original) = raw.orig_max_position_embeddings {
+            metadata.set("hymba.rope.scaling.original_context_length", original);
+        }
+        // The checks that a GGUF file would meet when it is opened.
+        let config = Config::from_metadata(&metadata, &config_file)?;
+        card::sampling(path, &mut metadata)?;
+        raw.special_ids(&config_file, &mut metadata)?;
+        tokenizer::import(path, &config, &mut metadata, &mut notes)?;
+        let tensors = match_tensors(path, &raw, &config, &mut notes)?;
+        Ok(Self { config, metadata, tensors, notes })
+    }
+}
+
+/// Finds every tensor that the configuration asks for, and refuses those that it does not account for.
+fn match_tensors(
+    path: &Path,
+    raw: &config::Raw,
+    config: &Config,
+    notes: &mut Vec<String>,
+) -> Result<Vec<(Spec, Stored)>> {
+    let mut stored = weights::open(path)?;
+    let bad = |what: String| Error::format(path.display().to_string(), what);
+    let mut found = Vec::new();
+    for spec in specs(config) {
+        if raw.leaves_out(&spec) {
+            continue;
+        }
+        let Some(mut tensor) = stored.remove(&spec.official) else {
+            if raw.may_lack(&spec, config) {
+                continue;
+            }
+            return Err(bad(format!("lacks the tensor `{}`; download the checkpoint again", spec.official)));
+        };
+        // The convolution's weights have a middle dimension of 1 there.
+        if let [rows, 1, cols] = tensor.dims[..] {
+            tensor.dims = vec![rows, cols];
+        }
+        if tensor.dims != spec.shape {
+            return Err(bad(format!(
+                "holds `{}` in the shape {:?}, but config.json asks for {:?}",
+                spec.official, tensor.dims, spec.shape
+            )));
+        }
+        found.push((spec, tensor));
+    }
+    let mut ignored: Vec<String> = Vec::new();
+    let mut unknown: Vec<String> = Vec::new();
+    for name in stored.into_keys() {
+        // A tied head is the embedding whatever the file holds; RoPE's frequencies are computed.
+        let harmless = name == "lm_head.weight" || name.ends_with(".rotary_emb.inv_freq");
+        if harmless { &mut ignored } else { &mut unknown }.push(name);
+    }
+    if let Some(name) = unknown.iter().min() {
+        return Err(bad(format!(
+            "holds {} tensor(s) that config.json does not account for, `{name}` the first; is config.json the right one?",
+            unknown.len()
+        )));
+    }
+    ignored.sort();
+    notes.extend(ignored.iter().map(|name| format!("`{name}` is not needed and left out")));
+    Ok(found)
+}
+
+/// Files of text beyond this are not what their names say.
+const MAX_TEXT: u64 = 48 << 20;
+
+/// Reads a text file of bounded length.
+fn text(path: &Path) -> Result<String> {
+    let failed = |e| Error::io("cannot read", path, e);
+    let bad = |what: &str| Error::format(path.display().to_string(), what);
+    let mut bytes = Vec::new();
+    File::open(path).map_err(failed)?.take(MAX_TEXT + 1).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() as u64 > MAX_TEXT {
+        return Err(bad("is too large to be what its name says"));
+    }
+    String::from_utf8(bytes).map_err(|_| bad("is not UTF-8 text; download it again"))
+}
+
+/// Reads a JSON file.
+fn json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    parse(path, &text(path)?)
+}
+
+/// Reads the JSON `text` of the file at `path`.
+fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T> {
+    serde_json::from_str(text)
+        .map_err(|e| Error::format(path.display().to_string(), format!("is not the JSON that belongs there: {e}")))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,246 @@
+//! config.json, and what of it Hymba's forward pass needs.
+
+use serde::Deserialize;
+
+use crate::{
+    Error, Result,
+    format::gguf::{Metadata, Value},
+    model::{Activation, Config, tensors::Spec},
+};
+
+/// The keys that matter, under the names of the official configuration class. A key that is no `Option` must be
+/// there.
+#[derive(Deserialize)]
+pub(super) struct Raw {
+    model_type: String,
+    vocab_size: usize,
+    hidden_size: usize,
+    intermediate_size: usize,
+    num_hidden_layers: usize,
+    num_attention_heads: usize,
+    num_key_value_heads: usize,
+    mlp_hidden_act: String,
+    hidden_act: Option<String>,
+    rms_norm_eps: f32,
+    max_position_embeddings: usize,
+    pub(super) orig_max_position_embeddings: Option<usize>,
+    rope: bool,
+    rope_theta: Option<f64>,
+    rope_type: Option<String>,
+    sliding_window: Option<usize>,
+    global_attn_idx: Option<Vec<usize>>,
+    kv_reuse_every_i_layer: Option<i64>,
+    kv_reuse_group: Option<Vec<Vec<usize>>>,
+    kq_norm: Option<String>,
+    kq_head_dim: Option<i64>,
+    attn_hidden_size: Option<i64>,
+    layer_type: Option<Vec<String>>,
+    mamba_d_conv: usize,
+    mamba_d_state: usize,
+    mamba_dt_rank: Rank,
+    mamba_expand: usize,
+    mamba_conv_bias: bool,
+    mamba_proj_bias: bool,
+    mamba_inner_layernorms: bool,
+    num_experts: Option<u64>,
+    num_memory_tokens: Option<usize>,
+    memory_tokens_interspersed_every: Option<i64>,
+    tie_word_embeddings: Option<bool>,
+    bos_token_id: Option<Ids>,
+    eos_token_id: Option<Ids>,
+    pad_token_id: Option<Ids>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Rank {
+    Number(usize),
+    Word(String),
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Ids {
+    One(i64),
+    Many(Vec<i64>),
+}
+
+/// More layers than this are refused before anything is allocated for them.
+const MAX_LAYERS: usize = 1024;
+
+impl Raw {
+    /// The sizes, or the reason why hymba can't run such a model; `file` is the name for messages.
+    pub(super) fn config(&self, file: &str) -> Result<Config> {
+        let bad = |what: String| Error::format(file, what);
+        if let Some(what) = self.unsupported() {
+            return Err(bad(format!("asks for {what}, which hymba does not run")));
+        }
+        let (hidden, heads, layers) = (self.hidden_size, self.num_attention_heads, self.num_hidden_layers);
+        if !(1..=MAX_LAYERS).contains(&layers) {
+            return Err(bad(format!("asks for {layers} layers; 1 to {MAX_LAYERS} are possible")));
+        }
+        if heads == 0 || !hidden.is_multiple_of(heads) {
+            return Err(bad(format!("splits a hidden_size of {hidden} over {heads} heads, which does not go evenly")));
+        }
+        let inner = hidden
+            .checked_mul(self.mamba_expand)
+            .ok_or_else(|| bad(format!("has an impossible mamba_expand of {}", self.mamba_expand)))?;
+        let dt_rank = match &self.mamba_dt_rank {
+            Rank::Number(rank) => *rank,
+            Rank::Word(word) if word == "auto" => hidden.div_ceil(16),
+            Rank::Word(word) => return Err(bad(format!("has mamba_dt_rank `{word}`; a number or `auto` is needed"))),
+        };
+        let activation = match self.mlp_hidden_act.as_str() {
+            "silu" => Activation::Silu,
+            "relu2" => Activation::Relu2,
+            other => return Err(bad(format!("has mlp_hidden_act `{other}`; silu and relu2 are known"))),
+        };
+        Ok(Config {
+            vocab: self.vocab_size,
+            context_length: self.max_position_embeddings,
+            hidden,
+            layers,
+            ffn: self.intermediate_size,
+            activation,
+            heads,
+            kv_heads: self.num_key_value_heads,
+            key_dim: hidden / heads,
+            value_dim: inner / heads,
+            rms_eps: self.rms_norm_eps,
+            window: self.sliding_window,
+            windowed: self.windowed().map_err(bad)?,
+            kv_source: self.kv_source().map_err(bad)?,
+            qk_norm: self.kq_norm.as_deref() == Some("rms"),
+            meta_tokens: self.num_memory_tokens.unwrap_or(0),
+            rope: self.rope,
+            rope_base: self.rope_base().map_err(bad)?,
+            conv_kernel: self.mamba_d_conv,
+            inner,
+            state: self.mamba_d_state,
+            dt_rank,
+            dt_b_c_norm: self.mamba_inner_layernorms,
+        })
+    }
+
+    /// A feature that the official code has and we have not.
+    fn unsupported(&self) -> Option<String> {
+        let Self { model_type, hidden_size, num_attention_heads, .. } = self;
+        let named = |key: &str, value: &Option<String>, known: &[&str]| {
+            value.as_deref().filter(|v| !known.contains(v)).map(|v| format!("{key} `{v}`"))
+        };
+        let implied = |key: &str, value: Option<i64>, implied: usize| {
+            value.filter(|&v| v > 0 && v as u64 != implied as u64).map(|v| format!("{key} {v}"))
+        };
+        if model_type != "hymba" {
+            return Some(format!("a model of type `{model_type}`"));
+        }
+        if let Some(experts) = self.num_experts.filter(|&n| n > 1) {
+            return Some(format!("num_experts {experts}"));
+        }
+        if let Some(every) = self.memory_tokens_interspersed_every.filter(|&n| n > 0) {
+            return Some(format!("memory_tokens_interspersed_every {every}"));
+        }
+        if let Some(other) = self.layer_type.iter().flatten().find(|t| *t != "h") {
+            return Some(format!("layer_type `{other}`"));
+        }
+        let rope_type = if self.rope { named("rope_type", &self.rope_type, &["default", "ntk"]) } else { None };
+        rope_type
+            .or_else(|| named("kq_norm", &self.kq_norm, &["none", "rms"]))
+            .or_else(|| named("hidden_act", &self.hidden_act, &["silu"]))
+            .or_else(|| implied("kq_head_dim", self.kq_head_dim, hidden_size / (*num_attention_heads).max(1)))
+            .or_else(|| implied("attn_hidden_size", self.attn_hidden_size, *hidden_size))
+    }
+
+    fn windowed(&self) -> std::result::Result<Vec<bool>, String> {
+        let layers = self.num_hidden_layers;
+        let global = match (&self.global_attn_idx, self.sliding_window) {
+            (Some(global), Some(_)) => global,
+            (None, Some(_)) => return Err("has a sliding_window, but no global_attn_idx".into()),
+            (_, None) => return Ok(vec![false; layers]),
+        };
+        if let Some(layer) = global.iter().find(|&&l| l >= layers) {
+            return Err(format!("names layer {layer} in global_attn_idx, but has {layers} layers"));
+        }
+        Ok((0..layers).map(|layer| !global.contains(&layer)).collect())
+    }
+
+    fn kv_source(&self) -> std::result::Result<Vec<usize>, String> {
+        let layers = self.num_hidden_layers;
+        let mut source: Vec<usize> = (0..layers).collect();
+        match (&self.kv_reuse_group, self.kv_reuse_every_i_layer) {
+            (Some(groups), _) => {
+                let mut grouped = vec![false; layers];
+                for group in groups {
+                    for &layer in group {
+                        let Some(seen) = grouped.get_mut(layer) else {
+                            return Err(format!("names layer {layer} in kv_reuse_group, but has {layers} layers"));
+                        };
+                        if std::mem::replace(seen, true) {
+                            return Err(format!("names layer {layer} twice in kv_reuse_group"));
+                        }
+                        source[layer] = group[0];
+                    }
+                }
+            }
+            (None, Some(every)) if every > 0 => {
+                let every = usize::try_from(every).unwrap_or(usize::MAX);
+                source.iter_mut().for_each(|l| *l -= *l % every);
+            }
+            _ => {}
+        }
+        Ok(source)
+    }
+
+    /// RoPE's base; `ntk` enlarges it once and for all, so that the longest text turns as far as the original one.
+    fn rope_base(&self) -> std::result::Result<f32, String> {
+        let theta = match self.rope_theta {
+            Some(theta) => theta,
+            None if self.rope => return Err("has no rope_theta".into()),
+            None => 10000.0,
+        };
+        if !self.rope || self.rope_type.as_deref() != Some("ntk") {
+            return Ok(theta as f32);
+        }
+        let original = self.orig_max_position_embeddings.filter(|&n| n > 0);
+        let original = original.ok_or("has rope_type `ntk`, but no orig_max_position_embeddings")? as f64;
+        let width = self.hidden_size as f64 / self.num_attention_heads as f64;
+        let stretch = 2.0 * self.max_position_embeddings as f64 / original - 1.0;
+        Ok((theta * stretch.powf(width / (width - 2.0))) as f32)
+    }
+
+    /// Token ids with a meaning, as ggml's keys; of a list, the first counts.
+    pub(super) fn special_ids(&self, file: &str, metadata: &mut Metadata) -> Result<()> {
+        for (name, ids) in [("bos", &self.bos_token_id), ("eos", &self.eos_token_id), ("padding", &self.pad_token_id)] {
+            let id = match ids {
+                Some(Ids::One(id)) => *id,
+                Some(Ids::Many(ids)) if !ids.is_empty() => ids[0],
+                _ => continue,
+            };
+            // −1 stands for "none" in some exports.
+            if id == -1 {
+                continue;
+            }
+            let id = u64::try_from(id).ok().filter(|&id| id < self.vocab_size as u64).ok_or_else(|| {
+                Error::format(file, format!("has the {name} token id {id}, but a vocabulary of {}", self.vocab_size))
+            })?;
+            metadata.set(format!("tokenizer.ggml.{name}_token_id"), Value::Uint(id));
+        }
+        Ok(())
+    }
+
+    /// Is an optional tensor none of this model's, whatever the folder holds?
+    pub(super) fn leaves_out(&self, spec: &Spec) -> bool {
+        spec.official == "lm_head.weight" && self.tie_word_embeddings == Some(true)
+            || spec.name.ends_with("_proj.bias") && !self.mamba_proj_bias
+            || spec.name.ends_with("ssm_conv1d.bias") && !self.mamba_conv_bias
+    }
+
+    /// May a tensor that is not left out be absent? Consumers' key norms are never used; a head is, unless config.json
+    /// keeps silent about it.
+    pub(super) fn may_lack(&self, spec: &Spec, config: &Config) -> bool {
+        match spec.official.as_str() {
+            "lm_head.weight" => self.tie_word_embeddings.is_none(),
+            name => config.qk_norm && spec.optional && name.ends_with("k_norm.weight"),
+        }
+    }
+}

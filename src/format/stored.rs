@@ -1,0 +1,69 @@
+//! A tensor in a file that is read piece by piece. Unlike pages of a [`Blob`](super::Blob), what has been read does not
+//! stay in memory, so that files larger than memory can be converted.
+
+use std::{
+    fs::File,
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use super::DType;
+use crate::{Error, Result};
+
+/// A file that tensors are read from.
+pub(crate) struct Source {
+    path: PathBuf,
+    file: File,
+}
+
+impl Source {
+    /// Opens the file at `path`.
+    pub(crate) fn open(path: &Path) -> Result<Arc<Self>> {
+        let file = File::open(path).map_err(|e| Error::io("cannot open", path, e))?;
+        Ok(Arc::new(Self { path: path.to_owned(), file }))
+    }
+}
+
+/// A tensor's values, still in the file.
+#[derive(Clone)]
+pub struct Stored {
+    pub(crate) source: Arc<Source>,
+    pub(crate) offset: u64,
+    /// Sizes, slowest first: `[rows, columns]`.
+    pub dims: Vec<usize>,
+    /// How the values are stored.
+    pub dtype: DType,
+}
+
+impl Stored {
+    /// Fills `out` with the bytes that start `from` bytes after the tensor's first.
+    pub fn read(&self, from: u64, out: &mut [u8]) -> Result<()> {
+        let Source { path, file } = &*self.source;
+        read_exact_at(file, out, self.offset + from).map_err(|e| match e.kind() {
+            io::ErrorKind::UnexpectedEof => {
+                Error::format(path.display().to_string(), "was cut short while it was read")
+            }
+            _ => Error::io("cannot read", path, e),
+        })
+    }
+}
+
+#[cfg(unix)]
+fn read_exact_at(file: &File, out: &mut [u8], offset: u64) -> io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, out, offset)
+}
+
+#[cfg(windows)]
+fn read_exact_at(file: &File, mut out: &mut [u8], mut offset: u64) -> io::Result<()> {
+    while !out.is_empty() {
+        match std::os::windows::fs::FileExt::seek_read(file, out, offset)? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            n => {
+                out = &mut out[n..];
+                offset += n as u64;
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,68 @@
+//! What a conversion starts from: a Hugging Face folder, or a GGUF file of ours.
+
+use std::path::Path;
+
+use crate::{
+    Error, Result,
+    format::{
+        Source, Stored,
+        gguf::{Gguf, Metadata},
+        hf::Folder,
+    },
+    model::{
+        Config,
+        tensors::{Spec, meta_state_specs, specs},
+    },
+};
+
+/// The key that says that the state after the meta tokens is stored.
+pub(super) const META_STATE_KEY: &str = "hymba.meta_state.version";
+
+/// A checkpoint to convert, checked but for its tensors' values.
+pub(super) struct Checkpoint {
+    pub(super) config: Config,
+    pub(super) metadata: Metadata,
+    pub(super) tensors: Vec<(Spec, Stored)>,
+    pub(super) notes: Vec<String>,
+    /// Does `ssm_a` still hold A_log?
+    pub(super) a_is_log: bool,
+}
+
+impl Checkpoint {
+    pub(super) fn open(path: &Path) -> Result<Self> {
+        if path.is_dir() {
+            let Folder { config, metadata, tensors, notes } = Folder::open(path)?;
+            return Ok(Self { config, metadata, tensors, notes, a_is_log: true });
+        }
+        let Gguf { file, mut metadata, tensors: stored, .. } = Gguf::open(path)?;
+        let bad = |what: String| Error::format(&file, what);
+        let config = Config::from_metadata(&metadata, &file)?;
+        metadata.remove(META_STATE_KEY);
+        let source = Source::open(path)?;
+        let mut stored: std::collections::BTreeMap<_, _> = stored.into_iter().map(|t| (t.name.clone(), t)).collect();
+        let mut tensors = Vec::new();
+        for spec in specs(&config) {
+            let Some(tensor) = stored.remove(&spec.name) else {
+                if spec.optional {
+                    continue;
+                }
+                return Err(bad(format!("lacks the tensor `{}`; download or convert it again", spec.name)));
+            };
+            if tensor.dims != spec.shape {
+                return Err(bad(format!(
+                    "holds `{}` in the shape {:?}, but its keys ask for {:?}; convert it again",
+                    spec.name, tensor.dims, spec.shape
+                )));
+            }
+            let source = source.clone();
+            tensors.push((spec, Stored { source, offset: tensor.offset, dims: tensor.dims, dtype: tensor.dtype }));
+        }
+        for (name, _) in meta_state_specs(&config) {
+            stored.remove(&name);
+        }
+        match stored.into_keys().next() {
+            Some(name) => Err(bad(format!("holds `{name}`, which is no tensor of a Hymba model"))),
+            None => Ok(Self { config, metadata, tensors, notes: Vec::new(), a_is_log: false }),
+        }
+    }
+}

@@ -1,0 +1,256 @@
+//! Makes a GGUF file of a checkpoint, whatever its size: pieces of rows are read, converted and written, and never more
+//! than a few of them are in memory.
+
+use std::{
+    path::Path,
+    sync::{
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+    thread,
+    time::Instant,
+};
+
+use rayon::prelude::*;
+use regex::Regex;
+
+use super::{
+    checkpoint::{Checkpoint, META_STATE_KEY},
+    codec::{Unfit, decode_row, encode_row},
+    recipe,
+    summary::{Event, Summary, size_label},
+};
+use crate::{
+    Error, Result,
+    format::{
+        DType, Stored, check_output,
+        gguf::{Layout, Writer},
+    },
+    model::tensors::{Spec, meta_state_specs},
+};
+
+/// How to convert.
+pub struct Options {
+    /// The type of the matrices.
+    pub dtype: DType,
+    /// Other types for tensors whose name (in GGUF) matches; the last match wins.
+    pub overrides: Vec<(Regex, DType)>,
+    /// Replace an existing output?
+    pub force: bool,
+    /// Threads that convert; `None`: one a core.
+    pub threads: Option<usize>,
+}
+
+/// Bytes of input that are read at once.
+const PIECE: usize = 4 << 20;
+/// Version of the layout of the stored state after the meta tokens.
+const META_STATE_VERSION: u32 = 1;
+
+/// A tensor on its way.
+struct Job {
+    spec: Spec,
+    input: Stored,
+    dtype: DType,
+    a_is_log: bool,
+}
+
+/// Converts the checkpoint `input`, a Hugging Face folder or a GGUF file of ours, to the GGUF file `output`.
+///
+/// Once all weights are in place, `meta_state` gets the path of the file as it is then, and returns the state after the
+/// meta tokens: a vector for every tensor of [`meta_state_specs`], in that order. The file's header promises that state
+/// already, so `meta_state` must not use the one it finds. It is not called if there are no meta tokens.
+///
+/// `output` appears when everything has succeeded; an error, or `cancel` turning true, leaves nothing.
+pub fn convert(
+    input: &Path,
+    output: &Path,
+    options: &Options,
+    meta_state: &mut dyn FnMut(&Path) -> Result<Vec<Vec<f32>>>,
+    progress: &mut dyn FnMut(Event),
+    cancel: &AtomicBool,
+) -> Result<Summary> {
+    let start = Instant::now();
+    check_output(output, options.force)?;
+    if let (Ok(a), Ok(b)) = (input.canonicalize(), output.canonicalize())
+        && a == b
+    {
+        return Err(Error::Request(format!("{} is both input and output; name another output", output.display())));
+    }
+    let Checkpoint { config, mut metadata, tensors, notes, a_is_log } = Checkpoint::open(input)?;
+    recipe::check(tensors.iter().map(|(spec, _)| spec), &options.overrides)?;
+
+    let mut summary = Summary { notes, ..Summary::default() };
+    let mut requantized = 0;
+    let mut jobs = Vec::with_capacity(tensors.len());
+    for (spec, input) in tensors {
+        let recipe::Choice { dtype, wished } = recipe::choose(&spec, options.dtype, &options.overrides);
+        if let Some(wished) = wished {
+            summary.fallbacks.push((spec.name.clone(), wished, dtype));
+        }
+        requantized += usize::from(input.dtype.block_len() > 1 && input.dtype != dtype);
+        let a_is_log = a_is_log && spec.name.ends_with(".ssm_a");
+        jobs.push(Job { spec, input, dtype, a_is_log });
+    }
+    if requantized > 0 {
+        summary.notes.push(format!(
+            "{requantized} tensors were quantized before; converting from the original checkpoint gives better results"
+        ));
+    }
+    let mut layout: Vec<_> = jobs.iter().map(|j| (j.spec.name.clone(), j.spec.shape.clone(), j.dtype)).collect();
+    let states = if config.meta_tokens > 0 { meta_state_specs(&config) } else { Vec::new() };
+    // A convolution of one tap has no state, and GGUF no empty tensors.
+    let stored_states = states.iter().filter(|(_, dims)| !dims.contains(&0));
+    layout.extend(stored_states.map(|(name, dims)| (name.clone(), dims.to_vec(), DType::F32)));
+
+    let parameters = jobs.iter().map(|j| j.spec.shape.iter().product::<usize>() as u64).sum();
+    metadata.set("general.size_label", size_label(parameters));
+    metadata.set("general.file_type", options.dtype.file_type());
+    metadata.set("general.quantization_version", 2u32);
+    if !states.is_empty() {
+        metadata.set(META_STATE_KEY, META_STATE_VERSION);
+    }
+    let layout = Layout::new(metadata, layout)?;
+    summary.count(&layout, jobs.len(), parameters);
+
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(options.threads.unwrap_or(0))
+        .build()
+        .map_err(|e| Error::Request(format!("cannot start threads: {e}")))?;
+    let mut writer = Writer::create(output, layout, options.force)?;
+    progress(Event::Begin { bytes: jobs.iter().map(|j| j.bytes()).sum() });
+    stream(&jobs, &mut writer, &pool, progress, cancel)?;
+    if !states.is_empty() {
+        progress(Event::MetaState);
+        let values = meta_state(writer.temporary_path())?;
+        write_states(&states, &values, &mut writer)?;
+    }
+    if cancel.load(Ordering::Relaxed) {
+        return Err(Error::Cancelled);
+    }
+    writer.finish()?;
+    summary.seconds = start.elapsed().as_secs_f64();
+    Ok(summary)
+}
+
+/// Reads on a thread of its own, one or two pieces ahead; converts on the pool; writes in order.
+fn stream(
+    jobs: &[Job],
+    writer: &mut Writer,
+    pool: &rayon::ThreadPool,
+    progress: &mut dyn FnMut(Event),
+    cancel: &AtomicBool,
+) -> Result<()> {
+    let (sender, receiver) = mpsc::sync_channel::<Result<(usize, usize, Vec<u8>)>>(1);
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            for (index, job) in jobs.iter().enumerate() {
+                for (row, from, len) in job.pieces() {
+                    let mut bytes = vec![0; len];
+                    let read = job.input.read(from, &mut bytes).map(|()| (index, row, bytes));
+                    let failed = read.is_err();
+                    // The other side is gone if it has met an error or was cancelled.
+                    if sender.send(read).is_err() || failed {
+                        return;
+                    }
+                }
+            }
+        });
+        // Taken in here, so that the reader learns of an early return.
+        let receiver = receiver;
+        let mut out = Vec::new();
+        for piece in &receiver {
+            if cancel.load(Ordering::Relaxed) {
+                return Err(Error::Cancelled);
+            }
+            let (index, row, bytes) = piece?;
+            let job = &jobs[index];
+            pool.install(|| job.convert(row, &bytes, &mut out))?;
+            writer.write(&out)?;
+            progress(Event::Converted { tensor: &job.spec.name, bytes: bytes.len() as u64 });
+        }
+        Ok(())
+    })
+}
+
+impl Job {
+    fn rows_and_cols(&self) -> (usize, usize) {
+        match self.spec.shape[..] {
+            [rows, cols] => (rows, cols),
+            _ => (1, self.spec.shape.iter().product()),
+        }
+    }
+
+    fn row_bytes(&self, dtype: DType) -> usize {
+        // A layout and a checkpoint are made of whole blocks only.
+        dtype.row_bytes(self.rows_and_cols().1).unwrap_or(0)
+    }
+
+    fn bytes(&self) -> u64 {
+        (self.rows_and_cols().0 * self.row_bytes(self.input.dtype)) as u64
+    }
+
+    /// First row, first byte and length of the pieces.
+    fn pieces(&self) -> impl Iterator<Item = (usize, u64, usize)> + use<> {
+        let (rows, row_bytes) = (self.rows_and_cols().0, self.row_bytes(self.input.dtype));
+        let step = (PIECE / row_bytes).max(1);
+        (0..rows).step_by(step).map(move |row| (row, (row * row_bytes) as u64, step.min(rows - row) * row_bytes))
+    }
+
+    /// Converts the whole rows in `bytes`, of which the first is row `first`.
+    fn convert(&self, first: usize, bytes: &[u8], out: &mut Vec<u8>) -> Result<()> {
+        let (from, to) = (self.row_bytes(self.input.dtype), self.row_bytes(self.dtype));
+        let cols = self.rows_and_cols().1;
+        out.resize(bytes.len() / from * to, 0);
+        let rows = bytes.par_chunks_exact(from).zip(out.par_chunks_exact_mut(to)).enumerate().with_min_len(8);
+        rows.try_for_each_init(
+            || vec![0f32; cols],
+            |values, (row, (bytes, out))| {
+                self.convert_row(values, bytes, out).map_err(|unfit| self.unfit(first + row, unfit))
+            },
+        )
+    }
+
+    fn convert_row(&self, values: &mut [f32], bytes: &[u8], out: &mut [u8]) -> std::result::Result<(), Unfit> {
+        decode_row(self.input.dtype, bytes, values);
+        if self.a_is_log {
+            values.iter_mut().for_each(|v| *v = -f64::from(*v).exp() as f32);
+        } else if self.input.dtype == self.dtype {
+            // Encoding blocks again could change them.
+            out.copy_from_slice(bytes);
+            return values.iter().all(|v| v.is_finite()).then_some(()).ok_or(Unfit::NotFinite);
+        }
+        encode_row(self.dtype, values, out)
+    }
+
+    fn unfit(&self, row: usize, unfit: Unfit) -> Error {
+        let Spec { name, official, .. } = &self.spec;
+        Error::Request(match unfit {
+            Unfit::NotFinite => format!(
+                "tensor `{name}` ({official}) holds NaN or infinity in row {row}; the checkpoint is damaged, \
+                 download it again"
+            ),
+            Unfit::Overflow => format!(
+                "tensor `{name}` ({official}) holds values in row {row} that are too large for {0}; \
+                 keep it wider, for example with --tensor-type {name}=f32",
+                self.dtype
+            ),
+        })
+    }
+}
+
+fn write_states(states: &[(String, [usize; 2])], values: &[Vec<f32>], writer: &mut Writer) -> Result<()> {
+    let lengths = states.iter().map(|(_, [rows, cols])| rows * cols);
+    if !lengths.eq(values.iter().map(Vec::len)) {
+        return Err(Error::Request("the state after the meta tokens has another size than the model's".into()));
+    }
+    for ((name, _), values) in states.iter().zip(values) {
+        if !values.iter().all(|v| v.is_finite()) {
+            return Err(Error::Request(format!(
+                "`{name}`, computed from the weights, holds NaN or infinity; the checkpoint is damaged"
+            )));
+        }
+        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        writer.write(&bytes)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,104 @@
+//! What a conversion tells while it runs, and at its end.
+
+use std::fmt;
+
+use crate::format::{DType, gguf::Layout};
+
+/// A step of a conversion.
+pub enum Event<'a> {
+    /// The work: bytes of input.
+    Begin {
+        /// How many.
+        bytes: u64,
+    },
+    /// A piece is in the output.
+    Converted {
+        /// The tensor that it belongs to.
+        tensor: &'a str,
+        /// Bytes of input.
+        bytes: u64,
+    },
+    /// The weights are in place; the state after the meta tokens is computed next.
+    MetaState,
+}
+
+/// What a conversion has made.
+#[derive(Clone, Debug, Default)]
+pub struct Summary {
+    /// The types of the weights that are there, with the number of tensors and their bytes.
+    pub types: Vec<(DType, usize, u64)>,
+    /// Tensors whose rows do not fit the blocks of the type wished for: name, that type, the type taken instead.
+    pub fallbacks: Vec<(String, DType, DType)>,
+    /// What else the user may want to know, a sentence each.
+    pub notes: Vec<String>,
+    /// Number of weights.
+    pub parameters: u64,
+    /// Bytes of the output file.
+    pub bytes: u64,
+    /// Bits that a weight takes, the state after the meta tokens not counted.
+    pub bits_per_weight: f64,
+    /// How long it took.
+    pub seconds: f64,
+}
+
+impl Summary {
+    /// Counts the first `weights` tensors of `layout`; those behind them hold state.
+    pub(super) fn count(&mut self, layout: &Layout, weights: usize, parameters: u64) {
+        let slots = layout.slots.iter().take(weights);
+        for dtype in DType::ALL {
+            let slots = slots.clone().filter(|s| s.dtype == dtype);
+            let (count, bytes) = slots.fold((0, 0), |(n, sum), s| (n + 1, sum + s.bytes));
+            if count > 0 {
+                self.types.push((dtype, count, bytes));
+            }
+        }
+        let bytes: u64 = self.types.iter().map(|&(_, _, bytes)| bytes).sum();
+        self.bits_per_weight = bytes as f64 * 8.0 / parameters as f64;
+        self.parameters = parameters;
+        self.bytes = layout.size;
+    }
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mib = |bytes: u64| bytes as f64 / (1 << 20) as f64;
+        for &(dtype, count, bytes) in &self.types {
+            writeln!(f, "{:<5} {count:>4} tensors {:>9.1} MiB", dtype.name(), mib(bytes))?;
+        }
+        for (name, wished, taken) in &self.fallbacks {
+            writeln!(f, "{name} is {taken}: its rows are no multiple of the block of {wished}")?;
+        }
+        for note in &self.notes {
+            writeln!(f, "note: {note}")?;
+        }
+        let Self { parameters, bytes, bits_per_weight, seconds, .. } = self;
+        let parameters = size_label(*parameters);
+        write!(f, "{parameters} weights at {bits_per_weight:.2} bits, {:.1} MiB in {seconds:.1} s", mib(*bytes))
+    }
+}
+
+/// A number of weights in two digits or more, as model names have it: 27M, 1.5B.
+pub(super) fn size_label(parameters: u64) -> String {
+    let (unit, letter) = match parameters {
+        ..1_000_000 => (1e3, 'K'),
+        ..1_000_000_000 => (1e6, 'M'),
+        _ => (1e9, 'B'),
+    };
+    let scaled = parameters as f64 / unit;
+    let digits = usize::from(scaled.round() < 10.0);
+    format!("{scaled:.digits$}{letter}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_have_two_digits() {
+        let labels =
+            [(1_522_797_824, "1.5B"), (27_111_424, "27M"), (125_400, "125K"), (9_960_000, "10M"), (5_000_000, "5.0M")];
+        for (parameters, label) in labels {
+            assert_eq!(size_label(parameters), label);
+        }
+    }
+}
