@@ -1,0 +1,145 @@
+//! What each layer keeps between tokens: who makes keys and values, who reads them, and how much room all of it takes.
+
+use super::Config;
+
+/// One layer's part in the attention of the whole model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LayerPlan {
+    /// Does it see through the window only?
+    pub windowed: bool,
+    /// The layer whose keys and values it reads: its own index in a producer.
+    pub kv_source: usize,
+    /// The other layers that read its keys and values; empty in consumers.
+    pub readers: Vec<usize>,
+}
+
+/// All layers, and the arithmetic of the cache.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// One entry a layer.
+    pub layers: Vec<LayerPlan>,
+    meta_tokens: usize,
+    window: usize,
+    /// Values of a key row and a value row together.
+    kv_width: usize,
+    /// Values of a layer's conv and SSM state.
+    state_values: usize,
+}
+
+impl Plan {
+    /// The plan of a model of these sizes (checked ones, as [`Config::from_metadata`] returns them).
+    pub fn new(c: &Config) -> Self {
+        let layers = (0..c.layers)
+            .map(|layer| LayerPlan {
+                windowed: c.windowed[layer],
+                kv_source: c.kv_source[layer],
+                readers: (layer + 1..c.layers).filter(|&reader| c.kv_source[reader] == layer).collect(),
+            })
+            .collect();
+        let (k, v) = c.kv_widths();
+        Self {
+            layers,
+            meta_tokens: c.meta_tokens,
+            window: c.window.unwrap_or(0),
+            kv_width: k + v,
+            state_values: c.inner * (c.conv_kernel - 1 + c.state),
+        }
+    }
+
+    /// Layers that make keys and values.
+    pub fn producers(&self) -> impl Iterator<Item = (usize, &LayerPlan)> {
+        self.layers.iter().enumerate().filter(|(layer, plan)| plan.kv_source == *layer)
+    }
+
+    /// Rows of keys, and as many of values, that a producer holds after a text of `tokens`: the meta tokens' and the
+    /// text's, in a windowed layer no more of it than the window.
+    pub fn kv_rows(&self, windowed: bool, tokens: usize) -> usize {
+        self.meta_tokens + if windowed { tokens.min(self.window) } else { tokens }
+    }
+
+    /// Bytes of the windowed producers' keys and values after a text of `tokens`; constant once the window is full.
+    pub fn windowed_kv_bytes(&self, tokens: usize, bytes_per_value: usize) -> u64 {
+        self.kv_bytes_of(true, tokens, bytes_per_value)
+    }
+
+    /// Bytes of the global producers' keys and values after a text of `tokens`; they grow with it.
+    pub fn global_kv_bytes(&self, tokens: usize, bytes_per_value: usize) -> u64 {
+        self.kv_bytes_of(false, tokens, bytes_per_value)
+    }
+
+    /// Bytes of all keys and values after a text of `tokens`.
+    pub fn kv_bytes(&self, tokens: usize, bytes_per_value: usize) -> u64 {
+        self.windowed_kv_bytes(tokens, bytes_per_value) + self.global_kv_bytes(tokens, bytes_per_value)
+    }
+
+    /// Bytes of all layers' conv and SSM states, F32, whatever the length of the text.
+    pub fn state_bytes(&self) -> u64 {
+        (self.layers.len() * self.state_values * size_of::<f32>()) as u64
+    }
+
+    fn kv_bytes_of(&self, windowed: bool, tokens: usize, bytes_per_value: usize) -> u64 {
+        let producers = self.producers().filter(|(_, plan)| plan.windowed == windowed).count();
+        (producers * self.kv_rows(windowed, tokens) * self.kv_width * bytes_per_value) as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Activation;
+
+    fn hymba_1_5b() -> Config {
+        let mut kv_source: Vec<usize> = (0..32).collect();
+        for consumer in (2..15).step_by(2).chain([17]).chain((20..31).step_by(2)) {
+            kv_source[consumer] = consumer - 1;
+        }
+        kv_source[18] = 16;
+        Config {
+            vocab: 32001,
+            context_length: 8192,
+            hidden: 1600,
+            layers: 32,
+            ffn: 5504,
+            activation: Activation::Silu,
+            heads: 25,
+            kv_heads: 5,
+            key_dim: 64,
+            value_dim: 128,
+            rms_eps: 1e-6,
+            window: Some(1024),
+            windowed: (0..32).map(|layer| ![0, 15, 31].contains(&layer)).collect(),
+            kv_source,
+            qk_norm: false,
+            meta_tokens: 128,
+            rope: true,
+            rope_base: 74534.83,
+            conv_kernel: 4,
+            inner: 3200,
+            state: 16,
+            dt_rank: 100,
+            dt_b_c_norm: true,
+        }
+    }
+
+    #[test]
+    fn hymba_1_5b_needs_what_the_paper_says() {
+        let config = hymba_1_5b();
+        assert_eq!(config.contradiction(), None);
+        let plan = Plan::new(&config);
+        assert_eq!(plan.producers().count(), 17);
+        assert_eq!(plan.layers[16].readers, [17, 18]);
+        assert_eq!(plan.windowed_kv_bytes(8192, 2), 14 * 1152 * 1920);
+        assert_eq!(plan.global_kv_bytes(8192, 2), 3 * 8320 * 1920);
+        assert_eq!(plan.kv_bytes(8192, 2), 78_888_960); // "79 MB" in the paper
+        assert_eq!(plan.state_bytes(), 32 * (51_200 + 9_600) * 4);
+    }
+
+    #[test]
+    fn a_window_fills_up_and_then_stays() {
+        let plan = Plan::new(&hymba_1_5b());
+        assert_eq!(plan.kv_rows(true, 0), 128);
+        assert_eq!(plan.kv_rows(true, 1000), 1128);
+        assert_eq!(plan.windowed_kv_bytes(1024, 2), plan.windowed_kv_bytes(1_000_000, 2));
+        assert_eq!(plan.kv_rows(false, 1_000_000), 1_000_128);
+    }
+}
