@@ -66,20 +66,12 @@ impl KvLayout {
         let from = if self.windowed { here.saturating_sub(reach).max(self.meta) } else { self.meta };
         let cached = start.saturating_sub(from);
         let chunk_from = if here < self.meta { start } else { from.max(start) };
-        let (ring, wrapped) = if self.windowed && cached > 0 {
-            let first = self.row(from);
-            let before_end = cached.min(self.meta + self.text - first);
-            (
-                Run { chunk: false, first, rows: before_end },
-                Run { chunk: false, first: self.meta, rows: cached - before_end },
-            )
-        } else {
-            (Run { chunk: false, first: from, rows: cached }, Run::default())
-        };
+        let first = if cached > 0 { self.row(from) } else { 0 };
+        let before_end = cached.min(self.rows() - first);
         [
             Run { chunk: false, first: 0, rows: meta },
-            ring,
-            wrapped,
+            Run { chunk: false, first, rows: before_end },
+            Run { chunk: false, first: self.meta, rows: cached - before_end },
             Run { chunk: true, first: chunk_from - start, rows: here + 1 - chunk_from },
         ]
     }

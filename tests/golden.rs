@@ -1,0 +1,218 @@
+//! The forward pass against what the official code answers for random checkpoints (`golden/README.md`): every case in
+//! `tests/golden`, and in the folder that `HYMBA_GOLDEN_EXTRA` names.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    sync::atomic::AtomicBool,
+};
+
+use hymba::{
+    backend::Kind,
+    engine::{Model, Session, SessionOptions, compute_meta_state},
+    format::DType,
+    quant::{Options, convert},
+};
+use safetensors::SafeTensors;
+
+/// Allowed difference of a logit, times max(1, the largest logit).
+const TOLERANCE: f32 = 2e-4;
+const GO_ON: AtomicBool = AtomicBool::new(false);
+
+struct Case {
+    name: String,
+    model: Model,
+    golden: Vec<u8>,
+    _folder: tempfile::TempDir,
+}
+
+impl Case {
+    /// Converts the checkpoint in `folder` to F32 and opens it.
+    fn open(folder: &Path) -> Self {
+        let temporary = tempfile::tempdir().unwrap();
+        let file = temporary.path().join("model.gguf");
+        let options = Options { dtype: DType::F32, overrides: Vec::new(), force: false, threads: None };
+        let mut meta = |path: &Path| {
+            let state = compute_meta_state(&Model::open(path)?, None, &GO_ON)?;
+            Ok(state.expect("asked for when there are meta tokens").into_vectors())
+        };
+        convert(folder, &file, &options, &mut meta, &mut |_| {}, &GO_ON).unwrap();
+        Self {
+            name: folder.file_name().unwrap().to_string_lossy().into(),
+            model: Model::open(&file).unwrap(),
+            golden: fs::read(folder.join("golden.safetensors")).unwrap(),
+            _folder: temporary,
+        }
+    }
+
+    fn tensors(&self) -> SafeTensors<'_> {
+        SafeTensors::deserialize(&self.golden).unwrap()
+    }
+
+    fn floats(&self, name: &str) -> Vec<f32> {
+        self.tensors()
+            .tensor(name)
+            .unwrap()
+            .data()
+            .chunks(4)
+            .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
+            .collect()
+    }
+
+    fn ids(&self, name: &str) -> Vec<u32> {
+        self.tensors()
+            .tensor(name)
+            .unwrap()
+            .data()
+            .chunks(4)
+            .map(|b| u32::from_le_bytes(b.try_into().unwrap()))
+            .collect()
+    }
+
+    fn prompts(&self) -> usize {
+        (0..).take_while(|i| self.tensors().tensor(&format!("p{i}.ids")).is_ok()).count()
+    }
+
+    fn session(&self, chunk: usize, threads: usize, stored_meta_state: bool) -> Session<'_> {
+        let options = SessionOptions {
+            context: Some(2048),
+            threads: threads.try_into().ok(),
+            cache: Kind::F32,
+            stored_meta_state,
+            chunk,
+        };
+        Session::new(&self.model, &options).unwrap()
+    }
+
+    /// Logits of all of a prompt's positions, row after row.
+    fn prefill(&self, session: &mut Session<'_>, ids: &[u32]) -> Vec<f32> {
+        let mut all = Vec::new();
+        session
+            .prefill_all(ids, &GO_ON, |_, logits| {
+                all.extend_from_slice(logits);
+                Ok(())
+            })
+            .unwrap();
+        all
+    }
+}
+
+fn cases() -> Vec<Case> {
+    let mut roots = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")];
+    roots.extend(env::var_os("HYMBA_GOLDEN_EXTRA").map(PathBuf::from));
+    let mut folders: Vec<_> = roots
+        .iter()
+        .flat_map(|root| fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path()))
+        .filter(|path| path.join("golden.safetensors").exists())
+        .collect();
+    folders.sort();
+    assert!(folders.len() >= 4, "golden cases are missing");
+    folders.iter().map(|folder| Case::open(folder)).collect()
+}
+
+fn close(what: &str, got: &[f32], want: &[f32], tolerance: f32) {
+    assert_eq!(got.len(), want.len(), "{what}");
+    let bound = tolerance * want.iter().fold(1f32, |m, v| m.max(v.abs()));
+    let worst =
+        got.iter().zip(want).map(|(g, w)| (g - w).abs()).fold(0f32, |m, d| if d.is_nan() { d } else { m.max(d) });
+    assert!(worst <= bound, "{what}: off by {worst:e}, allowed {bound:e}");
+}
+
+fn argmax(logits: &[f32]) -> u32 {
+    (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b]).then(b.cmp(&a))).unwrap() as u32
+}
+
+#[test]
+fn prefill_and_decode_are_the_official_ones() {
+    for case in cases() {
+        let vocab = case.model.config().vocab;
+        for i in 0..case.prompts() {
+            let what = format!("{}, prompt {i}", case.name);
+            let (ids, generated) = (case.ids(&format!("p{i}.ids")), case.ids(&format!("p{i}.gen_ids")));
+            let want = case.floats(&format!("p{i}.logits"));
+            // with and without the stored meta state, in one chunk and in several
+            let (chunk, stored) = [(1024, true), (7, false), (64, true)][i % 3];
+            let mut session = case.session(chunk, 1 + i % 3, stored);
+            let got = case.prefill(&mut session, &ids);
+            close(&format!("{what}: prefill"), &got[got.len() - want.len()..], &want, TOLERANCE);
+
+            let want = case.floats(&format!("p{i}.gen_logits"));
+            let mut logits = got[got.len() - vocab..].to_vec();
+            for (step, want) in want.chunks(vocab).enumerate() {
+                close(&format!("{what}: step {step}"), &logits, want, TOLERANCE);
+                assert_eq!(argmax(&logits), generated[step], "{what}: step {step}");
+                logits = session.decode(generated[step]).unwrap().to_vec();
+            }
+        }
+    }
+}
+
+#[test]
+fn layers_are_the_official_ones() {
+    for case in cases() {
+        let config = case.model.config();
+        let ids = case.ids("trace.ids");
+        let (hidden, inner) = (config.hidden, config.inner);
+        let mut session = case.session(1024, 2, true);
+        let mut seen = 0;
+        session
+            .prefill_observed(&ids, &GO_ON, &mut |view| {
+                let views = [
+                    ("hidden", view.hidden, hidden),
+                    ("attn_out", view.attention, inner),
+                    ("mamba_out", view.mamba, inner),
+                ];
+                for (name, memory, width) in views {
+                    let name = format!("trace.layer{}.{name}", view.layer);
+                    if case.tensors().tensor(&name).is_ok() {
+                        let want = case.floats(&name);
+                        let want = &want[config.meta_tokens * width..];
+                        close(&format!("{}: {name}", case.name), &memory.f32()[..want.len()], want, TOLERANCE);
+                        seen += 1;
+                    }
+                }
+                Ok(())
+            })
+            .unwrap();
+        assert!(seen >= 6, "{}: only {seen} tensors in the trace", case.name);
+
+        let ids = case.ids("trace_long.ids");
+        let want = case.floats("trace_long.hidden_last");
+        let mut session = case.session(1024, 2, true);
+        session
+            .prefill_observed(&ids, &GO_ON, &mut |view| {
+                let want = &want[view.layer * hidden..][..hidden];
+                let got = &view.hidden.f32()[(ids.len() - 1) * hidden..][..hidden];
+                close(&format!("{}: long prompt, layer {}", case.name, view.layer), got, want, TOLERANCE);
+                Ok(())
+            })
+            .unwrap();
+    }
+}
+
+/// Threads, chunks and the stored meta state change no bit.
+#[test]
+fn logits_do_not_depend_on_threads_chunks_or_the_stored_meta_state() {
+    for case in cases() {
+        let longest = (0..case.prompts()).map(|i| case.ids(&format!("p{i}.ids"))).max_by_key(Vec::len).unwrap();
+        let ids = &longest[..longest.len().min(300)];
+        let mut first: Option<Vec<f32>> = None;
+        for (chunk, threads, stored) in [(1024, 1, true), (1024, 2, true), (64, 8, false), (13, 3, true), (1, 4, false)]
+        {
+            let mut session = case.session(chunk, threads, stored);
+            let mut logits = case.prefill(&mut session, ids);
+            for id in &ids[..ids.len().min(5)] {
+                logits.extend_from_slice(session.decode(*id).unwrap());
+            }
+            // the same session, cleared, reads the same again
+            session.clear().unwrap();
+            assert_eq!(case.prefill(&mut session, ids), logits[..ids.len() * case.model.config().vocab]);
+            match &first {
+                None => first = Some(logits),
+                Some(first) => {
+                    assert!(*first == logits, "{}: chunks of {chunk}, {threads} threads, {stored}", case.name)
+                }
+            }
+        }
+    }
+}
