@@ -23,7 +23,7 @@ pub struct Args {
     /// The GGUF file to write
     output: PathBuf,
     /// How to store the matrices; norms and other small tensors stay wider
-    #[arg(short, long = "type", value_name = "TYPE", default_value = "q4_0", value_parser = type_parser())]
+    #[arg(long = "type", value_name = "TYPE", default_value = "q4_0", value_parser = type_parser())]
     dtype: DType,
     /// Store the tensors whose name matches in another type; the last match wins
     #[arg(long = "tensor-type", value_name = "REGEX=TYPE", value_parser = parse_override)]
@@ -32,7 +32,7 @@ pub struct Args {
     #[arg(long)]
     force: bool,
     /// Threads that convert [default: one a core]
-    #[arg(long, value_name = "N")]
+    #[arg(short, long, value_name = "N")]
     threads: Option<NonZero<u16>>,
     /// Show neither progress nor summary
     #[arg(short, long)]
@@ -48,7 +48,11 @@ fn parse_override(text: &str) -> Result<(Regex, DType), String> {
     let (regex, name) = text.rsplit_once('=').ok_or("REGEX=TYPE is needed, for example ffn_down=q8_0")?;
     let dtype = DType::from_name(name)
         .ok_or_else(|| format!("`{name}` is no type; known are {}", DType::ALL.map(DType::name).join(", ")))?;
-    let regex = Regex::new(regex).map_err(|e| format!("`{regex}` is no regular expression: {e}"))?;
+    let regex = Regex::new(regex).map_err(|e| {
+        // The reason is the last line; the others draw the place.
+        let drawing = e.to_string();
+        format!("`{regex}` is no regular expression: {}", drawing.lines().last().unwrap_or_default())
+    })?;
     Ok((regex, dtype))
 }
 

@@ -86,22 +86,22 @@ pub fn encode_row(dtype: DType, values: &[f32], out: &mut [u8]) -> Result<(), Un
         DType::Q8_0 => {
             let (blocks, _) = out.as_chunks_mut::<34>();
             for ([d0, d1, qs @ ..], x) in blocks.iter_mut().zip(values.as_chunks::<BLOCK>().0) {
-                let largest = x.iter().fold(0f32, |m, v| m.max(v.abs()));
-                let d = largest / 127.0;
+                let d = magnitude(x) / 127.0;
                 [*d0, *d1] = scale(d, &mut fits);
                 let inverse = inverse(d);
-                qs.iter_mut().zip(x).for_each(|(q, &v)| *q = (v * inverse).round() as i8 as u8);
+                qs.iter_mut().zip(x).for_each(|(q, &v)| *q = round(v * inverse) as u8);
             }
         }
         DType::Q4_0 => {
             let (blocks, _) = out.as_chunks_mut::<18>();
             for ([d0, d1, qs @ ..], x) in blocks.iter_mut().zip(values.as_chunks::<BLOCK>().0) {
                 // The first value of the largest magnitude becomes −8, so that its sign gets the longer side.
-                let largest = x.iter().fold(0f32, |m, &v| if v.abs() > m.abs() { v } else { m });
+                let magnitude = magnitude(x);
+                let largest = x.iter().copied().find(|&v| v != 0.0 && v.abs() == magnitude).unwrap_or(0.0);
                 let d = largest / -8.0;
                 [*d0, *d1] = scale(d, &mut fits);
                 let inverse = inverse(d);
-                let nibble = |v: f32| ((v * inverse + 8.5) as u8).min(15);
+                let nibble = |v: f32| ((v * inverse + 8.5) as i32).min(15) as u8;
                 let (low, high) = x.split_at(BLOCK / 2);
                 for ((q, &low), &high) in qs.iter_mut().zip(low).zip(high) {
                     *q = nibble(low) | nibble(high) << 4;
@@ -116,6 +116,16 @@ fn scale(d: f32, fits: &mut bool) -> [u8; 2] {
     let d = f16::from_f32(d);
     *fits &= d.is_finite();
     d.to_le_bytes()
+}
+
+/// The largest magnitude of finite values: their bits, sign aside, order as integers do, which vectorizes.
+fn magnitude(x: &[f32; BLOCK]) -> f32 {
+    f32::from_bits(x.iter().fold(0, |m, v| m.max(v.to_bits() as i32 & i32::MAX)) as u32)
+}
+
+/// The nearest integer, halves away from zero. The largest number below ½ is added, lest the one below it reach 1.
+fn round(v: f32) -> i32 {
+    (v + 0.5f32.next_down().copysign(v)) as i32
 }
 
 /// 1/d, or 0 for a scale so small that 1/d is infinite; the stored scale is 0 then.

@@ -37,6 +37,7 @@ impl Layout {
     /// first), type. Fails if a tensor can't be stored in its type.
     pub fn new(mut metadata: Metadata, tensors: Vec<(String, Vec<usize>, DType)>) -> Result<Self> {
         let aligned = |n: u64| n.next_multiple_of(ALIGNMENT as u64);
+        metadata.remove("general.alignment");
         metadata.set("general.alignment", ALIGNMENT);
         let mut header = Vec::new();
         header.extend(MAGIC);

@@ -34,6 +34,12 @@ impl Folder {
     /// Reads everything in the folder at `path` but the tensors' values.
     pub fn open(path: &Path) -> Result<Self> {
         let config_path = path.join("config.json");
+        if !config_path.exists() {
+            return Err(Error::format(
+                path.display().to_string(),
+                "has no config.json; name a Hugging Face folder or a GGUF file",
+            ));
+        }
         let raw: config::Raw = json(&config_path)?;
         let config_file = config_path.display().to_string();
         let config = raw.config(&config_file)?;
@@ -129,6 +135,3 @@ fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T> {
     serde_json::from_str(text)
         .map_err(|e| Error::format(path.display().to_string(), format!("is not the JSON that belongs there: {e}")))
 }
-
-#[cfg(test)]
-mod tests;

@@ -48,6 +48,15 @@ fn a_scale_too_small_to_divide_by_gives_zeros() {
 }
 
 #[test]
+fn rounds_halves_away_from_zero() {
+    for eighth in -127 * 8..=127 * 8 {
+        for v in [eighth as f32 / 8.0, (eighth as f32 / 8.0).next_down(), (eighth as f32 / 8.0).next_up()] {
+            assert_eq!(round(v), v.round() as i32, "{v}");
+        }
+    }
+}
+
+#[test]
 fn decodes_what_it_encodes() {
     let values: Vec<f32> = (0..160).map(|i| ((i * 7919) % 1013) as f32 / 500.0 - 1.0).collect();
     for (dtype, tolerance) in

@@ -1,0 +1,398 @@
+//! Small Hugging Face folders, whole, odd and broken, through import and conversion.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    sync::atomic::AtomicBool,
+};
+
+use hymba::{
+    Error, Result,
+    format::{
+        DType,
+        gguf::{Gguf, Value},
+    },
+    model::{Config, tensors::meta_state_specs},
+    quant::{Options, Summary, convert, decode_row},
+};
+use regex::Regex;
+use safetensors::{Dtype, tensor::TensorView};
+use serde_json::{Value as Json, json};
+
+/// A folder of a model of 3 layers; layer 2 reads layer 1's keys and values.
+struct Fixture {
+    dir: tempfile::TempDir,
+    config: Json,
+    tensors: BTreeMap<String, (Vec<usize>, Vec<f32>)>,
+}
+
+const INNER: usize = 128;
+
+impl Fixture {
+    fn new() -> Self {
+        let config = json!({
+            "model_type": "hymba", "vocab_size": 10, "hidden_size": 64, "intermediate_size": 96,
+            "num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 1, "mlp_hidden_act": "silu",
+            "rms_norm_eps": 1e-6, "max_position_embeddings": 128, "orig_max_position_embeddings": 64, "rope": true,
+            "rope_theta": 10000.0, "rope_type": "ntk", "sliding_window": 16, "global_attn_idx": [0],
+            "kv_reuse_group": [[1, 2]], "kv_reuse_every_i_layer": -1, "kq_norm": "none", "mamba_d_conv": 4,
+            "mamba_d_state": 8, "mamba_dt_rank": "auto", "mamba_expand": 2, "mamba_conv_bias": true,
+            "mamba_proj_bias": false, "mamba_inner_layernorms": true, "num_experts": 1, "num_memory_tokens": 4,
+            "tie_word_embeddings": true, "bos_token_id": 1, "eos_token_id": [2, 3], "pad_token_id": null
+        });
+        let mut shapes: Vec<(String, Vec<usize>)> = vec![
+            ("model.embed_tokens.weight".into(), vec![10, 64]),
+            ("model.memory_tokens".into(), vec![4, 64]),
+            ("model.final_layernorm.weight".into(), vec![64]),
+        ];
+        for layer in 0..3 {
+            // q 64, k 32, v 64, u and gate 128 each; a consumer has no k and v.
+            let in_rows = if layer == 2 { 320 } else { 416 };
+            let list: [(&str, &[usize]); 19] = [
+                ("input_layernorm.weight", &[64]),
+                ("pre_moe_layernorm.weight", &[64]),
+                ("mamba.in_proj.weight", &[in_rows, 64]),
+                ("mamba.out_proj.weight", &[64, INNER]),
+                ("mamba.conv1d.weight", &[INNER, 1, 4]),
+                ("mamba.conv1d.bias", &[INNER]),
+                ("mamba.x_proj.0.weight", &[20, INNER]),
+                ("mamba.dt_proj.0.weight", &[INNER, 4]),
+                ("mamba.dt_proj.0.bias", &[INNER]),
+                ("mamba.A_log.0", &[INNER, 8]),
+                ("mamba.D.0", &[INNER]),
+                ("mamba.dt_layernorm.weight", &[4]),
+                ("mamba.B_layernorm.weight", &[8]),
+                ("mamba.C_layernorm.weight", &[8]),
+                ("mamba.pre_avg_layernorm1.weight", &[INNER]),
+                ("mamba.pre_avg_layernorm2.weight", &[INNER]),
+                ("moe.experts.0.gate_proj.weight", &[96, 64]),
+                ("moe.experts.0.up_proj.weight", &[96, 64]),
+                ("moe.experts.0.down_proj.weight", &[64, 96]),
+            ];
+            shapes.extend(list.map(|(name, shape)| (format!("model.layers.{layer}.{name}"), shape.to_vec())));
+        }
+        let tensors = shapes.into_iter().enumerate().map(|(i, (name, shape))| {
+            let values = (0..shape.iter().product()).map(|j: usize| ((i * 31 + j * 17) % 97) as f32 / 97.0 - 0.5);
+            (name, (shape, values.collect()))
+        });
+        Self { dir: tempfile::tempdir().unwrap(), config, tensors: tensors.collect() }
+    }
+
+    fn folder(&self) -> PathBuf {
+        self.dir.path().join("tiny")
+    }
+
+    fn file(&self, name: &str, text: &str) {
+        fs::create_dir_all(self.folder()).unwrap();
+        fs::write(self.folder().join(name), text).unwrap();
+    }
+
+    fn save(&self) {
+        self.file("config.json", &self.config.to_string());
+        self.save_shard("model.safetensors", |_| true);
+    }
+
+    fn save_shard(&self, name: &str, mut belongs: impl FnMut(&str) -> bool) {
+        let bytes: Vec<(String, Vec<usize>, Vec<u8>)> = self
+            .tensors
+            .iter()
+            .filter(|(name, _)| belongs(name))
+            .map(|(name, (shape, values))| {
+                (name.clone(), shape.clone(), values.iter().flat_map(|v| v.to_le_bytes()).collect())
+            })
+            .collect();
+        let views = bytes.iter().map(|(n, shape, b)| (n, TensorView::new(Dtype::F32, shape.clone(), b).unwrap()));
+        fs::create_dir_all(self.folder()).unwrap();
+        fs::write(self.folder().join(name), safetensors::serialize(views, None).unwrap()).unwrap();
+    }
+
+    fn output(&self) -> PathBuf {
+        self.dir.path().join("out.gguf")
+    }
+
+    fn convert(&self, dtype: DType) -> Result<Summary> {
+        to(&self.folder(), &self.output(), dtype, &[])
+    }
+
+    #[track_caller]
+    fn refused(&self, why: &str) {
+        let message = self.convert(DType::Q8_0).expect_err(why).to_string();
+        assert!(message.contains(why), "{message:?} does not say {why:?}");
+        let left: Vec<_> = fs::read_dir(self.dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(left, ["tiny"], "something was left behind");
+    }
+}
+
+fn to(input: &Path, output: &Path, dtype: DType, overrides: &[(&str, DType)]) -> Result<Summary> {
+    let overrides = overrides.iter().map(|(name, dtype)| (Regex::new(name).unwrap(), *dtype)).collect();
+    let options = Options { dtype, overrides, force: true, threads: Some(2) };
+    convert(input, output, &options, &mut sevens, &mut |_| {}, &AtomicBool::new(false))
+}
+
+/// A stand-in for the state after the meta tokens; all weights must be readable by then.
+fn sevens(path: &Path) -> Result<Vec<Vec<f32>>> {
+    let gguf = Gguf::open(path)?;
+    assert!(gguf.tensor("output_norm.weight").unwrap().data.iter().any(|&b| b != 0));
+    let config = Config::from_metadata(&gguf.metadata, &gguf.file)?;
+    Ok(meta_state_specs(&config).iter().map(|(_, [rows, cols])| vec![7.0; rows * cols]).collect())
+}
+
+fn values(gguf: &Gguf, name: &str) -> Vec<f32> {
+    let tensor = gguf.tensor(name).unwrap();
+    let mut out = vec![f32::NAN; tensor.dims.iter().product()];
+    decode_row(tensor.dtype, &tensor.data, &mut out);
+    out
+}
+
+#[test]
+fn converts_a_folder() {
+    let fixture = Fixture::new();
+    fixture.save();
+    let summary = fixture.convert(DType::Q8_0).unwrap();
+    let gguf = Gguf::open(&fixture.output()).unwrap();
+    let meta = &gguf.metadata;
+    assert_eq!(meta.string("general.name"), Some("tiny"));
+    assert_eq!(meta.uint("hymba.ssm.time_step_rank"), Some(4));
+    // 10000 · (2·128/64 − 1)^(32/30)
+    assert!((meta.float("hymba.rope.freq_base").unwrap() - 32_279.69).abs() < 0.01);
+    assert_eq!(meta.uints("hymba.attention.kv_source"), Some(&[0, 1, 1][..]));
+    assert_eq!(meta.bools("hymba.attention.sliding_window_pattern"), Some(&[false, true, true][..]));
+    assert_eq!(meta.uint("tokenizer.ggml.eos_token_id"), Some(2));
+    assert_eq!(meta.get("tokenizer.ggml.padding_token_id"), None);
+    assert_eq!(meta.uint("hymba.meta_state.version"), Some(1));
+
+    let a = values(&gguf, "blk.1.ssm_a");
+    for (a, log) in a.iter().zip(&fixture.tensors["model.layers.1.mamba.A_log.0"].1) {
+        assert_eq!(*a, -f64::from(*log).exp() as f32);
+    }
+    let dtype = |name: &str| gguf.tensor(name).unwrap().dtype;
+    assert_eq!(dtype("blk.2.in_proj.weight"), DType::Q8_0);
+    assert_eq!(dtype("blk.0.ssm_dt.weight"), DType::F16);
+    assert_eq!(gguf.tensor("blk.0.ssm_conv1d.weight").unwrap().dims, [INNER, 4]);
+    assert_eq!(values(&gguf, "meta_state.ssm.2"), vec![7.0; INNER * 8]);
+    assert!(gguf.tensor("meta_state.k.2").is_none());
+    assert!(summary.notes[0].contains("tokenizer.json"));
+    assert_eq!(summary.bytes, gguf.size);
+    assert_eq!(summary.types.iter().map(|t| t.1).sum::<usize>(), fixture.tensors.len());
+}
+
+#[test]
+fn gguf_to_gguf_gives_what_the_folder_gives() {
+    let fixture = Fixture::new();
+    fixture.save();
+    let path = |name: &str| fixture.dir.path().join(name);
+    let read = |name: &str| fs::read(path(name)).unwrap();
+    to(&fixture.folder(), &path("wide.gguf"), DType::F32, &[]).unwrap();
+    for dtype in DType::ALL {
+        to(&fixture.folder(), &path("a.gguf"), dtype, &[]).unwrap();
+        to(&path("wide.gguf"), &path("b.gguf"), dtype, &[]).unwrap();
+        let again = to(&path("a.gguf"), &path("c.gguf"), dtype, &[]).unwrap();
+        assert!(read("a.gguf") == read("b.gguf"), "{dtype}: other bytes from F32 GGUF");
+        assert!(read("a.gguf") == read("c.gguf"), "{dtype}: other bytes from itself");
+        assert!(again.notes.is_empty());
+    }
+    let summary = to(&path("a.gguf"), &path("b.gguf"), DType::Q8_0, &[]).unwrap();
+    assert!(summary.notes[0].contains("quantized before"), "{:?}", summary.notes);
+}
+
+#[test]
+fn overrides_win_and_odd_rows_fall_back() {
+    let fixture = Fixture::new();
+    fixture.save();
+    let overrides = [("ffn_", DType::Q8_0), ("ffn_up", DType::F32), ("ssm_dt", DType::Q4_0)];
+    let summary = to(&fixture.folder(), &fixture.output(), DType::Q4_0, &overrides).unwrap();
+    let gguf = Gguf::open(&fixture.output()).unwrap();
+    let dtype = |name: &str| gguf.tensor(name).unwrap().dtype;
+    assert_eq!(dtype("blk.0.ffn_gate.weight"), DType::Q8_0);
+    assert_eq!(dtype("blk.0.ffn_up.weight"), DType::F32);
+    assert_eq!(dtype("blk.0.out_proj.weight"), DType::Q4_0);
+    assert_eq!(summary.fallbacks[0], ("blk.0.ssm_dt.weight".into(), DType::Q4_0, DType::F16));
+    let message = to(&fixture.folder(), &fixture.output(), DType::Q4_0, &[("ffm", DType::F16)]).unwrap_err();
+    assert!(message.to_string().contains("ffm=f16"));
+}
+
+#[test]
+fn reads_shards_and_checks_their_index() {
+    let fixture = Fixture::new();
+    fixture.file("config.json", &fixture.config.to_string());
+    let shard = |name: &str| if name.contains("layers.1") { "b.safetensors" } else { "a.safetensors" };
+    fixture.save_shard("a.safetensors", |n| shard(n) == "a.safetensors");
+    fixture.save_shard("b.safetensors", |n| shard(n) == "b.safetensors");
+    let map: BTreeMap<&str, &str> = fixture.tensors.keys().map(|n| (n.as_str(), shard(n))).collect();
+    let index = |map: &BTreeMap<&str, &str>| {
+        fixture.file("model.safetensors.index.json", &json!({ "weight_map": map }).to_string());
+    };
+    let mut wrong = map.clone();
+    wrong.insert("model.memory_tokens", "b.safetensors");
+    index(&wrong);
+    fixture.refused("says that b.safetensors holds `model.memory_tokens`");
+    wrong.remove("model.memory_tokens");
+    index(&wrong);
+    fixture.refused("does not list `model.memory_tokens`");
+    wrong.insert("model.memory_tokens", "../a.safetensors");
+    index(&wrong);
+    fixture.refused("no plain file name");
+    wrong.insert("model.memory_tokens", "c.safetensors");
+    index(&wrong);
+    fixture.refused("c.safetensors, which is missing");
+    index(&map);
+    fixture.save_shard("b.safetensors", |n| shard(n) == "b.safetensors" || n == "model.memory_tokens");
+    fixture.refused("another shard holds too");
+    fixture.save_shard("b.safetensors", |n| shard(n) == "b.safetensors");
+    fixture.convert(DType::Q4_0).unwrap();
+}
+
+#[test]
+fn refuses_what_it_cannot_run() {
+    for (key, value, why) in [
+        ("model_type", json!("llama"), "`llama`"),
+        ("num_experts", json!(4), "num_experts 4"),
+        ("memory_tokens_interspersed_every", json!(64), "memory_tokens_interspersed_every 64"),
+        ("rope_type", json!("dynamic_ntk"), "rope_type `dynamic_ntk`"),
+        ("kq_norm", json!("perhead-rms"), "kq_norm `perhead-rms`"),
+        ("mlp_hidden_act", json!("gelu"), "`gelu`"),
+        ("orig_max_position_embeddings", json!(null), "orig_max_position_embeddings"),
+        ("global_attn_idx", json!(null), "global_attn_idx"),
+        ("global_attn_idx", json!([0, 3]), "names layer 3"),
+        ("global_attn_idx", json!([0, 1]), "only one of them is windowed"),
+        ("kv_reuse_group", json!([[1, 2], [2]]), "twice"),
+        ("num_hidden_layers", json!(u64::MAX), "layers"),
+        ("hidden_size", json!(null), "hidden_size"),
+        ("hidden_size", json!(63), "evenly"),
+        ("vocab_size", json!(1u64 << 40), "no Hymba is that large"),
+        ("eos_token_id", json!(10), "eos token id 10"),
+        ("intermediate_size", json!(128), "[96, 64], but config.json asks for [128, 64]"),
+        ("num_memory_tokens", json!(0), "`model.memory_tokens`"),
+        ("mamba_proj_bias", json!(true), "lacks the tensor `model.layers.0.mamba.in_proj.bias`"),
+        ("tie_word_embeddings", json!(false), "lacks the tensor `lm_head.weight`"),
+    ] {
+        let mut fixture = Fixture::new();
+        fixture.config[key] = value;
+        fixture.save();
+        fixture.refused(why);
+    }
+}
+
+#[test]
+fn refuses_broken_folders() {
+    let fixture = Fixture::new();
+    fs::create_dir(fixture.folder()).unwrap();
+    fixture.refused("has no config.json");
+    fixture.file("config.json", "{");
+    fixture.refused("not the JSON");
+    fs::write(fixture.folder().join("config.json"), [0xff, 0xfe]).unwrap();
+    fixture.refused("UTF-8");
+    fixture.file("config.json", &fixture.config.to_string());
+    fixture.refused("model.safetensors.index.json");
+    fixture.file("model.safetensors", "version https://git-lfs.github.com/spec/v1");
+    fixture.refused("LFS");
+    fs::write(fixture.folder().join("model.safetensors"), [0xff; 64]).unwrap();
+    fixture.refused("no safetensors file");
+    fixture.save();
+    let path = fixture.folder().join("model.safetensors");
+    let whole = fs::read(&path).unwrap();
+    fs::write(&path, &whole[..whole.len() - 1]).unwrap();
+    fixture.refused("truncated");
+    fixture.save();
+    fixture.file("tokenizer.json", r#"{"model": {"type": "BPE", "vocab": {"a": 10}, "merges": []}}"#);
+    fixture.refused("the id 10");
+}
+
+#[test]
+fn refuses_values_that_no_type_holds() {
+    let mut fixture = Fixture::new();
+    fixture.tensors.get_mut("model.layers.0.moe.experts.0.up_proj.weight").unwrap().1[64 * 3] = f32::NAN;
+    fixture.save();
+    fixture
+        .refused("`blk.0.ffn_up.weight` (model.layers.0.moe.experts.0.up_proj.weight) holds NaN or infinity in row 3");
+    let mut fixture = Fixture::new();
+    fixture.tensors.get_mut("model.memory_tokens").unwrap().1[0] = 1e6;
+    fixture.save();
+    fixture.refused("too large for f16");
+}
+
+#[test]
+fn keeps_the_tokenizer_and_the_sampling_settings() {
+    let fixture = Fixture::new();
+    fixture.save();
+    let tokenizer = json!({
+        "model": {
+            "type": "BPE", "unk_token": "<unk>",
+            "vocab": { "<unk>": 0, "<s>": 1, "</s>": 2, "<0x0A>": 3, "a": 4, "b": 5, "ab": 6, "aba": 7 },
+            "merges": ["a b", ["ab", "a"]]
+        },
+        "added_tokens": [
+            { "id": 0, "content": "<unk>", "special": true },
+            { "id": 1, "content": "<s>", "special": true },
+            { "id": 8, "content": "hello", "special": false }
+        ]
+    });
+    fixture.file("tokenizer.json", &tokenizer.to_string());
+    let templates = json!([{ "name": "tools", "template": "no" }, { "name": "default", "template": "yes" }]);
+    let settings = json!({ "add_bos_token": true, "chat_template": templates });
+    fixture.file("tokenizer_config.json", &settings.to_string());
+    fixture.file("generation_config.json", r#"{"do_sample": true, "temperature": 0.5, "top_k": 40}"#);
+    fixture.file("README.md", "---\nlicense: other\nlicense_name: some-license\n---\n# Tiny\nlicense: none\n");
+    assert!(fixture.convert(DType::Q8_0).unwrap().notes.is_empty());
+    let meta = Gguf::open(&fixture.output()).unwrap().metadata;
+    let key = |key: &str| meta.get(key).unwrap().clone();
+    assert_eq!(key("tokenizer.huggingface.json"), Value::String(tokenizer.to_string()));
+    let tokens = ["<unk>", "<s>", "</s>", "<0x0A>", "a", "b", "ab", "aba", "hello", "[PAD9]"];
+    assert_eq!(key("tokenizer.ggml.tokens"), Value::Strings(tokens.map(String::from).to_vec()));
+    assert_eq!(key("tokenizer.ggml.token_type"), Value::Ints(vec![2, 3, 1, 6, 1, 1, 1, 1, 4, 5]));
+    let scores = vec![0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0];
+    assert_eq!(key("tokenizer.ggml.scores"), Value::Floats(scores));
+    assert_eq!(key("tokenizer.ggml.merges"), Value::Strings(vec!["a b".into(), "ab a".into()]));
+    assert_eq!(key("tokenizer.ggml.unknown_token_id"), Value::Uint(0));
+    assert_eq!(key("tokenizer.ggml.add_bos_token"), Value::Bool(true));
+    assert_eq!(key("tokenizer.chat_template"), Value::String("yes".into()));
+    assert_eq!(key("general.sampling.temp"), Value::Float(0.5));
+    assert_eq!(key("general.sampling.top_k"), Value::Int(40));
+    assert_eq!(key("general.license"), Value::String("some-license".into()));
+
+    fixture.file("generation_config.json", r#"{"do_sample": false, "temperature": 0.5}"#);
+    fixture.file("chat_template.jinja", "newer");
+    fixture.convert(DType::Q8_0).unwrap();
+    let meta = Gguf::open(&fixture.output()).unwrap().metadata;
+    assert_eq!(meta.get("general.sampling.temp"), None);
+    assert_eq!(meta.string("tokenizer.chat_template"), Some("newer"));
+}
+
+#[test]
+fn leaves_nothing_when_cancelled_or_failed() {
+    let fixture = Fixture::new();
+    fixture.save();
+    let options = Options { dtype: DType::Q4_0, overrides: vec![], force: false, threads: None };
+    let run = |meta_state: &mut dyn FnMut(&Path) -> Result<Vec<Vec<f32>>>, cancelled| {
+        let cancel = AtomicBool::new(cancelled);
+        convert(&fixture.folder(), &fixture.output(), &options, meta_state, &mut |_| {}, &cancel)
+    };
+    assert!(matches!(run(&mut sevens, true), Err(Error::Cancelled)));
+    assert!(run(&mut |_| Err(Error::Request("no".into())), false).is_err());
+    assert!(run(&mut |_| Ok(vec![]), false).unwrap_err().to_string().contains("size"));
+    let mut infinite = |path: &Path| {
+        let mut states = sevens(path)?;
+        states[0][0] = f32::INFINITY;
+        Ok(states)
+    };
+    assert!(run(&mut infinite, false).unwrap_err().to_string().contains("meta_state.k.0"));
+    assert_eq!(fs::read_dir(fixture.dir.path()).unwrap().count(), 1);
+    run(&mut sevens, false).unwrap();
+    assert!(run(&mut sevens, false).unwrap_err().to_string().contains("--force"));
+}
+
+#[test]
+fn ignores_a_tied_head_and_keeps_an_untied_one() {
+    let mut fixture = Fixture::new();
+    let head = fixture.tensors["model.embed_tokens.weight"].clone();
+    fixture.tensors.insert("lm_head.weight".into(), head);
+    fixture.save();
+    let summary = fixture.convert(DType::F16).unwrap();
+    assert!(summary.notes.iter().any(|n| n.contains("lm_head.weight")));
+    assert!(Gguf::open(&fixture.output()).unwrap().tensor("output.weight").is_none());
+    fixture.config["tie_word_embeddings"] = json!(false);
+    fixture.save();
+    fixture.convert(DType::F16).unwrap();
+    assert!(Gguf::open(&fixture.output()).unwrap().tensor("output.weight").is_some());
+}
