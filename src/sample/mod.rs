@@ -1,1 +1,7 @@
 //! From logits to a token.
+
+mod params;
+mod sampler;
+
+pub use params::{Params, Setting};
+pub use sampler::Sampler;

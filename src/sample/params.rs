@@ -1,0 +1,165 @@
+//! The knobs of sampling: their names, ranges and defaults.
+
+use crate::{
+    Error, Result,
+    format::gguf::{Metadata, Value},
+};
+
+/// How the next token is chosen. The defaults are llama.cpp's.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Params {
+    /// Divides the logits; 0: always the most likely token.
+    pub temperature: f32,
+    /// Only the `top_k` most likely tokens stay; 0: all do.
+    pub top_k: usize,
+    /// Only the most likely tokens whose probabilities add up to this stay; 1: all do.
+    pub top_p: f32,
+    /// Only tokens at least this share as likely as the most likely one stay; 0: all do.
+    pub min_p: f32,
+    /// Weakens tokens that occurred lately: positive logits are divided by it, others multiplied; 1: does nothing.
+    pub repeat_penalty: f32,
+    /// How many of the last tokens count as lately; 0: none, `usize::MAX`: all.
+    pub repeat_last_n: usize,
+}
+
+impl Default for Params {
+    fn default() -> Self {
+        Self { temperature: 0.8, top_k: 40, top_p: 0.95, min_p: 0.05, repeat_penalty: 1.0, repeat_last_n: 64 }
+    }
+}
+
+/// One knob, to be set from a flag, a file or a chat command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Setting {
+    /// [`Params::temperature`]
+    Temperature,
+    /// [`Params::top_k`]
+    TopK,
+    /// [`Params::top_p`]
+    TopP,
+    /// [`Params::min_p`]
+    MinP,
+    /// [`Params::repeat_penalty`]
+    RepeatPenalty,
+    /// [`Params::repeat_last_n`]
+    RepeatLastN,
+}
+
+impl Setting {
+    /// All of them.
+    pub const ALL: [Self; 6] =
+        [Self::Temperature, Self::TopK, Self::TopP, Self::MinP, Self::RepeatPenalty, Self::RepeatLastN];
+
+    /// The flag's name without dashes.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Temperature => "temp",
+            Self::TopK => "top-k",
+            Self::TopP => "top-p",
+            Self::MinP => "min-p",
+            Self::RepeatPenalty => "repeat-penalty",
+            Self::RepeatLastN => "repeat-last-n",
+        }
+    }
+
+    /// The key under which a model file may recommend a value.
+    pub fn key(self) -> &'static str {
+        match self {
+            Self::Temperature => "general.sampling.temp",
+            Self::TopK => "general.sampling.top_k",
+            Self::TopP => "general.sampling.top_p",
+            Self::MinP => "general.sampling.min_p",
+            Self::RepeatPenalty => "general.sampling.penalty_repeat",
+            Self::RepeatLastN => "general.sampling.penalty_last_n",
+        }
+    }
+}
+
+impl Params {
+    /// The defaults, with what the model file recommends in their place; `file` is the name for error messages.
+    pub fn from_metadata(meta: &Metadata, file: &str) -> Result<Self> {
+        let mut params = Self::default();
+        for setting in Setting::ALL {
+            let value = match meta.get(setting.key()) {
+                None => continue,
+                Some(&Value::Float(v)) => v,
+                Some(&Value::Uint(v)) => v as f64,
+                Some(&Value::Int(v)) => v as f64,
+                Some(_) => return Err(Error::format(file, format!("has a {} that is no number", setting.key()))),
+            };
+            params
+                .set(setting, value)
+                .map_err(|why| Error::format(file, format!("recommends {} {value}, which {why}", setting.key())))?;
+        }
+        Ok(params)
+    }
+
+    /// Sets one knob, or says what is wrong with `value`, as a phrase that goes on after it: "must be …". For `TopK`
+    /// −1 is none, for `RepeatLastN` −1 is everything, as in llama.cpp.
+    pub fn set(&mut self, setting: Setting, value: f64) -> std::result::Result<(), &'static str> {
+        let float = |ok: bool, range| if ok { Ok(value as f32) } else { Err(range) };
+        let count = |minus_one: usize| match value {
+            -1.0 => Ok(minus_one),
+            v if (0.0..=f64::from(u32::MAX)).contains(&v) && v.fract() == 0.0 => Ok(v as usize),
+            _ => Err("must be a whole number from 0 up, or -1"),
+        };
+        match setting {
+            Setting::Temperature => {
+                self.temperature = float((0.0..=1000.0).contains(&value), "must be from 0 to 1000")?;
+            }
+            Setting::TopK => self.top_k = count(0)?,
+            Setting::TopP => self.top_p = float((0.0..=1.0).contains(&value), "must be from 0 to 1")?,
+            Setting::MinP => self.min_p = float((0.0..=1.0).contains(&value), "must be from 0 to 1")?,
+            Setting::RepeatPenalty => {
+                self.repeat_penalty = float((0.01..=1000.0).contains(&value), "must be from 0.01 to 1000")?;
+            }
+            Setting::RepeatLastN => self.repeat_last_n = count(usize::MAX)?,
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_recommends_and_the_rest_are_defaults() {
+        let mut meta = Metadata::default();
+        assert_eq!(Params::from_metadata(&meta, "f").unwrap(), Params::default());
+        meta.set("general.sampling.temp", 0.5f32);
+        meta.set("general.sampling.top_k", Value::Int(-1));
+        meta.set("general.sampling.penalty_last_n", Value::Int(-1));
+        let params = Params::from_metadata(&meta, "f").unwrap();
+        let expected = Params { temperature: 0.5, top_k: 0, repeat_last_n: usize::MAX, ..Params::default() };
+        assert_eq!(params, expected);
+
+        meta.set("general.sampling.top_p", 1.5f32);
+        let error = Params::from_metadata(&meta, "m.gguf").unwrap_err().to_string();
+        assert_eq!(error, "m.gguf: recommends general.sampling.top_p 1.5, which must be from 0 to 1");
+        meta.set("general.sampling.top_p", "high");
+        let error = Params::from_metadata(&meta, "m.gguf").unwrap_err().to_string();
+        assert_eq!(error, "m.gguf: has a general.sampling.top_p that is no number");
+    }
+
+    #[test]
+    fn values_out_of_range_are_refused() {
+        let bad = [
+            (Setting::Temperature, -0.1),
+            (Setting::Temperature, f64::NAN),
+            (Setting::Temperature, f64::INFINITY),
+            (Setting::TopK, 1.5),
+            (Setting::TopK, -2.0),
+            (Setting::TopK, f64::NAN),
+            (Setting::TopP, 1.01),
+            (Setting::MinP, -0.01),
+            (Setting::RepeatPenalty, 0.0),
+            (Setting::RepeatLastN, 1e300),
+        ];
+        for (setting, value) in bad {
+            let mut params = Params::default();
+            assert!(params.set(setting, value).is_err(), "{setting:?} {value}");
+            assert_eq!(params, Params::default());
+        }
+    }
+}

@@ -1,0 +1,258 @@
+//! The sampler chain, in llama.cpp's order: penalties, top-k, top-p, min-p, temperature, draw.
+
+use std::collections::HashSet;
+
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use super::Params;
+
+/// A token that can still be chosen. Sorts most likely first, the lower id first among equals.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Candidate {
+    logit: f32,
+    id: u32,
+}
+
+impl Candidate {
+    fn order(a: &Self, b: &Self) -> std::cmp::Ordering {
+        b.logit.total_cmp(&a.logit).then(a.id.cmp(&b.id))
+    }
+}
+
+/// Chooses tokens. The same seed, logits and history give the same tokens; a clone goes on as the original would.
+#[derive(Clone, Debug)]
+pub struct Sampler {
+    params: Params,
+    rng: ChaCha8Rng,
+    banned: Option<u32>,
+    /// Scratch, kept so that a token costs no allocation.
+    candidates: Vec<Candidate>,
+}
+
+impl Sampler {
+    /// A sampler whose draws follow from `seed`.
+    pub fn new(params: Params, seed: u64) -> Self {
+        Self { params, rng: ChaCha8Rng::seed_from_u64(seed), banned: None, candidates: Vec::new() }
+    }
+
+    /// Never chooses `id` (the end token, when a text must go on), as long as there is another.
+    pub fn ban(&mut self, id: u32) {
+        self.banned = Some(id);
+    }
+
+    /// Chooses the next token from `logits` [vocab], which may hold anything, NaN (never chosen while there is a number)
+    /// and infinities included. `history` is the ids so far, which the repeat penalty looks back on.
+    pub fn sample(&mut self, logits: &[f32], history: &[u32]) -> u32 {
+        let Self { params, rng, banned, candidates } = self;
+        candidates.clear();
+        candidates.extend(logits.iter().zip(0..).map(|(&logit, id)| Candidate { logit: finite(logit), id }));
+        penalize(candidates, params, history);
+        if let Some(id) = *banned
+            && candidates.len() > 1
+        {
+            candidates.retain(|c| c.id != id);
+        }
+        if params.temperature == 0.0 {
+            return candidates.iter().min_by(|a, b| Candidate::order(a, b)).map_or(0, |c| c.id);
+        }
+        if params.top_k > 0 {
+            keep_top(candidates, params.top_k);
+        }
+        if params.top_p < 1.0 {
+            keep_mass(candidates, params.top_p);
+        }
+        if params.min_p > 0.0 {
+            let least = highest(candidates) + params.min_p.ln();
+            candidates.retain(|c| c.logit >= least);
+        }
+        draw(candidates, params.temperature, rng)
+    }
+}
+
+/// NaN becomes the least of numbers, infinities the largest and the least, and −0 becomes 0, its equal.
+fn finite(logit: f32) -> f32 {
+    if logit.is_nan() { f32::MIN } else { logit.clamp(f32::MIN, f32::MAX) + 0.0 }
+}
+
+/// Weakens each id among the last of `history`, once however often it occurs.
+fn penalize(candidates: &mut [Candidate], params: &Params, history: &[u32]) {
+    if params.repeat_penalty == 1.0 {
+        return;
+    }
+    let recent = &history[history.len().saturating_sub(params.repeat_last_n)..];
+    for &id in recent.iter().collect::<HashSet<_>>() {
+        if let Some(c) = candidates.get_mut(id as usize) {
+            let scale = if c.logit > 0.0 { params.repeat_penalty.recip() } else { params.repeat_penalty };
+            c.logit = finite(c.logit * scale);
+        }
+    }
+}
+
+/// Keeps the `k` most likely, sorted.
+fn keep_top(candidates: &mut Vec<Candidate>, k: usize) {
+    sort_top(candidates, k);
+    candidates.truncate(k);
+}
+
+/// Moves the `k` most likely to the front, sorted, without sorting the rest.
+fn sort_top(candidates: &mut [Candidate], k: usize) {
+    if k < candidates.len() {
+        candidates.select_nth_unstable_by(k, Candidate::order);
+    }
+    let k = k.min(candidates.len());
+    candidates[..k].sort_unstable_by(Candidate::order);
+}
+
+/// Keeps the most likely until their probabilities reach `p`, at least one.
+fn keep_mass(candidates: &mut Vec<Candidate>, p: f32) {
+    let max = highest(candidates);
+    let weight = |c: &Candidate| f64::from((c.logit - max).exp());
+    let enough = f64::from(p) * candidates.iter().map(weight).sum::<f64>();
+    // A few tokens usually hold the mass of the whole vocabulary.
+    let mut sorted = 64;
+    loop {
+        sort_top(candidates, sorted);
+        let mut mass = 0.0;
+        let end = candidates.iter().take(sorted).position(|c| {
+            mass += weight(c);
+            mass >= enough
+        });
+        if let Some(last) = end {
+            return candidates.truncate(last + 1);
+        }
+        if sorted >= candidates.len() {
+            return;
+        }
+        sorted *= 8;
+    }
+}
+
+/// Draws by softmax(logit / temperature).
+fn draw(candidates: &[Candidate], temperature: f32, rng: &mut ChaCha8Rng) -> u32 {
+    let max = highest(candidates);
+    let weight = |c: &Candidate| f64::from(((c.logit - max) / temperature).exp());
+    let mut left = rng.random::<f64>() * candidates.iter().map(weight).sum::<f64>();
+    let drawn = candidates.iter().find(|c| {
+        left -= weight(c);
+        left < 0.0
+    });
+    // Rounding may leave a trifle beyond the last.
+    drawn.or(candidates.last()).map_or(0, |c| c.id)
+}
+
+fn highest(candidates: &[Candidate]) -> f32 {
+    candidates.iter().map(|c| c.logit).fold(f32::MIN, f32::max)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// No filter, no penalty, temperature 1.
+    const PLAIN: Params =
+        Params { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, repeat_penalty: 1.0, repeat_last_n: 64 };
+
+    /// How often each id is drawn, as shares of 20,000 draws.
+    fn shares(params: Params, logits: &[f32], history: &[u32]) -> Vec<f64> {
+        let mut sampler = Sampler::new(params, 7);
+        let mut counts = vec![0u32; logits.len()];
+        for _ in 0..20_000 {
+            counts[sampler.sample(logits, history) as usize] += 1;
+        }
+        counts.into_iter().map(|n| f64::from(n) / 20_000.0).collect()
+    }
+
+    fn assert_shares(params: Params, probabilities: &[f32], history: &[u32], expected: &[f64]) {
+        let logits: Vec<f32> = probabilities.iter().map(|p| p.ln()).collect();
+        let got = shares(params.clone(), &logits, history);
+        for (g, e) in got.iter().zip(expected) {
+            // Five standard deviations; what is filtered out never appears.
+            assert!(
+                (g - e).abs() <= 5.0 * (e * (1.0 - e) / 20_000.0).sqrt(),
+                "{params:?}: {got:?} is not {expected:?}"
+            );
+        }
+    }
+
+    const P: [f32; 4] = [0.1, 0.4, 0.2, 0.3];
+
+    #[test]
+    fn draws_by_probability() {
+        assert_shares(PLAIN, &P, &[], &[0.1, 0.4, 0.2, 0.3]);
+        // Temperature 0.5 squares: 1, 16, 4, 9 of 30.
+        let cold = Params { temperature: 0.5, ..PLAIN };
+        assert_shares(cold, &P, &[], &[1.0 / 30.0, 16.0 / 30.0, 4.0 / 30.0, 9.0 / 30.0]);
+    }
+
+    #[test]
+    fn filters_keep_what_they_should() {
+        assert_shares(Params { top_k: 2, ..PLAIN }, &P, &[], &[0.0, 4.0 / 7.0, 0.0, 3.0 / 7.0]);
+        assert_shares(Params { top_k: 9, ..PLAIN }, &P, &[], &[0.1, 0.4, 0.2, 0.3]);
+        assert_shares(Params { top_p: 0.65, ..PLAIN }, &P, &[], &[0.0, 4.0 / 7.0, 0.0, 3.0 / 7.0]);
+        assert_shares(Params { top_p: 0.75, ..PLAIN }, &P, &[], &[0.0, 4.0 / 9.0, 2.0 / 9.0, 3.0 / 9.0]);
+        assert_shares(Params { top_p: 0.0, ..PLAIN }, &P, &[], &[0.0, 1.0, 0.0, 0.0]);
+        assert_shares(Params { min_p: 0.45, ..PLAIN }, &P, &[], &[0.0, 4.0 / 9.0, 2.0 / 9.0, 3.0 / 9.0]);
+        // Temperature comes last: it does not change which tokens top-p keeps.
+        let hot = Params { top_p: 0.65, temperature: 1000.0, ..PLAIN };
+        assert_shares(hot, &P, &[], &[0.0, 0.5, 0.0, 0.5]);
+        // Top-p measures what top-k has left: 4/7 ≥ 0.5.
+        assert_shares(Params { top_k: 2, top_p: 0.5, ..PLAIN }, &P, &[], &[0.0, 1.0, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn top_p_finds_the_mass_of_a_flat_distribution() {
+        let logits = vec![0.0; 1000];
+        let mut candidates: Vec<_> = logits.iter().zip(0..).map(|(&logit, id)| Candidate { logit, id }).collect();
+        keep_mass(&mut candidates, 0.7005);
+        assert_eq!(candidates.iter().map(|c| c.id).collect::<Vec<_>>(), (0..701).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn the_penalty_weakens_recent_tokens_once() {
+        let params = Params { temperature: 0.0, repeat_penalty: 2.0, repeat_last_n: 3, ..PLAIN };
+        let mut sampler = Sampler::new(params, 0);
+        let logits = [2.0, 3.0, -1.0, 1.6];
+        assert_eq!(sampler.sample(&logits, &[]), 1);
+        assert_eq!(sampler.sample(&logits, &[1]), 0, "3 / 2 is below 2");
+        assert_eq!(sampler.sample(&logits, &[1, 0, 0, 0]), 1, "three back is the limit");
+        assert_eq!(sampler.sample(&[2.0, 3.9, 0.0, 0.0], &[1, 1]), 0);
+        assert_eq!(sampler.sample(&[1.1, 3.0, 0.0, 0.0], &[1, 1]), 1, "twice is not weakened twice");
+        assert_eq!(sampler.sample(&[-1.0, -1.5], &[0]), 1, "a negative logit is multiplied");
+        assert_eq!(sampler.sample(&logits, &[99]), 1, "an id beyond the vocabulary is ignored");
+    }
+
+    #[test]
+    fn greedy_takes_the_lowest_id_of_equals() {
+        let mut sampler = Sampler::new(Params { temperature: 0.0, ..PLAIN }, 0);
+        assert_eq!(sampler.sample(&[1.0, 5.0, 5.0], &[]), 1);
+        sampler.ban(1);
+        assert_eq!(sampler.sample(&[1.0, 5.0, 5.0], &[]), 2);
+        assert_eq!(sampler.sample(&[-0.0, 0.0], &[]), 0);
+    }
+
+    #[test]
+    fn numbers_that_are_none_do_no_harm() {
+        let odd = [f32::NAN, f32::NEG_INFINITY, 1.0, -f32::NAN];
+        for params in [PLAIN, Params::default(), Params { temperature: 0.0, ..PLAIN }] {
+            let mut sampler = Sampler::new(params.clone(), 1);
+            for _ in 0..100 {
+                assert_eq!(sampler.sample(&odd, &[2]), 2);
+                assert_eq!(sampler.sample(&[0.0, f32::INFINITY], &[]), 1);
+                assert!(sampler.sample(&[f32::NAN; 3], &[0, 1]) < 3);
+            }
+            assert_eq!(sampler.sample(&[], &[]), 0);
+        }
+    }
+
+    #[test]
+    fn a_seed_decides_the_sequence() {
+        let draws = |sampler: &mut Sampler| (0..50).map(|_| sampler.sample(&[0.0; 100], &[])).collect::<Vec<_>>();
+        let mut one = Sampler::new(PLAIN, 42);
+        let first = draws(&mut one);
+        assert_eq!(first, draws(&mut Sampler::new(PLAIN, 42)));
+        assert_ne!(first, draws(&mut Sampler::new(PLAIN, 43)));
+        let mut copy = one.clone();
+        assert_eq!(draws(&mut one), draws(&mut copy));
+    }
+}

@@ -1,0 +1,111 @@
+//! Stop strings: where generated text has to end.
+
+/// Passes text through until one of several strings appears in it, and holds back only what may be the beginning of
+/// one. Of several that are complete, the one that is complete first counts, and of those that end at the same place
+/// the longest; so the outcome does not depend on how the text was cut into pieces.
+#[derive(Clone, Debug)]
+pub struct StopMatcher {
+    stops: Vec<String>,
+    held: String,
+}
+
+impl StopMatcher {
+    /// Watches for `stops`; an empty string among them is ignored.
+    pub fn new(stops: &[String]) -> Self {
+        Self { stops: stops.iter().filter(|s| !s.is_empty()).cloned().collect(), held: String::new() }
+    }
+
+    /// Takes the next piece. Returns the text that can be shown, and whether a stop string has been hit; then the text
+    /// ends before that string and nothing may be pushed any more.
+    pub fn push(&mut self, piece: &str) -> (String, bool) {
+        let mut text = std::mem::take(&mut self.held);
+        text.push_str(piece);
+        let hits = self.stops.iter().filter_map(|s| text.find(s.as_str()).map(|at| (at + s.len(), at)));
+        if let Some((_, at)) = hits.min() {
+            text.truncate(at);
+            return (text, true);
+        }
+        let longest = self.stops.iter().map(String::len).max().unwrap_or(0);
+        let begins_stop = |tail: &str| self.stops.iter().any(|s| s.starts_with(tail));
+        let keep = text
+            .char_indices()
+            .map(|(at, _)| at)
+            .filter(|at| text.len() - at < longest)
+            .find(|&at| begins_stop(&text[at..]));
+        if let Some(at) = keep {
+            self.held = text.split_off(at);
+        }
+        (text, false)
+    }
+
+    /// What is still held back when no more text comes.
+    pub fn finish(&mut self) -> String {
+        std::mem::take(&mut self.held)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// All text that comes out for `pieces`, and whether a stop string was hit.
+    fn run<'a>(stops: &[&str], pieces: impl IntoIterator<Item = &'a str>) -> (String, bool) {
+        let mut matcher = StopMatcher::new(&stops.iter().map(|s| s.to_string()).collect::<Vec<_>>());
+        let mut out = String::new();
+        for piece in pieces {
+            let (text, hit) = matcher.push(piece);
+            out += &text;
+            if hit {
+                return (out, true);
+            }
+        }
+        (out + &matcher.finish(), false)
+    }
+
+    /// The same by looking at every prefix of the whole text.
+    fn expected(stops: &[&str], text: &str) -> (String, bool) {
+        for end in 0..=text.len() {
+            let hit = stops.iter().filter(|s| !s.is_empty() && text.as_bytes()[..end].ends_with(s.as_bytes()));
+            if let Some(stop) = hit.max_by_key(|s| s.len()) {
+                return (text[..end - stop.len()].into(), true);
+            }
+        }
+        (text.into(), false)
+    }
+
+    #[test]
+    fn holds_back_only_what_may_become_a_stop_string() {
+        let mut matcher = StopMatcher::new(&["User:".into()]);
+        assert_eq!(matcher.push("Hello Us"), ("Hello ".into(), false));
+        assert_eq!(matcher.push("ual. U"), ("Usual. ".into(), false));
+        assert_eq!(matcher.finish(), "U");
+    }
+
+    #[test]
+    fn any_splitting_gives_the_same() {
+        let cases: [(&[&str], &str); 9] = [
+            (&["ab"], "aaab rest"),
+            (&["aab", "ab"], "caaab"),
+            (&["abcd", "bc"], "xabcdy"),
+            (&["\n\n", "\nUser"], "a\nUs\n\nUser"),
+            (&["…é"], "…… …é!"),
+            (&["🙂🙂", "🙂a"], "🙂 🙂a🙂"),
+            (&["never"], "nevnevnev"),
+            (&["", "b"], "aba"),
+            (&[], "nothing stops this"),
+        ];
+        for (stops, text) in cases {
+            let cuts: Vec<usize> = text.char_indices().map(|(at, _)| at).skip(1).collect();
+            let want = expected(stops, text);
+            assert_eq!(run(stops, [text]), want, "{stops:?} in {text:?}");
+            // Every choice of places to cut, of the first twelve.
+            for choice in 0u32..1 << cuts.len().min(12) {
+                let mut from = 0;
+                let ends = cuts.iter().enumerate().filter(|(i, _)| choice >> i & 1 == 1).map(|(_, &at)| at);
+                let pieces: Vec<_> =
+                    ends.chain([text.len()]).map(|to| &text[std::mem::replace(&mut from, to)..to]).collect();
+                assert_eq!(run(stops, pieces.iter().copied()), want, "{stops:?} in {pieces:?}");
+            }
+        }
+    }
+}

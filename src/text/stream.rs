@@ -1,0 +1,107 @@
+//! Decoding while tokens arrive, without ever showing half a character.
+
+use super::Tokenizer;
+
+/// Text of a growing sequence of ids. The pieces of [`Stream::push`] and [`Stream::finish`], put together, are
+/// [`Tokenizer::decode`] of all the ids.
+#[derive(Clone)]
+pub struct Stream<'t> {
+    tokenizer: &'t Tokenizer,
+    /// Has no text come out yet, so that a leading space may have to go?
+    at_start: bool,
+    /// The beginning of a character whose other bytes are still to come: at most 3 bytes between pushes.
+    pending: Vec<u8>,
+}
+
+impl<'t> Stream<'t> {
+    pub(super) fn new(tokenizer: &'t Tokenizer) -> Self {
+        Self { tokenizer, at_start: true, pending: Vec::new() }
+    }
+
+    /// Takes the next id and returns the text that is complete with it, which may be none. Bytes that can't become a
+    /// character come out as U+FFFD at once.
+    pub fn push(&mut self, id: u32) -> String {
+        let mut piece = self.tokenizer.piece(id);
+        if self.at_start && !piece.is_empty() {
+            self.at_start = false;
+            if self.tokenizer.strips_space() && piece[0] == b' ' {
+                piece.remove(0);
+            }
+        }
+        self.pending.extend(piece);
+        let mut text = String::new();
+        let mut rest = Vec::new();
+        let mut chunks = self.pending.utf8_chunks().peekable();
+        while let Some(chunk) = chunks.next() {
+            text.push_str(chunk.valid());
+            if chunks.peek().is_none() && is_unfinished(chunk.invalid()) {
+                rest = chunk.invalid().to_vec();
+            } else if !chunk.invalid().is_empty() {
+                text.push(char::REPLACEMENT_CHARACTER);
+            }
+        }
+        self.pending = rest;
+        text
+    }
+
+    /// What is left when no more ids come: U+FFFD for a character that stayed incomplete.
+    pub fn finish(&mut self) -> String {
+        String::from_utf8_lossy(&std::mem::take(&mut self.pending)).into_owned()
+    }
+}
+
+/// Could more bytes make a character of these?
+fn is_unfinished(bytes: &[u8]) -> bool {
+    std::str::from_utf8(bytes).is_err_and(|e| e.valid_up_to() == 0 && e.error_len().is_none())
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::text::tokenizer::tests::small;
+
+    /// The id of a byte in the small tokenizer.
+    fn byte(b: u8) -> u32 {
+        3 + u32::from(b)
+    }
+
+    fn pieces(ids: &[u32]) -> Vec<String> {
+        let tokenizer = small();
+        let mut stream = tokenizer.stream();
+        let mut out: Vec<_> = ids.iter().map(|&id| stream.push(id)).collect();
+        out.push(stream.finish());
+        out
+    }
+
+    #[test]
+    fn holds_a_character_until_it_is_whole() {
+        let ids = "🙂".bytes().map(byte).collect::<Vec<_>>();
+        assert_eq!(pieces(&ids), ["", "", "", "🙂", ""]);
+    }
+
+    #[test]
+    fn bytes_that_make_no_character_do_not_wait() {
+        assert_eq!(pieces(&[byte(0x80), 260]), ["\u{fffd}", "a", ""]);
+        assert_eq!(pieces(&[byte(0xE2), 260]), ["", "\u{fffd}a", ""], "another token ends the wait");
+        assert_eq!(pieces(&[byte(0xE2), byte(0xE2), byte(0x80), byte(0xA6)]), ["", "\u{fffd}", "", "…", ""]);
+        assert_eq!(pieces(&[byte(0xF0), byte(0x9F)]), ["", "", "\u{fffd}"], "the end ends it too");
+        assert_eq!(pieces(&[byte(0xFF); 3]), ["\u{fffd}", "\u{fffd}", "\u{fffd}", ""]);
+    }
+
+    #[test]
+    fn only_the_first_space_of_a_text_goes() {
+        assert_eq!(pieces(&[1, 262, 262]), ["", "a", " a", ""]);
+        assert_eq!(pieces(&[259, 262]), ["", " a", ""]);
+        assert_eq!(pieces(&[260, 262]), ["a", " a", ""]);
+    }
+
+    #[test]
+    fn all_pieces_are_the_decoded_text() {
+        let tokenizer = small();
+        // Every id several times, in an order that mixes bytes and words.
+        let ids: Vec<u32> = (0..4000u32).map(|i| i.wrapping_mul(2_654_435_761) >> 7).map(|h| h % 268).collect();
+        let joined = pieces(&ids).concat();
+        assert_eq!(joined, tokenizer.decode(&ids));
+        let bytes: Vec<u8> = ids.iter().flat_map(|&id| tokenizer.piece(id)).collect();
+        assert_eq!(joined, String::from_utf8_lossy(&bytes));
+    }
+}
