@@ -15,7 +15,7 @@
 
 /* ---- int8 activations ---- */
 
-static void quantize(const float *x, size_t n, int8_t *q, float *d) {
+static void quantize(const float *x, size_t n, int8_t *q, float *d, int32_t *sum) {
     for (size_t b = 0; b < n / HK_BLOCK; b++, x += HK_BLOCK, q += HK_BLOCK) {
         const vf v[4] = {vf_load(x), vf_load(x + 8), vf_load(x + 16), vf_load(x + 24)};
         const float max = vf_top(vf_max(vf_max(vf_abs(v[0]), vf_abs(v[1])), vf_max(vf_abs(v[2]), vf_abs(v[3]))));
@@ -27,6 +27,10 @@ static void quantize(const float *x, size_t n, int8_t *q, float *d) {
         const __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(i[0], i[1]), _mm256_packs_epi32(i[2], i[3]));
         const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
         _mm256_storeu_si256((__m256i *)q, _mm256_permutevar8x32_epi32(bytes, order));
+        /* biased to unsigned for the one instruction that adds bytes */
+        const __m256i sums = _mm256_sad_epu8(_mm256_xor_si256(bytes, _mm256_set1_epi8(-128)), _mm256_setzero_si256());
+        const __m128i half = _mm_add_epi64(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
+        sum[b] = _mm_cvtsi128_si32(_mm_add_epi64(half, _mm_unpackhi_epi64(half, half))) - 128 * HK_BLOCK;
     }
 }
 
@@ -95,6 +99,8 @@ HK_INLINE void block_matmul(hk_type type, const uint8_t *w, size_t rows, size_t 
     }
 }
 
+#include "packed_x86.h"
+
 static void matmul(hk_type type, const void *w, size_t rows, size_t cols, const hk_act *x, size_t tokens, float *y,
                    size_t y_stride, int accumulate) {
     switch (type) { /* constants, so that each type has code of its own */
@@ -103,6 +109,8 @@ static void matmul(hk_type type, const void *w, size_t rows, size_t cols, const 
     case HK_BF16: float_matmul(HK_BF16, w, rows, cols, x, tokens, y, y_stride, accumulate); break;
     case HK_Q8_0: block_matmul(HK_Q8_0, w, rows, cols, x, tokens, y, y_stride, accumulate); break;
     case HK_Q4_0: block_matmul(HK_Q4_0, w, rows, cols, x, tokens, y, y_stride, accumulate); break;
+    case HK_Q8_0X8: packed_matmul(HK_Q8_0X8, w, rows, cols, x, tokens, y, y_stride, accumulate); break;
+    case HK_Q4_0X8: packed_matmul(HK_Q4_0X8, w, rows, cols, x, tokens, y, y_stride, accumulate); break;
     }
 }
 

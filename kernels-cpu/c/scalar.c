@@ -60,11 +60,29 @@ static float dot_q4_0(const uint8_t *w, const int8_t *q, const float *d, size_t 
     return sum;
 }
 
+/* Row r of a packed matrix: lane r % 8 of group r / 8. */
+static float dot_packed(hk_type type, const uint8_t *w, size_t r, const int8_t *q, const float *d, size_t n) {
+    const size_t size = type == HK_Q8_0X8 ? 272 : 144, lane = r % 8;
+    float sum = 0;
+    w += r / 8 * (n / HK_BLOCK) * size;
+    for (size_t b = 0; b < n / HK_BLOCK; b++, w += size, q += HK_BLOCK) {
+        int32_t s = 0;
+        for (size_t i = 0; i < HK_BLOCK; i++) {
+            const size_t column = type == HK_Q8_0X8 ? i : i % 16;
+            const uint8_t byte = w[16 + column / 4 * 32 + lane * 4 + column % 4];
+            s += q[i] * (type == HK_Q8_0X8 ? (int8_t)byte : (i < 16 ? byte & 15 : byte >> 4) - 8);
+        }
+        sum += f16_to_f32(load_u16(w + 2 * lane)) * d[b] * (float)s;
+    }
+    return sum;
+}
+
 static void matmul(hk_type type, const void *w, size_t rows, size_t cols, const hk_act *x, size_t tokens, float *y,
                    size_t y_stride, int accumulate) {
     const size_t blocks = cols / HK_BLOCK;
     const size_t row_bytes[] = {[HK_F32] = 4 * cols, [HK_F16] = 2 * cols, [HK_BF16] = 2 * cols,
-                                [HK_Q8_0] = 34 * blocks, [HK_Q4_0] = 18 * blocks};
+                                [HK_Q8_0] = 34 * blocks, [HK_Q4_0] = 18 * blocks,
+                                [HK_Q8_0X8] = 0, [HK_Q4_0X8] = 0};
     for (size_t r = 0; r < rows; r++) {
         const uint8_t *row = (const uint8_t *)w + r * row_bytes[type];
         for (size_t t = 0; t < tokens; t++) {
@@ -75,6 +93,8 @@ static void matmul(hk_type type, const void *w, size_t rows, size_t cols, const 
             case HK_BF16: v = dot_bf16(row, x->x + t * x->stride, cols); break;
             case HK_Q8_0: v = dot_q8_0(row, x->q + t * cols, x->d + t * blocks, cols); break;
             case HK_Q4_0: v = dot_q4_0(row, x->q + t * cols, x->d + t * blocks, cols); break;
+            case HK_Q8_0X8:
+            case HK_Q4_0X8: v = dot_packed(type, w, r, x->q + t * cols, x->d + t * blocks, cols); break;
             }
             float *out = y + t * y_stride + r;
             *out = accumulate ? *out + v : v;
@@ -82,15 +102,17 @@ static void matmul(hk_type type, const void *w, size_t rows, size_t cols, const 
     }
 }
 
-static void quantize(const float *x, size_t n, int8_t *q, float *d) {
+static void quantize(const float *x, size_t n, int8_t *q, float *d, int32_t *sum) {
     for (size_t b = 0; b < n / HK_BLOCK; b++, x += HK_BLOCK, q += HK_BLOCK) {
         float max = 0;
         for (int j = 0; j < HK_BLOCK; j++) max = fmaxf(max, fabsf(x[j]));
         d[b] = max / 127.0f;
+        sum[b] = 0;
         const float inverse = max >= HK_TINY ? 127.0f / max : 0;
         for (int j = 0; j < HK_BLOCK; j++) {
             const float v = rintf(x[j] * inverse);
             q[j] = (int8_t)(v >= -127 ? v <= 127 ? v : 127 : -127); /* a NaN becomes -127 */
+            sum[b] += q[j];
         }
     }
 }

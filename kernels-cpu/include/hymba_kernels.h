@@ -27,14 +27,21 @@ typedef enum hk_type {
     HK_BF16 = 2,
     HK_Q8_0 = 3, /* 34 bytes: f16 d, int8 q[32]; value d*q */
     HK_Q4_0 = 4, /* 18 bytes: f16 d, nibbles q[32]; value d*(q-8); byte j: value j low, value j+16 high */
+    /* The same blocks of eight rows interleaved, so that a row is a lane; rows are padded to a multiple of 8.
+     * Q8_0X8: 272 bytes: f16 d[8], 8 chunks of 32 bytes; byte 4r+j of chunk c: column 4c+j of row r.
+     * Q4_0X8: 144 bytes: f16 d[8], 4 chunks of 32 bytes; byte 4r+j of chunk c: column 4c+j of row r in the low
+     * nibble, column 16+4c+j in the high one. */
+    HK_Q8_0X8 = 5,
+    HK_Q4_0X8 = 6,
 } hk_type;
 
-/* Activations [tokens, cols]. Matrices of F32, F16 and BF16 read `x`; quantized ones read `q` and `d`. */
+/* Activations [tokens, cols]. Matrices of F32, F16 and BF16 read `x`; quantized ones read `q`, `d` and `sum`. */
 typedef struct hk_act {
     const float *x;  /* [tokens, cols], rows `stride` apart */
     size_t stride;
     const int8_t *q; /* [tokens, cols] */
     const float *d;  /* [tokens, cols / 32]: value = d * q */
+    const int32_t *sum; /* [tokens, cols / 32]: of the block's q */
 } hk_act;
 
 /* A run of KV cache rows that a query may see, in order of position. K and V are of one type. */
@@ -86,11 +93,13 @@ typedef struct hk_scan {
 
 typedef struct hk_kernels {
     const char *name;
-    /* y[t*y_stride + r] = or += W[r] . x[t].  W is [rows, cols] of `type`, rows without gaps. */
+    /* y[t*y_stride + r] = or += W[r] . x[t].  W is [rows, cols] of `type`, rows without gaps. Of a packed matrix, any
+     * run of whole groups of 8 rows, and the last group may lack rows. */
     void (*matmul)(hk_type type, const void *w, size_t rows, size_t cols, const hk_act *x, size_t tokens, float *y,
                    size_t y_stride, int accumulate);
-    /* x [n] to int8 blocks: d = max|x| / 127, q = x / d rounded to the nearest (ties to even).  n % 32 == 0 */
-    void (*quantize)(const float *x, size_t n, int8_t *q, float *d);
+    /* x [n] to int8 blocks: d = max|x| / 127, q = x / d rounded to the nearest (ties to even), sum of q.
+     * n % 32 == 0 */
+    void (*quantize)(const float *x, size_t n, int8_t *q, float *d, int32_t *sum);
     /* y = x / sqrt(mean(x^2) + eps) * gain.  y may be x. */
     void (*rms_norm)(const float *x, const float *gain, float eps, size_t n, float *y);
     /* y = (rms_norm(a, gain_a) + rms_norm(b, gain_b)) / 2 */

@@ -1,4 +1,4 @@
-// Made by bindgen from include/hymba_kernels.h; tests/bindings.rs keeps it current.
+// Made by bindgen from include/hymba_kernels.h: `cargo run -p hymba-bindings` makes it anew.
 
 pub const HK_BLOCK: u32 = 32;
 pub const HK_TINY: f64 = 0.000000000000000000000000000001;
@@ -10,6 +10,8 @@ pub enum hk_type {
     HK_BF16 = 2,
     HK_Q8_0 = 3,
     HK_Q4_0 = 4,
+    HK_Q8_0X8 = 5,
+    HK_Q4_0X8 = 6,
 }
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -18,6 +20,7 @@ pub struct hk_act {
     pub stride: usize,
     pub q: *const i8,
     pub d: *const f32,
+    pub sum: *const i32,
 }
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -96,7 +99,8 @@ pub struct hk_kernels {
             accumulate: ::core::ffi::c_int,
         ),
     >,
-    pub quantize: ::core::option::Option<unsafe extern "C" fn(x: *const f32, n: usize, q: *mut i8, d: *mut f32)>,
+    pub quantize:
+        ::core::option::Option<unsafe extern "C" fn(x: *const f32, n: usize, q: *mut i8, d: *mut f32, sum: *mut i32)>,
     pub rms_norm:
         ::core::option::Option<unsafe extern "C" fn(x: *const f32, gain: *const f32, eps: f32, n: usize, y: *mut f32)>,
     pub fuse: ::core::option::Option<

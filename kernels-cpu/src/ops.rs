@@ -30,18 +30,27 @@ pub struct Weight<'a> {
 }
 
 impl Weight<'_> {
+    /// Bytes of a row; of a packed matrix, an eighth of a group.
     fn row_bytes(&self) -> usize {
         let blocks = self.cols / BLOCK;
         match self.dtype {
             hk_type::HK_F32 => 4 * self.cols,
             hk_type::HK_F16 | hk_type::HK_BF16 => 2 * self.cols,
-            hk_type::HK_Q8_0 => 34 * blocks,
-            hk_type::HK_Q4_0 => 18 * blocks,
+            hk_type::HK_Q8_0 | hk_type::HK_Q8_0X8 => 34 * blocks,
+            hk_type::HK_Q4_0 | hk_type::HK_Q4_0X8 => 18 * blocks,
         }
     }
 
     fn quantized(&self) -> bool {
-        matches!(self.dtype, hk_type::HK_Q8_0 | hk_type::HK_Q4_0)
+        !matches!(self.dtype, hk_type::HK_F32 | hk_type::HK_F16 | hk_type::HK_BF16)
+    }
+
+    /// Rows that are stored: packed matrices have whole groups of eight.
+    fn stored_rows(&self) -> usize {
+        match self.dtype {
+            hk_type::HK_Q8_0X8 | hk_type::HK_Q4_0X8 => self.rows.next_multiple_of(8),
+            _ => self.rows,
+        }
     }
 }
 
@@ -143,8 +152,8 @@ pub struct Scan<'a> {
 pub struct Cpu {
     kernels: Kernels,
     pool: Pool,
-    /// Activations as int8 blocks: values and scales.
-    quantized: (Vec<i8>, Vec<f32>),
+    /// Activations as int8 blocks: values, scales, sums.
+    quantized: (Vec<i8>, Vec<f32>, Vec<i32>),
     scores: Vec<f32>,
 }
 
@@ -213,20 +222,27 @@ impl Cpu {
     pub fn matmul(&mut self, w: Weight<'_>, x: Mat<'_>, out: MatMut<'_>, accumulate: bool) {
         let (tokens, cols, row_bytes) = (x.rows, w.cols, w.row_bytes());
         assert!(x.cols == cols && out.cols == w.rows && out.rows == tokens, "matmul: shapes differ");
-        assert!(w.bytes.len() == w.rows * row_bytes, "matmul: {} bytes for {} rows", w.bytes.len(), w.rows);
+        assert!(w.bytes.len() == w.stored_rows() * row_bytes, "matmul: {} bytes for {} rows", w.bytes.len(), w.rows);
         let kernels = self.kernels;
-        let mut act = hk::hk_act { x: x.data.as_ptr(), stride: x.stride, q: std::ptr::null(), d: std::ptr::null() };
+        let mut act = hk::hk_act {
+            x: x.data.as_ptr(),
+            stride: x.stride,
+            q: std::ptr::null(),
+            d: std::ptr::null(),
+            sum: std::ptr::null(),
+        };
         if w.quantized() {
             assert!(cols.is_multiple_of(BLOCK), "matmul: rows of {cols} have no whole blocks");
             let blocks = cols / BLOCK;
-            let (q, d) = &mut self.quantized;
+            let (q, d, sum) = &mut self.quantized;
             q.resize(q.len().max(tokens * cols), 0);
             d.resize(d.len().max(tokens * blocks), 0.0);
-            let (q, d) = (Shared(q.as_mut_ptr()), Shared(d.as_mut_ptr()));
+            sum.resize(sum.len().max(tokens * blocks), 0);
+            let (q, d, sum) = (Shared(q.as_mut_ptr()), Shared(d.as_mut_ptr()), Shared(sum.as_mut_ptr()));
             self.each_token(tokens, |t| {
-                call!(kernels, quantize(x.row(t).as_ptr(), cols, q.at(t * cols), d.at(t * blocks)));
+                call!(kernels, quantize(x.row(t).as_ptr(), cols, q.at(t * cols), d.at(t * blocks), sum.at(t * blocks)));
             });
-            (act.q, act.d) = (q.0, d.0);
+            (act.q, act.d, act.sum) = (q.0, d.0, sum.0);
         }
         let act = Shared(&raw mut act);
         let (y, y_stride) = (Shared(out.data.as_mut_ptr()), out.stride);

@@ -13,6 +13,16 @@ const GUARD: f32 = 1234.5;
 /// Values in front of every output and behind it, so that a write outside is seen; odd, so that nothing is aligned.
 const MARGIN: usize = 3;
 
+const TYPES: [WeightType; 7] = [
+    WeightType::HK_F32,
+    WeightType::HK_F16,
+    WeightType::HK_BF16,
+    WeightType::HK_Q8_0,
+    WeightType::HK_Q4_0,
+    WeightType::HK_Q8_0X8,
+    WeightType::HK_Q4_0X8,
+];
+
 fn cpus() -> Vec<Cpu> {
     Kernels::all()
         .into_iter()
@@ -57,11 +67,16 @@ fn weight(rng: &mut ChaCha8Rng, dtype: WeightType, rows: usize, cols: usize) -> 
         WeightType::HK_F32 => values.iter().for_each(|v| bytes.extend(v.to_le_bytes())),
         WeightType::HK_F16 => values.iter().for_each(|v| bytes.extend(f16::from_f32(*v).to_le_bytes())),
         WeightType::HK_BF16 => values.iter().for_each(|v| bytes.extend(bf16::from_f32(*v).to_le_bytes())),
-        WeightType::HK_Q8_0 | WeightType::HK_Q4_0 => {
-            let quants = if dtype == WeightType::HK_Q8_0 { 32 } else { 16 };
-            for _ in 0..rows * cols / 32 {
-                bytes.extend(f16::from_f32(rng.random_range(-0.1..0.1)).to_le_bytes());
-                bytes.extend((0..quants).map(|_| rng.random::<u8>()));
+        _ => {
+            let (lanes, quants) = match dtype {
+                WeightType::HK_Q8_0 => (1, 32),
+                WeightType::HK_Q4_0 => (1, 16),
+                WeightType::HK_Q8_0X8 => (8, 32),
+                _ => (8, 16),
+            };
+            for _ in 0..rows.div_ceil(lanes) * cols / 32 {
+                (0..lanes).for_each(|_| bytes.extend(f16::from_f32(rng.random_range(-0.1..0.1)).to_le_bytes()));
+                bytes.extend((0..lanes * quants).map(|_| rng.random::<u8>()));
             }
         }
     }
@@ -71,12 +86,11 @@ fn weight(rng: &mut ChaCha8Rng, dtype: WeightType, rows: usize, cols: usize) -> 
 #[test]
 fn matmul() {
     let mut rng = ChaCha8Rng::seed_from_u64(SEED);
-    let types = [WeightType::HK_F32, WeightType::HK_F16, WeightType::HK_BF16, WeightType::HK_Q8_0, WeightType::HK_Q4_0];
     let mut reference = scalar();
     for cpu in &mut cpus() {
-        for dtype in types {
+        for dtype in TYPES {
             for _ in 0..60 {
-                let quantized = matches!(dtype, WeightType::HK_Q8_0 | WeightType::HK_Q4_0);
+                let quantized = !matches!(dtype, WeightType::HK_F32 | WeightType::HK_F16 | WeightType::HK_BF16);
                 let rows = rng.random_range(1..70);
                 let cols = if quantized { 32 * rng.random_range(1..12) } else { rng.random_range(1..200) };
                 let tokens = rng.random_range(1..12);
@@ -109,8 +123,7 @@ fn matmul() {
 #[test]
 fn matmul_is_the_same_bits_in_any_batch() {
     let mut rng = ChaCha8Rng::seed_from_u64(SEED);
-    for dtype in [WeightType::HK_F32, WeightType::HK_F16, WeightType::HK_BF16, WeightType::HK_Q8_0, WeightType::HK_Q4_0]
-    {
+    for dtype in TYPES {
         let (rows, cols, tokens) = (53, 96, 11);
         let bytes = weight(&mut rng, dtype, rows, cols);
         let w = Weight { dtype, rows, cols, bytes: &bytes[1..] };

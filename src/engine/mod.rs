@@ -1,7 +1,9 @@
 //! The public API: open a model, hold a session, generate.
 
 mod model;
+mod perplexity;
 mod session;
 
 pub use model::Model;
+pub use perplexity::{Perplexity, perplexity};
 pub use session::{Observer, Session, SessionOptions, compute_meta_state};

@@ -1,0 +1,100 @@
+//! `hymba eval logits`: token ids in, logits out.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::atomic::AtomicBool,
+};
+
+use anyhow::Context;
+use hymba::{
+    Error,
+    engine::{Session, SessionOptions},
+    format::write_atomically,
+};
+use safetensors::{Dtype, tensor::TensorView};
+
+use super::Common;
+use crate::cli::{Usage, model};
+
+#[derive(clap::Args)]
+#[command(group(clap::ArgGroup::new("input").required(true).args(["ids", "ids_file"])))]
+pub struct Args {
+    #[command(flatten)]
+    common: Common,
+    /// The prompt as token ids, read exactly as given: no BOS is added
+    #[arg(long, value_name = "ID,ID,...", value_delimiter = ',')]
+    ids: Vec<u32>,
+    /// Read the ids from a file, separated by commas or white space
+    #[arg(long, value_name = "FILE")]
+    ids_file: Option<PathBuf>,
+    /// Generate N tokens greedily after the prompt; row s of `decode` are the logits that token s was chosen from
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    decode: usize,
+    /// Read the prompt in chunks of this many tokens
+    #[arg(long, value_name = "N", default_value = "256", value_parser = crate::cli::positive)]
+    chunk: usize,
+    /// Compute the state after the meta tokens rather than take it from the file
+    #[arg(long)]
+    no_meta_state: bool,
+    /// The safetensors file to write: `prefill` [T, vocab], and with --decode `decode` [N, vocab] and `tokens` [N]
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+    /// Replace the output file if it exists
+    #[arg(long)]
+    force: bool,
+}
+
+pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
+    let ids = match &args.ids_file {
+        Some(file) => read_ids(file)?,
+        None => args.ids.clone(),
+    };
+    let model = model::open(args.common.model.as_deref())?;
+    let options = SessionOptions {
+        // the last token chosen is not read
+        context: Some(ids.len() + args.decode.saturating_sub(1)),
+        threads: args.common.threads,
+        cache: args.common.cache_type,
+        stored_meta_state: !args.no_meta_state,
+        chunk: args.chunk,
+    };
+    let mut session = Session::new(&model, &options)?;
+    let vocab = model.config().vocab;
+    let mut prefill = Vec::new();
+    session.prefill_all(&ids, cancel, |_, logits| {
+        prefill.extend_from_slice(logits);
+        Ok(())
+    })?;
+
+    let (mut decode, mut tokens) = (Vec::new(), Vec::new());
+    let mut logits = prefill[prefill.len() - vocab..].to_vec();
+    for step in 0..args.decode {
+        if cancel.load(std::sync::atomic::Ordering::Relaxed) {
+            return Err(Error::Cancelled.into());
+        }
+        let token = hymba::sample::argmax(&logits);
+        decode.extend_from_slice(&logits);
+        tokens.push(token as i32);
+        if step + 1 < args.decode {
+            logits = session.decode(token)?.to_vec();
+        }
+    }
+
+    let view = |dtype, rows: Vec<usize>, bytes| TensorView::new(dtype, rows, bytes).context("safetensors refuses a tensor");
+    let mut tensors = vec![("prefill", view(Dtype::F32, vec![ids.len(), vocab], bytemuck::cast_slice(&prefill))?)];
+    if args.decode > 0 {
+        tensors.push(("decode", view(Dtype::F32, vec![args.decode, vocab], bytemuck::cast_slice(&decode))?));
+        tensors.push(("tokens", view(Dtype::I32, vec![args.decode], bytemuck::cast_slice(&tokens))?));
+    }
+    let bytes = safetensors::serialize(tensors, None).context("safetensors refuses the tensors")?;
+    Ok(write_atomically(&args.output, args.force, |file| file.write_all(&bytes))?)
+}
+
+fn read_ids(file: &Path) -> anyhow::Result<Vec<u32>> {
+    let text = fs::read_to_string(file).map_err(|e| Error::io("cannot read", file, e))?;
+    let words = text.split(|c: char| c == ',' || c.is_whitespace()).filter(|w| !w.is_empty());
+    words
+        .map(|word| word.parse().map_err(|_| Usage(format!("{}: `{word}` is no token id", file.display())).into()))
+        .collect()
+}
