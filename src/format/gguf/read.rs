@@ -14,6 +14,8 @@ use crate::{
 
 /// Metadata and tensor list end before this; the largest tokenizers need a quarter of it.
 const MAX_HEADER: usize = 64 << 20;
+/// Keys and names in use have a quarter of this.
+const MAX_NAME: usize = 256;
 /// More dimensions than this do not exist in GGUF.
 const MAX_DIMS: u32 = 4;
 /// `general.alignment` of a file that does not say.
@@ -174,6 +176,15 @@ impl<'a> Header<'a> {
         std::str::from_utf8(bytes).map_err(|_| self.bad(format!("is damaged: {what} is not UTF-8 text")))
     }
 
+    /// A key or a tensor's name: short and printable, so that messages can quote it.
+    fn name(&mut self, what: &str) -> Result<&'a str> {
+        let name = self.str(what)?;
+        if name.len() > MAX_NAME || name.chars().any(char::is_control) {
+            return Err(self.bad(format!("is damaged: {what} is longer than {MAX_NAME} bytes or unprintable")));
+        }
+        Ok(name)
+    }
+
     /// Refuses a count that the remaining bytes can't hold, `least` bytes an item.
     fn check_count(&self, count: u64, least: u64, what: &str) -> Result<usize> {
         let room = (self.bytes.len() - self.at) as u64 / least;
@@ -213,7 +224,7 @@ impl<'a> Header<'a> {
         let mut seen = HashSet::with_capacity(count);
         let mut pairs = Vec::with_capacity(count);
         for _ in 0..count {
-            let key = self.str("a key")?;
+            let key = self.name("a key")?;
             if !seen.insert(key) {
                 return Err(self.bad(format!("is damaged: the key `{key}` appears twice")));
             }
@@ -302,7 +313,7 @@ impl<'a> Header<'a> {
         let mut seen = HashSet::with_capacity(count);
         let mut infos = Vec::with_capacity(count);
         for _ in 0..count {
-            let name = self.str("a tensor's name")?;
+            let name = self.name("a tensor's name")?;
             if !seen.insert(name) {
                 return Err(self.bad(format!("is damaged: the tensor `{name}` appears twice")));
             }
