@@ -258,7 +258,7 @@ fn refuses_what_it_cannot_run() {
         ("global_attn_idx", json!([0, 1]), "only one of them is windowed"),
         ("kv_reuse_group", json!([[1, 2], [2]]), "twice"),
         ("num_hidden_layers", json!(u64::MAX), "layers"),
-        ("hidden_size", json!(null), "hidden_size"),
+        ("hidden_size", json!(null), "invalid type: null"),
         ("hidden_size", json!(63), "evenly"),
         ("vocab_size", json!(1u64 << 40), "no Hymba is that large"),
         ("eos_token_id", json!(10), "eos token id 10"),

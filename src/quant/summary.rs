@@ -80,9 +80,9 @@ impl fmt::Display for Summary {
 /// A number of weights in two digits or more, as model names have it: 27M, 1.5B.
 pub(super) fn size_label(parameters: u64) -> String {
     let (unit, letter) = match parameters {
-        ..1_000_000 => (1e3, 'K'),
-        ..1_000_000_000 => (1e6, 'M'),
-        _ => (1e9, 'B'),
+        0..1_000_000 => (1e3, 'K'),
+        1_000_000..1_000_000_000 => (1e6, 'M'),
+        1_000_000_000.. => (1e9, 'B'),
     };
     let scaled = parameters as f64 / unit;
     let digits = usize::from(scaled.round() < 10.0);

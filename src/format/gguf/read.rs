@@ -14,6 +14,8 @@ use crate::{
 
 /// Metadata and tensor list end before this; the largest tokenizers need a quarter of it.
 const MAX_HEADER: usize = 64 << 20;
+/// Keys and names in use have a quarter of this.
+const MAX_NAME: usize = 256;
 /// More dimensions than this do not exist in GGUF.
 const MAX_DIMS: u32 = 4;
 /// `general.alignment` of a file that does not say.
@@ -174,6 +176,15 @@ impl<'a> Header<'a> {
         std::str::from_utf8(bytes).map_err(|_| self.bad(format!("is damaged: {what} is not UTF-8 text")))
     }
 
+    /// A key or a tensor's name: short and printable, so that messages can quote it.
+    fn name(&mut self, what: &str) -> Result<&'a str> {
+        let name = self.str(what)?;
+        if name.len() > MAX_NAME || name.chars().any(char::is_control) {
+            return Err(self.bad(format!("is damaged: {what} is longer than {MAX_NAME} bytes or unprintable")));
+        }
+        Ok(name)
+    }
+
     /// Refuses a count that the remaining bytes can't hold, `least` bytes an item.
     fn check_count(&self, count: u64, least: u64, what: &str) -> Result<usize> {
         let room = (self.bytes.len() - self.at) as u64 / least;
@@ -213,7 +224,7 @@ impl<'a> Header<'a> {
         let mut seen = HashSet::with_capacity(count);
         let mut pairs = Vec::with_capacity(count);
         for _ in 0..count {
-            let key = self.str("a key")?;
+            let key = self.name("a key")?;
             if !seen.insert(key) {
                 return Err(self.bad(format!("is damaged: the key `{key}` appears twice")));
             }
@@ -302,7 +313,7 @@ impl<'a> Header<'a> {
         let mut seen = HashSet::with_capacity(count);
         let mut infos = Vec::with_capacity(count);
         for _ in 0..count {
-            let name = self.str("a tensor's name")?;
+            let name = self.name("a tensor's name")?;
             if !seen.insert(name) {
                 return Err(self.bad(format!("is damaged: the tensor `{name}` appears twice")));
             }
@@ -337,7 +348,7 @@ impl<'a> Header<'a> {
     }
 
     fn unknown_type(&self, tensor: &str, id: u32, metadata: &Metadata) -> Error {
-        let name = GGML_NAMES.iter().find(|&&(n, _)| n == id).map_or("unknown", |&(_, name)| name);
+        let name = GGML_NAMES.get(id as usize).copied().filter(|name| !name.is_empty()).unwrap_or("unknown");
         let known = DType::ALL.map(DType::name).join(", ");
         let whose = match metadata.string("general.architecture") {
             Some(other) if other != crate::model::config::ARCHITECTURE => {
@@ -361,34 +372,9 @@ pub(super) fn byte_len(dims: &[usize], dtype: DType) -> std::result::Result<usiz
         .ok_or_else(|| "is larger than memory".into())
 }
 
-/// ggml's other tensor types, so that messages can name them.
-const GGML_NAMES: [(u32, &str); 28] = [
-    (3, "Q4_1"),
-    (6, "Q5_0"),
-    (7, "Q5_1"),
-    (9, "Q8_1"),
-    (10, "Q2_K"),
-    (11, "Q3_K"),
-    (12, "Q4_K"),
-    (13, "Q5_K"),
-    (14, "Q6_K"),
-    (15, "Q8_K"),
-    (16, "IQ2_XXS"),
-    (17, "IQ2_XS"),
-    (18, "IQ3_XXS"),
-    (19, "IQ1_S"),
-    (20, "IQ4_NL"),
-    (21, "IQ3_S"),
-    (22, "IQ2_S"),
-    (23, "IQ4_XS"),
-    (24, "I8"),
-    (25, "I16"),
-    (26, "I32"),
-    (27, "I64"),
-    (28, "F64"),
-    (29, "IQ1_M"),
-    (34, "TQ1_0"),
-    (35, "TQ2_0"),
-    (39, "MXFP4"),
-    (40, "NVFP4"),
+/// ggml's tensor types by number, so that messages can name those that we do not read; empty: withdrawn.
+const GGML_NAMES: [&str; 41] = [
+    "F32", "F16", "Q4_0", "Q4_1", "", "", "Q5_0", "Q5_1", "Q8_0", "Q8_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K",
+    "Q8_K", "IQ2_XXS", "IQ2_XS", "IQ3_XXS", "IQ1_S", "IQ4_NL", "IQ3_S", "IQ2_S", "IQ4_XS", "I8", "I16", "I32", "I64",
+    "F64", "IQ1_M", "BF16", "", "", "", "TQ1_0", "TQ2_0", "", "", "", "MXFP4", "NVFP4",
 ];

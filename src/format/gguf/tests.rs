@@ -169,6 +169,7 @@ fn refuses_bad_keys() {
     refused(file(&[("k", [&7u32.to_le_bytes()[..], &[2]].concat())], &[]), "neither 0 nor 1");
     refused(file(&[("k", 13u32.to_le_bytes().to_vec())], &[]), "unknown type 13");
     refused(file(&[("k", [&9u32.to_le_bytes()[..], &9u32.to_le_bytes(), &[0; 8]].concat())], &[]), "array of arrays");
+    refused(file(&[("\u{1b}[2J", one.clone())], &[]), "unprintable");
     let broken = [&8u32.to_le_bytes()[..], &2u64.to_le_bytes(), &[0xc3, 0x28]].concat();
     refused(file(&[("k", broken)], &[]), "UTF-8");
     for alignment in [0u32, 4, 48, 1 << 17] {

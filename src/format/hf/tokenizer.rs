@@ -160,7 +160,7 @@ fn spell_out(tokenizer: Tokenizer, config: &Config, file: &str, metadata: &mut M
     let (mut texts, mut kinds, mut scores) = (Vec::new(), Vec::new(), Vec::new());
     for (id, token) in tokens.into_iter().enumerate() {
         let (text, kind) = token.unwrap_or_else(|| (format!("[PAD{id}]"), kind::UNUSED));
-        scores.push(rank.get(&text).map_or(0.0, |&rank| -(rank as f64)));
+        scores.push(rank.get(&text).map_or(0.0, |&rank| 0.0 - rank as f64));
         kinds.push(kind);
         texts.push(text);
     }

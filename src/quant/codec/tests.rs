@@ -35,9 +35,9 @@ fn encodes_as_ggml_does() {
     let tiny = ramp().map(|v| v * 1e-7);
     check(DType::Q4_0, &tiny, "0100730c953fc851ea841da63fd962fb842e");
     check(DType::Q8_0, &tiny, "0000ad3fd467fc9124b94be073089d30c457ec8114a93cd063f88d20b547dc6f0499");
-    let halfs = [1.0, -2.5, 65504.0, 1e-7, 6e-8, 3.141_592_7, 1.000_488_3, 1.001_464_8];
+    let halfs = [1.0, -2.5, 65504.0, 1e-7, 6e-8, std::f32::consts::PI, 1.000_488_3, 1.001_464_8];
     check(DType::F16, &halfs, "003c00c1ff7b020001004842003c023c");
-    let brains = [1.0, -2.5, 65504.0, 1e-40, 3.141_592_7, 1.003_906_3, 1.011_718_8, 1e38];
+    let brains = [1.0, -2.5, 65504.0, 1e-40, std::f32::consts::PI, 1.003_906_3, 1.011_718_8, 1e38];
     check(DType::BF16, &brains, "803f20c0804701004940803f823f967e");
 }
 
