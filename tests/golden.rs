@@ -31,7 +31,7 @@ impl Case {
     fn open(folder: &Path) -> Self {
         let temporary = tempfile::tempdir().unwrap();
         let file = temporary.path().join("model.gguf");
-        let options = Options { dtype: DType::F32, overrides: Vec::new(), force: false, threads: None };
+        let options = Options { dtype: DType::F32, packed: true, overrides: Vec::new(), force: false, threads: None };
         let mut meta = |path: &Path| {
             let state = compute_meta_state(&Model::open(path)?, None, &GO_ON)?;
             Ok(state.expect("asked for when there are meta tokens").into_vectors())

@@ -8,9 +8,8 @@ use hymba_kernels_cpu::{Attention, Conv, KvRows, Mat, MatMut, Scan, Weight, Weig
 use super::{Angles, Backend, Heads, Kind, Part, PartMut, Run, ScanInput};
 use crate::{
     Error, Result,
-    format::DType,
+    format::{DType, packed::Packing},
     model::{Matrix, Vector, weights::Layer},
-    quant::decode_row,
 };
 
 /// Values in main memory.
@@ -75,12 +74,14 @@ fn mat_mut<'a>(p: PartMut<'a, Memory>) -> MatMut<'a> {
 }
 
 fn weight(m: &Matrix) -> Weight<'_> {
-    let dtype = match m.dtype {
-        DType::F32 => WeightType::HK_F32,
-        DType::F16 => WeightType::HK_F16,
-        DType::BF16 => WeightType::HK_BF16,
-        DType::Q8_0 => WeightType::HK_Q8_0,
-        DType::Q4_0 => WeightType::HK_Q4_0,
+    let dtype = match (m.dtype, m.packing) {
+        (DType::F32, _) => WeightType::HK_F32,
+        (DType::F16, _) => WeightType::HK_F16,
+        (DType::BF16, _) => WeightType::HK_BF16,
+        (DType::Q8_0, Packing::Plain) => WeightType::HK_Q8_0,
+        (DType::Q8_0, Packing::X8) => WeightType::HK_Q8_0X8,
+        (DType::Q4_0, Packing::Plain) => WeightType::HK_Q4_0,
+        (DType::Q4_0, Packing::X8) => WeightType::HK_Q4_0X8,
     };
     Weight { dtype, rows: m.rows, cols: m.cols, bytes: &m.data }
 }
@@ -136,10 +137,9 @@ impl Backend for Cpu {
     }
 
     fn gather(&mut self, table: &Matrix, rows: &[u32], out: PartMut<'_, Memory>) {
-        let row_bytes = table.data.len() / table.rows;
         let mut out = mat_mut(out);
         for (i, &row) in rows.iter().enumerate() {
-            decode_row(table.dtype, &table.data[row as usize * row_bytes..][..row_bytes], out.row_mut(i));
+            table.row(row as usize, out.row_mut(i));
         }
     }
 

@@ -8,7 +8,12 @@ use std::{
     sync::{Arc, atomic::AtomicBool},
 };
 
-use hymba::backend::Kind;
+use hymba::{backend::Kind, engine::SessionOptions};
+
+use super::{
+    model::ModelArgs,
+    options::{cache_type, count},
+};
 
 /// Measure what a model computes: its logits, or its perplexity on a text
 #[derive(clap::Args)]
@@ -28,15 +33,22 @@ enum Command {
 /// What both have in common.
 #[derive(clap::Args)]
 struct Common {
-    /// The GGUF file [default: $HYMBA_MODEL, or the demo model in this program]
-    #[arg(short, long, value_name = "FILE")]
-    model: Option<std::path::PathBuf>,
-    /// Threads [default: one for each core]
-    #[arg(short, long, value_name = "N", value_parser = super::threads)]
-    threads: Option<NonZeroUsize>,
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Threads to compute with [default: one a core that this process may use]
+    #[arg(short, long, value_name = "N", value_parser = count().range(1..=512))]
+    threads: Option<usize>,
     /// How keys and values are stored; f32 adds nothing to the weights' own rounding
-    #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = super::cache_type())]
+    #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = cache_type())]
     cache_type: Kind,
+}
+
+impl Common {
+    /// The engine's options for texts of up to `context` tokens.
+    fn options(&self, context: usize) -> SessionOptions {
+        let threads = self.threads.and_then(NonZeroUsize::new);
+        SessionOptions { context: Some(context), threads, cache: self.cache_type, ..SessionOptions::default() }
+    }
 }
 
 /// Runs the chosen measurement.

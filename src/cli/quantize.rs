@@ -2,18 +2,22 @@
 
 use std::{
     io::{self, IsTerminal, Write},
-    num::NonZero,
+    num::NonZeroUsize,
     path::{Path, PathBuf},
     sync::atomic::AtomicBool,
 };
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use hymba::{
+    engine::{Model, compute_meta_state},
     format::DType,
     quant::{Event, Options, convert},
+    state::MetaState,
 };
 use indicatif::{ProgressBar, ProgressStyle};
 use regex::Regex;
+
+use super::options::count;
 
 /// Convert a checkpoint to a GGUF file, usually a smaller one.
 #[derive(clap::Args)]
@@ -28,15 +32,24 @@ pub struct Args {
     /// Store the tensors whose name matches in another type; the last match wins
     #[arg(long = "tensor-type", value_name = "REGEX=TYPE", value_parser = parse_override)]
     overrides: Vec<(Regex, DType)>,
+    /// Order of the blocks: packed is what hymba runs fastest, standard is what other tools read; no value differs
+    #[arg(long, value_enum, default_value = "packed")]
+    layout: BlockOrder,
     /// Replace OUTPUT if it exists
     #[arg(long)]
     force: bool,
     /// Threads that convert [default: one a core]
-    #[arg(short, long, value_name = "N")]
-    threads: Option<NonZero<u16>>,
+    #[arg(short = 't', long, value_name = "N", value_parser = count().range(1..=512))]
+    threads: Option<usize>,
     /// Show neither progress nor summary
     #[arg(short, long)]
     quiet: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
+enum BlockOrder {
+    Packed,
+    Standard,
 }
 
 fn type_parser() -> impl TypedValueParser<Value = DType> {
@@ -56,16 +69,21 @@ fn parse_override(text: &str) -> Result<(Regex, DType), String> {
     Ok((regex, dtype))
 }
 
-/// Converts. `cancel` turning true stops it and leaves nothing; `meta_state` computes the state after the meta tokens
-/// from the weights in the file it is given, as [`convert`] asks for it.
-pub fn run(
-    args: Args,
-    cancel: &AtomicBool,
-    meta_state: &mut dyn FnMut(&Path) -> hymba::Result<Vec<Vec<f32>>>,
-) -> anyhow::Result<()> {
-    let Args { input, output, dtype, overrides, force, threads, quiet } = args;
-    let options = Options { dtype, overrides, force, threads: threads.map(|n| n.get().into()) };
-    let bar = if quiet || !io::stderr().is_terminal() { ProgressBar::hidden() } else { ProgressBar::no_length() };
+/// Converts. `cancel` turning true stops it and leaves nothing.
+pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
+    let options = Options {
+        dtype: args.dtype,
+        packed: args.layout == BlockOrder::Packed,
+        overrides: args.overrides.clone(),
+        force: args.force,
+        threads: args.threads,
+    };
+    let mut meta_state = |path: &Path| {
+        let model = Model::open(path)?;
+        let threads = args.threads.and_then(NonZeroUsize::new);
+        Ok(compute_meta_state(&model, threads, cancel)?.map(MetaState::into_vectors).unwrap_or_default())
+    };
+    let bar = if args.quiet || !io::stderr().is_terminal() { ProgressBar::hidden() } else { ProgressBar::no_length() };
     bar.set_style(ProgressStyle::with_template("{bar:30} {percent:>3} % {binary_bytes_per_sec:>12}  {msg}")?);
     let mut show = |event: Event| match event {
         Event::Begin { bytes } => bar.set_length(bytes),
@@ -77,10 +95,10 @@ pub fn run(
         }
         Event::MetaState => bar.set_message("state after the meta tokens"),
     };
-    let converted = convert(&input, &output, &options, meta_state, &mut show, cancel);
+    let converted = convert(&args.input, &args.output, &options, &mut meta_state, &mut show, cancel);
     bar.finish_and_clear();
     let summary = converted?;
-    if !quiet {
+    if !args.quiet {
         writeln!(io::stdout(), "{summary}")?;
     }
     Ok(())

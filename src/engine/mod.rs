@@ -1,5 +1,6 @@
 //! The public API: open a model, hold a session, generate.
 
+pub mod generate;
 mod model;
 mod perplexity;
 mod session;

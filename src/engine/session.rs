@@ -47,6 +47,7 @@ pub struct Session<'m> {
     state: State<Memory>,
     scratch: Scratch<Memory>,
     context: usize,
+    cache: Kind,
     stored_meta_state: bool,
     /// The state after the meta tokens, if it had to be computed.
     meta_state: Option<MetaState>,
@@ -67,6 +68,7 @@ impl<'m> Session<'m> {
             state,
             scratch,
             context,
+            cache: options.cache,
             stored_meta_state: options.stored_meta_state,
             meta_state: None,
         };
@@ -152,6 +154,12 @@ impl<'m> Session<'m> {
     /// Bytes of keys, values, conv and SSM state.
     pub fn cache_bytes(&self) -> usize {
         self.state.bytes
+    }
+
+    /// Bytes of the cache that a decode step reads at this length of the text: the rows it sees, conv and SSM state.
+    pub fn bytes_read_per_token(&self) -> u64 {
+        let plan = self.model.plan();
+        plan.read_bytes(self.tokens(), self.cache.bytes())
     }
 
     /// Bytes a second that this session's threads can read from memory, measured now.

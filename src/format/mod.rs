@@ -5,6 +5,7 @@ mod blob;
 mod dtype;
 pub mod gguf;
 pub mod hf;
+pub mod packed;
 mod stored;
 
 pub use atomic::{AtomicFile, check_output, write_atomically};

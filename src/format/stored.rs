@@ -8,7 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use super::DType;
+use super::{DType, packed::Packing};
 use crate::{Error, Result};
 
 /// A file that tensors are read from.
@@ -34,6 +34,8 @@ pub struct Stored {
     pub dims: Vec<usize>,
     /// How the values are stored.
     pub dtype: DType,
+    /// In which order the blocks are stored.
+    pub packing: Packing,
 }
 
 impl Stored {

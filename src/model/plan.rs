@@ -77,6 +77,13 @@ impl Plan {
         (self.layers.len() * self.state_values * size_of::<f32>()) as u64
     }
 
+    /// Bytes of keys, values and states that a decode step after a text of `tokens` reads: consumers read their
+    /// producer's rows once more.
+    pub fn read_bytes(&self, tokens: usize, bytes_per_value: usize) -> u64 {
+        let rows: usize = self.layers.iter().map(|layer| self.kv_rows(layer.windowed, tokens)).sum();
+        (rows * self.kv_width * bytes_per_value) as u64 + self.state_bytes()
+    }
+
     fn kv_bytes_of(&self, windowed: bool, tokens: usize, bytes_per_value: usize) -> u64 {
         let producers = self.producers().filter(|(_, plan)| plan.windowed == windowed).count();
         (producers * self.kv_rows(windowed, tokens) * self.kv_width * bytes_per_value) as u64

@@ -8,7 +8,12 @@ use super::{
 };
 use crate::{
     Error, Result,
-    format::{Blob, DType, gguf::Gguf},
+    format::{
+        Blob, DType,
+        gguf::{Gguf, Tensor},
+        packed::{GROUP, Packing, unpack_row},
+    },
+    quant::decode_row,
 };
 
 /// A matrix `[rows, cols]` as the file stores it.
@@ -16,12 +21,30 @@ use crate::{
 pub struct Matrix {
     /// How the values are stored.
     pub dtype: DType,
+    /// In which order the blocks are stored.
+    pub packing: Packing,
     /// Rows: outputs of a product.
     pub rows: usize,
     /// Columns: inputs of a product.
     pub cols: usize,
     /// The stored rows, without gaps.
     pub data: Blob,
+}
+
+impl Matrix {
+    /// Decodes row `row` into `out` `[cols]`.
+    pub fn row(&self, row: usize, out: &mut [f32]) {
+        let row_bytes = self.data.len() / self.packing.stored_rows(self.rows);
+        match self.packing {
+            Packing::Plain => decode_row(self.dtype, &self.data[row * row_bytes..][..row_bytes], out),
+            Packing::X8 => {
+                let group = &self.data[row / GROUP * GROUP * row_bytes..][..GROUP * row_bytes];
+                let mut plain = vec![0; row_bytes];
+                unpack_row(self.dtype, group, row % GROUP, &mut plain);
+                decode_row(self.dtype, &plain, out);
+            }
+        }
+    }
 }
 
 /// A few F32 values: a norm's gain, a bias, A, D. `[len]`
@@ -195,7 +218,7 @@ struct Finder<'a> {
 
 impl Finder<'_> {
     /// The tensor's bytes, once its shape and type are what the spec says.
-    fn checked(&self, name: &str) -> Result<(&Spec, DType, Blob)> {
+    fn checked(&self, name: &str) -> Result<(&Spec, &Tensor)> {
         let bad = |what: String| Error::format(&self.gguf.file, what);
         let spec = self.specs.get(name).ok_or_else(|| bad(format!("has no place for a tensor `{name}`")))?;
         let tensor = self.gguf.tensor(name).ok_or_else(|| {
@@ -212,18 +235,19 @@ impl Finder<'_> {
         if spec.role == Role::Exact && tensor.dtype != DType::F32 {
             return Err(bad(format!("tensor `{name}` is {}; it must be f32", tensor.dtype)));
         }
-        Ok((spec, tensor.dtype, tensor.data.clone()))
+        Ok((spec, tensor))
     }
 
     fn matrix(&self, name: &str) -> Result<Matrix> {
-        let (spec, dtype, data) = self.checked(name)?;
-        Ok(Matrix { dtype, rows: spec.shape[0], cols: spec.shape[1], data })
+        let (spec, tensor) = self.checked(name)?;
+        let Tensor { dtype, packing, .. } = *tensor;
+        Ok(Matrix { dtype, packing, rows: spec.shape[0], cols: spec.shape[1], data: tensor.data.clone() })
     }
 
     fn vector(&self, name: &str) -> Result<Vector> {
-        let (_, _, data) = self.checked(name)?;
-        match bytemuck::try_cast_slice::<u8, f32>(&data) {
-            Ok(_) => Ok(Vector(data)),
+        let data = &self.checked(name)?.1.data;
+        match bytemuck::try_cast_slice::<u8, f32>(data) {
+            Ok(_) => Ok(Vector(data.clone())),
             Err(_) => Err(Error::format(&self.gguf.file, format!("tensor `{name}` is not aligned to 4 bytes"))),
         }
     }

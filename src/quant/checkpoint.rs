@@ -6,7 +6,7 @@ use crate::{
     Error, Result,
     format::{
         Source, Stored,
-        gguf::{Gguf, Metadata},
+        gguf::{Gguf, Metadata, Tensor},
         hf::Folder,
     },
     model::{
@@ -55,7 +55,8 @@ impl Checkpoint {
                 )));
             }
             let source = source.clone();
-            tensors.push((spec, Stored { source, offset: tensor.offset, dims: tensor.dims, dtype: tensor.dtype }));
+            let Tensor { offset, dims, dtype, packing, .. } = tensor;
+            tensors.push((spec, Stored { source, offset, dims, dtype, packing }));
         }
         for (name, _) in meta_state_specs(&config) {
             stored.remove(&name);

@@ -25,14 +25,17 @@ use crate::{
     format::{
         DType, Stored, check_output,
         gguf::{Layout, Writer},
+        packed::{self, GROUP, Packing},
     },
-    model::tensors::{Spec, meta_state_specs},
+    model::tensors::{Role, Spec, meta_state_specs},
 };
 
 /// How to convert.
 pub struct Options {
     /// The type of the matrices.
     pub dtype: DType,
+    /// Interleave the rows of quantized matrices by eight, as the kernels read them fastest?
+    pub packed: bool,
     /// Other types for tensors whose name (in GGUF) matches; the last match wins.
     pub overrides: Vec<(Regex, DType)>,
     /// Replace an existing output?
@@ -51,6 +54,7 @@ struct Job {
     spec: Spec,
     input: Stored,
     dtype: DType,
+    packing: Packing,
     a_is_log: bool,
 }
 
@@ -89,18 +93,21 @@ pub fn convert(
         }
         requantized += usize::from(input.dtype.block_len() > 1 && input.dtype != dtype);
         let a_is_log = a_is_log && spec.name.ends_with(".ssm_a");
-        jobs.push(Job { spec, input, dtype, a_is_log });
+        let matrix = spec.role != Role::Exact && spec.shape.len() == 2;
+        let packing = if options.packed && matrix && Packing::fits(dtype) { Packing::X8 } else { Packing::Plain };
+        jobs.push(Job { spec, input, dtype, packing, a_is_log });
     }
     if requantized > 0 {
         summary.notes.push(format!(
             "{requantized} tensors were quantized before; converting from the original checkpoint gives better results"
         ));
     }
-    let mut layout: Vec<_> = jobs.iter().map(|j| (j.spec.name.clone(), j.spec.shape.clone(), j.dtype)).collect();
+    let place = |j: &Job| (j.spec.name.clone(), j.spec.shape.clone(), j.dtype, j.packing);
+    let mut layout: Vec<_> = jobs.iter().map(place).collect();
     let states = if config.meta_tokens > 0 { meta_state_specs(&config) } else { Vec::new() };
     // A convolution of one tap has no state, and GGUF no empty tensors.
     let stored_states = states.iter().filter(|(_, dims)| !dims.contains(&0));
-    layout.extend(stored_states.map(|(name, dims)| (name.clone(), dims.to_vec(), DType::F32)));
+    layout.extend(stored_states.map(|(name, dims)| (name.clone(), dims.to_vec(), DType::F32, Packing::Plain)));
 
     let parameters = jobs.iter().map(|j| j.spec.shape.iter().product::<usize>() as u64).sum();
     metadata.set("general.size_label", size_label(parameters));
@@ -186,28 +193,51 @@ impl Job {
     }
 
     fn bytes(&self) -> u64 {
-        (self.rows_and_cols().0 * self.row_bytes(self.input.dtype)) as u64
+        (self.input.packing.stored_rows(self.rows_and_cols().0) * self.row_bytes(self.input.dtype)) as u64
     }
 
-    /// First row, first byte and length of the pieces.
+    /// First row, first byte and length of the pieces, which are whole groups of rows but for the last of a plain
+    /// tensor.
     fn pieces(&self) -> impl Iterator<Item = (usize, u64, usize)> + use<> {
-        let (rows, row_bytes) = (self.rows_and_cols().0, self.row_bytes(self.input.dtype));
-        let step = (PIECE / row_bytes).max(1);
+        let row_bytes = self.row_bytes(self.input.dtype);
+        let rows = self.input.packing.stored_rows(self.rows_and_cols().0);
+        let step = (PIECE / row_bytes).next_multiple_of(GROUP).max(GROUP);
         (0..rows).step_by(step).map(move |row| (row, (row * row_bytes) as u64, step.min(rows - row) * row_bytes))
     }
 
     /// Converts the whole rows in `bytes`, of which the first is row `first`.
     fn convert(&self, first: usize, bytes: &[u8], out: &mut Vec<u8>) -> Result<()> {
         let (from, to) = (self.row_bytes(self.input.dtype), self.row_bytes(self.dtype));
-        let cols = self.rows_and_cols().1;
-        out.resize(bytes.len() / from * to, 0);
-        let rows = bytes.par_chunks_exact(from).zip(out.par_chunks_exact_mut(to)).enumerate().with_min_len(8);
-        rows.try_for_each_init(
+        let (all_rows, cols) = self.rows_and_cols();
+        let rows = (bytes.len() / from).min(all_rows - first);
+        let regroup = |from: &[u8], row: usize, turn: fn(DType, &[u8], &mut [u8]), dtype| {
+            let mut to = vec![0; from.len()];
+            to.par_chunks_exact_mut(GROUP * row).zip(from.par_chunks_exact(GROUP * row)).for_each(|(to, from)| {
+                turn(dtype, from, to);
+            });
+            to
+        };
+        let unpacked;
+        let plain = match self.input.packing {
+            Packing::Plain => bytes,
+            Packing::X8 => {
+                unpacked = regroup(bytes, from, packed::unpack, self.input.dtype);
+                &unpacked
+            }
+        };
+        out.clear();
+        out.resize(self.packing.stored_rows(rows) * to, 0);
+        let pairs = plain.par_chunks_exact(from).zip(out.par_chunks_exact_mut(to)).take(rows);
+        pairs.enumerate().with_min_len(8).try_for_each_init(
             || vec![0f32; cols],
             |values, (row, (bytes, out))| {
                 self.convert_row(values, bytes, out).map_err(|unfit| self.unfit(first + row, unfit))
             },
-        )
+        )?;
+        if self.packing == Packing::X8 {
+            *out = regroup(out, to, packed::pack, self.dtype);
+        }
+        Ok(())
     }
 
     fn convert_row(&self, values: &mut [f32], bytes: &[u8], out: &mut [u8]) -> std::result::Result<(), Unfit> {

@@ -7,3 +7,6 @@ mod tokenizer;
 pub use stop::StopMatcher;
 pub use stream::Stream;
 pub use tokenizer::Tokenizer;
+
+#[cfg(test)]
+pub(crate) use tokenizer::tests::small as small_tokenizer;

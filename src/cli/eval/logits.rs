@@ -11,11 +11,12 @@ use hymba::{
     Error,
     engine::{Session, SessionOptions},
     format::write_atomically,
+    sample::{Params, Sampler},
 };
 use safetensors::{Dtype, tensor::TensorView};
 
 use super::Common;
-use crate::cli::{Usage, model};
+use crate::cli::{Usage, options::count};
 
 #[derive(clap::Args)]
 #[command(group(clap::ArgGroup::new("input").required(true).args(["ids", "ids_file"])))]
@@ -32,7 +33,7 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 0)]
     decode: usize,
     /// Read the prompt in chunks of this many tokens
-    #[arg(long, value_name = "N", default_value = "256", value_parser = crate::cli::positive)]
+    #[arg(long, value_name = "N", default_value = "256", value_parser = count().range(1..))]
     chunk: usize,
     /// Compute the state after the meta tokens rather than take it from the file
     #[arg(long)]
@@ -50,15 +51,14 @@ pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
         Some(file) => read_ids(file)?,
         None => args.ids.clone(),
     };
-    let model = model::open(args.common.model.as_deref())?;
+    let model = args.common.model.open(false)?;
     let options = SessionOptions {
-        // the last token chosen is not read
-        context: Some(ids.len() + args.decode.saturating_sub(1)),
-        threads: args.common.threads,
-        cache: args.common.cache_type,
         stored_meta_state: !args.no_meta_state,
         chunk: args.chunk,
+        // the last token chosen is not read
+        ..args.common.options(ids.len() + args.decode.saturating_sub(1))
     };
+    let mut greedy = Sampler::new(Params { temperature: 0.0, repeat_penalty: 1.0, ..Params::default() }, 0);
     let mut session = Session::new(&model, &options)?;
     let vocab = model.config().vocab;
     let mut prefill = Vec::new();
@@ -73,7 +73,7 @@ pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
         if cancel.load(std::sync::atomic::Ordering::Relaxed) {
             return Err(Error::Cancelled.into());
         }
-        let token = hymba::sample::argmax(&logits);
+        let token = greedy.sample(&logits, &[]);
         decode.extend_from_slice(&logits);
         tokens.push(token as i32);
         if step + 1 < args.decode {
@@ -81,7 +81,8 @@ pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
         }
     }
 
-    let view = |dtype, rows: Vec<usize>, bytes| TensorView::new(dtype, rows, bytes).context("safetensors refuses a tensor");
+    let view =
+        |dtype, rows: Vec<usize>, bytes| TensorView::new(dtype, rows, bytes).context("safetensors refuses a tensor");
     let mut tensors = vec![("prefill", view(Dtype::F32, vec![ids.len(), vocab], bytemuck::cast_slice(&prefill))?)];
     if args.decode > 0 {
         tensors.push(("decode", view(Dtype::F32, vec![args.decode, vocab], bytemuck::cast_slice(&decode))?));

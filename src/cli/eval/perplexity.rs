@@ -10,26 +10,28 @@ use std::{
 
 use hymba::{
     Error,
-    engine::{Session, SessionOptions, perplexity},
+    engine::{Session, perplexity},
     text::Tokenizer,
 };
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
 use super::Common;
-use crate::cli::model;
+use crate::cli::options::count;
 
 #[derive(clap::Args)]
-#[command(after_help = "The text is encoded whole, without special tokens, and cut into consecutive runs of one token \
+#[command(
+    after_help = "The text is encoded whole, without special tokens, and cut into consecutive runs of one token \
 less than the context. Each run is one context: the meta tokens, BOS, the run. Every token of the text is predicted; \
-the loss is the average of -ln p over them.")]
+the loss is the average of -ln p over them."
+)]
 pub struct Args {
     #[command(flatten)]
     common: Common,
     /// The text, UTF-8
     file: PathBuf,
     /// Tokens of a context, BOS included
-    #[arg(short, long, value_name = "N", default_value = "1024", value_parser = crate::cli::positive)]
+    #[arg(short, long, value_name = "N", default_value = "1024", value_parser = count().range(2..=1 << 24))]
     context: usize,
     /// Print one JSON object
     #[arg(long)]
@@ -42,20 +44,16 @@ pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
     let text = std::str::from_utf8(&bytes).map_err(|e| {
         Error::format(name.to_string(), format!("is not UTF-8 text: byte {} does not fit", e.valid_up_to()))
     })?;
-    let model = model::open(args.common.model.as_deref())?;
+    let model = args.common.model.open(args.json)?;
     let tokenizer = Tokenizer::from_metadata(model.metadata(), model.file())?;
-    let bos = tokenizer.bos().ok_or_else(|| Error::format(model.file(), "names no BOS token, with which each context begins"))?;
+    let bos = tokenizer
+        .bos()
+        .ok_or_else(|| Error::format(model.file(), "names no BOS token, with which each context begins"))?;
     let ids = tokenizer.encode(text, false)?;
     if ids.is_empty() {
         return Err(Error::format(name.to_string(), "holds no text").into());
     }
-    let options = SessionOptions {
-        context: Some(args.context),
-        threads: args.common.threads,
-        cache: args.common.cache_type,
-        ..SessionOptions::default()
-    };
-    let mut session = Session::new(&model, &options)?;
+    let mut session = Session::new(&model, &args.common.options(args.context))?;
     let bar = if io::stderr().is_terminal() { ProgressBar::new(ids.len() as u64) } else { ProgressBar::hidden() };
     bar.set_style(ProgressStyle::with_template("{bar:30} {percent:>3} % {eta:>4}  perplexity {msg}")?);
     let start = Instant::now();

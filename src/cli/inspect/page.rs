@@ -347,7 +347,14 @@ mod tests {
     }
 
     fn tensor(name: &str, dims: &[usize], dtype: DType, bytes: &'static [u8]) -> Tensor {
-        Tensor { name: name.into(), dims: dims.to_vec(), dtype, offset: 64, data: Blob::from_static(bytes) }
+        Tensor {
+            name: name.into(),
+            dims: dims.to_vec(),
+            dtype,
+            packing: Default::default(),
+            offset: 64,
+            data: Blob::from_static(bytes),
+        }
     }
 
     #[test]

@@ -14,6 +14,8 @@ pub const ALIGNMENT: usize = 64;
 
 const MAGIC: [u8; 4] = *b"GGUF";
 const VERSION: u32 = 3;
+/// ggml's number for signed bytes, as which packed matrices are stored.
+const I8: u32 = 24;
 
 #[cfg(test)]
 mod tests;

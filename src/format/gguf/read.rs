@@ -6,10 +6,13 @@ use std::{
     path::Path,
 };
 
-use super::{MAGIC, Metadata, VERSION, Value};
+use super::{I8, MAGIC, Metadata, VERSION, Value};
 use crate::{
     Error, Result,
-    format::{Blob, DType},
+    format::{
+        Blob, DType,
+        packed::{self, GROUP, Packing},
+    },
 };
 
 /// Metadata and tensor list end before this; the largest tokenizers need a quarter of it.
@@ -30,6 +33,8 @@ pub struct Tensor {
     pub dims: Vec<usize>,
     /// How the values are stored.
     pub dtype: DType,
+    /// In which order the blocks are stored.
+    pub packing: Packing,
     /// Where the values start in the file, in bytes.
     pub offset: u64,
     /// The values as they lie in the file.
@@ -81,7 +86,8 @@ impl Gguf {
                 )));
             };
             spans.push((start, start + info.bytes, tensors.len()));
-            tensors.push(Tensor { name: info.name, dims: info.dims, dtype: info.dtype, offset: start as u64, data });
+            let TensorInfo { name, dims, dtype, packing, .. } = info;
+            tensors.push(Tensor { name, dims, dtype, packing, offset: start as u64, data });
         }
         spans.sort_unstable();
         if let Some(pair) = spans.windows(2).find(|pair| pair[0].1 > pair[1].0) {
@@ -115,6 +121,7 @@ struct TensorInfo {
     name: String,
     dims: Vec<usize>,
     dtype: DType,
+    packing: Packing,
     offset: u64,
     bytes: usize,
 }
@@ -310,6 +317,7 @@ impl<'a> Header<'a> {
     fn tensor_infos(&mut self, count: u64, alignment: u64, metadata: &Metadata) -> Result<Vec<TensorInfo>> {
         // The shortest entry: an empty name's length, the number of dimensions, one of them, type and offset.
         let count = self.check_count(count, 32, "tensors")?;
+        let mut announced = packed::announced(metadata).map_err(|what| self.bad(what))?;
         let mut seen = HashSet::with_capacity(count);
         let mut infos = Vec::with_capacity(count);
         for _ in 0..count {
@@ -333,16 +341,30 @@ impl<'a> Header<'a> {
                 }
             }
             let id = self.u32(&what)?;
-            let dtype = DType::from_ggml_id(id).ok_or_else(|| self.unknown_type(name, id, metadata))?;
+            let packed = announced.remove(name).filter(|_| id == I8);
+            let (dtype, packing) = match packed {
+                Some((dtype, ..)) => (dtype, Packing::X8),
+                None => (DType::from_ggml_id(id).ok_or_else(|| self.unknown_type(name, id, metadata))?, Packing::Plain),
+            };
             let offset = self.u64(&what)?;
             if !offset.is_multiple_of(alignment) {
                 return Err(self.bad(format!(
                     "is damaged: tensor `{name}` starts at {offset}, no multiple of the alignment {alignment}"
                 )));
             }
-            let bytes =
-                byte_len(&dims, dtype).map_err(|problem| self.bad(format!("is damaged: tensor `{name}` {problem}")))?;
-            infos.push(TensorInfo { name: name.to_owned(), dims, dtype, offset, bytes });
+            let damaged = |problem: String| self.bad(format!("is damaged: tensor `{name}` {problem}"));
+            let real = packed.map_or(dims.clone(), |(_, rows, cols)| vec![rows, cols]);
+            let bytes = byte_len(&real, dtype, packing).map_err(damaged)?;
+            if packing == Packing::X8 {
+                let groups = real[0].div_ceil(GROUP);
+                if dims != [groups, bytes / groups] {
+                    return Err(damaged(format!("has {dims:?} bytes for packed rows and columns of {real:?}")));
+                }
+            }
+            infos.push(TensorInfo { name: name.to_owned(), dims: real, dtype, packing, offset, bytes });
+        }
+        if let Some(name) = announced.keys().next() {
+            return Err(self.bad(format!("is damaged: it announces a packed tensor `{name}` that is not there")));
         }
         Ok(infos)
     }
@@ -361,13 +383,15 @@ impl<'a> Header<'a> {
 }
 
 /// Bytes of a tensor of `dims` (slowest first), or what is impossible about them, as a verb phrase.
-pub(super) fn byte_len(dims: &[usize], dtype: DType) -> std::result::Result<usize, String> {
+pub(super) fn byte_len(dims: &[usize], dtype: DType, packing: Packing) -> std::result::Result<usize, String> {
     let (&cols, outer) = dims.split_last().ok_or("has no dimensions")?;
     let row = dtype.row_bytes(cols).ok_or_else(|| {
         format!("has rows of {cols} values, no multiple of the {} that a block of {dtype} holds", dtype.block_len())
     })?;
     let rows = outer.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
-    rows.and_then(|rows| rows.checked_mul(row))
+    let stored = rows.filter(|&n| n <= isize::MAX as usize).map(|n| packing.stored_rows(n));
+    stored
+        .and_then(|rows| rows.checked_mul(row))
         .filter(|&bytes| bytes <= isize::MAX as usize)
         .ok_or_else(|| "is larger than memory".into())
 }

@@ -1,7 +1,7 @@
 use std::path::Path;
 
 use super::*;
-use crate::format::{Blob, DType};
+use crate::format::{Blob, DType, packed::Packing};
 
 fn parse(bytes: Vec<u8>) -> crate::Result<Gguf> {
     Gguf::parse("model.gguf", Blob::from_static(bytes.leak()))
@@ -64,7 +64,8 @@ fn every_kind() -> Metadata {
 }
 
 fn write(path: &Path, meta: Metadata, tensors: &[(&str, Vec<usize>, DType, Vec<u8>)]) {
-    let list = tensors.iter().map(|(name, dims, dtype, _)| (name.to_string(), dims.clone(), *dtype)).collect();
+    let list =
+        tensors.iter().map(|(name, dims, dtype, _)| (name.to_string(), dims.clone(), *dtype, Packing::Plain)).collect();
     let layout = Layout::new(meta, list).unwrap();
     assert!(layout.slots.iter().all(|s| s.offset.is_multiple_of(ALIGNMENT as u64)));
     let mut writer = Writer::create(path, layout, false).unwrap();
@@ -128,7 +129,7 @@ fn any_damaged_byte_is_an_answer_not_a_crash() {
 fn an_unfinished_file_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a.gguf");
-    let layout = || Layout::new(Metadata::default(), vec![("a".into(), vec![4], DType::F32)]).unwrap();
+    let layout = || Layout::new(Metadata::default(), vec![("a".into(), vec![4], DType::F32, Packing::Plain)]).unwrap();
     let mut writer = Writer::create(&path, layout(), false).unwrap();
     writer.write(&[0; 15]).unwrap();
     // The others can look at the file before it is complete.

@@ -2,10 +2,13 @@
 
 use std::{io::Write, path::Path};
 
-use super::{ALIGNMENT, MAGIC, Metadata, VERSION, Value, read::byte_len};
+use super::{ALIGNMENT, I8, MAGIC, Metadata, VERSION, Value, read::byte_len};
 use crate::{
     Error, Result,
-    format::{AtomicFile, DType},
+    format::{
+        AtomicFile, DType,
+        packed::{self, GROUP, Packing},
+    },
 };
 
 /// A tensor's place in a file to be written.
@@ -17,6 +20,8 @@ pub struct Slot {
     pub dims: Vec<usize>,
     /// How the values are stored.
     pub dtype: DType,
+    /// In which order the blocks are stored.
+    pub packing: Packing,
     /// Where the values start in the file, in bytes.
     pub offset: u64,
     /// Bytes of the values.
@@ -33,10 +38,12 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// Lays out a file with these keys (`general.alignment` is set here) and tensors: name, dimensions (slowest
-    /// first), type. Fails if a tensor can't be stored in its type.
-    pub fn new(mut metadata: Metadata, tensors: Vec<(String, Vec<usize>, DType)>) -> Result<Self> {
+    /// Lays out a file with these keys (`general.alignment` and `hymba.packed.*` are set here) and tensors: name,
+    /// dimensions (slowest first), type, packing. Fails if a tensor can't be stored in its type.
+    pub fn new(mut metadata: Metadata, tensors: Vec<(String, Vec<usize>, DType, Packing)>) -> Result<Self> {
         let aligned = |n: u64| n.next_multiple_of(ALIGNMENT as u64);
+        let packed = tensors.iter().filter(|t| t.3 == Packing::X8);
+        packed::announce(&mut metadata, packed.map(|(name, dims, dtype, _)| (name.as_str(), *dtype, dims.as_slice())));
         metadata.remove("general.alignment");
         metadata.set("general.alignment", ALIGNMENT);
         let mut header = Vec::new();
@@ -50,16 +57,25 @@ impl Layout {
         }
         let mut slots = Vec::with_capacity(tensors.len());
         let mut offset = 0u64;
-        for (name, dims, dtype) in tensors {
-            let bytes = byte_len(&dims, dtype).map_err(|e| Error::Request(format!("tensor `{name}` {e}")))? as u64;
+        for (name, dims, dtype, packing) in tensors {
+            let fail = |e: String| Error::Request(format!("tensor `{name}` {e}"));
+            let bytes = byte_len(&dims, dtype, packing).map_err(fail)? as u64;
+            // Other readers must not take permuted blocks for plain ones: they see bytes, a group a row.
+            let (id, seen) = match packing {
+                Packing::Plain => (dtype.ggml_id(), dims.clone()),
+                Packing::X8 => {
+                    let groups = dims[0].div_ceil(GROUP);
+                    (I8, vec![groups, bytes as usize / groups])
+                }
+            };
             put_str(&mut header, &name);
-            header.extend((dims.len() as u32).to_le_bytes());
-            for &dim in dims.iter().rev() {
+            header.extend((seen.len() as u32).to_le_bytes());
+            for &dim in seen.iter().rev() {
                 header.extend((dim as u64).to_le_bytes());
             }
-            header.extend(dtype.ggml_id().to_le_bytes());
+            header.extend(id.to_le_bytes());
             header.extend(offset.to_le_bytes());
-            slots.push(Slot { name, dims, dtype, offset, bytes });
+            slots.push(Slot { name, dims, dtype, packing, offset, bytes });
             offset = aligned(offset + bytes);
         }
         header.resize(aligned(header.len() as u64) as usize, 0);

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use super::{Stored, json};
 use crate::{
     Error, Result,
-    format::{Blob, DType, Source},
+    format::{Blob, DType, Source, packed::Packing},
 };
 
 const SINGLE: &str = "model.safetensors";
@@ -96,6 +96,7 @@ fn add_file(path: &Path, tensors: &mut BTreeMap<String, Stored>) -> Result<Vec<S
             offset: data_start + info.data_offsets.0 as u64,
             dims: info.shape.clone(),
             dtype,
+            packing: Packing::Plain,
         };
         match tensors.entry(name.clone()) {
             Entry::Vacant(slot) => slot.insert(stored),
