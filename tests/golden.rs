@@ -17,7 +17,7 @@ use safetensors::SafeTensors;
 
 /// Allowed difference of a logit, times max(1, the largest logit).
 const TOLERANCE: f32 = 2e-4;
-const GO_ON: AtomicBool = AtomicBool::new(false);
+static GO_ON: AtomicBool = AtomicBool::new(false);
 
 struct Case {
     name: String,

@@ -91,7 +91,7 @@ impl Backend for Cpu {
 
     fn zeros(&self, kind: Kind, len: usize) -> Result<Memory> {
         // Asked for first, since an allocation that fails later would end the process.
-        let bytes = len.checked_mul(kind.bytes()).unwrap_or(usize::MAX);
+        let bytes = len.saturating_mul(kind.bytes());
         if Vec::<u8>::new().try_reserve_exact(bytes).is_err() {
             return Err(Error::Request(format!(
                 "there is no memory for {:.1} GB of cache and activations; ask for a shorter context (-c)",

@@ -10,14 +10,14 @@ use super::Model;
 use crate::{
     Error, Result,
     backend::{Kind, cpu::Cpu},
-    model::forward::{LayerView, Pass, Rule, Scratch, forward},
+    model::forward::{self, LayerView, Pass, Rule, Scratch, forward},
     state::{MetaState, State},
 };
 
 type Memory = <Cpu as crate::backend::Backend>::Memory;
 
 /// Sees every layer's output of every pass; an error ends the pass.
-pub type Observer<'a> = &'a mut dyn FnMut(LayerView<'_, Memory>) -> Result<()>;
+pub type Observer<'a> = forward::Observer<'a, Memory>;
 
 /// How a session is set up.
 #[derive(Clone, Debug)]
@@ -178,7 +178,7 @@ impl<'m> Session<'m> {
         let weights = self.model.weights();
         let pass = Pass { table: &weights.token_embd, rows: ids, rule, logits };
         let (state, scratch) = (&mut self.state, &mut self.scratch);
-        forward(&mut self.backend, self.model.config(), weights, state, scratch, &pass, &mut |_, view| observe(view))
+        forward(&mut self.backend, self.model.config(), weights, state, scratch, &pass, observe)
     }
 
     /// The last pass's first `rows` rows of logits.
@@ -229,7 +229,7 @@ fn read_meta_tokens(model: &Model, backend: &mut Cpu, observe: Observer<'_>) -> 
     let all: Vec<u32> = (0..table.rows as u32).collect();
     for rows in all.chunks(CHUNK) {
         let pass = Pass { table, rows, rule: Rule::Prefill, logits: 0..0 };
-        forward(backend, config, weights, &mut state, &mut scratch, &pass, &mut |_, view| observe(view))?;
+        forward(backend, config, weights, &mut state, &mut scratch, &pass, observe)?;
     }
     Ok(MetaState::take(backend, config, &state))
 }

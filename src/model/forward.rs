@@ -34,6 +34,9 @@ pub struct LayerView<'a, M> {
     pub mamba: &'a M,
 }
 
+/// Sees every layer's output; an error ends the pass, after which the state is of no use.
+pub type Observer<'a, M> = &'a mut dyn FnMut(LayerView<'_, M>) -> Result<()>;
+
 /// A matrix of activations `[tokens, width]`.
 struct Acts<M> {
     memory: M,
@@ -134,8 +137,7 @@ pub struct Pass<'a> {
     pub logits: Range<usize>,
 }
 
-/// Runs the model over a chunk; `state` then holds the chunk too. `observe` sees every layer's output, and may end the
-/// pass with an error, after which the state is of no use.
+/// Runs the model over a chunk; `state` then holds the chunk too.
 pub fn forward<B: Backend>(
     b: &mut B,
     c: &Config,
@@ -143,7 +145,7 @@ pub fn forward<B: Backend>(
     state: &mut State<B::Memory>,
     s: &mut Scratch<B::Memory>,
     pass: &Pass<'_>,
-    observe: &mut dyn FnMut(&mut B, LayerView<'_, B::Memory>) -> Result<()>,
+    observe: Observer<'_, B::Memory>,
 ) -> Result<()> {
     let t = pass.rows.len();
     rotary_angles(c, state.position, t, &mut s.angles);
@@ -151,7 +153,7 @@ pub fn forward<B: Backend>(
     for (layer, l) in w.layers.iter().enumerate() {
         mixer(b, c, layer, l, state, s, t, pass.rule);
         feed_forward(b, c, l, s, t);
-        observe(b, LayerView { layer, hidden: &s.x.memory, attention: &s.attention.memory, mamba: &s.mamba.memory })?;
+        observe(LayerView { layer, hidden: &s.x.memory, attention: &s.attention.memory, mamba: &s.mamba.memory })?;
     }
     commit_kv(b, c, state, s, t);
     let n = pass.logits.len();
