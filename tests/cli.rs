@@ -1,0 +1,299 @@
+//! The binary as people use it: bad input gives one clear sentence and the right exit code, good input does its work.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+};
+
+use hymba::format::{
+    DType,
+    gguf::{Gguf, Layout, Metadata, Value, Writer},
+};
+
+fn hymba<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hymba"));
+    command.args(args).env_remove("HYMBA_MODEL").stdin(Stdio::null());
+    command
+}
+
+fn golden(case: &str) -> String {
+    format!("{}/tests/golden/{case}", env!("CARGO_MANIFEST_DIR"))
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// It fails with this code, in one sentence that holds all of `says`.
+#[track_caller]
+fn fails(command: &mut Command, code: i32, says: &[&str]) {
+    let Output { status, stderr, .. } = command.output().unwrap();
+    let stderr = text(&stderr);
+    assert_eq!(status.code(), Some(code), "{stderr}");
+    assert!(stderr.contains("hymba: ") && !stderr.contains("panicked"), "{stderr}");
+    for part in says {
+        assert!(stderr.contains(part), "`{part}` is missing in: {stderr}");
+    }
+    let notices = stderr.lines().filter(|line| line.contains("using the built-in demo")).count();
+    assert!(code == 2 || stderr.lines().count() - notices == 1, "more than a sentence: {stderr}");
+}
+
+#[track_caller]
+fn succeeds(command: &mut Command) -> String {
+    let Output { status, stdout, stderr } = command.output().unwrap();
+    assert!(status.success(), "{}", text(&stderr));
+    text(&stdout)
+}
+
+fn quantize(input: &str, output: &Path, more: &[&str]) {
+    succeeds(hymba(["quantize", input]).arg(output).args(more));
+}
+
+/// A converted model in a folder of its own.
+fn tiny(dir: &Path) -> PathBuf {
+    let path = dir.join("tiny.gguf");
+    quantize(&golden("tiny-a"), &path, &["--type", "f32"]);
+    path
+}
+
+#[test]
+fn files_that_are_no_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = tiny(dir.path());
+    let run = |path: &Path| hymba(["eval", "logits", "--ids", "1", "-o", "never", "-m"]).arg(path).output().unwrap();
+    let refused = |name: &str, bytes: &[u8], says: &str| {
+        let path = dir.path().join(name);
+        fs::write(&path, bytes).unwrap();
+        fails(hymba(["run", "x", "-m"]).arg(&path), 1, &[name, says]);
+    };
+    fails(&mut hymba(["run", "x", "-m", "no/such.gguf"]), 1, &["no/such.gguf"]);
+    fails(hymba(["run", "x", "-m"]).arg(dir.path()), 1, &["is a directory", "quantize"]);
+    refused("empty", b"", "is empty");
+    let whole = fs::read(&model).unwrap();
+    refused("magic", &[b"JUNK", &whole[4..]].concat(), "no GGUF file");
+    for cut in 1..=20 {
+        let path = dir.path().join("cut");
+        fs::write(&path, &whole[..whole.len() * cut / 21]).unwrap();
+        let Output { status, stderr, .. } = run(&path);
+        let stderr = text(&stderr);
+        assert_eq!(status.code(), Some(1), "cut at {cut}/21: {stderr}");
+        assert!(stderr.contains("cut: ") && !stderr.contains("panicked"), "cut at {cut}/21: {stderr}");
+    }
+    assert!(!Path::new("never").exists());
+}
+
+/// Writes `model` again with its keys and tensors changed by `change`.
+fn changed(model: &Path, to: &Path, change: impl FnOnce(&mut Metadata, &mut Vec<(String, Vec<usize>, Vec<u8>)>)) {
+    let gguf = Gguf::open(model).unwrap();
+    let mut metadata = gguf.metadata.clone();
+    let mut tensors: Vec<_> = gguf.tensors.iter().map(|t| (t.name.clone(), t.dims.clone(), t.data.to_vec())).collect();
+    change(&mut metadata, &mut tensors);
+    let places = tensors.iter().map(|(name, dims, _)| (name.clone(), dims.clone(), DType::F32, Default::default()));
+    let mut writer = Writer::create(to, Layout::new(metadata, places.collect()).unwrap(), true).unwrap();
+    tensors.iter().for_each(|(_, _, bytes)| writer.write(bytes).unwrap());
+    writer.finish().unwrap();
+}
+
+#[test]
+fn models_that_contradict_themselves() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, bad) = (tiny(dir.path()), dir.path().join("bad.gguf"));
+    let refused = |says: &str| fails(hymba(["run", "x", "-m"]).arg(&bad), 1, &["bad.gguf", says]);
+    changed(&model, &bad, |meta, _| meta.set("general.architecture", "llama"));
+    refused("`llama`");
+    changed(&model, &bad, |_, tensors| tensors.retain(|t| t.0 != "blk.2.out_proj.weight"));
+    refused("blk.2.out_proj.weight");
+    changed(&model, &bad, |_, tensors| {
+        tensors.iter_mut().find(|t| t.0 == "blk.1.ffn_up.weight").unwrap().1.reverse();
+    });
+    refused("blk.1.ffn_up.weight");
+    changed(&model, &bad, |meta, _| meta.set("hymba.attention.head_count", 3u32));
+    refused("contradicts itself");
+    let keys: Vec<String> = Gguf::open(&model).unwrap().metadata.iter().map(|(key, _)| key.to_owned()).collect();
+    for key in keys.iter().filter(|k| k.starts_with("hymba.") && !k.contains("meta_state") && !k.contains("scaling")) {
+        changed(&model, &bad, |meta, _| meta.remove(key));
+        refused(key);
+        changed(&model, &bad, |meta, _| meta.set(key.as_str(), Value::Strings(vec![])));
+        refused(key);
+    }
+    fails(hymba(["run", "x", "-m"]).arg(&model), 1, &["tiny.gguf", "tokenizer"]);
+}
+
+/// A copy of a golden folder to damage.
+fn copy(case: &str, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for file in ["config.json", "model.safetensors"] {
+        fs::copy(Path::new(&golden(case)).join(file), to.join(file)).unwrap();
+    }
+}
+
+#[test]
+fn checkpoints_that_can_not_be_converted() {
+    let dir = tempfile::tempdir().unwrap();
+    let (folder, out) = (dir.path().join("folder"), dir.path().join("out.gguf"));
+    let refused = |code, says: &[&str]| {
+        fails(hymba(["quantize"]).arg(&folder).arg(&out), code, says);
+        assert!(!out.exists());
+    };
+    refused(1, &["folder"]);
+    copy("tiny-a", &folder);
+    let weights = folder.join("model.safetensors");
+    let mut bytes = fs::read(&weights).unwrap();
+    let end = bytes.len();
+    bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+    fs::write(&weights, &bytes).unwrap();
+    refused(1, &["NaN", "weight"]);
+    fs::write(&weights, &bytes[..end / 2]).unwrap();
+    refused(1, &["model.safetensors"]);
+    copy("tiny-a", &folder);
+    let config = folder.join("config.json");
+    let good = fs::read_to_string(&config).unwrap();
+    for (from, to) in
+        [("\"hidden_size\"", "\"hidden_sise\""), ("\"hidden_size\": 64", "\"hidden_size\": 96"), ("{", "[")]
+    {
+        fs::write(&config, good.replacen(from, to, 1)).unwrap();
+        refused(1, &[]);
+    }
+    fs::write(&config, good.replace("\"num_experts\": 1", "\"num_experts\": 4")).unwrap();
+    refused(1, &["num_experts"]);
+    fs::write(&config, &good).unwrap();
+    fails(hymba(["quantize", "--type", "q3_k"]).arg(&folder).arg(&out), 2, &["q3_k", "q4_0", "q8_0", "bf16"]);
+    fs::write(&out, "mine").unwrap();
+    fails(hymba(["quantize"]).arg(&folder).arg(&out), 1, &["out.gguf", "--force"]);
+    assert_eq!(fs::read_to_string(&out).unwrap(), "mine");
+    succeeds(hymba(["quantize", "--force"]).arg(&folder).arg(&out));
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "nothing else is left behind");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = dir.path().join("disk");
+    fs::create_dir(&disk).unwrap();
+    let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=256k", "tmpfs"]).arg(&disk).status();
+    if !mounted.is_ok_and(|status| status.success()) {
+        eprintln!("SKIPPED: a full disk needs the right to mount a tmpfs");
+        return;
+    }
+    let mut command = hymba(["quantize", &golden("tiny-b")]);
+    let Output { status, stderr, .. } = command.arg(disk.join("full.gguf")).output().unwrap();
+    let left = fs::read_dir(&disk).unwrap().count();
+    Command::new("umount").arg(&disk).status().unwrap();
+    assert_eq!(status.code(), Some(1));
+    assert!(text(&stderr).contains("full.gguf") && text(&stderr).contains("space"), "{}", text(&stderr));
+    assert_eq!(left, 0, "no half file is left");
+}
+
+#[test]
+fn prompts_and_ids_that_do_not_fit() {
+    let dir = tempfile::tempdir().unwrap();
+    let latin = dir.path().join("latin1.txt");
+    fs::write(&latin, b"caf\xe9").unwrap();
+    let out = dir.path().join("out.safetensors");
+    fails(&mut hymba(["run", "-c", "4", "Once upon a time there was a fox"]), 1, &["context", "-c"]);
+    fails(hymba(["eval", "logits", "--ids", "1,999999", "-o"]).arg(&out), 1, &["999999", "vocabulary"]);
+    fails(hymba(["eval", "logits", "--ids", "1,x", "-o"]).arg(&out), 2, &["--ids"]);
+    fails(hymba(["run", "-f"]).arg(&latin), 1, &["latin1.txt", "UTF-8"]);
+    fails(hymba(["eval", "perplexity"]).arg(&latin), 1, &["latin1.txt", "UTF-8"]);
+    fails(hymba(["run", "-p", "a", "-f"]).arg(&latin), 2, &["--file"]);
+    fails(&mut hymba(["run"]), 2, &["prompt"]);
+    fails(&mut hymba(["run", "a", "--temp", "-3"]), 2, &["--temp"]);
+    fails(&mut hymba(["run", "a", "-t", "0"]), 2, &["--threads"]);
+    fails(&mut hymba(["quantise", "a", "b"]), 2, &["quantize"]);
+    assert!(!out.exists());
+}
+
+const GREEDY: [&str; 5] = ["run", "--quiet", "--no-display-prompt", "--temp", "0"];
+
+#[test]
+fn the_demo_tells_a_story() {
+    let text = succeeds(hymba(GREEDY).args(["-n", "12", "Once upon a time there was"]));
+    assert!(text.starts_with(" a poor widow"), "{text}");
+    let seeded = |threads| succeeds(&mut hymba(["run", "-q", "The fox", "-n", "24", "--seed", "5", "-t", threads]));
+    assert_eq!(seeded("1"), seeded("2"));
+    assert!(seeded("3").starts_with("The fox"));
+    let stopped = succeeds(hymba(GREEDY).args(["-n", "50", "--stop", "widow", "Once upon a time there was"]));
+    assert_eq!(stopped, " a poor ");
+
+    let json = succeeds(hymba(GREEDY).args(["--json", "-n", "7", "--ignore-eos", "Once"]));
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["ids"].as_array().unwrap().len(), 7);
+    assert_eq!(json["stop_reason"], "limit");
+    assert!(json["cache_bytes"].as_u64().unwrap() > 0 && json["timings"]["load_seconds"].is_number());
+    assert!(!json["text"].as_str().unwrap().is_empty());
+}
+
+#[test]
+fn pipes() {
+    let dir = tempfile::tempdir().unwrap();
+    let prompt = dir.path().join("prompt.txt");
+    fs::write(&prompt, "Once upon a time there was\n").unwrap();
+    let piped = succeeds(hymba(GREEDY).args(["-n", "4"]).stdin(fs::File::open(&prompt).unwrap()));
+    assert_eq!(piped, succeeds(hymba(GREEDY).args(["-n", "4", "-f"]).arg(&prompt)));
+    // a reader that goes away ends the text quietly
+    let mut child = hymba(["run", "Once", "-q", "--ignore-eos"]).stdout(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupt_keeps_what_was_said() {
+    use std::io::Read;
+    let mut child = hymba(["run", "Once upon a time", "-q", "--ignore-eos", "-c", "100000"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut out = child.stdout.take().unwrap();
+    let mut said = vec![0; 40];
+    out.read_exact(&mut said).unwrap();
+    Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    out.read_to_end(&mut said).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert!(text(&said).starts_with("Once upon a time"));
+}
+
+/// Packed and standard order hold the same values: converting back and forth changes no byte, and both say the same.
+#[test]
+fn packing_loses_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    for dtype in ["q4_0", "q8_0"] {
+        let (standard, packed, back) = (path("standard"), path("packed"), path("back"));
+        let to = |layout| ["--force", "--type", dtype, "--layout", layout];
+        quantize(&golden("tiny-b"), &standard, &to("standard"));
+        quantize(standard.to_str().unwrap(), &packed, &to("packed"));
+        quantize(packed.to_str().unwrap(), &back, &to("standard"));
+        let [a, b] = [&standard, &back].map(|p| Gguf::open(p).unwrap());
+        for (a, b) in a.tensors.iter().zip(&b.tensors).filter(|(a, _)| !a.name.starts_with("meta_state")) {
+            assert!(
+                (&a.name, a.dtype, &a.dims) == (&b.name, b.dtype, &b.dims) && a.data[..] == b.data[..],
+                "{}",
+                a.name
+            );
+        }
+        let tokens = [&standard, &packed].map(|model| {
+            let out = path("logits");
+            let args = ["eval", "logits", "--ids", "3,1,4,1,5,9", "--decode", "8", "--force", "-o"];
+            succeeds(hymba(args).arg(&out).arg("-m").arg(model));
+            let bytes = fs::read(out).unwrap();
+            let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+            assert_eq!(tensors.tensor("prefill").unwrap().shape(), [6, 320]);
+            assert_eq!(tensors.tensor("decode").unwrap().shape(), [8, 320]);
+            tensors.tensor("tokens").unwrap().data().to_vec()
+        });
+        assert_eq!(tokens[0], tokens[1]);
+    }
+}
+
+#[test]
+fn inspect_says_what_the_demo_is() {
+    let demo = format!("{}/models/hymba-demo.gguf", env!("CARGO_MANIFEST_DIR"));
+    assert!(succeeds(&mut hymba(["inspect", &demo])).contains("27,111,424"));
+    assert!(succeeds(&mut hymba(["inspect", "--tensors", &demo])).contains("blk.9.ssm_a"));
+    let json: serde_json::Value = serde_json::from_str(&succeeds(&mut hymba(["inspect", "--json", &demo]))).unwrap();
+    assert!(json.is_object());
+}
