@@ -51,6 +51,10 @@ pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
         Some(file) => read_ids(file)?,
         None => args.ids.clone(),
     };
+    let source = args.ids_file.as_ref().map_or("--ids".into(), |file| file.display().to_string());
+    if ids.is_empty() {
+        return Err(Error::format(source, "holds no token id; at least one is needed").into());
+    }
     let model = args.common.model.open(false)?;
     let options = SessionOptions {
         stored_meta_state: !args.no_meta_state,
@@ -62,10 +66,11 @@ pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
     let mut session = Session::new(&model, &options)?;
     let vocab = model.config().vocab;
     let mut prefill = Vec::new();
-    session.prefill_all(&ids, cancel, |_, logits| {
+    let read = session.prefill_all(&ids, cancel, |_, logits| {
         prefill.extend_from_slice(logits);
         Ok(())
-    })?;
+    });
+    read.with_context(|| source.clone())?;
 
     let (mut decode, mut tokens) = (Vec::new(), Vec::new());
     let mut logits = prefill[prefill.len() - vocab..].to_vec();
