@@ -134,9 +134,44 @@ static uint64_t read_all(const void *p, size_t n) {
     return sum;
 }
 
+/* ---- arithmetic from registers ---- */
+
+/* keeps the compiler from seeing through a value */
+#define OPAQUE(x) __asm__ volatile("" : "+x"(x))
+
+static uint32_t int8_rate(size_t rounds) {
+    enum { CHAINS = 8 };
+    __m256i sum[CHAINS], a = _mm256_set1_epi8(3), w = _mm256_set1_epi8(5), ones = _mm256_set1_epi16(1);
+    for (int i = 0; i < CHAINS; i++) sum[i] = _mm256_setzero_si256();
+    for (; rounds > 0; rounds--)
+        for (int k = 0; k < HK_ROUND / 32 / CHAINS; k++) {
+            OPAQUE(a);
+            for (int i = 0; i < CHAINS; i++) {
+                __m256i pairs = _mm256_maddubs_epi16(w, a);
+                OPAQUE(pairs); /* once for every chain */
+                sum[i] = _mm256_add_epi32(sum[i], _mm256_madd_epi16(pairs, ones));
+            }
+        }
+    for (int i = 1; i < CHAINS; i++) sum[0] = _mm256_add_epi32(sum[0], sum[i]);
+    return (uint32_t)_mm256_extract_epi32(sum[0], 0);
+}
+
+static float float_rate(size_t rounds) {
+    enum { CHAINS = 12 };
+    vf sum[CHAINS], a = vf_set1(0.5f), w = vf_set1(1.0f);
+    for (int i = 0; i < CHAINS; i++) sum[i] = vf_zero();
+    for (size_t n = rounds * (HK_ROUND / VF_LANES) / CHAINS; n > 0; n--)
+        for (int i = 0; i < CHAINS; i++) {
+            sum[i] = vf_fma(sum[i], a, w);
+            OPAQUE(sum[i]);
+        }
+    for (int i = 1; i < CHAINS; i++) sum[0] = vf_add(sum[0], sum[i]);
+    return vf_sum(sum[0]);
+}
+
 const hk_kernels *hk_avx2(void) {
-    static const hk_kernels table = {"avx2", matmul,    quantize, rms_norm, fuse,  rope,    to_f16,
-                                     attend, conv_silu, scan,     silu_mul, relu2, read_all};
+    static const hk_kernels table = {"avx2",    matmul, quantize, rms_norm, fuse,     rope,      to_f16,    attend,
+                                     conv_silu, scan,   silu_mul, relu2,    read_all, int8_rate, float_rate};
     return &table;
 }
 

@@ -238,8 +238,24 @@ static uint64_t read_all(const void *p, size_t n) {
     return sum;
 }
 
+static uint32_t int8_rate(size_t rounds) {
+    const volatile int8_t weights[4] = {5, 7, 9, 11}, values[4] = {3, 2, 1, 4};
+    int32_t sum[4] = {0};
+    for (size_t n = rounds * (HK_ROUND / 4); n > 0; n--)
+        for (int i = 0; i < 4; i++) sum[i] = (int32_t)((uint32_t)sum[i] + (uint32_t)(weights[i] * values[i]));
+    return (uint32_t)sum[0] + (uint32_t)sum[1] + (uint32_t)sum[2] + (uint32_t)sum[3];
+}
+
+static float float_rate(size_t rounds) {
+    const volatile float factor = 0.5f;
+    float sum[4] = {0};
+    for (size_t n = rounds * (HK_ROUND / 4); n > 0; n--)
+        for (int i = 0; i < 4; i++) sum[i] = sum[i] * factor + 1;
+    return sum[0] + sum[1] + sum[2] + sum[3];
+}
+
 const hk_kernels *hk_scalar(void) {
-    static const hk_kernels table = {"scalar", matmul,  quantize,  rms_norm, fuse,     rope,  to_f16,
-                                     attend,   conv_silu, scan,    silu_mul, relu2,    read_all};
+    static const hk_kernels table = {"scalar",  matmul, quantize, rms_norm, fuse,     rope,      to_f16,    attend,
+                                     conv_silu, scan,   silu_mul, relu2,    read_all, int8_rate, float_rate};
     return &table;
 }

@@ -17,6 +17,9 @@
 /* Values in a block of a quantized type, and of quantized activations. */
 #define HK_BLOCK 32
 
+/* Multiply-adds in a round of the loops that measure a core. */
+#define HK_ROUND 4096
+
 /* A block whose greatest magnitude is below this is taken as zeros: 127 / max must stay finite. */
 #define HK_TINY 1e-30f
 
@@ -118,6 +121,10 @@ typedef struct hk_kernels {
     void (*relu2)(float *x, size_t n);
     /* Reads n bytes and returns something that depends on all of them: measures read bandwidth. */
     uint64_t (*read)(const void *p, size_t n);
+    /* What a core can do at most, from registers: run a loop of `rounds` rounds and return something that depends on
+     * it. A round is HK_ROUND 8-bit multiply-adds the way `matmul` does them, or HK_ROUND f32 ones. */
+    uint32_t (*int8_rate)(size_t rounds);
+    float (*float_rate)(size_t rounds);
 } hk_kernels;
 
 const hk_kernels *hk_scalar(void);

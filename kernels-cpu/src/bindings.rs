@@ -1,6 +1,7 @@
 // Made by bindgen from include/hymba_kernels.h: `cargo run -p hymba-bindings` makes it anew.
 
 pub const HK_BLOCK: u32 = 32;
+pub const HK_ROUND: u32 = 4096;
 pub const HK_TINY: f64 = 0.000000000000000000000000000001;
 #[repr(u32)]
 #[derive(Debug, Copy, Clone, Hash, PartialEq, Eq)]
@@ -124,6 +125,8 @@ pub struct hk_kernels {
     pub silu_mul: ::core::option::Option<unsafe extern "C" fn(gate: *const f32, up: *const f32, n: usize, y: *mut f32)>,
     pub relu2: ::core::option::Option<unsafe extern "C" fn(x: *mut f32, n: usize)>,
     pub read: ::core::option::Option<unsafe extern "C" fn(p: *const ::core::ffi::c_void, n: usize) -> u64>,
+    pub int8_rate: ::core::option::Option<unsafe extern "C" fn(rounds: usize) -> u32>,
+    pub float_rate: ::core::option::Option<unsafe extern "C" fn(rounds: usize) -> f32>,
 }
 unsafe extern "C" {
     pub fn hk_scalar() -> *const hk_kernels;

@@ -4,7 +4,10 @@
 //! hands the kernels raw pointers to them; all the shapes that keep those pointers inside their slices are checked
 //! here, first.
 
-use std::{num::NonZeroUsize, time::Instant};
+use std::{
+    num::NonZeroUsize,
+    time::{Duration, Instant},
+};
 
 use crate::{
     Kernels, Mat, MatMut, Pool,
@@ -480,5 +483,42 @@ impl Cpu {
             best = best.max(bytes.len() as f64 / start.elapsed().as_secs_f64());
         }
         best
+    }
+
+    /// 8-bit multiply-adds a second that these threads do from registers, the way this instruction set's products do
+    /// them: the best of `rounds` runs.
+    pub fn int8_rate(&mut self, rounds: usize) -> f64 {
+        let kernels = self.kernels;
+        self.rate(rounds, |n| _ = std::hint::black_box(call!(kernels, int8_rate(n))))
+    }
+
+    /// f32 multiply-adds a second that these threads do from registers: the best of `rounds` runs.
+    pub fn float_rate(&mut self, rounds: usize) -> f64 {
+        let kernels = self.kernels;
+        self.rate(rounds, |n| _ = std::hint::black_box(call!(kernels, float_rate(n))))
+    }
+
+    /// Multiply-adds a second of a loop that does [`hk::HK_ROUND`] a round, on all threads.
+    fn rate(&mut self, rounds: usize, work: impl Fn(usize) + Sync) -> f64 {
+        /// A few milliseconds on a fast core.
+        const TASK: usize = 1 << 14;
+        let tasks = 4 * self.pool.threads();
+        let mut best = 0f64;
+        for _ in 0..rounds {
+            let start = Instant::now();
+            self.pool.run(tasks, |_, _| work(TASK));
+            best = best.max((tasks * TASK * hk::HK_ROUND as usize) as f64 / start.elapsed().as_secs_f64());
+        }
+        best
+    }
+
+    /// From now on, measures how long the calling thread waits for the others.
+    pub fn measure_waiting(&mut self, on: bool) {
+        self.pool.measure_waiting(on);
+    }
+
+    /// How long the calling thread has waited for the others since [`Cpu::measure_waiting`].
+    pub fn waited(&self) -> Duration {
+        self.pool.waited()
     }
 }

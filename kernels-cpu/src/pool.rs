@@ -101,6 +101,8 @@ impl Shared {
 pub struct Pool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
+    /// How long the caller has waited for the others, if that is measured.
+    waited: Option<Duration>,
 }
 
 impl Pool {
@@ -115,12 +117,22 @@ impl Pool {
                 thread::Builder::new().name(format!("hymba-{thread}")).spawn(move || shared.serve(thread)).ok()
             })
             .collect();
-        Self { shared, workers }
+        Self { shared, workers, waited: None }
     }
 
     /// Threads that take part in a job.
     pub fn threads(&self) -> usize {
         self.workers.len() + 1
+    }
+
+    /// Starts, or ends, measuring how long the caller waits for the others at the end of jobs.
+    pub fn measure_waiting(&mut self, on: bool) {
+        self.waited = on.then_some(Duration::ZERO);
+    }
+
+    /// How long the caller has waited, since the measuring began.
+    pub fn waited(&self) -> Duration {
+        self.waited.unwrap_or_default()
     }
 
     /// Runs `f(task, thread)` once for every task below `tasks`, and returns when all are done.
@@ -150,11 +162,15 @@ impl Pool {
         }
         shared.work(0);
         let mut looks = 0u32;
+        let start = self.waited.map(|_| Instant::now());
         while shared.done.load(Acquire) < tasks {
             looks += 1;
             if looks.is_multiple_of(1 << 12) { thread::yield_now() } else { hint::spin_loop() }
         }
         shared.word.store(job << 32 | CLOSED, Release);
+        if let (Some(waited), Some(start)) = (&mut self.waited, start) {
+            *waited += start.elapsed();
+        }
         assert!(!shared.panicked.swap(false, Relaxed), "a task panicked");
     }
 }
