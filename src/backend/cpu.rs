@@ -1,6 +1,6 @@
 //! The CPU as a backend: an adapter from memory parts to the kernels' matrices.
 
-use std::num::NonZeroUsize;
+use std::{num::NonZeroUsize, time::Duration};
 
 use half::f16;
 use hymba_kernels_cpu::{Attention, Conv, KvRows, Mat, MatMut, Scan, Weight, WeightType};
@@ -57,6 +57,21 @@ impl Cpu {
         let kernels = hymba_kernels_cpu::Kernels::all().into_iter().find(|k| Some(k.name()) == wanted.as_deref());
         let kernels = kernels.unwrap_or_else(hymba_kernels_cpu::Kernels::best);
         Self(hymba_kernels_cpu::Cpu::with_kernels(kernels, threads))
+    }
+
+    /// Threads at work.
+    pub fn threads(&self) -> usize {
+        self.0.threads()
+    }
+
+    /// The instruction set at work.
+    pub fn kernels(&self) -> &'static str {
+        self.0.kernels()
+    }
+
+    /// 8-bit and f32 multiply-adds a second that these threads do from registers: the best of `rounds` runs.
+    pub fn rates(&mut self, rounds: usize) -> [f64; 2] {
+        [self.0.int8_rate(rounds), self.0.float_rate(rounds)]
     }
 
     /// Bytes a second that these threads read from `bytes`: the best of `rounds` passes.
@@ -239,5 +254,13 @@ impl Backend for Cpu {
 
     fn relu2(&mut self, x: PartMut<'_, Memory>) {
         self.0.relu2(mat_mut(x));
+    }
+
+    fn measure_waiting(&mut self, on: bool) {
+        self.0.measure_waiting(on);
+    }
+
+    fn waited(&self) -> Duration {
+        self.0.waited()
     }
 }

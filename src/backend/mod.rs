@@ -2,6 +2,9 @@
 //! [`cpu`] is one; the model is written once for all of them.
 
 pub mod cpu;
+pub mod timed;
+
+use std::time::Duration;
 
 use crate::{
     Result,
@@ -165,4 +168,9 @@ pub trait Backend {
     fn silu_mul(&mut self, gate: Part<'_, Self::Memory>, up: PartMut<'_, Self::Memory>);
     /// x = relu(x)²
     fn relu2(&mut self, x: PartMut<'_, Self::Memory>);
+
+    /// Starts, or ends, measuring how long the calling thread waits for others.
+    fn measure_waiting(&mut self, on: bool);
+    /// How long it has waited since.
+    fn waited(&self) -> Duration;
 }

@@ -1,5 +1,6 @@
 //! The command line: one file a command; flags that several share are in [`options`], [`model`] and [`prompt`].
 
+pub mod bench;
 pub mod eval;
 pub mod inspect;
 pub mod model;
@@ -35,6 +36,7 @@ pub enum Command {
     Quantize(quantize::Args),
     Inspect(inspect::Args),
     Eval(eval::Args),
+    Bench(bench::Args),
 }
 
 impl Command {
@@ -44,6 +46,7 @@ impl Command {
             Self::Quantize(args) => quantize::run(args, cancel),
             Self::Inspect(args) => inspect::run(args, cancel),
             Self::Eval(args) => eval::run(args, cancel),
+            Self::Bench(args) => bench::run(args, cancel),
         }
     }
 }

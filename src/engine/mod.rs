@@ -5,6 +5,7 @@ mod model;
 mod perplexity;
 mod session;
 
+pub use crate::backend::timed::{Operation, Profile};
 pub use model::Model;
 pub use perplexity::{Perplexity, perplexity};
-pub use session::{Observer, Session, SessionOptions, compute_meta_state};
+pub use session::{Limits, Observer, Session, SessionOptions, compute_meta_state};

@@ -9,12 +9,17 @@ use std::{
 use super::Model;
 use crate::{
     Error, Result,
-    backend::{Kind, cpu::Cpu},
+    backend::{
+        Kind,
+        cpu::Cpu,
+        timed::{Profile, Timed},
+    },
     model::forward::{self, LayerView, Pass, Rule, Scratch, forward},
-    state::{MetaState, State},
+    state::{MetaState, Snapshot, State},
 };
 
-type Memory = <Cpu as crate::backend::Backend>::Memory;
+type Machine = Timed<Cpu>;
+type Memory = <Machine as crate::backend::Backend>::Memory;
 
 /// Sees every layer's output of every pass; an error ends the pass.
 pub type Observer<'a> = forward::Observer<'a, Memory>;
@@ -40,10 +45,21 @@ impl Default for SessionOptions {
     }
 }
 
+/// What a number of threads can do at most, in a second.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Bytes read from memory.
+    pub read_bytes: f64,
+    /// 8-bit multiply-adds from registers, the way the products do them.
+    pub int8_macs: f64,
+    /// f32 multiply-adds from registers.
+    pub float_macs: f64,
+}
+
 /// A text being read and written. Everything it remembers is in its [`State`].
 pub struct Session<'m> {
     model: &'m Model,
-    backend: Cpu,
+    backend: Machine,
     state: State<Memory>,
     scratch: Scratch<Memory>,
     context: usize,
@@ -57,7 +73,7 @@ impl<'m> Session<'m> {
     /// An empty text: the meta tokens are read, nothing more.
     pub fn new(model: &'m Model, options: &SessionOptions) -> Result<Self> {
         let config = model.config();
-        let backend = Cpu::new(threads_or_cores(options.threads));
+        let backend = machine(options.threads);
         let context = options.context.unwrap_or_else(|| config.default_context());
         let state = State::new(&backend, config, context, options.cache)?;
         let chunk = options.chunk.clamp(1, context.max(1));
@@ -169,9 +185,59 @@ impl<'m> Session<'m> {
         let matrices = self.model.weights().layers.iter().flat_map(|l| l.matrices());
         // A large matrix of the model is in memory already.
         match matrices.chain([self.model.weights().head()]).find(|m| m.data.len() >= BUFFER) {
-            Some(matrix) => self.backend.read_bandwidth(&matrix.data, 4),
-            None => self.backend.read_bandwidth(&vec![1; BUFFER], 4),
+            Some(matrix) => self.backend.inner().read_bandwidth(&matrix.data, 4),
+            None => self.backend.inner().read_bandwidth(&vec![1; BUFFER], 4),
         }
+    }
+
+    /// What this session's threads can do at most, measured now.
+    pub fn limits(&mut self) -> Limits {
+        let [int8_macs, float_macs] = self.backend.inner().rates(5);
+        Limits { read_bytes: self.read_bandwidth(), int8_macs, float_macs }
+    }
+
+    /// Goes on with another number of threads; results stay the same.
+    pub fn set_threads(&mut self, threads: NonZeroUsize) {
+        self.backend = machine(Some(threads));
+    }
+
+    /// How keys and values are stored.
+    pub fn cache_type(&self) -> Kind {
+        self.cache
+    }
+
+    /// Threads at work.
+    pub fn threads(&mut self) -> usize {
+        self.backend.inner().threads()
+    }
+
+    /// The instruction set at work.
+    pub fn kernels(&mut self) -> &'static str {
+        self.backend.inner().kernels()
+    }
+
+    /// Starts measuring where the time goes, or stops.
+    pub fn measure(&mut self, on: bool) {
+        self.backend.measure(on);
+    }
+
+    /// Where the time went since [`Session::measure`].
+    pub fn profile(&self) -> Profile {
+        self.backend.profile()
+    }
+
+    /// The point where the text ends now, to come back to. Making one costs a copy of the windowed layers' rows and the
+    /// conv and SSM states, no evaluation.
+    pub fn snapshot(&mut self) -> Result<Snapshot<Memory>> {
+        self.state.snapshot(&mut self.backend, self.model.config(), self.cache)
+    }
+
+    /// Goes back to a point of this session's text; what comes after it is forgotten.
+    ///
+    /// # Panics
+    /// If the text ends before the point.
+    pub fn restore(&mut self, point: &Snapshot<Memory>) {
+        self.state.restore(&mut self.backend, self.model.config(), point);
     }
 
     fn pass(&mut self, ids: &[u32], rule: Rule, logits: std::ops::Range<usize>, observe: Observer<'_>) -> Result<()> {
@@ -218,7 +284,7 @@ impl<'m> Session<'m> {
 }
 
 /// Reads the meta tokens into a state of their own; `observe` sees every layer.
-fn read_meta_tokens(model: &Model, backend: &mut Cpu, observe: Observer<'_>) -> Result<MetaState> {
+fn read_meta_tokens(model: &Model, backend: &mut Machine, observe: Observer<'_>) -> Result<MetaState> {
     const CHUNK: usize = 256;
     let (config, weights) = (model.config(), model.weights());
     let Some(table) = &weights.meta_embd else {
@@ -244,7 +310,7 @@ pub fn compute_meta_state(
     if model.config().meta_tokens == 0 {
         return Ok(None);
     }
-    let mut backend = Cpu::new(threads_or_cores(threads));
+    let mut backend = machine(threads);
     let release = &mut |view: LayerView<'_, Memory>| {
         model.weights().layers[view.layer].matrices().for_each(|m| m.data.release());
         if cancel.load(Ordering::Relaxed) { Err(Error::Cancelled) } else { Ok(()) }
@@ -252,6 +318,8 @@ pub fn compute_meta_state(
     read_meta_tokens(model, &mut backend, release).map(Some)
 }
 
-fn threads_or_cores(threads: Option<NonZeroUsize>) -> NonZeroUsize {
-    threads.or_else(|| thread::available_parallelism().ok()).unwrap_or(NonZeroUsize::MIN)
+/// The CPU, by default with a thread for each core.
+fn machine(threads: Option<NonZeroUsize>) -> Machine {
+    let cores = || thread::available_parallelism().ok();
+    Timed::new(Cpu::new(threads.or_else(cores).unwrap_or(NonZeroUsize::MIN)))
 }

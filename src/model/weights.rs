@@ -204,6 +204,11 @@ impl Weights {
         self.output.as_ref().unwrap_or(&self.token_embd)
     }
 
+    /// Multiply-adds of products with the layers' matrices, for each token that is read.
+    pub fn macs_per_token(&self) -> u64 {
+        self.layers.iter().flat_map(Layer::matrices).map(|m| (m.rows * m.cols) as u64).sum()
+    }
+
     /// Bytes of matrices that a decode step reads.
     pub fn bytes_per_token(&self) -> u64 {
         let layers: usize = self.layers.iter().flat_map(Layer::matrices).map(|m| m.data.len()).sum();

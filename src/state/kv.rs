@@ -33,6 +33,11 @@ impl KvLayout {
         Self { meta: config.meta_tokens, text, windowed }
     }
 
+    /// Are old rows overwritten by new ones?
+    pub fn is_ring(&self) -> bool {
+        self.windowed
+    }
+
     /// Rows of the cache.
     pub fn rows(&self) -> usize {
         self.meta.saturating_add(self.text)

@@ -2,6 +2,7 @@
 
 mod kv;
 mod meta;
+mod snapshot;
 
 use crate::{
     Result,
@@ -11,6 +12,7 @@ use crate::{
 
 pub use kv::{KvCache, KvLayout};
 pub use meta::MetaState;
+pub use snapshot::Snapshot;
 
 /// What one layer remembers, in memory `M`.
 pub struct LayerState<M> {

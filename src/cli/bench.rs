@@ -1,0 +1,124 @@
+//! `hymba bench`: how fast a model runs, as a share of what the machine could do at most.
+
+mod measure;
+mod report;
+
+use std::{
+    io::{self, IsTerminal, Write},
+    num::NonZeroUsize,
+    sync::atomic::AtomicBool,
+    thread,
+};
+
+use clap::ValueEnum;
+use hymba::{
+    backend::Kind,
+    engine::{Session, SessionOptions},
+};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::{
+    model::ModelArgs,
+    options::{cache_type, count},
+};
+use measure::{Plan, measure};
+
+/// Measure speed, as a share of the machine's limits.
+///
+/// Measures prefill (pp), decode (tg) and the time to the first token (ttft), at every depth with every number of
+/// threads, and in the same run what these threads can do at most: how fast they read memory, which bounds decode, and
+/// their rate of 8-bit multiply-adds, which bounds prefill. The limits are measured before and after: where they differ
+/// much, something else used the machine, and the figures are worth little.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  hymba bench
+  hymba bench -m hymba-1.5b-q4_0.gguf -d 0,4096,8192 -t 1,2
+  hymba bench -m hymba-1.5b-q4_0.gguf -p 0 -n 64 --profile
+  hymba bench -m hymba-1.5b-q4_0.gguf -o json > bench.json")]
+pub struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Tokens of prompt to read; 0: do not measure prefill
+    #[arg(short, long, value_name = "N", default_value = "512", value_delimiter = ',', value_parser = count().range(0..=1 << 20))]
+    prompt: Vec<usize>,
+    /// Tokens to generate; 0: do not measure decode
+    #[arg(short = 'n', long, value_name = "N", default_value = "128", value_delimiter = ',', value_parser = count().range(0..=1 << 20))]
+    predict: Vec<usize>,
+    /// Tokens of text that come before
+    #[arg(short, long, value_name = "N", default_value = "0", value_delimiter = ',', value_parser = count().range(0..=1 << 20))]
+    depth: Vec<usize>,
+    /// Tokens of the prompt whose first reply is timed; 0: do not measure that
+    #[arg(long, value_name = "N", default_value = "16", value_delimiter = ',', value_parser = count().range(0..=1 << 20))]
+    ttft: Vec<usize>,
+    /// Threads [default: one a core that this process may use]
+    #[arg(short, long, value_name = "N", value_delimiter = ',', value_parser = count().range(1..=512))]
+    threads: Vec<usize>,
+    /// Times to repeat each measurement, after one that warms up
+    #[arg(short, long, value_name = "N", default_value = "5", value_parser = count().range(1..=1000))]
+    repeat: usize,
+    /// Number type of the KV cache
+    #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = cache_type())]
+    cache_type: Kind,
+    /// Tell where the time goes, by operation, too
+    #[arg(long)]
+    profile: bool,
+    /// How to print the results
+    #[arg(short, long, value_name = "FORMAT", default_value = "md")]
+    output: Format,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Format {
+    /// Markdown tables
+    Md,
+    /// Comma-separated values
+    Csv,
+    /// One JSON object
+    Json,
+    /// A JSON object a line, as soon as its row is measured
+    Jsonl,
+}
+
+pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
+    let model = args.model.open(!matches!(args.output, Format::Md))?;
+    let cores = thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let threads = if args.threads.is_empty() { vec![cores] } else { args.threads.clone() };
+    let plan = Plan {
+        prompts: args.prompt.iter().copied().filter(|&n| n > 0).collect(),
+        predicts: args.predict.iter().copied().filter(|&n| n > 0).collect(),
+        firsts: args.ttft.iter().copied().filter(|&n| n > 0).collect(),
+        depths: args.depth.clone(),
+        threads,
+        repeat: args.repeat,
+        profile: args.profile,
+    };
+    let options = SessionOptions {
+        context: Some(plan.context()),
+        threads: plan.threads.iter().max().and_then(|&n| NonZeroUsize::new(n)),
+        cache: args.cache_type,
+        ..SessionOptions::default()
+    };
+    let mut session = Session::new(&model, &options)?;
+    let bar = if io::stderr().is_terminal() { ProgressBar::new(plan.steps()) } else { ProgressBar::hidden() };
+    bar.set_style(ProgressStyle::with_template("{bar:30} {percent:>3} % {elapsed:>4}  {msg}")?);
+    let mut failed = None;
+    let result = measure(&model, &mut session, &plan, cancel, &bar, &mut |row| {
+        if matches!(args.output, Format::Jsonl) && failed.is_none() {
+            failed = writeln!(io::stdout(), "{}", report::row_json(row)).err();
+        }
+    });
+    bar.finish_and_clear();
+    if let Some(error) = failed {
+        return Err(error.into());
+    }
+    let results = result?;
+    let text = match args.output {
+        Format::Md => report::markdown(&results),
+        Format::Csv => report::csv(&results),
+        Format::Json => format!("{:#}\n", report::json(&results)),
+        Format::Jsonl => String::new(),
+    };
+    io::stdout().write_all(text.as_bytes())?;
+    Ok(())
+}

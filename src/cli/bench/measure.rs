@@ -1,0 +1,248 @@
+//! The measurements of `hymba bench`.
+
+use std::{
+    num::NonZeroUsize,
+    sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, Instant},
+};
+
+use hymba::{
+    Error, Result,
+    engine::{Limits, Model, Profile, Session},
+    sample::{Params, Sampler},
+};
+use indicatif::ProgressBar;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+/// Everything to measure; the lists multiply.
+pub struct Plan {
+    /// Tokens of prefill.
+    pub prompts: Vec<usize>,
+    /// Tokens of decode.
+    pub predicts: Vec<usize>,
+    /// Tokens of prompts whose first reply is timed.
+    pub firsts: Vec<usize>,
+    /// Tokens of text before.
+    pub depths: Vec<usize>,
+    pub threads: Vec<usize>,
+    /// Repetitions after the warm-up.
+    pub repeat: usize,
+    pub profile: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Prefill,
+    Decode,
+    FirstToken,
+}
+
+impl Plan {
+    fn tests(&self) -> Vec<(Kind, usize)> {
+        let all = |kind, list: &[usize]| list.iter().map(|&n| (kind, n)).collect::<Vec<_>>();
+        [all(Kind::Prefill, &self.prompts), all(Kind::Decode, &self.predicts), all(Kind::FirstToken, &self.firsts)]
+            .concat()
+    }
+
+    /// Tokens of text that the longest test needs.
+    pub fn context(&self) -> usize {
+        let longest = self.tests().iter().map(|t| t.1).max().unwrap_or(1);
+        self.depths.iter().max().unwrap_or(&0) + longest
+    }
+
+    /// Runs of tests, for the bar.
+    pub fn steps(&self) -> u64 {
+        (self.depths.len() * (1 + self.threads.len() * self.tests().len() * (1 + self.repeat))) as u64
+    }
+}
+
+/// One line of the result.
+pub struct Row {
+    pub kind: Kind,
+    pub tokens: usize,
+    pub depth: usize,
+    pub threads: usize,
+    /// Each run's time.
+    pub times: Vec<Duration>,
+    /// Reads of memory a token, in decode; multiply-adds a token, in prefill.
+    pub work_per_token: f64,
+    /// What the threads could do at most, in the unit of the work a second.
+    pub limit: f64,
+    pub cache_bytes: usize,
+    /// Of all runs together: time by operation, and sampling.
+    pub profile: Option<(Profile, Duration)>,
+}
+
+impl Row {
+    /// The row's name, as llama.cpp's users know it.
+    pub fn name(&self) -> String {
+        let name = match self.kind {
+            Kind::Prefill => format!("pp{}", self.tokens),
+            Kind::Decode => format!("tg{}", self.tokens),
+            Kind::FirstToken => format!("ttft {}", self.tokens),
+        };
+        if self.depth == 0 { name } else { format!("{name} @ d{}", self.depth) }
+    }
+
+    /// Each run's tokens a second; of the time to the first token, its milliseconds.
+    pub fn values(&self) -> Vec<f64> {
+        let value = |time: &Duration| match self.kind {
+            Kind::FirstToken => time.as_secs_f64() * 1e3,
+            _ => self.tokens as f64 / time.as_secs_f64(),
+        };
+        self.times.iter().map(value).collect()
+    }
+
+    /// The mean run's share of the limit.
+    pub fn share(&self) -> Option<f64> {
+        let (values, work) = (self.values(), self.work_per_token);
+        let mean = values.iter().sum::<f64>() / values.len() as f64;
+        (self.kind != Kind::FirstToken).then(|| mean * work / self.limit)
+    }
+}
+
+/// The limits at a number of threads, before and after the tests.
+pub struct LimitRow {
+    pub threads: usize,
+    pub depth: usize,
+    pub before: Limits,
+    pub after: Limits,
+}
+
+pub struct Results {
+    pub model: String,
+    pub kernels: &'static str,
+    pub weight_bytes: u64,
+    pub state_bytes: u64,
+    pub peak_memory: Option<u64>,
+    pub limits: Vec<LimitRow>,
+    pub rows: Vec<Row>,
+}
+
+/// Measures everything in `plan`; `each` sees every row at once.
+pub fn measure(
+    model: &Model,
+    session: &mut Session<'_>,
+    plan: &Plan,
+    cancel: &AtomicBool,
+    bar: &ProgressBar,
+    each: &mut dyn FnMut(&Row),
+) -> Result<Results> {
+    let vocab = model.config().vocab as u32;
+    let mut rng = ChaCha8Rng::seed_from_u64(0);
+    let mut text = |n: usize| -> Vec<u32> { (0..n).map(|_| rng.random_range(0..vocab)).collect() };
+    let (mut rows, mut limits) = (Vec::new(), Vec::new());
+    for &depth in &plan.depths {
+        bar.set_message(format!("reading {depth} tokens"));
+        session.clear()?;
+        session.set_threads(plan.threads.iter().max().and_then(|&n| NonZeroUsize::new(n)).unwrap_or(NonZeroUsize::MIN));
+        if depth > 0 {
+            session.prefill(&text(depth), cancel)?;
+        }
+        let point = session.snapshot()?;
+        bar.inc(1);
+        for &threads in &plan.threads {
+            session.set_threads(NonZeroUsize::new(threads).unwrap_or(NonZeroUsize::MIN));
+            let before = session.limits();
+            let first = rows.len();
+            for (kind, tokens) in plan.tests() {
+                let prompt = text(tokens.max(1));
+                let mut row = Row {
+                    kind,
+                    tokens,
+                    depth,
+                    threads,
+                    times: Vec::new(),
+                    work_per_token: match kind {
+                        Kind::Decode => {
+                            let middle = depth + tokens / 2;
+                            let cache = model.plan().read_bytes(middle, session.cache_type().bytes());
+                            (model.weight_bytes_per_token() + cache) as f64
+                        }
+                        _ => model.weights().macs_per_token() as f64,
+                    },
+                    limit: 0.0,
+                    cache_bytes: session.cache_bytes(),
+                    profile: None,
+                };
+                bar.set_message(format!("{} on {threads} threads", row.name()));
+                let mut sampling = Duration::ZERO;
+                for run in 0..=plan.repeat {
+                    session.restore(&point);
+                    if run == 1 {
+                        session.measure(plan.profile);
+                        sampling = Duration::ZERO;
+                    }
+                    let time = once(session, kind, &prompt, cancel, &mut sampling)?;
+                    if run > 0 {
+                        row.times.push(time);
+                    }
+                    bar.inc(1);
+                }
+                row.profile = plan.profile.then(|| (session.profile(), sampling));
+                session.measure(false);
+                rows.push(row);
+            }
+            session.restore(&point);
+            let after = session.limits();
+            for row in &mut rows[first..] {
+                row.limit = match row.kind {
+                    Kind::Decode => before.read_bytes.max(after.read_bytes),
+                    _ => before.int8_macs.max(after.int8_macs),
+                };
+                each(row);
+            }
+            limits.push(LimitRow { threads, depth, before, after });
+        }
+    }
+    Ok(Results {
+        model: model.file().to_owned(),
+        kernels: session.kernels(),
+        weight_bytes: model.weight_bytes_per_token(),
+        state_bytes: model.plan().state_bytes(),
+        peak_memory: peak_memory(),
+        limits,
+        rows,
+    })
+}
+
+/// One run of a test; adds the time of choosing tokens to `sampling`.
+fn once(
+    session: &mut Session<'_>,
+    kind: Kind,
+    prompt: &[u32],
+    cancel: &AtomicBool,
+    sampling: &mut Duration,
+) -> Result<Duration> {
+    let mut sampler = Sampler::new(Params::default(), 0);
+    let mut choose = |logits: &[f32], history: &[u32]| {
+        let start = Instant::now();
+        let id = sampler.sample(logits, history);
+        *sampling += start.elapsed();
+        id
+    };
+    let start = Instant::now();
+    match kind {
+        Kind::Prefill => drop(session.prefill(prompt, cancel)?),
+        Kind::FirstToken => drop(choose(session.prefill(prompt, cancel)?, prompt)),
+        Kind::Decode => {
+            let mut history = vec![prompt[0]];
+            for _ in 0..prompt.len() {
+                if cancel.load(Ordering::Relaxed) {
+                    return Err(Error::Cancelled);
+                }
+                let id = choose(session.decode(history[history.len() - 1])?, &history);
+                history.push(id);
+            }
+        }
+    }
+    Ok(start.elapsed())
+}
+
+/// The most memory that this process ever held, in bytes, where the system tells (Linux).
+fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
+}

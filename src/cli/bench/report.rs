@@ -1,0 +1,152 @@
+//! The results of `hymba bench` as tables and JSON.
+
+use std::fmt::Write;
+
+use hymba::engine::{Limits, Operation};
+use serde_json::{Value, json};
+
+use super::measure::{Kind, Results, Row};
+
+/// Mean, sample deviation, least and greatest.
+fn spread(values: &[f64]) -> [f64; 4] {
+    let n = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / n;
+    let variance = values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / (n - 1.0).max(1.0);
+    let least = values.iter().copied().fold(f64::INFINITY, f64::min);
+    let greatest = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    [mean, variance.sqrt(), least, greatest]
+}
+
+/// (name, seconds) of everything the time went to.
+fn profile(row: &Row) -> Option<Vec<(&'static str, f64)>> {
+    let (profile, sampling) = row.profile.as_ref()?;
+    let parts = Operation::ALL.iter().zip(profile.operations).map(|((_, name), time)| (*name, time.as_secs_f64()));
+    let rest = [("sampling", sampling.as_secs_f64()), ("waiting", profile.waiting.as_secs_f64())];
+    Some(parts.chain(rest).collect())
+}
+
+/// Tables for people.
+pub fn markdown(results: &Results) -> String {
+    let mut out = String::new();
+    let _ = writeln!(out, "model: {} · kernels: {}\n", results.model, results.kernels);
+    let _ = writeln!(out, "| test | threads | tok/s | min | of the limit |\n|---|---|---|---|---|");
+    for row in &results.rows {
+        let [mean, deviation, least, _] = spread(&row.values());
+        let unit = if row.kind == Kind::FirstToken { " ms" } else { "" };
+        let share = row.share().map_or("".into(), |s| format!("{:.1} %", 100.0 * s));
+        let _ = writeln!(
+            out,
+            "| {} | {} | {mean:.2} ± {deviation:.2}{unit} | {least:.2}{unit} | {share} |",
+            row.name(),
+            row.threads
+        );
+    }
+    if results.rows.iter().any(|r| r.profile.is_some()) {
+        let names: Vec<_> = Operation::ALL.iter().map(|o| o.1).chain(["sampling", "waiting"]).collect();
+        let _ = writeln!(out, "\n| share of the time | threads | {} |", names.join(" | "));
+        let _ = writeln!(out, "|{}", "---|".repeat(names.len() + 2));
+        for row in &results.rows {
+            let Some(parts) = profile(row) else { continue };
+            let all: f64 = row.times.iter().map(|t| t.as_secs_f64()).sum();
+            let cells: Vec<_> = parts.iter().map(|(_, s)| format!("{:.1} %", 100.0 * s / all)).collect();
+            let _ = writeln!(out, "| {} | {} | {} |", row.name(), row.threads, cells.join(" | "));
+        }
+    }
+    let _ = writeln!(out, "\n| limit | threads | before | after |\n|---|---|---|---|");
+    for l in &results.limits {
+        let [before, after] = [l.before, l.after].map(|l| [l.read_bytes, l.int8_macs, l.float_macs].map(|v| v / 1e9));
+        for (i, name) in ["read, GB/s", "int8, GMAC/s", "f32, GMAC/s"].iter().enumerate() {
+            let _ = writeln!(out, "| {name} | {} | {:.1} | {:.1} |", l.threads, before[i], after[i]);
+        }
+    }
+    let moved = |l: &super::measure::LimitRow| (l.before.read_bytes / l.after.read_bytes - 1.0).abs() > 0.1;
+    if results.limits.iter().any(moved) {
+        let _ =
+            writeln!(out, "\nThe read bandwidth moved by more than 10 % meanwhile: something else uses the machine.");
+    }
+    let cache = results.rows.iter().map(|r| r.cache_bytes).max().unwrap_or(0);
+    let _ = write!(
+        out,
+        "\nweights read a token: {:.1} MB · cache: {:.1} MB, of it conv and SSM state {:.1} MB",
+        results.weight_bytes as f64 / 1e6,
+        cache as f64 / 1e6,
+        results.state_bytes as f64 / 1e6
+    );
+    if let Some(peak) = results.peak_memory {
+        let _ = write!(out, " · peak memory: {:.1} MB", peak as f64 / 1e6);
+    }
+    out + "\n"
+}
+
+/// A line a row, with a header.
+pub fn csv(results: &Results) -> String {
+    let mut out = "test,depth,threads,unit,mean,deviation,min,max,share_of_limit,work_per_token,limit\n".to_owned();
+    for row in &results.rows {
+        let [mean, deviation, least, greatest] = spread(&row.values());
+        let unit = if row.kind == Kind::FirstToken { "ms" } else { "tok/s" };
+        let share = row.share().map_or(String::new(), |s| format!("{s:.4}"));
+        let _ = writeln!(
+            out,
+            "{},{},{},{unit},{mean:.4},{deviation:.4},{least:.4},{greatest:.4},{share},{},{:.0}",
+            row.name(),
+            row.depth,
+            row.threads,
+            row.work_per_token,
+            row.limit
+        );
+    }
+    out
+}
+
+/// A row as a JSON object.
+pub fn row_json(row: &Row) -> Value {
+    let [mean, deviation, min, max] = spread(&row.values());
+    let numbers = json!({"mean": mean, "deviation": deviation, "min": min, "max": max, "runs": row.values()});
+    let mut object = json!({
+        "test": row.name(),
+        "depth": row.depth,
+        "threads": row.threads,
+        "cache_bytes": row.cache_bytes,
+    });
+    match row.kind {
+        Kind::FirstToken => object["milliseconds"] = numbers,
+        _ => object["tokens_per_second"] = numbers,
+    }
+    match row.kind {
+        Kind::Decode => object["bytes_per_token"] = json!(row.work_per_token),
+        _ => object["macs_per_token"] = json!(row.work_per_token),
+    }
+    if let Some(share) = row.share() {
+        object["share_of_limit"] = json!(share);
+        object["limit"] = json!(row.limit);
+    }
+    if let Some(parts) = profile(row) {
+        let runs = row.times.len() as f64;
+        object["profile_seconds"] = parts.into_iter().map(|(name, s)| (name.to_owned(), json!(s / runs))).collect();
+    }
+    object
+}
+
+/// Everything as one JSON object.
+pub fn json(results: &Results) -> Value {
+    let limit = |threads: usize, depth: usize, when: &str, l: Limits| {
+        json!({
+            "threads": threads, "depth": depth, "when": when, "read_bytes_per_second": l.read_bytes,
+            "int8_macs_per_second": l.int8_macs, "float_macs_per_second": l.float_macs,
+        })
+    };
+    let limits = results.limits.iter();
+    let limits: Vec<_> = limits
+        .flat_map(|l| [limit(l.threads, l.depth, "before", l.before), limit(l.threads, l.depth, "after", l.after)])
+        .collect();
+    json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "model": results.model,
+        "kernels": results.kernels,
+        "weight_bytes_per_token": results.weight_bytes,
+        "state_bytes": results.state_bytes,
+        "peak_memory_bytes": results.peak_memory,
+        "limits": limits,
+        "rows": results.rows.iter().map(row_json).collect::<Vec<_>>(),
+    })
+}
