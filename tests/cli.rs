@@ -297,3 +297,36 @@ fn inspect_says_what_the_demo_is() {
     let json: serde_json::Value = serde_json::from_str(&succeeds(&mut hymba(["inspect", "--json", &demo]))).unwrap();
     assert!(json.is_object());
 }
+
+/// The rows, limits and profile of a small run, in every format.
+#[test]
+fn bench_measures_every_row_and_its_limit() {
+    let small = ["bench", "-p", "20", "-n", "3", "--ttft", "5", "-d", "0,30", "-t", "1,2", "-r", "2", "--profile"];
+    let run = |format: &str| {
+        let out = Command::new(env!("CARGO_BIN_EXE_hymba")).args(small).args(["-o", format]).output().unwrap();
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        String::from_utf8(out.stdout).unwrap()
+    };
+    let json: serde_json::Value = serde_json::from_str(&run("json")).unwrap();
+    let rows = json["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), 2 * 2 * 3);
+    assert_eq!(rows[0]["test"], "pp20");
+    assert_eq!(rows.last().unwrap()["test"], "ttft 5 @ d30");
+    for row in rows {
+        let numbers = if row["milliseconds"].is_null() { &row["tokens_per_second"] } else { &row["milliseconds"] };
+        assert_eq!(numbers["runs"].as_array().unwrap().len(), 2);
+        assert!(numbers["min"].as_f64() > Some(0.0) && numbers["min"].as_f64() <= numbers["mean"].as_f64());
+        assert!(row["profile_seconds"]["matmul"].as_f64() > Some(0.0));
+    }
+    // a decode step reads more of the cache the longer the text
+    let decode = |depth| rows.iter().find(|r| r["depth"] == depth && r["test"].as_str().unwrap().starts_with("tg"));
+    assert!(decode(30).unwrap()["bytes_per_token"].as_f64() > decode(0).unwrap()["bytes_per_token"].as_f64());
+    assert_eq!(json["limits"].as_array().unwrap().len(), 2 * 2 * 2);
+    assert!(json["limits"].as_array().unwrap().iter().all(|l| l["read_bytes_per_second"].as_f64() > Some(0.0)));
+
+    let lines = run("jsonl");
+    assert!(lines.lines().all(|line| serde_json::from_str::<serde_json::Value>(line).is_ok()));
+    assert_eq!(lines.lines().count(), 12);
+    assert_eq!(run("csv").lines().count(), 13);
+    assert!(run("md").contains("| pp20 | 1 |"));
+}

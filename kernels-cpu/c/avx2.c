@@ -144,29 +144,26 @@ static uint32_t int8_rate(size_t rounds) {
     __m256i sum[CHAINS], a = _mm256_set1_epi8(3), w = _mm256_set1_epi8(5), ones = _mm256_set1_epi16(1);
     for (int i = 0; i < CHAINS; i++) sum[i] = _mm256_setzero_si256();
     for (; rounds > 0; rounds--)
-        for (int k = 0; k < HK_ROUND / 32 / CHAINS; k++) {
-            OPAQUE(a);
+        for (int k = 0; k < HK_ROUND / 32 / CHAINS; k++)
+#pragma GCC unroll 8
             for (int i = 0; i < CHAINS; i++) {
-                __m256i pairs = _mm256_maddubs_epi16(w, a);
-                OPAQUE(pairs); /* once for every chain */
-                sum[i] = _mm256_add_epi32(sum[i], _mm256_madd_epi16(pairs, ones));
+                OPAQUE(a); /* each chain multiplies anew */
+                sum[i] = _mm256_add_epi32(sum[i], _mm256_madd_epi16(_mm256_maddubs_epi16(w, a), ones));
             }
-        }
     for (int i = 1; i < CHAINS; i++) sum[0] = _mm256_add_epi32(sum[0], sum[i]);
     return (uint32_t)_mm256_extract_epi32(sum[0], 0);
 }
 
 static float float_rate(size_t rounds) {
-    enum { CHAINS = 12 };
-    vf sum[CHAINS], a = vf_set1(0.5f), w = vf_set1(1.0f);
-    for (int i = 0; i < CHAINS; i++) sum[i] = vf_zero();
-    for (size_t n = rounds * (HK_ROUND / VF_LANES) / CHAINS; n > 0; n--)
-        for (int i = 0; i < CHAINS; i++) {
-            sum[i] = vf_fma(sum[i], a, w);
-            OPAQUE(sum[i]);
-        }
-    for (int i = 1; i < CHAINS; i++) sum[0] = vf_add(sum[0], sum[i]);
-    return vf_sum(sum[0]);
+    vf s0 = vf_zero(), s1 = s0, s2 = s0, s3 = s0, s4 = s0, s5 = s0, s6 = s0, s7 = s0, a = vf_set1(0.5f);
+    const vf w = vf_set1(1.0f);
+    for (size_t n = rounds * (HK_ROUND / VF_LANES / 8); n > 0; n--) {
+        OPAQUE(a);
+        s0 = vf_fma(s0, a, w), s1 = vf_fma(s1, a, w), s2 = vf_fma(s2, a, w), s3 = vf_fma(s3, a, w);
+        s4 = vf_fma(s4, a, w), s5 = vf_fma(s5, a, w), s6 = vf_fma(s6, a, w), s7 = vf_fma(s7, a, w);
+        OPAQUE(s0), OPAQUE(s1), OPAQUE(s2), OPAQUE(s3), OPAQUE(s4), OPAQUE(s5), OPAQUE(s6), OPAQUE(s7);
+    }
+    return vf_sum(vf_add(vf_add(vf_add(s0, s1), vf_add(s2, s3)), vf_add(vf_add(s4, s5), vf_add(s6, s7))));
 }
 
 const hk_kernels *hk_avx2(void) {
