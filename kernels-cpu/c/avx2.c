@@ -161,7 +161,7 @@ static float float_rate(size_t rounds) {
         OPAQUE(a);
         s0 = vf_fma(s0, a, w), s1 = vf_fma(s1, a, w), s2 = vf_fma(s2, a, w), s3 = vf_fma(s3, a, w);
         s4 = vf_fma(s4, a, w), s5 = vf_fma(s5, a, w), s6 = vf_fma(s6, a, w), s7 = vf_fma(s7, a, w);
-        OPAQUE(s0), OPAQUE(s1), OPAQUE(s2), OPAQUE(s3), OPAQUE(s4), OPAQUE(s5), OPAQUE(s6), OPAQUE(s7);
+        OPAQUE(s0);
     }
     return vf_sum(vf_add(vf_add(vf_add(s0, s1), vf_add(s2, s3)), vf_add(vf_add(s4, s5), vf_add(s6, s7))));
 }
