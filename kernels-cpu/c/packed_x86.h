@@ -3,8 +3,15 @@
  * summed block after block in the same order whatever the tile. */
 
 #define PACKED_LANES 8
-#define PACKED_TOKENS 4   /* of a tile: its sums, and the eight vectors of a block, stay in registers */
+#define PACKED_GROUPS 2   /* of a tile: two share each broadcast activation */
+#ifndef PACKED_TOKENS
+#define PACKED_TOKENS 4   /* of a tile: the integer sums of a block stay in registers */
+#endif
 #define PREFETCH 3072     /* bytes ahead of a matrix that is read once */
+
+HK_INLINE size_t packed_size(hk_type type) {
+    return type == HK_Q8_0X8 ? 272 : 144;
+}
 
 /* the four activations of columns 4c .. 4c+3, for every row */
 HK_INLINE __m256i four_columns(const int8_t *q, size_t c) {
@@ -13,79 +20,129 @@ HK_INLINE __m256i four_columns(const int8_t *q, size_t c) {
     return _mm256_set1_epi32(four);
 }
 
-/* One block of eight rows: scales, and the columns' weights as eight vectors. */
-typedef struct packed_block {
-    vf d;
-    __m256i w[8];
-} packed_block;
-
-HK_INLINE packed_block packed_load(hk_type type, const uint8_t *block) {
-    packed_block p = {.d = vf_load_f16(block)};
-    block += 16;
+/* The weights of columns 4c .. 4c+3: Q4_0's 8 too large, Q8_0's 128 too large where HK_DPBUSD wants them unsigned. */
+HK_INLINE __m256i packed_weights(hk_type type, const uint8_t *block, size_t c) {
+    const uint8_t *chunks = block + 2 * PACKED_LANES;
     if (type == HK_Q8_0X8) {
-        for (int c = 0; c < 8; c++) p.w[c] = _mm256_loadu_si256((const __m256i *)(block + 32 * c));
-        return p;
+        const __m256i w = _mm256_loadu_si256((const __m256i *)(chunks + 32 * c));
+#ifdef HK_DPBUSD
+        return _mm256_xor_si256(w, _mm256_set1_epi8(-128));
+#else
+        return w;
+#endif
     }
-    const __m256i low = _mm256_set1_epi8(15);
-    for (int c = 0; c < 4; c++) {
-        const __m256i both = _mm256_loadu_si256((const __m256i *)(block + 32 * c));
-        p.w[c] = _mm256_and_si256(both, low);
-        p.w[c + 4] = _mm256_and_si256(_mm256_srli_epi16(both, 4), low);
-    }
-    return p;
+    const __m256i both = _mm256_loadu_si256((const __m256i *)(chunks + 32 * (c % 4)));
+    return _mm256_and_si256(c < 4 ? both : _mm256_srli_epi16(both, 4), _mm256_set1_epi8(15));
 }
 
-/* The block against one token: for each row the sum of its 32 products. */
-HK_INLINE __m256i packed_dot(hk_type type, const packed_block *p, const int8_t *q, int32_t sum) {
-    const __m256i ones = _mm256_set1_epi16(1);
-    if (type == HK_Q4_0X8) {
-        /* eight pairs of products stay below 8 * 2 * 15 * 127 < 2^15 */
-        __m256i pairs = _mm256_maddubs_epi16(p->w[0], four_columns(q, 0));
-        for (size_t c = 1; c < 8; c++) pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(p->w[c], four_columns(q, c)));
-        /* the weights are stored 8 too large */
-        return _mm256_sub_epi32(_mm256_madd_epi16(pairs, ones), _mm256_set1_epi32(8 * sum));
-    }
-    __m256i total = _mm256_setzero_si256();
-    for (size_t c = 0; c < 8; c++) {
-        const __m256i a = _mm256_sign_epi8(four_columns(q, c), p->w[c]);
-        total = _mm256_add_epi32(total, _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(p->w[c]), a), ones));
-    }
-    return total;
+/* The sum of a block's products, for each row: begin, eight steps, end. `offset` is what -8 adds to every weight. */
+#ifdef HK_DPBUSD
+
+HK_INLINE __m256i packed_begin(hk_type type, int32_t offset) {
+    const __m256i v = _mm256_set1_epi32(offset);
+    return type == HK_Q8_0X8 ? _mm256_slli_epi32(v, 4) : v;
 }
 
-HK_INLINE void packed_tile(hk_type type, const uint8_t *w, size_t rows, size_t cols, const hk_act *x, size_t t0,
-                           size_t tokens, float *y, size_t y_stride, int accumulate) {
-    const size_t blocks = cols / HK_BLOCK, size = type == HK_Q8_0X8 ? 272 : 144;
-    vf sum[PACKED_TOKENS];
-    for (size_t t = 0; t < tokens; t++) sum[t] = vf_zero();
-    for (size_t b = 0; b < blocks; b++, w += size) {
+HK_INLINE __m256i packed_step(hk_type type, __m256i sum, __m256i w, __m256i a) {
+    (void)type;
+    return HK_DPBUSD(sum, w, a);
+}
+
+HK_INLINE __m256i packed_end(hk_type type, __m256i sum, int32_t offset) {
+    (void)type, (void)offset;
+    return sum;
+}
+
+#else
+
+HK_INLINE __m256i packed_begin(hk_type type, int32_t offset) {
+    (void)type, (void)offset;
+    return _mm256_setzero_si256();
+}
+
+HK_INLINE __m256i packed_step(hk_type type, __m256i sum, __m256i w, __m256i a) {
+    /* eight pairs of products stay below 8 * 2 * 15 * 127 < 2^15 */
+    if (type == HK_Q4_0X8) return _mm256_add_epi16(sum, _mm256_maddubs_epi16(w, a));
+    const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(a, w));
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+
+HK_INLINE __m256i packed_end(hk_type type, __m256i sum, int32_t offset) {
+    if (type == HK_Q8_0X8) return sum;
+    return _mm256_add_epi32(_mm256_madd_epi16(sum, _mm256_set1_epi16(1)), _mm256_set1_epi32(offset));
+}
+
+#endif
+
+/* `lanes` rows of the last group, all of those before it. */
+HK_INLINE void packed_tile(hk_type type, const uint8_t *w, size_t groups, size_t lanes, size_t cols, const hk_act *x,
+                           size_t t0, size_t tokens, float *y, size_t y_stride, int accumulate) {
+    const size_t blocks = cols / HK_BLOCK, size = packed_size(type), group = blocks * size;
+    const int8_t *q = x->q + t0 * cols;
+    const float *d = x->d + t0 * blocks;
+    const int32_t *offset = x->offset + t0 * blocks;
+    vf sum[PACKED_GROUPS][PACKED_TOKENS];
+    for (size_t g = 0; g < groups; g++)
+        for (size_t t = 0; t < tokens; t++) sum[g][t] = vf_zero();
+    for (size_t b = 0; b < blocks; b++, w += size, q += HK_BLOCK) {
         if (tokens == 1)
-            for (size_t i = 0; i < size; i += 64) _mm_prefetch((const char *)w + PREFETCH + i, _MM_HINT_T0);
-        const packed_block p = packed_load(type, w);
-        for (size_t t = 0; t < tokens; t++) {
-            const size_t at = (t0 + t) * blocks + b;
-            const __m256i dot = packed_dot(type, &p, x->q + at * HK_BLOCK, x->sum[at]);
-            sum[t] = vf_fma(_mm256_cvtepi32_ps(dot), vf_mul(p.d, vf_set1(x->d[at])), sum[t]);
+            for (size_t g = 0; g < groups; g++)
+                for (size_t i = 0; i < size; i += 64)
+                    _mm_prefetch((const char *)w + g * group + PREFETCH + i, _MM_HINT_T0);
+        __m256i dot[PACKED_GROUPS][PACKED_TOKENS];
+        for (size_t t = 0; t < tokens; t++)
+            for (size_t g = 0; g < groups; g++) dot[g][t] = packed_begin(type, offset[t * blocks + b]);
+        for (size_t i = 0; i < 8; i++) {
+            const size_t c = i / 2 + i % 2 * 4; /* the two columns of a nibble's byte one after the other */
+            __m256i v[PACKED_GROUPS];
+            for (size_t g = 0; g < groups; g++) v[g] = packed_weights(type, w + g * group, c);
+            for (size_t t = 0; t < tokens; t++) {
+                const __m256i a = four_columns(q + t * cols, c);
+                for (size_t g = 0; g < groups; g++) dot[g][t] = packed_step(type, dot[g][t], v[g], a);
+            }
+        }
+        for (size_t g = 0; g < groups; g++) {
+            const vf scale = vf_load_f16(w + g * group);
+            for (size_t t = 0; t < tokens; t++) {
+                const vf whole = _mm256_cvtepi32_ps(packed_end(type, dot[g][t], offset[t * blocks + b]));
+                sum[g][t] = vf_fma(whole, vf_mul(scale, vf_set1(d[t * blocks + b])), sum[g][t]);
+            }
         }
     }
-    for (size_t t = 0; t < tokens; t++) {
-        float *out = y + (t0 + t) * y_stride;
-        if (accumulate) sum[t] = vf_add(rows < PACKED_LANES ? vf_load_n(out, rows) : vf_load(out), sum[t]);
-        if (rows < PACKED_LANES)
-            vf_store_n(out, rows, sum[t]);
-        else
-            vf_store(out, sum[t]);
-    }
+    for (size_t g = 0; g < groups; g++)
+        for (size_t t = 0; t < tokens; t++) {
+            float *out = y + (t0 + t) * y_stride + g * PACKED_LANES;
+            if (g + 1 == groups && lanes < PACKED_LANES) {
+                if (accumulate) sum[g][t] = vf_add(vf_load_n(out, lanes), sum[g][t]);
+                vf_store_n(out, lanes, sum[g][t]);
+            } else {
+                if (accumulate) sum[g][t] = vf_add(vf_load(out), sum[g][t]);
+                vf_store(out, sum[g][t]);
+            }
+        }
+}
+
+/* `groups` is constant in each call */
+HK_INLINE void packed_groups(hk_type type, const uint8_t *w, size_t groups, size_t lanes, size_t cols, const hk_act *x,
+                             size_t tokens, float *y, size_t y_stride, int accumulate) {
+    size_t t = 0;
+    for (; t + PACKED_TOKENS <= tokens; t += PACKED_TOKENS)
+        packed_tile(type, w, groups, lanes, cols, x, t, PACKED_TOKENS, y, y_stride, accumulate);
+    for (; t < tokens; t++) packed_tile(type, w, groups, lanes, cols, x, t, 1, y, y_stride, accumulate);
 }
 
 HK_INLINE void packed_matmul(hk_type type, const uint8_t *w, size_t rows, size_t cols, const hk_act *x, size_t tokens,
                              float *y, size_t y_stride, int accumulate) {
-    const size_t group = cols / HK_BLOCK * (type == HK_Q8_0X8 ? 272 : 144);
-    for (size_t r = 0; r < rows; r += PACKED_LANES, w += group) {
-        const size_t lanes = rows - r < PACKED_LANES ? rows - r : PACKED_LANES;
-        size_t t = 0;
-        for (; t + PACKED_TOKENS <= tokens; t += PACKED_TOKENS)
-            packed_tile(type, w, lanes, cols, x, t, PACKED_TOKENS, y + r, y_stride, accumulate);
-        for (; t < tokens; t++) packed_tile(type, w, lanes, cols, x, t, 1, y + r, y_stride, accumulate);
+    const size_t group = cols / HK_BLOCK * packed_size(type);
+    while (rows > 0) {
+        const size_t groups = rows > PACKED_LANES ? 2 : 1, height = groups * PACKED_LANES;
+        const size_t step = rows < height ? rows : height, lanes = step - (groups - 1) * PACKED_LANES;
+        if (groups == 2)
+            packed_groups(type, w, 2, lanes, cols, x, tokens, y, y_stride, accumulate);
+        else
+            packed_groups(type, w, 1, lanes, cols, x, tokens, y, y_stride, accumulate);
+        rows -= step;
+        w += groups * group;
+        y += step;
     }
 }

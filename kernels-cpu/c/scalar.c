@@ -102,17 +102,17 @@ static void matmul(hk_type type, const void *w, size_t rows, size_t cols, const 
     }
 }
 
-static void quantize(const float *x, size_t n, int8_t *q, float *d, int32_t *sum) {
+static void quantize(const float *x, size_t n, int8_t *q, float *d, int32_t *offset) {
     for (size_t b = 0; b < n / HK_BLOCK; b++, x += HK_BLOCK, q += HK_BLOCK) {
         float max = 0;
         for (int j = 0; j < HK_BLOCK; j++) max = fmaxf(max, fabsf(x[j]));
         d[b] = max / 127.0f;
-        sum[b] = 0;
+        offset[b] = 0;
         const float inverse = max >= HK_TINY ? 127.0f / max : 0;
         for (int j = 0; j < HK_BLOCK; j++) {
             const float v = rintf(x[j] * inverse);
             q[j] = (int8_t)(v >= -127 ? v <= 127 ? v : 127 : -127); /* a NaN becomes -127 */
-            sum[b] += q[j];
+            offset[b] -= 8 * q[j];
         }
     }
 }

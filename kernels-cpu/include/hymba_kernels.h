@@ -38,13 +38,13 @@ typedef enum hk_type {
     HK_Q4_0X8 = 6,
 } hk_type;
 
-/* Activations [tokens, cols]. Matrices of F32, F16 and BF16 read `x`; quantized ones read `q`, `d` and `sum`. */
+/* Activations [tokens, cols]. Matrices of F32, F16 and BF16 read `x`; quantized ones read `q`, `d` and `offset`. */
 typedef struct hk_act {
     const float *x;  /* [tokens, cols], rows `stride` apart */
     size_t stride;
     const int8_t *q; /* [tokens, cols] */
     const float *d;  /* [tokens, cols / 32]: value = d * q */
-    const int32_t *sum; /* [tokens, cols / 32]: of the block's q */
+    const int32_t *offset; /* [tokens, cols / 32]: -8 times the sum of the block's q: what the -8 of Q4_0 adds */
 } hk_act;
 
 /* A run of KV cache rows that a query may see, in order of position. K and V are of one type. */
@@ -100,9 +100,9 @@ typedef struct hk_kernels {
      * run of whole groups of 8 rows, and the last group may lack rows. */
     void (*matmul)(hk_type type, const void *w, size_t rows, size_t cols, const hk_act *x, size_t tokens, float *y,
                    size_t y_stride, int accumulate);
-    /* x [n] to int8 blocks: d = max|x| / 127, q = x / d rounded to the nearest (ties to even), sum of q.
-     * n % 32 == 0 */
-    void (*quantize)(const float *x, size_t n, int8_t *q, float *d, int32_t *sum);
+    /* x [n] to int8 blocks: d = max|x| / 127, q = x / d rounded to the nearest (ties to even), offset as in
+     * hk_act.  n % 32 == 0 */
+    void (*quantize)(const float *x, size_t n, int8_t *q, float *d, int32_t *offset);
     /* y = x / sqrt(mean(x^2) + eps) * gain.  y may be x. */
     void (*rms_norm)(const float *x, const float *gain, float eps, size_t n, float *y);
     /* y = (rms_norm(a, gain_a) + rms_norm(b, gain_b)) / 2 */
@@ -130,5 +130,9 @@ typedef struct hk_kernels {
 const hk_kernels *hk_scalar(void);
 /* Needs AVX2, FMA and F16C. */
 const hk_kernels *hk_avx2(void);
+/* The same results bit for bit, with the instruction that multiplies and adds bytes. AVX-VNNI needs AVX2, FMA and F16C
+ * too; AVX-512 VNNI those, and AVX-512 F, BW and VL. */
+const hk_kernels *hk_avxvnni(void);
+const hk_kernels *hk_avx512vnni(void);
 
 #endif

@@ -21,7 +21,7 @@ pub struct hk_act {
     pub stride: usize,
     pub q: *const i8,
     pub d: *const f32,
-    pub sum: *const i32,
+    pub offset: *const i32,
 }
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -100,8 +100,9 @@ pub struct hk_kernels {
             accumulate: ::core::ffi::c_int,
         ),
     >,
-    pub quantize:
-        ::core::option::Option<unsafe extern "C" fn(x: *const f32, n: usize, q: *mut i8, d: *mut f32, sum: *mut i32)>,
+    pub quantize: ::core::option::Option<
+        unsafe extern "C" fn(x: *const f32, n: usize, q: *mut i8, d: *mut f32, offset: *mut i32),
+    >,
     pub rms_norm:
         ::core::option::Option<unsafe extern "C" fn(x: *const f32, gain: *const f32, eps: f32, n: usize, y: *mut f32)>,
     pub fuse: ::core::option::Option<
@@ -133,4 +134,10 @@ unsafe extern "C" {
 }
 unsafe extern "C" {
     pub fn hk_avx2() -> *const hk_kernels;
+}
+unsafe extern "C" {
+    pub fn hk_avxvnni() -> *const hk_kernels;
+}
+unsafe extern "C" {
+    pub fn hk_avx512vnni() -> *const hk_kernels;
 }

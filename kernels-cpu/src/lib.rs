@@ -44,9 +44,35 @@ impl Kernels {
         None
     }
 
+    /// AVX2 and AVX-VNNI.
+    pub fn avxvnni() -> Option<Self> {
+        #[cfg(target_arch = "x86_64")]
+        if Self::avx2().is_some() && is_x86_feature_detected!("avxvnni") {
+            // SAFETY: the function returns the address of a constant table, or null.
+            return unsafe { bindings::hk_avxvnni().as_ref() }.map(Self);
+        }
+        None
+    }
+
+    /// AVX2 and the 256-bit part of AVX-512 with VNNI.
+    pub fn avx512vnni() -> Option<Self> {
+        #[cfg(target_arch = "x86_64")]
+        if Self::avx2().is_some()
+            && is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512vnni")
+        {
+            // SAFETY: the function returns the address of a constant table, or null.
+            return unsafe { bindings::hk_avx512vnni().as_ref() }.map(Self);
+        }
+        None
+    }
+
     /// Every set that this CPU can run, the fastest first.
     pub fn all() -> Vec<Self> {
-        Self::avx2().into_iter().chain([Self::scalar()]).collect()
+        let simd = [Self::avx512vnni(), Self::avxvnni(), Self::avx2()];
+        simd.into_iter().flatten().chain([Self::scalar()]).collect()
     }
 
     /// The fastest set that this CPU can run.

@@ -155,7 +155,7 @@ pub struct Scan<'a> {
 pub struct Cpu {
     kernels: Kernels,
     pool: Pool,
-    /// Activations as int8 blocks: values, scales, sums.
+    /// Activations as int8 blocks: values, scales, offsets.
     quantized: (Vec<i8>, Vec<f32>, Vec<i32>),
     scores: Vec<f32>,
 }
@@ -232,20 +232,23 @@ impl Cpu {
             stride: x.stride,
             q: std::ptr::null(),
             d: std::ptr::null(),
-            sum: std::ptr::null(),
+            offset: std::ptr::null(),
         };
         if w.quantized() {
             assert!(cols.is_multiple_of(BLOCK), "matmul: rows of {cols} have no whole blocks");
             let blocks = cols / BLOCK;
-            let (q, d, sum) = &mut self.quantized;
+            let (q, d, offset) = &mut self.quantized;
             q.resize(q.len().max(tokens * cols), 0);
             d.resize(d.len().max(tokens * blocks), 0.0);
-            sum.resize(sum.len().max(tokens * blocks), 0);
-            let (q, d, sum) = (Shared(q.as_mut_ptr()), Shared(d.as_mut_ptr()), Shared(sum.as_mut_ptr()));
+            offset.resize(offset.len().max(tokens * blocks), 0);
+            let (q, d, offset) = (Shared(q.as_mut_ptr()), Shared(d.as_mut_ptr()), Shared(offset.as_mut_ptr()));
             self.each_token(tokens, |t| {
-                call!(kernels, quantize(x.row(t).as_ptr(), cols, q.at(t * cols), d.at(t * blocks), sum.at(t * blocks)));
+                call!(
+                    kernels,
+                    quantize(x.row(t).as_ptr(), cols, q.at(t * cols), d.at(t * blocks), offset.at(t * blocks))
+                );
             });
-            (act.q, act.d, act.sum) = (q.0, d.0, sum.0);
+            (act.q, act.d, act.offset) = (q.0, d.0, offset.0);
         }
         let act = Shared(&raw mut act);
         let (y, y_stride) = (Shared(out.data.as_mut_ptr()), out.stride);

@@ -357,3 +357,24 @@ fn selective_scan() {
         }
     }
 }
+
+/// Byte products are whole numbers, and their sums are added in one order: every x86 set gives the same bits.
+#[test]
+fn every_simd_set_gives_the_same_bits() {
+    let mut rng = ChaCha8Rng::seed_from_u64(SEED + 1);
+    for dtype in [WeightType::HK_Q8_0X8, WeightType::HK_Q4_0X8] {
+        for tokens in [1, 4, 7, 13] {
+            let (rows, cols) = (rng.random_range(1..70), 32 * rng.random_range(1..12));
+            let bytes = weight(&mut rng, dtype, rows, cols);
+            let w = Weight { dtype, rows, cols, bytes: &bytes[1..] };
+            let x = random(&mut rng, tokens * cols, 2.0);
+            let mut all = cpus().into_iter().map(|mut cpu| {
+                let x = Mat::new(&x, tokens, 0, cols, cols);
+                let out = output(tokens * rows, |out| cpu.matmul(w, x, MatMut::new(out, tokens, 0, rows, rows), false));
+                (cpu.kernels(), out.into_iter().map(f32::to_bits).collect::<Vec<_>>())
+            });
+            let Some((name, first)) = all.next() else { return };
+            all.for_each(|(other, out)| assert_eq!(first, out, "{dtype:?} x {tokens}: {name} and {other} differ"));
+        }
+    }
+}

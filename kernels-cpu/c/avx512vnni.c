@@ -1,0 +1,21 @@
+/* AVX2, and of AVX-512 the 32 registers, the broadcast operands and VNNI, on 256 bits. */
+#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
+
+#define HK_DPBUSD _mm256_dpbusd_epi32
+
+#include "x86.h"
+
+const hk_kernels *hk_avx512vnni(void) {
+    static const hk_kernels table = HK_TABLE("avx512vnni");
+    return &table;
+}
+
+#else
+
+#include "hymba_kernels.h"
+
+const hk_kernels *hk_avx512vnni(void) {
+    return NULL;
+}
+
+#endif

@@ -1,0 +1,188 @@
+/* The kernels of every x86 table: the bodies in vector/ on eight lanes, and products with quantized matrices. The file
+ * that includes this may define
+ *   HK_DPBUSD(sum, u, s)  adds to each 32-bit lane its four products of unsigned and signed bytes: the same integers
+ *                         as without, and hence the same results bit for bit
+ *   PACKED_TOKENS         tokens of a tile of packed matrices */
+#include <math.h>
+
+#include "half.h"
+#include "simd_avx2.h"
+
+#include "vector/math.h"
+
+#include "vector/attention.h"
+#include "vector/elementwise.h"
+#include "vector/float_matmul.h"
+#include "vector/ssm.h"
+
+/* ---- int8 activations ---- */
+
+static void quantize(const float *x, size_t n, int8_t *q, float *d, int32_t *offset) {
+    for (size_t b = 0; b < n / HK_BLOCK; b++, x += HK_BLOCK, q += HK_BLOCK) {
+        const vf v[4] = {vf_load(x), vf_load(x + 8), vf_load(x + 16), vf_load(x + 24)};
+        const float max = vf_top(vf_max(vf_max(vf_abs(v[0]), vf_abs(v[1])), vf_max(vf_abs(v[2]), vf_abs(v[3]))));
+        d[b] = max / 127.0f;
+        const vf inverse = vf_set1(max >= HK_TINY ? 127.0f / max : 0);
+        __m256i i[4];
+        for (int j = 0; j < 4; j++) i[j] = _mm256_cvtps_epi32(vf_mul(v[j], inverse));
+        /* the packs work within 128-bit halves: put the quarters back in order */
+        const __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(i[0], i[1]), _mm256_packs_epi32(i[2], i[3]));
+        const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+        _mm256_storeu_si256((__m256i *)q, _mm256_permutevar8x32_epi32(bytes, order));
+        /* biased to unsigned for the one instruction that adds bytes */
+        const __m256i sums = _mm256_sad_epu8(_mm256_xor_si256(bytes, _mm256_set1_epi8(-128)), _mm256_setzero_si256());
+        const __m128i half = _mm_add_epi64(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
+        offset[b] = -8 * (_mm_cvtsi128_si32(_mm_add_epi64(half, _mm_unpackhi_epi64(half, half))) - 128 * HK_BLOCK);
+    }
+}
+
+/* ---- products with quantized matrices: one block of a row against the same block of up to four tokens ---- */
+
+HK_INLINE float block_scale(const uint8_t *block) {
+    return _cvtsh_ss(load_u16(block));
+}
+
+HK_INLINE __m256i block_values(hk_type type, const uint8_t *block) {
+    if (type == HK_Q8_0) return _mm256_loadu_si256((const __m256i *)(block + 2));
+    const __m128i nibbles = _mm_loadu_si128((const __m128i *)(block + 2));
+    const __m256i both = _mm256_set_m128i(_mm_srli_epi16(nibbles, 4), nibbles);
+    return _mm256_sub_epi8(_mm256_and_si256(both, _mm256_set1_epi8(15)), _mm256_set1_epi8(8));
+}
+
+/* Sums of four neighbouring products. maddubs wants one side unsigned: |w| and the activation with w's sign.
+ * |w| is at most 128 and |a| at most 127, so that a pair (2 * 128 * 127) fits 16 bits. */
+HK_INLINE __m256i dot_quads(__m256i w, __m256i w_abs, const int8_t *q) {
+    const __m256i a = _mm256_sign_epi8(_mm256_loadu_si256((const __m256i *)q), w);
+#ifdef HK_DPBUSD
+    return HK_DPBUSD(_mm256_setzero_si256(), w_abs, a);
+#else
+    return _mm256_madd_epi16(_mm256_maddubs_epi16(w_abs, a), _mm256_set1_epi16(1));
+#endif
+}
+
+HK_INLINE void block_tile(hk_type type, const uint8_t *w, size_t rows, size_t cols, const hk_act *x, size_t t0,
+                              size_t tokens, float *y, size_t y_stride, int accumulate) {
+    const size_t blocks = cols / HK_BLOCK, size = type == HK_Q8_0 ? 34 : 18;
+    vf sum[4][4];
+    for (size_t r = 0; r < rows; r++)
+        for (size_t t = 0; t < tokens; t++) sum[r][t] = vf_zero();
+    for (size_t b = 0; b < blocks; b++)
+        for (size_t r = 0; r < rows; r++) {
+            const uint8_t *block = w + (r * blocks + b) * size;
+            const __m256i values = block_values(type, block), values_abs = _mm256_abs_epi8(values);
+            const float scale = block_scale(block);
+            for (size_t t = 0; t < tokens; t++) {
+                const __m256i quads = dot_quads(values, values_abs, x->q + (t0 + t) * cols + b * HK_BLOCK);
+                const vf d = vf_set1(scale * x->d[(t0 + t) * blocks + b]);
+                sum[r][t] = vf_fma(_mm256_cvtepi32_ps(quads), d, sum[r][t]);
+            }
+        }
+    for (size_t r = 0; r < rows; r++)
+        for (size_t t = 0; t < tokens; t++) {
+            float *out = y + (t0 + t) * y_stride + r;
+            const float v = vf_sum(sum[r][t]);
+            *out = accumulate ? *out + v : v;
+        }
+}
+
+HK_INLINE void block_matmul(hk_type type, const uint8_t *w, size_t rows, size_t cols, const hk_act *x,
+                                size_t tokens, float *y, size_t y_stride, int accumulate) {
+    const size_t row_bytes = cols / HK_BLOCK * (type == HK_Q8_0 ? 34 : 18);
+    for (size_t r = 0; r < rows;) {
+        const uint8_t *row = w + r * row_bytes;
+        const size_t height = rows - r >= 2 ? 2 : 1;
+        for (size_t t = 0; t < tokens;) {
+            const size_t width = tokens - t >= 4 ? 4 : 1;
+            if (height == 2 && width == 4)
+                block_tile(type, row, 2, cols, x, t, 4, y + r, y_stride, accumulate);
+            else if (height == 2)
+                block_tile(type, row, 2, cols, x, t, 1, y + r, y_stride, accumulate);
+            else
+                for (size_t k = 0; k < width; k++) block_tile(type, row, 1, cols, x, t + k, 1, y + r, y_stride, accumulate);
+            t += width;
+        }
+        r += height;
+    }
+}
+
+#include "packed_x86.h"
+
+static void matmul(hk_type type, const void *w, size_t rows, size_t cols, const hk_act *x, size_t tokens, float *y,
+                   size_t y_stride, int accumulate) {
+    switch (type) { /* constants, so that each type has code of its own */
+    case HK_F32: float_matmul(HK_F32, w, rows, cols, x, tokens, y, y_stride, accumulate); break;
+    case HK_F16: float_matmul(HK_F16, w, rows, cols, x, tokens, y, y_stride, accumulate); break;
+    case HK_BF16: float_matmul(HK_BF16, w, rows, cols, x, tokens, y, y_stride, accumulate); break;
+    case HK_Q8_0: block_matmul(HK_Q8_0, w, rows, cols, x, tokens, y, y_stride, accumulate); break;
+    case HK_Q4_0: block_matmul(HK_Q4_0, w, rows, cols, x, tokens, y, y_stride, accumulate); break;
+    case HK_Q8_0X8: packed_matmul(HK_Q8_0X8, w, rows, cols, x, tokens, y, y_stride, accumulate); break;
+    case HK_Q4_0X8: packed_matmul(HK_Q4_0X8, w, rows, cols, x, tokens, y, y_stride, accumulate); break;
+    }
+}
+
+/* ---- read bandwidth ---- */
+
+static uint64_t read_all(const void *p, size_t n) {
+    const uint8_t *bytes = p;
+    __m256i s[4] = {_mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256()};
+    for (; n >= 128; n -= 128, bytes += 128)
+        for (int j = 0; j < 4; j++)
+            s[j] = _mm256_add_epi64(s[j], _mm256_loadu_si256((const __m256i *)(bytes + 32 * j)));
+    uint64_t lanes[4], sum;
+    _mm256_storeu_si256((__m256i *)lanes, _mm256_add_epi64(_mm256_add_epi64(s[0], s[1]), _mm256_add_epi64(s[2], s[3])));
+    sum = lanes[0] + lanes[1] + lanes[2] + lanes[3];
+    for (; n >= 8; n -= 8, bytes += 8) {
+        uint64_t word;
+        memcpy(&word, bytes, 8);
+        sum += word;
+    }
+    for (; n > 0; n--) sum += *bytes++;
+    return sum;
+}
+
+/* ---- arithmetic from registers ---- */
+
+/* keeps the compiler from seeing through a value */
+#define OPAQUE(x) __asm__ volatile("" : "+x"(x))
+
+static uint32_t int8_rate(size_t rounds) {
+    enum { CHAINS = 8 };
+    __m256i sum[CHAINS], a = _mm256_set1_epi8(3), w = _mm256_set1_epi8(5);
+#ifndef HK_DPBUSD
+    const __m256i ones = _mm256_set1_epi16(1);
+#endif
+    for (int i = 0; i < CHAINS; i++) sum[i] = _mm256_setzero_si256();
+    for (; rounds > 0; rounds--)
+        for (int k = 0; k < HK_ROUND / 32 / CHAINS; k++)
+#pragma GCC unroll 8
+            for (int i = 0; i < CHAINS; i++) {
+                OPAQUE(a); /* each chain multiplies anew */
+#ifdef HK_DPBUSD
+                sum[i] = HK_DPBUSD(sum[i], w, a);
+#else
+                sum[i] = _mm256_add_epi32(sum[i], _mm256_madd_epi16(_mm256_maddubs_epi16(w, a), ones));
+#endif
+            }
+    for (int i = 1; i < CHAINS; i++) sum[0] = _mm256_add_epi32(sum[0], sum[i]);
+    return (uint32_t)_mm256_extract_epi32(sum[0], 0);
+}
+
+static float float_rate(size_t rounds) {
+    vf s0 = vf_zero(), s1 = s0, s2 = s0, s3 = s0, s4 = s0, s5 = s0, s6 = s0, s7 = s0, a = vf_set1(0.5f);
+    const vf w = vf_set1(1.0f);
+    for (size_t n = rounds * (HK_ROUND / VF_LANES / 8); n > 0; n--) {
+        OPAQUE(a);
+        s0 = vf_fma(s0, a, w), s1 = vf_fma(s1, a, w), s2 = vf_fma(s2, a, w), s3 = vf_fma(s3, a, w);
+        s4 = vf_fma(s4, a, w), s5 = vf_fma(s5, a, w), s6 = vf_fma(s6, a, w), s7 = vf_fma(s7, a, w);
+        OPAQUE(s0);
+    }
+    return vf_sum(vf_add(vf_add(vf_add(s0, s1), vf_add(s2, s3)), vf_add(vf_add(s4, s5), vf_add(s6, s7))));
+}
+
+/* The initialiser of a table. */
+#define HK_TABLE(isa)                                                                                             \
+    {                                                                                                             \
+        .name = isa, .matmul = matmul, .quantize = quantize, .rms_norm = rms_norm, .fuse = fuse, .rope = rope,    \
+        .to_f16 = to_f16, .attend = attend, .conv_silu = conv_silu, .scan = scan, .silu_mul = silu_mul,           \
+        .relu2 = relu2, .read = read_all, .int8_rate = int8_rate, .float_rate = float_rate,                                                                         \
+    }
