@@ -4,22 +4,27 @@ mod measure;
 mod report;
 
 use std::{
+    fs,
     io::{self, IsTerminal, Write},
     num::NonZeroUsize,
     sync::atomic::AtomicBool,
     thread,
 };
 
-use clap::ValueEnum;
+use anyhow::Context;
+use clap::{ValueEnum, builder::PossibleValuesParser};
 use hymba::{
     backend::Kind,
-    engine::{Session, SessionOptions},
+    engine::{Model, Session, SessionOptions},
+    format::DType,
+    quant::{SHAPES, random_checkpoint},
 };
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{
     model::ModelArgs,
     options::{cache_type, count},
+    terminal,
 };
 use measure::{Plan, measure};
 
@@ -33,12 +38,20 @@ use measure::{Plan, measure};
 #[command(after_help = "\
 Examples:
   hymba bench
+  hymba bench --shape hymba-1.5b -t 1,2
   hymba bench -m hymba-1.5b-q4_0.gguf -d 0,4096,8192 -t 1,2
   hymba bench -m hymba-1.5b-q4_0.gguf -p 0 -n 64 --profile
   hymba bench -m hymba-1.5b-q4_0.gguf -o json > bench.json")]
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
+    /// Measure a model of these sizes with random weights, made once and kept in the user's cache folder
+    #[arg(long, value_name = "SHAPE", conflicts_with = "model", value_parser = PossibleValuesParser::new(SHAPES))]
+    shape: Option<String>,
+    /// Number type of the random weights
+    #[arg(long, value_name = "TYPE", default_value = "q4_0", requires = "shape",
+          value_parser = PossibleValuesParser::new(DType::ALL.map(DType::name)))]
+    r#type: String,
     /// Tokens of prompt to read; 0: do not measure prefill
     #[arg(short, long, value_name = "N", default_value = "512", value_delimiter = ',', value_parser = count().range(0..=1 << 20))]
     prompt: Vec<usize>,
@@ -80,8 +93,23 @@ enum Format {
     Jsonl,
 }
 
+/// The model with random weights, from the cache folder; made if it is not there yet.
+fn random_model(shape: &str, dtype: &str) -> anyhow::Result<Model> {
+    let folder = dirs::cache_dir().context("this system names no cache folder for the random model")?.join("hymba");
+    let file = folder.join(format!("random-{shape}-{dtype}-{}.gguf", env!("CARGO_PKG_VERSION")));
+    if !file.exists() {
+        fs::create_dir_all(&folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
+        terminal::note(&format!("making a model with random weights, once: {}", file.display()));
+        random_checkpoint(shape, DType::from_name(dtype).context("the type is unknown")?, &file)?;
+    }
+    Ok(Model::open(&file)?)
+}
+
 pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
-    let model = args.model.open(!matches!(args.output, Format::Md))?;
+    let model = match &args.shape {
+        Some(shape) => random_model(shape, &args.r#type)?,
+        None => args.model.open(!matches!(args.output, Format::Md))?,
+    };
     let cores = thread::available_parallelism().map_or(1, NonZeroUsize::get);
     let threads = if args.threads.is_empty() { vec![cores] } else { args.threads.clone() };
     let plan = Plan {

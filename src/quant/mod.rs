@@ -3,9 +3,11 @@
 mod checkpoint;
 mod codec;
 mod convert;
+mod random;
 mod recipe;
 mod summary;
 
 pub use codec::{Unfit, decode_row, encode_row};
 pub use convert::{Options, convert};
+pub use random::{SHAPES, random_checkpoint};
 pub use summary::{Event, Summary};
