@@ -501,16 +501,18 @@ impl Cpu {
         self.rate(rounds, |n| _ = std::hint::black_box(call!(kernels, float_rate(n))))
     }
 
+    /// Multiply-adds that each thread does in a run of [`Cpu::int8_rate`] or [`Cpu::float_rate`]: a few milliseconds.
+    pub const RATE_MACS: usize = 1 << 28;
+
     /// Multiply-adds a second of a loop that does [`hk::HK_ROUND`] a round, on all threads.
-    fn rate(&mut self, rounds: usize, work: impl Fn(usize) + Sync) -> f64 {
-        /// A few milliseconds on a fast core.
-        const TASK: usize = 1 << 14;
-        let tasks = 4 * self.pool.threads();
+    fn rate(&mut self, runs: usize, work: impl Fn(usize) + Sync) -> f64 {
+        const TASKS: usize = 4; // a thread
+        let (tasks, rounds) = (TASKS * self.pool.threads(), Self::RATE_MACS / TASKS / hk::HK_ROUND as usize);
         let mut best = 0f64;
-        for _ in 0..rounds {
+        for _ in 0..runs {
             let start = Instant::now();
-            self.pool.run(tasks, |_, _| work(TASK));
-            best = best.max((tasks * TASK * hk::HK_ROUND as usize) as f64 / start.elapsed().as_secs_f64());
+            self.pool.run(tasks, |_, _| work(rounds));
+            best = best.max((self.pool.threads() * Self::RATE_MACS) as f64 / start.elapsed().as_secs_f64());
         }
         best
     }
