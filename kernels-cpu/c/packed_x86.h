@@ -87,7 +87,7 @@ HK_INLINE void packed_tile(hk_type type, const uint8_t *w, size_t groups, size_t
         for (size_t t = 0; t < tokens; t++) sum[g][t] = vf_zero();
     for (size_t b = 0; b < blocks; b++, w += size, q += HK_BLOCK) {
         if (tokens > 1 && t0 == 0)
-            for (size_t i = 0; i < groups * size; i += 64, ahead += 64) _mm_prefetch(ahead, _MM_HINT_T1);
+            for (size_t i = 0; i < groups * size; i += 64, ahead += 64) prefetch_soon(ahead);
         __m256i dot[PACKED_GROUPS][PACKED_TOKENS];
         for (size_t t = 0; t < tokens; t++)
             for (size_t g = 0; g < groups; g++) dot[g][t] = packed_begin(type, offset[t * blocks + b]);

@@ -183,6 +183,6 @@ static float float_rate(size_t rounds) {
 #define HK_TABLE(isa)                                                                                             \
     {                                                                                                             \
         .name = isa, .matmul = matmul, .quantize = quantize, .rms_norm = rms_norm, .fuse = fuse, .rope = rope,    \
-        .to_f16 = to_f16, .attend = attend, .conv_silu = conv_silu, .scan = scan, .silu_mul = silu_mul,           \
+        .to_f16 = to_f16, .attend = attend, .attend_merge = attend_merge, .conv_silu = conv_silu, .scan = scan, .silu_mul = silu_mul,           \
         .relu2 = relu2, .read = read_all, .int8_rate = int8_rate, .float_rate = float_rate,                         \
     }
