@@ -39,6 +39,9 @@ HK_INLINE __m256i vf_mask(size_t n) {
 HK_INLINE vf vf_load_n(const float *p, size_t n) { return _mm256_maskload_ps(p, vf_mask(n)); }
 HK_INLINE void vf_store_n(float *p, size_t n, vf x) { _mm256_maskstore_ps(p, vf_mask(n), x); }
 
+/* the last n < 8 lanes of x; the others are zero */
+HK_INLINE vf vf_last(vf x, size_t n) { return _mm256_andnot_ps(_mm256_castsi256_ps(vf_mask(VF_LANES - n)), x); }
+
 HK_INLINE vf vf_load_f16(const void *p) { return _mm256_cvtph_ps(_mm_loadu_si128(p)); }
 HK_INLINE vf vf_load_bf16(const void *p) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(p)), 16));

@@ -9,59 +9,62 @@ HK_INLINE vf weight_load(hk_type type, const uint8_t *row, size_t i) {
     }
 }
 
-/* the last n < 8 columns */
-HK_INLINE vf weight_load_n(hk_type type, const uint8_t *row, size_t i, size_t n) {
+/* n < 8 columns of a row that has no more */
+HK_INLINE vf weight_load_n(hk_type type, const uint8_t *row, size_t n) {
     uint8_t last[4 * VF_LANES] = {0};
-    const size_t size = type == HK_F32 ? 4 : 2;
-    memcpy(last, row + size * i, size * n);
+    memcpy(last, row, n * (type == HK_F32 ? 4 : 2));
     return weight_load(type, last, 0);
 }
 
+#define FLOAT_SUMS 16 /* of a tile at most: rows times tokens */
+
 HK_INLINE void float_tile(hk_type type, const uint8_t *w, size_t rows, size_t cols, const hk_act *x, size_t t0,
-                              size_t tokens, float *y, size_t y_stride, int accumulate) {
-    const size_t row_bytes = cols * (type == HK_F32 ? 4 : 2);
-    vf sum[4][3];
-    for (size_t r = 0; r < rows; r++)
-        for (size_t t = 0; t < tokens; t++) sum[r][t] = vf_zero();
-    size_t i = 0;
-    for (; i + VF_LANES <= cols; i += VF_LANES) {
-        vf v[3];
+                          size_t tokens, float *y, size_t y_stride, int accumulate) {
+    const size_t row_bytes = cols * (type == HK_F32 ? 4 : 2), rest = cols % VF_LANES;
+    vf sum[FLOAT_SUMS], v[FLOAT_SUMS];
+    for (size_t k = 0; k < FLOAT_SUMS; k++) sum[k] = vf_zero();
+    for (size_t i = 0; i + VF_LANES <= cols; i += VF_LANES) {
         for (size_t t = 0; t < tokens; t++) v[t] = vf_load(x->x + (t0 + t) * x->stride + i);
         for (size_t r = 0; r < rows; r++) {
             const vf weight = weight_load(type, w + r * row_bytes, i);
-            for (size_t t = 0; t < tokens; t++) sum[r][t] = vf_fma(weight, v[t], sum[r][t]);
+            for (size_t t = 0; t < tokens; t++) sum[t * rows + r] = vf_fma(weight, v[t], sum[t * rows + r]);
         }
     }
-    if (i < cols)
-        for (size_t r = 0; r < rows; r++)
-            for (size_t t = 0; t < tokens; t++)
-                sum[r][t] = vf_fma(weight_load_n(type, w + r * row_bytes, i, cols - i),
-                                   vf_load_n(x->x + (t0 + t) * x->stride + i, cols - i), sum[r][t]);
-    for (size_t r = 0; r < rows; r++)
+    if (rest > 0) { /* a last vector that ends with the row; what it repeats meets zeros */
+        const size_t i = cols < VF_LANES ? 0 : cols - VF_LANES;
         for (size_t t = 0; t < tokens; t++) {
+            const float *values = x->x + (t0 + t) * x->stride + i;
+            v[t] = cols < VF_LANES ? vf_load_n(values, cols) : vf_last(vf_load(values), rest);
+        }
+        for (size_t r = 0; r < rows; r++) {
+            const uint8_t *row = w + r * row_bytes;
+            const vf weight = cols < VF_LANES ? weight_load_n(type, row, cols) : weight_load(type, row, i);
+            for (size_t t = 0; t < tokens; t++) sum[t * rows + r] = vf_fma(weight, v[t], sum[t * rows + r]);
+        }
+    }
+    float sums[FLOAT_SUMS];
+    for (size_t k = 0; k < rows * tokens; k += VF_LANES) vf_store(sums + k, vf_sums(sum + k));
+    for (size_t t = 0; t < tokens; t++)
+        for (size_t r = 0; r < rows; r++) {
             float *out = y + (t0 + t) * y_stride + r;
-            const float v = vf_sum(sum[r][t]);
-            *out = accumulate ? *out + v : v;
+            *out = accumulate ? *out + sums[t * rows + r] : sums[t * rows + r];
         }
 }
 
-HK_INLINE void float_matmul(hk_type type, const uint8_t *w, size_t rows, size_t cols, const hk_act *x,
-                                size_t tokens, float *y, size_t y_stride, int accumulate) {
+HK_INLINE void float_matmul(hk_type type, const uint8_t *w, size_t rows, size_t cols, const hk_act *x, size_t tokens,
+                            float *y, size_t y_stride, int accumulate) {
     const size_t row_bytes = cols * (type == HK_F32 ? 4 : 2);
-    for (size_t r = 0; r < rows;) {
-        const size_t height = rows - r >= 4 ? 4 : 1;
-        const uint8_t *row = w + r * row_bytes;
-        for (size_t t = 0; t < tokens;) {
-            const size_t width = tokens - t >= 3 ? 3 : 1;
-            /* constants, so that the sums live in registers */
-            if (height == 4 && width == 3)
-                float_tile(type, row, 4, cols, x, t, 3, y + r, y_stride, accumulate);
-            else if (height == 4)
-                float_tile(type, row, 4, cols, x, t, 1, y + r, y_stride, accumulate);
-            else
-                for (size_t k = 0; k < width; k++) float_tile(type, row, 1, cols, x, t + k, 1, y + r, y_stride, accumulate);
-            t += width;
+#define FLOAT_TILE(rows, tokens) float_tile(type, w, rows, cols, x, t, tokens, y, y_stride, accumulate)
+    for (size_t step; rows > 0; rows -= step, w += step * row_bytes, y += step) {
+        size_t t = 0;
+        step = tokens == 1 && rows >= 8 ? 8 : rows >= 4 ? 4 : 1;
+        if (step == 8) FLOAT_TILE(8, 1);
+        if (step == 4) { /* constants, so that the sums live in registers */
+            for (; t + 3 <= tokens; t += 3) FLOAT_TILE(4, 3);
+            for (; t < tokens; t++) FLOAT_TILE(4, 1);
         }
-        r += height;
+        if (step == 1)
+            for (; t < tokens; t++) FLOAT_TILE(1, 1);
     }
+#undef FLOAT_TILE
 }
