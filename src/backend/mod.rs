@@ -22,6 +22,14 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// The name that the user gives it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F16 => "f16",
+            Self::F32 => "f32",
+        }
+    }
+
     /// Bytes of a value.
     pub fn bytes(self) -> usize {
         match self {

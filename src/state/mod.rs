@@ -1,5 +1,7 @@
 //! What a session remembers: KV rows, conv state, SSM state.
 
+mod disk;
+mod image;
 mod kv;
 mod meta;
 mod snapshot;
@@ -10,6 +12,8 @@ use crate::{
     model::Config,
 };
 
+pub use disk::{read_session, write_session};
+pub use image::image_bytes;
 pub use kv::{KvCache, KvLayout};
 pub use meta::MetaState;
 pub use snapshot::Snapshot;

@@ -52,6 +52,7 @@ pub struct Gguf {
     /// Its tensors, in the file's order.
     pub tensors: Vec<Tensor>,
     index: HashMap<String, usize>,
+    blob: Blob,
 }
 
 impl Gguf {
@@ -97,7 +98,12 @@ impl Gguf {
             );
         }
         let index = tensors.iter().enumerate().map(|(i, t)| (t.name.clone(), i)).collect();
-        Ok(Self { file: file.into(), size: size as u64, metadata, tensors, index })
+        Ok(Self { file: file.into(), size: size as u64, metadata, tensors, index, blob })
+    }
+
+    /// The whole file.
+    pub fn bytes(&self) -> &[u8] {
+        &self.blob
     }
 
     /// The tensor called `name`.

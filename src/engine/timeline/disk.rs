@@ -1,0 +1,148 @@
+//! A timeline in a file: the way, the state at its end, and the states at the marks that are worth keeping.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use super::{Mark, Step, Timeline};
+use crate::{
+    Error, Result,
+    model::forward::Rule,
+    state::{read_session, write_session},
+};
+
+/// Steps as a file holds them.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct SavedSteps {
+    ids: Vec<u32>,
+    /// Runs of ids that were decoded, not prefilled: first and length.
+    decoded: Vec<(usize, usize)>,
+}
+
+impl SavedSteps {
+    /// For a file.
+    pub fn new(steps: &[Step]) -> Self {
+        let mut at = 0;
+        let mut decoded = Vec::new();
+        for run in steps.chunk_by(|a, b| a.rule == b.rule) {
+            if run[0].rule == Rule::Decode {
+                decoded.push((at, run.len()));
+            }
+            at += run.len();
+        }
+        Self { ids: steps.iter().map(|step| step.id).collect(), decoded }
+    }
+
+    /// From a file.
+    pub fn steps(&self) -> Vec<Step> {
+        let mut steps: Vec<_> = super::prefilled(&self.ids).collect();
+        for &(first, length) in &self.decoded {
+            let run = steps.iter_mut().skip(first).take(length);
+            run.for_each(|step| step.rule = Rule::Decode);
+        }
+        steps
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Header<T> {
+    /// For people.
+    model: String,
+    fingerprint: String,
+    cache_type: String,
+    steps: SavedSteps,
+    /// Places of the marks.
+    marks: Vec<usize>,
+    /// What the caller saves with it.
+    more: T,
+}
+
+impl Timeline<'_> {
+    /// Writes the way and the state to `path`, with `more`; `marks`: the marks too.
+    pub fn save(&mut self, path: &Path, more: &impl Serialize, marks: bool) -> Result<()> {
+        let model = self.session.model();
+        let header = Header {
+            model: model.metadata().string("general.name").unwrap_or_default().into(),
+            fingerprint: model.fingerprint().into(),
+            cache_type: self.session.cache_type().name().into(),
+            steps: SavedSteps::new(&self.steps),
+            marks: if marks { self.marks.iter().map(|mark| mark.at).collect() } else { Vec::new() },
+            more,
+        };
+        let mut payload = Vec::new();
+        if !header.marks.is_empty() {
+            let end = self.session.snapshot_whole()?;
+            for mark in &self.marks {
+                self.session.restore(&mark.point);
+                self.session.write_image(false, &mut payload);
+                write_logits(&mark.logits, &mut payload);
+            }
+            self.session.restore(&end);
+        }
+        self.session.write_image(true, &mut payload);
+        write_logits(&self.logits, &mut payload);
+        write_session(path, &header, &payload)
+    }
+
+    /// Becomes what was saved at `path`, and returns what was saved with it. If that is refused, nothing has changed.
+    pub fn load<T: DeserializeOwned>(&mut self, path: &Path) -> Result<T> {
+        let bad = |what: String| Error::format(path.display().to_string(), what);
+        let (header, payload): (Header<T>, _) = read_session(path)?;
+        let model = self.session.model();
+        if header.fingerprint != model.fingerprint() {
+            let name = if header.model.is_empty() { "another".into() } else { format!("`{}`", header.model) };
+            return Err(bad(format!(
+                "belongs to another model file (its model is {name}); open it with the file it was made with"
+            )));
+        }
+        let cache = self.session.cache_type().name();
+        if header.cache_type != cache {
+            let saved = header.cache_type;
+            return Err(bad(format!("has a KV cache of type {saved}, this is {cache}; add --cache-type {saved}")));
+        }
+        let (steps, vocab) = (header.steps.steps(), model.config().vocab);
+        let tokens = steps.len();
+        if tokens > self.session.context() {
+            let context = self.session.context();
+            return Err(bad(format!(
+                "holds {tokens} tokens, but the context has room for {context}; raise it with -c"
+            )));
+        }
+        let logits = if tokens > 0 { vocab * size_of::<f32>() } else { 0 };
+        let sizes: Vec<_> = header.marks.iter().map(|&at| self.session.image_bytes(at, false)).collect();
+        let whole = self.session.image_bytes(tokens, true) + logits;
+        let expected = sizes.iter().map(|size| size + logits).sum::<usize>() + whole;
+        let in_order = header.marks.is_sorted() && header.marks.iter().all(|at| (1..=tokens).contains(at));
+        if payload.len() != expected || !in_order || steps.iter().any(|step| step.id as usize >= vocab) {
+            return Err(bad("contradicts itself; restore it from a copy".into()));
+        }
+
+        self.clear()?;
+        self.clear_shelf();
+        let (parts, end) = payload.split_at(expected - whole);
+        let mut rest = parts;
+        for (&at, size) in header.marks.iter().zip(sizes) {
+            let (image, after) = rest.split_at(size);
+            let (mark_logits, after) = after.split_at(logits);
+            rest = after;
+            self.session.read_image(at, false, image);
+            self.age += 1;
+            let point = self.session.snapshot()?.into();
+            self.marks.push(Mark { at, point, logits: read_logits(mark_logits).into(), age: self.age });
+        }
+        let (image, end_logits) = end.split_at(whole - logits);
+        self.session.read_image(tokens, true, image);
+        self.logits = read_logits(end_logits);
+        self.steps = steps;
+        self.evict();
+        Ok(header.more)
+    }
+}
+
+fn write_logits(logits: &[f32], out: &mut Vec<u8>) {
+    out.extend(logits.iter().flat_map(|v| v.to_le_bytes()));
+}
+
+fn read_logits(bytes: &[u8]) -> Vec<f32> {
+    bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect()
+}
