@@ -59,10 +59,10 @@ fn replayed(model: &Model, context: usize, cache: Kind, steps: &[Step]) -> Vec<f
     let mut logits = Vec::new();
     for run in steps.chunk_by(|a, b| a.rule == b.rule) {
         let ids: Vec<u32> = run.iter().map(|step| step.id).collect();
-        logits = match run[0].rule {
-            Rule::Prefill => session.prefill(&ids, &GO_ON).unwrap().to_vec(),
-            Rule::Decode => ids.iter().map(|&id| session.decode(id).unwrap().to_vec()).next_back().unwrap(),
-        };
+        match run[0].rule {
+            Rule::Prefill => logits = session.prefill(&ids, &GO_ON).unwrap().to_vec(),
+            Rule::Decode => ids.iter().for_each(|&id| logits = session.decode(id).unwrap().to_vec()),
+        }
     }
     logits
 }

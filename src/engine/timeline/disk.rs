@@ -51,7 +51,7 @@ struct Header<T> {
     fingerprint: String,
     cache_type: String,
     steps: SavedSteps,
-    /// Places of the marks.
+    /// Places of the marks, the last first.
     marks: Vec<usize>,
     /// What the caller saves with it.
     more: T,
@@ -66,13 +66,13 @@ impl Timeline<'_> {
             fingerprint: model.fingerprint().into(),
             cache_type: self.session.cache_type().name().into(),
             steps: SavedSteps::new(&self.steps),
-            marks: if marks { self.marks.iter().map(|mark| mark.at).collect() } else { Vec::new() },
+            marks: if marks { self.marks.iter().rev().map(|mark| mark.at).collect() } else { Vec::new() },
             more,
         };
         let mut payload = Vec::new();
         if !header.marks.is_empty() {
             let end = self.session.snapshot_whole()?;
-            for mark in &self.marks {
+            for mark in self.marks.iter().rev() {
                 self.session.restore(&mark.point);
                 self.session.write_image(false, &mut payload);
                 write_logits(&mark.logits, &mut payload);
@@ -112,7 +112,8 @@ impl Timeline<'_> {
         let sizes: Vec<_> = header.marks.iter().map(|&at| self.session.image_bytes(at, false)).collect();
         let whole = self.session.image_bytes(tokens, true) + logits;
         let expected = sizes.iter().map(|size| size + logits).sum::<usize>() + whole;
-        let in_order = header.marks.is_sorted() && header.marks.iter().all(|at| (1..=tokens).contains(at));
+        let in_order =
+            header.marks.is_sorted_by(|a, b| a > b) && header.marks.iter().all(|at| (1..=tokens).contains(at));
         if payload.len() != expected || !in_order || steps.iter().any(|step| step.id as usize >= vocab) {
             return Err(bad("contradicts itself; restore it from a copy".into()));
         }
@@ -126,9 +127,12 @@ impl Timeline<'_> {
             let (mark_logits, after) = after.split_at(logits);
             rest = after;
             self.session.read_image(at, false, image);
+            let (point, logits) = (self.session.snapshot()?.into(), read_logits(mark_logits).into());
+            self.marks.insert(0, Mark { at, point, logits, age: 0 });
+        }
+        for mark in &mut self.marks {
             self.age += 1;
-            let point = self.session.snapshot()?.into();
-            self.marks.push(Mark { at, point, logits: read_logits(mark_logits).into(), age: self.age });
+            mark.age = self.age;
         }
         let (image, end_logits) = end.split_at(whole - logits);
         self.session.read_image(tokens, true, image);
