@@ -136,7 +136,7 @@ fn walk(model: &Model, context: usize, cache: Kind, budget: usize, seed: u64, mo
                 if rng.random_bool(0.5) {
                     timeline = Timeline::new(session(model, context + 5, cache, 1), budget);
                 }
-                let turns: Vec<usize> = timeline.load(&file).unwrap();
+                let turns: Vec<usize> = timeline.load(&file, |turns, _| Ok(turns)).unwrap();
                 ways[here] = Way { steps: timeline.steps().to_vec(), turns };
                 let saved = saved.as_ref().unwrap();
                 assert!(ways[here].steps == saved.steps && ways[here].turns == saved.turns);
@@ -214,7 +214,7 @@ fn a_long_session_comes_back_at_once() {
     // the machine is shared: the best of three
     let restored = (0..3).fold(Duration::MAX, |best, _| {
         let start = Instant::now();
-        back.load::<()>(&file).unwrap();
+        back.load(&file, |(), _| Ok(())).unwrap();
         best.min(start.elapsed())
     });
     assert!(back.logits() == stayed.logits());
@@ -258,11 +258,11 @@ fn files_that_do_not_belong_here_change_nothing() {
         ("f32", "add --cache-type f32"),
         ("good", "holds 5 tokens, but the context has room for 4"),
     ] {
-        let said = timeline.load::<String>(&path(name)).unwrap_err().to_string();
+        let said = timeline.load(&path(name), |more: String, _| Ok(more)).unwrap_err().to_string();
         assert!(said.contains(name) && said.contains(says), "{said}");
         assert!(timeline.steps() == &way[..3] && timeline.logits() == before);
     }
     let mut timeline = Timeline::new(session(&model, 5, Kind::F16, 1), 1 << 20);
-    assert_eq!(timeline.load::<String>(&path("good")).unwrap(), "more");
+    assert_eq!(timeline.load(&path("good"), |more: String, _| Ok(more)).unwrap(), "more");
     assert_eq!(timeline.steps(), way);
 }

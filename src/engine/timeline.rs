@@ -14,6 +14,8 @@ use std::{
 use super::{Session, generate::Steps, session::Point};
 use crate::{Error, Result, model::forward::Rule};
 
+pub use disk::SavedSteps;
+
 /// A token that was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Step {

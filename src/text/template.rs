@@ -45,6 +45,15 @@ impl<'a> Message<'a> {
     }
 }
 
+/// What a template says between two replies.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Between {
+    /// The text.
+    pub text: String,
+    /// Does the template take white space off the end of a reply?
+    pub strips: bool,
+}
+
 /// A chat template, parsed.
 pub struct Template {
     environment: Environment<'static>,
@@ -104,11 +113,18 @@ impl Template {
 
     /// What comes between a reply to `messages` and the reply to `next`: the reply's end, the message `next`, and what
     /// makes the model reply again. `None` if this template says earlier messages in another way when there are more.
-    pub fn between(&self, messages: &[Message<'_>], next: &str) -> Result<Option<String>> {
+    pub fn between(&self, messages: &[Message<'_>], next: &str) -> Result<Option<Between>> {
+        /// Stays where a template does not strip a message.
+        const TAIL: &str = "\t\t";
         let before = self.render(messages, true)?;
-        let more = [Message::new(Role::Assistant, MARK), Message::new(Role::User, next)];
+        let reply = format!("{MARK}{TAIL}");
+        let more = [Message::new(Role::Assistant, &reply), Message::new(Role::User, next)];
         let after = self.render(&[messages, &more].concat(), true)?;
-        Ok(after.strip_prefix(&before).and_then(|rest| rest.trim_start().strip_prefix(MARK)).map(Into::into))
+        let Some(text) = after.strip_prefix(&before).and_then(|rest| rest.trim_start().strip_prefix(MARK)) else {
+            return Ok(None);
+        };
+        let unstripped = text.strip_prefix(TAIL);
+        Ok(Some(Between { strips: unstripped.is_none(), text: unstripped.unwrap_or(text).into() }))
     }
 
     /// Strings by which the model begins another turn, so that its reply is over: the tags between a reply and the
@@ -193,7 +209,11 @@ mod tests {
 
     #[test]
     fn finds_what_comes_between_two_replies() {
-        let between = |source: &str| template(source).between(&[user("a")], "b").unwrap();
+        let between = |source: &str| {
+            let between = template(source).between(&[user("a")], "b").unwrap()?;
+            assert_eq!(between.strips, source == HYMBA);
+            Some(between.text)
+        };
         assert_eq!(between(HYMBA).as_deref(), Some("\n<extra_id_1>User\nb\n<extra_id_1>Assistant\n"));
         assert_eq!(
             between(CHATML).as_deref(),

@@ -108,6 +108,11 @@ impl Tokenizer {
         self.eos
     }
 
+    /// The name of a token, as templates may say it; empty if there is none.
+    pub fn name(&self, id: Option<u32>) -> String {
+        id.and_then(|id| self.inner.id_to_token(id)).unwrap_or_default()
+    }
+
     /// Tokens, the added ones included.
     pub fn vocab(&self) -> usize {
         self.vocab

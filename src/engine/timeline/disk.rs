@@ -84,8 +84,13 @@ impl Timeline<'_> {
         write_session(path, &header, &payload)
     }
 
-    /// Becomes what was saved at `path`, and returns what was saved with it. If that is refused, nothing has changed.
-    pub fn load<T: DeserializeOwned>(&mut self, path: &Path) -> Result<T> {
+    /// Becomes what was saved at `path`, and returns what `check` makes of what was saved with it and the steps. If that
+    /// is refused, by `check` too, nothing has changed.
+    pub fn load<T: DeserializeOwned, U>(
+        &mut self,
+        path: &Path,
+        check: impl FnOnce(T, &[Step]) -> Result<U>,
+    ) -> Result<U> {
         let bad = |what: String| Error::format(path.display().to_string(), what);
         let (header, payload): (Header<T>, _) = read_session(path)?;
         let model = self.session.model();
@@ -117,6 +122,7 @@ impl Timeline<'_> {
         if payload.len() != expected || !in_order || steps.iter().any(|step| step.id as usize >= vocab) {
             return Err(bad("contradicts itself; restore it from a copy".into()));
         }
+        let more = check(header.more, &steps)?;
 
         self.clear()?;
         self.clear_shelf();
@@ -139,7 +145,7 @@ impl Timeline<'_> {
         self.logits = read_logits(end_logits);
         self.steps = steps;
         self.evict();
-        Ok(header.more)
+        Ok(more)
     }
 }
 
