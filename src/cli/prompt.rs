@@ -35,8 +35,8 @@ pub struct PromptArgs {
 }
 
 impl PromptArgs {
-    /// The prompt.
-    pub fn read(&self, cancel: &AtomicBool) -> anyhow::Result<String> {
+    /// The prompt; empty where none is given and none is `needed`.
+    pub fn read(&self, cancel: &AtomicBool, needed: bool) -> anyhow::Result<String> {
         if let Some(path) = &self.file {
             return Ok(read_file(path)?);
         }
@@ -44,9 +44,10 @@ impl PromptArgs {
         match self.text.as_deref().or(self.prompt.as_deref()) {
             Some("-") => Ok(standard_input(cancel)?),
             Some(text) => Ok(text.into()),
+            None if !needed && io::stdin().is_terminal() => Ok(String::new()),
             None if io::stdin().is_terminal() => Err(none("there is nothing to continue").into()),
             None => match standard_input(cancel)? {
-                text if text.is_empty() => Err(none("standard input is empty").into()),
+                text if needed && text.is_empty() => Err(none("standard input is empty").into()),
                 text => Ok(text),
             },
         }
