@@ -27,9 +27,6 @@ use super::{
 };
 use crate::cli::{prompt, terminal};
 
-/// From this share of the context on, its end is announced.
-const NEARLY_FULL: f64 = 0.9;
-
 /// A conversation with a person.
 pub struct Repl<'m> {
     conversation: Conversation<'m>,
@@ -42,7 +39,10 @@ pub struct Repl<'m> {
     attached: String,
     /// Is the next message the last one, changed?
     editing: bool,
+    /// Is it said that the context is nearly full?
     announced: bool,
+    /// Tokens of the context that were used before the last turn.
+    used_before: usize,
     last: Option<Timings>,
 }
 
@@ -66,6 +66,7 @@ impl<'m> Repl<'m> {
             attached: String::new(),
             editing: false,
             announced: false,
+            used_before: 0,
             last: None,
         }
     }
@@ -277,14 +278,17 @@ impl<'m> Repl<'m> {
                 if dropped == 1 { "turn was".into() } else { format!("{dropped} turns were") }
             ));
         }
-        let share = self.conversation.used() as f64 / self.conversation.timeline().context().max(1) as f64;
+        let (used, context) = (self.conversation.used(), self.conversation.timeline().context());
+        let free = context.saturating_sub(used);
+        let nearly_full = free < context / 10 || free < 2 * used.saturating_sub(self.used_before);
+        self.used_before = used;
         if stop == StopReason::ContextFull {
             self.screen
                 .warn("the context is full, the reply ends here; /undo, /clear, --overflow slide or -c make room");
-        } else if share >= NEARLY_FULL && !self.announced {
+        } else if nearly_full && !self.announced {
             self.screen.warn(&format!("the context is nearly full, {usage}; at its end {at_the_end}"));
         }
-        self.announced = share >= NEARLY_FULL;
+        self.announced = nearly_full;
     }
 }
 
