@@ -23,7 +23,7 @@ use super::{
     commands::{Command, Knob},
     input::{Event, Input},
     screen::Screen,
-    show,
+    show::{self, turns},
 };
 use crate::cli::{prompt, terminal};
 
@@ -273,10 +273,8 @@ impl<'m> Repl<'m> {
         let stopped = if stop == StopReason::Interrupted { "stopped | " } else { "" };
         self.screen.small(&format!("{stopped}{usage} | {:.1} tok/s", timings.decode_rate()));
         if dropped > 0 {
-            self.screen.warn(&format!(
-                "the context was full: the oldest {} dropped",
-                if dropped == 1 { "turn was".into() } else { format!("{dropped} turns were") }
-            ));
+            let were = if dropped == 1 { "turn was" } else { &*format!("{dropped} turns were") };
+            self.screen.warn(&format!("the context was full: the oldest {were} dropped"));
         }
         let (used, context) = (self.conversation.used(), self.conversation.timeline().context());
         let free = context.saturating_sub(used);
@@ -290,10 +288,6 @@ impl<'m> Repl<'m> {
         }
         self.announced = nearly_full;
     }
-}
-
-fn turns(count: usize) -> String {
-    if count == 1 { "1 turn".into() } else { format!("{count} turns") }
 }
 
 fn print(text: &str) -> io::Result<()> {

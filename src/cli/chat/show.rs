@@ -17,6 +17,11 @@ pub fn help() -> String {
             Ctrl-C stops a reply. Tab completes, Ctrl-R searches what was typed before.\n"
 }
 
+/// A number of turns.
+pub fn turns(count: usize) -> String {
+    if count == 1 { "1 turn".into() } else { format!("{count} turns") }
+}
+
 /// How much of the context is used.
 pub fn usage(conversation: &mut Conversation<'_>) -> String {
     let (used, context) = (conversation.used(), conversation.timeline().context());
@@ -43,7 +48,7 @@ pub fn page(c: &mut Conversation<'_>, model: &str, last: Option<&Timings>, undo_
         (Some(_), stops) => format!("replies end at {} and where the model says so", stops.join(" ")),
     };
     line("template", template);
-    line("branch", format!("{} (of {}), {} turns", c.branch_name(), c.branches().join(", "), c.turns().len()));
+    line("branch", format!("{} (of {}), {}", c.branch_name(), c.branches().join(", "), turns(c.turns().len())));
     line("context", format!("{} used; at its end {}", usage(c), at_the_end(c)));
     let config = c.timeline().session().model().config();
     let windowed = config.windowed.iter().filter(|&&windowed| windowed).count();
