@@ -165,7 +165,9 @@ fn every_way_ends_where_a_replay_ends() {
 #[test]
 fn the_demo_too() {
     let folder = tempfile::tempdir().unwrap();
-    walk(&demo(), 400, Kind::F16, 256 << 20, 1, 12, folder.path());
+    for cache in [Kind::F16, Kind::Q8_0] {
+        walk(&demo(), 400, cache, 256 << 20, 1, 12, folder.path());
+    }
 }
 
 /// Going back costs no evaluation while the mark is there, and what it costs where it is not.

@@ -76,6 +76,14 @@ impl<'m> Session<'m> {
     /// An empty text: the meta tokens are read, nothing more.
     pub fn new(model: &'m Model, options: &SessionOptions) -> Result<Self> {
         let config = model.config();
+        let block = options.cache.dtype().block_len();
+        if config.key_dim % block != 0 || config.value_dim % block != 0 {
+            let (name, k, v) = (options.cache.name(), config.key_dim, config.value_dim);
+            return Err(Error::Request(format!(
+                "a KV cache of type {name} needs heads whose widths are multiples of {block}; this model has {k} and \
+                 {v}: take --cache-type f16"
+            )));
+        }
         let backend = machine(options.threads);
         let context = options.context.unwrap_or_else(|| config.default_context());
         let state = State::new(&backend, config, context, options.cache)?;
@@ -178,7 +186,7 @@ impl<'m> Session<'m> {
     /// Bytes of the cache that a decode step reads at this length of the text: the rows it sees, conv and SSM state.
     pub fn bytes_read_per_token(&self) -> u64 {
         let plan = self.model.plan();
-        plan.read_bytes(self.tokens(), self.cache.bytes())
+        plan.read_bytes(self.tokens(), self.cache)
     }
 
     /// Bytes a second that this session's threads can read from memory, measured now.

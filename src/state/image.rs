@@ -1,12 +1,11 @@
 //! The state as bytes, for a file: layer by layer the key rows and the value rows of the text, oldest first, then conv
 //! and SSM state. It does not depend on the context that a session was opened with. Little-endian.
 
-use half::f16;
-
 use super::{KvLayout, State};
 use crate::{
     backend::{Backend, Kind},
     model::Config,
+    quant::{decode_row, encode_row},
 };
 
 /// How many bytes the image of a state after `tokens` tokens of text has; `grown`: with the rows of global layers.
@@ -17,7 +16,7 @@ pub fn image_bytes(c: &Config, kind: Kind, tokens: usize, grown: bool) -> usize 
         .map(|layer| KvLayout::new(c, layer, tokens).rows() - c.meta_tokens)
         .sum();
     let values = c.layers * c.inner * (c.conv_kernel - 1 + c.state);
-    rows * (k_width + v_width) * kind.bytes() + values * Kind::F32.bytes()
+    kind.size(rows * (k_width + v_width)) + Kind::F32.size(values)
 }
 
 impl<M> State<M> {
@@ -61,9 +60,11 @@ impl<M> State<M> {
         let (k_width, v_width) = c.kv_widths();
         let mut rest = image;
         let mut next = |kind: Kind, values: usize| {
-            let (bytes, after) = rest.split_at(values * kind.bytes());
+            let (bytes, after) = rest.split_at(kind.size(values));
             rest = after;
-            decode(kind, bytes)
+            let mut read = vec![0.0; values];
+            decode_row(kind.dtype(), bytes, &mut read);
+            read
         };
         self.position = c.meta_tokens + tokens;
         for layer in &mut self.layers {
@@ -85,16 +86,10 @@ impl<M> State<M> {
     }
 }
 
+/// The values came out of memory of this kind, so that going back into it changes none of them.
 fn encode(kind: Kind, values: &[f32], out: &mut Vec<u8>) {
-    match kind {
-        Kind::F32 => out.extend(values.iter().flat_map(|v| v.to_le_bytes())),
-        Kind::F16 => out.extend(values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes())),
-    }
-}
-
-fn decode(kind: Kind, bytes: &[u8]) -> Vec<f32> {
-    match kind {
-        Kind::F32 => bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect(),
-        Kind::F16 => bytes.as_chunks().0.iter().map(|&b| f16::from_le_bytes(b).to_f32()).collect(),
-    }
+    let at = out.len();
+    out.resize(at + kind.size(values.len()), 0);
+    // What does not fit is no number, and is noticed when logits are made of it.
+    let _ = encode_row(kind.dtype(), values, &mut out[at..]);
 }

@@ -45,7 +45,7 @@ impl<M> State<M> {
         let mut zeros = |kind: Kind, len: Option<usize>| {
             // a length that overflows fails in `zeros`, with the message for too little memory
             let len = len.unwrap_or(usize::MAX);
-            bytes = bytes.saturating_add(len.saturating_mul(kind.bytes()));
+            bytes = bytes.saturating_add(kind.size(len));
             backend.zeros(kind, len)
         };
         let (k_width, v_width) = config.kv_widths();

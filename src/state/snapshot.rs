@@ -46,7 +46,7 @@ impl<M> State<M> {
         let mut copy = |kind: Kind, from: &M, first: usize, rows: usize, width: usize| {
             let mut to = b.zeros(kind, rows * width)?;
             b.copy_rows((from, first), (&mut to, 0), rows, width);
-            bytes += rows * width * kind.bytes();
+            bytes += kind.size(rows * width);
             Ok::<_, crate::Error>(to)
         };
         let layers = self.layers.iter().map(|layer| {
