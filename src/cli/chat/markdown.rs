@@ -162,15 +162,12 @@ mod tests {
 
     #[test]
     fn blocks_of_code_are_blocks() {
-        assert_eq!(
-            shown("```py\n*a*\n```\nb"),
-            "<-><c>```py<->\n<c>*a*<->\n<c>```<->\nb".replace("<c>```<->", "```<->")
-        );
+        assert_eq!(shown("```py\n*a*\n```\nb"), "<-><c>```py<->\n<c>*a*<->\n<c>```<->\nb");
     }
 
     #[test]
     fn leaves_alone_what_is_no_mark() {
-        for text in ["2 * 3 * 4", "snake_case_name", "a_b", "#hash", "# ", "* item", "a**", "😀 # x", ""] {
+        for text in ["2 * 3 * 4", "snake_case_name", "a_b", "#hash", "* item", "a**", "😀 # x", ""] {
             assert_eq!(shown(text).replace("<->", ""), text);
         }
         assert_eq!(shown("**a\nb"), "<-><b>**a<->\nb", "a style ends with its line");
