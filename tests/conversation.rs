@@ -16,7 +16,7 @@ use hymba::{
         Conversation, Model, Session, SessionOptions, Timeline,
         conversation::{Listener, Options, Overflow, Reply},
         generate::StopReason,
-        timeline::Watch,
+        timeline::{Watch, passes},
     },
     model::forward::Rule,
     sample::{Params, Sampler},
@@ -141,12 +141,12 @@ fn check(conversation: &mut Conversation<'_>) {
     let options = SessionOptions { context: Some(context), ..SessionOptions::default() };
     let mut session = Session::new(model, &options).unwrap();
     let mut logits = Vec::new();
-    for run in conversation.timeline().steps().chunk_by(|a, b| a.rule == b.rule) {
-        let ids: Vec<u32> = run.iter().map(|step| step.id).collect();
-        match run[0].rule {
-            Rule::Prefill => logits = session.prefill(&ids, &GO_ON).unwrap().to_vec(),
-            Rule::Decode => ids.iter().for_each(|&id| logits = session.decode(id).unwrap().to_vec()),
-        }
+    for pass in passes(conversation.timeline().steps()) {
+        let ids: Vec<u32> = pass.iter().map(|step| step.id).collect();
+        logits = match pass[0].rule {
+            Rule::Prefill => session.prefill(&ids, &GO_ON).unwrap().to_vec(),
+            Rule::Decode => session.decode(ids[0]).unwrap().to_vec(),
+        };
     }
     assert!(conversation.timeline().logits() == logits, "other logits than a replay's");
 }

@@ -14,7 +14,7 @@ use hymba::{
     engine::{
         Model, Session, SessionOptions, Timeline,
         generate::Steps,
-        timeline::{Step, Watch, prefilled},
+        timeline::{Step, Watch, decoded, passes, prefilled},
     },
     format::DType,
     model::forward::Rule,
@@ -57,12 +57,12 @@ fn session(model: &Model, context: usize, cache: Kind, threads: usize) -> Sessio
 fn replayed(model: &Model, context: usize, cache: Kind, steps: &[Step]) -> Vec<f32> {
     let mut session = session(model, context, cache, 1);
     let mut logits = Vec::new();
-    for run in steps.chunk_by(|a, b| a.rule == b.rule) {
-        let ids: Vec<u32> = run.iter().map(|step| step.id).collect();
-        match run[0].rule {
-            Rule::Prefill => logits = session.prefill(&ids, &GO_ON).unwrap().to_vec(),
-            Rule::Decode => ids.iter().for_each(|&id| logits = session.decode(id).unwrap().to_vec()),
-        }
+    for pass in passes(steps) {
+        let ids: Vec<u32> = pass.iter().map(|step| step.id).collect();
+        logits = match pass[0].rule {
+            Rule::Prefill => session.prefill(&ids, &GO_ON).unwrap().to_vec(),
+            Rule::Decode => session.decode(ids[0]).unwrap().to_vec(),
+        };
     }
     logits
 }
@@ -99,7 +99,7 @@ fn walk(model: &Model, context: usize, cache: Kind, budget: usize, seed: u64, mo
                 timeline.mark().unwrap();
                 for id in ids(&mut rng, reply) {
                     timeline.decode(id).unwrap();
-                    ways[here].steps.push(Step { id, rule: Rule::Decode });
+                    ways[here].steps.push(decoded(id));
                 }
                 timeline.mark().unwrap();
                 ways[here].turns.push(length);
@@ -204,7 +204,7 @@ fn a_long_session_comes_back_at_once() {
     let mut rng = ChaCha8Rng::seed_from_u64(7);
     let ids: Vec<u32> = (0..4000).map(|_| rng.random_range(3..8000)).collect();
     let mut way: Vec<Step> = prefilled(&ids).collect();
-    way[3800..].iter_mut().for_each(|step| step.rule = Rule::Decode);
+    way[3800..].iter_mut().for_each(|step| *step = decoded(step.id));
 
     let mut stayed = Timeline::new(session(&model, CONTEXT, Kind::F16, 2), 0);
     let start = Instant::now();

@@ -304,9 +304,9 @@ impl Cpu {
         }
         let act = Shared(&raw mut act);
         let (y, y_stride) = (Shared(out.data.as_mut_ptr()), out.stride);
-        // Enough parts to even out threads that the system slows, each at least a few microseconds of reading.
+        // Enough parts to even out threads that the system slows, each at least a microsecond of reading.
         let smallest = (16 * 1024 / row_bytes.max(1)).max(1);
-        let rows = part(w.rows, 8 * self.pool.threads(), 8).max(smallest.next_multiple_of(8));
+        let rows = part(w.rows, 32 * self.pool.threads(), 16).max(smallest.next_multiple_of(16));
         self.pool.run(w.rows.div_ceil(rows), |task, _| {
             let first = task * rows;
             let n = rows.min(w.rows - first);

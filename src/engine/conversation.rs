@@ -346,7 +346,8 @@ impl<'m> Conversation<'m> {
         for turn in turns {
             let mut steps = self.prompt_after(&anew, &turn.user)?;
             let prompt = steps.len();
-            steps.extend(turn.steps[turn.prompt..].iter().flat_map(|step| prefilled(&[step.id]).collect::<Vec<_>>()));
+            let reply: Vec<u32> = turn.steps[turn.prompt..].iter().map(|step| step.id).collect();
+            steps.extend(prefilled(&reply));
             anew.turns.push(Turn { prompt, steps, ..turn.clone() });
         }
         Ok(anew.turns)

@@ -1,7 +1,8 @@
 //! A session that knows what it has read, and by which rule: so it can go back, go another way, and be saved.
 //!
-//! Points to come back to are kept in memory within a budget. Where one is missing, the way to it is walked again: each
-//! token by the rule by which it was read, so that the outcome is the same to the last bit.
+//! Points to come back to are kept in memory within a budget. Where one is missing, the way to it is walked again, each
+//! token by the rule by which it was read and together with the tokens that were read with it, so that the outcome is
+//! the same to the last bit.
 
 mod disk;
 
@@ -23,11 +24,26 @@ pub struct Step {
     pub id: u32,
     /// How it was read.
     pub rule: Rule,
+    /// Did a pass begin with it? Tokens of a prompt are read many at once.
+    pub first: bool,
 }
+
+/// Tokens of a prompt that are read at once, and between two looks at whether to go on.
+const PASS: usize = 256;
 
 /// Steps of a prompt.
 pub fn prefilled(ids: &[u32]) -> impl Iterator<Item = Step> {
-    ids.iter().map(|&id| Step { id, rule: Rule::Prefill })
+    ids.iter().enumerate().map(|(i, &id)| Step { id, rule: Rule::Prefill, first: i % PASS == 0 })
+}
+
+/// The step that reads a generated token.
+pub fn decoded(id: u32) -> Step {
+    Step { id, rule: Rule::Decode, first: true }
+}
+
+/// The passes in which `steps` are read.
+pub fn passes(steps: &[Step]) -> impl Iterator<Item = &[Step]> {
+    steps.chunk_by(|_, next| !next.first)
 }
 
 /// How many steps two ways have in common at their beginning.
@@ -169,8 +185,10 @@ impl<'m> Timeline<'m> {
     /// read it takes no evaluation. When it is cancelled, the way ends somewhere on `target`.
     pub fn go(&mut self, target: &[Step], watch: &Watch<'_>) -> Result<()> {
         let common = common_steps(&self.steps, target);
-        if common < self.steps.len() {
-            self.marks.retain(|mark| mark.at <= common);
+        // A pass that is longer on the other way is another pass.
+        let ends_here = |at: usize| target.get(at).is_none_or(|next| next.first);
+        if common < self.steps.len() || !ends_here(common) {
+            self.marks.retain(|mark| mark.at <= common && ends_here(mark.at));
             match self.marks.last() {
                 Some(mark) => {
                     self.session.restore(&mark.point);
@@ -185,35 +203,30 @@ impl<'m> Timeline<'m> {
 
     /// Reads `steps`, each by its rule.
     fn read(&mut self, steps: &[Step], watch: &Watch<'_>) -> Result<()> {
-        /// Tokens between two looks at `cancel`.
-        const CHUNK: usize = 256;
         if steps.is_empty() {
             return Ok(());
         }
         self.session.check_room(steps.len())?;
         let mut done = 0;
-        for run in steps.chunk_by(|a, b| a.rule == b.rule) {
-            let chunk = if run[0].rule == Rule::Prefill { CHUNK } else { 1 };
-            for part in run.chunks(chunk) {
-                if watch.cancel.load(Ordering::Relaxed) {
-                    return Err(Error::Cancelled);
-                }
-                let ids: Vec<u32> = part.iter().map(|step| step.id).collect();
-                // A part is read or not, whatever `cancel` says meanwhile: the way must be what the session has read.
-                let logits = match part[0].rule {
-                    Rule::Prefill => self.session.prefill(&ids, &AtomicBool::new(false)),
-                    Rule::Decode => self.session.decode(part[0].id),
-                };
-                match logits.map(<[f32]>::to_vec) {
-                    Ok(logits) => self.logits = logits,
-                    // What the session holds now is anybody's guess.
-                    Err(e) => return self.clear().and(Err(e)),
-                }
-                self.steps.extend(part);
-                self.evaluated += part.len();
-                done += part.len();
-                (watch.progress)(done, steps.len());
+        for pass in passes(steps) {
+            if watch.cancel.load(Ordering::Relaxed) {
+                return Err(Error::Cancelled);
             }
+            let ids: Vec<u32> = pass.iter().map(|step| step.id).collect();
+            // A pass is read or not, whatever `cancel` says meanwhile: the way must be what the session has read.
+            let logits = match pass[0].rule {
+                Rule::Prefill => self.session.prefill(&ids, &AtomicBool::new(false)),
+                Rule::Decode => self.session.decode(pass[0].id),
+            };
+            match logits.map(<[f32]>::to_vec) {
+                Ok(logits) => self.logits = logits,
+                // What the session holds now is anybody's guess.
+                Err(e) => return self.clear().and(Err(e)),
+            }
+            self.steps.extend(pass);
+            self.evaluated += pass.len();
+            done += pass.len();
+            (watch.progress)(done, steps.len());
         }
         Ok(())
     }
@@ -260,8 +273,7 @@ impl Steps for Timeline<'_> {
     }
 
     fn decode(&mut self, id: u32) -> Result<&[f32]> {
-        let step = [Step { id, rule: Rule::Decode }];
-        self.read(&step, &Watch { cancel: &AtomicBool::new(false), progress: &|_, _| () })?;
+        self.read(&[decoded(id)], &Watch { cancel: &AtomicBool::new(false), progress: &|_, _| () })?;
         Ok(&self.logits)
     }
 

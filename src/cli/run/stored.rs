@@ -11,7 +11,7 @@ use hymba::{
         Timeline,
         conversation::Saved,
         generate::{Generation, Steps},
-        timeline::{Step, Watch, common_steps, prefilled},
+        timeline::{Watch, prefilled},
     },
     sample::Sampler,
 };
@@ -77,17 +77,17 @@ pub fn read_cached(
     if path.exists() {
         timeline.load(path, |_: Saved, _| Ok(()))?;
     }
-    let target: Vec<Step> = prefilled(ids).collect();
-    let known = common_steps(timeline.steps(), &target);
-    let learned = known < target.len();
+    let known = timeline.ids().iter().zip(ids).take_while(|(a, b)| a == b).count();
+    let mut target = timeline.steps()[..known].to_vec();
+    target.extend(prefilled(&ids[known..]));
     let apart = ids.len().div_ceil(PLACES).next_multiple_of(LEAST);
     // Where two prompts differ is where the next one may differ too.
-    let places = [known].into_iter().chain((apart..ids.len()).step_by(apart).filter(|&place| place > known));
+    let places = (known..ids.len()).step_by(apart);
     let watch = Watch { cancel, progress: &|_, _| () };
     for place in places {
         timeline.go(&target[..place], &watch)?;
         timeline.mark()?;
     }
     timeline.go(&target, &watch)?;
-    if learned { timeline.save(path, &Saved::text(sampler, None), true) } else { Ok(()) }
+    if known < ids.len() { timeline.save(path, &Saved::text(sampler, None), true) } else { Ok(()) }
 }

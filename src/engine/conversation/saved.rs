@@ -71,7 +71,8 @@ impl SavedBranch {
     fn new(branch: &Branch) -> Self {
         let mut before: &[Step] = &[];
         let turns = branch.turns.iter().map(|turn| {
-            let kept = common_steps(before, &turn.steps);
+            let common = common_steps(before, &turn.steps);
+            let kept = (0..=common).rev().find(|&at| turn.steps.get(at).is_none_or(|step| step.first)).unwrap_or(0);
             before = &turn.steps;
             let (user, reply, prompt) = (turn.user.clone(), turn.reply.clone(), turn.prompt);
             SavedTurn { user, reply, prompt, kept, steps: SavedSteps::new(&turn.steps[kept..]) }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::{Mark, Step, Timeline};
+use super::{Mark, Step, Timeline, decoded, passes};
 use crate::{
     Error, Result,
     model::forward::Rule,
@@ -15,30 +15,31 @@ use crate::{
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct SavedSteps {
     ids: Vec<u32>,
-    /// Runs of ids that were decoded, not prefilled: first and length.
-    decoded: Vec<(usize, usize)>,
+    /// The passes of prompts: first id and length. The other ids were read one at a time.
+    prompts: Vec<(usize, usize)>,
 }
 
 impl SavedSteps {
-    /// For a file.
+    /// For a file; `steps` begin with a pass.
     pub fn new(steps: &[Step]) -> Self {
         let mut at = 0;
-        let mut decoded = Vec::new();
-        for run in steps.chunk_by(|a, b| a.rule == b.rule) {
-            if run[0].rule == Rule::Decode {
-                decoded.push((at, run.len()));
+        let mut prompts = Vec::new();
+        for pass in passes(steps) {
+            if pass[0].rule == Rule::Prefill {
+                prompts.push((at, pass.len()));
             }
-            at += run.len();
+            at += pass.len();
         }
-        Self { ids: steps.iter().map(|step| step.id).collect(), decoded }
+        Self { ids: steps.iter().map(|step| step.id).collect(), prompts }
     }
 
     /// From a file.
     pub fn steps(&self) -> Vec<Step> {
-        let mut steps: Vec<_> = super::prefilled(&self.ids).collect();
-        for &(first, length) in &self.decoded {
-            let run = steps.iter_mut().skip(first).take(length);
-            run.for_each(|step| step.rule = Rule::Decode);
+        let mut steps: Vec<_> = self.ids.iter().map(|&id| decoded(id)).collect();
+        for &(first, length) in &self.prompts {
+            for (i, step) in steps.iter_mut().skip(first).take(length).enumerate() {
+                (step.rule, step.first) = (Rule::Prefill, i == 0);
+            }
         }
         steps
     }
