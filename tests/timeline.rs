@@ -177,7 +177,7 @@ fn marks_save_evaluations() {
     let ids: Vec<u32> = (3..200).collect();
     for (budget, costs) in [(256 << 20, 0), (0, 150)] {
         let mut timeline = Timeline::new(session(&model, 400, Kind::F16, 2), budget);
-        let way: Vec<Step> = prefilled(&ids).collect();
+        let way: Vec<Step> = prefilled(&ids[..150]).chain(prefilled(&ids[150..])).collect();
         timeline.go(&way[..150], &watch(&GO_ON)).unwrap();
         timeline.mark().unwrap();
         timeline.shelve("other").unwrap();

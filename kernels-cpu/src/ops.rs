@@ -395,7 +395,7 @@ impl Cpu {
         assert!(a.q.rows == out.rows && a.visible.len() == out.rows, "attention: tokens differ");
         let dtype = a.cache[0].dtype();
         assert!(a.cache.iter().chain(&a.chunk).all(|r| r.dtype() == dtype), "attention: types differ");
-        let whole = a.key_dim % Q8_BLOCK == 0 && a.value_dim % Q8_BLOCK == 0;
+        let whole = a.key_dim.is_multiple_of(Q8_BLOCK) && a.value_dim.is_multiple_of(Q8_BLOCK);
         assert!(dtype != hk_type::HK_Q8_0 || whole, "attention: a head has no whole blocks");
         for run in a.visible.iter().flatten() {
             let [k, v] = if run.chunk { a.chunk } else { a.cache };

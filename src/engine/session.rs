@@ -77,7 +77,7 @@ impl<'m> Session<'m> {
     pub fn new(model: &'m Model, options: &SessionOptions) -> Result<Self> {
         let config = model.config();
         let block = options.cache.dtype().block_len();
-        if config.key_dim % block != 0 || config.value_dim % block != 0 {
+        if !config.key_dim.is_multiple_of(block) || !config.value_dim.is_multiple_of(block) {
             let (name, k, v) = (options.cache.name(), config.key_dim, config.value_dim);
             return Err(Error::Request(format!(
                 "a KV cache of type {name} needs heads whose widths are multiples of {block}; this model has {k} and \
