@@ -100,7 +100,7 @@ impl<'m> Repl<'m> {
                 Event::Interrupt if hinted => return Err(Error::Cancelled.into()),
                 Event::Interrupt => {
                     hinted = true;
-                    self.screen.small("Ctrl-C once more leaves, and so does Ctrl-D.");
+                    self.screen.note("Ctrl-C once more leaves, and so does Ctrl-D");
                     continue;
                 }
                 Event::Line(line) => line,

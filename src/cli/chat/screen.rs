@@ -46,7 +46,7 @@ impl Screen {
 
     /// Says something that a person may want to know.
     pub fn note(&self, message: &str) {
-        if !self.quiet && self.terminal {
+        if self.terminal {
             terminal::note(message);
         }
     }
