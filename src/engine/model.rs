@@ -68,8 +68,13 @@ impl Model {
 
     /// The BLAKE3 hash of the whole file, which a saved session belongs to. Computed when it is first asked for.
     pub fn fingerprint(&self) -> &str {
-        let hash = || blake3::Hasher::new().update_rayon(self.gguf.bytes()).finalize().to_hex().to_string();
+        let hash = || blake3::Hasher::new().update_rayon(&self.gguf.bytes).finalize().to_hex().to_string();
         self.fingerprint.get_or_init(hash)
+    }
+
+    /// The whole file, as it is mapped.
+    pub fn bytes(&self) -> &[u8] {
+        &self.gguf.bytes
     }
 
     /// The state after the meta tokens, if the file holds it.
@@ -77,8 +82,9 @@ impl Model {
         self.stored_meta_state.as_ref()
     }
 
-    /// Bytes of weights that a decode step reads.
+    /// Bytes of weights that a decode step reads: all of the layers, and the matrix that makes logits.
     pub fn weight_bytes_per_token(&self) -> u64 {
-        self.weights.bytes_per_token()
+        let layers = self.gguf.tensors.iter().filter(|t| t.name.starts_with("blk."));
+        (layers.map(|t| t.data.len()).sum::<usize>() + self.weights.head().data.len()) as u64
     }
 }
