@@ -30,16 +30,18 @@ fn watch(cancel: &AtomicBool) -> Watch<'_> {
     Watch { cancel, progress: &|_, _| () }
 }
 
+/// What converters ask for: the state after the meta tokens of the model at `path`.
+fn meta_state(path: &Path) -> hymba::Result<Vec<Vec<f32>>> {
+    let state = hymba::engine::compute_meta_state(&Model::open(path)?, None, &GO_ON)?;
+    Ok(state.expect("asked for when there are meta tokens").into_vectors())
+}
+
 /// A small random model, in F32, with the window that `case` has.
 fn golden(case: &str, folder: &Path) -> PathBuf {
     let file = folder.join(format!("{case}.gguf"));
     let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(case);
     let options = Options { dtype: DType::F32, packed: true, overrides: Vec::new(), force: false, threads: None };
-    let mut meta = |path: &Path| {
-        let state = hymba::engine::compute_meta_state(&Model::open(path)?, None, &GO_ON)?;
-        Ok(state.expect("asked for when there are meta tokens").into_vectors())
-    };
-    convert(&from, &file, &options, &mut meta, &mut |_| {}, &GO_ON).unwrap();
+    convert(&from, &file, &options, &mut meta_state, &mut |_| {}, &GO_ON).unwrap();
     file
 }
 
@@ -274,7 +276,7 @@ fn files_that_do_not_belong_here_change_nothing() {
 fn the_1_5b_shape_goes_back_at_once() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("random.gguf");
-    hymba::quant::random_checkpoint("hymba-1.5b", DType::Q4_0, &file).unwrap();
+    hymba::quant::random_checkpoint("hymba-1.5b", DType::Q4_0, &file, &mut meta_state).unwrap();
     let model = Model::open(&file).unwrap();
     let mut timeline = Timeline::new(session(&model, 1400, Kind::F16, 2), 256_000_000);
     // longer than the window, so that there is as much to copy as there ever is
