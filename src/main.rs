@@ -15,10 +15,11 @@ use std::{
 use clap::Parser;
 use cli::terminal;
 
-const INTERRUPTED: u8 = 130;
+/// The exit code after an interrupt.
+pub const INTERRUPTED: u8 = 130;
 
 fn main() -> ExitCode {
-    let cli = match cli::Cli::try_parse() {
+    let cli = match cli::Cli::try_parse_from(cli::arguments()) {
         Ok(cli) => cli,
         Err(answer) => return terminal::show_parser_answer(&answer),
     };

@@ -1,54 +1,18 @@
 //! The binary as people use it: bad input gives one clear sentence and the right exit code, good input does its work.
 
+mod common;
+
 use std::{
     fs,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
 };
 
+use common::{fails, golden, hymba, quantize, succeeds, text};
 use hymba::format::{
     DType,
     gguf::{Gguf, Layout, Metadata, Value, Writer},
 };
-
-fn hymba<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_hymba"));
-    command.args(args).env_remove("HYMBA_MODEL").stdin(Stdio::null());
-    command
-}
-
-fn golden(case: &str) -> String {
-    format!("{}/tests/golden/{case}", env!("CARGO_MANIFEST_DIR"))
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8(bytes.to_vec()).unwrap()
-}
-
-/// It fails with this code, in one sentence that holds all of `says`.
-#[track_caller]
-fn fails(command: &mut Command, code: i32, says: &[&str]) {
-    let Output { status, stderr, .. } = command.output().unwrap();
-    let stderr = text(&stderr);
-    assert_eq!(status.code(), Some(code), "{stderr}");
-    assert!(stderr.contains("hymba: ") && !stderr.contains("panicked"), "{stderr}");
-    for part in says {
-        assert!(stderr.contains(part), "`{part}` is missing in: {stderr}");
-    }
-    let notices = stderr.lines().filter(|line| line.contains("using the built-in demo")).count();
-    assert!(code == 2 || stderr.lines().count() - notices == 1, "more than a sentence: {stderr}");
-}
-
-#[track_caller]
-fn succeeds(command: &mut Command) -> String {
-    let Output { status, stdout, stderr } = command.output().unwrap();
-    assert!(status.success(), "{}", text(&stderr));
-    text(&stdout)
-}
-
-fn quantize(input: &str, output: &Path, more: &[&str]) {
-    succeeds(hymba(["quantize", input]).arg(output).args(more));
-}
 
 /// A converted model in a folder of its own.
 fn tiny(dir: &Path) -> PathBuf {

@@ -2,6 +2,7 @@
 #ifndef HYMBA_HALF_H
 #define HYMBA_HALF_H
 
+#include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -30,6 +31,16 @@ static inline float f16_to_f32(uint16_t h) {
         return sign ? -v : v;
     }
     return bits_to_f32(sign | (exponent + 112) << 23 | fraction << 13);
+}
+
+/* Value i of blocks of 32 that are a half-float scale and 32 signed bytes each. */
+static inline size_t q8_offset(size_t i) {
+    return i / 32 * 34;
+}
+
+static inline float q8_value(const void *blocks, size_t i) {
+    const char *block = (const char *)blocks + q8_offset(i);
+    return f16_to_f32(load_u16(block)) * (float)((const int8_t *)block)[2 + i % 32];
 }
 
 static inline uint16_t f32_to_f16(float x) {

@@ -161,6 +161,7 @@ static void relu2(float *x, size_t n) {
 /* ---- attention heads ---- */
 
 static float kv_value(hk_type type, const void *p, size_t i) {
+    if (type == HK_Q8_0) return q8_value(p, i);
     return type == HK_F16 ? f16_to_f32(((const uint16_t *)p)[i]) : ((const float *)p)[i];
 }
 

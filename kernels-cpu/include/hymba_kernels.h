@@ -59,8 +59,8 @@ typedef struct hk_rows {
 typedef struct hk_attend {
     const float *q; /* [tokens, kv_heads * group, key_dim], tokens `q_stride` apart */
     size_t q_stride, tokens, kv_heads, group, key_dim, value_dim;
-    hk_type type; /* of K and V: HK_F32 or HK_F16 */
-    size_t k_stride, v_stride;
+    hk_type type; /* of K and V: HK_F32, HK_F16, or HK_Q8_0 where every head has whole blocks */
+    size_t k_stride, v_stride; /* values from row to row */
     const hk_rows *runs;
     size_t n_runs;
     size_t from, to; /* the rows of the sequence that this call looks at */

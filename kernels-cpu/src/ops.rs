@@ -64,11 +64,19 @@ pub enum KvRows<'a> {
     F16(&'a [u16]),
     /// Floats.
     F32(&'a [f32]),
+    /// ggml's Q8_0: blocks of [`Q8_BLOCK`] values, [`Q8_BYTES`] bytes each.
+    Q8_0(&'a [u8]),
 }
+
+/// Values of a block of Q8_0.
+pub const Q8_BLOCK: usize = 32;
+/// Bytes of a block of Q8_0: a half-float scale and signed bytes.
+pub const Q8_BYTES: usize = 34;
 
 impl KvRows<'_> {
     fn len(self) -> usize {
         match self {
+            Self::Q8_0(v) => v.len() / Q8_BYTES * Q8_BLOCK,
             Self::F16(v) => v.len(),
             Self::F32(v) => v.len(),
         }
@@ -78,12 +86,14 @@ impl KvRows<'_> {
         match self {
             Self::F16(_) => hk_type::HK_F16,
             Self::F32(_) => hk_type::HK_F32,
+            Self::Q8_0(_) => hk_type::HK_Q8_0,
         }
     }
 
-    /// The address of value `i`, which is within bounds.
+    /// The address of value `i`, which is within bounds and begins a block if there are blocks.
     fn at(self, i: usize) -> *const std::ffi::c_void {
         match self {
+            Self::Q8_0(v) => v[i / Q8_BLOCK * Q8_BYTES..].as_ptr().cast(),
             Self::F16(v) => v[i..].as_ptr().cast(),
             Self::F32(v) => v[i..].as_ptr().cast(),
         }
@@ -385,6 +395,8 @@ impl Cpu {
         assert!(a.q.rows == out.rows && a.visible.len() == out.rows, "attention: tokens differ");
         let dtype = a.cache[0].dtype();
         assert!(a.cache.iter().chain(&a.chunk).all(|r| r.dtype() == dtype), "attention: types differ");
+        let whole = a.key_dim.is_multiple_of(Q8_BLOCK) && a.value_dim.is_multiple_of(Q8_BLOCK);
+        assert!(dtype != hk_type::HK_Q8_0 || whole, "attention: a head has no whole blocks");
         for run in a.visible.iter().flatten() {
             let [k, v] = if run.chunk { a.chunk } else { a.cache };
             let end = run.first + run.rows;

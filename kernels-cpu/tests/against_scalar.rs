@@ -251,14 +251,29 @@ fn attention() {
     for cpu in &mut cpus() {
         for round in 0..120 {
             let (kv_heads, group) = (rng.random_range(1..4), rng.random_range(1..8));
-            let (key_dim, value_dim) = (rng.random_range(1..70), rng.random_range(1..140));
+            let blocks = round % 3 == 0;
+            let (key_dim, value_dim) = if blocks {
+                (32 * rng.random_range(1..4), 32 * rng.random_range(1..5))
+            } else {
+                (rng.random_range(1..70), rng.random_range(1..140))
+            };
             let (rows, tokens) = (rng.random_range(20..200), rng.random_range(1..20));
             let heads = kv_heads * group;
             let q = random(&mut rng, tokens * heads * key_dim, 3.0);
             let kv = [0; 4].map(|_| random(&mut rng, rows * kv_heads * key_dim.max(value_dim), 1.0));
             let halves = kv.each_ref().map(|v| v.iter().map(|v| f16::from_f32(*v).to_bits()).collect::<Vec<_>>());
             let as_f16 = round % 2 == 0;
-            let at = |i: usize| if as_f16 { KvRows::F16(&halves[i]) } else { KvRows::F32(&kv[i]) };
+            // any bytes are values, under scales that make them as large as the others
+            let mut bytes = kv.each_ref().map(|v| (0..v.len() / 32 * 34).map(|_| rng.random()).collect::<Vec<u8>>());
+            for block in bytes.iter_mut().flat_map(|v| v.chunks_exact_mut(34)) {
+                let scale = f16::from_f32(rng.random_range(-1.0..1.0) / 127.0);
+                block[..2].copy_from_slice(&scale.to_le_bytes());
+            }
+            let at = |i: usize| match (blocks, as_f16) {
+                (true, _) => KvRows::Q8_0(&bytes[i]),
+                (_, true) => KvRows::F16(&halves[i]),
+                (_, false) => KvRows::F32(&kv[i]),
+            };
             // a prefix, the end of what the cache holds else, and rows of the chunk, in order
             let prefix = Run { chunk: false, first: 0, rows: rng.random_range(0..rows / 2) };
             let (old, new) = (rng.random_range(0..=rows / 4), rng.random_range(0..=rows / 4));

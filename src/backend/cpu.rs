@@ -1,6 +1,6 @@
 //! The CPU as a backend: an adapter from memory parts to the kernels' matrices.
 
-use std::{num::NonZeroUsize, time::Duration};
+use std::{num::NonZeroUsize, ops::Range, time::Duration};
 
 use half::f16;
 use hymba_kernels_cpu::{Attention, Conv, KvRows, Mat, MatMut, Scan, Weight, WeightType};
@@ -10,6 +10,7 @@ use crate::{
     Error, Result,
     format::{DType, packed::Packing},
     model::{Matrix, Vector, weights::Layer},
+    quant::{decode_row, encode_row},
 };
 
 /// Values in main memory.
@@ -18,6 +19,8 @@ pub enum Memory {
     F16(Vec<u16>),
     /// Floats.
     F32(Vec<f32>),
+    /// Blocks of Q8_0, as bytes.
+    Q8_0(Vec<u8>),
 }
 
 impl Memory {
@@ -28,14 +31,14 @@ impl Memory {
     pub fn f32(&self) -> &[f32] {
         match self {
             Self::F32(values) => values,
-            Self::F16(_) => panic!("activations are f32"),
+            _ => panic!("activations are f32"),
         }
     }
 
     fn f32_mut(&mut self) -> &mut [f32] {
         match self {
             Self::F32(values) => values,
-            Self::F16(_) => panic!("activations are f32"),
+            _ => panic!("activations are f32"),
         }
     }
 
@@ -43,6 +46,7 @@ impl Memory {
         match self {
             Self::F16(values) => KvRows::F16(values),
             Self::F32(values) => KvRows::F32(values),
+            Self::Q8_0(blocks) => KvRows::Q8_0(blocks),
         }
     }
 }
@@ -80,6 +84,15 @@ impl Cpu {
     }
 }
 
+/// Values to blocks. Values that are no numbers become blocks that are none, so that they don't pass unnoticed.
+fn encode_q8(values: &[f32], blocks: &mut [u8]) {
+    if encode_row(DType::Q8_0, values, blocks).is_err() {
+        blocks
+            .chunks_exact_mut(Kind::Q8_0.size(32))
+            .for_each(|block| block[..2].copy_from_slice(&f16::NAN.to_le_bytes()));
+    }
+}
+
 fn mat<'a>(p: &Part<'a, Memory>) -> Mat<'a> {
     Mat::new(p.memory.f32(), p.rows, p.start, p.cols, p.stride)
 }
@@ -106,7 +119,7 @@ impl Backend for Cpu {
 
     fn zeros(&self, kind: Kind, len: usize) -> Result<Memory> {
         // Asked for first, since an allocation that fails later would end the process.
-        let bytes = len.saturating_mul(kind.bytes());
+        let bytes = kind.size(len);
         if Vec::<u8>::new().try_reserve_exact(bytes).is_err() {
             return Err(Error::Request(format!(
                 "there is no memory for {:.1} GB of cache and activations; ask for a shorter context (-c)",
@@ -116,6 +129,7 @@ impl Backend for Cpu {
         Ok(match kind {
             Kind::F16 => Memory::F16(vec![0; len]),
             Kind::F32 => Memory::F32(vec![0.0; len]),
+            Kind::Q8_0 => Memory::Q8_0(vec![0; bytes]),
         })
     }
 
@@ -123,12 +137,14 @@ impl Backend for Cpu {
         match memory {
             Memory::F16(values) => values.fill(0),
             Memory::F32(values) => values.fill(0.0),
+            Memory::Q8_0(blocks) => blocks.fill(0),
         }
     }
 
     fn upload(&mut self, values: &[f32], memory: &mut Memory, at: usize) {
         match memory {
             Memory::F32(to) => to[at..at + values.len()].copy_from_slice(values),
+            Memory::Q8_0(to) => encode_q8(values, &mut to[Kind::Q8_0.size(at)..][..Kind::Q8_0.size(values.len())]),
             Memory::F16(to) => {
                 self.0.to_f16(Mat::new(values, 1, 0, values.len(), values.len()), &mut to[at..at + values.len()]);
             }
@@ -138,6 +154,11 @@ impl Backend for Cpu {
     fn download(&mut self, memory: &Memory, len: usize) -> Vec<f32> {
         match memory {
             Memory::F32(values) => values[..len].to_vec(),
+            Memory::Q8_0(blocks) => {
+                let mut values = vec![0.0; len];
+                decode_row(DType::Q8_0, &blocks[..Kind::Q8_0.size(len)], &mut values);
+                values
+            }
             Memory::F16(values) => values[..len].iter().map(|&bits| f16::from_bits(bits).to_f32()).collect(),
         }
     }
@@ -147,6 +168,10 @@ impl Backend for Cpu {
         match (from.0, to.0) {
             (Memory::F16(from), Memory::F16(to)) => to[b].copy_from_slice(&from[a]),
             (Memory::F32(from), Memory::F32(to)) => to[b].copy_from_slice(&from[a]),
+            (Memory::Q8_0(from), Memory::Q8_0(to)) => {
+                let bytes = |r: Range<usize>| Kind::Q8_0.size(r.start)..Kind::Q8_0.size(r.end);
+                to[bytes(b)].copy_from_slice(&from[bytes(a)]);
+            }
             _ => panic!("rows are copied between memories of one kind"),
         }
     }
@@ -181,6 +206,14 @@ impl Backend for Cpu {
     fn store_rows(&mut self, x: Part<'_, Memory>, out: &mut Memory) {
         match out {
             Memory::F16(out) => self.0.to_f16(mat(&x), out),
+            Memory::Q8_0(out) => {
+                let x = mat(&x);
+                out.chunks_exact_mut(Kind::Q8_0.size(x.row(0).len())).enumerate().take(x.rows()).for_each(
+                    |(t, row)| {
+                        encode_q8(x.row(t), row);
+                    },
+                );
+            }
             Memory::F32(out) => {
                 let x = mat(&x);
                 out.chunks_exact_mut(x.row(0).len()).enumerate().take(x.rows()).for_each(|(t, row)| {

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::{
     Result,
+    format::DType,
     model::{Matrix, Vector},
 };
 
@@ -19,15 +20,31 @@ pub enum Kind {
     F16,
     /// 32-bit floats: activations, conv and SSM state.
     F32,
+    /// Blocks of 32 signed bytes with a scale: a KV cache of half the size.
+    Q8_0,
 }
 
 impl Kind {
-    /// Bytes of a value.
-    pub fn bytes(self) -> usize {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::F16, Self::F32, Self::Q8_0];
+
+    /// The name that the user gives it.
+    pub fn name(self) -> &'static str {
+        self.dtype().name()
+    }
+
+    /// The same number type in a file.
+    pub fn dtype(self) -> DType {
         match self {
-            Self::F16 => 2,
-            Self::F32 => 4,
+            Self::F16 => DType::F16,
+            Self::F32 => DType::F32,
+            Self::Q8_0 => DType::Q8_0,
         }
+    }
+
+    /// Bytes of `values` values, whole blocks of them.
+    pub fn size(self, values: usize) -> usize {
+        (values / self.dtype().block_len()).saturating_mul(self.dtype().block_bytes())
     }
 }
 

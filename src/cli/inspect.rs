@@ -9,6 +9,7 @@ use std::{
 };
 
 use hymba::{
+    backend::Kind,
     format::{
         DType,
         gguf::{Gguf, Metadata, Tensor, Value},
@@ -241,11 +242,10 @@ impl Sizes {
 
 impl Cache {
     fn new(plan: &Plan, tokens: usize) -> Self {
-        let per_value = DType::F16.block_bytes();
         Self {
             text_tokens: tokens,
-            windowed_kv_bytes: plan.windowed_kv_bytes(tokens, per_value),
-            global_kv_bytes: plan.global_kv_bytes(tokens, per_value),
+            windowed_kv_bytes: plan.windowed_kv_bytes(tokens, Kind::default()),
+            global_kv_bytes: plan.global_kv_bytes(tokens, Kind::default()),
             state_bytes: plan.state_bytes(),
         }
     }

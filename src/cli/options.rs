@@ -35,7 +35,8 @@ pub fn count() -> RangedI64ValueParser<usize> {
 
 /// The types a KV cache can have.
 pub fn cache_type() -> impl TypedValueParser<Value = Kind> {
-    PossibleValuesParser::new(["f16", "f32"]).map(|name| if name == "f32" { Kind::F32 } else { Kind::F16 })
+    let kind = |name: String| Kind::ALL.into_iter().find(|kind| kind.name() == name).unwrap_or_default();
+    PossibleValuesParser::new(Kind::ALL.map(Kind::name)).map(kind)
 }
 
 impl SessionArgs {

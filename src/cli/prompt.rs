@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     io::{self, IsTerminal, Read},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         atomic::{AtomicBool, Ordering},
         mpsc::{self, RecvTimeoutError},
@@ -35,27 +35,33 @@ pub struct PromptArgs {
 }
 
 impl PromptArgs {
-    /// The prompt.
-    pub fn read(&self, cancel: &AtomicBool) -> anyhow::Result<String> {
+    /// The prompt; empty where none is given and none is `needed`.
+    pub fn read(&self, cancel: &AtomicBool, needed: bool) -> anyhow::Result<String> {
         if let Some(path) = &self.file {
-            let bytes = File::open(path).and_then(read_limited).map_err(|e| Error::io("cannot read", path, e))?;
-            return Ok(text(bytes, &path.display().to_string())?);
+            return Ok(read_file(path)?);
         }
         let none = |what: &str| Usage(format!("{what}; give a prompt: hymba run \"Once upon a time\""));
         match self.text.as_deref().or(self.prompt.as_deref()) {
             Some("-") => Ok(standard_input(cancel)?),
             Some(text) => Ok(text.into()),
+            None if !needed && io::stdin().is_terminal() => Ok(String::new()),
             None if io::stdin().is_terminal() => Err(none("there is nothing to continue").into()),
             None => match standard_input(cancel)? {
-                text if text.is_empty() => Err(none("standard input is empty").into()),
+                text if needed && text.is_empty() => Err(none("standard input is empty").into()),
                 text => Ok(text),
             },
         }
     }
 }
 
+/// The text of a file, without the line break at its end.
+pub fn read_file(path: &Path) -> Result<String> {
+    let bytes = File::open(path).and_then(read_limited).map_err(|e| Error::io("cannot read", path, e))?;
+    text(bytes, &path.display().to_string())
+}
+
 /// Everything on standard input. A thread of its own reads it, so that a signal ends the wait.
-fn standard_input(cancel: &AtomicBool) -> Result<String> {
+pub fn standard_input(cancel: &AtomicBool) -> Result<String> {
     const NAME: &str = "standard input";
     let (send, receive) = mpsc::channel();
     thread::spawn(move || send.send(read_limited(io::stdin())));

@@ -1,5 +1,7 @@
 //! `hymba run`: continue a text.
 
+mod stored;
+
 use std::{
     io::{self, IsTerminal, Write},
     sync::{Arc, atomic::AtomicBool},
@@ -11,7 +13,7 @@ use clap::{builder::NonEmptyStringValueParser, value_parser};
 use hymba::{
     Error,
     engine::{
-        Model, Session,
+        Model, Session, Timeline,
         generate::{Generation, Request, StopReason, Timings, generate},
     },
     sample::{Params, Sampler},
@@ -36,7 +38,9 @@ Examples:
   hymba run \"Once upon a time\"
   hymba run -m hymba-1.5b-q8_0.gguf -n 100 --temp 0 \"The capital of France is\"
   cat story.txt | hymba run --stop \"The end\" --no-display-prompt --quiet > rest.txt
-  hymba run --json --seed 7 -f prompt.txt | jq .text")]
+  hymba run --json --seed 7 -f prompt.txt | jq .text
+  hymba run --session story.session -n 100 \"Once upon a time\"
+  hymba run --session story.session -n 100")]
 pub struct Args {
     #[command(flatten)]
     prompt: PromptArgs,
@@ -62,30 +66,49 @@ pub struct Args {
     #[arg(short, long)]
     quiet: bool,
     #[command(flatten)]
+    stored: stored::StoredArgs,
+    #[command(flatten)]
     session: SessionArgs,
     #[command(flatten)]
     sampling: SamplingArgs,
 }
 
+/// Memory for the places of a prompt that --prompt-cache keeps.
+const MARK_BYTES: usize = 256_000_000;
+
 /// Continues the prompt.
 pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
     // Flags first: a wrong one should not have to wait for the prompt or the model.
     args.sampling.apply(Params::default())?;
-    let prompt = args.prompt.read(cancel)?;
+    let existing = args.stored.existing_session();
+    let prompt = args.prompt.read(cancel, existing.is_none())?;
 
     let start = Instant::now();
     let model = args.model.open(args.quiet)?;
     let tokenizer = Tokenizer::from_metadata(model.metadata(), model.file())?;
     let params = args.sampling.apply(Params::from_metadata(model.metadata(), model.file())?)?;
-    let seed = args.sampling.seed()?;
-    let mut sampler = Sampler::new(params, seed);
+    let mut sampler = Sampler::new(params, args.sampling.seed()?);
+    // Places to come back to are made for the prompt cache only.
+    let mut timeline = Timeline::new(Session::new(&model, &args.session.options())?, MARK_BYTES);
+    if let Some(path) = existing {
+        sampler = stored::resume(&mut timeline, path)?;
+        sampler.set_params(args.sampling.apply(sampler.params().clone())?);
+        if let Some(seed) = args.sampling.seed {
+            sampler.set_seed(seed);
+        }
+    }
     if let Some(eos) = tokenizer.eos().filter(|_| args.ignore_eos) {
         sampler.ban(eos);
     }
-    let mut session = Session::new(&model, &args.session.options())?;
     let load = start.elapsed();
 
-    let ids = tokenizer.encode(&prompt, true)?;
+    let mut history = timeline.ids();
+    let begins = history.is_empty();
+    let mut ids = match (begins, prompt.is_empty()) {
+        (true, _) => tokenizer.encode(&prompt, true)?,
+        (false, true) => Vec::new(),
+        (false, false) => tokenizer.encode_more(&prompt)?,
+    };
     let mut out = io::stdout().lock();
     let mut ends_line = true;
     let mut show = |text: &str| {
@@ -97,24 +120,40 @@ pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
         out.flush()
     };
     if !args.no_display_prompt {
-        show(&tokenizer.decode(&ids)).context("cannot write the text")?;
+        show(&if begins { tokenizer.decode(&ids) } else { prompt.clone() }).context("cannot write the text")?;
     }
-    let request =
-        Request { prompt: &ids, limit: usize::try_from(args.predict).ok(), stops: &args.stop, ..Request::default() };
-    let done = generate(&mut session, &tokenizer, &mut sampler, &request, cancel, &mut show);
+    let reading = Instant::now();
+    if let Some(path) = &args.stored.prompt_cache {
+        stored::read_cached(&mut timeline, path, &ids, &sampler, cancel)?;
+        history = std::mem::take(&mut ids);
+    }
+    let reading = reading.elapsed();
+    let limit = usize::try_from(args.predict).ok();
+    let request = Request { history: &history, prompt: &ids, limit, stops: &args.stop };
+    let mut done = generate(&mut timeline, &tokenizer, &mut sampler, &request, cancel, &mut show);
+    if let (Ok(done), Some(_)) = (&mut done, &args.stored.prompt_cache) {
+        done.timings.prompt_tokens = timeline.evaluated() - done.timings.decode_steps;
+        done.timings.prompt = reading;
+    }
     // A person gets a new line for what comes next, be it an error; a file gets the text as it is.
     if !ends_line && out.is_terminal() {
         writeln!(out)?;
     }
     let done = done?;
+    let seed = sampler.seed();
+    let cached = args.stored.prompt_cache.is_some().then(|| history.len() - done.timings.prompt_tokens);
+    if let Some(path) = args.stored.session.as_ref().filter(|_| !args.stored.session_ro) {
+        stored::keep(&mut timeline, path, &sampler, &done)?;
+    }
+    let session = timeline.session();
     if args.json {
-        writeln!(out, "{}", report(&model, &prompt, &done, load, session.cache_bytes(), seed))?;
+        writeln!(out, "{}", report(&model, &prompt, &done, load, session.cache_bytes(), seed, cached))?;
         out.flush()?;
     } else if !args.quiet && done.stop != StopReason::BrokenPipe {
         if done.stop == StopReason::ContextFull {
             terminal::note(&format!("the context of {} tokens is full; -c makes it larger", session.context()));
         }
-        terminal::note(&summary(&done.timings, load, &model, &mut session));
+        terminal::note(&summary(&done.timings, load, &model, session, cached));
     }
     if done.stop == StopReason::Interrupted { Err(Error::Cancelled.into()) } else { Ok(()) }
 }
@@ -127,6 +166,7 @@ fn report(
     load: Duration,
     cache_bytes: usize,
     seed: u64,
+    cached: Option<usize>,
 ) -> serde_json::Value {
     let t = &done.timings;
     json!({
@@ -135,6 +175,7 @@ fn report(
         "text": done.text,
         "ids": done.ids,
         "prompt_tokens": t.prompt_tokens,
+        "cached_tokens": cached.unwrap_or_default(),
         "generated_tokens": t.generated_tokens,
         "stop_reason": done.stop.name(),
         "seed": seed,
@@ -151,11 +192,12 @@ fn report(
 
 /// The line about speed. Each decode step reads the weights and the cache once, so its speed is told as a share of what
 /// the memory allows.
-fn summary(t: &Timings, load: Duration, model: &Model, session: &mut Session<'_>) -> String {
+fn summary(t: &Timings, load: Duration, model: &Model, session: &mut Session<'_>, cached: Option<usize>) -> String {
     let mut parts = vec![
         format!("load {:.2} s", load.as_secs_f64()),
         format!("prompt {} tok, {:.1} tok/s", t.prompt_tokens, t.prompt_rate()),
     ];
+    parts.extend(cached.map(|tokens| format!("{tokens} tok from the prompt cache")));
     if t.decode_steps > 0 {
         let read = (model.weight_bytes_per_token() + session.bytes_read_per_token()) as f64;
         let limit = session.read_bandwidth();

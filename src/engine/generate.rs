@@ -15,7 +15,8 @@ use crate::{
 
 /// What generation needs of a [`Session`].
 pub trait Steps {
-    /// Reads `ids` and returns the logits [vocab] after the last of them.
+    /// Reads `ids` and returns the logits [vocab] after the last of them. What knows the logits of what was read before
+    /// takes no ids too.
     fn prefill(&mut self, ids: &[u32], cancel: &AtomicBool) -> Result<&[f32]>;
     /// Reads one id and returns the logits [vocab] after it.
     fn decode(&mut self, id: u32) -> Result<&[f32]>;
@@ -45,7 +46,7 @@ impl Steps for Session<'_> {
 pub struct Request<'a> {
     /// Ids that the session has read already; the repeat penalty looks back on them too.
     pub history: &'a [u32],
-    /// Ids to read first; at least one.
+    /// Ids to read first; at least one, if nothing was read yet.
     pub prompt: &'a [u32],
     /// How many tokens at most; `None`: until the context is full.
     pub limit: Option<usize>,
@@ -140,7 +141,7 @@ pub fn generate(
     cancel: &AtomicBool,
     sink: &mut dyn FnMut(&str) -> io::Result<()>,
 ) -> Result<Generation> {
-    if request.prompt.is_empty() {
+    if request.prompt.is_empty() && session.tokens() == 0 {
         return Err(Error::Request("the prompt is empty, so that there is nothing to go on from".into()));
     }
     let mut text = Text { shown: String::new(), stops: StopMatcher::new(request.stops), sink };

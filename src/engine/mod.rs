@@ -1,11 +1,15 @@
 //! The public API: open a model, hold a session, generate.
 
+pub mod conversation;
 pub mod generate;
 mod model;
 mod perplexity;
 mod session;
+pub mod timeline;
 
 pub use crate::backend::timed::{Operation, Profile};
+pub use conversation::Conversation;
 pub use model::Model;
 pub use perplexity::{Perplexity, perplexity};
-pub use session::{Limits, Observer, Session, SessionOptions, compute_meta_state};
+pub use session::{Limits, Observer, Point, Session, SessionOptions, compute_meta_state};
+pub use timeline::Timeline;

@@ -1,6 +1,6 @@
 //! A model: weights on the memory map, sizes, metadata.
 
-use std::path::Path;
+use std::{path::Path, sync::OnceLock};
 
 use crate::{
     Result,
@@ -19,6 +19,7 @@ pub struct Model {
     plan: Plan,
     weights: Weights,
     stored_meta_state: Option<MetaState>,
+    fingerprint: OnceLock<String>,
 }
 
 impl Model {
@@ -36,7 +37,8 @@ impl Model {
         let config = Config::from_metadata(&gguf.metadata, &gguf.file)?;
         let weights = Weights::from_gguf(&gguf, &config)?;
         let stored_meta_state = if config.meta_tokens > 0 { MetaState::stored(&gguf, &config)? } else { None };
-        Ok(Self { plan: Plan::new(&config), weights, config, stored_meta_state, gguf })
+        let fingerprint = OnceLock::new();
+        Ok(Self { plan: Plan::new(&config), weights, config, stored_meta_state, fingerprint, gguf })
     }
 
     /// The hyper-parameters.
@@ -62,6 +64,12 @@ impl Model {
     /// The file's name, for messages.
     pub fn file(&self) -> &str {
         &self.gguf.file
+    }
+
+    /// The BLAKE3 hash of the whole file, which a saved session belongs to. Computed when it is first asked for.
+    pub fn fingerprint(&self) -> &str {
+        let hash = || blake3::Hasher::new().update_rayon(&self.gguf.bytes).finalize().to_hex().to_string();
+        self.fingerprint.get_or_init(hash)
     }
 
     /// The whole file, as it is mapped.

@@ -15,11 +15,14 @@ use crate::{
         timed::{Profile, Timed},
     },
     model::forward::{self, LayerView, Pass, Rule, Scratch, forward},
-    state::{MetaState, Snapshot, State},
+    state::{MetaState, Snapshot, State, image_bytes},
 };
 
 type Machine = Timed<Cpu>;
 type Memory = <Machine as crate::backend::Backend>::Memory;
+
+/// A point in a session's text to come back to.
+pub type Point = Snapshot<Memory>;
 
 /// Sees every layer's output of every pass; an error ends the pass.
 pub type Observer<'a> = forward::Observer<'a, Memory>;
@@ -73,6 +76,14 @@ impl<'m> Session<'m> {
     /// An empty text: the meta tokens are read, nothing more.
     pub fn new(model: &'m Model, options: &SessionOptions) -> Result<Self> {
         let config = model.config();
+        let block = options.cache.dtype().block_len();
+        if !config.key_dim.is_multiple_of(block) || !config.value_dim.is_multiple_of(block) {
+            let (name, k, v) = (options.cache.name(), config.key_dim, config.value_dim);
+            return Err(Error::Request(format!(
+                "a KV cache of type {name} needs heads whose widths are multiples of {block}; this model has {k} and \
+                 {v}: take --cache-type f16"
+            )));
+        }
         let backend = machine(options.threads);
         let context = options.context.unwrap_or_else(|| config.default_context());
         let state = State::new(&backend, config, context, options.cache)?;
@@ -175,7 +186,7 @@ impl<'m> Session<'m> {
     /// Bytes of the cache that a decode step reads at this length of the text: the rows it sees, conv and SSM state.
     pub fn bytes_read_per_token(&self) -> u64 {
         let plan = self.model.plan();
-        plan.read_bytes(self.tokens(), self.cache.bytes())
+        plan.read_bytes(self.tokens(), self.cache)
     }
 
     /// Bytes a second that this session's threads can read from memory, measured now: from the mapped weights, or from
@@ -231,16 +242,41 @@ impl<'m> Session<'m> {
 
     /// The point where the text ends now, to come back to. Making one costs a copy of the windowed layers' rows and the
     /// conv and SSM states, no evaluation.
-    pub fn snapshot(&mut self) -> Result<Snapshot<Memory>> {
-        self.state.snapshot(&mut self.backend, self.model.config(), self.cache)
+    pub fn snapshot(&mut self) -> Result<Point> {
+        self.state.snapshot(&mut self.backend, self.model.config(), self.cache, false)
+    }
+
+    /// Like [`Session::snapshot`], with the rows of global layers: a point that can be come back to from any text.
+    pub fn snapshot_whole(&mut self) -> Result<Point> {
+        self.state.snapshot(&mut self.backend, self.model.config(), self.cache, true)
     }
 
     /// Goes back to a point of this session's text; what comes after it is forgotten.
     ///
     /// # Panics
-    /// If the text ends before the point.
-    pub fn restore(&mut self, point: &Snapshot<Memory>) {
+    /// If the text ends before the point, and the point is not whole.
+    pub fn restore(&mut self, point: &Point) {
         self.state.restore(&mut self.backend, self.model.config(), point);
+    }
+
+    /// Appends the state's bytes to `out`, for a file; without `grown` those that a point holds.
+    pub(super) fn write_image(&mut self, grown: bool, out: &mut Vec<u8>) {
+        self.state.write_image(&mut self.backend, self.model.config(), self.cache, grown, out);
+    }
+
+    /// How many bytes [`Session::write_image`] appends after `tokens` tokens of text.
+    pub(super) fn image_bytes(&self, tokens: usize, grown: bool) -> usize {
+        image_bytes(self.model.config(), self.cache, tokens, grown)
+    }
+
+    /// Takes over the state that was written after `tokens` tokens of text.
+    pub(super) fn read_image(&mut self, tokens: usize, grown: bool, image: &[u8]) {
+        self.state.read_image(&mut self.backend, self.model.config(), self.cache, grown, tokens, image);
+    }
+
+    /// The model.
+    pub fn model(&self) -> &'m Model {
+        self.model
     }
 
     fn pass(&mut self, ids: &[u32], rule: Rule, logits: std::ops::Range<usize>, observe: Observer<'_>) -> Result<()> {
@@ -273,9 +309,13 @@ impl<'m> Session<'m> {
                 vocab - 1
             )));
         }
+        self.check_room(ids.len())
+    }
+
+    /// Do `tokens` more tokens fit?
+    pub(super) fn check_room(&self, tokens: usize) -> Result<()> {
         let left = self.context - self.tokens();
-        if ids.len() > left {
-            let tokens = ids.len();
+        if tokens > left {
             return Err(Error::Request(format!(
                 "{tokens} more tokens do not fit: the context holds {}, {left} of them free; shorten the text or raise \
                  the context (-c)",

@@ -4,4 +4,4 @@ mod params;
 mod sampler;
 
 pub use params::{Params, Setting};
-pub use sampler::Sampler;
+pub use sampler::{Sampler, SavedSampler};

@@ -94,6 +94,21 @@ impl Params {
         Ok(params)
     }
 
+    /// The value of one knob, as [`Params::set`] takes it.
+    pub fn get(&self, setting: Setting) -> f64 {
+        // as the user wrote it: 0.8, not 0.800000011920929
+        let short = |v: f32| v.to_string().parse().unwrap_or(f64::from(v));
+        match setting {
+            Setting::Temperature => short(self.temperature),
+            Setting::TopK => self.top_k as f64,
+            Setting::TopP => short(self.top_p),
+            Setting::MinP => short(self.min_p),
+            Setting::RepeatPenalty => short(self.repeat_penalty),
+            Setting::RepeatLastN if self.repeat_last_n == usize::MAX => -1.0,
+            Setting::RepeatLastN => self.repeat_last_n as f64,
+        }
+    }
+
     /// Sets one knob, or says what is wrong with `value`, as a phrase that goes on after it: "must be …". For `TopK`
     /// −1 is none, for `RepeatLastN` −1 is everything, as in llama.cpp.
     pub fn set(&mut self, setting: Setting, value: f64) -> std::result::Result<(), &'static str> {
@@ -140,6 +155,18 @@ mod tests {
         meta.set("general.sampling.top_p", "high");
         let error = Params::from_metadata(&meta, "m.gguf").unwrap_err().to_string();
         assert_eq!(error, "m.gguf: has a general.sampling.top_p that is no number");
+    }
+
+    #[test]
+    fn a_knob_turns_back_to_where_it_was() {
+        let mut params = Params { repeat_last_n: usize::MAX, temperature: 0.7, ..Params::default() };
+        let before = params.clone();
+        for setting in Setting::ALL {
+            let value = params.get(setting);
+            params.set(setting, value).unwrap();
+        }
+        assert_eq!(params, before);
+        assert_eq!((params.get(Setting::Temperature), params.get(Setting::RepeatLastN)), (0.7, -1.0));
     }
 
     #[test]

@@ -1,11 +1,12 @@
 //! The sampler chain, in llama.cpp's order: penalties, top-k, top-p, min-p, temperature, draw.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
 
-use super::Params;
+use super::{Params, Setting};
 
 /// A token that can still be chosen. Sorts most likely first, the lower id first among equals.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -20,10 +21,21 @@ impl Candidate {
     }
 }
 
+/// A sampler in a file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SavedSampler {
+    /// Knobs by the names of their flags.
+    settings: BTreeMap<String, f64>,
+    seed: u64,
+    /// How many 32-bit words of random numbers were used.
+    drawn: u64,
+}
+
 /// Chooses tokens. The same seed, logits and history give the same tokens; a clone goes on as the original would.
 #[derive(Clone, Debug)]
 pub struct Sampler {
     params: Params,
+    seed: u64,
     rng: ChaCha8Rng,
     banned: Option<u32>,
     /// Scratch, kept so that a token costs no allocation.
@@ -33,7 +45,49 @@ pub struct Sampler {
 impl Sampler {
     /// A sampler whose draws follow from `seed`.
     pub fn new(params: Params, seed: u64) -> Self {
-        Self { params, rng: ChaCha8Rng::seed_from_u64(seed), banned: None, candidates: Vec::new() }
+        Self { params, seed, rng: ChaCha8Rng::seed_from_u64(seed), banned: None, candidates: Vec::new() }
+    }
+
+    /// The sampler that `saved` was taken from, or why there can be none: a phrase that goes on after "its sampler".
+    pub fn from_saved(saved: &SavedSampler) -> Result<Self, String> {
+        let mut params = Params::default();
+        for (name, &value) in &saved.settings {
+            let setting = Setting::ALL.into_iter().find(|s| s.name() == name);
+            let setting = setting.ok_or_else(|| format!("has an unknown setting `{name}`"))?;
+            params.set(setting, value).map_err(|why| format!("has {name} {value}, which {why}"))?;
+        }
+        let mut sampler = Self::new(params, saved.seed);
+        sampler.rng.set_word_pos(saved.drawn.into());
+        Ok(sampler)
+    }
+
+    /// What [`Sampler::from_saved`] needs to go on as this one would.
+    pub fn saved(&self) -> SavedSampler {
+        SavedSampler {
+            settings: Setting::ALL.into_iter().map(|s| (s.name().into(), self.params.get(s))).collect(),
+            seed: self.seed,
+            drawn: u64::try_from(self.rng.get_word_pos()).unwrap_or(u64::MAX),
+        }
+    }
+
+    /// The knobs.
+    pub fn params(&self) -> &Params {
+        &self.params
+    }
+
+    /// Turns the knobs; the random numbers go on.
+    pub fn set_params(&mut self, params: Params) {
+        self.params = params;
+    }
+
+    /// What the random numbers follow from.
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    /// Begins the random numbers anew.
+    pub fn set_seed(&mut self, seed: u64) {
+        (self.seed, self.rng) = (seed, ChaCha8Rng::seed_from_u64(seed));
     }
 
     /// Never chooses `id` (the end token, when a text must go on), as long as there is another.
@@ -44,7 +98,7 @@ impl Sampler {
     /// Chooses the next token from `logits` [vocab], which may hold anything, NaN (never chosen while there is a number)
     /// and infinities included. `history` is the ids so far, which the repeat penalty looks back on.
     pub fn sample(&mut self, logits: &[f32], history: &[u32]) -> u32 {
-        let Self { params, rng, banned, candidates } = self;
+        let Self { params, rng, banned, candidates, .. } = self;
         candidates.clear();
         candidates.extend(logits.iter().zip(0..).map(|(&logit, id)| Candidate { logit: finite(logit), id }));
         penalize(candidates, params, history);
@@ -253,6 +307,12 @@ mod tests {
         assert_eq!(first, draws(&mut Sampler::new(PLAIN, 42)));
         assert_ne!(first, draws(&mut Sampler::new(PLAIN, 43)));
         let mut copy = one.clone();
-        assert_eq!(draws(&mut one), draws(&mut copy));
+        let mut saved = Sampler::from_saved(&one.saved()).unwrap();
+        let next = draws(&mut one);
+        assert_eq!(next, draws(&mut copy));
+        assert_eq!(next, draws(&mut saved));
+        assert_eq!((saved.params(), saved.seed()), (&PLAIN, 42));
+        one.set_seed(42);
+        assert_eq!(first, draws(&mut one));
     }
 }

@@ -1,5 +1,7 @@
 //! The KV cache: which row holds which position, and which rows a token sees.
 
+use std::ops::Range;
+
 use crate::{backend::Run, model::Config};
 
 /// Where a layer keeps its positions: the meta tokens first, then the text. A global layer has a row for every token
@@ -41,6 +43,11 @@ impl KvLayout {
     /// Rows of the cache.
     pub fn rows(&self) -> usize {
         self.meta.saturating_add(self.text)
+    }
+
+    /// The rows that hold text when `position` positions were read.
+    pub fn text_rows(&self, position: usize) -> Range<usize> {
+        self.meta..self.rows().min(position).max(self.meta)
     }
 
     /// The row that holds `position`.

@@ -1,5 +1,7 @@
 //! What a session remembers: KV rows, conv state, SSM state.
 
+mod disk;
+mod image;
 mod kv;
 mod meta;
 mod snapshot;
@@ -10,6 +12,8 @@ use crate::{
     model::Config,
 };
 
+pub use disk::{read_session, write_session};
+pub use image::image_bytes;
 pub use kv::{KvCache, KvLayout};
 pub use meta::MetaState;
 pub use snapshot::Snapshot;
@@ -41,7 +45,7 @@ impl<M> State<M> {
         let mut zeros = |kind: Kind, len: Option<usize>| {
             // a length that overflows fails in `zeros`, with the message for too little memory
             let len = len.unwrap_or(usize::MAX);
-            bytes = bytes.saturating_add(len.saturating_mul(kind.bytes()));
+            bytes = bytes.saturating_add(kind.size(len));
             backend.zeros(kind, len)
         };
         let (k_width, v_width) = config.kv_widths();

@@ -1,5 +1,6 @@
 //! A point to come back to. Rows of global layers stay where they are: the text after the point only adds to them. What
-//! the text overwrites is copied: the rings of windowed layers, conv and SSM state.
+//! the text overwrites is copied: the rings of windowed layers, conv and SSM state. A whole snapshot copies the rows of
+//! global layers too, and is good after any other text.
 
 use super::State;
 use crate::{
@@ -8,55 +9,74 @@ use crate::{
     model::Config,
 };
 
-/// What a session must put back to be where it was, in memory `M`. It is good for as long as the text before the point
-/// is the same.
+/// What a session must put back to be where it was, in memory `M`. Unless it is whole, it is good for as long as the
+/// text before the point is the same.
 pub struct Snapshot<M> {
     position: usize,
+    whole: bool,
+    bytes: usize,
     layers: Vec<LayerSnapshot<M>>,
 }
 
 struct LayerSnapshot<M> {
-    ring: Option<[M; 2]>,
+    /// Rows of text; those of the meta tokens never change.
+    kv: Option<[M; 2]>,
     conv: M,
     ssm: M,
 }
 
+impl<M> Snapshot<M> {
+    /// Bytes of memory that it takes.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
 impl<M> State<M> {
-    /// The point where the text ends now.
-    pub fn snapshot<B: Backend<Memory = M>>(&self, b: &mut B, c: &Config, kind: Kind) -> Result<Snapshot<M>> {
+    /// The point where the text ends now; `whole`: with the rows of global layers.
+    pub fn snapshot<B: Backend<Memory = M>>(
+        &self,
+        b: &mut B,
+        c: &Config,
+        kind: Kind,
+        whole: bool,
+    ) -> Result<Snapshot<M>> {
         let (k_width, v_width) = c.kv_widths();
-        let mut copy = |kind: Kind, from: &M, rows: usize, width: usize| {
+        let mut bytes = 0;
+        let mut copy = |kind: Kind, from: &M, first: usize, rows: usize, width: usize| {
             let mut to = b.zeros(kind, rows * width)?;
-            b.copy_rows((from, 0), (&mut to, 0), rows, width);
+            b.copy_rows((from, first), (&mut to, 0), rows, width);
+            bytes += kind.size(rows * width);
             Ok::<_, crate::Error>(to)
         };
         let layers = self.layers.iter().map(|layer| {
-            let ring = layer.kv.as_ref().filter(|kv| kv.layout.is_ring());
-            let ring = ring.map(|kv| {
-                let rows = kv.layout.rows();
-                Ok::<_, crate::Error>([copy(kind, &kv.k, rows, k_width)?, copy(kind, &kv.v, rows, v_width)?])
+            let kv = layer.kv.as_ref().filter(|kv| whole || kv.layout.is_ring()).map(|kv| {
+                let rows = kv.layout.text_rows(self.position);
+                let mut copy = |from, width| copy(kind, from, rows.start, rows.len(), width);
+                Ok::<_, crate::Error>([copy(&kv.k, k_width)?, copy(&kv.v, v_width)?])
             });
             Ok(LayerSnapshot {
-                ring: ring.transpose()?,
-                conv: copy(Kind::F32, &layer.conv, c.conv_kernel - 1, c.inner)?,
-                ssm: copy(Kind::F32, &layer.ssm, c.inner, c.state)?,
+                kv: kv.transpose()?,
+                conv: copy(Kind::F32, &layer.conv, 0, c.conv_kernel - 1, c.inner)?,
+                ssm: copy(Kind::F32, &layer.ssm, 0, c.inner, c.state)?,
             })
         });
-        Ok(Snapshot { position: self.position, layers: layers.collect::<Result<_>>()? })
+        let layers = layers.collect::<Result<_>>()?;
+        Ok(Snapshot { position: self.position, whole, bytes, layers })
     }
 
     /// Goes back to the point.
     ///
     /// # Panics
-    /// If the text is shorter than it was at the point.
+    /// If the text is shorter than it was at the point, and the snapshot is not whole.
     pub fn restore<B: Backend<Memory = M>>(&mut self, b: &mut B, c: &Config, from: &Snapshot<M>) {
-        assert!(self.position >= from.position, "the text ends before the point to go back to");
+        assert!(from.whole || self.position >= from.position, "the text ends before the point to go back to");
         let (k_width, v_width) = c.kv_widths();
         for (layer, saved) in self.layers.iter_mut().zip(&from.layers) {
-            if let (Some(kv), Some([k, v])) = (&mut layer.kv, &saved.ring) {
-                let rows = kv.layout.rows();
-                b.copy_rows((k, 0), (&mut kv.k, 0), rows, k_width);
-                b.copy_rows((v, 0), (&mut kv.v, 0), rows, v_width);
+            if let (Some(kv), Some([k, v])) = (&mut layer.kv, &saved.kv) {
+                let rows = kv.layout.text_rows(from.position);
+                b.copy_rows((k, 0), (&mut kv.k, rows.start), rows.len(), k_width);
+                b.copy_rows((v, 0), (&mut kv.v, rows.start), rows.len(), v_width);
             }
             b.copy_rows((&saved.conv, 0), (&mut layer.conv, 0), c.conv_kernel - 1, c.inner);
             b.copy_rows((&saved.ssm, 0), (&mut layer.ssm, 0), c.inner, c.state);

@@ -1,11 +1,13 @@
-//! Text to token ids and back, a piece at a time, and where to stop.
+//! Text to token ids and back, a piece at a time, chat templates, and where to stop.
 
 mod stop;
 mod stream;
+mod template;
 mod tokenizer;
 
 pub use stop::StopMatcher;
 pub use stream::Stream;
+pub use template::{Message, Role, Template};
 pub use tokenizer::Tokenizer;
 
 #[cfg(test)]

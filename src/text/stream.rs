@@ -44,6 +44,11 @@ impl<'t> Stream<'t> {
         text
     }
 
+    /// Has the text of all ids come out?
+    pub fn is_whole(&self) -> bool {
+        self.pending.is_empty()
+    }
+
     /// What is left when no more ids come: U+FFFD for a character that stayed incomplete.
     pub fn finish(&mut self) -> String {
         String::from_utf8_lossy(&std::mem::take(&mut self.pending)).into_owned()

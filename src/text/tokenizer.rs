@@ -76,6 +76,15 @@ impl Tokenizer {
         Ok(ids)
     }
 
+    /// The ids of `text` where it goes on after other text: without the begin token, and without the space that Llama's
+    /// tokenizers put in front of a text.
+    pub fn encode_more(&self, text: &str) -> Result<Vec<u32>> {
+        // Its byte is a token that joins with no other.
+        const BEFORE: &str = "\n";
+        let (before, all) = (self.encode(BEFORE, false)?, self.encode(&format!("{BEFORE}{text}"), false)?);
+        Ok(all.strip_prefix(&*before).map(Into::into).unwrap_or(self.encode(text, false)?))
+    }
+
     /// The text of `ids`; ids beyond the vocabulary have none.
     pub fn decode(&self, ids: &[u32]) -> String {
         let mut stream = self.stream();
@@ -97,6 +106,11 @@ impl Tokenizer {
     /// The token that ends a text.
     pub fn eos(&self) -> Option<u32> {
         self.eos
+    }
+
+    /// The name of a token, as templates may say it; empty if there is none.
+    pub fn name(&self, id: Option<u32>) -> String {
+        id.and_then(|id| self.inner.id_to_token(id)).unwrap_or_default()
     }
 
     /// Tokens, the added ones included.
@@ -199,6 +213,16 @@ pub(crate) mod tests {
         let mut meta = metadata(&json());
         meta.set("tokenizer.ggml.add_bos_token", false);
         assert_eq!(Tokenizer::from_metadata(&meta, "f").unwrap().encode("a", true).unwrap(), [262]);
+    }
+
+    #[test]
+    fn a_text_goes_on_without_a_space() {
+        let t = small();
+        assert_eq!(t.encode_more("ab").unwrap(), [263]);
+        assert_eq!(t.encode_more(" ab\na").unwrap(), [264, 3 + 10, 260]);
+        assert_eq!(t.encode_more("").unwrap(), [] as [u32; 0]);
+        let whole = t.encode("ab ab", false).unwrap();
+        assert_eq!([t.encode("ab", false).unwrap(), t.encode_more(" ab").unwrap()].concat(), whole);
     }
 
     #[test]

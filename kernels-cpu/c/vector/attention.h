@@ -6,11 +6,17 @@
 #define ATTEND_QUERIES 40 /* whose scores of a tile are held at once */
 #define ATTEND_BLOCK 6    /* queries whose sums live in registers, two vectors each */
 
+/* p: values of K or V, in HK_Q8_0 from the beginning of a block on */
 HK_INLINE vf kv_load(hk_type type, const void *p, size_t i) {
+    if (type == HK_Q8_0) {
+        const char *block = (const char *)p + q8_offset(i);
+        return vf_mul(vf_set1(f16_scale(block)), vf_load_i8((const int8_t *)block + 2 + i % HK_BLOCK));
+    }
     return type == HK_F16 ? vf_load_f16((const uint16_t *)p + i) : vf_load((const float *)p + i);
 }
 
 HK_INLINE float kv_value(hk_type type, const void *p, size_t i) {
+    if (type == HK_Q8_0) return q8_value(p, i);
     return type == HK_F16 ? f16_to_f32(((const uint16_t *)p)[i]) : ((const float *)p)[i];
 }
 
@@ -159,13 +165,17 @@ HK_INLINE void attend_tile(const hk_attend *a, hk_type type, attend_queries *s, 
 #undef VALUES
 }
 
+HK_INLINE size_t kv_offset(hk_type type, size_t i) {
+    return type == HK_Q8_0 ? q8_offset(i) : i * (type == HK_F16 ? 2 : 4);
+}
+
 HK_INLINE const char *kv_at(hk_type type, const void *p, size_t i) {
-    return (const char *)p + i * (type == HK_F16 ? 2 : 4);
+    return (const char *)p + kv_offset(type, i);
 }
 
 /* asks for part `i` of `parts` of the rows [n] of all heads */
 HK_INLINE void fetch_rows(hk_type type, const void *rows, size_t stride, size_t n, size_t i, size_t parts) {
-    const size_t bytes = n * stride * (type == HK_F16 ? 2 : 4) / parts;
+    const size_t bytes = kv_offset(type, n * stride) / parts;
     for (size_t at = 0; at < bytes; at += 64) prefetch_soon((const char *)rows + i * bytes + at);
 }
 
@@ -218,6 +228,8 @@ HK_INLINE void attend_type(const hk_attend *a, hk_type type) {
 static void attend(const hk_attend *a) {
     if (a->type == HK_F16)
         attend_type(a, HK_F16);
+    else if (a->type == HK_Q8_0)
+        attend_type(a, HK_Q8_0);
     else
         attend_type(a, HK_F32);
 }

@@ -194,7 +194,7 @@ pub fn measure(
                     work_per_token: match kind {
                         Kind::Decode => {
                             let middle = depth + tokens / 2;
-                            let cache = model.plan().read_bytes(middle, session.cache_type().bytes());
+                            let cache = model.plan().read_bytes(middle, session.cache_type());
                             (model.weight_bytes_per_token() + cache) as f64
                         }
                         _ => model.weights().macs_per_token() as f64,

@@ -1,0 +1,163 @@
+//! The line editor: history from one run to the next, several lines, completion.
+
+use std::{
+    cell::Cell,
+    fs,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use rustyline::{
+    CompletionType, Config, Context, Helper,
+    completion::{Completer, FilenameCompleter, Pair},
+    error::ReadlineError,
+    highlight::Highlighter,
+    hint::Hinter,
+    history::DefaultHistory,
+    validate::{ValidationContext, ValidationResult, Validator},
+};
+
+use super::{
+    commands::{COMMANDS, knobs},
+    input::{Event, is_whole, joined},
+};
+
+/// Messages that are remembered.
+const HISTORY: usize = 1000;
+
+/// A line editor on the terminal.
+pub struct Editor {
+    inner: rustyline::Editor<Helpers, DefaultHistory>,
+    history: Option<PathBuf>,
+    /// Is a line being typed?
+    waiting: Arc<AtomicBool>,
+}
+
+impl Editor {
+    /// An editor with the history of earlier runs. When `cancel` is set while it waits for a line (Ctrl-C does not do
+    /// that, a signal from elsewhere does), the terminal is put in order and the process ends.
+    pub fn new(cancel: &Arc<AtomicBool>) -> anyhow::Result<Self> {
+        let config = Config::builder()
+            .max_history_size(HISTORY)?
+            .history_ignore_dups(true)?
+            .completion_type(CompletionType::List)
+            .auto_add_history(false)
+            .build();
+        let mut inner = rustyline::Editor::with_config(config)?;
+        inner.set_helper(Some(Helpers {
+            files: FilenameCompleter::new(),
+            branches: Vec::new(),
+            typed: Cell::new(false),
+        }));
+        // Without a data folder there is no history, and no harm.
+        let history = dirs::data_dir().map(|folder| folder.join("hymba")).and_then(|folder| {
+            fs::create_dir_all(&folder).ok()?;
+            Some(folder.join("history"))
+        });
+        if let Some(path) = &history {
+            let _ = inner.load_history(path);
+        }
+        let waiting = Arc::new(AtomicBool::new(false));
+        #[cfg(unix)]
+        leave_when(cancel.clone(), waiting.clone());
+        Ok(Self { inner, history, waiting })
+    }
+
+    /// The next message, whole.
+    pub fn read(&mut self, prompt: &str, initial: &str, branches: Vec<String>) -> anyhow::Result<Event> {
+        if let Some(helpers) = self.inner.helper_mut() {
+            helpers.branches = branches;
+            helpers.typed.set(!initial.is_empty());
+        }
+        self.waiting.store(true, Ordering::Relaxed);
+        let line = self.inner.readline_with_initial(prompt, (initial, ""));
+        self.waiting.store(false, Ordering::Relaxed);
+        match line {
+            Ok(line) => {
+                if !line.trim().is_empty() && self.inner.add_history_entry(&line).unwrap_or(false) {
+                    // Written at once, so that it outlives whatever happens; that it can't be is no reason to stop.
+                    let _ = self.history.as_ref().map(|path| self.inner.append_history(path));
+                }
+                Ok(Event::Line(joined(&line)))
+            }
+            Err(ReadlineError::Interrupted) if self.inner.helper().is_some_and(|h| h.typed.get()) => {
+                Ok(Event::Line(String::new()))
+            }
+            Err(ReadlineError::Interrupted) => Ok(Event::Interrupt),
+            Err(ReadlineError::Eof) => Ok(Event::End),
+            Err(e) => Err(e.into()),
+        }
+    }
+}
+
+/// Ends the process, with the terminal as it was, when `cancel` is set while a line is being typed.
+#[cfg(unix)]
+fn leave_when(cancel: Arc<AtomicBool>, waiting: Arc<AtomicBool>) {
+    use std::{io, process::exit, thread, time::Duration};
+
+    use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
+
+    let before = tcgetattr(io::stdin());
+    thread::spawn(move || {
+        while !(cancel.load(Ordering::Relaxed) && waiting.load(Ordering::Relaxed)) {
+            thread::sleep(Duration::from_millis(50));
+        }
+        let _ = before.map(|before| tcsetattr(io::stdin(), OptionalActions::Now, &before));
+        exit(crate::INTERRUPTED.into());
+    });
+}
+
+/// What the editor asks while a line is typed.
+struct Helpers {
+    files: FilenameCompleter,
+    branches: Vec<String>,
+    /// Is there anything on the line?
+    typed: Cell<bool>,
+}
+
+impl Helper for Helpers {}
+impl Highlighter for Helpers {}
+
+impl Hinter for Helpers {
+    type Hint = String;
+
+    /// Hints nothing; it is asked after every change of the line.
+    fn hint(&self, line: &str, _: usize, _: &Context<'_>) -> Option<String> {
+        self.typed.set(!line.is_empty());
+        None
+    }
+}
+
+impl Validator for Helpers {
+    fn validate(&self, context: &mut ValidationContext<'_>) -> rustyline::Result<ValidationResult> {
+        let whole = is_whole(context.input());
+        Ok(if whole { ValidationResult::Valid(None) } else { ValidationResult::Incomplete })
+    }
+}
+
+impl Completer for Helpers {
+    type Candidate = Pair;
+
+    fn complete(&self, line: &str, pos: usize, _: &Context<'_>) -> rustyline::Result<(usize, Vec<Pair>)> {
+        let typed = &line[..pos];
+        let Some(command) = typed.strip_prefix('/') else { return Ok((pos, Vec::new())) };
+        let among = |start: usize, names: &mut dyn Iterator<Item = String>| {
+            let names = names.filter(|name| name.starts_with(&typed[start..]));
+            (start, names.map(|name| Pair { display: name.trim_end().into(), replacement: name }).collect())
+        };
+        match command.split_once(' ') {
+            None => {
+                let space = |after: &str| if after.is_empty() { "" } else { " " };
+                let mut names = COMMANDS.iter().map(|(name, after, _)| format!("/{name}{}", space(after)));
+                Ok(among(0, &mut names))
+            }
+            Some(("load" | "read" | "save", _)) => self.files.complete_path(line, pos),
+            Some(("switch", _)) => Ok(among("/switch ".len(), &mut self.branches.iter().cloned())),
+            Some(("set", _)) => Ok(among("/set ".len(), &mut knobs().map(|name| format!("{name} ")))),
+            Some(_) => Ok((pos, Vec::new())),
+        }
+    }
+}

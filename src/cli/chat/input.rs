@@ -1,0 +1,142 @@
+//! Where messages come from: the line editor, the lines of a pipe, or the command line.
+
+use std::{
+    io::{self, BufRead},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{self, Receiver, RecvTimeoutError},
+    },
+    thread,
+    time::Duration,
+};
+
+use hymba::Error;
+
+use super::editor::Editor;
+
+/// Starts and ends a message of several lines.
+const QUOTES: &str = "\"\"\"";
+
+/// What came.
+#[derive(Debug, PartialEq)]
+pub enum Event {
+    /// A message or a command, whole.
+    Line(String),
+    /// Ctrl-C where nothing was typed.
+    Interrupt,
+    /// Nothing more comes.
+    End,
+}
+
+/// A source of messages.
+pub struct Input {
+    /// What comes before everything else.
+    first: Option<String>,
+    source: Source,
+}
+
+enum Source {
+    Terminal(Box<Editor>),
+    Pipe { lines: Receiver<io::Result<String>>, cancel: Arc<AtomicBool> },
+    Nothing,
+}
+
+impl Input {
+    /// One message, and then the end.
+    pub fn once(message: String) -> Self {
+        Self { first: Some(message), source: Source::Nothing }
+    }
+
+    /// A person at a terminal.
+    pub fn terminal(first: Option<String>, cancel: &Arc<AtomicBool>) -> anyhow::Result<Self> {
+        Ok(Self { first, source: Source::Terminal(Box::new(Editor::new(cancel)?)) })
+    }
+
+    /// The lines of standard input. A thread of its own reads them, so that a signal ends the wait.
+    pub fn pipe(first: Option<String>, cancel: Arc<AtomicBool>) -> Self {
+        let (send, lines) = mpsc::sync_channel(16);
+        thread::spawn(move || {
+            for line in io::stdin().lock().lines() {
+                if send.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        Self { first, source: Source::Pipe { lines, cancel } }
+    }
+
+    /// Is a person typing?
+    pub fn is_terminal(&self) -> bool {
+        matches!(self.source, Source::Terminal(_))
+    }
+
+    /// The next message or command. `prompt` is shown to a person, who finds `initial` typed already; `branches` are names
+    /// that Tab completes.
+    pub fn next(&mut self, prompt: &str, initial: &str, branches: Vec<String>) -> anyhow::Result<Event> {
+        if let Some(first) = self.first.take() {
+            return Ok(Event::Line(first));
+        }
+        match &mut self.source {
+            Source::Nothing => Ok(Event::End),
+            Source::Terminal(editor) => editor.read(prompt, initial, branches),
+            Source::Pipe { lines, cancel } => {
+                let Some(mut text) = next_line(lines, cancel)? else { return Ok(Event::End) };
+                while !is_whole(&text) {
+                    let Some(line) = next_line(lines, cancel)? else { break };
+                    text = format!("{text}\n{line}");
+                }
+                Ok(Event::Line(joined(&text)))
+            }
+        }
+    }
+}
+
+/// The next line of a pipe, or `None` at its end.
+fn next_line(lines: &Receiver<io::Result<String>>, cancel: &AtomicBool) -> anyhow::Result<Option<String>> {
+    loop {
+        match lines.recv_timeout(Duration::from_millis(20)) {
+            Ok(line) => return Ok(Some(line.map_err(|e| Error::io("cannot read", "standard input", e))?)),
+            Err(RecvTimeoutError::Disconnected) => return Ok(None),
+            Err(RecvTimeoutError::Timeout) if cancel.load(Ordering::Relaxed) => return Err(Error::Cancelled.into()),
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+    }
+}
+
+/// Has a message that was typed so far an end? Not within `"""`, nor after a backslash.
+pub fn is_whole(text: &str) -> bool {
+    match text.trim_start().strip_prefix(QUOTES) {
+        Some(rest) => rest.trim_end().ends_with(QUOTES),
+        None => !text.ends_with('\\'),
+    }
+}
+
+/// The message that was typed: without the quotes around it, or the backslashes before its line breaks.
+pub fn joined(text: &str) -> String {
+    match text.trim_start().strip_prefix(QUOTES) {
+        Some(rest) => rest.trim_end().strip_suffix(QUOTES).unwrap_or(rest).trim_matches('\n').into(),
+        None => text.replace("\\\n", "\n").strip_suffix('\\').map_or_else(|| text.replace("\\\n", "\n"), Into::into),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_of_several_lines() {
+        for (typed, whole, message) in [
+            ("a", true, "a"),
+            ("a\\", false, "a"),
+            ("a\\\nb", true, "a\nb"),
+            ("\"\"\"", false, ""),
+            ("\"\"\"a", false, "a"),
+            ("\"\"\"\na\n\nb\n\"\"\"", true, "a\n\nb"),
+            ("\"\"\"a\"\"\" ", true, "a"),
+            ("a \"\"\"", true, "a \"\"\""),
+        ] {
+            assert_eq!((is_whole(typed), &*joined(typed)), (whole, message), "{typed:?}");
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! Texts that outlive a run: sessions, which go on, and prompts that are read once.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::atomic::AtomicBool,
+};
+
+use hymba::{
+    Error, Result,
+    engine::{
+        Timeline,
+        conversation::Saved,
+        generate::{Generation, Steps},
+        timeline::{Watch, prefilled},
+    },
+    sample::Sampler,
+};
+
+/// Files of earlier runs.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Files of earlier runs")]
+pub struct StoredArgs {
+    /// Go on with the text in FILE if it exists, and write the text to it at the end
+    #[arg(long, value_name = "FILE")]
+    pub session: Option<PathBuf>,
+    /// Leave the --session file as it is
+    #[arg(long, requires = "session")]
+    pub session_ro: bool,
+    /// Keep what was read of the prompt in FILE; a prompt that begins like the one there is read from where it differs
+    #[arg(long, value_name = "FILE", conflicts_with = "session")]
+    pub prompt_cache: Option<PathBuf>,
+}
+
+impl StoredArgs {
+    /// The session file to go on with.
+    pub fn existing_session(&self) -> Option<&Path> {
+        self.session.as_deref().filter(|path| path.exists())
+    }
+}
+
+/// Takes over the text in `path` and returns its sampler.
+pub fn resume(timeline: &mut Timeline<'_>, path: &Path) -> Result<Sampler> {
+    let (sampler, unread) = timeline.load(path, |saved: Saved, _| Ok((saved.text_sampler(path)?, saved.unread)))?;
+    if let Some(id) = unread {
+        timeline.decode(id)?;
+    }
+    Ok(sampler)
+}
+
+/// Writes the text to `path`, `generated` included.
+pub fn keep(timeline: &mut Timeline<'_>, path: &Path, sampler: &Sampler, generated: &Generation) -> Result<()> {
+    let mut unread = generated.ids.get(generated.timings.decode_steps).copied();
+    if let Some(id) = unread.filter(|_| timeline.steps().len() < timeline.context()) {
+        timeline.decode(id)?;
+        unread = None;
+    }
+    timeline.save(path, &Saved::text(sampler, unread), false)
+}
+
+/// Reads a prompt of `ids`, as much of it as the file at `path` does not know, and writes the file anew if it learned
+/// something.
+pub fn read_cached(
+    timeline: &mut Timeline<'_>,
+    path: &Path,
+    ids: &[u32],
+    sampler: &Sampler,
+    cancel: &AtomicBool,
+) -> Result<()> {
+    /// The file has the state at about this many places of the prompt, for other prompts that begin like it.
+    const PLACES: usize = 4;
+    const LEAST: usize = 256;
+    if ids.len() > timeline.context() {
+        let (tokens, context) = (ids.len(), timeline.context());
+        let what = format!("the prompt has {tokens} tokens, the context holds {context}; raise the context (-c)");
+        return Err(Error::Request(what));
+    }
+    if path.exists() {
+        timeline.load(path, |_: Saved, _| Ok(()))?;
+    }
+    let known = timeline.ids().iter().zip(ids).take_while(|(a, b)| a == b).count();
+    let mut target = timeline.steps()[..known].to_vec();
+    target.extend(prefilled(&ids[known..]));
+    let apart = ids.len().div_ceil(PLACES).next_multiple_of(LEAST);
+    // Where two prompts differ is where the next one may differ too.
+    let places = (known..ids.len()).step_by(apart);
+    let watch = Watch { cancel, progress: &|_, _| () };
+    for place in places {
+        timeline.go(&target[..place], &watch)?;
+        timeline.mark()?;
+    }
+    timeline.go(&target, &watch)?;
+    if known < ids.len() { timeline.save(path, &Saved::text(sampler, None), true) } else { Ok(()) }
+}

@@ -1,0 +1,141 @@
+//! A conversation, or a text, in a file: what goes into it beside the timeline.
+
+use std::{collections::BTreeMap, path::Path};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Branch, Conversation, Turn};
+use crate::{
+    Error, Result,
+    engine::timeline::{SavedSteps, Step, Watch, common_steps},
+    sample::{Sampler, SavedSampler},
+    text::Template,
+};
+
+/// What a session file holds beside the timeline.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Saved {
+    /// The sampler.
+    pub sampler: SavedSampler,
+    /// A token that was chosen and shown, but not read: there was no room for it.
+    pub unread: Option<u32>,
+    /// The conversation; `None`: a running text.
+    chat: Option<SavedChat>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct SavedChat {
+    template: Option<String>,
+    name: String,
+    branches: BTreeMap<String, SavedBranch>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct SavedBranch {
+    system: Option<String>,
+    turns: Vec<SavedTurn>,
+}
+
+/// A turn; its steps as what they add to those of the turn before.
+#[derive(Debug, Serialize, Deserialize)]
+struct SavedTurn {
+    user: String,
+    reply: String,
+    prompt: usize,
+    kept: usize,
+    steps: SavedSteps,
+}
+
+impl Saved {
+    /// A running text.
+    pub fn text(sampler: &Sampler, unread: Option<u32>) -> Self {
+        Self { sampler: sampler.saved(), unread, chat: None }
+    }
+
+    /// The sampler of a running text that `path` holds; a conversation is refused.
+    pub fn text_sampler(&self, path: &Path) -> Result<Sampler> {
+        if self.chat.is_some() {
+            let what = "holds a conversation; go on with it with `hymba chat --resume`";
+            return Err(Error::format(path.display().to_string(), what));
+        }
+        self.sampler(path)
+    }
+
+    fn sampler(&self, path: &Path) -> Result<Sampler> {
+        let bad = |why| Error::format(path.display().to_string(), format!("cannot be used: its sampler {why}"));
+        Sampler::from_saved(&self.sampler).map_err(bad)
+    }
+}
+
+impl SavedBranch {
+    fn new(branch: &Branch) -> Self {
+        let mut before: &[Step] = &[];
+        let turns = branch.turns.iter().map(|turn| {
+            let common = common_steps(before, &turn.steps);
+            let kept = (0..=common).rev().find(|&at| turn.steps.get(at).is_none_or(|step| step.first)).unwrap_or(0);
+            before = &turn.steps;
+            let (user, reply, prompt) = (turn.user.clone(), turn.reply.clone(), turn.prompt);
+            SavedTurn { user, reply, prompt, kept, steps: SavedSteps::new(&turn.steps[kept..]) }
+        });
+        Self { system: branch.system.clone(), turns: turns.collect() }
+    }
+
+    /// `None` if it contradicts itself.
+    fn branch(self) -> Option<Branch> {
+        let mut turns: Vec<Turn> = Vec::new();
+        for saved in self.turns {
+            let before = turns.last().map_or(&[][..], |turn| &turn.steps);
+            let mut steps = before.get(..saved.kept)?.to_vec();
+            steps.extend(saved.steps.steps());
+            let SavedTurn { user, reply, prompt, .. } = saved;
+            (prompt <= steps.len()).then_some(())?;
+            turns.push(Turn { user, reply, prompt, steps });
+        }
+        Some(Branch { system: self.system, turns })
+    }
+}
+
+impl Conversation<'_> {
+    /// Writes the conversation to `path`: the state at its end, and all that was said in all branches.
+    pub fn save(&mut self, path: &Path, watch: &Watch<'_>) -> Result<()> {
+        self.settle(watch)?;
+        let mut branches: BTreeMap<_, _> =
+            self.others.iter().map(|(name, branch)| (name.clone(), SavedBranch::new(branch))).collect();
+        branches.insert(self.name.clone(), SavedBranch::new(&self.here));
+        let template = self.options.template.as_ref().map(|template| template.source().to_owned());
+        let chat = SavedChat { template, name: self.name.clone(), branches };
+        let saved = Saved { sampler: self.sampler.saved(), unread: None, chat: Some(chat) };
+        self.timeline.save(path, &saved, false)
+    }
+
+    /// Becomes the conversation that was saved at `path`. Its sampler is taken over, and its template too
+    /// unless `keep_template`. If the file is refused, nothing has changed.
+    pub fn load(&mut self, path: &Path, keep_template: bool) -> Result<()> {
+        let file = path.display().to_string();
+        let [bos, eos] = [self.tokenizer.bos(), self.tokenizer.eos()].map(|id| self.tokenizer.name(id));
+        let (sampler, template, name, here, others) = self.timeline.load(path, |saved: Saved, steps| {
+            let sampler = saved.sampler(path)?;
+            let chat = saved
+                .chat
+                .ok_or_else(|| Error::format(&file, "holds a text; go on with it with `hymba run --session`"))?;
+            let broken = || Error::format(&file, "contradicts itself; restore it from a copy");
+            let parsed = chat.template.map(|source| Template::new(&source, &file, &bos, &eos)).transpose()?;
+            let mut branches = BTreeMap::new();
+            for (name, branch) in chat.branches {
+                branches.insert(name, branch.branch().ok_or_else(broken)?);
+            }
+            let here = branches.remove(&chat.name).ok_or_else(broken)?;
+            if here.turns.last().map_or(&[][..], |turn| &turn.steps) != steps {
+                return Err(broken());
+            }
+            Ok((sampler, parsed, chat.name, here, branches))
+        })?;
+        self.sampler = sampler;
+        if !keep_template {
+            self.options.template = template;
+        }
+        (self.name, self.here, self.others) = (name, here, others);
+        self.timeline.mark()?;
+        self.find_stops()
+    }
+}

@@ -1,0 +1,159 @@
+//! A timeline in a file: the way, the state at its end, and the states at the marks that are worth keeping.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use super::{Mark, Step, Timeline, decoded, passes};
+use crate::{
+    Error, Result,
+    model::forward::Rule,
+    state::{read_session, write_session},
+};
+
+/// Steps as a file holds them.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct SavedSteps {
+    ids: Vec<u32>,
+    /// The passes of prompts: first id and length. The other ids were read one at a time.
+    prompts: Vec<(usize, usize)>,
+}
+
+impl SavedSteps {
+    /// For a file; `steps` begin with a pass.
+    pub fn new(steps: &[Step]) -> Self {
+        let mut at = 0;
+        let mut prompts = Vec::new();
+        for pass in passes(steps) {
+            if pass[0].rule == Rule::Prefill {
+                prompts.push((at, pass.len()));
+            }
+            at += pass.len();
+        }
+        Self { ids: steps.iter().map(|step| step.id).collect(), prompts }
+    }
+
+    /// From a file.
+    pub fn steps(&self) -> Vec<Step> {
+        let mut steps: Vec<_> = self.ids.iter().map(|&id| decoded(id)).collect();
+        for &(first, length) in &self.prompts {
+            for (i, step) in steps.iter_mut().skip(first).take(length).enumerate() {
+                (step.rule, step.first) = (Rule::Prefill, i == 0);
+            }
+        }
+        steps
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Header<T> {
+    /// For people.
+    model: String,
+    fingerprint: String,
+    cache_type: String,
+    steps: SavedSteps,
+    /// Places of the marks, the last first.
+    marks: Vec<usize>,
+    /// What the caller saves with it.
+    more: T,
+}
+
+impl Timeline<'_> {
+    /// Writes the way and the state to `path`, with `more`; `marks`: the marks too.
+    pub fn save(&mut self, path: &Path, more: &impl Serialize, marks: bool) -> Result<()> {
+        let model = self.session.model();
+        let header = Header {
+            model: model.metadata().string("general.name").unwrap_or_default().into(),
+            fingerprint: model.fingerprint().into(),
+            cache_type: self.session.cache_type().name().into(),
+            steps: SavedSteps::new(&self.steps),
+            marks: if marks { self.marks.iter().rev().map(|mark| mark.at).collect() } else { Vec::new() },
+            more,
+        };
+        let mut payload = Vec::new();
+        if !header.marks.is_empty() {
+            let end = self.session.snapshot_whole()?;
+            for mark in self.marks.iter().rev() {
+                self.session.restore(&mark.point);
+                self.session.write_image(false, &mut payload);
+                write_logits(&mark.logits, &mut payload);
+            }
+            self.session.restore(&end);
+        }
+        self.session.write_image(true, &mut payload);
+        write_logits(&self.logits, &mut payload);
+        write_session(path, &header, &payload)
+    }
+
+    /// Becomes what was saved at `path`, and returns what `check` makes of what was saved with it and the steps. If that
+    /// is refused, by `check` too, nothing has changed.
+    pub fn load<T: DeserializeOwned, U>(
+        &mut self,
+        path: &Path,
+        check: impl FnOnce(T, &[Step]) -> Result<U>,
+    ) -> Result<U> {
+        let bad = |what: String| Error::format(path.display().to_string(), what);
+        let (header, payload): (Header<T>, _) = read_session(path)?;
+        let model = self.session.model();
+        if header.fingerprint != model.fingerprint() {
+            let name = if header.model.is_empty() { "another".into() } else { format!("`{}`", header.model) };
+            return Err(bad(format!(
+                "belongs to another model file (its model is {name}); open it with the file it was made with"
+            )));
+        }
+        let cache = self.session.cache_type().name();
+        if header.cache_type != cache {
+            let saved = header.cache_type;
+            return Err(bad(format!("has a KV cache of type {saved}, this is {cache}; add --cache-type {saved}")));
+        }
+        let (steps, vocab) = (header.steps.steps(), model.config().vocab);
+        let tokens = steps.len();
+        if tokens > self.session.context() {
+            let context = self.session.context();
+            return Err(bad(format!(
+                "holds {tokens} tokens, but the context has room for {context}; raise it with -c"
+            )));
+        }
+        let logits = if tokens > 0 { vocab * size_of::<f32>() } else { 0 };
+        let sizes: Vec<_> = header.marks.iter().map(|&at| self.session.image_bytes(at, false)).collect();
+        let whole = self.session.image_bytes(tokens, true) + logits;
+        let expected = sizes.iter().map(|size| size + logits).sum::<usize>() + whole;
+        let in_order =
+            header.marks.is_sorted_by(|a, b| a > b) && header.marks.iter().all(|at| (1..=tokens).contains(at));
+        if payload.len() != expected || !in_order || steps.iter().any(|step| step.id as usize >= vocab) {
+            return Err(bad("contradicts itself; restore it from a copy".into()));
+        }
+        let more = check(header.more, &steps)?;
+
+        self.clear()?;
+        self.clear_shelf();
+        let (parts, end) = payload.split_at(expected - whole);
+        let mut rest = parts;
+        for (&at, size) in header.marks.iter().zip(sizes) {
+            let (image, after) = rest.split_at(size);
+            let (mark_logits, after) = after.split_at(logits);
+            rest = after;
+            self.session.read_image(at, false, image);
+            let (point, logits) = (self.session.snapshot()?.into(), read_logits(mark_logits).into());
+            self.marks.insert(0, Mark { at, point, logits, age: 0 });
+        }
+        for mark in &mut self.marks {
+            self.age += 1;
+            mark.age = self.age;
+        }
+        let (image, end_logits) = end.split_at(whole - logits);
+        self.session.read_image(tokens, true, image);
+        self.logits = read_logits(end_logits);
+        self.steps = steps;
+        self.evict();
+        Ok(more)
+    }
+}
+
+fn write_logits(logits: &[f32], out: &mut Vec<u8>) {
+    out.extend(logits.iter().flat_map(|v| v.to_le_bytes()));
+}
+
+fn read_logits(bytes: &[u8]) -> Vec<f32> {
+    bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect()
+}

@@ -1,0 +1,95 @@
+//! The state as bytes, for a file: layer by layer the key rows and the value rows of the text, oldest first, then conv
+//! and SSM state. It does not depend on the context that a session was opened with. Little-endian.
+
+use super::{KvLayout, State};
+use crate::{
+    backend::{Backend, Kind},
+    model::Config,
+    quant::{decode_row, encode_row},
+};
+
+/// How many bytes the image of a state after `tokens` tokens of text has; `grown`: with the rows of global layers.
+pub fn image_bytes(c: &Config, kind: Kind, tokens: usize, grown: bool) -> usize {
+    let (k_width, v_width) = c.kv_widths();
+    let rows: usize = (0..c.layers)
+        .filter(|&layer| c.is_producer(layer) && (grown || c.windowed[layer]))
+        .map(|layer| KvLayout::new(c, layer, tokens).rows() - c.meta_tokens)
+        .sum();
+    let values = c.layers * c.inner * (c.conv_kernel - 1 + c.state);
+    kind.size(rows * (k_width + v_width)) + Kind::F32.size(values)
+}
+
+impl<M> State<M> {
+    /// Appends the image to `out`.
+    pub fn write_image<B: Backend<Memory = M>>(
+        &self,
+        b: &mut B,
+        c: &Config,
+        kind: Kind,
+        grown: bool,
+        out: &mut Vec<u8>,
+    ) {
+        let (k_width, v_width) = c.kv_widths();
+        for layer in &self.layers {
+            if let Some(kv) = layer.kv.as_ref().filter(|kv| grown || kv.layout.is_ring()) {
+                let rows = kv.layout.text_rows(self.position);
+                let oldest = self.position - rows.len();
+                for (memory, width) in [(&kv.k, k_width), (&kv.v, v_width)] {
+                    let values = b.download(memory, rows.end * width);
+                    for position in oldest..self.position {
+                        encode(kind, &values[kv.layout.row(position) * width..][..width], out);
+                    }
+                }
+            }
+            encode(Kind::F32, &b.download(&layer.conv, (c.conv_kernel - 1) * c.inner), out);
+            encode(Kind::F32, &b.download(&layer.ssm, c.inner * c.state), out);
+        }
+    }
+
+    /// Becomes what `image`, of [`image_bytes`] bytes, shows: the state after `tokens` tokens of text. Without `grown`
+    /// the rows of global layers stay as they are.
+    pub fn read_image<B: Backend<Memory = M>>(
+        &mut self,
+        b: &mut B,
+        c: &Config,
+        kind: Kind,
+        grown: bool,
+        tokens: usize,
+        image: &[u8],
+    ) {
+        let (k_width, v_width) = c.kv_widths();
+        let mut rest = image;
+        let mut next = |kind: Kind, values: usize| {
+            let (bytes, after) = rest.split_at(kind.size(values));
+            rest = after;
+            let mut read = vec![0.0; values];
+            decode_row(kind.dtype(), bytes, &mut read);
+            read
+        };
+        self.position = c.meta_tokens + tokens;
+        for layer in &mut self.layers {
+            if let Some(kv) = layer.kv.as_mut().filter(|kv| grown || kv.layout.is_ring()) {
+                let (rows, row) = (kv.layout.text_rows(self.position), kv.layout.row(self.position));
+                // The oldest position follows the newest in a ring that is full.
+                let until_end = if rows.len() == tokens { rows.len() } else { rows.end - row };
+                let first = if rows.len() == tokens { rows.start } else { row };
+                for (memory, width) in [(&mut kv.k, k_width), (&mut kv.v, v_width)] {
+                    let values = next(kind, rows.len() * width);
+                    let (end, start) = values.split_at(until_end * width);
+                    b.upload(end, memory, first * width);
+                    b.upload(start, memory, rows.start * width);
+                }
+            }
+            b.upload(&next(Kind::F32, (c.conv_kernel - 1) * c.inner), &mut layer.conv, 0);
+            b.upload(&next(Kind::F32, c.inner * c.state), &mut layer.ssm, 0);
+        }
+    }
+}
+
+/// The values came out of memory of this kind, so that going back into it changes none of them.
+fn encode(kind: Kind, values: &[f32], out: &mut Vec<u8>) {
+    let at = out.len();
+    out.resize(at + kind.size(values.len()), 0);
+    // What does not fit is no number, and is noticed when logits are made of it.
+    let _ = encode_row(kind.dtype(), values, &mut out[at..]);
+}

@@ -1,0 +1,245 @@
+//! Chat templates: the Jinja text that makes a prompt of messages, as Hugging Face's tokenizers carry it.
+
+use minijinja::{Environment, ErrorKind, Value, context, syntax::SyntaxConfig};
+
+use crate::{Error, Result};
+
+const NAME: &str = "chat";
+/// A message that no text holds, to find out where the template puts messages.
+const MARK: &str = "\u{e000}message\u{e001}";
+
+/// Who says something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// What the model should be.
+    System,
+    /// The person.
+    User,
+    /// The model.
+    Assistant,
+}
+
+impl Role {
+    fn name(self) -> &'static str {
+        match self {
+            Self::System => "system",
+            Self::User => "user",
+            Self::Assistant => "assistant",
+        }
+    }
+}
+
+/// One message of a conversation.
+#[derive(Clone, Copy, Debug)]
+pub struct Message<'a> {
+    /// Who says it.
+    pub role: Role,
+    /// What is said.
+    pub content: &'a str,
+}
+
+impl<'a> Message<'a> {
+    /// `content`, said by `role`.
+    pub fn new(role: Role, content: &'a str) -> Self {
+        Self { role, content }
+    }
+}
+
+/// What a template says between two replies.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Between {
+    /// The text.
+    pub text: String,
+    /// Does the template take white space off the end of a reply?
+    pub strips: bool,
+}
+
+/// A chat template, parsed.
+pub struct Template {
+    environment: Environment<'static>,
+    source: String,
+    /// Where it is from, for messages.
+    origin: String,
+    /// What templates may put around a text.
+    bos: String,
+    eos: String,
+}
+
+impl Template {
+    /// Parses `source`; `origin` says where it is from, `bos` and `eos` are the names of the tokens around a text.
+    pub fn new(source: &str, origin: &str, bos: &str, eos: &str) -> Result<Self> {
+        let mut template = Self {
+            environment: Environment::new(),
+            source: source.into(),
+            origin: origin.into(),
+            bos: bos.into(),
+            eos: eos.into(),
+        };
+        match template.prepare() {
+            Ok(()) => Ok(template),
+            Err(e) => Err(template.bad(&e)),
+        }
+    }
+
+    /// Parses the source the way Hugging Face's library does.
+    fn prepare(&mut self) -> std::result::Result<(), minijinja::Error> {
+        let e = &mut self.environment;
+        e.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
+        e.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        e.add_function("raise_exception", |what: String| -> std::result::Result<String, minijinja::Error> {
+            Err(minijinja::Error::new(ErrorKind::InvalidOperation, what))
+        });
+        e.add_template_owned(NAME, self.source.clone())
+    }
+
+    /// The Jinja text.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// The prompt that `messages` make; `ask` adds what makes the model reply.
+    pub fn render(&self, messages: &[Message<'_>], ask: bool) -> Result<String> {
+        let messages: Vec<Value> =
+            messages.iter().map(|m| context! { role => m.role.name(), content => m.content }).collect();
+        self.environment
+            .get_template(NAME)
+            .and_then(|t| {
+                t.render(context! {
+                    messages, add_generation_prompt => ask, bos_token => &*self.bos, eos_token => &*self.eos,
+                })
+            })
+            .map_err(|e| self.bad(&e))
+    }
+
+    /// What comes between a reply to `messages` and the reply to `next`: the reply's end, the message `next`, and what
+    /// makes the model reply again. `None` if this template says earlier messages in another way when there are more.
+    pub fn between(&self, messages: &[Message<'_>], next: &str) -> Result<Option<Between>> {
+        /// Stays where a template does not strip a message.
+        const TAIL: &str = "\t\t";
+        let before = self.render(messages, true)?;
+        let reply = format!("{MARK}{TAIL}");
+        let more = [Message::new(Role::Assistant, &reply), Message::new(Role::User, next)];
+        let after = self.render(&[messages, &more].concat(), true)?;
+        let Some(text) = after.strip_prefix(&before).and_then(|rest| rest.trim_start().strip_prefix(MARK)) else {
+            return Ok(None);
+        };
+        let unstripped = text.strip_prefix(TAIL);
+        Ok(Some(Between { strips: unstripped.is_none(), text: unstripped.unwrap_or(text).into() }))
+    }
+
+    /// Strings by which the model begins another turn, so that its reply is over: the tags between a reply and the
+    /// next message (`<|im_end|>`, `[INST]`), or else the first line there (`### Human:`).
+    pub fn stops(&self) -> Result<Vec<String>> {
+        let messages =
+            [Message::new(Role::User, "a"), Message::new(Role::Assistant, MARK), Message::new(Role::User, MARK)];
+        let text = self.render(&messages, false)?;
+        let between = text.split(MARK).nth(1).unwrap_or_default();
+        let mut stops: Vec<String> = Vec::new();
+        for (open, close) in [('<', '>'), ('[', ']')] {
+            let tags = between.split_inclusive(close).filter_map(|part| part.rfind(open).map(|at| &part[at..]));
+            let tags = tags.filter(|tag| {
+                tag.ends_with(close) && tag.len() > 2 && ![&self.bos, &self.eos].contains(&&(**tag).into())
+            });
+            for tag in tags {
+                if !stops.iter().any(|s| s == tag) {
+                    stops.push(tag.into());
+                }
+            }
+        }
+        if stops.is_empty() {
+            let line = between.lines().map(str::trim).find(|line| !line.is_empty() && *line != self.eos);
+            stops.extend(line.map(|line| format!("\n{line}")));
+        }
+        Ok(stops)
+    }
+
+    /// What the template engine says, in one sentence.
+    fn bad(&self, error: &minijinja::Error) -> Error {
+        let line = error.line().map(|line| format!(", line {line}")).unwrap_or_default();
+        let what = error.detail().map_or_else(|| error.kind().to_string(), Into::into);
+        Error::format(
+            &self.origin,
+            format!("is no usable chat template{line}: {what}; give another with --chat-template-file"),
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A template in Hymba-Instruct's manner.
+    const HYMBA: &str = "{{ '<extra_id_0>System' }}{% for m in messages %}{% if m['role'] == 'system' %}{{ '\\n' + \
+        m['content'].strip() }}{% endif %}{% endfor %}{{ '\\n\\n' }}{% for m in messages %}{% if m['role'] == 'user' %}\
+        {{ '<extra_id_1>User\\n' + m['content'].strip() + '\\n' }}{% elif m['role'] == 'assistant' %}\
+        {{ '<extra_id_1>Assistant\\n' + m['content'].strip() + '\\n' }}{% endif %}{% endfor %}\
+        {% if add_generation_prompt %}{{ '<extra_id_1>Assistant\\n' }}{% endif %}";
+    const CHATML: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}\
+        {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+    const LLAMA: &str = "{% for m in messages %}{% if m.role == 'user' %}{{ bos_token }}[INST] {{ m.content }} [/INST]\
+        {% else %} {{ m.content }} {{ eos_token }}{% endif %}{% endfor %}";
+    const ALPACA: &str = "{% for m in messages %}{% if m.role == 'user' %}### Human: {{ m.content }}\n{% else %}\
+        ### Bot: {{ m.content }}\n{% endif %}{% endfor %}{% if add_generation_prompt %}### Bot:{% endif %}";
+    /// Says the system message where the last user message is.
+    const MOVING: &str = "{% for m in messages %}{% if loop.last %}S {% endif %}{{ m.content }}|{% endfor %}";
+
+    fn template(source: &str) -> Template {
+        Template::new(source, "test", "<s>", "</s>").unwrap()
+    }
+
+    fn user(content: &str) -> Message<'_> {
+        Message::new(Role::User, content)
+    }
+
+    #[test]
+    fn renders_as_jinja_does() {
+        let messages = [Message::new(Role::System, " Be brief. "), user("Hello\n")];
+        assert_eq!(
+            template(HYMBA).render(&messages, true).unwrap(),
+            "<extra_id_0>System\nBe brief.\n\n<extra_id_1>User\nHello\n<extra_id_1>Assistant\n"
+        );
+        assert_eq!(template(CHATML).render(&[user("a")], false).unwrap(), "<|im_start|>user\na<|im_end|>\n");
+        assert_eq!(template(LLAMA).render(&[user("a")], true).unwrap(), "<s>[INST] a [/INST]");
+        // no escaping of markup, and line breaks after blocks go
+        assert_eq!(
+            template("{% if true %}\n  {% endif %}{{ messages[0].content }}").render(&[user("<&'\">")], true).unwrap(),
+            "<&'\">"
+        );
+    }
+
+    #[test]
+    fn finds_what_comes_between_two_replies() {
+        let between = |source: &str| {
+            let between = template(source).between(&[user("a")], "b").unwrap()?;
+            assert_eq!(between.strips, source == HYMBA);
+            Some(between.text)
+        };
+        assert_eq!(between(HYMBA).as_deref(), Some("\n<extra_id_1>User\nb\n<extra_id_1>Assistant\n"));
+        assert_eq!(
+            between(CHATML).as_deref(),
+            Some("<|im_end|>\n<|im_start|>user\nb<|im_end|>\n<|im_start|>assistant\n")
+        );
+        assert_eq!(between(LLAMA).as_deref(), Some(" </s><s>[INST] b [/INST]"));
+        assert_eq!(between(MOVING), None);
+    }
+
+    #[test]
+    fn finds_where_a_reply_ends() {
+        let stops = |source: &str| template(source).stops().unwrap();
+        assert_eq!(stops(HYMBA), ["<extra_id_1>"]);
+        assert_eq!(stops(CHATML), ["<|im_end|>", "<|im_start|>"]);
+        assert_eq!(stops(LLAMA), ["[INST]"]);
+        assert_eq!(stops(ALPACA), ["\n### Human:"]);
+    }
+
+    #[test]
+    fn says_what_is_wrong_with_a_template() {
+        let refusal = |source: &str| match Template::new(source, "t.jinja", "", "") {
+            Ok(t) => t.render(&[user("a")], true).unwrap_err().to_string(),
+            Err(e) => e.to_string(),
+        };
+        assert!(refusal("a\n{% for %}").starts_with("t.jinja: is no usable chat template, line 2: "));
+        assert!(refusal("{{ raise_exception('roles must alternate') }}").contains("roles must alternate"));
+        assert!(refusal("{{ messages[0].content.no_such() }}").contains("no_such"));
+    }
+}

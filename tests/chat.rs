@@ -1,0 +1,301 @@
+//! `hymba chat` through a pipe, and the files that `chat` and `run` leave behind.
+
+mod common;
+
+use std::{
+    fs,
+    io::Write,
+    path::Path,
+    process::{Child, Command, Output, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use common::{fails, hymba, quantize, succeeds, text};
+
+/// Says `lines` through a pipe.
+fn piped(args: &[&str], lines: &str) -> Output {
+    let mut child = start(args);
+    child.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+fn start(args: &[&str]) -> Child {
+    let mut command = hymba(["chat"]);
+    command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+/// The replies to `lines`; nothing else may come out.
+#[track_caller]
+fn replies(args: &[&str], lines: &str) -> String {
+    let Output { status, stdout, stderr } = piped(&[&["-q"], args].concat(), lines);
+    assert!(status.success() && stderr.is_empty(), "{}", text(&stderr));
+    text(&stdout)
+}
+
+#[test]
+fn a_pipe_gets_replies_only() {
+    let short = ["-n", "8", "--seed", "3"];
+    let turns = |lines: &str, count: &str| {
+        let shown = replies(&short, &format!("{lines}/show\n"));
+        assert!(shown.contains(&format!("(of main), {count}\n")), "{shown}");
+        assert!(!shown.contains('\x1b'));
+    };
+    let two = replies(&short, "Hello\n\nTell me a story.\n");
+    turns("Hello\n\nTell me a story.\n", "2 turns");
+    assert_eq!(replies(&short, "Hello\nTell me a story."), two, "the last line needs no line break");
+    assert_eq!(replies(&[&short[..], &["Hello"]].concat(), "Tell me a story.\n"), two, "MESSAGE comes first");
+    // one turn
+    let one = succeeds(hymba(["chat", "-q", "-st", "-n", "8", "--seed", "3", "Hello"]).stdin(Stdio::null()));
+    assert!(one.len() > 1 && two.len() > one.len() && two.starts_with(&one), "{one}, {two}");
+    assert_eq!(replies(&["-n", "8", "--seed", "3", "-st"], "Hello\n"), one);
+    // several lines are one message, commands do their work, and two slashes are one
+    turns("a \\\nb\n\"\"\"\nc\n\nd\n\"\"\"\n//e\n", "3 turns");
+    let regenerated = replies(&short, "Hello\n/set seed 3\n/regen\n");
+    assert_eq!(regenerated, format!("{one}{one}"));
+    assert_eq!(replies(&short, "/exit\nHello\n"), "");
+}
+
+#[test]
+fn without_a_template_a_text_goes_on() {
+    let plain = ["--chat-template", "none", "--temp", "0", "-n", "6"];
+    let out = replies(&plain, "Once upon a time there was\n");
+    let run = succeeds(&mut hymba([
+        "run",
+        "-q",
+        "--temp",
+        "0",
+        "-n",
+        "6",
+        "--no-display-prompt",
+        "Once upon a time there was",
+    ]));
+    assert_eq!(out.trim_end(), run.trim_end());
+    let dir = tempfile::tempdir().unwrap();
+    let model = dir.path().join("plain.gguf");
+    let demo = hymba::format::gguf::Gguf::open(Path::new(&common::demo())).unwrap();
+    let mut metadata = demo.metadata.clone();
+    metadata.remove("tokenizer.chat_template");
+    common::write_again(&demo, metadata, &model);
+    let said = piped(&["-n", "1", "-m", model.to_str().unwrap()], "Once\n");
+    assert!(text(&said.stderr).contains("no chat template"), "{}", text(&said.stderr));
+}
+
+#[test]
+fn templates_decide_where_a_reply_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("t.jinja");
+    fs::write(&file, "{% for m in messages %}{{ m.content }}\n{% if loop.last %}the{% endif %}{% endfor %}").unwrap();
+    assert!(!replies(&["-n", "4", "--chat-template-file", file.to_str().unwrap()], "Hello\n").is_empty());
+    fs::write(&file, "\n{% if %}").unwrap();
+    let refused = |says: &[&str]| fails(hymba(["chat", "-st", "a", "--chat-template-file"]).arg(&file), 1, says);
+    refused(&["t.jinja", "line 2", "--chat-template-file"]);
+    fs::write(&file, "{{ raise_exception('no system message, please') }}").unwrap();
+    refused(&["no system message, please"]);
+    fs::remove_file(&file).unwrap();
+    refused(&["t.jinja", "cannot read"]);
+}
+
+#[test]
+fn wrong_commands_and_flags() {
+    for (line, says) in [
+        ("/hlep", "no command /hlep"),
+        ("/load none.session", "none.session"),
+        ("/read none.txt", "none.txt"),
+        ("/undo", "nothing was said"),
+        ("/regen", "nothing was said"),
+        ("/switch x", "no branch `x`"),
+        ("/set temp hot", "a number is needed"),
+        ("/set temp -1", "must be from 0"),
+        ("/save no/such/folder/file", "no/such/folder"),
+    ] {
+        let Output { status, stderr, .. } = piped(&["-q"], &format!("{line}\n"));
+        assert_eq!(status.code(), Some(1), "{line}");
+        assert!(text(&stderr).contains(says) && text(&stderr).lines().count() == 1, "{}", text(&stderr));
+    }
+    fails(&mut hymba(["chat", "--overflow", "wrap"]), 2, &["wrap", "slide"]);
+    fails(&mut hymba(["chat", "--color", "red"]), 2, &["red", "never"]);
+    fails(&mut hymba(["chat", "--system", "a", "--system-file", "b"]), 2, &["--system-file"]);
+    fails(&mut hymba(["chat", "-st", "a", "--resume", "none.session"]), 1, &["none.session"]);
+    fails(&mut hymba(["chat", "-st", "-c", "3", "Hello, how are you today?"]), 1, &["does not fit", "-c"]);
+}
+
+#[test]
+fn the_context_ends_as_asked() {
+    let many = "Tell me more.\n".repeat(12);
+    let Output { status, stderr, .. } = piped(&["-c", "100", "-n", "20"], &many);
+    let said = text(&stderr);
+    assert_eq!(status.code(), Some(1));
+    assert!(said.contains("nearly full") && said.contains("at its end the reply stops"), "{said}");
+    let Output { status, stderr, .. } = piped(&["-c", "100", "-n", "20", "--overflow", "slide"], &many);
+    let said = text(&stderr);
+    assert!(status.success() && said.contains("turns were dropped"), "{said}");
+}
+
+#[test]
+fn a_conversation_outlives_its_process() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (a, b) = (path("a"), path("b"));
+    let short = ["-n", "8", "--seed", "3"];
+    let all = replies(&short, "Hello\nWho are you?\nAnd then?\n");
+    let first = replies(&[&short[..], &["--save-on-exit", &a]].concat(), "Hello\n");
+    let second = replies(&["-n", "8", "--resume", &a, "--save-on-exit", &b], "Who are you?\n");
+    let third = replies(&["-n", "8"], &format!("/load {b}\nAnd then?\n"));
+    assert_eq!(all, first + &second + &third);
+
+    let refused = |file: &str, says: &str| {
+        let Output { status, stdout, stderr } = piped(&["-q", "-n", "4"], &format!("Hello\n/load {file}\n"));
+        assert!(status.code() == Some(1) && !stdout.is_empty());
+        assert!(text(&stderr).contains(says) && text(&stderr).lines().count() == 1, "{}", text(&stderr));
+        fails(&mut hymba(["chat", "-q", "-st", "Hello", "--resume", file]), 1, &[says]);
+    };
+    let mut bytes = fs::read(&a).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 4;
+    fs::write(path("damaged"), &bytes).unwrap();
+    refused(&path("damaged"), "damaged: is damaged");
+    fs::write(path("cut"), &bytes[..middle]).unwrap();
+    refused(&path("cut"), "is damaged");
+    fs::write(path("text"), "Once upon a time").unwrap();
+    refused(&path("text"), "is no session file");
+    succeeds(&mut hymba(["run", "-q", "-n", "1", "Once", "--session", &path("run")]));
+    refused(&path("run"), "hymba run --session");
+    // the same weights in another file are another model
+    let other = path("other.gguf");
+    quantize(&common::demo(), Path::new(&other), &["--layout", "standard"]);
+    replies(&["-m", &other, "-n", "4", "--save-on-exit", &path("other")], "Hello\n");
+    refused(&path("other"), "belongs to another model file");
+    fails(&mut hymba(["chat", "-q", "-st", "a", "--cache-type", "f32", "--resume", &a]), 1, &["--cache-type f16"]);
+    fails(&mut hymba(["chat", "-q", "-st", "a", "-c", "10", "--resume", &a]), 1, &["-c"]);
+}
+
+/// A process that is killed while it writes leaves the old file, whole.
+#[test]
+fn a_kill_while_saving_keeps_the_old_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("talk");
+    let name = file.to_str().unwrap();
+    let args = ["-n", "4", "-c", "6000"];
+    let long = "word ".repeat(3000);
+    replies(&[&args[..], &["--save-on-exit", name]].concat(), &format!("{long}\n"));
+    let old = fs::read(&file).unwrap();
+    let temporary = || fs::read_dir(&dir).unwrap().flatten().find(|e| e.file_name() != "talk").map(|e| e.path());
+    let mut halves = 0;
+    for _ in 0..8 {
+        let mut child = start(&[&args[..], &["--resume", name]].concat());
+        let mut input = child.stdin.take().unwrap();
+        writeln!(input, "Hello\n/save {name}").unwrap();
+        let start = Instant::now();
+        while temporary().is_none() && fs::read(&file).is_ok_and(|now| now == old) {
+            assert!(start.elapsed() < Duration::from_secs(60), "nothing is written");
+            thread::yield_now();
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        if let Some(half) = temporary() {
+            halves += 1;
+            assert!(fs::read(&file).unwrap() == old, "the old file is gone before the new one is there");
+            fs::remove_file(half).unwrap();
+        } else {
+            fs::write(&file, &old).unwrap();
+        }
+    }
+    assert!(halves > 0, "no kill came in time");
+    assert_eq!(replies(&[&args[..], &["--resume", name]].concat(), "/undo\n/exit\n"), "");
+}
+
+#[test]
+fn a_text_goes_on_where_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let run = |more: &[&str]| hymba([&["run", "-q"], more].concat());
+    let session = |name: &str| path(name).to_str().unwrap().to_owned();
+    let all = succeeds(&mut run(&["--seed", "5", "-n", "30", "Once upon a time"]));
+    let first = succeeds(&mut run(&["--seed", "5", "-n", "12", "Once upon a time", "--session", &session("s")]));
+    let before = fs::read(path("s")).unwrap();
+    let rest = succeeds(&mut run(&["-n", "18", "--session", &session("s"), "--session-ro"]));
+    assert_eq!(all, first.clone() + &rest);
+    assert_eq!(fs::read(path("s")).unwrap(), before, "read only");
+    let parts = [5, 6, 7].map(|n| succeeds(&mut run(&["-n", &n.to_string(), "--session", &session("s")]))).concat();
+    assert_eq!(all, first + &parts);
+    // a prompt goes on with the text, and a full context loses no token
+    let args = ["--temp", "0", "--session", &session("t"), "-c"];
+    let full = succeeds(run(&args).args(["12", "Once upon a time"]));
+    let more = succeeds(run(&args).args(["40", " and then"]));
+    assert!(more.starts_with(" and then"));
+    let whole = succeeds(&mut run(&["--temp", "0", "-c", "40", &format!("{full} and then")]));
+    assert!(whole.starts_with(&(full + " and then")));
+    fails(&mut run(&["-n", "1", "--session-ro", "Once"]), 2, &["--session"]);
+    fails(&mut run(&["-n", "1"]), 2, &["prompt"]);
+    fails(&mut run(&["-n", "1", "x", "--session", "no/such/folder/s"]), 1, &["no/such/folder"]);
+    fs::write(path("junk"), "junk").unwrap();
+    fails(&mut run(&["-n", "1", "x", "--session", &session("junk")]), 1, &["junk", "no session file"]);
+    assert_eq!(fs::read(path("junk")).unwrap(), b"junk");
+    succeeds(hymba(["chat", "-q", "-st", "-n", "1", "a", "--save-on-exit"]).arg(path("chat")));
+    fails(&mut run(&["x", "--session", &session("chat")]), 1, &["hymba chat --resume"]);
+}
+
+#[test]
+fn a_prompt_is_read_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let (cache, file) = (dir.path().join("cache"), dir.path().join("prompt"));
+    let book = fs::read_to_string(format!("{}/tests/data/heldout.txt", env!("CARGO_MANIFEST_DIR"))).unwrap();
+    let run = |prompt: &str, cached: bool| -> serde_json::Value {
+        fs::write(&file, prompt).unwrap();
+        let mut command = hymba(["run", "--json", "--temp", "0", "-n", "5", "-c", "2000", "-f"]);
+        command.arg(&file);
+        if cached {
+            command.arg("--prompt-cache").arg(&cache);
+        }
+        serde_json::from_str(&succeeds(&mut command)).unwrap()
+    };
+    let shared = &book[..4000];
+    let prompts = [
+        shared.to_owned(),
+        format!("{shared} A"),
+        format!("{shared} B!"),
+        format!("{} C", &book[..2500]),
+        shared.into(),
+    ];
+    let mut known = Vec::new();
+    for prompt in prompts.iter().chain([&prompts[0]]) {
+        let (with, without) = (run(prompt, true), run(prompt, false));
+        assert_eq!(with["ids"], without["ids"], "the cache changes nothing");
+        let [read, cached, all] =
+            [&with["prompt_tokens"], &with["cached_tokens"], &without["prompt_tokens"]].map(|v| v.as_u64().unwrap());
+        assert_eq!(read + cached, all);
+        known.push(cached as f64 / all as f64);
+    }
+    assert!(known[0] == 0.0 && known[1] > 0.95 && known[2] > 0.95 && known[3] > 0.5, "{known:?}");
+    assert!(known[4] > 0.4 && known[5] == 1.0, "{known:?}");
+    let mut bytes = fs::read(&cache).unwrap();
+    bytes.truncate(1000);
+    fs::write(&cache, &bytes).unwrap();
+    let mut command = hymba(["run", "-q", "x", "--prompt-cache"]);
+    fails(command.arg(&cache), 1, &["cache", "is damaged"]);
+    assert_eq!(fs::read(&cache).unwrap(), bytes, "what is not understood is not overwritten");
+}
+
+/// Ctrl-C without a terminal ends the reply and the program.
+#[cfg(unix)]
+#[test]
+fn an_interrupt_ends_a_pipe() {
+    use std::io::Read;
+    let mut child = start(&["-q", "-c", "100000"]);
+    let mut input = child.stdin.take().unwrap();
+    writeln!(input, "Tell me a story").unwrap();
+    let mut out = child.stdout.take().unwrap();
+    out.read_exact(&mut [0; 10]).unwrap();
+    let interrupt = |child: &Child| Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    interrupt(&child);
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    // while it waits for a line too
+    let mut child = start(&["-q", "-n", "1"]);
+    let mut input = child.stdin.take().unwrap();
+    writeln!(input, "Hello").unwrap();
+    let mut out = child.stdout.take().unwrap();
+    out.read_exact(&mut [0; 1]).unwrap();
+    interrupt(&child);
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+}

@@ -1,0 +1,292 @@
+//! `hymba chat` at a terminal: a pseudo-terminal types, and reads what a person would see.
+#![cfg(unix)]
+
+mod common;
+
+use std::{fs, path::Path, process::Stdio, time::Duration};
+
+use common::hymba;
+use expectrl::{
+    Expect, Session,
+    process::unix::{Signal, WaitStatus},
+    session::OsSession,
+};
+
+const CTRL_C: &str = "\x03";
+const CTRL_D: &str = "\x04";
+const UP: &str = "\x1b[A";
+const ENTER: &str = "\r";
+
+/// A person at a terminal.
+struct Person {
+    session: OsSession,
+    /// What was on the screen.
+    seen: String,
+}
+
+impl Person {
+    /// Starts a chat; what it remembers of the person is in `home`.
+    fn new(home: &Path, size: (u16, u16), args: &[&str]) -> Self {
+        let mut command = hymba(["chat"]);
+        command
+            .args(args)
+            .stdin(Stdio::inherit())
+            .env("XDG_DATA_HOME", home)
+            .env("HOME", home)
+            .env("TERM", "xterm")
+            .env_remove("NO_COLOR");
+        let mut session = Session::spawn(command).unwrap();
+        session.set_expect_timeout(Some(Duration::from_secs(20)));
+        session.get_process_mut().set_window_size(size.0, size.1).unwrap();
+        Self { session, seen: String::new() }
+    }
+
+    fn types(&mut self, keys: &str) {
+        self.session.send(keys).unwrap();
+    }
+
+    /// Waits for `text` and returns what came before it.
+    #[track_caller]
+    fn sees(&mut self, text: &str) -> String {
+        match self.session.expect(text) {
+            Ok(found) => {
+                let before = String::from_utf8_lossy(found.before()).into_owned();
+                self.seen += &before;
+                self.seen += text;
+                plain(&before)
+            }
+            Err(e) => {
+                let mut rest = vec![0; 1 << 20];
+                let length = self.session.try_read(&mut rest).unwrap_or(0);
+                self.seen += &String::from_utf8_lossy(&rest[..length]);
+                panic!("`{text}` does not come ({e}); what came is\n{}", plain(&self.seen));
+            }
+        }
+    }
+
+    /// Types a message and returns the reply. The small print after a reply tells how full the context is.
+    #[track_caller]
+    fn says(&mut self, message: &str) -> String {
+        self.types(message);
+        self.types(ENTER);
+        self.reply()
+    }
+
+    /// [`Person::says`], when `lines` more lines were typed before that nothing answers.
+    #[track_caller]
+    fn says_after(&mut self, message: &str, lines: usize) -> String {
+        for _ in 0..lines {
+            self.sees("\x1b[?2004l");
+        }
+        self.says(message)
+    }
+
+    /// The reply: what stands between the line that was typed and the small print.
+    #[track_caller]
+    fn reply(&mut self) -> String {
+        self.sees("\x1b[?2004l");
+        let reply = self.sees(" tok/s");
+        let lines: Vec<_> = reply.lines().collect();
+        lines[..lines.len() - 1].join("\n").trim().to_owned()
+    }
+
+    /// Ctrl-C at the prompt, and the wait for the next one: what is typed too soon after it goes with it.
+    #[track_caller]
+    fn interrupts(&mut self) -> String {
+        self.types(CTRL_C);
+        self.sees("\x1b[?2004l");
+        self.sees("\x1b[?2004h")
+    }
+
+    /// Waits for the end.
+    #[track_caller]
+    fn leaves(&mut self, code: i32) {
+        let end = self.session.expect(expectrl::Eof);
+        assert!(end.is_ok());
+        let status = self.session.get_process_mut().wait().unwrap();
+        assert!(matches!(status, WaitStatus::Exited(_, c) if c == code), "{status:?}");
+    }
+}
+
+/// Without escapes.
+fn plain(text: &str) -> String {
+    let escape = regex::Regex::new("\x1b\\[[0-9;?]*[a-zA-Z]").unwrap();
+    escape.replace_all(text, "").replace('\r', "")
+}
+
+#[test]
+fn a_whole_conversation() {
+    let home = tempfile::tempdir().unwrap();
+    let file = home.path().join("talk").display().to_string();
+    let args = ["--seed", "3", "-n", "20", "--color", "never"];
+    let mut p = Person::new(home.path(), (80, 24), &args);
+    p.sees("/help lists the commands");
+    p.types("/help\r");
+    p.sees("go to another continuation");
+    let hello = p.says("Hello");
+    let story = p.says("Tell me a story about a fox.");
+    assert!(!hello.is_empty() && !story.is_empty() && hello != story);
+    // the same seed says the same, another draw does not
+    p.types("/set seed 9\r");
+    let first = p.says_after("/regen", 1);
+    assert_ne!(first, story);
+    p.types("/set seed 9\r");
+    assert_eq!(p.says_after("/regen", 1), first);
+    assert_ne!(p.says("/regen"), first);
+    // back, another way, and back again
+    p.types("/undo\r");
+    p.sees("took back 1 turn");
+    p.types("/branch wolf\r");
+    p.sees("on branch wolf; main stays where it is");
+    p.says("Tell me a story about a wolf.");
+    p.types("/switch main\r");
+    p.sees("on branch main, 1 turn");
+    p.types("/switch wo\t\r");
+    p.sees("on branch wolf, 2 turns");
+    // the message is changed by hand: "wolf." becomes "bear!"
+    p.types("/edit\r");
+    p.sees("> Tell me a story about a wolf.");
+    let bear = p.says_after("\x7f\x7f\x7f\x7f\x7fbear!", 0);
+    p.types(&format!("/save {file}\r"));
+    p.sees("wrote ");
+    p.types("/show\r");
+    let shown = p.sees("sampling");
+    for part in [
+        "model     the built-in demo",
+        "branch    wolf (of main, wolf), 2 turns",
+        "tokens (",
+        "at its end the reply stops",
+        "last 256 tokens",
+        "speed",
+    ] {
+        assert!(shown.contains(part), "`{part}` is missing in\n{shown}");
+    }
+    p.types(CTRL_D);
+    p.leaves(0);
+
+    // another process goes on, and knows what was typed
+    let mut p = Person::new(home.path(), (80, 24), &args);
+    p.types(&format!("/load {}\t\r", &file[..file.len() - 2]));
+    p.sees("2 turns from ");
+    p.types("/edit\r");
+    p.sees("> Tell me a story about a bear!");
+    p.interrupts();
+    p.says("And then?");
+    p.types("/undo\r");
+    p.sees("took back 1 turn");
+    p.types(&format!("{UP}{UP}{UP}{UP}"));
+    p.sees("/load ");
+    p.interrupts();
+    p.types("\x12a wolf"); // Ctrl-R
+    p.sees("Tell me a story about a wolf.");
+    p.interrupts();
+    p.types("/exit\r");
+    p.leaves(0);
+    assert!(!bear.is_empty());
+}
+
+#[test]
+fn interrupts() {
+    let home = tempfile::tempdir().unwrap();
+    let mut p = Person::new(home.path(), (80, 24), &["--color", "never", "-c", "20000", "--temp", "2"]);
+    p.sees("Ctrl-D leaves");
+    // a reply is stopped, and what was said stays
+    p.types("Tell me a long story.\r");
+    p.sees("\x1b[?2004l");
+    p.sees(" ");
+    p.types(CTRL_C);
+    p.sees("stopped | ");
+    p.types("/show\r");
+    p.sees("(of main), 1 turn");
+    // what was typed goes, and the next one hints; a message in between starts again
+    let hint = "Ctrl-C once more leaves";
+    p.types("never said");
+    p.sees("never said");
+    assert!(!p.interrupts().contains(hint));
+    assert!(p.interrupts().contains(hint));
+    p.types("/help\r");
+    p.sees("\x1b[?2004h");
+    assert!(p.interrupts().contains(hint));
+    p.types(CTRL_C);
+    p.leaves(130);
+    // a signal from elsewhere ends it at the prompt
+    let mut p = Person::new(home.path(), (80, 24), &["--color", "never"]);
+    p.sees("> ");
+    std::thread::sleep(Duration::from_millis(200));
+    p.session.get_process_mut().signal(Signal::SIGTERM).unwrap();
+    p.leaves(130);
+}
+
+#[test]
+fn a_paste_of_two_thousand_lines_is_one_message() {
+    let home = tempfile::tempdir().unwrap();
+    let mut p = Person::new(home.path(), (80, 24), &["--color", "never", "-c", "16000", "-n", "5"]);
+    p.sees("Ctrl-D leaves");
+    let lines: String = (0..2000).map(|i| format!("{}\n", i % 10)).collect();
+    p.types(&format!("\x1b[200~{lines}\x1b[201~"));
+    p.types(ENTER);
+    p.reply();
+    p.types("/show\r");
+    p.sees("(of main), 1 turn");
+    let used: usize = p.sees(" of 16000 tokens").rsplit(' ').next().unwrap().parse().unwrap();
+    assert!(used >= 4000, "{used}");
+    p.types(CTRL_D);
+    p.leaves(0);
+}
+
+#[test]
+fn unicode_and_a_narrow_terminal() {
+    let home = tempfile::tempdir().unwrap();
+    // a hot model says bytes that are parts of characters
+    let hot = ["--temp", "50", "--top-k", "0", "--top-p", "1", "--min-p", "0", "--seed", "1", "-n", "60"];
+    let mut p = Person::new(home.path(), (40, 10), &[&["--color", "never"], &hot[..]].concat());
+    let message = "Grüße, 日本語 und 🙂🙂 — das ist viel länger als vierzig Spalten, nicht wahr?";
+    for _ in 0..3 {
+        let reply = p.says(message);
+        assert!(reply.chars().count() > 60, "{reply}");
+    }
+    p.types("/edit\r");
+    p.sees("nicht wahr?");
+    p.interrupts();
+    p.types("\"\"\"\rone\rtwo\r\"\"\"\r");
+    p.reply();
+    p.types("three \\\rfour\r");
+    p.reply();
+    p.types("/edit\r");
+    p.sees("three");
+    p.sees("four");
+    p.interrupts();
+    p.types(CTRL_D);
+    p.leaves(0);
+}
+
+#[test]
+fn colours_where_they_are_wanted() {
+    let home = tempfile::tempdir().unwrap();
+    for (more, colours) in [(&["--color", "never"][..], false), (&[], true)] {
+        let mut p = Person::new(home.path(), (80, 24), &[&["-n", "3"], more].concat());
+        p.says("Hello");
+        p.types(CTRL_D);
+        p.leaves(0);
+        assert_eq!(p.seen.contains("\x1b[2m"), colours);
+    }
+}
+
+#[test]
+fn a_file_before_a_message() {
+    let home = tempfile::tempdir().unwrap();
+    let file = home.path().join("a file.txt");
+    fs::write(&file, "All about foxes.\n").unwrap();
+    let mut p = Person::new(home.path(), (80, 24), &["--color", "never", "-n", "5"]);
+    p.types(&format!("/read {}/a\t\r", home.path().display()));
+    p.sees("16 characters of ");
+    p.says("What is this about?");
+    p.types("/edit\r");
+    p.sees("> All about foxes.");
+    p.sees("What is this about?");
+    p.interrupts();
+    p.types("/hlep\r");
+    p.sees("no command /hlep");
+    p.types(CTRL_D);
+    p.leaves(0);
+}

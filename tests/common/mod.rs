@@ -1,0 +1,64 @@
+//! What the tests of the binary share.
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
+use std::{
+    path::Path,
+    process::{Command, Output, Stdio},
+};
+
+use hymba::format::gguf::{Gguf, Layout, Metadata, Writer};
+
+/// The binary, with nothing on its standard input and no model of the user's.
+pub fn hymba<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hymba"));
+    command.args(args).env_remove("HYMBA_MODEL").stdin(Stdio::null());
+    command
+}
+
+pub fn golden(case: &str) -> String {
+    format!("{}/tests/golden/{case}", env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The demo model's file.
+pub fn demo() -> String {
+    format!("{}/models/hymba-demo.gguf", env!("CARGO_MANIFEST_DIR"))
+}
+
+pub fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// It fails with this code, in one sentence that holds all of `says`.
+#[track_caller]
+pub fn fails(command: &mut Command, code: i32, says: &[&str]) {
+    let Output { status, stderr, .. } = command.output().unwrap();
+    let stderr = text(&stderr);
+    assert_eq!(status.code(), Some(code), "{stderr}");
+    assert!(stderr.contains("hymba: ") && !stderr.contains("panicked"), "{stderr}");
+    for part in says {
+        assert!(stderr.contains(part), "`{part}` is missing in: {stderr}");
+    }
+    let notices = stderr.lines().filter(|line| line.contains("using the built-in demo")).count();
+    assert!(code == 2 || stderr.lines().count() - notices == 1, "more than a sentence: {stderr}");
+}
+
+/// It succeeds, and this is its standard output.
+#[track_caller]
+pub fn succeeds(command: &mut Command) -> String {
+    let Output { status, stdout, stderr } = command.output().unwrap();
+    assert!(status.success(), "{}", text(&stderr));
+    text(&stdout)
+}
+
+#[track_caller]
+pub fn quantize(input: &str, output: &Path, more: &[&str]) {
+    succeeds(hymba(["quantize", input]).arg(output).args(more));
+}
+
+/// Writes a model again with other keys.
+pub fn write_again(model: &Gguf, metadata: Metadata, to: &Path) {
+    let places = model.tensors.iter().map(|t| (t.name.clone(), t.dims.clone(), t.dtype, t.packing));
+    let mut writer = Writer::create(to, Layout::new(metadata, places.collect()).unwrap(), true).unwrap();
+    model.tensors.iter().for_each(|t| writer.write(&t.data).unwrap());
+    writer.finish().unwrap();
+}

@@ -1,0 +1,366 @@
+//! Conversations with the demo model: what it reads is what the template says, whatever was taken back, tried again,
+//! branched, shortened or saved.
+
+use std::{
+    cell::RefCell,
+    path::Path,
+    sync::{
+        LazyLock,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use hymba::{
+    Error,
+    engine::{
+        Conversation, Model, Session, SessionOptions, Timeline,
+        conversation::{Listener, Options, Overflow, Reply},
+        generate::StopReason,
+        timeline::{Watch, passes},
+    },
+    model::forward::Rule,
+    sample::{Params, Sampler},
+    text::{Message, Role, Template, Tokenizer},
+};
+
+/// In the manner of Hymba-Instruct.
+const HYMBA: &str = "{{ '<extra_id_0>System' }}{% for m in messages %}{% if m['role'] == 'system' %}{{ '\\n' + \
+    m['content'].strip() }}{% endif %}{% endfor %}{{ '\\n\\n' }}{% for m in messages %}{% if m['role'] == 'user' %}\
+    {{ '<extra_id_1>User\\n' + m['content'].strip() + '\\n' }}{% elif m['role'] == 'assistant' %}\
+    {{ '<extra_id_1>Assistant\\n' + m['content'].strip() + '\\n' }}{% endif %}{% endfor %}\
+    {% if add_generation_prompt %}{{ '<extra_id_1>Assistant\\n' }}{% endif %}";
+const CHATML: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}\
+    {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+/// Says the first messages again at the end, so that nothing of what was read can stay.
+const REWRITING: &str = "{% for m in messages %}{{ m.content }}|{% endfor %}{{ messages|length }}:";
+
+static GO_ON: AtomicBool = AtomicBool::new(false);
+static DEMO: LazyLock<(Model, Tokenizer)> = LazyLock::new(|| {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/hymba-demo.gguf");
+    let model = Model::open(&path).unwrap();
+    let tokenizer = Tokenizer::from_metadata(model.metadata(), model.file()).unwrap();
+    (model, tokenizer)
+});
+
+fn watch() -> Watch<'static> {
+    Watch { cancel: &GO_ON, progress: &|_, _| () }
+}
+
+fn template(source: &str) -> Template {
+    Template::new(source, "test", "<s>", "</s>").unwrap()
+}
+
+struct Setup {
+    template: Option<&'static str>,
+    system: Option<&'static str>,
+    context: usize,
+    limit: usize,
+    overflow: Overflow,
+    temperature: f32,
+    undo_memory: usize,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            template: Some(HYMBA),
+            system: Some(" Be brief. "),
+            context: 600,
+            limit: 12,
+            overflow: Overflow::Stop,
+            temperature: 0.8,
+            undo_memory: 256 << 20,
+        }
+    }
+}
+
+impl Setup {
+    fn conversation(&self) -> Conversation<'static> {
+        let (model, tokenizer) = &*DEMO;
+        let options = SessionOptions { context: Some(self.context), ..SessionOptions::default() };
+        let timeline = Timeline::new(Session::new(model, &options).unwrap(), self.undo_memory);
+        let sampler = Sampler::new(Params { temperature: self.temperature, ..Params::default() }, 1);
+        let options = Options {
+            template: self.template.map(template),
+            system: self.system.map(Into::into),
+            limit: Some(self.limit),
+            stops: Vec::new(),
+            overflow: self.overflow,
+        };
+        Conversation::new(timeline, tokenizer, sampler, options).unwrap()
+    }
+}
+
+fn hear(
+    conversation: &mut Conversation<'_>,
+    say: impl FnOnce(&mut Conversation<'_>, &mut Listener<'_>) -> hymba::Result<Reply>,
+) -> hymba::Result<Reply> {
+    let heard = RefCell::new(String::new());
+    let mut text = |piece: &str| {
+        heard.borrow_mut().push_str(piece);
+        Ok(())
+    };
+    let reply = say(conversation, &mut Listener { watch: watch(), text: &mut text })?;
+    assert_eq!(reply.generation.text, *heard.borrow());
+    if reply.generation.stop != StopReason::Interrupted {
+        assert_eq!(conversation.turns().last().unwrap().reply, reply.generation.text);
+    }
+    check(conversation);
+    Ok(reply)
+}
+
+fn say(conversation: &mut Conversation<'_>, message: &str) -> Reply {
+    hear(conversation, |c, l| c.say(message, l)).unwrap()
+}
+
+fn regenerate(conversation: &mut Conversation<'_>) -> Reply {
+    hear(conversation, |c, l| c.regenerate(l)).unwrap()
+}
+
+/// The session has read what the template says, and its logits are those of a session that has read nothing else.
+#[track_caller]
+fn check(conversation: &mut Conversation<'_>) {
+    let (model, tokenizer) = &*DEMO;
+    let turns = conversation.turns().to_vec();
+    if let (Some(template), Some((last, before))) = (&conversation.options().template, turns.split_last()) {
+        let mut messages: Vec<_> = conversation.system().into_iter().map(|s| Message::new(Role::System, s)).collect();
+        for turn in before {
+            messages.extend([Message::new(Role::User, &turn.user), Message::new(Role::Assistant, &turn.reply)]);
+        }
+        messages.push(Message::new(Role::User, &last.user));
+        let says = template.render(&messages, true).unwrap();
+        let read = tokenizer.decode(&conversation.timeline().ids());
+        // a reply keeps the white space before it, which templates take away; a special token has a space after it
+        let squeezed = |text: &str| {
+            let text = text.replace("> ", ">").replace("Assistant\n ", "Assistant\n");
+            text.replace("assistant\n ", "assistant\n")
+        };
+        assert!(squeezed(&read).starts_with(&squeezed(&says)), "the template says\n{says}\nthe session read\n{read}");
+    }
+    let context = conversation.timeline().context();
+    let options = SessionOptions { context: Some(context), ..SessionOptions::default() };
+    let mut session = Session::new(model, &options).unwrap();
+    let mut logits = Vec::new();
+    for pass in passes(conversation.timeline().steps()) {
+        let ids: Vec<u32> = pass.iter().map(|step| step.id).collect();
+        logits = match pass[0].rule {
+            Rule::Prefill => session.prefill(&ids, &GO_ON).unwrap().to_vec(),
+            Rule::Decode => session.decode(ids[0]).unwrap().to_vec(),
+        };
+    }
+    assert!(conversation.timeline().logits() == logits, "other logits than a replay's");
+}
+
+#[test]
+fn a_conversation_reads_what_its_template_says() {
+    for template in [Some(HYMBA), Some(CHATML), Some(REWRITING), None] {
+        for temperature in [0.0, 1.0] {
+            let mut c = Setup { template, temperature, ..Setup::default() }.conversation();
+            for message in
+                ["Hello", "Tell me a story about a king.\n\nA long one!", "Ünïcödé 🙂 日本", " ", "And then?"]
+            {
+                say(&mut c, message);
+            }
+            assert_eq!(c.turns().len(), 5);
+        }
+    }
+}
+
+/// The model says what the next turn begins with: it stops there, and is not shown.
+#[test]
+fn a_reply_ends_where_the_template_ends_it() {
+    let stops = |source| template(source).stops().unwrap();
+    assert_eq!(
+        (stops(HYMBA), stops(CHATML)),
+        (vec!["<extra_id_1>".into()], vec!["<|im_end|>".into(), "<|im_start|>".into()])
+    );
+    // "the" is common enough to be said within 200 tokens
+    let ends_with_the =
+        "{% for m in messages %}{{ m.content }}{% if m.role == 'user' %}\n{% else %}<the>{% endif %}{% endfor %}";
+    let mut c = Setup { template: Some(ends_with_the), limit: 200, ..Setup::default() }.conversation();
+    assert_eq!(c.stops(), ["<the>"]);
+    say(&mut c, "Once upon a time");
+    let options = Options {
+        template: None,
+        system: None,
+        limit: Some(200),
+        stops: vec![" the ".into()],
+        overflow: Overflow::Stop,
+    };
+    let (model, tokenizer) = &*DEMO;
+    let timeline = Timeline::new(Session::new(model, &SessionOptions::default()).unwrap(), 1 << 28);
+    let mut c = Conversation::new(timeline, tokenizer, Sampler::new(Params::default(), 3), options).unwrap();
+    let mut stopped = 0;
+    for message in ["Once upon a time there was", "But then", "At last"] {
+        let reply = say(&mut c, message);
+        assert!(!reply.generation.text.contains(" the "));
+        stopped += usize::from(reply.generation.stop == StopReason::StopString);
+        // what the session read goes on as it was shown, not with the stop string
+        let read = c.timeline().ids();
+        assert!(tokenizer.decode(&read).contains(message));
+    }
+    assert!(stopped > 1);
+    let said: Vec<_> = c.turns().iter().map(|t| format!("{}{}", t.user, t.reply)).collect();
+    let read = tokenizer.decode(&c.timeline().ids());
+    assert!(read.starts_with(&said.join("\n")), "{read}\nis not\n{}", said.join("\n"));
+}
+
+#[test]
+fn undo_and_regenerate_evaluate_nothing() {
+    for (undo_memory, free) in [(256 << 20, true), (0, false)] {
+        let mut c = Setup { undo_memory, ..Setup::default() }.conversation();
+        say(&mut c, "Hello");
+        say(&mut c, "Tell me a story.");
+        c.sampler().set_seed(5);
+        let first = regenerate(&mut c);
+        c.sampler().set_seed(5);
+        let again = regenerate(&mut c);
+        assert_eq!(first.generation.text, again.generation.text, "the same seed says the same");
+        assert_eq!(again.generation.timings.prompt_tokens == 0, free);
+        let other = regenerate(&mut c);
+        assert_ne!(other.generation.text, again.generation.text, "another draw says something else");
+
+        let before = c.timeline().evaluated();
+        let gone = c.undo(1, &watch()).unwrap();
+        assert_eq!(gone[0].user, "Tell me a story.");
+        assert_eq!(c.timeline().evaluated() == before, free);
+        check(&mut c);
+        assert!(c.undo(2, &watch()).unwrap_err().to_string().contains("1 turns to take back"));
+        c.undo(1, &watch()).unwrap();
+        assert_eq!((c.used(), c.timeline().steps().len()), (0, 0));
+        assert!(c.undo(1, &watch()).unwrap_err().to_string().contains("nothing was said"));
+        say(&mut c, "Hello again");
+    }
+}
+
+#[test]
+fn branches_go_their_own_ways() {
+    for (undo_memory, free) in [(256 << 20, true), (0, false)] {
+        let mut c = Setup { undo_memory, ..Setup::default() }.conversation();
+        say(&mut c, "Hello");
+        c.branch("other").unwrap();
+        let other = say(&mut c, "I am a wolf.").generation.text;
+        let before = c.timeline().evaluated();
+        c.switch("main", &watch()).unwrap();
+        assert_eq!(c.timeline().evaluated() == before, free);
+        check(&mut c);
+        assert_eq!(c.turns().len(), 1);
+        say(&mut c, "I am a fox.");
+        say(&mut c, "A red one.");
+        c.undo(3, &watch()).unwrap();
+        say(&mut c, "Something else");
+        let before = c.timeline().evaluated();
+        c.switch("other", &watch()).unwrap();
+        assert_eq!(c.timeline().evaluated() == before, free);
+        check(&mut c);
+        assert_eq!((c.turns()[1].reply.as_str(), c.branches()), (other.as_str(), vec!["main", "other"]));
+        assert!(c.branch("main").unwrap_err().to_string().contains("already"));
+        assert!(c.switch("third", &watch()).unwrap_err().to_string().contains("there is main, other"));
+        c.switch("main", &watch()).unwrap();
+        assert_eq!(c.turns()[0].user, "Something else");
+    }
+}
+
+#[test]
+fn a_full_context_stops_or_slides() {
+    let long = "word ".repeat(100);
+    let mut c = Setup { context: 90, limit: 40, ..Setup::default() }.conversation();
+    let stop = loop {
+        match hear(&mut c, |c, l| c.say("Go on", l)) {
+            Ok(reply) if reply.generation.stop == StopReason::ContextFull => break None,
+            Ok(_) => {}
+            Err(e) => break Some(e.to_string()),
+        }
+    };
+    assert!(c.used() <= 90 && c.used() > 60, "{} {stop:?}", c.used());
+    let said = hear(&mut c, |c, l| c.say(&long, l)).err().unwrap().to_string();
+    assert!(said.contains("does not fit") && said.contains("90 tokens"), "{said}");
+
+    let mut c = Setup { context: 120, limit: 40, overflow: Overflow::Slide, ..Setup::default() }.conversation();
+    let (mut dropped, mut within) = (0, 0);
+    for i in 0..12 {
+        let used = c.used();
+        let reply = say(&mut c, &format!("This is message {i}"));
+        dropped += reply.dropped;
+        within += usize::from(reply.dropped > 0 && used < 95);
+        assert_eq!(c.turns().len() + dropped, i + 1);
+        assert_eq!(c.system(), Some(" Be brief. "));
+        assert!(c.used() <= 120);
+    }
+    assert!(dropped > 4 && within > 0, "{dropped} turns were dropped, {within} times while the model spoke");
+    assert!(hear(&mut c, |c, l| c.say(&long.repeat(2), l)).is_err(), "what does not fit alone does not fit");
+}
+
+#[test]
+fn another_system_message_is_read_before_what_was_said() {
+    let mut c = Setup::default().conversation();
+    say(&mut c, "Hello");
+    say(&mut c, "Who are you?");
+    let said = c.turns().to_vec();
+    c.set_system(Some("You are a fox."), &watch()).unwrap();
+    check(&mut c);
+    assert!(c.turns().iter().zip(&said).all(|(a, b)| a.user == b.user && a.reply == b.reply));
+    say(&mut c, "And now?");
+    c.set_system(None, &watch()).unwrap();
+    check(&mut c);
+}
+
+#[test]
+fn an_interrupt_keeps_what_was_said() {
+    let mut c = Setup { limit: 50, ..Setup::default() }.conversation();
+    say(&mut c, "Hello");
+    let before = c.turns().to_vec();
+    let cancel = AtomicBool::new(true);
+    let watch = Watch { cancel: &cancel, progress: &|_, _| () };
+    let mut ignore = |_: &str| Ok(());
+    let stopped = c.say("Before a word", &mut Listener { watch, text: &mut ignore });
+    assert!(matches!(stopped, Err(Error::Cancelled)));
+    assert_eq!(c.turns(), before);
+
+    cancel.store(false, Ordering::Relaxed);
+    let mut words = 0;
+    let mut stop = |_: &str| {
+        words += 1;
+        cancel.store(words > 3, Ordering::Relaxed);
+        Ok(())
+    };
+    let reply = c.say("Tell me a story", &mut Listener { watch, text: &mut stop }).unwrap();
+    assert_eq!(reply.generation.stop, StopReason::Interrupted);
+    assert!(!c.turns()[1].reply.is_empty());
+    check(&mut c);
+    say(&mut c, "Go on");
+}
+
+#[test]
+fn a_saved_conversation_goes_on_as_if_nobody_had_left() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("talk");
+    let mut stayed = Setup { temperature: 1.0, ..Setup::default() }.conversation();
+    say(&mut stayed, "Hello");
+    stayed.branch("other").unwrap();
+    say(&mut stayed, "Tell me a story.");
+    stayed.save(&file, &watch()).unwrap();
+
+    let mut back = Setup { template: None, system: None, ..Setup::default() }.conversation();
+    say(&mut back, "Something that is gone");
+    back.load(&file, false).unwrap();
+    assert!(back.timeline().logits() == stayed.timeline().logits());
+    assert_eq!(back.turns(), stayed.turns());
+    assert_eq!((back.system(), back.branches()), (Some(" Be brief. "), vec!["main", "other"]));
+    for message in ["And then?", "The end."] {
+        let replies = [&mut stayed, &mut back].map(|c| say(c, message).generation.text);
+        assert_eq!(replies[0], replies[1]);
+    }
+    back.switch("main", &watch()).unwrap();
+    check(&mut back);
+    assert_eq!(back.turns().len(), 1);
+    back.undo(1, &watch()).unwrap();
+
+    // a text is no conversation
+    let mut timeline = Timeline::new(Session::new(&DEMO.0, &SessionOptions::default()).unwrap(), 0);
+    timeline.save(&file, &hymba::engine::conversation::Saved::text(back.sampler(), None), false).unwrap();
+    let said = stayed.load(&file, false).unwrap_err().to_string();
+    assert!(said.contains("hymba run --session"), "{said}");
+    assert_eq!(stayed.turns().len(), 4);
+    check(&mut stayed);
+}

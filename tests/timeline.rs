@@ -1,0 +1,304 @@
+//! Whatever way a session takes (forth, back, aside, to the disk), its logits are those of a session that has read
+//! nothing but the surviving tokens, each by its rule: the same to the last bit.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::atomic::AtomicBool,
+    time::{Duration, Instant},
+};
+
+use hymba::{
+    Error,
+    backend::Kind,
+    engine::{
+        Model, Session, SessionOptions, Timeline,
+        generate::Steps,
+        timeline::{Step, Watch, decoded, passes, prefilled},
+    },
+    format::DType,
+    model::forward::Rule,
+    quant::{Options, convert},
+};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+static GO_ON: AtomicBool = AtomicBool::new(false);
+static STOP: AtomicBool = AtomicBool::new(true);
+
+fn watch(cancel: &AtomicBool) -> Watch<'_> {
+    Watch { cancel, progress: &|_, _| () }
+}
+
+/// What converters ask for: the state after the meta tokens of the model at `path`.
+fn meta_state(path: &Path) -> hymba::Result<Vec<Vec<f32>>> {
+    let state = hymba::engine::compute_meta_state(&Model::open(path)?, None, &GO_ON)?;
+    Ok(state.expect("asked for when there are meta tokens").into_vectors())
+}
+
+/// A small random model, in F32, with the window that `case` has.
+fn golden(case: &str, folder: &Path) -> PathBuf {
+    let file = folder.join(format!("{case}.gguf"));
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(case);
+    let options = Options { dtype: DType::F32, packed: true, overrides: Vec::new(), force: false, threads: None };
+    convert(&from, &file, &options, &mut meta_state, &mut |_| {}, &GO_ON).unwrap();
+    file
+}
+
+fn demo() -> Model {
+    Model::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models/hymba-demo.gguf")).unwrap()
+}
+
+fn session(model: &Model, context: usize, cache: Kind, threads: usize) -> Session<'_> {
+    let options =
+        SessionOptions { context: Some(context), cache, threads: threads.try_into().ok(), ..SessionOptions::default() };
+    Session::new(model, &options).unwrap()
+}
+
+/// The logits after `steps`, read by a new session.
+fn replayed(model: &Model, context: usize, cache: Kind, steps: &[Step]) -> Vec<f32> {
+    let mut session = session(model, context, cache, 1);
+    let mut logits = Vec::new();
+    for pass in passes(steps) {
+        let ids: Vec<u32> = pass.iter().map(|step| step.id).collect();
+        logits = match pass[0].rule {
+            Rule::Prefill => session.prefill(&ids, &GO_ON).unwrap().to_vec(),
+            Rule::Decode => session.decode(ids[0]).unwrap().to_vec(),
+        };
+    }
+    logits
+}
+
+/// A branch: its steps, and where its turns begin.
+#[derive(Clone, Default)]
+struct Way {
+    steps: Vec<Step>,
+    turns: Vec<usize>,
+}
+
+/// What a person may do, at random: turns, undo, branch, switch, save, load, interrupt.
+fn walk(model: &Model, context: usize, cache: Kind, budget: usize, seed: u64, moves: usize, folder: &Path) {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let vocab = model.config().vocab as u32;
+    let ids = |rng: &mut ChaCha8Rng, n: usize| (0..n).map(|_| rng.random_range(0..vocab)).collect::<Vec<u32>>();
+    let file = folder.join("session");
+    let mut saved: Option<Way> = None;
+    let mut ways: [Way; 3] = Default::default();
+    let mut here = 0;
+    let mut timeline = Timeline::new(session(model, context, cache, 2), budget);
+    for number in 0..moves {
+        let length = ways[here].steps.len();
+        let what = rng.random_range(0..12);
+        match what {
+            // a turn
+            0..=4 => {
+                let (prompt, reply) = (rng.random_range(1..40), rng.random_range(0..30));
+                if length + prompt + reply > context {
+                    continue;
+                }
+                ways[here].steps.extend(prefilled(&ids(&mut rng, prompt)));
+                timeline.go(&ways[here].steps, &watch(&GO_ON)).unwrap();
+                timeline.mark().unwrap();
+                for id in ids(&mut rng, reply) {
+                    timeline.decode(id).unwrap();
+                    ways[here].steps.push(decoded(id));
+                }
+                timeline.mark().unwrap();
+                ways[here].turns.push(length);
+            }
+            // undo to the beginning of a turn, or to any place; interrupted at first
+            5 | 6 if length > 0 => {
+                let turn = rng.random_range(0..ways[here].turns.len());
+                let to = if what == 5 { ways[here].turns[turn] } else { rng.random_range(0..length) };
+                ways[here].steps.truncate(to);
+                ways[here].turns.retain(|&turn| turn < to);
+                if let Err(e) = timeline.go(&ways[here].steps, &watch(&STOP)) {
+                    assert!(matches!(e, Error::Cancelled) && ways[here].steps.starts_with(timeline.steps()));
+                }
+                timeline.go(&ways[here].steps, &watch(&GO_ON)).unwrap();
+            }
+            // a branch from here, or another one
+            7..=9 => {
+                timeline.shelve(&here.to_string()).unwrap();
+                let there = (here + rng.random_range(1..3)) % ways.len();
+                if what == 7 {
+                    ways[there] = ways[here].clone();
+                } else {
+                    timeline.unshelve(&there.to_string());
+                }
+                here = there;
+                timeline.go(&ways[here].steps, &watch(&GO_ON)).unwrap();
+            }
+            10 => {
+                timeline.save(&file, &ways[here].turns, rng.random_bool(0.5)).unwrap();
+                saved = Some(ways[here].clone());
+            }
+            // in this process, or in another one with other threads and another context
+            11 if saved.is_some() => {
+                if rng.random_bool(0.5) {
+                    timeline = Timeline::new(session(model, context + 5, cache, 1), budget);
+                }
+                let turns: Vec<usize> = timeline.load(&file, |turns, _| Ok(turns)).unwrap();
+                ways[here] = Way { steps: timeline.steps().to_vec(), turns };
+                let saved = saved.as_ref().unwrap();
+                assert!(ways[here].steps == saved.steps && ways[here].turns == saved.turns);
+            }
+            _ => continue,
+        }
+        assert!(timeline.mark_bytes() <= budget && timeline.steps() == ways[here].steps);
+        let want = replayed(model, context + 5, cache, timeline.steps());
+        assert!(timeline.logits() == want, "seed {seed}, move {number} ({what}): other logits");
+    }
+}
+
+#[test]
+fn every_way_ends_where_a_replay_ends() {
+    let folder = tempfile::tempdir().unwrap();
+    for (case, contexts) in [("tiny-a", [300, 200]), ("tiny-b", [150, 12])] {
+        let model = Model::open(&golden(case, folder.path())).unwrap();
+        for context in contexts {
+            for (seed, cache, budget) in [(1, Kind::F16, 1 << 30), (2, Kind::F32, 400_000), (3, Kind::F16, 0)] {
+                walk(&model, context, cache, budget, seed, 100, folder.path());
+            }
+        }
+    }
+}
+
+#[test]
+fn the_demo_too() {
+    let folder = tempfile::tempdir().unwrap();
+    for cache in [Kind::F16, Kind::Q8_0] {
+        walk(&demo(), 400, cache, 256 << 20, 1, 12, folder.path());
+    }
+}
+
+/// Going back costs no evaluation while the mark is there, and what it costs where it is not.
+#[test]
+fn marks_save_evaluations() {
+    let model = demo();
+    let ids: Vec<u32> = (3..200).collect();
+    for (budget, costs) in [(256 << 20, 0), (0, 150)] {
+        let mut timeline = Timeline::new(session(&model, 400, Kind::F16, 2), budget);
+        let way: Vec<Step> = prefilled(&ids[..150]).chain(prefilled(&ids[150..])).collect();
+        timeline.go(&way[..150], &watch(&GO_ON)).unwrap();
+        timeline.mark().unwrap();
+        timeline.shelve("other").unwrap();
+        timeline.go(&way, &watch(&GO_ON)).unwrap();
+        let before = timeline.evaluated();
+        timeline.go(&way[..150], &watch(&GO_ON)).unwrap();
+        assert_eq!(timeline.evaluated() - before, costs);
+        let other: Vec<Step> = prefilled(&ids[50..]).collect();
+        timeline.go(&other, &watch(&GO_ON)).unwrap();
+        let before = timeline.evaluated();
+        timeline.unshelve("other");
+        timeline.go(&way[..150], &watch(&GO_ON)).unwrap();
+        assert_eq!(timeline.evaluated() - before, costs);
+    }
+}
+
+/// A restored session of 4,000 tokens goes on with the same bits, and costs less than 2% of reading it again.
+#[test]
+fn a_long_session_comes_back_at_once() {
+    const CONTEXT: usize = 4200;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("long");
+    let model = demo();
+    let mut rng = ChaCha8Rng::seed_from_u64(7);
+    let ids: Vec<u32> = (0..4000).map(|_| rng.random_range(3..8000)).collect();
+    let mut way: Vec<Step> = prefilled(&ids).collect();
+    way[3800..].iter_mut().for_each(|step| *step = decoded(step.id));
+
+    let mut stayed = Timeline::new(session(&model, CONTEXT, Kind::F16, 2), 0);
+    let start = Instant::now();
+    stayed.go(&way, &watch(&GO_ON)).unwrap();
+    let recomputed = start.elapsed();
+    stayed.save(&file, &(), false).unwrap();
+
+    let mut back = Timeline::new(session(&model, CONTEXT, Kind::F16, 2), 0);
+    // the machine is shared: the best of three
+    let restored = (0..3).fold(Duration::MAX, |best, _| {
+        let start = Instant::now();
+        back.load(&file, |(), _| Ok(())).unwrap();
+        best.min(start.elapsed())
+    });
+    assert!(back.logits() == stayed.logits());
+    let (a, b) = (stayed.decode(5).unwrap(), back.decode(5).unwrap());
+    assert!(a == b, "the next token has other logits");
+    println!(
+        "{:.0} kB, restored in {restored:?}, recomputed in {recomputed:?}",
+        fs::metadata(&file).unwrap().len() as f64 / 1e3
+    );
+    assert!(restored.as_secs_f64() < 0.02 * recomputed.as_secs_f64(), "{restored:?} of {recomputed:?}");
+}
+
+#[test]
+fn files_that_do_not_belong_here_change_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let model = Model::open(&golden("tiny-a", folder.path())).unwrap();
+    let other = Model::open(&golden("tiny-c", folder.path())).unwrap();
+    let way: Vec<Step> = prefilled(&[1, 2, 3, 4, 5]).collect();
+    let made = |model, context, cache, file: &Path| {
+        let mut timeline = Timeline::new(session(model, context, cache, 1), 1 << 20);
+        timeline.go(&way, &watch(&GO_ON)).unwrap();
+        timeline.save(file, &"more", true).unwrap();
+    };
+    made(&model, 20, Kind::F16, &path("good"));
+    made(&model, 20, Kind::F32, &path("f32"));
+    made(&other, 20, Kind::F16, &path("other"));
+    let mut damaged = fs::read(path("good")).unwrap();
+    let middle = damaged.len() / 2;
+    damaged[middle] ^= 1;
+    fs::write(path("damaged"), &damaged).unwrap();
+
+    let mut timeline = Timeline::new(session(&model, 4, Kind::F16, 1), 1 << 20);
+    timeline.go(&way[..3], &watch(&GO_ON)).unwrap();
+    let before = timeline.logits().to_vec();
+    for (name, says) in [
+        ("none", "cannot open"),
+        ("tiny-a.gguf", "is no session file"),
+        ("damaged", "is damaged"),
+        ("other", "belongs to another model file"),
+        ("f32", "add --cache-type f32"),
+        ("good", "holds 5 tokens, but the context has room for 4"),
+    ] {
+        let said = timeline.load(&path(name), |more: String, _| Ok(more)).unwrap_err().to_string();
+        assert!(said.contains(name) && said.contains(says), "{said}");
+        assert!(timeline.steps() == &way[..3] && timeline.logits() == before);
+    }
+    let mut timeline = Timeline::new(session(&model, 5, Kind::F16, 1), 1 << 20);
+    assert_eq!(timeline.load(&path("good"), |more: String, _| Ok(more)).unwrap(), "more");
+    assert_eq!(timeline.steps(), way);
+}
+
+/// What undo, regenerate and switch cost in the shape of the 1.5B model: less than 50 ms.
+#[test]
+fn the_1_5b_shape_goes_back_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("random.gguf");
+    hymba::quant::random_checkpoint("hymba-1.5b", DType::Q4_0, &file, &mut meta_state).unwrap();
+    let model = Model::open(&file).unwrap();
+    let mut timeline = Timeline::new(session(&model, 1400, Kind::F16, 2), 256_000_000);
+    // longer than the window, so that there is as much to copy as there ever is
+    let way: Vec<Step> = prefilled(&(0..1100).collect::<Vec<_>>()).collect();
+    timeline.go(&way, &watch(&GO_ON)).unwrap();
+    timeline.mark().unwrap();
+    let logits = timeline.logits().to_vec();
+    let spent = |timeline: &mut Timeline<'_>, switch: bool| {
+        timeline.shelve("other").unwrap();
+        timeline.decode(1).unwrap();
+        let start = Instant::now();
+        if switch {
+            timeline.shelve("present").unwrap();
+            timeline.unshelve("other");
+        }
+        timeline.go(&way, &watch(&GO_ON)).unwrap();
+        let spent = start.elapsed();
+        assert!(timeline.evaluated() <= 1110 && timeline.logits() == logits);
+        spent
+    };
+    // the machine is shared: the best of some
+    let [back, switched] = [false, true].map(|switch| (0..4).map(|_| spent(&mut timeline, switch)).min().unwrap());
+    println!("back in {back:?}, switched in {switched:?}, {:.0} MB of marks", timeline.mark_bytes() as f64 / 1e6);
+    assert!(back < Duration::from_millis(50) && switched < Duration::from_millis(50), "{back:?}, {switched:?}");
+}
