@@ -3,12 +3,13 @@
 
 use std::{
     env, fs,
+    num::NonZeroUsize,
     path::{Path, PathBuf},
     sync::atomic::AtomicBool,
 };
 
 use hymba::{
-    backend::Kind,
+    backend::{Kind, cpu::Cpu, metal::Metal, timed::Timed},
     engine::{Model, Session, SessionOptions, compute_meta_state},
     format::DType,
     quant::{Options, convert},
@@ -74,14 +75,16 @@ impl Case {
     }
 
     fn session(&self, chunk: usize, threads: usize, stored_meta_state: bool) -> Session<'_> {
-        let options = SessionOptions {
-            context: Some(2048),
-            threads: threads.try_into().ok(),
-            cache: Kind::F32,
-            stored_meta_state,
-            chunk,
-        };
-        Session::new(&self.model, &options).unwrap()
+        let threads = threads.try_into().ok();
+        Session::new(&self.model, &SessionOptions { threads, ..options(chunk, stored_meta_state) }).unwrap()
+    }
+
+    /// A session on Metal's shaders, run by the emulator.
+    fn emulated(&self, chunk: usize, stored_meta_state: bool) -> Session<'_> {
+        let device = Box::new(hymba_metal_emulator::Emulator::default());
+        let metal = Metal::new(device, self.model.weights(), self.model.config()).unwrap();
+        let machine = Timed::new(Cpu::new(NonZeroUsize::MIN), Some(metal));
+        Session::on(&self.model, &options(chunk, stored_meta_state), machine).unwrap()
     }
 
     /// Logits of all of a prompt's positions, row after row.
@@ -97,9 +100,19 @@ impl Case {
     }
 }
 
+fn options(chunk: usize, stored_meta_state: bool) -> SessionOptions {
+    let context = Some(2048);
+    SessionOptions { context, cache: Kind::F32, stored_meta_state, chunk, ..SessionOptions::default() }
+}
+
 fn cases() -> Vec<Case> {
+    let extra = env::var_os("HYMBA_GOLDEN_EXTRA").map(PathBuf::from);
+    small_cases_and(extra)
+}
+
+fn small_cases_and(extra: Option<PathBuf>) -> Vec<Case> {
     let mut roots = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")];
-    roots.extend(env::var_os("HYMBA_GOLDEN_EXTRA").map(PathBuf::from));
+    roots.extend(extra);
     let mut folders: Vec<_> = roots
         .iter()
         .flat_map(|root| fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path()))
@@ -125,24 +138,40 @@ fn argmax(logits: &[f32]) -> u32 {
 #[test]
 fn prefill_and_decode_are_the_official_ones() {
     for case in cases() {
-        let vocab = case.model.config().vocab;
-        for i in 0..case.prompts() {
-            let what = format!("{}, prompt {i}", case.name);
-            let (ids, generated) = (case.ids(&format!("p{i}.ids")), case.ids(&format!("p{i}.gen_ids")));
-            let want = case.floats(&format!("p{i}.logits"));
-            // with and without the stored meta state, in one chunk and in several
+        // with and without the stored meta state, in one chunk and in several
+        check_prompts(&case, |i| {
             let (chunk, stored) = [(1024, true), (7, false), (64, true)][i % 3];
-            let mut session = case.session(chunk, 1 + i % 3, stored);
-            let got = case.prefill(&mut session, &ids);
-            close(&format!("{what}: prefill"), &got[got.len() - want.len()..], &want, TOLERANCE);
+            case.session(chunk, 1 + i % 3, stored)
+        });
+    }
+}
 
-            let want = case.floats(&format!("p{i}.gen_logits"));
-            let mut logits = got[got.len() - vocab..].to_vec();
-            for (step, want) in want.chunks(vocab).enumerate() {
-                close(&format!("{what}: step {step}"), &logits, want, TOLERANCE);
-                assert_eq!(argmax(&logits), generated[step], "{what}: step {step}");
-                logits = session.decode(generated[step]).unwrap().to_vec();
-            }
+#[test]
+fn prefill_and_decode_are_the_official_ones_on_emulated_metal() {
+    for case in small_cases_and(None) {
+        check_prompts(&case, |i| {
+            let (chunk, stored) = [(1024, true), (9, false), (64, true)][i % 3];
+            case.emulated(chunk, stored)
+        });
+    }
+}
+
+fn check_prompts<'a>(case: &'a Case, session: impl Fn(usize) -> Session<'a>) {
+    let vocab = case.model.config().vocab;
+    for i in 0..case.prompts() {
+        let what = format!("{}, prompt {i}", case.name);
+        let (ids, generated) = (case.ids(&format!("p{i}.ids")), case.ids(&format!("p{i}.gen_ids")));
+        let want = case.floats(&format!("p{i}.logits"));
+        let mut session = session(i);
+        let got = case.prefill(&mut session, &ids);
+        close(&format!("{what}: prefill"), &got[got.len() - want.len()..], &want, TOLERANCE);
+
+        let want = case.floats(&format!("p{i}.gen_logits"));
+        let mut logits = got[got.len() - vocab..].to_vec();
+        for (step, want) in want.chunks(vocab).enumerate() {
+            close(&format!("{what}: step {step}"), &logits, want, TOLERANCE);
+            assert_eq!(argmax(&logits), generated[step], "{what}: step {step}");
+            logits = session.decode(generated[step]).unwrap().to_vec();
         }
     }
 }

@@ -5,12 +5,14 @@ use std::{num::NonZeroUsize, time::Duration};
 use half::f16;
 use hymba_kernels_cpu::{Attention, Conv, KvRows, Mat, MatMut, Scan, Weight, WeightType};
 
-use super::{Angles, Backend, Heads, Kind, Part, PartMut, Run, ScanInput};
+use super::{Angles, Backend, Heads, Kind, Part, PartMut, Run, ScanInput, metal::Shared};
 use crate::{
     Error, Result,
     format::{DType, packed::Packing},
     model::{Matrix, Vector, weights::Layer},
 };
+
+const GPUS: &str = "the CPU is given a GPU's memory";
 
 /// Values in main memory.
 pub enum Memory {
@@ -18,16 +20,19 @@ pub enum Memory {
     F16(Vec<u16>),
     /// Floats.
     F32(Vec<f32>),
+    /// Shared with a GPU, whose operations alone use it.
+    Shared(Shared),
 }
 
 impl Memory {
     /// The values of F32 memory.
     ///
     /// # Panics
-    /// If it is of another kind.
+    /// If it is of another kind, or a GPU is still at work: see [`Backend::finish`].
     pub fn f32(&self) -> &[f32] {
         match self {
             Self::F32(values) => values,
+            Self::Shared(memory) => memory.f32(),
             Self::F16(_) => panic!("activations are f32"),
         }
     }
@@ -35,7 +40,7 @@ impl Memory {
     fn f32_mut(&mut self) -> &mut [f32] {
         match self {
             Self::F32(values) => values,
-            Self::F16(_) => panic!("activations are f32"),
+            Self::F16(_) | Self::Shared(_) => panic!("activations are f32"),
         }
     }
 
@@ -43,6 +48,7 @@ impl Memory {
         match self {
             Self::F16(values) => KvRows::F16(values),
             Self::F32(values) => KvRows::F32(values),
+            Self::Shared(_) => panic!("{GPUS}"),
         }
     }
 }
@@ -123,6 +129,7 @@ impl Backend for Cpu {
         match memory {
             Memory::F16(values) => values.fill(0),
             Memory::F32(values) => values.fill(0.0),
+            Memory::Shared(_) => panic!("{GPUS}"),
         }
     }
 
@@ -132,6 +139,7 @@ impl Backend for Cpu {
             Memory::F16(to) => {
                 self.0.to_f16(Mat::new(values, 1, 0, values.len(), values.len()), &mut to[at..at + values.len()]);
             }
+            Memory::Shared(_) => panic!("{GPUS}"),
         }
     }
 
@@ -139,6 +147,7 @@ impl Backend for Cpu {
         match memory {
             Memory::F32(values) => values[..len].to_vec(),
             Memory::F16(values) => values[..len].iter().map(|&bits| f16::from_bits(bits).to_f32()).collect(),
+            Memory::Shared(_) => panic!("{GPUS}"),
         }
     }
 
@@ -187,6 +196,7 @@ impl Backend for Cpu {
                     row.copy_from_slice(x.row(t));
                 });
             }
+            Memory::Shared(_) => panic!("{GPUS}"),
         }
     }
 
