@@ -81,7 +81,7 @@ impl Case {
 
     /// A session on Metal's shaders, run by the emulator.
     fn emulated(&self, chunk: usize, stored_meta_state: bool) -> Session<'_> {
-        let device = Box::new(hymba_metal_emulator::Emulator::default());
+        let device = hymba_metal_emulator::device();
         let metal = Metal::new(device, self.model.weights(), self.model.config()).unwrap();
         let machine = Timed::new(Cpu::new(NonZeroUsize::MIN), Some(metal));
         Session::on(&self.model, &options(chunk, stored_meta_state), machine).unwrap()

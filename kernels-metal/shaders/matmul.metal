@@ -7,7 +7,7 @@ constexpr constant uint TILE_COLS = 32;
 constexpr constant uint PITCH = 36; // of a row of a tile, so that columns of it lie in different banks
 
 template <uint format>
-void load_weights(threadgroup float *tile, device const uchar *w, uint rows, uint cols, uint first, uint col,
+inline void load_weights(threadgroup float *tile, device const uchar *w, uint rows, uint cols, uint first, uint col,
                   uint tid, uint threads) {
     for (uint i = tid; i < TILE_ROWS * (TILE_COLS / 4); i += threads) {
         // eight threads side by side take eight rows: a word each where rows are interleaved

@@ -7,7 +7,7 @@ struct ProductArgs {
 /// The shares of a lane in the products of eight interleaved rows with x: rows 4 * (lane % 2) .. + 3. Sixteen bytes of
 /// weights a lane are read at once, those of a simdgroup lying side by side.
 template <uint format>
-float4 interleaved_dots(device const uchar *group, device const float *x, uint blocks, uint part, uint parts,
+inline float4 interleaved_dots(device const uchar *group, device const float *x, uint blocks, uint part, uint parts,
                         uint lane) {
     const uint lanes = format == Q8_0X8 ? 16 : 8; // that share a block of eight rows and 32 columns
     const uint piece = lane % lanes, chunk = piece / 2;
@@ -72,7 +72,7 @@ kernel void matvec_x8(device const uchar *w [[buffer(0)]], device const float *x
 constexpr constant uint ROWS_AT_ONCE = 4;
 
 template <uint format>
-float4 row_dots(device const uchar *w, device const float *x, uint rows, uint cols, uint row, uint lane) {
+inline float4 row_dots(device const uchar *w, device const float *x, uint rows, uint cols, uint row, uint lane) {
     float4 sums = float4(0.0f);
     for (uint col = 4 * lane; col < cols; col += 128) {
         const float4 in = load4(x, col, cols);

@@ -1,7 +1,7 @@
 // Reading weight matrices, in the formats of docs/file-format.md.
 
 /// Bytes of a block of 32 columns: of one row, or of eight rows in the X8 formats.
-inline constexpr uint block_bytes(uint format) {
+inline uint block_bytes(uint format) {
     return format == Q8_0 ? 34 : format == Q4_0 ? 18 : format == Q8_0X8 ? 272 : 144;
 }
 
@@ -26,7 +26,7 @@ inline float bfloat_at(device const ushort *p) {
 
 /// Columns col .. col + 3 of a row, decoded; col is a multiple of 4, and columns behind the last are zeros.
 template <uint format>
-float4 weights4(device const uchar *w, uint cols, uint row, uint col) {
+inline float4 weights4(device const uchar *w, uint cols, uint row, uint col) {
     if (format == F32) {
         device const float *p = (device const float *)w + ulong(row) * cols + col;
         if (col + 4 <= cols) return float4(p[0], p[1], p[2], p[3]);
@@ -70,7 +70,7 @@ struct GatherArgs {
 };
 
 template <uint format>
-void gather_as(device const uchar *w, uint row, device float *y, uint cols, uint col) {
+inline void gather_as(device const uchar *w, uint row, device float *y, uint cols, uint col) {
     const float4 v = weights4<format>(w, cols, row, col);
     y[col] = v.x;
     if (col + 1 < cols) y[col + 1] = v.y;

@@ -5,5 +5,16 @@ mod cuda;
 mod emulator;
 pub mod prepass;
 
-pub use cuda::Cuda;
+pub use cuda::{Cuda, Stopwatch};
 pub use emulator::Emulator;
+
+/// The emulator, or, if `HYMBA_METAL_CUDA` names the library that `cuda/build.sh` makes, the GPU.
+///
+/// # Panics
+/// If the library or the GPU can't be used.
+pub fn device() -> Box<dyn hymba_kernels_metal::Device> {
+    match std::env::var_os("HYMBA_METAL_CUDA") {
+        Some(path) => Box::new(Cuda::open(path.as_ref()).unwrap_or_else(|e| panic!("HYMBA_METAL_CUDA: {e}"))),
+        None => Box::new(Emulator::default()),
+    }
+}

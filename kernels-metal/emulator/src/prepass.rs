@@ -1,5 +1,5 @@
-//! From Metal to C++: reads the `[[...]]` attributes of the shaders and takes them away; the bodies stay as they are.
-//! Function constants become variables, and every kernel gets an entry point that collects its parameters.
+//! From Metal to C++: reads the `[[...]]` attributes of the shaders and takes them away, and the words that C++ does not
+//! know; what the bodies do stays as it is. Function constants become variables, and every kernel gets an entry point that collects its parameters.
 
 use std::fmt::Write;
 
@@ -20,7 +20,24 @@ pub fn to_cpp(metal: &str) -> Result<String, String> {
     if entries.is_empty() {
         return Err("there is no kernel".into());
     }
-    Ok(without_attributes(&text) + "\n" + &entries)
+    Ok(in_words_of_cpp(&(without_attributes(&text) + "\n" + &entries)))
+}
+
+/// Metal's own words, for which C++ has others or none.
+fn in_words_of_cpp(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for word in text.split_inclusive(|c: char| !c.is_alphanumeric() && c != '_') {
+        let end = word.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(word.len());
+        out.push_str(match &word[..end] {
+            "kernel" => "SHIM_FN",
+            "inline" => "SHIM_FN inline",
+            "constant" => "const",
+            "device" | "threadgroup" | "thread" => "",
+            other => other,
+        });
+        out.push_str(&word[end..]);
+    }
+    out
 }
 
 /// `constant TYPE NAME [[function_constant(I)]];` as a variable, if `line` is one.
@@ -99,7 +116,7 @@ mod tests {
         assert!(cpp.starts_with("SHIM_CONSTANT(uint, N, 3)\n"));
         assert!(!cpp.contains("[["));
         assert!(cpp.contains(
-            "SHIM_KERNEL(twice) { twice((device const float *)shim_buffer(launch, 0), *(const A *)shim_args(launch), \
+            "SHIM_KERNEL(twice) { twice(( const float *)shim_buffer(launch, 0), *(const A *)shim_args(launch), \
              shim_thread_index_in_threadgroup(launch)); }"
         ));
         assert!(cpp.contains("SHIM_REGISTER(twice, sizeof(A))"));

@@ -1,24 +1,16 @@
 //! What the tests share: a device, weights on it, poisoned matrices, comparison.
 #![allow(dead_code)]
 
-use std::{env, ops::Range, path::Path};
+use std::ops::Range;
 
 use half::{bf16, f16};
 use hymba_kernels_metal::{Buffer, Device, Format, Gpu, View, Weight};
-use hymba_metal_emulator::{Cuda, Emulator};
+use hymba_metal_emulator::device;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 pub const FORMATS: [Format; 7] =
     [Format::F32, Format::F16, Format::BF16, Format::Q8_0, Format::Q4_0, Format::Q8_0X8, Format::Q4_0X8];
-
-/// The emulator, or the library that `HYMBA_METAL_CUDA` names.
-pub fn device() -> Box<dyn Device> {
-    match env::var_os("HYMBA_METAL_CUDA") {
-        Some(path) => Box::new(Cuda::open(Path::new(&path)).unwrap()),
-        None => Box::new(Emulator::default()),
-    }
-}
 
 pub fn rng(seed: u64) -> ChaCha8Rng {
     ChaCha8Rng::seed_from_u64(seed)
