@@ -79,10 +79,13 @@ kernel void attend_slice(device const float *q [[buffer(0)]], device const uchar
             if (place < 2) {
                 for (uint j = lane % 8 * 4; j < KEY_DIM; j += 32) {
                     const float4 k = cached4(keys, from + j, from + KEY_DIM);
-                    for (uint g = 0; g < heads; g++) sums[g] += dot(load4(queries + (g0 + g) * KEY_DIM, j, KEY_DIM), k);
+                    for (uint g = 0; g < HEADS_AT_ONCE; g++) { // so that sums can be registers
+                        if (g < heads) sums[g] += dot(load4(queries + (g0 + g) * KEY_DIM, j, KEY_DIM), k);
+                    }
                 }
             }
-            for (uint g = 0; g < heads; g++) {
+            for (uint g = 0; g < HEADS_AT_ONCE; g++) {
+                if (g >= heads) continue; // for all lanes
                 float sum = sums[g];
                 for (ushort step = 1; step < 8; step *= 2) sum += simd_shuffle_xor(sum, step);
                 if (lane % 8 == 0) scores[(g0 + g) * SLICE + i] = place < 2 ? sum * a.scale : -INFINITY;
@@ -107,37 +110,56 @@ kernel void attend_slice(device const float *q [[buffer(0)]], device const uchar
         }
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    // values: a thread a column
+    // values: a thread a column, four rows at once so that their loads do not wait for each other
     for (uint j = tid; j < VALUE_DIM; j += 32 * simds) {
         for (uint g0 = 0; g0 < GROUP; g0 += HEADS_AT_ONCE) {
             float sums[8] = {0.0f, 0.0f, 0.0f, 0.0f, 0.0f, 0.0f, 0.0f, 0.0f};
             const uint heads = min(HEADS_AT_ONCE, GROUP - g0);
-            for (uint i = 0; i < SLICE && places[2 * i] < 2; i++) {
-                device const uchar *values = places[2 * i] == 1 ? chunk_v : cache_v;
-                const float v = cached(values, (ulong(places[2 * i + 1]) * KV_HEADS + head) * VALUE_DIM + j);
-                for (uint g = 0; g < heads; g++) sums[g] += scores[(g0 + g) * SLICE + i] * v;
+            for (uint i = 0; i < SLICE && places[2 * i] < 2; i += 4) {
+                float v[4];
+                for (uint r = 0; r < 4; r++) {
+                    const uint place = places[2 * (i + r)];
+                    device const uchar *values = place == 1 ? chunk_v : cache_v;
+                    const ulong at = (ulong(places[2 * (i + r) + 1]) * KV_HEADS + head) * VALUE_DIM + j;
+                    v[r] = place < 2 ? cached(values, at) : 0.0f;
+                }
+                for (uint g = 0; g < HEADS_AT_ONCE; g++) {
+                    if (g >= heads) continue;
+                    threadgroup float *weights = scores + (g0 + g) * SLICE + i;
+                    sums[g] += weights[0] * v[0] + weights[1] * v[1] + weights[2] * v[2] + weights[3] * v[3];
+                }
             }
-            for (uint g = 0; g < heads; g++) out[(g0 + g) * a.slices * part + j] = sums[g];
+            for (uint g = 0; g < HEADS_AT_ONCE; g++) {
+                if (g < heads) out[(g0 + g) * a.slices * part + j] = sums[g];
+            }
         }
     }
 }
 
-/// Puts the slices of a token's head together. Threadgroups: [KV_HEADS * GROUP, tokens]. Uses VALUE_DIM, KV_HEADS,
-/// GROUP.
+/// Puts the slices of a token's head together. Threadgroups: [KV_HEADS * GROUP, tokens]; `shared` holds a value for each
+/// slice and each simdgroup. Uses VALUE_DIM, KV_HEADS, GROUP.
 kernel void attend_join(device const float *parts [[buffer(0)]], device float *y [[buffer(1)]],
-                        constant AttendArgs &a [[buffer(2)]], uint3 group [[threadgroup_position_in_grid]],
-                        uint tid [[thread_index_in_threadgroup]], uint simds [[simdgroups_per_threadgroup]]) {
+                        constant AttendArgs &a [[buffer(2)]], threadgroup float *shared [[threadgroup(0)]],
+                        uint3 group [[threadgroup_position_in_grid]], uint tid [[thread_index_in_threadgroup]],
+                        uint lane [[thread_index_in_simdgroup]], uint simd [[simdgroup_index_in_threadgroup]],
+                        uint simds [[simdgroups_per_threadgroup]]) {
     const ulong part = VALUE_DIM + 2;
     device const float *in = parts + (ulong(group.y) * KV_HEADS * GROUP + group.x) * a.slices * part;
+    threadgroup float *scales = shared + simds;
     float most = -INFINITY;
-    for (uint s = 0; s < a.slices; s++) most = max(most, in[s * part + VALUE_DIM]);
+    for (uint s = lane; s < a.slices; s += 32) most = max(most, in[s * part + VALUE_DIM]);
+    most = simd_max(most);
+    float weights = 0.0f;
+    for (uint s = tid; s < a.slices; s += 32 * simds) {
+        const float scale = precise::exp(in[s * part + VALUE_DIM] - most); // 0 for a slice without rows
+        scales[s] = scale;
+        weights += scale * in[s * part + VALUE_DIM + 1];
+    }
+    weights = group_sum(weights, shared, lane, simd, simds);
+    threadgroup_barrier(mem_flags::mem_threadgroup);
     for (uint j = tid; j < VALUE_DIM; j += 32 * simds) {
-        float sum = 0.0f, weights = 0.0f;
-        for (uint s = 0; s < a.slices; s++) {
-            const float scale = precise::exp(in[s * part + VALUE_DIM] - most); // 0 for a slice without rows
-            sum += scale * in[s * part + j];
-            weights += scale * in[s * part + VALUE_DIM + 1];
-        }
+        float sum = 0.0f;
+        for (uint s = 0; s < a.slices; s++) sum += scales[s] * in[s * part + j];
         y[ulong(group.y) * a.y_stride + group.x * VALUE_DIM + j] = sum / weights;
     }
 }

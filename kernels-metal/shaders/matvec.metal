@@ -74,12 +74,13 @@ constexpr constant uint ROWS_AT_ONCE = 4;
 template <uint format>
 inline float4 row_dots(device const uchar *w, device const float *x, uint rows, uint cols, uint row, uint lane) {
     float4 sums = float4(0.0f);
+    const uint last = rows - 1; // is read again rather than what lies behind it
     for (uint col = 4 * lane; col < cols; col += 128) {
         const float4 in = load4(x, col, cols);
-        sums.x += dot(weights4<format>(w, cols, row, col), in);
-        if (row + 1 < rows) sums.y += dot(weights4<format>(w, cols, row + 1, col), in);
-        if (row + 2 < rows) sums.z += dot(weights4<format>(w, cols, row + 2, col), in);
-        if (row + 3 < rows) sums.w += dot(weights4<format>(w, cols, row + 3, col), in);
+        sums += float4(dot(weights4<format>(w, cols, row, col), in),
+                       dot(weights4<format>(w, cols, min(row + 1, last), col), in),
+                       dot(weights4<format>(w, cols, min(row + 2, last), col), in),
+                       dot(weights4<format>(w, cols, min(row + 3, last), col), in));
     }
     return sums;
 }

@@ -29,17 +29,25 @@ template <uint format>
 inline float4 weights4(device const uchar *w, uint cols, uint row, uint col) {
     if (format == F32) {
         device const float *p = (device const float *)w + ulong(row) * cols + col;
+        if (cols % 4 == 0) return col < cols ? *(device const float4 *)p : float4(0.0f);
         if (col + 4 <= cols) return float4(p[0], p[1], p[2], p[3]);
         return float4(col < cols ? p[0] : 0.0f, col + 1 < cols ? p[1] : 0.0f, col + 2 < cols ? p[2] : 0.0f, 0.0f);
     }
     if (format == F16) {
         device const half *p = (device const half *)w + ulong(row) * cols + col;
+        if (cols % 4 == 0) return col < cols ? float4(*(device const half4 *)p) : float4(0.0f);
         if (col + 4 <= cols) return float4(float(p[0]), float(p[1]), float(p[2]), float(p[3]));
         return float4(col < cols ? float(p[0]) : 0.0f, col + 1 < cols ? float(p[1]) : 0.0f,
                       col + 2 < cols ? float(p[2]) : 0.0f, 0.0f);
     }
     if (format == BF16) {
         device const ushort *p = (device const ushort *)w + ulong(row) * cols + col;
+        if (cols % 4 == 0) {
+            if (col >= cols) return float4(0.0f);
+            const uint2 q = *(device const uint2 *)p;
+            return float4(as_type<float>(q.x << 16), as_type<float>(q.x & 0xffff0000), as_type<float>(q.y << 16),
+                          as_type<float>(q.y & 0xffff0000));
+        }
         if (col + 4 <= cols) return float4(bfloat_at(p), bfloat_at(p + 1), bfloat_at(p + 2), bfloat_at(p + 3));
         return float4(col < cols ? bfloat_at(p) : 0.0f, col + 1 < cols ? bfloat_at(p + 1) : 0.0f,
                       col + 2 < cols ? bfloat_at(p + 2) : 0.0f, 0.0f);

@@ -46,6 +46,8 @@ const BLOCK: usize = 16;
 const MOST: usize = 128;
 /// Simdgroups of a tile at most.
 const MOST_SIMDS: usize = 8;
+/// Slices whose scales fit threadgroup memory.
+const MOST_SLICES: usize = 8000;
 /// Bytes that the slices' results may take.
 const MOST_PARTS: usize = 32 << 20;
 
@@ -102,6 +104,7 @@ impl Gpu {
     fn attend_in_slices(&mut self, a: &Attention<'_>, constants: Constants, out: View<'_>) {
         let most = a.visible.iter().map(|runs| runs.iter().map(|r| r.rows as usize).sum()).max().unwrap_or(0);
         let slices: usize = usize::div_ceil(most, SLICE);
+        assert!(slices <= MOST_SLICES, "attention: {most} rows are too many for this GPU");
         let bytes = 4 * a.heads * slices * (a.value_dim + 2); // of a token
         let at_once = (MOST_PARTS / bytes.max(1)).clamp(1, a.q.rows.max(1));
         let [cache_k, cache_v, chunk_k, chunk_v] = kv(a);
@@ -121,7 +124,7 @@ impl Gpu {
             let threads = a.value_dim.next_multiple_of(32).min(128) as u32;
             let groups = [a.heads as u32, tokens as u32, 1];
             let parts = Binding { writable: false, ..parts };
-            self.launch("attend_join", constants, &[parts, out.write()], args, groups, threads, 0);
+            self.launch("attend_join", constants, &[parts, out.write()], args, groups, threads, slices + 4);
         }
     }
 }

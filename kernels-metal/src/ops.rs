@@ -207,7 +207,7 @@ impl Gpu {
         /// Up to as many tokens are multiplied one by one: reading the weights is what takes the time.
         const FEW: usize = 4;
         /// Simdgroups that keep a GPU busy.
-        const ENOUGH: usize = 2048;
+        const ENOUGH: usize = 4096;
         let tokens = x.rows;
         assert!(x.cols == w.cols && out.cols == w.rows && out.rows == tokens, "matmul: shapes differ");
         let aligned = x.aligned();
@@ -222,7 +222,7 @@ impl Gpu {
             let (eights, blocks_at_once) = (w.rows.div_ceil(8), if w.format == Format::Q8_0X8 { 2 } else { 4 });
             let turns = (w.cols / 32).div_ceil(blocks_at_once);
             let mut simds = 1;
-            while simds < 8 && eights * simds < ENOUGH && turns >= 4 * simds {
+            while simds < 8 && eights * simds < ENOUGH && turns >= 3 * simds {
                 simds *= 2;
             }
             let groups = [eights as u32, tokens as u32, 1];

@@ -36,3 +36,9 @@ struct half {
         return uint16_t(sign | ((rounded >> 13) - (112u << 10)));
     }
 };
+
+/// Byte n of a word as a float.
+template <int n>
+inline float shim_byte(uint32_t word) {
+    return float(word >> (8 * n) & 255);
+}
