@@ -21,7 +21,7 @@ use serde_json::json;
 
 use super::{
     model::ModelArgs,
-    options::{SamplingArgs, SessionArgs},
+    options::{SamplingArgs, SessionArgs, list_devices},
     prompt::PromptArgs,
     terminal,
 };
@@ -69,6 +69,9 @@ pub struct Args {
 
 /// Continues the prompt.
 pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
+    if args.session.list_devices {
+        return Ok(list_devices()?);
+    }
     // Flags first: a wrong one should not have to wait for the prompt or the model.
     args.sampling.apply(Params::default())?;
     let prompt = args.prompt.read(cancel)?;
@@ -83,6 +86,9 @@ pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
         sampler.ban(eos);
     }
     let mut session = Session::new(&model, &args.session.options())?;
+    if let Some(why) = session.fallback().filter(|_| !args.quiet) {
+        terminal::note(&format!("the CPU does the work: {why}"));
+    }
     let load = start.elapsed();
 
     let ids = tokenizer.encode(&prompt, true)?;
@@ -156,14 +162,17 @@ fn summary(t: &Timings, load: Duration, model: &Model, session: &mut Session<'_>
         format!("load {:.2} s", load.as_secs_f64()),
         format!("prompt {} tok, {:.1} tok/s", t.prompt_tokens, t.prompt_rate()),
     ];
-    if t.decode_steps > 0 {
+    let generated = format!("generated {} tok", t.generated_tokens);
+    if let Some(gpu) = session.gpu() {
+        parts.push(format!("{generated}, {:.1} tok/s on {gpu}", t.decode_rate()));
+    } else if t.decode_steps > 0 {
         let read = (model.weight_bytes_per_token() + session.bytes_read_per_token()) as f64;
         let limit = session.read_bandwidth();
         let share = 100.0 * read * t.decode_rate() / limit;
-        parts.push(format!("generated {} tok, {:.1} tok/s", t.generated_tokens, t.decode_rate()));
+        parts.push(format!("{generated}, {:.1} tok/s", t.decode_rate()));
         parts.push(format!("{share:.0}% of {:.1} GB/s", limit / 1e9));
     } else {
-        parts.push(format!("generated {} tok", t.generated_tokens));
+        parts.push(generated);
     }
     parts.push(format!("cache {:.1} MB", session.cache_bytes() as f64 / 1e6));
     parts.join(" | ")

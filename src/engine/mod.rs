@@ -8,4 +8,4 @@ mod session;
 pub use crate::backend::timed::{Operation, Profile};
 pub use model::Model;
 pub use perplexity::{Perplexity, perplexity};
-pub use session::{Limits, Machine, Observer, Session, SessionOptions, compute_meta_state};
+pub use session::{Limits, Machine, Observer, Session, SessionOptions, compute_meta_state, machines};

@@ -35,6 +35,14 @@ pub enum Machine {
     Auto,
 }
 
+/// What this machine has to compute with: the name of the backend, and what it is.
+pub fn machines() -> Vec<(&'static str, String)> {
+    let mut cpu = cpu(None);
+    let cpu = format!("{} threads, {} kernels", cpu.cpu().threads(), cpu.cpu().kernels());
+    let gpus = metal::names().into_iter().map(|name| ("metal", name));
+    [("cpu", cpu)].into_iter().chain(gpus).collect()
+}
+
 /// How a session is set up.
 #[derive(Clone, Debug)]
 pub struct SessionOptions {
