@@ -2,6 +2,7 @@
 #if defined(__AVX512VNNI__) && defined(__AVX512VL__)
 
 #define HK_DPBUSD _mm256_dpbusd_epi32
+#define PACKED_TOKENS 6 /* and twice as many registers */
 
 #include "x86.h"
 

@@ -3,11 +3,10 @@
  * summed block after block in the same order whatever the tile. */
 
 #define PACKED_LANES 8
-#define PACKED_GROUPS 2   /* of a tile: two share each broadcast activation */
+#define PACKED_GROUPS 2 /* of a tile of several tokens: they share each broadcast activation */
 #ifndef PACKED_TOKENS
-#define PACKED_TOKENS 4   /* of a tile: the integer sums of a block stay in registers */
+#define PACKED_TOKENS 5 /* of a tile: the integer sums of a block stay in registers */
 #endif
-#define PREFETCH 3072     /* bytes ahead of a matrix that is read once */
 
 HK_INLINE size_t packed_size(hk_type type) {
     return type == HK_Q8_0X8 ? 272 : 144;
@@ -74,10 +73,12 @@ HK_INLINE __m256i packed_end(hk_type type, __m256i sum, int32_t offset) {
 
 #endif
 
-/* `lanes` rows of the last group, all of those before it. */
+/* `lanes` rows of the last group, all of those before it. One token reads the matrix as one stream, which the CPU's own
+ * prefetchers follow best when left alone; with more, the first tile has time to ask for the groups after it. */
 HK_INLINE void packed_tile(hk_type type, const uint8_t *w, size_t groups, size_t lanes, size_t cols, const hk_act *x,
                            size_t t0, size_t tokens, float *y, size_t y_stride, int accumulate) {
     const size_t blocks = cols / HK_BLOCK, size = packed_size(type), group = blocks * size;
+    const char *ahead = (const char *)w + groups * group;
     const int8_t *q = x->q + t0 * cols;
     const float *d = x->d + t0 * blocks;
     const int32_t *offset = x->offset + t0 * blocks;
@@ -85,20 +86,22 @@ HK_INLINE void packed_tile(hk_type type, const uint8_t *w, size_t groups, size_t
     for (size_t g = 0; g < groups; g++)
         for (size_t t = 0; t < tokens; t++) sum[g][t] = vf_zero();
     for (size_t b = 0; b < blocks; b++, w += size, q += HK_BLOCK) {
-        if (tokens == 1)
-            for (size_t g = 0; g < groups; g++)
-                for (size_t i = 0; i < size; i += 64)
-                    _mm_prefetch((const char *)w + g * group + PREFETCH + i, _MM_HINT_T0);
+        if (tokens > 1 && t0 == 0)
+            for (size_t i = 0; i < groups * size; i += 64, ahead += 64) prefetch_soon(ahead);
         __m256i dot[PACKED_GROUPS][PACKED_TOKENS];
         for (size_t t = 0; t < tokens; t++)
             for (size_t g = 0; g < groups; g++) dot[g][t] = packed_begin(type, offset[t * blocks + b]);
+#pragma GCC unroll 8
         for (size_t i = 0; i < 8; i++) {
             const size_t c = i / 2 + i % 2 * 4; /* the two columns of a nibble's byte one after the other */
             __m256i v[PACKED_GROUPS];
             for (size_t g = 0; g < groups; g++) v[g] = packed_weights(type, w + g * group, c);
             for (size_t t = 0; t < tokens; t++) {
                 const __m256i a = four_columns(q + t * cols, c);
-                for (size_t g = 0; g < groups; g++) dot[g][t] = packed_step(type, dot[g][t], v[g], a);
+                for (size_t g = 0; g < groups; g++) {
+                    dot[g][t] = packed_step(type, dot[g][t], v[g], a);
+                    OPAQUE(dot[g][t]); /* or the compiler adds in another order, with more sums than registers */
+                }
             }
         }
         for (size_t g = 0; g < groups; g++) {
@@ -122,25 +125,34 @@ HK_INLINE void packed_tile(hk_type type, const uint8_t *w, size_t groups, size_t
         }
 }
 
-/* `groups` is constant in each call */
+/* all tokens; `groups` is constant in each call, and so are the tokens of a tile */
 HK_INLINE void packed_groups(hk_type type, const uint8_t *w, size_t groups, size_t lanes, size_t cols, const hk_act *x,
                              size_t tokens, float *y, size_t y_stride, int accumulate) {
+#define PACKED_TILE(n) packed_tile(type, w, groups, lanes, cols, x, t, n, y, y_stride, accumulate)
     size_t t = 0;
-    for (; t + PACKED_TOKENS <= tokens; t += PACKED_TOKENS)
-        packed_tile(type, w, groups, lanes, cols, x, t, PACKED_TOKENS, y, y_stride, accumulate);
-    for (; t < tokens; t++) packed_tile(type, w, groups, lanes, cols, x, t, 1, y, y_stride, accumulate);
+    for (; t + PACKED_TOKENS <= tokens; t += PACKED_TOKENS) PACKED_TILE(PACKED_TOKENS);
+    switch (tokens - t) {
+    case 5: PACKED_TILE(5 < PACKED_TOKENS ? 5 : 1); break;
+    case 4: PACKED_TILE(4); break;
+    case 3: PACKED_TILE(3); break;
+    case 2: PACKED_TILE(2); break;
+    case 1: PACKED_TILE(1); break;
+    }
+#undef PACKED_TILE
 }
 
 HK_INLINE void packed_matmul(hk_type type, const uint8_t *w, size_t rows, size_t cols, const hk_act *x, size_t tokens,
                              float *y, size_t y_stride, int accumulate) {
     const size_t group = cols / HK_BLOCK * packed_size(type);
     while (rows > 0) {
-        const size_t groups = rows > PACKED_LANES ? 2 : 1, height = groups * PACKED_LANES;
+        const size_t groups = rows > PACKED_LANES && tokens > 1 ? PACKED_GROUPS : 1, height = groups * PACKED_LANES;
         const size_t step = rows < height ? rows : height, lanes = step - (groups - 1) * PACKED_LANES;
-        if (groups == 2)
-            packed_groups(type, w, 2, lanes, cols, x, tokens, y, y_stride, accumulate);
-        else
+        if (tokens == 1)
+            packed_tile(type, w, 1, lanes, cols, x, 0, 1, y, y_stride, accumulate);
+        else if (groups == 1)
             packed_groups(type, w, 1, lanes, cols, x, tokens, y, y_stride, accumulate);
+        else
+            packed_groups(type, w, PACKED_GROUPS, lanes, cols, x, tokens, y, y_stride, accumulate);
         rows -= step;
         w += groups * group;
         y += step;

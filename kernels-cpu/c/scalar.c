@@ -164,29 +164,50 @@ static float kv_value(hk_type type, const void *p, size_t i) {
     return type == HK_F16 ? f16_to_f32(((const uint16_t *)p)[i]) : ((const float *)p)[i];
 }
 
+/* the score of row r of a run, for the query at q and the kv head `head` */
+static float score(const hk_attend *a, const float *q, const hk_rows *run, size_t r, size_t head) {
+    float s = 0;
+    for (size_t j = 0; j < a->key_dim; j++) s += q[j] * kv_value(a->type, run->k, r * a->k_stride + head * a->key_dim + j);
+    return s * a->scale;
+}
+
 static void attend(const hk_attend *a) {
-    size_t rows = 0;
-    for (size_t i = 0; i < a->n_runs; i++) rows += a->runs[i].rows;
-    for (size_t g = 0; g < a->group; g++) {
-        const float *q = a->q + g * a->key_dim;
-        float *scores = a->scores + g * rows, *out = a->out + g * a->value_dim;
-        float max = -INFINITY, sum = 0;
-        size_t n = 0;
-        for (size_t i = 0; i < a->n_runs; i++)
-            for (size_t r = 0; r < a->runs[i].rows; r++, n++) {
-                float s = 0;
-                for (size_t j = 0; j < a->key_dim; j++) s += q[j] * kv_value(a->type, a->runs[i].k, r * a->k_stride + j);
-                scores[n] = s * a->scale;
-                max = fmaxf(max, scores[n]);
-            }
-        for (n = 0; n < rows; n++) sum += scores[n] = expf(scores[n] - max);
-        for (size_t j = 0; j < a->value_dim; j++) out[j] = 0;
-        n = 0;
-        for (size_t i = 0; i < a->n_runs; i++)
-            for (size_t r = 0; r < a->runs[i].rows; r++, n++)
-                for (size_t j = 0; j < a->value_dim; j++)
-                    out[j] += scores[n] * kv_value(a->type, a->runs[i].v, r * a->v_stride + j);
-        for (size_t j = 0; j < a->value_dim; j++) out[j] /= sum;
+    const size_t heads = a->kv_heads * a->group;
+    for (size_t t = 0; t < a->tokens; t++)
+        for (size_t h = 0; h < heads; h++) {
+            const float *q = a->q + t * a->q_stride + h * a->key_dim;
+            const size_t head = h / a->group;
+            float max = -INFINITY, sum = 0, *out = a->out + t * a->out_stride + h * a->value_dim;
+            for (size_t j = 0; j < a->value_dim; j++) out[j] = 0;
+            for (int pass = 0; pass < 2; pass++) /* first the maximum, then all the rest */
+                for (size_t i = 0, at = 0; i < a->n_runs; i++)
+                    for (size_t r = 0; r < a->runs[i].rows; r++, at++) {
+                        const int seen = at < a->prefix || (at >= a->first[t] && at < a->end[t]);
+                        if (!seen || at < a->from || at >= a->to) continue;
+                        const float s = score(a, q, &a->runs[i], r, head);
+                        if (pass == 0) {
+                            max = fmaxf(max, s);
+                            continue;
+                        }
+                        const float w = expf(s - max);
+                        sum += w;
+                        for (size_t j = 0; j < a->value_dim; j++)
+                            out[j] += w * kv_value(a->type, a->runs[i].v, r * a->v_stride + head * a->value_dim + j);
+                    }
+            a->max[t * heads + h] = max;
+            a->sum[t * heads + h] = sum;
+        }
+}
+
+static void attend_merge(const float *max, const float *sum, size_t stride, const float *values, size_t values_stride,
+                         size_t n, size_t value_dim, float *y) {
+    float most = -INFINITY, total = 0;
+    for (size_t i = 0; i < n; i++) most = fmaxf(most, max[i * stride]);
+    for (size_t i = 0; i < n; i++) total += sum[i * stride] * expf(max[i * stride] - most);
+    for (size_t j = 0; j < value_dim; j++) {
+        float v = 0;
+        for (size_t i = 0; i < n; i++) v += values[i * values_stride + j] * expf(max[i * stride] - most);
+        y[j] = v / total;
     }
 }
 
@@ -255,7 +276,7 @@ static float float_rate(size_t rounds) {
 }
 
 const hk_kernels *hk_scalar(void) {
-    static const hk_kernels table = {"scalar",  matmul, quantize, rms_norm, fuse,     rope,      to_f16,    attend,
+    static const hk_kernels table = {"scalar",  matmul, quantize, rms_norm, fuse,     rope,      to_f16,    attend, attend_merge,
                                      conv_silu, scan,   silu_mul, relu2,    read_all, int8_rate, float_rate};
     return &table;
 }

@@ -12,6 +12,9 @@
 /* Bodies are instantiated with constant sizes: without inlining their sums would live in memory. */
 #define HK_INLINE static inline __attribute__((always_inline))
 
+/* asks for a line that is needed in some microseconds: into the second-level cache */
+HK_INLINE void prefetch_soon(const void *p) { _mm_prefetch((const char *)p, _MM_HINT_T1); }
+
 #define VF_LANES 8
 typedef __m256 vf;
 
@@ -55,11 +58,21 @@ HK_INLINE float vf_top(vf x) { /* the greatest lane */
     return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
 }
 
-/* 2^k for whole k in -126 .. 127 */
-HK_INLINE vf vf_pow2(vf k) {
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtps_epi32(vf_add(k, vf_set1(127.0f))), 23));
+/* x * 2^k, k the low bits of t's as a whole number; x and the answer are of ordinary size */
+HK_INLINE vf vf_ldexp(vf x, vf t) {
+    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), _mm256_slli_epi32(_mm256_castps_si256(t), 23)));
 }
-HK_INLINE vf vf_round(vf x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+
+/* the sum of the lanes of each of eight */
+HK_INLINE vf vf_sums(const vf x[8]) {
+    vf pair[4], quad[2];
+    for (int i = 0; i < 4; i++)
+        pair[i] = vf_add(_mm256_unpacklo_ps(x[2 * i], x[2 * i + 1]), _mm256_unpackhi_ps(x[2 * i], x[2 * i + 1]));
+    for (int i = 0; i < 2; i++)
+        quad[i] = vf_add(_mm256_shuffle_ps(pair[2 * i], pair[2 * i + 1], 0x44),
+                         _mm256_shuffle_ps(pair[2 * i], pair[2 * i + 1], 0xee));
+    return vf_add(_mm256_permute2f128_ps(quad[0], quad[1], 0x20), _mm256_permute2f128_ps(quad[0], quad[1], 0x31));
+}
 
 /* rows to columns, 8 by 8 */
 HK_INLINE void vf_transpose(vf r[8]) {

@@ -15,6 +15,9 @@
 #include "vector/float_matmul.h"
 #include "vector/ssm.h"
 
+/* keeps the compiler from seeing through a value */
+#define OPAQUE(x) __asm__ volatile("" : "+x"(x))
+
 /* ---- int8 activations ---- */
 
 static void quantize(const float *x, size_t n, int8_t *q, float *d, int32_t *offset) {
@@ -142,9 +145,6 @@ static uint64_t read_all(const void *p, size_t n) {
 
 /* ---- arithmetic from registers ---- */
 
-/* keeps the compiler from seeing through a value */
-#define OPAQUE(x) __asm__ volatile("" : "+x"(x))
-
 static uint32_t int8_rate(size_t rounds) {
     enum { CHAINS = 8 };
     __m256i sum[CHAINS], a = _mm256_set1_epi8(3), w = _mm256_set1_epi8(5);
@@ -183,6 +183,6 @@ static float float_rate(size_t rounds) {
 #define HK_TABLE(isa)                                                                                             \
     {                                                                                                             \
         .name = isa, .matmul = matmul, .quantize = quantize, .rms_norm = rms_norm, .fuse = fuse, .rope = rope,    \
-        .to_f16 = to_f16, .attend = attend, .conv_silu = conv_silu, .scan = scan, .silu_mul = silu_mul,           \
-        .relu2 = relu2, .read = read_all, .int8_rate = int8_rate, .float_rate = float_rate,                                                                         \
+        .to_f16 = to_f16, .attend = attend, .attend_merge = attend_merge, .conv_silu = conv_silu, .scan = scan, .silu_mul = silu_mul,           \
+        .relu2 = relu2, .read = read_all, .int8_rate = int8_rate, .float_rate = float_rate,                         \
     }

@@ -54,17 +54,25 @@ typedef struct hk_rows {
     size_t rows;
 } hk_rows;
 
-/* One token's attention for the query heads that share a kv head. */
+/* Attention of some tokens, for kv heads that lie side by side and the query heads that share them. The runs are one
+ * sequence of rows. Every token sees the first `prefix` rows; of the others, token t sees first[t] .. end[t]. */
 typedef struct hk_attend {
-    const float *q; /* [group, key_dim] */
-    size_t group, key_dim, value_dim;
+    const float *q; /* [tokens, kv_heads * group, key_dim], tokens `q_stride` apart */
+    size_t q_stride, tokens, kv_heads, group, key_dim, value_dim;
     hk_type type; /* of K and V: HK_F32 or HK_F16 */
     size_t k_stride, v_stride;
     const hk_rows *runs;
     size_t n_runs;
+    size_t from, to; /* the rows of the sequence that this call looks at */
+    size_t prefix;
+    const size_t *first, *end; /* [tokens] */
     float scale;
-    float *scores; /* scratch [group, all rows] */
-    float *out;    /* [group, value_dim] */
+    float *scratch; /* [32 * key_dim] */
+    /* Parts of the answer: the scores' maximum and the sum of w = exp(score - max) [tokens, kv_heads * group]; of a token
+     * that sees none of the rows, -infinity and 0. out: the sum of w * V [tokens, kv_heads * group, value_dim], tokens
+     * `out_stride` apart */
+    float *max, *sum, *out;
+    size_t out_stride;
 } hk_attend;
 
 /* Depthwise causal convolution and SiLU over a range of channels. */
@@ -113,6 +121,10 @@ typedef struct hk_kernels {
     /* x [n] to IEEE half, ties to even. */
     void (*to_f16)(const float *x, size_t n, uint16_t *y);
     void (*attend)(const hk_attend *a);
+    /* Softmax attention of one head from the parts of `n` calls of `attend` that share its rows among them:
+     * max, sum [n], `stride` apart; values [n, value_dim], `values_stride` apart. y [value_dim] may be values. */
+    void (*attend_merge)(const float *max, const float *sum, size_t stride, const float *values, size_t values_stride,
+                         size_t n, size_t value_dim, float *y);
     void (*conv_silu)(const hk_conv *a);
     void (*scan)(const hk_scan *a);
     /* y = silu(gate) * up.  y may be up. */

@@ -34,6 +34,9 @@ pub struct hk_rows {
 #[derive(Debug, Copy, Clone)]
 pub struct hk_attend {
     pub q: *const f32,
+    pub q_stride: usize,
+    pub tokens: usize,
+    pub kv_heads: usize,
     pub group: usize,
     pub key_dim: usize,
     pub value_dim: usize,
@@ -42,9 +45,17 @@ pub struct hk_attend {
     pub v_stride: usize,
     pub runs: *const hk_rows,
     pub n_runs: usize,
+    pub from: usize,
+    pub to: usize,
+    pub prefix: usize,
+    pub first: *const usize,
+    pub end: *const usize,
     pub scale: f32,
-    pub scores: *mut f32,
+    pub scratch: *mut f32,
+    pub max: *mut f32,
+    pub sum: *mut f32,
     pub out: *mut f32,
+    pub out_stride: usize,
 }
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -121,6 +132,18 @@ pub struct hk_kernels {
     >,
     pub to_f16: ::core::option::Option<unsafe extern "C" fn(x: *const f32, n: usize, y: *mut u16)>,
     pub attend: ::core::option::Option<unsafe extern "C" fn(a: *const hk_attend)>,
+    pub attend_merge: ::core::option::Option<
+        unsafe extern "C" fn(
+            max: *const f32,
+            sum: *const f32,
+            stride: usize,
+            values: *const f32,
+            values_stride: usize,
+            n: usize,
+            value_dim: usize,
+            y: *mut f32,
+        ),
+    >,
     pub conv_silu: ::core::option::Option<unsafe extern "C" fn(a: *const hk_conv)>,
     pub scan: ::core::option::Option<unsafe extern "C" fn(a: *const hk_scan)>,
     pub silu_mul: ::core::option::Option<unsafe extern "C" fn(gate: *const f32, up: *const f32, n: usize, y: *mut f32)>,

@@ -117,8 +117,49 @@ pub struct Attention<'a> {
     pub cache: [KvRows<'a>; 2],
     /// Keys and values of the chunk's own tokens.
     pub chunk: [KvRows<'a>; 2],
-    /// Per token, the rows it sees, in order of position.
+    /// Per token, the rows it sees, in order of position: a prefix of the cache, the same for all tokens; the end of
+    /// what else the cache holds, in two runs, for later tokens no more of it than for earlier ones; rows of the chunk.
     pub visible: &'a [[Run; 4]],
+}
+
+/// Rows of a tile of the attention kernel, whose keys are turned at once.
+const TURNED: usize = 32;
+/// Queries of a tile of tokens: as many as the kernel takes at once.
+const PREFILL_QUERIES: usize = 40;
+/// Parts that the rows of a single token are split into at most: the same for any number of threads.
+const DECODE_PARTS: usize = 16;
+
+/// The rows that some tokens see between them, as one sequence.
+struct Sequence {
+    /// A prefix that all see, then the rest.
+    runs: [Run; 4],
+    /// Per token: where in the sequence the rest that it sees begins and ends.
+    first: Vec<usize>,
+    end: Vec<usize>,
+}
+
+impl Sequence {
+    fn new(visible: &[[Run; 4]]) -> Self {
+        let [prefix, old, new, _] = visible[0];
+        let cached = old.rows + new.rows;
+        let own = |token: &[Run; 4]| token[3].first..token[3].first + token[3].rows;
+        let start = visible.iter().map(|v| own(v).start).min().unwrap_or(0);
+        let stop = visible.iter().map(|v| own(v).end).max().unwrap_or(0);
+        let (mut first, mut end) = (Vec::with_capacity(visible.len()), Vec::with_capacity(visible.len()));
+        for token in visible {
+            let seen = token[1].rows + token[2].rows;
+            assert!(token[0] == prefix && seen <= cached && token[3].rows > 0, "attention: rows are out of order");
+            let chunk = prefix.rows + cached; // where the chunk's rows begin
+            assert!(seen == 0 || own(token).start == start, "attention: rows between those of a token are missing");
+            first.push(if seen > 0 { chunk - seen } else { chunk + own(token).start - start });
+            end.push(chunk + own(token).end - start);
+        }
+        Self { runs: [prefix, old, new, Run { chunk: true, first: start, rows: stop - start }], first, end }
+    }
+
+    fn rows(&self) -> usize {
+        self.runs.iter().map(|r| r.rows).sum()
+    }
 }
 
 /// What [`Cpu::conv_silu`] reads.
@@ -157,6 +198,7 @@ pub struct Cpu {
     pool: Pool,
     /// Activations as int8 blocks: values, scales, offsets.
     quantized: (Vec<i8>, Vec<f32>, Vec<i32>),
+    /// Turned keys, and parts of the attention heads' output.
     scores: Vec<f32>,
 }
 
@@ -252,9 +294,9 @@ impl Cpu {
         }
         let act = Shared(&raw mut act);
         let (y, y_stride) = (Shared(out.data.as_mut_ptr()), out.stride);
-        // Enough parts to even out threads that the system slows, each at least a few microseconds of reading.
+        // Enough parts to even out threads that the system slows, each at least a microsecond of reading.
         let smallest = (16 * 1024 / row_bytes.max(1)).max(1);
-        let rows = part(w.rows, 8 * self.pool.threads(), 8).max(smallest.next_multiple_of(8));
+        let rows = part(w.rows, 32 * self.pool.threads(), 16).max(smallest.next_multiple_of(16));
         self.pool.run(w.rows.div_ceil(rows), |task, _| {
             let first = task * rows;
             let n = rows.min(w.rows - first);
@@ -331,6 +373,10 @@ impl Cpu {
     }
 
     /// Softmax attention of every token over the rows it sees; out `[tokens, heads * value_dim]`.
+    ///
+    /// # Panics
+    /// If the shapes do not fit together, or a token sees rows that the first token of the call does not bound: see
+    /// [`Attention::visible`].
     pub fn attention(&mut self, a: &Attention<'_>, out: MatMut<'_>) {
         let group = a.heads / a.kv_heads;
         let (k_stride, v_stride) = (a.kv_heads * a.key_dim, a.kv_heads * a.value_dim);
@@ -339,49 +385,101 @@ impl Cpu {
         assert!(a.q.rows == out.rows && a.visible.len() == out.rows, "attention: tokens differ");
         let dtype = a.cache[0].dtype();
         assert!(a.cache.iter().chain(&a.chunk).all(|r| r.dtype() == dtype), "attention: types differ");
-        let mut most = 0;
-        for runs in a.visible {
-            for run in runs {
-                let [k, v] = if run.chunk { a.chunk } else { a.cache };
-                let end = run.first + run.rows;
-                assert!(end * k_stride <= k.len() && end * v_stride <= v.len(), "attention: a run ends at row {end}");
-            }
-            let rows: usize = runs.iter().map(|r| r.rows).sum();
-            assert!(rows > 0, "attention: a token sees nothing");
-            most = most.max(rows);
+        for run in a.visible.iter().flatten() {
+            let [k, v] = if run.chunk { a.chunk } else { a.cache };
+            let end = run.first + run.rows;
+            assert!(end * k_stride <= k.len() && end * v_stride <= v.len(), "attention: a run ends at row {end}");
         }
 
-        self.scores.resize(self.scores.len().max(self.pool.threads() * group * most), 0.0);
-        let (kernels, scores) = (self.kernels, Shared(self.scores.as_mut_ptr()));
+        let (kernels, heads) = (self.kernels, a.heads);
         let (y, stride) = (Shared(out.data.as_mut_ptr()), out.stride);
-        self.pool.run(out.rows * a.kv_heads, |task, thread| {
-            let (t, head) = (task / a.kv_heads, task % a.kv_heads);
-            let mut runs = [hk::hk_rows { k: std::ptr::null(), v: std::ptr::null(), rows: 0 }; 4];
-            let mut n_runs = 0;
-            for run in a.visible[t].iter().filter(|r| r.rows > 0) {
+        let scale = 1.0 / (a.key_dim as f32).sqrt();
+        // The call on tokens `t..` of a sequence, kv heads `h..`, with `scratch` of `TURNED * key_dim` values; the caller
+        // says where parts go.
+        let call = |s: &Sequence, t: usize, h: std::ops::Range<usize>, scratch: *mut f32| {
+            let runs = s.runs.map(|run| {
                 let [k, v] = if run.chunk { a.chunk } else { a.cache };
-                runs[n_runs] = hk::hk_rows {
-                    k: k.at(run.first * k_stride + head * a.key_dim),
-                    v: v.at(run.first * v_stride + head * a.value_dim),
-                    rows: run.rows,
+                let at = |rows: KvRows<'_>, stride: usize, dim: usize| match run.rows {
+                    0 => std::ptr::null(),
+                    _ => rows.at(run.first * stride + h.start * dim),
                 };
-                n_runs += 1;
-            }
+                hk::hk_rows { k: at(k, k_stride, a.key_dim), v: at(v, v_stride, a.value_dim), rows: run.rows }
+            });
             let args = hk::hk_attend {
-                q: a.q.row(t)[head * group * a.key_dim..].as_ptr(),
+                q: a.q.row(t)[h.start * group * a.key_dim..].as_ptr(),
+                q_stride: a.q.stride,
+                tokens: s.first.len(),
+                kv_heads: h.len(),
                 group,
                 key_dim: a.key_dim,
                 value_dim: a.value_dim,
                 type_: dtype,
                 k_stride,
                 v_stride,
-                runs: runs.as_ptr(),
-                n_runs,
-                scale: 1.0 / (a.key_dim as f32).sqrt(),
-                scores: scores.at(thread * group * most),
-                out: y.at(t * stride + head * group * a.value_dim),
+                runs: std::ptr::null(),
+                n_runs: runs.len(),
+                from: 0,
+                to: s.rows(),
+                prefix: s.runs[0].rows,
+                first: s.first.as_ptr(),
+                end: s.end.as_ptr(),
+                scale,
+                scratch,
+                max: std::ptr::null_mut(),
+                sum: std::ptr::null_mut(),
+                out: y.at(t * stride + h.start * group * a.value_dim),
+                out_stride: stride,
             };
+            (args, runs)
+        };
+
+        if out.rows == 1 {
+            // One token: its rows in parts, each for all heads, so that they are read as they lie.
+            let s = Sequence::new(a.visible);
+            let rows = s.rows().div_ceil(DECODE_PARTS).next_multiple_of(TURNED);
+            let (parts, part) = (s.rows().div_ceil(rows), heads * (a.value_dim + 2));
+            let n = self.pool.threads() * TURNED * a.key_dim;
+            self.scores.resize(self.scores.len().max(n + parts * part), 0.0);
+            let scratch = Shared(self.scores.as_mut_ptr());
+            self.pool.run(parts, |task, thread| {
+                let (mut args, runs) = call(&s, 0, 0..a.kv_heads, scratch.at(thread * TURNED * a.key_dim));
+                args.runs = runs.as_ptr();
+                (args.from, args.to) = (task * rows, s.rows().min((task + 1) * rows));
+                args.max = scratch.at(n + task * part);
+                args.sum = scratch.at(n + task * part + heads);
+                args.out = scratch.at(n + task * part + 2 * heads);
+                call!(kernels, attend(&args));
+            });
+            for h in 0..heads {
+                let (max, values) = (scratch.at(n + h), scratch.at(n + 2 * heads + h * a.value_dim));
+                let sum = scratch.at(n + heads + h);
+                call!(kernels, attend_merge(max, sum, part, values, part, parts, a.value_dim, y.at(h * a.value_dim)));
+            }
+            return;
+        }
+
+        // Many tokens: those of a tile share each row of keys, once it is turned.
+        let tile = (PREFILL_QUERIES / group).max(1);
+        let each = TURNED * a.key_dim + 2 * tile * group;
+        self.scores.resize(self.scores.len().max(self.pool.threads() * each), 0.0);
+        let scratch = Shared(self.scores.as_mut_ptr());
+        let sequences: Vec<_> = a.visible.chunks(tile).map(Sequence::new).collect();
+        // the last tokens see the most: they come first
+        let tasks = sequences.len() * a.kv_heads;
+        self.pool.run(tasks, |task, thread| {
+            let task = tasks - 1 - task;
+            let (i, head) = (task / a.kv_heads, task % a.kv_heads);
+            let (s, t, scratch) = (&sequences[i], i * tile, scratch.at(thread * each));
+            let (mut args, runs) = call(s, t, head..head + 1, scratch);
+            args.runs = runs.as_ptr();
+            args.max = scratch.wrapping_add(TURNED * a.key_dim);
+            args.sum = args.max.wrapping_add(tile * group);
             call!(kernels, attend(&args));
+            for q in 0..s.first.len() * group {
+                let out = args.out.wrapping_add(q / group * stride + q % group * a.value_dim);
+                let (max, sum) = (args.max.wrapping_add(q), args.sum.wrapping_add(q));
+                call!(kernels, attend_merge(max, sum, 1, out, a.value_dim, 1, a.value_dim, out));
+            }
         });
     }
 
@@ -501,16 +599,18 @@ impl Cpu {
         self.rate(rounds, |n| _ = std::hint::black_box(call!(kernels, float_rate(n))))
     }
 
+    /// Multiply-adds that each thread does in a run of [`Cpu::int8_rate`] or [`Cpu::float_rate`]: a few milliseconds.
+    pub const RATE_MACS: usize = 1 << 28;
+
     /// Multiply-adds a second of a loop that does [`hk::HK_ROUND`] a round, on all threads.
-    fn rate(&mut self, rounds: usize, work: impl Fn(usize) + Sync) -> f64 {
-        /// A few milliseconds on a fast core.
-        const TASK: usize = 1 << 14;
-        let tasks = 4 * self.pool.threads();
+    fn rate(&mut self, runs: usize, work: impl Fn(usize) + Sync) -> f64 {
+        const TASKS: usize = 4; // a thread
+        let (tasks, rounds) = (TASKS * self.pool.threads(), Self::RATE_MACS / TASKS / hk::HK_ROUND as usize);
         let mut best = 0f64;
-        for _ in 0..rounds {
+        for _ in 0..runs {
             let start = Instant::now();
-            self.pool.run(tasks, |_, _| work(TASK));
-            best = best.max((tasks * TASK * hk::HK_ROUND as usize) as f64 / start.elapsed().as_secs_f64());
+            self.pool.run(tasks, |_, _| work(rounds));
+            best = best.max((self.pool.threads() * Self::RATE_MACS) as f64 / start.elapsed().as_secs_f64());
         }
         best
     }

@@ -3,7 +3,9 @@
 //! operation, so that the next one starts within a cache miss, and sleep when nothing follows.
 //!
 //! One thread at a time hands out work: it publishes a job, takes tasks from it like the workers do, and returns when
-//! all tasks are done. Tasks are taken one by one, so that a thread that the system delays holds up no other.
+//! all tasks are done. Every thread has a range of neighbouring tasks of its own, so that it walks through memory in one
+//! direction and touches no line that others write; when that is done it helps the others, so that a thread that the
+//! system delays holds up no one.
 
 use std::{
     hint,
@@ -24,10 +26,15 @@ const LOOKS: u32 = 64;
 /// A task: `(task, thread)`; the thread's number is below [`Pool::threads`].
 type Task<'a> = &'a (dyn Fn(usize, usize) + Sync);
 
+/// A thread's range of the present job, in cache lines of its own: job number in the upper 32 bits, next task in the
+/// lower. A job whose next task is [`CLOSED`] takes no more.
+#[repr(align(128))]
+struct Word(AtomicU64);
+
 #[derive(Default)]
 struct Shared {
-    /// Job number in the upper 32 bits, next task in the lower. A job whose next task is [`CLOSED`] takes no more.
-    word: AtomicU64,
+    /// One a thread.
+    words: Vec<Word>,
     /// The job's closure (a fat pointer in two halves), how many tasks it has, how many are done.
     closure: [AtomicUsize; 2],
     tasks: AtomicUsize,
@@ -41,39 +48,55 @@ struct Shared {
 
 const CLOSED: u64 = u32::MAX as u64;
 
+/// The first task of `thread`'s range.
+fn begin(tasks: usize, thread: usize, threads: usize) -> usize {
+    tasks * thread / threads
+}
+
 impl Shared {
-    /// Takes and runs tasks of the job in `word` until none is left; returns the word that says so.
-    fn work(&self, thread: usize) -> u64 {
-        loop {
-            let word = self.word.load(Acquire);
-            let task = (word & CLOSED) as usize;
-            let halves = [self.closure[0].load(Relaxed), self.closure[1].load(Relaxed)];
-            if task as u64 == CLOSED || task >= self.tasks.load(Relaxed) {
-                return word;
+    /// Runs tasks of job `job` until none is left: first the thread's own, then the others'.
+    fn work(&self, job: u64, thread: usize) {
+        let threads = self.words.len();
+        // The closure and the number of tasks are those of `job` whenever the exchange below succeeds: the publisher
+        // closes a job, which changes its words, before it writes the next one's fields; who sees the fields sees that.
+        let halves = [self.closure[0].load(Acquire), self.closure[1].load(Acquire)];
+        let tasks = self.tasks.load(Acquire);
+        let mut done = 0;
+        for i in 0..threads {
+            let owner = (thread + i) % threads;
+            let end = begin(tasks, owner + 1, threads) as u64;
+            loop {
+                let word = self.words[owner].0.load(Acquire);
+                let task = word & CLOSED;
+                if word >> 32 != job || task == CLOSED || task >= end {
+                    break;
+                }
+                if self.words[owner].0.compare_exchange(word, word + 1, AcqRel, Relaxed).is_err() {
+                    continue;
+                }
+                // SAFETY: the two halves are those of the reference that `Pool::run` published with this job. It does
+                // not return before `done` has counted this task, so that the closure is alive.
+                let closure: Task<'_> = unsafe { std::mem::transmute(halves) };
+                let call = std::panic::AssertUnwindSafe(|| closure(task as usize, thread));
+                if std::panic::catch_unwind(call).is_err() {
+                    self.panicked.store(true, Relaxed);
+                }
+                done += 1;
             }
-            // The exchange succeeds only if the job is still the one whose closure was read: the publisher closes a
-            // job, which changes the word, before it writes the next one's fields.
-            if self.word.compare_exchange(word, word + 1, AcqRel, Relaxed).is_err() {
-                continue;
-            }
-            // SAFETY: the two halves are those of the reference that `Pool::run` published with this job. It does not
-            // return before `done` has counted this task, so that the closure is alive.
-            let closure: Task<'_> = unsafe { std::mem::transmute(halves) };
-            let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| closure(task, thread)));
-            if result.is_err() {
-                self.panicked.store(true, Relaxed);
-            }
-            self.done.fetch_add(1, Release);
+        }
+        if done > 0 {
+            self.done.fetch_add(done, Release);
         }
     }
 
     fn serve(&self, thread: usize) {
         let mut seen = 0;
+        let job = || self.words[thread].0.load(Acquire) >> 32;
         loop {
             let start = Instant::now();
             'spin: loop {
                 for _ in 0..LOOKS {
-                    if self.word.load(Acquire) != seen {
+                    if job() != seen {
                         break 'spin;
                     }
                     hint::spin_loop();
@@ -81,7 +104,7 @@ impl Shared {
                 if start.elapsed() > SPIN {
                     let mut guard = self.sleep.lock().unwrap_or_else(PoisonError::into_inner);
                     self.sleepers.fetch_add(1, SeqCst);
-                    while self.word.load(SeqCst) == seen && !self.stop.load(SeqCst) {
+                    while self.words[thread].0.load(SeqCst) >> 32 == seen && !self.stop.load(SeqCst) {
                         guard = self.wake.wait(guard).unwrap_or_else(PoisonError::into_inner);
                     }
                     self.sleepers.fetch_sub(1, SeqCst);
@@ -92,7 +115,15 @@ impl Shared {
             if self.stop.load(Relaxed) {
                 return;
             }
-            seen = self.work(thread);
+            seen = job();
+            self.work(seen, thread);
+        }
+    }
+
+    /// Sets every thread's word, the callers' own last.
+    fn publish(&self, job: u64, next: impl Fn(usize) -> u64) {
+        for (thread, word) in self.words.iter().enumerate().rev() {
+            word.0.store(job << 32 | next(thread), SeqCst);
         }
     }
 }
@@ -101,6 +132,8 @@ impl Shared {
 pub struct Pool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
+    /// The present job's number: it fits 32 bits.
+    job: u64,
     /// How long the caller has waited for the others, if that is measured.
     waited: Option<Duration>,
 }
@@ -108,16 +141,16 @@ pub struct Pool {
 impl Pool {
     /// A pool of `threads` threads; the one that calls [`Pool::run`] is the first of them.
     pub fn new(threads: NonZeroUsize) -> Self {
-        let shared = Arc::new(Shared::default());
-        shared.word.store(CLOSED, Relaxed);
+        let words = (0..threads.get()).map(|_| Word(AtomicU64::new(CLOSED))).collect();
+        let shared = Arc::new(Shared { words, ..Shared::default() });
         let workers = (1..threads.get())
             .map_while(|thread| {
                 let shared = shared.clone();
-                // A system that refuses more threads gets by with fewer.
+                // A system that refuses more threads gets by with fewer: the others take over their ranges.
                 thread::Builder::new().name(format!("hymba-{thread}")).spawn(move || shared.serve(thread)).ok()
             })
             .collect();
-        Self { shared, workers, waited: None }
+        Self { shared, workers, job: 0, waited: None }
     }
 
     /// Threads that take part in a job.
@@ -145,29 +178,29 @@ impl Pool {
             return;
         }
         assert!((tasks as u64) < CLOSED, "{tasks} tasks are too many for one job");
-        let shared = &*self.shared;
+        let (shared, threads) = (&*self.shared, self.shared.words.len());
         let closure: Task<'_> = &f;
         // SAFETY: a reference to a trait object is two machine words; they are turned back in `Shared::work`.
         let halves: [usize; 2] = unsafe { std::mem::transmute(closure) };
-        // The last job is closed (see below), so that nobody acts on these fields before the word changes.
-        shared.closure[0].store(halves[0], Relaxed);
-        shared.closure[1].store(halves[1], Relaxed);
-        shared.tasks.store(tasks, Relaxed);
+        // The last job is closed (see below), so that nobody acts on these fields before the words change.
+        shared.closure[0].store(halves[0], Release);
+        shared.closure[1].store(halves[1], Release);
+        shared.tasks.store(tasks, Release);
         shared.done.store(0, Relaxed);
-        let job = (shared.word.load(Relaxed) >> 32).wrapping_add(1);
-        shared.word.store(job << 32, SeqCst);
+        self.job = (self.job + 1) & CLOSED;
+        shared.publish(self.job, |thread| begin(tasks, thread, threads) as u64);
         if shared.sleepers.load(SeqCst) > 0 {
             drop(shared.sleep.lock().unwrap_or_else(PoisonError::into_inner));
             shared.wake.notify_all();
         }
-        shared.work(0);
+        shared.work(self.job, 0);
         let mut looks = 0u32;
         let start = self.waited.map(|_| Instant::now());
         while shared.done.load(Acquire) < tasks {
             looks += 1;
             if looks.is_multiple_of(1 << 12) { thread::yield_now() } else { hint::spin_loop() }
         }
-        shared.word.store(job << 32 | CLOSED, Release);
+        shared.publish(self.job, |_| CLOSED);
         if let (Some(waited), Some(start)) = (&mut self.waited, start) {
             *waited += start.elapsed();
         }
@@ -178,9 +211,9 @@ impl Pool {
 impl Drop for Pool {
     fn drop(&mut self) {
         self.shared.stop.store(true, SeqCst);
-        // A change of the word ends the spinning; the lock orders the change before a sleeper's look.
+        // A change of the words ends the spinning; the lock orders the change before a sleeper's look.
         let guard = self.shared.sleep.lock().unwrap_or_else(PoisonError::into_inner);
-        self.shared.word.store((self.shared.word.load(Relaxed) >> 32).wrapping_add(1) << 32 | CLOSED, SeqCst);
+        self.shared.publish((self.job + 1) & CLOSED, |_| CLOSED);
         drop(guard);
         self.shared.wake.notify_all();
         for worker in self.workers.drain(..) {

@@ -249,23 +249,33 @@ fn attention() {
     let mut rng = ChaCha8Rng::seed_from_u64(SEED);
     let mut reference = scalar();
     for cpu in &mut cpus() {
-        for round in 0..80 {
+        for round in 0..120 {
             let (kv_heads, group) = (rng.random_range(1..4), rng.random_range(1..8));
             let (key_dim, value_dim) = (rng.random_range(1..70), rng.random_range(1..140));
-            let (rows, tokens) = (rng.random_range(4..200), rng.random_range(1..5));
+            let (rows, tokens) = (rng.random_range(20..200), rng.random_range(1..20));
             let heads = kv_heads * group;
             let q = random(&mut rng, tokens * heads * key_dim, 3.0);
             let kv = [0; 4].map(|_| random(&mut rng, rows * kv_heads * key_dim.max(value_dim), 1.0));
             let halves = kv.each_ref().map(|v| v.iter().map(|v| f16::from_f32(*v).to_bits()).collect::<Vec<_>>());
             let as_f16 = round % 2 == 0;
             let at = |i: usize| if as_f16 { KvRows::F16(&halves[i]) } else { KvRows::F32(&kv[i]) };
+            // a prefix, the end of what the cache holds else, and rows of the chunk, in order
+            let prefix = Run { chunk: false, first: 0, rows: rng.random_range(0..rows / 2) };
+            let (old, new) = (rng.random_range(0..=rows / 4), rng.random_range(0..=rows / 4));
+            let first = rows - rows / 4;
+            let mut gone = 0; // rows that later tokens see no more
             let visible: Vec<[Run; 4]> = (0..tokens)
-                .map(|_| {
-                    [false, false, false, true].map(|chunk| {
-                        let first = rng.random_range(0..rows);
-                        let least = usize::from(chunk);
-                        Run { chunk, first, rows: rng.random_range(least..=(rows - first).max(least)) }
-                    })
+                .map(|t| {
+                    gone += if t > 0 && rng.random_bool(0.7) { rng.random_range(0..=(old + new) / 2) } else { 0 };
+                    let lost = gone.min(old + new);
+                    let (from_old, from_new) = (lost.min(old), lost - lost.min(old));
+                    let begin = if lost == old + new { (gone - lost).min(rows - tokens) } else { 0 };
+                    [
+                        prefix,
+                        Run { chunk: false, first: first + from_old, rows: old - from_old },
+                        Run { chunk: false, first: from_new, rows: new - from_new },
+                        Run { chunk: true, first: begin, rows: rng.random_range(1..=rows - begin) },
+                    ]
                 })
                 .collect();
             let args = Attention {

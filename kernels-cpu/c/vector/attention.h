@@ -1,5 +1,10 @@
-/* One token's attention over the runs of rows it may see, for the query heads that share a kv head: every K and V
- * row is read once for the whole group. Scores first, then softmax, then the weighted sum of V, row by row. */
+/* Attention: some tokens' queries over a run of rows, tile by tile, with a running maximum and sum, so that the scores
+ * of a tile are all that is ever held. The keys of a tile are turned, a row a lane, and serve all queries that share
+ * their head; V rows are read as they are. */
+
+#define ATTEND_ROWS 32    /* of a tile */
+#define ATTEND_QUERIES 40 /* whose scores of a tile are held at once */
+#define ATTEND_BLOCK 6    /* queries whose sums live in registers, two vectors each */
 
 HK_INLINE vf kv_load(hk_type type, const void *p, size_t i) {
     return type == HK_F16 ? vf_load_f16((const uint16_t *)p + i) : vf_load((const float *)p + i);
@@ -9,123 +14,204 @@ HK_INLINE float kv_value(hk_type type, const void *p, size_t i) {
     return type == HK_F16 ? f16_to_f32(((const uint16_t *)p)[i]) : ((const float *)p)[i];
 }
 
-/* four dot products at a time: scores[0..4] of one query against four rows */
-HK_INLINE void score_rows(const hk_attend *a, hk_type type, const hk_rows *run, size_t r, size_t n, const float *q,
-                              float *scores) {
-    vf s[4] = {vf_zero(), vf_zero(), vf_zero(), vf_zero()};
-    float tail[4] = {0, 0, 0, 0};
-    size_t j = 0;
-    for (; j + VF_LANES <= a->key_dim; j += VF_LANES) {
-        const vf v = vf_load(q + j);
-        for (size_t i = 0; i < n; i++) s[i] = vf_fma(v, kv_load(type, run->k, (r + i) * a->k_stride + j), s[i]);
+/* Queries of one kv head. */
+typedef struct attend_queries {
+    size_t n;
+    const float *q[ATTEND_QUERIES];      /* [key_dim] */
+    float *out[ATTEND_QUERIES];          /* [value_dim] */
+    float *max[ATTEND_QUERIES], *sum[ATTEND_QUERIES];
+    size_t token[ATTEND_QUERIES];
+    float rescale[ATTEND_QUERIES];       /* what the sums so far are worth under the new maximum */
+    float scores[ATTEND_QUERIES][ATTEND_ROWS];
+} attend_queries;
+
+/* keys [rows, key_dim] to turned [key_dim, ATTEND_ROWS]; lanes without a row are zero */
+HK_INLINE void turn_keys(hk_type type, const void *k, size_t stride, size_t rows, size_t key_dim, float *turned) {
+    for (size_t r = 0; r < ATTEND_ROWS; r += VF_LANES) {
+        size_t j = 0;
+        for (; j + VF_LANES <= key_dim; j += VF_LANES) {
+            vf square[VF_LANES];
+            for (size_t i = 0; i < VF_LANES; i++)
+                square[i] = r + i < rows ? kv_load(type, k, (r + i) * stride + j) : vf_zero();
+            vf_transpose(square);
+            for (size_t i = 0; i < VF_LANES; i++) vf_store(turned + (j + i) * ATTEND_ROWS + r, square[i]);
+        }
+        for (; j < key_dim; j++)
+            for (size_t i = r; i < r + VF_LANES; i++)
+                turned[j * ATTEND_ROWS + i] = i < rows ? kv_value(type, k, i * stride + j) : 0;
     }
-    for (; j < a->key_dim; j++)
-        for (size_t i = 0; i < n; i++) tail[i] += q[j] * kv_value(type, run->k, (r + i) * a->k_stride + j);
-    for (size_t i = 0; i < n; i++) scores[i] = (vf_sum(s[i]) + tail[i]) * a->scale;
 }
 
-/* scores [n] to exp(scores - max); returns their sum */
-static float softmax_parts(float *scores, size_t n) {
-    vf top = vf_set1(-INFINITY);
-    float max = -INFINITY;
-    size_t i = 0;
-    for (; i + VF_LANES <= n; i += VF_LANES) top = vf_max(top, vf_load(scores + i));
-    max = vf_top(top);
-    for (size_t j = i; j < n; j++) max = scores[j] > max ? scores[j] : max;
-    const vf shift = vf_set1(max);
-    vf sum = vf_zero();
-    for (i = 0; i + VF_LANES <= n; i += VF_LANES) {
-        const vf e = vf_exp(vf_sub(vf_load(scores + i), shift));
-        vf_store(scores + i, e);
-        sum = vf_add(sum, e);
+HK_INLINE void score_block(attend_queries *s, size_t q0, size_t n, const float *turned, size_t rows, size_t key_dim,
+                           float scale) {
+    for (size_t r = 0; r < rows; r += 2 * VF_LANES) {
+        vf sum[ATTEND_BLOCK][2];
+        for (size_t q = 0; q < n; q++) sum[q][0] = sum[q][1] = vf_zero();
+        const float *keys = turned + r;
+        for (size_t j = 0; j < key_dim; j++, keys += ATTEND_ROWS) {
+            const vf k0 = vf_load(keys), k1 = vf_load(keys + VF_LANES);
+            for (size_t q = 0; q < n; q++) {
+                const vf v = vf_set1(s->q[q0 + q][j]);
+                sum[q][0] = vf_fma(v, k0, sum[q][0]);
+                sum[q][1] = vf_fma(v, k1, sum[q][1]);
+            }
+        }
+        for (size_t q = 0; q < n; q++) {
+            vf_store(s->scores[q0 + q] + r, vf_mul(sum[q][0], vf_set1(scale)));
+            vf_store(s->scores[q0 + q] + r + VF_LANES, vf_mul(sum[q][1], vf_set1(scale)));
+        }
     }
-    float total = vf_sum(sum);
-    if (i < n) {
-        float last[VF_LANES];
-        vf_store(last, vf_exp(vf_sub(vf_load_n(scores + i, n - i), shift)));
-        for (size_t j = 0; i + j < n; j++) total += scores[i + j] = last[j];
-    }
-    return total;
 }
 
-/* Adds p[g][row] * V[row] for `rows` rows into out, in the order of the rows. Two vectors of V wide, so that a group
- * of up to five heads keeps its sums in registers. */
-#define GROUP_MAX 5
-HK_INLINE void add_values(const hk_attend *a, hk_type type, const hk_rows *run, size_t first, size_t rows,
-                              size_t group, const float *scores, size_t all, float *out) {
+/* scores to exp(score - max) where begin <= row < end, to zero elsewhere; max and sum go on */
+HK_INLINE void softmax_tile(attend_queries *s, size_t q, size_t begin, size_t end) {
+    float *scores = s->scores[q], *max = s->max[q], *sum = s->sum[q];
+    for (size_t r = 0; r < begin; r++) scores[r] = -INFINITY;
+    for (size_t r = end; r < ATTEND_ROWS; r++) scores[r] = -INFINITY;
+    vf top = vf_load(scores);
+    for (size_t r = VF_LANES; r < ATTEND_ROWS; r += VF_LANES) top = vf_max(top, vf_load(scores + r));
+    const float here = vf_top(top), most = here > *max ? here : *max;
+    float factor[VF_LANES];
+    vf_store(factor, vf_exp(vf_set1(*max - most)));
+    s->rescale[q] = *max == -INFINITY ? 0 : factor[0];
+    vf total = vf_zero();
+    for (size_t r = 0; r < ATTEND_ROWS; r += VF_LANES) {
+        const vf e = vf_exp(vf_sub(vf_load(scores + r), vf_set1(most)));
+        vf_store(scores + r, e);
+        total = vf_add(total, e);
+    }
+    if (begin > 0 || end < ATTEND_ROWS) {
+        for (size_t r = 0; r < begin; r++) scores[r] = 0;
+        for (size_t r = end; r < ATTEND_ROWS; r++) scores[r] = 0;
+        total = vf_load(scores);
+        for (size_t r = VF_LANES; r < ATTEND_ROWS; r += VF_LANES) total = vf_add(total, vf_load(scores + r));
+    }
+    *sum = *sum * s->rescale[q] + vf_sum(total);
+    *max = most;
+}
+
+/* out = out * rescale + scores . V, two vectors of columns at a time */
+HK_INLINE void value_block(attend_queries *s, size_t q0, size_t n, hk_type type, const void *v, size_t stride, size_t rows,
+                           size_t value_dim) {
     size_t j = 0;
-    for (; j + 2 * VF_LANES <= a->value_dim; j += 2 * VF_LANES) {
-        vf s0[GROUP_MAX], s1[GROUP_MAX];
-        for (size_t g = 0; g < group; g++) {
-            s0[g] = vf_load(out + g * a->value_dim + j);
-            s1[g] = vf_load(out + g * a->value_dim + j + VF_LANES);
+    for (; j + 2 * VF_LANES <= value_dim; j += 2 * VF_LANES) {
+        vf sum[ATTEND_BLOCK][2];
+        for (size_t q = 0; q < n; q++) {
+            const vf rescale = vf_set1(s->rescale[q0 + q]);
+            sum[q][0] = vf_mul(vf_load(s->out[q0 + q] + j), rescale);
+            sum[q][1] = vf_mul(vf_load(s->out[q0 + q] + j + VF_LANES), rescale);
         }
         for (size_t r = 0; r < rows; r++) {
-            const vf v0 = kv_load(type, run->v, (first + r) * a->v_stride + j);
-            const vf v1 = kv_load(type, run->v, (first + r) * a->v_stride + j + VF_LANES);
-            for (size_t g = 0; g < group; g++) {
-                const vf p = vf_set1(scores[g * all + r]);
-                s0[g] = vf_fma(p, v0, s0[g]);
-                s1[g] = vf_fma(p, v1, s1[g]);
+            const vf v0 = kv_load(type, v, r * stride + j), v1 = kv_load(type, v, r * stride + j + VF_LANES);
+            for (size_t q = 0; q < n; q++) {
+                const vf p = vf_set1(s->scores[q0 + q][r]);
+                sum[q][0] = vf_fma(p, v0, sum[q][0]);
+                sum[q][1] = vf_fma(p, v1, sum[q][1]);
             }
         }
-        for (size_t g = 0; g < group; g++) {
-            vf_store(out + g * a->value_dim + j, s0[g]);
-            vf_store(out + g * a->value_dim + j + VF_LANES, s1[g]);
+        for (size_t q = 0; q < n; q++) {
+            vf_store(s->out[q0 + q] + j, sum[q][0]);
+            vf_store(s->out[q0 + q] + j + VF_LANES, sum[q][1]);
         }
     }
-    for (; j < a->value_dim; j++)
-        for (size_t g = 0; g < group; g++)
-            for (size_t r = 0; r < rows; r++)
-                out[g * a->value_dim + j] += scores[g * all + r] * kv_value(type, run->v, (first + r) * a->v_stride + j);
+    for (; j < value_dim; j++)
+        for (size_t q = 0; q < n; q++) {
+            float sum = s->out[q0 + q][j] * s->rescale[q0 + q];
+            for (size_t r = 0; r < rows; r++) sum += s->scores[q0 + q][r] * kv_value(type, v, r * stride + j);
+            s->out[q0 + q][j] = sum;
+        }
 }
 
-HK_INLINE void add_values_group(const hk_attend *a, hk_type type, const hk_rows *run, size_t first, size_t rows,
-                                    size_t group, const float *scores, size_t all, float *out) {
-    switch (group) { /* constants, so that the sums live in registers */
-    case 5: add_values(a, type, run, first, rows, 5, scores, all, out); break;
-    case 4: add_values(a, type, run, first, rows, 4, scores, all, out); break;
-    case 3: add_values(a, type, run, first, rows, 3, scores, all, out); break;
-    case 2: add_values(a, type, run, first, rows, 2, scores, all, out); break;
-    default: add_values(a, type, run, first, rows, 1, scores, all, out); break;
+/* One tile of rows: sequence rows at .. at + rows, at k and v for this head. */
+HK_INLINE void attend_tile(const hk_attend *a, hk_type type, attend_queries *s, size_t at, size_t rows, const void *k,
+                           const void *v) {
+    turn_keys(type, k, a->k_stride, rows, a->key_dim, a->scratch);
+#define EACH_BLOCK(call)                          \
+    for (size_t q = 0, n; q < s->n; q += n) {     \
+        n = s->n - q;                             \
+        switch (n) { /* constants, so that the sums live in registers */ \
+        case 1: n = 1; call(1); break;            \
+        case 2: n = 2; call(2); break;            \
+        case 3: n = 3; call(3); break;            \
+        case 4: n = 4; call(4); break;            \
+        case 5: n = 5; call(5); break;            \
+        default: n = ATTEND_BLOCK; call(ATTEND_BLOCK); break; \
+        }                                         \
     }
+#define SCORES(n) score_block(s, q, n, a->scratch, rows, a->key_dim, a->scale)
+#define VALUES(n) value_block(s, q, n, type, v, a->v_stride, rows, a->value_dim)
+    EACH_BLOCK(SCORES)
+    for (size_t q = 0; q < s->n; q++) {
+        /* the prefix is seen by all; of what follows, first .. end */
+        const size_t first = a->first[s->token[q]], end = a->end[s->token[q]];
+        const size_t from = at < a->prefix || first <= at ? 0 : first - at < rows ? first - at : rows;
+        const size_t to = at < a->prefix || end >= at + rows ? rows : end > at ? end - at : 0;
+        if (from < to) {
+            softmax_tile(s, q, from, to);
+        } else {
+            s->rescale[q] = 1;
+            for (size_t r = 0; r < ATTEND_ROWS; r++) s->scores[q][r] = 0;
+        }
+    }
+    EACH_BLOCK(VALUES)
+#undef EACH_BLOCK
+#undef SCORES
+#undef VALUES
 }
 
-#define ROW_TILE 64 /* rows of V that stay in the first-level cache while the columns are walked */
+HK_INLINE const char *kv_at(hk_type type, const void *p, size_t i) {
+    return (const char *)p + i * (type == HK_F16 ? 2 : 4);
+}
+
+/* asks for part `i` of `parts` of the rows [n] of all heads */
+HK_INLINE void fetch_rows(hk_type type, const void *rows, size_t stride, size_t n, size_t i, size_t parts) {
+    const size_t bytes = n * stride * (type == HK_F16 ? 2 : 4) / parts;
+    for (size_t at = 0; at < bytes; at += 64) prefetch_soon((const char *)rows + i * bytes + at);
+}
 
 HK_INLINE void attend_type(const hk_attend *a, hk_type type) {
-    size_t all = 0;
-    for (size_t i = 0; i < a->n_runs; i++) all += a->runs[i].rows;
-
-    size_t n = 0;
-    for (size_t i = 0; i < a->n_runs; i++) {
+    const size_t heads = a->kv_heads * a->group, all = a->tokens * a->group;
+    for (size_t t = 0; t < a->tokens; t++)
+        for (size_t h = 0; h < heads; h++) {
+            a->max[t * heads + h] = -INFINITY;
+            a->sum[t * heads + h] = 0;
+            for (size_t j = 0; j < a->value_dim; j++) a->out[t * a->out_stride + h * a->value_dim + j] = 0;
+        }
+    attend_queries s;
+    for (size_t begin = 0, i = 0; i < a->n_runs; begin += a->runs[i++].rows) {
         const hk_rows *run = &a->runs[i];
-        size_t r = 0;
-        for (; r + 4 <= run->rows; r += 4)
-            for (size_t g = 0; g < a->group; g++)
-                score_rows(a, type, run, r, 4, a->q + g * a->key_dim, a->scores + g * all + n + r);
-        for (; r < run->rows; r++)
-            for (size_t g = 0; g < a->group; g++)
-                score_rows(a, type, run, r, 1, a->q + g * a->key_dim, a->scores + g * all + n + r);
-        n += run->rows;
-    }
-
-    for (size_t g0 = 0; g0 < a->group; g0 += GROUP_MAX) {
-        const size_t group = a->group - g0 < GROUP_MAX ? a->group - g0 : GROUP_MAX;
-        float *scores = a->scores + g0 * all, *out = a->out + g0 * a->value_dim;
-        float sum[GROUP_MAX];
-        for (size_t g = 0; g < group; g++) sum[g] = softmax_parts(scores + g * all, all);
-        for (size_t j = 0; j < group * a->value_dim; j++) out[j] = 0;
-        n = 0;
-        for (size_t i = 0; i < a->n_runs; i++)
-            for (size_t first = 0; first < a->runs[i].rows;) {
-                const size_t left = a->runs[i].rows - first, rows = left < ROW_TILE ? left : ROW_TILE;
-                add_values_group(a, type, &a->runs[i], first, rows, group, scores + n, all, out);
-                first += rows;
-                n += rows;
+        size_t r = a->from > begin ? a->from - begin : 0;
+        const size_t end = a->to - begin < run->rows ? a->to - begin : run->rows;
+        if (a->tokens == 1 && a->to > begin && r < end) { /* the rows of one token come from memory, tile after tile */
+            const size_t n = end - r < ATTEND_ROWS ? end - r : ATTEND_ROWS;
+            fetch_rows(type, kv_at(type, run->k, r * a->k_stride), a->k_stride, n, 0, 1);
+            fetch_rows(type, kv_at(type, run->v, r * a->v_stride), a->v_stride, n, 0, 1);
+        }
+        while (a->to > begin && r < end) {
+            size_t rows = end - r < ATTEND_ROWS ? end - r : ATTEND_ROWS;
+            if (begin + r < a->prefix && begin + r + rows > a->prefix) rows = a->prefix - begin - r;
+            const size_t left = end - r - rows, next = left < ATTEND_ROWS ? left : ATTEND_ROWS;
+            for (size_t head = 0; head < a->kv_heads; head++) {
+                if (a->tokens == 1) {
+                    fetch_rows(type, kv_at(type, run->k, (r + rows) * a->k_stride), a->k_stride, next, head, a->kv_heads);
+                    fetch_rows(type, kv_at(type, run->v, (r + rows) * a->v_stride), a->v_stride, next, head, a->kv_heads);
+                }
+                for (size_t q0 = 0; q0 < all; q0 += ATTEND_QUERIES) {
+                    s.n = all - q0 < ATTEND_QUERIES ? all - q0 : ATTEND_QUERIES;
+                    for (size_t q = 0; q < s.n; q++) {
+                        const size_t t = (q0 + q) / a->group, h = head * a->group + (q0 + q) % a->group;
+                        s.token[q] = t;
+                        s.q[q] = a->q + t * a->q_stride + h * a->key_dim;
+                        s.out[q] = a->out + t * a->out_stride + h * a->value_dim;
+                        s.max[q] = &a->max[t * heads + h];
+                        s.sum[q] = &a->sum[t * heads + h];
+                    }
+                    attend_tile(a, type, &s, begin + r, rows, kv_at(type, run->k, r * a->k_stride + head * a->key_dim),
+                                kv_at(type, run->v, r * a->v_stride + head * a->value_dim));
+                }
             }
-        for (size_t g = 0; g < group; g++)
-            for (size_t j = 0; j < a->value_dim; j++) out[g * a->value_dim + j] /= sum[g];
+            r += rows;
+        }
     }
 }
 
@@ -134,4 +220,20 @@ static void attend(const hk_attend *a) {
         attend_type(a, HK_F16);
     else
         attend_type(a, HK_F32);
+}
+
+static void attend_merge(const float *max, const float *sum, size_t stride, const float *values, size_t values_stride,
+                         size_t n, size_t value_dim, float *y) {
+    float most = -INFINITY, total = 0;
+    for (size_t i = 0; i < n; i++) most = max[i * stride] > most ? max[i * stride] : most;
+    for (size_t i = 0; i < n; i++) total += sum[i * stride] * expf(max[i * stride] - most);
+    for (size_t i = 0; i < n; i++) {
+        const float share = expf(max[i * stride] - most) / total, *v = values + i * values_stride;
+        size_t j = 0;
+        for (; j + VF_LANES <= value_dim; j += VF_LANES) {
+            const vf part = vf_mul(vf_load(v + j), vf_set1(share));
+            vf_store(y + j, i == 0 ? part : vf_add(vf_load(y + j), part));
+        }
+        for (; j < value_dim; j++) y[j] = (i == 0 ? 0 : y[j]) + v[j] * share;
+    }
 }

@@ -1,19 +1,36 @@
-/* exp and what is made of it, eight lanes at a time. */
+/* exp and what is made of it, eight lanes at a time. Polynomials are fitted for the least relative error. */
 
-/* e^x to about 1 ulp: x = k ln 2 + r with |r| <= ln 2 / 2, a polynomial for e^r, k into the exponent.
+/* Adding 1.5 * 2^23 rounds a small number to the nearest whole one, and leaves that in the low bits of the sum. */
+#define ROUNDER 0x1.8p23f
+
+/* e^x to 1 ulp: x = k ln 2 + r with |r| <= ln 2 / 2, a polynomial for e^r, k into the exponent.
  * Below -87.3 the answer stays near 1e-38, above 88.3 near 2e38: close enough to 0 and infinity for what follows. */
 HK_INLINE vf vf_exp(vf x) {
     x = vf_min(vf_max(x, vf_set1(-87.3f)), vf_set1(88.3f));
-    const vf k = vf_round(vf_mul(x, vf_set1(0x1.715476p+0f)));
+    const vf t = vf_fma(x, vf_set1(0x1.715476p+0f), vf_set1(ROUNDER)), k = vf_sub(t, vf_set1(ROUNDER));
     vf r = vf_fnma(k, vf_set1(0x1.62e4p-1f), x); /* ln 2 in two parts: k times the first is exact */
     r = vf_fnma(k, vf_set1(0x1.7f7d1cp-20f), r);
-    vf p = vf_set1(0x1.6c16c2p-10f); /* 1/720 .. 1/2: Taylor, the rest is below 2e-7 of e^r */
-    p = vf_fma(p, r, vf_set1(0x1.111112p-7f));
-    p = vf_fma(p, r, vf_set1(0x1.555556p-5f));
-    p = vf_fma(p, r, vf_set1(0x1.555556p-3f));
-    p = vf_fma(p, r, vf_set1(0.5f));
-    p = vf_fma(p, vf_mul(r, r), vf_add(r, vf_set1(1.0f)));
-    return vf_mul(p, vf_pow2(k));
+    vf p = vf_set1(0x1.6ae72p-10f);
+    p = vf_fma(p, r, vf_set1(0x1.126794p-7f));
+    p = vf_fma(p, r, vf_set1(0x1.555822p-5f));
+    p = vf_fma(p, r, vf_set1(0x1.55541ap-3f));
+    p = vf_fma(p, r, vf_set1(0x1.fffffcp-2f));
+    p = vf_fma(p, r, vf_set1(1.0f));
+    p = vf_fma(p, r, vf_set1(1.0f));
+    return vf_ldexp(p, t);
+}
+
+/* 2^x to 3 ulp, for x <= 127; below -126 the answer stays near 1e-38. */
+HK_INLINE vf vf_exp2(vf x) {
+    x = vf_max(x, vf_set1(-126.0f));
+    const vf t = vf_add(x, vf_set1(ROUNDER)), r = vf_sub(x, vf_sub(t, vf_set1(ROUNDER)));
+    vf p = vf_set1(0x1.5bba12p-10f);
+    p = vf_fma(p, r, vf_set1(0x1.3cea88p-7f));
+    p = vf_fma(p, r, vf_set1(0x1.c6b752p-5f));
+    p = vf_fma(p, r, vf_set1(0x1.ebf9bcp-3f));
+    p = vf_fma(p, r, vf_set1(0x1.62e42ap-1f));
+    p = vf_fma(p, r, vf_set1(1.0f));
+    return vf_ldexp(p, t);
 }
 
 HK_INLINE vf vf_silu(vf x) {

@@ -1,17 +1,4 @@
-/* The Mamba heads: causal convolution and selective scan, eight channels to a vector. Wider ones than any published
- * model has go to the scalar code. */
-#define TAPS_MAX 8
-#define STATES_MAX 64
-
-/* weight [lanes, taps] to taps vectors of `lanes` channels */
-HK_INLINE void conv_taps(const float *weight, size_t taps, size_t lanes, vf *w) {
-    for (size_t j = 0; j < taps; j++) {
-        float column[VF_LANES] = {0};
-        for (size_t c = 0; c < lanes; c++) column[c] = weight[c * taps + j];
-        w[j] = vf_load(column);
-    }
-}
-
+/* The Mamba heads: causal convolution and selective scan. */
 
 HK_INLINE vf lanes_load(const float *p, size_t lanes) {
     return lanes == VF_LANES ? vf_load(p) : vf_load_n(p, lanes);
@@ -23,10 +10,17 @@ HK_INLINE void lanes_store(float *p, size_t lanes, vf x) {
         vf_store_n(p, lanes, x);
 }
 
+/* ---- convolution: a channel a lane ---- */
+
+/* wider ones than any published model has go to the scalar code */
+#define TAPS_MAX VF_LANES
+
 HK_INLINE void conv_lanes(const hk_conv *a, size_t c, size_t lanes, size_t taps) {
     const size_t past = taps - 1;
     vf w[TAPS_MAX], seen[TAPS_MAX];
-    conv_taps(a->weight + c * taps, taps, lanes, w);
+    for (size_t i = 0; i < TAPS_MAX; i++)
+        w[i] = i < lanes ? vf_load_n(a->weight + (c + i) * taps, taps) : vf_zero();
+    vf_transpose(w);
     for (size_t j = 0; j < past; j++) seen[j] = lanes_load(a->state + j * a->state_stride + c, lanes);
     const vf bias = a->bias ? lanes_load(a->bias + c, lanes) : vf_zero();
     for (size_t t = 0; t < a->tokens; t++) {
@@ -53,65 +47,71 @@ static void conv_silu(const hk_conv *a) {
     }
 }
 
-/* [lanes, states] in memory to `states` vectors of `lanes` channels, and back */
-HK_INLINE void states_load(const float *p, size_t states, size_t lanes, vf *out) {
-    if (lanes == VF_LANES && states % VF_LANES == 0) {
-        for (size_t n = 0; n < states; n += VF_LANES) {
-            for (size_t c = 0; c < VF_LANES; c++) out[n + c] = vf_load(p + c * states + n);
-            vf_transpose(out + n);
-        }
-        return;
+/* ---- selective scan: eight channels at a time, a state a lane ---- */
+
+#define SCAN_TOKENS 16 /* of a tile, whose parts below stay in the first-level cache */
+
+/* Some states of one channel, over the tokens of a tile. What belongs to a token is VF_LANES apart. */
+typedef struct scan_tile {
+    const float *rate; /* [states] */
+    float *h;          /* [states] */
+    const float *b, *c; /* [tokens, states] */
+    size_t bc_stride;
+    const float *delta, *drive; /* [tokens]: Δ, and Δ u */
+    size_t tokens;
+    vf *parts; /* [tokens]: what the states add to y, still to be summed over the lanes */
+} scan_tile;
+
+HK_INLINE void scan_states(const scan_tile *s, size_t states, int first) {
+    const vf rate = vf_mul(lanes_load(s->rate, states), vf_set1(0x1.715476p+0f)); /* e^x = 2^(x log2 e) */
+    vf h = lanes_load(s->h, states);
+    for (size_t t = 0, at = 0; t < s->tokens; t++, at += VF_LANES) {
+        const vf drive = vf_mul(vf_set1(s->drive[at]), lanes_load(s->b + t * s->bc_stride, states));
+        h = vf_fma(vf_exp2(vf_mul(rate, vf_set1(s->delta[at]))), h, drive);
+        const vf c = lanes_load(s->c + t * s->bc_stride, states);
+        s->parts[at] = first ? vf_mul(h, c) : vf_fma(h, c, s->parts[at]);
     }
-    conv_taps(p, states, lanes, out);
-}
-HK_INLINE void states_store(float *p, size_t states, size_t lanes, const vf *in) {
-    if (lanes == VF_LANES && states % VF_LANES == 0) {
-        for (size_t n = 0; n < states; n += VF_LANES) {
-            vf square[VF_LANES];
-            for (size_t c = 0; c < VF_LANES; c++) square[c] = in[n + c];
-            vf_transpose(square);
-            for (size_t c = 0; c < VF_LANES; c++) vf_store(p + c * states + n, square[c]);
-        }
-        return;
-    }
-    for (size_t n = 0; n < states; n++) {
-        float column[VF_LANES];
-        vf_store(column, in[n]);
-        for (size_t c = 0; c < lanes; c++) p[c * states + n] = column[c];
-    }
+    lanes_store(s->h, states, h);
 }
 
-HK_INLINE void scan_lanes(const hk_scan *a, size_t c, size_t lanes, size_t states) {
-    vf rate[STATES_MAX], h[STATES_MAX];
-    states_load(a->a + c * states, states, lanes, rate);
-    states_load(a->h + c * states, states, lanes, h);
+HK_INLINE void scan_lanes(const hk_scan *a, size_t c, size_t lanes, size_t t0, size_t tokens, size_t states) {
+    float delta[SCAN_TOKENS * VF_LANES], drive[SCAN_TOKENS * VF_LANES];
+    vf parts[SCAN_TOKENS * VF_LANES];
     const vf bias = lanes_load(a->dt_bias + c, lanes), d = lanes_load(a->d + c, lanes);
-    for (size_t t = 0; t < a->tokens; t++) {
-        const float *b = a->b + t * a->bc_stride, *out = a->c + t * a->bc_stride;
-        const vf u = lanes_load(a->u + t * a->u_stride + c, lanes);
-        const vf delta = vf_softplus(vf_add(lanes_load(a->dt + t * a->dt_stride + c, lanes), bias));
-        const vf drive = vf_mul(delta, u);
-        vf y = vf_mul(d, u);
-        for (size_t n = 0; n < states; n++) {
-            h[n] = vf_fma(vf_exp(vf_mul(delta, rate[n])), h[n], vf_mul(drive, vf_set1(b[n])));
-            y = vf_fma(h[n], vf_set1(out[n]), y);
-        }
-        const vf gate = lanes_load(a->gate + t * a->gate_stride + c, lanes);
-        lanes_store(a->y + t * a->y_stride + c, lanes, vf_mul(y, vf_silu(gate)));
+    for (size_t t = 0; t < tokens; t++) {
+        const vf dt = lanes_load(a->dt + (t0 + t) * a->dt_stride + c, lanes);
+        const vf step = vf_softplus(vf_add(dt, bias));
+        vf_store(delta + t * VF_LANES, step);
+        vf_store(drive + t * VF_LANES, vf_mul(step, lanes_load(a->u + (t0 + t) * a->u_stride + c, lanes)));
+        for (size_t i = lanes; i < VF_LANES; i++) parts[t * VF_LANES + i] = vf_zero();
     }
-    states_store(a->h + c * states, states, lanes, h);
+    const float *b = a->b + t0 * a->bc_stride, *out = a->c + t0 * a->bc_stride;
+    for (size_t i = 0; i < lanes; i++)
+        for (size_t n = 0; n < states; n += VF_LANES) {
+            const size_t at = (c + i) * states + n;
+            const scan_tile tile = {a->a + at, a->h + at, b + n, out + n, a->bc_stride, delta + i, drive + i, tokens, parts + i};
+            if (states - n >= VF_LANES)
+                scan_states(&tile, VF_LANES, n == 0);
+            else
+                scan_states(&tile, states - n, n == 0);
+        }
+    for (size_t t = 0; t < tokens; t++) {
+        const vf u = lanes_load(a->u + (t0 + t) * a->u_stride + c, lanes);
+        const vf gate = lanes_load(a->gate + (t0 + t) * a->gate_stride + c, lanes);
+        const vf y = vf_fma(d, u, vf_sums(parts + t * VF_LANES));
+        lanes_store(a->y + (t0 + t) * a->y_stride + c, lanes, vf_mul(y, vf_silu(gate)));
+    }
 }
 
 static void scan(const hk_scan *a) {
-    if (a->states > STATES_MAX) {
-        hk_scalar()->scan(a);
-        return;
-    }
-    for (size_t c = 0; c < a->channels; c += VF_LANES) {
-        const size_t lanes = a->channels - c < VF_LANES ? a->channels - c : VF_LANES;
-        if (a->states == 16)
-            scan_lanes(a, c, lanes, 16);
-        else
-            scan_lanes(a, c, lanes, a->states);
-    }
+    for (size_t c = 0; c < a->channels; c += VF_LANES)
+        for (size_t t = 0; t < a->tokens; t += SCAN_TOKENS) {
+            const size_t tokens = a->tokens - t < SCAN_TOKENS ? a->tokens - t : SCAN_TOKENS;
+            if (a->channels - c < VF_LANES)
+                scan_lanes(a, c, a->channels - c, t, tokens, a->states);
+            else if (a->tokens == 1 && a->states == 2 * VF_LANES)
+                scan_lanes(a, c, VF_LANES, 0, 1, 2 * VF_LANES); /* nothing left to loop over */
+            else
+                scan_lanes(a, c, VF_LANES, t, tokens, a->states);
+        }
 }
