@@ -24,26 +24,35 @@ struct Case {
     name: String,
     model: Model,
     golden: Vec<u8>,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 impl Case {
     /// Converts the checkpoint in `folder` to F32 and opens it.
     fn open(folder: &Path) -> Self {
+        Self::convert(folder, folder, DType::F32, true)
+    }
+
+    /// Converts `input`, made from the checkpoint in `folder` or that itself, and opens it.
+    fn convert(folder: &Path, input: &Path, dtype: DType, packed: bool) -> Self {
         let temporary = tempfile::tempdir().unwrap();
         let file = temporary.path().join("model.gguf");
-        let options = Options { dtype: DType::F32, packed: true, overrides: Vec::new(), force: false, threads: None };
+        let options = Options { dtype, packed, overrides: Vec::new(), force: false, threads: None };
         let mut meta = |path: &Path| {
             let state = compute_meta_state(&Model::open(path)?, None, &GO_ON)?;
             Ok(state.expect("asked for when there are meta tokens").into_vectors())
         };
-        convert(folder, &file, &options, &mut meta, &mut |_| {}, &GO_ON).unwrap();
+        convert(input, &file, &options, &mut meta, &mut |_| {}, &GO_ON).unwrap();
         Self {
             name: folder.file_name().unwrap().to_string_lossy().into(),
             model: Model::open(&file).unwrap(),
             golden: fs::read(folder.join("golden.safetensors")).unwrap(),
-            _folder: temporary,
+            folder: temporary,
         }
+    }
+
+    fn file(&self) -> PathBuf {
+        self.folder.path().join("model.gguf")
     }
 
     fn tensors(&self) -> SafeTensors<'_> {
@@ -173,6 +182,26 @@ fn check_prompts<'a>(case: &'a Case, session: impl Fn(usize) -> Session<'a>) {
             assert_eq!(argmax(&logits), generated[step], "{what}: step {step}");
             logits = session.decode(generated[step]).unwrap().to_vec();
         }
+    }
+}
+
+/// Metal's kernels round no activations: quantized weights give what the same values give as F32.
+#[test]
+fn quantized_weights_on_emulated_metal_are_the_decoded_ones() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tiny-a");
+    for (dtype, packed) in
+        [(DType::Q8_0, true), (DType::Q8_0, false), (DType::Q4_0, true), (DType::Q4_0, false), (DType::F16, false)]
+    {
+        let quantized = Case::convert(&folder, &folder, dtype, packed);
+        let decoded = Case::convert(&folder, &quantized.file(), DType::F32, false);
+        let ids = quantized.ids("p6.ids");
+        let (mut metal, mut cpu) = (quantized.emulated(64, false), decoded.session(64, 1, false));
+        let (mut got, mut want) = (quantized.prefill(&mut metal, &ids), decoded.prefill(&mut cpu, &ids));
+        for id in &ids[..3] {
+            got.extend_from_slice(metal.decode(*id).unwrap());
+            want.extend_from_slice(cpu.decode(*id).unwrap());
+        }
+        close(&format!("{dtype}, packed {packed}"), &got, &want, TOLERANCE);
     }
 }
 
