@@ -39,11 +39,9 @@ static void quantize(const float *x, size_t n, int8_t *q, float *d, int32_t *off
     }
 }
 
-/* ---- products with quantized matrices: one block of a row against the same block of up to four tokens ---- */
+/* ---- products with quantized matrices in ggml's order: eight rows at a time, with the sums of packed ones ---- */
 
-HK_INLINE float block_scale(const uint8_t *block) {
-    return _cvtsh_ss(load_u16(block));
-}
+#define BLOCK_TOKENS 4 /* of a tile */
 
 HK_INLINE __m256i block_values(hk_type type, const uint8_t *block) {
     if (type == HK_Q8_0) return _mm256_loadu_si256((const __m256i *)(block + 2));
@@ -63,48 +61,52 @@ HK_INLINE __m256i dot_quads(__m256i w, __m256i w_abs, const int8_t *q) {
 #endif
 }
 
+/* the sum of the lanes of each of eight */
+HK_INLINE __m256i whole_sums(const __m256i x[8]) {
+    const __m256i a = _mm256_hadd_epi32(_mm256_hadd_epi32(x[0], x[1]), _mm256_hadd_epi32(x[2], x[3]));
+    const __m256i b = _mm256_hadd_epi32(_mm256_hadd_epi32(x[4], x[5]), _mm256_hadd_epi32(x[6], x[7]));
+    return _mm256_add_epi32(_mm256_permute2x128_si256(a, b, 0x20), _mm256_permute2x128_si256(a, b, 0x31));
+}
+
+/* up to eight rows, a row a lane; lanes without one repeat the last */
 HK_INLINE void block_tile(hk_type type, const uint8_t *w, size_t rows, size_t cols, const hk_act *x, size_t t0,
-                              size_t tokens, float *y, size_t y_stride, int accumulate) {
+                          size_t tokens, float *y, size_t y_stride, int accumulate) {
     const size_t blocks = cols / HK_BLOCK, size = type == HK_Q8_0 ? 34 : 18;
-    vf sum[4][4];
-    for (size_t r = 0; r < rows; r++)
-        for (size_t t = 0; t < tokens; t++) sum[r][t] = vf_zero();
-    for (size_t b = 0; b < blocks; b++)
-        for (size_t r = 0; r < rows; r++) {
-            const uint8_t *block = w + (r * blocks + b) * size;
+    vf sum[BLOCK_TOKENS];
+    for (size_t t = 0; t < tokens; t++) sum[t] = vf_zero();
+    for (size_t b = 0; b < blocks; b++) {
+        __m256i quads[BLOCK_TOKENS][8];
+        uint16_t scales[8];
+        for (size_t r = 0; r < 8; r++) {
+            const uint8_t *block = w + ((r < rows ? r : rows - 1) * blocks + b) * size;
             const __m256i values = block_values(type, block), values_abs = _mm256_abs_epi8(values);
-            const float scale = block_scale(block);
-            for (size_t t = 0; t < tokens; t++) {
-                const __m256i quads = dot_quads(values, values_abs, x->q + (t0 + t) * cols + b * HK_BLOCK);
-                const vf d = vf_set1(scale * x->d[(t0 + t) * blocks + b]);
-                sum[r][t] = vf_fma(_mm256_cvtepi32_ps(quads), d, sum[r][t]);
-            }
+            scales[r] = load_u16(block);
+            for (size_t t = 0; t < tokens; t++)
+                quads[t][r] = dot_quads(values, values_abs, x->q + (t0 + t) * cols + b * HK_BLOCK);
         }
-    for (size_t r = 0; r < rows; r++)
+        const vf scale = vf_load_f16(scales);
         for (size_t t = 0; t < tokens; t++) {
-            float *out = y + (t0 + t) * y_stride + r;
-            const float v = vf_sum(sum[r][t]);
-            *out = accumulate ? *out + v : v;
+            const vf d = vf_mul(scale, vf_set1(x->d[(t0 + t) * blocks + b]));
+            sum[t] = vf_fma(_mm256_cvtepi32_ps(whole_sums(quads[t])), d, sum[t]);
         }
+    }
+    for (size_t t = 0; t < tokens; t++) {
+        float *out = y + (t0 + t) * y_stride;
+        if (accumulate) sum[t] = vf_add(vf_load_n(out, rows), sum[t]);
+        vf_store_n(out, rows, sum[t]);
+    }
 }
 
 HK_INLINE void block_matmul(hk_type type, const uint8_t *w, size_t rows, size_t cols, const hk_act *x,
                                 size_t tokens, float *y, size_t y_stride, int accumulate) {
     const size_t row_bytes = cols / HK_BLOCK * (type == HK_Q8_0 ? 34 : 18);
-    for (size_t r = 0; r < rows;) {
-        const uint8_t *row = w + r * row_bytes;
-        const size_t height = rows - r >= 2 ? 2 : 1;
-        for (size_t t = 0; t < tokens;) {
-            const size_t width = tokens - t >= 4 ? 4 : 1;
-            if (height == 2 && width == 4)
-                block_tile(type, row, 2, cols, x, t, 4, y + r, y_stride, accumulate);
-            else if (height == 2)
-                block_tile(type, row, 2, cols, x, t, 1, y + r, y_stride, accumulate);
-            else
-                for (size_t k = 0; k < width; k++) block_tile(type, row, 1, cols, x, t + k, 1, y + r, y_stride, accumulate);
-            t += width;
-        }
-        r += height;
+    for (size_t r = 0; r < rows; r += 8) {
+        const size_t height = rows - r < 8 ? rows - r : 8;
+        size_t t = 0;
+        for (; t + BLOCK_TOKENS <= tokens; t += BLOCK_TOKENS)
+            block_tile(type, w + r * row_bytes, height, cols, x, t, BLOCK_TOKENS, y + r, y_stride, accumulate);
+        for (; t < tokens; t++)
+            block_tile(type, w + r * row_bytes, height, cols, x, t, 1, y + r, y_stride, accumulate);
     }
 }
 

@@ -368,23 +368,47 @@ fn selective_scan() {
     }
 }
 
-/// Byte products are whole numbers, and their sums are added in one order: every x86 set gives the same bits.
+/// ggml's blocks of `size` bytes, row after row, as groups of eight interleaved rows.
+fn interleave(bytes: &[u8], rows: usize, size: usize) -> Vec<u8> {
+    let row = bytes.len() / rows;
+    let mut out = vec![0; rows.next_multiple_of(8) * row];
+    for (i, &byte) in bytes.iter().enumerate() {
+        let (r, block, at) = (i / row, i % row / size, i % size);
+        let to = match at.checked_sub(2) {
+            None => r % 8 * 2 + at,
+            Some(at) => 16 + at / 4 * 32 + r % 8 * 4 + at % 4,
+        };
+        out[r / 8 * 8 * row + block * 8 * size + to] = byte;
+    }
+    out
+}
+
+/// Byte products are whole numbers, and their sums are added in one order: every x86 set gives the same bits, and so do
+/// both orders of the rows.
 #[test]
-fn every_simd_set_gives_the_same_bits() {
+fn every_simd_set_and_both_layouts_give_the_same_bits() {
     let mut rng = ChaCha8Rng::seed_from_u64(SEED + 1);
-    for dtype in [WeightType::HK_Q8_0X8, WeightType::HK_Q4_0X8] {
-        for tokens in [1, 4, 7, 13] {
+    let pairs = [(WeightType::HK_Q8_0, WeightType::HK_Q8_0X8, 34), (WeightType::HK_Q4_0, WeightType::HK_Q4_0X8, 18)];
+    for (plain, packed, size) in pairs {
+        for tokens in [1, 4, 5, 6, 7, 13] {
             let (rows, cols) = (rng.random_range(1..70), 32 * rng.random_range(1..12));
-            let bytes = weight(&mut rng, dtype, rows, cols);
-            let w = Weight { dtype, rows, cols, bytes: &bytes[1..] };
+            let bytes = weight(&mut rng, plain, rows, cols);
+            let interleaved = interleave(&bytes[1..], rows, size);
             let x = random(&mut rng, tokens * cols, 2.0);
-            let mut all = cpus().into_iter().map(|mut cpu| {
+            let both = [(plain, &bytes[1..]), (packed, &interleaved[..])];
+            let mut all = cpus().into_iter().flat_map(|mut cpu| {
                 let x = Mat::new(&x, tokens, 0, cols, cols);
-                let out = output(tokens * rows, |out| cpu.matmul(w, x, MatMut::new(out, tokens, 0, rows, rows), false));
-                (cpu.kernels(), out.into_iter().map(f32::to_bits).collect::<Vec<_>>())
+                both.map(|(dtype, bytes)| {
+                    let w = Weight { dtype, rows, cols, bytes };
+                    let out =
+                        output(tokens * rows, |out| cpu.matmul(w, x, MatMut::new(out, tokens, 0, rows, rows), false));
+                    (cpu.kernels(), dtype, out.into_iter().map(f32::to_bits).collect::<Vec<_>>())
+                })
             });
-            let Some((name, first)) = all.next() else { return };
-            all.for_each(|(other, out)| assert_eq!(first, out, "{dtype:?} x {tokens}: {name} and {other} differ"));
+            let Some((name, _, first)) = all.next() else { return };
+            all.for_each(|(other, dtype, out)| {
+                assert_eq!(first, out, "{dtype:?} x {tokens}: {other} differs from {name} on {plain:?}");
+            });
         }
     }
 }
