@@ -8,6 +8,7 @@ mod device;
 #[cfg(target_os = "macos")]
 mod metal;
 mod ops;
+mod source;
 mod ssm;
 pub mod system;
 mod weights;
@@ -15,18 +16,6 @@ mod weights;
 pub use attention::{Attention, Run};
 pub use device::{Allocation, Binding, Buffer, Constants, Device, DeviceError, Dispatch};
 pub use ops::{Gpu, View};
+pub use source::SOURCE;
 pub use ssm::{Conv, Scan};
 pub use weights::{Format, Weight};
-
-/// The shaders, one source: `common.metal` comes first.
-pub const SOURCE: &str = concat!(
-    include_str!("../shaders/common.metal"),
-    include_str!("../shaders/weights.metal"),
-    include_str!("../shaders/matvec.metal"),
-    include_str!("../shaders/matmul.metal"),
-    include_str!("../shaders/norms.metal"),
-    include_str!("../shaders/elementwise.metal"),
-    include_str!("../shaders/ssm.metal"),
-    include_str!("../shaders/attention.metal"),
-    include_str!("../shaders/top_k.metal"),
-);
