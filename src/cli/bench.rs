@@ -7,6 +7,7 @@ use std::{
     fs,
     io::{self, IsTerminal, Write},
     num::NonZeroUsize,
+    path::Path,
     sync::atomic::AtomicBool,
     thread,
 };
@@ -15,9 +16,10 @@ use anyhow::Context;
 use clap::{ValueEnum, builder::PossibleValuesParser};
 use hymba::{
     backend::Kind,
-    engine::{Model, Session, SessionOptions},
+    engine::{Model, Session, SessionOptions, compute_meta_state},
     format::DType,
     quant::{SHAPES, random_checkpoint},
+    state::MetaState,
 };
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -32,8 +34,8 @@ use measure::{Plan, measure};
 ///
 /// Measures prefill (pp), decode (tg) and the time to the first token (ttft), at every depth with every number of
 /// threads, and in the same run what these threads can do at most: how fast they read memory, which bounds decode, and
-/// their rate of 8-bit multiply-adds, which bounds prefill. The limits are measured before and after: where they differ
-/// much, something else used the machine, and the figures are worth little.
+/// their rate of 8-bit multiply-adds, which bounds prefill. The limits are measured before and after every run: where
+/// they differ by more than 10 %, something else used the machine, and the run is left out.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -93,21 +95,28 @@ enum Format {
     Jsonl,
 }
 
+/// Changes when the random weights do.
+const RANDOM_VERSION: u32 = 2;
+
 /// The model with random weights, from the cache folder; made if it is not there yet.
-fn random_model(shape: &str, dtype: &str) -> anyhow::Result<Model> {
+fn random_model(shape: &str, dtype: &str, cancel: &AtomicBool) -> anyhow::Result<Model> {
     let folder = dirs::cache_dir().context("this system names no cache folder for the random model")?.join("hymba");
-    let file = folder.join(format!("random-{shape}-{dtype}-{}.gguf", env!("CARGO_PKG_VERSION")));
+    let file = folder.join(format!("random-{shape}-{dtype}-{RANDOM_VERSION}.gguf"));
     if !file.exists() {
         fs::create_dir_all(&folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
         terminal::note(&format!("making a model with random weights, once: {}", file.display()));
-        random_checkpoint(shape, DType::from_name(dtype).context("the type is unknown")?, &file)?;
+        let mut meta_state = |path: &Path| {
+            let state = compute_meta_state(&Model::open(path)?, None, cancel)?;
+            Ok(state.map(MetaState::into_vectors).unwrap_or_default())
+        };
+        random_checkpoint(shape, DType::from_name(dtype).context("the type is unknown")?, &file, &mut meta_state)?;
     }
     Ok(Model::open(&file)?)
 }
 
 pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
     let model = match &args.shape {
-        Some(shape) => random_model(shape, &args.r#type)?,
+        Some(shape) => random_model(shape, &args.r#type, cancel)?,
         None => args.model.open(!matches!(args.output, Format::Md))?,
     };
     let cores = thread::available_parallelism().map_or(1, NonZeroUsize::get);

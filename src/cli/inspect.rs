@@ -33,7 +33,7 @@ pub struct Args {
 /// Runs the command: the report goes to stdout, as wide as the terminal is.
 pub fn run(args: &Args, _cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
     let gguf = Gguf::open(&args.model)?;
-    let report = Report::new(&gguf.file, gguf.size, &gguf.metadata, &gguf.tensors)?;
+    let report = Report::new(&gguf.file, gguf.bytes.len() as u64, &gguf.metadata, &gguf.tensors)?;
     let mut out = io::BufWriter::new(io::stdout().lock());
     if args.json {
         serde_json::to_writer_pretty(&mut out, &report)?;

@@ -64,13 +64,19 @@ impl Model {
         &self.gguf.file
     }
 
+    /// The whole file, as it is mapped.
+    pub fn bytes(&self) -> &[u8] {
+        &self.gguf.bytes
+    }
+
     /// The state after the meta tokens, if the file holds it.
     pub fn stored_meta_state(&self) -> Option<&MetaState> {
         self.stored_meta_state.as_ref()
     }
 
-    /// Bytes of weights that a decode step reads.
+    /// Bytes of weights that a decode step reads: all of the layers, and the matrix that makes logits.
     pub fn weight_bytes_per_token(&self) -> u64 {
-        self.weights.bytes_per_token()
+        let layers = self.gguf.tensors.iter().filter(|t| t.name.starts_with("blk."));
+        (layers.map(|t| t.data.len()).sum::<usize>() + self.weights.head().data.len()) as u64
     }
 }

@@ -233,21 +233,24 @@ impl<'m> Session<'m> {
         plan.read_bytes(self.tokens(), self.cache.bytes())
     }
 
-    /// Bytes a second that this session's threads can read from memory, measured now.
+    /// Bytes a second that this session's threads can read from memory, measured now: from the mapped weights, or from
+    /// as much else if the model is small.
     pub fn read_bandwidth(&mut self) -> f64 {
         /// Several times what a last-level cache holds.
-        const BUFFER: usize = 160 << 20;
-        let matrices = self.model.weights().layers.iter().flat_map(|l| l.matrices());
-        // A large matrix of the model is in memory already.
-        match matrices.chain([self.model.weights().head()]).find(|m| m.data.len() >= BUFFER) {
-            Some(matrix) => self.backend.cpu().read_bandwidth(&matrix.data, 4),
-            None => self.backend.cpu().read_bandwidth(&vec![1; BUFFER], 4),
+        const LEAST: usize = 160 << 20;
+        /// A pass over this takes some milliseconds.
+        const MOST: usize = 256 << 20;
+        const PASSES: usize = 3;
+        let file = self.model.bytes();
+        match file.len() {
+            0..LEAST => self.backend.cpu().read_bandwidth(&vec![1; LEAST], PASSES),
+            len => self.backend.cpu().read_bandwidth(&file[len - len.min(MOST)..], PASSES),
         }
     }
 
     /// What this session's threads can do at most, measured now.
     pub fn limits(&mut self) -> Limits {
-        let [int8_macs, float_macs] = self.backend.cpu().rates(5);
+        let [int8_macs, float_macs] = self.backend.cpu().rates(3);
         Limits { read_bytes: self.read_bandwidth(), int8_macs, float_macs }
     }
 

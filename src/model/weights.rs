@@ -208,12 +208,6 @@ impl Weights {
     pub fn macs_per_token(&self) -> u64 {
         self.layers.iter().flat_map(Layer::matrices).map(|m| (m.rows * m.cols) as u64).sum()
     }
-
-    /// Bytes of matrices that a decode step reads.
-    pub fn bytes_per_token(&self) -> u64 {
-        let layers: usize = self.layers.iter().flat_map(Layer::matrices).map(|m| m.data.len()).sum();
-        (layers + self.head().data.len()) as u64
-    }
 }
 
 struct Finder<'a> {

@@ -47,7 +47,7 @@ pub struct Options {
 /// Bytes of input that are read at once.
 const PIECE: usize = 4 << 20;
 /// Version of the layout of the stored state after the meta tokens.
-const META_STATE_VERSION: u32 = 1;
+pub(super) const META_STATE_VERSION: u32 = 1;
 
 /// A tensor on its way.
 struct Job {
@@ -268,7 +268,7 @@ impl Job {
     }
 }
 
-fn write_states(states: &[(String, [usize; 2])], values: &[Vec<f32>], writer: &mut Writer) -> Result<()> {
+pub(super) fn write_states(states: &[(String, [usize; 2])], values: &[Vec<f32>], writer: &mut Writer) -> Result<()> {
     let lengths = states.iter().map(|(_, [rows, cols])| rows * cols);
     if !lengths.eq(values.iter().map(Vec::len)) {
         return Err(Error::Request("the state after the meta tokens has another size than the model's".into()));

@@ -6,7 +6,7 @@ use std::path::Path;
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::{codec::encode_row, recipe};
+use super::{checkpoint::META_STATE_KEY, codec::encode_row, convert, recipe};
 use crate::{
     Error, Result,
     format::{
@@ -16,7 +16,7 @@ use crate::{
     },
     model::{
         Config,
-        tensors::{Role, Spec, specs},
+        tensors::{Role, Spec, meta_state_specs, specs},
     },
 };
 
@@ -62,17 +62,22 @@ fn metadata(shape: &str) -> Result<Metadata> {
     m.set("hymba.feed_forward_activation", "silu");
     m.set("hymba.attention.qk_norm", "none");
     m.set("hymba.attention.layer_norm_rms_epsilon", 1e-6f32);
-    m.set("hymba.rope.freq_base", 10000f32);
+    m.set("hymba.rope.freq_base", 74534.83f32);
     m.set("hymba.ssm.dt_b_c_rms", true);
     m.set("hymba.attention.sliding_window_pattern", (0..32).map(|l| !GLOBAL.contains(&l)).collect::<Vec<bool>>());
     m.set("hymba.attention.kv_source", (0..32).map(source).collect::<Vec<u64>>());
     Ok(m)
 }
 
-/// Writes the checkpoint to `output`, its matrices in `dtype`, packed as the kernels read them. The state after the
-/// meta tokens is not stored.
-pub fn random_checkpoint(shape: &str, dtype: DType, output: &Path) -> Result<()> {
-    let metadata = metadata(shape)?;
+/// Writes the checkpoint to `output`, its matrices in `dtype`, packed as the kernels read them. `meta_state` is called
+/// as [`convert`](super::convert()) calls it.
+pub fn random_checkpoint(
+    shape: &str,
+    dtype: DType,
+    output: &Path,
+    meta_state: &mut dyn FnMut(&Path) -> Result<Vec<Vec<f32>>>,
+) -> Result<()> {
+    let mut metadata = metadata(shape)?;
     let config = Config::from_metadata(&metadata, shape)?;
     let place = |spec: &Spec| {
         let dtype = recipe::choose(spec, dtype, &[]).dtype;
@@ -82,7 +87,11 @@ pub fn random_checkpoint(shape: &str, dtype: DType, output: &Path) -> Result<()>
     let specs: Vec<Spec> =
         specs(&config).into_iter().filter(|s| !s.optional || s.name.ends_with("conv1d.bias")).collect();
     let places: Vec<_> = specs.iter().map(place).collect();
-    let mut writer = Writer::create(output, Layout::new(metadata, places.clone())?, true)?;
+    let states = meta_state_specs(&config);
+    metadata.set(META_STATE_KEY, convert::META_STATE_VERSION);
+    let stored = states.iter().map(|(name, dims)| (name.clone(), dims.to_vec(), DType::F32, Packing::Plain));
+    let layout = places.iter().cloned().chain(stored).collect();
+    let mut writer = Writer::create(output, Layout::new(metadata, layout)?, true)?;
     let mut rng = ChaCha8Rng::seed_from_u64(0);
     for (name, shape, dtype, packing) in places {
         let cols = *shape.last().unwrap_or(&1);
@@ -93,6 +102,8 @@ pub fn random_checkpoint(shape: &str, dtype: DType, output: &Path) -> Result<()>
             writer.write(&groups[rng.random_range(0..groups.len())])?;
         }
     }
+    let values = meta_state(writer.temporary_path())?;
+    convert::write_states(&states, &values, &mut writer)?;
     writer.finish()
 }
 

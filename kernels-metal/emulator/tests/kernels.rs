@@ -296,17 +296,19 @@ fn attention() {
                 let ring = cache_rows - meta;
                 let (first, seen) = (rng.random_range(0..ring), rng.random_range(0..=ring));
                 let before_end = seen.min(ring - first);
-                let reach = rng.random_range(1..=tokens);
+                let window = rng.random_range(1..=seen + tokens);
                 let visible: Vec<[cpu::Run; 4]> = (0..tokens)
                     .map(|t| {
-                        let gone = t.min(before_end);
-                        let from = (t + 1).saturating_sub(reach);
+                        // counted from the oldest row of the ring on
+                        let from = (seen + t + 1).saturating_sub(window);
+                        let (gone, own) = (from.min(seen), from.saturating_sub(seen));
+                        let (old, new) = (gone.min(before_end), gone.saturating_sub(before_end));
                         let run = |chunk, first, rows| cpu::Run { chunk, first, rows };
                         [
                             run(false, 0, meta),
-                            run(false, meta + first + gone, before_end - gone),
-                            run(false, meta, seen - before_end),
-                            run(true, from, t + 1 - from),
+                            run(false, meta + first + old, before_end - old),
+                            run(false, meta + new, seen - before_end - new),
+                            run(true, own, t + 1 - own),
                         ]
                     })
                     .collect();

@@ -57,18 +57,25 @@ impl Plan {
     }
 }
 
+/// One run of a test, and what the threads could do at most just before and just after it.
+pub struct Run {
+    pub time: Duration,
+    pub before: Limits,
+    pub after: Limits,
+}
+
+/// A limit that changes by more during a run says that something else used the machine.
+const MOVED: f64 = 0.1;
+
 /// One line of the result.
 pub struct Row {
     pub kind: Kind,
     pub tokens: usize,
     pub depth: usize,
     pub threads: usize,
-    /// Each run's time.
-    pub times: Vec<Duration>,
+    pub runs: Vec<Run>,
     /// Reads of memory a token, in decode; multiply-adds a token, in prefill.
     pub work_per_token: f64,
-    /// What the threads could do at most, in the unit of the work a second.
-    pub limit: f64,
     pub cache_bytes: usize,
     /// Of all runs together: time by operation, and sampling.
     pub profile: Option<(Profile, Duration)>,
@@ -85,20 +92,50 @@ impl Row {
         if self.depth == 0 { name } else { format!("{name} @ d{}", self.depth) }
     }
 
-    /// Each run's tokens a second; of the time to the first token, its milliseconds.
-    pub fn values(&self) -> Vec<f64> {
-        let value = |time: &Duration| match self.kind {
-            Kind::FirstToken => time.as_secs_f64() * 1e3,
-            _ => self.tokens as f64 / time.as_secs_f64(),
-        };
-        self.times.iter().map(value).collect()
+    /// What bounds this test: reads of memory in decode, 8-bit multiply-adds else. In the unit of the work a second.
+    fn bound(&self, limits: &Limits) -> f64 {
+        if self.kind == Kind::Decode { limits.read_bytes } else { limits.int8_macs }
     }
 
-    /// The mean run's share of the limit.
+    /// The runs to count: those during which the limit stayed, or all if it never did.
+    pub fn steady(&self) -> Vec<&Run> {
+        let steady = |run: &&Run| (self.bound(&run.before) / self.bound(&run.after)).ln().abs() <= MOVED;
+        let runs: Vec<_> = self.runs.iter().filter(steady).collect();
+        if runs.is_empty() { self.runs.iter().collect() } else { runs }
+    }
+
+    /// Did the limit move during every run?
+    pub fn restless(&self) -> bool {
+        !self.runs.iter().any(|run| (self.bound(&run.before) / self.bound(&run.after)).ln().abs() <= MOVED)
+    }
+
+    /// The runs' tokens a second; of the time to the first token, its milliseconds.
+    pub fn values(&self) -> Vec<f64> {
+        self.steady().into_iter().map(|run| self.value(run)).collect()
+    }
+
+    fn value(&self, run: &Run) -> f64 {
+        match self.kind {
+            Kind::FirstToken => run.time.as_secs_f64() * 1e3,
+            _ => self.tokens as f64 / run.time.as_secs_f64(),
+        }
+    }
+
+    /// The mean limit around the runs.
+    pub fn limit(&self) -> f64 {
+        let runs = self.steady();
+        runs.iter().map(|r| (self.bound(&r.before) + self.bound(&r.after)) / 2.0).sum::<f64>() / runs.len() as f64
+    }
+
+    /// The runs' mean share of the limit around them.
     pub fn share(&self) -> Option<f64> {
-        let (values, work) = (self.values(), self.work_per_token);
-        let mean = values.iter().sum::<f64>() / values.len() as f64;
-        (self.kind != Kind::FirstToken).then(|| mean * work / self.limit)
+        if self.kind == Kind::FirstToken {
+            return None;
+        }
+        let runs = self.steady();
+        let share =
+            |r: &&Run| self.value(r) * self.work_per_token * 2.0 / (self.bound(&r.before) + self.bound(&r.after));
+        Some(runs.iter().map(share).sum::<f64>() / runs.len() as f64)
     }
 }
 
@@ -145,7 +182,7 @@ pub fn measure(
         for &threads in &plan.threads {
             session.set_threads(NonZeroUsize::new(threads).unwrap_or(NonZeroUsize::MIN));
             let before = session.limits();
-            let first = rows.len();
+            let mut after = before;
             for (kind, tokens) in plan.tests() {
                 let prompt = text(tokens.max(1));
                 let mut row = Row {
@@ -153,7 +190,7 @@ pub fn measure(
                     tokens,
                     depth,
                     threads,
-                    times: Vec::new(),
+                    runs: Vec::new(),
                     work_per_token: match kind {
                         Kind::Decode => {
                             let middle = depth + tokens / 2;
@@ -162,7 +199,6 @@ pub fn measure(
                         }
                         _ => model.weights().macs_per_token() as f64,
                     },
-                    limit: 0.0,
                     cache_bytes: session.cache_bytes(),
                     profile: None,
                 };
@@ -174,25 +210,20 @@ pub fn measure(
                         session.measure(plan.profile);
                         sampling = Duration::ZERO;
                     }
+                    let before = after;
                     let time = once(session, kind, &prompt, cancel, &mut sampling)?;
+                    after = session.limits();
                     if run > 0 {
-                        row.times.push(time);
+                        row.runs.push(Run { time, before, after });
                     }
                     bar.inc(1);
                 }
                 row.profile = plan.profile.then(|| (session.profile(), sampling));
                 session.measure(false);
+                each(&row);
                 rows.push(row);
             }
             session.restore(&point);
-            let after = session.limits();
-            for row in &mut rows[first..] {
-                row.limit = match row.kind {
-                    Kind::Decode => before.read_bytes.max(after.read_bytes),
-                    _ => before.int8_macs.max(after.int8_macs),
-                };
-                each(row);
-            }
             limits.push(LimitRow { threads, depth, before, after });
         }
     }

@@ -29,16 +29,18 @@ fn profile(row: &Row) -> Option<Vec<(&'static str, f64)>> {
 pub fn markdown(results: &Results) -> String {
     let mut out = String::new();
     let _ = writeln!(out, "model: {} · kernels: {}\n", results.model, results.kernels);
-    let _ = writeln!(out, "| test | threads | tok/s | min | of the limit |\n|---|---|---|---|---|");
+    let _ = writeln!(out, "| test | threads | tok/s | min | of the limit | runs |\n|---|---|---|---|---|---|");
     for row in &results.rows {
         let [mean, deviation, least, _] = spread(&row.values());
         let unit = if row.kind == Kind::FirstToken { " ms" } else { "" };
         let share = row.share().map_or("".into(), |s| format!("{:.1} %", 100.0 * s));
         let _ = writeln!(
             out,
-            "| {} | {} | {mean:.2} ± {deviation:.2}{unit} | {least:.2}{unit} | {share} |",
+            "| {} | {} | {mean:.2} ± {deviation:.2}{unit} | {least:.2}{unit} | {share} | {}{} |",
             row.name(),
-            row.threads
+            row.threads,
+            row.steady().len(),
+            if row.restless() { " !" } else { "" }
         );
     }
     if results.rows.iter().any(|r| r.profile.is_some()) {
@@ -47,7 +49,7 @@ pub fn markdown(results: &Results) -> String {
         let _ = writeln!(out, "|{}", "---|".repeat(names.len() + 2));
         for row in &results.rows {
             let Some(parts) = profile(row) else { continue };
-            let all: f64 = row.times.iter().map(|t| t.as_secs_f64()).sum();
+            let all: f64 = row.runs.iter().map(|r| r.time.as_secs_f64()).sum();
             let cells: Vec<_> = parts.iter().map(|(_, s)| format!("{:.1} %", 100.0 * s / all)).collect();
             let _ = writeln!(out, "| {} | {} | {} |", row.name(), row.threads, cells.join(" | "));
         }
@@ -59,10 +61,12 @@ pub fn markdown(results: &Results) -> String {
             let _ = writeln!(out, "| {name} | {} | {:.1} | {:.1} |", l.threads, before[i], after[i]);
         }
     }
-    let moved = |l: &super::measure::LimitRow| (l.before.read_bytes / l.after.read_bytes - 1.0).abs() > 0.1;
-    if results.limits.iter().any(moved) {
-        let _ =
-            writeln!(out, "\nThe read bandwidth moved by more than 10 % meanwhile: something else uses the machine.");
+    if results.rows.iter().any(|r| r.steady().len() < r.runs.len() || r.restless()) {
+        let _ = writeln!(
+            out,
+            "\nRuns during which the limit moved by more than 10 % are left out: something else used the machine. In rows \
+             with a ! it moved during every run."
+        );
     }
     let cache = results.rows.iter().map(|r| r.cache_bytes).max().unwrap_or(0);
     let _ = write!(
@@ -80,19 +84,21 @@ pub fn markdown(results: &Results) -> String {
 
 /// A line a row, with a header.
 pub fn csv(results: &Results) -> String {
-    let mut out = "test,depth,threads,unit,mean,deviation,min,max,share_of_limit,work_per_token,limit\n".to_owned();
+    let mut out =
+        "test,depth,threads,unit,mean,deviation,min,max,runs,share_of_limit,work_per_token,limit\n".to_owned();
     for row in &results.rows {
         let [mean, deviation, least, greatest] = spread(&row.values());
         let unit = if row.kind == Kind::FirstToken { "ms" } else { "tok/s" };
         let share = row.share().map_or(String::new(), |s| format!("{s:.4}"));
         let _ = writeln!(
             out,
-            "{},{},{},{unit},{mean:.4},{deviation:.4},{least:.4},{greatest:.4},{share},{},{:.0}",
+            "{},{},{},{unit},{mean:.4},{deviation:.4},{least:.4},{greatest:.4},{},{share},{},{:.0}",
             row.name(),
             row.depth,
             row.threads,
+            row.steady().len(),
             row.work_per_token,
-            row.limit
+            row.limit()
         );
     }
     out
@@ -107,6 +113,8 @@ pub fn row_json(row: &Row) -> Value {
         "depth": row.depth,
         "threads": row.threads,
         "cache_bytes": row.cache_bytes,
+        "runs_left_out": row.runs.len() - row.steady().len(),
+        "restless": row.restless(),
     });
     match row.kind {
         Kind::FirstToken => object["milliseconds"] = numbers,
@@ -118,10 +126,10 @@ pub fn row_json(row: &Row) -> Value {
     }
     if let Some(share) = row.share() {
         object["share_of_limit"] = json!(share);
-        object["limit"] = json!(row.limit);
+        object["limit"] = json!(row.limit());
     }
     if let Some(parts) = profile(row) {
-        let runs = row.times.len() as f64;
+        let runs = row.runs.len() as f64;
         object["profile_seconds"] = parts.into_iter().map(|(name, s)| (name.to_owned(), json!(s / runs))).collect();
     }
     object

@@ -45,8 +45,8 @@ pub struct Tensor {
 pub struct Gguf {
     /// The file's name, for messages.
     pub file: String,
-    /// The file's length in bytes.
-    pub size: u64,
+    /// The whole file.
+    pub bytes: Blob,
     /// Its keys and values.
     pub metadata: Metadata,
     /// Its tensors, in the file's order.
@@ -97,7 +97,7 @@ impl Gguf {
             );
         }
         let index = tensors.iter().enumerate().map(|(i, t)| (t.name.clone(), i)).collect();
-        Ok(Self { file: file.into(), size: size as u64, metadata, tensors, index })
+        Ok(Self { file: file.into(), bytes: blob, metadata, tensors, index })
     }
 
     /// The tensor called `name`.

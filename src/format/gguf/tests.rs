@@ -90,8 +90,8 @@ fn reads_what_it_writes() {
     let mut expected = every_kind();
     expected.set("general.alignment", 64u32);
     assert_eq!(gguf.metadata, expected);
-    assert_eq!(gguf.size, path.metadata().unwrap().len());
-    assert!(gguf.size.is_multiple_of(64));
+    assert_eq!(gguf.bytes.len() as u64, path.metadata().unwrap().len());
+    assert!(gguf.bytes.len().is_multiple_of(64));
     let tensor = |name| gguf.tensor(name).map(|t| (&t.dims[..], t.dtype, &t.data[..])).unwrap();
     assert_eq!(tensor("a"), (&[2, 3][..], DType::F32, &a[..]));
     assert_eq!(tensor("b"), (&[2, 1, 64][..], DType::Q4_0, &b[..]));
