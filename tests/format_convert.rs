@@ -173,7 +173,7 @@ fn converts_a_folder() {
     assert_eq!(values(&gguf, "meta_state.ssm.2"), vec![7.0; INNER * 8]);
     assert!(gguf.tensor("meta_state.k.2").is_none());
     assert!(summary.notes[0].contains("tokenizer.json"));
-    assert_eq!(summary.bytes, gguf.size);
+    assert_eq!(summary.bytes, gguf.bytes.len() as u64);
     assert_eq!(summary.types.iter().map(|t| t.1).sum::<usize>(), fixture.tensors.len());
 }
 
