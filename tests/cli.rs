@@ -190,6 +190,19 @@ fn the_demo_tells_a_story() {
 }
 
 #[test]
+fn what_there_is_to_compute_with() {
+    let devices = succeeds(&mut hymba(["run", "--list-devices"]));
+    assert!(devices.starts_with("cpu ") && devices.contains(" threads, "), "{devices}");
+    let tell = |backend| succeeds(&mut hymba(["run", "-q", "--temp", "0", "-n", "3", "--backend", backend, "Once"]));
+    if cfg!(not(target_os = "macos")) {
+        assert_eq!(devices.lines().count(), 1);
+        assert_eq!(tell("auto"), tell("cpu"));
+        fails(&mut hymba(["run", "--backend", "metal", "Once"]), 1, &["no Metal", "--backend cpu"]);
+    }
+    fails(&mut hymba(["run", "--backend", "gpu", "Once"]), 2, &["--backend", "auto, cpu, metal"]);
+}
+
+#[test]
 fn pipes() {
     let dir = tempfile::tempdir().unwrap();
     let prompt = dir.path().join("prompt.txt");

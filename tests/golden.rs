@@ -3,12 +3,13 @@
 
 use std::{
     env, fs,
+    num::NonZeroUsize,
     path::{Path, PathBuf},
     sync::atomic::AtomicBool,
 };
 
 use hymba::{
-    backend::Kind,
+    backend::{Kind, cpu::Cpu, metal::Metal, timed::Timed},
     engine::{Model, Session, SessionOptions, compute_meta_state},
     format::DType,
     quant::{Options, convert},
@@ -23,26 +24,35 @@ struct Case {
     name: String,
     model: Model,
     golden: Vec<u8>,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 impl Case {
     /// Converts the checkpoint in `folder` to F32 and opens it.
     fn open(folder: &Path) -> Self {
+        Self::convert(folder, folder, DType::F32, true)
+    }
+
+    /// Converts `input`, made from the checkpoint in `folder` or that itself, and opens it.
+    fn convert(folder: &Path, input: &Path, dtype: DType, packed: bool) -> Self {
         let temporary = tempfile::tempdir().unwrap();
         let file = temporary.path().join("model.gguf");
-        let options = Options { dtype: DType::F32, packed: true, overrides: Vec::new(), force: false, threads: None };
+        let options = Options { dtype, packed, overrides: Vec::new(), force: false, threads: None };
         let mut meta = |path: &Path| {
             let state = compute_meta_state(&Model::open(path)?, None, &GO_ON)?;
             Ok(state.expect("asked for when there are meta tokens").into_vectors())
         };
-        convert(folder, &file, &options, &mut meta, &mut |_| {}, &GO_ON).unwrap();
+        convert(input, &file, &options, &mut meta, &mut |_| {}, &GO_ON).unwrap();
         Self {
             name: folder.file_name().unwrap().to_string_lossy().into(),
             model: Model::open(&file).unwrap(),
             golden: fs::read(folder.join("golden.safetensors")).unwrap(),
-            _folder: temporary,
+            folder: temporary,
         }
+    }
+
+    fn file(&self) -> PathBuf {
+        self.folder.path().join("model.gguf")
     }
 
     fn tensors(&self) -> SafeTensors<'_> {
@@ -74,14 +84,16 @@ impl Case {
     }
 
     fn session(&self, chunk: usize, threads: usize, stored_meta_state: bool) -> Session<'_> {
-        let options = SessionOptions {
-            context: Some(2048),
-            threads: threads.try_into().ok(),
-            cache: Kind::F32,
-            stored_meta_state,
-            chunk,
-        };
-        Session::new(&self.model, &options).unwrap()
+        let threads = threads.try_into().ok();
+        Session::new(&self.model, &SessionOptions { threads, ..options(chunk, stored_meta_state) }).unwrap()
+    }
+
+    /// A session on Metal's shaders, run by the emulator.
+    fn emulated(&self, chunk: usize, stored_meta_state: bool) -> Session<'_> {
+        let device = hymba_metal_emulator::device();
+        let metal = Metal::new(device, self.model.weights(), self.model.config()).unwrap();
+        let machine = Timed::new(Cpu::new(NonZeroUsize::MIN), Some(metal));
+        Session::on(&self.model, &options(chunk, stored_meta_state), machine).unwrap()
     }
 
     /// Logits of all of a prompt's positions, row after row.
@@ -97,9 +109,19 @@ impl Case {
     }
 }
 
+fn options(chunk: usize, stored_meta_state: bool) -> SessionOptions {
+    let context = Some(2048);
+    SessionOptions { context, cache: Kind::F32, stored_meta_state, chunk, ..SessionOptions::default() }
+}
+
 fn cases() -> Vec<Case> {
+    let extra = env::var_os("HYMBA_GOLDEN_EXTRA").map(PathBuf::from);
+    small_cases_and(extra)
+}
+
+fn small_cases_and(extra: Option<PathBuf>) -> Vec<Case> {
     let mut roots = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")];
-    roots.extend(env::var_os("HYMBA_GOLDEN_EXTRA").map(PathBuf::from));
+    roots.extend(extra);
     let mut folders: Vec<_> = roots
         .iter()
         .flat_map(|root| fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path()))
@@ -125,25 +147,61 @@ fn argmax(logits: &[f32]) -> u32 {
 #[test]
 fn prefill_and_decode_are_the_official_ones() {
     for case in cases() {
-        let vocab = case.model.config().vocab;
-        for i in 0..case.prompts() {
-            let what = format!("{}, prompt {i}", case.name);
-            let (ids, generated) = (case.ids(&format!("p{i}.ids")), case.ids(&format!("p{i}.gen_ids")));
-            let want = case.floats(&format!("p{i}.logits"));
-            // with and without the stored meta state, in one chunk and in several
+        // with and without the stored meta state, in one chunk and in several
+        check_prompts(&case, |i| {
             let (chunk, stored) = [(1024, true), (7, false), (64, true)][i % 3];
-            let mut session = case.session(chunk, 1 + i % 3, stored);
-            let got = case.prefill(&mut session, &ids);
-            close(&format!("{what}: prefill"), &got[got.len() - want.len()..], &want, TOLERANCE);
+            case.session(chunk, 1 + i % 3, stored)
+        });
+    }
+}
 
-            let want = case.floats(&format!("p{i}.gen_logits"));
-            let mut logits = got[got.len() - vocab..].to_vec();
-            for (step, want) in want.chunks(vocab).enumerate() {
-                close(&format!("{what}: step {step}"), &logits, want, TOLERANCE);
-                assert_eq!(argmax(&logits), generated[step], "{what}: step {step}");
-                logits = session.decode(generated[step]).unwrap().to_vec();
-            }
+#[test]
+fn prefill_and_decode_are_the_official_ones_on_emulated_metal() {
+    for case in small_cases_and(None) {
+        check_prompts(&case, |i| {
+            let (chunk, stored) = [(1024, true), (9, false), (64, true)][i % 3];
+            case.emulated(chunk, stored)
+        });
+    }
+}
+
+fn check_prompts<'a>(case: &'a Case, session: impl Fn(usize) -> Session<'a>) {
+    let vocab = case.model.config().vocab;
+    for i in 0..case.prompts() {
+        let what = format!("{}, prompt {i}", case.name);
+        let (ids, generated) = (case.ids(&format!("p{i}.ids")), case.ids(&format!("p{i}.gen_ids")));
+        let want = case.floats(&format!("p{i}.logits"));
+        let mut session = session(i);
+        let got = case.prefill(&mut session, &ids);
+        close(&format!("{what}: prefill"), &got[got.len() - want.len()..], &want, TOLERANCE);
+
+        let want = case.floats(&format!("p{i}.gen_logits"));
+        let mut logits = got[got.len() - vocab..].to_vec();
+        for (step, want) in want.chunks(vocab).enumerate() {
+            close(&format!("{what}: step {step}"), &logits, want, TOLERANCE);
+            assert_eq!(argmax(&logits), generated[step], "{what}: step {step}");
+            logits = session.decode(generated[step]).unwrap().to_vec();
         }
+    }
+}
+
+/// Metal's kernels round no activations: quantized weights give what the same values give as F32.
+#[test]
+fn quantized_weights_on_emulated_metal_are_the_decoded_ones() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tiny-a");
+    for (dtype, packed) in
+        [(DType::Q8_0, true), (DType::Q8_0, false), (DType::Q4_0, true), (DType::Q4_0, false), (DType::F16, false)]
+    {
+        let quantized = Case::convert(&folder, &folder, dtype, packed);
+        let decoded = Case::convert(&folder, &quantized.file(), DType::F32, false);
+        let ids = quantized.ids("p6.ids");
+        let (mut metal, mut cpu) = (quantized.emulated(64, false), decoded.session(64, 1, false));
+        let (mut got, mut want) = (quantized.prefill(&mut metal, &ids), decoded.prefill(&mut cpu, &ids));
+        for id in &ids[..3] {
+            got.extend_from_slice(metal.decode(*id).unwrap());
+            want.extend_from_slice(cpu.decode(*id).unwrap());
+        }
+        close(&format!("{dtype}, packed {packed}"), &got, &want, TOLERANCE);
     }
 }
 

@@ -5,13 +5,15 @@ use std::{num::NonZeroUsize, ops::Range, time::Duration};
 use half::f16;
 use hymba_kernels_cpu::{Attention, Conv, KvRows, Mat, MatMut, Scan, Weight, WeightType};
 
-use super::{Angles, Backend, Heads, Kind, Part, PartMut, Run, ScanInput};
+use super::{Angles, Backend, Heads, Kind, Part, PartMut, Run, ScanInput, metal::Shared};
 use crate::{
     Error, Result,
     format::{DType, packed::Packing},
     model::{Matrix, Vector, weights::Layer},
     quant::{decode_row, encode_row},
 };
+
+const GPUS: &str = "the CPU is given a GPU's memory";
 
 /// Values in main memory.
 pub enum Memory {
@@ -21,16 +23,19 @@ pub enum Memory {
     F32(Vec<f32>),
     /// Blocks of Q8_0, as bytes.
     Q8_0(Vec<u8>),
+    /// Shared with a GPU, whose operations alone use it.
+    Shared(Shared),
 }
 
 impl Memory {
     /// The values of F32 memory.
     ///
     /// # Panics
-    /// If it is of another kind.
+    /// If it is of another kind, or a GPU is still at work: see [`Backend::finish`].
     pub fn f32(&self) -> &[f32] {
         match self {
             Self::F32(values) => values,
+            Self::Shared(memory) => memory.f32(),
             _ => panic!("activations are f32"),
         }
     }
@@ -47,6 +52,7 @@ impl Memory {
             Self::F16(values) => KvRows::F16(values),
             Self::F32(values) => KvRows::F32(values),
             Self::Q8_0(blocks) => KvRows::Q8_0(blocks),
+            Self::Shared(_) => panic!("{GPUS}"),
         }
     }
 }
@@ -138,6 +144,7 @@ impl Backend for Cpu {
             Memory::F16(values) => values.fill(0),
             Memory::F32(values) => values.fill(0.0),
             Memory::Q8_0(blocks) => blocks.fill(0),
+            Memory::Shared(_) => panic!("{GPUS}"),
         }
     }
 
@@ -148,6 +155,7 @@ impl Backend for Cpu {
             Memory::F16(to) => {
                 self.0.to_f16(Mat::new(values, 1, 0, values.len(), values.len()), &mut to[at..at + values.len()]);
             }
+            Memory::Shared(_) => panic!("{GPUS}"),
         }
     }
 
@@ -160,6 +168,7 @@ impl Backend for Cpu {
                 values
             }
             Memory::F16(values) => values[..len].iter().map(|&bits| f16::from_bits(bits).to_f32()).collect(),
+            Memory::Shared(_) => panic!("{GPUS}"),
         }
     }
 
@@ -220,6 +229,7 @@ impl Backend for Cpu {
                     row.copy_from_slice(x.row(t));
                 });
             }
+            Memory::Shared(_) => panic!("{GPUS}"),
         }
     }
 

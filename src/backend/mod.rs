@@ -1,7 +1,8 @@
 //! What the forward pass asks of a machine: a few coarse operations on activations in the machine's own memory.
-//! [`cpu`] is one; the model is written once for all of them.
+//! [`cpu`] is one, [`metal`] another; the model is written once for all of them.
 
 pub mod cpu;
+pub mod metal;
 pub mod timed;
 
 use std::time::Duration;
@@ -185,6 +186,11 @@ pub trait Backend {
     fn silu_mul(&mut self, gate: Part<'_, Self::Memory>, up: PartMut<'_, Self::Memory>);
     /// x = relu(x)²
     fn relu2(&mut self, x: PartMut<'_, Self::Memory>);
+
+    /// Waits until all that was asked for is done: only then may memory be looked at. An error if the machine failed.
+    fn finish(&mut self) -> Result<()> {
+        Ok(())
+    }
 
     /// Starts, or ends, measuring how long the calling thread waits for others.
     fn measure_waiting(&mut self, on: bool);

@@ -2,7 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Angles, Backend, Heads, Kind, Part, PartMut, Run, ScanInput};
+use super::{
+    Angles, Backend, Heads, Kind, Part, PartMut, Run, ScanInput,
+    cpu::{Cpu, Memory},
+    metal::Metal,
+};
 use crate::{
     Result,
     model::{Matrix, Vector, weights::Layer},
@@ -46,26 +50,43 @@ pub struct Profile {
     pub waiting: Duration,
 }
 
-/// `B`, and a stopwatch that runs when asked to.
-pub struct Timed<B> {
-    inner: B,
+/// The machine that a session works with, the GPU if it has one, else the CPU; and a stopwatch that runs when asked to.
+pub struct Timed {
+    cpu: Cpu,
+    gpu: Option<Metal>,
     profile: Option<Profile>,
 }
 
-impl<B: Backend> Timed<B> {
-    /// The same backend; nothing is measured yet.
-    pub fn new(inner: B) -> Self {
-        Self { inner, profile: None }
+impl Timed {
+    /// A machine; nothing is measured yet.
+    pub fn new(cpu: Cpu, gpu: Option<Metal>) -> Self {
+        Self { cpu, gpu, profile: None }
     }
 
-    /// The backend itself.
-    pub fn inner(&mut self) -> &mut B {
-        &mut self.inner
+    /// The CPU, at work or not.
+    pub fn cpu(&mut self) -> &mut Cpu {
+        &mut self.cpu
+    }
+
+    /// The GPU, if it is the one at work.
+    pub fn gpu(&self) -> Option<&Metal> {
+        self.gpu.as_ref()
+    }
+
+    fn inner(&self) -> &dyn Backend<Memory = Memory> {
+        self.gpu.as_ref().map_or(&self.cpu, |gpu| gpu)
+    }
+
+    fn inner_mut(&mut self) -> &mut dyn Backend<Memory = Memory> {
+        match &mut self.gpu {
+            Some(gpu) => gpu,
+            None => &mut self.cpu,
+        }
     }
 
     /// Starts measuring anew, or stops.
     pub fn measure(&mut self, on: bool) {
-        self.inner.measure_waiting(on);
+        self.inner_mut().measure_waiting(on);
         self.profile = on.then(Profile::default);
     }
 
@@ -74,118 +95,128 @@ impl<B: Backend> Timed<B> {
         self.profile.clone().unwrap_or_default()
     }
 
-    fn time<T>(&mut self, operation: Operation, f: impl FnOnce(&mut B) -> T) -> T {
-        let Some(profile) = &mut self.profile else { return f(&mut self.inner) };
-        let (before, start) = (self.inner.waited(), Instant::now());
-        let result = f(&mut self.inner);
-        let waited = self.inner.waited() - before;
-        profile.operations[operation as usize] += start.elapsed().saturating_sub(waited);
-        profile.waiting += waited;
-        result
+    fn time(&mut self, operation: Operation, f: impl FnOnce(&mut dyn Backend<Memory = Memory>)) {
+        if self.profile.is_none() {
+            return f(self.inner_mut());
+        }
+        let machine = self.inner_mut();
+        let (before, start) = (machine.waited(), Instant::now());
+        f(machine);
+        // What a GPU was asked for counts when it is done; an error of it is told again by the next who finishes.
+        let _ = machine.finish();
+        let waited = machine.waited() - before;
+        if let Some(profile) = &mut self.profile {
+            profile.operations[operation as usize] += start.elapsed().saturating_sub(waited);
+            profile.waiting += waited;
+        }
     }
 }
 
-impl<B: Backend> Backend for Timed<B> {
-    type Memory = B::Memory;
+impl Backend for Timed {
+    type Memory = Memory;
 
-    fn zeros(&self, kind: Kind, len: usize) -> Result<B::Memory> {
-        self.inner.zeros(kind, len)
+    fn zeros(&self, kind: Kind, len: usize) -> Result<Memory> {
+        self.inner().zeros(kind, len)
     }
 
-    fn clear(&mut self, memory: &mut B::Memory) {
-        self.inner.clear(memory);
+    fn clear(&mut self, memory: &mut Memory) {
+        self.inner_mut().clear(memory);
     }
 
-    fn upload(&mut self, values: &[f32], memory: &mut B::Memory, at: usize) {
-        self.inner.upload(values, memory, at);
+    fn upload(&mut self, values: &[f32], memory: &mut Memory, at: usize) {
+        self.inner_mut().upload(values, memory, at);
     }
 
-    fn download(&mut self, memory: &B::Memory, len: usize) -> Vec<f32> {
-        self.inner.download(memory, len)
+    fn download(&mut self, memory: &Memory, len: usize) -> Vec<f32> {
+        self.inner_mut().download(memory, len)
     }
 
-    fn copy_rows(&mut self, from: (&B::Memory, usize), to: (&mut B::Memory, usize), rows: usize, width: usize) {
+    fn copy_rows(&mut self, from: (&Memory, usize), to: (&mut Memory, usize), rows: usize, width: usize) {
         self.time(Operation::Attention, |b| b.copy_rows(from, to, rows, width));
     }
 
-    fn gather(&mut self, table: &Matrix, rows: &[u32], out: PartMut<'_, B::Memory>) {
+    fn gather(&mut self, table: &Matrix, rows: &[u32], out: PartMut<'_, Memory>) {
         self.time(Operation::Other, |b| b.gather(table, rows, out));
     }
 
-    fn matmul(&mut self, w: &Matrix, x: Part<'_, B::Memory>, out: PartMut<'_, B::Memory>, accumulate: bool) {
+    fn matmul(&mut self, w: &Matrix, x: Part<'_, Memory>, out: PartMut<'_, Memory>, accumulate: bool) {
         self.time(Operation::Matmul, |b| b.matmul(w, x, out, accumulate));
     }
 
-    fn add_bias(&mut self, x: PartMut<'_, B::Memory>, bias: &Vector) {
+    fn add_bias(&mut self, x: PartMut<'_, Memory>, bias: &Vector) {
         self.time(Operation::Other, |b| b.add_bias(x, bias));
     }
 
-    fn rms_norm(&mut self, x: Part<'_, B::Memory>, gain: &Vector, eps: f32, out: PartMut<'_, B::Memory>) {
+    fn rms_norm(&mut self, x: Part<'_, Memory>, gain: &Vector, eps: f32, out: PartMut<'_, Memory>) {
         self.time(Operation::Norms, |b| b.rms_norm(x, gain, eps, out));
     }
 
-    fn head_norm(&mut self, x: PartMut<'_, B::Memory>, gain: &Vector, eps: f32) {
+    fn head_norm(&mut self, x: PartMut<'_, Memory>, gain: &Vector, eps: f32) {
         self.time(Operation::Norms, |b| b.head_norm(x, gain, eps));
     }
 
-    fn rope(&mut self, x: PartMut<'_, B::Memory>, dim: usize, angles: &Angles) {
+    fn rope(&mut self, x: PartMut<'_, Memory>, dim: usize, angles: &Angles) {
         self.time(Operation::Attention, |b| b.rope(x, dim, angles));
     }
 
-    fn store_rows(&mut self, x: Part<'_, B::Memory>, out: &mut B::Memory) {
+    fn store_rows(&mut self, x: Part<'_, Memory>, out: &mut Memory) {
         self.time(Operation::Attention, |b| b.store_rows(x, out));
     }
 
     fn attention(
         &mut self,
         heads: Heads,
-        q: Part<'_, B::Memory>,
-        cache: [&B::Memory; 2],
-        chunk: [&B::Memory; 2],
+        q: Part<'_, Memory>,
+        cache: [&Memory; 2],
+        chunk: [&Memory; 2],
         visible: &[[Run; 4]],
-        out: PartMut<'_, B::Memory>,
+        out: PartMut<'_, Memory>,
     ) {
         self.time(Operation::Attention, |b| b.attention(heads, q, cache, chunk, visible, out));
     }
 
     fn conv_silu(
         &mut self,
-        u: Part<'_, B::Memory>,
+        u: Part<'_, Memory>,
         weight: &Vector,
         bias: Option<&Vector>,
-        state: &mut B::Memory,
-        out: PartMut<'_, B::Memory>,
+        state: &mut Memory,
+        out: PartMut<'_, Memory>,
     ) {
         self.time(Operation::Conv, |b| b.conv_silu(u, weight, bias, state, out));
     }
 
-    fn scan(&mut self, input: ScanInput<'_, B::Memory>, layer: &Layer, h: &mut B::Memory, out: PartMut<'_, B::Memory>) {
+    fn scan(&mut self, input: ScanInput<'_, Memory>, layer: &Layer, h: &mut Memory, out: PartMut<'_, Memory>) {
         self.time(Operation::Scan, |b| b.scan(input, layer, h, out));
     }
 
     fn fuse(
         &mut self,
-        x: (Part<'_, B::Memory>, &Vector),
-        y: (Part<'_, B::Memory>, &Vector),
+        x: (Part<'_, Memory>, &Vector),
+        y: (Part<'_, Memory>, &Vector),
         eps: f32,
-        out: PartMut<'_, B::Memory>,
+        out: PartMut<'_, Memory>,
     ) {
         self.time(Operation::Norms, |b| b.fuse(x, y, eps, out));
     }
 
-    fn silu_mul(&mut self, gate: Part<'_, B::Memory>, up: PartMut<'_, B::Memory>) {
+    fn silu_mul(&mut self, gate: Part<'_, Memory>, up: PartMut<'_, Memory>) {
         self.time(Operation::Other, |b| b.silu_mul(gate, up));
     }
 
-    fn relu2(&mut self, x: PartMut<'_, B::Memory>) {
+    fn relu2(&mut self, x: PartMut<'_, Memory>) {
         self.time(Operation::Other, |b| b.relu2(x));
     }
 
+    fn finish(&mut self) -> Result<()> {
+        self.inner_mut().finish()
+    }
+
     fn measure_waiting(&mut self, on: bool) {
-        self.inner.measure_waiting(on);
+        self.inner_mut().measure_waiting(on);
     }
 
     fn waited(&self) -> Duration {
-        self.inner.waited()
+        self.inner().waited()
     }
 }

@@ -19,7 +19,7 @@ use clap::{ValueEnum, builder::NonEmptyStringValueParser, value_parser};
 use hymba::{
     Error,
     engine::{
-        Conversation, Model, Session, Timeline,
+        Conversation, Model, Timeline,
         conversation::{Options, Overflow},
     },
     sample::{Params, Sampler},
@@ -29,7 +29,7 @@ use hymba::{
 use super::{
     Usage,
     model::ModelArgs,
-    options::{SamplingArgs, SessionArgs, count},
+    options::{SamplingArgs, SessionArgs, count, list_devices},
     prompt, terminal,
 };
 use input::Input;
@@ -115,13 +115,16 @@ enum OverflowChoice {
 
 /// Talks until the person leaves.
 pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
+    if args.session.list_devices {
+        return Ok(list_devices()?);
+    }
     args.sampling.apply(Params::default())?;
     let terminal = io::stdin().is_terminal() && io::stdout().is_terminal();
     let model = args.model.open(args.quiet)?;
     let tokenizer = Tokenizer::from_metadata(model.metadata(), model.file())?;
     let params = args.sampling.apply(Params::from_metadata(model.metadata(), model.file())?)?;
     let sampler = Sampler::new(params, args.sampling.seed()?);
-    let session = Session::new(&model, &args.session.options())?;
+    let session = args.session.open(&model, args.quiet)?;
     let undo_memory = args.undo_memory.saturating_mul(1_000_000);
     let timeline = Timeline::new(session, undo_memory);
     let system = match &args.system_file {

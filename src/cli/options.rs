@@ -1,17 +1,20 @@
 //! Flags that several commands share: how a session runs, how tokens are chosen.
 
-use std::num::NonZeroUsize;
+use std::{
+    io::{self, Write},
+    num::NonZeroUsize,
+};
 
 use anyhow::Context;
 use clap::builder::{PossibleValuesParser, RangedI64ValueParser, TypedValueParser};
 use hymba::{
     backend::Kind,
-    engine::SessionOptions,
+    engine::{Machine, Model, Session, SessionOptions, machines},
     sample::{Params, Setting},
 };
 use rand::{TryRng, rngs::SysRng};
 
-use super::Usage;
+use super::{Usage, terminal};
 
 /// How a session runs.
 #[derive(Debug, clap::Args)]
@@ -26,6 +29,12 @@ pub struct SessionArgs {
     /// Number type of the KV cache
     #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = cache_type())]
     pub cache_type: Kind,
+    /// What to compute with; auto: the GPU of a Mac if it has one that can, else the CPU
+    #[arg(long, value_name = "NAME", default_value = "auto", value_parser = backend())]
+    pub backend: Machine,
+    /// List what this machine has to compute with, and leave
+    #[arg(long)]
+    pub list_devices: bool,
 }
 
 /// A number of things, to be given a range.
@@ -39,12 +48,36 @@ pub fn cache_type() -> impl TypedValueParser<Value = Kind> {
     PossibleValuesParser::new(Kind::ALL.map(Kind::name)).map(kind)
 }
 
+fn backend() -> impl TypedValueParser<Value = Machine> {
+    PossibleValuesParser::new(["auto", "cpu", "metal"]).map(|name| match name.as_str() {
+        "cpu" => Machine::Cpu,
+        "metal" => Machine::Metal,
+        _ => Machine::Auto,
+    })
+}
+
+/// What `--list-devices` prints: the names that `--backend` takes, and what they stand for here.
+pub fn list_devices() -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    machines().iter().try_for_each(|(backend, what)| writeln!(out, "{backend:<6} {what}"))
+}
+
 impl SessionArgs {
+    /// An empty session on the machine that was asked for; says, unless `quiet`, if it had to be another.
+    pub fn open<'m>(&self, model: &'m Model, quiet: bool) -> hymba::Result<Session<'m>> {
+        let session = Session::new(model, &self.options())?;
+        if let Some(why) = session.fallback().filter(|_| !quiet) {
+            terminal::note(&format!("the CPU does the work: {why}"));
+        }
+        Ok(session)
+    }
+
     /// The engine's options; a context of 0 is the default, as in llama.cpp.
     pub fn options(&self) -> SessionOptions {
         SessionOptions {
             context: self.context.filter(|&n| n > 0),
             threads: self.threads.and_then(NonZeroUsize::new),
+            machine: self.backend,
             cache: self.cache_type,
             ..SessionOptions::default()
         }

@@ -23,7 +23,7 @@ use serde_json::json;
 
 use super::{
     model::ModelArgs,
-    options::{SamplingArgs, SessionArgs},
+    options::{SamplingArgs, SessionArgs, list_devices},
     prompt::PromptArgs,
     terminal,
 };
@@ -78,6 +78,9 @@ const MARK_BYTES: usize = 256_000_000;
 
 /// Continues the prompt.
 pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
+    if args.session.list_devices {
+        return Ok(list_devices()?);
+    }
     // Flags first: a wrong one should not have to wait for the prompt or the model.
     args.sampling.apply(Params::default())?;
     let existing = args.stored.existing_session();
@@ -89,7 +92,7 @@ pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
     let params = args.sampling.apply(Params::from_metadata(model.metadata(), model.file())?)?;
     let mut sampler = Sampler::new(params, args.sampling.seed()?);
     // Places to come back to are made for the prompt cache only.
-    let mut timeline = Timeline::new(Session::new(&model, &args.session.options())?, MARK_BYTES);
+    let mut timeline = Timeline::new(args.session.open(&model, args.quiet)?, MARK_BYTES);
     if let Some(path) = existing {
         sampler = stored::resume(&mut timeline, path)?;
         sampler.set_params(args.sampling.apply(sampler.params().clone())?);
@@ -198,14 +201,17 @@ fn summary(t: &Timings, load: Duration, model: &Model, session: &mut Session<'_>
         format!("prompt {} tok, {:.1} tok/s", t.prompt_tokens, t.prompt_rate()),
     ];
     parts.extend(cached.map(|tokens| format!("{tokens} tok from the prompt cache")));
-    if t.decode_steps > 0 {
+    let generated = format!("generated {} tok", t.generated_tokens);
+    if let Some(gpu) = session.gpu() {
+        parts.push(format!("{generated}, {:.1} tok/s on {gpu}", t.decode_rate()));
+    } else if t.decode_steps > 0 {
         let read = (model.weight_bytes_per_token() + session.bytes_read_per_token()) as f64;
         let limit = session.read_bandwidth();
         let share = 100.0 * read * t.decode_rate() / limit;
-        parts.push(format!("generated {} tok, {:.1} tok/s", t.generated_tokens, t.decode_rate()));
+        parts.push(format!("{generated}, {:.1} tok/s", t.decode_rate()));
         parts.push(format!("{share:.0}% of {:.1} GB/s", limit / 1e9));
     } else {
-        parts.push(format!("generated {} tok", t.generated_tokens));
+        parts.push(generated);
     }
     parts.push(format!("cache {:.1} MB", session.cache_bytes() as f64 / 1e6));
     parts.join(" | ")

@@ -11,5 +11,5 @@ pub use crate::backend::timed::{Operation, Profile};
 pub use conversation::Conversation;
 pub use model::Model;
 pub use perplexity::{Perplexity, perplexity};
-pub use session::{Limits, Observer, Point, Session, SessionOptions, compute_meta_state};
+pub use session::{Limits, Machine, Observer, Point, Session, SessionOptions, compute_meta_state, machines};
 pub use timeline::Timeline;

@@ -2,6 +2,7 @@
 
 use std::{
     num::NonZeroUsize,
+    ops::Range,
     sync::atomic::{AtomicBool, Ordering},
     thread,
 };
@@ -11,21 +12,39 @@ use crate::{
     Error, Result,
     backend::{
         Kind,
-        cpu::Cpu,
+        cpu::{Cpu, Memory},
+        metal::{self, Metal},
         timed::{Profile, Timed},
     },
     model::forward::{self, LayerView, Pass, Rule, Scratch, forward},
     state::{MetaState, Snapshot, State, image_bytes},
 };
 
-type Machine = Timed<Cpu>;
-type Memory = <Machine as crate::backend::Backend>::Memory;
-
 /// A point in a session's text to come back to.
 pub type Point = Snapshot<Memory>;
 
 /// Sees every layer's output of every pass; an error ends the pass.
 pub type Observer<'a> = forward::Observer<'a, Memory>;
+
+/// What a session computes with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Machine {
+    /// The CPU.
+    #[default]
+    Cpu,
+    /// The GPU of a Mac, or an error.
+    Metal,
+    /// The GPU of a Mac if it is there and willing, else the CPU.
+    Auto,
+}
+
+/// What this machine has to compute with: the name of the backend, and what it is.
+pub fn machines() -> Vec<(&'static str, String)> {
+    let mut cpu = cpu(None);
+    let cpu = format!("{} threads, {} kernels", cpu.cpu().threads(), cpu.cpu().kernels());
+    let gpus = metal::names().into_iter().map(|name| ("metal", name));
+    [("cpu", cpu)].into_iter().chain(gpus).collect()
+}
 
 /// How a session is set up.
 #[derive(Clone, Debug)]
@@ -34,6 +53,8 @@ pub struct SessionOptions {
     pub context: Option<usize>,
     /// Threads; by default one for each core the process may use.
     pub threads: Option<NonZeroUsize>,
+    /// What to compute with.
+    pub machine: Machine,
     /// How keys and values are stored.
     pub cache: Kind,
     /// Start from the state after the meta tokens that the file holds, rather than compute it?
@@ -44,7 +65,14 @@ pub struct SessionOptions {
 
 impl Default for SessionOptions {
     fn default() -> Self {
-        Self { context: None, threads: None, cache: Kind::default(), stored_meta_state: true, chunk: 256 }
+        Self {
+            context: None,
+            threads: None,
+            machine: Machine::default(),
+            cache: Kind::default(),
+            stored_meta_state: true,
+            chunk: 256,
+        }
     }
 }
 
@@ -62,7 +90,9 @@ pub struct Limits {
 /// A text being read and written. Everything it remembers is in its [`State`].
 pub struct Session<'m> {
     model: &'m Model,
-    backend: Machine,
+    backend: Timed,
+    /// Why the CPU took over, if it did.
+    fallback: Option<Error>,
     state: State<Memory>,
     scratch: Scratch<Memory>,
     context: usize,
@@ -75,6 +105,23 @@ pub struct Session<'m> {
 impl<'m> Session<'m> {
     /// An empty text: the meta tokens are read, nothing more.
     pub fn new(model: &'m Model, options: &SessionOptions) -> Result<Self> {
+        if options.machine == Machine::Cpu || (options.machine == Machine::Auto && metal::names().is_empty()) {
+            return Self::on(model, options, cpu(options.threads));
+        }
+        let gpu = || {
+            let metal = Metal::new(metal::open()?, model.weights(), model.config())?;
+            Self::on(model, options, Timed::new(Cpu::new(NonZeroUsize::MIN), Some(metal)))
+        };
+        match gpu() {
+            Err(why) if options.machine == Machine::Auto => {
+                Ok(Self { fallback: Some(why), ..Self::on(model, options, cpu(options.threads))? })
+            }
+            result => result,
+        }
+    }
+
+    /// [`Session::new`] on a machine that is there already.
+    pub fn on(model: &'m Model, options: &SessionOptions, backend: Timed) -> Result<Self> {
         let config = model.config();
         let block = options.cache.dtype().block_len();
         if !config.key_dim.is_multiple_of(block) || !config.value_dim.is_multiple_of(block) {
@@ -84,7 +131,6 @@ impl<'m> Session<'m> {
                  {v}: take --cache-type f16"
             )));
         }
-        let backend = machine(options.threads);
         let context = options.context.unwrap_or_else(|| config.default_context());
         let state = State::new(&backend, config, context, options.cache)?;
         let chunk = options.chunk.clamp(1, context.max(1));
@@ -92,6 +138,7 @@ impl<'m> Session<'m> {
         let mut session = Self {
             model,
             backend,
+            fallback: None,
             state,
             scratch,
             context,
@@ -105,11 +152,15 @@ impl<'m> Session<'m> {
 
     /// Reads `ids` as a prompt; returns the logits `[vocab]` after the last.
     pub fn prefill(&mut self, ids: &[u32], cancel: &AtomicBool) -> Result<&[f32]> {
-        self.prefill_observed(ids, cancel, &mut |_| Ok(()))
+        self.read(ids, cancel, None)
     }
 
     /// [`Session::prefill`] with a look at every layer.
     pub fn prefill_observed(&mut self, ids: &[u32], cancel: &AtomicBool, observe: Observer<'_>) -> Result<&[f32]> {
+        self.read(ids, cancel, Some(observe))
+    }
+
+    fn read(&mut self, ids: &[u32], cancel: &AtomicBool, mut observe: Option<Observer<'_>>) -> Result<&[f32]> {
         self.check(ids)?;
         let mut chunks = ids.chunks(self.scratch.chunk()).peekable();
         while let Some(chunk) = chunks.next() {
@@ -117,6 +168,10 @@ impl<'m> Session<'m> {
                 return Err(Error::Cancelled);
             }
             let logits = if chunks.peek().is_none() { chunk.len() - 1..chunk.len() } else { 0..0 };
+            let observe: Option<Observer<'_>> = match &mut observe {
+                Some(observe) => Some(*observe),
+                None => None,
+            };
             self.pass(chunk, Rule::Prefill, logits, observe)?;
         }
         self.logits(1)
@@ -135,7 +190,7 @@ impl<'m> Session<'m> {
             if cancel.load(Ordering::Relaxed) {
                 return Err(Error::Cancelled);
             }
-            self.pass(ids, Rule::Prefill, 0..ids.len(), &mut |_| Ok(()))?;
+            self.pass(ids, Rule::Prefill, 0..ids.len(), None)?;
             for (t, logits) in self.logits(ids.len())?.chunks(vocab).enumerate() {
                 each(i * chunk + t, logits)?;
             }
@@ -146,7 +201,7 @@ impl<'m> Session<'m> {
     /// Reads a generated token; returns the logits `[vocab]` after it.
     pub fn decode(&mut self, id: u32) -> Result<&[f32]> {
         self.check(&[id])?;
-        self.pass(&[id], Rule::Decode, 0..1, &mut |_| Ok(()))?;
+        self.pass(&[id], Rule::Decode, 0..1, None)?;
         self.logits(1)
     }
 
@@ -161,7 +216,7 @@ impl<'m> Session<'m> {
             meta.put(&mut self.backend, config, &mut self.state);
         } else {
             if self.meta_state.is_none() {
-                self.meta_state = Some(read_meta_tokens(self.model, &mut self.backend, &mut |_| Ok(()))?);
+                self.meta_state = Some(read_meta_tokens(self.model, &mut self.backend, None)?);
             }
             self.meta_state.iter().for_each(|meta| meta.put(&mut self.backend, config, &mut self.state));
         }
@@ -199,20 +254,30 @@ impl<'m> Session<'m> {
         const PASSES: usize = 3;
         let file = self.model.bytes();
         match file.len() {
-            0..LEAST => self.backend.inner().read_bandwidth(&vec![1; LEAST], PASSES),
-            len => self.backend.inner().read_bandwidth(&file[len - len.min(MOST)..], PASSES),
+            0..LEAST => self.backend.cpu().read_bandwidth(&vec![1; LEAST], PASSES),
+            len => self.backend.cpu().read_bandwidth(&file[len - len.min(MOST)..], PASSES),
         }
     }
 
     /// What this session's threads can do at most, measured now.
     pub fn limits(&mut self) -> Limits {
-        let [int8_macs, float_macs] = self.backend.inner().rates(3);
+        let [int8_macs, float_macs] = self.backend.cpu().rates(3);
         Limits { read_bytes: self.read_bandwidth(), int8_macs, float_macs }
+    }
+
+    /// The name of the GPU at work, if one is.
+    pub fn gpu(&self) -> Option<String> {
+        self.backend.gpu().map(Metal::name)
+    }
+
+    /// Why the CPU is at work though a GPU was looked for first.
+    pub fn fallback(&self) -> Option<&Error> {
+        self.fallback.as_ref()
     }
 
     /// Goes on with another number of threads; results stay the same.
     pub fn set_threads(&mut self, threads: NonZeroUsize) {
-        self.backend = machine(Some(threads));
+        *self.backend.cpu() = Cpu::new(threads);
     }
 
     /// How keys and values are stored.
@@ -222,12 +287,12 @@ impl<'m> Session<'m> {
 
     /// Threads at work.
     pub fn threads(&mut self) -> usize {
-        self.backend.inner().threads()
+        self.backend.cpu().threads()
     }
 
     /// The instruction set at work.
     pub fn kernels(&mut self) -> &'static str {
-        self.backend.inner().kernels()
+        self.backend.cpu().kernels()
     }
 
     /// Starts measuring where the time goes, or stops.
@@ -279,7 +344,7 @@ impl<'m> Session<'m> {
         self.model
     }
 
-    fn pass(&mut self, ids: &[u32], rule: Rule, logits: std::ops::Range<usize>, observe: Observer<'_>) -> Result<()> {
+    fn pass(&mut self, ids: &[u32], rule: Rule, logits: Range<usize>, observe: Option<Observer<'_>>) -> Result<()> {
         let weights = self.model.weights();
         let pass = Pass { table: &weights.token_embd, rows: ids, rule, logits };
         let (state, scratch) = (&mut self.state, &mut self.scratch);
@@ -327,7 +392,7 @@ impl<'m> Session<'m> {
 }
 
 /// Reads the meta tokens into a state of their own; `observe` sees every layer.
-fn read_meta_tokens(model: &Model, backend: &mut Machine, observe: Observer<'_>) -> Result<MetaState> {
+fn read_meta_tokens(model: &Model, backend: &mut Timed, mut observe: Option<Observer<'_>>) -> Result<MetaState> {
     const CHUNK: usize = 256;
     let (config, weights) = (model.config(), model.weights());
     let Some(table) = &weights.meta_embd else {
@@ -338,6 +403,10 @@ fn read_meta_tokens(model: &Model, backend: &mut Machine, observe: Observer<'_>)
     let all: Vec<u32> = (0..table.rows as u32).collect();
     for rows in all.chunks(CHUNK) {
         let pass = Pass { table, rows, rule: Rule::Prefill, logits: 0..0 };
+        let observe: Option<Observer<'_>> = match &mut observe {
+            Some(observe) => Some(*observe),
+            None => None,
+        };
         forward(backend, config, weights, &mut state, &mut scratch, &pass, observe)?;
     }
     Ok(MetaState::take(backend, config, &state))
@@ -353,16 +422,16 @@ pub fn compute_meta_state(
     if model.config().meta_tokens == 0 {
         return Ok(None);
     }
-    let mut backend = machine(threads);
+    let mut backend = cpu(threads);
     let release = &mut |view: LayerView<'_, Memory>| {
         model.weights().layers[view.layer].matrices().for_each(|m| m.data.release());
         if cancel.load(Ordering::Relaxed) { Err(Error::Cancelled) } else { Ok(()) }
     };
-    read_meta_tokens(model, &mut backend, release).map(Some)
+    read_meta_tokens(model, &mut backend, Some(release)).map(Some)
 }
 
 /// The CPU, by default with a thread for each core.
-fn machine(threads: Option<NonZeroUsize>) -> Machine {
+fn cpu(threads: Option<NonZeroUsize>) -> Timed {
     let cores = || thread::available_parallelism().ok();
-    Timed::new(Cpu::new(threads.or_else(cores).unwrap_or(NonZeroUsize::MIN)))
+    Timed::new(Cpu::new(threads.or_else(cores).unwrap_or(NonZeroUsize::MIN)), None)
 }

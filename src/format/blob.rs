@@ -46,6 +46,15 @@ impl Blob {
         Self { source: Arc::new(Source::Static(bytes)), range: 0..bytes.len() }
     }
 
+    /// All of the file that these bytes are a part of.
+    pub fn whole(&self) -> Self {
+        let len = match &*self.source {
+            Source::Mapped(map) => map.len(),
+            Source::Static(bytes) => bytes.len(),
+        };
+        Self { source: self.source.clone(), range: 0..len }
+    }
+
     /// A part of these bytes; `None` if `range` is not inside them.
     pub fn slice(&self, range: Range<usize>) -> Option<Self> {
         if range.start > range.end || range.end > self.len() {

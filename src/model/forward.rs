@@ -145,7 +145,7 @@ pub fn forward<B: Backend>(
     state: &mut State<B::Memory>,
     s: &mut Scratch<B::Memory>,
     pass: &Pass<'_>,
-    observe: Observer<'_, B::Memory>,
+    mut observe: Option<Observer<'_, B::Memory>>,
 ) -> Result<()> {
     let t = pass.rows.len();
     rotary_angles(c, state.position, t, &mut s.angles);
@@ -153,7 +153,10 @@ pub fn forward<B: Backend>(
     for (layer, l) in w.layers.iter().enumerate() {
         mixer(b, c, layer, l, state, s, t, pass.rule);
         feed_forward(b, c, l, s, t);
-        observe(LayerView { layer, hidden: &s.x.memory, attention: &s.attention.memory, mamba: &s.mamba.memory })?;
+        if let Some(observe) = &mut observe {
+            b.finish()?;
+            observe(LayerView { layer, hidden: &s.x.memory, attention: &s.attention.memory, mamba: &s.mamba.memory })?;
+        }
     }
     commit_kv(b, c, state, s, t);
     let n = pass.logits.len();
@@ -161,7 +164,7 @@ pub fn forward<B: Backend>(
         b.rms_norm(s.x.rows(pass.logits.clone()), &w.output_norm, c.rms_eps, s.normed.all_mut(n));
         b.matmul(w.head(), s.normed.all(n), s.logits.all_mut(n), false);
     }
-    Ok(())
+    b.finish()
 }
 
 /// x += out_proj(½·(norm(attention heads) + norm(Mamba heads))), both reading in_proj(norm(x)).

@@ -1,0 +1,22 @@
+// Every access of a shader to memory, checked: is it inside a buffer of the dispatch, may it be written, and has a
+// barrier come between it and what other threads did there?
+#pragma once
+#include <string>
+
+#include "runtime.h"
+
+namespace emulator {
+
+/// Ends the running fiber, and with it the dispatch.
+void fail(const std::string &what);
+
+/// A variable of the program that shaders read.
+void allow_global(const void *p, size_t bytes);
+
+void enter_dispatch(const hymba_emulator_dispatch &dispatch, const char *stacks, size_t stacks_bytes);
+void enter_threadgroup(uint32_t linear, char *memory, size_t bytes);
+void enter_thread(const Position &position);
+void pass_threadgroup_barrier(uint32_t flags);
+void pass_simdgroup_barrier(size_t simdgroup, uint32_t flags);
+
+} // namespace emulator

@@ -1,0 +1,10 @@
+// What half is to CUDA, and where functions run.
+#pragma once
+#include <cuda_fp16.h>
+#define SHIM_FN __device__
+
+/// Byte n of a word as a float: as the lowest bits of 2^23, which is quicker than to convert it.
+template <int n>
+__device__ inline float shim_byte(unsigned word) {
+    return __uint_as_float(__byte_perm(word, 0x4b000000, 0x7440 + n)) - 8388608.0f;
+}

@@ -1,0 +1,74 @@
+//! The emulator finds what is wrong with a kernel. A checker that sees nothing would let every other test pass.
+
+use bytemuck::bytes_of;
+use hymba_kernels_metal::{Binding, Constants, Device, Dispatch};
+use hymba_metal_emulator::Emulator;
+
+/// Runs 64 threads of a kernel of `faults.metal` in each of `groups` threadgroups; what the emulator says.
+fn run(kernel: &'static str, fault: u32, groups: u32, buffers: &[(usize, bool)]) -> Result<(), String> {
+    let mut device = Emulator::default();
+    let bindings: Vec<Binding> = buffers
+        .iter()
+        .map(|&(floats, writable)| {
+            let buffer = device.allocate(4 * floats).unwrap();
+            Binding { buffer, offset: 0, len: 4 * floats, writable }
+        })
+        .collect();
+    let args = [64 * groups, fault];
+    device.dispatch(&Dispatch {
+        kernel,
+        constants: Constants::default(),
+        bindings: &bindings,
+        args: bytes_of(&args),
+        groups: [groups, 1, 1],
+        threads: 64,
+        threadgroup_bytes: 256,
+    });
+    device.finish().map_err(|e| e.to_string())
+}
+
+fn finds(kernel: &'static str, fault: u32, groups: u32, buffers: &[(usize, bool)], what: &str) {
+    let found = run(kernel, fault, groups, buffers).expect_err(what);
+    assert!(found.contains(what), "fault {fault} of {kernel}: {found}");
+}
+
+#[test]
+fn threadgroup_memory() {
+    let buffers = [(64, false), (64, true)];
+    run("faulty_neighbours", 0, 1, &buffers).unwrap();
+    // threadgroups that write the same values of y
+    finds("faulty_neighbours", 0, 2, &buffers, "device memory is written after it was written");
+    finds("faulty_neighbours", 1, 1, &buffers, "that nobody has written");
+    for fault in [2, 3, 4] {
+        finds("faulty_neighbours", fault, 1, &buffers, "threadgroup memory");
+    }
+    finds("faulty_neighbours", 5, 1, &buffers, "without a barrier between");
+}
+
+#[test]
+fn bounds() {
+    let buffers = [(128, false), (128, true)];
+    run("faulty_bounds", 0, 2, &buffers).unwrap();
+    finds("faulty_bounds", 1, 3, &[(128, false), (192, true)], "outside its buffers");
+    finds("faulty_bounds", 2, 2, &buffers, "outside its buffers");
+    finds("faulty_bounds", 3, 2, &buffers, "writes outside");
+    finds("faulty_bounds", 4, 2, &buffers, "outside");
+    finds("faulty_bounds", 5, 2, &buffers, "multiple of 16");
+    finds("faulty_bounds", 6, 3, &[(192, false), (128, true)], "writes outside");
+    finds("faulty_bounds", 7, 2, &buffers, "device memory is written after it was written");
+    finds("faulty_bounds", 8, 1, &buffers, "device memory");
+}
+
+#[test]
+fn meeting_points() {
+    let buffers = [(64, true)];
+    run("faulty_meeting", 0, 1, &buffers).unwrap();
+    for fault in [1, 2, 3] {
+        finds("faulty_meeting", fault, 1, &buffers, "have come to different");
+    }
+}
+
+#[test]
+fn what_is_asked_for() {
+    finds("no_such_kernel", 0, 1, &[], "no such kernel");
+}

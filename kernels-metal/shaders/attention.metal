@@ -1,0 +1,325 @@
+// Softmax attention over runs of rows: meta tokens, the two stretches of a ring, the chunk itself. Query heads that
+// share a kv head are taken together, so that keys and values are read once for all of them.
+
+/// Rows first .. first + rows - 1 of the cache, or of the chunk's own keys and values.
+struct Run {
+    uint first, rows, chunk, unused;
+};
+
+constexpr constant uint RUNS = 4; // of a token
+
+/// Values i .. i + 3 of keys or values, i a multiple of 4; zeros from `end` on.
+inline float4 cached4(device const uchar *p, ulong i, ulong end) {
+    if (ALIGNED != 0) {
+        if (CACHE_HALF != 0) return float4(*(device const half4 *)(p + 2 * i));
+        return *(device const float4 *)(p + 4 * i);
+    }
+    float v[4];
+    for (uint j = 0; j < 4; j++) {
+        v[j] = i + j >= end ? 0.0f : CACHE_HALF != 0 ? float(((device const half *)p)[i + j])
+                                                     : ((device const float *)p)[i + j];
+    }
+    return float4(v[0], v[1], v[2], v[3]);
+}
+
+inline float cached(device const uchar *p, ulong i) {
+    return CACHE_HALF != 0 ? float(((device const half *)p)[i]) : ((device const float *)p)[i];
+}
+
+// ---- few tokens: the rows that a token sees are cut into slices
+
+constexpr constant uint SLICE = 64; // rows
+constexpr constant uint HEADS_AT_ONCE = 8;
+
+struct AttendArgs {
+    uint tokens, q_stride, y_stride, slices;
+    float scale;
+};
+
+/// Softmax over one slice: parts [tokens, KV_HEADS * GROUP, slices, VALUE_DIM + 2] = the weighted sum of the values,
+/// the greatest score, the sum of the weights. Threadgroups: [slices, KV_HEADS, tokens]; `shared` holds
+/// (GROUP + 2) * SLICE values. Uses CACHE_HALF, KEY_DIM, VALUE_DIM, GROUP, KV_HEADS, ALIGNED.
+kernel void attend_slice(device const float *q [[buffer(0)]], device const uchar *cache_k [[buffer(1)]],
+                         device const uchar *cache_v [[buffer(2)]], device const uchar *chunk_k [[buffer(3)]],
+                         device const uchar *chunk_v [[buffer(4)]], device const Run *runs [[buffer(5)]],
+                         device float *parts [[buffer(6)]], constant AttendArgs &a [[buffer(7)]],
+                         threadgroup float *shared [[threadgroup(0)]],
+                         uint3 group [[threadgroup_position_in_grid]], uint tid [[thread_index_in_threadgroup]],
+                         uint lane [[thread_index_in_simdgroup]], uint simd [[simdgroup_index_in_threadgroup]],
+                         uint simds [[simdgroups_per_threadgroup]]) {
+    const uint head = group.y, token = group.z;
+    threadgroup float *scores = shared;                                // [GROUP][SLICE]
+    threadgroup uint *places = (threadgroup uint *)(shared + GROUP * SLICE); // [SLICE][2]: chunk?, row
+    // where the slice's rows are
+    for (uint i = tid; i < SLICE; i += 32 * simds) {
+        uint left = group.x * SLICE + i, chunk = 0, row = 0;
+        bool found = false;
+        for (uint r = 0; r < RUNS; r++) {
+            const Run run = runs[token * RUNS + r];
+            if (!found && left < run.rows) {
+                found = true;
+                chunk = run.chunk;
+                row = run.first + left;
+            }
+            if (!found) left -= run.rows;
+        }
+        places[2 * i] = found ? chunk : 2;
+        places[2 * i + 1] = row;
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    // scores: eight lanes a row
+    device const float *queries = q + ulong(token) * a.q_stride + head * GROUP * KEY_DIM;
+    for (uint i = simd * 4 + lane / 8; i < SLICE; i += simds * 4) {
+        const uint place = places[2 * i];
+        device const uchar *keys = place == 1 ? chunk_k : cache_k;
+        const ulong from = (ulong(places[2 * i + 1]) * KV_HEADS + head) * KEY_DIM;
+        for (uint g0 = 0; g0 < GROUP; g0 += HEADS_AT_ONCE) {
+            float sums[8] = {0.0f, 0.0f, 0.0f, 0.0f, 0.0f, 0.0f, 0.0f, 0.0f};
+            const uint heads = min(HEADS_AT_ONCE, GROUP - g0);
+            if (place < 2) {
+                for (uint j = lane % 8 * 4; j < KEY_DIM; j += 32) {
+                    const float4 k = cached4(keys, from + j, from + KEY_DIM);
+                    for (uint g = 0; g < HEADS_AT_ONCE; g++) { // so that sums can be registers
+                        if (g < heads) sums[g] += dot(load4(queries + (g0 + g) * KEY_DIM, j, KEY_DIM), k);
+                    }
+                }
+            }
+            for (uint g = 0; g < HEADS_AT_ONCE; g++) {
+                if (g >= heads) continue; // for all lanes
+                float sum = sums[g];
+                for (ushort step = 1; step < 8; step *= 2) sum += simd_shuffle_xor(sum, step);
+                if (lane % 8 == 0) scores[(g0 + g) * SLICE + i] = place < 2 ? sum * a.scale : -INFINITY;
+            }
+        }
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    // weights: a simdgroup a head
+    const ulong part = VALUE_DIM + 2;
+    device float *out = parts + ((ulong(token) * KV_HEADS + head) * GROUP * a.slices + group.x) * part;
+    for (uint g = simd; g < GROUP; g += simds) {
+        threadgroup float *s = scores + g * SLICE;
+        const float most = simd_max(max(s[lane], s[lane + 32]));
+        const float first = most == -INFINITY ? 0.0f : precise::exp(s[lane] - most);
+        const float second = most == -INFINITY ? 0.0f : precise::exp(s[lane + 32] - most);
+        s[lane] = first;
+        s[lane + 32] = second;
+        const float sum = simd_sum(first + second);
+        if (lane == 0) {
+            out[g * a.slices * part + VALUE_DIM] = most;
+            out[g * a.slices * part + VALUE_DIM + 1] = sum;
+        }
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    // values: a thread a column, four rows at once so that their loads do not wait for each other
+    for (uint j = tid; j < VALUE_DIM; j += 32 * simds) {
+        for (uint g0 = 0; g0 < GROUP; g0 += HEADS_AT_ONCE) {
+            float sums[8] = {0.0f, 0.0f, 0.0f, 0.0f, 0.0f, 0.0f, 0.0f, 0.0f};
+            const uint heads = min(HEADS_AT_ONCE, GROUP - g0);
+            for (uint i = 0; i < SLICE && places[2 * i] < 2; i += 4) {
+                float v[4];
+                for (uint r = 0; r < 4; r++) {
+                    const uint place = places[2 * (i + r)];
+                    device const uchar *values = place == 1 ? chunk_v : cache_v;
+                    const ulong at = (ulong(places[2 * (i + r) + 1]) * KV_HEADS + head) * VALUE_DIM + j;
+                    v[r] = place < 2 ? cached(values, at) : 0.0f;
+                }
+                for (uint g = 0; g < HEADS_AT_ONCE; g++) {
+                    if (g >= heads) continue;
+                    threadgroup float *weights = scores + (g0 + g) * SLICE + i;
+                    sums[g] += weights[0] * v[0] + weights[1] * v[1] + weights[2] * v[2] + weights[3] * v[3];
+                }
+            }
+            for (uint g = 0; g < HEADS_AT_ONCE; g++) {
+                if (g < heads) out[(g0 + g) * a.slices * part + j] = sums[g];
+            }
+        }
+    }
+}
+
+/// Puts the slices of a token's head together. Threadgroups: [KV_HEADS * GROUP, tokens]; `shared` holds a value for each
+/// slice and each simdgroup. Uses VALUE_DIM, KV_HEADS, GROUP.
+kernel void attend_join(device const float *parts [[buffer(0)]], device float *y [[buffer(1)]],
+                        constant AttendArgs &a [[buffer(2)]], threadgroup float *shared [[threadgroup(0)]],
+                        uint3 group [[threadgroup_position_in_grid]], uint tid [[thread_index_in_threadgroup]],
+                        uint lane [[thread_index_in_simdgroup]], uint simd [[simdgroup_index_in_threadgroup]],
+                        uint simds [[simdgroups_per_threadgroup]]) {
+    const ulong part = VALUE_DIM + 2;
+    device const float *in = parts + (ulong(group.y) * KV_HEADS * GROUP + group.x) * a.slices * part;
+    threadgroup float *scales = shared + simds;
+    float most = -INFINITY;
+    for (uint s = lane; s < a.slices; s += 32) most = max(most, in[s * part + VALUE_DIM]);
+    most = simd_max(most);
+    float weights = 0.0f;
+    for (uint s = tid; s < a.slices; s += 32 * simds) {
+        const float scale = precise::exp(in[s * part + VALUE_DIM] - most); // 0 for a slice without rows
+        scales[s] = scale;
+        weights += scale * in[s * part + VALUE_DIM + 1];
+    }
+    weights = group_sum(weights, shared, lane, simd, simds);
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    for (uint j = tid; j < VALUE_DIM; j += 32 * simds) {
+        float sum = 0.0f;
+        for (uint s = 0; s < a.slices; s++) sum += scales[s] * in[s * part + j];
+        y[ulong(group.y) * a.y_stride + group.x * VALUE_DIM + j] = sum / weights;
+    }
+}
+
+// ---- many tokens: tiles of eight tokens walk over blocks of sixteen rows, and scores are never kept
+
+constexpr constant uint TILE = 8;   // tokens
+constexpr constant uint BLOCK = 16; // rows
+constexpr constant uint MOST_KEYS = 16;   // eights of KEY_DIM
+constexpr constant uint MOST_VALUES = 16; // eights of VALUE_DIM
+
+struct AttendTileArgs {
+    uint tokens, q_stride, y_stride;
+    uint cache_end, chunk_rows; // rows of the cache that may be seen, rows of the chunk
+    float scale;
+};
+
+/// Softmax attention with running maxima and sums. A simdgroup for a query head; its scores of a tile and a block are
+/// all that exists of them at a time. Rows are numbered through: the cache's from 0, the chunk's from the next multiple
+/// of BLOCK. Threadgroups: [tiles, KV_HEADS, GROUP / simdgroups]; `shared` holds BLOCK * (KEY_DIM + VALUE_DIM) values,
+/// and TILE * (BLOCK + TILE) for each simdgroup. KEY_DIM and VALUE_DIM are multiples of 8 up to 128. Uses CACHE_HALF,
+/// KEY_DIM, VALUE_DIM, GROUP, KV_HEADS, ALIGNED.
+kernel void attend_tile(device const float *q [[buffer(0)]], device const uchar *cache_k [[buffer(1)]],
+                        device const uchar *cache_v [[buffer(2)]], device const uchar *chunk_k [[buffer(3)]],
+                        device const uchar *chunk_v [[buffer(4)]], device const Run *runs [[buffer(5)]],
+                        device float *y [[buffer(6)]], constant AttendTileArgs &a [[buffer(7)]],
+                        threadgroup float *shared [[threadgroup(0)]],
+                        uint3 group [[threadgroup_position_in_grid]], uint tid [[thread_index_in_threadgroup]],
+                        uint lane [[thread_index_in_simdgroup]], uint simd [[simdgroup_index_in_threadgroup]],
+                        uint simds [[simdgroups_per_threadgroup]]) {
+    const uint first_token = group.x * TILE, kv_head = group.y, g = group.z * simds + simd;
+    const uint head = kv_head * GROUP + min(g, GROUP - 1); // a simdgroup too many works for nothing
+    threadgroup float *keys = shared, *values = shared + BLOCK * KEY_DIM;
+    threadgroup float *scores = values + BLOCK * VALUE_DIM + simd * TILE * (BLOCK + TILE); // [TILE][BLOCK]
+    threadgroup float *diagonal = scores + TILE * BLOCK;                                  // [TILE][TILE]
+
+    // the tile's queries, zeros beyond the last token
+    simdgroup_float8x8 queries[MOST_KEYS];
+    for (uint j = 0; j < MOST_KEYS && j < KEY_DIM / 8; j++) {
+        for (uint i = lane; i < 64; i += 32) {
+            const uint token = first_token + i / 8;
+            diagonal[i] = token < a.tokens ? q[ulong(token) * a.q_stride + head * KEY_DIM + 8 * j + i % 8] : 0.0f;
+        }
+        simdgroup_barrier(mem_flags::mem_threadgroup);
+        simdgroup_load(queries[j], diagonal, 8);
+        simdgroup_barrier(mem_flags::mem_threadgroup);
+    }
+    diagonal[lane] = 0.0f;
+    diagonal[lane + 32] = 0.0f;
+    simdgroup_float8x8 sums[MOST_VALUES];
+    for (uint j = 0; j < MOST_VALUES; j++) sums[j] = make_filled_simdgroup_matrix<float, 8, 8>(0.0f);
+
+    // a lane for a run of a token of the tile, and for four scores of a token
+    const uint row = lane / 4, token = min(first_token + row, a.tokens - 1);
+    const uint chunk_from = (a.cache_end + BLOCK - 1) / BLOCK * BLOCK;
+    uint froms[4], ends[4];
+    for (uint r = 0; r < RUNS; r++) {
+        const Run run = runs[token * RUNS + r];
+        froms[r] = run.chunk != 0 ? chunk_from + run.first : run.first;
+        ends[r] = froms[r] + run.rows;
+    }
+    const uint my_from = lane % 4 == 0 ? froms[0] : lane % 4 == 1 ? froms[1] : lane % 4 == 2 ? froms[2] : froms[3];
+    const uint my_end = lane % 4 == 0 ? ends[0] : lane % 4 == 1 ? ends[1] : lane % 4 == 2 ? ends[2] : ends[3];
+    float most = -INFINITY, weights = 0.0f;
+
+    for (uint from = 0; from < chunk_from + a.chunk_rows; from += BLOCK) {
+        // the same for all simdgroups: the tokens are
+        if (!simd_any(my_from < my_end && my_from < from + BLOCK && from < my_end)) continue;
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+        const bool in_chunk = from >= chunk_from;
+        const uint first = in_chunk ? from - chunk_from : from, rows = in_chunk ? a.chunk_rows : a.cache_end;
+        for (uint i = tid; i < BLOCK * (KEY_DIM / 4); i += 32 * simds) {
+            const uint r = i / (KEY_DIM / 4), j = i % (KEY_DIM / 4) * 4;
+            const ulong at = (ulong(first + r) * KV_HEADS + kv_head) * KEY_DIM + j;
+            const float4 v = first + r < rows ? cached4(in_chunk ? chunk_k : cache_k, at, at + 4) : float4(0.0f);
+            threadgroup float *to = keys + r * KEY_DIM + j;
+            to[0] = v.x;
+            to[1] = v.y;
+            to[2] = v.z;
+            to[3] = v.w;
+        }
+        for (uint i = tid; i < BLOCK * (VALUE_DIM / 4); i += 32 * simds) {
+            const uint r = i / (VALUE_DIM / 4), j = i % (VALUE_DIM / 4) * 4;
+            const ulong at = (ulong(first + r) * KV_HEADS + kv_head) * VALUE_DIM + j;
+            const float4 v = first + r < rows ? cached4(in_chunk ? chunk_v : cache_v, at, at + 4) : float4(0.0f);
+            threadgroup float *to = values + r * VALUE_DIM + j;
+            to[0] = v.x;
+            to[1] = v.y;
+            to[2] = v.z;
+            to[3] = v.w;
+        }
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+
+        for (uint i = 0; i < BLOCK / 8; i++) {
+            simdgroup_float8x8 s = make_filled_simdgroup_matrix<float, 8, 8>(0.0f), k;
+            for (uint j = 0; j < MOST_KEYS && j < KEY_DIM / 8; j++) {
+                simdgroup_load(k, keys + 8 * i * KEY_DIM + 8 * j, KEY_DIM, ulong2(0, 0), true);
+                simdgroup_multiply_accumulate(s, queries[j], k, s);
+            }
+            simdgroup_store(s, scores + 8 * i, BLOCK);
+        }
+        simdgroup_barrier(mem_flags::mem_threadgroup);
+
+        float s[4];
+        float block_most = -INFINITY;
+        for (uint i = 0; i < 4; i++) {
+            const uint col = lane % 4 * 4 + i, at = from + col;
+            bool seen = false;
+            for (uint r = 0; r < RUNS; r++) seen = seen || (froms[r] <= at && at < ends[r]);
+            s[i] = seen ? scores[row * BLOCK + col] * a.scale : -INFINITY;
+            block_most = max(block_most, s[i]);
+        }
+        block_most = max(block_most, simd_shuffle_xor(block_most, ushort(1)));
+        block_most = max(block_most, simd_shuffle_xor(block_most, ushort(2)));
+        const float new_most = max(most, block_most);
+        const float fade = new_most == -INFINITY ? 1.0f : precise::exp(most - new_most);
+        float block_weights = 0.0f;
+        for (uint i = 0; i < 4; i++) {
+            const float weight = s[i] == -INFINITY ? 0.0f : precise::exp(s[i] - new_most);
+            scores[row * BLOCK + lane % 4 * 4 + i] = weight;
+            block_weights += weight;
+        }
+        block_weights += simd_shuffle_xor(block_weights, ushort(1));
+        block_weights += simd_shuffle_xor(block_weights, ushort(2));
+        weights = weights * fade + block_weights;
+        most = new_most;
+        if (lane % 4 == 0) diagonal[row * TILE + row] = fade;
+        simdgroup_barrier(mem_flags::mem_threadgroup);
+
+        simdgroup_float8x8 fades, p[BLOCK / 8];
+        simdgroup_load(fades, diagonal, TILE);
+        for (uint i = 0; i < BLOCK / 8; i++) simdgroup_load(p[i], scores + 8 * i, BLOCK);
+        for (uint j = 0; j < MOST_VALUES && j < VALUE_DIM / 8; j++) {
+            simdgroup_float8x8 faded, v;
+            simdgroup_multiply(faded, fades, sums[j]);
+            for (uint i = 0; i < BLOCK / 8; i++) {
+                simdgroup_load(v, values + 8 * i * VALUE_DIM + 8 * j, VALUE_DIM);
+                simdgroup_multiply_accumulate(faded, p[i], v, faded);
+            }
+            sums[j] = faded;
+        }
+    }
+
+    // what is left is to divide by the sums of the weights
+    simdgroup_barrier(mem_flags::mem_threadgroup);
+    if (lane % 4 == 0) diagonal[row * TILE + row] = 1.0f / weights;
+    simdgroup_barrier(mem_flags::mem_threadgroup);
+    simdgroup_float8x8 inverse;
+    simdgroup_load(inverse, diagonal, TILE);
+    for (uint j = 0; j < MOST_VALUES && j < VALUE_DIM / 8; j++) {
+        simdgroup_float8x8 out;
+        simdgroup_multiply(out, inverse, sums[j]);
+        simdgroup_store(out, scores, 8);
+        simdgroup_barrier(mem_flags::mem_threadgroup);
+        for (uint i = lane; i < 64; i += 32) {
+            const uint t = first_token + i / 8;
+            if (t < a.tokens && g < GROUP) {
+                y[ulong(t) * a.y_stride + head * VALUE_DIM + 8 * j + i % 8] = scores[i];
+            }
+        }
+        simdgroup_barrier(mem_flags::mem_threadgroup);
+    }
+}

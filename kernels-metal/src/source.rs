@@ -1,0 +1,14 @@
+//! The shaders as text.
+
+/// All of them, one source: `common.metal` comes first.
+pub const SOURCE: &str = concat!(
+    include_str!("../shaders/common.metal"),
+    include_str!("../shaders/weights.metal"),
+    include_str!("../shaders/matvec.metal"),
+    include_str!("../shaders/matmul.metal"),
+    include_str!("../shaders/norms.metal"),
+    include_str!("../shaders/elementwise.metal"),
+    include_str!("../shaders/ssm.metal"),
+    include_str!("../shaders/attention.metal"),
+    include_str!("../shaders/top_k.metal"),
+);

@@ -1,0 +1,19 @@
+//! The GPUs of this machine.
+
+use crate::{Device, DeviceError};
+
+/// The names of the Metal devices of this machine; none where there is no Metal.
+pub fn names() -> Vec<String> {
+    #[cfg(target_os = "macos")]
+    return crate::metal::names();
+    #[cfg(not(target_os = "macos"))]
+    Vec::new()
+}
+
+/// The default Metal device.
+pub fn open() -> Result<Box<dyn Device>, DeviceError> {
+    #[cfg(target_os = "macos")]
+    return Ok(Box::new(crate::metal::Metal::open()?));
+    #[cfg(not(target_os = "macos"))]
+    Err(DeviceError::Missing("this machine has no Metal: only Macs do; use --backend cpu or auto".into()))
+}

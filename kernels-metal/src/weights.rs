@@ -1,0 +1,87 @@
+//! Weights: the memory map of a model file, seen by the device without a copy.
+
+use crate::{Binding, Buffer, Device, DeviceError};
+
+/// How a matrix is stored; the numbers are those of `shaders/common.metal`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+#[allow(missing_docs)]
+pub enum Format {
+    F32 = 0,
+    F16 = 1,
+    BF16 = 2,
+    Q8_0 = 3,
+    Q4_0 = 4,
+    Q8_0X8 = 5,
+    Q4_0X8 = 6,
+}
+
+impl Format {
+    /// Are the rows interleaved by eight?
+    pub fn interleaved(self) -> bool {
+        matches!(self, Self::Q8_0X8 | Self::Q4_0X8)
+    }
+}
+
+/// A matrix `[rows, cols]` inside the bytes that [`crate::Gpu::new`] was given.
+#[derive(Clone, Copy)]
+pub struct Weight<'a> {
+    /// How it is stored.
+    pub format: Format,
+    /// Rows.
+    pub rows: usize,
+    /// Columns.
+    pub cols: usize,
+    /// All of it.
+    pub bytes: &'a [u8],
+}
+
+/// A model's bytes as buffers. Where they are longer than a buffer can be, windows begin at every half of that, so that
+/// any tensor up to half of it lies inside one.
+pub(crate) struct WeightMap {
+    from: usize,
+    len: usize,
+    step: usize,
+    windows: Vec<Buffer>,
+}
+
+impl WeightMap {
+    /// # Safety
+    /// `bytes` must stay where they are, and unchanged, for as long as this lives.
+    pub(crate) unsafe fn new(device: &dyn Device, bytes: &[u8]) -> Result<Self, DeviceError> {
+        let page = device.page();
+        let address = bytes.as_ptr() as usize;
+        // A memory map begins at a page, and has whole pages. Bytes inside the program need not: they are copied.
+        let in_place = address.is_multiple_of(page);
+        let longest = device.longest_buffer() / (2 * page) * (2 * page);
+        let step = if bytes.len() <= longest { bytes.len().max(1) } else { longest / 2 };
+        let mut windows = Vec::new();
+        for from in (0..bytes.len()).step_by(step) {
+            let part = &bytes[from..bytes.len().min(from + longest)];
+            windows.push(if in_place {
+                // SAFETY: as the caller promises; the rest of the last page belongs to the map.
+                unsafe { device.wrap(part.as_ptr(), part.len().next_multiple_of(page)) }?
+            } else {
+                let copy = device.allocate(part.len())?;
+                // SAFETY: the buffer is as long as the part, new, and so not used by anyone.
+                unsafe { std::ptr::copy_nonoverlapping(part.as_ptr(), copy.contents(), part.len()) };
+                copy
+            });
+        }
+        Ok(Self { from: address, len: bytes.len(), step, windows })
+    }
+
+    /// The bytes `part` of the model.
+    ///
+    /// # Panics
+    /// If they are none of its, or longer than half of what a buffer can be.
+    pub(crate) fn find<T>(&self, part: &[T]) -> Binding {
+        let len = size_of_val(part);
+        let at = (part.as_ptr() as usize).wrapping_sub(self.from);
+        assert!(at <= self.len && len <= self.len - at, "a weight lies outside the model");
+        let window = at / self.step;
+        let (buffer, offset) = (&self.windows[window], at - window * self.step);
+        assert!(offset + len <= buffer.len(), "a tensor of {len} bytes does not fit a buffer of this GPU");
+        Binding { buffer: buffer.clone(), offset, len, writable: false }
+    }
+}
