@@ -24,12 +24,12 @@ HK_INLINE vf vf_exp(vf x) {
 HK_INLINE vf vf_exp2(vf x) {
     x = vf_max(x, vf_set1(-126.0f));
     const vf t = vf_add(x, vf_set1(ROUNDER)), r = vf_sub(x, vf_sub(t, vf_set1(ROUNDER)));
-    vf p = vf_set1(0x1.5bba12p-10f);
-    p = vf_fma(p, r, vf_set1(0x1.3cea88p-7f));
-    p = vf_fma(p, r, vf_set1(0x1.c6b752p-5f));
-    p = vf_fma(p, r, vf_set1(0x1.ebf9bcp-3f));
-    p = vf_fma(p, r, vf_set1(0x1.62e42ap-1f));
-    p = vf_fma(p, r, vf_set1(1.0f));
+    /* in pairs: a long chain would fill the CPU's queue with operations that wait for the one before */
+    const vf r2 = vf_mul(r, r);
+    const vf high = vf_fma(vf_set1(0x1.5bba12p-10f), r, vf_set1(0x1.3cea88p-7f));
+    const vf middle = vf_fma(vf_set1(0x1.c6b752p-5f), r, vf_set1(0x1.ebf9bcp-3f));
+    const vf low = vf_fma(vf_set1(0x1.62e42ap-1f), r, vf_set1(1.0f));
+    const vf p = vf_fma(vf_fma(high, r2, middle), r2, low);
     return vf_ldexp(p, t);
 }
 
