@@ -173,10 +173,11 @@ HK_INLINE const char *kv_at(hk_type type, const void *p, size_t i) {
     return (const char *)p + kv_offset(type, i);
 }
 
-/* asks for part `i` of `parts` of the rows [n] of all heads */
-HK_INLINE void fetch_rows(hk_type type, const void *rows, size_t stride, size_t n, size_t i, size_t parts) {
-    const size_t bytes = kv_offset(type, n * stride) / parts;
-    for (size_t at = 0; at < bytes; at += 64) prefetch_soon((const char *)rows + i * bytes + at);
+/* Brings rows [n] of all heads nearer, line after line: each head then picks its columns from all over them, which the
+ * CPU's own prefetchers would not follow. */
+HK_INLINE void touch_rows(hk_type type, const void *rows, size_t stride, size_t n) {
+    const char *end = kv_at(type, rows, n * stride);
+    for (const char *line = rows; line < end; line += 64) (void)*(const volatile char *)line;
 }
 
 HK_INLINE void attend_type(const hk_attend *a, hk_type type) {
@@ -192,20 +193,14 @@ HK_INLINE void attend_type(const hk_attend *a, hk_type type) {
         const hk_rows *run = &a->runs[i];
         size_t r = a->from > begin ? a->from - begin : 0;
         const size_t end = a->to - begin < run->rows ? a->to - begin : run->rows;
-        if (a->tokens == 1 && a->to > begin && r < end) { /* the rows of one token come from memory, tile after tile */
-            const size_t n = end - r < ATTEND_ROWS ? end - r : ATTEND_ROWS;
-            fetch_rows(type, kv_at(type, run->k, r * a->k_stride), a->k_stride, n, 0, 1);
-            fetch_rows(type, kv_at(type, run->v, r * a->v_stride), a->v_stride, n, 0, 1);
-        }
         while (a->to > begin && r < end) {
             size_t rows = end - r < ATTEND_ROWS ? end - r : ATTEND_ROWS;
             if (begin + r < a->prefix && begin + r + rows > a->prefix) rows = a->prefix - begin - r;
-            const size_t left = end - r - rows, next = left < ATTEND_ROWS ? left : ATTEND_ROWS;
+            if (a->tokens == 1) { /* the rows come from memory; those of many tokens do so for the first of them only */
+                touch_rows(type, kv_at(type, run->k, r * a->k_stride), a->k_stride, rows);
+                touch_rows(type, kv_at(type, run->v, r * a->v_stride), a->v_stride, rows);
+            }
             for (size_t head = 0; head < a->kv_heads; head++) {
-                if (a->tokens == 1) {
-                    fetch_rows(type, kv_at(type, run->k, (r + rows) * a->k_stride), a->k_stride, next, head, a->kv_heads);
-                    fetch_rows(type, kv_at(type, run->v, (r + rows) * a->v_stride), a->v_stride, next, head, a->kv_heads);
-                }
                 for (size_t q0 = 0; q0 < all; q0 += ATTEND_QUERIES) {
                     s.n = all - q0 < ATTEND_QUERIES ? all - q0 : ATTEND_QUERIES;
                     for (size_t q = 0; q < s.n; q++) {
