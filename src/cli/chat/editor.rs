@@ -61,7 +61,6 @@ impl Editor {
             let _ = inner.load_history(path);
         }
         let waiting = Arc::new(AtomicBool::new(false));
-        #[cfg(unix)]
         leave_when(cancel.clone(), waiting.clone());
         Ok(Self { inner, history, waiting })
     }
@@ -92,6 +91,10 @@ impl Editor {
         }
     }
 }
+
+/// Elsewhere nothing but Ctrl-C sets `cancel`, and the editor sees to that.
+#[cfg(not(unix))]
+fn leave_when(_cancel: Arc<AtomicBool>, _waiting: Arc<AtomicBool>) {}
 
 /// Ends the process, with the terminal as it was, when `cancel` is set while a line is being typed.
 #[cfg(unix)]
