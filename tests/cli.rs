@@ -291,7 +291,8 @@ fn bench_measures_every_row_and_its_limit() {
     assert_eq!(rows.last().unwrap()["test"], "ttft 5 @ d30");
     for row in rows {
         let numbers = if row["milliseconds"].is_null() { &row["tokens_per_second"] } else { &row["milliseconds"] };
-        assert_eq!(numbers["runs"].as_array().unwrap().len(), 2);
+        let counted = numbers["runs"].as_array().unwrap().len() as u64;
+        assert!(counted > 0 && counted + row["runs_left_out"].as_u64().unwrap() == 2);
         assert!(numbers["min"].as_f64() > Some(0.0) && numbers["min"].as_f64() <= numbers["mean"].as_f64());
         assert!(row["profile_seconds"]["matmul"].as_f64() > Some(0.0));
     }

@@ -134,7 +134,8 @@ impl<'m> Session<'m> {
         let context = options.context.unwrap_or_else(|| config.default_context());
         let state = State::new(&backend, config, context, options.cache)?;
         let chunk = options.chunk.clamp(1, context.max(1));
-        let scratch = Scratch::new(&backend, config, chunk, chunk, options.cache)?;
+        let mut scratch = Scratch::new(&backend, config, chunk, options.cache)?;
+        scratch.hold_logits(&backend, 1)?;
         let mut session = Self {
             model,
             backend,
@@ -185,6 +186,7 @@ impl<'m> Session<'m> {
         mut each: impl FnMut(usize, &[f32]) -> Result<()>,
     ) -> Result<()> {
         self.check(ids)?;
+        self.scratch.hold_logits(&self.backend, ids.len().min(self.scratch.chunk()))?;
         let (chunk, vocab) = (self.scratch.chunk(), self.model.config().vocab);
         for (i, ids) in ids.chunks(chunk).enumerate() {
             if cancel.load(Ordering::Relaxed) {
@@ -399,7 +401,7 @@ fn read_meta_tokens(model: &Model, backend: &mut Timed, mut observe: Option<Obse
         unreachable!("a model with meta tokens has their embeddings: the file was checked");
     };
     let mut state = State::new(backend, config, 0, Kind::F32)?;
-    let mut scratch = Scratch::new(backend, config, CHUNK.min(table.rows), 0, Kind::F32)?;
+    let mut scratch = Scratch::new(backend, config, CHUNK.min(table.rows), Kind::F32)?;
     let all: Vec<u32> = (0..table.rows as u32).collect();
     for rows in all.chunks(CHUNK) {
         let pass = Pass { table, rows, rule: Rule::Prefill, logits: 0..0 };

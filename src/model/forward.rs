@@ -82,14 +82,15 @@ pub struct Scratch<M> {
     gate: Acts<M>,
     up: Acts<M>,
     logits: Acts<M>,
+    logits_rows: usize,
     /// Per layer that makes them: keys and values of the chunk, which enter the cache when the pass is over.
     kv: Vec<Option<[M; 2]>>,
     angles: Angles,
 }
 
 impl<M> Scratch<M> {
-    /// Room for chunks of up to `chunk` tokens and `logits` rows of logits.
-    pub fn new<B: Backend<Memory = M>>(b: &B, c: &Config, chunk: usize, logits: usize, kind: Kind) -> Result<Self> {
+    /// Room for chunks of up to `chunk` tokens; none for logits yet.
+    pub fn new<B: Backend<Memory = M>>(b: &B, c: &Config, chunk: usize, kind: Kind) -> Result<Self> {
         let acts = |width: usize| Ok(Acts { memory: b.zeros(Kind::F32, chunk * width)?, width });
         let (k, v) = c.kv_widths();
         let kv = |layer| {
@@ -108,10 +109,20 @@ impl<M> Scratch<M> {
             fused: acts(c.inner)?,
             gate: acts(c.ffn)?,
             up: acts(c.ffn)?,
-            logits: Acts { memory: b.zeros(Kind::F32, logits * c.vocab)?, width: c.vocab },
+            logits: Acts { memory: b.zeros(Kind::F32, 0)?, width: c.vocab },
+            logits_rows: 0,
             kv: (0..c.layers).map(kv).collect::<Result<_>>()?,
             angles: Angles::default(),
         })
+    }
+
+    /// Makes room for the logits of `rows` tokens of a pass, if there is not: a row is as wide as the vocabulary.
+    pub fn hold_logits<B: Backend<Memory = M>>(&mut self, b: &B, rows: usize) -> Result<()> {
+        if self.logits_rows < rows {
+            self.logits.memory = b.zeros(Kind::F32, rows * self.logits.width)?;
+            self.logits_rows = rows;
+        }
+        Ok(())
     }
 
     /// The longest chunk there is room for.
