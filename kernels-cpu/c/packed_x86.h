@@ -132,7 +132,7 @@ HK_INLINE void packed_groups(hk_type type, const uint8_t *w, size_t groups, size
     size_t t = 0;
     for (; t + PACKED_TOKENS <= tokens; t += PACKED_TOKENS) PACKED_TILE(PACKED_TOKENS);
     switch (tokens - t) {
-    case 5: PACKED_TILE(5 < PACKED_TOKENS ? 5 : 1); break;
+    case 5: PACKED_TILE(5 < PACKED_TOKENS ? 5 : 1); break; /* where five are a whole tile, none are left here */
     case 4: PACKED_TILE(4); break;
     case 3: PACKED_TILE(3); break;
     case 2: PACKED_TILE(2); break;

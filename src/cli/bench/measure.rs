@@ -77,7 +77,7 @@ pub struct Row {
     /// Reads of memory a token, in decode; multiply-adds a token, in prefill.
     pub work_per_token: f64,
     pub cache_bytes: usize,
-    /// Of all runs together: time by operation, and sampling.
+    /// Of all runs together, those left out too: time by operation, and sampling.
     pub profile: Option<(Profile, Duration)>,
 }
 
@@ -97,16 +97,20 @@ impl Row {
         if self.kind == Kind::Decode { limits.read_bytes } else { limits.int8_macs }
     }
 
-    /// The runs to count: those during which the limit stayed, or all if it never did.
-    pub fn steady(&self) -> Vec<&Run> {
-        let steady = |run: &&Run| (self.bound(&run.before) / self.bound(&run.after)).ln().abs() <= MOVED;
-        let runs: Vec<_> = self.runs.iter().filter(steady).collect();
-        if runs.is_empty() { self.runs.iter().collect() } else { runs }
+    /// Did the limit stay during the run?
+    fn is_steady(&self, run: &Run) -> bool {
+        (self.bound(&run.before) / self.bound(&run.after)).ln().abs() <= MOVED
     }
 
     /// Did the limit move during every run?
     pub fn restless(&self) -> bool {
-        !self.runs.iter().any(|run| (self.bound(&run.before) / self.bound(&run.after)).ln().abs() <= MOVED)
+        !self.runs.iter().any(|run| self.is_steady(run))
+    }
+
+    /// The runs to count: those during which the limit stayed, or all if it never did.
+    pub fn steady(&self) -> Vec<&Run> {
+        let restless = self.restless();
+        self.runs.iter().filter(|run| restless || self.is_steady(run)).collect()
     }
 
     /// The runs' tokens a second; of the time to the first token, its milliseconds.
