@@ -44,14 +44,12 @@ impl Stored {
     /// Fills `out` with the bytes that start `from` bytes after the tensor's first.
     pub fn read(&self, from: u64, out: &mut [u8]) -> Result<()> {
         match &*self.source {
-            Source::File { path, file } => {
-                read_exact_at(file, out, self.offset + from).map_err(|e| match e.kind() {
-                    io::ErrorKind::UnexpectedEof => {
-                        Error::format(path.display().to_string(), "was cut short while it was read")
-                    }
-                    _ => Error::io("cannot read", path, e),
-                })
-            }
+            Source::File { path, file } => read_exact_at(file, out, self.offset + from).map_err(|e| match e.kind() {
+                io::ErrorKind::UnexpectedEof => {
+                    Error::format(path.display().to_string(), "was cut short while it was read")
+                }
+                _ => Error::io("cannot read", path, e),
+            }),
             Source::Memory(bytes) => {
                 out.copy_from_slice(&bytes[(self.offset + from) as usize..][..out.len()]);
                 Ok(())
