@@ -5,14 +5,18 @@ mod calibrated;
 mod checkpoint;
 mod codec;
 mod convert;
+mod mixture;
 mod random;
 mod recipe;
+mod recode;
 mod rounding;
 mod summary;
 
 pub use calibrate::{Moments, Sample};
 pub use codec::{BLOCK, Block, Unfit, decode_row, encode_row, levels};
 pub use convert::{Calibration, Options, convert};
+pub use mixture::{Recipe, mixture};
 pub use random::{SHAPES, random_checkpoint};
+pub use recode::recode;
 pub use rounding::{Gptq, Order, Rounding};
 pub use summary::{Event, Summary};
