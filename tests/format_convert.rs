@@ -9,12 +9,15 @@ use std::{
 
 use hymba::{
     Error, Result,
+    backend::cpu::Memory,
+    engine::{Model, Session, SessionOptions},
     format::{
         DType,
         gguf::{Gguf, Value},
     },
-    model::{Config, tensors::meta_state_specs},
-    quant::{Options, Rounding, Summary, convert, decode_row},
+    model::{Config, forward::LayerView, tensors::meta_state_specs},
+    quant::{Calibration, Gptq, Options, Rounding, Sample, Summary, convert, decode_row},
+    text::Tokenizer,
 };
 use regex::Regex;
 use safetensors::{Dtype, tensor::TensorView};
@@ -105,6 +108,19 @@ impl Fixture {
         let views = bytes.iter().map(|(n, shape, b)| (n, TensorView::new(Dtype::F32, shape.clone(), b).unwrap()));
         fs::create_dir_all(self.folder()).unwrap();
         fs::write(self.folder().join(name), safetensors::serialize(views, None).unwrap()).unwrap();
+    }
+
+    fn save_tokenizer(&self) {
+        let tokenizer = json!({
+            "model": {
+                "type": "BPE", "unk_token": "<unk>",
+                "vocab": { "<unk>": 0, "<s>": 1, "</s>": 2, "c": 3, "a": 4, "b": 5, "ab": 6, "aba": 7, "d": 8, "e": 9 },
+                "merges": ["a b", ["ab", "a"]]
+            },
+            "added_tokens": [{ "id": 0, "content": "<unk>", "special": true }, { "id": 1, "content": "<s>", "special": true }],
+            "decoder": { "type": "Fuse" }
+        });
+        self.file("tokenizer.json", &tokenizer.to_string());
     }
 
     fn output(&self) -> PathBuf {
@@ -400,4 +416,107 @@ fn ignores_a_tied_head_and_keeps_an_untied_one() {
     fixture.save();
     fixture.convert(DType::F16).unwrap();
     assert!(Gguf::open(&fixture.output()).unwrap().tensor("output.weight").is_some());
+}
+
+fn calibrated(fixture: &Fixture, output: &str, options: &Options) -> Result<Vec<u8>> {
+    let output = fixture.dir.path().join(output);
+    convert(&fixture.folder(), &output, options, &mut sevens, &mut |_| {}, &AtomicBool::new(false))?;
+    Ok(fs::read(output).unwrap())
+}
+
+fn sample(context: usize) -> Calibration {
+    let text: String = (0..400u32).map(|i| ["a", "b", "c", "d", "e"][(i * i / 3 % 5) as usize]).collect();
+    Calibration::Text(Sample { text, name: "letters".into(), tokens: 240, context })
+}
+
+/// A layer at a time, from the safetensors, the texts see what a session sees that reads them.
+#[test]
+fn calibration_measures_what_sessions_compute() {
+    let fixture = Fixture::new();
+    fixture.save();
+    fixture.save_tokenizer();
+    let path = fixture.dir.path().join("moments.gguf");
+    let options = Options {
+        dtype: DType::F32,
+        calibration: Some(sample(24)),
+        save_moments: Some(path.clone()),
+        ..Options::default()
+    };
+    calibrated(&fixture, "f32.gguf", &options).unwrap();
+
+    let model = Model::open(&fixture.dir.path().join("f32.gguf")).unwrap();
+    let tokenizer = Tokenizer::from_metadata(model.metadata(), "the fixture").unwrap();
+    let Calibration::Text(sample) = sample(24) else { unreachable!() };
+    let ids = tokenizer.encode(&sample.text, false).unwrap();
+    let runs: Vec<&[u32]> = ids.chunks_exact(23).collect();
+    let wanted = runs.len().min(10);
+    let gains = &model.weights().output_norm;
+    let mut squares = vec![0.0; 64];
+    let session_options = SessionOptions { stored_meta_state: false, ..SessionOptions::default() };
+    let mut session = Session::new(&model, &session_options).unwrap();
+    for i in 0..wanted {
+        let ids = [&[1], runs[i * runs.len() / wanted]].concat();
+        session.clear().unwrap();
+        let mut last = Vec::new();
+        let observe = &mut |view: LayerView<'_, Memory>| {
+            last = view.hidden.f32()[..ids.len() * 64].to_vec();
+            Ok(())
+        };
+        session.prefill_observed(&ids, &AtomicBool::new(false), observe).unwrap();
+        for row in last.chunks(64) {
+            let mean = row.iter().map(|v| v * v).sum::<f32>() / 64.0;
+            for ((sum, v), gain) in squares.iter_mut().zip(row).zip(gains.iter()) {
+                *sum += v * v * gain * gain / (mean + 1e-6);
+            }
+        }
+    }
+    let moments = Gguf::open(&path).unwrap();
+    assert_eq!(values(&moments, "token_embd.weight.counts"), [24.0 * wanted as f32]);
+    assert_eq!(moments.metadata.uint("imatrix.chunk_count"), Some(wanted as u64));
+    for (got, want) in values(&moments, "token_embd.weight.in_sum2").iter().zip(&squares) {
+        assert!((got / want - 1.0).abs() < 5e-3, "{got} is not {want}");
+    }
+    // The meta tokens are read once.
+    let inputs = 24.0 * wanted as f32 + 4.0;
+    assert_eq!(values(&moments, "blk.2.ffn_gate.weight.counts"), [inputs]);
+    assert_eq!(values(&moments, "blk.1.ssm_x.weight.in_sum2").len(), INNER);
+}
+
+#[test]
+fn calibration_changes_the_blocks_and_is_the_same_from_its_file() {
+    let fixture = Fixture::new();
+    fixture.save();
+    fixture.save_tokenizer();
+    let path = fixture.dir.path().join("moments.gguf");
+    let base = || Options { force: true, ..Options::default() };
+    let alone = calibrated(&fixture, "a.gguf", &base()).unwrap();
+    let text = Options { calibration: Some(sample(24)), save_moments: Some(path.clone()), ..base() };
+    let measured = calibrated(&fixture, "b.gguf", &text).unwrap();
+    let loaded = Options { calibration: Some(Calibration::File(path.clone())), ..base() };
+    assert!(measured == calibrated(&fixture, "c.gguf", &loaded).unwrap());
+    assert!(measured != alone && measured.len() == alone.len());
+    let rounding = Rounding::Gptq(Gptq::default());
+    let gptq = Options { calibration: Some(sample(24)), rounding, ..base() };
+    let compensated = calibrated(&fixture, "d.gguf", &gptq).unwrap();
+    assert!(compensated != measured && compensated.len() == measured.len());
+    // The same on any number of threads.
+    let one = Options { threads: Some(1), calibration: Some(sample(24)), rounding, ..base() };
+    assert!(compensated == calibrated(&fixture, "e.gguf", &one).unwrap());
+
+    let refused = |options: &Options, why: &str| {
+        let message = calibrated(&fixture, "f.gguf", options).unwrap_err().to_string();
+        assert!(message.contains(why), "{message:?} does not say {why:?}");
+        assert!(!fixture.dir.path().join("f.gguf").exists());
+    };
+    refused(&Options { calibration: Some(sample(1000)), ..base() }, "calibration needs 999 at least");
+    refused(&Options { calibration: Some(Calibration::File("a.gguf".into())), ..base() }, "a.gguf");
+    let model = Some(Calibration::File(fixture.dir.path().join("a.gguf")));
+    refused(&Options { calibration: model, ..base() }, "is no calibration");
+    let mut other = Fixture::new();
+    other.tensors.retain(|name, _| !name.contains(".layers.2."));
+    other.config["num_hidden_layers"] = json!(2);
+    other.config["kv_reuse_group"] = json!([]);
+    other.save();
+    let message = calibrated(&other, "f.gguf", &loaded).unwrap_err().to_string();
+    assert!(message.contains("of another model"), "{message}");
 }

@@ -114,6 +114,9 @@ pub fn convert(
 ) -> Result<Summary> {
     let start = Instant::now();
     check_output(output, options.force)?;
+    if let Some(path) = &options.save_moments {
+        check_output(path, options.force)?;
+    }
     if let (Ok(a), Ok(b)) = (input.canonicalize(), output.canonicalize())
         && a == b
     {
