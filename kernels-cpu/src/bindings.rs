@@ -175,3 +175,6 @@ unsafe extern "C" {
 unsafe extern "C" {
     pub fn hk_avx512vnni() -> *const hk_kernels;
 }
+unsafe extern "C" {
+    pub fn hk_avx512vbmi() -> *const hk_kernels;
+}
