@@ -5,12 +5,13 @@ fn main() {
     println!("cargo::rerun-if-changed=include");
     let arch = std::env::var("CARGO_CFG_TARGET_ARCH").unwrap_or_default();
     const AVX2: [&str; 3] = ["-mavx2", "-mfma", "-mf16c"];
-    const AVX512: [&str; 4] = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni"];
+    const AVX512: [&str; 5] = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni", "-mavx512vbmi"];
     for (file, more) in [
         ("scalar", None),
         ("avx2", Some([].as_slice())),
         ("avxvnni", Some(&["-mavxvnni"])),
-        ("avx512vnni", Some(&AVX512)),
+        ("avx512vnni", Some(&AVX512[..4])),
+        ("avx512vbmi", Some(&AVX512)),
     ] {
         let flags = more.filter(|_| arch == "x86_64").into_iter().flat_map(|more| AVX2.iter().chain(more));
         let mut build = cc::Build::new();

@@ -17,6 +17,9 @@
 /* Values in a block of a quantized type, and of quantized activations. */
 #define HK_BLOCK 32
 
+/* Rows of K and V that attention takes at once. */
+#define HK_ATTEND_ROWS 64
+
 /* Multiply-adds in a round of the loops that measure a core. */
 #define HK_ROUND 4096
 
@@ -82,7 +85,7 @@ typedef struct hk_attend {
     size_t prefix;
     const size_t *first, *end; /* [tokens] */
     float scale;
-    float *scratch; /* [32 * key_dim] */
+    float *scratch; /* [HK_ATTEND_ROWS * key_dim] */
     /* Parts of the answer: the scores' maximum and the sum of w = exp(score - max) [tokens, kv_heads * group]; of a token
      * that sees none of the rows, -infinity and 0. out: the sum of w * V [tokens, kv_heads * group, value_dim], tokens
      * `out_stride` apart */
@@ -158,8 +161,9 @@ const hk_kernels *hk_scalar(void);
 /* Needs AVX2, FMA and F16C. */
 const hk_kernels *hk_avx2(void);
 /* The same results bit for bit, with the instruction that multiplies and adds bytes. AVX-VNNI needs AVX2, FMA and F16C
- * too; AVX-512 VNNI those, and AVX-512 F, BW and VL. */
+ * too; AVX-512 VNNI those, and AVX-512 F, BW and VL; the last AVX-512 VBMI besides. */
 const hk_kernels *hk_avxvnni(void);
 const hk_kernels *hk_avx512vnni(void);
+const hk_kernels *hk_avx512vbmi(void);
 
 #endif

@@ -69,9 +69,19 @@ impl Kernels {
         None
     }
 
+    /// The same and AVX-512 VBMI.
+    pub fn avx512vbmi() -> Option<Self> {
+        #[cfg(target_arch = "x86_64")]
+        if Self::avx512vnni().is_some() && is_x86_feature_detected!("avx512vbmi") {
+            // SAFETY: the function returns the address of a constant table, or null.
+            return unsafe { bindings::hk_avx512vbmi().as_ref() }.map(Self);
+        }
+        None
+    }
+
     /// Every set that this CPU can run, the fastest first.
     pub fn all() -> Vec<Self> {
-        let simd = [Self::avx512vnni(), Self::avxvnni(), Self::avx2()];
+        let simd = [Self::avx512vbmi(), Self::avx512vnni(), Self::avxvnni(), Self::avx2()];
         simd.into_iter().flatten().chain([Self::scalar()]).collect()
     }
 
