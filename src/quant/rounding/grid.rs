@@ -11,6 +11,7 @@ use crate::{
 const STEPS: f32 = 4.0;
 /// Levels and scaled values are in −`REACH`..`REACH`.
 const REACH: f32 = 128.0;
+const PLACES: usize = 1024; // 2 · REACH · STEPS
 
 /// The values that the codes of a quantized type stand for.
 pub struct Grid {
@@ -27,8 +28,8 @@ pub struct Grid {
 enum Kind {
     /// Whole numbers, from the first to the last.
     Even { low: f32, high: f32 },
-    /// Any: the code of the nearest level for every step, and the levels.
-    Table { codes: Vec<u8>, levels: Vec<f32> },
+    /// Any: for every step the code of the nearest level, and the level.
+    Table { codes: Box<[u8; PLACES]>, levels: Box<[f32; PLACES]> },
 }
 
 impl Grid {
@@ -42,12 +43,12 @@ impl Grid {
         let kind = if even {
             Kind::Even { low, high }
         } else {
-            let codes = (0..(2.0 * REACH * STEPS) as usize).map(|i| {
+            let codes: [u8; PLACES] = std::array::from_fn(|i| {
                 let v = (i as f32 + 0.5) / STEPS - REACH;
                 let distance = |&code: &usize| (levels[code] - v).abs();
                 (0..levels.len()).min_by(|a, b| distance(a).total_cmp(&distance(b))).unwrap_or(0) as u8
             });
-            Kind::Table { codes: codes.collect(), levels }
+            Kind::Table { levels: Box::new(codes.map(|code| levels[usize::from(code)])), codes: Box::new(codes) }
         };
         Self {
             dtype,
@@ -63,7 +64,7 @@ impl Grid {
     pub fn nearest(&self, v: &[f32; BLOCK]) -> [f32; BLOCK] {
         match &self.kind {
             Kind::Even { low, high } => v.map(|v| whole(v.clamp(*low, *high))),
-            Kind::Table { codes, levels } => v.map(|v| levels[usize::from(codes[step(v)])]),
+            Kind::Table { levels, .. } => v.map(place).map(|place| levels[place]),
         }
     }
 
@@ -72,7 +73,7 @@ impl Grid {
     pub fn nearest_one(&self, v: f32) -> f32 {
         match &self.kind {
             Kind::Even { low, high } => whole(v.clamp(*low, *high)),
-            Kind::Table { codes, levels } => levels[usize::from(codes[step(v)])],
+            Kind::Table { levels, .. } => levels[place(v)],
         }
     }
 
@@ -90,7 +91,7 @@ impl Grid {
     pub fn block(&self, d: f32, m: f32, chosen: &[f32; BLOCK]) -> Block {
         let q = chosen.map(|level| match &self.kind {
             Kind::Even { .. } => (level - f32::from(levels(self.dtype)[0])) as u8,
-            Kind::Table { codes, .. } => codes[step(level)],
+            Kind::Table { codes, .. } => codes[place(level)],
         });
         Block { d, m, q }
     }
@@ -103,7 +104,10 @@ fn whole(v: f32) -> f32 {
     (v + ROOM) - ROOM
 }
 
+/// The place in a table of a value over its scale, or the end of the table that is nearer to it.
 #[inline]
-fn step(v: f32) -> usize {
-    ((v + REACH) * STEPS).clamp(0.0, 2.0 * REACH * STEPS - 1.0) as usize
+fn place(v: f32) -> usize {
+    // Half a step less, since the nearest is taken; what is added puts the whole number into the lowest bits.
+    let at = ((v + REACH) * STEPS - 0.5).clamp(0.0, (PLACES - 1) as f32);
+    (at + 8_388_608.0).to_bits() as usize % PLACES
 }
