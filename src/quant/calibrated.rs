@@ -65,7 +65,7 @@ impl Calibrated<'_> {
         let name = if tied { "token_embd.weight" } else { "output.weight" };
         let norm = self.load(jobs.iter().filter(|job| job.spec.name == "output_norm.weight"))?;
         let norm = Finder::new(&norm, self.config).vector("output_norm.weight")?;
-        stream.head_inputs(&norm, &mut |x| moments.add(name, x))?;
+        stream.head_inputs(&norm, &mut |x| moments.add(name, x));
         Ok(moments)
     }
 

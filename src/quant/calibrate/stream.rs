@@ -145,7 +145,7 @@ impl<'a> Stream<'a> {
 
     /// What the matrix that makes logits would multiply: the texts behind the last layer, normed by `norm`. The meta
     /// tokens make none.
-    pub fn head_inputs(&mut self, norm: &Vector, see: &mut dyn FnMut(&Part<'_, Memory>)) -> Result<()> {
+    pub fn head_inputs(&self, norm: &Vector, see: &mut dyn FnMut(&Part<'_, Memory>)) {
         let c = self.config;
         for hidden in &self.hidden[usize::from(c.meta_tokens > 0)..] {
             let mut rows = hidden.clone();
@@ -158,6 +158,5 @@ impl<'a> Stream<'a> {
             let rows = hidden.len() / c.hidden;
             see(&Part { memory: &memory, rows, start: 0, cols: c.hidden, stride: c.hidden });
         }
-        Ok(())
     }
 }
