@@ -146,5 +146,11 @@ const hk_kernels *hk_avx2(void);
  * too; AVX-512 VNNI those, and AVX-512 F, BW and VL. */
 const hk_kernels *hk_avxvnni(void);
 const hk_kernels *hk_avx512vnni(void);
+/* Needs Advanced SIMD, which every 64-bit Arm CPU has. */
+const hk_kernels *hk_neon(void);
+/* The same results bit for bit, with the instructions that multiply and add bytes: those of FEAT_DotProd; those and
+ * FEAT_I8MM's. */
+const hk_kernels *hk_neon_dotprod(void);
+const hk_kernels *hk_neon_i8mm(void);
 
 #endif
