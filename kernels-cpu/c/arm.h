@@ -107,7 +107,7 @@ static uint32_t int8_rate(size_t rounds) {
     memset(sum, 0, sizeof sum);
     for (; rounds > 0; rounds--)
         for (int k = 0; k < HK_ROUND / RATE_MACS / CHAINS; k++)
-#pragma GCC unroll 16
+            UNROLL
             for (int i = 0; i < CHAINS; i++) {
                 __asm__ volatile("" : "+w"(a)); /* each chain multiplies anew */
                 sum[i] = RATE_STEP(sum[i], w, a);

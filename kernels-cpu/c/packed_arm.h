@@ -55,7 +55,7 @@ HK_INLINE void packed_block(hk_type type, const uint8_t *block, const int8_t *q,
         dot[t].lo = dot[t].hi = packed_begin(type, offset[t * blocks]);
         for (size_t i = 0; i < 2; i++) a[t][i] = vld1q_s8(q + t * cols + 16 * i);
     }
-#pragma GCC unroll 8
+    UNROLL
     for (size_t i = 0; i < 8; i++) {
         const size_t c = packed_column(i);
         const int8x16_t lo = packed_weights(type, packed_bytes(type, block, c, 0), c);
@@ -88,11 +88,12 @@ HK_INLINE void packed_block(hk_type type, const uint8_t *block, const int8_t *q,
             s[t].narrow[p] = vdupq_n_s16(0);
             s[t].wide[p] = vdupq_n_s32(0);
         }
-#pragma GCC unroll 8
+    UNROLL
     for (size_t i = 0; i < 8; i++) {
         const size_t c = packed_column(i);
         int8x16_t w[2];
         for (size_t half = 0; half < 2; half++) w[half] = packed_weights(type, packed_bytes(type, block, c, half), c);
+        UNROLL
         for (size_t t = 0; t < tokens; t++) {
             int32_t four;
             memcpy(&four, q + t * cols + 4 * c, sizeof four);
@@ -137,7 +138,7 @@ HK_INLINE void packed_pairs(hk_type type, const uint8_t *block, const int8_t *q,
         const int32x4_t one = packed_begin(type, offset[t * blocks]), two = packed_begin(type, offset[(t + 1) * blocks]);
         for (size_t pair = 0; pair < 4; pair++) sum[t / 2][pair] = vcombine_s32(vget_low_s32(one), vget_low_s32(two));
     }
-#pragma GCC unroll 4
+    UNROLL
     for (size_t i = 0; i < 4; i++) {
         const size_t k = i / 2 + i % 2 * 2; /* both columns of a nibble's byte one after the other */
         int8x16_t w[4];
@@ -186,6 +187,7 @@ HK_INLINE void packed_tile(hk_type type, const uint8_t *w, size_t lanes, size_t 
         const vf scale = vf_load_f16(w);
         for (size_t t = 0; t < tokens; t++) sum[t] = add_block(sum[t], dot[t], scale, d[t * blocks + b]);
     }
+    UNROLL
     for (size_t t = 0; t < tokens; t++) put_sums(y + (t0 + t) * y_stride, lanes, sum[t], accumulate);
 }
 

@@ -14,6 +14,13 @@
 /* Bodies are instantiated with constant sizes: without inlining their sums would live in memory. */
 #define HK_INLINE static inline __attribute__((always_inline))
 
+/* all rounds of the loop that follows, one after the other */
+#ifdef __clang__
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
+
 /* asks for a line that is needed in some microseconds: into the second-level cache */
 HK_INLINE void prefetch_soon(const void *p) { __builtin_prefetch(p, 0, 2); }
 
