@@ -8,10 +8,15 @@ use std::{
 
 use hymba::format::gguf::{Gguf, Layout, Metadata, Writer};
 
-/// The binary, with nothing on its standard input and no model of the user's. `HYMBA_TEST_RUNNER` is a command to run
-/// it with, words between spaces: an emulator, where the tests are built for another CPU.
+/// The command that `HYMBA_TEST_RUNNER` names to run the binary with, words between spaces: an emulator, where the tests
+/// are built for another CPU.
+pub fn runner() -> Option<String> {
+    std::env::var("HYMBA_TEST_RUNNER").ok().filter(|runner| !runner.trim().is_empty())
+}
+
+/// The binary, with nothing on its standard input and no model of the user's.
 pub fn hymba<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
-    let runner = std::env::var("HYMBA_TEST_RUNNER").unwrap_or_default();
+    let runner = runner().unwrap_or_default();
     let mut words = runner.split_whitespace().chain([env!("CARGO_BIN_EXE_hymba")]);
     let mut command = Command::new(words.next().unwrap());
     command.args(words).args(args).env_remove("HYMBA_MODEL").stdin(Stdio::null());
