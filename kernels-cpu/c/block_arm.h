@@ -2,22 +2,25 @@
 
 #define BLOCK_TOKENS 4 /* of a tile */
 
-/* The 32 weights of a block of one row as signed bytes, and behind them where the values end. */
+/* The 32 weights of a block of one row as signed bytes. */
 typedef struct block_weights {
     int8x16_t lo, hi;
 } block_weights;
 
-HK_INLINE size_t block_size(hk_type type) {
-    return type == HK_Q8_0 ? 34 : 18;
+/* 16 in the bytes whose bit of the 16 is set */
+HK_INLINE uint8x16_t block_fifth(const uint8_t *bits) {
+    const uint8x16_t bit = vreinterpretq_u8_u64(vdupq_n_u64(0x8040201008040201));
+    return vandq_u8(vtstq_u8(vcombine_u8(vdup_n_u8(bits[0]), vdup_n_u8(bits[1])), bit), vdupq_n_u8(16));
 }
 
 HK_INLINE block_weights block_values(hk_type type, const uint8_t *block) {
-    if (type == HK_Q8_0)
-        return (block_weights){vld1q_s8((const int8_t *)block + 2), vld1q_s8((const int8_t *)block + 18)};
-    const uint8x16_t both = vld1q_u8(block + 2);
-    const int8x16_t eight = vdupq_n_s8(8);
-    return (block_weights){vsubq_s8(vreinterpretq_s8_u8(vandq_u8(both, vdupq_n_u8(15))), eight),
-                           vsubq_s8(vreinterpretq_s8_u8(vshrq_n_u8(both, 4)), eight)};
+    const uint8_t *head = block + scale_bytes(type) + (has_min(type) ? 2 : 0);
+    if (type == HK_Q8_0) return (block_weights){vld1q_s8((const int8_t *)head), vld1q_s8((const int8_t *)head + 16)};
+    const uint8x16_t both = vld1q_u8(head + (has_fifth(type) ? 4 : 0));
+    uint8x16_t lo = nibbles(both, 0), hi = nibbles(both, 4);
+    if (has_fifth(type)) lo = vorrq_u8(lo, block_fifth(head)), hi = vorrq_u8(hi, block_fifth(head + 2));
+    const int8x16_t bias = vdupq_n_s8((int8_t)code_bias(type));
+    return (block_weights){vsubq_s8(code_values(type, lo), bias), vsubq_s8(code_values(type, hi), bias)};
 }
 
 /* four sums of products, which together are that of the block */
@@ -36,35 +39,39 @@ HK_INLINE int32x4_t dot_quads(block_weights w, const int8_t *q) {
 /* up to eight rows, a row a lane; lanes without one repeat the last */
 HK_INLINE void block_tile(hk_type type, const uint8_t *w, size_t rows, size_t cols, const hk_act *x, size_t t0,
                           size_t tokens, float *y, size_t y_stride, int accumulate) {
-    const size_t blocks = cols / HK_BLOCK, size = block_size(type);
+    const size_t blocks = cols / HK_BLOCK, size = type_bytes(type);
     vf sum[BLOCK_TOKENS];
     for (size_t t = 0; t < tokens; t++) sum[t] = vf_zero();
     for (size_t b = 0; b < blocks; b++) {
         int32x4_t whole[BLOCK_TOKENS][2];
-        uint16_t scales[8];
+        uint8_t scales[16], mins[16];
         for (size_t h = 0; h < 2; h++) {
             int32x4_t quads[BLOCK_TOKENS][4];
             for (size_t i = 0; i < 4; i++) {
                 const size_t r = 4 * h + i;
                 const uint8_t *block = w + ((r < rows ? r : rows - 1) * blocks + b) * size;
                 const block_weights values = block_values(type, block);
-                scales[r] = load_u16(block);
+                memcpy(scales + r * scale_bytes(type), block, scale_bytes(type));
+                if (has_min(type)) memcpy(mins + 2 * r, block + 2, 2);
                 for (size_t t = 0; t < tokens; t++)
                     quads[t][i] = dot_quads(values, x->q + (t0 + t) * cols + b * HK_BLOCK);
             }
             for (size_t t = 0; t < tokens; t++)
                 whole[t][h] = vpaddq_s32(vpaddq_s32(quads[t][0], quads[t][1]), vpaddq_s32(quads[t][2], quads[t][3]));
         }
-        const vf scale = vf_load_f16(scales);
-        for (size_t t = 0; t < tokens; t++)
-            sum[t] = add_block(sum[t], (block_sums){whole[t][0], whole[t][1]}, scale, x->d[(t0 + t) * blocks + b]);
+        const vf scale = load_scales(type, scales);
+        for (size_t t = 0; t < tokens; t++) {
+            const size_t at = (t0 + t) * blocks + b;
+            const block_sums sums = {whole[t][0], whole[t][1]};
+            sum[t] = add_block(type, sum[t], sums, scale, mins, x->d[at], x->offset[at]);
+        }
     }
     for (size_t t = 0; t < tokens; t++) put_sums(y + (t0 + t) * y_stride, rows, sum[t], accumulate);
 }
 
 HK_INLINE void block_matmul(hk_type type, const uint8_t *w, size_t rows, size_t cols, const hk_act *x, size_t tokens,
                             float *y, size_t y_stride, int accumulate) {
-    const size_t row_bytes = cols / HK_BLOCK * block_size(type);
+    const size_t row_bytes = cols / HK_BLOCK * type_bytes(type);
     for (size_t r = 0; r < rows; r += 8) {
         const size_t height = rows - r < 8 ? rows - r : 8;
         size_t t = 0;

@@ -2,7 +2,6 @@
  * scales come with one load. Each pair of row and token is summed block after block in the same order whatever the
  * tile. */
 
-#define PACKED_LANES 8
 /* of a tile: the integer sums of a block, and those of all blocks, stay in registers */
 #ifdef HK_MMLA
 #define PACKED_TOKENS 6
@@ -10,24 +9,24 @@
 #define PACKED_TOKENS 4
 #endif
 
-HK_INLINE size_t packed_size(hk_type type) {
-    return type == HK_Q8_0X8 ? 272 : 144;
-}
-
 /* What holds the weights of columns 4c .. 4c+3, of the first four rows or (half 1) the last: four bytes a row. */
 HK_INLINE uint8x16_t packed_bytes(hk_type type, const uint8_t *block, size_t c, size_t half) {
-    return vld1q_u8(block + 2 * PACKED_LANES + 32 * (type == HK_Q8_0X8 ? c : c % 4) + 16 * half);
+    const uint8_t *chunks = block + HK_LANES * head_bytes(type) + 16 * half;
+    const uint8x16_t bytes = vld1q_u8(chunks + 32 * (type == HK_Q8_0X8 ? c : c % 4));
+    if (!has_fifth(type)) return bytes;
+    const uint8x16_t set = vtstq_u8(vld1q_u8(chunks - 4 * HK_LANES), vdupq_n_u8((uint8_t)(1 << c)));
+    return vorrq_u8(nibbles(bytes, c), vandq_u8(set, vdupq_n_u8(16)));
 }
 
-/* Those weights as signed bytes, in the same places; Q4_0's are 8 too large. */
+/* Those weights as signed bytes, in the same places; too large by code_bias. */
 HK_INLINE int8x16_t packed_weights(hk_type type, uint8x16_t bytes, size_t c) {
     if (type == HK_Q8_0X8) return vreinterpretq_s8_u8(bytes);
-    return vreinterpretq_s8_u8(c < 4 ? vandq_u8(bytes, vdupq_n_u8(15)) : vshrq_n_u8(bytes, 4));
+    return code_values(type, has_fifth(type) ? bytes : nibbles(bytes, c));
 }
 
 /* what is missing from every row's sum of these weights; `offset` is what -8 adds to each of them */
 HK_INLINE int32x4_t packed_begin(hk_type type, int32_t offset) {
-    return vdupq_n_s32(type == HK_Q8_0X8 ? 0 : offset);
+    return vdupq_n_s32(offset * (code_bias(type) / 8));
 }
 
 /* the two columns of a nibble's byte one after the other */
@@ -77,7 +76,7 @@ typedef struct packed_sums {
 
 /* Eight products of these weights with activations fit 16 bits. */
 HK_INLINE int packed_narrow(hk_type type) {
-    return type == HK_Q4_0X8; /* 8 * 15 * 127 < 2^15 */
+    return type != HK_Q8_0X8 && type != HK_IQ4_NLX8; /* those of five bits: 8 * 31 * 127 < 2^15 */
 }
 
 HK_INLINE void packed_block(hk_type type, const uint8_t *block, const int8_t *q, size_t cols, const int32_t *offset,
@@ -167,7 +166,7 @@ HK_INLINE void packed_pairs(hk_type type, const uint8_t *block, const int8_t *q,
  * left alone; with more, the first tile has time to ask for the group after it. */
 HK_INLINE void packed_tile(hk_type type, const uint8_t *w, size_t lanes, size_t cols, const hk_act *x, size_t t0,
                            size_t tokens, int ask, float *y, size_t y_stride, int accumulate) {
-    const size_t blocks = cols / HK_BLOCK, size = packed_size(type);
+    const size_t blocks = cols / HK_BLOCK, size = type_bytes(type);
     const char *ahead = (const char *)w + blocks * size;
     const int8_t *q = x->q + t0 * cols;
     const float *d = x->d + t0 * blocks;
@@ -184,8 +183,10 @@ HK_INLINE void packed_tile(hk_type type, const uint8_t *w, size_t lanes, size_t 
         else
 #endif
             packed_block(type, w, q, cols, offset + b, blocks, tokens, dot);
-        const vf scale = vf_load_f16(w);
-        for (size_t t = 0; t < tokens; t++) sum[t] = add_block(sum[t], dot[t], scale, d[t * blocks + b]);
+        const vf scale = load_scales(type, w);
+        const uint8_t *mins = w + HK_LANES * scale_bytes(type);
+        for (size_t t = 0; t < tokens; t++)
+            sum[t] = add_block(type, sum[t], dot[t], scale, mins, d[t * blocks + b], offset[t * blocks + b]);
     }
     UNROLL
     for (size_t t = 0; t < tokens; t++) put_sums(y + (t0 + t) * y_stride, lanes, sum[t], accumulate);
@@ -193,9 +194,9 @@ HK_INLINE void packed_tile(hk_type type, const uint8_t *w, size_t lanes, size_t 
 
 HK_INLINE void packed_matmul(hk_type type, const uint8_t *w, size_t rows, size_t cols, const hk_act *x, size_t tokens,
                              float *y, size_t y_stride, int accumulate) {
-    const size_t group = cols / HK_BLOCK * packed_size(type);
-    for (size_t r = 0; r < rows; r += PACKED_LANES, w += group, y += PACKED_LANES) {
-        const size_t lanes = rows - r < PACKED_LANES ? rows - r : PACKED_LANES;
+    const size_t group = cols / HK_BLOCK * type_bytes(type);
+    for (size_t r = 0; r < rows; r += HK_LANES, w += group, y += HK_LANES) {
+        const size_t lanes = rows - r < HK_LANES ? rows - r : HK_LANES;
 #define PACKED_TILE(n) packed_tile(type, w, lanes, cols, x, t, n, tokens > 1 && t == 0, y, y_stride, accumulate)
         size_t t = 0; /* the tokens of a tile are constant */
         for (; t + PACKED_TOKENS <= tokens; t += PACKED_TOKENS) PACKED_TILE(PACKED_TOKENS);

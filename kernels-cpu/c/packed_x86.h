@@ -2,15 +2,10 @@
  * scales come with one load. An activation's four columns are broadcast to all rows. Each pair of row and token is
  * summed block after block in the same order whatever the tile. */
 
-#define PACKED_LANES 8
 #define PACKED_GROUPS 2 /* of a tile of several tokens: they share each broadcast activation */
 #ifndef PACKED_TOKENS
 #define PACKED_TOKENS 5 /* of a tile: the integer sums of a block stay in registers */
 #endif
-
-HK_INLINE size_t packed_size(hk_type type) {
-    return type == HK_Q8_0X8 ? 272 : 144;
-}
 
 /* the four activations of columns 4c .. 4c+3, for every row */
 HK_INLINE __m256i four_columns(const int8_t *q, size_t c) {
@@ -19,27 +14,63 @@ HK_INLINE __m256i four_columns(const int8_t *q, size_t c) {
     return _mm256_set1_epi32(four);
 }
 
-/* The weights of columns 4c .. 4c+3: Q4_0's 8 too large, Q8_0's 128 too large where HK_DPBUSD wants them unsigned. */
+/* Do the kernels hold the type's weights as signed bytes? The others are unsigned: too large by packed_bias. */
+HK_INLINE int packed_signed(hk_type type) {
+#ifdef HK_DPBUSD
+    (void)type;
+    return 0; /* it wants them so */
+#else
+    return type == HK_Q8_0X8 || type == HK_IQ4_NLX8;
+#endif
+}
+
+HK_INLINE int packed_bias(hk_type type) {
+    switch (type) {
+    case HK_Q4_0X8: return 8;
+    case HK_Q5_0X8: return 16;
+    case HK_MXFP4X8: return 12;
+    case HK_Q4_1X8:
+    case HK_Q5_1X8: return 0;
+    default: return packed_signed(type) ? 0 : 128;
+    }
+}
+
+/* a table of 16 signed levels, as the kernels hold weights */
+HK_INLINE __m256i packed_table(hk_type type, const int8_t *levels) {
+    return _mm256_add_epi8(table16(levels), _mm256_set1_epi8((char)packed_bias(type)));
+}
+
+/* the weights of columns 4c .. 4c+3 */
 HK_INLINE __m256i packed_weights(hk_type type, const uint8_t *block, size_t c) {
-    const uint8_t *chunks = block + 2 * PACKED_LANES;
+    const uint8_t *chunks = block + HK_LANES * head_bytes(type);
     if (type == HK_Q8_0X8) {
         const __m256i w = _mm256_loadu_si256((const __m256i *)(chunks + 32 * c));
-#ifdef HK_DPBUSD
-        return _mm256_xor_si256(w, _mm256_set1_epi8(-128));
-#else
-        return w;
-#endif
+        return packed_signed(type) ? w : _mm256_xor_si256(w, _mm256_set1_epi8(-128));
     }
     const __m256i both = _mm256_loadu_si256((const __m256i *)(chunks + 32 * (c % 4)));
-    return _mm256_and_si256(c < 4 ? both : _mm256_srli_epi16(both, 4), _mm256_set1_epi8(15));
+    const __m256i codes = _mm256_and_si256(c < 4 ? both : _mm256_srli_epi16(both, 4), _mm256_set1_epi8(15));
+    if (type == HK_IQ4_NLX8) return _mm256_shuffle_epi8(packed_table(type, IQ4_NL_LEVELS), codes);
+    if (type == HK_MXFP4X8) return _mm256_shuffle_epi8(packed_table(type, MXFP4_LEVELS), codes);
+    if (!has_fifth(type)) return codes;
+    const __m256i bits = _mm256_loadu_si256((const __m256i *)(chunks - 4 * HK_LANES));
+    const __m256i fifth = c < 4 ? _mm256_slli_epi16(bits, 4 - (int)c % 4) : _mm256_srli_epi16(bits, (int)c % 4);
+    return _mm256_or_si256(codes, _mm256_and_si256(fifth, _mm256_set1_epi8(16)));
 }
 
 /* The sum of a block's products, for each row: begin, eight steps, end. `offset` is what -8 adds to every weight. */
+
+HK_INLINE __m256i packed_missing(hk_type type, int32_t offset) { /* for every row */
+    switch (packed_bias(type)) {
+    case 0: return _mm256_setzero_si256();
+    case 12: return _mm256_set1_epi32(offset + offset / 2); /* offset is even */
+    default: return _mm256_set1_epi32(offset * (packed_bias(type) / 8));
+    }
+}
+
 #ifdef HK_DPBUSD
 
 HK_INLINE __m256i packed_begin(hk_type type, int32_t offset) {
-    const __m256i v = _mm256_set1_epi32(offset);
-    return type == HK_Q8_0X8 ? _mm256_slli_epi32(v, 4) : v;
+    return packed_missing(type, offset);
 }
 
 HK_INLINE __m256i packed_step(hk_type type, __m256i sum, __m256i w, __m256i a) {
@@ -54,21 +85,25 @@ HK_INLINE __m256i packed_end(hk_type type, __m256i sum, int32_t offset) {
 
 #else
 
+/* Do eight pairs of products fit 16 bits? Those of 4-bit codes stay below 8 * 2 * 15 * 127 < 2^15. */
+HK_INLINE int packed_narrow(hk_type type) {
+    return type == HK_Q4_0X8 || type == HK_Q4_1X8;
+}
+
 HK_INLINE __m256i packed_begin(hk_type type, int32_t offset) {
-    (void)type, (void)offset;
-    return _mm256_setzero_si256();
+    return packed_narrow(type) ? _mm256_setzero_si256() : packed_missing(type, offset);
 }
 
 HK_INLINE __m256i packed_step(hk_type type, __m256i sum, __m256i w, __m256i a) {
-    /* eight pairs of products stay below 8 * 2 * 15 * 127 < 2^15 */
-    if (type == HK_Q4_0X8) return _mm256_add_epi16(sum, _mm256_maddubs_epi16(w, a));
-    const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(a, w));
+    if (packed_narrow(type)) return _mm256_add_epi16(sum, _mm256_maddubs_epi16(w, a));
+    const __m256i pairs = packed_signed(type) ? _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(a, w))
+                                              : _mm256_maddubs_epi16(w, a);
     return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
 
 HK_INLINE __m256i packed_end(hk_type type, __m256i sum, int32_t offset) {
-    if (type == HK_Q8_0X8) return sum;
-    return _mm256_add_epi32(_mm256_madd_epi16(sum, _mm256_set1_epi16(1)), _mm256_set1_epi32(offset));
+    if (!packed_narrow(type)) return sum;
+    return _mm256_add_epi32(_mm256_madd_epi16(sum, _mm256_set1_epi16(1)), packed_missing(type, offset));
 }
 
 #endif
@@ -77,7 +112,7 @@ HK_INLINE __m256i packed_end(hk_type type, __m256i sum, int32_t offset) {
  * prefetchers follow best when left alone; with more, the first tile has time to ask for the groups after it. */
 HK_INLINE void packed_tile(hk_type type, const uint8_t *w, size_t groups, size_t lanes, size_t cols, const hk_act *x,
                            size_t t0, size_t tokens, float *y, size_t y_stride, int accumulate) {
-    const size_t blocks = cols / HK_BLOCK, size = packed_size(type), group = blocks * size;
+    const size_t blocks = cols / HK_BLOCK, size = type_bytes(type), group = blocks * size;
     const char *ahead = (const char *)w + groups * group;
     const int8_t *q = x->q + t0 * cols;
     const float *d = x->d + t0 * blocks;
@@ -105,17 +140,22 @@ HK_INLINE void packed_tile(hk_type type, const uint8_t *w, size_t groups, size_t
             }
         }
         for (size_t g = 0; g < groups; g++) {
-            const vf scale = vf_load_f16(w + g * group);
+            const vf scale = load_scales(type, w + g * group);
             for (size_t t = 0; t < tokens; t++) {
-                const vf whole = _mm256_cvtepi32_ps(packed_end(type, dot[g][t], offset[t * blocks + b]));
-                sum[g][t] = vf_fma(whole, vf_mul(scale, vf_set1(d[t * blocks + b])), sum[g][t]);
+                const size_t at = t * blocks + b;
+                const vf whole = _mm256_cvtepi32_ps(packed_end(type, dot[g][t], offset[at]));
+                sum[g][t] = vf_fma(whole, vf_mul(scale, vf_set1(d[at])), sum[g][t]);
+                if (has_min(type)) {
+                    const vf min = vf_load_f16(w + g * group + HK_LANES * scale_bytes(type));
+                    sum[g][t] = vf_fma(min, vf_set1(act_sum(d[at], offset[at])), sum[g][t]);
+                }
             }
         }
     }
     for (size_t g = 0; g < groups; g++)
         for (size_t t = 0; t < tokens; t++) {
-            float *out = y + (t0 + t) * y_stride + g * PACKED_LANES;
-            if (g + 1 == groups && lanes < PACKED_LANES) {
+            float *out = y + (t0 + t) * y_stride + g * HK_LANES;
+            if (g + 1 == groups && lanes < HK_LANES) {
                 if (accumulate) sum[g][t] = vf_add(vf_load_n(out, lanes), sum[g][t]);
                 vf_store_n(out, lanes, sum[g][t]);
             } else {
@@ -143,10 +183,10 @@ HK_INLINE void packed_groups(hk_type type, const uint8_t *w, size_t groups, size
 
 HK_INLINE void packed_matmul(hk_type type, const uint8_t *w, size_t rows, size_t cols, const hk_act *x, size_t tokens,
                              float *y, size_t y_stride, int accumulate) {
-    const size_t group = cols / HK_BLOCK * packed_size(type);
+    const size_t group = cols / HK_BLOCK * type_bytes(type);
     while (rows > 0) {
-        const size_t groups = rows > PACKED_LANES && tokens > 1 ? PACKED_GROUPS : 1, height = groups * PACKED_LANES;
-        const size_t step = rows < height ? rows : height, lanes = step - (groups - 1) * PACKED_LANES;
+        const size_t groups = rows > HK_LANES && tokens > 1 ? PACKED_GROUPS : 1, height = groups * HK_LANES;
+        const size_t step = rows < height ? rows : height, lanes = step - (groups - 1) * HK_LANES;
         if (tokens == 1)
             packed_tile(type, w, 1, lanes, cols, x, 0, 1, y, y_stride, accumulate);
         else if (groups == 1)

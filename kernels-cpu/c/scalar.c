@@ -3,7 +3,7 @@
 #include <math.h>
 
 #include "half.h"
-#include "hymba_kernels.h"
+#include "types.h"
 
 static float silu(float x) {
     return x / (1.0f + expf(-x));
@@ -37,42 +37,56 @@ static float dot_bf16(const uint8_t *w, const float *x, size_t n) {
     return sum;
 }
 
-static float dot_q8_0(const uint8_t *w, const int8_t *q, const float *d, size_t n) {
-    float sum = 0;
-    for (size_t b = 0; b < n / HK_BLOCK; b++, w += 34, q += HK_BLOCK) {
-        int32_t s = 0;
-        for (int j = 0; j < HK_BLOCK; j++) s += (int8_t)w[2 + j] * q[j];
-        sum += f16_to_f32(load_u16(w)) * d[b] * (float)s;
+/* A block of a quantized type: value i is d*q[i] + m. */
+typedef struct block {
+    float d, m;
+    int8_t q[HK_BLOCK];
+} block;
+
+/* That of row `lane` of `lanes` interleaved ones; in ggml's order of the only one. */
+static block load_block(hk_type type, const uint8_t *w, size_t lanes, size_t lane) {
+    const hk_type plain = plain_type(type);
+    block b = {.m = 0};
+    if (plain == HK_MXFP4)
+        b.d = ldexpf(1, w[lane] - 128);
+    else
+        b.d = f16_to_f32(load_u16(w + 2 * lane));
+    w += lanes * scale_bytes(type);
+    if (has_min(type)) {
+        b.m = f16_to_f32(load_u16(w + 2 * lane));
+        w += lanes * 2;
     }
-    return sum;
+    const uint8_t *fifth = w + 4 * lane;
+    if (has_fifth(type)) w += lanes * 4;
+    for (size_t i = 0; i < HK_BLOCK; i++) {
+        const size_t j = plain == HK_Q8_0 ? i : i % 16;
+        const uint8_t byte = w[(j / 4 * lanes + lane) * 4 + j % 4];
+        int code = i < 16 ? byte & 15 : byte >> 4;
+        if (has_fifth(type)) code |= (lanes > 1 ? fifth[i % 4] >> i / 4 & 1 : fifth[i / 8] >> i % 8 & 1) << 4;
+        switch (plain) {
+        case HK_Q8_0: b.q[i] = (int8_t)byte; break;
+        case HK_Q4_0: b.q[i] = (int8_t)(code - 8); break;
+        case HK_Q5_0: b.q[i] = (int8_t)(code - 16); break;
+        case HK_IQ4_NL: b.q[i] = IQ4_NL_LEVELS[code]; break;
+        case HK_MXFP4: b.q[i] = MXFP4_LEVELS[code]; break;
+        default: b.q[i] = (int8_t)code;
+        }
+    }
+    return b;
 }
 
-static float dot_q4_0(const uint8_t *w, const int8_t *q, const float *d, size_t n) {
+static float dot_blocks(hk_type type, const uint8_t *w, size_t row, const int8_t *q, const float *d, size_t n) {
+    const size_t lanes = is_packed(type) ? HK_LANES : 1, size = type_bytes(type);
+    w += row / lanes * (n / HK_BLOCK) * size;
     float sum = 0;
-    for (size_t b = 0; b < n / HK_BLOCK; b++, w += 18, q += HK_BLOCK) {
-        int32_t s = 0;
-        for (int j = 0; j < HK_BLOCK / 2; j++) {
-            s += ((w[2 + j] & 15) - 8) * q[j];
-            s += ((w[2 + j] >> 4) - 8) * q[j + HK_BLOCK / 2];
+    for (size_t k = 0; k < n / HK_BLOCK; k++, w += size, q += HK_BLOCK) {
+        const block b = load_block(type, w, lanes, row % lanes);
+        int32_t products = 0, values = 0;
+        for (int i = 0; i < HK_BLOCK; i++) {
+            products += b.q[i] * q[i];
+            values += q[i];
         }
-        sum += f16_to_f32(load_u16(w)) * d[b] * (float)s;
-    }
-    return sum;
-}
-
-/* Row r of a packed matrix: lane r % 8 of group r / 8. */
-static float dot_packed(hk_type type, const uint8_t *w, size_t r, const int8_t *q, const float *d, size_t n) {
-    const size_t size = type == HK_Q8_0X8 ? 272 : 144, lane = r % 8;
-    float sum = 0;
-    w += r / 8 * (n / HK_BLOCK) * size;
-    for (size_t b = 0; b < n / HK_BLOCK; b++, w += size, q += HK_BLOCK) {
-        int32_t s = 0;
-        for (size_t i = 0; i < HK_BLOCK; i++) {
-            const size_t column = type == HK_Q8_0X8 ? i : i % 16;
-            const uint8_t byte = w[16 + column / 4 * 32 + lane * 4 + column % 4];
-            s += q[i] * (type == HK_Q8_0X8 ? (int8_t)byte : (i < 16 ? byte & 15 : byte >> 4) - 8);
-        }
-        sum += f16_to_f32(load_u16(w + 2 * lane)) * d[b] * (float)s;
+        sum += b.d * d[k] * (float)products + b.m * (d[k] * (float)values);
     }
     return sum;
 }
@@ -80,26 +94,20 @@ static float dot_packed(hk_type type, const uint8_t *w, size_t r, const int8_t *
 static void matmul(hk_type type, const void *w, size_t rows, size_t cols, const hk_act *x, size_t tokens, float *y,
                    size_t y_stride, int accumulate) {
     const size_t blocks = cols / HK_BLOCK;
-    const size_t row_bytes[] = {[HK_F32] = 4 * cols, [HK_F16] = 2 * cols, [HK_BF16] = 2 * cols,
-                                [HK_Q8_0] = 34 * blocks, [HK_Q4_0] = 18 * blocks,
-                                [HK_Q8_0X8] = 0, [HK_Q4_0X8] = 0};
-    for (size_t r = 0; r < rows; r++) {
-        const uint8_t *row = (const uint8_t *)w + r * row_bytes[type];
+    const uint8_t *bytes = w;
+    for (size_t r = 0; r < rows; r++)
         for (size_t t = 0; t < tokens; t++) {
-            float v = 0;
+            const float *values = x->x + t * x->stride;
+            float v;
             switch (type) {
-            case HK_F32: v = dot_f32(row, x->x + t * x->stride, cols); break;
-            case HK_F16: v = dot_f16(row, x->x + t * x->stride, cols); break;
-            case HK_BF16: v = dot_bf16(row, x->x + t * x->stride, cols); break;
-            case HK_Q8_0: v = dot_q8_0(row, x->q + t * cols, x->d + t * blocks, cols); break;
-            case HK_Q4_0: v = dot_q4_0(row, x->q + t * cols, x->d + t * blocks, cols); break;
-            case HK_Q8_0X8:
-            case HK_Q4_0X8: v = dot_packed(type, w, r, x->q + t * cols, x->d + t * blocks, cols); break;
+            case HK_F32: v = dot_f32(bytes + r * cols * 4, values, cols); break;
+            case HK_F16: v = dot_f16(bytes + r * cols * 2, values, cols); break;
+            case HK_BF16: v = dot_bf16(bytes + r * cols * 2, values, cols); break;
+            default: v = dot_blocks(type, bytes, r, x->q + t * cols, x->d + t * blocks, cols);
             }
             float *out = y + t * y_stride + r;
             *out = accumulate ? *out + v : v;
         }
-    }
 }
 
 static void quantize(const float *x, size_t n, int8_t *q, float *d, int32_t *offset) {

@@ -7,6 +7,7 @@
 
 #include "half.h"
 #include "simd_avx2.h"
+#include "types.h"
 
 #include "vector/math.h"
 
@@ -43,11 +44,42 @@ static void quantize(const float *x, size_t n, int8_t *q, float *d, int32_t *off
 
 #define BLOCK_TOKENS 4 /* of a tile */
 
+/* a table of 16 bytes in both halves, for the instruction that looks up */
+HK_INLINE __m256i table16(const int8_t *levels) {
+    return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)levels));
+}
+
+/* 16 in the bytes whose bit of the 32 is set */
+HK_INLINE __m256i block_fifth(const uint8_t *bits) {
+    int32_t word;
+    memcpy(&word, bits, sizeof word);
+    const __m256i order = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
+    const __m256i bit = _mm256_set1_epi64x((int64_t)0x8040201008040201);
+    const __m256i set = _mm256_and_si256(_mm256_shuffle_epi8(_mm256_set1_epi32(word), order), bit);
+    return _mm256_and_si256(_mm256_cmpeq_epi8(set, bit), _mm256_set1_epi8(16));
+}
+
+/* the 32 weights of a block as signed bytes, before scale and minimum */
 HK_INLINE __m256i block_values(hk_type type, const uint8_t *block) {
-    if (type == HK_Q8_0) return _mm256_loadu_si256((const __m256i *)(block + 2));
-    const __m128i nibbles = _mm_loadu_si128((const __m128i *)(block + 2));
+    const uint8_t *head = block + scale_bytes(type) + (has_min(type) ? 2 : 0);
+    if (type == HK_Q8_0) return _mm256_loadu_si256((const __m256i *)head);
+    const __m128i nibbles = _mm_loadu_si128((const __m128i *)(head + (has_fifth(type) ? 4 : 0)));
     const __m256i both = _mm256_set_m128i(_mm_srli_epi16(nibbles, 4), nibbles);
-    return _mm256_sub_epi8(_mm256_and_si256(both, _mm256_set1_epi8(15)), _mm256_set1_epi8(8));
+    __m256i codes = _mm256_and_si256(both, _mm256_set1_epi8(15));
+    if (type == HK_IQ4_NL) return _mm256_shuffle_epi8(table16(IQ4_NL_LEVELS), codes);
+    if (type == HK_MXFP4) return _mm256_shuffle_epi8(table16(MXFP4_LEVELS), codes);
+    if (has_fifth(type)) codes = _mm256_or_si256(codes, block_fifth(head));
+    if (type == HK_Q4_0) return _mm256_sub_epi8(codes, _mm256_set1_epi8(8));
+    if (type == HK_Q5_0) return _mm256_sub_epi8(codes, _mm256_set1_epi8(16));
+    return codes;
+}
+
+/* eight scales, one behind the other */
+HK_INLINE vf load_scales(hk_type type, const void *p) {
+    if (scale_bytes(type) == 2) return vf_load_f16(p);
+    /* half of 2^(e-127), whose bits are those of e but for e = 0: 2^-127 is a fraction without exponent */
+    const __m256i e = _mm256_slli_epi32(_mm256_cvtepu8_epi32(_mm_loadl_epi64(p)), 23);
+    return vf_mul(_mm256_castsi256_ps(_mm256_max_epi32(e, _mm256_set1_epi32(1 << 22))), vf_set1(0.5f));
 }
 
 /* Sums of four neighbouring products. maddubs wants one side unsigned: |w| and the activation with w's sign.
@@ -71,23 +103,26 @@ HK_INLINE __m256i whole_sums(const __m256i x[8]) {
 /* up to eight rows, a row a lane; lanes without one repeat the last */
 HK_INLINE void block_tile(hk_type type, const uint8_t *w, size_t rows, size_t cols, const hk_act *x, size_t t0,
                           size_t tokens, float *y, size_t y_stride, int accumulate) {
-    const size_t blocks = cols / HK_BLOCK, size = type == HK_Q8_0 ? 34 : 18;
+    const size_t blocks = cols / HK_BLOCK, size = type_bytes(type);
     vf sum[BLOCK_TOKENS];
     for (size_t t = 0; t < tokens; t++) sum[t] = vf_zero();
     for (size_t b = 0; b < blocks; b++) {
         __m256i quads[BLOCK_TOKENS][8];
-        uint16_t scales[8];
+        uint8_t scales[16];
+        uint16_t mins[8];
         for (size_t r = 0; r < 8; r++) {
             const uint8_t *block = w + ((r < rows ? r : rows - 1) * blocks + b) * size;
             const __m256i values = block_values(type, block), values_abs = _mm256_abs_epi8(values);
-            scales[r] = load_u16(block);
+            memcpy(scales + r * scale_bytes(type), block, scale_bytes(type));
+            if (has_min(type)) mins[r] = load_u16(block + 2);
             for (size_t t = 0; t < tokens; t++)
                 quads[t][r] = dot_quads(values, values_abs, x->q + (t0 + t) * cols + b * HK_BLOCK);
         }
-        const vf scale = vf_load_f16(scales);
+        const vf scale = load_scales(type, scales);
         for (size_t t = 0; t < tokens; t++) {
-            const vf d = vf_mul(scale, vf_set1(x->d[(t0 + t) * blocks + b]));
-            sum[t] = vf_fma(_mm256_cvtepi32_ps(whole_sums(quads[t])), d, sum[t]);
+            const size_t at = (t0 + t) * blocks + b;
+            sum[t] = vf_fma(_mm256_cvtepi32_ps(whole_sums(quads[t])), vf_mul(scale, vf_set1(x->d[at])), sum[t]);
+            if (has_min(type)) sum[t] = vf_fma(vf_load_f16(mins), vf_set1(act_sum(x->d[at], x->offset[at])), sum[t]);
         }
     }
     for (size_t t = 0; t < tokens; t++) {
@@ -99,7 +134,7 @@ HK_INLINE void block_tile(hk_type type, const uint8_t *w, size_t rows, size_t co
 
 HK_INLINE void block_matmul(hk_type type, const uint8_t *w, size_t rows, size_t cols, const hk_act *x,
                                 size_t tokens, float *y, size_t y_stride, int accumulate) {
-    const size_t row_bytes = cols / HK_BLOCK * (type == HK_Q8_0 ? 34 : 18);
+    const size_t row_bytes = cols / HK_BLOCK * type_bytes(type);
     for (size_t r = 0; r < rows; r += 8) {
         const size_t height = rows - r < 8 ? rows - r : 8;
         size_t t = 0;

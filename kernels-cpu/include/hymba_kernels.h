@@ -20,22 +20,37 @@
 /* Multiply-adds in a round of the loops that measure a core. */
 #define HK_ROUND 4096
 
+/* What a plain type's number becomes larger by where rows are interleaved by eight. */
+#define HK_X8 16
+
 /* A block whose greatest magnitude is below this is taken as zeros: 127 / max must stay finite. */
 #define HK_TINY 1e-30f
 
-/* How a weight matrix or a KV row is stored (ggml's block formats). */
+/* How a weight matrix or a KV row is stored (ggml's block formats). The d and m of a block are half floats, the e of
+ * MXFP4 is a byte: d = 2^(e-128). Nibbles: byte j holds the code of column j low, that of column j+16 high. Fifth bits:
+ * bit i of 32 is that of column i. */
 typedef enum hk_type {
     HK_F32 = 0,
     HK_F16 = 1,
     HK_BF16 = 2,
-    HK_Q8_0 = 3, /* 34 bytes: f16 d, int8 q[32]; value d*q */
-    HK_Q4_0 = 4, /* 18 bytes: f16 d, nibbles q[32]; value d*(q-8); byte j: value j low, value j+16 high */
-    /* The same blocks of eight rows interleaved, so that a row is a lane; rows are padded to a multiple of 8.
-     * Q8_0X8: 272 bytes: f16 d[8], 8 chunks of 32 bytes; byte 4r+j of chunk c: column 4c+j of row r.
-     * Q4_0X8: 144 bytes: f16 d[8], 4 chunks of 32 bytes; byte 4r+j of chunk c: column 4c+j of row r in the low
-     * nibble, column 16+4c+j in the high one. */
-    HK_Q8_0X8 = 5,
-    HK_Q4_0X8 = 6,
+    HK_Q8_0 = 3,   /* 34 bytes: d, int8 q[32]; value d*q */
+    HK_Q4_0 = 4,   /* 18 bytes: d, nibbles q; value d*(q-8) */
+    HK_Q4_1 = 5,   /* 20 bytes: d, m, nibbles q; value d*q + m */
+    HK_Q5_0 = 6,   /* 22 bytes: d, fifth bits, nibbles; value d*(q-16) */
+    HK_Q5_1 = 7,   /* 24 bytes: d, m, fifth bits, nibbles; value d*q + m */
+    HK_IQ4_NL = 8, /* 18 bytes: d, nibbles q; value d*table[q] */
+    HK_MXFP4 = 9,  /* 17 bytes: e, nibbles q; value d*table[q] */
+    /* The same blocks of eight rows interleaved, so that a row is a lane; rows are padded to a multiple of 8. First come
+     * the eight d (or e), then the eight m, then 32 bytes of fifth bits: bit c of byte 4r+j is that of column 4c+j of row
+     * r. Then chunks of 32 bytes: byte 4r+j of chunk c is column 4c+j of row r, or its nibbles columns 4c+j (low) and
+     * 16+4c+j. */
+    HK_Q8_0X8 = HK_X8 + HK_Q8_0,
+    HK_Q4_0X8 = HK_X8 + HK_Q4_0,
+    HK_Q4_1X8 = HK_X8 + HK_Q4_1,
+    HK_Q5_0X8 = HK_X8 + HK_Q5_0,
+    HK_Q5_1X8 = HK_X8 + HK_Q5_1,
+    HK_IQ4_NLX8 = HK_X8 + HK_IQ4_NL,
+    HK_MXFP4X8 = HK_X8 + HK_MXFP4,
 } hk_type;
 
 /* Activations [tokens, cols]. Matrices of F32, F16 and BF16 read `x`; quantized ones read `q`, `d` and `offset`. */
@@ -44,7 +59,7 @@ typedef struct hk_act {
     size_t stride;
     const int8_t *q; /* [tokens, cols] */
     const float *d;  /* [tokens, cols / 32]: value = d * q */
-    const int32_t *offset; /* [tokens, cols / 32]: -8 times the sum of the block's q: what the -8 of Q4_0 adds */
+    const int32_t *offset; /* [tokens, cols / 32]: -8 times the sum of the block's q: what -8 in every weight adds */
 } hk_act;
 
 /* A run of KV cache rows that a query may see, in order of position. K and V are of one type. */

@@ -2,6 +2,7 @@
 
 pub const HK_BLOCK: u32 = 32;
 pub const HK_ROUND: u32 = 4096;
+pub const HK_X8: u32 = 16;
 pub const HK_TINY: f64 = 0.000000000000000000000000000001;
 #[repr(u32)]
 #[derive(Debug, Copy, Clone, Hash, PartialEq, Eq)]
@@ -11,8 +12,18 @@ pub enum hk_type {
     HK_BF16 = 2,
     HK_Q8_0 = 3,
     HK_Q4_0 = 4,
-    HK_Q8_0X8 = 5,
-    HK_Q4_0X8 = 6,
+    HK_Q4_1 = 5,
+    HK_Q5_0 = 6,
+    HK_Q5_1 = 7,
+    HK_IQ4_NL = 8,
+    HK_MXFP4 = 9,
+    HK_Q8_0X8 = 19,
+    HK_Q4_0X8 = 20,
+    HK_Q4_1X8 = 21,
+    HK_Q5_0X8 = 22,
+    HK_Q5_1X8 = 23,
+    HK_IQ4_NLX8 = 24,
+    HK_MXFP4X8 = 25,
 }
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]

@@ -32,16 +32,24 @@ pub struct Weight<'a> {
     pub bytes: &'a [u8],
 }
 
+/// Bytes of a block of 32 values, or of one float; of a packed matrix, an eighth of eight rows' block.
+fn block_bytes(dtype: WeightType) -> usize {
+    match dtype {
+        hk_type::HK_F32 => 4,
+        hk_type::HK_F16 | hk_type::HK_BF16 => 2,
+        hk_type::HK_Q8_0 | hk_type::HK_Q8_0X8 => 34,
+        hk_type::HK_Q5_1 | hk_type::HK_Q5_1X8 => 24,
+        hk_type::HK_Q5_0 | hk_type::HK_Q5_0X8 => 22,
+        hk_type::HK_Q4_1 | hk_type::HK_Q4_1X8 => 20,
+        hk_type::HK_Q4_0 | hk_type::HK_Q4_0X8 | hk_type::HK_IQ4_NL | hk_type::HK_IQ4_NLX8 => 18,
+        hk_type::HK_MXFP4 | hk_type::HK_MXFP4X8 => 17,
+    }
+}
+
 impl Weight<'_> {
     /// Bytes of a row; of a packed matrix, an eighth of a group.
     fn row_bytes(&self) -> usize {
-        let blocks = self.cols / BLOCK;
-        match self.dtype {
-            hk_type::HK_F32 => 4 * self.cols,
-            hk_type::HK_F16 | hk_type::HK_BF16 => 2 * self.cols,
-            hk_type::HK_Q8_0 | hk_type::HK_Q8_0X8 => 34 * blocks,
-            hk_type::HK_Q4_0 | hk_type::HK_Q4_0X8 => 18 * blocks,
-        }
+        block_bytes(self.dtype) * if self.quantized() { self.cols / BLOCK } else { self.cols }
     }
 
     fn quantized(&self) -> bool {
@@ -50,10 +58,8 @@ impl Weight<'_> {
 
     /// Rows that are stored: packed matrices have whole groups of eight.
     fn stored_rows(&self) -> usize {
-        match self.dtype {
-            hk_type::HK_Q8_0X8 | hk_type::HK_Q4_0X8 => self.rows.next_multiple_of(8),
-            _ => self.rows,
-        }
+        let packed = self.dtype as u32 & hk::HK_X8 != 0;
+        if packed { self.rows.next_multiple_of(8) } else { self.rows }
     }
 }
 

@@ -108,15 +108,20 @@ fn mat_mut<'a>(p: PartMut<'a, Memory>) -> MatMut<'a> {
 }
 
 fn weight(m: &Matrix) -> Weight<'_> {
-    let dtype = match (m.dtype, m.packing) {
-        (DType::F32, _) => WeightType::HK_F32,
-        (DType::F16, _) => WeightType::HK_F16,
-        (DType::BF16, _) => WeightType::HK_BF16,
-        (DType::Q8_0, Packing::Plain) => WeightType::HK_Q8_0,
-        (DType::Q8_0, Packing::X8) => WeightType::HK_Q8_0X8,
-        (DType::Q4_0, Packing::Plain) => WeightType::HK_Q4_0,
-        (DType::Q4_0, Packing::X8) => WeightType::HK_Q4_0X8,
+    use WeightType::*;
+    let [plain, packed] = match m.dtype {
+        DType::F32 => [HK_F32; 2],
+        DType::F16 => [HK_F16; 2],
+        DType::BF16 => [HK_BF16; 2],
+        DType::Q8_0 => [HK_Q8_0, HK_Q8_0X8],
+        DType::Q5_1 => [HK_Q5_1, HK_Q5_1X8],
+        DType::Q5_0 => [HK_Q5_0, HK_Q5_0X8],
+        DType::Q4_1 => [HK_Q4_1, HK_Q4_1X8],
+        DType::Q4_0 => [HK_Q4_0, HK_Q4_0X8],
+        DType::Iq4Nl => [HK_IQ4_NL, HK_IQ4_NLX8],
+        DType::Mxfp4 => [HK_MXFP4, HK_MXFP4X8],
     };
+    let dtype = if m.packing == Packing::X8 { packed } else { plain };
     Weight { dtype, rows: m.rows, cols: m.cols, bytes: &m.data }
 }
 

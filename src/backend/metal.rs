@@ -75,6 +75,12 @@ impl Metal {
                 config.state
             )));
         }
+        if let Some(m) = weights.matrices().find(|m| format(m).is_none()) {
+            return Err(Error::Request(format!(
+                "the GPU's kernels do not read weights of type {}, which this model has; use --backend cpu",
+                m.dtype
+            )));
+        }
         let blob = weights.token_embd.data.whole();
         // SAFETY: the blob lives longer than the GPU's buffers, being dropped after them, and its bytes never change.
         let gpu = unsafe { Gpu::new(device, &blob) }.map_err(failed)?;
@@ -115,8 +121,9 @@ fn view_mut<'a>(p: &'a PartMut<'_, Memory>) -> View<'a> {
     View { buffer, rows: p.rows, start: p.start, cols: p.cols, stride: p.stride }
 }
 
-fn weight(m: &Matrix) -> Weight<'_> {
-    let format = match (m.dtype, m.packing) {
+/// What the shaders call the way in which a matrix is stored, if they read it.
+fn format(m: &Matrix) -> Option<Format> {
+    Some(match (m.dtype, m.packing) {
         (DType::F32, _) => Format::F32,
         (DType::F16, _) => Format::F16,
         (DType::BF16, _) => Format::BF16,
@@ -124,7 +131,12 @@ fn weight(m: &Matrix) -> Weight<'_> {
         (DType::Q8_0, Packing::X8) => Format::Q8_0X8,
         (DType::Q4_0, Packing::Plain) => Format::Q4_0,
         (DType::Q4_0, Packing::X8) => Format::Q4_0X8,
-    };
+        (DType::Q5_1 | DType::Q5_0 | DType::Q4_1 | DType::Iq4Nl | DType::Mxfp4, _) => return None,
+    })
+}
+
+fn weight(m: &Matrix) -> Weight<'_> {
+    let format = format(m).unwrap_or_else(|| panic!("a model with {} matrices was refused", m.dtype));
     Weight { format, rows: m.rows, cols: m.cols, bytes: &m.data }
 }
 

@@ -4,6 +4,7 @@
 pub mod cpu;
 pub mod metal;
 pub mod timed;
+pub mod watched;
 
 use std::time::Duration;
 

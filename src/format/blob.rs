@@ -1,4 +1,4 @@
-//! A piece of a file that stays where it is: in a memory map, or in the binary itself.
+//! A piece of a file that stays where it is: in a memory map, in the binary itself, or in memory.
 
 use std::{fs::File, ops::Deref, ops::Range, path::Path, sync::Arc};
 
@@ -9,6 +9,17 @@ use crate::{Error, Result};
 enum Source {
     Mapped(Mmap),
     Static(&'static [u8]),
+    Owned(Vec<u8>),
+}
+
+impl Source {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Mapped(map) => map,
+            Self::Static(bytes) => bytes,
+            Self::Owned(bytes) => bytes,
+        }
+    }
 }
 
 /// Bytes shared by reference; cloning and slicing copy nothing.
@@ -46,13 +57,15 @@ impl Blob {
         Self { source: Arc::new(Source::Static(bytes)), range: 0..bytes.len() }
     }
 
+    /// Bytes in memory.
+    pub fn from_vec(bytes: Vec<u8>) -> Self {
+        let range = 0..bytes.len();
+        Self { source: Arc::new(Source::Owned(bytes)), range }
+    }
+
     /// All of the file that these bytes are a part of.
     pub fn whole(&self) -> Self {
-        let len = match &*self.source {
-            Source::Mapped(map) => map.len(),
-            Source::Static(bytes) => bytes.len(),
-        };
-        Self { source: self.source.clone(), range: 0..len }
+        Self { source: self.source.clone(), range: 0..self.source.bytes().len() }
     }
 
     /// A part of these bytes; `None` if `range` is not inside them.
@@ -84,10 +97,6 @@ impl Blob {
 impl Deref for Blob {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
-        let all: &[u8] = match &*self.source {
-            Source::Mapped(map) => map,
-            Source::Static(bytes) => bytes,
-        };
-        &all[self.range.clone()]
+        &self.source.bytes()[self.range.clone()]
     }
 }

@@ -3,6 +3,9 @@
 use std::fmt;
 
 /// The element type of a stored tensor. Quantized types hold blocks of 32 values along a row.
+///
+/// A block's codes q are nibbles: byte j holds those of values j (low) and j + 16. The fifth bits of 5-bit codes come
+/// before, value i's as bit i of 32. d and m are F16.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DType {
     /// 32-bit float.
@@ -11,25 +14,65 @@ pub enum DType {
     F16,
     /// The upper half of a 32-bit float.
     BF16,
-    /// Blocks of 32: an F16 scale d and 32 signed bytes q; a value is d·q.
+    /// A scale d and 32 signed bytes q; a value is d·q.
     Q8_0,
-    /// Blocks of 32: an F16 scale d and 32 nibbles q; a value is d·(q − 8). Byte j holds values j (low) and j + 16.
+    /// A scale d, a minimum m and 5-bit codes; a value is d·q + m.
+    Q5_1,
+    /// A scale d and 5-bit codes; a value is d·(q − 16).
+    Q5_0,
+    /// A scale d, a minimum m and 4-bit codes; a value is d·q + m.
+    Q4_1,
+    /// A scale d and 4-bit codes; a value is d·(q − 8).
     Q4_0,
+    /// A scale d and 4-bit codes; a value is d·t\[q\], of a fixed table that is denser near zero.
+    Iq4Nl,
+    /// A power of two d, in one byte, and 4-bit codes; a value is d·t\[q\], of the table of 4-bit floats (E2M1).
+    Mxfp4,
+}
+
+/// What there is to know about a type.
+struct Facts {
+    name: &'static str,
+    ggml_id: u32,
+    file_type: u32,
+    block_len: usize,
+    block_bytes: usize,
 }
 
 impl DType {
     /// Every type, in the order in which help texts list them.
-    pub const ALL: [DType; 5] = [Self::F32, Self::F16, Self::BF16, Self::Q8_0, Self::Q4_0];
+    pub const ALL: [DType; 10] = [
+        Self::F32,
+        Self::F16,
+        Self::BF16,
+        Self::Q8_0,
+        Self::Q5_1,
+        Self::Q5_0,
+        Self::Q4_1,
+        Self::Q4_0,
+        Self::Iq4Nl,
+        Self::Mxfp4,
+    ];
+
+    const fn facts(self) -> Facts {
+        let (name, ggml_id, file_type, block_len, block_bytes) = match self {
+            Self::F32 => ("f32", 0, 0, 1, 4),
+            Self::F16 => ("f16", 1, 1, 1, 2),
+            Self::BF16 => ("bf16", 30, 32, 1, 2),
+            Self::Q8_0 => ("q8_0", 8, 7, 32, 34),
+            Self::Q5_1 => ("q5_1", 7, 9, 32, 24),
+            Self::Q5_0 => ("q5_0", 6, 8, 32, 22),
+            Self::Q4_1 => ("q4_1", 3, 3, 32, 20),
+            Self::Q4_0 => ("q4_0", 2, 2, 32, 18),
+            Self::Iq4Nl => ("iq4_nl", 20, 25, 32, 18),
+            Self::Mxfp4 => ("mxfp4", 39, 38, 32, 17),
+        };
+        Facts { name, ggml_id, file_type, block_len, block_bytes }
+    }
 
     /// The name users type and see, ggml's own in lower case.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::F32 => "f32",
-            Self::F16 => "f16",
-            Self::BF16 => "bf16",
-            Self::Q8_0 => "q8_0",
-            Self::Q4_0 => "q4_0",
-        }
+    pub const fn name(self) -> &'static str {
+        self.facts().name
     }
 
     /// The type called `name`, if there is one.
@@ -38,14 +81,8 @@ impl DType {
     }
 
     /// ggml's number for the type (`enum ggml_type`).
-    pub fn ggml_id(self) -> u32 {
-        match self {
-            Self::F32 => 0,
-            Self::F16 => 1,
-            Self::BF16 => 30,
-            Self::Q8_0 => 8,
-            Self::Q4_0 => 2,
-        }
+    pub const fn ggml_id(self) -> u32 {
+        self.facts().ggml_id
     }
 
     /// The type with ggml's number `id`, if we know it.
@@ -54,32 +91,23 @@ impl DType {
     }
 
     /// llama.cpp's `general.file_type` for a file that is mostly of this type.
-    pub fn file_type(self) -> u32 {
-        match self {
-            Self::F32 => 0,
-            Self::F16 => 1,
-            Self::BF16 => 32,
-            Self::Q8_0 => 7,
-            Self::Q4_0 => 2,
-        }
+    pub const fn file_type(self) -> u32 {
+        self.facts().file_type
     }
 
     /// Values in a block; rows must be a multiple of it.
-    pub fn block_len(self) -> usize {
-        match self {
-            Self::F32 | Self::F16 | Self::BF16 => 1,
-            Self::Q8_0 | Self::Q4_0 => 32,
-        }
+    pub const fn block_len(self) -> usize {
+        self.facts().block_len
     }
 
     /// Bytes of a block.
-    pub fn block_bytes(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::F16 | Self::BF16 => 2,
-            Self::Q8_0 => 34,
-            Self::Q4_0 => 18,
-        }
+    pub const fn block_bytes(self) -> usize {
+        self.facts().block_bytes
+    }
+
+    /// Are values rounded to a few levels, a block of them on one scale?
+    pub const fn is_quantized(self) -> bool {
+        self.block_len() > 1
     }
 
     /// Bytes of a row of `cols` values; `None` if `cols` is no multiple of the block.

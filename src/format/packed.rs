@@ -7,10 +7,8 @@ use super::{DType, gguf::Metadata};
 
 /// Rows of a group.
 pub const GROUP: usize = 8;
-/// Bytes of a row that stay together: four columns of Q8_0, four pairs of Q4_0.
+/// Bytes of a row's codes that stay together: of four columns, or four pairs of columns.
 const PIECE: usize = 4;
-/// Bytes of a block's scale.
-const SCALE: usize = 2;
 
 /// The order of a tensor's blocks in the file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -25,7 +23,7 @@ pub enum Packing {
 impl Packing {
     /// Can matrices of `dtype` be packed?
     pub fn fits(dtype: DType) -> bool {
-        matches!(dtype, DType::Q8_0 | DType::Q4_0)
+        dtype.is_quantized()
     }
 
     /// Rows that are stored for a matrix of `rows` rows.
@@ -86,54 +84,99 @@ pub(super) fn announced(metadata: &Metadata) -> Result<Announced<'_>, String> {
 
 /// Interleaves eight rows of `dtype`, which lie one after the other in `rows`, into `group` of the same length.
 pub fn pack(dtype: DType, rows: &[u8], group: &mut [u8]) {
-    permute(dtype, rows.len(), |row, packed, n| group[packed..packed + n].copy_from_slice(&rows[row..row + n]));
-}
-
-/// The opposite of [`pack`].
-pub fn unpack(dtype: DType, group: &[u8], rows: &mut [u8]) {
-    permute(dtype, group.len(), |row, packed, n| rows[row..row + n].copy_from_slice(&group[packed..packed + n]));
-}
-
-/// Row `lane` of `group`, as it is stored in plain order.
-pub fn unpack_row(dtype: DType, group: &[u8], lane: usize, row: &mut [u8]) {
-    let (block, row_len) = (dtype.block_bytes(), row.len());
-    debug_assert_eq!(group.len(), GROUP * row_len);
-    for (b, out) in row.chunks_exact_mut(block).enumerate() {
-        permute_block(block, b * block * GROUP, lane, |at, packed, n| {
-            out[at..at + n].copy_from_slice(&group[packed..packed + n]);
-        });
-    }
-}
-
-/// Calls `copy(offset in the rows, offset in the group, bytes)` for every piece of a group of `len` bytes.
-fn permute(dtype: DType, len: usize, mut copy: impl FnMut(usize, usize, usize)) {
-    let (block, row_len) = (dtype.block_bytes(), len / GROUP);
-    for lane in 0..GROUP {
-        for b in 0..row_len / block {
-            let row = lane * row_len + b * block;
-            permute_block(block, b * block * GROUP, lane, |at, packed, n| copy(row + at, packed, n));
+    let row_len = rows.len() / GROUP;
+    for (lane, row) in rows.chunks_exact(row_len).enumerate() {
+        for piece in pieces(dtype, row_len, lane) {
+            copy(&row[piece.row..], &mut group[piece.group..], piece.len);
+            if piece.fifth_bits {
+                turn(&mut group[piece.group..], |column| 8 * (column % 4) + column / 4);
+            }
         }
     }
 }
 
-/// The pieces of one lane's block of `block` bytes, in the group's block that starts at `start`.
-fn permute_block(block: usize, start: usize, lane: usize, mut copy: impl FnMut(usize, usize, usize)) {
-    copy(0, start + lane * SCALE, SCALE);
-    for chunk in 0..(block - SCALE) / PIECE {
-        let packed = start + GROUP * SCALE + chunk * GROUP * PIECE + lane * PIECE;
-        copy(SCALE + chunk * PIECE, packed, PIECE);
+/// The opposite of [`pack`].
+pub fn unpack(dtype: DType, group: &[u8], rows: &mut [u8]) {
+    let row_len = group.len() / GROUP;
+    for (lane, row) in rows.chunks_exact_mut(row_len).enumerate() {
+        unpack_row(dtype, group, lane, row);
     }
+}
+
+/// Row `lane` of `group`, as it is stored in plain order.
+pub fn unpack_row(dtype: DType, group: &[u8], lane: usize, row: &mut [u8]) {
+    debug_assert_eq!(group.len(), GROUP * row.len());
+    for piece in pieces(dtype, row.len(), lane) {
+        copy(&group[piece.group..], &mut row[piece.row..], piece.len);
+        if piece.fifth_bits {
+            turn(&mut row[piece.row..], |bit| 4 * (bit % 8) + bit / 8);
+        }
+    }
+}
+
+/// Bytes that stay together, at offsets in a row and in its group.
+struct Piece {
+    row: usize,
+    group: usize,
+    len: usize,
+    /// The fifth bits of codes, which change places within the piece.
+    fifth_bits: bool,
+}
+
+/// The pieces of row `lane`, `row_len` bytes long: of each block the scale, the minimum, the fifth bits, and the codes.
+fn pieces(dtype: DType, row_len: usize, lane: usize) -> impl Iterator<Item = Piece> {
+    let block = dtype.block_bytes();
+    let (scale, fifth_at) = match dtype {
+        DType::Mxfp4 => (1, None),
+        DType::Q5_0 => (2, Some(2)),
+        DType::Q5_1 => (2, Some(4)),
+        _ => (2, None),
+    };
+    let codes = if matches!(dtype, DType::Q4_1 | DType::Q5_1) { 2 * scale } else { scale };
+    let offsets = move || (0..codes).step_by(scale).chain((codes..block).step_by(PIECE));
+    (0..row_len).step_by(block).flat_map(move |start| {
+        offsets().map(move |at| {
+            let len = if at < codes { scale } else { PIECE };
+            let group = GROUP * (start + at) + lane * len;
+            Piece { row: start + at, group, len, fifth_bits: fifth_at == Some(at) }
+        })
+    })
+}
+
+fn copy(from: &[u8], to: &mut [u8], len: usize) {
+    to[..len].copy_from_slice(&from[..len]);
+}
+
+/// Puts each bit i of the first 32 in place `to(i)`.
+fn turn(bits: &mut [u8], to: impl Fn(u32) -> u32) {
+    let Some(bits) = bits.first_chunk_mut::<4>() else { return };
+    let old = u32::from_le_bytes(*bits);
+    *bits = (0..32).fold(0, |new, i| new | (old >> i & 1) << to(i)).to_le_bytes();
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// Three blocks of eight rows, as bytes that all differ from their neighbours.
+    fn rows(dtype: DType) -> (usize, Vec<u8>) {
+        let row_len = dtype.row_bytes(96).unwrap();
+        (row_len, (0..GROUP * row_len).map(|i| (i * 7 + i / 251) as u8).collect())
+    }
+
     #[test]
     fn packing_is_a_permutation_with_the_documented_order() {
-        for dtype in [DType::Q8_0, DType::Q4_0] {
-            let row_len = dtype.row_bytes(96).unwrap();
-            let rows: Vec<u8> = (0..GROUP * row_len).map(|i| (i * 7 + i / 251) as u8).collect();
+        // what is before the codes: bytes of scale, minimum and fifth bits
+        for (dtype, head) in [
+            (DType::Q8_0, &[2][..]),
+            (DType::Q4_0, &[2]),
+            (DType::Q4_1, &[2, 2]),
+            (DType::Q5_0, &[2, 4]),
+            (DType::Q5_1, &[2, 2, 4]),
+            (DType::Iq4Nl, &[2]),
+            (DType::Mxfp4, &[1]),
+        ] {
+            let (row_len, rows) = rows(dtype);
             let (mut group, mut back) = (vec![0; rows.len()], vec![0; rows.len()]);
             pack(dtype, &rows, &mut group);
             unpack(dtype, &group, &mut back);
@@ -143,10 +186,20 @@ mod tests {
                 let mut one = vec![0; row_len];
                 unpack_row(dtype, &group, lane, &mut one);
                 assert_eq!(one, row);
-                // second block, third chunk, second byte: column 9 (and 25 in the high nibble)
-                let at = 8 * block + 16 + 2 * 32 + 4 * lane + 1;
-                assert_eq!(group[at], row[block + 2 + 9]);
-                assert_eq!(group[8 * block + 2 * lane..][..2], row[block..][..2]);
+                let (superblock, row) = (&group[8 * block..], &row[block..]); // the second
+                let mut at = 0;
+                for &len in head {
+                    let [packed, plain] = [&superblock[8 * at + len * lane..][..len], &row[at..][..len]];
+                    if len == 4 {
+                        let bit = |column: usize| plain[column / 8] >> (column % 8) & 1;
+                        assert!((0..32).all(|i| packed[i % 4] >> (i / 4) & 1 == bit(i)), "{dtype}");
+                    } else {
+                        assert_eq!(packed, plain, "{dtype}");
+                    }
+                    at += len;
+                }
+                // third chunk, second byte: column 9 (and 25 in the high nibble)
+                assert_eq!(superblock[8 * at + 2 * 32 + 4 * lane + 1], row[at + 9], "{dtype}");
             }
         }
     }

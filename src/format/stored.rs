@@ -11,17 +11,19 @@ use std::{
 use super::{DType, packed::Packing};
 use crate::{Error, Result};
 
-/// A file that tensors are read from.
-pub(crate) struct Source {
-    path: PathBuf,
-    file: File,
+/// What tensors are read from.
+pub(crate) enum Source {
+    /// A file.
+    File { path: PathBuf, file: File },
+    /// Bytes in memory.
+    Memory(Vec<u8>),
 }
 
 impl Source {
     /// Opens the file at `path`.
     pub(crate) fn open(path: &Path) -> Result<Arc<Self>> {
         let file = File::open(path).map_err(|e| Error::io("cannot open", path, e))?;
-        Ok(Arc::new(Self { path: path.to_owned(), file }))
+        Ok(Arc::new(Self::File { path: path.to_owned(), file }))
     }
 }
 
@@ -41,13 +43,18 @@ pub struct Stored {
 impl Stored {
     /// Fills `out` with the bytes that start `from` bytes after the tensor's first.
     pub fn read(&self, from: u64, out: &mut [u8]) -> Result<()> {
-        let Source { path, file } = &*self.source;
-        read_exact_at(file, out, self.offset + from).map_err(|e| match e.kind() {
-            io::ErrorKind::UnexpectedEof => {
-                Error::format(path.display().to_string(), "was cut short while it was read")
+        match &*self.source {
+            Source::File { path, file } => read_exact_at(file, out, self.offset + from).map_err(|e| match e.kind() {
+                io::ErrorKind::UnexpectedEof => {
+                    Error::format(path.display().to_string(), "was cut short while it was read")
+                }
+                _ => Error::io("cannot read", path, e),
+            }),
+            Source::Memory(bytes) => {
+                out.copy_from_slice(&bytes[(self.offset + from) as usize..][..out.len()]);
+                Ok(())
             }
-            _ => Error::io("cannot read", path, e),
-        })
+        }
     }
 }
 

@@ -134,6 +134,16 @@ impl<M> Scratch<M> {
     pub fn logits(&self) -> &M {
         &self.logits.memory
     }
+
+    /// The residual stream of the chunk `[tokens, hidden]`, for who runs the layers one by one.
+    pub fn hidden_mut(&mut self) -> &mut M {
+        &mut self.x.memory
+    }
+
+    /// The chunk's keys and values, in a layer that makes them.
+    pub fn kv_mut(&mut self, layer: usize) -> Option<&mut [M; 2]> {
+        self.kv[layer].as_mut()
+    }
 }
 
 /// One pass over a chunk.
@@ -175,6 +185,24 @@ pub fn forward<B: Backend>(
         b.rms_norm(s.x.rows(pass.logits.clone()), &w.output_norm, c.rms_eps, s.normed.all_mut(n));
         b.matmul(w.head(), s.normed.all(n), s.logits.all_mut(n), false);
     }
+    b.finish()
+}
+
+/// Runs one layer as [`forward`] does, over a chunk of `t` tokens that is in the scratch ([`Scratch::hidden_mut`]): for
+/// texts that pass through the model a layer at a time. The layer's conv and SSM state go on; its keys and values stay
+/// in the scratch ([`Scratch::kv_mut`]) until [`commit_layer`], and the state's position stays.
+pub fn forward_layer<B: Backend>(
+    b: &mut B,
+    c: &Config,
+    layer: usize,
+    l: &Layer,
+    state: &mut State<B::Memory>,
+    s: &mut Scratch<B::Memory>,
+    t: usize,
+) -> Result<()> {
+    rotary_angles(c, state.position, t, &mut s.angles);
+    mixer(b, c, layer, l, state, s, t, Rule::Prefill);
+    feed_forward(b, c, l, s, t);
     b.finish()
 }
 
@@ -299,15 +327,27 @@ fn feed_forward<B: Backend>(b: &mut B, c: &Config, l: &Layer, s: &mut Scratch<B:
 /// The chunk's keys and values enter the cache. Not before all layers are done: a ring's oldest rows make way for the
 /// newest, and the chunk's first tokens, in consumers too, still see them.
 fn commit_kv<B: Backend>(b: &mut B, c: &Config, state: &mut State<B::Memory>, s: &Scratch<B::Memory>, t: usize) {
-    let (k_width, v_width) = c.kv_widths();
-    for (layer, chunk) in state.layers.iter_mut().zip(&s.kv) {
-        let (Some(cache), Some([k, v])) = (&mut layer.kv, chunk) else { continue };
-        for (from, to, rows) in cache.layout.places(state.position, t) {
-            b.copy_rows((k, from), (&mut cache.k, to), rows, k_width);
-            b.copy_rows((v, from), (&mut cache.v, to), rows, v_width);
-        }
+    for layer in 0..state.layers.len() {
+        commit_layer(b, c, layer, state, s, t);
     }
     state.position += t;
+}
+
+/// The chunk's keys and values of one layer, if it makes them, enter the cache.
+pub fn commit_layer<B: Backend>(
+    b: &mut B,
+    c: &Config,
+    layer: usize,
+    state: &mut State<B::Memory>,
+    s: &Scratch<B::Memory>,
+    t: usize,
+) {
+    let (k_width, v_width) = c.kv_widths();
+    let (Some(cache), Some([k, v])) = (&mut state.layers[layer].kv, &s.kv[layer]) else { return };
+    for (from, to, rows) in cache.layout.places(state.position, t) {
+        b.copy_rows((k, from), (&mut cache.k, to), rows, k_width);
+        b.copy_rows((v, from), (&mut cache.v, to), rows, v_width);
+    }
 }
 
 /// Where in_proj's columns go.

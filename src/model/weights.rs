@@ -1,6 +1,6 @@
 //! Typed views of a file's tensors: nothing is copied, every matrix stays where the memory map has it.
 
-use std::ops::Deref;
+use std::{collections::HashMap, ops::Deref};
 
 use super::{
     config::Config,
@@ -145,58 +145,20 @@ pub struct Weights {
 impl Weights {
     /// Finds every tensor that a model of these sizes needs in `gguf`, and checks its shape and type.
     pub fn from_gguf(gguf: &Gguf, config: &Config) -> Result<Self> {
-        let specs = specs(config);
-        let find = Finder { gguf, specs: specs.iter().map(|s| (s.name.as_str(), s)).collect() };
-        let layer = |i: usize| -> Result<Layer> {
-            let name = |part: &str| format!("blk.{i}.{part}");
-            let matrix = |part: &str| find.matrix(&name(part));
-            let vector = |part: &str| find.vector(&name(part));
-            let maybe = |part: &str| find.maybe(&name(part), |n| find.vector(n));
-            Ok(Layer {
-                norm: vector("attn_norm.weight")?,
-                in_proj: matrix("in_proj.weight")?,
-                in_proj_bias: maybe("in_proj.bias")?,
-                q_norm: maybe("attn_q_norm.weight")?,
-                k_norm: maybe("attn_k_norm.weight")?,
-                conv: vector("ssm_conv1d.weight")?,
-                conv_bias: maybe("ssm_conv1d.bias")?,
-                x_proj: matrix("ssm_x.weight")?,
-                dt_bc_norm: if config.dt_b_c_norm {
-                    Some(DtBcNorm {
-                        dt: vector("ssm_dt_norm.weight")?,
-                        b: vector("ssm_b_norm.weight")?,
-                        c: vector("ssm_c_norm.weight")?,
-                    })
-                } else {
-                    None
-                },
-                dt_proj: matrix("ssm_dt.weight")?,
-                dt_bias: vector("ssm_dt.bias")?,
-                a: vector("ssm_a")?,
-                d: vector("ssm_d")?,
-                attn_out_norm: vector("attn_out_norm.weight")?,
-                ssm_out_norm: vector("ssm_out_norm.weight")?,
-                out_proj: matrix("out_proj.weight")?,
-                out_proj_bias: maybe("out_proj.bias")?,
-                feed_forward: if config.ffn > 0 {
-                    Some(FeedForward {
-                        norm: vector("ffn_norm.weight")?,
-                        gate: find.maybe(&name("ffn_gate.weight"), |n| find.matrix(n))?,
-                        up: matrix("ffn_up.weight")?,
-                        down: matrix("ffn_down.weight")?,
-                    })
-                } else {
-                    None
-                },
-            })
-        };
+        let find = Finder::new(gguf, config);
         Ok(Self {
             token_embd: find.matrix("token_embd.weight")?,
             meta_embd: find.maybe("meta_embd.weight", |n| find.matrix(n))?,
-            layers: (0..config.layers).map(layer).collect::<Result<_>>()?,
+            layers: (0..config.layers).map(|layer| find.layer(layer)).collect::<Result<_>>()?,
             output_norm: find.vector("output_norm.weight")?,
             output: find.maybe("output.weight", |n| find.matrix(n))?,
         })
+    }
+
+    /// Every matrix.
+    pub fn matrices(&self) -> impl Iterator<Item = &Matrix> {
+        let tables = [&self.token_embd].into_iter().chain(&self.meta_embd).chain(&self.output);
+        tables.chain(self.layers.iter().flat_map(Layer::matrices))
     }
 
     /// The matrix that makes logits.
@@ -210,12 +172,63 @@ impl Weights {
     }
 }
 
-struct Finder<'a> {
+/// Finds a model's tensors in a file, which may hold a part of the model only, and checks their shapes and types.
+pub(crate) struct Finder<'a> {
     gguf: &'a Gguf,
-    specs: std::collections::HashMap<&'a str, &'a Spec>,
+    config: &'a Config,
+    specs: HashMap<String, Spec>,
 }
 
-impl Finder<'_> {
+impl<'a> Finder<'a> {
+    pub(crate) fn new(gguf: &'a Gguf, config: &'a Config) -> Self {
+        Self { gguf, config, specs: specs(config).into_iter().map(|s| (s.name.clone(), s)).collect() }
+    }
+
+    /// Layer `i`.
+    pub(crate) fn layer(&self, i: usize) -> Result<Layer> {
+        let name = |part: &str| format!("blk.{i}.{part}");
+        let matrix = |part: &str| self.matrix(&name(part));
+        let vector = |part: &str| self.vector(&name(part));
+        let maybe = |part: &str| self.maybe(&name(part), |n| self.vector(n));
+        Ok(Layer {
+            norm: vector("attn_norm.weight")?,
+            in_proj: matrix("in_proj.weight")?,
+            in_proj_bias: maybe("in_proj.bias")?,
+            q_norm: maybe("attn_q_norm.weight")?,
+            k_norm: maybe("attn_k_norm.weight")?,
+            conv: vector("ssm_conv1d.weight")?,
+            conv_bias: maybe("ssm_conv1d.bias")?,
+            x_proj: matrix("ssm_x.weight")?,
+            dt_bc_norm: if self.config.dt_b_c_norm {
+                Some(DtBcNorm {
+                    dt: vector("ssm_dt_norm.weight")?,
+                    b: vector("ssm_b_norm.weight")?,
+                    c: vector("ssm_c_norm.weight")?,
+                })
+            } else {
+                None
+            },
+            dt_proj: matrix("ssm_dt.weight")?,
+            dt_bias: vector("ssm_dt.bias")?,
+            a: vector("ssm_a")?,
+            d: vector("ssm_d")?,
+            attn_out_norm: vector("attn_out_norm.weight")?,
+            ssm_out_norm: vector("ssm_out_norm.weight")?,
+            out_proj: matrix("out_proj.weight")?,
+            out_proj_bias: maybe("out_proj.bias")?,
+            feed_forward: if self.config.ffn > 0 {
+                Some(FeedForward {
+                    norm: vector("ffn_norm.weight")?,
+                    gate: self.maybe(&name("ffn_gate.weight"), |n| self.matrix(n))?,
+                    up: matrix("ffn_up.weight")?,
+                    down: matrix("ffn_down.weight")?,
+                })
+            } else {
+                None
+            },
+        })
+    }
+
     /// The tensor's bytes, once its shape and type are what the spec says.
     fn checked(&self, name: &str) -> Result<(&Spec, &Tensor)> {
         let bad = |what: String| Error::format(&self.gguf.file, what);
@@ -237,13 +250,13 @@ impl Finder<'_> {
         Ok((spec, tensor))
     }
 
-    fn matrix(&self, name: &str) -> Result<Matrix> {
+    pub(crate) fn matrix(&self, name: &str) -> Result<Matrix> {
         let (spec, tensor) = self.checked(name)?;
         let Tensor { dtype, packing, .. } = *tensor;
         Ok(Matrix { dtype, packing, rows: spec.shape[0], cols: spec.shape[1], data: tensor.data.clone() })
     }
 
-    fn vector(&self, name: &str) -> Result<Vector> {
+    pub(crate) fn vector(&self, name: &str) -> Result<Vector> {
         let data = &self.checked(name)?.1.data;
         match bytemuck::try_cast_slice::<u8, f32>(data) {
             Ok(_) => Ok(Vector(data.clone())),

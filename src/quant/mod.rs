@@ -7,7 +7,7 @@ mod random;
 mod recipe;
 mod summary;
 
-pub use codec::{Unfit, decode_row, encode_row};
+pub use codec::{BLOCK, Block, Unfit, decode_row, encode_row, levels};
 pub use convert::{Options, convert};
 pub use random::{SHAPES, random_checkpoint};
 pub use summary::{Event, Summary};

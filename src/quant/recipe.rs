@@ -20,7 +20,7 @@ pub(super) struct Choice {
 pub(super) fn choose(spec: &Spec, dtype: DType, overrides: &[(Regex, DType)]) -> Choice {
     let fallback = match dtype {
         DType::F32 | DType::BF16 => dtype,
-        DType::F16 | DType::Q8_0 | DType::Q4_0 => DType::F16,
+        _ => DType::F16,
     };
     let overridden = overrides.iter().rev().find(|(name, _)| name.is_match(&spec.name)).map(|&(_, dtype)| dtype);
     let wished = match spec.role {

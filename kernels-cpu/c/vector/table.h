@@ -2,15 +2,27 @@
 
 static void matmul(hk_type type, const void *w, size_t rows, size_t cols, const hk_act *x, size_t tokens, float *y,
                    size_t y_stride, int accumulate) {
+#define AS(product, type) case type: product(type, w, rows, cols, x, tokens, y, y_stride, accumulate); break;
     switch (type) { /* constants, so that each type has code of its own */
-    case HK_F32: float_matmul(HK_F32, w, rows, cols, x, tokens, y, y_stride, accumulate); break;
-    case HK_F16: float_matmul(HK_F16, w, rows, cols, x, tokens, y, y_stride, accumulate); break;
-    case HK_BF16: float_matmul(HK_BF16, w, rows, cols, x, tokens, y, y_stride, accumulate); break;
-    case HK_Q8_0: block_matmul(HK_Q8_0, w, rows, cols, x, tokens, y, y_stride, accumulate); break;
-    case HK_Q4_0: block_matmul(HK_Q4_0, w, rows, cols, x, tokens, y, y_stride, accumulate); break;
-    case HK_Q8_0X8: packed_matmul(HK_Q8_0X8, w, rows, cols, x, tokens, y, y_stride, accumulate); break;
-    case HK_Q4_0X8: packed_matmul(HK_Q4_0X8, w, rows, cols, x, tokens, y, y_stride, accumulate); break;
+        AS(float_matmul, HK_F32)
+        AS(float_matmul, HK_F16)
+        AS(float_matmul, HK_BF16)
+        AS(block_matmul, HK_Q8_0)
+        AS(block_matmul, HK_Q4_0)
+        AS(block_matmul, HK_Q4_1)
+        AS(block_matmul, HK_Q5_0)
+        AS(block_matmul, HK_Q5_1)
+        AS(block_matmul, HK_IQ4_NL)
+        AS(block_matmul, HK_MXFP4)
+        AS(packed_matmul, HK_Q8_0X8)
+        AS(packed_matmul, HK_Q4_0X8)
+        AS(packed_matmul, HK_Q4_1X8)
+        AS(packed_matmul, HK_Q5_0X8)
+        AS(packed_matmul, HK_Q5_1X8)
+        AS(packed_matmul, HK_IQ4_NLX8)
+        AS(packed_matmul, HK_MXFP4X8)
     }
+#undef AS
 }
 
 /* ---- arithmetic from registers ---- */

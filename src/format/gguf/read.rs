@@ -96,8 +96,17 @@ impl Gguf {
                 header.bad(format!("is damaged: tensors `{a}` and `{b}` overlap; download or convert it again"))
             );
         }
+        Ok(Self::from_parts(file, blob, metadata, tensors))
+    }
+
+    /// Tensors that are in memory already, as a file would hold them; each has a name of its own.
+    pub(crate) fn in_memory(file: &str, tensors: Vec<Tensor>) -> Self {
+        Self::from_parts(file, Blob::from_static(&[]), Metadata::default(), tensors)
+    }
+
+    fn from_parts(file: &str, bytes: Blob, metadata: Metadata, tensors: Vec<Tensor>) -> Self {
         let index = tensors.iter().enumerate().map(|(i, t)| (t.name.clone(), i)).collect();
-        Ok(Self { file: file.into(), bytes: blob, metadata, tensors, index })
+        Self { file: file.into(), bytes, metadata, tensors, index }
     }
 
     /// The tensor called `name`.

@@ -1,0 +1,114 @@
+//! Every value rounded for itself on the plainest scale, as ggml's reference code does it.
+
+use super::{BLOCK, Block, levels};
+use crate::format::DType;
+
+/// Rounds 32 finite values to a block of `dtype`, a quantized type.
+pub(super) fn block(dtype: DType, x: &[f32; BLOCK]) -> Block {
+    match dtype {
+        DType::F32 | DType::F16 | DType::BF16 => unreachable!("{dtype} has no blocks"),
+        DType::Q8_0 => {
+            let d = magnitude(x) / 127.0;
+            let inverse = inverse(d);
+            Block { d, m: 0.0, q: x.map(|v| (round(v * inverse) + 128) as u8) }
+        }
+        DType::Q4_0 => around_zero(x, 8),
+        DType::Q5_0 => around_zero(x, 16),
+        DType::Q4_1 => from_minimum(x, 15),
+        DType::Q5_1 => from_minimum(x, 31),
+        DType::Iq4Nl => on_table(x, levels(dtype)),
+        DType::Mxfp4 => {
+            let magnitude = magnitude(x);
+            // The largest of the 4-bit floats is below 8 = 2³, so that the largest value reaches 4 at least.
+            let exponent = if magnitude > 0.0 { (magnitude.log2().floor() as i32 - 2).max(-127) } else { -127 };
+            let d = 2f64.powi(exponent - 1) as f32;
+            Block { d, m: 0.0, q: x.map(|v| nearest(levels(dtype), d, v)) }
+        }
+    }
+}
+
+/// The first value of the largest magnitude becomes −`half`, so that its sign gets the longer side.
+fn around_zero(x: &[f32; BLOCK], half: u8) -> Block {
+    let d = largest(x) / -f32::from(half);
+    let (inverse, middle) = (inverse(d), f32::from(half) + 0.5);
+    Block { d, m: 0.0, q: x.map(|v| ((v * inverse + middle) as i32).min(i32::from(2 * half - 1)) as u8) }
+}
+
+/// Equal steps from the smallest value, which becomes 0, to the largest, which becomes `top`.
+fn from_minimum(x: &[f32; BLOCK], top: u8) -> Block {
+    let max = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let m = x.iter().copied().fold(f32::INFINITY, f32::min);
+    let d = (max - m) / f32::from(top);
+    let inverse = inverse(d);
+    Block { d, m, q: x.map(|v| (((v - m) * inverse + 0.5) as i32).min(i32::from(top)) as u8) }
+}
+
+/// The value of the largest magnitude becomes the first of the rising `levels`; then the scale is fitted to the codes,
+/// by least squares, values weighted by their own squares.
+fn on_table(x: &[f32; BLOCK], levels: &[i8]) -> Block {
+    let largest = largest(x);
+    if largest.abs() < 1e-15 {
+        return Block { d: 0.0, m: 0.0, q: [0; BLOCK] };
+    }
+    let inverse = 1.0 / (largest / f32::from(levels[0]));
+    let code = |v: f32| {
+        let halfway = levels.windows(2).map(|pair| (f32::from(pair[0]) + f32::from(pair[1])) / 2.0);
+        halfway.map(|h| u8::from(v * inverse >= h)).sum()
+    };
+    let q = x.map(code);
+    let (mut up, mut down) = (0.0, 0.0);
+    for (&v, &q) in x.iter().zip(&q) {
+        let (level, weight) = (f32::from(levels[usize::from(q)]), v * v);
+        up += weight * level * v;
+        down += weight * level * level;
+    }
+    // Squares of squares of small values may be too small for F32.
+    Block { d: if down > 0.0 { up / down } else { 1.0 / inverse }, m: 0.0, q }
+}
+
+/// The code of the level nearest to v; the first of several.
+fn nearest(levels: &[i8], d: f32, v: f32) -> u8 {
+    let mut best = (0, f32::INFINITY);
+    for (q, &level) in levels.iter().enumerate() {
+        let error = (d * f32::from(level) - v).abs();
+        if error < best.1 {
+            best = (q as u8, error);
+        }
+    }
+    best.0
+}
+
+/// The largest magnitude of finite values: their bits, sign aside, order as integers do, which vectorizes.
+fn magnitude(x: &[f32; BLOCK]) -> f32 {
+    f32::from_bits(x.iter().fold(0, |m, v| m.max(v.to_bits() as i32 & i32::MAX)) as u32)
+}
+
+/// The first value of the largest magnitude.
+fn largest(x: &[f32; BLOCK]) -> f32 {
+    let magnitude = magnitude(x);
+    x.iter().copied().find(|&v| v != 0.0 && v.abs() == magnitude).unwrap_or(0.0)
+}
+
+/// The nearest integer, halves away from zero. The largest number below ½ is added, lest the one below it reach 1.
+fn round(v: f32) -> i32 {
+    (v + 0.5f32.next_down().copysign(v)) as i32
+}
+
+/// 1/d, or 0 for a scale so small that 1/d is infinite; the stored scale is 0 then.
+fn inverse(d: f32) -> f32 {
+    Some(1.0 / d).filter(|i| i.is_finite()).unwrap_or(0.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounds_halves_away_from_zero() {
+        for eighth in -127 * 8..=127 * 8 {
+            for v in [eighth as f32 / 8.0, (eighth as f32 / 8.0).next_down(), (eighth as f32 / 8.0).next_up()] {
+                assert_eq!(round(v), v.round() as i32, "{v}");
+            }
+        }
+    }
+}
