@@ -12,6 +12,9 @@
 /* Bodies are instantiated with constant sizes: without inlining their sums would live in memory. */
 #define HK_INLINE static inline __attribute__((always_inline))
 
+/* keeps the compiler from seeing through a vector: it is in a register, and is what it is */
+#define OPAQUE(x) __asm__ volatile("" : "+x"(x))
+
 /* asks for a line that is needed in some microseconds: into the second-level cache */
 HK_INLINE void prefetch_soon(const void *p) { _mm_prefetch((const char *)p, _MM_HINT_T1); }
 

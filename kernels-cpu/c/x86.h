@@ -16,9 +16,6 @@
 #include "vector/float_matmul.h"
 #include "vector/ssm.h"
 
-/* keeps the compiler from seeing through a value */
-#define OPAQUE(x) __asm__ volatile("" : "+x"(x))
-
 /* ---- int8 activations ---- */
 
 static void quantize(const float *x, size_t n, int8_t *q, float *d, int32_t *offset) {

@@ -17,6 +17,9 @@
 /* Values in a block of a quantized type, and of quantized activations. */
 #define HK_BLOCK 32
 
+/* Rows of K and V that attention takes at once. */
+#define HK_ATTEND_ROWS 64
+
 /* Multiply-adds in a round of the loops that measure a core. */
 #define HK_ROUND 4096
 
@@ -82,7 +85,7 @@ typedef struct hk_attend {
     size_t prefix;
     const size_t *first, *end; /* [tokens] */
     float scale;
-    float *scratch; /* [32 * key_dim] */
+    float *scratch; /* [HK_ATTEND_ROWS * key_dim] */
     /* Parts of the answer: the scores' maximum and the sum of w = exp(score - max) [tokens, kv_heads * group]; of a token
      * that sees none of the rows, -infinity and 0. out: the sum of w * V [tokens, kv_heads * group, value_dim], tokens
      * `out_stride` apart */

@@ -1,6 +1,7 @@
 // Made by bindgen from include/hymba_kernels.h: `cargo run -p hymba-bindings` makes it anew.
 
 pub const HK_BLOCK: u32 = 32;
+pub const HK_ATTEND_ROWS: u32 = 64;
 pub const HK_ROUND: u32 = 4096;
 pub const HK_X8: u32 = 16;
 pub const HK_TINY: f64 = 0.000000000000000000000000000001;

@@ -7,9 +7,10 @@ use std::{
     fs,
     io::{self, IsTerminal, Write},
     num::NonZeroUsize,
-    path::Path,
+    path::{Path, PathBuf},
     sync::atomic::AtomicBool,
     thread,
+    time::Instant,
 };
 
 use anyhow::Context;
@@ -98,8 +99,8 @@ enum Format {
 /// Changes when the random weights do.
 const RANDOM_VERSION: u32 = 2;
 
-/// The model with random weights, from the cache folder; made if it is not there yet.
-fn random_model(shape: &str, dtype: &str, cancel: &AtomicBool) -> anyhow::Result<Model> {
+/// The file of a model with random weights, in the cache folder; made if it is not there yet.
+fn random_model(shape: &str, dtype: &str, cancel: &AtomicBool) -> anyhow::Result<PathBuf> {
     let folder = dirs::cache_dir().context("this system names no cache folder for the random model")?.join("hymba");
     let file = folder.join(format!("random-{shape}-{dtype}-{RANDOM_VERSION}.gguf"));
     if !file.exists() {
@@ -111,12 +112,14 @@ fn random_model(shape: &str, dtype: &str, cancel: &AtomicBool) -> anyhow::Result
         };
         random_checkpoint(shape, DType::from_name(dtype).context("the type is unknown")?, &file, &mut meta_state)?;
     }
-    Ok(Model::open(&file)?)
+    Ok(file)
 }
 
 pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
-    let model = match &args.shape {
-        Some(shape) => random_model(shape, &args.r#type, cancel)?,
+    let random = args.shape.as_ref().map(|shape| random_model(shape, &args.r#type, cancel)).transpose()?;
+    let start = Instant::now();
+    let model = match &random {
+        Some(file) => Model::open(file)?,
         None => args.model.open(!matches!(args.output, Format::Md))?,
     };
     let cores = thread::available_parallelism().map_or(1, NonZeroUsize::get);
@@ -137,10 +140,12 @@ pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
         ..SessionOptions::default()
     };
     let mut session = Session::new(&model, &options)?;
+    session.clear()?; // puts the meta state
+    let opening = start.elapsed();
     let bar = if io::stderr().is_terminal() { ProgressBar::new(plan.steps()) } else { ProgressBar::hidden() };
     bar.set_style(ProgressStyle::with_template("{bar:30} {percent:>3} % {elapsed:>4}  {msg}")?);
     let mut failed = None;
-    let result = measure(&model, &mut session, &plan, cancel, &bar, &mut |row| {
+    let result = measure(&model, &mut session, &plan, opening, cancel, &bar, &mut |row| {
         if matches!(args.output, Format::Jsonl) && failed.is_none() {
             failed = writeln!(io::stdout(), "{}", report::row_json(row)).err();
         }

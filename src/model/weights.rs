@@ -4,7 +4,7 @@ use std::{collections::HashMap, ops::Deref};
 
 use super::{
     config::Config,
-    tensors::{Role, Spec, specs},
+    tensors::{Spec, specs},
 };
 use crate::{
     Error, Result,
@@ -50,6 +50,20 @@ impl Matrix {
 /// A few F32 values: a norm's gain, a bias, A, D. `[len]`
 #[derive(Clone)]
 pub struct Vector(Blob);
+
+impl Vector {
+    /// The values of an F32 tensor, on the map.
+    pub(crate) fn new(file: &str, tensor: &Tensor) -> Result<Self> {
+        let name = &tensor.name;
+        if tensor.dtype != DType::F32 {
+            return Err(Error::format(file, format!("tensor `{name}` is {}; it must be f32", tensor.dtype)));
+        }
+        if bytemuck::try_cast_slice::<u8, f32>(&tensor.data).is_err() {
+            return Err(Error::format(file, format!("tensor `{name}` is not aligned to 4 bytes")));
+        }
+        Ok(Self(tensor.data.clone()))
+    }
+}
 
 impl Deref for Vector {
     type Target = [f32];
@@ -244,9 +258,6 @@ impl<'a> Finder<'a> {
                 tensor.dims, spec.shape
             )));
         }
-        if spec.role == Role::Exact && tensor.dtype != DType::F32 {
-            return Err(bad(format!("tensor `{name}` is {}; it must be f32", tensor.dtype)));
-        }
         Ok((spec, tensor))
     }
 
@@ -257,11 +268,7 @@ impl<'a> Finder<'a> {
     }
 
     pub(crate) fn vector(&self, name: &str) -> Result<Vector> {
-        let data = &self.checked(name)?.1.data;
-        match bytemuck::try_cast_slice::<u8, f32>(data) {
-            Ok(_) => Ok(Vector(data.clone())),
-            Err(_) => Err(Error::format(&self.gguf.file, format!("tensor `{name}` is not aligned to 4 bytes"))),
-        }
+        Vector::new(&self.gguf.file, self.checked(name)?.1)
     }
 
     /// The tensor, if the model has a place for it and the file holds it, or must hold it.

@@ -1,16 +1,33 @@
 //! The state after the meta tokens. It depends on the weights alone: `hymba quantize` stores it in the file, and a
 //! session starts from it. Always F32, so that it is the same for every cache type.
 
+use std::ops::Deref;
+
 use super::State;
 use crate::{
     Error, Result,
     backend::Backend,
     format::gguf::Gguf,
-    model::{Config, tensors::meta_state_specs},
+    model::{Config, Vector, tensors::meta_state_specs},
 };
 
 /// The vectors of `tensors::meta_state_specs`, in that order.
-pub struct MetaState(Vec<Vec<f32>>);
+pub struct MetaState(Vec<Values>);
+
+enum Values {
+    Computed(Vec<f32>),
+    Stored(Vector),
+}
+
+impl Deref for Values {
+    type Target = [f32];
+    fn deref(&self) -> &[f32] {
+        match self {
+            Self::Computed(values) => values,
+            Self::Stored(values) => values,
+        }
+    }
+}
 
 impl MetaState {
     /// What `gguf` holds; `None` if it holds nothing, or was written by a version with other ideas.
@@ -29,19 +46,22 @@ impl MetaState {
             if tensor.dims != shape {
                 return Err(bad(&format!("has shape {:?}, but the metadata asks for {shape:?}", tensor.dims)));
             }
-            let mut values = vec![0.0; shape[0] * shape[1]];
-            crate::quant::decode_row(tensor.dtype, &tensor.data, &mut values);
+            let values = Vector::new(&gguf.file, tensor)?;
             if values.iter().any(|v| !v.is_finite()) {
                 return Err(bad("holds values that are not finite"));
             }
-            Ok(values)
+            Ok(Values::Stored(values))
         };
         meta_state_specs(config).into_iter().map(read).collect::<Result<_>>().map(|v| Some(Self(v)))
     }
 
     /// The vectors, in the order of `tensors::meta_state_specs`.
     pub fn into_vectors(self) -> Vec<Vec<f32>> {
-        self.0
+        let own = |values| match values {
+            Values::Computed(values) => values,
+            Values::Stored(values) => values.to_vec(),
+        };
+        self.0.into_iter().map(own).collect()
     }
 
     /// Takes the state out of `state`, which has read the meta tokens and nothing more.
@@ -57,7 +77,7 @@ impl MetaState {
             all.push(transposed(&backend.download(&layer.conv, past * config.inner), past));
             all.push(backend.download(&layer.ssm, config.inner * config.state));
         }
-        Self(all)
+        Self(all.into_iter().map(Values::Computed).collect())
     }
 
     /// Puts the state into an empty `state`.

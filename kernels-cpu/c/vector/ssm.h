@@ -104,9 +104,10 @@ HK_INLINE void scan_lanes(const hk_scan *a, size_t c, size_t lanes, size_t t0, s
 }
 
 static void scan(const hk_scan *a) {
-    for (size_t c = 0; c < a->channels; c += VF_LANES)
-        for (size_t t = 0; t < a->tokens; t += SCAN_TOKENS) {
-            const size_t tokens = a->tokens - t < SCAN_TOKENS ? a->tokens - t : SCAN_TOKENS;
+    /* Tokens outside: the channels of a tile's rows lie side by side, while a channel's tokens are pages apart. */
+    for (size_t t = 0; t < a->tokens; t += SCAN_TOKENS) {
+        const size_t tokens = a->tokens - t < SCAN_TOKENS ? a->tokens - t : SCAN_TOKENS;
+        for (size_t c = 0; c < a->channels; c += VF_LANES) {
             if (a->channels - c < VF_LANES)
                 scan_lanes(a, c, a->channels - c, t, tokens, a->states);
             else if (a->tokens == 1 && a->states == 2 * VF_LANES)
@@ -114,4 +115,5 @@ static void scan(const hk_scan *a) {
             else
                 scan_lanes(a, c, VF_LANES, t, tokens, a->states);
         }
+    }
 }

@@ -60,6 +60,8 @@ impl Plan {
 /// One run of a test, and what the threads could do at most just before and just after it.
 pub struct Run {
     pub time: Duration,
+    /// Time by operation, and sampling, if it was asked for.
+    pub profile: Option<(Profile, Duration)>,
     pub before: Limits,
     pub after: Limits,
 }
@@ -77,8 +79,6 @@ pub struct Row {
     /// Reads of memory a token, in decode; multiply-adds a token, in prefill.
     pub work_per_token: f64,
     pub cache_bytes: usize,
-    /// Of all runs together, those left out too: time by operation, and sampling.
-    pub profile: Option<(Profile, Duration)>,
 }
 
 impl Row {
@@ -156,6 +156,8 @@ pub struct Results {
     pub kernels: &'static str,
     pub weight_bytes: u64,
     pub state_bytes: u64,
+    /// From the file's name to a session that could read a prompt.
+    pub opening: Duration,
     pub peak_memory: Option<u64>,
     pub limits: Vec<LimitRow>,
     pub rows: Vec<Row>,
@@ -166,6 +168,7 @@ pub fn measure(
     model: &Model,
     session: &mut Session<'_>,
     plan: &Plan,
+    opening: Duration,
     cancel: &AtomicBool,
     bar: &ProgressBar,
     each: &mut dyn FnMut(&Row),
@@ -204,26 +207,21 @@ pub fn measure(
                         _ => model.weights().macs_per_token() as f64,
                     },
                     cache_bytes: session.cache_bytes(),
-                    profile: None,
                 };
                 bar.set_message(format!("{} on {threads} threads", row.name()));
-                let mut sampling = Duration::ZERO;
                 for run in 0..=plan.repeat {
                     session.restore(&point);
-                    if run == 1 {
-                        session.measure(plan.profile);
-                        sampling = Duration::ZERO;
-                    }
+                    session.measure(plan.profile);
                     let before = after;
-                    let time = once(session, kind, &prompt, cancel, &mut sampling)?;
+                    let (time, sampling) = once(session, kind, &prompt, cancel)?;
+                    let profile = plan.profile.then(|| (session.profile(), sampling));
+                    session.measure(false);
                     after = session.limits();
                     if run > 0 {
-                        row.runs.push(Run { time, before, after });
+                        row.runs.push(Run { time, profile, before, after });
                     }
                     bar.inc(1);
                 }
-                row.profile = plan.profile.then(|| (session.profile(), sampling));
-                session.measure(false);
                 each(&row);
                 rows.push(row);
             }
@@ -236,25 +234,21 @@ pub fn measure(
         kernels: session.kernels(),
         weight_bytes: model.weight_bytes_per_token(),
         state_bytes: model.plan().state_bytes(),
+        opening,
         peak_memory: peak_memory(),
         limits,
         rows,
     })
 }
 
-/// One run of a test; adds the time of choosing tokens to `sampling`.
-fn once(
-    session: &mut Session<'_>,
-    kind: Kind,
-    prompt: &[u32],
-    cancel: &AtomicBool,
-    sampling: &mut Duration,
-) -> Result<Duration> {
+/// One run of a test: how long it took, and how much of that went to choosing tokens.
+fn once(session: &mut Session<'_>, kind: Kind, prompt: &[u32], cancel: &AtomicBool) -> Result<(Duration, Duration)> {
     let mut sampler = Sampler::new(Params::default(), 0);
+    let mut sampling = Duration::ZERO;
     let mut choose = |logits: &[f32], history: &[u32]| {
         let start = Instant::now();
         let id = sampler.sample(logits, history);
-        *sampling += start.elapsed();
+        sampling += start.elapsed();
         id
     };
     let start = Instant::now();
@@ -272,7 +266,7 @@ fn once(
             }
         }
     }
-    Ok(start.elapsed())
+    Ok((start.elapsed(), sampling))
 }
 
 /// The most memory that this process ever held, in bytes, where the system tells (Linux).

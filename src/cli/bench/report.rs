@@ -1,8 +1,8 @@
 //! The results of `hymba bench` as tables and JSON.
 
-use std::fmt::Write;
+use std::{fmt::Write, time::Duration};
 
-use hymba::engine::{Limits, Operation};
+use hymba::engine::{Limits, Operation, Profile};
 use serde_json::{Value, json};
 
 use super::measure::{Kind, Results, Row};
@@ -17,12 +17,14 @@ fn spread(values: &[f64]) -> [f64; 4] {
     [mean, variance.sqrt(), least, greatest]
 }
 
-/// (name, seconds) of everything the time went to.
+/// (name, seconds a run) of everything the time went to in the runs that count.
 fn profile(row: &Row) -> Option<Vec<(&'static str, f64)>> {
-    let (profile, sampling) = row.profile.as_ref()?;
-    let parts = Operation::ALL.iter().zip(profile.operations).map(|((_, name), time)| (*name, time.as_secs_f64()));
-    let rest = [("sampling", sampling.as_secs_f64()), ("waiting", profile.waiting.as_secs_f64())];
-    Some(parts.chain(rest).collect())
+    let profiles: Vec<_> = row.steady().into_iter().map(|run| run.profile.as_ref()).collect::<Option<_>>()?;
+    let mean = |time: &dyn Fn(&(Profile, Duration)) -> Duration| {
+        profiles.iter().map(|p| time(p).as_secs_f64()).sum::<f64>() / profiles.len() as f64
+    };
+    let parts = Operation::ALL.iter().enumerate().map(|(i, (_, name))| (*name, mean(&|p| p.0.operations[i])));
+    Some(parts.chain([("sampling", mean(&|p| p.1)), ("waiting", mean(&|p| p.0.waiting))]).collect())
 }
 
 /// Tables for people.
@@ -43,13 +45,14 @@ pub fn markdown(results: &Results) -> String {
             if row.restless() { " !" } else { "" }
         );
     }
-    if results.rows.iter().any(|r| r.profile.is_some()) {
+    if results.rows.iter().any(|r| profile(r).is_some()) {
         let names: Vec<_> = Operation::ALL.iter().map(|o| o.1).chain(["sampling", "waiting"]).collect();
         let _ = writeln!(out, "\n| share of the time | threads | {} |", names.join(" | "));
         let _ = writeln!(out, "|{}", "---|".repeat(names.len() + 2));
         for row in &results.rows {
             let Some(parts) = profile(row) else { continue };
-            let all: f64 = row.runs.iter().map(|r| r.time.as_secs_f64()).sum();
+            let runs = row.steady();
+            let all = runs.iter().map(|r| r.time.as_secs_f64()).sum::<f64>() / runs.len() as f64;
             let cells: Vec<_> = parts.iter().map(|(_, s)| format!("{:.1} %", 100.0 * s / all)).collect();
             let _ = writeln!(out, "| {} | {} | {} |", row.name(), row.threads, cells.join(" | "));
         }
@@ -71,10 +74,11 @@ pub fn markdown(results: &Results) -> String {
     let cache = results.rows.iter().map(|r| r.cache_bytes).max().unwrap_or(0);
     let _ = write!(
         out,
-        "\nweights read a token: {:.1} MB · cache: {:.1} MB, of it conv and SSM state {:.1} MB",
+        "\nweights read a token: {:.1} MB · cache: {:.1} MB, of it conv and SSM state {:.1} MB · opened in {:.1} ms",
         results.weight_bytes as f64 / 1e6,
         cache as f64 / 1e6,
-        results.state_bytes as f64 / 1e6
+        results.state_bytes as f64 / 1e6,
+        results.opening.as_secs_f64() * 1e3
     );
     if let Some(peak) = results.peak_memory {
         let _ = write!(out, " · peak memory: {:.1} MB", peak as f64 / 1e6);
@@ -129,8 +133,7 @@ pub fn row_json(row: &Row) -> Value {
         object["limit"] = json!(row.limit());
     }
     if let Some(parts) = profile(row) {
-        let runs = row.runs.len() as f64;
-        object["profile_seconds"] = parts.into_iter().map(|(name, s)| (name.to_owned(), json!(s / runs))).collect();
+        object["profile_seconds"] = parts.into_iter().map(|(name, s)| (name.to_owned(), json!(s))).collect();
     }
     object
 }
@@ -153,6 +156,7 @@ pub fn json(results: &Results) -> Value {
         "kernels": results.kernels,
         "weight_bytes_per_token": results.weight_bytes,
         "state_bytes": results.state_bytes,
+        "opening_seconds": results.opening.as_secs_f64(),
         "peak_memory_bytes": results.peak_memory,
         "limits": limits,
         "rows": results.rows.iter().map(row_json).collect::<Vec<_>>(),

@@ -1,0 +1,241 @@
+//! Attention over the rows of a KV cache and of the chunk that is being read.
+
+use super::{Cpu, Shared, call};
+use crate::{
+    Mat, MatMut,
+    bindings::{self as hk, hk_type},
+};
+
+/// Keys or values of a cache, row after row `[rows, kv_heads, dim]`.
+#[derive(Clone, Copy)]
+pub enum KvRows<'a> {
+    /// Half floats, as bits.
+    F16(&'a [u16]),
+    /// Floats.
+    F32(&'a [f32]),
+    /// ggml's Q8_0: blocks of [`Q8_BLOCK`] values, [`Q8_BYTES`] bytes each.
+    Q8_0(&'a [u8]),
+}
+
+/// Values of a block of Q8_0.
+pub const Q8_BLOCK: usize = 32;
+/// Bytes of a block of Q8_0: a half-float scale and signed bytes.
+pub const Q8_BYTES: usize = 34;
+
+impl KvRows<'_> {
+    fn len(self) -> usize {
+        match self {
+            Self::Q8_0(v) => v.len() / Q8_BYTES * Q8_BLOCK,
+            Self::F16(v) => v.len(),
+            Self::F32(v) => v.len(),
+        }
+    }
+
+    fn dtype(self) -> hk_type {
+        match self {
+            Self::F16(_) => hk_type::HK_F16,
+            Self::F32(_) => hk_type::HK_F32,
+            Self::Q8_0(_) => hk_type::HK_Q8_0,
+        }
+    }
+
+    /// The address of value `i`, which is within bounds and begins a block if there are blocks.
+    fn at(self, i: usize) -> *const std::ffi::c_void {
+        match self {
+            Self::Q8_0(v) => v[i / Q8_BLOCK * Q8_BYTES..].as_ptr().cast(),
+            Self::F16(v) => v[i..].as_ptr().cast(),
+            Self::F32(v) => v[i..].as_ptr().cast(),
+        }
+    }
+}
+
+/// A run of rows that a token sees: of the cache, or of the chunk that is being read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Run {
+    /// In the chunk (true) or in the cache?
+    pub chunk: bool,
+    /// The first row.
+    pub first: usize,
+    /// How many rows; 0: the run is not there.
+    pub rows: usize,
+}
+
+/// What [`Cpu::attention`] reads.
+pub struct Attention<'a> {
+    /// Queries `[tokens, heads * key_dim]`.
+    pub q: Mat<'a>,
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads.
+    pub kv_heads: usize,
+    /// Width of a key head.
+    pub key_dim: usize,
+    /// Width of a value head.
+    pub value_dim: usize,
+    /// Keys and values of the cache.
+    pub cache: [KvRows<'a>; 2],
+    /// Keys and values of the chunk's own tokens.
+    pub chunk: [KvRows<'a>; 2],
+    /// Per token, the rows it sees, in order of position: a prefix of the cache, the same for all tokens; the end of
+    /// what else the cache holds, in two runs, for later tokens no more of it than for earlier ones; rows of the chunk.
+    pub visible: &'a [[Run; 4]],
+}
+
+/// Values of a row that the kernel turns keys in.
+const TURNED: usize = hk::HK_ATTEND_ROWS as usize;
+/// Queries of a tile of tokens: as many as the kernel takes at once.
+const PREFILL_QUERIES: usize = 40;
+/// Parts that the rows of a single token are split into at most, each of a multiple of `DECODE_ROWS`: the same for any
+/// number of threads.
+const DECODE_PARTS: usize = 16;
+const DECODE_ROWS: usize = 32;
+
+/// The rows that some tokens see between them, as one sequence.
+struct Sequence {
+    /// A prefix that all see, then the rest.
+    runs: [Run; 4],
+    /// Per token: where in the sequence the rest that it sees begins and ends.
+    first: Vec<usize>,
+    end: Vec<usize>,
+}
+
+impl Sequence {
+    fn new(visible: &[[Run; 4]]) -> Self {
+        let [prefix, old, new, _] = visible[0];
+        let cached = old.rows + new.rows;
+        let own = |token: &[Run; 4]| token[3].first..token[3].first + token[3].rows;
+        let start = visible.iter().map(|v| own(v).start).min().unwrap_or(0);
+        let stop = visible.iter().map(|v| own(v).end).max().unwrap_or(0);
+        let (mut first, mut end) = (Vec::with_capacity(visible.len()), Vec::with_capacity(visible.len()));
+        for token in visible {
+            let seen = token[1].rows + token[2].rows;
+            assert!(token[0] == prefix && seen <= cached && token[3].rows > 0, "attention: rows are out of order");
+            let chunk = prefix.rows + cached; // where the chunk's rows begin
+            assert!(seen == 0 || own(token).start == start, "attention: rows between those of a token are missing");
+            first.push(if seen > 0 { chunk - seen } else { chunk + own(token).start - start });
+            end.push(chunk + own(token).end - start);
+        }
+        Self { runs: [prefix, old, new, Run { chunk: true, first: start, rows: stop - start }], first, end }
+    }
+
+    fn rows(&self) -> usize {
+        self.runs.iter().map(|r| r.rows).sum()
+    }
+}
+
+impl Cpu {
+    /// Softmax attention of every token over the rows it sees; out `[tokens, heads * value_dim]`.
+    ///
+    /// # Panics
+    /// If the shapes do not fit together, or a token sees rows that the first token of the call does not bound: see
+    /// [`Attention::visible`].
+    pub fn attention(&mut self, a: &Attention<'_>, out: MatMut<'_>) {
+        let group = a.heads / a.kv_heads;
+        let (k_stride, v_stride) = (a.kv_heads * a.key_dim, a.kv_heads * a.value_dim);
+        assert!(group * a.kv_heads == a.heads, "attention: heads do not form groups");
+        assert!(a.q.cols == a.heads * a.key_dim && out.cols == a.heads * a.value_dim, "attention: widths differ");
+        assert!(a.q.rows == out.rows && a.visible.len() == out.rows, "attention: tokens differ");
+        let dtype = a.cache[0].dtype();
+        assert!(a.cache.iter().chain(&a.chunk).all(|r| r.dtype() == dtype), "attention: types differ");
+        let whole = a.key_dim.is_multiple_of(Q8_BLOCK) && a.value_dim.is_multiple_of(Q8_BLOCK);
+        assert!(dtype != hk_type::HK_Q8_0 || whole, "attention: a head has no whole blocks");
+        for run in a.visible.iter().flatten() {
+            let [k, v] = if run.chunk { a.chunk } else { a.cache };
+            let end = run.first + run.rows;
+            assert!(end * k_stride <= k.len() && end * v_stride <= v.len(), "attention: a run ends at row {end}");
+        }
+
+        let (kernels, heads) = (self.kernels, a.heads);
+        let (y, stride) = (Shared(out.data.as_mut_ptr()), out.stride);
+        let scale = 1.0 / (a.key_dim as f32).sqrt();
+        // The call on tokens `t..` of a sequence, kv heads `h..`, with `scratch` of `TURNED * key_dim` values; the caller
+        // says where parts go.
+        let call = |s: &Sequence, t: usize, h: std::ops::Range<usize>, scratch: *mut f32| {
+            let runs = s.runs.map(|run| {
+                let [k, v] = if run.chunk { a.chunk } else { a.cache };
+                let at = |rows: KvRows<'_>, stride: usize, dim: usize| match run.rows {
+                    0 => std::ptr::null(),
+                    _ => rows.at(run.first * stride + h.start * dim),
+                };
+                hk::hk_rows { k: at(k, k_stride, a.key_dim), v: at(v, v_stride, a.value_dim), rows: run.rows }
+            });
+            let args = hk::hk_attend {
+                q: a.q.row(t)[h.start * group * a.key_dim..].as_ptr(),
+                q_stride: a.q.stride,
+                tokens: s.first.len(),
+                kv_heads: h.len(),
+                group,
+                key_dim: a.key_dim,
+                value_dim: a.value_dim,
+                type_: dtype,
+                k_stride,
+                v_stride,
+                runs: std::ptr::null(),
+                n_runs: runs.len(),
+                from: 0,
+                to: s.rows(),
+                prefix: s.runs[0].rows,
+                first: s.first.as_ptr(),
+                end: s.end.as_ptr(),
+                scale,
+                scratch,
+                max: std::ptr::null_mut(),
+                sum: std::ptr::null_mut(),
+                out: y.at(t * stride + h.start * group * a.value_dim),
+                out_stride: stride,
+            };
+            (args, runs)
+        };
+
+        if out.rows == 1 {
+            // One token: its rows in parts, each for all heads, so that they are read as they lie.
+            let s = Sequence::new(a.visible);
+            let rows = s.rows().div_ceil(DECODE_PARTS).next_multiple_of(DECODE_ROWS);
+            let (parts, part) = (s.rows().div_ceil(rows), heads * (a.value_dim + 2));
+            let n = self.pool.threads() * TURNED * a.key_dim;
+            self.scores.resize(self.scores.len().max(n + parts * part), 0.0);
+            let scratch = Shared(self.scores.as_mut_ptr());
+            self.pool.run(parts, |task, thread| {
+                let (mut args, runs) = call(&s, 0, 0..a.kv_heads, scratch.at(thread * TURNED * a.key_dim));
+                args.runs = runs.as_ptr();
+                (args.from, args.to) = (task * rows, s.rows().min((task + 1) * rows));
+                args.max = scratch.at(n + task * part);
+                args.sum = scratch.at(n + task * part + heads);
+                args.out = scratch.at(n + task * part + 2 * heads);
+                call!(kernels, attend(&args));
+            });
+            self.pool.run(a.kv_heads, |head, _| {
+                for h in head * group..(head + 1) * group {
+                    let (max, sum) = (scratch.at(n + h), scratch.at(n + heads + h));
+                    let (values, y) = (scratch.at(n + 2 * heads + h * a.value_dim), y.at(h * a.value_dim));
+                    call!(kernels, attend_merge(max, sum, part, values, part, parts, a.value_dim, y));
+                }
+            });
+            return;
+        }
+
+        // Many tokens: those of a tile share each row of keys, once it is turned.
+        let tile = (PREFILL_QUERIES / group).max(1);
+        let each = TURNED * a.key_dim + 2 * tile * group;
+        self.scores.resize(self.scores.len().max(self.pool.threads() * each), 0.0);
+        let scratch = Shared(self.scores.as_mut_ptr());
+        let sequences: Vec<_> = a.visible.chunks(tile).map(Sequence::new).collect();
+        // the last tokens see the most: they come first
+        let tasks = sequences.len() * a.kv_heads;
+        self.pool.run(tasks, |task, thread| {
+            let task = tasks - 1 - task;
+            let (i, head) = (task / a.kv_heads, task % a.kv_heads);
+            let (s, t, scratch) = (&sequences[i], i * tile, scratch.at(thread * each));
+            let (mut args, runs) = call(s, t, head..head + 1, scratch);
+            args.runs = runs.as_ptr();
+            args.max = scratch.wrapping_add(TURNED * a.key_dim);
+            args.sum = args.max.wrapping_add(tile * group);
+            call!(kernels, attend(&args));
+            for q in 0..s.first.len() * group {
+                let out = args.out.wrapping_add(q / group * stride + q % group * a.value_dim);
+                let (max, sum) = (args.max.wrapping_add(q), args.sum.wrapping_add(q));
+                call!(kernels, attend_merge(max, sum, 1, out, a.value_dim, 1, a.value_dim, out));
+            }
+        });
+    }
+}
