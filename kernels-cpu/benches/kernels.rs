@@ -29,7 +29,21 @@ fn bytes(n: usize) -> Vec<u8> {
 fn matmul(c: &mut Criterion, cpu: &mut Cpu) {
     use WeightType::*;
     let mut group = c.benchmark_group(format!("{}/matmul", cpu.kernels()));
-    for (dtype, bits) in [(HK_Q4_0X8, 18), (HK_Q8_0X8, 34), (HK_Q4_0, 18), (HK_Q8_0, 34), (HK_F16, 64)] {
+    let types = [
+        (HK_Q4_0X8, 18),
+        (HK_IQ4_NLX8, 18),
+        (HK_MXFP4X8, 17),
+        (HK_Q4_1X8, 20),
+        (HK_Q5_0X8, 22),
+        (HK_Q5_1X8, 24),
+        (HK_Q8_0X8, 34),
+        (HK_Q4_0, 18),
+        (HK_IQ4_NL, 18),
+        (HK_Q5_0, 22),
+        (HK_Q8_0, 34),
+        (HK_F16, 64),
+    ];
+    for (dtype, bits) in types {
         for tokens in [1, 16, 256] {
             let rows = 256; // they stay in the second-level cache: the kernel is measured, not the memory
             let weights = bytes(rows * HIDDEN / 32 * bits);

@@ -1,7 +1,11 @@
 //! `hymba eval`: numbers about a model, for people who check or compare.
 
+mod activations;
+mod compare;
 mod logits;
 mod perplexity;
+mod sensitivity;
+mod text;
 
 use std::{
     num::NonZeroUsize,
@@ -15,7 +19,7 @@ use super::{
     options::{cache_type, count},
 };
 
-/// Measure what a model computes: its logits, or its perplexity on a text
+/// Measure what a model computes: its logits, how well it predicts a text, how far it is from another
 #[derive(clap::Args)]
 pub struct Args {
     #[command(subcommand)]
@@ -26,15 +30,28 @@ pub struct Args {
 enum Command {
     /// Write the logits after each of the given token ids to a safetensors file
     Logits(logits::Args),
-    /// Average negative log-likelihood and perplexity of a text
+    /// Average negative log-likelihood and perplexity of a text, and with --kl the divergence from a base model
     Perplexity(perplexity::Args),
+    /// How far one model is from another on a text
+    Compare(compare::Args),
+    /// What a text is predicted worse by when one class of tensors alone is quantized
+    Sensitivity(sensitivity::Args),
+    /// What rounding activations to 8 bits costs by itself
+    Activations(activations::Args),
 }
 
-/// What both have in common.
+/// The model and how it runs.
 #[derive(clap::Args)]
 struct Common {
     #[command(flatten)]
     model: ModelArgs,
+    #[command(flatten)]
+    machine: MachineArgs,
+}
+
+/// How models run.
+#[derive(clap::Args)]
+struct MachineArgs {
     /// Threads to compute with [default: one a core that this process may use]
     #[arg(short, long, value_name = "N", value_parser = count().range(1..=512))]
     threads: Option<usize>,
@@ -43,7 +60,7 @@ struct Common {
     cache_type: Kind,
 }
 
-impl Common {
+impl MachineArgs {
     /// The engine's options for texts of up to `context` tokens.
     fn options(&self, context: usize) -> SessionOptions {
         let threads = self.threads.and_then(NonZeroUsize::new);
@@ -56,5 +73,8 @@ pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
     match &args.command {
         Command::Logits(args) => logits::run(args, cancel),
         Command::Perplexity(args) => perplexity::run(args, cancel),
+        Command::Compare(args) => compare::run(args, cancel),
+        Command::Sensitivity(args) => sensitivity::run(args, cancel),
+        Command::Activations(args) => activations::run(args, cancel),
     }
 }

@@ -11,7 +11,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use hymba::{
     engine::{Model, compute_meta_state},
     format::DType,
-    quant::{Event, Options, convert},
+    quant::{Event, Options, Recipe, convert, mixture},
     state::MetaState,
 };
 use indicatif::{ProgressBar, ProgressStyle};
@@ -26,9 +26,13 @@ pub struct Args {
     input: PathBuf,
     /// The GGUF file to write
     output: PathBuf,
-    /// How to store the matrices; norms and other small tensors stay wider
+    /// How to store the matrices: a type, or a recipe that keeps to so many bits a weight over all tensors and gives more
+    /// to those that need more (q8, q6: 6.6, q5: 5.6, q4: 4.6, small: 4.5); norms and other small tensors stay wider
     #[arg(long = "type", value_name = "TYPE", default_value = "q4_0", value_parser = type_parser())]
-    dtype: DType,
+    target: Target,
+    /// All matrices in one type, with a recipe in its main one (q6: q5_1, q5: q5_0, q4: iq4_nl, small: mxfp4)
+    #[arg(long)]
+    pure: bool,
     /// Store the tensors whose name matches in another type; the last match wins
     #[arg(long = "tensor-type", value_name = "REGEX=TYPE", value_parser = parse_override)]
     overrides: Vec<(Regex, DType)>,
@@ -52,8 +56,19 @@ enum BlockOrder {
     Standard,
 }
 
-fn type_parser() -> impl TypedValueParser<Value = DType> {
-    PossibleValuesParser::new(DType::ALL.map(DType::name)).try_map(|name| DType::from_name(&name).ok_or("no such type"))
+/// What is asked for with --type.
+#[derive(Clone, Copy)]
+enum Target {
+    Type(DType),
+    Recipe(Recipe),
+}
+
+fn type_parser() -> impl TypedValueParser<Value = Target> {
+    let names = DType::ALL.iter().map(|t| t.name()).chain(Recipe::ALL.iter().map(|r| r.name()));
+    PossibleValuesParser::new(names).try_map(|name| {
+        let recipe = || Recipe::from_name(&name).map(Target::Recipe);
+        DType::from_name(&name).map(Target::Type).or_else(recipe).ok_or("no such type")
+    })
 }
 
 fn parse_override(text: &str) -> Result<(Regex, DType), String> {
@@ -71,10 +86,14 @@ fn parse_override(text: &str) -> Result<(Regex, DType), String> {
 
 /// Converts. `cancel` turning true stops it and leaves nothing.
 pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
+    let (dtype, overrides) = match args.target {
+        Target::Recipe(recipe) => mixture(&args.input, recipe, args.pure, &args.overrides)?,
+        Target::Type(dtype) => (dtype, args.overrides.clone()),
+    };
     let options = Options {
-        dtype: args.dtype,
+        dtype,
         packed: args.layout == BlockOrder::Packed,
-        overrides: args.overrides.clone(),
+        overrides,
         force: args.force,
         threads: args.threads,
     };

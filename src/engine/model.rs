@@ -8,7 +8,7 @@ use crate::{
         Blob,
         gguf::{Gguf, Metadata},
     },
-    model::{Config, Plan, Weights},
+    model::{Config, Matrix, Plan, Weights},
     state::MetaState,
 };
 
@@ -39,6 +39,19 @@ impl Model {
         let stored_meta_state = if config.meta_tokens > 0 { MetaState::stored(&gguf, &config)? } else { None };
         let fingerprint = OnceLock::new();
         Ok(Self { plan: Plan::new(&config), weights, config, stored_meta_state, fingerprint, gguf })
+    }
+
+    /// The same model with other matrices: `change` gets each, with its tensor's name, and tells what takes its place, if
+    /// anything does. A state after the meta tokens that the file holds is not this model's, and is left out.
+    pub fn with_matrices(&self, mut change: impl FnMut(&str, &Matrix) -> Result<Option<Matrix>>) -> Result<Self> {
+        let mut weights = self.weights.clone();
+        for (name, matrix) in weights.matrices_mut() {
+            if let Some(other) = change(&name, matrix)? {
+                *matrix = other;
+            }
+        }
+        let (gguf, config, fingerprint) = (self.gguf.clone(), self.config.clone(), OnceLock::new());
+        Ok(Self { plan: Plan::new(&config), weights, config, stored_meta_state: None, fingerprint, gguf })
     }
 
     /// The hyper-parameters.

@@ -2,28 +2,56 @@
 
 use std::sync::atomic::AtomicBool;
 
-use super::Session;
+use super::{Session, softmax::log_sum_exp};
 use crate::{Error, Result};
 
+/// A mean and its standard error, from values that are taken to be independent.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Estimate {
+    /// The mean.
+    pub mean: f64,
+    /// Its standard error.
+    pub error: f64,
+}
+
+impl Estimate {
+    /// The mean of some values; all zeros if there are none.
+    pub fn of(values: impl Iterator<Item = f64> + Clone) -> Self {
+        let n = values.clone().count().max(1) as f64;
+        let mean = values.clone().sum::<f64>() / n;
+        let squares: f64 = values.map(|v| (v - mean) * (v - mean)).sum();
+        Self { mean, error: (squares / (n - 1.0).max(1.0) / n).sqrt() }
+    }
+
+    /// e to it.
+    pub fn exp(self) -> Self {
+        let mean = self.mean.exp();
+        Self { mean, error: self.error * mean }
+    }
+}
+
 /// How a text was predicted.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Perplexity {
-    /// Tokens that were predicted.
-    pub predicted: usize,
+    /// −ln p of each token that was predicted.
+    pub losses: Vec<f64>,
     /// Contexts the text was cut into.
     pub contexts: usize,
-    /// Sum of −ln p over the predicted tokens.
-    pub nll_sum: f64,
 }
 
 impl Perplexity {
+    /// Tokens that were predicted.
+    pub fn predicted(&self) -> usize {
+        self.losses.len()
+    }
+
     /// Average −ln p, in nats a token.
-    pub fn nll(&self) -> f64 {
-        self.nll_sum / self.predicted.max(1) as f64
+    pub fn nll(&self) -> Estimate {
+        Estimate::of(self.losses.iter().copied())
     }
 
     /// e to the average −ln p.
-    pub fn perplexity(&self) -> f64 {
+    pub fn perplexity(&self) -> Estimate {
         self.nll().exp()
     }
 }
@@ -46,21 +74,13 @@ pub fn perplexity(
         let inputs = [&[bos], &targets[..targets.len() - 1]].concat();
         session.clear()?;
         session.prefill_all(&inputs, cancel, |i, logits| {
-            result.nll_sum -= log_probability(logits, targets[i] as usize);
+            result.losses.push(log_sum_exp(logits) - f64::from(logits[targets[i] as usize]));
             Ok(())
         })?;
-        result.predicted += targets.len();
         result.contexts += 1;
         done(&result);
     }
     Ok(result)
-}
-
-/// ln of the softmax of `logits` at `id`, in double precision.
-fn log_probability(logits: &[f32], id: usize) -> f64 {
-    let max = logits.iter().fold(f32::NEG_INFINITY, |m, &v| m.max(v));
-    let sum: f64 = logits.iter().map(|&v| f64::from(v - max).exp()).sum();
-    f64::from(logits[id] - max) - sum.ln()
 }
 
 #[cfg(test)]
@@ -68,10 +88,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn probabilities_of_known_logits() {
-        let logits = [1.0, 3.0, 2.0];
-        let total: f64 = (0..3).map(|i| log_probability(&logits, i).exp()).sum();
-        assert!((total - 1.0).abs() < 1e-12);
-        assert!((log_probability(&logits, 1) - log_probability(&logits, 0) - 2.0).abs() < 1e-12);
+    fn means_have_their_standard_error() {
+        let estimate = Estimate::of([1.0, 2.0, 3.0, 6.0].into_iter());
+        assert_eq!(estimate.mean, 3.0);
+        assert!((estimate.error - (14.0f64 / 3.0 / 4.0).sqrt()).abs() < 1e-12);
+        assert_eq!(Estimate::of([5.0].into_iter()), Estimate { mean: 5.0, error: 0.0 });
     }
 }

@@ -225,6 +225,11 @@ impl<'m> Session<'m> {
         Ok(())
     }
 
+    /// Tokens that are read at once.
+    pub fn chunk(&self) -> usize {
+        self.scratch.chunk()
+    }
+
     /// Tokens of text read so far.
     pub fn tokens(&self) -> usize {
         self.state.position - self.model.config().meta_tokens

@@ -73,6 +73,7 @@ impl Deref for Vector {
 }
 
 /// The feed-forward part of a layer.
+#[derive(Clone)]
 pub struct FeedForward {
     /// `[hidden]`
     pub norm: Vector,
@@ -85,6 +86,7 @@ pub struct FeedForward {
 }
 
 /// The norms on Δ, B and C.
+#[derive(Clone)]
 pub struct DtBcNorm {
     /// `[dt_rank]`
     pub dt: Vector,
@@ -95,6 +97,7 @@ pub struct DtBcNorm {
 }
 
 /// One layer: attention heads and Mamba heads side by side, then the feed-forward part.
+#[derive(Clone)]
 pub struct Layer {
     /// Norm of the layer's input `[hidden]`.
     pub norm: Vector,
@@ -143,6 +146,7 @@ impl Layer {
 }
 
 /// All weights of a model.
+#[derive(Clone)]
 pub struct Weights {
     /// `[vocab, hidden]`
     pub token_embd: Matrix,
@@ -167,6 +171,27 @@ impl Weights {
             output_norm: find.vector("output_norm.weight")?,
             output: find.maybe("output.weight", |n| find.matrix(n))?,
         })
+    }
+
+    /// Every matrix with its tensor's name.
+    pub(crate) fn matrices_mut(&mut self) -> Vec<(String, &mut Matrix)> {
+        let mut all = vec![("token_embd.weight".to_owned(), &mut self.token_embd)];
+        all.extend(self.meta_embd.as_mut().map(|m| ("meta_embd.weight".to_owned(), m)));
+        for (i, layer) in self.layers.iter_mut().enumerate() {
+            let Layer { in_proj, x_proj, dt_proj, out_proj, feed_forward, .. } = layer;
+            let mut add = |name: &str, matrix| all.push((format!("blk.{i}.{name}.weight"), matrix));
+            add("in_proj", in_proj);
+            add("ssm_x", x_proj);
+            add("ssm_dt", dt_proj);
+            add("out_proj", out_proj);
+            if let Some(FeedForward { gate, up, down, .. }) = feed_forward {
+                gate.iter_mut().for_each(|gate| add("ffn_gate", gate));
+                add("ffn_up", up);
+                add("ffn_down", down);
+            }
+        }
+        all.extend(self.output.as_mut().map(|m| ("output.weight".to_owned(), m)));
+        all
     }
 
     /// Every matrix.

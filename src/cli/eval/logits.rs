@@ -60,7 +60,7 @@ pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
         stored_meta_state: !args.no_meta_state,
         chunk: args.chunk,
         // the last token chosen is not read
-        ..args.common.options(ids.len() + args.decode.saturating_sub(1))
+        ..args.common.machine.options(ids.len() + args.decode.saturating_sub(1))
     };
     let mut greedy = Sampler::new(Params { temperature: 0.0, repeat_penalty: 1.0, ..Params::default() }, 0);
     let mut session = Session::new(&model, &options)?;

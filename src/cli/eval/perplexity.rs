@@ -1,93 +1,95 @@
-//! `hymba eval perplexity`: how well a model predicts a text.
+//! `hymba eval perplexity`: how well a model predicts a text, alone or beside a base model.
 
 use std::{
-    fs,
-    io::{self, IsTerminal, Write},
+    io::{self, Write},
     path::PathBuf,
     sync::atomic::AtomicBool,
     time::Instant,
 };
 
-use hymba::{
-    Error,
-    engine::{Session, perplexity},
-    text::Tokenizer,
-};
-use indicatif::{ProgressBar, ProgressStyle};
+use hymba::engine::{Estimate, Model, Session, diverge, perplexity};
 use serde_json::json;
 
-use super::Common;
+use super::{
+    Common,
+    text::{CONTEXTS, TextArgs, bar, divergence_json, tell},
+};
 use crate::cli::options::count;
 
 #[derive(clap::Args)]
-#[command(
-    after_help = "The text is encoded whole, without special tokens, and cut into consecutive runs of one token \
-less than the context. Each run is one context: the meta tokens, BOS, the run. Every token of the text is predicted; \
-the loss is the average of -ln p over them."
-)]
+#[command(after_help = CONTEXTS)]
 pub struct Args {
     #[command(flatten)]
     common: Common,
-    /// The text, UTF-8
-    file: PathBuf,
-    /// Tokens of a context, BOS included
-    #[arg(short, long, value_name = "N", default_value = "1024", value_parser = count().range(2..=1 << 24))]
-    context: usize,
-    /// Print one JSON object
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    text: TextArgs,
+    /// Also tell how far the model is from this one, usually the one it was quantized from
+    #[arg(long, value_name = "BASE")]
+    kl: Option<PathBuf>,
+    /// Read no more than the first N tokens of the text; 0 is all
+    #[arg(long, value_name = "N", default_value = "0", value_parser = count())]
+    tokens: usize,
 }
 
 pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
-    let bytes = fs::read(&args.file).map_err(|e| Error::io("cannot read", &args.file, e))?;
-    let name = args.file.display();
-    let text = std::str::from_utf8(&bytes).map_err(|e| {
-        Error::format(name.to_string(), format!("is not UTF-8 text: byte {} does not fit", e.valid_up_to()))
-    })?;
-    let model = args.common.model.open(args.json)?;
-    let tokenizer = Tokenizer::from_metadata(model.metadata(), model.file())?;
-    let bos = tokenizer
-        .bos()
-        .ok_or_else(|| Error::format(model.file(), "names no BOS token, with which each context begins"))?;
-    let ids = tokenizer.encode(text, false)?;
-    if ids.is_empty() {
-        return Err(Error::format(name.to_string(), "holds no text").into());
-    }
-    let mut session = Session::new(&model, &args.common.options(args.context))?;
-    let bar = if io::stderr().is_terminal() { ProgressBar::new(ids.len() as u64) } else { ProgressBar::hidden() };
-    bar.set_style(ProgressStyle::with_template("{bar:30} {percent:>3} % {eta:>4}  perplexity {msg}")?);
+    let model = args.common.model.open(args.text.json)?;
+    let text = args.text.read(&model, args.tokens)?;
+    let base = args.kl.as_ref().map(|path| Model::open(path)).transpose()?;
     let start = Instant::now();
-    let result = perplexity(&mut session, bos, &ids, cancel, &mut |so_far| {
-        bar.set_position(so_far.predicted as u64);
-        bar.set_message(format!("{:.3}", so_far.perplexity()));
+    let bar = bar(text.ids.len(), if base.is_some() { "" } else { "perplexity " })?;
+    let found = base.as_ref().map(|base| {
+        let options = args.text.side_by_side(&args.common.machine);
+        let (mut base, mut sessions) = (Session::new(base, &options)?, [Session::new(&model, &options)?]);
+        let mut found = diverge(&mut base, &mut sessions, text.bos, &text.ids, cancel, &mut |n| bar.inc(n as u64))?;
+        Ok::<_, hymba::Error>(found.remove(0))
     });
+    let found = found.transpose()?;
+    let alone = || {
+        let mut session = Session::new(&model, &args.common.machine.options(args.text.context))?;
+        perplexity(&mut session, text.bos, &text.ids, cancel, &mut |so_far| {
+            bar.set_position(so_far.predicted() as u64);
+            bar.set_message(format!("{:.3}", so_far.perplexity().mean));
+        })
+    };
+    let nll = match &found {
+        Some(found) => Estimate::of(found.nll.iter().copied()),
+        None => alone()?.nll(),
+    };
     bar.finish_and_clear();
-    let (result, seconds) = (result?, start.elapsed().as_secs_f64());
 
-    let bits_per_byte = result.nll_sum / std::f64::consts::LN_2 / bytes.len() as f64;
-    let rate = result.predicted as f64 / seconds;
+    let (perplexity, seconds, tokens) = (nll.exp(), start.elapsed().as_secs_f64(), text.ids.len());
+    let contexts = tokens.div_ceil(args.text.context - 1);
+    let bits_per_byte = text.whole.then(|| nll.mean * tokens as f64 / std::f64::consts::LN_2 / text.bytes as f64);
+    let rate = tokens as f64 / seconds;
     let mut out = io::stdout().lock();
-    if args.json {
+    if args.text.json {
         let object = json!({
             "model": model.file(),
-            "file": name.to_string(),
-            "bytes": bytes.len(),
-            "tokens": ids.len(),
-            "context": args.context,
-            "contexts": result.contexts,
-            "predicted": result.predicted,
-            "nll": result.nll(),
-            "perplexity": result.perplexity(),
+            "file": text.name,
+            "bytes": text.bytes,
+            "tokens": tokens,
+            "context": args.text.context,
+            "contexts": contexts,
+            "predicted": tokens,
+            "nll": nll.mean,
+            "nll_error": nll.error,
+            "perplexity": perplexity.mean,
+            "perplexity_error": perplexity.error,
             "bits_per_byte": bits_per_byte,
             "seconds": seconds,
             "tokens_per_second": rate,
+            "against": found.map(|found| divergence_json(base.as_ref().map_or("", Model::file), &found)),
         });
         writeln!(out, "{object}")?;
-    } else {
-        writeln!(out, "perplexity   {:.4} a token", result.perplexity())?;
-        writeln!(out, "nll          {:.6} nats a token, {bits_per_byte:.5} bits a byte", result.nll())?;
-        writeln!(out, "tokens       {} in {} contexts of {}", result.predicted, result.contexts, args.context)?;
-        writeln!(out, "time         {seconds:.1} s, {rate:.0} tokens/s")?;
+        return Ok(());
     }
+    let bits = bits_per_byte.map(|bits| format!(", {bits:.5} bits a byte")).unwrap_or_default();
+    writeln!(out, "perplexity   {:.4} ± {:.4} a token", perplexity.mean, perplexity.error)?;
+    writeln!(out, "nll          {:.6} ± {:.6} nats a token{bits}", nll.mean, nll.error)?;
+    writeln!(out, "tokens       {tokens} in {contexts} contexts of {}", args.text.context)?;
+    if let (Some(found), Some(base)) = (&found, &base) {
+        tell(&mut out, base.file(), found)?;
+    }
+    writeln!(out, "time         {seconds:.1} s, {rate:.0} tokens/s")?;
     Ok(())
 }

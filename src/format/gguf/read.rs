@@ -42,6 +42,7 @@ pub struct Tensor {
 }
 
 /// An open file.
+#[derive(Clone)]
 pub struct Gguf {
     /// The file's name, for messages.
     pub file: String,

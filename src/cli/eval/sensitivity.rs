@@ -1,0 +1,148 @@
+//! `hymba eval sensitivity`: which tensors bear quantization, and which don't.
+
+use std::{
+    io::{self, Write},
+    sync::atomic::AtomicBool,
+};
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use hymba::{
+    Error,
+    engine::{Model, Session, diverge},
+    format::DType,
+    quant::recode,
+};
+use serde_json::{Value, json};
+
+use super::{
+    Common,
+    text::{CONTEXTS, TextArgs, bar, percent},
+};
+use crate::cli::options::count;
+
+#[derive(clap::Args)]
+#[command(
+    long_about = "What a text is predicted worse by when one class of tensors alone is quantized, by rounding to the \
+nearest. All variants of the model are in memory side by side; what they have in common is there once."
+)]
+#[command(after_help = CONTEXTS)]
+pub struct Args {
+    #[command(flatten)]
+    common: Common,
+    #[command(flatten)]
+    text: TextArgs,
+    /// The type to quantize to
+    #[arg(long = "type", value_name = "TYPE", default_value = "q4_0", value_parser = type_parser())]
+    dtype: DType,
+    /// Quantize each layer alone too
+    #[arg(long)]
+    layers: bool,
+    /// Read no more than the first N tokens of the text; 0 is all
+    #[arg(long, value_name = "N", default_value = "8192", value_parser = count())]
+    tokens: usize,
+}
+
+fn type_parser() -> impl TypedValueParser<Value = DType> {
+    let types = DType::ALL.into_iter().filter(|t| t.is_quantized()).map(DType::name);
+    PossibleValuesParser::new(types).try_map(|name| DType::from_name(&name).ok_or("no such type"))
+}
+
+/// A class of tensors.
+struct Class {
+    name: String,
+    holds: Box<dyn Fn(&str) -> bool>,
+}
+
+/// The classes of a model of so many layers.
+fn classes(layers: usize, each_layer: bool) -> Vec<Class> {
+    let class = |name: &str, holds: Box<dyn Fn(&str) -> bool>| Class { name: name.into(), holds };
+    let mut all = vec![class("all", Box::new(|_| true))];
+    all.push(class("embedding and head", Box::new(|n| n == "token_embd.weight" || n == "output.weight")));
+    for kind in ["in_proj", "ssm_x", "ssm_dt", "out_proj", "ffn_gate", "ffn_up", "ffn_down"] {
+        let end = format!(".{kind}.weight");
+        all.push(class(kind, Box::new(move |n| n.ends_with(&end))));
+    }
+    let last = layers.saturating_sub(1);
+    for layer in (0..layers).filter(|&i| each_layer || i == 0 || i == last) {
+        let start = format!("blk.{layer}.");
+        let name = match layer {
+            0 => "first layer".to_owned(),
+            i if i == last => "last layer".to_owned(),
+            i => format!("layer {i}"),
+        };
+        all.push(class(&name, Box::new(move |n| n.starts_with(&start))));
+    }
+    all
+}
+
+/// The model with the matrices of a class in another type; how many weights changed, and how many bytes that saves.
+fn quantized(model: &Model, class: &Class, dtype: DType) -> hymba::Result<(Model, u64, i64)> {
+    let (mut weights, mut saved) = (0, 0);
+    let changed = model.with_matrices(|name, matrix| {
+        if name == "meta_embd.weight" || !(class.holds)(name) {
+            return Ok(None);
+        }
+        let recoded =
+            recode(matrix, dtype).map_err(|unfit| Error::format(model.file(), format!("tensor `{name}` {unfit}")))?;
+        if let Some(other) = &recoded {
+            weights += (matrix.rows * matrix.cols) as u64;
+            saved += matrix.data.len() as i64 - other.data.len() as i64;
+        }
+        Ok(recoded)
+    })?;
+    Ok((changed, weights, saved))
+}
+
+pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
+    let model = args.common.model.open(args.text.json)?;
+    let text = args.text.read(&model, args.tokens)?;
+    let mut kept = Vec::new();
+    for class in classes(model.config().layers, args.layers) {
+        let variant = quantized(&model, &class, args.dtype)?;
+        // A model may lack a class, or hold it in rows without whole blocks.
+        if variant.1 > 0 {
+            kept.push((class, variant));
+        }
+    }
+    let options = args.text.side_by_side(&args.common.machine);
+    let mut base = Session::new(&model, &options)?;
+    let mut sessions = kept.iter().map(|(_, v)| Session::new(&v.0, &options)).collect::<hymba::Result<Vec<_>>>()?;
+    let bar = bar(text.ids.len(), "")?;
+    let found = diverge(&mut base, &mut sessions, text.bos, &text.ids, cancel, &mut |n| bar.inc(n as u64));
+    bar.finish_and_clear();
+    let found = found?;
+
+    let mut out = io::stdout().lock();
+    if args.text.json {
+        let rows = kept.iter().zip(&found).map(|((class, (_, weights, saved)), found)| {
+            let (ratio, kl) = (found.perplexity_ratio(), found.mean_kl());
+            json!({
+                "class": class.name, "weights": weights, "bytes_saved": saved,
+                "perplexity_ratio": ratio.mean, "perplexity_ratio_error": ratio.error,
+                "kl": kl.mean, "kl_error": kl.error,
+            })
+        });
+        let object = json!({
+            "model": model.file(), "file": text.name, "tokens": text.ids.len(), "context": args.text.context,
+            "type": args.dtype.name(), "classes": rows.collect::<Vec<Value>>(),
+        });
+        writeln!(out, "{object}")?;
+        return Ok(());
+    }
+    let base = found.first().map(|f| f.base_perplexity().mean).unwrap_or_default();
+    writeln!(out, "{} alone to {}, on {} tokens; perplexity {base:.4} before", "a class", args.dtype, text.ids.len())?;
+    writeln!(
+        out,
+        "{:20} {:>10} {:>20} {:>23} {:>14}",
+        "class", "weights", "perplexity, %", "KL, 1/1000 nats", "a million"
+    )?;
+    for ((class, (_, weights, _)), found) in kept.iter().zip(&found) {
+        let (change, kl) = (percent(found.perplexity_ratio()), found.mean_kl());
+        let change = format!("{:+.3} ± {:.3}", change.mean, change.error);
+        let millions = *weights as f64 / 1e6;
+        let each = 1e3 * kl.mean / millions;
+        let kl = format!("{:.3} ± {:.3}", 1e3 * kl.mean, 1e3 * kl.error);
+        writeln!(out, "{:20} {millions:>8.2} M {change:>20} {kl:>23} {each:>14.3}", class.name)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,121 @@
+//! The text that models predict, and how the comparison of two is told.
+
+use std::{
+    fs,
+    io::{self, IsTerminal, Write},
+    path::PathBuf,
+};
+
+use hymba::{
+    Error,
+    engine::{Divergence, Estimate, Model, SessionOptions},
+    text::Tokenizer,
+};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
+
+use super::MachineArgs;
+use crate::cli::options::count;
+
+/// How a text is cut, for the end of help.
+pub const CONTEXTS: &str = "The text is encoded whole, without special tokens, and cut into consecutive runs of one token \
+less than the context. Each run is one context: the meta tokens, BOS, the run. Every token of the text is predicted; the \
+loss is the average of -ln p over them. What follows ± is the standard error of a mean over tokens.";
+
+/// The text and how it is read.
+#[derive(clap::Args)]
+pub struct TextArgs {
+    /// The text, UTF-8
+    file: PathBuf,
+    /// Tokens of a context, BOS included
+    #[arg(short, long, value_name = "N", default_value = "1024", value_parser = count().range(2..=1 << 24))]
+    pub context: usize,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// A text as a model reads it.
+pub struct Text {
+    /// The file.
+    pub name: String,
+    /// Its length.
+    pub bytes: usize,
+    /// Its tokens, or the first of them.
+    pub ids: Vec<u32>,
+    /// Whether they are all.
+    pub whole: bool,
+    /// What each context begins with.
+    pub bos: u32,
+}
+
+impl TextArgs {
+    /// Reads the file for `model`, the first `most` tokens of it (0: all).
+    pub fn read(&self, model: &Model, most: usize) -> anyhow::Result<Text> {
+        let bytes = fs::read(&self.file).map_err(|e| Error::io("cannot read", &self.file, e))?;
+        let name = self.file.display().to_string();
+        let text = std::str::from_utf8(&bytes).map_err(|e| {
+            Error::format(name.clone(), format!("is not UTF-8 text: byte {} does not fit", e.valid_up_to()))
+        })?;
+        let tokenizer = Tokenizer::from_metadata(model.metadata(), model.file())?;
+        let bos = tokenizer
+            .bos()
+            .ok_or_else(|| Error::format(model.file(), "names no BOS token, with which each context begins"))?;
+        let mut ids = tokenizer.encode(text, false)?;
+        if ids.is_empty() {
+            return Err(Error::format(name, "holds no text").into());
+        }
+        let whole = most == 0 || ids.len() <= most;
+        if !whole {
+            ids.truncate(most);
+        }
+        Ok(Text { name, bytes: bytes.len(), ids, whole, bos })
+    }
+
+    /// The engine's options for models that read side by side: fewer tokens at once, whose logits are in memory.
+    pub fn side_by_side(&self, machine: &MachineArgs) -> SessionOptions {
+        SessionOptions { chunk: 128, ..machine.options(self.context) }
+    }
+}
+
+/// A bar on the terminal that counts `tokens`.
+pub fn bar(tokens: usize, what: &str) -> anyhow::Result<ProgressBar> {
+    let bar = if io::stderr().is_terminal() { ProgressBar::new(tokens as u64) } else { ProgressBar::hidden() };
+    Ok(bar.with_style(ProgressStyle::with_template(&format!("{{bar:30}} {{percent:>3}} % {{eta:>4}}  {what}{{msg}}"))?))
+}
+
+/// A change of perplexity in percent, from its ratio.
+pub fn percent(ratio: Estimate) -> Estimate {
+    Estimate { mean: 100.0 * (ratio.mean - 1.0), error: 100.0 * ratio.error }
+}
+
+/// Tells how far a model is from `base`.
+pub fn tell(out: &mut impl Write, base: &str, found: &Divergence) -> io::Result<()> {
+    let (kl, change, same) = (found.mean_kl(), percent(found.perplexity_ratio()), found.same_top());
+    writeln!(out, "base         {base}, perplexity {:.4}", found.base_perplexity().mean)?;
+    writeln!(out, "change       {:+.3} ± {:.3} % of perplexity", change.mean, change.error)?;
+    writeln!(
+        out,
+        "divergence   {:.6} ± {:.6} nats a token (KL), 99 % of tokens below {:.4}",
+        kl.mean,
+        kl.error,
+        found.kl_percentile(0.99)
+    )?;
+    writeln!(out, "same top     {:.2} ± {:.2} % of tokens", 100.0 * same.mean, 100.0 * same.error)
+}
+
+/// The same for programs.
+pub fn divergence_json(base: &str, found: &Divergence) -> Value {
+    let (kl, ratio, same) = (found.mean_kl(), found.perplexity_ratio(), found.same_top());
+    json!({
+        "base": base,
+        "base_perplexity": found.base_perplexity().mean,
+        "perplexity_ratio": ratio.mean,
+        "perplexity_ratio_error": ratio.error,
+        "kl": kl.mean,
+        "kl_error": kl.error,
+        "kl_p99": found.kl_percentile(0.99),
+        "same_top": same.mean,
+        "same_top_error": same.error,
+    })
+}

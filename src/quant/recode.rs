@@ -1,0 +1,65 @@
+//! Matrices in other types, in memory: to see what a type does to a model without writing a file.
+
+use rayon::prelude::*;
+
+use super::codec::{Unfit, encode_row};
+use crate::{
+    format::{
+        Blob, DType,
+        packed::{self, GROUP, Packing},
+    },
+    model::Matrix,
+};
+
+/// `matrix` rounded to `dtype` value by value, packed if that type can be; `None` if its rows have no whole blocks.
+pub fn recode(matrix: &Matrix, dtype: DType) -> Result<Option<Matrix>, Unfit> {
+    let Some(row_bytes) = dtype.row_bytes(matrix.cols) else { return Ok(None) };
+    let packing = if Packing::fits(dtype) { Packing::X8 } else { Packing::Plain };
+    let mut data = vec![0; packing.stored_rows(matrix.rows) * row_bytes];
+    data.par_chunks_mut(GROUP * row_bytes).enumerate().try_for_each_init(
+        || (vec![0f32; matrix.cols], vec![0u8; GROUP * row_bytes]),
+        |(values, plain), (group, out)| {
+            plain.fill(0); // what pads the last group
+            for (row, bytes) in (group * GROUP..matrix.rows).zip(plain.chunks_exact_mut(row_bytes)) {
+                matrix.row(row, values);
+                encode_row(dtype, values, bytes)?;
+            }
+            match packing {
+                Packing::X8 => packed::pack(dtype, plain, out),
+                Packing::Plain => out.copy_from_slice(&plain[..out.len()]),
+            }
+            Ok(())
+        },
+    )?;
+    Ok(Some(Matrix { dtype, packing, rows: matrix.rows, cols: matrix.cols, data: Blob::from_vec(data) }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quant::decode_row;
+
+    #[test]
+    fn rows_keep_their_values() {
+        let (rows, cols) = (13, 64);
+        let values: Vec<f32> = (0..rows * cols).map(|i| ((i * 7919) % 1013) as f32 / 500.0 - 1.0).collect();
+        let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        let plain = Matrix { dtype: DType::F32, packing: Packing::Plain, rows, cols, data: Blob::from_vec(bytes) };
+        for dtype in DType::ALL {
+            let recoded = recode(&plain, dtype).unwrap().unwrap();
+            let back = recode(&recoded, DType::F32).unwrap().unwrap();
+            for row in 0..rows {
+                let (mut got, mut decoded) = (vec![f32::NAN; cols], vec![f32::NAN; cols]);
+                recoded.row(row, &mut got);
+                back.row(row, &mut decoded);
+                assert_eq!(got, decoded);
+                let mut bytes = vec![0; dtype.row_bytes(cols).unwrap()];
+                encode_row(dtype, &values[row * cols..][..cols], &mut bytes).unwrap();
+                decode_row(dtype, &bytes, &mut decoded);
+                assert_eq!(got, decoded, "{dtype}, row {row}");
+            }
+        }
+        let narrow = Matrix { cols: 52, rows: 16, ..plain };
+        assert!(recode(&narrow, DType::Q4_0).unwrap().is_none());
+    }
+}
