@@ -134,7 +134,8 @@ HK_INLINE void packed_pairs(hk_type type, const uint8_t *block, const int8_t *q,
                             size_t blocks, size_t tokens, block_sums *dot) {
     int32x4_t sum[PACKED_TOKENS / 2][4];
     for (size_t t = 0; t < tokens; t += 2) {
-        const int32x4_t one = packed_begin(type, offset[t * blocks]), two = packed_begin(type, offset[(t + 1) * blocks]);
+        const int32x4_t one = packed_begin(type, offset[t * blocks]);
+        const int32x4_t two = packed_begin(type, offset[(t + 1) * blocks]);
         for (size_t pair = 0; pair < 4; pair++) sum[t / 2][pair] = vcombine_s32(vget_low_s32(one), vget_low_s32(two));
     }
     UNROLL

@@ -8,8 +8,8 @@ use std::{
 
 use hymba::format::gguf::{Gguf, Layout, Metadata, Writer};
 
-/// The command that `HYMBA_TEST_RUNNER` names to run the binary with, words between spaces: an emulator, where the tests
-/// are built for another CPU.
+/// The command to run the binary with that `HYMBA_TEST_RUNNER` names, words between spaces: an emulator, where the
+/// tests are built for another CPU.
 pub fn runner() -> Option<String> {
     std::env::var("HYMBA_TEST_RUNNER").ok().filter(|runner| !runner.trim().is_empty())
 }
