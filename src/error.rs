@@ -29,6 +29,9 @@ pub enum Error {
     /// The request can't be met (too long, out of range, not supported): the whole sentence.
     #[error("{0}")]
     Request(String),
+    /// The GPU stopped while it was at work: the whole sentence. What it was working on is lost.
+    #[error("{0}")]
+    Gpu(String),
     /// The user asked to stop.
     #[error("interrupted")]
     Cancelled,

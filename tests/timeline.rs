@@ -3,16 +3,20 @@
 
 use std::{
     fs,
+    num::NonZeroUsize,
     path::{Path, PathBuf},
-    sync::atomic::AtomicBool,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
 use hymba::{
     Error,
-    backend::Kind,
+    backend::{Kind, cpu::Cpu, metal::Metal, timed::Timed},
     engine::{
-        Model, Session, SessionOptions, Timeline,
+        Machine, Model, Session, SessionOptions, Timeline,
         generate::Steps,
         timeline::{Step, Watch, decoded, passes, prefilled},
     },
@@ -20,8 +24,47 @@ use hymba::{
     model::forward::Rule,
     quant::{Options, convert},
 };
+use hymba_kernels_metal::{Buffer, Device, DeviceError, Dispatch};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+
+/// The emulated GPU, which fails when it is told to.
+struct Failing {
+    inner: Box<dyn Device>,
+    fails: Arc<AtomicBool>,
+}
+
+impl Device for Failing {
+    fn name(&self) -> String {
+        self.inner.name()
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<Buffer, DeviceError> {
+        self.inner.allocate(bytes)
+    }
+
+    fn page(&self) -> usize {
+        self.inner.page()
+    }
+
+    fn longest_buffer(&self) -> usize {
+        self.inner.longest_buffer()
+    }
+
+    unsafe fn wrap(&self, bytes: *const u8, len: usize) -> Result<Buffer, DeviceError> {
+        // SAFETY: the caller promises what the emulator asks for.
+        unsafe { self.inner.wrap(bytes, len) }
+    }
+
+    fn dispatch(&mut self, dispatch: &Dispatch<'_>) {
+        self.inner.dispatch(dispatch);
+    }
+
+    fn finish(&mut self) -> Result<(), DeviceError> {
+        self.inner.finish()?;
+        if self.fails.swap(false, Relaxed) { Err(DeviceError::Failed("it was taken away".into())) } else { Ok(()) }
+    }
+}
 
 static GO_ON: AtomicBool = AtomicBool::new(false);
 static STOP: AtomicBool = AtomicBool::new(true);
@@ -301,4 +344,46 @@ fn the_1_5b_shape_goes_back_at_once() {
     let [back, switched] = [false, true].map(|switch| (0..4).map(|_| spent(&mut timeline, switch)).min().unwrap());
     println!("back in {back:?}, switched in {switched:?}, {:.0} MB of marks", timeline.mark_bytes() as f64 / 1e6);
     assert!(back < Duration::from_millis(50) && switched < Duration::from_millis(50), "{back:?}, {switched:?}");
+}
+
+/// A GPU that is lost in mid-text: the CPU reads all of it again and goes on, on other ways too, unless the GPU was asked
+/// for by name.
+#[test]
+fn the_cpu_takes_over_from_a_lost_gpu() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = Model::open(&golden("tiny-a", folder.path())).unwrap();
+    let steps: Vec<Step> = prefilled(&[3, 14, 15, 92, 65, 35]).chain([89, 79, 32].map(decoded)).collect();
+    let (begin, rest) = steps.split_at(7);
+    let aside: Vec<Step> = prefilled(&[3, 1, 4, 1, 5]).collect();
+    for machine in [Machine::Auto, Machine::Metal] {
+        let fails = Arc::new(AtomicBool::new(false));
+        let device = Box::new(Failing { inner: hymba_metal_emulator::device(), fails: fails.clone() });
+        let metal = Metal::new(device, model.weights(), model.config()).unwrap();
+        let options = SessionOptions { context: Some(64), cache: Kind::F32, machine, ..SessionOptions::default() };
+        let gpu = Timed::new(Cpu::new(NonZeroUsize::MIN), Some(metal));
+        let mut timeline = Timeline::new(Session::on(&model, &options, gpu).unwrap(), usize::MAX);
+        timeline.go(&aside, &watch(&GO_ON)).unwrap();
+        timeline.shelve("aside").unwrap();
+        timeline.go(begin, &watch(&GO_ON)).unwrap();
+        timeline.mark().unwrap();
+        assert!(timeline.session().gpu().is_some() && timeline.taken_over().is_none());
+
+        fails.store(true, Relaxed);
+        if machine == Machine::Metal {
+            assert!(matches!(timeline.decode(rest[0].id), Err(Error::Gpu(what)) if what.contains("taken away")));
+            assert!(timeline.steps().is_empty() && timeline.taken_over().is_none());
+            assert!(matches!(timeline.go(&steps, &watch(&GO_ON)), Err(Error::Gpu(_)))); // it does not come back
+            continue;
+        }
+        rest.iter().for_each(|step| drop(timeline.decode(step.id).unwrap().to_vec()));
+        assert!(timeline.taken_over().is_some_and(|why| why.to_string().contains("taken away")));
+        assert!(timeline.taken_over().is_none() && timeline.session().gpu().is_none());
+        assert_eq!(timeline.steps(), steps);
+        assert_eq!(timeline.logits(), replayed(&model, 64, Kind::F32, &steps));
+        for way in [begin, &aside] {
+            timeline.unshelve("aside");
+            timeline.go(way, &watch(&GO_ON)).unwrap();
+            assert_eq!(timeline.logits(), replayed(&model, 64, Kind::F32, way));
+        }
+    }
 }

@@ -26,7 +26,10 @@ pub fn open() -> Result<Box<dyn Device>> {
 }
 
 fn failed(error: DeviceError) -> Error {
-    Error::Request(error.to_string())
+    match error {
+        DeviceError::Failed(_) => Error::Gpu(error.to_string()),
+        _ => Error::Request(error.to_string()),
+    }
 }
 
 /// Values in memory that the CPU and the GPU share.

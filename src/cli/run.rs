@@ -143,6 +143,9 @@ pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
         writeln!(out)?;
     }
     let done = done?;
+    if let Some(why) = timeline.taken_over().filter(|_| !args.quiet) {
+        terminal::note(&format!("the CPU took over: {why}"));
+    }
     let seed = sampler.seed();
     let cached = args.stored.prompt_cache.is_some().then(|| history.len() - done.timings.prompt_tokens);
     if let Some(path) = args.stored.session.as_ref().filter(|_| !args.stored.session_ro) {

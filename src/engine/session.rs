@@ -91,13 +91,12 @@ pub struct Limits {
 pub struct Session<'m> {
     model: &'m Model,
     backend: Timed,
+    options: SessionOptions,
     /// Why the CPU took over, if it did.
     fallback: Option<Error>,
     state: State<Memory>,
     scratch: Scratch<Memory>,
     context: usize,
-    cache: Kind,
-    stored_meta_state: bool,
     /// The state after the meta tokens, if it had to be computed.
     meta_state: Option<MetaState>,
 }
@@ -139,12 +138,11 @@ impl<'m> Session<'m> {
         let mut session = Self {
             model,
             backend,
+            options: options.clone(),
             fallback: None,
             state,
             scratch,
             context,
-            cache: options.cache,
-            stored_meta_state: options.stored_meta_state,
             meta_state: None,
         };
         session.clear()?;
@@ -214,7 +212,7 @@ impl<'m> Session<'m> {
         if config.meta_tokens == 0 {
             return Ok(());
         }
-        if let Some(meta) = self.model.stored_meta_state().filter(|_| self.stored_meta_state) {
+        if let Some(meta) = self.model.stored_meta_state().filter(|_| self.options.stored_meta_state) {
             meta.put(&mut self.backend, config, &mut self.state);
         } else {
             if self.meta_state.is_none() {
@@ -248,7 +246,7 @@ impl<'m> Session<'m> {
     /// Bytes of the cache that a decode step reads at this length of the text: the rows it sees, conv and SSM state.
     pub fn bytes_read_per_token(&self) -> u64 {
         let plan = self.model.plan();
-        plan.read_bytes(self.tokens(), self.cache)
+        plan.read_bytes(self.tokens(), self.options.cache)
     }
 
     /// Bytes a second that this session's threads can read from memory, measured now: from the mapped weights, or from
@@ -282,6 +280,18 @@ impl<'m> Session<'m> {
         self.fallback.as_ref()
     }
 
+    /// May the CPU take over, should a GPU be lost?
+    pub(super) fn may_take_over(&self) -> bool {
+        self.options.machine == Machine::Auto
+    }
+
+    /// The GPU is lost, and with it what was read: becomes an empty session on the CPU.
+    pub(super) fn take_over(&mut self, why: Error) -> Result<()> {
+        let options = SessionOptions { machine: Machine::Cpu, ..self.options.clone() };
+        *self = Self { fallback: Some(why), ..Self::on(self.model, &options, cpu(options.threads))? };
+        Ok(())
+    }
+
     /// Goes on with another number of threads; results stay the same.
     pub fn set_threads(&mut self, threads: NonZeroUsize) {
         *self.backend.cpu() = Cpu::new(threads);
@@ -289,7 +299,7 @@ impl<'m> Session<'m> {
 
     /// How keys and values are stored.
     pub fn cache_type(&self) -> Kind {
-        self.cache
+        self.options.cache
     }
 
     /// Threads at work.
@@ -315,12 +325,12 @@ impl<'m> Session<'m> {
     /// The point where the text ends now, to come back to. Making one costs a copy of the windowed layers' rows and the
     /// conv and SSM states, no evaluation.
     pub fn snapshot(&mut self) -> Result<Point> {
-        self.state.snapshot(&mut self.backend, self.model.config(), self.cache, false)
+        self.state.snapshot(&mut self.backend, self.model.config(), self.options.cache, false)
     }
 
     /// Like [`Session::snapshot`], with the rows of global layers: a point that can be come back to from any text.
     pub fn snapshot_whole(&mut self) -> Result<Point> {
-        self.state.snapshot(&mut self.backend, self.model.config(), self.cache, true)
+        self.state.snapshot(&mut self.backend, self.model.config(), self.options.cache, true)
     }
 
     /// Goes back to a point of this session's text; what comes after it is forgotten.
@@ -333,17 +343,17 @@ impl<'m> Session<'m> {
 
     /// Appends the state's bytes to `out`, for a file; without `grown` those that a point holds.
     pub(super) fn write_image(&mut self, grown: bool, out: &mut Vec<u8>) {
-        self.state.write_image(&mut self.backend, self.model.config(), self.cache, grown, out);
+        self.state.write_image(&mut self.backend, self.model.config(), self.options.cache, grown, out);
     }
 
     /// How many bytes [`Session::write_image`] appends after `tokens` tokens of text.
     pub(super) fn image_bytes(&self, tokens: usize, grown: bool) -> usize {
-        image_bytes(self.model.config(), self.cache, tokens, grown)
+        image_bytes(self.model.config(), self.options.cache, tokens, grown)
     }
 
     /// Takes over the state that was written after `tokens` tokens of text.
     pub(super) fn read_image(&mut self, tokens: usize, grown: bool, image: &[u8]) {
-        self.state.read_image(&mut self.backend, self.model.config(), self.cache, grown, tokens, image);
+        self.state.read_image(&mut self.backend, self.model.config(), self.options.cache, grown, tokens, image);
     }
 
     /// The model.

@@ -92,6 +92,7 @@ pub struct Timeline<'m> {
     age: u64,
     /// Tokens read since the beginning, those read again included.
     evaluated: usize,
+    taken_over: bool,
 }
 
 impl<'m> Timeline<'m> {
@@ -106,6 +107,7 @@ impl<'m> Timeline<'m> {
             budget,
             age: 0,
             evaluated: 0,
+            taken_over: false,
         }
     }
 
@@ -132,6 +134,12 @@ impl<'m> Timeline<'m> {
     /// How many tokens were read since the beginning, those read again included.
     pub fn evaluated(&self) -> usize {
         self.evaluated
+    }
+
+    /// Why the CPU took over from a GPU since this was last asked, if it did.
+    pub fn taken_over(&mut self) -> Option<&Error> {
+        let told = std::mem::take(&mut self.taken_over);
+        self.session.fallback().filter(|_| told)
     }
 
     /// How many tokens of text fit.
@@ -201,7 +209,7 @@ impl<'m> Timeline<'m> {
         self.read(&target[self.steps.len()..], watch)
     }
 
-    /// Reads `steps`, each by its rule.
+    /// Reads `steps`, each by its rule. If the GPU is lost meanwhile, the CPU reads the whole way again and goes on.
     fn read(&mut self, steps: &[Step], watch: &Watch<'_>) -> Result<()> {
         if steps.is_empty() {
             return Ok(());
@@ -220,6 +228,14 @@ impl<'m> Timeline<'m> {
             };
             match logits.map(<[f32]>::to_vec) {
                 Ok(logits) => self.logits = logits,
+                Err(lost @ Error::Gpu(_)) if self.session.may_take_over() => {
+                    let way = [&self.steps, &steps[done..]].concat();
+                    self.forget_marks(); // they are in its memory
+                    self.session.take_over(lost)?;
+                    self.taken_over = true;
+                    self.clear()?;
+                    return self.read(&way, watch);
+                }
                 // What the session holds now is anybody's guess.
                 Err(e) => return self.clear().and(Err(e)),
             }
@@ -238,6 +254,15 @@ impl<'m> Timeline<'m> {
         self.logits.clear();
         self.marks.clear();
         Ok(())
+    }
+
+    /// Lets go of all marks; of shelved ways, the steps stay.
+    fn forget_marks(&mut self) {
+        self.marks.clear();
+        for way in self.shelf.values_mut() {
+            way.marks.clear();
+            way.end = None;
+        }
     }
 
     /// Puts a copy of the way aside as `name`, to go on with it later.
