@@ -4,11 +4,14 @@ fn main() {
     println!("cargo::rerun-if-changed=c");
     println!("cargo::rerun-if-changed=include");
     let arch = std::env::var("CARGO_CFG_TARGET_ARCH").unwrap_or_default();
+    const AVX512: [&str; 8] =
+        ["-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni", "-mavx512vbmi"];
     for (file, flags) in [
         ("scalar", [].as_slice()),
         ("avx2", &["-mavx2", "-mfma", "-mf16c"]),
         ("avxvnni", &["-mavx2", "-mfma", "-mf16c", "-mavxvnni"]),
-        ("avx512vnni", &["-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni"]),
+        ("avx512vnni", &AVX512[..7]),
+        ("avx512vbmi", &AVX512),
         // GCC's first scheduling hoists loads until the sums of a tile no longer fit the registers.
         ("neon", &["-fno-schedule-insns"]),
         ("neon_dotprod", &["-fno-schedule-insns", "-march=armv8.2-a+dotprod"]),

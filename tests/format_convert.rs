@@ -14,7 +14,7 @@ use hymba::{
         gguf::{Gguf, Value},
     },
     model::{Config, tensors::meta_state_specs},
-    quant::{Options, Summary, convert, decode_row},
+    quant::{Options, Rounding, Summary, convert, decode_row},
 };
 use regex::Regex;
 use safetensors::{Dtype, tensor::TensorView};
@@ -124,9 +124,14 @@ impl Fixture {
     }
 }
 
+/// To the bytes that ggml's reference code makes.
+fn plain() -> Options {
+    Options { packed: false, rounding: Rounding::Nearest, ..Options::default() }
+}
+
 fn to(input: &Path, output: &Path, dtype: DType, overrides: &[(&str, DType)]) -> Result<Summary> {
     let overrides = overrides.iter().map(|(name, dtype)| (Regex::new(name).unwrap(), *dtype)).collect();
-    let options = Options { dtype, packed: false, overrides, force: true, threads: Some(2) };
+    let options = Options { dtype, overrides, force: true, threads: Some(2), ..plain() };
     convert(input, output, &options, &mut sevens, &mut |_| {}, &AtomicBool::new(false))
 }
 
@@ -363,7 +368,7 @@ fn keeps_the_tokenizer_and_the_sampling_settings() {
 fn leaves_nothing_when_cancelled_or_failed() {
     let fixture = Fixture::new();
     fixture.save();
-    let options = Options { dtype: DType::Q4_0, packed: true, overrides: vec![], force: false, threads: None };
+    let options = Options { dtype: DType::Q4_0, packed: true, ..plain() };
     let run = |meta_state: &mut dyn FnMut(&Path) -> Result<Vec<Vec<f32>>>, cancelled| {
         let cancel = AtomicBool::new(cancelled);
         convert(&fixture.folder(), &fixture.output(), &options, meta_state, &mut |_| {}, &cancel)

@@ -12,7 +12,7 @@ use hymba::{
     backend::{Kind, cpu::Cpu, metal::Metal, timed::Timed},
     engine::{Model, Session, SessionOptions, compute_meta_state},
     format::DType,
-    quant::{Options, convert},
+    quant::{Options, Rounding, convert},
 };
 use safetensors::SafeTensors;
 
@@ -37,7 +37,7 @@ impl Case {
     fn convert(folder: &Path, input: &Path, dtype: DType, packed: bool) -> Self {
         let temporary = tempfile::tempdir().unwrap();
         let file = temporary.path().join("model.gguf");
-        let options = Options { dtype, packed, overrides: Vec::new(), force: false, threads: None };
+        let options = Options { dtype, packed, rounding: Rounding::Nearest, ..Options::default() };
         let mut meta = |path: &Path| {
             let state = compute_meta_state(&Model::open(path)?, None, &GO_ON)?;
             Ok(state.expect("asked for when there are meta tokens").into_vectors())

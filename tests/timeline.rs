@@ -83,7 +83,7 @@ fn meta_state(path: &Path) -> hymba::Result<Vec<Vec<f32>>> {
 fn golden(case: &str, folder: &Path) -> PathBuf {
     let file = folder.join(format!("{case}.gguf"));
     let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(case);
-    let options = Options { dtype: DType::F32, packed: true, overrides: Vec::new(), force: false, threads: None };
+    let options = Options { dtype: DType::F32, packed: true, ..Options::default() };
     convert(&from, &file, &options, &mut meta_state, &mut |_| {}, &GO_ON).unwrap();
     file
 }

@@ -40,6 +40,15 @@ HK_INLINE __m256i packed_table(hk_type type, const int8_t *levels) {
     return _mm256_add_epi8(table16(levels), _mm256_set1_epi8((char)packed_bias(type)));
 }
 
+/* what the low four bits of each byte stand for in a table that is there twice */
+HK_INLINE __m256i packed_lookup(__m256i table, __m256i low) {
+#ifdef HK_LOOKUP32
+    return HK_LOOKUP32(low, table); /* of five bits */
+#else
+    return _mm256_shuffle_epi8(table, _mm256_and_si256(low, _mm256_set1_epi8(15)));
+#endif
+}
+
 /* the weights of columns 4c .. 4c+3 */
 HK_INLINE __m256i packed_weights(hk_type type, const uint8_t *block, size_t c) {
     const uint8_t *chunks = block + HK_LANES * head_bytes(type);
@@ -48,9 +57,10 @@ HK_INLINE __m256i packed_weights(hk_type type, const uint8_t *block, size_t c) {
         return packed_signed(type) ? w : _mm256_xor_si256(w, _mm256_set1_epi8(-128));
     }
     const __m256i both = _mm256_loadu_si256((const __m256i *)(chunks + 32 * (c % 4)));
-    const __m256i codes = _mm256_and_si256(c < 4 ? both : _mm256_srli_epi16(both, 4), _mm256_set1_epi8(15));
-    if (type == HK_IQ4_NLX8) return _mm256_shuffle_epi8(packed_table(type, IQ4_NL_LEVELS), codes);
-    if (type == HK_MXFP4X8) return _mm256_shuffle_epi8(packed_table(type, MXFP4_LEVELS), codes);
+    const __m256i low = c < 4 ? both : _mm256_srli_epi16(both, 4); /* four bits of each byte */
+    if (type == HK_IQ4_NLX8) return packed_lookup(packed_table(type, IQ4_NL_LEVELS), low);
+    if (type == HK_MXFP4X8) return packed_lookup(packed_table(type, MXFP4_LEVELS), low);
+    const __m256i codes = _mm256_and_si256(low, _mm256_set1_epi8(15));
     if (!has_fifth(type)) return codes;
     const __m256i bits = _mm256_loadu_si256((const __m256i *)(chunks - 4 * HK_LANES));
     const __m256i fifth = c < 4 ? _mm256_slli_epi16(bits, 4 - (int)c % 4) : _mm256_srli_epi16(bits, (int)c % 4);

@@ -2,6 +2,7 @@
  * that includes this may define
  *   HK_DPBUSD(sum, u, s)  adds to each 32-bit lane its four products of unsigned and signed bytes: the same integers
  *                         as without, and hence the same results bit for bit
+ *   HK_LOOKUP32(i, t)     looks up the low five bits of each byte of i in the 32 bytes of t
  *   PACKED_TOKENS         tokens of a tile of packed matrices */
 #include <math.h>
 

@@ -161,9 +161,10 @@ const hk_kernels *hk_scalar(void);
 /* Needs AVX2, FMA and F16C. */
 const hk_kernels *hk_avx2(void);
 /* The same results bit for bit, with the instruction that multiplies and adds bytes. AVX-VNNI needs AVX2, FMA and F16C
- * too; AVX-512 VNNI those, and AVX-512 F, BW and VL. */
+ * too; AVX-512 VNNI those, and AVX-512 F, BW and VL; the last AVX-512 VBMI besides. */
 const hk_kernels *hk_avxvnni(void);
 const hk_kernels *hk_avx512vnni(void);
+const hk_kernels *hk_avx512vbmi(void);
 /* Needs Advanced SIMD, which every 64-bit Arm CPU has. */
 const hk_kernels *hk_neon(void);
 /* The same results bit for bit, with the instructions that multiply and add bytes: those of FEAT_DotProd; those and

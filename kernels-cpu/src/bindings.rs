@@ -177,6 +177,9 @@ unsafe extern "C" {
     pub fn hk_avx512vnni() -> *const hk_kernels;
 }
 unsafe extern "C" {
+    pub fn hk_avx512vbmi() -> *const hk_kernels;
+}
+unsafe extern "C" {
     pub fn hk_neon() -> *const hk_kernels;
 }
 unsafe extern "C" {

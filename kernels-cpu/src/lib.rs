@@ -69,6 +69,16 @@ impl Kernels {
         None
     }
 
+    /// The same and AVX-512 VBMI.
+    pub fn avx512vbmi() -> Option<Self> {
+        #[cfg(target_arch = "x86_64")]
+        if Self::avx512vnni().is_some() && is_x86_feature_detected!("avx512vbmi") {
+            // SAFETY: the function returns the address of a constant table, or null.
+            return unsafe { bindings::hk_avx512vbmi().as_ref() }.map(Self);
+        }
+        None
+    }
+
     /// Advanced SIMD, if this build and this CPU have it.
     pub fn neon() -> Option<Self> {
         #[cfg(target_arch = "aarch64")]
@@ -101,7 +111,7 @@ impl Kernels {
 
     /// Every set that this CPU can run, the fastest first.
     pub fn all() -> Vec<Self> {
-        let x86 = [Self::avx512vnni(), Self::avxvnni(), Self::avx2()];
+        let x86 = [Self::avx512vbmi(), Self::avx512vnni(), Self::avxvnni(), Self::avx2()];
         let simd = x86.into_iter().chain([Self::neon_i8mm(), Self::neon_dotprod(), Self::neon()]);
         simd.flatten().chain([Self::scalar()]).collect()
     }

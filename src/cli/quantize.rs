@@ -17,7 +17,10 @@ use hymba::{
 use indicatif::{ProgressBar, ProgressStyle};
 use regex::Regex;
 
+use self::rounding::RoundingArgs;
 use super::options::count;
+
+mod rounding;
 
 /// Convert a checkpoint to a GGUF file, usually a smaller one.
 #[derive(clap::Args)]
@@ -39,6 +42,8 @@ pub struct Args {
     /// Order of the blocks: packed is what hymba runs fastest, standard is what other tools read; no value differs
     #[arg(long, value_enum, default_value = "packed")]
     layout: BlockOrder,
+    #[command(flatten)]
+    rounding: RoundingArgs,
     /// Replace OUTPUT if it exists
     #[arg(long)]
     force: bool,
@@ -94,6 +99,9 @@ pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
         dtype,
         packed: args.layout == BlockOrder::Packed,
         overrides,
+        rounding: args.rounding.rounding()?,
+        calibration: args.rounding.calibration()?,
+        save_moments: args.rounding.save_calibration.clone(),
         force: args.force,
         threads: args.threads,
     };
@@ -103,9 +111,24 @@ pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
         Ok(compute_meta_state(&model, threads, cancel)?.map(MetaState::into_vectors).unwrap_or_default())
     };
     let bar = if args.quiet || !io::stderr().is_terminal() { ProgressBar::hidden() } else { ProgressBar::no_length() };
-    bar.set_style(ProgressStyle::with_template("{bar:30} {percent:>3} % {binary_bytes_per_sec:>12}  {msg}")?);
+    let bytes_style = ProgressStyle::with_template("{bar:30} {percent:>3} % {binary_bytes_per_sec:>12}  {msg}")?;
+    let steps_style = ProgressStyle::with_template("{bar:30} {percent:>3} % {eta:>5} left  {msg}")?;
     let mut show = |event: Event| match event {
-        Event::Begin { bytes } => bar.set_length(bytes),
+        Event::Calibrate { steps } => {
+            bar.set_style(steps_style.clone());
+            bar.set_length(steps);
+        }
+        Event::Calibrated { what, steps } => {
+            if bar.message() != what {
+                bar.set_message(what.to_owned());
+            }
+            bar.inc(steps);
+        }
+        Event::Begin { bytes } => {
+            bar.set_style(bytes_style.clone());
+            bar.reset();
+            bar.set_length(bytes);
+        }
         Event::Converted { tensor, bytes } => {
             if bar.message() != tensor {
                 bar.set_message(tensor.to_owned());

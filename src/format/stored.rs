@@ -41,6 +41,11 @@ pub struct Stored {
 }
 
 impl Stored {
+    /// Values that are in memory, row after row.
+    pub(crate) fn in_memory(bytes: Vec<u8>, dims: Vec<usize>, dtype: DType) -> Self {
+        Self { source: Arc::new(Source::Memory(bytes)), offset: 0, dims, dtype, packing: Packing::Plain }
+    }
+
     /// Fills `out` with the bytes that start `from` bytes after the tensor's first.
     pub fn read(&self, from: u64, out: &mut [u8]) -> Result<()> {
         match &*self.source {

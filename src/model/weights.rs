@@ -140,8 +140,22 @@ pub struct Layer {
 impl Layer {
     /// Every matrix of the layer.
     pub fn matrices(&self) -> impl Iterator<Item = &Matrix> {
-        let ffn = self.feed_forward.iter().flat_map(|f| f.gate.iter().chain([&f.up, &f.down]));
-        [&self.in_proj, &self.x_proj, &self.dt_proj, &self.out_proj].into_iter().chain(ffn)
+        self.named_matrices().map(|(_, matrix)| matrix)
+    }
+
+    /// Every matrix of the layer with its tensor's name, what comes after `blk.N.`.
+    pub fn named_matrices(&self) -> impl Iterator<Item = (&'static str, &Matrix)> {
+        let mixer = [
+            ("in_proj.weight", &self.in_proj),
+            ("ssm_x.weight", &self.x_proj),
+            ("ssm_dt.weight", &self.dt_proj),
+            ("out_proj.weight", &self.out_proj),
+        ];
+        let ffn = self.feed_forward.iter().flat_map(|f| {
+            let gate = f.gate.iter().map(|gate| ("ffn_gate.weight", gate));
+            gate.chain([("ffn_up.weight", &f.up), ("ffn_down.weight", &f.down)])
+        });
+        mixer.into_iter().chain(ffn)
     }
 }
 

@@ -2,8 +2,9 @@
 //! than a few of them are in memory.
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
+        Arc,
         atomic::{AtomicBool, Ordering},
         mpsc,
     },
@@ -15,16 +16,19 @@ use rayon::prelude::*;
 use regex::Regex;
 
 use super::{
+    calibrate::{Moments, Sample},
+    calibrated::Calibrated,
     checkpoint::{Checkpoint, META_STATE_KEY},
     codec::{Unfit, decode_row, encode_row},
     recipe,
+    rounding::{Rounding, Searcher},
     summary::{Event, Summary, size_label},
 };
 use crate::{
     Error, Result,
     format::{
-        DType, Stored, check_output,
-        gguf::{Layout, Writer},
+        Blob, DType, Stored, check_output,
+        gguf::{Layout, Tensor, Writer},
         packed::{self, GROUP, Packing},
     },
     model::tensors::{Role, Spec, meta_state_specs},
@@ -38,10 +42,40 @@ pub struct Options {
     pub packed: bool,
     /// Other types for tensors whose name (in GGUF) matches; the last match wins.
     pub overrides: Vec<(Regex, DType)>,
+    /// How values become blocks.
+    pub rounding: Rounding,
+    /// How it is known which errors are felt; with [`Rounding::Gptq`] a text.
+    pub calibration: Option<Calibration>,
+    /// Where to save what was measured on the text.
+    pub save_moments: Option<PathBuf>,
     /// Replace an existing output?
     pub force: bool,
     /// Threads that convert; `None`: one a core.
     pub threads: Option<usize>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            dtype: DType::Q4_0,
+            packed: true,
+            overrides: Vec::new(),
+            rounding: Rounding::default(),
+            calibration: None,
+            save_moments: None,
+            force: false,
+            threads: None,
+        }
+    }
+}
+
+/// How it is known which errors of a matrix are felt.
+#[derive(Clone, Debug)]
+pub enum Calibration {
+    /// The model reads a text.
+    Text(Sample),
+    /// What was measured before, and saved.
+    File(PathBuf),
 }
 
 /// Bytes of input that are read at once.
@@ -50,12 +84,17 @@ const PIECE: usize = 4 << 20;
 pub(super) const META_STATE_VERSION: u32 = 1;
 
 /// A tensor on its way.
-struct Job {
-    spec: Spec,
-    input: Stored,
-    dtype: DType,
+#[derive(Clone)]
+pub(super) struct Job {
+    pub(super) spec: Spec,
+    pub(super) input: Stored,
+    pub(super) dtype: DType,
     packing: Packing,
     a_is_log: bool,
+    /// Rounds to blocks; plainly if there is none.
+    searcher: Option<Arc<Searcher>>,
+    /// How much errors in each column are felt, if that is known.
+    importance: Option<Vec<f32>>,
 }
 
 /// Converts the checkpoint `input`, a Hugging Face folder or a GGUF file of ours, to the GGUF file `output`.
@@ -95,7 +134,9 @@ pub fn convert(
         let a_is_log = a_is_log && spec.name.ends_with(".ssm_a");
         let matrix = spec.role != Role::Exact && spec.shape.len() == 2;
         let packing = if options.packed && matrix && Packing::fits(dtype) { Packing::X8 } else { Packing::Plain };
-        jobs.push(Job { spec, input, dtype, packing, a_is_log });
+        let search = !matches!(options.rounding, Rounding::Nearest) && dtype.is_quantized();
+        let searcher = search.then(|| Arc::new(Searcher::new(dtype)));
+        jobs.push(Job { spec, input, dtype, packing, a_is_log, searcher, importance: None });
     }
     if requantized > 0 {
         summary.notes.push(format!(
@@ -116,7 +157,7 @@ pub fn convert(
     if !states.is_empty() {
         metadata.set(META_STATE_KEY, META_STATE_VERSION);
     }
-    let layout = Layout::new(metadata, layout)?;
+    let layout = Layout::new(metadata.clone(), layout)?;
     summary.count(&layout, jobs.len(), parameters);
 
     let pool = rayon::ThreadPoolBuilder::new()
@@ -124,8 +165,29 @@ pub fn convert(
         .build()
         .map_err(|e| Error::Request(format!("cannot start threads: {e}")))?;
     let mut writer = Writer::create(output, layout, options.force)?;
-    progress(Event::Begin { bytes: jobs.iter().map(|j| j.bytes()).sum() });
-    stream(&jobs, &mut writer, &pool, progress, cancel)?;
+    let file = input.display().to_string();
+    let calibrated =
+        |sample| Calibrated { config: &config, metadata: &metadata, file: &file, sample, pool: &pool, cancel };
+    if let (Rounding::Gptq(gptq), Some(Calibration::Text(sample))) = (&options.rounding, &options.calibration) {
+        let write = &mut |jobs: &[Job]| stream(jobs, &mut writer, &pool, &mut |_| (), cancel);
+        calibrated(sample).compensate(&jobs, gptq, progress, write)?;
+    } else {
+        let moments = match &options.calibration {
+            None => None,
+            Some(Calibration::File(path)) => {
+                Some(Moments::load(path, &jobs.iter().map(|job| &job.spec).collect::<Vec<_>>())?)
+            }
+            Some(Calibration::Text(sample)) => Some(calibrated(sample).moments(&jobs, progress)?),
+        };
+        if let Some(moments) = &moments {
+            jobs.iter_mut().for_each(|job| job.importance = moments.importance(&job.spec.name));
+            if let Some(path) = &options.save_moments {
+                moments.save(path, options.force)?;
+            }
+        }
+        progress(Event::Begin { bytes: jobs.iter().map(|j| j.bytes()).sum() });
+        stream(&jobs, &mut writer, &pool, progress, cancel)?;
+    }
     if !states.is_empty() {
         progress(Event::MetaState);
         let values = meta_state(writer.temporary_path())?;
@@ -180,14 +242,28 @@ fn stream(
 }
 
 impl Job {
-    fn rows_and_cols(&self) -> (usize, usize) {
+    /// The whole tensor in memory, as the checkpoint holds it: to compute with.
+    pub(super) fn load(&self) -> Result<Tensor> {
+        let Self { spec, input, .. } = self;
+        let dtype = if spec.role == Role::Exact { DType::F32 } else { input.dtype };
+        let packing = if Packing::fits(dtype) { Packing::X8 } else { Packing::Plain };
+        let plain = Self { dtype, packing, searcher: None, importance: None, ..self.clone() };
+        let mut bytes = vec![0; plain.bytes() as usize];
+        input.read(0, &mut bytes)?;
+        let mut out = Vec::new();
+        plain.convert(0, &bytes, &mut out)?;
+        let (name, dims) = (spec.name.clone(), spec.shape.clone());
+        Ok(Tensor { name, dims, dtype, packing, offset: 0, data: Blob::from_vec(out) })
+    }
+
+    pub(super) fn rows_and_cols(&self) -> (usize, usize) {
         match self.spec.shape[..] {
             [rows, cols] => (rows, cols),
             _ => (1, self.spec.shape.iter().product()),
         }
     }
 
-    fn row_bytes(&self, dtype: DType) -> usize {
+    pub(super) fn row_bytes(&self, dtype: DType) -> usize {
         // A layout and a checkpoint are made of whole blocks only.
         dtype.row_bytes(self.rows_and_cols().1).unwrap_or(0)
     }
@@ -249,10 +325,13 @@ impl Job {
             out.copy_from_slice(bytes);
             return values.iter().all(|v| v.is_finite()).then_some(()).ok_or(Unfit::NotFinite);
         }
-        encode_row(self.dtype, values, out)
+        match &self.searcher {
+            Some(searcher) => searcher.encode_row(values, self.importance.as_deref(), out),
+            None => encode_row(self.dtype, values, out),
+        }
     }
 
-    fn unfit(&self, row: usize, unfit: Unfit) -> Error {
+    pub(super) fn unfit(&self, row: usize, unfit: Unfit) -> Error {
         let Spec { name, official, .. } = &self.spec;
         Error::Request(match unfit {
             Unfit::NotFinite => format!(

@@ -1,5 +1,7 @@
 //! Block codecs, and the making of small checkpoints from large ones.
 
+mod calibrate;
+mod calibrated;
 mod checkpoint;
 mod codec;
 mod convert;
@@ -7,11 +9,14 @@ mod mixture;
 mod random;
 mod recipe;
 mod recode;
+mod rounding;
 mod summary;
 
+pub use calibrate::{Moments, Sample};
 pub use codec::{BLOCK, Block, Unfit, decode_row, encode_row, levels};
-pub use convert::{Options, convert};
+pub use convert::{Calibration, Options, convert};
 pub use mixture::{Recipe, mixture};
 pub use random::{SHAPES, random_checkpoint};
 pub use recode::recode;
+pub use rounding::{Gptq, Order, Rounding};
 pub use summary::{Event, Summary};

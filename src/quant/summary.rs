@@ -6,6 +6,18 @@ use crate::format::{DType, gguf::Layout};
 
 /// A step of a conversion.
 pub enum Event<'a> {
+    /// A calibration begins.
+    Calibrate {
+        /// How many steps, about equally long.
+        steps: u64,
+    },
+    /// Steps of the calibration are done.
+    Calibrated {
+        /// What was worked on.
+        what: &'a str,
+        /// How many.
+        steps: u64,
+    },
     /// The work: bytes of input.
     Begin {
         /// How many.

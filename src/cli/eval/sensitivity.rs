@@ -130,7 +130,7 @@ pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
         return Ok(());
     }
     let base = found.first().map(|f| f.base_perplexity().mean).unwrap_or_default();
-    writeln!(out, "{} alone to {}, on {} tokens; perplexity {base:.4} before", "a class", args.dtype, text.ids.len())?;
+    writeln!(out, "one class alone as {}, {} tokens; perplexity {base:.4} before", args.dtype, text.ids.len())?;
     writeln!(
         out,
         "{:20} {:>10} {:>20} {:>23} {:>14}",

@@ -128,7 +128,7 @@ impl Block {
     }
 
     /// Can `dtype` hold the scale and the minimum?
-    pub(super) fn fits(&self, dtype: DType) -> bool {
+    pub fn fits(&self, dtype: DType) -> bool {
         dtype == DType::Mxfp4 || [self.d, self.m].iter().all(|v| f16::from_f32(*v).is_finite())
     }
 }

@@ -4,7 +4,7 @@ use super::{BLOCK, Block, levels};
 use crate::format::DType;
 
 /// Rounds 32 finite values to a block of `dtype`, a quantized type.
-pub(super) fn block(dtype: DType, x: &[f32; BLOCK]) -> Block {
+pub fn block(dtype: DType, x: &[f32; BLOCK]) -> Block {
     match dtype {
         DType::F32 | DType::F16 | DType::BF16 => unreachable!("{dtype} has no blocks"),
         DType::Q8_0 => {

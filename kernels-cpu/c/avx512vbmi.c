@@ -1,0 +1,23 @@
+/* As avx512vnni.c, and with the instruction of VBMI that looks up any byte in a table of 32. */
+#if defined(__AVX512VNNI__) && defined(__AVX512VL__) && defined(__AVX512VBMI__)
+
+#define HK_DPBUSD _mm256_dpbusd_epi32
+#define HK_LOOKUP32 _mm256_permutexvar_epi8
+#define PACKED_TOKENS 6
+
+#include "x86.h"
+
+const hk_kernels *hk_avx512vbmi(void) {
+    static const hk_kernels table = HK_TABLE("avx512vbmi");
+    return &table;
+}
+
+#else
+
+#include "hymba_kernels.h"
+
+const hk_kernels *hk_avx512vbmi(void) {
+    return NULL;
+}
+
+#endif

@@ -1,0 +1,140 @@
+//! The second moments of what every matrix multiplies, by column: how much an error in that column is felt. Saved as
+//! GGUF, in the form of llama.cpp's importance matrices.
+
+use std::{collections::BTreeMap, path::Path};
+
+use crate::{
+    Error, Result,
+    backend::{Part, cpu::Memory},
+    format::{
+        DType, check_output,
+        gguf::{Gguf, Layout, Metadata, Writer},
+        packed::Packing,
+    },
+    model::tensors::{Role, Spec},
+    quant::decode_row,
+};
+
+/// The sums of one matrix.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Sums {
+    /// Σ x² of each column.
+    squares: Vec<f32>,
+    /// Inputs summed up.
+    count: f32,
+}
+
+/// The second moments of the inputs of a model's matrices, by the names of the tensors.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Moments {
+    sums: BTreeMap<String, Sums>,
+    /// What was read.
+    pub dataset: String,
+    /// Tokens of a text.
+    pub context: usize,
+    /// Texts read.
+    pub texts: usize,
+}
+
+const SQUARES: &str = ".in_sum2";
+const COUNTS: &str = ".counts";
+
+impl Moments {
+    /// Nothing yet of `texts` texts of `context` tokens out of `dataset`.
+    pub fn new(dataset: &str, context: usize, texts: usize) -> Self {
+        Self { sums: BTreeMap::new(), dataset: dataset.to_owned(), context, texts }
+    }
+
+    /// Adds what the matrix `name` multiplies.
+    pub fn add(&mut self, name: &str, x: &Part<'_, Memory>) {
+        if !self.sums.contains_key(name) {
+            self.sums.insert(name.to_owned(), Sums { squares: vec![0.0; x.cols], count: 0.0 });
+        }
+        let Some(sums) = self.sums.get_mut(name) else { return };
+        let values = &x.memory.f32()[x.start..];
+        for t in 0..x.rows {
+            let row = &values[t * x.stride..][..x.cols];
+            sums.squares.iter_mut().zip(row).for_each(|(sum, v)| *sum += v * v);
+        }
+        sums.count += x.rows as f32;
+    }
+
+    /// How much an error in each column of the matrix `name` is felt, if that is known.
+    pub fn importance(&self, name: &str) -> Option<Vec<f32>> {
+        let Sums { squares, count } = self.sums.get(name)?;
+        // A column that was always zero counts a little, so that its values are not lost.
+        let mean: f32 = squares.iter().sum::<f32>() / squares.len() as f32;
+        (mean > 0.0).then(|| squares.iter().map(|s| (s + 1e-4 * mean) / count).collect())
+    }
+
+    /// Writes the file at `path`, which is replaced if `force`.
+    pub fn save(&self, path: &Path, force: bool) -> Result<()> {
+        check_output(path, force)?;
+        let mut metadata = Metadata::default();
+        metadata.set("general.type", "imatrix");
+        metadata.set("imatrix.datasets", vec![self.dataset.clone()]);
+        metadata.set("imatrix.chunk_count", self.texts);
+        metadata.set("imatrix.chunk_size", self.context);
+        let tensors = self.sums.iter().flat_map(|(name, Sums { squares, .. })| {
+            let place = |suffix, cols| (format!("{name}{suffix}"), vec![1, cols], DType::F32, Packing::Plain);
+            [place(SQUARES, squares.len()), place(COUNTS, 1)]
+        });
+        let mut writer = Writer::create(path, Layout::new(metadata, tensors.collect())?, force)?;
+        for Sums { squares, count } in self.sums.values() {
+            writer.write(bytemuck::cast_slice(squares))?;
+            writer.write(&count.to_le_bytes())?;
+        }
+        writer.finish()
+    }
+
+    /// Reads the file at `path`, made for a model with the tensors `specs`.
+    pub fn load(path: &Path, specs: &[&Spec]) -> Result<Self> {
+        let gguf = Gguf::open(path)?;
+        let bad = |what: String| Error::format(&gguf.file, what);
+        if gguf.metadata.string("general.type") != Some("imatrix") {
+            return Err(bad(
+                "is no calibration: its key general.type is not `imatrix`; make one with --calibrate".into()
+            ));
+        }
+        let mut sums = BTreeMap::new();
+        for tensor in &gguf.tensors {
+            let Some(name) = tensor.name.strip_suffix(SQUARES) else { continue };
+            let Some(spec) = specs.iter().find(|s| s.name == name) else {
+                return Err(bad(format!("is of another model: this one has no tensor `{name}`")));
+            };
+            let cols = spec.shape.last().copied().unwrap_or(0);
+            let counts = gguf.tensor(&format!("{name}{COUNTS}"));
+            let read = |tensor: &crate::format::gguf::Tensor, len: usize| {
+                let fits = tensor.dtype == DType::F32 && tensor.dims.iter().product::<usize>() == len;
+                fits.then(|| {
+                    let mut values = vec![0.0; len];
+                    decode_row(DType::F32, &tensor.data, &mut values);
+                    values
+                })
+            };
+            let squares = read(tensor, cols)
+                .ok_or_else(|| bad(format!("is of another model: `{name}` has {cols} columns in this one")))?;
+            let count = counts.and_then(|counts| read(counts, 1)).map(|counts| counts[0]);
+            let usable = |v: &f32| v.is_finite() && *v >= 0.0;
+            match count {
+                Some(count) if count > 0.0 && usable(&count) && squares.iter().all(usable) => {
+                    sums.insert(name.to_owned(), Sums { squares, count });
+                }
+                _ => return Err(bad(format!("is damaged: the sums of `{name}` are unusable; make it again"))),
+            }
+        }
+        if let Some(spec) =
+            specs.iter().find(|s| s.name.starts_with("blk.") && s.role == Role::Matrix && !sums.contains_key(&s.name))
+        {
+            return Err(bad(format!("lacks the tensor `{}` of this model; make it again with --calibrate", spec.name)));
+        }
+        let size = |key: &str| gguf.metadata.uint(key).and_then(|v| usize::try_from(v).ok()).unwrap_or(0);
+        let dataset = gguf.metadata.strings("imatrix.datasets").and_then(|names| names.first()).cloned();
+        Ok(Self {
+            sums,
+            dataset: dataset.unwrap_or_default(),
+            context: size("imatrix.chunk_size"),
+            texts: size("imatrix.chunk_count"),
+        })
+    }
+}

@@ -1,0 +1,35 @@
+//! The text that a model reads to find out what its matrices multiply.
+
+use crate::{Error, Result, format::gguf::Metadata, text::Tokenizer};
+
+/// A text to calibrate on.
+#[derive(Clone, Debug)]
+pub struct Sample {
+    /// The text.
+    pub text: String,
+    /// What messages call it.
+    pub name: String,
+    /// Tokens that are read at most, in pieces from all over the text.
+    pub tokens: usize,
+    /// Tokens of a piece, BOS included, which the model reads as a text of its own.
+    pub context: usize,
+}
+
+impl Sample {
+    /// The pieces that the model with the keys `metadata`, of the file `file`, reads.
+    pub(in crate::quant) fn pieces(&self, metadata: &Metadata, file: &str) -> Result<Vec<Vec<u32>>> {
+        let tokenizer = Tokenizer::from_metadata(metadata, file)?;
+        let bos: Vec<u32> = tokenizer.bos().into_iter().collect();
+        let ids = tokenizer.encode(&self.text, false)?;
+        let run = (self.context - bos.len()).max(1);
+        let all: Vec<&[u32]> = ids.chunks_exact(run).collect();
+        if all.is_empty() {
+            return Err(Error::format(
+                &self.name,
+                format!("holds {} tokens; calibration needs {run} at least", ids.len()),
+            ));
+        }
+        let wanted = (self.tokens / self.context).clamp(1, all.len());
+        Ok((0..wanted).map(|i| [&bos, all[i * all.len() / wanted]].concat()).collect())
+    }
+}

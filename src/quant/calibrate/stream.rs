@@ -1,0 +1,163 @@
+//! Texts on their way through the model, a layer at a time: what the residual stream holds after each layer is kept, and
+//! nothing of the model but the layer at work has to be in memory.
+
+use std::num::NonZeroUsize;
+
+use crate::{
+    Result,
+    backend::{
+        Backend, Kind, Part,
+        cpu::{Cpu, Memory},
+        watched::{Watch, Watched},
+    },
+    model::{
+        Config, Matrix, Plan, Vector,
+        forward::{Scratch, commit_layer, forward_layer},
+        weights::Layer,
+    },
+    state::State,
+};
+
+/// What becomes of a pass through a layer.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Pass {
+    /// The texts stay in front of the layer.
+    Look,
+    /// They are behind it then.
+    Step,
+}
+
+/// Texts in front of a layer.
+pub struct Stream<'a> {
+    config: &'a Config,
+    plan: Plan,
+    backend: Cpu,
+    state: State<Memory>,
+    scratch: Scratch<Memory>,
+    /// The residual stream `[tokens, hidden]` of the meta tokens, if there are any, then of each text.
+    hidden: Vec<Vec<f32>>,
+    /// The keys and values of each, for layers whose readers are still to come.
+    kv: Vec<Vec<[Memory; 2]>>,
+}
+
+impl<'a> Stream<'a> {
+    /// Texts, as token ids, in front of the first layer.
+    pub fn new(
+        config: &'a Config,
+        embeddings: &Matrix,
+        meta: Option<&Matrix>,
+        texts: &[Vec<u32>],
+        threads: NonZeroUsize,
+    ) -> Result<Self> {
+        let backend = Cpu::new(threads);
+        let rows = |table: &Matrix, ids: &[u32]| {
+            let mut hidden = vec![0.0; ids.len() * table.cols];
+            hidden.chunks_exact_mut(table.cols).zip(ids).for_each(|(row, &id)| table.row(id as usize, row));
+            hidden
+        };
+        let meta_ids: Vec<u32> = (0..config.meta_tokens as u32).collect();
+        let mut hidden: Vec<_> = meta.into_iter().map(|meta| rows(meta, &meta_ids)).collect();
+        hidden.extend(texts.iter().map(|ids| rows(embeddings, ids)));
+        let chunk = hidden.iter().map(|h| h.len() / config.hidden).max().unwrap_or(0);
+        Ok(Self {
+            plan: Plan::new(config),
+            state: State::new(&backend, config, 0, Kind::F16)?,
+            scratch: Scratch::new(&backend, config, chunk, Kind::F16)?,
+            kv: (0..config.layers).map(|_| Vec::new()).collect(),
+            config,
+            backend,
+            hidden,
+        })
+    }
+
+    /// How many texts there are, the meta tokens counted as one.
+    pub fn texts(&self) -> usize {
+        self.hidden.len()
+    }
+
+    /// Passes everything through layer `index`, whose weights are `layer`. `done` hears of every text; its error ends
+    /// the pass.
+    pub fn pass(
+        &mut self,
+        index: usize,
+        layer: &Layer,
+        pass: Pass,
+        watch: Watch<'_, Memory>,
+        done: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<()> {
+        let c = self.config;
+        let source = c.kv_source[index];
+        let has_readers = !self.plan.layers[index].readers.is_empty();
+        let memory = &mut self.state.layers[index];
+        self.backend.clear(&mut memory.conv);
+        self.backend.clear(&mut memory.ssm);
+        self.state.position = 0;
+        let mut after_meta: Option<(Vec<f32>, Vec<f32>)> = None;
+        for text in 0..self.hidden.len() {
+            let tokens = self.hidden[text].len() / c.hidden;
+            let memory = &mut self.state.layers[index];
+            if let Some((conv, ssm)) = &after_meta {
+                self.backend.upload(conv, &mut memory.conv, 0);
+                self.backend.upload(ssm, &mut memory.ssm, 0);
+            } else if text > 0 {
+                self.backend.clear(&mut memory.conv);
+                self.backend.clear(&mut memory.ssm);
+            }
+            self.backend.upload(&self.hidden[text], self.scratch.hidden_mut(), 0);
+            if source != index
+                && let Some(kv) = self.scratch.kv_mut(source)
+            {
+                std::mem::swap(kv, &mut self.kv[source][text]);
+            }
+            let mut backend = Watched { inner: &mut self.backend, watch: &mut *watch };
+            forward_layer(&mut backend, c, index, layer, &mut self.state, &mut self.scratch, tokens)?;
+            if c.meta_tokens > 0 && text == 0 {
+                commit_layer(&mut self.backend, c, index, &mut self.state, &self.scratch, tokens);
+                self.state.position = tokens;
+                let memory = &self.state.layers[index];
+                let conv = self.backend.download(&memory.conv, (c.conv_kernel - 1) * c.inner);
+                after_meta = Some((conv, self.backend.download(&memory.ssm, c.inner * c.state)));
+            }
+            if source != index
+                && let Some(kv) = self.scratch.kv_mut(source)
+            {
+                std::mem::swap(kv, &mut self.kv[source][text]);
+            }
+            if pass == Pass::Step {
+                self.hidden[text] = self.backend.download(self.scratch.hidden_mut(), tokens * c.hidden);
+                if has_readers && let Some(kv) = self.scratch.kv_mut(index) {
+                    let (k, v) = c.kv_widths();
+                    let room = |width| self.backend.zeros(Kind::F16, tokens * width);
+                    let mut copy = [room(k)?, room(v)?];
+                    for (copy, (kv, width)) in copy.iter_mut().zip(kv.iter().zip([k, v])) {
+                        self.backend.copy_rows((kv, 0), (copy, 0), tokens, width);
+                    }
+                    self.kv[index].push(copy);
+                }
+            }
+            done()?;
+        }
+        if pass == Pass::Step && self.plan.layers[source].readers.iter().max() == Some(&index) {
+            self.kv[source].clear();
+        }
+        Ok(())
+    }
+
+    /// What the matrix that makes logits would multiply: the texts behind the last layer, normed by `norm`. The meta
+    /// tokens make none.
+    pub fn head_inputs(&mut self, norm: &Vector, see: &mut dyn FnMut(&Part<'_, Memory>)) -> Result<()> {
+        let c = self.config;
+        for hidden in &self.hidden[usize::from(c.meta_tokens > 0)..] {
+            let mut rows = hidden.clone();
+            for row in rows.chunks_exact_mut(c.hidden) {
+                let square = row.iter().map(|v| v * v).sum::<f32>() / c.hidden as f32;
+                let scale = 1.0 / (square + c.rms_eps).sqrt();
+                row.iter_mut().zip(&**norm).for_each(|(v, gain)| *v *= scale * gain);
+            }
+            let memory = Memory::F32(rows);
+            let rows = hidden.len() / c.hidden;
+            see(&Part { memory: &memory, rows, start: 0, cols: c.hidden, stride: c.hidden });
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,245 @@
+//! Error-compensating rounding (GPTQ, arXiv 2210.17323): the columns of a matrix are rounded one after the other, and those
+//! to come make up for the error that each leaves, as far as the inputs' second moments say they can.
+
+use ndarray::{ArrayView2, ArrayViewMut2, ShapeBuilder, linalg::general_mat_mul, s};
+use rayon::prelude::*;
+
+use super::{
+    grid::Grid,
+    search::search,
+    triangle::{cholesky, invert},
+};
+use crate::{
+    format::DType,
+    quant::codec::{BLOCK, Unfit, round_block},
+};
+
+/// In which order columns are rounded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Order {
+    /// As they are stored.
+    Stored,
+    /// Blocks with the largest inputs first, and within a block the columns with the largest: what is rounded early can be
+    /// made up for by the rest.
+    #[default]
+    Largest,
+}
+
+/// How errors are compensated.
+#[derive(Clone, Copy, Debug)]
+pub struct Gptq {
+    /// What is added to the diagonal of the second moments, as a share of its mean: keeps what few inputs say from being
+    /// trusted too far.
+    pub damping: f32,
+    /// In which order.
+    pub order: Order,
+}
+
+impl Default for Gptq {
+    fn default() -> Self {
+        Self { damping: 0.01, order: Order::default() }
+    }
+}
+
+/// Σ x·xᵀ over a matrix's inputs x: the lower half, row-major.
+pub struct Hessian {
+    cols: usize,
+    sums: Vec<f32>,
+}
+
+/// Rows of the second moments that are added to at once.
+const PANEL: usize = 128;
+
+impl Hessian {
+    /// Of inputs of `cols` values; none yet.
+    pub fn new(cols: usize) -> Self {
+        Self { cols, sums: vec![0.0; cols * cols] }
+    }
+
+    /// Adds `rows` inputs, of which one follows `stride` values after the other.
+    pub fn add(&mut self, values: &[f32], rows: usize, stride: usize) {
+        let n = self.cols;
+        let x = strided(values, rows, n, stride);
+        self.sums.par_chunks_mut(PANEL * n).enumerate().for_each(|(i, panel)| {
+            let height = panel.len() / n;
+            let (start, end) = (i * PANEL, i * PANEL + height);
+            let mut sums = strided_mut(panel, height, end, n);
+            general_mat_mul(1.0, &x.slice(s![.., start..end]).t(), &x.slice(s![.., ..end]), 1.0, &mut sums);
+        });
+    }
+
+    fn at(&self, i: usize, j: usize) -> f32 {
+        self.sums[i.max(j) * self.cols + i.min(j)]
+    }
+}
+
+/// A matrix whose rows follow `stride` values after each other.
+pub(super) fn strided(values: &[f32], rows: usize, cols: usize, stride: usize) -> ArrayView2<'_, f32> {
+    ArrayView2::from_shape((rows, cols).strides((stride, 1)), values).expect("the rows are there")
+}
+
+pub(super) fn strided_mut(values: &mut [f32], rows: usize, cols: usize, stride: usize) -> ArrayViewMut2<'_, f32> {
+    ArrayViewMut2::from_shape((rows, cols).strides((stride, 1)), values).expect("the rows are there")
+}
+
+/// What compensation needs of the inputs: with the columns in the order of `order`, the upper triangular R of
+/// RᵀR = H⁻¹.
+pub struct Factor {
+    order: Vec<usize>,
+    /// Row-major.
+    r: Vec<f32>,
+}
+
+impl Factor {
+    /// Factors `hessian`, whose columns are whole blocks. Damps more than asked for where that is needed for an inverse.
+    pub fn new(hessian: &Hessian, options: &Gptq) -> Self {
+        let n = hessian.cols;
+        let order = column_order(n, options.order, |i| hessian.at(i, i));
+        let mean = (0..n).map(|i| f64::from(hessian.at(i, i))).sum::<f64>() / n as f64;
+        let mean = if mean > 0.0 { mean as f32 } else { 1.0 };
+        let mut damping = options.damping.max(1e-6);
+        loop {
+            // H in the opposite order is L·Lᵀ, so that in the right order it is U·Uᵀ with U upper triangular; R is U⁻¹.
+            let mut turned = vec![0.0; n * n];
+            turned.par_chunks_exact_mut(n).enumerate().for_each(|(i, row)| {
+                let a = order[n - 1 - i];
+                (0..=i).for_each(|j| row[j] = hessian.at(a, order[n - 1 - j]));
+                row[i] += damping * mean;
+            });
+            if cholesky(&mut turned, n) {
+                let mut r = invert(&turned, n);
+                drop(turned);
+                r.reverse();
+                if r.iter().all(|v| v.is_finite()) {
+                    return Self { order, r };
+                }
+            }
+            damping *= 10.0;
+        }
+    }
+
+    fn cols(&self) -> usize {
+        self.order.len()
+    }
+}
+
+/// The columns as they are rounded: whole blocks, each in its own order.
+fn column_order(n: usize, order: Order, weight: impl Fn(usize) -> f32) -> Vec<usize> {
+    let mut blocks: Vec<Vec<usize>> = (0..n).step_by(BLOCK).map(|start| (start..start + BLOCK).collect()).collect();
+    if order == Order::Largest {
+        let sum = |block: &Vec<usize>| block.iter().map(|&i| weight(i)).sum::<f32>();
+        blocks.sort_by(|a, b| sum(b).total_cmp(&sum(a)));
+        blocks.iter_mut().for_each(|block| block.sort_by(|&a, &b| weight(b).total_cmp(&weight(a))));
+    }
+    blocks.concat()
+}
+
+/// Rows that are rounded together, so that the factor is read once for all of them.
+const TILE: usize = 32;
+
+/// Rounds the matrix `values` `[rows, cols]` to blocks of `dtype` in `out`. Returns what that costs: Σ over rows of e·H·eᵀ, where e is
+/// what was changed. The error names a row that can't be stored.
+pub fn compensate(dtype: DType, values: &[f32], factor: &Factor, out: &mut [u8]) -> Result<f64, (usize, Unfit)> {
+    let n = factor.cols();
+    let row_bytes = dtype.row_bytes(n).unwrap_or(0);
+    let grid = Grid::new(dtype);
+    let tiles = values.par_chunks(TILE * n).zip(out.par_chunks_mut(TILE * row_bytes)).enumerate();
+    let costs = tiles.map(|(tile, (values, out))| {
+        let first = tile * TILE;
+        if let Some(bad) = values.iter().position(|v| !v.is_finite()) {
+            return Err((first + bad / n, Unfit::NotFinite));
+        }
+        round_tile(dtype, &grid, values, factor, out).map_err(|(row, unfit)| (first + row, unfit))
+    });
+    costs.collect::<Result<Vec<f64>, _>>().map(|costs| costs.iter().sum())
+}
+
+fn round_tile(
+    dtype: DType,
+    grid: &Grid,
+    values: &[f32],
+    factor: &Factor,
+    out: &mut [u8],
+) -> Result<f64, (usize, Unfit)> {
+    let n = factor.cols();
+    let mut cost = 0.0;
+    let rows = values.len() / n;
+    let row_bytes = out.len() / rows;
+    // In the order of rounding.
+    let mut w: Vec<f32> =
+        values.chunks_exact(n).flat_map(|row| factor.order.iter().map(|&column| row[column])).collect();
+    let mut errors = vec![0.0; rows * BLOCK];
+    for (start, columns) in (0..n).step_by(BLOCK).zip(factor.order.chunks_exact(BLOCK)) {
+        let block = columns[0] / BLOCK;
+        // The factor's part between the block's own columns, and what an error in each of them costs after compensation.
+        let inner: [[f32; BLOCK]; BLOCK] =
+            std::array::from_fn(|i| std::array::from_fn(|j| factor.r[(start + i) * n + start + j]));
+        let weights: [f32; BLOCK] = std::array::from_fn(|i| 1.0 / (inner[i][i] * inner[i][i]));
+        for row in 0..rows {
+            let mut x = [0.0; BLOCK];
+            x.copy_from_slice(&w[row * n + start..][..BLOCK]);
+            let plain = round_block(dtype, &x);
+            if !plain.fits(dtype) {
+                return Err((row, Unfit::Overflow));
+            }
+            let fit = search(grid, &x, &weights, &plain);
+            let mut best = walk(grid, &x, &inner, fit.d, fit.m);
+            for factor in NEARBY {
+                let d = grid.scale(fit.d * factor);
+                // The middle of the range stays where it is.
+                let m = if grid.has_min {
+                    half::f16::from_f32(fit.m + (fit.d - d) * grid.reach[1] / 2.0).to_f32()
+                } else {
+                    0.0
+                };
+                let other = walk(grid, &x, &inner, d, m);
+                if other.cost < best.cost {
+                    best = other;
+                }
+            }
+            cost += f64::from(best.cost);
+            let mut levels = [0.0; BLOCK];
+            columns.iter().zip(best.levels).for_each(|(&column, level)| levels[column % BLOCK] = level);
+            let bytes = &mut out[row * row_bytes + block * dtype.block_bytes()..][..dtype.block_bytes()];
+            grid.block(best.d, best.m, &levels).store(dtype, bytes);
+            errors[row * BLOCK..][..BLOCK].copy_from_slice(&best.errors);
+        }
+        let rest = start + BLOCK;
+        if rest < n {
+            let later = strided(&factor.r[start * n + rest..], BLOCK, n - rest, n);
+            let errors = strided(&errors, rows, BLOCK, BLOCK);
+            general_mat_mul(-1.0, &errors, &later, 1.0, &mut strided_mut(&mut w[rest..], rows, n - rest, n));
+        }
+    }
+    Ok(cost)
+}
+
+/// Scales around the one that was found for each value by itself.
+const NEARBY: [f32; 6] = [0.94, 0.96, 0.98, 1.02, 1.04, 1.06];
+
+/// A block that was rounded with compensation inside.
+struct Walk {
+    d: f32,
+    m: f32,
+    levels: [f32; BLOCK],
+    /// What each column leaves for those to come, over the factor's diagonal.
+    errors: [f32; BLOCK],
+    /// Σ errors².
+    cost: f32,
+}
+
+fn walk(grid: &Grid, x: &[f32; BLOCK], r: &[[f32; BLOCK]; BLOCK], d: f32, m: f32) -> Walk {
+    let inverse = Some(1.0 / d).filter(|i| i.is_finite()).unwrap_or(0.0);
+    let mut x = *x;
+    let mut walk = Walk { d, m, levels: [0.0; BLOCK], errors: [0.0; BLOCK], cost: 0.0 };
+    for i in 0..BLOCK {
+        let level = grid.nearest_one((x[i] - m) * inverse);
+        let error = (x[i] - (level * d + m)) / r[i][i];
+        // What lies before i is zero in the factor.
+        x.iter_mut().zip(&r[i]).for_each(|(x, r)| *x -= error * r);
+        walk.levels[i] = level;
+        walk.errors[i] = error;
+        walk.cost += error * error;
+    }
+    walk
+}

@@ -1,0 +1,109 @@
+//! The values that a block of a type can hold, as searches need them: which level is nearest, which scales exist.
+
+use half::f16;
+
+use crate::{
+    format::DType,
+    quant::codec::{BLOCK, Block, levels},
+};
+
+/// A value over its scale is looked up with this many steps to one.
+const STEPS: f32 = 4.0;
+/// Levels and scaled values are in −`REACH`..`REACH`.
+const REACH: f32 = 128.0;
+
+/// The values that the codes of a quantized type stand for.
+pub struct Grid {
+    dtype: DType,
+    kind: Kind,
+    /// Has a block a minimum, beside its scale?
+    pub has_min: bool,
+    /// Can a scale be any number, or a power of two only?
+    pub any_scale: bool,
+    /// The largest magnitudes of levels on both sides of zero.
+    pub reach: [f32; 2],
+}
+
+enum Kind {
+    /// Whole numbers, from the first to the last.
+    Even { low: f32, high: f32 },
+    /// Any: the code of the nearest level for every step, and the levels.
+    Table { codes: Vec<u8>, levels: Vec<f32> },
+}
+
+impl Grid {
+    /// The grid of `dtype`, a quantized type.
+    pub fn new(dtype: DType) -> Self {
+        let levels: Vec<f32> = levels(dtype).iter().map(|&l| f32::from(l)).collect();
+        // ggml never writes the lowest byte of Q8_0, and kernels may take its magnitude.
+        let low = levels.iter().copied().fold(f32::INFINITY, f32::min).max(-127.0);
+        let high = levels.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let even = levels.windows(2).all(|pair| pair[1] == pair[0] + 1.0);
+        let kind = if even {
+            Kind::Even { low, high }
+        } else {
+            let codes = (0..(2.0 * REACH * STEPS) as usize).map(|i| {
+                let v = (i as f32 + 0.5) / STEPS - REACH;
+                let distance = |&code: &usize| (levels[code] - v).abs();
+                (0..levels.len()).min_by(|a, b| distance(a).total_cmp(&distance(b))).unwrap_or(0) as u8
+            });
+            Kind::Table { codes: codes.collect(), levels }
+        };
+        Self {
+            dtype,
+            kind,
+            has_min: matches!(dtype, DType::Q4_1 | DType::Q5_1),
+            any_scale: dtype != DType::Mxfp4,
+            reach: [-low, high],
+        }
+    }
+
+    /// The levels nearest to `v`, values over their scale.
+    #[inline]
+    pub fn nearest(&self, v: &[f32; BLOCK]) -> [f32; BLOCK] {
+        match &self.kind {
+            Kind::Even { low, high } => v.map(|v| whole(v.clamp(*low, *high))),
+            Kind::Table { codes, levels } => v.map(|v| levels[usize::from(codes[step(v)])]),
+        }
+    }
+
+    /// The level nearest to `v`.
+    #[inline]
+    pub fn nearest_one(&self, v: f32) -> f32 {
+        match &self.kind {
+            Kind::Even { low, high } => whole(v.clamp(*low, *high)),
+            Kind::Table { codes, levels } => levels[usize::from(codes[step(v)])],
+        }
+    }
+
+    /// The scale nearest to `d` that can be stored.
+    #[inline]
+    pub fn scale(&self, d: f32) -> f32 {
+        if self.any_scale {
+            return f16::from_f32(d).to_f32();
+        }
+        // The nearest by ratio.
+        f32::exp2(d.abs().log2().round().clamp(-128.0, 126.0))
+    }
+
+    /// The block of these levels.
+    pub fn block(&self, d: f32, m: f32, chosen: &[f32; BLOCK]) -> Block {
+        let q = chosen.map(|level| match &self.kind {
+            Kind::Even { .. } => (level - f32::from(levels(self.dtype)[0])) as u8,
+            Kind::Table { codes, .. } => codes[step(level)],
+        });
+        Block { d, m, q }
+    }
+}
+
+/// The nearest whole number of a small one: what is added and taken away leaves no room for more.
+#[inline]
+fn whole(v: f32) -> f32 {
+    const ROOM: f32 = 12_582_912.0; // 1.5 · 2²³
+    (v + ROOM) - ROOM
+}
+
+#[inline]
+fn step(v: f32) -> usize {
+    ((v + REACH) * STEPS).clamp(0.0, 2.0 * REACH * STEPS - 1.0) as usize
+}

@@ -1,0 +1,137 @@
+//! The Cholesky factor of a large matrix, and its inverse: in blocks, whose products take nearly all the time.
+
+use ndarray::{linalg::general_mat_mul, s};
+use rayon::prelude::*;
+
+use super::gptq::{strided, strided_mut};
+
+/// Rows and columns of a block.
+const BLOCK: usize = 64;
+
+/// Replaces the lower half of `a` `[n, n]`, row-major, by L of L·Lᵀ = a. The upper half is neither read nor written, but
+/// inside the blocks of the diagonal. False if `a` is not positive definite, as far as 32 bits can tell; `a` is of no use
+/// then.
+pub fn cholesky(a: &mut [f32], n: usize) -> bool {
+    for start in (0..n).step_by(BLOCK) {
+        let end = (start + BLOCK).min(n);
+        let size = end - start;
+        let (done, below) = a.split_at_mut(end * n);
+        for i in start..end {
+            for j in start..=i {
+                let dot = |from: &[f32]| {
+                    let (x, y) = (&from[i * n + start..i * n + j], &from[j * n + start..j * n + j]);
+                    x.iter().zip(y).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum::<f64>()
+                };
+                let rest = f64::from(done[i * n + j]) - dot(done);
+                if i == j {
+                    // Not a number is no better than too small.
+                    if rest.is_nan() || rest <= 0.0 {
+                        return false;
+                    }
+                    done[i * n + j] = rest.sqrt() as f32;
+                } else {
+                    done[i * n + j] = (rest / f64::from(done[j * n + j])) as f32;
+                }
+            }
+        }
+        if below.is_empty() {
+            break;
+        }
+        // The rows below: x·Lᵀ = a, value after value.
+        let diagonal = &done[start * n..];
+        below.par_chunks_exact_mut(n).for_each(|row| {
+            let x = &mut row[start..end];
+            for j in 0..size {
+                let l = &diagonal[j * n + start..][..=j];
+                let sum: f32 = x[..j].iter().zip(l).map(|(x, l)| x * l).sum();
+                x[j] = (x[j] - sum) / l[j];
+            }
+        });
+        // What they leave of the rest.
+        let rows = below.len() / n;
+        let mut panel = vec![0.0; rows * size];
+        panel.chunks_exact_mut(size).zip(below.chunks_exact(n)).for_each(|(to, row)| {
+            to.copy_from_slice(&row[start..end]);
+        });
+        let panel = strided(&panel, rows, size, size);
+        below.par_chunks_mut(BLOCK * n).enumerate().for_each(|(i, rest)| {
+            let height = rest.len() / n;
+            let (from, to) = (i * BLOCK, i * BLOCK + height);
+            let mut rest = strided_mut(&mut rest[end..], height, to, n);
+            general_mat_mul(-1.0, &panel.slice(s![from..to, ..]), &panel.slice(s![..to, ..]).t(), 1.0, &mut rest);
+        });
+    }
+    true
+}
+
+/// The inverse of the lower half of `l` `[n, n]`, row-major; zeros above it.
+pub fn invert(l: &[f32], n: usize) -> Vec<f32> {
+    let mut inverse = vec![0.0; n * n];
+    for start in (0..n).step_by(BLOCK) {
+        let end = (start + BLOCK).min(n);
+        let (above, rows) = inverse.split_at_mut(start * n);
+        let rows = &mut rows[..(end - start) * n];
+        if start > 0 {
+            let above = strided(above, start, start, n);
+            const SOME: usize = 16;
+            rows.par_chunks_mut(SOME * n).enumerate().for_each(|(i, rows)| {
+                let height = rows.len() / n;
+                let left = strided(&l[(start + i * SOME) * n..], height, start, n);
+                general_mat_mul(-1.0, &left, &above, 0.0, &mut strided_mut(rows, height, start, n));
+            });
+        }
+        // L of the block's own rows is left: each row minus what the rows before it hold of it.
+        for i in 0..end - start {
+            let (before, row) = rows.split_at_mut(i * n);
+            let row = &mut row[..end];
+            row[start + i] = 1.0;
+            let l = &l[(start + i) * n + start..][..=i];
+            for (before, l) in before.chunks_exact(n).zip(l) {
+                row.iter_mut().zip(before).for_each(|(x, y)| *x -= l * y);
+            }
+            let scale = 1.0 / l[i];
+            row.iter_mut().for_each(|x| *x *= scale);
+        }
+    }
+    inverse
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Positive definite, and not nearly diagonal.
+    fn matrix(n: usize) -> Vec<f32> {
+        let x = |i: usize, t: usize| ((i * 7919 + t * 104_729 + i * t * 31) % 1009) as f32 / 1009.0 - 0.5;
+        let value = |i: usize, j: usize| {
+            (0..2 * n).map(|t| x(i, t) * x(j, t)).sum::<f32>() / n as f32 + if i == j { 0.1 } else { 0.0 }
+        };
+        (0..n * n).map(|i| value(i / n, i % n)).collect()
+    }
+
+    #[test]
+    fn factors_and_inverts() {
+        for n in [1, 5, 64, 96, 200] {
+            let a = matrix(n);
+            let mut l = a.clone();
+            assert!(cholesky(&mut l, n));
+            let inverse = invert(&l, n);
+            for i in 0..n {
+                for j in 0..n {
+                    let product: f32 = (0..=i.min(j)).map(|k| l[i * n + k] * l[j * n + k]).sum();
+                    assert!((product - a[i * n + j]).abs() < 1e-5, "{n}: {i}, {j}");
+                    let product: f32 = (0..=i).map(|k| l[i * n + k] * inverse[k * n + j]).sum();
+                    assert!((product - f32::from(i == j)).abs() < 1e-4, "{n}: {i}, {j}: {product}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn tells_what_has_no_factor() {
+        let mut a = matrix(80);
+        a[70 * 80 + 70] = -1.0;
+        assert!(!cholesky(&mut a, 80));
+        assert!(!cholesky(&mut [f32::NAN], 1));
+    }
+}
