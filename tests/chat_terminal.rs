@@ -5,13 +5,15 @@ mod common;
 
 use std::{fs, path::Path, process::Stdio, time::Duration};
 
-use common::hymba;
+use common::{hymba, runner};
 use expectrl::{
     Expect, Session,
     process::unix::{Signal, WaitStatus},
     session::OsSession,
 };
 
+/// A prompt begins: what is typed before goes unread.
+const PROMPT: &str = "\x1b[?2004h";
 const CTRL_C: &str = "\x03";
 const CTRL_D: &str = "\x04";
 const UP: &str = "\x1b[A";
@@ -36,7 +38,8 @@ impl Person {
             .env("TERM", "xterm")
             .env_remove("NO_COLOR");
         let mut session = Session::spawn(command).unwrap();
-        session.set_expect_timeout(Some(Duration::from_secs(20)));
+        let patience = if runner().is_some() { 400 } else { 20 }; // an emulator takes its time
+        session.set_expect_timeout(Some(Duration::from_secs(patience)));
         session.get_process_mut().set_window_size(size.0, size.1).unwrap();
         Self { session, seen: String::new() }
     }
@@ -95,7 +98,7 @@ impl Person {
     fn interrupts(&mut self) -> String {
         self.types(CTRL_C);
         self.sees("\x1b[?2004l");
-        self.sees("\x1b[?2004h")
+        self.sees(PROMPT)
     }
 
     /// Waits for the end.
@@ -161,6 +164,7 @@ fn a_whole_conversation() {
     ] {
         assert!(shown.contains(part), "`{part}` is missing in\n{shown}");
     }
+    p.sees(PROMPT);
     p.types(CTRL_D);
     p.leaves(0);
 
@@ -205,7 +209,7 @@ fn interrupts() {
     assert!(!p.interrupts().contains(hint));
     assert!(p.interrupts().contains(hint));
     p.types("/help\r");
-    p.sees("\x1b[?2004h");
+    p.sees(PROMPT);
     assert!(p.interrupts().contains(hint));
     p.types(CTRL_C);
     p.leaves(130);
@@ -230,6 +234,7 @@ fn a_paste_of_two_thousand_lines_is_one_message() {
     p.sees("(of main), 1 turn");
     let used: usize = p.sees(" of 16000 tokens").rsplit(' ').next().unwrap().parse().unwrap();
     assert!(used >= 4000, "{used}");
+    p.sees(PROMPT);
     p.types(CTRL_D);
     p.leaves(0);
 }
@@ -266,6 +271,7 @@ fn colours_where_they_are_wanted() {
     for (more, colours) in [(&["--color", "never"][..], false), (&[], true)] {
         let mut p = Person::new(home.path(), (80, 24), &[&["-n", "3"], more].concat());
         p.says("Hello");
+        p.sees(PROMPT);
         p.types(CTRL_D);
         p.leaves(0);
         assert_eq!(p.seen.contains("\x1b[2m"), colours);
@@ -287,6 +293,7 @@ fn a_file_before_a_message() {
     p.interrupts();
     p.types("/hlep\r");
     p.sees("no command /hlep");
+    p.sees(PROMPT);
     p.types(CTRL_D);
     p.leaves(0);
 }

@@ -279,11 +279,7 @@ fn inspect_says_what_the_demo_is() {
 #[test]
 fn bench_measures_every_row_and_its_limit() {
     let small = ["bench", "-p", "20", "-n", "3", "--ttft", "5", "-d", "0,30", "-t", "1,2", "-r", "2", "--profile"];
-    let run = |format: &str| {
-        let out = Command::new(env!("CARGO_BIN_EXE_hymba")).args(small).args(["-o", format]).output().unwrap();
-        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-        String::from_utf8(out.stdout).unwrap()
-    };
+    let run = |format: &str| succeeds(hymba(small).args(["-o", format]));
     let json: serde_json::Value = serde_json::from_str(&run("json")).unwrap();
     let rows = json["rows"].as_array().unwrap();
     assert_eq!(rows.len(), 2 * 2 * 3);

@@ -40,6 +40,11 @@ static inline size_t type_bytes(hk_type type) {
     return is_packed(type) ? HK_LANES * one : one;
 }
 
+/* what the minimum of a block's weights is multiplied with: the sum of its activations */
+static inline float act_sum(float d, int32_t offset) {
+    return (float)offset * -0.125f * d;
+}
+
 /* the tables of IQ4_NL and, doubled, of the 4-bit floats of MXFP4 */
 static const int8_t IQ4_NL_LEVELS[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 static const int8_t MXFP4_LEVELS[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};

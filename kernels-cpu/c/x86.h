@@ -80,11 +80,6 @@ HK_INLINE vf load_scales(hk_type type, const void *p) {
     return vf_mul(_mm256_castsi256_ps(_mm256_max_epi32(e, _mm256_set1_epi32(1 << 22))), vf_set1(0.5f));
 }
 
-/* what the minimum of a block's weights is multiplied with: the sum of its activations */
-HK_INLINE float act_sum(float d, int32_t offset) {
-    return (float)offset * -0.125f * d;
-}
-
 /* Sums of four neighbouring products. maddubs wants one side unsigned: |w| and the activation with w's sign.
  * |w| is at most 128 and |a| at most 127, so that a pair (2 * 128 * 127) fits 16 bits. */
 HK_INLINE __m256i dot_quads(__m256i w, __m256i w_abs, const int8_t *q) {
@@ -150,30 +145,7 @@ HK_INLINE void block_matmul(hk_type type, const uint8_t *w, size_t rows, size_t 
 
 #include "packed_x86.h"
 
-static void matmul(hk_type type, const void *w, size_t rows, size_t cols, const hk_act *x, size_t tokens, float *y,
-                   size_t y_stride, int accumulate) {
-#define AS(product, type) case type: product(type, w, rows, cols, x, tokens, y, y_stride, accumulate); break;
-    switch (type) { /* constants, so that each type has code of its own */
-        AS(float_matmul, HK_F32)
-        AS(float_matmul, HK_F16)
-        AS(float_matmul, HK_BF16)
-        AS(block_matmul, HK_Q8_0)
-        AS(block_matmul, HK_Q4_0)
-        AS(block_matmul, HK_Q4_1)
-        AS(block_matmul, HK_Q5_0)
-        AS(block_matmul, HK_Q5_1)
-        AS(block_matmul, HK_IQ4_NL)
-        AS(block_matmul, HK_MXFP4)
-        AS(packed_matmul, HK_Q8_0X8)
-        AS(packed_matmul, HK_Q4_0X8)
-        AS(packed_matmul, HK_Q4_1X8)
-        AS(packed_matmul, HK_Q5_0X8)
-        AS(packed_matmul, HK_Q5_1X8)
-        AS(packed_matmul, HK_IQ4_NLX8)
-        AS(packed_matmul, HK_MXFP4X8)
-    }
-#undef AS
-}
+#include "vector/table.h"
 
 /* ---- read bandwidth ---- */
 
@@ -218,23 +190,3 @@ static uint32_t int8_rate(size_t rounds) {
     for (int i = 1; i < CHAINS; i++) sum[0] = _mm256_add_epi32(sum[0], sum[i]);
     return (uint32_t)_mm256_extract_epi32(sum[0], 0);
 }
-
-static float float_rate(size_t rounds) {
-    vf s0 = vf_zero(), s1 = s0, s2 = s0, s3 = s0, s4 = s0, s5 = s0, s6 = s0, s7 = s0, a = vf_set1(0.5f);
-    const vf w = vf_set1(1.0f);
-    for (size_t n = rounds * (HK_ROUND / VF_LANES / 8); n > 0; n--) {
-        OPAQUE(a);
-        s0 = vf_fma(s0, a, w), s1 = vf_fma(s1, a, w), s2 = vf_fma(s2, a, w), s3 = vf_fma(s3, a, w);
-        s4 = vf_fma(s4, a, w), s5 = vf_fma(s5, a, w), s6 = vf_fma(s6, a, w), s7 = vf_fma(s7, a, w);
-        OPAQUE(s0);
-    }
-    return vf_sum(vf_add(vf_add(vf_add(s0, s1), vf_add(s2, s3)), vf_add(vf_add(s4, s5), vf_add(s6, s7))));
-}
-
-/* The initialiser of a table. */
-#define HK_TABLE(isa)                                                                                             \
-    {                                                                                                             \
-        .name = isa, .matmul = matmul, .quantize = quantize, .rms_norm = rms_norm, .fuse = fuse, .rope = rope,    \
-        .to_f16 = to_f16, .attend = attend, .attend_merge = attend_merge, .conv_silu = conv_silu, .scan = scan, .silu_mul = silu_mul,           \
-        .relu2 = relu2, .read = read_all, .int8_rate = int8_rate, .float_rate = float_rate,                         \
-    }

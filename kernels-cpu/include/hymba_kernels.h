@@ -165,5 +165,11 @@ const hk_kernels *hk_avx2(void);
 const hk_kernels *hk_avxvnni(void);
 const hk_kernels *hk_avx512vnni(void);
 const hk_kernels *hk_avx512vbmi(void);
+/* Needs Advanced SIMD, which every 64-bit Arm CPU has. */
+const hk_kernels *hk_neon(void);
+/* The same results bit for bit, with the instructions that multiply and add bytes: those of FEAT_DotProd; those and
+ * FEAT_I8MM's. */
+const hk_kernels *hk_neon_dotprod(void);
+const hk_kernels *hk_neon_i8mm(void);
 
 #endif

@@ -179,3 +179,12 @@ unsafe extern "C" {
 unsafe extern "C" {
     pub fn hk_avx512vbmi() -> *const hk_kernels;
 }
+unsafe extern "C" {
+    pub fn hk_neon() -> *const hk_kernels;
+}
+unsafe extern "C" {
+    pub fn hk_neon_dotprod() -> *const hk_kernels;
+}
+unsafe extern "C" {
+    pub fn hk_neon_i8mm() -> *const hk_kernels;
+}

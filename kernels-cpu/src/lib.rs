@@ -79,10 +79,41 @@ impl Kernels {
         None
     }
 
+    /// Advanced SIMD, if this build and this CPU have it.
+    pub fn neon() -> Option<Self> {
+        #[cfg(target_arch = "aarch64")]
+        if std::arch::is_aarch64_feature_detected!("neon") {
+            // SAFETY: the function returns the address of a constant table, or null.
+            return unsafe { bindings::hk_neon().as_ref() }.map(Self);
+        }
+        None
+    }
+
+    /// Advanced SIMD with products of four bytes.
+    pub fn neon_dotprod() -> Option<Self> {
+        #[cfg(target_arch = "aarch64")]
+        if Self::neon().is_some() && std::arch::is_aarch64_feature_detected!("dotprod") {
+            // SAFETY: the function returns the address of a constant table, or null.
+            return unsafe { bindings::hk_neon_dotprod().as_ref() }.map(Self);
+        }
+        None
+    }
+
+    /// Advanced SIMD with products of four bytes and of small matrices.
+    pub fn neon_i8mm() -> Option<Self> {
+        #[cfg(target_arch = "aarch64")]
+        if Self::neon_dotprod().is_some() && std::arch::is_aarch64_feature_detected!("i8mm") {
+            // SAFETY: the function returns the address of a constant table, or null.
+            return unsafe { bindings::hk_neon_i8mm().as_ref() }.map(Self);
+        }
+        None
+    }
+
     /// Every set that this CPU can run, the fastest first.
     pub fn all() -> Vec<Self> {
-        let simd = [Self::avx512vbmi(), Self::avx512vnni(), Self::avxvnni(), Self::avx2()];
-        simd.into_iter().flatten().chain([Self::scalar()]).collect()
+        let x86 = [Self::avx512vbmi(), Self::avx512vnni(), Self::avxvnni(), Self::avx2()];
+        let simd = x86.into_iter().chain([Self::neon_i8mm(), Self::neon_dotprod(), Self::neon()]);
+        simd.flatten().chain([Self::scalar()]).collect()
     }
 
     /// The fastest set that this CPU can run.

@@ -474,7 +474,7 @@ fn largest_products_fit() {
     }
 }
 
-/// Byte products are whole numbers, and their sums are added in one order: every x86 set gives the same bits, and so do
+/// Byte products are whole numbers, and their sums are added in one order: every vector set gives the same bits, and so do
 /// both orders of the rows.
 #[test]
 fn every_simd_set_and_both_layouts_give_the_same_bits() {

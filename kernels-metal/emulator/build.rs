@@ -21,16 +21,17 @@ fn main() {
     let build = || {
         let mut build = cc::Build::new();
         build.cpp(true).std("c++17").opt_level(2).include("shim").flag("-ffp-contract=off").warnings(true);
+        // whole: nothing but a constructor reaches the kernels, and some linkers look no name up in what came before
+        build.link_lib_modifier("+whole-archive");
         build
     };
     build().file("runtime/runtime.cpp").file("runtime/memory.cpp").compile("hymba_emulator_runtime");
     // The sanitizer's library is not linked: its calls end in runtime/memory.cpp. Variables without a value get one
-    // that is noticed. Whole-archive, as nothing but a constructor reaches the kernels.
+    // that is noticed.
     build()
         .files(&sources)
         .flag("-fsanitize=thread")
         .flag_if_supported("-ftrivial-auto-var-init=pattern")
         .flag_if_supported("-Wno-tsan")
-        .link_lib_modifier("+whole-archive")
         .compile("hymba_emulated_shaders");
 }

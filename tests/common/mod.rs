@@ -8,10 +8,18 @@ use std::{
 
 use hymba::format::gguf::{Gguf, Layout, Metadata, Writer};
 
+/// The command to run the binary with that `HYMBA_TEST_RUNNER` names, words between spaces: an emulator, where the
+/// tests are built for another CPU.
+pub fn runner() -> Option<String> {
+    std::env::var("HYMBA_TEST_RUNNER").ok().filter(|runner| !runner.trim().is_empty())
+}
+
 /// The binary, with nothing on its standard input and no model of the user's.
 pub fn hymba<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_hymba"));
-    command.args(args).env_remove("HYMBA_MODEL").stdin(Stdio::null());
+    let runner = runner().unwrap_or_default();
+    let mut words = runner.split_whitespace().chain([env!("CARGO_BIN_EXE_hymba")]);
+    let mut command = Command::new(words.next().unwrap());
+    command.args(words).args(args).env_remove("HYMBA_MODEL").stdin(Stdio::null());
     command
 }
 
