@@ -110,9 +110,13 @@ impl DType {
         self.block_len() > 1
     }
 
-    /// Bytes of a row of `cols` values; `None` if `cols` is no multiple of the block.
+    /// Bytes of a row of `cols` values; `None` if `cols` is no multiple of the block, or beyond any memory.
     pub fn row_bytes(self, cols: usize) -> Option<usize> {
-        cols.is_multiple_of(self.block_len()).then(|| cols / self.block_len() * self.block_bytes())
+        if cols.is_multiple_of(self.block_len()) {
+            (cols / self.block_len()).checked_mul(self.block_bytes())
+        } else {
+            None
+        }
     }
 }
 
