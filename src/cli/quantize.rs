@@ -33,7 +33,7 @@ pub struct Args {
     /// to those that need more (q8, q6: 6.6, q5: 5.6, q4: 4.6, small: 4.5); norms and other small tensors stay wider
     #[arg(long = "type", value_name = "TYPE", default_value = "q4_0", value_parser = type_parser())]
     target: Target,
-    /// All matrices in one type, with a recipe in its main one (q6: q5_1, q5: q5_0, q4: iq4_nl, small: mxfp4)
+    /// All matrices in one type, with a recipe in its main one (q6: q5_1, q5: q5_0, q4: q4_0, small: mxfp4)
     #[arg(long)]
     pure: bool,
     /// Store the tensors whose name matches in another type; the last match wins

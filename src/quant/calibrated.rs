@@ -2,7 +2,7 @@
 //! calibration text with it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, btree_map::Entry},
     num::NonZeroUsize,
     ops::Range,
     ptr,
@@ -98,7 +98,17 @@ impl Calibrated<'_> {
             for job in rounded.iter_mut().filter(|job| compensable(job)) {
                 let name = shared(&job.spec.name);
                 let Some(hessian) = hessians.get(&name) else { continue };
-                let factor = factors.entry(name).or_insert_with(|| self.pool.install(|| Factor::new(hessian, gptq)));
+                let factor = match factors.entry(name) {
+                    Entry::Occupied(known) => known.into_mut(),
+                    Entry::Vacant(new) => {
+                        let factor = self.pool.install(|| Factor::new(hessian, gptq));
+                        new.insert(factor.ok_or_else(|| {
+                            let what =
+                                format!("layer {index} multiplies values that are not finite: the weights are damaged");
+                            Error::format(self.file, what)
+                        })?)
+                    }
+                };
                 self.round(job, &layer, index, factor)?;
                 done += cost(job);
                 let now = texts * done as u64 / all as u64;

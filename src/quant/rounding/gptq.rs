@@ -91,9 +91,13 @@ pub struct Factor {
 }
 
 impl Factor {
-    /// Factors `hessian`, whose columns are whole blocks. Damps more than asked for where that is needed for an inverse.
-    pub fn new(hessian: &Hessian, options: &Gptq) -> Self {
+    /// Factors `hessian`, whose columns are whole blocks; `None` if inputs were not finite. Damps more than asked for where
+    /// that is needed for an inverse.
+    pub fn new(hessian: &Hessian, options: &Gptq) -> Option<Self> {
         let n = hessian.cols;
+        if !(0..n).all(|i| hessian.at(i, i).is_finite()) {
+            return None;
+        }
         let order = column_order(n, options.order, |i| hessian.at(i, i));
         let mean = (0..n).map(|i| f64::from(hessian.at(i, i))).sum::<f64>() / n as f64;
         let mean = if mean > 0.0 { mean as f32 } else { 1.0 };
@@ -111,7 +115,7 @@ impl Factor {
                 drop(turned);
                 r.reverse();
                 if r.iter().all(|v| v.is_finite()) {
-                    return Self { order, r };
+                    return Some(Self { order, r });
                 }
             }
             damping *= 10.0;

@@ -127,7 +127,7 @@ fn compensation_costs_what_it_says_and_less_than_rounding_alone() {
     for dtype in quantized() {
         for order in [Order::Stored, Order::Largest] {
             let options = Gptq { damping: 0.01, order };
-            let factor = Factor::new(&hessian, &options);
+            let factor = Factor::new(&hessian, &options).unwrap();
             let row_bytes = dtype.row_bytes(cols).unwrap();
             let mut bytes = vec![0; rows * row_bytes];
             let change = |bytes: &[u8]| {
@@ -160,7 +160,7 @@ fn inputs_that_say_nothing_are_no_obstacle() {
     let mut few = Hessian::new(cols);
     few.add(&x, 5, cols);
     for hessian in [few, Hessian::new(cols)] {
-        let factor = Factor::new(&hessian, &Gptq { damping: 0.0, ..Gptq::default() });
+        let factor = Factor::new(&hessian, &Gptq { damping: 0.0, ..Gptq::default() }).unwrap();
         let mut bytes = vec![0; rows * DType::Q4_0.row_bytes(cols).unwrap()];
         assert!(compensate(DType::Q4_0, &w, &factor, &mut bytes).unwrap().is_finite());
         let mut back = vec![0.0; cols];
@@ -168,7 +168,10 @@ fn inputs_that_say_nothing_are_no_obstacle() {
         assert!(back.iter().all(|v| v.is_finite()));
     }
     let nan = [f32::NAN].repeat(rows * cols);
-    let factor = Factor::new(&Hessian::new(cols), &Gptq::default());
+    let factor = Factor::new(&Hessian::new(cols), &Gptq::default()).unwrap();
     let mut bytes = vec![0; rows * DType::Q4_0.row_bytes(cols).unwrap()];
     assert_eq!(compensate(DType::Q4_0, &nan, &factor, &mut bytes), Err((0, Unfit::NotFinite)));
+    let mut hessian = Hessian::new(cols);
+    hessian.add(&nan[..cols], 1, cols);
+    assert!(Factor::new(&hessian, &Gptq::default()).is_none());
 }
