@@ -217,7 +217,7 @@ mod tests {
     #[test]
     fn bits_go_where_they_are_felt() {
         let specs = specs(512, 32, 6);
-        let types = types(&specs, Recipe::Q5, &[]);
+        let types = types(&specs, Recipe::Q6, &[]);
         let at = |name: &str| {
             let dtype = types.iter().find(|(n, _)| *n == name).unwrap().1;
             LADDER.iter().position(|&(d, _)| d == dtype).unwrap()
