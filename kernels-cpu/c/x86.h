@@ -130,19 +130,6 @@ HK_INLINE void block_tile(hk_type type, const uint8_t *w, size_t rows, size_t co
     }
 }
 
-HK_INLINE void block_matmul(hk_type type, const uint8_t *w, size_t rows, size_t cols, const hk_act *x,
-                                size_t tokens, float *y, size_t y_stride, int accumulate) {
-    const size_t row_bytes = cols / HK_BLOCK * type_bytes(type);
-    for (size_t r = 0; r < rows; r += 8) {
-        const size_t height = rows - r < 8 ? rows - r : 8;
-        size_t t = 0;
-        for (; t + BLOCK_TOKENS <= tokens; t += BLOCK_TOKENS)
-            block_tile(type, w + r * row_bytes, height, cols, x, t, BLOCK_TOKENS, y + r, y_stride, accumulate);
-        for (; t < tokens; t++)
-            block_tile(type, w + r * row_bytes, height, cols, x, t, 1, y + r, y_stride, accumulate);
-    }
-}
-
 #include "packed_x86.h"
 
 #include "vector/table.h"

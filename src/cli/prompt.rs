@@ -90,14 +90,19 @@ fn text(bytes: Vec<u8>, name: &str) -> Result<String> {
             format!("is larger than {limit} MiB, too much for a prompt; give a part of it"),
         ));
     }
-    let mut text = String::from_utf8(bytes).map_err(|e| {
-        let at = e.utf8_error().valid_up_to();
-        Error::format(name, format!("is not UTF-8 text (see byte {at}); convert it first, for example with iconv"))
-    })?;
+    let mut text = utf8(bytes, name)?;
     if text.ends_with('\n') {
         text.truncate(text.len() - if text.ends_with("\r\n") { 2 } else { 1 });
     }
     Ok(text)
+}
+
+/// `bytes` as text, all of it.
+pub fn utf8(bytes: Vec<u8>, name: &str) -> Result<String> {
+    String::from_utf8(bytes).map_err(|e| {
+        let at = e.utf8_error().valid_up_to();
+        Error::format(name, format!("is not UTF-8 text (see byte {at}); convert it first, for example with iconv"))
+    })
 }
 
 #[cfg(test)]

@@ -110,6 +110,16 @@ impl DType {
         self.block_len() > 1
     }
 
+    /// Has a block a minimum beside its scale?
+    pub const fn has_min(self) -> bool {
+        matches!(self, Self::Q4_1 | Self::Q5_1)
+    }
+
+    /// Have codes a fifth bit, stored apart from the other four?
+    pub const fn has_fifth_bits(self) -> bool {
+        matches!(self, Self::Q5_0 | Self::Q5_1)
+    }
+
     /// Bytes of a row of `cols` values; `None` if `cols` is no multiple of the block, or beyond any memory.
     pub fn row_bytes(self, cols: usize) -> Option<usize> {
         if cols.is_multiple_of(self.block_len()) {

@@ -126,13 +126,9 @@ struct Piece {
 /// The pieces of row `lane`, `row_len` bytes long: of each block the scale, the minimum, the fifth bits, and the codes.
 fn pieces(dtype: DType, row_len: usize, lane: usize) -> impl Iterator<Item = Piece> {
     let block = dtype.block_bytes();
-    let (scale, fifth_at) = match dtype {
-        DType::Mxfp4 => (1, None),
-        DType::Q5_0 => (2, Some(2)),
-        DType::Q5_1 => (2, Some(4)),
-        _ => (2, None),
-    };
-    let codes = if matches!(dtype, DType::Q4_1 | DType::Q5_1) { 2 * scale } else { scale };
+    let scale = if dtype == DType::Mxfp4 { 1 } else { 2 };
+    let codes = if dtype.has_min() { 2 * scale } else { scale };
+    let fifth_at = dtype.has_fifth_bits().then_some(codes);
     let offsets = move || (0..codes).step_by(scale).chain((codes..block).step_by(PIECE));
     (0..row_len).step_by(block).flat_map(move |start| {
         offsets().map(move |at| {

@@ -9,7 +9,7 @@ mod block;
 mod round;
 
 pub use block::{BLOCK, Block, levels};
-pub use round::block as round_block;
+pub use round::{block as round_block, inverse};
 
 /// Why a value can't be stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

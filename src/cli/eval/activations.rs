@@ -1,23 +1,13 @@
 //! `hymba eval activations`: what rounding activations to 8 bits costs by itself.
 
-use std::{
-    io::{self, Write},
-    sync::atomic::AtomicBool,
-};
+use std::sync::atomic::AtomicBool;
 
-use hymba::{
-    Error,
-    engine::{Session, diverge},
-    format::DType,
-    quant::recode,
-};
-use serde_json::json;
+use hymba::{Error, engine::SessionOptions, format::DType, quant::recode};
 
 use super::{
     Common,
-    text::{CONTEXTS, TextArgs, bar, divergence_json, tell},
+    text::{CONTEXTS, TextArgs, beside, report},
 };
-use crate::cli::options::count;
 
 #[derive(clap::Args)]
 #[command(
@@ -30,42 +20,20 @@ pub struct Args {
     common: Common,
     #[command(flatten)]
     text: TextArgs,
-    /// Read no more than the first N tokens of the text; 0 is all
-    #[arg(long, value_name = "N", default_value = "0", value_parser = count())]
-    tokens: usize,
 }
 
 pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
     let model = args.common.model.open(args.text.json)?;
-    let text = args.text.read(&model, args.tokens)?;
+    let text = args.text.read(&model, 0)?;
     let exact = model.with_matrices(|name, matrix| {
         if !matrix.dtype.is_quantized() {
             return Ok(None);
         }
         recode(matrix, DType::F32).map_err(|unfit| Error::format(model.file(), format!("tensor `{name}` {unfit}")))
     })?;
-    let options = args.text.side_by_side(&args.common.machine);
     // Both compute the state after the meta tokens: the file's was computed with rounded activations or without.
-    let options = hymba::engine::SessionOptions { stored_meta_state: false, ..options };
-    let (mut base, mut other) = (Session::new(&exact, &options)?, [Session::new(&model, &options)?]);
-    let bar = bar(text.ids.len(), "")?;
-    let found = diverge(&mut base, &mut other, text.bos, &text.ids, cancel, &mut |n| bar.inc(n as u64));
-    bar.finish_and_clear();
-    let found = found?.remove(0);
-    let what = "the same weights with activations as they are";
-    let mut out = io::stdout().lock();
-    if args.text.json {
-        let object = json!({
-            "model": model.file(),
-            "file": text.name,
-            "tokens": text.ids.len(),
-            "context": args.text.context,
-            "perplexity": found.perplexity().mean,
-            "against": divergence_json(what, &found),
-        });
-        writeln!(out, "{object}")?;
-        return Ok(());
-    }
-    tell(&mut out, what, &found)?;
+    let options = SessionOptions { stored_meta_state: false, ..args.text.side_by_side(&args.common.machine) };
+    let found = beside(&exact, &model, &options, &text, cancel)?;
+    report(&args.text, &text, model.file(), "the same weights with activations as they are", &found)?;
     Ok(())
 }

@@ -7,14 +7,13 @@ use std::{
     time::Instant,
 };
 
-use hymba::engine::{Estimate, Model, Session, diverge, perplexity};
+use hymba::engine::{Estimate, Model, Session, perplexity};
 use serde_json::json;
 
 use super::{
     Common,
-    text::{CONTEXTS, TextArgs, bar, divergence_json, tell},
+    text::{CONTEXTS, TextArgs, bar, beside, divergence_json, tell},
 };
-use crate::cli::options::count;
 
 #[derive(clap::Args)]
 #[command(after_help = CONTEXTS)]
@@ -26,36 +25,28 @@ pub struct Args {
     /// Also tell how far the model is from this one, usually the one it was quantized from
     #[arg(long, value_name = "BASE")]
     kl: Option<PathBuf>,
-    /// Read no more than the first N tokens of the text; 0 is all
-    #[arg(long, value_name = "N", default_value = "0", value_parser = count())]
-    tokens: usize,
 }
 
 pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
     let model = args.common.model.open(args.text.json)?;
-    let text = args.text.read(&model, args.tokens)?;
+    let text = args.text.read(&model, 0)?;
     let base = args.kl.as_ref().map(|path| Model::open(path)).transpose()?;
     let start = Instant::now();
-    let bar = bar(text.ids.len(), if base.is_some() { "" } else { "perplexity " })?;
-    let found = base.as_ref().map(|base| {
-        let options = args.text.side_by_side(&args.common.machine);
-        let (mut base, mut sessions) = (Session::new(base, &options)?, [Session::new(&model, &options)?]);
-        let mut found = diverge(&mut base, &mut sessions, text.bos, &text.ids, cancel, &mut |n| bar.inc(n as u64))?;
-        Ok::<_, hymba::Error>(found.remove(0))
-    });
-    let found = found.transpose()?;
-    let alone = || {
-        let mut session = Session::new(&model, &args.common.machine.options(args.text.context))?;
-        perplexity(&mut session, text.bos, &text.ids, cancel, &mut |so_far| {
-            bar.set_position(so_far.predicted() as u64);
-            bar.set_message(format!("{:.3}", so_far.perplexity().mean));
-        })
-    };
+    let options = args.text.side_by_side(&args.common.machine);
+    let found = base.as_ref().map(|base| beside(base, &model, &options, &text, cancel)).transpose()?;
     let nll = match &found {
         Some(found) => Estimate::of(found.nll.iter().copied()),
-        None => alone()?.nll(),
+        None => {
+            let mut session = Session::new(&model, &args.common.machine.options(args.text.context))?;
+            let bar = bar(text.ids.len(), "perplexity ")?;
+            let alone = perplexity(&mut session, text.bos, &text.ids, cancel, &mut |so_far| {
+                bar.set_position(so_far.predicted() as u64);
+                bar.set_message(format!("{:.3}", so_far.perplexity().mean));
+            });
+            bar.finish_and_clear();
+            alone?.nll()
+        }
     };
-    bar.finish_and_clear();
 
     let (perplexity, seconds, tokens) = (nll.exp(), start.elapsed().as_secs_f64(), text.ids.len());
     let contexts = tokens.div_ceil(args.text.context - 1);

@@ -18,7 +18,6 @@ use super::{
     Common,
     text::{CONTEXTS, TextArgs, bar, percent},
 };
-use crate::cli::options::count;
 
 #[derive(clap::Args)]
 #[command(
@@ -37,9 +36,6 @@ pub struct Args {
     /// Quantize each layer alone too
     #[arg(long)]
     layers: bool,
-    /// Read no more than the first N tokens of the text; 0 is all
-    #[arg(long, value_name = "N", default_value = "8192", value_parser = count())]
-    tokens: usize,
 }
 
 fn type_parser() -> impl TypedValueParser<Value = DType> {
@@ -95,7 +91,7 @@ fn quantized(model: &Model, class: &Class, dtype: DType) -> hymba::Result<(Model
 
 pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
     let model = args.common.model.open(args.text.json)?;
-    let text = args.text.read(&model, args.tokens)?;
+    let text = args.text.read(&model, 8192)?;
     let mut kept = Vec::new();
     for class in classes(model.config().layers, args.layers) {
         let variant = quantized(&model, &class, args.dtype)?;

@@ -4,18 +4,19 @@ use std::{
     fs,
     io::{self, IsTerminal, Write},
     path::PathBuf,
+    sync::atomic::AtomicBool,
 };
 
 use hymba::{
     Error,
-    engine::{Divergence, Estimate, Model, SessionOptions},
+    engine::{Divergence, Estimate, Model, Session, SessionOptions, diverge},
     text::Tokenizer,
 };
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
 use super::MachineArgs;
-use crate::cli::options::count;
+use crate::cli::{options::count, prompt::utf8};
 
 /// How a text is cut, for the end of help.
 pub const CONTEXTS: &str = "The text is encoded whole, without special tokens, and cut into consecutive runs of one token \
@@ -30,6 +31,9 @@ pub struct TextArgs {
     /// Tokens of a context, BOS included
     #[arg(short, long, value_name = "N", default_value = "1024", value_parser = count().range(2..=1 << 24))]
     pub context: usize,
+    /// Read no more than the first N tokens of the text; 0 is all [default: 8192 for sensitivity, else all]
+    #[arg(long, value_name = "N", value_parser = count())]
+    tokens: Option<usize>,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
@@ -50,18 +54,17 @@ pub struct Text {
 }
 
 impl TextArgs {
-    /// Reads the file for `model`, the first `most` tokens of it (0: all).
+    /// Reads the file for `model`; where the user sets no limit, the first `most` tokens of it (0: all).
     pub fn read(&self, model: &Model, most: usize) -> anyhow::Result<Text> {
+        let most = self.tokens.unwrap_or(most);
         let bytes = fs::read(&self.file).map_err(|e| Error::io("cannot read", &self.file, e))?;
         let name = self.file.display().to_string();
-        let text = std::str::from_utf8(&bytes).map_err(|e| {
-            Error::format(name.clone(), format!("is not UTF-8 text: byte {} does not fit", e.valid_up_to()))
-        })?;
+        let text = utf8(bytes, &name)?;
         let tokenizer = Tokenizer::from_metadata(model.metadata(), model.file())?;
         let bos = tokenizer
             .bos()
             .ok_or_else(|| Error::format(model.file(), "names no BOS token, with which each context begins"))?;
-        let mut ids = tokenizer.encode(text, false)?;
+        let mut ids = tokenizer.encode(&text, false)?;
         if ids.is_empty() {
             return Err(Error::format(name, "holds no text").into());
         }
@@ -69,7 +72,7 @@ impl TextArgs {
         if !whole {
             ids.truncate(most);
         }
-        Ok(Text { name, bytes: bytes.len(), ids, whole, bos })
+        Ok(Text { name, bytes: text.len(), ids, whole, bos })
     }
 
     /// The engine's options for models that read side by side: fewer tokens at once, whose logits are in memory.
@@ -82,6 +85,40 @@ impl TextArgs {
 pub fn bar(tokens: usize, what: &str) -> anyhow::Result<ProgressBar> {
     let bar = if io::stderr().is_terminal() { ProgressBar::new(tokens as u64) } else { ProgressBar::hidden() };
     Ok(bar.with_style(ProgressStyle::with_template(&format!("{{bar:30}} {{percent:>3}} % {{eta:>4}}  {what}{{msg}}"))?))
+}
+
+/// How far `model` is from `base` on the text.
+pub fn beside(
+    base: &Model,
+    model: &Model,
+    options: &SessionOptions,
+    text: &Text,
+    cancel: &AtomicBool,
+) -> anyhow::Result<Divergence> {
+    let (mut base, mut other) = (Session::new(base, options)?, [Session::new(model, options)?]);
+    let bar = bar(text.ids.len(), "")?;
+    let found = diverge(&mut base, &mut other, text.bos, &text.ids, cancel, &mut |n| bar.inc(n as u64));
+    bar.finish_and_clear();
+    Ok(found?.remove(0))
+}
+
+/// Prints how far `model` is from `base`.
+pub fn report(args: &TextArgs, text: &Text, model: &str, base: &str, found: &Divergence) -> io::Result<()> {
+    let (perplexity, mut out) = (found.perplexity(), io::stdout().lock());
+    if args.json {
+        let object = json!({
+            "model": model,
+            "file": text.name,
+            "tokens": text.ids.len(),
+            "context": args.context,
+            "perplexity": perplexity.mean,
+            "perplexity_error": perplexity.error,
+            "against": divergence_json(base, found),
+        });
+        return writeln!(out, "{object}");
+    }
+    writeln!(out, "model        {model}, perplexity {:.4} ± {:.4}", perplexity.mean, perplexity.error)?;
+    tell(&mut out, base, found)
 }
 
 /// A change of perplexity in percent, from its ratio.

@@ -7,7 +7,7 @@ use hymba::{
     quant::{Calibration, Gptq, Order, Rounding, Sample},
 };
 
-use crate::cli::{Usage, options::count};
+use crate::cli::{Usage, options::count, prompt::utf8};
 
 /// How values become blocks.
 #[derive(clap::Args)]
@@ -99,10 +99,7 @@ impl RoundingArgs {
         let Some(path) = &self.calibrate else { return Ok(None) };
         let bytes = fs::read(path).map_err(|e| Error::io("cannot read", path, e))?;
         let name = path.display().to_string();
-        let text = String::from_utf8(bytes).map_err(|e| {
-            let at = e.utf8_error().valid_up_to();
-            Error::format(&name, format!("is not UTF-8 text: byte {at} does not fit"))
-        })?;
+        let text = utf8(bytes, &name)?;
         let (tokens, context) = (self.calibration_tokens, self.calibration_context);
         Ok(Some(Calibration::Text(Sample { text, name, tokens, context })))
     }

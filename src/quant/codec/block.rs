@@ -48,11 +48,6 @@ pub fn levels(dtype: DType) -> &'static [i8] {
     }
 }
 
-/// Which parts a block of `dtype` has beside nibbles: a minimum, fifth bits.
-const fn parts(dtype: DType) -> (bool, bool) {
-    (matches!(dtype, DType::Q4_1 | DType::Q5_1), matches!(dtype, DType::Q5_0 | DType::Q5_1))
-}
-
 impl Block {
     /// Reads a block of `dtype`, a quantized type.
     #[inline]
@@ -69,7 +64,7 @@ impl Block {
                 Self { d: e8m0(bytes[0]), m: 0.0, q }
             }
             _ => {
-                let (has_min, has_fifth) = parts(dtype);
+                let (has_min, has_fifth) = (dtype.has_min(), dtype.has_fifth_bits());
                 let mut at = if has_min { 4 } else { 2 };
                 let (d, m) = (half(0), if has_min { half(2) } else { 0.0 });
                 let mut fifth = 0;
@@ -99,14 +94,13 @@ impl Block {
                 store_nibbles(&self.q, &mut bytes[1..]);
             }
             _ => {
-                let (has_min, has_fifth) = parts(dtype);
                 let mut at = 2;
                 bytes[..2].copy_from_slice(&half(self.d));
-                if has_min {
+                if dtype.has_min() {
                     bytes[2..4].copy_from_slice(&half(self.m));
                     at = 4;
                 }
-                if has_fifth {
+                if dtype.has_fifth_bits() {
                     let fifth = self.q.iter().enumerate().fold(0, |bits, (i, q)| bits | u32::from(q >> 4 & 1) << i);
                     bytes[at..at + 4].copy_from_slice(&fifth.to_le_bytes());
                     at += 4;
@@ -120,7 +114,7 @@ impl Block {
     #[inline]
     pub fn values(&self, dtype: DType, out: &mut [f32; BLOCK]) {
         let levels = levels(dtype);
-        let has_min = parts(dtype).0;
+        let has_min = dtype.has_min();
         for (out, q) in out.iter_mut().zip(self.q) {
             let v = f32::from(levels[usize::from(q)]) * self.d;
             *out = if has_min { v + self.m } else { v };
@@ -178,7 +172,7 @@ mod tests {
                     .collect();
                 // Scales that are numbers.
                 bytes[1] &= 0x3f;
-                if parts(dtype).0 {
+                if dtype.has_min() {
                     bytes[3] &= 0x3f;
                 }
                 let mut back = vec![0; bytes.len()];

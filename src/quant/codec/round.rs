@@ -95,7 +95,8 @@ fn round(v: f32) -> i32 {
 }
 
 /// 1/d, or 0 for a scale so small that 1/d is infinite; the stored scale is 0 then.
-fn inverse(d: f32) -> f32 {
+#[inline]
+pub fn inverse(d: f32) -> f32 {
     Some(1.0 / d).filter(|i| i.is_finite()).unwrap_or(0.0)
 }
 

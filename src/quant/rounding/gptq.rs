@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     format::DType,
-    quant::codec::{BLOCK, Unfit, round_block},
+    quant::codec::{BLOCK, Unfit, inverse, round_block},
 };
 
 /// In which order columns are rounded.
@@ -233,7 +233,7 @@ struct Walk {
 }
 
 fn walk(grid: &Grid, x: &[f32; BLOCK], r: &[[f32; BLOCK]; BLOCK], d: f32, m: f32) -> Walk {
-    let inverse = Some(1.0 / d).filter(|i| i.is_finite()).unwrap_or(0.0);
+    let inverse = inverse(d);
     let mut x = *x;
     let mut walk = Walk { d, m, levels: [0.0; BLOCK], errors: [0.0; BLOCK], cost: 0.0 };
     for i in 0..BLOCK {

@@ -50,13 +50,7 @@ impl Grid {
             });
             Kind::Table { levels: Box::new(codes.map(|code| levels[usize::from(code)])), codes: Box::new(codes) }
         };
-        Self {
-            dtype,
-            kind,
-            has_min: matches!(dtype, DType::Q4_1 | DType::Q5_1),
-            any_scale: dtype != DType::Mxfp4,
-            reach: [-low, high],
-        }
+        Self { dtype, kind, has_min: dtype.has_min(), any_scale: dtype != DType::Mxfp4, reach: [-low, high] }
     }
 
     /// The levels nearest to `v`, values over their scale.

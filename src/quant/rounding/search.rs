@@ -2,7 +2,7 @@
 //! and what fits those levels best, by weighted least squares, is taken as it can be stored.
 
 use super::grid::Grid;
-use crate::quant::codec::{BLOCK, Block};
+use crate::quant::codec::{BLOCK, Block, inverse};
 
 /// A block of values as levels on a scale.
 #[derive(Clone, Copy, Debug)]
@@ -20,7 +20,7 @@ pub struct Fit {
 impl Fit {
     fn of(grid: &Grid, d: f32, m: f32, x: &[f32; BLOCK], weights: &[f32; BLOCK]) -> Self {
         let (d, m) = (grid.scale(d), if grid.has_min { half::f16::from_f32(m).to_f32() } else { 0.0 });
-        let inverse = Some(1.0 / d).filter(|i| i.is_finite()).unwrap_or(0.0);
+        let inverse = inverse(d);
         let levels = grid.nearest(&x.map(|v| (v - m) * inverse));
         let mut error = 0.0;
         for i in 0..BLOCK {
