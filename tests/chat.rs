@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{fails, hymba, quantize, succeeds, text};
+use common::{fails, hymba, much, quantize, succeeds, text};
 
 /// Says `lines` through a pipe.
 fn piped(args: &[&str], lines: &str) -> Output {
@@ -177,7 +177,7 @@ fn a_kill_while_saving_keeps_the_old_file() {
     let file = dir.path().join("talk");
     let name = file.to_str().unwrap();
     let args = ["-n", "4", "-c", "6000"];
-    let long = "word ".repeat(3000);
+    let long = "word ".repeat(much(3000, 500));
     replies(&[&args[..], &["--save-on-exit", name]].concat(), &format!("{long}\n"));
     let old = fs::read(&file).unwrap();
     let temporary = || fs::read_dir(&dir).unwrap().flatten().find(|e| e.file_name() != "talk").map(|e| e.path());
@@ -188,7 +188,7 @@ fn a_kill_while_saving_keeps_the_old_file() {
         writeln!(input, "Hello\n/save {name}").unwrap();
         let start = Instant::now();
         while temporary().is_none() && fs::read(&file).is_ok_and(|now| now == old) {
-            assert!(start.elapsed() < Duration::from_secs(60), "nothing is written");
+            assert!(start.elapsed() < Duration::from_secs(much(60, 400)), "nothing is written");
             thread::yield_now();
         }
         child.kill().unwrap();
@@ -250,14 +250,9 @@ fn a_prompt_is_read_once() {
         }
         serde_json::from_str(&succeeds(&mut command)).unwrap()
     };
-    let shared = &book[..4000];
-    let prompts = [
-        shared.to_owned(),
-        format!("{shared} A"),
-        format!("{shared} B!"),
-        format!("{} C", &book[..2500]),
-        shared.into(),
-    ];
+    let (shared, part) = (&book[..much(4000, 800)], &book[..much(2500, 500)]);
+    let prompts =
+        [shared.to_owned(), format!("{shared} A"), format!("{shared} B!"), format!("{part} C"), shared.into()];
     let mut known = Vec::new();
     for prompt in prompts.iter().chain([&prompts[0]]) {
         let (with, without) = (run(prompt, true), run(prompt, false));

@@ -5,7 +5,7 @@ mod common;
 
 use std::{fs, path::Path, process::Stdio, time::Duration};
 
-use common::{hymba, runner};
+use common::{hymba, much};
 use expectrl::{
     Expect, Session,
     process::unix::{Signal, WaitStatus},
@@ -38,8 +38,7 @@ impl Person {
             .env("TERM", "xterm")
             .env_remove("NO_COLOR");
         let mut session = Session::spawn(command).unwrap();
-        let patience = if runner().is_some() { 400 } else { 20 }; // an emulator takes its time
-        session.set_expect_timeout(Some(Duration::from_secs(patience)));
+        session.set_expect_timeout(Some(Duration::from_secs(much(20, 400))));
         session.get_process_mut().set_window_size(size.0, size.1).unwrap();
         Self { session, seen: String::new() }
     }
@@ -223,17 +222,18 @@ fn interrupts() {
 
 #[test]
 fn a_paste_of_two_thousand_lines_is_one_message() {
+    let count = much(2000, 100);
     let home = tempfile::tempdir().unwrap();
     let mut p = Person::new(home.path(), (80, 24), &["--color", "never", "-c", "16000", "-n", "5"]);
     p.sees("Ctrl-D leaves");
-    let lines: String = (0..2000).map(|i| format!("{}\n", i % 10)).collect();
+    let lines: String = (0..count).map(|i| format!("{}\n", i % 10)).collect();
     p.types(&format!("\x1b[200~{lines}\x1b[201~"));
     p.types(ENTER);
     p.reply();
     p.types("/show\r");
     p.sees("(of main), 1 turn");
     let used: usize = p.sees(" of 16000 tokens").rsplit(' ').next().unwrap().parse().unwrap();
-    assert!(used >= 4000, "{used}");
+    assert!(used >= 2 * count, "{used}");
     p.sees(PROMPT);
     p.types(CTRL_D);
     p.leaves(0);

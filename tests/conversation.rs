@@ -1,6 +1,8 @@
 //! Conversations with the demo model: what it reads is what the template says, whatever was taken back, tried again,
 //! branched, shortened or saved.
 
+mod common;
+
 use std::{
     cell::RefCell,
     path::Path,
@@ -10,6 +12,7 @@ use std::{
     },
 };
 
+use common::much;
 use hymba::{
     Error,
     engine::{
@@ -36,8 +39,7 @@ const REWRITING: &str = "{% for m in messages %}{{ m.content }}|{% endfor %}{{ m
 
 static GO_ON: AtomicBool = AtomicBool::new(false);
 static DEMO: LazyLock<(Model, Tokenizer)> = LazyLock::new(|| {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/hymba-demo.gguf");
-    let model = Model::open(&path).unwrap();
+    let model = Model::open(Path::new(&common::demo())).unwrap();
     let tokenizer = Tokenizer::from_metadata(model.metadata(), model.file()).unwrap();
     (model, tokenizer)
 });
@@ -154,7 +156,7 @@ fn check(conversation: &mut Conversation<'_>) {
 #[test]
 fn a_conversation_reads_what_its_template_says() {
     for template in [Some(HYMBA), Some(CHATML), Some(REWRITING), None] {
-        for temperature in [0.0, 1.0] {
+        for &temperature in much(&[0.0, 1.0][..], &[1.0]) {
             let mut c = Setup { template, temperature, ..Setup::default() }.conversation();
             for message in
                 ["Hello", "Tell me a story about a king.\n\nA long one!", "Ünïcödé 🙂 日本", " ", "And then?"]

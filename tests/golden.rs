@@ -1,6 +1,8 @@
 //! The forward pass against what the official code answers for random checkpoints (`golden/README.md`): every case in
 //! `tests/golden`, and in the folder that `HYMBA_GOLDEN_EXTRA` names.
 
+mod common;
+
 use std::{
     env, fs,
     num::NonZeroUsize,
@@ -12,8 +14,9 @@ use hymba::{
     backend::{Kind, cpu::Cpu, metal::Metal, timed::Timed},
     engine::{Model, Session, SessionOptions, compute_meta_state},
     format::DType,
-    quant::{Options, Rounding, convert},
+    quant::{Options, Recipe, Rounding, convert, mixture},
 };
+use regex::Regex;
 use safetensors::SafeTensors;
 
 /// Allowed difference of a logit, times max(1, the largest logit).
@@ -30,14 +33,14 @@ struct Case {
 impl Case {
     /// Converts the checkpoint in `folder` to F32 and opens it.
     fn open(folder: &Path) -> Self {
-        Self::convert(folder, folder, DType::F32, true)
+        Self::convert(folder, folder, DType::F32, Vec::new(), true)
     }
 
     /// Converts `input`, made from the checkpoint in `folder` or that itself, and opens it.
-    fn convert(folder: &Path, input: &Path, dtype: DType, packed: bool) -> Self {
+    fn convert(folder: &Path, input: &Path, dtype: DType, overrides: Vec<(Regex, DType)>, packed: bool) -> Self {
         let temporary = tempfile::tempdir().unwrap();
         let file = temporary.path().join("model.gguf");
-        let options = Options { dtype, packed, rounding: Rounding::Nearest, ..Options::default() };
+        let options = Options { dtype, packed, overrides, rounding: Rounding::Nearest, ..Options::default() };
         let mut meta = |path: &Path| {
             let state = compute_meta_state(&Model::open(path)?, None, &GO_ON)?;
             Ok(state.expect("asked for when there are meta tokens").into_vectors())
@@ -148,7 +151,7 @@ fn argmax(logits: &[f32]) -> u32 {
 fn prefill_and_decode_are_the_official_ones() {
     for case in cases() {
         // with and without the stored meta state, in one chunk and in several
-        check_prompts(&case, |i| {
+        check_prompts(&case, usize::MAX, |i| {
             let (chunk, stored) = [(1024, true), (7, false), (64, true)][i % 3];
             case.session(chunk, 1 + i % 3, stored)
         });
@@ -158,16 +161,17 @@ fn prefill_and_decode_are_the_official_ones() {
 #[test]
 fn prefill_and_decode_are_the_official_ones_on_emulated_metal() {
     for case in small_cases_and(None) {
-        check_prompts(&case, |i| {
+        check_prompts(&case, common::much(usize::MAX, 2), |i| {
             let (chunk, stored) = [(1024, true), (9, false), (64, true)][i % 3];
             case.emulated(chunk, stored)
         });
     }
 }
 
-fn check_prompts<'a>(case: &'a Case, session: impl Fn(usize) -> Session<'a>) {
+/// The first `most` prompts, each in the session that is made for its number.
+fn check_prompts<'a>(case: &'a Case, most: usize, session: impl Fn(usize) -> Session<'a>) {
     let vocab = case.model.config().vocab;
-    for i in 0..case.prompts() {
+    for i in 0..case.prompts().min(most) {
         let what = format!("{}, prompt {i}", case.name);
         let (ids, generated) = (case.ids(&format!("p{i}.ids")), case.ids(&format!("p{i}.gen_ids")));
         let want = case.floats(&format!("p{i}.logits"));
@@ -185,23 +189,40 @@ fn check_prompts<'a>(case: &'a Case, session: impl Fn(usize) -> Session<'a>) {
     }
 }
 
-/// Metal's kernels round no activations: quantized weights give what the same values give as F32.
+/// Metal's kernels round no activations: quantized weights give what the same values give as F32. `ids` are read as a
+/// prompt, then some of them one at a time.
+fn check_on_emulated_metal(what: &str, folder: &Path, quantized: &Case) {
+    let decoded = Case::convert(folder, &quantized.file(), DType::F32, Vec::new(), false);
+    let ids = &quantized.ids("p6.ids")[..17];
+    let (mut metal, mut cpu) = (quantized.emulated(64, false), decoded.session(64, 1, false));
+    let (mut got, mut want) = (quantized.prefill(&mut metal, ids), decoded.prefill(&mut cpu, ids));
+    for id in &ids[..2] {
+        got.extend_from_slice(metal.decode(*id).unwrap());
+        want.extend_from_slice(cpu.decode(*id).unwrap());
+    }
+    close(what, &got, &want, TOLERANCE);
+}
+
 #[test]
 fn quantized_weights_on_emulated_metal_are_the_decoded_ones() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tiny-a");
-    for (dtype, packed) in
-        [(DType::Q8_0, true), (DType::Q8_0, false), (DType::Q4_0, true), (DType::Q4_0, false), (DType::F16, false)]
-    {
-        let quantized = Case::convert(&folder, &folder, dtype, packed);
-        let decoded = Case::convert(&folder, &quantized.file(), DType::F32, false);
-        let ids = quantized.ids("p6.ids");
-        let (mut metal, mut cpu) = (quantized.emulated(64, false), decoded.session(64, 1, false));
-        let (mut got, mut want) = (quantized.prefill(&mut metal, &ids), decoded.prefill(&mut cpu, &ids));
-        for id in &ids[..3] {
-            got.extend_from_slice(metal.decode(*id).unwrap());
-            want.extend_from_slice(cpu.decode(*id).unwrap());
+    for dtype in DType::ALL {
+        for packed in [true, false] {
+            if dtype.is_quantized() || (dtype == DType::F16 && !packed) {
+                let quantized = Case::convert(&folder, &folder, dtype, Vec::new(), packed);
+                check_on_emulated_metal(&format!("{dtype}, packed {packed}"), &folder, &quantized);
+            }
         }
-        close(&format!("{dtype}, packed {packed}"), &got, &want, TOLERANCE);
+    }
+}
+
+#[test]
+fn recipes_on_emulated_metal_are_the_decoded_ones() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tiny-b");
+    for recipe in Recipe::ALL {
+        let (dtype, overrides) = mixture(&folder, recipe, false, &[]).unwrap();
+        let mixed = Case::convert(&folder, &folder, dtype, overrides, true);
+        check_on_emulated_metal(recipe.name(), &folder, &mixed);
     }
 }
 

@@ -1,6 +1,8 @@
 //! Whatever way a session takes (forth, back, aside, to the disk), its logits are those of a session that has read
 //! nothing but the surviving tokens, each by its rule: the same to the last bit.
 
+mod common;
+
 use std::{
     fs,
     num::NonZeroUsize,
@@ -12,6 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use common::much;
 use hymba::{
     Error,
     backend::{Kind, cpu::Cpu, metal::Metal, timed::Timed},
@@ -89,7 +92,7 @@ fn golden(case: &str, folder: &Path) -> PathBuf {
 }
 
 fn demo() -> Model {
-    Model::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models/hymba-demo.gguf")).unwrap()
+    Model::open(Path::new(&common::demo())).unwrap()
 }
 
 fn session(model: &Model, context: usize, cache: Kind, threads: usize) -> Session<'_> {
@@ -201,7 +204,7 @@ fn every_way_ends_where_a_replay_ends() {
         let model = Model::open(&golden(case, folder.path())).unwrap();
         for context in contexts {
             for (seed, cache, budget) in [(1, Kind::F16, 1 << 30), (2, Kind::F32, 400_000), (3, Kind::F16, 0)] {
-                walk(&model, context, cache, budget, seed, 100, folder.path());
+                walk(&model, context, cache, budget, seed, much(100, 15), folder.path());
             }
         }
     }
@@ -211,7 +214,7 @@ fn every_way_ends_where_a_replay_ends() {
 fn the_demo_too() {
     let folder = tempfile::tempdir().unwrap();
     for cache in [Kind::F16, Kind::Q8_0] {
-        walk(&demo(), 400, cache, 256 << 20, 1, 12, folder.path());
+        walk(&demo(), 400, cache, 256 << 20, 1, much(12, 4), folder.path());
     }
 }
 
@@ -242,22 +245,23 @@ fn marks_save_evaluations() {
 /// A restored session of 4,000 tokens goes on with the same bits, and costs less than 2% of reading it again.
 #[test]
 fn a_long_session_comes_back_at_once() {
-    const CONTEXT: usize = 4200;
+    let long = much(4000, 600);
+    let context = long + 200;
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("long");
     let model = demo();
     let mut rng = ChaCha8Rng::seed_from_u64(7);
-    let ids: Vec<u32> = (0..4000).map(|_| rng.random_range(3..8000)).collect();
+    let ids: Vec<u32> = (0..long).map(|_| rng.random_range(3..8000)).collect();
     let mut way: Vec<Step> = prefilled(&ids).collect();
-    way[3800..].iter_mut().for_each(|step| *step = decoded(step.id));
+    way[long - much(200, 20)..].iter_mut().for_each(|step| *step = decoded(step.id));
 
-    let mut stayed = Timeline::new(session(&model, CONTEXT, Kind::F16, 2), 0);
+    let mut stayed = Timeline::new(session(&model, context, Kind::F16, 2), 0);
     let start = Instant::now();
     stayed.go(&way, &watch(&GO_ON)).unwrap();
     let recomputed = start.elapsed();
     stayed.save(&file, &(), false).unwrap();
 
-    let mut back = Timeline::new(session(&model, CONTEXT, Kind::F16, 2), 0);
+    let mut back = Timeline::new(session(&model, context, Kind::F16, 2), 0);
     // the machine is shared: the best of three
     let restored = (0..3).fold(Duration::MAX, |best, _| {
         let start = Instant::now();

@@ -7,8 +7,12 @@
 #include <metal_simdgroup_matrix>
 using namespace metal;
 
-/// How weights are stored (struct hk_type of the CPU kernels has the same numbers).
-enum Format : uint { F32 = 0, F16 = 1, BF16 = 2, Q8_0 = 3, Q4_0 = 4, Q8_0X8 = 5, Q4_0X8 = 6 };
+/// How weights are stored (hk_type of the CPU kernels has the same numbers). X8 and more: eight rows interleaved.
+enum Format : uint {
+    F32 = 0, F16 = 1, BF16 = 2, Q8_0 = 3, Q4_0 = 4, Q4_1 = 5, Q5_0 = 6, Q5_1 = 7, IQ4_NL = 8, MXFP4 = 9,
+    X8 = 16, Q8_0X8 = X8 + Q8_0, Q4_0X8 = X8 + Q4_0, Q4_1X8 = X8 + Q4_1, Q5_0X8 = X8 + Q5_0, Q5_1X8 = X8 + Q5_1,
+    IQ4_NLX8 = X8 + IQ4_NL, MXFP4X8 = X8 + MXFP4
+};
 
 // The shape of the model, fixed when a pipeline is made. A kernel reads those that its file names.
 constant uint FORMAT [[function_constant(0)]];     // of the weight matrix

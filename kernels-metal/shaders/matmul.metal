@@ -37,13 +37,10 @@ kernel void matmul(device const uchar *w [[buffer(0)]], device const float *x [[
         for (uint j = 0; j < 4; j++) sums[i][j] = make_filled_simdgroup_matrix<float, 8, 8>(0.0f);
     }
     for (uint col = 0; col < a.cols; col += TILE_COLS) {
-        if (FORMAT == F32) load_weights<F32>(tile_w, w, a.rows, a.cols, first_row, col, tid, threads);
-        else if (FORMAT == F16) load_weights<F16>(tile_w, w, a.rows, a.cols, first_row, col, tid, threads);
-        else if (FORMAT == BF16) load_weights<BF16>(tile_w, w, a.rows, a.cols, first_row, col, tid, threads);
-        else if (FORMAT == Q8_0) load_weights<Q8_0>(tile_w, w, a.rows, a.cols, first_row, col, tid, threads);
-        else if (FORMAT == Q4_0) load_weights<Q4_0>(tile_w, w, a.rows, a.cols, first_row, col, tid, threads);
-        else if (FORMAT == Q8_0X8) load_weights<Q8_0X8>(tile_w, w, a.rows, a.cols, first_row, col, tid, threads);
-        else load_weights<Q4_0X8>(tile_w, w, a.rows, a.cols, first_row, col, tid, threads);
+        switch (FORMAT) {
+            ROW_FORMATS(load_weights<format>(tile_w, w, a.rows, a.cols, first_row, col, tid, threads))
+            X8_FORMATS(load_weights<format>(tile_w, w, a.rows, a.cols, first_row, col, tid, threads))
+        }
         for (uint i = tid; i < TILE_TOKENS * (TILE_COLS / 4); i += threads) {
             const uint token = i / 8, c = i % 8 * 4;
             const float4 v = first_token + token < a.tokens

@@ -4,32 +4,54 @@ struct ProductArgs {
     uint rows, cols, tokens, x_stride, y_stride, accumulate;
 };
 
+/// The scales of rows `first` .. first + 3 of eight interleaved ones.
+template <uint format>
+inline float4 scales4(device const uchar *block, uint first) {
+    if (plain(format) == MXFP4) {
+        const uchar4 e = *(device const uchar4 *)(block + first);
+        return float4(power_of_two(e.x), power_of_two(e.y), power_of_two(e.z), power_of_two(e.w));
+    }
+    return float4(*(device const half4 *)(block + 2 * first));
+}
+
+/// Sixteen bytes of a block; those of MXFP4 begin at multiples of 8 only.
+template <uint format>
+inline uint4 words4(device const uchar *p) {
+    if (plain(format) != MXFP4) return *(device const uint4 *)p;
+    const uint2 low = *(device const uint2 *)p, high = *(device const uint2 *)(p + 8);
+    return uint4(low.x, low.y, high.x, high.y);
+}
+
+/// What a row's codes of a chunk add to its product: a word of them is of four columns, or of these and four others.
+template <uint format>
+inline float chunk_dot(uint word, uint fifth, uint c, float4 low, float4 high) {
+    const float sum = dot(levels4<format>(codes4<format>(word, fifth, c)), low);
+    return plain(format) == Q8_0 ? sum : sum + dot(levels4<format>(codes4<format>(word, fifth, c + 4)), high);
+}
+
 /// The shares of a lane in the products of eight interleaved rows with x: rows 4 * (lane % 2) .. + 3. Sixteen bytes of
 /// weights a lane are read at once, those of a simdgroup lying side by side.
 template <uint format>
-inline float4 interleaved_dots(device const uchar *group, device const float *x, uint blocks, uint part, uint parts,
-                        uint lane) {
-    const uint lanes = format == Q8_0X8 ? 16 : 8; // that share a block of eight rows and 32 columns
-    const uint piece = lane % lanes, chunk = piece / 2;
+inline float4 interleaved_dots(device const uchar *w, uint group, device const float *x, uint blocks, uint part,
+                               uint parts, uint lane) {
+    const uint bytes = 8 * block_bytes(format);
+    const uint lanes = plain(format) == Q8_0 ? 16 : 8; // that share a block of eight rows and 32 columns
+    const uint piece = lane % lanes, c = piece / 2, first = piece % 2 * 4;
     float4 sums = float4(0.0f);
     for (uint b = part * (32 / lanes) + lane / lanes; b < blocks; b += parts * (32 / lanes)) {
-        device const uchar *block = group + ulong(b) * block_bytes(format);
-        const half4 scales = *(device const half4 *)(block + 8 * (piece % 2));
-        const uint4 q = *(device const uint4 *)(block + 16 + 16 * piece);
-        const float4 d = float4(scales);
-        const float4 low = *(device const float4 *)(x + 32 * b + 4 * chunk);
-        if (format == Q8_0X8) {
-            sums += d * float4(dot(signed_bytes(q.x), low), dot(signed_bytes(q.y), low), dot(signed_bytes(q.z), low),
-                               dot(signed_bytes(q.w), low));
-        } else {
-            const float4 high = *(device const float4 *)(x + 32 * b + 16 + 4 * chunk);
-            const float eights = 8.0f * (dot(low, float4(1.0f)) + dot(high, float4(1.0f)));
-            const uint m = 0x0f0f0f0f;
-            sums += d * (float4(dot(unsigned_bytes(q.x & m), low) + dot(unsigned_bytes(q.x >> 4 & m), high),
-                                dot(unsigned_bytes(q.y & m), low) + dot(unsigned_bytes(q.y >> 4 & m), high),
-                                dot(unsigned_bytes(q.z & m), low) + dot(unsigned_bytes(q.z >> 4 & m), high),
-                                dot(unsigned_bytes(q.w & m), low) + dot(unsigned_bytes(q.w >> 4 & m), high)) -
-                         float4(eights));
+        device const uchar *block = w + (group * ulong(blocks) + b) * bytes;
+        const float4 d = scales4<format>(block, first);
+        const uint4 q = words4<format>(block + 8 * codes_at(format) + 16 * piece);
+        uint4 fifth = q;
+        if (has_fifth(format)) fifth = words4<format>(block + 8 * fifth_at(format) + 4 * first);
+        const float4 low = *(device const float4 *)(x + 32 * b + 4 * c);
+        float4 high = low;
+        if (plain(format) != Q8_0) high = *(device const float4 *)(x + 32 * b + 16 + 4 * c);
+        sums += d * float4(chunk_dot<format>(q.x, fifth.x, c, low, high), chunk_dot<format>(q.y, fifth.y, c, low, high),
+                           chunk_dot<format>(q.z, fifth.z, c, low, high), chunk_dot<format>(q.w, fifth.w, c, low, high));
+        if (is_shifted(format)) {
+            const float in = dot(low, float4(1.0f)) + dot(high, float4(1.0f));
+            sums += in * (has_min(format) ? scales4<format>(block + 16, first) : -zero_code(format) * d);
         }
     }
     return sums;
@@ -42,11 +64,11 @@ kernel void matvec_x8(device const uchar *w [[buffer(0)]], device const float *x
                       threadgroup float *shared [[threadgroup(0)]], uint3 group [[threadgroup_position_in_grid]],
                       uint tid [[thread_index_in_threadgroup]], uint lane [[thread_index_in_simdgroup]],
                       uint simd [[simdgroup_index_in_threadgroup]], uint simds [[simdgroups_per_threadgroup]]) {
-    const uint blocks = a.cols / 32;
-    device const uchar *rows = w + ulong(group.x) * blocks * block_bytes(FORMAT);
     device const float *in = x + ulong(group.y) * a.x_stride;
-    float4 sums = FORMAT == Q8_0X8 ? interleaved_dots<Q8_0X8>(rows, in, blocks, simd, simds, lane)
-                                   : interleaved_dots<Q4_0X8>(rows, in, blocks, simd, simds, lane);
+    float4 sums = float4(0.0f);
+    switch (FORMAT) {
+        X8_FORMATS(sums = interleaved_dots<format>(w, group.x, in, a.cols / 32, simd, simds, lane))
+    }
     for (ushort step = 2; step < 32; step *= 2) {
         sums += float4(simd_shuffle_xor(sums.x, step), simd_shuffle_xor(sums.y, step),
                        simd_shuffle_xor(sums.z, step), simd_shuffle_xor(sums.w, step));
@@ -93,12 +115,10 @@ kernel void matvec_rows(device const uchar *w [[buffer(0)]], device const float 
     const uint row = (group.x * simds + simd) * ROWS_AT_ONCE;
     if (row >= a.rows) return; // a whole simdgroup
     device const float *in = x + ulong(group.y) * a.x_stride;
-    float4 sums;
-    if (FORMAT == F32) sums = row_dots<F32>(w, in, a.rows, a.cols, row, lane);
-    else if (FORMAT == F16) sums = row_dots<F16>(w, in, a.rows, a.cols, row, lane);
-    else if (FORMAT == BF16) sums = row_dots<BF16>(w, in, a.rows, a.cols, row, lane);
-    else if (FORMAT == Q8_0) sums = row_dots<Q8_0>(w, in, a.rows, a.cols, row, lane);
-    else sums = row_dots<Q4_0>(w, in, a.rows, a.cols, row, lane);
+    float4 sums = float4(0.0f);
+    switch (FORMAT) {
+        ROW_FORMATS(sums = row_dots<format>(w, in, a.rows, a.cols, row, lane))
+    }
     sums = float4(simd_sum(sums.x), simd_sum(sums.y), simd_sum(sums.z), simd_sum(sums.w));
     if (lane < ROWS_AT_ONCE && row + lane < a.rows) {
         const float sum = lane == 0 ? sums.x : lane == 1 ? sums.y : lane == 2 ? sums.z : sums.w;

@@ -1,8 +1,67 @@
 // Reading weight matrices, in the formats of docs/file-format.md.
 
-/// Bytes of a block of 32 columns: of one row, or of eight rows in the X8 formats.
+/// The statement for the format that FORMAT is; it knows it as the constant `format`.
+#define CASE(name, ...)                \
+    case name: {                       \
+        constexpr uint format = name;  \
+        __VA_ARGS__;                   \
+        break;                         \
+    }
+#define ROW_FORMATS(...)                                                                                         \
+    CASE(F32, __VA_ARGS__) CASE(F16, __VA_ARGS__) CASE(BF16, __VA_ARGS__) CASE(Q8_0, __VA_ARGS__)                \
+    CASE(Q4_0, __VA_ARGS__) CASE(Q4_1, __VA_ARGS__) CASE(Q5_0, __VA_ARGS__) CASE(Q5_1, __VA_ARGS__)              \
+    CASE(IQ4_NL, __VA_ARGS__) CASE(MXFP4, __VA_ARGS__)
+#define X8_FORMATS(...)                                                                                          \
+    CASE(Q8_0X8, __VA_ARGS__) CASE(Q4_0X8, __VA_ARGS__) CASE(Q4_1X8, __VA_ARGS__) CASE(Q5_0X8, __VA_ARGS__)      \
+    CASE(Q5_1X8, __VA_ARGS__) CASE(IQ4_NLX8, __VA_ARGS__) CASE(MXFP4X8, __VA_ARGS__)
+
+// ---- blocks of 32 columns: a scale d, a minimum m, the fifth bits of codes, and codes, as far as the format has them. A
+// value is d * level(code) + m. Of eight interleaved rows there come first all scales, then all minima, and so on.
+
+/// What codes stand for; those of MXFP4 are doubled.
+constant float IQ4_NL_LEVELS[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+constant float MXFP4_LEVELS[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+
+inline uint plain(uint format) {
+    return format % X8;
+}
+
+inline bool has_min(uint format) {
+    return plain(format) == Q4_1 || plain(format) == Q5_1;
+}
+
+inline bool has_fifth(uint format) {
+    return plain(format) == Q5_0 || plain(format) == Q5_1;
+}
+
+/// The code of zero, in formats whose levels are as far apart as codes and have no minimum.
+inline float zero_code(uint format) {
+    return plain(format) == Q4_0 ? 8.0f : plain(format) == Q5_0 ? 16.0f : 0.0f;
+}
+
+/// Is there more to a value than d * level?
+inline bool is_shifted(uint format) {
+    return has_min(format) || zero_code(format) != 0.0f;
+}
+
+/// Where the fifth bits of a row's block begin.
+inline uint fifth_at(uint format) {
+    return plain(format) == MXFP4 ? 1 : has_min(format) ? 4 : 2;
+}
+
+/// Where the codes begin.
+inline uint codes_at(uint format) {
+    return fifth_at(format) + (has_fifth(format) ? 4 : 0);
+}
+
+/// Bytes of a row's block.
 inline uint block_bytes(uint format) {
-    return format == Q8_0 ? 34 : format == Q4_0 ? 18 : format == Q8_0X8 ? 272 : 144;
+    return codes_at(format) + (plain(format) == Q8_0 ? 32 : 16);
+}
+
+/// The scale of MXFP4: half of 2^(e - 127), as levels are doubled.
+inline float power_of_two(uint e) {
+    return as_type<float>(e < 2 ? 0x00200000u << e : (e - 1) << 23);
 }
 
 /// The four bytes of a word as signed numbers.
@@ -15,8 +74,38 @@ inline float4 unsigned_bytes(uint word) {
     return float4(as_type<uchar4>(word));
 }
 
-/// Four bytes at an even address.
+/// The numbers that the four bytes of a word are codes of.
+inline float4 looked_up(constant float *levels, uint word) {
+    const uchar4 codes = as_type<uchar4>(word);
+    return float4(levels[codes.x], levels[codes.y], levels[codes.z], levels[codes.w]);
+}
+
+/// What the four codes in a word stand for; with a zero_code, that much too large.
+template <uint format>
+inline float4 levels4(uint word) {
+    if (plain(format) == Q8_0) return signed_bytes(word);
+    if (plain(format) == IQ4_NL) return looked_up(IQ4_NL_LEVELS, word);
+    if (plain(format) == MXFP4) return looked_up(MXFP4_LEVELS, word);
+    return unsigned_bytes(word);
+}
+
+/// The codes of columns 4c .. 4c + 3 of a row, a byte each: from the word that has them or their nibbles, and the row's
+/// fifth bits.
+template <uint format>
+inline uint codes4(uint word, uint fifth, uint c) {
+    if (plain(format) == Q8_0) return word;
+    const uint nibbles = word >> (c < 4 ? 0 : 4) & 0x0f0f0f0f;
+    if (!has_fifth(format)) return nibbles;
+    // a byte for each column j of a chunk, or 32 bits in the order of the columns: four of these become four bytes
+    const uint bits = format >= X8 ? fifth >> c : (fifth >> 4 * c & 15) * 0x00204081;
+    return nibbles | (bits & 0x01010101) << 4;
+}
+
+/// Four bytes of a block. Blocks begin at even addresses, those of one row of MXFP4 anywhere.
+template <uint format>
 inline uint word_at(device const uchar *p) {
+    if (format >= X8) return *(device const uint *)p;
+    if (format == MXFP4) return uint(p[0]) | uint(p[1]) << 8 | uint(p[2]) << 16 | uint(p[3]) << 24;
     return uint(*(device const ushort *)p) | uint(*(device const ushort *)(p + 2)) << 16;
 }
 
@@ -53,24 +142,16 @@ inline float4 weights4(device const uchar *w, uint cols, uint row, uint col) {
                       col + 2 < cols ? bfloat_at(p + 2) : 0.0f, 0.0f);
     }
     if (col >= cols) return float4(0.0f);
-    const ulong blocks = cols / 32;
-    const uint i = col % 32;
-    if (format == Q8_0) {
-        device const uchar *p = w + (row * blocks + col / 32) * 34;
-        return float(*(device const half *)p) * signed_bytes(word_at(p + 2 + i));
-    }
-    if (format == Q4_0) {
-        device const uchar *p = w + (row * blocks + col / 32) * 18;
-        const uint word = word_at(p + 2 + i % 16);
-        return float(*(device const half *)p) * (unsigned_bytes(word >> (i < 16 ? 0 : 4) & 0x0f0f0f0f) - float4(8.0f));
-    }
-    // eight rows interleaved: eight scales, then for every four columns a word a row
-    const uint lane = row % 8;
-    device const uchar *p = w + (row / 8 * blocks + col / 32) * block_bytes(format);
-    const float d = float(((device const half *)p)[lane]);
-    device const uint *words = (device const uint *)(p + 16) + lane;
-    if (format == Q8_0X8) return d * signed_bytes(words[i / 4 * 8]);
-    return d * (unsigned_bytes(words[i % 16 / 4 * 8] >> (i < 16 ? 0 : 4) & 0x0f0f0f0f) - float4(8.0f));
+    const uint rows = format >= X8 ? 8 : 1, lane = row % rows, c = col % 32 / 4;
+    device const uchar *block = w + (row / rows * ulong(cols / 32) + col / 32) * (rows * block_bytes(format));
+    device const half *halves = (device const half *)block;
+    const float d = plain(format) == MXFP4 ? power_of_two(block[lane]) : float(halves[lane]);
+    const uint word = word_at<format>(block + rows * codes_at(format) +
+                                      4 * ((plain(format) == Q8_0 ? c : c % 4) * rows + lane));
+    const uint fifth = has_fifth(format) ? word_at<format>(block + rows * fifth_at(format) + 4 * lane) : 0;
+    const float4 v = d * levels4<format>(codes4<format>(word, fifth, c));
+    if (!is_shifted(format)) return v;
+    return v + float4(has_min(format) ? float(halves[rows + lane]) : -zero_code(format) * d);
 }
 
 struct GatherArgs {
@@ -93,11 +174,8 @@ kernel void gather(device const uchar *w [[buffer(0)]], device const uint *rows 
     const uint col = 4 * position.x, i = position.y;
     if (col >= a.cols || i >= a.rows) return;
     device float *out = y + ulong(i) * a.y_stride;
-    if (FORMAT == F32) gather_as<F32>(w, rows[i], out, a.cols, col);
-    else if (FORMAT == F16) gather_as<F16>(w, rows[i], out, a.cols, col);
-    else if (FORMAT == BF16) gather_as<BF16>(w, rows[i], out, a.cols, col);
-    else if (FORMAT == Q8_0) gather_as<Q8_0>(w, rows[i], out, a.cols, col);
-    else if (FORMAT == Q4_0) gather_as<Q4_0>(w, rows[i], out, a.cols, col);
-    else if (FORMAT == Q8_0X8) gather_as<Q8_0X8>(w, rows[i], out, a.cols, col);
-    else gather_as<Q4_0X8>(w, rows[i], out, a.cols, col);
+    switch (FORMAT) {
+        ROW_FORMATS(gather_as<format>(w, rows[i], out, a.cols, col))
+        X8_FORMATS(gather_as<format>(w, rows[i], out, a.cols, col))
+    }
 }

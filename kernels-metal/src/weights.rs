@@ -12,14 +12,24 @@ pub enum Format {
     BF16 = 2,
     Q8_0 = 3,
     Q4_0 = 4,
-    Q8_0X8 = 5,
-    Q4_0X8 = 6,
+    Q4_1 = 5,
+    Q5_0 = 6,
+    Q5_1 = 7,
+    Iq4Nl = 8,
+    Mxfp4 = 9,
+    Q8_0X8 = 19,
+    Q4_0X8 = 20,
+    Q4_1X8 = 21,
+    Q5_0X8 = 22,
+    Q5_1X8 = 23,
+    Iq4NlX8 = 24,
+    Mxfp4X8 = 25,
 }
 
 impl Format {
     /// Are the rows interleaved by eight?
     pub fn interleaved(self) -> bool {
-        matches!(self, Self::Q8_0X8 | Self::Q4_0X8)
+        self as u32 >= Self::Q8_0X8 as u32
     }
 }
 

@@ -78,12 +78,6 @@ impl Metal {
                 config.state
             )));
         }
-        if let Some(m) = weights.matrices().find(|m| format(m).is_none()) {
-            return Err(Error::Request(format!(
-                "the GPU's kernels do not read weights of type {}, which this model has; use --backend cpu",
-                m.dtype
-            )));
-        }
         let blob = weights.token_embd.data.whole();
         // SAFETY: the blob lives longer than the GPU's buffers, being dropped after them, and its bytes never change.
         let gpu = unsafe { Gpu::new(device, &blob) }.map_err(failed)?;
@@ -124,22 +118,20 @@ fn view_mut<'a>(p: &'a PartMut<'_, Memory>) -> View<'a> {
     View { buffer, rows: p.rows, start: p.start, cols: p.cols, stride: p.stride }
 }
 
-/// What the shaders call the way in which a matrix is stored, if they read it.
-fn format(m: &Matrix) -> Option<Format> {
-    Some(match (m.dtype, m.packing) {
-        (DType::F32, _) => Format::F32,
-        (DType::F16, _) => Format::F16,
-        (DType::BF16, _) => Format::BF16,
-        (DType::Q8_0, Packing::Plain) => Format::Q8_0,
-        (DType::Q8_0, Packing::X8) => Format::Q8_0X8,
-        (DType::Q4_0, Packing::Plain) => Format::Q4_0,
-        (DType::Q4_0, Packing::X8) => Format::Q4_0X8,
-        (DType::Q5_1 | DType::Q5_0 | DType::Q4_1 | DType::Iq4Nl | DType::Mxfp4, _) => return None,
-    })
-}
-
 fn weight(m: &Matrix) -> Weight<'_> {
-    let format = format(m).unwrap_or_else(|| panic!("a model with {} matrices was refused", m.dtype));
+    let [plain, interleaved] = match m.dtype {
+        DType::F32 => [Format::F32; 2],
+        DType::F16 => [Format::F16; 2],
+        DType::BF16 => [Format::BF16; 2],
+        DType::Q8_0 => [Format::Q8_0, Format::Q8_0X8],
+        DType::Q5_1 => [Format::Q5_1, Format::Q5_1X8],
+        DType::Q5_0 => [Format::Q5_0, Format::Q5_0X8],
+        DType::Q4_1 => [Format::Q4_1, Format::Q4_1X8],
+        DType::Q4_0 => [Format::Q4_0, Format::Q4_0X8],
+        DType::Iq4Nl => [Format::Iq4Nl, Format::Iq4NlX8],
+        DType::Mxfp4 => [Format::Mxfp4, Format::Mxfp4X8],
+    };
+    let format = if m.packing == Packing::X8 { interleaved } else { plain };
     Weight { format, rows: m.rows, cols: m.cols, bytes: &m.data }
 }
 

@@ -208,12 +208,6 @@ impl Weights {
         all
     }
 
-    /// Every matrix.
-    pub fn matrices(&self) -> impl Iterator<Item = &Matrix> {
-        let tables = [&self.token_embd].into_iter().chain(&self.meta_embd).chain(&self.output);
-        tables.chain(self.layers.iter().flat_map(Layer::matrices))
-    }
-
     /// The matrix that makes logits.
     pub fn head(&self) -> &Matrix {
         self.output.as_ref().unwrap_or(&self.token_embd)

@@ -14,6 +14,11 @@ pub fn runner() -> Option<String> {
     std::env::var("HYMBA_TEST_RUNNER").ok().filter(|runner| !runner.trim().is_empty())
 }
 
+/// How much of something to do: an emulator takes a hundred times as long as the CPU it runs on.
+pub fn much<T>(natively: T, emulated: T) -> T {
+    if runner().is_some() { emulated } else { natively }
+}
+
 /// The binary, with nothing on its standard input and no model of the user's.
 pub fn hymba<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
     let runner = runner().unwrap_or_default();

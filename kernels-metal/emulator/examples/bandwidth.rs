@@ -9,7 +9,7 @@ mod common;
 
 use std::{env, path::Path};
 
-use common::{Machine, Weights, matrix_weight};
+use common::{Machine, Parts, Weights, matrix_weight};
 use hymba_kernels_metal::{Attention, Buffer, Conv, Format, Run, Scan, View};
 use hymba_metal_emulator::{Cuda, Stopwatch};
 
@@ -54,8 +54,7 @@ impl Bench {
         let row_bytes = match format {
             Format::F32 => 4 * cols,
             Format::F16 | Format::BF16 => 2 * cols,
-            Format::Q8_0 | Format::Q8_0X8 => 34 * cols / 32,
-            Format::Q4_0 | Format::Q4_0X8 => 18 * cols / 32,
+            _ => Parts::of(format).block_bytes() * cols / 32,
         };
         let bytes = stored * row_bytes;
         let copies = ENOUGH.div_ceil(bytes).clamp(2, 1000);
@@ -91,7 +90,15 @@ fn main() {
     println!("| kernel | MB | µs | GB/s | share |\n|---|---|---|---|---|");
     let b = Bench { stopwatch, limit };
 
-    for format in [Format::Q4_0X8, Format::Q8_0X8] {
+    for format in [
+        Format::Q4_0X8,
+        Format::Q8_0X8,
+        Format::Q4_1X8,
+        Format::Q5_0X8,
+        Format::Q5_1X8,
+        Format::Iq4NlX8,
+        Format::Mxfp4X8,
+    ] {
         let mut token = 0.0;
         token += 17.0 * b.product(format, "in_proj (producer)", 8960, HIDDEN);
         token += 15.0 * b.product(format, "in_proj (consumer)", 8000, HIDDEN);
@@ -103,9 +110,18 @@ fn main() {
         token += b.product(format, "head", 32001, HIDDEN);
         println!("| all products of a token, {format:?} | | {:.0} | | |", 1e6 * token);
     }
-    b.product(Format::Q4_0, "in_proj (producer)", 8960, HIDDEN);
-    b.product(Format::Q8_0, "in_proj (producer)", 8960, HIDDEN);
-    b.product(Format::F16, "in_proj (producer)", 8960, HIDDEN);
+    for format in [
+        Format::Q4_0,
+        Format::Q8_0,
+        Format::Q4_1,
+        Format::Q5_0,
+        Format::Q5_1,
+        Format::Iq4Nl,
+        Format::Mxfp4,
+        Format::F16,
+    ] {
+        b.product(format, "in_proj (producer)", 8960, HIDDEN);
+    }
 
     scan_and_conv(&b);
     for rows in [1152, 8320] {

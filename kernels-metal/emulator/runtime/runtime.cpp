@@ -78,6 +78,10 @@ Constant::Constant(uint32_t *value, uint32_t index) {
     allow_global(value, sizeof *value);
 }
 
+Table::Table(const void *values, size_t bytes) {
+    allow_global(values, bytes);
+}
+
 const Position &position() {
     return current->position;
 }

@@ -27,6 +27,11 @@ struct Constant {
     Constant(uint32_t *value, uint32_t index);
 };
 
+/// Values that do not change and any kernel may read; made before main.
+struct Table {
+    Table(const void *values, size_t bytes);
+};
+
 const Position &position();
 void *buffer(const Launch &launch, uint32_t index);
 const void *args(const Launch &launch);

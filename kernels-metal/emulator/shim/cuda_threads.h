@@ -66,6 +66,7 @@ struct ShimConstant {
 #define SHIM_CONSTANT(type, name, index) \
     static __constant__ type name;       \
     static ShimConstant shim_constant_##name(&name, index);
+#define SHIM_TABLE(type, name, n) static __device__ const type name[n]
 #define SHIM_KERNEL(name) static __global__ void shim_run_##name(const __grid_constant__ ShimLaunch launch)
 #define SHIM_REGISTER(name, args_size) \
     static ShimKernel shim_kernel_##name(#name, reinterpret_cast<const void *>(shim_run_##name), args_size);

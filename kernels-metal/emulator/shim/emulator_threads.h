@@ -40,6 +40,10 @@ using ShimLaunch = emulator::Launch;
 #define SHIM_CONSTANT(type, name, index) \
     static type name;                    \
     static emulator::Constant shim_constant_##name(&name, index);
+#define SHIM_TABLE(type, name, n)                                         \
+    extern const type name[n];                                            \
+    static emulator::Table shim_table_##name(name, sizeof(const type[n])); \
+    const type name[n]
 #define SHIM_KERNEL(name) static void shim_run_##name(const ShimLaunch &launch)
 #define SHIM_REGISTER(name, args_size) static emulator::Kernel shim_kernel_##name(#name, shim_run_##name, args_size);
 

@@ -1,5 +1,6 @@
 //! From Metal to C++: reads the `[[...]]` attributes of the shaders and takes them away, and the words that C++ does not
-//! know; what the bodies do stays as it is. Function constants become variables, and every kernel gets an entry point that collects its parameters.
+//! know; what the bodies do stays as it is. Function constants become variables, tables are declared as the machine wants
+//! it, and every kernel gets an entry point that collects its parameters.
 
 use std::fmt::Write;
 
@@ -7,7 +8,8 @@ use std::fmt::Write;
 pub fn to_cpp(metal: &str) -> Result<String, String> {
     let mut text = String::new();
     for line in metal.lines() {
-        text.push_str(&function_constant(line)?.unwrap_or_else(|| line.to_owned()));
+        let declared = function_constant(line)?.or_else(|| table(line));
+        text.push_str(&declared.unwrap_or_else(|| line.to_owned()));
         text.push('\n');
     }
     let mut entries = String::new();
@@ -48,6 +50,14 @@ fn function_constant(line: &str) -> Result<Option<String>, String> {
         (["constant", kind, name], Some((index, _))) => Ok(Some(format!("SHIM_CONSTANT({kind}, {name}, {index})"))),
         _ => Err(format!("what constant is this: {line}")),
     }
+}
+
+/// `constant TYPE NAME[N] = ...` as such a table, if `line` is one.
+fn table(line: &str) -> Option<String> {
+    let (declaration, values) = line.strip_prefix("constant ")?.split_once("] =")?;
+    let (kind, rest) = declaration.split_once(' ')?;
+    let (name, n) = rest.split_once('[')?;
+    Some(format!("SHIM_TABLE({kind}, {name}, {n}) ={values}"))
 }
 
 /// Where the parenthesis closes that was open before `text`.
@@ -109,11 +119,12 @@ mod tests {
     #[test]
     fn attributes_become_entry_points() {
         let metal = "constant uint N [[function_constant(3)]];\n\
+                     constant float T[2] = {1, 2};\n\
                      struct A { uint n; };\n\
                      kernel void twice(device const float *x [[buffer(0)]], constant A &a [[buffer(1)]],\n\
                      \x20                 uint tid [[thread_index_in_threadgroup]]) {\n}\n";
         let cpp = to_cpp(metal).unwrap();
-        assert!(cpp.starts_with("SHIM_CONSTANT(uint, N, 3)\n"));
+        assert!(cpp.starts_with("SHIM_CONSTANT(uint, N, 3)\nSHIM_TABLE(float, T, 2) = {1, 2};\n"));
         assert!(!cpp.contains("[["));
         assert!(cpp.contains(
             "SHIM_KERNEL(twice) { twice(( const float *)shim_buffer(launch, 0), *(const A *)shim_args(launch), \

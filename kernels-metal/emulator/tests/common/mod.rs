@@ -9,8 +9,65 @@ use hymba_metal_emulator::device;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-pub const FORMATS: [Format; 7] =
-    [Format::F32, Format::F16, Format::BF16, Format::Q8_0, Format::Q4_0, Format::Q8_0X8, Format::Q4_0X8];
+pub const FORMATS: [Format; 17] = [
+    Format::F32,
+    Format::F16,
+    Format::BF16,
+    Format::Q8_0,
+    Format::Q4_0,
+    Format::Q4_1,
+    Format::Q5_0,
+    Format::Q5_1,
+    Format::Iq4Nl,
+    Format::Mxfp4,
+    Format::Q8_0X8,
+    Format::Q4_0X8,
+    Format::Q4_1X8,
+    Format::Q5_0X8,
+    Format::Q5_1X8,
+    Format::Iq4NlX8,
+    Format::Mxfp4X8,
+];
+
+/// What the codes of IQ4_NL and, doubled, of MXFP4 stand for.
+const IQ4_NL: [f32; 16] =
+    [-127.0, -104.0, -83.0, -65.0, -49.0, -35.0, -22.0, -10.0, 1.0, 13.0, 25.0, 38.0, 53.0, 69.0, 89.0, 113.0];
+const E2M1: [f32; 16] = [0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, -0.0, -1.0, -2.0, -3.0, -4.0, -6.0, -8.0, -12.0];
+
+/// What a block holds beside its scale and 32 codes.
+pub struct Parts {
+    pub minimum: bool,
+    pub fifth_bits: bool,
+    /// Bytes of the codes.
+    pub codes: usize,
+    /// Bytes of the scale.
+    pub scale: usize,
+    /// What a code stands for.
+    level: fn(u8) -> f32,
+}
+
+impl Parts {
+    /// Of a format with blocks.
+    pub fn of(format: Format) -> Self {
+        use Format::*;
+        let parts = |minimum, fifth_bits, level| Self { minimum, fifth_bits, codes: 16, scale: 2, level };
+        match format {
+            F32 | F16 | BF16 => panic!("{format:?} has no blocks"),
+            Q8_0 | Q8_0X8 => Self { codes: 32, ..parts(false, false, |q| f32::from(q as i8)) },
+            Q4_0 | Q4_0X8 => parts(false, false, |q| f32::from(q) - 8.0),
+            Q4_1 | Q4_1X8 => parts(true, false, f32::from),
+            Q5_0 | Q5_0X8 => parts(false, true, |q| f32::from(q) - 16.0),
+            Q5_1 | Q5_1X8 => parts(true, true, f32::from),
+            Iq4Nl | Iq4NlX8 => parts(false, false, |q| IQ4_NL[usize::from(q)]),
+            Mxfp4 | Mxfp4X8 => Self { scale: 1, ..parts(false, false, |q| E2M1[usize::from(q)]) },
+        }
+    }
+
+    /// Bytes of a row's block.
+    pub fn block_bytes(&self) -> usize {
+        self.scale + if self.minimum { 2 } else { 0 } + if self.fifth_bits { 4 } else { 0 } + self.codes
+    }
+}
 
 pub fn rng(seed: u64) -> ChaCha8Rng {
     ChaCha8Rng::seed_from_u64(seed)
@@ -153,28 +210,48 @@ pub fn weight(rng: &mut ChaCha8Rng, format: Format, rows: usize, cols: usize) ->
 /// Random blocks, decoded as docs/file-format.md says.
 fn quantized(rng: &mut ChaCha8Rng, format: Format, rows: usize, cols: usize) -> (Vec<u8>, Vec<f32>) {
     let lanes = if format.interleaved() { 8 } else { 1 };
-    let bytes_of_block = if matches!(format, Format::Q8_0 | Format::Q8_0X8) { 32 } else { 16 };
+    let parts = Parts::of(format);
     let (blocks, groups) = (cols / 32, rows.div_ceil(lanes));
     let (mut bytes, mut values) = (Vec::new(), vec![0.0; rows * cols]);
     for group in 0..groups {
         for block in 0..blocks {
-            let scales: Vec<f16> = (0..lanes).map(|_| f16::from_f32(rng.random_range(-0.1..0.1))).collect();
-            let data: Vec<u8> = (0..lanes * bytes_of_block).map(|_| rng.random()).collect();
+            let half = |rng: &mut ChaCha8Rng, bytes: &mut Vec<u8>, size: f32| {
+                let v = f16::from_f32(rng.random_range(-size..size));
+                bytes.extend(v.to_le_bytes());
+                v.to_f32()
+            };
+            let power = |rng: &mut ChaCha8Rng, bytes: &mut Vec<u8>| {
+                // the least two are no ordinary floats
+                let e = if rng.random_ratio(1, 20) { rng.random_range(0..2u8) } else { rng.random_range(119..127) };
+                bytes.push(e);
+                2f64.powi(i32::from(e) - 128) as f32
+            };
+            let scales: Vec<f32> = (0..lanes)
+                .map(|_| if parts.scale == 1 { power(rng, &mut bytes) } else { half(rng, &mut bytes, 0.1) })
+                .collect();
+            let minima: Vec<f32> =
+                (0..lanes).map(|_| if parts.minimum { half(rng, &mut bytes, 1.0) } else { 0.0 }).collect();
+            let fifth: Vec<u8> = (0..if parts.fifth_bits { 4 * lanes } else { 0 }).map(|_| rng.random()).collect();
+            let codes: Vec<u8> = (0..lanes * parts.codes).map(|_| rng.random()).collect();
             for lane in 0..lanes.min(rows - group * lanes) {
-                // byte i of the block of row `lane`
-                let byte = |i: usize| if lanes == 1 { data[i] } else { data[i / 4 * 32 + 4 * lane + i % 4] };
+                // byte i of the codes of row `lane`
+                let byte = |i: usize| codes[i / 4 * 4 * lanes + 4 * lane + i % 4];
                 let row = &mut values[(group * lanes + lane) * cols + 32 * block..][..32];
                 for (i, v) in row.iter_mut().enumerate() {
-                    let q = if bytes_of_block == 32 {
-                        f32::from(byte(i) as i8)
-                    } else {
-                        f32::from(if i < 16 { byte(i) & 15 } else { byte(i - 16) >> 4 }) - 8.0
+                    let mut q = match (parts.codes, i) {
+                        (32, _) => byte(i),
+                        (_, 0..16) => byte(i) & 15,
+                        _ => byte(i - 16) >> 4,
                     };
-                    *v = scales[lane].to_f32() * q;
+                    if parts.fifth_bits {
+                        let (at, bit) = if lanes == 1 { (i / 8, i % 8) } else { (4 * lane + i % 4, i / 4) };
+                        q |= (fifth[at] >> bit & 1) << 4;
+                    }
+                    *v = scales[lane] * (parts.level)(q) + minima[lane];
                 }
             }
-            scales.iter().for_each(|d| bytes.extend(d.to_le_bytes()));
-            bytes.extend(data);
+            bytes.extend(fifth);
+            bytes.extend(codes);
         }
     }
     (bytes, values)
