@@ -22,6 +22,7 @@ use hymba::{
         Conversation, Model, Timeline,
         conversation::{Options, Overflow},
     },
+    format::check_writable,
     sample::{Params, Sampler},
     text::{Template, Tokenizer},
 };
@@ -119,6 +120,7 @@ pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
         return Ok(list_devices()?);
     }
     args.sampling.apply(Params::default())?;
+    args.save_on_exit.as_deref().map(check_writable).transpose()?; // not when all is said
     let terminal = io::stdin().is_terminal() && io::stdout().is_terminal();
     let model = args.model.open(args.quiet)?;
     let tokenizer = Tokenizer::from_metadata(model.metadata(), model.file())?;

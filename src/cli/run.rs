@@ -83,6 +83,7 @@ pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
     }
     // Flags first: a wrong one should not have to wait for the prompt or the model.
     args.sampling.apply(Params::default())?;
+    args.stored.check()?;
     let existing = args.stored.existing_session();
     let prompt = args.prompt.read(cancel, existing.is_none())?;
 

@@ -85,6 +85,11 @@ impl Model {
         self.fingerprint.get_or_init(hash)
     }
 
+    /// An error if another program changed the file since it was opened.
+    pub fn check_file(&self) -> Result<()> {
+        self.gguf.bytes.check()
+    }
+
     /// The whole file, as it is mapped.
     pub fn bytes(&self) -> &[u8] {
         &self.gguf.bytes

@@ -370,6 +370,7 @@ impl<'m> Session<'m> {
 
     /// The last pass's first `rows` rows of logits.
     fn logits(&self, rows: usize) -> Result<&[f32]> {
+        self.model.check_file()?;
         let logits = &self.scratch.logits().f32()[..rows * self.model.config().vocab];
         if logits.iter().all(|v| v.is_finite()) {
             return Ok(logits);
