@@ -67,7 +67,7 @@ impl SessionArgs {
     pub fn open<'m>(&self, model: &'m Model, quiet: bool) -> hymba::Result<Session<'m>> {
         let session = Session::new(model, &self.options())?;
         if let Some(why) = session.fallback().filter(|_| !quiet) {
-            terminal::note(&format!("the CPU does the work: {why}"));
+            terminal::note(&terminal::instead(why));
         }
         Ok(session)
     }

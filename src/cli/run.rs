@@ -145,7 +145,7 @@ pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
     }
     let done = done?;
     if let Some(why) = timeline.taken_over().filter(|_| !args.quiet) {
-        terminal::note(&format!("the CPU took over: {why}"));
+        terminal::note(&terminal::instead(why));
     }
     let seed = sampler.seed();
     let cached = args.stored.prompt_cache.is_some().then(|| history.len() - done.timings.prompt_tokens);
