@@ -118,16 +118,14 @@ fn writing_that_fails_leaves_nothing() {
         fails(&mut limited("trap '' XFSZ; ulimit -f 200", command.arg(&out)), 1, &["cannot write", "/out: ", "large"]);
         assert_eq!(names(dir.path()), [""; 0]);
         fs::write(&out, "old").unwrap();
-        let force = if command.get_args().any(|a| a == "quantize" || a == "eval") { &["--force"][..] } else { &[] };
-        if force.is_empty() {
-            fs::remove_file(&out).unwrap(); // an old session is read, not replaced
-            return;
+        // an old session is read, not replaced
+        if command.get_args().any(|a| a == "quantize" || a == "eval") {
+            fails(&mut limited("trap '' XFSZ; ulimit -f 200", command.arg("--force")), 1, &["cannot write", "large"]);
+            assert_eq!((names(dir.path()), fs::read(&out).unwrap()), (vec!["out".to_owned()], b"old".to_vec()));
         }
-        fails(&mut limited("trap '' XFSZ; ulimit -f 200", command.args(force)), 1, &["cannot write", "large"]);
-        assert_eq!((names(dir.path()), fs::read(&out).unwrap()), (vec!["out".to_owned()], b"old".to_vec()));
         fs::remove_file(&out).unwrap();
     };
-    full(hymba(["quantize", "-q", "--type", "f32", &golden("tiny-b")]).args([""; 0]));
+    full(&mut hymba(["quantize", "-q", "--type", "f32", &golden("tiny-b")]));
     full(&mut hymba(["eval", "logits", "--ids", "1,2,3,4,5,6,7,8,9,10,11,12", "-o"]));
     full(&mut hymba(["run", "-q", "-n", "3", "Once", "--session"]));
     full(&mut hymba(["run", "-q", "-n", "3", "Once", "--prompt-cache"]));
@@ -276,8 +274,11 @@ fn a_context_that_is_too_long_for_the_memory() {
         assert!(text(&stderr).contains("no memory for") && text(&stderr).contains("-c"), "{}", text(&stderr));
         assert!(stdout.is_empty());
     }
-    // more than the machine has
-    fails(&mut hymba(["run", "-q", "Once", "-c", "16777216", "--cache-type", "f32"]), 1, &["memory", "-c"]);
+    // more than the machine has, where that is less than 70 GB
+    if hymba::backend::memory::available().is_some_and(|bytes| bytes < 70_000_000_000) {
+        let long = ["run", "-q", "-n", "1", "Once", "-c", "16777216", "--cache-type", "f32"];
+        fails(&mut hymba(long), 1, &["no memory for", "-c"]);
+    }
 }
 
 /// Whoever reads may go away: no word of it, and no error.

@@ -130,14 +130,14 @@ mod signal {
                 libc::_exit(1);
             }
         }
-        if let Some(before) = BEFORE.get() {
-            // SAFETY: what the system gave is put back. The load is tried again when this returns, and its signal goes
-            // there; one that was sent is sent again.
-            unsafe {
+        // SAFETY: who is installed now is the system's default, or who was before, as the system gave it. A load is tried
+        // again when this returns, and its signal goes there; one that was sent is sent again.
+        unsafe {
+            if sent {
+                libc::signal(signal, libc::SIG_DFL);
+                libc::raise(signal);
+            } else if let Some(before) = BEFORE.get() {
                 libc::sigaction(signal, before, std::ptr::null_mut());
-                if sent {
-                    libc::raise(signal);
-                }
             }
         }
     }
