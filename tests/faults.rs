@@ -191,13 +191,26 @@ fn folders_and_files_of_others() {
     mode(&folder, 0o755);
 }
 
-/// The system calls that write to a file or name it.
-const WRITES: &str =
-    "write,pwrite64,writev,ftruncate,fallocate,fsync,fdatasync,rename,renameat,renameat2,link,linkat,unlink,unlinkat";
+/// The system calls that write to a file, and those that name it. Each thread counts its own calls, so that the thread that
+/// names a file is killed there only if the other's writes don't count.
+const CALLS: [&str; 2] = [
+    "write,pwrite64,writev,ftruncate,fallocate,fsync,fdatasync",
+    "ftruncate,rename,renameat,renameat2,link,linkat,unlink,unlinkat",
+];
 
 /// Runs a command that writes `target`, and kills it at its first write, at its second, and so on until it comes through.
 /// After each kill `old` is there or something that `whole` accepts, and nothing that would be taken for either.
 fn killed_at_every_write(target: &Path, old: Option<&[u8]>, whole: &dyn Fn(), command: &dyn Fn() -> Command) -> usize {
+    CALLS.iter().map(|calls| killed_at_every(calls, target, old, whole, command)).sum()
+}
+
+fn killed_at_every(
+    calls: &str,
+    target: &Path,
+    old: Option<&[u8]>,
+    whole: &dyn Fn(),
+    command: &dyn Fn() -> Command,
+) -> usize {
     let folder = target.parent().unwrap();
     let name = target.file_name().unwrap().to_str().unwrap();
     let mut left = 0;
@@ -208,8 +221,8 @@ fn killed_at_every_write(target: &Path, old: Option<&[u8]>, whole: &dyn Fn(), co
         }
         let command = command();
         let mut traced = Command::new("strace");
-        traced.args(["-f", "-qq", "-o", "/dev/null", "--seccomp-bpf", "-e", &format!("trace={WRITES}"), "-e"]);
-        traced.arg(format!("inject={WRITES}:signal=KILL:when={kill}"));
+        traced.args(["-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={calls}"), "-e"]);
+        traced.arg(format!("inject={calls}:signal=KILL:when={kill}"));
         traced.arg(command.get_program()).args(command.get_args()).env_remove("HYMBA_MODEL").stdin(Stdio::null());
         let Output { status, stderr, .. } = traced.output().unwrap();
         let leftovers: Vec<_> = names(folder).into_iter().filter(|n| n != name).collect();
