@@ -103,7 +103,7 @@ pub fn import_seeds() -> Vec<Vec<u8>> {
         let views: Vec<_> = mine.zip(&data).map(|(s, data)| (s.official.clone(), view(data, &s.shape))).collect();
         safetensors::serialize(views, None).expect("a file")
     };
-    let home = |i: usize| if i % 2 == 0 { "a.safetensors" } else { "b.safetensors" };
+    let home = |i: usize| if i.is_multiple_of(2) { "a.safetensors" } else { "b.safetensors" };
     let map: serde_json::Map<_, _> =
         tensors.iter().enumerate().map(|(i, spec)| (spec.official.clone(), home(i).into())).collect();
     let index = json!({"metadata": {}, "weight_map": map}).to_string().into_bytes();

@@ -150,3 +150,23 @@ impl Conversation<'_> {
         self.find_stops()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::timeline::prefilled;
+
+    #[test]
+    fn steps_that_are_there_again_count() {
+        let turn = |kept, new: &[u32]| {
+            let steps = SavedSteps::new(&prefilled(new).collect::<Vec<_>>());
+            SavedTurn { user: String::new(), reply: String::new(), prompt: 0, kept, steps }
+        };
+        let branch = || SavedBranch { system: None, turns: vec![turn(0, &[1; 5]), turn(5, &[2]), turn(6, &[])] };
+        let mut room = 17;
+        assert_eq!(branch().branch(&mut room).unwrap().turns.len(), 3);
+        assert_eq!(room, 0);
+        assert!(branch().branch(&mut 16).is_none());
+        assert!(SavedBranch { system: None, turns: vec![turn(1, &[])] }.branch(&mut 99).is_none(), "nothing to keep");
+    }
+}

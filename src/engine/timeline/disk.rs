@@ -178,3 +178,19 @@ fn write_logits(logits: &[f32], out: &mut Vec<u8>) {
 fn read_logits(bytes: &[u8]) -> Vec<f32> {
     bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passes_must_follow_each_other_where_there_are_ids() {
+        let steps = |prompts: &[(usize, usize)]| SavedSteps { ids: vec![1; 6], prompts: prompts.into() }.steps();
+        let rules: Vec<_> = steps(&[(0, 2), (3, 3)]).unwrap().iter().map(|s| (s.rule, s.first)).collect();
+        let [first, more] = [true, false].map(|first| (Rule::Prefill, first));
+        assert_eq!(rules, [first, more, (Rule::Decode, true), first, more, more]);
+        for broken in [&[(0, 7)][..], &[(6, 1)], &[(2, 0)], &[(1, usize::MAX)], &[(0, 3), (2, 1)], &[(3, 1), (0, 1)]] {
+            assert_eq!(steps(broken), None, "{broken:?}");
+        }
+    }
+}
