@@ -56,11 +56,11 @@ impl Source<'_> {
     }
 }
 
-/// Choices that make packed matrices, and one layer that reads another's keys and values.
+/// Choices that make one layer with a head of 32 and packed matrices.
 pub const PACKED: [u8; 40] = {
     let mut choices = [0; 40];
-    (choices[2], choices[3]) = (3, 2); // heads of 32
-    let mut i = 20;
+    (choices[0], choices[2], choices[3], choices[4]) = (1, 3, 2, 1);
+    let mut i = 18;
     while i < 40 {
         choices[i] = 3; // quantized, packed
         i += 1;
@@ -231,7 +231,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
     let plain = vec![0; 24];
     let mut packed = PACKED.to_vec();
     packed.extend([0, 0, 0, 0, 4, 1, 2, 3, 4, 5, 6, 7]);
-    let mut heads = vec![1; 96]; // one head, one layer, nothing optional
+    let mut heads = vec![1; 37]; // one head, one layer, nothing optional
     heads.extend([0; 96]);
     vec![plain, packed, heads]
 }
