@@ -1,12 +1,16 @@
 //! Compiles the C kernels: one object per instruction set, each with its own flags, all linked into every build.
 
+use std::{env, sync::Mutex, thread};
+
 fn main() {
     println!("cargo::rerun-if-changed=c");
     println!("cargo::rerun-if-changed=include");
-    let arch = std::env::var("CARGO_CFG_TARGET_ARCH").unwrap_or_default();
+    let arch = env::var("CARGO_CFG_TARGET_ARCH").unwrap_or_default();
     const AVX512: [&str; 8] =
         ["-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni", "-mavx512vbmi"];
-    for (file, flags) in [
+    let mut common = cc::Build::new();
+    common.include("include").include("c").opt_level(3).warnings(true).std("c11");
+    let builds: Vec<_> = [
         ("scalar", [].as_slice()),
         ("avx2", &["-mavx2", "-mfma", "-mf16c"]),
         ("avxvnni", &["-mavx2", "-mfma", "-mf16c", "-mavxvnni"]),
@@ -16,16 +20,32 @@ fn main() {
         ("neon", &["-fno-schedule-insns"]),
         ("neon_dotprod", &["-fno-schedule-insns", "-march=armv8.2-a+dotprod"]),
         ("neon_i8mm", &["-fno-schedule-insns", "-march=armv8.2-a+dotprod+i8mm"]),
-    ] {
+    ]
+    .into_iter()
+    .map(|(file, flags)| {
         let wanted = if file.starts_with("avx") { "x86_64" } else { "aarch64" };
         let flags = if arch == wanted { flags } else { &[] };
-        let mut build = cc::Build::new();
-        build.include("include").include("c").file(format!("c/{file}.c")).opt_level(3).warnings(true).std("c11");
-        // No contraction: a product and a sum are fused only where the code says so, with every compiler.
-        build.flag_if_supported("-ffp-contract=off").flag_if_supported("-fno-math-errno");
-        for flag in flags {
-            build.flag_if_supported(flag); // a table that the compiler cannot make is empty
+        let mut build = common.clone();
+        build.file(format!("c/{file}.c"));
+        // No contraction: a product and a sum are fused only where the code says so, with every compiler. A table that
+        // the compiler cannot make is empty. It is asked here, one flag after the other, since all attempts go to one file.
+        for flag in ["-ffp-contract=off", "-fno-math-errno"].iter().chain(flags) {
+            if common.is_flag_supported(flag).unwrap_or(false) {
+                build.flag(flag);
+            }
         }
-        build.compile(&format!("hymba_kernels_{file}"));
-    }
+        build
+    })
+    .collect();
+
+    let jobs = env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(1usize);
+    let queue = Mutex::new(builds.into_iter());
+    let next = || queue.lock().expect("no other thread has panicked").next();
+    let mut objects = thread::scope(|scope| {
+        let compile = || std::iter::from_fn(next).flat_map(|b| b.compile_intermediates()).collect::<Vec<_>>();
+        let workers: Vec<_> = (0..jobs).map(|_| scope.spawn(compile)).collect();
+        workers.into_iter().flat_map(|w| w.join().expect("a compiler that fails ends the process")).collect::<Vec<_>>()
+    });
+    objects.sort();
+    common.objects(objects).compile("hymba_kernels");
 }
