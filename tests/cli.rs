@@ -165,6 +165,8 @@ fn prompts_and_ids_that_do_not_fit() {
     fails(&mut hymba(["run"]), 2, &["prompt"]);
     fails(&mut hymba(["run", "a", "--temp", "-3"]), 2, &["--temp"]);
     fails(&mut hymba(["run", "a", "-t", "0"]), 2, &["--threads"]);
+    fails(hymba(["run", "a", "--stop"]).arg("b".repeat(1025)), 2, &["--stop", "1025 bytes", "1024 are the limit"]);
+    fails(hymba(["chat"]).args(["--stop", "b"].repeat(65)), 2, &["--stop", "65 stop strings", "64 at most"]);
     fails(&mut hymba(["quantise", "a", "b"]), 2, &["quantize"]);
     assert!(!out.exists());
 }
