@@ -8,7 +8,7 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-use common::{fails, golden, hymba, quantize, succeeds, text};
+use common::{demo, fails, golden, hymba, quantize, succeeds, text};
 use hymba::format::{
     DType,
     gguf::{Gguf, Layout, Metadata, Value, Writer},
@@ -215,6 +215,11 @@ fn pipes() {
     let mut child = hymba(["run", "Once", "-q", "--ignore-eos"]).stdout(Stdio::piped()).spawn().unwrap();
     drop(child.stdout.take());
     assert_eq!(child.wait().unwrap().code(), Some(0));
+    // and a report
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let report = hymba(["inspect", "--json"]).arg(demo()).stdout(writer).output().unwrap();
+    assert!(report.status.success() && report.stderr.is_empty(), "{}", text(&report.stderr));
 }
 
 #[cfg(unix)]
