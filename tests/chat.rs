@@ -133,6 +133,15 @@ fn the_context_ends_as_asked() {
 }
 
 #[test]
+fn lines_and_templates_have_limits() {
+    let Output { status, stderr, .. } = piped(&["-q"], &"a".repeat((16 << 20) + 1));
+    assert_eq!(status.code(), Some(1));
+    assert!(text(&stderr).contains("standard input: a line has 16777217 bytes, but 16 MiB are the limit"));
+    let endless = "{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}";
+    fails(&mut hymba(["chat", "-st", "hello", "--chat-template", endless]), 1, &["more than 2000000 steps"]);
+}
+
+#[test]
 fn a_conversation_outlives_its_process() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();

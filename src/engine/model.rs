@@ -33,7 +33,8 @@ impl Model {
         Self::from_gguf(Gguf::parse(name, Blob::from_static(bytes))?)
     }
 
-    fn from_gguf(gguf: Gguf) -> Result<Self> {
+    /// The model that `gguf` holds.
+    pub fn from_gguf(gguf: Gguf) -> Result<Self> {
         let config = Config::from_metadata(&gguf.metadata, &gguf.file)?;
         let weights = Weights::from_gguf(&gguf, &config)?;
         let stored_meta_state = if config.meta_tokens > 0 { MetaState::stored(&gguf, &config)? } else { None };
