@@ -57,7 +57,8 @@ mod tests {
     /// Rows of the table are `| what | number | ...`.
     #[test]
     fn the_table_in_the_docs_has_these_numbers() {
-        let table = include_str!("../docs/trust.md");
+        let section = include_str!("../docs/trust.md").split("## Limits").nth(1).unwrap();
+        let table = section.split("\n## ").next().unwrap();
         let all = [
             ("header of a GGUF file", "64 MiB", GGUF_HEADER),
             ("key or tensor name", "256 bytes", NAME),
@@ -86,7 +87,7 @@ mod tests {
             let unit = if number.ends_with("MiB") { 1 << 20 } else { 1 };
             assert_eq!(digits.parse::<usize>().unwrap() * unit, value, "{what}");
         }
-        let rows = table.lines().skip_while(|line| *line != "# Limits").filter(|line| line.starts_with("| "));
+        let rows = table.lines().filter(|line| line.starts_with("| "));
         assert_eq!(rows.count(), all.len() + 1, "the table has rows that are not checked here");
     }
 
