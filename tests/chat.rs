@@ -7,8 +7,6 @@ use std::{
     io::Write,
     path::Path,
     process::{Child, Command, Output, Stdio},
-    thread,
-    time::{Duration, Instant},
 };
 
 use common::{fails, hymba, quantize, succeeds, text};
@@ -177,41 +175,6 @@ fn a_conversation_outlives_its_process() {
     refused(&path("other"), "belongs to another model file");
     fails(&mut hymba(["chat", "-q", "-st", "a", "--cache-type", "f32", "--resume", &a]), 1, &["--cache-type f16"]);
     fails(&mut hymba(["chat", "-q", "-st", "a", "-c", "10", "--resume", &a]), 1, &["-c"]);
-}
-
-/// A process that is killed while it writes leaves the old file, whole.
-#[test]
-fn a_kill_while_saving_keeps_the_old_file() {
-    let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("talk");
-    let name = file.to_str().unwrap();
-    let args = ["-n", "4", "-c", "6000"];
-    let long = "word ".repeat(3000);
-    replies(&[&args[..], &["--save-on-exit", name]].concat(), &format!("{long}\n"));
-    let old = fs::read(&file).unwrap();
-    let temporary = || fs::read_dir(&dir).unwrap().flatten().find(|e| e.file_name() != "talk").map(|e| e.path());
-    let mut halves = 0;
-    for _ in 0..8 {
-        let mut child = start(&[&args[..], &["--resume", name]].concat());
-        let mut input = child.stdin.take().unwrap();
-        writeln!(input, "Hello\n/save {name}").unwrap();
-        let start = Instant::now();
-        while temporary().is_none() && fs::read(&file).is_ok_and(|now| now == old) {
-            assert!(start.elapsed() < Duration::from_secs(60), "nothing is written");
-            thread::yield_now();
-        }
-        child.kill().unwrap();
-        child.wait().unwrap();
-        if let Some(half) = temporary() {
-            halves += 1;
-            assert!(fs::read(&file).unwrap() == old, "the old file is gone before the new one is there");
-            fs::remove_file(half).unwrap();
-        } else {
-            fs::write(&file, &old).unwrap();
-        }
-    }
-    assert!(halves > 0, "no kill came in time");
-    assert_eq!(replies(&[&args[..], &["--resume", name]].concat(), "/undo\n/exit\n"), "");
 }
 
 #[test]

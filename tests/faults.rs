@@ -275,6 +275,13 @@ fn a_kill_at_any_write_leaves_the_old_file_or_the_new_one() {
     assert!(kills > 5, "{kills}");
     let old = fs::read(&session).unwrap();
     killed_at_every_write(&session, Some(&old), &goes_on, &run);
+    let talk = folder("talk");
+    let chat = |flag: &str| hymba(["chat", "-q", "-t", "1", "-n", "2", "-st", "Hello", flag, talk.to_str().unwrap()]);
+    let goes_on = || drop(succeeds(&mut chat("--resume")));
+    for old in [None, Some(&[7; 5000][..])] {
+        let kills = killed_at_every_write(&talk, old, &goes_on, &|| chat("--save-on-exit"));
+        assert!(kills > 5, "{kills}");
+    }
 }
 
 /// Too little memory is told before a word comes.
