@@ -29,6 +29,21 @@ pub enum Error {
     /// The request can't be met (too long, out of range, not supported): the whole sentence.
     #[error("{0}")]
     Request(String),
+    /// Activations are no numbers any more: what made them.
+    #[error(
+        "{0} made values that are not finite: the weights are damaged, or do not bear their type; convert the model again"
+    )]
+    NotFinite(String),
+    /// Keys or values are out of the range of the KV cache's type.
+    #[error(
+        "layer {layer} makes keys or values that are too large for a KV cache of type {cache}; take --cache-type f32"
+    )]
+    CacheRange {
+        /// Which layer.
+        layer: usize,
+        /// The type's name.
+        cache: &'static str,
+    },
     /// The GPU stopped while it was at work: the whole sentence. What it was working on is lost.
     #[error("{0}")]
     Gpu(String),

@@ -8,6 +8,7 @@ pub mod backend;
 pub mod engine;
 mod error;
 pub mod format;
+pub mod limits;
 pub mod model;
 pub mod quant;
 pub mod sample;

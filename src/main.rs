@@ -23,6 +23,7 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(answer) => return terminal::show_parser_answer(&answer),
     };
+    hymba::format::exit_where_files_end();
     // The first signal asks the work to stop where it can; the second does not ask.
     let cancel = Arc::new(AtomicBool::new(false));
     let signalled = cancel.clone();

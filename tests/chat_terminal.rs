@@ -220,6 +220,27 @@ fn interrupts() {
     p.leaves(130);
 }
 
+/// SIGTERM while a line is awaited: what was asked to be kept is kept.
+#[test]
+fn a_signal_keeps_the_conversation() {
+    let home = tempfile::tempdir().unwrap();
+    let file = home.path().join("talk");
+    let file = file.to_str().unwrap();
+    let mut p = Person::new(home.path(), (80, 24), &["--color", "never", "-n", "3", "--save-on-exit", file]);
+    p.says("Hello");
+    p.sees(PROMPT);
+    p.types("half a li");
+    p.sees("half a li");
+    p.session.get_process_mut().signal(Signal::SIGTERM).unwrap();
+    p.sees("wrote ");
+    p.leaves(130);
+    let mut p = Person::new(home.path(), (80, 24), &["--color", "never", "--resume", file]);
+    p.sees("1 turn from ");
+    p.sees(PROMPT);
+    p.types(CTRL_D);
+    p.leaves(0);
+}
+
 #[test]
 fn a_paste_of_two_thousand_lines_is_one_message() {
     let count = much(2000, 100);

@@ -8,7 +8,7 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-use common::{fails, golden, hymba, quantize, succeeds, text};
+use common::{demo, fails, golden, hymba, quantize, succeeds, text};
 use hymba::format::{
     DType,
     gguf::{Gguf, Layout, Metadata, Value, Writer},
@@ -165,6 +165,8 @@ fn prompts_and_ids_that_do_not_fit() {
     fails(&mut hymba(["run"]), 2, &["prompt"]);
     fails(&mut hymba(["run", "a", "--temp", "-3"]), 2, &["--temp"]);
     fails(&mut hymba(["run", "a", "-t", "0"]), 2, &["--threads"]);
+    fails(hymba(["run", "a", "--stop"]).arg("b".repeat(1025)), 2, &["--stop", "1025 bytes", "1024 are the limit"]);
+    fails(hymba(["chat"]).args(["--stop", "b"].repeat(65)), 2, &["--stop", "65 stop strings", "64 at most"]);
     fails(&mut hymba(["quantise", "a", "b"]), 2, &["quantize"]);
     assert!(!out.exists());
 }
@@ -213,6 +215,11 @@ fn pipes() {
     let mut child = hymba(["run", "Once", "-q", "--ignore-eos"]).stdout(Stdio::piped()).spawn().unwrap();
     drop(child.stdout.take());
     assert_eq!(child.wait().unwrap().code(), Some(0));
+    // and a report
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let report = hymba(["inspect", "--json"]).arg(demo()).stdout(writer).output().unwrap();
+    assert!(report.status.success() && report.stderr.is_empty(), "{}", text(&report.stderr));
 }
 
 #[cfg(unix)]

@@ -282,6 +282,7 @@ fn refuses_what_it_cannot_run() {
         ("hidden_size", json!(null), "invalid type: null"),
         ("hidden_size", json!(63), "evenly"),
         ("vocab_size", json!(1u64 << 40), "no Hymba is that large"),
+        ("max_position_embeddings", json!((1u64 << 24) + 1), "no Hymba is that large"),
         ("eos_token_id", json!(10), "eos token id 10"),
         ("intermediate_size", json!(128), "[96, 64], but config.json asks for [128, 64]"),
         ("num_memory_tokens", json!(0), "`model.memory_tokens`"),

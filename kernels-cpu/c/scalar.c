@@ -113,7 +113,7 @@ static void matmul(hk_type type, const void *w, size_t rows, size_t cols, const 
 static void quantize(const float *x, size_t n, int8_t *q, float *d, int32_t *offset) {
     for (size_t b = 0; b < n / HK_BLOCK; b++, x += HK_BLOCK, q += HK_BLOCK) {
         float max = 0;
-        for (int j = 0; j < HK_BLOCK; j++) max = fmaxf(max, fabsf(x[j]));
+        for (int j = 0; j < HK_BLOCK; j++) max = fabsf(x[j]) <= max || max != max ? max : fabsf(x[j]); /* or NaN */
         d[b] = max / 127.0f;
         offset[b] = 0;
         const float inverse = max >= HK_TINY ? 127.0f / max : 0;
@@ -163,7 +163,7 @@ static void silu_mul(const float *gate, const float *up, size_t n, float *y) {
 }
 
 static void relu2(float *x, size_t n) {
-    for (size_t i = 0; i < n; i++) x[i] = x[i] > 0 ? x[i] * x[i] : 0;
+    for (size_t i = 0; i < n; i++) x[i] = x[i] < 0 ? 0 : x[i] * x[i];
 }
 
 /* ---- attention heads ---- */

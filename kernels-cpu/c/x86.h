@@ -19,10 +19,21 @@
 
 /* ---- int8 activations ---- */
 
+/* The bits of magnitudes are in the order of these, and those of NaN come last: it is not lost, as it is in vf_max. */
+HK_INLINE __m256i greater_bits(vf a, vf b) {
+    return _mm256_max_epi32(_mm256_castps_si256(vf_abs(a)), _mm256_castps_si256(vf_abs(b)));
+}
+HK_INLINE float top_magnitude(const vf v[4]) {
+    const __m256i all = _mm256_max_epi32(greater_bits(v[0], v[1]), greater_bits(v[2], v[3]));
+    __m128i s = _mm_max_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
+    s = _mm_max_epi32(s, _mm_unpackhi_epi64(s, s));
+    return _mm_cvtss_f32(_mm_castsi128_ps(_mm_max_epi32(s, _mm_shuffle_epi32(s, 1))));
+}
+
 static void quantize(const float *x, size_t n, int8_t *q, float *d, int32_t *offset) {
     for (size_t b = 0; b < n / HK_BLOCK; b++, x += HK_BLOCK, q += HK_BLOCK) {
         const vf v[4] = {vf_load(x), vf_load(x + 8), vf_load(x + 16), vf_load(x + 24)};
-        const float max = vf_top(vf_max(vf_max(vf_abs(v[0]), vf_abs(v[1])), vf_max(vf_abs(v[2]), vf_abs(v[3]))));
+        const float max = top_magnitude(v);
         d[b] = max / 127.0f;
         const vf inverse = vf_set1(max >= HK_TINY ? 127.0f / max : 0);
         __m256i i[4];

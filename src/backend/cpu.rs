@@ -99,6 +99,12 @@ fn encode_q8(values: &[f32], blocks: &mut [u8]) {
     }
 }
 
+/// The largest magnitude in some rows, or infinity, or NaN, whose bits come last.
+fn largest<'a>(rows: usize, row: impl Fn(usize) -> &'a [f32]) -> f32 {
+    let bits = |x: &[f32]| x.iter().fold(0, |most: i32, v| most.max((v.to_bits() & 0x7fff_ffff) as i32));
+    f32::from_bits((0..rows).fold(0, |most, t| most.max(bits(row(t)))) as u32)
+}
+
 fn mat<'a>(p: &Part<'a, Memory>) -> Mat<'a> {
     Mat::new(p.memory.f32(), p.rows, p.start, p.cols, p.stride)
 }
@@ -302,6 +308,11 @@ impl Backend for Cpu {
 
     fn relu2(&mut self, x: PartMut<'_, Memory>) {
         self.0.relu2(mat_mut(x));
+    }
+
+    fn largest(&mut self, x: Part<'_, Memory>) -> f32 {
+        let x = mat(&x);
+        largest(x.rows(), |t| x.row(t))
     }
 
     fn measure_waiting(&mut self, on: bool) {

@@ -2,6 +2,7 @@
 //! [`cpu`] is one, [`metal`] another; the model is written once for all of them.
 
 pub mod cpu;
+pub mod memory;
 pub mod metal;
 pub mod timed;
 pub mod watched;
@@ -41,6 +42,15 @@ impl Kind {
             Self::F16 => DType::F16,
             Self::F32 => DType::F32,
             Self::Q8_0 => DType::Q8_0,
+        }
+    }
+
+    /// The largest magnitude that it can hold, of whichever value of a block.
+    pub fn limit(self) -> f32 {
+        match self {
+            Self::F16 => 65504.0,
+            Self::F32 => f32::MAX,
+            Self::Q8_0 => 127.0 * 65504.0,
         }
     }
 
@@ -187,6 +197,11 @@ pub trait Backend {
     fn silu_mul(&mut self, gate: Part<'_, Self::Memory>, up: PartMut<'_, Self::Memory>);
     /// x = relu(x)²
     fn relu2(&mut self, x: PartMut<'_, Self::Memory>);
+
+    /// The largest magnitude in x; infinity or NaN if there is one. A machine that is still at work does not say: 0.
+    fn largest(&mut self, _x: Part<'_, Self::Memory>) -> f32 {
+        0.0
+    }
 
     /// Waits until all that was asked for is done: only then may memory be looked at. An error if the machine failed.
     fn finish(&mut self) -> Result<()> {

@@ -208,6 +208,10 @@ impl Backend for Timed {
         self.time(Operation::Other, |b| b.relu2(x));
     }
 
+    fn largest(&mut self, x: Part<'_, Memory>) -> f32 {
+        self.inner_mut().largest(x)
+    }
+
     fn finish(&mut self) -> Result<()> {
         self.inner_mut().finish()
     }

@@ -122,6 +122,10 @@ impl<B: Backend> Backend for Watched<'_, B> {
         self.inner.relu2(x);
     }
 
+    fn largest(&mut self, x: Part<'_, Self::Memory>) -> f32 {
+        self.inner.largest(x)
+    }
+
     fn finish(&mut self) -> Result<()> {
         self.inner.finish()
     }

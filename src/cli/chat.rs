@@ -9,7 +9,6 @@ mod screen;
 mod show;
 
 use std::{
-    fs,
     io::{self, IsTerminal},
     path::PathBuf,
     sync::{Arc, atomic::AtomicBool},
@@ -22,8 +21,9 @@ use hymba::{
         Conversation, Model, Timeline,
         conversation::{Options, Overflow},
     },
+    format::check_writable,
     sample::{Params, Sampler},
-    text::{Template, Tokenizer},
+    text::{StopMatcher, Template, Tokenizer},
 };
 
 use super::{
@@ -119,6 +119,8 @@ pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
         return Ok(list_devices()?);
     }
     args.sampling.apply(Params::default())?;
+    StopMatcher::new(&args.stop).map_err(|e| Usage(format!("--stop: {e}")))?;
+    args.save_on_exit.as_deref().map(check_writable).transpose()?; // not when all is said
     let terminal = io::stdin().is_terminal() && io::stdout().is_terminal();
     let model = args.model.open(args.quiet)?;
     let tokenizer = Tokenizer::from_metadata(model.metadata(), model.file())?;
@@ -190,10 +192,7 @@ fn template(args: &Args, model: &Model, tokenizer: &Tokenizer) -> anyhow::Result
     let (source, origin) = match (&args.chat_template, &args.chat_template_file) {
         (Some(text), _) if text == "none" => return Ok(None),
         (Some(text), _) => (text.clone(), "--chat-template".to_owned()),
-        (None, Some(path)) => {
-            let read = |e| Error::io("cannot read", path, e);
-            (fs::read_to_string(path).map_err(read)?, path.display().to_string())
-        }
+        (None, Some(path)) => (prompt::read_whole(path)?, path.display().to_string()),
         (None, None) => match model.metadata().string(TEMPLATE_KEY) {
             Some(text) => (text.into(), model.file().into()),
             None => {

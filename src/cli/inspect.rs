@@ -37,8 +37,7 @@ pub fn run(args: &Args, _cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
     let report = Report::new(&gguf.file, gguf.bytes.len() as u64, &gguf.metadata, &gguf.tensors)?;
     let mut out = io::BufWriter::new(io::stdout().lock());
     if args.json {
-        serde_json::to_writer_pretty(&mut out, &report)?;
-        writeln!(out)?;
+        writeln!(out, "{}", serde_json::to_string_pretty(&report)?)?;
     } else {
         let terminal = io::stdout().is_terminal().then(terminal_size::terminal_size).flatten();
         page::write(&report, args.tensors, terminal.map_or(80, |(width, _)| width.0.into()), &mut out)?;

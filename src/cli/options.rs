@@ -10,6 +10,7 @@ use clap::builder::{PossibleValuesParser, RangedI64ValueParser, TypedValueParser
 use hymba::{
     backend::Kind,
     engine::{Machine, Model, Session, SessionOptions, machines},
+    limits,
     sample::{Params, Setting},
 };
 use rand::{TryRng, rngs::SysRng};
@@ -21,7 +22,7 @@ use super::{Usage, terminal};
 #[command(next_help_heading = "Session")]
 pub struct SessionArgs {
     /// Tokens of text that fit, prompt and reply together [default: what the model was trained for]
-    #[arg(short, long, value_name = "N", allow_negative_numbers = true, value_parser = count().range(0..=1 << 24))]
+    #[arg(short, long, value_name = "N", allow_negative_numbers = true, value_parser = count().range(0..=limits::CONTEXT as i64))]
     pub context: Option<usize>,
     /// Threads to compute with [default: one a core that this process may use]
     #[arg(short, long, value_name = "N", allow_negative_numbers = true, value_parser = count().range(1..=512))]
@@ -67,7 +68,7 @@ impl SessionArgs {
     pub fn open<'m>(&self, model: &'m Model, quiet: bool) -> hymba::Result<Session<'m>> {
         let session = Session::new(model, &self.options())?;
         if let Some(why) = session.fallback().filter(|_| !quiet) {
-            terminal::note(&format!("the CPU does the work: {why}"));
+            terminal::note(&terminal::instead(why));
         }
         Ok(session)
     }

@@ -12,12 +12,9 @@ use std::{
     time::Duration,
 };
 
-use hymba::{Error, Result};
+use hymba::{Error, Result, limits};
 
 use super::Usage;
-
-/// Several times the text of the largest context that can be asked for in practice.
-const MAX_BYTES: usize = 16 << 20;
 
 /// The prompt flags; one of them at most.
 #[derive(Debug, clap::Args)]
@@ -56,6 +53,11 @@ impl PromptArgs {
 
 /// The text of a file, without the line break at its end.
 pub fn read_file(path: &Path) -> Result<String> {
+    read_whole(path).map(without_line_break)
+}
+
+/// The text of a file.
+pub fn read_whole(path: &Path) -> Result<String> {
     let bytes = File::open(path).and_then(read_limited).map_err(|e| Error::io("cannot read", path, e))?;
     text(bytes, &path.display().to_string())
 }
@@ -67,7 +69,9 @@ pub fn standard_input(cancel: &AtomicBool) -> Result<String> {
     thread::spawn(move || send.send(read_limited(io::stdin())));
     loop {
         match receive.recv_timeout(Duration::from_millis(20)) {
-            Ok(bytes) => return text(bytes.map_err(|e| Error::io("cannot read", NAME, e))?, NAME),
+            Ok(bytes) => {
+                return text(bytes.map_err(|e| Error::io("cannot read", NAME, e))?, NAME).map(without_line_break);
+            }
             Err(RecvTimeoutError::Timeout) if !cancel.load(Ordering::Relaxed) => {}
             Err(_) => return Err(Error::Cancelled),
         }
@@ -77,24 +81,27 @@ pub fn standard_input(cancel: &AtomicBool) -> Result<String> {
 /// All bytes, or one more than may be.
 fn read_limited(from: impl Read) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    from.take(MAX_BYTES as u64 + 1).read_to_end(&mut bytes)?;
+    from.take(limits::PROMPT as u64 + 1).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
-/// The text of `bytes` without the line break at its end; `name` says where they are from.
+/// The text of `bytes`; `name` says where they are from.
 fn text(bytes: Vec<u8>, name: &str) -> Result<String> {
-    if bytes.len() > MAX_BYTES {
-        let limit = MAX_BYTES >> 20;
+    if bytes.len() > limits::PROMPT {
+        let limit = limits::PROMPT >> 20;
         return Err(Error::format(
             name,
             format!("is larger than {limit} MiB, too much for a prompt; give a part of it"),
         ));
     }
-    let mut text = utf8(bytes, name)?;
+    utf8(bytes, name)
+}
+
+fn without_line_break(mut text: String) -> String {
     if text.ends_with('\n') {
         text.truncate(text.len() - if text.ends_with("\r\n") { 2 } else { 1 });
     }
-    Ok(text)
+    text
 }
 
 /// `bytes` as text, all of it.
@@ -112,7 +119,7 @@ mod tests {
     #[test]
     fn one_line_break_goes() {
         for (given, kept) in [("a\n", "a"), ("a\r\n", "a"), ("a\n\n", "a\n"), ("a ", "a "), ("\n", ""), ("", "")] {
-            assert_eq!(text(given.into(), "f").unwrap(), kept);
+            assert_eq!(without_line_break(given.into()), kept);
         }
     }
 

@@ -17,11 +17,12 @@ use hymba::{
         generate::{Generation, Request, StopReason, Timings, generate},
     },
     sample::{Params, Sampler},
-    text::Tokenizer,
+    text::{StopMatcher, Tokenizer},
 };
 use serde_json::json;
 
 use super::{
+    Usage,
     model::ModelArgs,
     options::{SamplingArgs, SessionArgs, list_devices},
     prompt::PromptArgs,
@@ -83,6 +84,8 @@ pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
     }
     // Flags first: a wrong one should not have to wait for the prompt or the model.
     args.sampling.apply(Params::default())?;
+    StopMatcher::new(&args.stop).map_err(|e| Usage(format!("--stop: {e}")))?;
+    args.stored.check()?;
     let existing = args.stored.existing_session();
     let prompt = args.prompt.read(cancel, existing.is_none())?;
 
@@ -144,7 +147,7 @@ pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
     }
     let done = done?;
     if let Some(why) = timeline.taken_over().filter(|_| !args.quiet) {
-        terminal::note(&format!("the CPU took over: {why}"));
+        terminal::note(&terminal::instead(why));
     }
     let seed = sampler.seed();
     let cached = args.stored.prompt_cache.is_some().then(|| history.len() - done.timings.prompt_tokens);

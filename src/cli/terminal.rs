@@ -10,6 +10,14 @@ pub fn note(message: &str) {
     let _ = writeln!(io::stderr(), "hymba: {message}");
 }
 
+/// What is done in place of what failed.
+pub fn instead(why: &hymba::Error) -> String {
+    match why {
+        hymba::Error::CacheRange { .. } => format!("the KV cache is of type f32 now: {why}"),
+        _ => format!("the CPU does the work: {why}"),
+    }
+}
+
 /// The error and what caused it, in one line; a cause that the line ends with already is not repeated.
 pub fn one_line(error: &anyhow::Error) -> String {
     let mut line = String::new();

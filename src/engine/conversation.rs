@@ -14,7 +14,7 @@ use super::{
 use crate::{
     Error, Result,
     sample::Sampler,
-    text::{Template, Tokenizer},
+    text::{StopMatcher, Template, Tokenizer},
 };
 pub use saved::Saved;
 
@@ -120,7 +120,7 @@ impl<'m> Conversation<'m> {
     fn find_stops(&mut self) -> Result<()> {
         self.stops = self.options.template.as_ref().map(Template::stops).transpose()?.unwrap_or_default();
         self.stops.extend_from_slice(&self.options.stops);
-        Ok(())
+        StopMatcher::new(&self.stops).map(drop)
     }
 
     /// The turns so far.

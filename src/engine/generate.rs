@@ -144,7 +144,7 @@ pub fn generate(
     if request.prompt.is_empty() && session.tokens() == 0 {
         return Err(Error::Request("the prompt is empty, so that there is nothing to go on from".into()));
     }
-    let mut text = Text { shown: String::new(), stops: StopMatcher::new(request.stops), sink };
+    let mut text = Text { shown: String::new(), stops: StopMatcher::new(request.stops)?, sink };
     let mut timings = Timings { prompt_tokens: request.prompt.len(), ..Timings::default() };
     let mut history = [request.history, request.prompt].concat();
     let mut stream = tokenizer.stream();

@@ -33,7 +33,8 @@ impl Model {
         Self::from_gguf(Gguf::parse(name, Blob::from_static(bytes))?)
     }
 
-    fn from_gguf(gguf: Gguf) -> Result<Self> {
+    /// The model that `gguf` holds.
+    pub fn from_gguf(gguf: Gguf) -> Result<Self> {
         let config = Config::from_metadata(&gguf.metadata, &gguf.file)?;
         let weights = Weights::from_gguf(&gguf, &config)?;
         let stored_meta_state = if config.meta_tokens > 0 { MetaState::stored(&gguf, &config)? } else { None };
@@ -83,6 +84,11 @@ impl Model {
     pub fn fingerprint(&self) -> &str {
         let hash = || blake3::Hasher::new().update_rayon(&self.gguf.bytes).finalize().to_hex().to_string();
         self.fingerprint.get_or_init(hash)
+    }
+
+    /// An error if another program changed the file since it was opened.
+    pub fn check_file(&self) -> Result<()> {
+        self.gguf.bytes.check()
     }
 
     /// The whole file, as it is mapped.

@@ -13,6 +13,7 @@ use crate::{
     backend::{
         Kind,
         cpu::{Cpu, Memory},
+        memory,
         metal::{self, Metal},
         timed::{Profile, Timed},
     },
@@ -132,6 +133,12 @@ impl<'m> Session<'m> {
         }
         let context = options.context.unwrap_or_else(|| config.default_context());
         let state = State::new(&backend, config, context, options.cache)?;
+        if let Some(there) = memory::available().filter(|&there| state.bytes as u64 > there) {
+            let [wanted, there] = [state.bytes as f64, there as f64].map(|bytes| bytes / 1e9);
+            return Err(Error::Request(format!(
+                "there is no memory for {wanted:.1} GB of cache, {there:.1} GB are free; ask for a shorter context (-c)"
+            )));
+        }
         let chunk = options.chunk.clamp(1, context.max(1));
         let mut scratch = Scratch::new(&backend, config, chunk, options.cache)?;
         scratch.hold_logits(&backend, 1)?;
@@ -145,8 +152,13 @@ impl<'m> Session<'m> {
             context,
             meta_state: None,
         };
-        session.clear()?;
-        Ok(session)
+        match session.clear() {
+            Err(why @ Error::CacheRange { .. }) if options.cache != Kind::F32 => {
+                let options = SessionOptions { cache: Kind::F32, ..session.options };
+                Ok(Self { fallback: Some(why), ..Self::on(model, &options, session.backend)? })
+            }
+            cleared => cleared.map(|()| session),
+        }
     }
 
     /// Reads `ids` as a prompt; returns the logits `[vocab]` after the last.
@@ -213,12 +225,14 @@ impl<'m> Session<'m> {
             return Ok(());
         }
         if let Some(meta) = self.model.stored_meta_state().filter(|_| self.options.stored_meta_state) {
-            meta.put(&mut self.backend, config, &mut self.state);
+            meta.put(&mut self.backend, config, &mut self.state, self.options.cache)?;
         } else {
             if self.meta_state.is_none() {
                 self.meta_state = Some(read_meta_tokens(self.model, &mut self.backend, None)?);
             }
-            self.meta_state.iter().for_each(|meta| meta.put(&mut self.backend, config, &mut self.state));
+            if let Some(meta) = &self.meta_state {
+                meta.put(&mut self.backend, config, &mut self.state, self.options.cache)?;
+            }
         }
         Ok(())
     }
@@ -275,19 +289,25 @@ impl<'m> Session<'m> {
         self.backend.gpu().map(Metal::name)
     }
 
-    /// Why the CPU is at work though a GPU was looked for first.
+    /// Why the session is not what was asked for: the CPU is at work though a GPU was looked for first, or the KV cache is
+    /// wider.
     pub fn fallback(&self) -> Option<&Error> {
         self.fallback.as_ref()
     }
 
-    /// May the CPU take over, should a GPU be lost?
-    pub(super) fn may_take_over(&self) -> bool {
-        self.options.machine == Machine::Auto
+    /// Is there another way to go on after `failed`? The CPU, should a GPU be lost; a wider KV cache.
+    pub(super) fn may_take_over(&self, failed: &Error) -> bool {
+        match failed {
+            Error::Gpu(_) => self.options.machine == Machine::Auto,
+            Error::CacheRange { .. } => self.options.cache != Kind::F32,
+            _ => false,
+        }
     }
 
-    /// The GPU is lost, and with it what was read: becomes an empty session on the CPU.
+    /// What was read is lost: becomes an empty session on the CPU, with a wider KV cache if that was the reason.
     pub(super) fn take_over(&mut self, why: Error) -> Result<()> {
-        let options = SessionOptions { machine: Machine::Cpu, ..self.options.clone() };
+        let cache = if matches!(why, Error::CacheRange { .. }) { Kind::F32 } else { self.options.cache };
+        let options = SessionOptions { machine: Machine::Cpu, cache, ..self.options.clone() };
         *self = Self { fallback: Some(why), ..Self::on(self.model, &options, cpu(options.threads))? };
         Ok(())
     }
@@ -365,11 +385,16 @@ impl<'m> Session<'m> {
         let weights = self.model.weights();
         let pass = Pass { table: &weights.token_embd, rows: ids, rule, logits };
         let (state, scratch) = (&mut self.state, &mut self.scratch);
-        forward(&mut self.backend, self.model.config(), weights, state, scratch, &pass, observe)
+        let done = forward(&mut self.backend, self.model.config(), weights, state, scratch, &pass, observe);
+        done.map_err(|e| match e {
+            Error::NotFinite(_) => Error::format(self.model.file(), e.to_string()),
+            e => e,
+        })
     }
 
     /// The last pass's first `rows` rows of logits.
     fn logits(&self, rows: usize) -> Result<&[f32]> {
+        self.model.check_file()?;
         let logits = &self.scratch.logits().f32()[..rows * self.model.config().vocab];
         if logits.iter().all(|v| v.is_finite()) {
             return Ok(logits);

@@ -136,7 +136,7 @@ impl<'m> Timeline<'m> {
         self.evaluated
     }
 
-    /// Why the CPU took over from a GPU since this was last asked, if it did.
+    /// Why the CPU took over from a GPU, or a wider KV cache took the place of one, since this was last asked.
     pub fn taken_over(&mut self) -> Option<&Error> {
         let told = std::mem::take(&mut self.taken_over);
         self.session.fallback().filter(|_| told)
@@ -209,7 +209,8 @@ impl<'m> Timeline<'m> {
         self.read(&target[self.steps.len()..], watch)
     }
 
-    /// Reads `steps`, each by its rule. If the GPU is lost meanwhile, the CPU reads the whole way again and goes on.
+    /// Reads `steps`, each by its rule. If the GPU is lost meanwhile, the CPU reads the whole way again and goes on; if the
+    /// KV cache turns out too narrow, a wider one takes its place.
     fn read(&mut self, steps: &[Step], watch: &Watch<'_>) -> Result<()> {
         if steps.is_empty() {
             return Ok(());
@@ -228,7 +229,7 @@ impl<'m> Timeline<'m> {
             };
             match logits.map(<[f32]>::to_vec) {
                 Ok(logits) => self.logits = logits,
-                Err(lost @ Error::Gpu(_)) if self.session.may_take_over() => {
+                Err(lost) if self.session.may_take_over(&lost) => {
                     let way = [&self.steps, &steps[done..]].concat();
                     self.forget_marks(); // they are in its memory
                     self.session.take_over(lost)?;

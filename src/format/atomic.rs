@@ -1,7 +1,12 @@
 //! Files that appear whole or not at all.
+//!
+//! On Linux what is written has no name until it is whole, so that a killed process leaves nothing. To replace a file takes
+//! a temporary name for the moment between two system calls; elsewhere, and on file systems that know no files without a
+//! name, there is one from the beginning. What a killed process leaves there, the next one that writes the same file
+//! takes away: whoever is alive holds a lock on his.
 
 use std::{
-    fs,
+    fs::{self, File},
     io::{self, BufWriter, Write},
     path::{Path, PathBuf},
 };
@@ -10,11 +15,18 @@ use tempfile::{Builder, NamedTempFile};
 
 use crate::{Error, Result};
 
-/// A file under a temporary name beside its final one; dropped before [`commit`](Self::commit), it leaves nothing.
+/// A file on its way to its name; dropped before [`commit`](Self::commit), it leaves nothing.
 pub struct AtomicFile {
     path: PathBuf,
-    temporary: NamedTempFile,
+    temporary: Temporary,
     force: bool,
+}
+
+enum Temporary {
+    Named(NamedTempFile),
+    /// What has no name can be opened at this path.
+    #[cfg(target_os = "linux")]
+    Unnamed(File, PathBuf),
 }
 
 /// Finds out whether a file could be created at `path`, before any work is spent on it. An existing file is refused
@@ -44,35 +56,133 @@ fn parent(path: &Path) -> &Path {
     path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-impl AtomicFile {
-    /// Opens a temporary file beside `path`.
-    pub fn create(path: &Path, force: bool) -> Result<Self> {
-        let path = check_output(path, force)?;
-        let mut prefix = path.file_name().unwrap_or_default().to_os_string();
-        prefix.push(".tmp");
+/// What temporary names of `path` begin with; six letters and digits follow.
+fn prefix(path: &Path) -> std::ffi::OsString {
+    let mut prefix = std::ffi::OsString::from(".");
+    prefix.push(path.file_name().unwrap_or_default());
+    prefix.push(".hymba-");
+    prefix
+}
+
+/// Takes a lock that lasts as long as the open file. Where there are none, nothing is taken for left behind either.
+#[cfg(unix)]
+fn lock(file: &File) -> bool {
+    rustix::fs::flock(file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_ok()
+}
+
+/// Removes what killed processes left of `path`.
+#[cfg(unix)]
+fn sweep(path: &Path) {
+    use std::os::unix::ffi::OsStrExt;
+    let prefix = prefix(path);
+    for entry in fs::read_dir(parent(path)).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let rest = name.as_bytes().strip_prefix(prefix.as_bytes());
+        let ours = rest.is_some_and(|rest| rest.len() == 6 && rest.iter().all(u8::is_ascii_alphanumeric));
+        let is_left = || entry.file_type()?.is_file().then(|| File::open(entry.path())).transpose();
+        if ours && is_left().is_ok_and(|file| file.is_some_and(|file| lock(&file))) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
+impl Temporary {
+    #[cfg_attr(not(target_os = "linux"), expect(unused_variables))]
+    fn create(path: &Path, unnamed: bool) -> io::Result<Self> {
+        #[cfg(unix)]
+        sweep(path);
+        #[cfg(target_os = "linux")]
+        if let Some(temporary) = unnamed.then(|| Self::unnamed(parent(path))).flatten() {
+            return Ok(temporary);
+        }
+        let prefix = prefix(path);
         let mut builder = Builder::new();
         builder.prefix(&prefix);
         #[cfg(unix)]
         {
-            use std::os::unix::fs::PermissionsExt;
+            use std::os::unix::fs::{MetadataExt, PermissionsExt};
             // As any new file: the umask takes away from this.
             builder.permissions(fs::Permissions::from_mode(0o666));
+            loop {
+                let file = builder.tempfile_in(parent(path))?;
+                // Who swept before the lock was there took it for left behind.
+                if !lock(file.as_file()) || file.as_file().metadata()?.nlink() > 0 {
+                    return Ok(Self::Named(file));
+                }
+            }
         }
-        let temporary = builder.tempfile_in(parent(&path)).map_err(|e| {
+        #[cfg(not(unix))]
+        Ok(Self::Named(builder.tempfile_in(parent(path))?))
+    }
+
+    /// A file without a name, if the file system knows such and it can be given one later.
+    #[cfg(target_os = "linux")]
+    fn unnamed(folder: &Path) -> Option<Self> {
+        use std::os::{fd::AsRawFd, unix::fs::OpenOptionsExt};
+        let mut options = File::options();
+        options.read(true).write(true).mode(0o666).custom_flags(libc::O_TMPFILE);
+        let file = options.open(folder).ok()?;
+        lock(&file);
+        let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+        path.exists().then_some(Self::Unnamed(file, path))
+    }
+
+    /// Gives the file its name.
+    fn persist(self, path: &Path, force: bool) -> io::Result<()> {
+        match self {
+            Self::Named(file) => {
+                let renamed = if force { file.persist(path) } else { file.persist_noclobber(path) };
+                renamed.map(drop).map_err(|e| e.error)
+            }
+            #[cfg(target_os = "linux")]
+            Self::Unnamed(_file, from) => {
+                let link = |to: &Path| {
+                    use rustix::fs::{AtFlags, CWD, linkat};
+                    Ok::<_, io::Error>(linkat(CWD, &from, CWD, to, AtFlags::SYMLINK_FOLLOW)?)
+                };
+                match link(path) {
+                    Err(e) if force && e.kind() == io::ErrorKind::AlreadyExists => {
+                        let linked = Builder::new().prefix(&prefix(path)).make_in(parent(path), link)?;
+                        linked.persist(path).map_err(|e| e.error)
+                    }
+                    linked => linked,
+                }
+            }
+        }
+    }
+}
+
+impl AtomicFile {
+    /// Opens a file that will be `path`. An existing one is refused unless `force`.
+    pub fn create(path: &Path, force: bool) -> Result<Self> {
+        Self::create_as(path, force, true)
+    }
+
+    fn create_as(path: &Path, force: bool, unnamed: bool) -> Result<Self> {
+        let path = check_output(path, force)?;
+        let temporary = Temporary::create(&path, unnamed).map_err(|e| {
             // tempfile's message repeats its path; ours names the file that the user asked for.
             Error::io("cannot create", &path, e.raw_os_error().map_or(e, io::Error::from_raw_os_error))
         })?;
         Ok(Self { path, temporary, force })
     }
 
-    /// The temporary file's path.
+    /// A path at which this process can open the file as far as it is written.
     pub fn temporary_path(&self) -> &Path {
-        self.temporary.path()
+        match &self.temporary {
+            Temporary::Named(file) => file.path(),
+            #[cfg(target_os = "linux")]
+            Temporary::Unnamed(_, path) => path,
+        }
     }
 
     /// The open file.
-    pub fn file(&mut self) -> &mut fs::File {
-        self.temporary.as_file_mut()
+    pub fn file(&mut self) -> &mut File {
+        match &mut self.temporary {
+            Temporary::Named(file) => file.as_file_mut(),
+            #[cfg(target_os = "linux")]
+            Temporary::Unnamed(file, _) => file,
+        }
     }
 
     /// An error of the operating system while writing, told with the final path.
@@ -81,19 +191,22 @@ impl AtomicFile {
     }
 
     /// Puts the file on the disk and gives it its final name.
-    pub fn commit(self) -> Result<()> {
+    pub fn commit(mut self) -> Result<()> {
+        let synced = self.file().sync_all();
         let Self { path, temporary, force } = self;
-        let failed = |e| Error::io("cannot write", &path, e);
-        temporary.as_file().sync_all().map_err(failed)?;
-        let renamed = if force { temporary.persist(&path) } else { temporary.persist_noclobber(&path) };
-        renamed.map_err(|e| failed(e.error))?;
+        synced.and_then(|()| temporary.persist(&path, force)).map_err(|e| Error::io("cannot write", &path, e))?;
         #[cfg(unix)]
-        if let Ok(directory) = fs::File::open(parent(&path)) {
+        if let Ok(directory) = File::open(parent(&path)) {
             // The name survives a power failure only once the directory is written too; some file systems can't say.
             let _ = directory.sync_all();
         }
         Ok(())
     }
+}
+
+/// Finds out whether a file could be written at `path`, one that exists or not, and leaves everything as it is.
+pub fn check_writable(path: &Path) -> Result<()> {
+    AtomicFile::create(path, true).map(drop)
 }
 
 /// Writes a whole file: `fill` gets a buffered writer, and `path` changes only after it has succeeded and everything
@@ -130,6 +243,47 @@ mod tests {
         write_atomically(&path, true, |w| w.write_all(b"two")).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"two");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    /// The same where files have a name from the beginning.
+    #[test]
+    fn named_files_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let write = |bytes: &[u8], force| {
+            let mut file = AtomicFile::create_as(&path, true, false)?;
+            file.file().write_all(bytes).unwrap();
+            assert_eq!(fs::read(file.temporary_path()).unwrap(), bytes);
+            file.force = force;
+            file.commit()
+        };
+        write(b"one", false).unwrap();
+        assert!(write(b"two", false).is_err());
+        assert_eq!(fs::read(&path).unwrap(), b"one");
+        write(b"two", true).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"two");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    /// What a killed process left goes; what belongs to a living one, or to somebody else, stays.
+    #[cfg(unix)]
+    #[test]
+    fn leftovers_are_swept() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let left = |name: &str| fs::write(dir.path().join(name), "left").unwrap();
+        let strangers =
+            [".file.hymba-abc", ".file.hymba-abcdefg", ".file.hymba-abcde~", "file.hymba-abcdef", "file.tmp"];
+        strangers.iter().for_each(|name| left(name));
+        left(".file.hymba-abc123");
+        let living = AtomicFile::create_as(&path, false, false).unwrap();
+        assert!(!dir.path().join(".file.hymba-abc123").exists());
+        write_atomically(&path, true, |w| w.write_all(b"one")).unwrap();
+        check_writable(&path).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"one");
+        assert!(living.temporary_path().exists());
+        drop(living);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), strangers.len() + 1);
     }
 
     #[test]

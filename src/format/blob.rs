@@ -2,12 +2,11 @@
 
 use std::{fs::File, ops::Deref, ops::Range, path::Path, sync::Arc};
 
-use memmap2::Mmap;
-
+use super::mapping::Mapping;
 use crate::{Error, Result};
 
 enum Source {
-    Mapped(Mmap),
+    Mapped(Mapping),
     Static(&'static [u8]),
     Owned(Vec<u8>),
 }
@@ -45,9 +44,7 @@ impl Blob {
         if meta.len() == 0 {
             return Err(Error::format(name(), "is empty"));
         }
-        // SAFETY: the map is private and read-only. A file that another process shortens meanwhile can raise SIGBUS;
-        // model files are written under a temporary name and renamed, so that our own writers never do this.
-        let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io("cannot map", path, e))?;
+        let map = Mapping::new(file, path)?;
         let range = 0..map.len();
         Ok(Self { source: Arc::new(Source::Mapped(map)), range })
     }
@@ -82,14 +79,16 @@ impl Blob {
     /// Tells the system that these bytes are not needed soon: their pages leave this process's memory, and come back
     /// from the file when they are read again.
     pub fn release(&self) {
-        #[cfg(unix)]
         if let Source::Mapped(map) = &*self.source {
-            // SAFETY: the map is read-only and backed by the file, so that a dropped page is read again unchanged.
-            let advice = unsafe {
-                map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, self.range.start, self.range.len())
-            };
-            // Advice that is not taken costs memory, not correctness.
-            let _ = advice;
+            map.release(&self.range);
+        }
+    }
+
+    /// An error if these bytes are a mapped file's, and another program changed the file since it was mapped.
+    pub fn check(&self) -> Result<()> {
+        match &*self.source {
+            Source::Mapped(map) => map.check(),
+            Source::Static(_) | Source::Owned(_) => Ok(()),
         }
     }
 }

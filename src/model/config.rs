@@ -3,6 +3,7 @@
 use crate::{
     Error, Result,
     format::gguf::{Metadata, Value},
+    limits,
 };
 
 /// What the feed-forward part does between its matrices.
@@ -68,10 +69,6 @@ pub struct Config {
 /// `general.architecture` of our files.
 pub const ARCHITECTURE: &str = "hymba";
 
-/// No Hymba is near these; a file beyond them is damaged or hostile.
-const MAX_LAYERS: usize = 1024;
-const MAX_WIDTH: usize = 1 << 20;
-
 impl Config {
     /// Reads the hyper-parameters from `meta`; `file` is the name for error messages.
     pub fn from_metadata(meta: &Metadata, file: &str) -> Result<Self> {
@@ -87,17 +84,18 @@ impl Config {
             |key: &str| bad(format!("has no usable key hymba.{key}; convert the model again with `hymba quantize`"));
         let size = |key: &str| -> Result<usize> {
             let v = meta.uint(&format!("hymba.{key}")).ok_or_else(|| missing(key))?;
+            let limit = if key == "context_length" { limits::CONTEXT } else { limits::WIDTH };
             usize::try_from(v)
                 .ok()
-                .filter(|&v| v <= MAX_WIDTH || key == "context_length")
+                .filter(|&v| v <= limit)
                 .ok_or_else(|| bad(format!("says hymba.{key} is {v}; no Hymba is that large")))
         };
         let float = |key: &str| meta.float(&format!("hymba.{key}")).map(|v| v as f32).ok_or_else(|| missing(key));
         let string = |key: &str| meta.string(&format!("hymba.{key}")).ok_or_else(|| missing(key));
 
         let layers = size("block_count")?;
-        if layers == 0 || layers > MAX_LAYERS {
-            return Err(bad(format!("says it has {layers} layers; 1 to {MAX_LAYERS} are possible")));
+        if layers == 0 || layers > limits::LAYERS {
+            return Err(bad(format!("says it has {layers} layers; 1 to {} are possible", limits::LAYERS)));
         }
         let activation = match string("feed_forward_activation")? {
             "silu" => Activation::Silu,

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::{Config, Matrix, Weights, weights::Layer};
 use crate::{
-    Result,
+    Error, Result,
     backend::{Angles, Backend, Heads, Kind, Part, PartMut, Run, ScanInput},
     state::State,
 };
@@ -85,6 +85,7 @@ pub struct Scratch<M> {
     logits_rows: usize,
     /// Per layer that makes them: keys and values of the chunk, which enter the cache when the pass is over.
     kv: Vec<Option<[M; 2]>>,
+    kind: Kind,
     angles: Angles,
 }
 
@@ -112,6 +113,7 @@ impl<M> Scratch<M> {
             logits: Acts { memory: b.zeros(Kind::F32, 0)?, width: c.vocab },
             logits_rows: 0,
             kv: (0..c.layers).map(kv).collect::<Result<_>>()?,
+            kind,
             angles: Angles::default(),
         })
     }
@@ -171,9 +173,11 @@ pub fn forward<B: Backend>(
     let t = pass.rows.len();
     rotary_angles(c, state.position, t, &mut s.angles);
     b.gather(pass.table, pass.rows, s.x.all_mut(t));
+    check(b, s, t, || "the embedding".into())?;
     for (layer, l) in w.layers.iter().enumerate() {
-        mixer(b, c, layer, l, state, s, t, pass.rule);
+        mixer(b, c, layer, l, state, s, t, pass.rule)?;
         feed_forward(b, c, l, s, t);
+        check(b, s, t, || format!("layer {layer}"))?;
         if let Some(observe) = &mut observe {
             b.finish()?;
             observe(LayerView { layer, hidden: &s.x.memory, attention: &s.attention.memory, mamba: &s.mamba.memory })?;
@@ -201,9 +205,16 @@ pub fn forward_layer<B: Backend>(
     t: usize,
 ) -> Result<()> {
     rotary_angles(c, state.position, t, &mut s.angles);
-    mixer(b, c, layer, l, state, s, t, Rule::Prefill);
+    mixer(b, c, layer, l, state, s, t, Rule::Prefill)?;
     feed_forward(b, c, l, s, t);
-    b.finish()
+    b.finish()?;
+    check(b, s, t, || format!("layer {layer}"))
+}
+
+/// The residual stream is finite, or `what` made something else of it. What is not finite within a layer comes here: no
+/// kernel makes a number of it.
+fn check<B: Backend>(b: &mut B, s: &Scratch<B::Memory>, t: usize, what: impl Fn() -> String) -> Result<()> {
+    if b.largest(s.x.all(t)).is_finite() { Ok(()) } else { Err(Error::NotFinite(what())) }
 }
 
 /// x += out_proj(½·(norm(attention heads) + norm(Mamba heads))), both reading in_proj(norm(x)).
@@ -217,7 +228,7 @@ fn mixer<B: Backend>(
     s: &mut Scratch<B::Memory>,
     t: usize,
     rule: Rule,
-) {
+) -> Result<()> {
     b.rms_norm(s.x.all(t), &l.norm, c.rms_eps, s.normed.all_mut(t));
     let parts = Parts::new(c, layer);
     s.mixed.width = parts.gate.end;
@@ -225,7 +236,7 @@ fn mixer<B: Backend>(
     if let Some(bias) = &l.in_proj_bias {
         b.add_bias(s.mixed.all_mut(t), bias);
     }
-    attention_heads(b, c, layer, l, &parts, state, s, t, rule);
+    attention_heads(b, c, layer, l, &parts, state, s, t, rule)?;
     mamba_heads(b, c, layer, l, &parts, state, s, t);
     let (attention, mamba) = ((s.attention.all(t), &l.attn_out_norm), (s.mamba.all(t), &l.ssm_out_norm));
     b.fuse(attention, mamba, c.rms_eps, s.fused.all_mut(t));
@@ -233,6 +244,7 @@ fn mixer<B: Backend>(
     if let Some(bias) = &l.out_proj_bias {
         b.add_bias(s.x.all_mut(t), bias);
     }
+    Ok(())
 }
 
 /// Softmax attention over the cache and the chunk; a consumer reads the keys and values of its producer.
@@ -247,7 +259,7 @@ fn attention_heads<B: Backend>(
     s: &mut Scratch<B::Memory>,
     t: usize,
     rule: Rule,
-) {
+) -> Result<()> {
     if let Some(gain) = &l.q_norm {
         b.head_norm(s.mixed.cols_mut(t, parts.q.clone()), gain, HEAD_NORM_EPS);
     }
@@ -260,6 +272,10 @@ fn attention_heads<B: Backend>(
         }
         if c.rope {
             b.rope(s.mixed.cols_mut(t, k_cols.clone()), c.key_dim, &s.angles);
+        }
+        let largest = b.largest(s.mixed.cols(t, k_cols.start..v_cols.end));
+        if largest.is_finite() && largest > s.kind.limit() {
+            return Err(Error::CacheRange { layer, cache: s.kind.name() });
         }
         b.store_rows(s.mixed.cols(t, k_cols.clone()), k);
         b.store_rows(s.mixed.cols(t, v_cols.clone()), v);
@@ -274,6 +290,7 @@ fn attention_heads<B: Backend>(
     let heads = Heads { query: c.heads, kv: c.kv_heads, key_dim: c.key_dim, value_dim: c.value_dim };
     let q = s.mixed.cols(t, parts.q.clone());
     b.attention(heads, q, [&cache.k, &cache.v], [k, v], &visible, s.attention.all_mut(t));
+    Ok(())
 }
 
 /// Causal convolution, then the selective scan with Δ, B and C made from its output.

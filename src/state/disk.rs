@@ -3,11 +3,15 @@
 //! `hymbases`, the version (u32), the header's length (u32), the header (JSON), the payload, and the BLAKE3 hash of all
 //! of that. Little-endian.
 
-use std::{fs, path::Path};
+use std::{
+    fs::File,
+    io::{self, Read},
+    path::Path,
+};
 
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::{Error, Result, format::write_atomically};
+use crate::{Error, Result, format::write_atomically, limits};
 
 const MAGIC: &[u8; 8] = b"hymbases";
 const VERSION: u32 = 1;
@@ -18,7 +22,8 @@ const PREFIX: usize = MAGIC.len() + 4 + 4;
 pub fn write_session(path: &Path, header: &impl Serialize, payload: &[u8]) -> Result<()> {
     let unfit = |e: String| Error::format(path.display().to_string(), format!("cannot be written: {e}"));
     let header = serde_json::to_vec(header).map_err(|e| unfit(e.to_string()))?;
-    let length = u32::try_from(header.len()).map_err(|_| unfit("the conversation is too long for a file".into()))?;
+    let length = Some(header.len()).filter(|&n| n <= limits::SESSION_HEADER).and_then(|n| u32::try_from(n).ok());
+    let length = length.ok_or_else(|| unfit("the conversation is too long for a file".into()))?;
     let prefix = [&MAGIC[..], &VERSION.to_le_bytes(), &length.to_le_bytes(), &header].concat();
     let hash = blake3::Hasher::new().update(&prefix).update_rayon(payload).finalize();
     write_atomically(path, true, |file| {
@@ -28,36 +33,76 @@ pub fn write_session(path: &Path, header: &impl Serialize, payload: &[u8]) -> Re
     })
 }
 
-/// What is in the session file at `path`: header and payload.
-pub fn read_session<H: DeserializeOwned>(path: &Path) -> Result<(H, Vec<u8>)> {
-    let mut bytes = fs::read(path).map_err(|e| Error::io("cannot open", path, e))?;
+/// What is in the session file at `path`: what `check` makes of the header, and the payload. `check` says how long the
+/// payload must be, so that no more is read than it asks for.
+pub fn read_session<H: DeserializeOwned, T>(
+    path: &Path,
+    check: impl FnOnce(H) -> Result<(T, usize)>,
+) -> Result<(T, Vec<u8>)> {
+    let failed = |e| Error::io("cannot open", path, e);
     let bad = |what: &str| Error::format(path.display().to_string(), what);
-    if !bytes.starts_with(MAGIC) {
+    const DAMAGED: &str = "is damaged: its checksum is wrong, or its end is missing; restore it from a copy";
+    let mut file = File::open(path).map_err(failed)?;
+    let size = file.metadata().map_err(failed)?.len();
+    let mut start = Vec::with_capacity(PREFIX);
+    (&mut file).take(PREFIX as u64).read_to_end(&mut start).map_err(failed)?;
+    if !start.starts_with(MAGIC) {
         return Err(bad("is no session file of hymba"));
     }
-    const DAMAGED: &str = "is damaged: its checksum is wrong, or its end is missing; restore it from a copy";
-    let number = |at: usize| bytes.get(at..at + 4).and_then(|b| b.try_into().ok()).map(u32::from_le_bytes);
+    let number = |at: usize| start.get(at..at + 4).and_then(|b| b.try_into().ok()).map(u32::from_le_bytes);
     let (Some(version), Some(length)) = (number(MAGIC.len()), number(MAGIC.len() + 4)) else {
         return Err(bad(DAMAGED));
     };
     if version != VERSION {
         return Err(bad(&format!("is a session file of version {version}; this hymba reads version {VERSION}")));
     }
-    let header = PREFIX..PREFIX + length as usize;
-    let Some(end) = bytes.len().checked_sub(HASH).filter(|&end| header.end <= end) else { return Err(bad(DAMAGED)) };
-    if blake3::Hasher::new().update_rayon(&bytes[..end]).finalize() != bytes[end..] {
-        return Err(bad(DAMAGED));
+    let length = length as usize;
+    let Some(rest) = size.checked_sub((PREFIX + length + HASH) as u64) else { return Err(bad(DAMAGED)) };
+    if length > limits::SESSION_HEADER {
+        let limit = limits::SESSION_HEADER >> 20;
+        return Err(bad(&format!("has a header of {length} bytes, but {limit} MiB are the limit")));
     }
-    let parsed = serde_json::from_slice(&bytes[header.clone()])
-        .map_err(|e| bad(&format!("holds a session that this hymba does not understand: {e}")))?;
-    bytes.truncate(end);
-    bytes.drain(..header.end);
-    Ok((parsed, bytes))
+    let mut header = vec![0; length];
+    file.read_exact(&mut header).map_err(failed)?;
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&start).update(&header);
+    let checked = serde_json::from_slice(&header)
+        .map_err(|e| bad(&format!("holds a session that this hymba does not understand: {e}")))
+        .and_then(check)
+        .and_then(|(checked, wanted)| match u64::try_from(wanted) {
+            Ok(wanted) if wanted == rest => Ok((checked, wanted as usize)),
+            _ => Err(bad("contradicts itself; restore it from a copy")),
+        });
+    // Whatever is wrong with a damaged file, it is damaged that matters.
+    let is_whole = |file: &mut File, hasher: &blake3::Hasher| -> io::Result<bool> {
+        let mut hash = [0; HASH];
+        file.read_exact(&mut hash)?;
+        Ok(*hasher.finalize().as_bytes() == hash)
+    };
+    match checked {
+        Ok((checked, length)) => {
+            let mut payload = vec![0; length];
+            file.read_exact(&mut payload).map_err(failed)?;
+            hasher.update_rayon(&payload);
+            if is_whole(&mut file, &hasher).map_err(failed)? { Ok((checked, payload)) } else { Err(bad(DAMAGED)) }
+        }
+        Err(why) => {
+            hasher.update_reader((&mut file).take(rest)).map_err(failed)?;
+            if is_whole(&mut file, &hasher).map_err(failed)? { Err(why) } else { Err(bad(DAMAGED)) }
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+
+    /// The header and the payload, which is `length` bytes long.
+    fn read<H: DeserializeOwned>(path: &Path, length: usize) -> Result<(H, Vec<u8>)> {
+        read_session(path, |header| Ok((header, length)))
+    }
 
     #[test]
     fn comes_back_as_it_was() {
@@ -65,7 +110,7 @@ mod tests {
         let path = dir.path().join("s");
         for payload in [vec![], vec![7; 3], vec![1; 1 << 20]] {
             write_session(&path, &"header", &payload).unwrap();
-            assert_eq!(read_session::<String>(&path).unwrap(), ("header".to_string(), payload));
+            assert_eq!(read::<String>(&path, payload.len()).unwrap(), ("header".to_string(), payload));
         }
     }
 
@@ -77,7 +122,7 @@ mod tests {
         let whole = fs::read(&path).unwrap();
         let refusal = |bytes: &[u8]| {
             fs::write(&path, bytes).unwrap();
-            read_session::<Vec<String>>(&path).unwrap_err().to_string()
+            read::<Vec<String>>(&path, 5).unwrap_err().to_string()
         };
         for at in 0..whole.len() {
             let mut bytes = whole.clone();
@@ -93,6 +138,16 @@ mod tests {
         }
         assert!(refusal(&[&whole[..], b"x"].concat()).contains("is damaged"));
         write_session(&path, &1, &[]).unwrap();
-        assert!(read_session::<String>(&path).unwrap_err().to_string().contains("does not understand"));
+        assert!(read::<String>(&path, 0).unwrap_err().to_string().contains("does not understand"));
+        assert!(read::<u32>(&path, usize::MAX).unwrap_err().to_string().contains("contradicts itself"));
+        // nothing of that size is there, nor asked for
+        let mut bytes = [&MAGIC[..], &VERSION.to_le_bytes(), &u32::MAX.to_le_bytes()].concat();
+        fs::write(&path, &bytes).unwrap();
+        assert!(read::<u32>(&path, 0).unwrap_err().to_string().contains("is damaged"));
+        bytes[12..].copy_from_slice(&(limits::SESSION_HEADER as u32 + 1).to_le_bytes());
+        fs::write(&path, &bytes).unwrap();
+        File::options().write(true).open(&path).unwrap().set_len(1 << 30).unwrap();
+        let said = read::<u32>(&path, 0).unwrap_err().to_string();
+        assert!(said.contains("has a header of 134217729 bytes, but 128 MiB are the limit"), "{said}");
     }
 }

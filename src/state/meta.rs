@@ -6,7 +6,7 @@ use std::ops::Deref;
 use super::State;
 use crate::{
     Error, Result,
-    backend::Backend,
+    backend::{Backend, Kind},
     format::gguf::Gguf,
     model::{Config, Vector, tensors::meta_state_specs},
 };
@@ -80,19 +80,31 @@ impl MetaState {
         Self(all.into_iter().map(Values::Computed).collect())
     }
 
-    /// Puts the state into an empty `state`.
-    pub fn put<B: Backend>(&self, backend: &mut B, config: &Config, state: &mut State<B::Memory>) {
+    /// Puts the state into an empty `state` with a KV cache of type `kind`, which must be wide enough.
+    pub fn put<B: Backend>(
+        &self,
+        backend: &mut B,
+        config: &Config,
+        state: &mut State<B::Memory>,
+        kind: Kind,
+    ) -> Result<()> {
+        let fits = |values: &[f32]| values.iter().all(|v| v.abs() <= kind.limit());
         let mut vectors = self.0.iter();
         let mut next = || vectors.next().map_or(&[][..], |v| v);
-        for layer in &mut state.layers {
+        for (index, layer) in state.layers.iter_mut().enumerate() {
             if let Some(kv) = &mut layer.kv {
-                backend.upload(next(), &mut kv.k, 0);
-                backend.upload(next(), &mut kv.v, 0);
+                let (k, v) = (next(), next());
+                if !fits(k) || !fits(v) {
+                    return Err(Error::CacheRange { layer: index, cache: kind.name() });
+                }
+                backend.upload(k, &mut kv.k, 0);
+                backend.upload(v, &mut kv.v, 0);
             }
             backend.upload(&transposed(next(), config.inner), &mut layer.conv, 0);
             backend.upload(next(), &mut layer.ssm, 0);
         }
         state.position = config.meta_tokens;
+        Ok(())
     }
 }
 

@@ -1,5 +1,7 @@
 //! Stop strings: where generated text has to end.
 
+use crate::{Error, Result, limits};
+
 /// Passes text through until one of several strings appears in it, and holds back only what may be the beginning of
 /// one. Of several that are complete, the one that is complete first counts, and of those that end at the same place
 /// the longest; so the outcome does not depend on how the text was cut into pieces.
@@ -10,9 +12,17 @@ pub struct StopMatcher {
 }
 
 impl StopMatcher {
-    /// Watches for `stops`; an empty string among them is ignored.
-    pub fn new(stops: &[String]) -> Self {
-        Self { stops: stops.iter().filter(|s| !s.is_empty()).cloned().collect(), held: String::new() }
+    /// Watches for `stops`; an empty string among them is ignored, too many or too long ones are refused.
+    pub fn new(stops: &[String]) -> Result<Self> {
+        if stops.len() > limits::STOPS {
+            let (count, limit) = (stops.len(), limits::STOPS);
+            return Err(Error::Request(format!("{count} stop strings are too many; give {limit} at most")));
+        }
+        if let Some(long) = stops.iter().find(|s| s.len() > limits::STOP) {
+            let (bytes, limit) = (long.len(), limits::STOP);
+            return Err(Error::Request(format!("a stop string of {bytes} bytes is too long; {limit} are the limit")));
+        }
+        Ok(Self { stops: stops.iter().filter(|s| !s.is_empty()).cloned().collect(), held: String::new() })
     }
 
     /// Takes the next piece. Returns the text that can be shown, and whether a stop string has been hit; then the text
@@ -50,7 +60,7 @@ mod tests {
 
     /// All text that comes out for `pieces`, and whether a stop string was hit.
     fn run<'a>(stops: &[&str], pieces: impl IntoIterator<Item = &'a str>) -> (String, bool) {
-        let mut matcher = StopMatcher::new(&stops.iter().map(|s| s.to_string()).collect::<Vec<_>>());
+        let mut matcher = StopMatcher::new(&stops.iter().map(|s| s.to_string()).collect::<Vec<_>>()).unwrap();
         let mut out = String::new();
         for piece in pieces {
             let (text, hit) = matcher.push(piece);
@@ -75,10 +85,20 @@ mod tests {
 
     #[test]
     fn holds_back_only_what_may_become_a_stop_string() {
-        let mut matcher = StopMatcher::new(&["User:".into()]);
+        let mut matcher = StopMatcher::new(&["User:".into()]).unwrap();
         assert_eq!(matcher.push("Hello Us"), ("Hello ".into(), false));
         assert_eq!(matcher.push("ual. U"), ("Usual. ".into(), false));
         assert_eq!(matcher.finish(), "U");
+    }
+
+    #[test]
+    fn there_are_limits() {
+        let refusal = |stops: Vec<String>| StopMatcher::new(&stops).map(drop).map_err(|e| e.to_string());
+        assert_eq!(refusal(vec!["a".repeat(limits::STOP); limits::STOPS]), Ok(()));
+        let many = refusal(vec!["a".into(); limits::STOPS + 1]).unwrap_err();
+        assert_eq!(many, "65 stop strings are too many; give 64 at most");
+        let long = refusal(vec!["a".repeat(limits::STOP + 1)]).unwrap_err();
+        assert_eq!(long, "a stop string of 1025 bytes is too long; 1024 are the limit");
     }
 
     #[test]

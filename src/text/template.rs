@@ -2,7 +2,7 @@
 
 use minijinja::{Environment, ErrorKind, Value, context, syntax::SyntaxConfig};
 
-use crate::{Error, Result};
+use crate::{Error, Result, limits};
 
 const NAME: &str = "chat";
 /// A message that no text holds, to find out where the template puts messages.
@@ -68,6 +68,13 @@ pub struct Template {
 impl Template {
     /// Parses `source`; `origin` says where it is from, `bos` and `eos` are the names of the tokens around a text.
     pub fn new(source: &str, origin: &str, bos: &str, eos: &str) -> Result<Self> {
+        if source.len() > limits::TEMPLATE {
+            let (bytes, limit) = (source.len(), limits::TEMPLATE >> 20);
+            return Err(Error::format(
+                origin,
+                format!("has a chat template of {bytes} bytes, but {limit} MiB is the limit; name a shorter one"),
+            ));
+        }
         let mut template = Self {
             environment: Environment::new(),
             source: source.into(),
@@ -85,6 +92,8 @@ impl Template {
     fn prepare(&mut self) -> std::result::Result<(), minijinja::Error> {
         let e = &mut self.environment;
         e.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
+        e.set_fuel(Some(limits::TEMPLATE_STEPS));
+        e.set_recursion_limit(limits::TEMPLATE_DEPTH);
         e.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         e.add_function("raise_exception", |what: String| -> std::result::Result<String, minijinja::Error> {
             Err(minijinja::Error::new(ErrorKind::InvalidOperation, what))
@@ -101,14 +110,17 @@ impl Template {
     pub fn render(&self, messages: &[Message<'_>], ask: bool) -> Result<String> {
         let messages: Vec<Value> =
             messages.iter().map(|m| context! { role => m.role.name(), content => m.content }).collect();
-        self.environment
+        let text = self
+            .environment
             .get_template(NAME)
             .and_then(|t| {
                 t.render(context! {
                     messages, add_generation_prompt => ask, bos_token => &*self.bos, eos_token => &*self.eos,
                 })
             })
-            .map_err(|e| self.bad(&e))
+            .map_err(|e| self.bad(&e))?;
+        limits::check_prompt(&text, "the text that the chat template makes of the messages")?;
+        Ok(text)
     }
 
     /// What comes between a reply to `messages` and the reply to `next`: the reply's end, the message `next`, and what
@@ -141,7 +153,8 @@ impl Template {
                 tag.ends_with(close) && tag.len() > 2 && ![&self.bos, &self.eos].contains(&&(**tag).into())
             });
             for tag in tags {
-                if !stops.iter().any(|s| s == tag) {
+                // Too many are refused where they are watched for; looking for more would take as long as it likes.
+                if stops.len() <= limits::STOPS && !stops.iter().any(|s| s == tag) {
                     stops.push(tag.into());
                 }
             }
@@ -156,7 +169,10 @@ impl Template {
     /// What the template engine says, in one sentence.
     fn bad(&self, error: &minijinja::Error) -> Error {
         let line = error.line().map(|line| format!(", line {line}")).unwrap_or_default();
-        let what = error.detail().map_or_else(|| error.kind().to_string(), Into::into);
+        let what = match error.kind() {
+            ErrorKind::OutOfFuel => format!("it takes more than {} steps", limits::TEMPLATE_STEPS),
+            kind => error.detail().map_or_else(|| kind.to_string(), Into::into),
+        };
         Error::format(
             &self.origin,
             format!("is no usable chat template{line}: {what}; give another with --chat-template-file"),
@@ -241,5 +257,34 @@ mod tests {
         assert!(refusal("a\n{% for %}").starts_with("t.jinja: is no usable chat template, line 2: "));
         assert!(refusal("{{ raise_exception('roles must alternate') }}").contains("roles must alternate"));
         assert!(refusal("{{ messages[0].content.no_such() }}").contains("no_such"));
+    }
+
+    #[test]
+    fn a_template_has_limits() {
+        let refusal = |source: &str| match Template::new(source, "t.jinja", "", "") {
+            Ok(t) => t.render(&[user("a")], true).unwrap_err().to_string(),
+            Err(e) => e.to_string(),
+        };
+        let doubling =
+            "{% set ns = namespace(s='aaaaaaaa') %}{% for i in range(60) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}";
+        for endless in [
+            "{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}",
+            doubling,
+            "{{ 'a' * 99999999 }}",
+            "{{ ('a' * 999999).replace('a', 'b' * 999999) }}",
+        ] {
+            let said = refusal(endless);
+            assert!(said.contains("more than 2000000 steps") || said.contains("too large"), "{endless}: {said}");
+        }
+        let deep = "{% macro m(n) %}{{ m(n + 1) }}{% endmacro %}{{ m(0) }}";
+        assert!(refusal(deep).contains("recursion limit"), "{}", refusal(deep));
+        let long = refusal("{% set s = 'a' * 999999 %}{% for i in range(17) %}{{ s }}{% endfor %}");
+        assert!(long.contains("makes of the messages has 16999983 bytes, but 16 MiB are the limit"), "{long}");
+        let source = refusal(&"a".repeat(limits::TEMPLATE + 1));
+        assert_eq!(source, "t.jinja: has a chat template of 1048577 bytes, but 1 MiB is the limit; name a shorter one");
+        let tags = template(
+            "{{ messages[1].content }}{% for i in range(999) %}<{{ i }}>{% endfor %}{{ messages[2].content }}",
+        );
+        assert_eq!(tags.stops().unwrap().len(), limits::STOPS + 1);
     }
 }

@@ -1,9 +1,9 @@
 //! The tokenizer that a model file carries: Hugging Face's `tokenizer.json` as one string.
 
-use tokenizers::{Decoder, DecoderWrapper};
+use tokenizers::{Decoder, DecoderWrapper, PostProcessorWrapper};
 
-use super::Stream;
-use crate::{Error, Result, format::gguf::Metadata};
+use super::{Stream, parts};
+use crate::{Error, Result, format::gguf::Metadata, limits};
 
 /// The whole of `tokenizer.json`.
 const JSON: &str = "tokenizer.huggingface.json";
@@ -35,9 +35,13 @@ impl Tokenizer {
             )
         })?;
         let unusable = |what: String| Error::format(file, format!("has an unusable tokenizer: {what}"));
+        if let Some(what) = parts::objection(json) {
+            return Err(unusable(what));
+        }
         let mut inner: tokenizers::Tokenizer =
             json.parse().map_err(|e: tokenizers::Error| unusable(format!("tokenizer.json says {e}")))?;
         inner.with_padding(None).with_truncation(None).map_err(|e| unusable(e.to_string()))?;
+        inner.with_post_processor(None::<PostProcessorWrapper>);
         let strips_space = match inner.get_decoder() {
             None => return Err(unusable("its tokenizer.json has no decoder".into())),
             // A token may then be a part of a character that no token text can hold.
@@ -63,6 +67,7 @@ impl Tokenizer {
     /// The ids of `text`. The names of special tokens in it ("<s>") become those tokens, as in llama.cpp and Hugging
     /// Face. `with_bos` puts the begin token in front, if the model wants one and the text does not name it itself.
     pub fn encode(&self, text: &str, with_bos: bool) -> Result<Vec<u32>> {
+        limits::check_prompt(text, "the text")?;
         let encoding = self
             .inner
             .encode_fast(text, false)

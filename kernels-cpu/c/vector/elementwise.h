@@ -73,11 +73,11 @@ static void silu_mul(const float *gate, const float *up, size_t n, float *y) {
 static void relu2(float *x, size_t n) {
     size_t i = 0;
     for (; i + VF_LANES <= n; i += VF_LANES) {
-        const vf v = vf_max(vf_load(x + i), vf_zero());
+        const vf v = vf_max(vf_zero(), vf_load(x + i));
         vf_store(x + i, vf_mul(v, v));
     }
     if (i < n) {
-        const vf v = vf_max(vf_load_n(x + i, n - i), vf_zero());
+        const vf v = vf_max(vf_zero(), vf_load_n(x + i, n - i));
         vf_store_n(x + i, n - i, vf_mul(v, v));
     }
 }

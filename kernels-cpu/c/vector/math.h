@@ -1,12 +1,14 @@
 /* exp and what is made of it, eight lanes at a time. Polynomials are fitted for the least relative error. */
 
+/* Of vf_max and vf_min the second operand is the one that may be NaN: NaN goes through. */
+
 /* Adding 1.5 * 2^23 rounds a small number to the nearest whole one, and leaves that in the low bits of the sum. */
 #define ROUNDER 0x1.8p23f
 
 /* e^x to 1 ulp: x = k ln 2 + r with |r| <= ln 2 / 2, a polynomial for e^r, k into the exponent.
  * Below -87.3 the answer stays near 1e-38, above 88.3 near 2e38: close enough to 0 and infinity for what follows. */
 HK_INLINE vf vf_exp(vf x) {
-    x = vf_min(vf_max(x, vf_set1(-87.3f)), vf_set1(88.3f));
+    x = vf_min(vf_set1(88.3f), vf_max(vf_set1(-87.3f), x));
     const vf t = vf_fma(x, vf_set1(0x1.715476p+0f), vf_set1(ROUNDER)), k = vf_sub(t, vf_set1(ROUNDER));
     vf r = vf_fnma(k, vf_set1(0x1.62e4p-1f), x); /* ln 2 in two parts: k times the first is exact */
     r = vf_fnma(k, vf_set1(0x1.7f7d1cp-20f), r);
@@ -22,7 +24,7 @@ HK_INLINE vf vf_exp(vf x) {
 
 /* 2^x to 3 ulp, for x <= 127; below -126 the answer stays near 1e-38. */
 HK_INLINE vf vf_exp2(vf x) {
-    x = vf_max(x, vf_set1(-126.0f));
+    x = vf_max(vf_set1(-126.0f), x);
     const vf t = vf_add(x, vf_set1(ROUNDER)), r = vf_sub(x, vf_sub(t, vf_set1(ROUNDER)));
     /* in pairs: a long chain would fill the CPU's queue with operations that wait for the one before */
     const vf r2 = vf_mul(r, r);
@@ -50,5 +52,5 @@ HK_INLINE vf vf_softplus(vf x) {
     p = vf_fma(p, s, vf_set1(2.0f / 5));
     p = vf_fma(p, s, vf_set1(2.0f / 3));
     p = vf_fma(p, s, vf_set1(2.0f));
-    return vf_fma(p, z, vf_max(x, vf_zero()));
+    return vf_fma(p, z, vf_max(vf_zero(), x));
 }

@@ -20,6 +20,8 @@ use rustyline::{
     validate::{ValidationContext, ValidationResult, Validator},
 };
 
+use hymba::Error;
+
 use super::{
     commands::{COMMANDS, knobs},
     input::{Event, is_whole, joined},
@@ -34,11 +36,12 @@ pub struct Editor {
     history: Option<PathBuf>,
     /// Is a line being typed?
     waiting: Arc<AtomicBool>,
+    cancel: Arc<AtomicBool>,
 }
 
 impl Editor {
     /// An editor with the history of earlier runs. When `cancel` is set while it waits for a line (Ctrl-C does not do
-    /// that, a signal from elsewhere does), the terminal is put in order and the process ends.
+    /// that, a signal from elsewhere does), the wait ends.
     pub fn new(cancel: &Arc<AtomicBool>) -> anyhow::Result<Self> {
         let config = Config::builder()
             .max_history_size(HISTORY)?
@@ -61,8 +64,8 @@ impl Editor {
             let _ = inner.load_history(path);
         }
         let waiting = Arc::new(AtomicBool::new(false));
-        leave_when(cancel.clone(), waiting.clone());
-        Ok(Self { inner, history, waiting })
+        wake_when(cancel.clone(), waiting.clone());
+        Ok(Self { inner, history, waiting, cancel: cancel.clone() })
     }
 
     /// The next message, whole.
@@ -75,6 +78,7 @@ impl Editor {
         let line = self.inner.readline_with_initial(prompt, (initial, ""));
         self.waiting.store(false, Ordering::Relaxed);
         match line {
+            Err(_) if self.cancel.load(Ordering::Relaxed) => Err(Error::Cancelled.into()),
             Ok(line) => {
                 if !line.trim().is_empty() && self.inner.add_history_entry(&line).unwrap_or(false) {
                     // Written at once, so that it outlives whatever happens; that it can't be is no reason to stop.
@@ -94,22 +98,23 @@ impl Editor {
 
 /// Elsewhere nothing but Ctrl-C sets `cancel`, and the editor sees to that.
 #[cfg(not(unix))]
-fn leave_when(_cancel: Arc<AtomicBool>, _waiting: Arc<AtomicBool>) {}
+fn wake_when(_cancel: Arc<AtomicBool>, _waiting: Arc<AtomicBool>) {}
 
-/// Ends the process, with the terminal as it was, when `cancel` is set while a line is being typed.
+/// Ends the wait for a line when `cancel` is set: of all signals, the editor looks at this one.
 #[cfg(unix)]
-fn leave_when(cancel: Arc<AtomicBool>, waiting: Arc<AtomicBool>) {
-    use std::{io, process::exit, thread, time::Duration};
+fn wake_when(cancel: Arc<AtomicBool>, waiting: Arc<AtomicBool>) {
+    use std::{thread, time::Duration};
 
-    use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
+    use rustix::process::{Signal, getpid, kill_process};
 
-    let before = tcgetattr(io::stdin());
     thread::spawn(move || {
-        while !(cancel.load(Ordering::Relaxed) && waiting.load(Ordering::Relaxed)) {
+        loop {
             thread::sleep(Duration::from_millis(50));
+            if cancel.load(Ordering::Relaxed) && waiting.load(Ordering::Relaxed) {
+                let _ = kill_process(getpid(), Signal::INT);
+                thread::sleep(Duration::from_millis(500));
+            }
         }
-        let _ = before.map(|before| tcsetattr(io::stdin(), OptionalActions::Now, &before));
-        exit(crate::INTERRUPTED.into());
     });
 }
 

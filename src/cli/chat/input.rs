@@ -1,7 +1,7 @@
 //! Where messages come from: the line editor, the lines of a pipe, or the command line.
 
 use std::{
-    io::{self, BufRead},
+    io::{self, BufRead, Read},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use hymba::Error;
+use hymba::{Error, limits};
 
 use super::editor::Editor;
 
@@ -57,8 +57,10 @@ impl Input {
     pub fn pipe(first: Option<String>, cancel: Arc<AtomicBool>) -> Self {
         let (send, lines) = mpsc::sync_channel(16);
         thread::spawn(move || {
-            for line in io::stdin().lock().lines() {
-                if send.send(line).is_err() {
+            let mut from = io::stdin().lock();
+            while let Some(line) = limited_line(&mut from).transpose() {
+                let last = line.is_err();
+                if send.send(line).is_err() || last {
                     return;
                 }
             }
@@ -85,11 +87,27 @@ impl Input {
                 while !is_whole(&text) {
                     let Some(line) = next_line(lines, cancel)? else { break };
                     text = format!("{text}\n{line}");
+                    limits::check_prompt(&text, "a message")?;
                 }
                 Ok(Event::Line(joined(&text)))
             }
         }
     }
+}
+
+/// The next line, without what ends it, or `None` at the end. A line that is longer than a message may be is an error.
+fn limited_line(from: &mut impl BufRead) -> io::Result<Option<String>> {
+    let mut line = Vec::new();
+    from.take(limits::PROMPT as u64 + 2).read_until(b'\n', &mut line)?;
+    if line.is_empty() {
+        return Ok(None);
+    }
+    if line.pop_if(|byte| *byte == b'\n').is_some() {
+        line.pop_if(|byte| *byte == b'\r');
+    }
+    let text = String::from_utf8(line).map_err(|_| io::Error::other("a line is not UTF-8 text"))?;
+    limits::check_prompt(&text, "a line").map_err(io::Error::other)?;
+    Ok(Some(text))
 }
 
 /// The next line of a pipe, or `None` at its end.
@@ -123,6 +141,19 @@ pub fn joined(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lines_have_an_end() {
+        let mut pipe = &b"one\r\ntwo\n\nlast"[..];
+        let mut lines = Vec::new();
+        while let Some(line) = limited_line(&mut pipe).unwrap() {
+            lines.push(line);
+        }
+        assert_eq!(lines, ["one", "two", "", "last"]);
+        let mut endless = io::BufReader::new(io::repeat(b'a'));
+        let error = limited_line(&mut endless).unwrap_err().to_string();
+        assert!(error.starts_with("a line has 16777218 bytes, but 16 MiB are the limit"), "{error}");
+    }
 
     #[test]
     fn messages_of_several_lines() {

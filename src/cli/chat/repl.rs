@@ -269,7 +269,7 @@ impl<'m> Repl<'m> {
     /// Says what is worth knowing after a reply.
     fn tell(&mut self, timings: &Timings, stop: StopReason, dropped: usize) {
         if let Some(why) = self.conversation.timeline().taken_over() {
-            self.screen.warn(&format!("the CPU took over: {why}"));
+            self.screen.warn(&terminal::instead(why));
         }
         let usage = show::usage(&mut self.conversation);
         let at_the_end = show::at_the_end(&self.conversation);

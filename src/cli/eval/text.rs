@@ -10,6 +10,7 @@ use std::{
 use hymba::{
     Error,
     engine::{Divergence, Estimate, Model, Session, SessionOptions, diverge},
+    limits,
     text::Tokenizer,
 };
 use indicatif::{ProgressBar, ProgressStyle};
@@ -29,7 +30,7 @@ pub struct TextArgs {
     /// The text, UTF-8
     file: PathBuf,
     /// Tokens of a context, BOS included
-    #[arg(short, long, value_name = "N", default_value = "1024", value_parser = count().range(2..=1 << 24))]
+    #[arg(short, long, value_name = "N", default_value = "1024", value_parser = count().range(2..=limits::CONTEXT as i64))]
     pub context: usize,
     /// Read no more than the first N tokens of the text; 0 is all [default: 8192 for sensitivity, else all]
     #[arg(long, value_name = "N", value_parser = count())]

@@ -13,6 +13,7 @@ use hymba::{
         generate::{Generation, Steps},
         timeline::{Watch, prefilled},
     },
+    format::check_writable,
     sample::Sampler,
 };
 
@@ -32,6 +33,12 @@ pub struct StoredArgs {
 }
 
 impl StoredArgs {
+    /// Finds out early whether what will be written can be: not when the text is there already.
+    pub fn check(&self) -> Result<()> {
+        let session = self.session.as_deref().filter(|_| !self.session_ro);
+        session.into_iter().chain(self.prompt_cache.as_deref()).try_for_each(check_writable)
+    }
+
     /// The session file to go on with.
     pub fn existing_session(&self) -> Option<&Path> {
         self.session.as_deref().filter(|path| path.exists())

@@ -8,6 +8,7 @@ use super::{Branch, Conversation, Turn};
 use crate::{
     Error, Result,
     engine::timeline::{SavedSteps, Step, Watch, common_steps},
+    limits,
     sample::{Sampler, SavedSampler},
     text::Template,
 };
@@ -80,13 +81,15 @@ impl SavedBranch {
         Self { system: branch.system.clone(), turns: turns.collect() }
     }
 
-    /// `None` if it contradicts itself.
-    fn branch(self) -> Option<Branch> {
+    /// `None` if it contradicts itself, or has more than `room` steps in all turns, which are taken off it.
+    fn branch(self, room: &mut usize) -> Option<Branch> {
         let mut turns: Vec<Turn> = Vec::new();
         for saved in self.turns {
-            let before = turns.last().map_or(&[][..], |turn| &turn.steps);
-            let mut steps = before.get(..saved.kept)?.to_vec();
-            steps.extend(saved.steps.steps());
+            let before = turns.last().map_or(&[][..], |turn| &turn.steps).get(..saved.kept)?;
+            // A few bytes of the file say that steps are there again.
+            *room = room.checked_sub(before.len() + saved.steps.len())?;
+            let mut steps = before.to_vec();
+            steps.extend(saved.steps.steps()?);
             let SavedTurn { user, reply, prompt, .. } = saved;
             (prompt <= steps.len()).then_some(())?;
             turns.push(Turn { user, reply, prompt, steps });
@@ -99,6 +102,14 @@ impl Conversation<'_> {
     /// Writes the conversation to `path`: the state at its end, and all that was said in all branches.
     pub fn save(&mut self, path: &Path, watch: &Watch<'_>) -> Result<()> {
         self.settle(watch)?;
+        let turns = self.others.values().chain([&self.here]).flat_map(|branch| &branch.turns);
+        let steps: usize = turns.map(|turn| turn.steps.len()).sum();
+        if steps > limits::SESSION_STEPS {
+            let limit = limits::SESSION_STEPS;
+            let what =
+                format!("cannot be written: the turns have {steps} steps, but {limit} are the limit; /undo some");
+            return Err(Error::format(path.display().to_string(), what));
+        }
         let mut branches: BTreeMap<_, _> =
             self.others.iter().map(|(name, branch)| (name.clone(), SavedBranch::new(branch))).collect();
         branches.insert(self.name.clone(), SavedBranch::new(&self.here));
@@ -120,9 +131,9 @@ impl Conversation<'_> {
                 .ok_or_else(|| Error::format(&file, "holds a text; go on with it with `hymba run --session`"))?;
             let broken = || Error::format(&file, "contradicts itself; restore it from a copy");
             let parsed = chat.template.map(|source| Template::new(&source, &file, &bos, &eos)).transpose()?;
-            let mut branches = BTreeMap::new();
+            let (mut branches, mut room) = (BTreeMap::new(), limits::SESSION_STEPS);
             for (name, branch) in chat.branches {
-                branches.insert(name, branch.branch().ok_or_else(broken)?);
+                branches.insert(name, branch.branch(&mut room).ok_or_else(broken)?);
             }
             let here = branches.remove(&chat.name).ok_or_else(broken)?;
             if here.turns.last().map_or(&[][..], |turn| &turn.steps) != steps {
@@ -137,5 +148,25 @@ impl Conversation<'_> {
         (self.name, self.here, self.others) = (name, here, others);
         self.timeline.mark()?;
         self.find_stops()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::timeline::prefilled;
+
+    #[test]
+    fn steps_that_are_there_again_count() {
+        let turn = |kept, new: &[u32]| {
+            let steps = SavedSteps::new(&prefilled(new).collect::<Vec<_>>());
+            SavedTurn { user: String::new(), reply: String::new(), prompt: 0, kept, steps }
+        };
+        let branch = || SavedBranch { system: None, turns: vec![turn(0, &[1; 5]), turn(5, &[2]), turn(6, &[])] };
+        let mut room = 17;
+        assert_eq!(branch().branch(&mut room).unwrap().turns.len(), 3);
+        assert_eq!(room, 0);
+        assert!(branch().branch(&mut 16).is_none());
+        assert!(SavedBranch { system: None, turns: vec![turn(1, &[])] }.branch(&mut 99).is_none(), "nothing to keep");
     }
 }

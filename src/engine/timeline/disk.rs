@@ -33,15 +33,29 @@ impl SavedSteps {
         Self { ids: steps.iter().map(|step| step.id).collect(), prompts }
     }
 
-    /// From a file.
-    pub fn steps(&self) -> Vec<Step> {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// Are there none?
+    pub fn is_empty(&self) -> bool {
+        self.ids.is_empty()
+    }
+
+    /// From a file; `None` if passes are empty, overlap, or go on where there are no ids.
+    pub fn steps(&self) -> Option<Vec<Step>> {
         let mut steps: Vec<_> = self.ids.iter().map(|&id| decoded(id)).collect();
+        let mut end = 0;
         for &(first, length) in &self.prompts {
-            for (i, step) in steps.iter_mut().skip(first).take(length).enumerate() {
+            let pass =
+                steps.get_mut(first..first.checked_add(length)?).filter(|pass| first >= end && !pass.is_empty())?;
+            end = first + length;
+            for (i, step) in pass.iter_mut().enumerate() {
                 (step.rule, step.first) = (Rule::Prefill, i == 0);
             }
         }
-        steps
+        Some(steps)
     }
 }
 
@@ -93,43 +107,50 @@ impl Timeline<'_> {
         check: impl FnOnce(T, &[Step]) -> Result<U>,
     ) -> Result<U> {
         let bad = |what: String| Error::format(path.display().to_string(), what);
-        let (header, payload): (Header<T>, _) = read_session(path)?;
         let model = self.session.model();
-        if header.fingerprint != model.fingerprint() {
-            let name = if header.model.is_empty() { "another".into() } else { format!("`{}`", header.model) };
-            return Err(bad(format!(
-                "belongs to another model file (its model is {name}); open it with the file it was made with"
-            )));
-        }
-        let cache = self.session.cache_type().name();
-        if header.cache_type != cache {
-            let saved = header.cache_type;
-            return Err(bad(format!("has a KV cache of type {saved}, this is {cache}; add --cache-type {saved}")));
-        }
-        let (steps, vocab) = (header.steps.steps(), model.config().vocab);
+        let (context, cache) = (self.session.context(), self.session.cache_type().name());
+        let vocab = model.config().vocab;
+        let image_bytes = |at, grown| self.session.image_bytes(at, grown);
+        let checked = read_session(path, |header: Header<T>| {
+            if header.fingerprint != model.fingerprint() {
+                let name = if header.model.is_empty() { "another".into() } else { format!("`{}`", header.model) };
+                return Err(bad(format!(
+                    "belongs to another model file (its model is {name}); open it with the file it was made with"
+                )));
+            }
+            if header.cache_type != cache {
+                let saved = header.cache_type;
+                return Err(bad(format!("has a KV cache of type {saved}, this is {cache}; add --cache-type {saved}")));
+            }
+            let broken = || bad("contradicts itself; restore it from a copy".into());
+            let tokens = header.steps.len();
+            if tokens > context {
+                return Err(bad(format!(
+                    "holds {tokens} tokens, but the context has room for {context}; raise it with -c"
+                )));
+            }
+            let marks = header.marks;
+            if !marks.is_sorted_by(|a, b| a > b) || !marks.iter().all(|at| (1..=tokens).contains(at)) {
+                return Err(broken());
+            }
+            let steps = header.steps.steps().ok_or_else(broken)?;
+            if steps.iter().any(|step| step.id as usize >= vocab) {
+                return Err(broken());
+            }
+            let logits = if tokens > 0 { vocab * size_of::<f32>() } else { 0 };
+            let sizes: Vec<_> = marks.iter().map(|&at| image_bytes(at, false)).collect();
+            let parts = sizes.iter().map(|size| size + logits).sum::<usize>();
+            let expected = parts + image_bytes(tokens, true) + logits;
+            let more = check(header.more, &steps)?;
+            Ok(((more, steps, marks, sizes, logits, parts), expected))
+        });
+        let ((more, steps, marks, sizes, logits, parts), payload) = checked?;
         let tokens = steps.len();
-        if tokens > self.session.context() {
-            let context = self.session.context();
-            return Err(bad(format!(
-                "holds {tokens} tokens, but the context has room for {context}; raise it with -c"
-            )));
-        }
-        let logits = if tokens > 0 { vocab * size_of::<f32>() } else { 0 };
-        let sizes: Vec<_> = header.marks.iter().map(|&at| self.session.image_bytes(at, false)).collect();
-        let whole = self.session.image_bytes(tokens, true) + logits;
-        let expected = sizes.iter().map(|size| size + logits).sum::<usize>() + whole;
-        let in_order =
-            header.marks.is_sorted_by(|a, b| a > b) && header.marks.iter().all(|at| (1..=tokens).contains(at));
-        if payload.len() != expected || !in_order || steps.iter().any(|step| step.id as usize >= vocab) {
-            return Err(bad("contradicts itself; restore it from a copy".into()));
-        }
-        let more = check(header.more, &steps)?;
 
         self.clear()?;
         self.clear_shelf();
-        let (parts, end) = payload.split_at(expected - whole);
-        let mut rest = parts;
-        for (&at, size) in header.marks.iter().zip(sizes) {
+        let (mut rest, end) = payload.split_at(parts);
+        for (&at, size) in marks.iter().zip(sizes) {
             let (image, after) = rest.split_at(size);
             let (mark_logits, after) = after.split_at(logits);
             rest = after;
@@ -141,7 +162,7 @@ impl Timeline<'_> {
             self.age += 1;
             mark.age = self.age;
         }
-        let (image, end_logits) = end.split_at(whole - logits);
+        let (image, end_logits) = end.split_at(end.len() - logits);
         self.session.read_image(tokens, true, image);
         self.logits = read_logits(end_logits);
         self.steps = steps;
@@ -156,4 +177,20 @@ fn write_logits(logits: &[f32], out: &mut Vec<u8>) {
 
 fn read_logits(bytes: &[u8]) -> Vec<f32> {
     bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passes_must_follow_each_other_where_there_are_ids() {
+        let steps = |prompts: &[(usize, usize)]| SavedSteps { ids: vec![1; 6], prompts: prompts.into() }.steps();
+        let rules: Vec<_> = steps(&[(0, 2), (3, 3)]).unwrap().iter().map(|s| (s.rule, s.first)).collect();
+        let [first, more] = [true, false].map(|first| (Rule::Prefill, first));
+        assert_eq!(rules, [first, more, (Rule::Decode, true), first, more, more]);
+        for broken in [&[(0, 7)][..], &[(6, 1)], &[(2, 0)], &[(1, usize::MAX)], &[(0, 3), (2, 1)], &[(3, 1), (0, 1)]] {
+            assert_eq!(steps(broken), None, "{broken:?}");
+        }
+    }
 }

@@ -13,14 +13,9 @@ use crate::{
         Blob, DType,
         packed::{self, GROUP, Packing},
     },
+    limits,
 };
 
-/// Metadata and tensor list end before this; the largest tokenizers need a quarter of it.
-const MAX_HEADER: usize = 64 << 20;
-/// Keys and names in use have a quarter of this.
-const MAX_NAME: usize = 256;
-/// More dimensions than this do not exist in GGUF.
-const MAX_DIMS: u32 = 4;
 /// `general.alignment` of a file that does not say.
 const DEFAULT_ALIGNMENT: u64 = 32;
 
@@ -64,7 +59,8 @@ impl Gguf {
     /// Reads the header of `blob`, a whole GGUF file; `file` is its name for messages.
     pub fn parse(file: &str, blob: Blob) -> Result<Self> {
         let size = blob.len();
-        let mut header = Header { file, bytes: &blob[..size.min(MAX_HEADER)], at: 0, capped: size > MAX_HEADER };
+        let mut header =
+            Header { file, bytes: &blob[..size.min(limits::GGUF_HEADER)], at: 0, capped: size > limits::GGUF_HEADER };
         header.magic_and_version()?;
         let tensor_count = header.u64("the number of tensors")?;
         let key_count = header.u64("the number of keys")?;
@@ -122,8 +118,11 @@ fn alignment(metadata: &Metadata) -> std::result::Result<u64, String> {
         return Ok(DEFAULT_ALIGNMENT);
     }
     match metadata.uint(KEY) {
-        Some(a) if a.is_power_of_two() && (8..=65536).contains(&a) => Ok(a),
-        _ => Err(format!("has an unusable {KEY}: a power of two from 8 to 65536 is needed; convert it again")),
+        Some(a) if a.is_power_of_two() && (8..=limits::ALIGNMENT).contains(&a) => Ok(a),
+        _ => Err(format!(
+            "has an unusable {KEY}: a power of two from 8 to {} is needed; convert it again",
+            limits::ALIGNMENT
+        )),
     }
 }
 
@@ -157,7 +156,7 @@ impl<'a> Header<'a> {
                 Ok(taken)
             }
             None if self.capped => {
-                Err(self.bad(format!("is damaged: {what} lies beyond the first {} MiB", MAX_HEADER >> 20)))
+                Err(self.bad(format!("is damaged: {what} lies beyond the first {} MiB", limits::GGUF_HEADER >> 20)))
             }
             None => {
                 Err(self
@@ -196,8 +195,9 @@ impl<'a> Header<'a> {
     /// A key or a tensor's name: short and printable, so that messages can quote it.
     fn name(&mut self, what: &str) -> Result<&'a str> {
         let name = self.str(what)?;
-        if name.len() > MAX_NAME || name.chars().any(char::is_control) {
-            return Err(self.bad(format!("is damaged: {what} is longer than {MAX_NAME} bytes or unprintable")));
+        if name.len() > limits::NAME || name.chars().any(char::is_control) {
+            let limit = limits::NAME;
+            return Err(self.bad(format!("is damaged: {what} is longer than {limit} bytes or unprintable")));
         }
         Ok(name)
     }
@@ -337,12 +337,12 @@ impl<'a> Header<'a> {
             }
             let what = format!("the entry of tensor `{name}`");
             let dim_count = self.u32(&what)?;
-            if !(1..=MAX_DIMS).contains(&dim_count) {
+            if !(1..=limits::DIMENSIONS).contains(&dim_count) {
                 return Err(
                     self.bad(format!("is damaged: tensor `{name}` has {dim_count} dimensions, 1 to 4 are possible"))
                 );
             }
-            let mut dims = Vec::with_capacity(MAX_DIMS as usize);
+            let mut dims = Vec::with_capacity(limits::DIMENSIONS as usize);
             for _ in 0..dim_count {
                 match usize::try_from(self.u64(&what)?) {
                     Ok(0) => return Err(self.bad(format!("is damaged: tensor `{name}` has a dimension of 0"))),

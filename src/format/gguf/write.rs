@@ -85,6 +85,11 @@ impl Layout {
         }
         Ok(Self { header, slots, size: start + offset })
     }
+
+    /// The file's first bytes, up to where the tensors' values begin.
+    pub fn header(&self) -> &[u8] {
+        &self.header
+    }
 }
 
 /// Writes a file by its layout. Dropped before [`finish`](Self::finish), it leaves nothing.

@@ -5,6 +5,7 @@ use serde::Deserialize;
 use crate::{
     Error, Result,
     format::gguf::{Metadata, Value},
+    limits,
     model::{Activation, Config, tensors::Spec},
 };
 
@@ -65,9 +66,6 @@ enum Ids {
     Many(Vec<i64>),
 }
 
-/// More layers than this are refused before anything is allocated for them.
-const MAX_LAYERS: usize = 1024;
-
 impl Raw {
     /// The sizes, or the reason why hymba can't run such a model; `file` is the name for messages.
     pub(super) fn config(&self, file: &str) -> Result<Config> {
@@ -76,8 +74,8 @@ impl Raw {
             return Err(bad(format!("asks for {what}, which hymba does not run")));
         }
         let (hidden, heads, layers) = (self.hidden_size, self.num_attention_heads, self.num_hidden_layers);
-        if !(1..=MAX_LAYERS).contains(&layers) {
-            return Err(bad(format!("asks for {layers} layers; 1 to {MAX_LAYERS} are possible")));
+        if !(1..=limits::LAYERS).contains(&layers) {
+            return Err(bad(format!("asks for {layers} layers; 1 to {} are possible", limits::LAYERS)));
         }
         if heads == 0 || !hidden.is_multiple_of(heads) {
             return Err(bad(format!("splits a hidden_size of {hidden} over {heads} heads, which does not go evenly")));

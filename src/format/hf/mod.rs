@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 
 use super::{Stored, gguf::Metadata};
 use crate::{
-    Error, Result,
+    Error, Result, limits,
     model::{
         Config,
         tensors::{Spec, specs},
@@ -110,16 +110,13 @@ fn match_tensors(
     Ok(found)
 }
 
-/// Files of text beyond this are not what their names say.
-const MAX_TEXT: u64 = 48 << 20;
-
 /// Reads a text file of bounded length.
 fn text(path: &Path) -> Result<String> {
     let failed = |e| Error::io("cannot read", path, e);
     let bad = |what: &str| Error::format(path.display().to_string(), what);
     let mut bytes = Vec::new();
-    File::open(path).map_err(failed)?.take(MAX_TEXT + 1).read_to_end(&mut bytes).map_err(failed)?;
-    if bytes.len() as u64 > MAX_TEXT {
+    File::open(path).map_err(failed)?.take(limits::FOLDER_TEXT as u64 + 1).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() > limits::FOLDER_TEXT {
         return Err(bad("is too large to be what its name says"));
     }
     String::from_utf8(bytes).map_err(|_| bad("is not UTF-8 text; download it again"))

@@ -12,12 +12,11 @@ use super::{Stored, json};
 use crate::{
     Error, Result,
     format::{Blob, DType, Source, packed::Packing},
+    limits,
 };
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
-/// The header of a file of ten thousand tensors takes a tenth of this.
-const MAX_HEADER: u64 = 16 << 20;
 
 #[derive(Deserialize)]
 struct Index {
@@ -74,7 +73,7 @@ fn add_file(path: &Path, tensors: &mut BTreeMap<String, Stored>) -> Result<Vec<S
     if blob.starts_with(b"version ") {
         return Err(bad("is a Git LFS pointer; fetch the file itself, for example with `git lfs pull`".into()));
     }
-    if blob.first_chunk().is_some_and(|&len| u64::from_le_bytes(len) > MAX_HEADER) {
+    if blob.first_chunk().is_some_and(|&len| u64::from_le_bytes(len) > limits::SAFETENSORS_HEADER as u64) {
         return Err(bad("is no safetensors file, or its header is damaged; download it again".into()));
     }
     // Checks that the tensors fill the file exactly and that their sizes match their shapes.

@@ -1,0 +1,143 @@
+//! Session files, loaded into a conversation and a text with a small model.
+
+use std::{
+    fs,
+    sync::{LazyLock, atomic::AtomicBool},
+};
+
+use hymba::{
+    backend::Kind,
+    engine::{
+        Conversation, Model, Session, SessionOptions, Timeline,
+        conversation::{Listener, Options, Overflow, Saved},
+        generate::Steps,
+        timeline::Watch,
+    },
+    format::{Blob, gguf::Gguf},
+    sample::{Params, Sampler},
+    state::image_bytes,
+    text::{Template, Tokenizer},
+};
+use serde_json::Value;
+use tempfile::NamedTempFile;
+
+use super::{model, text};
+
+/// What stands for the hash of the model's file, so that the corpus outlives changes of it.
+const FINGERPRINT: &str = "FINGERPRINT";
+const TEMPLATE: &str = "{% for m in messages %}<e>{{ m.content }}</e>{% endfor %}";
+static GO_ON: AtomicBool = AtomicBool::new(false);
+static MODEL: LazyLock<(Model, Tokenizer)> = LazyLock::new(|| {
+    let file = model::bytes(&mut model::Source(&[]), text::describe);
+    let model = Model::from_gguf(Gguf::parse("small", Blob::from_vec(file)).expect("a file")).expect("a model");
+    let tokenizer = Tokenizer::from_metadata(model.metadata(), model.file()).expect("a tokenizer");
+    (model, tokenizer)
+});
+
+fn watch() -> Watch<'static> {
+    Watch { cancel: &GO_ON, progress: &|_, _| () }
+}
+
+fn timeline() -> Timeline<'static> {
+    let options = SessionOptions { context: Some(40), threads: 1.try_into().ok(), ..SessionOptions::default() };
+    Timeline::new(Session::new(&MODEL.0, &options).expect("a session"), 1 << 20)
+}
+
+fn sampler() -> Sampler {
+    Sampler::new(Params { temperature: 0.0, ..Params::default() }, 0)
+}
+
+fn conversation() -> Conversation<'static> {
+    let template = Template::new(TEMPLATE, "test", "<s>", "</s>").expect("a template");
+    let options = Options {
+        template: Some(template),
+        system: None,
+        limit: Some(2),
+        stops: Vec::new(),
+        overflow: Overflow::Slide,
+    };
+    Conversation::new(timeline(), &MODEL.1, sampler(), options).expect("a conversation")
+}
+
+fn say(conversation: &mut Conversation<'_>, message: &str) -> bool {
+    conversation.say(message, &mut Listener { watch: watch(), text: &mut |_| Ok(()) }).is_ok()
+}
+
+/// The header's JSON, a zero byte, and what the payload is filled with, which is made as long as the header asks for;
+/// magic, lengths and hash are put around it. Or a whole file.
+fn file(data: &[u8]) -> Vec<u8> {
+    if data.starts_with(b"hymbases") {
+        return data.to_vec();
+    }
+    let mut parts = data.splitn(2, |&b| b == 0);
+    let header = String::from_utf8_lossy(parts.next().unwrap_or_default()).replace(FINGERPRINT, MODEL.0.fingerprint());
+    let fill = parts.next().unwrap_or_default();
+    let size = serde_json::from_str(&header).ok().and_then(|h| payload_bytes(&h)).unwrap_or(fill.len());
+    let mut file =
+        [b"hymbases", &1u32.to_le_bytes()[..], &(header.len() as u32).to_le_bytes(), header.as_bytes()].concat();
+    file.extend(fill.iter().copied().chain([0]).cycle().take(size));
+    file.extend(blake3::hash(&file).as_bytes());
+    file
+}
+
+fn payload_bytes(header: &Value) -> Option<usize> {
+    let kind = Kind::ALL.into_iter().find(|kind| Some(kind.name()) == header["cache_type"].as_str())?;
+    let tokens = header["steps"]["ids"].as_array()?.len();
+    let marks = header["marks"].as_array()?;
+    let logits = if tokens > 0 { 4 * MODEL.0.config().vocab } else { 0 };
+    let image = |at: usize, grown| image_bytes(MODEL.0.config(), kind, at.min(100), grown) + logits;
+    let marks = marks.iter().take(50).map(|at| Some(image(usize::try_from(at.as_u64()?).ok()?, false)));
+    Some(marks.sum::<Option<usize>>()? + image(tokens, true))
+}
+
+pub fn load(data: &[u8]) -> bool {
+    let saved = NamedTempFile::new().expect("a temporary file");
+    fs::write(&saved, file(data)).expect("room for it");
+
+    let mut running = timeline();
+    let check = |saved_text: Saved, _: &[_]| Ok((saved_text.text_sampler(saved.path())?, saved_text.unread));
+    let text = running.load(saved.path(), check).and_then(|(sampler, unread)| {
+        unread.map(|id| running.decode(id).map(drop)).transpose()?;
+        running.decode(5)?;
+        Ok(sampler)
+    });
+
+    let mut conversation = conversation();
+    if conversation.load(saved.path(), false).is_err() {
+        return text.is_ok();
+    }
+    let said = say(&mut conversation, "ab a") && say(&mut conversation, "b");
+    let names: Vec<String> = conversation.branches().into_iter().map(Into::into).collect();
+    let went = names.iter().all(|name| {
+        name == conversation.branch_name() || conversation.switch(name, &watch()).is_ok() && say(&mut conversation, "a")
+    });
+    let back = conversation.undo(1, &watch()).is_ok();
+    let again = NamedTempFile::new().expect("a temporary file");
+    if conversation.save(again.path(), &watch()).is_ok() {
+        conversation.load(again.path(), false).expect("what was saved can be loaded");
+    }
+    said && went && back
+}
+
+pub fn seeds() -> Vec<Vec<u8>> {
+    let saved = NamedTempFile::new().expect("a temporary file");
+    let mut talk = conversation();
+    assert!(say(&mut talk, "a") && say(&mut talk, "ab b"));
+    talk.branch("other").expect("a branch");
+    assert!(say(&mut talk, "b"));
+    talk.save(saved.path(), &watch()).expect("saved");
+    let chat = fs::read(&saved).expect("it is there");
+    let mut text = timeline();
+    text.prefill(&[1, 5, 6, 7], &GO_ON).expect("read");
+    text.mark().expect("marked");
+    text.decode(5).expect("read");
+    text.save(saved.path(), &Saved::text(&sampler(), None), true).expect("saved");
+    [chat, fs::read(&saved).expect("it is there")]
+        .map(|file| {
+            let length = u32::from_le_bytes(file[12..16].try_into().expect("four bytes")) as usize;
+            let header = std::str::from_utf8(&file[16..16 + length]).expect("JSON");
+            let header = header.replace(MODEL.0.fingerprint(), FINGERPRINT);
+            [header.as_bytes(), &[0], &[0x11, 0x2e, 0x01, 0x3c]].concat()
+        })
+        .into()
+}

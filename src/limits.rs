@@ -1,0 +1,100 @@
+//! What is refused before anything is allocated for it. No Hymba, no text that a context holds and no session of one
+//! comes near these; a file beyond them is damaged or hostile. The table in `docs/trust.md` is checked against them.
+
+use crate::{Error, Result};
+
+/// Bytes of a GGUF file before the tensors' values: keys and tensor list. The largest tokenizers need a quarter of it.
+pub const GGUF_HEADER: usize = 64 << 20;
+/// Bytes of a key or a tensor's name. Those in use have a quarter of this.
+pub const NAME: usize = 256;
+/// Dimensions of a tensor: more do not exist in GGUF.
+pub const DIMENSIONS: u32 = 4;
+/// Bytes that tensors may be asked to be aligned to, from 8 up.
+pub const ALIGNMENT: u64 = 65536;
+/// Layers.
+pub const LAYERS: usize = 1024;
+/// Any width or count that a model's configuration gives, but layers and context.
+pub const WIDTH: usize = 1 << 20;
+/// Tokens that a model may be trained for, or a session may hold.
+pub const CONTEXT: usize = 1 << 24;
+/// Bytes of a text file in a Hugging Face folder.
+pub const FOLDER_TEXT: usize = 48 << 20;
+/// Bytes of a safetensors file's header; that of a file of ten thousand tensors takes a tenth of it.
+pub const SAFETENSORS_HEADER: usize = 16 << 20;
+/// How many times as long normalizers and decoders may make a text, between them.
+pub const TOKENIZER_GROWTH: usize = 64;
+/// Bytes of a prompt, a message, or what a chat template makes of them: several times the largest context that can be
+/// asked for in practice.
+pub const PROMPT: usize = 16 << 20;
+/// Bytes of a chat template.
+pub const TEMPLATE: usize = 1 << 20;
+/// Steps of rendering a chat template: an instruction is one, and so are 64 bytes of text that it makes or looks at.
+pub const TEMPLATE_STEPS: u64 = 2_000_000;
+/// How deep a chat template's macros and loops may call each other.
+pub const TEMPLATE_DEPTH: usize = 64;
+/// Stop strings.
+pub const STOPS: usize = 64;
+/// Bytes of a stop string.
+pub const STOP: usize = 1024;
+/// Bytes of a session file's header: ids and texts of the conversation.
+pub const SESSION_HEADER: usize = 128 << 20;
+/// Steps of all turns of a conversation in all its branches; a turn counts what it shares with the one before too.
+pub const SESSION_STEPS: usize = 1 << 25;
+
+/// An error that goes on after "{what} "..., if `text` is longer than a prompt may be.
+pub fn check_prompt(text: &str, what: &str) -> Result<()> {
+    if text.len() <= PROMPT {
+        return Ok(());
+    }
+    let (bytes, limit) = (text.len(), PROMPT >> 20);
+    Err(Error::Request(format!("{what} has {bytes} bytes, but {limit} MiB are the limit; give a part of it")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Rows of the table are `| what | number | ...`.
+    #[test]
+    fn the_table_in_the_docs_has_these_numbers() {
+        let section = include_str!("../docs/trust.md").split("## Limits").nth(1).unwrap();
+        let table = section.split("\n## ").next().unwrap();
+        let all = [
+            ("header of a GGUF file", "64 MiB", GGUF_HEADER),
+            ("key or tensor name", "256 bytes", NAME),
+            ("dimensions of a tensor", "4", DIMENSIONS as usize),
+            ("alignment of tensors", "65,536 bytes", ALIGNMENT as usize),
+            ("layers", "1,024", LAYERS),
+            ("any other width or count of a model", "1,048,576", WIDTH),
+            ("context", "16,777,216 tokens", CONTEXT),
+            ("text file of a Hugging Face folder", "48 MiB", FOLDER_TEXT),
+            ("header of a safetensors file", "16 MiB", SAFETENSORS_HEADER),
+            ("growth of a text in the tokenizer", "64 times", TOKENIZER_GROWTH),
+            ("prompt or message, also as the template renders it", "16 MiB", PROMPT),
+            ("chat template", "1 MiB", TEMPLATE),
+            ("steps of rendering it", "2,000,000", TEMPLATE_STEPS as usize),
+            ("depth of its calls", "64", TEMPLATE_DEPTH),
+            ("stop strings", "64", STOPS),
+            ("stop string", "1,024 bytes", STOP),
+            ("header of a session file", "128 MiB", SESSION_HEADER),
+            ("steps of all turns in it", "33,554,432", SESSION_STEPS),
+        ];
+        for (what, number, value) in all {
+            let row = table.lines().find(|line| line.starts_with(&format!("| {what} | ")));
+            let row = row.unwrap_or_else(|| panic!("docs/trust.md says nothing of: {what}"));
+            assert_eq!(row.split(" | ").nth(1), Some(number), "{row}");
+            let digits: String = number.chars().filter(char::is_ascii_digit).collect();
+            let unit = if number.ends_with("MiB") { 1 << 20 } else { 1 };
+            assert_eq!(digits.parse::<usize>().unwrap() * unit, value, "{what}");
+        }
+        let rows = table.lines().filter(|line| line.starts_with("| "));
+        assert_eq!(rows.count(), all.len() + 1, "the table has rows that are not checked here");
+    }
+
+    #[test]
+    fn a_prompt_has_an_end() {
+        assert!(check_prompt(&"a".repeat(PROMPT), "the text").is_ok());
+        let error = check_prompt(&"a".repeat(PROMPT + 1), "the text").unwrap_err().to_string();
+        assert_eq!(error, "the text has 16777217 bytes, but 16 MiB are the limit; give a part of it");
+    }
+}

@@ -1,0 +1,97 @@
+//! The demo, with its quantized weights and half-float cache: the same file, prompt and seed give the same logits, whatever
+//! the threads, the chunks in which the prompt is read, and the pauses in between.
+
+mod common;
+
+use std::{num::NonZeroUsize, path::Path, sync::atomic::AtomicBool};
+
+use hymba::{
+    backend::Kind,
+    engine::{Model, Session, SessionOptions, Timeline, generate::Steps},
+    text::Tokenizer,
+};
+
+static GO_ON: AtomicBool = AtomicBool::new(false);
+const STEPS: usize = 12;
+
+fn demo() -> (Model, Vec<u32>) {
+    let model = Model::open(Path::new(&common::demo())).unwrap();
+    let tokenizer = Tokenizer::from_metadata(model.metadata(), model.file()).unwrap();
+    let book = format!("{}/tests/data/heldout.txt", env!("CARGO_MANIFEST_DIR"));
+    let book: String = std::fs::read_to_string(book).unwrap().chars().take(4000).collect();
+    let mut ids = tokenizer.encode(&book, true).unwrap();
+    assert!(ids.len() > 600, "longer than the longest chunk");
+    ids.truncate(600);
+    (model, ids)
+}
+
+fn options(threads: usize, chunk: usize, stored_meta_state: bool) -> SessionOptions {
+    let threads = NonZeroUsize::new(threads);
+    SessionOptions { context: Some(700), threads, chunk, stored_meta_state, ..SessionOptions::default() }
+}
+
+fn top(logits: &[f32]) -> u32 {
+    (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap() as u32
+}
+
+/// Reads `ids` and says the most likely: logits after the prompt and after every step, and what was said.
+fn greedy(session: &mut impl Steps, ids: &[u32]) -> (Vec<Vec<f32>>, Vec<u32>) {
+    let mut all = vec![session.prefill(ids, &GO_ON).unwrap().to_vec()];
+    let mut said = Vec::new();
+    for _ in 0..STEPS {
+        said.push(top(all.last().unwrap()));
+        all.push(session.decode(*said.last().unwrap()).unwrap().to_vec());
+    }
+    (all, said)
+}
+
+#[test]
+fn threads_and_a_restore_change_no_bit() {
+    let (model, ids) = demo();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("session");
+    let timeline = |threads| Timeline::new(Session::new(&model, &options(threads, 256, true)).unwrap(), 0);
+    let mut first = timeline(1);
+    first.prefill(&ids, &GO_ON).unwrap();
+    first.save(&file, &(), false).unwrap();
+    let want = greedy(&mut timeline(1), &ids);
+    for threads in [1, 2, 4, 8] {
+        assert!(greedy(&mut timeline(threads), &ids) == want, "{threads} threads");
+        let mut back = timeline(threads);
+        back.load(&file, |(), _| Ok(())).unwrap();
+        assert!(greedy(&mut back, &[]) == want, "restored, {threads} threads");
+    }
+}
+
+/// With F32 weights and cache only the order of additions differs. With quantized weights activations are rounded to 8 bits,
+/// which a last bit can tip over: what is said stays the same.
+#[test]
+fn chunks_and_the_stored_meta_state_change_next_to_nothing() {
+    let (quantized, ids) = demo();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("f32.gguf");
+    common::quantize(&common::demo(), &file, &["--type", "f32"]);
+    let exact = Model::open(&file).unwrap();
+    for (model, cache, allowed) in [(&exact, Kind::F32, 1e-4), (&quantized, Kind::F16, f32::INFINITY)] {
+        let say = |chunk, stored_meta_state| {
+            let options = SessionOptions { cache, ..options(2, chunk, stored_meta_state) };
+            greedy(&mut Session::new(model, &options).unwrap(), &ids)
+        };
+        let (want, said) = say(256, true);
+        let mut worst = 0f32;
+        for chunk in [1, 7, 64, 255, 512] {
+            for stored_meta_state in [true, false] {
+                let what = format!("chunks of {chunk}, stored meta state {stored_meta_state}");
+                let (got, also) = say(chunk, stored_meta_state);
+                assert_eq!(also, said, "{what}");
+                for (got, want) in got.iter().zip(&want) {
+                    let largest = want.iter().fold(1f32, |m, v| m.max(v.abs()));
+                    let off = got.iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max) / largest;
+                    assert!(off <= allowed, "{what}: off by {off:e}");
+                    worst = worst.max(off);
+                }
+            }
+        }
+        println!("{cache:?} cache: off by {worst:e} at most");
+    }
+}

@@ -1,0 +1,396 @@
+//! What goes wrong around the program: files that change or end while they are in use, disks that are full, folders that
+//! are not ours, kills at any moment, too little memory, readers that go away.
+#![cfg(target_os = "linux")]
+
+mod common;
+
+use std::{
+    fs,
+    io::{Read, Write},
+    os::unix::{
+        fs::PermissionsExt,
+        process::{CommandExt, ExitStatusExt},
+    },
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use common::{demo, fails, golden, hymba, quantize, succeeds, text};
+use hymba::format::gguf::Gguf;
+
+/// What is in a folder.
+fn names(folder: &Path) -> Vec<String> {
+    let mut names: Vec<_> =
+        fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+fn signal(child: &Child, name: &str) {
+    assert!(Command::new("kill").args([&format!("-{name}"), &child.id().to_string()]).status().unwrap().success());
+}
+
+fn piped(command: &mut Command) -> Child {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+/// Waits for the first words.
+fn begins(child: &mut Child) {
+    child.stdout.as_mut().unwrap().read_exact(&mut [0; 20]).unwrap();
+}
+
+/// How it ended, and its message, which is one sentence.
+#[track_caller]
+fn ends(child: Child) -> (Option<i32>, String) {
+    let Output { status, stderr, .. } = child.wait_with_output().unwrap();
+    let said = text(&stderr);
+    assert!(said.lines().count() <= 1 && !said.contains("panicked"), "{said}");
+    (status.code(), said)
+}
+
+#[test]
+fn a_model_file_that_is_shortened_or_replaced() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = dir.path().join("model.gguf");
+    let endless = ["-q", "-c", "100000", "-m"];
+    let run = || piped(hymba(["run", "Once upon a time", "--ignore-eos"]).args(endless).arg(&model));
+    let chat = || {
+        let mut child = piped(hymba(["chat"]).args(endless).arg(&model));
+        // an answer may be short: more are asked for at once
+        child.stdin.as_mut().unwrap().write_all("Tell me a story\n".repeat(500).as_bytes()).unwrap();
+        child
+    };
+    let told = |mut child: Child, change: &dyn Fn()| {
+        begins(&mut child);
+        change();
+        let (code, said) = ends(child);
+        assert_eq!(code, Some(1), "{said}");
+        assert!(said.starts_with("hymba: ") && said.contains("model.gguf: was shortened or overwritten"), "{said}");
+    };
+    let fresh = || {
+        let _ = fs::remove_file(&model);
+        fs::copy(demo(), &model).unwrap();
+    };
+    let length = |length| fs::File::options().write(true).open(&model).unwrap().set_len(length).unwrap();
+    for start in [&run as &dyn Fn() -> Child, &chat] {
+        for left in [0, 4096, 15_000_000] {
+            fresh();
+            told(start(), &|| length(left));
+        }
+        fresh();
+        told(start(), &|| fs::write(&model, vec![0; fs::metadata(&model).unwrap().len() as usize]).unwrap());
+        // another file under the same name is no concern of who has the old one
+        fresh();
+        let mut child = start();
+        begins(&mut child);
+        fs::write(dir.path().join("other"), "other").unwrap();
+        fs::rename(dir.path().join("other"), &model).unwrap();
+        child.stdout.as_mut().unwrap().read_exact(&mut [0; 300]).unwrap();
+        fs::remove_file(&model).unwrap();
+        child.stdout.as_mut().unwrap().read_exact(&mut [0; 300]).unwrap();
+        signal(&child, "TERM");
+        assert_eq!(ends(child), (Some(130), String::new()));
+    }
+    // a signal that a process sends has its usual effect
+    fresh();
+    let mut child = run();
+    begins(&mut child);
+    signal(&child, "BUS");
+    assert_eq!(child.wait_with_output().unwrap().status.signal(), Some(7));
+}
+
+/// The command in a shell that lets it do less, as `limit` says; `$@` is the command.
+fn limited(limit: &str, command: &Command) -> Command {
+    let mut shell = Command::new("bash");
+    shell.args(["-c", &format!("{limit}; exec \"$@\""), "bash"]).arg(command.get_program()).args(command.get_args());
+    shell.env_remove("HYMBA_MODEL").stdin(Stdio::null());
+    shell
+}
+
+/// A disk that is full after 200 kB, as far as a process can tell: writes fail, and nothing of the file stays.
+#[test]
+fn writing_that_fails_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let full = |command: &mut Command| {
+        let out = path("out");
+        fails(&mut limited("trap '' XFSZ; ulimit -f 200", command.arg(&out)), 1, &["cannot write", "/out: ", "large"]);
+        assert_eq!(names(dir.path()), [""; 0]);
+        fs::write(&out, "old").unwrap();
+        // an old session is read, not replaced
+        if command.get_args().any(|a| a == "quantize" || a == "eval") {
+            fails(&mut limited("trap '' XFSZ; ulimit -f 200", command.arg("--force")), 1, &["cannot write", "large"]);
+            assert_eq!((names(dir.path()), fs::read(&out).unwrap()), (vec!["out".to_owned()], b"old".to_vec()));
+        }
+        fs::remove_file(&out).unwrap();
+    };
+    full(&mut hymba(["quantize", "-q", "--type", "f32", &golden("tiny-b")]));
+    full(&mut hymba(["eval", "logits", "--ids", "1,2,3,4,5,6,7,8,9,10,11,12", "-o"]));
+    full(&mut hymba(["run", "-q", "-n", "3", "Once", "--session"]));
+    full(&mut hymba(["run", "-q", "-n", "3", "Once", "--prompt-cache"]));
+    full(&mut hymba(["chat", "-q", "-st", "-n", "3", "Once", "--save-on-exit"]));
+    // what goes to standard output
+    let full = || Stdio::from(fs::File::options().write(true).open("/dev/full").unwrap());
+    for args in [
+        &["run", "-q", "-n", "3", "Once"][..],
+        &["run", "-q", "-n", "3", "--json", "Once"],
+        &["chat", "-q", "-st", "-n", "3", "Once"],
+        &["inspect", &demo()],
+        &["run", "--list-devices"],
+    ] {
+        let Output { status, stderr, .. } = hymba(args).stdout(full()).output().unwrap();
+        assert_eq!(status.code(), Some(1), "{args:?}");
+        assert!(text(&stderr).contains("No space left") && text(&stderr).lines().count() == 1, "{}", text(&stderr));
+    }
+    fails(hymba(["quantize", &golden("tiny-a")]).arg("/dev/full"), 1, &["/dev/full", "device"]);
+}
+
+/// Who may not write, or read, hears of it before any work is done.
+#[test]
+fn folders_and_files_of_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    // root may do anything: somebody else tries
+    let root = Command::new("id").arg("-u").output().unwrap().stdout == b"0\n";
+    let program = path("hymba");
+    if fs::hard_link(env!("CARGO_BIN_EXE_hymba"), &program).is_err() {
+        fs::copy(env!("CARGO_BIN_EXE_hymba"), &program).unwrap();
+    }
+    let somebody = |args: &[&str]| {
+        let mut command = Command::new(&program);
+        command.args(args).env_remove("HYMBA_MODEL").stdin(Stdio::null());
+        if root {
+            command.uid(65534).gid(65534);
+        }
+        command
+    };
+    fs::create_dir(path("folder")).unwrap();
+    let model = path("model.gguf");
+    quantize(&golden("tiny-a"), &model, &[]);
+    let (folder, out) = (path("folder"), path("folder/out"));
+    let (model, out) = (model.to_str().unwrap(), out.to_str().unwrap());
+    mode(&folder, 0o555);
+    mode(dir.path(), 0o755);
+    for command in [
+        &["quantize", model, out][..],
+        &["run", "-n", "100000", "-c", "200000", "--ignore-eos", "Once", "--session", out],
+        &["run", "-n", "100000", "-c", "200000", "--ignore-eos", "Once", "--prompt-cache", out],
+        &["chat", "-st", "Once", "--save-on-exit", out],
+    ] {
+        let start = Instant::now();
+        fails(&mut somebody(command), 1, &["cannot create", out, "Permission denied"]);
+        assert!(start.elapsed() < Duration::from_secs(10), "{command:?} worked first");
+    }
+    assert_eq!(names(&folder), [""; 0]);
+    mode(Path::new(model), 0o000);
+    fails(&mut somebody(&["inspect", model]), 1, &["cannot open", "model.gguf", "Permission denied"]);
+    mode(&folder, 0o000);
+    fails(&mut somebody(&["run", "Once", "-m", out]), 1, &["cannot open", out, "Permission denied"]);
+    mode(&folder, 0o755);
+}
+
+/// The system calls that write to a file, and those that name it. Each thread counts its own calls, so that the thread that
+/// names a file is killed there only if the other's writes don't count.
+const CALLS: [&str; 2] = [
+    "write,pwrite64,writev,ftruncate,fallocate,fsync,fdatasync",
+    "ftruncate,rename,renameat,renameat2,link,linkat,unlink,unlinkat",
+];
+
+/// Runs a command that writes `target`, and kills it at its first write, at its second, and so on until it comes through.
+/// After each kill `old` is there or something that `whole` accepts, and nothing that would be taken for either.
+fn killed_at_every_write(target: &Path, old: Option<&[u8]>, whole: &dyn Fn(), command: &dyn Fn() -> Command) -> usize {
+    CALLS.iter().map(|calls| killed_at_every(calls, target, old, whole, command)).sum()
+}
+
+fn killed_at_every(
+    calls: &str,
+    target: &Path,
+    old: Option<&[u8]>,
+    whole: &dyn Fn(),
+    command: &dyn Fn() -> Command,
+) -> usize {
+    let folder = target.parent().unwrap();
+    let name = target.file_name().unwrap().to_str().unwrap();
+    let mut left = 0;
+    for kill in 1.. {
+        match old {
+            Some(old) => fs::write(target, old).unwrap(),
+            None => drop(fs::remove_file(target)),
+        }
+        let command = command();
+        let mut traced = Command::new("strace");
+        traced.args(["-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={calls}"), "-e"]);
+        traced.arg(format!("inject={calls}:signal=KILL:when={kill}"));
+        traced.arg(command.get_program()).args(command.get_args()).env_remove("HYMBA_MODEL").stdin(Stdio::null());
+        let Output { status, stderr, .. } = traced.output().unwrap();
+        let leftovers: Vec<_> = names(folder).into_iter().filter(|n| n != name).collect();
+        left += leftovers.len();
+        assert!(leftovers.iter().all(|n| n.starts_with(&format!(".{name}.hymba-"))), "kill {kill}: {leftovers:?}");
+        match fs::read(target) {
+            Ok(now) if old == Some(&now) => {}
+            Ok(_) => whole(),
+            Err(_) => assert!(old.is_none(), "kill {kill}: the old file is gone"),
+        }
+        if status.success() {
+            whole();
+            assert_eq!(names(folder), [name], "the last one sweeps");
+            println!("{} kills, {left} files left for the next one to sweep", kill - 1);
+            return kill - 1;
+        }
+        assert!(status.signal() == Some(9) || status.code() == Some(137), "kill {kill}: {status}, {}", text(&stderr));
+    }
+    unreachable!()
+}
+
+#[test]
+fn a_kill_at_any_write_leaves_the_old_file_or_the_new_one() {
+    if !Command::new("strace").args(["-qq", "-o", "/dev/null", "true"]).status().is_ok_and(|s| s.success()) {
+        eprintln!("SKIPPED: kills at every write need strace");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let folder = |name: &str| {
+        fs::create_dir(dir.path().join(name)).unwrap();
+        dir.path().join(name).join("file")
+    };
+    thread::scope(|scope| {
+        for (name, old) in [("new", false), ("replaced", true)] {
+            let model = folder(name);
+            scope.spawn(move || {
+                let old = old.then(|| [&b"GGUF"[..], &[7; 5000]].concat());
+                let whole = || drop(Gguf::open(&model).unwrap());
+                let quantize = || hymba(["quantize", "--force", "-t", "1", &golden("tiny-c"), model.to_str().unwrap()]);
+                let kills = killed_at_every_write(&model, old.as_deref(), &whole, &quantize);
+                assert!(kills > 20, "{kills}");
+            });
+        }
+    });
+    let session = folder("session");
+    let run = || hymba(["run", "-q", "-t", "1", "-n", "2", "Once", "--session", session.to_str().unwrap()]);
+    let goes_on = || drop(succeeds(run().arg("--session-ro")));
+    let kills = killed_at_every_write(&session, None, &goes_on, &run);
+    assert!(kills > 5, "{kills}");
+    let old = fs::read(&session).unwrap();
+    killed_at_every_write(&session, Some(&old), &goes_on, &run);
+    let talk = folder("talk");
+    let chat = |flag: &str| hymba(["chat", "-q", "-t", "1", "-n", "2", "-st", "Hello", flag, talk.to_str().unwrap()]);
+    let goes_on = || drop(succeeds(&mut chat("--resume")));
+    for old in [None, Some(&[7; 5000][..])] {
+        let kills = killed_at_every_write(&talk, old, &goes_on, &|| chat("--save-on-exit"));
+        assert!(kills > 5, "{kills}");
+    }
+}
+
+/// Too little memory is told before a word comes.
+#[test]
+fn a_context_that_is_too_long_for_the_memory() {
+    for args in [&["run", "Once"][..], &["chat", "-q", "-st", "Once"]] {
+        let mut command = hymba(args);
+        command.args(["-c", "16777216", "-t", "1"]);
+        let Output { status, stdout, stderr } = limited("ulimit -v 4000000", &command).output().unwrap();
+        assert_eq!(status.code(), Some(1), "{}", text(&stderr));
+        assert!(text(&stderr).contains("no memory for") && text(&stderr).contains("-c"), "{}", text(&stderr));
+        assert!(stdout.is_empty());
+    }
+    // more than the machine has, where that is less than 70 GB
+    if hymba::backend::memory::available().is_some_and(|bytes| bytes < 70_000_000_000) {
+        let long = ["run", "-q", "-n", "1", "Once", "-c", "16777216", "--cache-type", "f32"];
+        fails(&mut hymba(long), 1, &["no memory for", "-c"]);
+    }
+}
+
+/// Whoever reads may go away: no word of it, and no error.
+#[test]
+fn a_closed_pipe() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out.gguf");
+    let (out, tiny, model) = (out.to_str().unwrap(), golden("tiny-a"), demo());
+    let heldout = format!("{}/tests/data/heldout.txt", env!("CARGO_MANIFEST_DIR"));
+    for args in [
+        &["run", "-q", "Once", "-n", "5"][..],
+        &["run", "-q", "Once", "-n", "5", "--json"],
+        &["run", "--list-devices"],
+        &["chat", "-q", "-st", "-n", "5", "Once"],
+        &["inspect", &model],
+        &["inspect", "--tensors", &model],
+        &["inspect", "--json", &model],
+        &["eval", "perplexity", &heldout, "--tokens", "64", "-m", &model],
+        &["quantize", &tiny, out],
+        &["--help"],
+        &["help", "run"],
+    ] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let Output { status, stderr, .. } = hymba(args).stdout(writer).output().unwrap();
+        assert!(status.success() && stderr.is_empty(), "{args:?}: {status}, {}", text(&stderr));
+    }
+    assert!(Gguf::open(Path::new(out)).is_ok());
+}
+
+/// SIGTERM ends a text, a conversation and a conversion as Ctrl-C does: what was asked to be kept is kept.
+#[test]
+fn termination_keeps_what_was_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| -> PathBuf { dir.path().join(name) };
+    let mut child =
+        piped(hymba(["run", "Once upon a time", "-q", "--ignore-eos", "-c", "100000", "--session"]).arg(path("run")));
+    begins(&mut child);
+    signal(&child, "TERM");
+    assert_eq!(ends(child), (Some(130), String::new()));
+    succeeds(hymba(["run", "-q", "-n", "2", "-c", "100000", "--session"]).arg(path("run")));
+
+    for (name, message) in [("speaking", "Tell me a story"), ("waiting", "")] {
+        let args = if message.is_empty() { ["-n", "2"] } else { ["-n", "-1"] };
+        let mut child = piped(hymba(["chat", "-q", "-c", "100000", "--save-on-exit"]).arg(path(name)).args(args));
+        let mut input = child.stdin.take().unwrap();
+        writeln!(input, "Hello, who are you?\n{message}").unwrap();
+        child.stdout.as_mut().unwrap().read_exact(&mut [0; 2]).unwrap();
+        if message.is_empty() {
+            thread::sleep(Duration::from_millis(100));
+        }
+        signal(&child, "TERM");
+        assert_eq!(ends(child), (Some(130), String::new()), "{name}");
+        drop(input);
+        let mut back = piped(hymba(["chat", "-q", "-n", "1", "-c", "100000", "--resume"]).arg(path(name)));
+        back.stdin.take().unwrap().write_all(b"/show\n").unwrap();
+        let Output { status, stdout, .. } = back.wait_with_output().unwrap();
+        assert!(status.success() && text(&stdout).contains("turn"), "{name}: {}", text(&stdout));
+    }
+    assert_eq!(names(dir.path()), ["run", "speaking", "waiting"]);
+}
+
+/// Two processes that save one session at once: at any time the file is one of the two, whole.
+#[test]
+fn two_write_one_session() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("talk");
+    let name = file.to_str().unwrap();
+    let talk = |message: &str, times: usize| {
+        let mut child = piped(hymba(["chat", "-q", "-n", "3", "--seed", "1", "-t", "1"]).args(["-c", "300"]));
+        let saves = format!("/save {name}\n").repeat(times);
+        child.stdin.take().unwrap().write_all(format!("{message}\n{saves}").as_bytes()).unwrap();
+        child
+    };
+    let saved = |message| {
+        assert!(talk(message, 1).wait_with_output().unwrap().status.success());
+        fs::read(&file).unwrap()
+    };
+    let (a, b) = (saved("Hello"), saved("Tell me a story about a fox."));
+    assert_ne!(a, b);
+    let mut children = ["Hello", "Tell me a story about a fox."].map(|message| talk(message, 60));
+    let mut seen = [0; 2];
+    while children.iter_mut().any(|child| child.try_wait().unwrap().is_none()) {
+        let now = fs::read(&file).unwrap();
+        assert!(now == a || now == b, "{} bytes that nobody wrote", now.len());
+        seen[usize::from(now == b)] += 1;
+    }
+    for child in children {
+        let Output { status, stderr, .. } = child.wait_with_output().unwrap();
+        assert!(status.success(), "{}", text(&stderr));
+    }
+    assert!(seen[0] > 0 && seen[1] > 0, "{seen:?}");
+    assert_eq!(names(dir.path()), ["talk"]);
+}

@@ -1,0 +1,169 @@
+//! Numbers that are none, or too large for where they are kept: told with the layer, or got along with; never text.
+
+mod common;
+
+use std::{
+    path::{Path, PathBuf},
+    sync::atomic::AtomicBool,
+};
+
+use common::{demo, fails, hymba, quantize, succeeds, text, write_again};
+use hymba::{
+    backend::Kind,
+    engine::{Model, Session, SessionOptions, Timeline, compute_meta_state, generate::Steps},
+    format::{Blob, DType, gguf::Gguf},
+    model::Config,
+    quant::{Options, Rounding, convert},
+};
+
+static GO_ON: AtomicBool = AtomicBool::new(false);
+const META: &str = "hymba.meta_state.version";
+
+/// A golden checkpoint, converted.
+fn converted(case: &str, dtype: DType, packed: bool, folder: &Path) -> PathBuf {
+    let file = folder.join("model.gguf");
+    let options = Options { dtype, packed, rounding: Rounding::Nearest, force: true, ..Options::default() };
+    let mut meta =
+        |path: &Path| Ok(compute_meta_state(&Model::open(path)?, None, &GO_ON)?.expect("meta tokens").into_vectors());
+    convert(Path::new(&common::golden(case)), &file, &options, &mut meta, &mut |_| {}, &GO_ON).unwrap();
+    file
+}
+
+fn options(cache: Kind) -> SessionOptions {
+    SessionOptions { context: Some(64), cache, ..SessionOptions::default() }
+}
+
+/// NaN as the first value, or the first scale, of every tensor in turn.
+#[test]
+fn what_is_not_finite_is_told_with_its_layer() {
+    let folder = tempfile::tempdir().unwrap();
+    for (case, dtype, packed) in [
+        ("tiny-a", DType::F32, false),
+        ("tiny-a", DType::Q8_0, true),
+        ("tiny-a", DType::Q4_0, false),
+        ("tiny-c", DType::Q8_0, false),
+        ("tiny-c", DType::Q4_0, true),
+    ] {
+        let good = Gguf::open(&converted(case, dtype, packed, folder.path())).unwrap();
+        let config = Config::from_metadata(&good.metadata, case).unwrap();
+        for (i, tensor) in good.tensors.iter().enumerate() {
+            let Some(layer) = tensor.name.strip_prefix("blk.").and_then(|rest| rest.split('.').next()) else {
+                continue;
+            };
+            // the key norm of a layer that takes another's keys is not used
+            let source = |l: &str| config.kv_source[l.parse::<usize>().unwrap()].to_string() != l;
+            if tensor.name.contains("k_norm") && source(layer) {
+                continue;
+            }
+            let mut bytes = tensor.data.to_vec();
+            match tensor.dtype {
+                DType::F32 => bytes[..4].copy_from_slice(&f32::NAN.to_le_bytes()),
+                _ => bytes[..2].copy_from_slice(&0x7e00u16.to_le_bytes()),
+            }
+            let mut bad = good.clone();
+            bad.tensors[i].data = Blob::from_vec(bytes);
+            let file = folder.path().join("bad.gguf");
+            write_again(&bad, good.metadata.clone(), &file);
+            // a vector is looked at when the file is opened
+            let told = Model::open(&file).and_then(|model| {
+                Session::new(&model, &options(Kind::F16))?.prefill(&[3, 1, 4, 1, 5], &GO_ON).map(<[f32]>::to_vec)
+            });
+            let what = format!("{case}, {dtype}, {}", tensor.name);
+            let said = told.map(|_| ()).expect_err(&what).to_string();
+            assert!(said.contains("bad.gguf"), "{what}: {said}");
+            let layer = format!("layer {layer} made values that are not finite");
+            assert!(said.contains(&layer) || said.contains(&tensor.name), "{what}: {said}");
+        }
+    }
+}
+
+/// The model with values (of attention) 2^20 times as large, which the norm after it takes back.
+fn loud(case: &str, folder: &Path) -> PathBuf {
+    let mut gguf = Gguf::open(&converted(case, DType::F32, false, folder)).unwrap();
+    let model = Model::open(&folder.join("model.gguf")).unwrap();
+    let config = model.config();
+    let (k, v) = config.kv_widths();
+    for layer in (0..config.layers).filter(|&layer| config.is_producer(layer)) {
+        let name = format!("blk.{layer}.in_proj.weight");
+        let tensor = gguf.tensors.iter_mut().find(|t| t.name == name).unwrap();
+        let mut bytes = tensor.data.to_vec();
+        let rows = (config.hidden + k) * config.hidden..(config.hidden + k + v) * config.hidden;
+        for value in bytes[4 * rows.start..4 * rows.end].as_chunks_mut::<4>().0 {
+            *value = (f32::from_le_bytes(*value) * 1048576.0).to_le_bytes();
+        }
+        tensor.data = Blob::from_vec(bytes);
+    }
+    let (file, mut metadata) = (folder.join("loud.gguf"), gguf.metadata.clone());
+    metadata.remove(META);
+    write_again(&gguf, metadata, &file);
+    file
+}
+
+/// What an F16 cache can't hold, an F32 cache does, by itself: at the meta tokens, or when the text says it.
+#[test]
+fn values_too_large_for_the_cache_get_a_wider_one() {
+    let folder = tempfile::tempdir().unwrap();
+    for (case, meta_tokens) in [("tiny-a", true), ("tiny-c", false)] {
+        let model = Model::open(&loud(case, folder.path())).unwrap();
+        let read = |cache| {
+            let mut timeline = Timeline::new(Session::new(&model, &options(cache)).unwrap(), 1 << 20);
+            let mut logits = timeline.prefill(&[3, 1, 4, 1, 5, 9, 2, 6], &GO_ON).unwrap().to_vec();
+            logits.extend_from_slice(timeline.decode(5).unwrap());
+            let told = timeline.taken_over().map(ToString::to_string);
+            (logits, told, timeline.session().fallback().is_some(), timeline.session().cache_type())
+        };
+        let (want, ..) = read(Kind::F32);
+        let (got, told, fallback, kind) = read(Kind::F16);
+        assert!(got == want, "{case}");
+        assert!(fallback && kind == Kind::F32 && told.is_some() != meta_tokens, "{case}: {told:?}");
+        if !meta_tokens {
+            let mut session = Session::new(&model, &options(Kind::F16)).unwrap();
+            let said = session.prefill(&[3, 1], &GO_ON).unwrap_err().to_string();
+            assert!(said.contains("layer 0") && said.contains("--cache-type f32"), "{said}");
+        }
+    }
+}
+
+/// The same of the demo, by the commands.
+#[test]
+fn the_commands_get_along_with_large_values() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    quantize(&demo(), &path("plain.gguf"), &["--type", "q8_0", "--layout", "standard"]);
+    let mut gguf = Gguf::open(&path("plain.gguf")).unwrap();
+    let model = Model::open(&path("plain.gguf")).unwrap();
+    let (config, (k, v)) = (model.config(), model.config().kv_widths());
+    let row = DType::Q8_0.row_bytes(config.hidden).unwrap();
+    let tensor = gguf.tensors.iter_mut().find(|t| t.name == "blk.0.in_proj.weight").unwrap();
+    assert_eq!(tensor.dtype, DType::Q8_0);
+    let mut bytes = tensor.data.to_vec();
+    for block in bytes[(config.hidden + k) * row..(config.hidden + k + v) * row].chunks_mut(34) {
+        let scale = half::f16::from_le_bytes([block[0], block[1]]).to_f32() * 262144.0;
+        block[..2].copy_from_slice(&half::f16::from_f32(scale).to_le_bytes());
+    }
+    tensor.data = Blob::from_vec(bytes);
+    let mut metadata = gguf.metadata.clone();
+    metadata.remove(META);
+    write_again(&gguf, metadata, &path("bare.gguf"));
+    quantize(path("bare.gguf").to_str().unwrap(), &path("stored.gguf"), &["--type", "q8_0", "--layout", "packed"]);
+    let story = |model: &str, more: &[&str]| {
+        let mut command = hymba(["run", "--temp", "0", "-n", "16", "Once upon a time there was", "-m"]);
+        let done = command.arg(path(model)).args(more).output().unwrap();
+        assert!(done.status.success(), "{}", text(&done.stderr));
+        (text(&done.stdout), text(&done.stderr).contains("KV cache is of type f32 now: layer 0"))
+    };
+    let (plain, told) = story("plain.gguf", &[]);
+    assert!(!told);
+    for model in ["bare.gguf", "stored.gguf"] {
+        assert_eq!(story(model, &[]), (plain.clone(), true), "{model}");
+        assert_eq!(story(model, &["--cache-type", "f32"]), (plain.clone(), false), "{model}");
+    }
+    // a text that was kept says which cache it needs
+    let session = path("session");
+    let mut run = hymba(["run", "-q", "-n", "2", "Once", "--session"]);
+    succeeds(run.arg(&session).arg("-m").arg(path("bare.gguf")));
+    let mut run = hymba(["run", "-q", "-n", "2", "--session"]);
+    succeeds(run.arg(&session).arg("-m").arg(path("bare.gguf")));
+    let mut run = hymba(["run", "-q", "-n", "2", "--session"]);
+    fails(run.arg(&session).arg("-m").arg(path("plain.gguf")), 1, &["another model file"]);
+}
