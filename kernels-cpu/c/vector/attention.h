@@ -32,9 +32,9 @@ HK_INLINE void ask_for_row(hk_type type, const void *p, size_t stride, size_t r,
     for (; line < end; line += 64) prefetch_soon(line);
 }
 
-/* Brings rows of some heads, `width` values, nearer, line after line, where nothing has asked for them yet. */
-HK_INLINE void touch_rows(hk_type type, const void *p, size_t stride, size_t rows, size_t width) {
-    const char *end = kv_at(type, p, (rows - 1) * stride + width);
+/* Brings rows of all heads nearer, line after line, where nothing has asked for them yet. */
+HK_INLINE void touch_rows(hk_type type, const void *p, size_t stride, size_t rows) {
+    const char *end = kv_at(type, p, rows * stride);
     for (const char *line = p; line < end; line += 64) (void)*(const volatile char *)line;
 }
 
@@ -247,10 +247,9 @@ HK_INLINE void attend_type(const hk_attend *a, hk_type type, int few) {
         while (a->to > begin && r < end) {
             size_t rows = end - r < ATTEND_ROWS ? end - r : ATTEND_ROWS;
             if (begin + r < a->prefix && begin + r + rows > a->prefix) rows = a->prefix - begin - r;
-            if (few && begin + r == a->from) {
-                const size_t k_width = a->kv_heads * a->key_dim, v_width = a->kv_heads * a->value_dim;
-                touch_rows(type, kv_at(type, run->k, r * a->k_stride), a->k_stride, rows, k_width);
-                touch_rows(type, kv_at(type, run->v, r * a->v_stride), a->v_stride, rows, v_width);
+            if (few && begin + r == a->from && a->k_stride == a->kv_heads * a->key_dim) { /* all heads are asked for */
+                touch_rows(type, kv_at(type, run->k, r * a->k_stride), a->k_stride, rows);
+                touch_rows(type, kv_at(type, run->v, r * a->v_stride), a->v_stride, rows);
             }
             for (size_t head = 0; head < a->kv_heads; head++) {
                 for (size_t q0 = 0; q0 < all; q0 += ATTEND_QUERIES) {
