@@ -269,16 +269,14 @@ fn layers_are_the_official_ones() {
     }
 }
 
-/// Threads and the stored meta state change no bit; chunks no more than the order of an addition does.
 #[test]
-fn logits_do_not_depend_on_threads_chunks_or_the_stored_meta_state() {
+fn threads_chunks_and_the_stored_meta_state_change_no_bit() {
     for case in cases() {
         let vocab = case.model.config().vocab;
         let longest = (0..case.prompts()).map(|i| case.ids(&format!("p{i}.ids"))).max_by_key(Vec::len).unwrap();
         let ids = &longest[..longest.len().min(300)];
         let mut first: Option<Vec<f32>> = None;
         for chunk in [1024, 64, 13, 1] {
-            let mut same: Option<Vec<f32>> = None;
             for (threads, stored) in [(1, true), (2, true), (8, false), (3, true), (4, false)] {
                 let mut session = case.session(chunk, threads, stored);
                 let mut logits = case.prefill(&mut session, ids);
@@ -288,14 +286,8 @@ fn logits_do_not_depend_on_threads_chunks_or_the_stored_meta_state() {
                 // the same session, cleared, reads the same again
                 session.clear().unwrap();
                 assert_eq!(case.prefill(&mut session, ids), logits[..ids.len() * vocab]);
-                let same = same.get_or_insert_with(|| logits.clone());
-                assert!(*same == logits, "{}: chunks of {chunk}, {threads} threads, {stored}", case.name);
-            }
-            let (Some(same), what) = (same, format!("{}: chunks of {chunk}", case.name)) else { continue };
-            let first = first.get_or_insert_with(|| same.clone());
-            close(&what, &same, first, 1e-5);
-            for (a, b) in same.chunks(vocab).zip(first.chunks(vocab)) {
-                assert_eq!(argmax(a), argmax(b), "{what}");
+                let first = first.get_or_insert_with(|| logits.clone());
+                assert!(*first == logits, "{}: chunks of {chunk}, {threads} threads, {stored}", case.name);
             }
         }
     }

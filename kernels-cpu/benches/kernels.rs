@@ -67,15 +67,21 @@ fn matmul(c: &mut Criterion, cpu: &mut Cpu) {
 fn attention(c: &mut Criterion, cpu: &mut Cpu) {
     let mut group = c.benchmark_group(format!("{}/attention", cpu.kernels()));
     let (heads, kv_heads, key_dim, value_dim) = (25, 5, 64, 128);
-    for (name, tokens, rows) in [("decode", 1, META + WINDOW), ("decode", 1, META + 8192), ("prefill", 256, 256)] {
+    let cases = [
+        ("decode", 1, META + WINDOW),
+        ("decode", 1, META + 8192),
+        ("prefill", 256, META + 256),
+        ("deep", 16, META + 8192),
+    ];
+    for (name, tokens, rows) in cases {
         let half = |width: usize| vec![0x2e66u16; rows * kv_heads * width];
         let (k, v) = (half(key_dim), half(value_dim));
         let q = values(tokens * heads * key_dim);
         let none = Run::default();
         let visible: Vec<_> = (0..tokens)
             .map(|t| {
-                let (cached, own) = if tokens == 1 { (rows - 1, 1) } else { (META, t + 1) };
-                [Run { chunk: false, first: 0, rows: cached }, none, none, Run { chunk: true, first: 0, rows: own }]
+                let run = |chunk, first, rows| Run { chunk, first, rows };
+                [run(false, 0, META), run(false, META, rows - tokens - META), none, run(true, 0, t + 1)]
             })
             .collect();
         let seen: usize = visible.iter().flatten().map(|r| r.rows).sum();
@@ -88,6 +94,7 @@ fn attention(c: &mut Criterion, cpu: &mut Cpu) {
             cache: [KvRows::F16(&k), KvRows::F16(&v)],
             chunk: [KvRows::F16(&k), KvRows::F16(&v)],
             visible: &visible,
+            position: rows - tokens,
         };
         let mut out = vec![0.0; tokens * heads * value_dim];
         group.throughput(Throughput::Elements((seen * heads * (key_dim + value_dim)) as u64)); // multiply-adds

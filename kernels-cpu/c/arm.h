@@ -7,6 +7,7 @@
 
 #include "half.h"
 #include "simd_neon.h"
+#include "tiles.h"
 #include "types.h"
 
 #include "vector/math.h"

@@ -3,6 +3,7 @@
 #include <math.h>
 
 #include "half.h"
+#include "tiles.h"
 #include "types.h"
 
 static float silu(float x) {
@@ -173,51 +174,81 @@ static float kv_value(hk_type type, const void *p, size_t i) {
     return type == HK_F16 ? f16_to_f32(((const uint16_t *)p)[i]) : ((const float *)p)[i];
 }
 
-/* the score of row r of a run, for the query at q and the kv head `head` */
-static float score(const hk_attend *a, const float *q, const hk_rows *run, size_t r, size_t head) {
+/* values from i on, where a block begins if there are blocks */
+static const void *kv_at(hk_type type, const void *p, size_t i) {
+    return (const char *)p + (type == HK_Q8_0 ? q8_offset(i) : i * (type == HK_F16 ? 2 : 4));
+}
+
+static float score(const hk_attend *a, const float *q, const void *k) {
     float s = 0;
-    for (size_t j = 0; j < a->key_dim; j++) s += q[j] * kv_value(a->type, run->k, r * a->k_stride + head * a->key_dim + j);
+    for (size_t j = 0; j < a->key_dim; j++) s += q[j] * kv_value(a->type, k, j);
     return s * a->scale;
+}
+
+/* Adds what has the maximum `more`: the factors of what was there, and of what is added. */
+static void add_part(float *max, float more, float *keep, float *add) {
+    const float most = more > *max ? more : *max;
+    *keep = *max == most ? 1 : expf(*max - most);
+    *add = more == most ? 1 : expf(more - most);
+    *max = most;
+}
+
+/* one tile: rows at .. at + rows, for query head h of token t */
+static void attend_tile(const hk_attend *a, size_t at, size_t rows, size_t t, size_t h, float *max, float *sum, float *out) {
+    const float *q = a->q + t * a->q_stride + h * a->key_dim;
+    const size_t head = h / a->group;
+    float weights[HK_ATTEND_ROWS], most = -INFINITY, total = 0, keep, add;
+    const void *values[HK_ATTEND_ROWS];
+    const hk_rows *run = a->runs;
+    for (size_t r = 0, row = at; r < rows; r++, row++) {
+        for (; row >= run->rows; run++) row -= run->rows;
+        values[r] = kv_at(a->type, run->v, row * a->v_stride + head * a->value_dim);
+        const int seen = at + r < a->prefix || (at + r >= a->first[t] && at + r < a->end[t]);
+        weights[r] = seen ? score(a, q, kv_at(a->type, run->k, row * a->k_stride + head * a->key_dim)) : -INFINITY;
+        most = fmaxf(most, weights[r]);
+    }
+    for (size_t r = 0; r < rows; r++) {
+        weights[r] = weights[r] == -INFINITY ? 0 : expf(weights[r] - most);
+        total += weights[r];
+    }
+    add_part(max, most, &keep, &add);
+    *sum = *sum * keep + total * add;
+    for (size_t j = 0; j < a->value_dim; j++) {
+        float v = 0;
+        for (size_t r = 0; r < rows; r++) v += weights[r] * kv_value(a->type, values[r], j);
+        out[j] = out[j] * keep + v * add;
+    }
 }
 
 static void attend(const hk_attend *a) {
     const size_t heads = a->kv_heads * a->group;
     for (size_t t = 0; t < a->tokens; t++)
         for (size_t h = 0; h < heads; h++) {
-            const float *q = a->q + t * a->q_stride + h * a->key_dim;
-            const size_t head = h / a->group;
-            float max = -INFINITY, sum = 0, *out = a->out + t * a->out_stride + h * a->value_dim;
-            for (size_t j = 0; j < a->value_dim; j++) out[j] = 0;
-            for (int pass = 0; pass < 2; pass++) /* first the maximum, then all the rest */
-                for (size_t i = 0, at = 0; i < a->n_runs; i++)
-                    for (size_t r = 0; r < a->runs[i].rows; r++, at++) {
-                        const int seen = at < a->prefix || (at >= a->first[t] && at < a->end[t]);
-                        if (!seen || at < a->from || at >= a->to) continue;
-                        const float s = score(a, q, &a->runs[i], r, head);
-                        if (pass == 0) {
-                            max = fmaxf(max, s);
-                            continue;
-                        }
-                        const float w = expf(s - max);
-                        sum += w;
-                        for (size_t j = 0; j < a->value_dim; j++)
-                            out[j] += w * kv_value(a->type, a->runs[i].v, r * a->v_stride + head * a->value_dim + j);
-                    }
-            a->max[t * heads + h] = max;
-            a->sum[t * heads + h] = sum;
+            float *max = a->max + t * heads + h, *sum = a->sum + t * heads + h;
+            float *out = a->out + t * a->out_stride + h * a->value_dim;
+            for (size_t at = a->from, rows; at < a->to; at += rows) {
+                rows = tile_rows(a, at);
+                if (at == a->from || a->tile_stride > 0) {
+                    *max = -INFINITY, *sum = 0;
+                    for (size_t j = 0; j < a->value_dim; j++) out[j] = 0;
+                }
+                attend_tile(a, at, rows, t, h, max, sum, out);
+                max += a->tile_stride, sum += a->tile_stride, out += a->tile_stride;
+            }
         }
 }
 
 static void attend_merge(const float *max, const float *sum, size_t stride, const float *values, size_t values_stride,
                          size_t n, size_t value_dim, float *y) {
-    float most = -INFINITY, total = 0;
-    for (size_t i = 0; i < n; i++) most = fmaxf(most, max[i * stride]);
-    for (size_t i = 0; i < n; i++) total += sum[i * stride] * expf(max[i * stride] - most);
-    for (size_t j = 0; j < value_dim; j++) {
-        float v = 0;
-        for (size_t i = 0; i < n; i++) v += values[i * values_stride + j] * expf(max[i * stride] - most);
-        y[j] = v / total;
+    float most = max[0], total = sum[0];
+    for (size_t j = 0; j < value_dim; j++) y[j] = values[j];
+    for (size_t i = 1; i < n; i++) {
+        float keep, add;
+        add_part(&most, max[i * stride], &keep, &add);
+        total = total * keep + sum[i * stride] * add;
+        for (size_t j = 0; j < value_dim; j++) y[j] = y[j] * keep + values[i * values_stride + j] * add;
     }
+    for (size_t j = 0; j < value_dim; j++) y[j] /= total;
 }
 
 /* ---- Mamba heads ---- */

@@ -8,6 +8,7 @@
 
 #include "half.h"
 #include "simd_avx2.h"
+#include "tiles.h"
 #include "types.h"
 
 #include "vector/math.h"

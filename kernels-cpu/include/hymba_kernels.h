@@ -17,8 +17,9 @@
 /* Values in a block of a quantized type, and of quantized activations. */
 #define HK_BLOCK 32
 
-/* Rows of K and V that attention takes at once. */
-#define HK_ATTEND_ROWS 64
+/* Rows of K and V that attention takes at once, and the floats of scratch that it needs for each value of a key. */
+#define HK_ATTEND_ROWS 128
+#define HK_ATTEND_SCRATCH 136
 
 /* Multiply-adds in a round of the loops that measure a core. */
 #define HK_ROUND 4096
@@ -73,7 +74,11 @@ typedef struct hk_rows {
 } hk_rows;
 
 /* Attention of some tokens, for kv heads that lie side by side and the query heads that share them. The runs are one
- * sequence of rows. Every token sees the first `prefix` rows; of the others, token t sees first[t] .. end[t]. */
+ * sequence of rows. Every token sees the first `prefix` rows; of the others, token t sees first[t] .. end[t].
+ *
+ * The rows are taken tile by tile: the prefix from its first row on, what follows from wherever `phase` plus the number of
+ * the row behind the prefix is a multiple of HK_ATTEND_ROWS. A tile's part of the answer does not depend on what else a call
+ * looks at, so that tiles with the same rows give the same bits. */
 typedef struct hk_attend {
     const float *q; /* [tokens, kv_heads * group, key_dim], tokens `q_stride` apart */
     size_t q_stride, tokens, kv_heads, group, key_dim, value_dim;
@@ -82,15 +87,16 @@ typedef struct hk_attend {
     const hk_rows *runs;
     size_t n_runs;
     size_t from, to; /* the rows of the sequence that this call looks at */
-    size_t prefix;
+    size_t prefix, phase;
     const size_t *first, *end; /* [tokens] */
     float scale;
-    float *scratch; /* [HK_ATTEND_ROWS * key_dim] */
+    float *scratch; /* [key_dim, HK_ATTEND_SCRATCH] */
     /* Parts of the answer: the scores' maximum and the sum of w = exp(score - max) [tokens, kv_heads * group]; of a token
      * that sees none of the rows, -infinity and 0. out: the sum of w * V [tokens, kv_heads * group, value_dim], tokens
-     * `out_stride` apart */
+     * `out_stride` apart. Those of each tile are `tile_stride` values behind those of the tile before; or, where that is 0,
+     * added to them. */
     float *max, *sum, *out;
-    size_t out_stride;
+    size_t out_stride, tile_stride;
 } hk_attend;
 
 /* Depthwise causal convolution and SiLU over a range of channels. */
@@ -139,7 +145,7 @@ typedef struct hk_kernels {
     /* x [n] to IEEE half, ties to even. */
     void (*to_f16)(const float *x, size_t n, uint16_t *y);
     void (*attend)(const hk_attend *a);
-    /* Softmax attention of one head from the parts of `n` calls of `attend` that share its rows among them:
+    /* Softmax attention of one head from what `attend` made of `n` tiles, added in the order in which it adds them itself:
      * max, sum [n], `stride` apart; values [n, value_dim], `values_stride` apart. y [value_dim] may be values. */
     void (*attend_merge)(const float *max, const float *sum, size_t stride, const float *values, size_t values_stride,
                          size_t n, size_t value_dim, float *y);

@@ -1,7 +1,8 @@
 // Made by bindgen from include/hymba_kernels.h: `cargo run -p hymba-bindings` makes it anew.
 
 pub const HK_BLOCK: u32 = 32;
-pub const HK_ATTEND_ROWS: u32 = 64;
+pub const HK_ATTEND_ROWS: u32 = 128;
+pub const HK_ATTEND_SCRATCH: u32 = 136;
 pub const HK_ROUND: u32 = 4096;
 pub const HK_X8: u32 = 16;
 pub const HK_TINY: f64 = 0.000000000000000000000000000001;
@@ -60,6 +61,7 @@ pub struct hk_attend {
     pub from: usize,
     pub to: usize,
     pub prefix: usize,
+    pub phase: usize,
     pub first: *const usize,
     pub end: *const usize,
     pub scale: f32,
@@ -68,6 +70,7 @@ pub struct hk_attend {
     pub sum: *mut f32,
     pub out: *mut f32,
     pub out_stride: usize,
+    pub tile_stride: usize,
 }
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]

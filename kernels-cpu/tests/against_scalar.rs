@@ -290,6 +290,7 @@ fn attention_reads_no_row_that_is_not_there() {
             cache: [KvRows::F32(&[]); 2],
             chunk: [KvRows::F32(&k), KvRows::F32(&v)],
             visible: &[own(0, ROWS - 1), own(0, ROWS)],
+            position: 0,
         };
         let n = heads * value_dim;
         let [want, got] =
@@ -358,6 +359,7 @@ fn attention() {
                 cache: [at(0), at(1)],
                 chunk: [at(2), at(3)],
                 visible: &visible,
+                position: old + new + rng.random_range(0..300),
             };
             let n = heads * value_dim;
             let [want, got] = [&mut reference, cpu]

@@ -89,6 +89,7 @@ fn attention() {
             cache: [KvRows::F32(&empty), KvRows::F32(&empty)],
             chunk: [KvRows::F32(k), KvRows::F32(v)],
             visible: &[[nothing, nothing, nothing, Run { chunk: true, first: 0, rows }]],
+            position: 0,
         };
         made(dim, |out| cpu.attention(&args, out))
     });

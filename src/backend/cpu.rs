@@ -5,7 +5,7 @@ use std::{num::NonZeroUsize, ops::Range, time::Duration};
 use half::f16;
 use hymba_kernels_cpu::{Attention, Conv, KvRows, Mat, MatMut, Scan, Weight, WeightType};
 
-use super::{Angles, Backend, Heads, Kind, Part, PartMut, Run, ScanInput, metal::Shared};
+use super::{Angles, Backend, Heads, Kind, Part, PartMut, ScanInput, Visible, metal::Shared};
 use crate::{
     Error, Result,
     format::{DType, packed::Packing},
@@ -250,7 +250,7 @@ impl Backend for Cpu {
         q: Part<'_, Memory>,
         cache: [&Memory; 2],
         chunk: [&Memory; 2],
-        visible: &[[Run; 4]],
+        visible: Visible<'_>,
         out: PartMut<'_, Memory>,
     ) {
         let args = Attention {
@@ -261,7 +261,8 @@ impl Backend for Cpu {
             value_dim: heads.value_dim,
             cache: cache.map(Memory::rows),
             chunk: chunk.map(Memory::rows),
-            visible,
+            visible: visible.runs,
+            position: visible.position,
         };
         self.0.attention(&args, mat_mut(out));
     }

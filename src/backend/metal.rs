@@ -13,7 +13,7 @@ use half::f16;
 pub use hymba_kernels_metal::system::names;
 use hymba_kernels_metal::{Attention, Buffer, Conv, Device, DeviceError, Format, Gpu, Scan, View, Weight, system};
 
-use super::{Angles, Backend, Heads, Kind, Part, PartMut, Run, ScanInput, cpu::Memory};
+use super::{Angles, Backend, Heads, Kind, Part, PartMut, Run, ScanInput, Visible, cpu::Memory};
 use crate::{
     Error, Result,
     format::{Blob, DType, packed::Packing},
@@ -226,7 +226,7 @@ impl Backend for Metal {
         q: Part<'_, Memory>,
         cache: [&Memory; 2],
         chunk: [&Memory; 2],
-        visible: &[[Run; 4]],
+        visible: Visible<'_>,
         out: PartMut<'_, Memory>,
     ) {
         let run = |r: Run| hymba_kernels_metal::Run {
@@ -235,7 +235,7 @@ impl Backend for Metal {
             chunk: u32::from(r.chunk),
             unused: 0,
         };
-        let visible: Vec<_> = visible.iter().map(|runs| runs.map(run)).collect();
+        let visible: Vec<_> = visible.runs.iter().map(|runs| runs.map(run)).collect();
         let args = Attention {
             q: view(&q),
             heads: heads.query,

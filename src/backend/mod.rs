@@ -91,6 +91,15 @@ pub struct PartMut<'a, M> {
 /// A run of KV rows that a token sees; see [`crate::state::KvLayout::visible`].
 pub use hymba_kernels_cpu::Run;
 
+/// The KV rows that the tokens of a chunk see.
+#[derive(Clone, Copy)]
+pub struct Visible<'a> {
+    /// For each token, runs in order of position.
+    pub runs: &'a [[Run; 4]],
+    /// The position of the chunk's first token.
+    pub position: usize,
+}
+
 /// The sizes of the attention heads.
 #[derive(Clone, Copy, Debug)]
 pub struct Heads {
@@ -158,14 +167,14 @@ pub trait Backend {
     fn rope(&mut self, x: PartMut<'_, Self::Memory>, dim: usize, angles: &Angles);
     /// x as KV rows of the memory's kind, from its first row on.
     fn store_rows(&mut self, x: Part<'_, Self::Memory>, out: &mut Self::Memory);
-    /// Softmax attention of token t over the rows `visible[t]` of (cache, chunk); keys first, then values.
+    /// Softmax attention of token t over the rows `visible.runs[t]` of (cache, chunk); keys first, then values.
     fn attention(
         &mut self,
         heads: Heads,
         q: Part<'_, Self::Memory>,
         cache: [&Self::Memory; 2],
         chunk: [&Self::Memory; 2],
-        visible: &[[Run; 4]],
+        visible: Visible<'_>,
         out: PartMut<'_, Self::Memory>,
     );
     /// out = silu(causal convolution of u); state `[taps − 1, inner]` is carried on.

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::{
-    Angles, Backend, Heads, Kind, Part, PartMut, Run, ScanInput,
+    Angles, Backend, Heads, Kind, Part, PartMut, ScanInput, Visible,
     cpu::{Cpu, Memory},
     metal::Metal,
 };
@@ -169,7 +169,7 @@ impl Backend for Timed {
         q: Part<'_, Memory>,
         cache: [&Memory; 2],
         chunk: [&Memory; 2],
-        visible: &[[Run; 4]],
+        visible: Visible<'_>,
         out: PartMut<'_, Memory>,
     ) {
         self.time(Operation::Attention, |b| b.attention(heads, q, cache, chunk, visible, out));

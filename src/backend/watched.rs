@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Angles, Backend, Heads, Kind, Part, PartMut, Run, ScanInput};
+use super::{Angles, Backend, Heads, Kind, Part, PartMut, ScanInput, Visible};
 use crate::{
     Result,
     model::{Matrix, Vector, weights::Layer},
@@ -77,7 +77,7 @@ impl<B: Backend> Backend for Watched<'_, B> {
         q: Part<'_, Self::Memory>,
         cache: [&Self::Memory; 2],
         chunk: [&Self::Memory; 2],
-        visible: &[[Run; 4]],
+        visible: Visible<'_>,
         out: PartMut<'_, Self::Memory>,
     ) {
         self.inner.attention(heads, q, cache, chunk, visible, out);

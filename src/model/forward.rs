@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::{Config, Matrix, Weights, weights::Layer};
 use crate::{
     Error, Result,
-    backend::{Angles, Backend, Heads, Kind, Part, PartMut, Run, ScanInput},
+    backend::{Angles, Backend, Heads, Kind, Part, PartMut, Run, ScanInput, Visible},
     state::State,
 };
 
@@ -286,10 +286,17 @@ fn attention_heads<B: Backend>(
     };
     let window = c.window.unwrap_or(0);
     let reach = if rule == Rule::Prefill { window } else { window.saturating_sub(1) };
-    let visible: Vec<[Run; 4]> = (0..t).map(|token| cache.layout.visible(state.position, token, reach)).collect();
+    let runs: Vec<[Run; 4]> = (0..t).map(|token| cache.layout.visible(state.position, token, reach)).collect();
     let heads = Heads { query: c.heads, kv: c.kv_heads, key_dim: c.key_dim, value_dim: c.value_dim };
     let q = s.mixed.cols(t, parts.q.clone());
-    b.attention(heads, q, [&cache.k, &cache.v], [k, v], &visible, s.attention.all_mut(t));
+    b.attention(
+        heads,
+        q,
+        [&cache.k, &cache.v],
+        [k, v],
+        Visible { runs: &runs, position: state.position },
+        s.attention.all_mut(t),
+    );
     Ok(())
 }
 

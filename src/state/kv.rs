@@ -73,11 +73,12 @@ impl KvLayout {
     /// tokens or text, not both.
     pub fn visible(&self, start: usize, token: usize, reach: usize) -> [Run; 4] {
         let here = start + token;
-        let meta = start.min(self.meta);
-        // the first position of text that is seen
-        let from = if self.windowed { here.saturating_sub(reach).max(self.meta) } else { self.meta };
+        let text = start >= self.meta; // meta tokens are read as what has none before it, and no window
+        let meta = if text { self.meta } else { 0 };
+        // the first position that is seen behind those
+        let from = if self.windowed && text { here.saturating_sub(reach).max(meta) } else { meta };
         let cached = start.saturating_sub(from);
-        let chunk_from = if here < self.meta { start } else { from.max(start) };
+        let chunk_from = from.max(start);
         let first = if cached > 0 { self.row(from) } else { 0 };
         let before_end = cached.min(self.rows() - first);
         [

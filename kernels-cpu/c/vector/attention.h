@@ -1,8 +1,12 @@
-/* Attention: some tokens' queries over a run of rows, tile by tile, with a running maximum and sum, so that the scores
- * of a tile are all that is ever held. Where many queries share a head, the keys of a tile are turned, a row a lane; V
- * rows are read as they are. */
+/* Attention: some tokens' queries over a sequence of rows, tile by tile, so that the scores of a tile are all that is ever
+ * held. Where many queries share a head, the keys of a tile are turned, a row a lane; V rows are read as they are.
+ *
+ * Many queries or few, a query's answer has the same bits: products of a key are added in eight sums, as they lie, and these
+ * as `vf_sums` adds lanes; a tile's rows lie in fixed lanes, seen or not, and are added in their order; so are the tiles. */
 
 #define ATTEND_ROWS HK_ATTEND_ROWS /* of a tile */
+#define ATTEND_PIECES 4            /* runs that a tile may have rows of */
+#define ATTEND_SCORES (ATTEND_ROWS + VF_LANES) /* of a query: some more may be written */
 #define ATTEND_QUERIES 40          /* whose scores of a tile are held at once */
 #define ATTEND_BLOCK 6             /* queries whose sums live in registers, two vectors each */
 
@@ -38,60 +42,104 @@ HK_INLINE void touch_rows(hk_type type, const void *p, size_t stride, size_t row
     for (const char *line = p; line < end; line += 64) (void)*(const volatile char *)line;
 }
 
+/* Adds a part of the answer whose maximum is `more`: the factors of what was there, and of what is added. */
+HK_INLINE void add_part(float *max, float more, float *keep, float *add) {
+    const float before = *max;
+    *max = more > before ? more : before;
+    *keep = before == -INFINITY ? 0 : 1;
+    *add = 1;
+    if (before == more || before == -INFINITY) return;
+    float factor[VF_LANES]; /* of the smaller; a NaN stays one */
+    vf_store(factor, vf_exp(vf_set1(more > before ? before - more : more - before)));
+    *(more > before ? keep : add) = factor[0];
+}
+
+HK_INLINE vf added(vf out, float keep, vf part, float add) {
+    return vf_fma(part, vf_set1(add), vf_mul(out, vf_set1(keep)));
+}
+
+/* Rows of a tile that lie in one run: for one kv head. */
+typedef struct attend_piece {
+    const void *k, *v;
+    size_t lane, rows;
+    size_t ahead; /* rows up to here may be asked for */
+} attend_piece;
+
 /* Queries of one kv head. */
 typedef struct attend_queries {
     size_t n;
+    int fresh;                           /* nothing was added so far */
     const float *q[ATTEND_QUERIES];      /* [key_dim] */
     float *out[ATTEND_QUERIES];          /* [value_dim] */
     float *max[ATTEND_QUERIES], *sum[ATTEND_QUERIES];
     size_t token[ATTEND_QUERIES];
-    float rescale[ATTEND_QUERIES];       /* what the sums so far are worth under the new maximum */
-    float scores[ATTEND_QUERIES][ATTEND_ROWS];
+    float keep[ATTEND_QUERIES], add[ATTEND_QUERIES]; /* factors of the answer so far, and of the tile's */
+    float scores[ATTEND_QUERIES][ATTEND_SCORES];
 } attend_queries;
 
-/* keys [rows, key_dim] to turned [key_dim, ATTEND_ROWS]; lanes without a row are zero */
-HK_INLINE void turn_keys(hk_type type, const void *k, size_t stride, size_t rows, size_t key_dim, float *turned) {
-    for (size_t r = 0; r < ATTEND_ROWS; r += VF_LANES) {
+/* keys [rows, key_dim] of a piece to its lanes of turned [key_dim, HK_ATTEND_SCRATCH]; up to VF_LANES - 1 more are written */
+HK_INLINE void turn_keys(hk_type type, const attend_piece *piece, size_t stride, size_t key_dim, float *turned) {
+    turned += piece->lane;
+    for (size_t r = 0; r < piece->rows; r += VF_LANES) {
+        const size_t n = piece->rows - r < VF_LANES ? piece->rows - r : VF_LANES;
         size_t j = 0;
         for (; j + VF_LANES <= key_dim; j += VF_LANES) {
             vf square[VF_LANES];
             for (size_t i = 0; i < VF_LANES; i++)
-                square[i] = r + i < rows ? kv_load(type, k, (r + i) * stride + j) : vf_zero();
+                square[i] = i < n ? kv_load(type, piece->k, (r + i) * stride + j) : vf_zero();
             vf_transpose(square);
-            for (size_t i = 0; i < VF_LANES; i++) vf_store(turned + (j + i) * ATTEND_ROWS + r, square[i]);
+            for (size_t i = 0; i < VF_LANES; i++) vf_store(turned + (j + i) * HK_ATTEND_SCRATCH + r, square[i]);
         }
         for (; j < key_dim; j++)
-            for (size_t i = r; i < r + VF_LANES; i++)
-                turned[j * ATTEND_ROWS + i] = i < rows ? kv_value(type, k, i * stride + j) : 0;
+            for (size_t i = r; i < r + n; i++) turned[j * HK_ATTEND_SCRATCH + i] = kv_value(type, piece->k, i * stride + j);
     }
 }
 
-HK_INLINE void score_block(attend_queries *s, size_t q0, size_t n, const float *turned, size_t rows, size_t key_dim,
-                           float scale) {
-    for (size_t r = 0; r < rows; r += 2 * VF_LANES) {
-        vf sum[ATTEND_BLOCK][2];
-        for (size_t q = 0; q < n; q++) sum[q][0] = sum[q][1] = vf_zero();
-        const float *keys = turned + r;
-        for (size_t j = 0; j < key_dim; j++, keys += ATTEND_ROWS) {
-            const vf k0 = vf_load(keys), k1 = vf_load(keys + VF_LANES);
-            for (size_t q = 0; q < n; q++) {
-                const vf v = vf_set1(s->q[q0 + q][j]);
-                sum[q][0] = vf_fma(v, k0, sum[q][0]);
-                sum[q][1] = vf_fma(v, k1, sum[q][1]);
+HK_INLINE void score_block(attend_queries *s, size_t q0, size_t n, const float *turned, size_t begin, size_t end,
+                           size_t key_dim) {
+    static const unsigned char order[VF_LANES] = {0, 2, 1, 3, 4, 6, 5, 7}; /* in which `vf_sums` adds lanes, pair by pair */
+    for (size_t r = begin / VF_LANES * VF_LANES; r < end; r += 2 * VF_LANES) {
+        vf held[3][ATTEND_BLOCK][2]; /* a lane, a pair, four */
+#pragma GCC unroll 8
+        for (size_t lane = 0; lane < VF_LANES; lane++) {
+            vf sum[ATTEND_BLOCK][2], zero = vf_zero();
+            OPAQUE(zero); /* or it takes a register for good, which the sums need */
+            for (size_t q = 0; q < n; q++) sum[q][0] = sum[q][1] = zero;
+            for (size_t j = order[lane]; j < key_dim; j += VF_LANES) {
+                const float *keys = turned + j * HK_ATTEND_SCRATCH + r;
+                const vf k0 = vf_load(keys), k1 = vf_load(keys + VF_LANES);
+                for (size_t q = 0; q < n; q++) {
+                    const vf v = vf_set1(s->q[q0 + q][j]);
+                    sum[q][0] = vf_fma(v, k0, sum[q][0]);
+                    sum[q][1] = vf_fma(v, k1, sum[q][1]);
+                }
             }
-        }
-        for (size_t q = 0; q < n; q++) {
-            vf_store(s->scores[q0 + q] + r, vf_mul(sum[q][0], vf_set1(scale)));
-            vf_store(s->scores[q0 + q] + r + VF_LANES, vf_mul(sum[q][1], vf_set1(scale)));
+            for (size_t q = 0; q < n; q++)
+                for (size_t i = 0; i < 2; i++) {
+                    vf all = sum[q][i];
+                    OPAQUE(all); /* the sums stay in registers */
+                    size_t level = 0;
+                    for (; (lane >> level) % 2; level++) all = vf_add(held[level][q][i], all);
+                    if (level < 3)
+                        held[level][q][i] = all;
+                    else
+                        vf_store(s->scores[q0 + q] + r + i * VF_LANES, all);
+                }
         }
     }
+}
+
+/* n < VF_LANES values, and zeros */
+HK_INLINE vf kv_tail(hk_type type, const void *p, size_t i, size_t n) {
+    float values[VF_LANES] = {0};
+    for (size_t j = 0; j < n; j++) values[j] = kv_value(type, p, i + j);
+    return vf_load(values);
 }
 
 /* The same for few queries, which would not repay the turning: the keys of two rows at a time meet all of them as they
- * lie, and the lanes are added up for eight rows at once. */
-HK_INLINE void score_rows(attend_queries *s, size_t n, hk_type type, const void *k, size_t stride, size_t rows,
-                          size_t key_dim, float scale, size_t ahead) {
-    const size_t whole = key_dim - key_dim % VF_LANES;
+ * lie, and the lanes are added up for eight rows at once. Up to VF_LANES - 1 more scores are written. */
+HK_INLINE void score_rows(attend_queries *s, size_t n, hk_type type, attend_piece piece, size_t stride, size_t key_dim) {
+    const size_t rest = key_dim % VF_LANES, whole = key_dim - rest, rows = piece.rows;
     for (size_t r0 = 0; r0 < rows; r0 += VF_LANES) {
         vf lanes[ATTEND_BLOCK][VF_LANES];
         for (size_t r = 0; r < VF_LANES; r += 2) {
@@ -99,7 +147,7 @@ HK_INLINE void score_rows(attend_queries *s, size_t n, hk_type type, const void 
             vf sum[ATTEND_BLOCK][2];
             for (size_t q = 0; q < n; q++) sum[q][0] = sum[q][1] = vf_zero();
             for (size_t j = 0; j < whole; j += VF_LANES) {
-                const vf k0 = kv_load(type, k, row[0] * stride + j), k1 = kv_load(type, k, row[1] * stride + j);
+                const vf k0 = kv_load(type, piece.k, row[0] * stride + j), k1 = kv_load(type, piece.k, row[1] * stride + j);
                 for (size_t q = 0; q < n; q++) {
                     vf v = vf_load(s->q[q] + j);
                     OPAQUE(v); /* loaded once: the loads are as many as the sums allow */
@@ -107,90 +155,92 @@ HK_INLINE void score_rows(attend_queries *s, size_t n, hk_type type, const void 
                     sum[q][1] = vf_fma(v, k1, sum[q][1]);
                 }
             }
-            for (size_t i = 0; i < 2; i++) ask_for_row(type, k, stride, row[i] + ATTEND_ROWS, ahead, key_dim);
+            for (size_t i = 0; i < 2; i++) ask_for_row(type, piece.k, stride, row[i] + ATTEND_ROWS, piece.ahead, key_dim);
             for (size_t q = 0; q < n; q++) {
                 lanes[q][r] = sum[q][0];
                 lanes[q][r + 1] = sum[q][1];
             }
         }
-        for (size_t q = 0; q < n; q++) {
-            float *scores = s->scores[q];
-            vf_store(scores + r0, vf_mul(vf_sums(lanes[q]), vf_set1(scale)));
-            for (size_t j = whole; j < key_dim; j++)
-                for (size_t r = r0; r < r0 + VF_LANES && r < rows; r++)
-                    scores[r] += s->q[q][j] * kv_value(type, k, r * stride + j) * scale;
-        }
+        if (rest > 0)
+            for (size_t r = 0; r < VF_LANES && r0 + r < rows; r++) {
+                const vf keys = kv_tail(type, piece.k, (r0 + r) * stride + whole, rest);
+                for (size_t q = 0; q < n; q++) lanes[q][r] = vf_fma(kv_tail(HK_F32, s->q[q], whole, rest), keys, lanes[q][r]);
+            }
+        for (size_t q = 0; q < n; q++) vf_store(s->scores[q] + piece.lane + r0, vf_sums(lanes[q]));
     }
 }
 
-/* scores [rows] to exp(score - max) where begin <= row < end, to zero elsewhere; max and sum go on */
-HK_INLINE void softmax_tile(attend_queries *s, size_t q, size_t rows, size_t begin, size_t end) {
+/* Products to exp(scale * product - their maximum) where begin <= lane < end, to zero in the tile's other lanes; max and sum
+ * go on. */
+HK_INLINE void softmax_tile(attend_queries *s, size_t q, float scale, size_t lane, size_t rows, size_t begin, size_t end) {
     float *scores = s->scores[q], *max = s->max[q], *sum = s->sum[q];
-    rows = (rows + VF_LANES - 1) / VF_LANES * VF_LANES;
-    for (size_t r = 0; r < begin; r++) scores[r] = -INFINITY;
-    for (size_t r = end; r < rows; r++) scores[r] = -INFINITY;
-    vf top = vf_load(scores);
-    for (size_t r = VF_LANES; r < rows; r += VF_LANES) top = vf_max(top, vf_load(scores + r));
-    const float here = vf_top(top), most = here > *max ? here : *max;
-    s->rescale[q] = 1;
-    if (most != *max) { /* seldom, after the first tiles */
-        float factor[VF_LANES];
-        vf_store(factor, vf_exp(vf_set1(*max - most)));
-        s->rescale[q] = *max == -INFINITY ? 0 : factor[0];
+    const size_t from = begin / VF_LANES * VF_LANES, to = (end + VF_LANES - 1) / VF_LANES * VF_LANES;
+    for (size_t r = from; r < begin; r++) scores[r] = -INFINITY;
+    for (size_t r = end; r < to; r++) scores[r] = -INFINITY;
+    vf top = vf_set1(-INFINITY);
+    for (size_t r = from; r < to; r += VF_LANES) {
+        const vf score = vf_mul(vf_load(scores + r), vf_set1(scale));
+        vf_store(scores + r, score);
+        top = vf_max(top, score);
     }
+    const float here = vf_top(top);
     vf total = vf_zero();
-    for (size_t r = 0; r < rows; r += VF_LANES) {
-        const vf e = vf_exp(vf_sub(vf_load(scores + r), vf_set1(most)));
+    for (size_t r = from; r < to; r += VF_LANES) {
+        const vf e = vf_exp(vf_sub(vf_load(scores + r), vf_set1(here)));
         vf_store(scores + r, e);
         total = vf_add(total, e);
     }
-    if (begin > 0 || end < rows) {
-        for (size_t r = 0; r < begin; r++) scores[r] = 0;
-        for (size_t r = end; r < rows; r++) scores[r] = 0;
-        total = vf_load(scores);
-        for (size_t r = VF_LANES; r < rows; r += VF_LANES) total = vf_add(total, vf_load(scores + r));
+    if (from < begin || end < to) {
+        for (size_t r = from; r < begin; r++) scores[r] = 0;
+        for (size_t r = end; r < to; r++) scores[r] = 0;
+        total = vf_zero();
+        for (size_t r = from; r < to; r += VF_LANES) total = vf_add(total, vf_load(scores + r));
     }
-    *sum = *sum * s->rescale[q] + vf_sum(total);
-    *max = most;
+    for (size_t r = lane; r < from; r++) scores[r] = 0;
+    for (size_t r = to; r < lane + rows; r++) scores[r] = 0;
+    add_part(max, here, &s->keep[q], &s->add[q]);
+    *sum = *sum * s->keep[q] + vf_sum(total) * s->add[q];
 }
 
-/* out = out * rescale + scores . V, two vectors of columns at a time */
-HK_INLINE void value_block(attend_queries *s, size_t q0, size_t n, hk_type type, const void *v, size_t stride, size_t rows,
-                           size_t value_dim, size_t ahead) {
+/* out = out * keep + (scores . V) * add, or scores . V, two vectors of columns at a time */
+HK_INLINE void value_block(attend_queries *s, size_t q0, size_t n, hk_type type, const attend_piece *pieces, size_t n_pieces,
+                           size_t stride, size_t value_dim) {
     size_t j = 0;
     for (; j + 2 * VF_LANES <= value_dim; j += 2 * VF_LANES) {
         vf sum[ATTEND_BLOCK][2];
-        for (size_t q = 0; q < n; q++) {
-            const vf rescale = vf_set1(s->rescale[q0 + q]);
-            sum[q][0] = vf_mul(vf_load(s->out[q0 + q] + j), rescale);
-            sum[q][1] = vf_mul(vf_load(s->out[q0 + q] + j + VF_LANES), rescale);
-        }
-        for (size_t r = 0; r < rows; r++) {
-            if (j % 32 == 0) ask_for_row(type, kv_at(type, v, j), stride, r + ATTEND_ROWS, ahead, 32);
-            const vf v0 = kv_load(type, v, r * stride + j), v1 = kv_load(type, v, r * stride + j + VF_LANES);
-            for (size_t q = 0; q < n; q++) {
-                const vf p = vf_set1(s->scores[q0 + q][r]);
-                sum[q][0] = vf_fma(p, v0, sum[q][0]);
-                sum[q][1] = vf_fma(p, v1, sum[q][1]);
+        for (size_t q = 0; q < n; q++) sum[q][0] = sum[q][1] = vf_zero();
+        for (size_t i = 0; i < n_pieces; i++) {
+            const attend_piece piece = pieces[i];
+            const float *scores = s->scores[q0] + piece.lane;
+            for (size_t r = 0; r < piece.rows; r++) {
+                if (j % 32 == 0) ask_for_row(type, kv_at(type, piece.v, j), stride, r + ATTEND_ROWS, piece.ahead, 32);
+                const vf v0 = kv_load(type, piece.v, r * stride + j), v1 = kv_load(type, piece.v, r * stride + j + VF_LANES);
+                for (size_t q = 0; q < n; q++) {
+                    const vf p = vf_set1(scores[q * ATTEND_SCORES + r]);
+                    sum[q][0] = vf_fma(p, v0, sum[q][0]);
+                    sum[q][1] = vf_fma(p, v1, sum[q][1]);
+                }
             }
         }
-        for (size_t q = 0; q < n; q++) {
-            vf_store(s->out[q0 + q] + j, sum[q][0]);
-            vf_store(s->out[q0 + q] + j + VF_LANES, sum[q][1]);
-        }
+        for (size_t q = 0; q < n; q++)
+            for (size_t i = 0; i < 2; i++) {
+                float *out = s->out[q0 + q] + j + i * VF_LANES;
+                vf_store(out, s->fresh ? sum[q][i] : added(vf_load(out), s->keep[q0 + q], sum[q][i], s->add[q0 + q]));
+            }
     }
     for (; j < value_dim; j++)
-        for (size_t q = 0; q < n; q++) {
-            float sum = s->out[q0 + q][j] * s->rescale[q0 + q];
-            for (size_t r = 0; r < rows; r++) sum += s->scores[q0 + q][r] * kv_value(type, v, r * stride + j);
-            s->out[q0 + q][j] = sum;
+        for (size_t q = q0; q < q0 + n; q++) {
+            float sum = 0;
+            for (const attend_piece *piece = pieces; piece < pieces + n_pieces; piece++)
+                for (size_t r = 0; r < piece->rows; r++)
+                    sum = fmaf(s->scores[q][piece->lane + r], kv_value(type, piece->v, r * stride + j), sum);
+            s->out[q][j] = s->fresh ? sum : fmaf(sum, s->add[q], s->out[q][j] * s->keep[q]);
         }
 }
 
-/* One tile of rows: sequence rows at .. at + rows, at k and v for this head. Of the next tile, rows up to `ahead` are
- * asked for meanwhile. */
-HK_INLINE void attend_tile(const hk_attend *a, hk_type type, int few, attend_queries *s, size_t at, size_t rows,
-                           const void *k, const void *v, size_t ahead) {
+/* One tile: sequence rows from `at` on, in pieces, the first of them in lane `lane`. */
+HK_INLINE void attend_tile(const hk_attend *a, hk_type type, int few, attend_queries *s, size_t at, size_t lane, size_t rows,
+                           const attend_piece *pieces, size_t n_pieces) {
 #define EACH_BLOCK(call)                          \
     for (size_t q = 0, n; q < s->n; q += n) {     \
         n = s->n - q;                             \
@@ -203,13 +253,14 @@ HK_INLINE void attend_tile(const hk_attend *a, hk_type type, int few, attend_que
         default: n = ATTEND_BLOCK; call(ATTEND_BLOCK); break; \
         }                                         \
     }
-#define SCORE_ROWS(n) score_rows(s, n, type, k, a->k_stride, rows, a->key_dim, a->scale, ahead)
-#define SCORES(n) score_block(s, q, n, a->scratch, rows, a->key_dim, a->scale)
-#define VALUES(n) value_block(s, q, n, type, v, a->v_stride, rows, a->value_dim, ahead)
+#define SCORE_ROWS(n) \
+    for (size_t i = 0; i < n_pieces; i++) score_rows(s, n, type, pieces[i], a->k_stride, a->key_dim)
+#define SCORES(n) score_block(s, q, n, a->scratch, lane, lane + rows, a->key_dim)
+#define VALUES(n) value_block(s, q, n, type, pieces, n_pieces, a->v_stride, a->value_dim)
     if (few) {
         EACH_BLOCK(SCORE_ROWS)
     } else {
-        turn_keys(type, k, a->k_stride, rows, a->key_dim, a->scratch);
+        for (size_t i = 0; i < n_pieces; i++) turn_keys(type, &pieces[i], a->k_stride, a->key_dim, a->scratch);
         EACH_BLOCK(SCORES)
     }
     for (size_t q = 0; q < s->n; q++) {
@@ -218,10 +269,10 @@ HK_INLINE void attend_tile(const hk_attend *a, hk_type type, int few, attend_que
         const size_t from = at < a->prefix || first <= at ? 0 : first - at < rows ? first - at : rows;
         const size_t to = at < a->prefix || end >= at + rows ? rows : end > at ? end - at : 0;
         if (from < to) {
-            softmax_tile(s, q, rows, from, to);
+            softmax_tile(s, q, a->scale, lane, rows, lane + from, lane + to);
         } else {
-            s->rescale[q] = 1;
-            for (size_t r = 0; r < rows; r++) s->scores[q][r] = 0;
+            s->keep[q] = s->add[q] = 1;
+            for (size_t r = lane; r < lane + rows; r++) s->scores[q][r] = 0;
         }
     }
     EACH_BLOCK(VALUES)
@@ -231,43 +282,52 @@ HK_INLINE void attend_tile(const hk_attend *a, hk_type type, int few, attend_que
 #undef VALUES
 }
 
+/* The pieces of the tile of rows at .. at + rows, for one kv head; with `ahead`, what comes after it may be asked for. */
+HK_INLINE size_t tile_pieces(const hk_attend *a, hk_type type, size_t at, size_t rows, size_t head, int ahead,
+                             attend_piece pieces[ATTEND_PIECES]) {
+    const size_t lane = tile_lane(a, at);
+    size_t n = 0;
+    for (size_t i = 0, begin = 0; i < a->n_runs && begin < at + rows; begin += a->runs[i++].rows) {
+        const size_t end = begin + a->runs[i].rows, from = at > begin ? at : begin, to = at + rows < end ? at + rows : end;
+        if (from >= to) continue;
+        pieces[n++] = (attend_piece){
+            .k = kv_at(type, a->runs[i].k, (from - begin) * a->k_stride + head * a->key_dim),
+            .v = kv_at(type, a->runs[i].v, (from - begin) * a->v_stride + head * a->value_dim),
+            .lane = lane + from - at,
+            .rows = to - from,
+            .ahead = ahead ? end - from : 0,
+        };
+    }
+    return n;
+}
+
 HK_INLINE void attend_type(const hk_attend *a, hk_type type, int few) {
     const size_t heads = a->kv_heads * a->group, all = a->tokens * a->group;
-    for (size_t t = 0; t < a->tokens; t++)
-        for (size_t h = 0; h < heads; h++) {
-            a->max[t * heads + h] = -INFINITY;
-            a->sum[t * heads + h] = 0;
-            for (size_t j = 0; j < a->value_dim; j++) a->out[t * a->out_stride + h * a->value_dim + j] = 0;
-        }
     attend_queries s;
-    for (size_t begin = 0, i = 0; i < a->n_runs; begin += a->runs[i++].rows) {
-        const hk_rows *run = &a->runs[i];
-        size_t r = a->from > begin ? a->from - begin : 0;
-        const size_t end = a->to - begin < run->rows ? a->to - begin : run->rows;
-        while (a->to > begin && r < end) {
-            size_t rows = end - r < ATTEND_ROWS ? end - r : ATTEND_ROWS;
-            if (begin + r < a->prefix && begin + r + rows > a->prefix) rows = a->prefix - begin - r;
-            if (few && begin + r == a->from && a->k_stride == a->kv_heads * a->key_dim) { /* all heads are asked for */
-                touch_rows(type, kv_at(type, run->k, r * a->k_stride), a->k_stride, rows);
-                touch_rows(type, kv_at(type, run->v, r * a->v_stride), a->v_stride, rows);
+    for (size_t at = a->from, rows, place = 0; at < a->to; at += rows, place += a->tile_stride) {
+        rows = tile_rows(a, at);
+        s.fresh = at == a->from || a->tile_stride > 0;
+        attend_piece pieces[ATTEND_PIECES];
+        if (few && at == a->from && a->k_stride == a->kv_heads * a->key_dim) /* all heads are asked for */
+            for (size_t n = tile_pieces(a, type, at, rows, 0, few, pieces); n > 0; n--) {
+                touch_rows(type, pieces[n - 1].k, a->k_stride, pieces[n - 1].rows);
+                touch_rows(type, pieces[n - 1].v, a->v_stride, pieces[n - 1].rows);
             }
-            for (size_t head = 0; head < a->kv_heads; head++) {
-                for (size_t q0 = 0; q0 < all; q0 += ATTEND_QUERIES) {
-                    s.n = all - q0 < ATTEND_QUERIES ? all - q0 : ATTEND_QUERIES;
-                    for (size_t q = 0; q < s.n; q++) {
-                        const size_t t = (q0 + q) / a->group, h = head * a->group + (q0 + q) % a->group;
-                        s.token[q] = t;
-                        s.q[q] = a->q + t * a->q_stride + h * a->key_dim;
-                        s.out[q] = a->out + t * a->out_stride + h * a->value_dim;
-                        s.max[q] = &a->max[t * heads + h];
-                        s.sum[q] = &a->sum[t * heads + h];
-                    }
-                    attend_tile(a, type, few, &s, begin + r, rows,
-                                kv_at(type, run->k, r * a->k_stride + head * a->key_dim),
-                                kv_at(type, run->v, r * a->v_stride + head * a->value_dim), few ? run->rows - r : 0);
+        for (size_t head = 0; head < a->kv_heads; head++) {
+            const size_t n_pieces = tile_pieces(a, type, at, rows, head, few, pieces);
+            for (size_t q0 = 0; q0 < all; q0 += ATTEND_QUERIES) {
+                s.n = all - q0 < ATTEND_QUERIES ? all - q0 : ATTEND_QUERIES;
+                for (size_t q = 0; q < s.n; q++) {
+                    const size_t t = (q0 + q) / a->group, h = head * a->group + (q0 + q) % a->group;
+                    s.token[q] = t;
+                    s.q[q] = a->q + t * a->q_stride + h * a->key_dim;
+                    s.out[q] = a->out + place + t * a->out_stride + h * a->value_dim;
+                    s.max[q] = a->max + place + t * heads + h;
+                    s.sum[q] = a->sum + place + t * heads + h;
+                    if (s.fresh) *s.max[q] = -INFINITY, *s.sum[q] = 0;
                 }
+                attend_tile(a, type, few, &s, at, tile_lane(a, at), rows, pieces, n_pieces);
             }
-            r += rows;
         }
     }
 }
@@ -294,17 +354,17 @@ static void attend(const hk_attend *a) {
 
 static void attend_merge(const float *max, const float *sum, size_t stride, const float *values, size_t values_stride,
                          size_t n, size_t value_dim, float *y) {
-    float most = -INFINITY, total = 0;
-    for (size_t i = 0; i < n; i++) most = max[i * stride] > most ? max[i * stride] : most;
+    float most = max[0], total = sum[0], keep = 0, add = 1;
     for (size_t i = 0; i < n; i++) {
-        const float weight = expf(max[i * stride] - most), *v = values + i * values_stride;
-        total += sum[i * stride] * weight;
-        size_t j = 0;
-        for (; j + VF_LANES <= value_dim; j += VF_LANES) {
-            const vf part = vf_mul(vf_load(v + j), vf_set1(weight));
-            vf_store(y + j, i == 0 ? part : vf_add(vf_load(y + j), part));
+        const float *v = values + i * values_stride;
+        if (i > 0) {
+            add_part(&most, max[i * stride], &keep, &add);
+            total = total * keep + sum[i * stride] * add;
         }
-        for (; j < value_dim; j++) y[j] = (i == 0 ? 0 : y[j]) + v[j] * weight;
+        size_t j = 0;
+        for (; j + VF_LANES <= value_dim; j += VF_LANES)
+            vf_store(y + j, i == 0 ? vf_load(v + j) : added(vf_load(y + j), keep, vf_load(v + j), add));
+        for (; j < value_dim; j++) y[j] = i == 0 ? v[j] : fmaf(v[j], add, y[j] * keep);
     }
     for (size_t j = 0; j < value_dim; j++) y[j] /= total;
 }

@@ -79,16 +79,17 @@ pub struct Attention<'a> {
     /// Per token, the rows it sees, in order of position: a prefix of the cache, the same for all tokens; the end of
     /// what else the cache holds, in two runs, for later tokens no more of it than for earlier ones; rows of the chunk.
     pub visible: &'a [[Run; 4]],
+    /// The position of the chunk's first token. What a token sees is added up tile by tile, and tiles are runs of
+    /// positions: so its answer has the same bits in whatever chunk it comes.
+    pub position: usize,
 }
 
-/// Values of a row that the kernel turns keys in.
-const TURNED: usize = hk::HK_ATTEND_ROWS as usize;
+/// Rows of a tile.
+const ROWS: usize = hk::HK_ATTEND_ROWS as usize;
 /// Queries of a tile of tokens: as many as the kernel takes at once.
 const PREFILL_QUERIES: usize = 40;
-/// Parts that the rows of a single token are split into at most, each of a multiple of `DECODE_ROWS`: the same for any
-/// number of threads.
+/// Parts that the tiles of a single token are split into at most.
 const DECODE_PARTS: usize = 16;
-const DECODE_ROWS: usize = 32;
 
 /// The rows that some tokens see between them, as one sequence.
 struct Sequence {
@@ -97,10 +98,12 @@ struct Sequence {
     /// Per token: where in the sequence the rest that it sees begins and ends.
     first: Vec<usize>,
     end: Vec<usize>,
+    /// Where in its tile the rest begins.
+    phase: usize,
 }
 
 impl Sequence {
-    fn new(visible: &[[Run; 4]]) -> Self {
+    fn new(visible: &[[Run; 4]], position: usize) -> Self {
         let [prefix, old, new, _] = visible[0];
         let cached = old.rows + new.rows;
         let own = |token: &[Run; 4]| token[3].first..token[3].first + token[3].rows;
@@ -115,7 +118,15 @@ impl Sequence {
             first.push(if seen > 0 { chunk - seen } else { chunk + own(token).start - start });
             end.push(chunk + own(token).end - start);
         }
-        Self { runs: [prefix, old, new, Run { chunk: true, first: start, rows: stop - start }], first, end }
+        let phase = (position + start).checked_sub(cached).expect("attention: rows from before the text") % ROWS;
+        Self { runs: [prefix, old, new, Run { chunk: true, first: start, rows: stop - start }], first, end, phase }
+    }
+
+    /// Where tiles begin, and the end.
+    fn tiles(&self) -> Vec<usize> {
+        let [prefix, rows] = [self.runs[0].rows, self.rows()];
+        let rest = (prefix..prefix + 1).chain((prefix + ROWS - self.phase..rows).step_by(ROWS));
+        (0..prefix).step_by(ROWS).chain(rest).chain([rows]).collect()
     }
 
     fn rows(&self) -> usize {
@@ -148,8 +159,9 @@ impl Cpu {
         let (kernels, heads) = (self.kernels, a.heads);
         let (y, stride) = (Shared(out.data.as_mut_ptr()), out.stride);
         let scale = 1.0 / (a.key_dim as f32).sqrt();
-        // The call on tokens `t..` of a sequence, kv heads `h..`, with `scratch` of `TURNED * key_dim` values; the caller
-        // says where parts go.
+        let turned = hk::HK_ATTEND_SCRATCH as usize * a.key_dim;
+        // The call on tokens `t..` of a sequence, kv heads `h..`, with `scratch` of `turned` values; the caller says where
+        // parts go.
         let call = |s: &Sequence, t: usize, h: std::ops::Range<usize>, scratch: *mut f32| {
             let runs = s.runs.map(|run| {
                 let [k, v] = if run.chunk { a.chunk } else { a.cache };
@@ -175,6 +187,7 @@ impl Cpu {
                 from: 0,
                 to: s.rows(),
                 prefix: s.runs[0].rows,
+                phase: s.phase,
                 first: s.first.as_ptr(),
                 end: s.end.as_ptr(),
                 scale,
@@ -183,25 +196,27 @@ impl Cpu {
                 sum: std::ptr::null_mut(),
                 out: y.at(t * stride + h.start * group * a.value_dim),
                 out_stride: stride,
+                tile_stride: 0,
             };
             (args, runs)
         };
 
         if out.rows == 1 {
-            // One token: its rows in parts, each for all heads, so that they are read as they lie.
-            let s = Sequence::new(a.visible);
-            let rows = s.rows().div_ceil(DECODE_PARTS).next_multiple_of(DECODE_ROWS);
-            let (parts, part) = (s.rows().div_ceil(rows), heads * (a.value_dim + 2));
-            let n = self.pool.threads() * TURNED * a.key_dim;
+            // One token: its tiles in parts, each for all heads, so that rows are read as they lie.
+            let s = Sequence::new(a.visible, a.position);
+            let (tiles, part) = (s.tiles(), heads * (a.value_dim + 2));
+            let (parts, each) = (tiles.len() - 1, (tiles.len() - 1).div_ceil(DECODE_PARTS));
+            let n = self.pool.threads() * turned;
             self.scores.resize(self.scores.len().max(n + parts * part), 0.0);
             let scratch = Shared(self.scores.as_mut_ptr());
-            self.pool.run(parts, |task, thread| {
-                let (mut args, runs) = call(&s, 0, 0..a.kv_heads, scratch.at(thread * TURNED * a.key_dim));
+            self.pool.run(parts.div_ceil(each), |task, thread| {
+                let (mut args, runs) = call(&s, 0, 0..a.kv_heads, scratch.at(thread * turned));
                 args.runs = runs.as_ptr();
-                (args.from, args.to) = (task * rows, s.rows().min((task + 1) * rows));
-                args.max = scratch.at(n + task * part);
-                args.sum = scratch.at(n + task * part + heads);
-                args.out = scratch.at(n + task * part + 2 * heads);
+                (args.from, args.to) = (tiles[task * each], tiles[parts.min((task + 1) * each)]);
+                args.tile_stride = part;
+                args.max = scratch.at(n + task * each * part);
+                args.sum = args.max.wrapping_add(heads);
+                args.out = args.sum.wrapping_add(heads);
                 call!(kernels, attend(&args));
             });
             self.pool.run(a.kv_heads, |head, _| {
@@ -216,10 +231,10 @@ impl Cpu {
 
         // Many tokens: those of a tile share each row of keys, once it is turned.
         let tile = (PREFILL_QUERIES / group).max(1);
-        let each = TURNED * a.key_dim + 2 * tile * group;
+        let each = turned + 2 * tile * group;
         self.scores.resize(self.scores.len().max(self.pool.threads() * each), 0.0);
         let scratch = Shared(self.scores.as_mut_ptr());
-        let sequences: Vec<_> = a.visible.chunks(tile).map(Sequence::new).collect();
+        let sequences: Vec<_> = a.visible.chunks(tile).map(|visible| Sequence::new(visible, a.position)).collect();
         // the last tokens see the most: they come first
         let tasks = sequences.len() * a.kv_heads;
         self.pool.run(tasks, |task, thread| {
@@ -228,7 +243,7 @@ impl Cpu {
             let (s, t, scratch) = (&sequences[i], i * tile, scratch.at(thread * each));
             let (mut args, runs) = call(s, t, head..head + 1, scratch);
             args.runs = runs.as_ptr();
-            args.max = scratch.wrapping_add(TURNED * a.key_dim);
+            args.max = scratch.wrapping_add(turned);
             args.sum = args.max.wrapping_add(tile * group);
             call!(kernels, attend(&args));
             for q in 0..s.first.len() * group {

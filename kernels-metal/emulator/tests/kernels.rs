@@ -376,6 +376,7 @@ fn attention() {
                     cache: [kv(&ck), kv(&cv)],
                     chunk: [kv(&k), kv(&v)],
                     visible: &visible,
+                    position: seen,
                 };
                 let mut want = vec![0.0; tokens * heads * value_dim];
                 reference().attention(&args, mat_mut(&mut want, heads * value_dim));
