@@ -234,7 +234,8 @@ fn a_prompt_is_read_once() {
         assert_eq!(read + cached, all);
         known.push(cached as f64 / all as f64);
     }
-    assert!(known[0] == 0.0 && known[1] > 0.95 && known[2] > 0.95 && known[3] > 0.5, "{known:?}");
+    assert!(known[0] == 0.0 && known[1] > 0.95 && known[2] > 0.95, "{known:?}");
+    assert!(known[3] > much(0.5, -1.0), "{known:?}"); // no mark lies within a short prompt
     assert!(known[4] > 0.4 && known[5] == 1.0, "{known:?}");
     let mut bytes = fs::read(&cache).unwrap();
     bytes.truncate(1000);
