@@ -169,16 +169,6 @@ static void relu2(float *x, size_t n) {
 
 /* ---- attention heads ---- */
 
-static float kv_value(hk_type type, const void *p, size_t i) {
-    if (type == HK_Q8_0) return q8_value(p, i);
-    return type == HK_F16 ? f16_to_f32(((const uint16_t *)p)[i]) : ((const float *)p)[i];
-}
-
-/* values from i on, where a block begins if there are blocks */
-static const void *kv_at(hk_type type, const void *p, size_t i) {
-    return (const char *)p + (type == HK_Q8_0 ? q8_offset(i) : i * (type == HK_F16 ? 2 : 4));
-}
-
 static float score(const hk_attend *a, const float *q, const void *k) {
     float s = 0;
     for (size_t j = 0; j < a->key_dim; j++) s += q[j] * kv_value(a->type, k, j);

@@ -19,15 +19,6 @@ HK_INLINE vf kv_load(hk_type type, const void *p, size_t i) {
     return type == HK_F16 ? vf_load_f16((const uint16_t *)p + i) : vf_load((const float *)p + i);
 }
 
-HK_INLINE float kv_value(hk_type type, const void *p, size_t i) {
-    if (type == HK_Q8_0) return q8_value(p, i);
-    return type == HK_F16 ? f16_to_f32(((const uint16_t *)p)[i]) : ((const float *)p)[i];
-}
-
-HK_INLINE const char *kv_at(hk_type type, const void *p, size_t i) {
-    return (const char *)p + (type == HK_Q8_0 ? q8_offset(i) : i * (type == HK_F16 ? 2 : 4));
-}
-
 /* Asks for a head's row `r` of `rows` that are there. Heads lie side by side, so that the rows of one are far apart: the
  * CPU would not foresee it. */
 HK_INLINE void ask_for_row(hk_type type, const void *p, size_t stride, size_t r, size_t rows, size_t dim) {

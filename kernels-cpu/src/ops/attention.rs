@@ -138,8 +138,8 @@ impl Cpu {
     /// Softmax attention of every token over the rows it sees; out `[tokens, heads * value_dim]`.
     ///
     /// # Panics
-    /// If the shapes do not fit together, or a token sees rows that the first token of the call does not bound: see
-    /// [`Attention::visible`].
+    /// If the shapes do not fit together, a token sees rows that the first token of the call does not bound (see
+    /// [`Attention::visible`]), or more rows than there are positions before it.
     pub fn attention(&mut self, a: &Attention<'_>, out: MatMut<'_>) {
         let group = a.heads / a.kv_heads;
         let (k_stride, v_stride) = (a.kv_heads * a.key_dim, a.kv_heads * a.value_dim);
