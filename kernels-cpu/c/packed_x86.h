@@ -3,6 +3,7 @@
  * summed block after block in the same order whatever the tile. */
 
 #define PACKED_GROUPS 2 /* of a tile of several tokens: they share each broadcast activation */
+#define PACKED_AHEAD 4096 /* bytes between what is used and what is asked for, where there is one token */
 #ifndef PACKED_TOKENS
 #define PACKED_TOKENS 5 /* of a tile: the integer sums of a block stay in registers */
 #endif
@@ -118,12 +119,13 @@ HK_INLINE __m256i packed_end(hk_type type, __m256i sum, int32_t offset) {
 
 #endif
 
-/* `lanes` rows of the last group, all of those before it. One token reads the matrix as one stream, which the CPU's own
- * prefetchers follow best when left alone; with more, the first tile has time to ask for the groups after it. */
+/* `lanes` rows of the last group, all of those before it. One token reads the matrix as one stream, and asks for what
+ * comes PACKED_AHEAD bytes later: Intel's own prefetchers, left alone, do not keep memory busy (AMD's do). With more
+ * tokens, the first tile has time to ask for the groups after it. */
 HK_INLINE void packed_tile(hk_type type, const uint8_t *w, size_t groups, size_t lanes, size_t cols, const hk_act *x,
                            size_t t0, size_t tokens, float *y, size_t y_stride, int accumulate) {
     const size_t blocks = cols / HK_BLOCK, size = type_bytes(type), group = blocks * size;
-    const char *ahead = (const char *)w + groups * group;
+    const char *ahead = (const char *)w + (tokens > 1 ? groups * group : PACKED_AHEAD);
     const int8_t *q = x->q + t0 * cols;
     const float *d = x->d + t0 * blocks;
     const int32_t *offset = x->offset + t0 * blocks;
@@ -131,7 +133,7 @@ HK_INLINE void packed_tile(hk_type type, const uint8_t *w, size_t groups, size_t
     for (size_t g = 0; g < groups; g++)
         for (size_t t = 0; t < tokens; t++) sum[g][t] = vf_zero();
     for (size_t b = 0; b < blocks; b++, w += size, q += HK_BLOCK) {
-        if (tokens > 1 && t0 == 0)
+        if (t0 == 0)
             for (size_t i = 0; i < groups * size; i += 64, ahead += 64) prefetch_soon(ahead);
         __m256i dot[PACKED_GROUPS][PACKED_TOKENS];
         for (size_t t = 0; t < tokens; t++)
