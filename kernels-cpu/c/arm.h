@@ -12,6 +12,8 @@
 
 #include "vector/math.h"
 
+#include "vector/wide.h"
+
 #include "vector/attention.h"
 #include "vector/elementwise.h"
 #include "vector/float_matmul.h"

@@ -19,7 +19,7 @@
 
 /* Rows of K and V that attention takes at once, and the floats of scratch that it needs for each value of a key. */
 #define HK_ATTEND_ROWS 128
-#define HK_ATTEND_SCRATCH 136
+#define HK_ATTEND_SCRATCH 24
 
 /* Multiply-adds in a round of the loops that measure a core. */
 #define HK_ROUND 4096

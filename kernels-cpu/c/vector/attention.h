@@ -1,14 +1,23 @@
 /* Attention: some tokens' queries over a sequence of rows, tile by tile, so that the scores of a tile are all that is ever
- * held. Where many queries share a head, the keys of a tile are turned, a row a lane; V rows are read as they are.
+ * held. Where many queries share a head, keys are turned, a row a lane, and values made floats, a strip for all queries at a
+ * time; a strip stays in the first level of the cache.
  *
  * Many queries or few, a query's answer has the same bits: products of a key are added in eight sums, as they lie, and these
  * as `vf_sums` adds lanes; a tile's rows lie in fixed lanes, seen or not, and are added in their order; so are the tiles. */
 
 #define ATTEND_ROWS HK_ATTEND_ROWS /* of a tile */
+#define ATTEND_STRIP VW_LANES      /* lanes of a tile whose keys are turned at once, and columns whose values are widened */
 #define ATTEND_PIECES 4            /* runs that a tile may have rows of */
 #define ATTEND_SCORES (ATTEND_ROWS + VF_LANES) /* of a query: some more may be written */
 #define ATTEND_QUERIES 40          /* whose scores of a tile are held at once */
-#define ATTEND_BLOCK 6             /* queries whose sums live in registers, two vectors each */
+#define ATTEND_BLOCK 6             /* queries whose sums live in registers, and are few */
+#if VW_WHOLE
+#define ATTEND_MANY 10 /* the same where many queries share the keys */
+#define ATTEND_WIDE 2  /* wide vectors of sums for each of few queries */
+#else
+#define ATTEND_MANY ATTEND_BLOCK
+#define ATTEND_WIDE 1
+#endif
 
 /* p: values of K or V, in HK_Q8_0 from the beginning of a block on */
 HK_INLINE vf kv_load(hk_type type, const void *p, size_t i) {
@@ -17,6 +26,11 @@ HK_INLINE vf kv_load(hk_type type, const void *p, size_t i) {
         return vf_mul(vf_set1(f16_scale(block)), vf_load_i8((const int8_t *)block + 2 + i % HK_BLOCK));
     }
     return type == HK_F16 ? vf_load_f16((const uint16_t *)p + i) : vf_load((const float *)p + i);
+}
+
+HK_INLINE vw kv_load_wide(hk_type type, const void *p, size_t i) {
+    if (type == HK_F16) return vw_load_f16((const uint16_t *)p + i);
+    return vw_pair(kv_load(type, p, i), kv_load(type, p, i + VF_LANES));
 }
 
 /* Asks for a head's row `r` of `rows` that are there. Heads lie side by side, so that the rows of one are far apart: the
@@ -45,8 +59,8 @@ HK_INLINE void add_part(float *max, float more, float *keep, float *add) {
     *(more > before ? keep : add) = factor[0];
 }
 
-HK_INLINE vf added(vf out, float keep, vf part, float add) {
-    return vf_fma(part, vf_set1(add), vf_mul(out, vf_set1(keep)));
+HK_INLINE vw added(vw out, float keep, vw part, float add) {
+    return vw_fma(part, vw_set1(add), vw_mul(out, vw_set1(keep)));
 }
 
 /* Rows of a tile that lie in one run: for one kv head. */
@@ -68,54 +82,51 @@ typedef struct attend_queries {
     float scores[ATTEND_QUERIES][ATTEND_SCORES];
 } attend_queries;
 
-/* keys [rows, key_dim] of a piece to its lanes of turned [key_dim, HK_ATTEND_SCRATCH]; up to VF_LANES - 1 more are written */
-HK_INLINE void turn_keys(hk_type type, const attend_piece *piece, size_t stride, size_t key_dim, float *turned) {
-    turned += piece->lane;
-    for (size_t r = 0; r < piece->rows; r += VF_LANES) {
-        const size_t n = piece->rows - r < VF_LANES ? piece->rows - r : VF_LANES;
-        size_t j = 0;
-        for (; j + VF_LANES <= key_dim; j += VF_LANES) {
-            vf square[VF_LANES];
-            for (size_t i = 0; i < VF_LANES; i++)
-                square[i] = i < n ? kv_load(type, piece->k, (r + i) * stride + j) : vf_zero();
-            vf_transpose(square);
-            for (size_t i = 0; i < VF_LANES; i++) vf_store(turned + (j + i) * HK_ATTEND_SCRATCH + r, square[i]);
+/* The keys of the strip of lanes that begins at `from`, turned: [key_dim, HK_ATTEND_SCRATCH]. */
+HK_INLINE void turn_keys(hk_type type, const attend_piece *pieces, size_t n_pieces, size_t stride, size_t key_dim,
+                         size_t from, float *turned) {
+    for (const attend_piece *piece = pieces; piece < pieces + n_pieces; piece++) {
+        const size_t begin = piece->lane > from ? piece->lane : from;
+        const size_t end = piece->lane + piece->rows < from + ATTEND_STRIP ? piece->lane + piece->rows : from + ATTEND_STRIP;
+        for (size_t lane = begin; lane < end; lane += VF_LANES) { /* some more lanes may be written, of which the next pieces are */
+            const size_t n = end - lane < VF_LANES ? end - lane : VF_LANES;
+            const void *k = kv_at(type, piece->k, (lane - piece->lane) * stride);
+            float *out = turned + lane - from;
+            size_t j = 0;
+            for (; j + VF_LANES <= key_dim; j += VF_LANES, out += VF_LANES * HK_ATTEND_SCRATCH) {
+                vf square[VF_LANES];
+                for (size_t i = 0; i < VF_LANES; i++) square[i] = i < n ? kv_load(type, k, i * stride + j) : vf_zero();
+                vf_transpose(square);
+                for (size_t i = 0; i < VF_LANES; i++) vf_store(out + i * HK_ATTEND_SCRATCH, square[i]);
+            }
+            for (; j < key_dim; j++, out += HK_ATTEND_SCRATCH)
+                for (size_t i = 0; i < n; i++) out[i] = kv_value(type, k, i * stride + j);
         }
-        for (; j < key_dim; j++)
-            for (size_t i = r; i < r + n; i++) turned[j * HK_ATTEND_SCRATCH + i] = kv_value(type, piece->k, i * stride + j);
     }
 }
 
-HK_INLINE void score_block(attend_queries *s, size_t q0, size_t n, const float *turned, size_t begin, size_t end,
-                           size_t key_dim) {
+/* Products of n queries with the turned keys of a strip. */
+HK_INLINE void score_strip(attend_queries *s, size_t q0, size_t n, const float *turned, size_t from, size_t key_dim) {
     static const unsigned char order[VF_LANES] = {0, 2, 1, 3, 4, 6, 5, 7}; /* in which `vf_sums` adds lanes, pair by pair */
-    for (size_t r = begin / VF_LANES * VF_LANES; r < end; r += 2 * VF_LANES) {
-        vf held[3][ATTEND_BLOCK][2]; /* a lane, a pair, four */
+    vw held[3][ATTEND_MANY]; /* a lane, a pair, four */
 #pragma GCC unroll 8
-        for (size_t lane = 0; lane < VF_LANES; lane++) {
-            vf sum[ATTEND_BLOCK][2], zero = vf_zero();
-            OPAQUE(zero); /* or it takes a register for good, which the sums need */
-            for (size_t q = 0; q < n; q++) sum[q][0] = sum[q][1] = zero;
-            for (size_t j = order[lane]; j < key_dim; j += VF_LANES) {
-                const float *keys = turned + j * HK_ATTEND_SCRATCH + r;
-                const vf k0 = vf_load(keys), k1 = vf_load(keys + VF_LANES);
-                for (size_t q = 0; q < n; q++) {
-                    const vf v = vf_set1(s->q[q0 + q][j]);
-                    sum[q][0] = vf_fma(v, k0, sum[q][0]);
-                    sum[q][1] = vf_fma(v, k1, sum[q][1]);
-                }
-            }
-            for (size_t q = 0; q < n; q++)
-                for (size_t i = 0; i < 2; i++) {
-                    vf all = sum[q][i];
-                    OPAQUE(all); /* the sums stay in registers */
-                    size_t level = 0;
-                    for (; (lane >> level) % 2; level++) all = vf_add(held[level][q][i], all);
-                    if (level < 3)
-                        held[level][q][i] = all;
-                    else
-                        vf_store(s->scores[q0 + q] + r + i * VF_LANES, all);
-                }
+    for (size_t lane = 0; lane < VF_LANES; lane++) {
+        vw sum[ATTEND_MANY], zero = vw_zero();
+        OPAQUE_WIDE(zero); /* or it takes a register for good, which the sums need */
+        for (size_t q = 0; q < n; q++) sum[q] = zero;
+        for (size_t j = order[lane]; j < key_dim; j += VF_LANES) {
+            const vw keys = vw_load(turned + j * HK_ATTEND_SCRATCH);
+            for (size_t q = 0; q < n; q++) sum[q] = vw_fma(vw_set1(s->q[q0 + q][j]), keys, sum[q]);
+        }
+        for (size_t q = 0; q < n; q++) {
+            vw all = sum[q];
+            OPAQUE_WIDE(all); /* the sums stay in registers */
+            size_t level = 0;
+            for (; (lane >> level) % 2; level++) all = vw_add(held[level][q], all);
+            if (level < 3)
+                held[level][q] = all;
+            else
+                vw_store(s->scores[q0 + q] + from, all);
         }
     }
 }
@@ -127,30 +138,35 @@ HK_INLINE vf kv_tail(hk_type type, const void *p, size_t i, size_t n) {
     return vf_load(values);
 }
 
-/* The same for few queries, which would not repay the turning: the keys of two rows at a time meet all of them as they
+/* The same for few queries, which would not repay the turning: the keys of some rows at a time meet all of them as they
  * lie, and the lanes are added up for eight rows at once. Up to VF_LANES - 1 more scores are written. */
 HK_INLINE void score_rows(attend_queries *s, size_t n, hk_type type, attend_piece piece, size_t stride, size_t key_dim) {
-    const size_t rest = key_dim % VF_LANES, whole = key_dim - rest, rows = piece.rows;
+    const size_t rest = key_dim % VF_LANES, whole = key_dim - rest, rows = piece.rows, step = 2 * ATTEND_WIDE;
     for (size_t r0 = 0; r0 < rows; r0 += VF_LANES) {
         vf lanes[ATTEND_BLOCK][VF_LANES];
-        for (size_t r = 0; r < VF_LANES; r += 2) {
-            const size_t row[2] = {r0 + r < rows ? r0 + r : rows - 1, r0 + r + 1 < rows ? r0 + r + 1 : rows - 1};
-            vf sum[ATTEND_BLOCK][2];
-            for (size_t q = 0; q < n; q++) sum[q][0] = sum[q][1] = vf_zero();
+        for (size_t r = 0; r < VF_LANES; r += step) {
+            size_t row[2 * ATTEND_WIDE];
+            for (size_t i = 0; i < step; i++) row[i] = r0 + r + i < rows ? r0 + r + i : rows - 1;
+            vw sum[ATTEND_BLOCK][ATTEND_WIDE];
+            for (size_t q = 0; q < n; q++)
+                for (size_t i = 0; i < ATTEND_WIDE; i++) sum[q][i] = vw_zero();
             for (size_t j = 0; j < whole; j += VF_LANES) {
-                const vf k0 = kv_load(type, piece.k, row[0] * stride + j), k1 = kv_load(type, piece.k, row[1] * stride + j);
+                vw keys[ATTEND_WIDE];
+                for (size_t i = 0; i < ATTEND_WIDE; i++)
+                    keys[i] = vw_pair(kv_load(type, piece.k, row[2 * i] * stride + j),
+                                      kv_load(type, piece.k, row[2 * i + 1] * stride + j));
                 for (size_t q = 0; q < n; q++) {
                     vf v = vf_load(s->q[q] + j);
                     OPAQUE(v); /* loaded once: the loads are as many as the sums allow */
-                    sum[q][0] = vf_fma(v, k0, sum[q][0]);
-                    sum[q][1] = vf_fma(v, k1, sum[q][1]);
+                    for (size_t i = 0; i < ATTEND_WIDE; i++) sum[q][i] = vw_fma(vw_twice(v), keys[i], sum[q][i]);
                 }
             }
-            for (size_t i = 0; i < 2; i++) ask_for_row(type, piece.k, stride, row[i] + ATTEND_ROWS, piece.ahead, key_dim);
-            for (size_t q = 0; q < n; q++) {
-                lanes[q][r] = sum[q][0];
-                lanes[q][r + 1] = sum[q][1];
-            }
+            for (size_t i = 0; i < step; i++) ask_for_row(type, piece.k, stride, row[i] + ATTEND_ROWS, piece.ahead, key_dim);
+            for (size_t q = 0; q < n; q++)
+                for (size_t i = 0; i < ATTEND_WIDE; i++) {
+                    lanes[q][r + 2 * i] = vw_low(sum[q][i]);
+                    lanes[q][r + 2 * i + 1] = vw_high(sum[q][i]);
+                }
         }
         if (rest > 0)
             for (size_t r = 0; r < VF_LANES && r0 + r < rows; r++) {
@@ -193,40 +209,52 @@ HK_INLINE void softmax_tile(attend_queries *s, size_t q, float scale, size_t lan
     *sum = *sum * s->keep[q] + vf_sum(total) * s->add[q];
 }
 
-/* out = out * keep + (scores . V) * add, or scores . V, two vectors of columns at a time */
-HK_INLINE void value_block(attend_queries *s, size_t q0, size_t n, hk_type type, const attend_piece *pieces, size_t n_pieces,
-                           size_t stride, size_t value_dim) {
-    size_t j = 0;
-    for (; j + 2 * VF_LANES <= value_dim; j += 2 * VF_LANES) {
-        vf sum[ATTEND_BLOCK][2];
-        for (size_t q = 0; q < n; q++) sum[q][0] = sum[q][1] = vf_zero();
-        for (size_t i = 0; i < n_pieces; i++) {
-            const attend_piece piece = pieces[i];
-            const float *scores = s->scores[q0] + piece.lane;
-            for (size_t r = 0; r < piece.rows; r++) {
-                if (j % 32 == 0) ask_for_row(type, kv_at(type, piece.v, j), stride, r + ATTEND_ROWS, piece.ahead, 32);
-                const vf v0 = kv_load(type, piece.v, r * stride + j), v1 = kv_load(type, piece.v, r * stride + j + VF_LANES);
-                for (size_t q = 0; q < n; q++) {
-                    const vf p = vf_set1(scores[q * ATTEND_SCORES + r]);
-                    sum[q][0] = vf_fma(p, v0, sum[q][0]);
-                    sum[q][1] = vf_fma(p, v1, sum[q][1]);
-                }
+/* Columns j .. j + ATTEND_STRIP of V: a row of `strip` for each lane. */
+HK_INLINE void widen_values(hk_type type, const attend_piece *pieces, size_t n_pieces, size_t stride, size_t j,
+                            float strip[ATTEND_ROWS][ATTEND_STRIP]) {
+    for (size_t i = 0; i < n_pieces; i++)
+        for (size_t r = 0; r < pieces[i].rows; r++)
+            vw_store(strip[pieces[i].lane + r], kv_load_wide(type, pieces[i].v, r * stride + j));
+}
+
+/* `width` wide vectors of columns, from j on, of out = out * keep + (scores . V) * add, or of scores . V; from `strip` if
+ * there is one. */
+HK_INLINE void value_strip(attend_queries *s, size_t q0, size_t n, size_t width, hk_type type, const attend_piece *pieces,
+                           size_t n_pieces, size_t stride, size_t j, float (*strip)[ATTEND_STRIP]) {
+    vw sum[ATTEND_MANY][ATTEND_WIDE];
+    for (size_t q = 0; q < n; q++)
+        for (size_t i = 0; i < width; i++) sum[q][i] = vw_zero();
+    for (const attend_piece *piece = pieces; piece < pieces + n_pieces; piece++) {
+        const float *scores = s->scores[q0] + piece->lane;
+        for (size_t r = 0; r < piece->rows; r++) {
+            if (!strip && j % 32 == 0) ask_for_row(type, kv_at(type, piece->v, j), stride, r + ATTEND_ROWS, piece->ahead, 32);
+            vw values[ATTEND_WIDE];
+            for (size_t i = 0; i < width; i++)
+                values[i] = strip ? vw_load(strip[piece->lane + r])
+                                  : kv_load_wide(type, piece->v, r * stride + j + i * VW_LANES);
+            for (size_t q = 0; q < n; q++) {
+                const vw p = vw_set1(scores[q * ATTEND_SCORES + r]);
+                for (size_t i = 0; i < width; i++) sum[q][i] = vw_fma(p, values[i], sum[q][i]);
             }
         }
-        for (size_t q = 0; q < n; q++)
-            for (size_t i = 0; i < 2; i++) {
-                float *out = s->out[q0 + q] + j + i * VF_LANES;
-                vf_store(out, s->fresh ? sum[q][i] : added(vf_load(out), s->keep[q0 + q], sum[q][i], s->add[q0 + q]));
-            }
     }
-    for (; j < value_dim; j++)
-        for (size_t q = q0; q < q0 + n; q++) {
-            float sum = 0;
-            for (const attend_piece *piece = pieces; piece < pieces + n_pieces; piece++)
-                for (size_t r = 0; r < piece->rows; r++)
-                    sum = fmaf(s->scores[q][piece->lane + r], kv_value(type, piece->v, r * stride + j), sum);
-            s->out[q][j] = s->fresh ? sum : fmaf(sum, s->add[q], s->out[q][j] * s->keep[q]);
+    for (size_t q = 0; q < n; q++)
+        for (size_t i = 0; i < width; i++) {
+            float *out = s->out[q0 + q] + j + i * VW_LANES;
+            vw_store(out, s->fresh ? sum[q][i] : added(vw_load(out), s->keep[q0 + q], sum[q][i], s->add[q0 + q]));
         }
+}
+
+/* The same for column j of all queries. */
+HK_INLINE void value_column(attend_queries *s, hk_type type, const attend_piece *pieces, size_t n_pieces, size_t stride,
+                            size_t j) {
+    for (size_t q = 0; q < s->n; q++) {
+        float sum = 0;
+        for (const attend_piece *piece = pieces; piece < pieces + n_pieces; piece++)
+            for (size_t r = 0; r < piece->rows; r++)
+                sum = fmaf(s->scores[q][piece->lane + r], kv_value(type, piece->v, r * stride + j), sum);
+        s->out[q][j] = s->fresh ? sum : fmaf(sum, s->add[q], s->out[q][j] * s->keep[q]);
+    }
 }
 
 /* One tile: sequence rows from `at` on, in pieces, the first of them in lane `lane`. */
@@ -241,18 +269,26 @@ HK_INLINE void attend_tile(const hk_attend *a, hk_type type, int few, attend_que
         case 3: n = 3; call(3); break;            \
         case 4: n = 4; call(4); break;            \
         case 5: n = 5; call(5); break;            \
-        default: n = ATTEND_BLOCK; call(ATTEND_BLOCK); break; \
+        default:                                  \
+            if (!few && n >= ATTEND_MANY) {       \
+                n = ATTEND_MANY; call(ATTEND_MANY); \
+            } else {                              \
+                n = ATTEND_BLOCK; call(ATTEND_BLOCK); \
+            }                                     \
         }                                         \
     }
 #define SCORE_ROWS(n) \
     for (size_t i = 0; i < n_pieces; i++) score_rows(s, n, type, pieces[i], a->k_stride, a->key_dim)
-#define SCORES(n) score_block(s, q, n, a->scratch, lane, lane + rows, a->key_dim)
-#define VALUES(n) value_block(s, q, n, type, pieces, n_pieces, a->v_stride, a->value_dim)
+#define SCORES(n) score_strip(s, q, n, a->scratch, r, a->key_dim)
+#define FEW_VALUES(n) value_strip(s, q, n, ATTEND_WIDE, type, pieces, n_pieces, a->v_stride, j, NULL)
+#define VALUES(n) value_strip(s, q, n, 1, type, pieces, n_pieces, a->v_stride, j, strip)
     if (few) {
         EACH_BLOCK(SCORE_ROWS)
     } else {
-        for (size_t i = 0; i < n_pieces; i++) turn_keys(type, &pieces[i], a->k_stride, a->key_dim, a->scratch);
-        EACH_BLOCK(SCORES)
+        for (size_t r = lane / VF_LANES * VF_LANES; r < lane + rows; r += ATTEND_STRIP) {
+            turn_keys(type, pieces, n_pieces, a->k_stride, a->key_dim, r, a->scratch);
+            EACH_BLOCK(SCORES)
+        }
     }
     for (size_t q = 0; q < s->n; q++) {
         /* the prefix is seen by all; of what follows, first .. end */
@@ -266,10 +302,19 @@ HK_INLINE void attend_tile(const hk_attend *a, hk_type type, int few, attend_que
             for (size_t r = lane; r < lane + rows; r++) s->scores[q][r] = 0;
         }
     }
-    EACH_BLOCK(VALUES)
+    float strip[ATTEND_ROWS][ATTEND_STRIP];
+    size_t j = 0;
+    if (few)
+        for (; j + ATTEND_WIDE * VW_LANES <= a->value_dim; j += ATTEND_WIDE * VW_LANES) { EACH_BLOCK(FEW_VALUES) }
+    for (; j + ATTEND_STRIP <= a->value_dim; j += ATTEND_STRIP) {
+        widen_values(type, pieces, n_pieces, a->v_stride, j, strip);
+        EACH_BLOCK(VALUES)
+    }
+    for (; j < a->value_dim; j++) value_column(s, type, pieces, n_pieces, a->v_stride, j);
 #undef EACH_BLOCK
 #undef SCORE_ROWS
 #undef SCORES
+#undef FEW_VALUES
 #undef VALUES
 }
 
@@ -353,8 +398,8 @@ static void attend_merge(const float *max, const float *sum, size_t stride, cons
             total = total * keep + sum[i * stride] * add;
         }
         size_t j = 0;
-        for (; j + VF_LANES <= value_dim; j += VF_LANES)
-            vf_store(y + j, i == 0 ? vf_load(v + j) : added(vf_load(y + j), keep, vf_load(v + j), add));
+        for (; j + VW_LANES <= value_dim; j += VW_LANES)
+            vw_store(y + j, i == 0 ? vw_load(v + j) : added(vw_load(y + j), keep, vw_load(v + j), add));
         for (; j < value_dim; j++) y[j] = i == 0 ? v[j] : fmaf(v[j], add, y[j] * keep);
     }
     for (size_t j = 0; j < value_dim; j++) y[j] /= total;
