@@ -2,7 +2,9 @@
 #if defined(__AVX512VNNI__) && defined(__AVX512VL__) && defined(__AVX512VBMI__)
 
 #define HK_DPBUSD _mm256_dpbusd_epi32
+#define HK_DPBUSD_WIDE _mm512_dpbusd_epi32
 #define HK_LOOKUP32 _mm256_permutexvar_epi8
+#define HK_LOOKUP64 _mm512_permutexvar_epi8
 #define PACKED_TOKENS 6
 
 #include "x86.h"

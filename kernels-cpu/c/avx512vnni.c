@@ -1,7 +1,8 @@
-/* AVX2, and of AVX-512 the 32 registers, the broadcast operands and VNNI, on 256 bits. */
+/* AVX2, and of AVX-512 the 32 registers, the broadcast operands and VNNI; on 512 bits where that has more to do. */
 #if defined(__AVX512VNNI__) && defined(__AVX512VL__)
 
 #define HK_DPBUSD _mm256_dpbusd_epi32
+#define HK_DPBUSD_WIDE _mm512_dpbusd_epi32
 #define PACKED_TOKENS 6 /* and twice as many registers */
 
 #include "x86.h"

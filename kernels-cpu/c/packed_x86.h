@@ -177,11 +177,102 @@ HK_INLINE void packed_tile(hk_type type, const uint8_t *w, size_t groups, size_t
         }
 }
 
+#ifdef HK_DPBUSD_WIDE
+
+#define PACKED_WIDE 12 /* tokens of a tile whose two groups lie side by side in registers of 512 bits */
+
+HK_INLINE __m512i wide_pair(__m256i low, __m256i high) {
+    return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+}
+
+HK_INLINE __m512i wide_load(const uint8_t *a, const uint8_t *b) {
+    return wide_pair(_mm256_loadu_si256((const __m256i *)a), _mm256_loadu_si256((const __m256i *)b));
+}
+
+HK_INLINE __m512i wide_lookup(hk_type type, const int8_t *levels, __m512i low) {
+    const __m512i table = wide_pair(packed_table(type, levels), packed_table(type, levels));
+#ifdef HK_LOOKUP64
+    return HK_LOOKUP64(low, table); /* of six bits, in a table that is there four times */
+#else
+    return _mm512_shuffle_epi8(table, _mm512_and_si512(low, _mm512_set1_epi8(15)));
+#endif
+}
+
+/* `packed_weights` of two groups */
+HK_INLINE __m512i wide_weights(hk_type type, const uint8_t *a, const uint8_t *b, size_t c) {
+    const size_t head = HK_LANES * head_bytes(type), at = head + 32 * (type == HK_Q8_0X8 ? c : c % 4);
+    const __m512i both = wide_load(a + at, b + at);
+    if (type == HK_Q8_0X8) return _mm512_xor_si512(both, _mm512_set1_epi8(-128));
+    const __m512i low = c < 4 ? both : _mm512_srli_epi16(both, 4);
+    if (type == HK_IQ4_NLX8) return wide_lookup(type, IQ4_NL_LEVELS, low);
+    if (type == HK_MXFP4X8) return wide_lookup(type, MXFP4_LEVELS, low);
+    const __m512i codes = _mm512_and_si512(low, _mm512_set1_epi8(15));
+    if (!has_fifth(type)) return codes;
+    const __m512i bits = wide_load(a + head - 4 * HK_LANES, b + head - 4 * HK_LANES);
+    const __m512i fifth = c < 4 ? _mm512_slli_epi16(bits, 4 - (unsigned)c % 4) : _mm512_srli_epi16(bits, (unsigned)c % 4);
+    return _mm512_or_si512(codes, _mm512_and_si512(fifth, _mm512_set1_epi8(16)));
+}
+
+/* `packed_tile` of two groups and PACKED_WIDE tokens: the same sums */
+HK_INLINE void wide_tile(hk_type type, const uint8_t *w, size_t lanes, size_t cols, const hk_act *x, size_t t0, float *y,
+                         size_t y_stride, int accumulate) {
+    const size_t blocks = cols / HK_BLOCK, size = type_bytes(type), group = blocks * size;
+    const char *ahead = (const char *)w + 2 * group;
+    const int8_t *q = x->q + t0 * cols;
+    const float *d = x->d + t0 * blocks;
+    const int32_t *offset = x->offset + t0 * blocks;
+    vw sum[PACKED_WIDE];
+    for (size_t t = 0; t < PACKED_WIDE; t++) sum[t] = vw_zero();
+    for (size_t b = 0; b < blocks; b++, w += size, q += HK_BLOCK) {
+        if (t0 == 0)
+            for (size_t i = 0; i < 2 * size; i += 64, ahead += 64) prefetch_soon(ahead);
+        __m512i dot[PACKED_WIDE];
+        for (size_t t = 0; t < PACKED_WIDE; t++) {
+            const __m256i missing = packed_missing(type, offset[t * blocks + b]);
+            dot[t] = _mm512_broadcastd_epi32(_mm256_castsi256_si128(missing));
+        }
+#pragma GCC unroll 8
+        for (size_t i = 0; i < 8; i++) {
+            const size_t c = i / 2 + i % 2 * 4;
+            const __m512i v = wide_weights(type, w, w + group, c);
+            for (size_t t = 0; t < PACKED_WIDE; t++) {
+                int32_t four;
+                memcpy(&four, q + t * cols + 4 * c, sizeof four);
+                dot[t] = HK_DPBUSD_WIDE(dot[t], v, _mm512_set1_epi32(four));
+                OPAQUE(dot[t]);
+            }
+        }
+        const vw scale = vw_pair(load_scales(type, w), load_scales(type, w + group));
+        for (size_t t = 0; t < PACKED_WIDE; t++) {
+            const size_t at = t * blocks + b;
+            sum[t] = vw_fma(_mm512_cvtepi32_ps(dot[t]), vw_mul(scale, vw_set1(d[at])), sum[t]);
+            if (has_min(type)) {
+                const size_t min = HK_LANES * scale_bytes(type);
+                const vw mins = vw_pair(vf_load_f16(w + min), vf_load_f16(w + group + min));
+                sum[t] = vw_fma(mins, vw_set1(act_sum(d[at], offset[at])), sum[t]);
+            }
+        }
+    }
+    for (size_t t = 0; t < PACKED_WIDE; t++) {
+        float *out = y + (t0 + t) * y_stride;
+        const __mmask16 there = (__mmask16)((1u << (HK_LANES + lanes)) - 1);
+        if (accumulate) sum[t] = vw_add(_mm512_maskz_loadu_ps(there, out), sum[t]);
+        _mm512_mask_storeu_ps(out, there, sum[t]);
+    }
+}
+
+#endif
+
 /* all tokens; `groups` is constant in each call, and so are the tokens of a tile */
 HK_INLINE void packed_groups(hk_type type, const uint8_t *w, size_t groups, size_t lanes, size_t cols, const hk_act *x,
                              size_t tokens, float *y, size_t y_stride, int accumulate) {
 #define PACKED_TILE(n) packed_tile(type, w, groups, lanes, cols, x, t, n, y, y_stride, accumulate)
     size_t t = 0;
+#ifdef HK_DPBUSD_WIDE
+    if (groups == PACKED_GROUPS)
+        for (; t + PACKED_WIDE <= tokens; t += PACKED_WIDE)
+            wide_tile(type, w, lanes, cols, x, t, y, y_stride, accumulate);
+#endif
     for (; t + PACKED_TOKENS <= tokens; t += PACKED_TOKENS) PACKED_TILE(PACKED_TOKENS);
     switch (tokens - t) {
     case 5: PACKED_TILE(5 < PACKED_TOKENS ? 5 : 1); break; /* where five are a whole tile, none are left here */

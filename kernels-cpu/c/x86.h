@@ -2,7 +2,9 @@
  * that includes this may define
  *   HK_DPBUSD(sum, u, s)  adds to each 32-bit lane its four products of unsigned and signed bytes: the same integers
  *                         as without, and hence the same results bit for bit
+ *   HK_DPBUSD_WIDE        the same on 512 bits
  *   HK_LOOKUP32(i, t)     looks up the low five bits of each byte of i in the 32 bytes of t
+ *   HK_LOOKUP64(i, t)     the low six, in 64 bytes
  *   PACKED_TOKENS         tokens of a tile of packed matrices */
 #include <math.h>
 
@@ -170,24 +172,41 @@ static uint64_t read_all(const void *p, size_t n) {
 
 /* ---- arithmetic from registers ---- */
 
-static uint32_t int8_rate(size_t rounds) {
-    enum { CHAINS = 8 };
-    __m256i sum[CHAINS], a = _mm256_set1_epi8(3), w = _mm256_set1_epi8(5);
-#ifndef HK_DPBUSD
-    const __m256i ones = _mm256_set1_epi16(1);
-#endif
-    for (int i = 0; i < CHAINS; i++) sum[i] = _mm256_setzero_si256();
-    for (; rounds > 0; rounds--)
-        for (int k = 0; k < HK_ROUND / 32 / CHAINS; k++)
-#pragma GCC unroll 8
-            for (int i = 0; i < CHAINS; i++) {
-                OPAQUE(a); /* each chain multiplies anew */
-#ifdef HK_DPBUSD
-                sum[i] = HK_DPBUSD(sum[i], w, a);
+/* RATE_CHAINS: enough to hide how long a step takes */
+#ifdef HK_DPBUSD_WIDE
+#define RATE_BYTES 64
+#define RATE_CHAINS 12
+#define RATE_STEP(sum, w, a) HK_DPBUSD_WIDE(sum, w, a)
+typedef __m512i rate_sum;
 #else
-                sum[i] = _mm256_add_epi32(sum[i], _mm256_madd_epi16(_mm256_maddubs_epi16(w, a), ones));
+#define RATE_BYTES 32
+typedef __m256i rate_sum;
+#ifdef HK_DPBUSD
+#define RATE_CHAINS 12
+#define RATE_STEP(sum, w, a) HK_DPBUSD(sum, w, a)
+#else
+#define RATE_CHAINS 8
+#define RATE_STEP(sum, w, a) _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(w, a), _mm256_set1_epi16(1)))
 #endif
-            }
-    for (int i = 1; i < CHAINS; i++) sum[0] = _mm256_add_epi32(sum[0], sum[i]);
-    return (uint32_t)_mm256_extract_epi32(sum[0], 0);
+#endif
+
+static uint32_t int8_rate(size_t rounds) {
+    rate_sum sum[RATE_CHAINS], a, w;
+    memset(&a, 3, sizeof a), memset(&w, 5, sizeof w);
+#pragma GCC unroll 12
+    for (int i = 0; i < RATE_CHAINS; i++) sum[i] = a;
+    for (size_t n = rounds * (HK_ROUND / RATE_BYTES / RATE_CHAINS); n > 0; n--)
+#pragma GCC unroll 12
+        for (int i = 0; i < RATE_CHAINS; i++) {
+            OPAQUE(a); /* each chain multiplies anew */
+            sum[i] = RATE_STEP(sum[i], w, a);
+        }
+    uint32_t all = 0;
+#pragma GCC unroll 12
+    for (int i = 0; i < RATE_CHAINS; i++) {
+        uint32_t lanes[RATE_BYTES / 4];
+        memcpy(lanes, &sum[i], sizeof lanes);
+        all += lanes[0];
+    }
+    return all;
 }

@@ -22,7 +22,7 @@
 #define HK_ATTEND_SCRATCH 24
 
 /* Multiply-adds in a round of the loops that measure a core. */
-#define HK_ROUND 4096
+#define HK_ROUND 4608
 
 /* What a plain type's number becomes larger by where rows are interleaved by eight. */
 #define HK_X8 16

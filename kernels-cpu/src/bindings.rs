@@ -3,7 +3,7 @@
 pub const HK_BLOCK: u32 = 32;
 pub const HK_ATTEND_ROWS: u32 = 128;
 pub const HK_ATTEND_SCRATCH: u32 = 24;
-pub const HK_ROUND: u32 = 4096;
+pub const HK_ROUND: u32 = 4608;
 pub const HK_X8: u32 = 16;
 pub const HK_TINY: f64 = 0.000000000000000000000000000001;
 #[repr(u32)]

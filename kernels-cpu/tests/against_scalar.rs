@@ -119,7 +119,7 @@ fn matmul() {
                 let quantized = !matches!(dtype, WeightType::HK_F32 | WeightType::HK_F16 | WeightType::HK_BF16);
                 let rows = rng.random_range(1..70);
                 let cols = if quantized { 32 * rng.random_range(1..12) } else { rng.random_range(1..200) };
-                let tokens = rng.random_range(1..12);
+                let tokens = rng.random_range(1..30);
                 let (start, gap) = (rng.random_range(0..5), rng.random_range(0..5));
                 let bytes = weight(&mut rng, dtype, rows, cols);
                 let w = Weight { dtype, rows, cols, bytes: &bytes[1..] };
@@ -151,7 +151,7 @@ fn matmul() {
 fn matmul_is_the_same_bits_in_any_batch() {
     let mut rng = ChaCha8Rng::seed_from_u64(SEED);
     for dtype in types() {
-        let (rows, cols, tokens) = (53, 96, 11);
+        let (rows, cols, tokens) = (53, 96, 27);
         let bytes = weight(&mut rng, dtype, rows, cols);
         let w = Weight { dtype, rows, cols, bytes: &bytes[1..] };
         let x = random(&mut rng, tokens * cols, 2.0);

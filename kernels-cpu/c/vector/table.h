@@ -42,15 +42,20 @@ static void matmul(hk_type type, const void *w, size_t rows, size_t cols, const 
 /* ---- arithmetic from registers ---- */
 
 static float float_rate(size_t rounds) {
-    vf s0 = vf_zero(), s1 = s0, s2 = s0, s3 = s0, s4 = s0, s5 = s0, s6 = s0, s7 = s0, a = vf_set1(0.5f);
-    const vf w = vf_set1(1.0f);
-    for (size_t n = rounds * (HK_ROUND / VF_LANES / 8); n > 0; n--) {
-        OPAQUE(a);
-        s0 = vf_fma(s0, a, w), s1 = vf_fma(s1, a, w), s2 = vf_fma(s2, a, w), s3 = vf_fma(s3, a, w);
-        s4 = vf_fma(s4, a, w), s5 = vf_fma(s5, a, w), s6 = vf_fma(s6, a, w), s7 = vf_fma(s7, a, w);
-        OPAQUE(s0);
+    enum { CHAINS = VW_WHOLE ? 8 : 4 };
+    vw sum[CHAINS], a = vw_set1(0.5f);
+    const vw w = vw_set1(1.0f);
+#pragma GCC unroll 8
+    for (int i = 0; i < CHAINS; i++) sum[i] = w;
+    for (size_t n = rounds * (HK_ROUND / VW_LANES / CHAINS); n > 0; n--) {
+        OPAQUE_WIDE(a);
+#pragma GCC unroll 8
+        for (int i = 0; i < CHAINS; i++) sum[i] = vw_fma(sum[i], a, w);
     }
-    return vf_sum(vf_add(vf_add(vf_add(s0, s1), vf_add(s2, s3)), vf_add(vf_add(s4, s5), vf_add(s6, s7))));
+    vw all = sum[0];
+#pragma GCC unroll 8
+    for (int i = 1; i < CHAINS; i++) all = vw_add(all, sum[i]);
+    return vf_sum(vf_add(vw_low(all), vw_high(all)));
 }
 
 /* The initialiser of a table. */

@@ -37,7 +37,7 @@ impl Cpu {
     }
 
     /// Multiply-adds that each thread does in a run of [`Cpu::int8_rate`] or [`Cpu::float_rate`]: a few milliseconds.
-    pub const RATE_MACS: usize = 1 << 28;
+    pub const RATE_MACS: usize = 58_000 * hk::HK_ROUND as usize;
 
     /// Multiply-adds a second of a loop that does [`hk::HK_ROUND`] a round, on all threads.
     fn rate(&mut self, runs: usize, work: impl Fn(usize) + Sync) -> f64 {
