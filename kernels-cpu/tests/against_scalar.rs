@@ -119,7 +119,7 @@ fn matmul() {
                 let quantized = !matches!(dtype, WeightType::HK_F32 | WeightType::HK_F16 | WeightType::HK_BF16);
                 let rows = rng.random_range(1..70);
                 let cols = if quantized { 32 * rng.random_range(1..12) } else { rng.random_range(1..200) };
-                let tokens = rng.random_range(1..30);
+                let tokens = rng.random_range(1..20);
                 let (start, gap) = (rng.random_range(0..5), rng.random_range(0..5));
                 let bytes = weight(&mut rng, dtype, rows, cols);
                 let w = Weight { dtype, rows, cols, bytes: &bytes[1..] };
