@@ -93,16 +93,49 @@ kernel void matvec_x8(device const uchar *w [[buffer(0)]], device const float *x
 /// Rows that a simdgroup takes at once, so that it reads x once for all of them.
 constexpr constant uint ROWS_AT_ONCE = 4;
 
+/// What half `h` of a row's block `b` adds to the row's product; x: what its codes meet, `sum` the sum of these.
+template <uint format>
+inline float half_block_dot(device const uchar *w, uint blocks, uint row, uint b, uint h, thread const float4 *x, float sum) {
+    const uint words = plain(format) == Q8_0 ? 4 : 2;
+    device const uchar *block = w + (row * ulong(blocks) + b) * block_bytes(format);
+    device const half *halves = (device const half *)block;
+    const float d = format == MXFP4 ? power_of_two(block[0]) : float(halves[0]);
+    const uint fifth = has_fifth(format) ? word_at<format>(block + fifth_at(format)) : 0;
+    float dots = 0.0f;
+    for (uint i = 0; i < words; i++) {
+        const uint c = words * h + i, word = word_at<format>(block + codes_at(format) + 4 * c);
+        dots += chunk_dot<format>(word, fifth, c, x[i], x[(words + i) % 4]);
+    }
+    if (has_min(format)) return d * dots + float(halves[1]) * sum;
+    return d * (dots - zero_code(format) * sum);
+}
+
+/// The shares of a lane in the products of rows row .. row + 3 with x. Formats of blocks: half a block of each row a time.
 template <uint format>
 inline float4 row_dots(device const uchar *w, device const float *x, uint rows, uint cols, uint row, uint lane) {
     float4 sums = float4(0.0f);
     const uint last = rows - 1; // is read again rather than what lies behind it
-    for (uint col = 4 * lane; col < cols; col += 128) {
-        const float4 in = load4(x, col, cols);
-        sums += float4(dot(weights4<format>(w, cols, row, col), in),
-                       dot(weights4<format>(w, cols, min(row + 1, last), col), in),
-                       dot(weights4<format>(w, cols, min(row + 2, last), col), in),
-                       dot(weights4<format>(w, cols, min(row + 3, last), col), in));
+    const uint rest[3] = {min(row + 1, last), min(row + 2, last), min(row + 3, last)};
+    if (format < Q8_0) {
+        for (uint col = 4 * lane; col < cols; col += 128) {
+            const float4 in = load4(x, col, cols);
+            sums += float4(dot(weights4<format>(w, cols, row, col), in), dot(weights4<format>(w, cols, rest[0], col), in),
+                           dot(weights4<format>(w, cols, rest[1], col), in), dot(weights4<format>(w, cols, rest[2], col), in));
+        }
+        return sums;
+    }
+    const uint h = lane % 2, blocks = cols / 32;
+    for (uint b = lane / 2; b < blocks; b += 16) {
+        float4 in[4]; // of sixteen columns, or of eight that low nibbles are of and eight that high ones are
+        for (uint i = 0; i < 4; i++) {
+            const uint c = plain(format) == Q8_0 ? 4 * h + i : 2 * h + i % 2 + i / 2 * 4;
+            in[i] = load4(x, 32 * b + 4 * c, cols);
+        }
+        const float sum = is_shifted(format) ? dot(in[0] + in[1] + in[2] + in[3], float4(1.0f)) : 0.0f;
+        sums += float4(half_block_dot<format>(w, blocks, row, b, h, in, sum),
+                       half_block_dot<format>(w, blocks, rest[0], b, h, in, sum),
+                       half_block_dot<format>(w, blocks, rest[1], b, h, in, sum),
+                       half_block_dot<format>(w, blocks, rest[2], b, h, in, sum));
     }
     return sums;
 }
