@@ -10,9 +10,9 @@
 #include "tiles.h"
 #include "types.h"
 
-#include "vector/math.h"
-
 #include "vector/wide.h"
+
+#include "vector/math.h"
 
 #include "vector/attention.h"
 #include "vector/elementwise.h"

@@ -4,6 +4,8 @@
 
 #define PACKED_GROUPS 2 /* of a tile of several tokens: they share each broadcast activation */
 #define PACKED_AHEAD 4096 /* bytes between what is used and what is asked for, where there is one token */
+#define PACKED_NEAR (512 << 10) /* bytes of activations that stay in the second-level cache */
+#define PACKED_WHOLE 60 /* tokens: whole tiles of each kind */
 #ifndef PACKED_TOKENS
 #define PACKED_TOKENS 5 /* of a tile: the integer sums of a block stay in registers */
 #endif
@@ -263,18 +265,17 @@ HK_INLINE void wide_tile(hk_type type, const uint8_t *w, size_t lanes, size_t co
 
 #endif
 
-/* all tokens; `groups` is constant in each call, and so are the tokens of a tile */
+/* tokens from .. to; `groups` is constant in each call, and so are the tokens of a tile */
 HK_INLINE void packed_groups(hk_type type, const uint8_t *w, size_t groups, size_t lanes, size_t cols, const hk_act *x,
-                             size_t tokens, float *y, size_t y_stride, int accumulate) {
+                             size_t from, size_t to, float *y, size_t y_stride, int accumulate) {
 #define PACKED_TILE(n) packed_tile(type, w, groups, lanes, cols, x, t, n, y, y_stride, accumulate)
-    size_t t = 0;
+    size_t t = from;
 #ifdef HK_DPBUSD_WIDE
     if (groups == PACKED_GROUPS)
-        for (; t + PACKED_WIDE <= tokens; t += PACKED_WIDE)
-            wide_tile(type, w, lanes, cols, x, t, y, y_stride, accumulate);
+        for (; t + PACKED_WIDE <= to; t += PACKED_WIDE) wide_tile(type, w, lanes, cols, x, t, y, y_stride, accumulate);
 #endif
-    for (; t + PACKED_TOKENS <= tokens; t += PACKED_TOKENS) PACKED_TILE(PACKED_TOKENS);
-    switch (tokens - t) {
+    for (; t + PACKED_TOKENS <= to; t += PACKED_TOKENS) PACKED_TILE(PACKED_TOKENS);
+    switch (to - t) {
     case 5: PACKED_TILE(5 < PACKED_TOKENS ? 5 : 1); break; /* where five are a whole tile, none are left here */
     case 4: PACKED_TILE(4); break;
     case 3: PACKED_TILE(3); break;
@@ -284,20 +285,28 @@ HK_INLINE void packed_groups(hk_type type, const uint8_t *w, size_t groups, size
 #undef PACKED_TILE
 }
 
+/* Tokens whose activations stay in the second-level cache while they meet all rows of a call: whole tiles. */
+HK_INLINE size_t packed_batch(size_t cols) {
+    const size_t tokens = PACKED_NEAR / cols / PACKED_WHOLE * PACKED_WHOLE;
+    return tokens > PACKED_WHOLE ? tokens : PACKED_WHOLE;
+}
+
 HK_INLINE void packed_matmul(hk_type type, const uint8_t *w, size_t rows, size_t cols, const hk_act *x, size_t tokens,
                              float *y, size_t y_stride, int accumulate) {
-    const size_t group = cols / HK_BLOCK * type_bytes(type);
-    while (rows > 0) {
-        const size_t groups = rows > HK_LANES && tokens > 1 ? PACKED_GROUPS : 1, height = groups * HK_LANES;
-        const size_t step = rows < height ? rows : height, lanes = step - (groups - 1) * HK_LANES;
-        if (tokens == 1)
-            packed_tile(type, w, 1, lanes, cols, x, 0, 1, y, y_stride, accumulate);
-        else if (groups == 1)
-            packed_groups(type, w, 1, lanes, cols, x, tokens, y, y_stride, accumulate);
-        else
-            packed_groups(type, w, PACKED_GROUPS, lanes, cols, x, tokens, y, y_stride, accumulate);
-        rows -= step;
-        w += groups * group;
-        y += step;
+    const size_t group = cols / HK_BLOCK * type_bytes(type), batch = packed_batch(cols);
+    for (size_t from = 0, to; from < tokens; from = to) {
+        to = tokens - from > batch ? from + batch : tokens;
+        for (size_t row = 0, step; row < rows; row += step) {
+            const size_t left = rows - row, groups = left > HK_LANES && tokens > 1 ? PACKED_GROUPS : 1;
+            step = left < groups * HK_LANES ? left : groups * HK_LANES;
+            const size_t lanes = step - (groups - 1) * HK_LANES;
+            const uint8_t *here = w + row / HK_LANES * group;
+            if (tokens == 1)
+                packed_tile(type, here, 1, lanes, cols, x, 0, 1, y + row, y_stride, accumulate);
+            else if (groups == 1)
+                packed_groups(type, here, 1, lanes, cols, x, from, to, y + row, y_stride, accumulate);
+            else
+                packed_groups(type, here, PACKED_GROUPS, lanes, cols, x, from, to, y + row, y_stride, accumulate);
+        }
     }
 }

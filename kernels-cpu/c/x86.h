@@ -13,9 +13,9 @@
 #include "tiles.h"
 #include "types.h"
 
-#include "vector/math.h"
-
 #include "vector/wide.h"
+
+#include "vector/math.h"
 
 #include "vector/attention.h"
 #include "vector/elementwise.h"

@@ -181,32 +181,29 @@ HK_INLINE void score_rows(attend_queries *s, size_t n, hk_type type, attend_piec
  * go on. */
 HK_INLINE void softmax_tile(attend_queries *s, size_t q, float scale, size_t lane, size_t rows, size_t begin, size_t end) {
     float *scores = s->scores[q], *max = s->max[q], *sum = s->sum[q];
-    const size_t from = begin / VF_LANES * VF_LANES, to = (end + VF_LANES - 1) / VF_LANES * VF_LANES;
+    const size_t from = begin / VW_LANES * VW_LANES, to = (end + VW_LANES - 1) / VW_LANES * VW_LANES;
     for (size_t r = from; r < begin; r++) scores[r] = -INFINITY;
     for (size_t r = end; r < to; r++) scores[r] = -INFINITY;
-    vf top = vf_set1(-INFINITY);
-    for (size_t r = from; r < to; r += VF_LANES) {
-        const vf score = vf_mul(vf_load(scores + r), vf_set1(scale));
-        vf_store(scores + r, score);
-        top = vf_max(top, score);
-    }
-    const float here = vf_top(top);
-    vf total = vf_zero();
-    for (size_t r = from; r < to; r += VF_LANES) {
-        const vf e = vf_exp(vf_sub(vf_load(scores + r), vf_set1(here)));
-        vf_store(scores + r, e);
-        total = vf_add(total, e);
+    const vw factor = vw_set1(scale);
+    vw top = vw_set1(-INFINITY);
+    for (size_t r = from; r < to; r += VW_LANES) top = vw_max(top, vw_mul(vw_load(scores + r), factor));
+    const float here = vf_top(vf_max(vw_low(top), vw_high(top)));
+    vw total = vw_zero();
+    for (size_t r = from; r < to; r += VW_LANES) {
+        const vw e = vw_exp(vw_fma(vw_load(scores + r), factor, vw_set1(-here)));
+        vw_store(scores + r, e);
+        total = vw_add(total, e);
     }
     if (from < begin || end < to) {
         for (size_t r = from; r < begin; r++) scores[r] = 0;
         for (size_t r = end; r < to; r++) scores[r] = 0;
-        total = vf_zero();
-        for (size_t r = from; r < to; r += VF_LANES) total = vf_add(total, vf_load(scores + r));
+        total = vw_zero();
+        for (size_t r = from; r < to; r += VW_LANES) total = vw_add(total, vw_load(scores + r));
     }
     for (size_t r = lane; r < from; r++) scores[r] = 0;
     for (size_t r = to; r < lane + rows; r++) scores[r] = 0;
     add_part(max, here, &s->keep[q], &s->add[q]);
-    *sum = *sum * s->keep[q] + vf_sum(total) * s->add[q];
+    *sum = *sum * s->keep[q] + vf_sum(vf_add(vw_low(total), vw_high(total))) * s->add[q];
 }
 
 /* Columns j .. j + ATTEND_STRIP of V: a row of `strip` for each lane. */

@@ -10,12 +10,16 @@ HK_INLINE void lanes_store(float *p, size_t lanes, vf x) {
         vf_store_n(p, lanes, x);
 }
 
+/* Of a tile. Channels lie side by side and a channel's tokens pages apart: with few of these the CPU foresees what is
+ * read, and what the scan keeps of each stays in the first-level cache. */
+#define SSM_TOKENS 16
+
 /* ---- convolution: a channel a lane ---- */
 
 /* wider ones than any published model has go to the scalar code */
 #define TAPS_MAX VF_LANES
 
-HK_INLINE void conv_lanes(const hk_conv *a, size_t c, size_t lanes, size_t taps) {
+HK_INLINE void conv_lanes(const hk_conv *a, size_t c, size_t lanes, size_t t0, size_t tokens, size_t taps) {
     const size_t past = taps - 1;
     vf w[TAPS_MAX], seen[TAPS_MAX];
     for (size_t i = 0; i < TAPS_MAX; i++)
@@ -23,7 +27,7 @@ HK_INLINE void conv_lanes(const hk_conv *a, size_t c, size_t lanes, size_t taps)
     vf_transpose(w);
     for (size_t j = 0; j < past; j++) seen[j] = lanes_load(a->state + j * a->state_stride + c, lanes);
     const vf bias = a->bias ? lanes_load(a->bias + c, lanes) : vf_zero();
-    for (size_t t = 0; t < a->tokens; t++) {
+    for (size_t t = t0; t < t0 + tokens; t++) {
         seen[past] = lanes_load(a->u + t * a->u_stride + c, lanes);
         vf sum = bias;
         for (size_t j = 0; j < taps; j++) sum = vf_fma(w[j], seen[j], sum);
@@ -38,18 +42,19 @@ static void conv_silu(const hk_conv *a) {
         hk_scalar()->conv_silu(a);
         return;
     }
-    for (size_t c = 0; c < a->channels; c += VF_LANES) {
-        const size_t lanes = a->channels - c < VF_LANES ? a->channels - c : VF_LANES;
-        if (a->taps == 4)
-            conv_lanes(a, c, lanes, 4);
-        else
-            conv_lanes(a, c, lanes, a->taps);
+    for (size_t t = 0; t < a->tokens; t += SSM_TOKENS) {
+        const size_t tokens = a->tokens - t < SSM_TOKENS ? a->tokens - t : SSM_TOKENS;
+        for (size_t c = 0; c < a->channels; c += VF_LANES) {
+            const size_t lanes = a->channels - c < VF_LANES ? a->channels - c : VF_LANES;
+            if (a->taps == 4)
+                conv_lanes(a, c, lanes, t, tokens, 4);
+            else
+                conv_lanes(a, c, lanes, t, tokens, a->taps);
+        }
     }
 }
 
 /* ---- selective scan: eight channels at a time, a state a lane ---- */
-
-#define SCAN_TOKENS 16 /* of a tile, whose parts below stay in the first-level cache */
 
 /* Some states of one channel, over the tokens of a tile. What belongs to a token is VF_LANES apart. */
 typedef struct scan_tile {
@@ -74,9 +79,22 @@ HK_INLINE void scan_states(const scan_tile *s, size_t states, int first) {
     lanes_store(s->h, states, h);
 }
 
+/* The same for VW_LANES states, a whole channel's: the sum of their two halves is what two calls would leave. */
+HK_INLINE void scan_states_wide(const scan_tile *s) {
+    const vw rate = vw_mul(vw_load(s->rate), vw_set1(0x1.715476p+0f));
+    vw h = vw_load(s->h);
+    for (size_t t = 0, at = 0; t < s->tokens; t++, at += VF_LANES) {
+        const vw drive = vw_mul(vw_set1(s->drive[at]), vw_load(s->b + t * s->bc_stride));
+        h = vw_fma(vw_exp2(vw_mul(rate, vw_set1(s->delta[at]))), h, drive);
+        const float *c = s->c + t * s->bc_stride;
+        s->parts[at] = vf_fma(vw_high(h), vf_load(c + VF_LANES), vf_mul(vw_low(h), vf_load(c)));
+    }
+    vw_store(s->h, h);
+}
+
 HK_INLINE void scan_lanes(const hk_scan *a, size_t c, size_t lanes, size_t t0, size_t tokens, size_t states) {
-    float delta[SCAN_TOKENS * VF_LANES], drive[SCAN_TOKENS * VF_LANES];
-    vf parts[SCAN_TOKENS * VF_LANES];
+    float delta[SSM_TOKENS * VF_LANES], drive[SSM_TOKENS * VF_LANES];
+    vf parts[SSM_TOKENS * VF_LANES];
     const vf bias = lanes_load(a->dt_bias + c, lanes), d = lanes_load(a->d + c, lanes);
     for (size_t t = 0; t < tokens; t++) {
         const vf dt = lanes_load(a->dt + (t0 + t) * a->dt_stride + c, lanes);
@@ -90,6 +108,10 @@ HK_INLINE void scan_lanes(const hk_scan *a, size_t c, size_t lanes, size_t t0, s
         for (size_t n = 0; n < states; n += VF_LANES) {
             const size_t at = (c + i) * states + n;
             const scan_tile tile = {a->a + at, a->h + at, b + n, out + n, a->bc_stride, delta + i, drive + i, tokens, parts + i};
+            if (states == VW_LANES) {
+                scan_states_wide(&tile);
+                break;
+            }
             if (states - n >= VF_LANES)
                 scan_states(&tile, VF_LANES, n == 0);
             else
@@ -104,14 +126,15 @@ HK_INLINE void scan_lanes(const hk_scan *a, size_t c, size_t lanes, size_t t0, s
 }
 
 static void scan(const hk_scan *a) {
-    /* Tokens outside: the channels of a tile's rows lie side by side, while a channel's tokens are pages apart. */
-    for (size_t t = 0; t < a->tokens; t += SCAN_TOKENS) {
-        const size_t tokens = a->tokens - t < SCAN_TOKENS ? a->tokens - t : SCAN_TOKENS;
+    for (size_t t = 0; t < a->tokens; t += SSM_TOKENS) {
+        const size_t tokens = a->tokens - t < SSM_TOKENS ? a->tokens - t : SSM_TOKENS;
         for (size_t c = 0; c < a->channels; c += VF_LANES) {
             if (a->channels - c < VF_LANES)
                 scan_lanes(a, c, a->channels - c, t, tokens, a->states);
-            else if (a->tokens == 1 && a->states == 2 * VF_LANES)
-                scan_lanes(a, c, VF_LANES, 0, 1, 2 * VF_LANES); /* nothing left to loop over */
+            else if (a->tokens == 1 && a->states == VW_LANES)
+                scan_lanes(a, c, VF_LANES, 0, 1, VW_LANES); /* nothing left to loop over */
+            else if (a->states == VW_LANES)
+                scan_lanes(a, c, VF_LANES, t, tokens, VW_LANES);
             else
                 scan_lanes(a, c, VF_LANES, t, tokens, a->states);
         }
