@@ -16,7 +16,7 @@ use hymba::{
         gguf::{Gguf, Value},
     },
     model::{Config, forward::LayerView, tensors::meta_state_specs},
-    quant::{Calibration, Gptq, Options, Rounding, Sample, Summary, convert, decode_row},
+    quant::{Calibration, Event, Gptq, Options, Rounding, Sample, Summary, convert, decode_row},
     text::Tokenizer,
 };
 use regex::Regex;
@@ -421,7 +421,14 @@ fn ignores_a_tied_head_and_keeps_an_untied_one() {
 
 fn calibrated(fixture: &Fixture, output: &str, options: &Options) -> Result<Vec<u8>> {
     let output = fixture.dir.path().join(output);
-    convert(&fixture.folder(), &output, options, &mut sevens, &mut |_| {}, &AtomicBool::new(false))?;
+    let (mut expected, mut done) = (0, 0);
+    let mut progress = |event: Event| match event {
+        Event::Calibrate { steps } => expected = steps,
+        Event::Calibrated { steps, .. } => done += steps,
+        _ => (),
+    };
+    convert(&fixture.folder(), &output, options, &mut sevens, &mut progress, &AtomicBool::new(false))?;
+    assert_eq!(done, expected, "steps of calibration");
     Ok(fs::read(output).unwrap())
 }
 

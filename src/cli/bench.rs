@@ -143,7 +143,7 @@ pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
     session.clear()?; // puts the meta state
     let opening = start.elapsed();
     let bar = if io::stderr().is_terminal() { ProgressBar::new(plan.steps()) } else { ProgressBar::hidden() };
-    bar.set_style(ProgressStyle::with_template("{bar:30} {percent:>3} % {elapsed:>4}  {msg}")?);
+    bar.set_style(ProgressStyle::with_template("{bar:20} {percent:>3} % {elapsed:>4}  {wide_msg}")?);
     let mut failed = None;
     let result = measure(&model, &mut session, &plan, opening, cancel, &bar, &mut |row| {
         if matches!(args.output, Format::Jsonl) && failed.is_none() {

@@ -1,6 +1,7 @@
 //! `hymba quantize`: a Hugging Face folder or a GGUF file in, a GGUF file of another type out.
 
 use std::{
+    fmt,
     io::{self, IsTerminal, Write},
     num::NonZeroUsize,
     path::{Path, PathBuf},
@@ -14,7 +15,7 @@ use hymba::{
     quant::{Event, Options, Recipe, convert, mixture},
     state::MetaState,
 };
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{HumanDuration, ProgressBar, ProgressState, ProgressStyle};
 use regex::Regex;
 
 use self::rounding::RoundingArgs;
@@ -111,8 +112,14 @@ pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
         Ok(compute_meta_state(&model, threads, cancel)?.map(MetaState::into_vectors).unwrap_or_default())
     };
     let bar = if args.quiet || !io::stderr().is_terminal() { ProgressBar::hidden() } else { ProgressBar::no_length() };
-    let bytes_style = ProgressStyle::with_template("{bar:30} {percent:>3} % {binary_bytes_per_sec:>12}  {msg}")?;
-    let steps_style = ProgressStyle::with_template("{bar:30} {percent:>3} % {eta:>5} left  {msg}")?;
+    let bytes_style = ProgressStyle::with_template("{bar:20} {percent:>3} % {binary_bytes_per_sec:>12}  {wide_msg}")?;
+    // From all that was done, not from the last seconds: a layer goes through phases of different speed.
+    let steps_style = ProgressStyle::with_template("{bar:20} {percent:>3} % {left:>5} left  {wide_msg}")?
+        .with_key("left", |state: &ProgressState, to: &mut dyn fmt::Write| {
+            let done = state.fraction().max(1e-3);
+            let left = state.elapsed().mul_f32((1.0 - done) / done);
+            let _ = write!(to, "{:#}", HumanDuration(left)); // to a string, which takes all
+        });
     let mut show = |event: Event| match event {
         Event::Calibrate { steps } => {
             bar.set_style(steps_style.clone());

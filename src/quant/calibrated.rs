@@ -109,8 +109,8 @@ impl Calibrated<'_> {
                         })?)
                     }
                 };
+                done += cost(job); // before there is nothing left to do
                 self.round(job, &layer, index, factor)?;
-                done += cost(job);
                 let now = texts * done as u64 / all as u64;
                 self.step(progress, &what, now - told)?;
                 told = now;

@@ -85,7 +85,7 @@ impl TextArgs {
 /// A bar on the terminal that counts `tokens`.
 pub fn bar(tokens: usize, what: &str) -> anyhow::Result<ProgressBar> {
     let bar = if io::stderr().is_terminal() { ProgressBar::new(tokens as u64) } else { ProgressBar::hidden() };
-    Ok(bar.with_style(ProgressStyle::with_template(&format!("{{bar:30}} {{percent:>3}} % {{eta:>4}}  {what}{{msg}}"))?))
+    Ok(bar.with_style(ProgressStyle::with_template(&format!("{{bar:20}} {{percent:>3}} % {{eta:>4}}  {what}{{msg}}"))?))
 }
 
 /// How far `model` is from `base` on the text.
