@@ -114,12 +114,14 @@ pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
     let bar = if args.quiet || !io::stderr().is_terminal() { ProgressBar::hidden() } else { ProgressBar::no_length() };
     let bytes_style = ProgressStyle::with_template("{bar:20} {percent:>3} % {binary_bytes_per_sec:>12}  {wide_msg}")?;
     // From all that was done, not from the last seconds: a layer goes through phases of different speed.
-    let steps_style = ProgressStyle::with_template("{bar:20} {percent:>3} % {left:>5} left  {wide_msg}")?
-        .with_key("left", |state: &ProgressState, to: &mut dyn fmt::Write| {
+    let steps_style = ProgressStyle::with_template("{bar:20} {percent:>3} % {left:>5} left  {wide_msg}")?.with_key(
+        "left",
+        |state: &ProgressState, to: &mut dyn fmt::Write| {
             let done = state.fraction().max(1e-3);
             let left = state.elapsed().mul_f32((1.0 - done) / done);
             let _ = write!(to, "{:#}", HumanDuration(left)); // to a string, which takes all
-        });
+        },
+    );
     let mut show = |event: Event| match event {
         Event::Calibrate { steps } => {
             bar.set_style(steps_style.clone());
