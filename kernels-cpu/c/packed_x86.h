@@ -285,6 +285,11 @@ HK_INLINE void packed_groups(hk_type type, const uint8_t *w, size_t groups, size
 #undef PACKED_TILE
 }
 
+_Static_assert(PACKED_WHOLE % PACKED_TOKENS == 0, "a batch is of whole tiles");
+#ifdef HK_DPBUSD_WIDE
+_Static_assert(PACKED_WHOLE % PACKED_WIDE == 0, "a batch is of whole tiles");
+#endif
+
 /* Tokens whose activations stay in the second-level cache while they meet all rows of a call: whole tiles. */
 HK_INLINE size_t packed_batch(size_t cols) {
     const size_t tokens = PACKED_NEAR / cols / PACKED_WHOLE * PACKED_WHOLE;

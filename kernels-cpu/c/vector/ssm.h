@@ -68,7 +68,7 @@ typedef struct scan_tile {
 } scan_tile;
 
 HK_INLINE void scan_states(const scan_tile *s, size_t states, int first) {
-    const vf rate = vf_mul(lanes_load(s->rate, states), vf_set1(0x1.715476p+0f)); /* e^x = 2^(x log2 e) */
+    const vf rate = vf_mul(lanes_load(s->rate, states), vf_set1(LOG2_E)); /* e^x = 2^(x log2 e) */
     vf h = lanes_load(s->h, states);
     for (size_t t = 0, at = 0; t < s->tokens; t++, at += VF_LANES) {
         const vf drive = vf_mul(vf_set1(s->drive[at]), lanes_load(s->b + t * s->bc_stride, states));
@@ -81,7 +81,7 @@ HK_INLINE void scan_states(const scan_tile *s, size_t states, int first) {
 
 /* The same for VW_LANES states, a whole channel's: the sum of their two halves is what two calls would leave. */
 HK_INLINE void scan_states_wide(const scan_tile *s) {
-    const vw rate = vw_mul(vw_load(s->rate), vw_set1(0x1.715476p+0f));
+    const vw rate = vw_mul(vw_load(s->rate), vw_set1(LOG2_E));
     vw h = vw_load(s->h);
     for (size_t t = 0, at = 0; t < s->tokens; t++, at += VF_LANES) {
         const vw drive = vw_mul(vw_set1(s->drive[at]), vw_load(s->b + t * s->bc_stride));
@@ -105,14 +105,13 @@ HK_INLINE void scan_lanes(const hk_scan *a, size_t c, size_t lanes, size_t t0, s
     }
     const float *b = a->b + t0 * a->bc_stride, *out = a->c + t0 * a->bc_stride;
     for (size_t i = 0; i < lanes; i++)
-        for (size_t n = 0; n < states; n += VF_LANES) {
+        for (size_t n = 0, some; n < states; n += some) {
             const size_t at = (c + i) * states + n;
             const scan_tile tile = {a->a + at, a->h + at, b + n, out + n, a->bc_stride, delta + i, drive + i, tokens, parts + i};
-            if (states == VW_LANES) {
+            some = states == VW_LANES ? VW_LANES : VF_LANES;
+            if (some == VW_LANES)
                 scan_states_wide(&tile);
-                break;
-            }
-            if (states - n >= VF_LANES)
+            else if (states - n >= VF_LANES)
                 scan_states(&tile, VF_LANES, n == 0);
             else
                 scan_states(&tile, states - n, n == 0);
