@@ -17,7 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{demo, fails, golden, hymba, quantize, succeeds, text};
+use common::{demo, fails, golden, hymba, hymba_at, quantize, succeeds, text};
 use hymba::format::gguf::Gguf;
 
 /// What is in a folder.
@@ -155,13 +155,13 @@ fn folders_and_files_of_others() {
     let mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
     // root may do anything: somebody else tries
     let root = Command::new("id").arg("-u").output().unwrap().stdout == b"0\n";
+    // out of a folder that they may enter
     let program = path("hymba");
     if fs::hard_link(env!("CARGO_BIN_EXE_hymba"), &program).is_err() {
         fs::copy(env!("CARGO_BIN_EXE_hymba"), &program).unwrap();
     }
     let somebody = |args: &[&str]| {
-        let mut command = Command::new(&program);
-        command.args(args).env_remove("HYMBA_MODEL").stdin(Stdio::null());
+        let mut command = hymba_at(&program, args);
         if root {
             command.uid(65534).gid(65534);
         }

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 use std::{
+    ffi::OsStr,
     path::Path,
     process::{Command, Output, Stdio},
 };
@@ -20,9 +21,14 @@ pub fn much<T>(natively: T, emulated: T) -> T {
 }
 
 /// The binary, with nothing on its standard input and no model of the user's.
-pub fn hymba<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
+pub fn hymba<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
+    hymba_at(Path::new(env!("CARGO_BIN_EXE_hymba")), args)
+}
+
+/// The same with a copy of the binary.
+pub fn hymba_at<S: AsRef<OsStr>>(program: &Path, args: impl IntoIterator<Item = S>) -> Command {
     let runner = runner().unwrap_or_default();
-    let mut words = runner.split_whitespace().chain([env!("CARGO_BIN_EXE_hymba")]);
+    let mut words = runner.split_whitespace().map(OsStr::new).chain([program.as_os_str()]);
     let mut command = Command::new(words.next().unwrap());
     command.args(words).args(args).env_remove("HYMBA_MODEL").stdin(Stdio::null());
     command
