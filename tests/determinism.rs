@@ -20,7 +20,7 @@ fn demo() -> (Model, Vec<u32>) {
     let book = format!("{}/tests/data/heldout.txt", env!("CARGO_MANIFEST_DIR"));
     let book: String = std::fs::read_to_string(book).unwrap().chars().take(4000).collect();
     let mut ids = tokenizer.encode(&book, true).unwrap();
-    let enough = common::much(600, 90);
+    let enough = common::much(600, 24);
     assert!(ids.len() > enough, "longer than the longest chunk");
     ids.truncate(enough);
     (model, ids)
@@ -68,7 +68,9 @@ fn threads_and_a_restore_change_no_bit() {
 fn chunks_and_the_stored_meta_state_change_no_bit() {
     let (_, ids) = demo();
     let folder = tempfile::tempdir().unwrap();
-    for (dtype, cache) in [("f32", Kind::F32), ("q4_0", Kind::F16), ("q8_0", Kind::Q8_0)] {
+    let types = [("q4_0", Kind::F16), ("q8_0", Kind::Q8_0), ("f32", Kind::F32)];
+    // products of F32 take an emulator minutes
+    for &(dtype, cache) in common::much(&types[..], &types[..2]) {
         let file = folder.path().join(dtype);
         common::quantize(&common::demo(), &file, &["--type", dtype]);
         let model = Model::open(&file).unwrap();
@@ -77,7 +79,7 @@ fn chunks_and_the_stored_meta_state_change_no_bit() {
             greedy(&mut Session::new(&model, &options).unwrap(), &ids)
         };
         let want = say(256, true);
-        for &chunk in common::much(&[1, 7, 64, 255, 512][..], &[7, 64]) {
+        for &chunk in common::much(&[1, 7, 64, 255, 512][..], &[7]) {
             for stored in [true, false] {
                 assert!(say(chunk, stored) == want, "{dtype}, chunks of {chunk}, stored meta state {stored}");
             }
