@@ -20,9 +20,8 @@ fn demo() -> (Model, Vec<u32>) {
     let book = format!("{}/tests/data/heldout.txt", env!("CARGO_MANIFEST_DIR"));
     let book: String = std::fs::read_to_string(book).unwrap().chars().take(4000).collect();
     let mut ids = tokenizer.encode(&book, true).unwrap();
-    let enough = common::much(600, 24);
-    assert!(ids.len() > enough, "longer than the longest chunk");
-    ids.truncate(enough);
+    assert!(ids.len() > 600, "longer than the longest chunk");
+    ids.truncate(common::much(600, 90));
     (model, ids)
 }
 

@@ -16,7 +16,7 @@
 #define DEFINE_EXP(v)                                                                                               \
     HK_INLINE v v##_exp(v x) {                                                                                      \
         x = v##_min(v##_set1(88.3f), v##_max(v##_set1(-87.3f), x));                                                 \
-        const v t = v##_fma(x, v##_set1(LOG2_E), v##_set1(ROUNDER)), k = v##_sub(t, v##_set1(ROUNDER));              \
+        const v t = v##_fma(x, v##_set1(LOG2_E), v##_set1(ROUNDER)), k = v##_sub(t, v##_set1(ROUNDER));             \
         v r = v##_fnma(k, v##_set1(0x1.62e4p-1f), x); /* ln 2 in two parts: k times the first is exact */           \
         r = v##_fnma(k, v##_set1(0x1.7f7d1cp-20f), r);                                                              \
         v p = v##_set1(0x1.6ae72p-10f);                                                                             \
