@@ -120,7 +120,7 @@ fn wrong_commands_and_flags() {
 
 #[test]
 fn the_context_ends_as_asked() {
-    let many = "Tell me more.\n".repeat(12);
+    let many = "Tell me more.\n".repeat(much(12, 6));
     let Output { status, stderr, .. } = piped(&["-c", "100", "-n", "20"], &many);
     let said = text(&stderr);
     assert_eq!(status.code(), Some(1));
@@ -170,7 +170,7 @@ fn a_conversation_outlives_its_process() {
     refused(&path("run"), "hymba run --session");
     // the same weights in another file are another model
     let other = path("other.gguf");
-    quantize(&common::demo(), Path::new(&other), &["--layout", "standard"]);
+    quantize(&common::demo(), Path::new(&other), &["--layout", "standard", "--rounding", "nearest"]);
     replies(&["-m", &other, "-n", "4", "--save-on-exit", &path("other")], "Hello\n");
     refused(&path("other"), "belongs to another model file");
     fails(&mut hymba(["chat", "-q", "-st", "a", "--cache-type", "f32", "--resume", &a]), 1, &["--cache-type f16"]);
@@ -222,7 +222,7 @@ fn a_prompt_is_read_once() {
         }
         serde_json::from_str(&succeeds(&mut command)).unwrap()
     };
-    let (shared, part) = (&book[..much(4000, 800)], &book[..much(2500, 500)]);
+    let (shared, part) = (&book[..much(4000, 400)], &book[..much(2500, 250)]);
     let prompts =
         [shared.to_owned(), format!("{shared} A"), format!("{shared} B!"), format!("{part} C"), shared.into()];
     let mut known = Vec::new();

@@ -8,7 +8,7 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-use common::{demo, fails, golden, hymba, quantize, succeeds, text};
+use common::{demo, fails, golden, hymba, much, quantize, succeeds, text};
 use hymba::format::{
     DType,
     gguf::{Gguf, Layout, Metadata, Value, Writer},
@@ -285,11 +285,13 @@ fn inspect_says_what_the_demo_is() {
 /// The rows, limits and profile of a small run, in every format.
 #[test]
 fn bench_measures_every_row_and_its_limit() {
-    let small = ["bench", "-p", "20", "-n", "3", "--ttft", "5", "-d", "0,30", "-t", "1,2", "-r", "2", "--profile"];
-    let run = |format: &str| succeeds(hymba(small).args(["-o", format]));
-    let json: serde_json::Value = serde_json::from_str(&run("json")).unwrap();
+    let run = |words: &str| succeeds(&mut hymba(format!("bench --profile {words}").split_whitespace()));
+    // the limits are measured after every run: seconds under emulation
+    let (counts, threads) = much((2, "1,2"), (1, "2"));
+    let all = run(&format!("-p 20 -n 3 --ttft 5 -d 0,30 -t {threads} -r 2 -o json"));
+    let json: serde_json::Value = serde_json::from_str(&all).unwrap();
     let rows = json["rows"].as_array().unwrap();
-    assert_eq!(rows.len(), 2 * 2 * 3);
+    assert_eq!(rows.len(), 2 * counts * 3);
     assert_eq!(rows[0]["test"], "pp20");
     assert_eq!(rows.last().unwrap()["test"], "ttft 5 @ d30");
     for row in rows {
@@ -302,12 +304,13 @@ fn bench_measures_every_row_and_its_limit() {
     // a decode step reads more of the cache the longer the text
     let decode = |depth| rows.iter().find(|r| r["depth"] == depth && r["test"].as_str().unwrap().starts_with("tg"));
     assert!(decode(30).unwrap()["bytes_per_token"].as_f64() > decode(0).unwrap()["bytes_per_token"].as_f64());
-    assert_eq!(json["limits"].as_array().unwrap().len(), 2 * 2 * 2);
+    assert_eq!(json["limits"].as_array().unwrap().len(), 2 * counts * 2);
     assert!(json["limits"].as_array().unwrap().iter().all(|l| l["read_bytes_per_second"].as_f64() > Some(0.0)));
 
-    let lines = run("jsonl");
+    let two = "-p 20,21 -n 0 --ttft 0 -d 0 -t 1 -r 1 -o";
+    let lines = run(&format!("{two} jsonl"));
     assert!(lines.lines().all(|line| serde_json::from_str::<serde_json::Value>(line).is_ok()));
-    assert_eq!(lines.lines().count(), 12);
-    assert_eq!(run("csv").lines().count(), 13);
-    assert!(run("md").contains("| pp20 | 1 |"));
+    assert_eq!(lines.lines().count(), 2);
+    assert_eq!(run(&format!("{two} csv")).lines().count(), 3);
+    assert!(run(&format!("{two} md")).contains("| pp21 | 1 |"));
 }

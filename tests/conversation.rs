@@ -139,6 +139,9 @@ fn check(conversation: &mut Conversation<'_>) {
         };
         assert!(squeezed(&read).starts_with(&squeezed(&says)), "the template says\n{says}\nthe session read\n{read}");
     }
+    if conversation.timeline().steps().len() > much(usize::MAX, 60) {
+        return;
+    }
     let context = conversation.timeline().context();
     let options = SessionOptions { context: Some(context), ..SessionOptions::default() };
     let mut session = Session::new(model, &options).unwrap();
@@ -158,12 +161,12 @@ fn a_conversation_reads_what_its_template_says() {
     for &template in much(&[Some(HYMBA), Some(CHATML), Some(REWRITING), None][..], &[Some(HYMBA), Some(REWRITING)]) {
         for &temperature in much(&[0.0, 1.0][..], &[1.0]) {
             let mut c = Setup { template, temperature, ..Setup::default() }.conversation();
-            for message in
-                ["Hello", "Tell me a story about a king.\n\nA long one!", "Ünïcödé 🙂 日本", " ", "And then?"]
-            {
+            let messages = ["Hello", "A story of a king.\n\nA long one!", "Ünïcödé 🙂 日本", " ", "And then?"];
+            let messages = &messages[much(0, 2)..];
+            for message in messages {
                 say(&mut c, message);
             }
-            assert_eq!(c.turns().len(), 5);
+            assert_eq!(c.turns().len(), messages.len());
         }
     }
 }
@@ -179,7 +182,7 @@ fn a_reply_ends_where_the_template_ends_it() {
     // "the" is common enough to be said within 200 tokens
     let ends_with_the =
         "{% for m in messages %}{{ m.content }}{% if m.role == 'user' %}\n{% else %}<the>{% endif %}{% endfor %}";
-    let mut c = Setup { template: Some(ends_with_the), limit: 200, ..Setup::default() }.conversation();
+    let mut c = Setup { template: Some(ends_with_the), limit: much(200, 40), ..Setup::default() }.conversation();
     assert_eq!(c.stops(), ["<the>"]);
     say(&mut c, "Once upon a time");
     let options = Options {
@@ -280,7 +283,7 @@ fn a_full_context_stops_or_slides() {
 
     let mut c = Setup { context: 120, limit: 40, overflow: Overflow::Slide, ..Setup::default() }.conversation();
     let (mut dropped, mut within) = (0, 0);
-    for i in 0..12 {
+    for i in 0..much(12, 7) {
         let used = c.used();
         let reply = say(&mut c, &format!("This is message {i}"));
         dropped += reply.dropped;
@@ -289,7 +292,7 @@ fn a_full_context_stops_or_slides() {
         assert_eq!(c.system(), Some(" Be brief. "));
         assert!(c.used() <= 120);
     }
-    assert!(dropped > 4 && within > 0, "{dropped} turns were dropped, {within} times while the model spoke");
+    assert!(dropped > much(4, 1) && within > 0, "{dropped} turns were dropped, {within} times while the model spoke");
     assert!(hear(&mut c, |c, l| c.say(&long.repeat(2), l)).is_err(), "what does not fit alone does not fit");
 }
 

@@ -245,7 +245,7 @@ fn marks_save_evaluations() {
 /// A restored session of 4,000 tokens goes on with the same bits, and costs less than 2% of reading it again.
 #[test]
 fn a_long_session_comes_back_at_once() {
-    let long = much(4000, 600);
+    let long = much(4000, 300);
     let context = long + 200;
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("long");
