@@ -92,7 +92,7 @@ fn golden(case: &str, folder: &Path) -> PathBuf {
 }
 
 fn demo() -> Model {
-    Model::open(Path::new(&common::demo())).unwrap()
+    Model::open(Path::new(&common::demo_of_any_depth())).unwrap()
 }
 
 fn session(model: &Model, context: usize, cache: Kind, threads: usize) -> Session<'_> {

@@ -5,9 +5,10 @@ use std::{
     ffi::OsStr,
     path::Path,
     process::{Command, Output, Stdio},
+    sync::LazyLock,
 };
 
-use hymba::format::gguf::{Gguf, Layout, Metadata, Writer};
+use hymba::format::gguf::{Gguf, Layout, Metadata, Value, Writer};
 
 /// The command to run the binary with that `HYMBA_TEST_RUNNER` names, words between spaces: an emulator, where the
 /// tests are built for another CPU.
@@ -43,6 +44,31 @@ pub fn demo() -> String {
     format!("{}/models/hymba-demo.gguf", env!("CARGO_MANIFEST_DIR"))
 }
 
+/// The same where it does not matter what it says: under emulation its first layers alone, a third of the work.
+pub fn demo_of_any_depth() -> String {
+    if runner().is_some() { FIRST_LAYERS.clone() } else { demo() }
+}
+
+static FIRST_LAYERS: LazyLock<String> = LazyLock::new(|| {
+    const LAYERS: usize = 3; // a global one, and two that share their windowed keys and values
+    let whole = Gguf::open(Path::new(&demo())).unwrap();
+    let mut metadata = whole.metadata.clone();
+    metadata.set("hymba.block_count", LAYERS as u64);
+    for key in ["hymba.attention.sliding_window_pattern", "hymba.attention.kv_source"] {
+        let value = match whole.metadata.get(key).unwrap() {
+            Value::Bools(all) => Value::Bools(all[..LAYERS].to_vec()),
+            Value::Uints(all) => Value::Uints(all[..LAYERS].to_vec()),
+            other => panic!("{key} is {other:?}"),
+        };
+        metadata.set(key, value);
+    }
+    let layer = |name: &str| name.split('.').find_map(|part| part.parse::<usize>().ok());
+    let kept = |name: &str| layer(name).is_none_or(|layer| layer < LAYERS);
+    let file = format!("{}/first-layers.gguf", env!("CARGO_TARGET_TMPDIR"));
+    write_some(&whole, metadata, kept, Path::new(&file));
+    file
+});
+
 pub fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
 }
@@ -76,8 +102,14 @@ pub fn quantize(input: &str, output: &Path, more: &[&str]) {
 
 /// Writes a model again with other keys.
 pub fn write_again(model: &Gguf, metadata: Metadata, to: &Path) {
-    let places = model.tensors.iter().map(|t| (t.name.clone(), t.dims.clone(), t.dtype, t.packing));
+    write_some(model, metadata, |_| true, to);
+}
+
+/// The same with the tensors alone whose names are `kept`.
+fn write_some(model: &Gguf, metadata: Metadata, kept: impl Fn(&str) -> bool, to: &Path) {
+    let tensors = || model.tensors.iter().filter(|t| kept(&t.name));
+    let places = tensors().map(|t| (t.name.clone(), t.dims.clone(), t.dtype, t.packing));
     let mut writer = Writer::create(to, Layout::new(metadata, places.collect()).unwrap(), true).unwrap();
-    model.tensors.iter().for_each(|t| writer.write(&t.data).unwrap());
+    tensors().for_each(|t| writer.write(&t.data).unwrap());
     writer.finish().unwrap();
 }
