@@ -154,7 +154,7 @@ fn a_whole_conversation() {
     p.types("/show\r");
     let shown = p.sees("sampling");
     for part in [
-        "model     the built-in demo",
+        much("model     the built-in demo", "first-layers.gguf"),
         "branch    wolf (of main, wolf), 2 turns",
         "tokens (",
         "at its end the reply stops",

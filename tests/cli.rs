@@ -175,12 +175,17 @@ const GREEDY: [&str; 5] = ["run", "--quiet", "--no-display-prompt", "--temp", "0
 
 #[test]
 fn the_demo_tells_a_story() {
-    let text = succeeds(hymba(GREEDY).args(["-n", "12", "Once upon a time there was"]));
+    let demo = || {
+        let mut command = hymba(GREEDY);
+        command.env_remove("HYMBA_MODEL");
+        command
+    };
+    let text = succeeds(demo().args(["-n", "12", "Once upon a time there was"]));
     assert!(text.starts_with(" a poor widow"), "{text}");
     let seeded = |threads| succeeds(&mut hymba(["run", "-q", "The fox", "-n", "24", "--seed", "5", "-t", threads]));
     assert_eq!(seeded("1"), seeded("2"));
     assert!(seeded("3").starts_with("The fox"));
-    let stopped = succeeds(hymba(GREEDY).args(["-n", "50", "--stop", "widow", "Once upon a time there was"]));
+    let stopped = succeeds(demo().args(["-n", "50", "--stop", "widow", "Once upon a time there was"]));
     assert_eq!(stopped, " a poor ");
 
     let json = succeeds(hymba(GREEDY).args(["--json", "-n", "7", "--ignore-eos", "Once"]));

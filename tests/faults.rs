@@ -225,6 +225,7 @@ fn killed_at_every(
         traced.args(["-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={calls}"), "-e"]);
         traced.arg(format!("inject={calls}:signal=KILL:when={kill}"));
         traced.arg(command.get_program()).args(command.get_args()).env_remove("HYMBA_MODEL").stdin(Stdio::null());
+        traced.envs(command.get_envs().filter_map(|(key, value)| Some((key, value?))));
         let Output { status, stderr, .. } = traced.output().unwrap();
         let leftovers: Vec<_> = names(folder).into_iter().filter(|n| n != name).collect();
         left += leftovers.len();

@@ -206,8 +206,8 @@ fn check_on_emulated_metal(what: &str, folder: &Path, quantized: &Case) {
 #[test]
 fn quantized_weights_on_emulated_metal_are_the_decoded_ones() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tiny-a");
-    for dtype in DType::ALL {
-        for &packed in common::much(&[true, false][..], &[true]) {
+    for &dtype in common::much(&DType::ALL[..], &[DType::Q4_0]) {
+        for packed in [true, false] {
             if dtype.is_quantized() || (dtype == DType::F16 && !packed) {
                 let quantized = Case::convert(&folder, &folder, dtype, Vec::new(), packed);
                 check_on_emulated_metal(&format!("{dtype}, packed {packed}"), &folder, &quantized);

@@ -21,7 +21,8 @@ pub fn much<T>(natively: T, emulated: T) -> T {
     if runner().is_some() { emulated } else { natively }
 }
 
-/// The binary, with nothing on its standard input and no model of the user's.
+/// The binary, with nothing on its standard input and no model of the user's: it takes the demo, or under emulation
+/// [`demo_of_any_depth`].
 pub fn hymba<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
     hymba_at(Path::new(env!("CARGO_BIN_EXE_hymba")), args)
 }
@@ -32,6 +33,9 @@ pub fn hymba_at<S: AsRef<OsStr>>(program: &Path, args: impl IntoIterator<Item = 
     let mut words = runner.split_whitespace().map(OsStr::new).chain([program.as_os_str()]);
     let mut command = Command::new(words.next().unwrap());
     command.args(words).args(args).env_remove("HYMBA_MODEL").stdin(Stdio::null());
+    if !runner.is_empty() {
+        command.env("HYMBA_MODEL", demo_of_any_depth());
+    }
     command
 }
 
@@ -83,7 +87,7 @@ pub fn fails(command: &mut Command, code: i32, says: &[&str]) {
     for part in says {
         assert!(stderr.contains(part), "`{part}` is missing in: {stderr}");
     }
-    let notices = stderr.lines().filter(|line| line.contains("using the built-in demo")).count();
+    let notices = stderr.lines().filter(|line| line.contains("hymba: using ")).count();
     assert!(code == 2 || stderr.lines().count() - notices == 1, "more than a sentence: {stderr}");
 }
 
