@@ -312,6 +312,9 @@ fn bench_measures_every_row_and_its_limit() {
     assert_eq!(json["limits"].as_array().unwrap().len(), 2 * counts * 2);
     assert!(json["limits"].as_array().unwrap().iter().all(|l| l["read_bytes_per_second"].as_f64() > Some(0.0)));
 
+    if !much(true, false) {
+        return; // text is text on every CPU
+    }
     let one = "-p 20 -n 0 --ttft 0 -d 0 -t 1 -r 1 -o";
     let lines = run(&format!("{one} jsonl"));
     assert!(lines.lines().all(|line| serde_json::from_str::<serde_json::Value>(line).is_ok()));
