@@ -158,7 +158,7 @@ fn check(conversation: &mut Conversation<'_>) {
 
 #[test]
 fn a_conversation_reads_what_its_template_says() {
-    for &template in much(&[Some(HYMBA), Some(CHATML), Some(REWRITING), None][..], &[Some(HYMBA), Some(REWRITING)]) {
+    for &template in much(&[Some(HYMBA), Some(CHATML), Some(REWRITING), None][..], &[Some(REWRITING)]) {
         for &temperature in much(&[0.0, 1.0][..], &[1.0]) {
             let mut c = Setup { template, temperature, ..Setup::default() }.conversation();
             let messages = ["Hello", "A story of a king.\n\nA long one!", "Ünïcödé 🙂 日本", " ", "And then?"];
@@ -212,7 +212,7 @@ fn a_reply_ends_where_the_template_ends_it() {
 
 #[test]
 fn undo_and_regenerate_evaluate_nothing() {
-    for (undo_memory, free) in [(256 << 20, true), (0, false)] {
+    for &(undo_memory, free) in much(&[(256 << 20, true), (0, false)][..], &[(256 << 20, true)]) {
         let mut c = Setup { undo_memory, ..Setup::default() }.conversation();
         say(&mut c, "Hello");
         say(&mut c, "Tell me a story.");
@@ -240,7 +240,7 @@ fn undo_and_regenerate_evaluate_nothing() {
 
 #[test]
 fn branches_go_their_own_ways() {
-    for (undo_memory, free) in [(256 << 20, true), (0, false)] {
+    for &(undo_memory, free) in much(&[(256 << 20, true), (0, false)][..], &[(256 << 20, true)]) {
         let mut c = Setup { undo_memory, ..Setup::default() }.conversation();
         say(&mut c, "Hello");
         c.branch("other").unwrap();
