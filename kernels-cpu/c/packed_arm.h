@@ -174,9 +174,8 @@ HK_INLINE void packed_tile(hk_type type, const uint8_t *w, size_t lanes, size_t 
     const int32_t *offset = x->offset + t0 * blocks;
     vf sum[PACKED_TOKENS];
     for (size_t t = 0; t < tokens; t++) sum[t] = vf_zero();
-    for (size_t b = 0; b < blocks; b++, w += size, q += HK_BLOCK) {
-        if (ask)
-            for (size_t i = 0; i < size; i += 64, ahead += 64) prefetch_soon(ahead);
+    for (size_t b = 0; b < blocks; b++, w += size, q += HK_BLOCK, ahead += size) {
+        if (ask) prefetch_lines(ahead, size);
         block_sums dot[PACKED_TOKENS];
 #ifdef HK_MMLA
         if (tokens % 2 == 0)

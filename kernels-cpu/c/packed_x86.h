@@ -3,7 +3,6 @@
  * summed block after block in the same order whatever the tile. */
 
 #define PACKED_GROUPS 2 /* of a tile of several tokens: they share each broadcast activation */
-#define PACKED_AHEAD 4096 /* bytes between what is used and what is asked for, where there is one token */
 #define PACKED_NEAR (512 << 10) /* bytes of activations that stay in the second-level cache */
 #define PACKED_WHOLE 60 /* tokens: whole tiles of each kind */
 #ifndef PACKED_TOKENS
@@ -121,22 +120,20 @@ HK_INLINE __m256i packed_end(hk_type type, __m256i sum, int32_t offset) {
 
 #endif
 
-/* `lanes` rows of the last group, all of those before it. One token reads the matrix as one stream, and asks for what
- * comes PACKED_AHEAD bytes later: Intel's own prefetchers, left alone, do not keep memory busy (AMD's do). With more
- * tokens, the first tile has time to ask for the groups after it. */
+/* `lanes` rows of the last group, all of those before it. One token reads the matrix as one stream; with more, the first tile
+ * has time to ask for the groups after it. */
 HK_INLINE void packed_tile(hk_type type, const uint8_t *w, size_t groups, size_t lanes, size_t cols, const hk_act *x,
                            size_t t0, size_t tokens, float *y, size_t y_stride, int accumulate) {
     const size_t blocks = cols / HK_BLOCK, size = type_bytes(type), group = blocks * size;
-    const char *ahead = (const char *)w + (tokens > 1 ? groups * group : PACKED_AHEAD);
+    const char *ahead = (const char *)w + (tokens > 1 ? groups * group : STREAM_AHEAD);
     const int8_t *q = x->q + t0 * cols;
     const float *d = x->d + t0 * blocks;
     const int32_t *offset = x->offset + t0 * blocks;
     vf sum[PACKED_GROUPS][PACKED_TOKENS];
     for (size_t g = 0; g < groups; g++)
         for (size_t t = 0; t < tokens; t++) sum[g][t] = vf_zero();
-    for (size_t b = 0; b < blocks; b++, w += size, q += HK_BLOCK) {
-        if (t0 == 0)
-            for (size_t i = 0; i < groups * size; i += 64, ahead += 64) prefetch_soon(ahead);
+    for (size_t b = 0; b < blocks; b++, w += size, q += HK_BLOCK, ahead += groups * size) {
+        if (t0 == 0) prefetch_lines(ahead, groups * size);
         __m256i dot[PACKED_GROUPS][PACKED_TOKENS];
         for (size_t t = 0; t < tokens; t++)
             for (size_t g = 0; g < groups; g++) dot[g][t] = packed_begin(type, offset[t * blocks + b]);
@@ -225,9 +222,8 @@ HK_INLINE void wide_tile(hk_type type, const uint8_t *w, size_t lanes, size_t co
     const int32_t *offset = x->offset + t0 * blocks;
     vw sum[PACKED_WIDE];
     for (size_t t = 0; t < PACKED_WIDE; t++) sum[t] = vw_zero();
-    for (size_t b = 0; b < blocks; b++, w += size, q += HK_BLOCK) {
-        if (t0 == 0)
-            for (size_t i = 0; i < 2 * size; i += 64, ahead += 64) prefetch_soon(ahead);
+    for (size_t b = 0; b < blocks; b++, w += size, q += HK_BLOCK, ahead += 2 * size) {
+        if (t0 == 0) prefetch_lines(ahead, 2 * size);
         __m512i dot[PACKED_WIDE];
         for (size_t t = 0; t < PACKED_WIDE; t++) {
             const __m256i missing = packed_missing(type, offset[t * blocks + b]);

@@ -15,8 +15,14 @@
 /* keeps the compiler from seeing through a vector: it is in a register, and is what it is */
 #define OPAQUE(x) __asm__ volatile("" : "+x"(x))
 
-/* asks for a line that is needed in some microseconds: into the second-level cache */
-HK_INLINE void prefetch_soon(const void *p) { _mm_prefetch((const char *)p, _MM_HINT_T1); }
+/* Bytes between what a single token uses of a matrix and what is asked for: Intel's own prefetchers, left alone, do not keep
+ * memory busy (AMD's do). */
+#define STREAM_AHEAD 6144
+
+/* asks for lines that are needed in some microseconds: into the second-level cache */
+HK_INLINE void prefetch_lines(const void *p, size_t bytes) {
+    for (size_t i = 0; i < bytes; i += 64) _mm_prefetch((const char *)p + i, _MM_HINT_T1);
+}
 
 #define VF_LANES 8
 typedef __m256 vf;

@@ -21,8 +21,12 @@
 #define UNROLL _Pragma("GCC unroll 16")
 #endif
 
-/* asks for a line that is needed in some microseconds: into the second-level cache */
-HK_INLINE void prefetch_soon(const void *p) { __builtin_prefetch(p, 0, 2); }
+#define STREAM_AHEAD 0 /* a matrix that meets a single token is left to the CPU's own prefetchers */
+
+/* asks for lines that are needed in some microseconds: into the second-level cache */
+HK_INLINE void prefetch_lines(const void *p, size_t bytes) {
+    for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch((const char *)p + i, 0, 2);
+}
 
 /* keeps the compiler from seeing through a vector */
 #define OPAQUE(x) __asm__ volatile("" : "+w"((x).lo), "+w"((x).hi))

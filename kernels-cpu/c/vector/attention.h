@@ -37,8 +37,8 @@ HK_INLINE vw kv_load_wide(hk_type type, const void *p, size_t i) {
  * CPU would not foresee it. */
 HK_INLINE void ask_for_row(hk_type type, const void *p, size_t stride, size_t r, size_t rows, size_t dim) {
     if (r >= rows) return;
-    const char *line = kv_at(type, p, r * stride), *end = kv_at(type, p, r * stride + dim);
-    for (; line < end; line += 64) prefetch_soon(line);
+    const char *row = kv_at(type, p, r * stride);
+    prefetch_lines(row, (size_t)(kv_at(type, p, r * stride + dim) - row));
 }
 
 /* Brings rows of all heads nearer, line after line, where nothing has asked for them yet. */

@@ -202,21 +202,25 @@ impl Cpu {
         };
 
         if out.rows == 1 {
-            // One token: its tiles in parts, each for all heads, so that rows are read as they lie.
+            // One token: its tiles in parts, each for all heads, so that rows are read as they lie; where there are too
+            // few for all threads, each head for itself.
             let s = Sequence::new(a.visible, a.position);
             let (tiles, part) = (s.tiles(), heads * (a.value_dim + 2));
             let (parts, each) = (tiles.len() - 1, (tiles.len() - 1).div_ceil(DECODE_PARTS));
-            let n = self.pool.threads() * turned;
+            let (n, runs) = (self.pool.threads() * turned, parts.div_ceil(each));
+            let splits = if runs < 2 * self.pool.threads() { a.kv_heads } else { 1 };
             self.scores.resize(self.scores.len().max(n + parts * part), 0.0);
             let scratch = Shared(self.scores.as_mut_ptr());
-            self.pool.run(parts.div_ceil(each), |task, thread| {
-                let (mut args, runs) = call(&s, 0, 0..a.kv_heads, scratch.at(thread * turned));
-                args.runs = runs.as_ptr();
-                (args.from, args.to) = (tiles[task * each], tiles[parts.min((task + 1) * each)]);
+            self.pool.run(splits * runs, |task, thread| {
+                let (split, run, h) = (task / runs, task % runs, a.kv_heads / splits);
+                let (mut args, rows) = call(&s, 0, split * h..(split + 1) * h, scratch.at(thread * turned));
+                args.runs = rows.as_ptr();
+                (args.from, args.to) = (tiles[run * each], tiles[parts.min((run + 1) * each)]);
                 args.tile_stride = part;
-                args.max = scratch.at(n + task * each * part);
-                args.sum = args.max.wrapping_add(heads);
-                args.out = args.sum.wrapping_add(heads);
+                let (first, at) = (split * h * group, n + run * each * part);
+                args.max = scratch.at(at + first);
+                args.sum = scratch.at(at + heads + first);
+                args.out = scratch.at(at + 2 * heads + first * a.value_dim);
                 call!(kernels, attend(&args));
             });
             self.pool.run(a.kv_heads, |head, _| {
