@@ -125,7 +125,7 @@ HK_INLINE __m256i packed_end(hk_type type, __m256i sum, int32_t offset) {
 HK_INLINE void packed_tile(hk_type type, const uint8_t *w, size_t groups, size_t lanes, size_t cols, const hk_act *x,
                            size_t t0, size_t tokens, float *y, size_t y_stride, int accumulate) {
     const size_t blocks = cols / HK_BLOCK, size = type_bytes(type), group = blocks * size;
-    const char *ahead = (const char *)w + (tokens > 1 ? groups * group : STREAM_AHEAD);
+    const char *line = (const char *)w, *ahead = line + groups * group;
     const int8_t *q = x->q + t0 * cols;
     const float *d = x->d + t0 * blocks;
     const int32_t *offset = x->offset + t0 * blocks;
@@ -133,7 +133,10 @@ HK_INLINE void packed_tile(hk_type type, const uint8_t *w, size_t groups, size_t
     for (size_t g = 0; g < groups; g++)
         for (size_t t = 0; t < tokens; t++) sum[g][t] = vf_zero();
     for (size_t b = 0; b < blocks; b++, w += size, q += HK_BLOCK, ahead += groups * size) {
-        if (t0 == 0) prefetch_lines(ahead, groups * size);
+        if (tokens == 1 && groups == 1)
+            line = stream_ahead(line, (const char *)w + size, size);
+        else if (t0 == 0)
+            prefetch_lines(ahead, groups * size);
         __m256i dot[PACKED_GROUPS][PACKED_TOKENS];
         for (size_t t = 0; t < tokens; t++)
             for (size_t g = 0; g < groups; g++) dot[g][t] = packed_begin(type, offset[t * blocks + b]);

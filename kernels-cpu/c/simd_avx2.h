@@ -15,13 +15,24 @@
 /* keeps the compiler from seeing through a vector: it is in a register, and is what it is */
 #define OPAQUE(x) __asm__ volatile("" : "+x"(x))
 
-/* Bytes between what a single token uses of a matrix and what is asked for: Intel's own prefetchers, left alone, do not keep
- * memory busy (AMD's do). */
-#define STREAM_AHEAD 6144
-
 /* asks for lines that are needed in some microseconds: into the second-level cache */
 HK_INLINE void prefetch_lines(const void *p, size_t bytes) {
     for (size_t i = 0; i < bytes; i += 64) _mm_prefetch((const char *)p + i, _MM_HINT_T1);
+}
+
+/* A single token reads a matrix once. Intel's own prefetchers, left alone, do not keep memory busy (AMD's do), and between
+ * two products too few loads are in flight to hide the second-level cache: so what is needed is asked for twice. */
+#define STREAM_FAR 6144  /* bytes ahead, into the second level */
+#define STREAM_NEAR 2560 /* bytes ahead, into the first */
+
+/* Asks on behalf of the next `bytes`, which end at `end`; of them, those before `line` were asked for. Returns where the rest
+ * begins. */
+HK_INLINE const char *stream_ahead(const char *line, const char *end, size_t bytes) {
+#define STREAM_LINE _mm_prefetch(line + STREAM_FAR, _MM_HINT_T1), _mm_prefetch(line + STREAM_NEAR, _MM_HINT_T0), line += 64
+    for (size_t i = 0; i < bytes / 64; i++) STREAM_LINE;
+    if (line < end) STREAM_LINE;
+    return line;
+#undef STREAM_LINE
 }
 
 #define VF_LANES 8

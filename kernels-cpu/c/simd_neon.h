@@ -21,7 +21,7 @@
 #define UNROLL _Pragma("GCC unroll 16")
 #endif
 
-#define STREAM_AHEAD 0 /* a matrix that meets a single token is left to the CPU's own prefetchers */
+#define STREAM_FAR 0 /* a matrix that meets a single token is left to the CPU's own prefetchers */
 
 /* asks for lines that are needed in some microseconds: into the second-level cache */
 HK_INLINE void prefetch_lines(const void *p, size_t bytes) {

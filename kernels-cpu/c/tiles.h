@@ -11,9 +11,14 @@ static inline float kv_value(hk_type type, const void *p, size_t i) {
     return type == HK_F16 ? f16_to_f32(((const uint16_t *)p)[i]) : ((const float *)p)[i];
 }
 
+/* bytes of n values, which are whole blocks if there are blocks */
+static inline size_t kv_bytes(hk_type type, size_t n) {
+    return type == HK_Q8_0 ? q8_offset(n) : n * (type == HK_F16 ? 2 : 4);
+}
+
 /* where the values from i on are, which begin a block if there are blocks */
 static inline const char *kv_at(hk_type type, const void *p, size_t i) {
-    return (const char *)p + (type == HK_Q8_0 ? q8_offset(i) : i * (type == HK_F16 ? 2 : 4));
+    return (const char *)p + kv_bytes(type, i);
 }
 
 /* the place in its tile of row `at` of the sequence */

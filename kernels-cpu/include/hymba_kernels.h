@@ -87,6 +87,8 @@ typedef struct hk_attend {
     const hk_rows *runs;
     size_t n_runs;
     size_t from, to; /* the rows of the sequence that this call looks at */
+    size_t ask; /* while it is at it, it may ask memory for rows before this one: of all kv heads, for a single token; or 0 */
+    int asked;  /* has the call before done so for this one's first? */
     size_t prefix, phase;
     const size_t *first, *end; /* [tokens] */
     float scale;

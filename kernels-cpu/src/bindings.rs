@@ -60,6 +60,8 @@ pub struct hk_attend {
     pub n_runs: usize,
     pub from: usize,
     pub to: usize,
+    pub ask: usize,
+    pub asked: ::core::ffi::c_int,
     pub prefix: usize,
     pub phase: usize,
     pub first: *const usize,

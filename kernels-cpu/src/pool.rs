@@ -10,6 +10,7 @@
 use std::{
     hint,
     num::NonZeroUsize,
+    ops::Range,
     sync::{
         Arc, Condvar, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering::*},
@@ -156,6 +157,11 @@ impl Pool {
     /// Threads that take part in a job.
     pub fn threads(&self) -> usize {
         self.workers.len() + 1
+    }
+
+    /// Of a job of `tasks`, those that `thread` takes first, one after the other.
+    pub fn own(&self, tasks: usize, thread: usize) -> Range<usize> {
+        begin(tasks, thread, self.threads())..begin(tasks, thread + 1, self.threads())
     }
 
     /// Starts, or ends, measuring how long the caller waits for the others at the end of jobs.

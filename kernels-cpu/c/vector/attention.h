@@ -33,18 +33,27 @@ HK_INLINE vw kv_load_wide(hk_type type, const void *p, size_t i) {
     return vw_pair(kv_load(type, p, i), kv_load(type, p, i + VF_LANES));
 }
 
-/* Asks for a head's row `r` of `rows` that are there. Heads lie side by side, so that the rows of one are far apart: the
- * CPU would not foresee it. */
-HK_INLINE void ask_for_row(hk_type type, const void *p, size_t stride, size_t r, size_t rows, size_t dim) {
-    if (r >= rows) return;
-    const char *row = kv_at(type, p, r * stride);
-    prefetch_lines(row, (size_t)(kv_at(type, p, r * stride + dim) - row));
+/* Rows of all heads that are needed soon. They are asked for in the order in which they lie, as much at a time as is used:
+ * heads lie side by side, so that the rows of one are far apart, and the CPU would not foresee them. */
+typedef struct attend_ahead {
+    struct attend_span {
+        const char *at, *end;
+    } spans[2 * ATTEND_PIECES];
+    size_t n;
+} attend_ahead;
+
+HK_INLINE void ask_ahead(attend_ahead *a, size_t bytes) {
+    if (a->n == 0) return;
+    struct attend_span *span = &a->spans[a->n - 1];
+    prefetch_lines(span->at, bytes);
+    span->at += bytes;
+    if (span->at >= span->end) a->n--;
 }
 
-/* Brings rows of all heads nearer, line after line, where nothing has asked for them yet. */
-HK_INLINE void touch_rows(hk_type type, const void *p, size_t stride, size_t rows) {
-    const char *end = kv_at(type, p, rows * stride);
-    for (const char *line = p; line < end; line += 64) (void)*(const volatile char *)line;
+/* Brings them nearer at once. */
+HK_INLINE void touch(const attend_ahead *a) {
+    for (size_t i = 0; i < a->n; i++)
+        for (const char *line = a->spans[i].at; line < a->spans[i].end; line += 64) (void)*(const volatile char *)line;
 }
 
 /* Adds a part of the answer whose maximum is `more`: the factors of what was there, and of what is added. */
@@ -67,7 +76,6 @@ HK_INLINE vw added(vw out, float keep, vw part, float add) {
 typedef struct attend_piece {
     const void *k, *v;
     size_t lane, rows;
-    size_t ahead; /* rows up to here may be asked for */
 } attend_piece;
 
 /* Queries of one kv head. */
@@ -78,6 +86,7 @@ typedef struct attend_queries {
     float *out[ATTEND_QUERIES];          /* [value_dim] */
     float *max[ATTEND_QUERIES], *sum[ATTEND_QUERIES];
     size_t token[ATTEND_QUERIES];
+    attend_ahead ahead;
     float keep[ATTEND_QUERIES], add[ATTEND_QUERIES]; /* factors of the answer so far, and of the tile's */
     float scores[ATTEND_QUERIES][ATTEND_SCORES];
 } attend_queries;
@@ -151,6 +160,7 @@ HK_INLINE void score_rows(attend_queries *s, size_t n, hk_type type, attend_piec
             for (size_t q = 0; q < n; q++)
                 for (size_t i = 0; i < ATTEND_WIDE; i++) sum[q][i] = vw_zero();
             for (size_t j = 0; j < whole; j += VF_LANES) {
+                if (j % (2 * VF_LANES) == 0) ask_ahead(&s->ahead, kv_bytes(type, step * 2 * VF_LANES));
                 vw keys[ATTEND_WIDE];
                 for (size_t i = 0; i < ATTEND_WIDE; i++)
                     keys[i] = vw_pair(kv_load(type, piece.k, row[2 * i] * stride + j),
@@ -161,7 +171,6 @@ HK_INLINE void score_rows(attend_queries *s, size_t n, hk_type type, attend_piec
                     for (size_t i = 0; i < ATTEND_WIDE; i++) sum[q][i] = vw_fma(vw_twice(v), keys[i], sum[q][i]);
                 }
             }
-            for (size_t i = 0; i < step; i++) ask_for_row(type, piece.k, stride, row[i] + ATTEND_ROWS, piece.ahead, key_dim);
             for (size_t q = 0; q < n; q++)
                 for (size_t i = 0; i < ATTEND_WIDE; i++) {
                     lanes[q][r + 2 * i] = vw_low(sum[q][i]);
@@ -224,7 +233,7 @@ HK_INLINE void value_strip(attend_queries *s, size_t q0, size_t n, size_t width,
     for (const attend_piece *piece = pieces; piece < pieces + n_pieces; piece++) {
         const float *scores = s->scores[q0] + piece->lane;
         for (size_t r = 0; r < piece->rows; r++) {
-            if (!strip && j % 32 == 0) ask_for_row(type, kv_at(type, piece->v, j), stride, r + ATTEND_ROWS, piece->ahead, 32);
+            if (!strip && r % 2 == 0) ask_ahead(&s->ahead, kv_bytes(type, 2 * width * VW_LANES));
             vw values[ATTEND_WIDE];
             for (size_t i = 0; i < width; i++)
                 values[i] = strip ? vw_load(strip[piece->lane + r])
@@ -315,8 +324,8 @@ HK_INLINE void attend_tile(const hk_attend *a, hk_type type, int few, attend_que
 #undef VALUES
 }
 
-/* The pieces of the tile of rows at .. at + rows, for one kv head; with `ahead`, what comes after it may be asked for. */
-HK_INLINE size_t tile_pieces(const hk_attend *a, hk_type type, size_t at, size_t rows, size_t head, int ahead,
+/* The pieces of the tile of rows at .. at + rows, for one kv head. */
+HK_INLINE size_t tile_pieces(const hk_attend *a, hk_type type, size_t at, size_t rows, size_t head,
                              attend_piece pieces[ATTEND_PIECES]) {
     const size_t lane = tile_lane(a, at);
     size_t n = 0;
@@ -328,10 +337,21 @@ HK_INLINE size_t tile_pieces(const hk_attend *a, hk_type type, size_t at, size_t
             .v = kv_at(type, a->runs[i].v, (from - begin) * a->v_stride + head * a->value_dim),
             .lane = lane + from - at,
             .rows = to - from,
-            .ahead = ahead ? end - from : 0,
         };
     }
     return n;
+}
+
+/* Where the rows at .. at + rows of all heads lie. */
+HK_INLINE attend_ahead tile_ahead(const hk_attend *a, hk_type type, size_t at, size_t rows) {
+    attend_piece pieces[ATTEND_PIECES];
+    attend_ahead ahead = {.n = 0};
+    for (size_t n = tile_pieces(a, type, at, rows, 0, pieces); n > 0; n--) {
+        const char *k = pieces[n - 1].k, *v = pieces[n - 1].v;
+        ahead.spans[ahead.n++] = (struct attend_span){v, v + kv_bytes(type, pieces[n - 1].rows * a->v_stride)};
+        ahead.spans[ahead.n++] = (struct attend_span){k, k + kv_bytes(type, pieces[n - 1].rows * a->k_stride)};
+    }
+    return ahead;
 }
 
 HK_INLINE void attend_type(const hk_attend *a, hk_type type, int few) {
@@ -341,13 +361,17 @@ HK_INLINE void attend_type(const hk_attend *a, hk_type type, int few) {
         rows = tile_rows(a, at);
         s.fresh = at == a->from || a->tile_stride > 0;
         attend_piece pieces[ATTEND_PIECES];
-        if (few && at == a->from && a->k_stride == a->kv_heads * a->key_dim) /* all heads are asked for */
-            for (size_t n = tile_pieces(a, type, at, rows, 0, few, pieces); n > 0; n--) {
-                touch_rows(type, pieces[n - 1].k, a->k_stride, pieces[n - 1].rows);
-                touch_rows(type, pieces[n - 1].v, a->v_stride, pieces[n - 1].rows);
+        s.ahead.n = 0;
+        if (few && a->ask > 0) {
+            if (at == a->from && !a->asked) {
+                const attend_ahead here = tile_ahead(a, type, at, rows);
+                touch(&here);
             }
+            const size_t next = at + rows, more = next < a->ask ? a->ask - next : 0;
+            s.ahead = tile_ahead(a, type, next, more < ATTEND_ROWS ? more : ATTEND_ROWS);
+        }
         for (size_t head = 0; head < a->kv_heads; head++) {
-            const size_t n_pieces = tile_pieces(a, type, at, rows, head, few, pieces);
+            const size_t n_pieces = tile_pieces(a, type, at, rows, head, pieces);
             for (size_t q0 = 0; q0 < all; q0 += ATTEND_QUERIES) {
                 s.n = all - q0 < ATTEND_QUERIES ? all - q0 : ATTEND_QUERIES;
                 for (size_t q = 0; q < s.n; q++) {

@@ -21,11 +21,11 @@ HK_INLINE vf weight_load_n(hk_type type, const uint8_t *row, size_t n) {
 HK_INLINE void float_tile(hk_type type, const uint8_t *w, size_t rows, size_t cols, const hk_act *x, size_t t0,
                           size_t tokens, float *y, size_t y_stride, int accumulate) {
     const size_t size = type == HK_F32 ? 4 : 2, row_bytes = cols * size, rest = cols % VF_LANES;
-    const uint8_t *ahead = w + (rows * row_bytes > STREAM_AHEAD ? rows * row_bytes : STREAM_AHEAD);
+    const uint8_t *ahead = w + (rows * row_bytes > STREAM_FAR ? rows * row_bytes : STREAM_FAR);
     vf sum[FLOAT_SUMS], v[FLOAT_SUMS];
     for (size_t k = 0; k < FLOAT_SUMS; k++) sum[k] = vf_zero();
     for (size_t i = 0; i + VF_LANES <= cols; i += VF_LANES) {
-        if (STREAM_AHEAD && tokens == 1) prefetch_lines(ahead + rows * i * size, rows * VF_LANES * size);
+        if (STREAM_FAR && tokens == 1) prefetch_lines(ahead + rows * i * size, rows * VF_LANES * size);
         for (size_t t = 0; t < tokens; t++) v[t] = vf_load(x->x + (t0 + t) * x->stride + i);
         for (size_t r = 0; r < rows; r++) {
             const vf weight = weight_load(type, w + r * row_bytes, i);

@@ -186,6 +186,8 @@ impl Cpu {
                 n_runs: runs.len(),
                 from: 0,
                 to: s.rows(),
+                ask: 0,
+                asked: 0,
                 prefix: s.runs[0].rows,
                 phase: s.phase,
                 first: s.first.as_ptr(),
@@ -202,8 +204,8 @@ impl Cpu {
         };
 
         if out.rows == 1 {
-            // One token: its tiles in parts, each for all heads, so that rows are read as they lie; where there are too
-            // few for all threads, each head for itself.
+            // One token: its tiles in parts, each for all heads, so that rows are read as they lie, and a thread asks for
+            // those of its next part; where there are too few parts, each head for itself.
             let s = Sequence::new(a.visible, a.position);
             let (tiles, part) = (s.tiles(), heads * (a.value_dim + 2));
             let (parts, each) = (tiles.len() - 1, (tiles.len() - 1).div_ceil(DECODE_PARTS));
@@ -211,11 +213,17 @@ impl Cpu {
             let splits = if runs < 2 * self.pool.threads() { a.kv_heads } else { 1 };
             self.scores.resize(self.scores.len().max(n + parts * part), 0.0);
             let scratch = Shared(self.scores.as_mut_ptr());
+            let own: Vec<_> = (0..self.pool.threads()).map(|thread| self.pool.own(splits * runs, thread)).collect();
             self.pool.run(splits * runs, |task, thread| {
                 let (split, run, h) = (task / runs, task % runs, a.kv_heads / splits);
                 let (mut args, rows) = call(&s, 0, split * h..(split + 1) * h, scratch.at(thread * turned));
                 args.runs = rows.as_ptr();
                 (args.from, args.to) = (tiles[run * each], tiles[parts.min((run + 1) * each)]);
+                if splits == 1 {
+                    let both = |a, b| own[thread].contains(&a) && own[thread].contains(&b);
+                    args.ask = if both(task, task + 1) { s.rows() } else { args.to };
+                    args.asked = i32::from(task > 0 && both(task - 1, task));
+                }
                 args.tile_stride = part;
                 let (first, at) = (split * h * group, n + run * each * part);
                 args.max = scratch.at(at + first);
