@@ -33,27 +33,21 @@ HK_INLINE vw kv_load_wide(hk_type type, const void *p, size_t i) {
     return vw_pair(kv_load(type, p, i), kv_load(type, p, i + VF_LANES));
 }
 
-/* Rows of all heads that are needed soon. They are asked for in the order in which they lie, as much at a time as is used:
- * heads lie side by side, so that the rows of one are far apart, and the CPU would not foresee them. */
+/* Keys or values of all heads that are needed soon. They are asked for in the order in which they lie, as much at a time as is
+ * used: heads lie side by side, so that the rows of one are far apart, and the CPU would not foresee them. */
 typedef struct attend_ahead {
-    struct attend_span {
-        const char *at, *end;
-    } spans[2 * ATTEND_PIECES];
-    size_t n;
+    const char *at, *end;
 } attend_ahead;
 
 HK_INLINE void ask_ahead(attend_ahead *a, size_t bytes) {
-    if (a->n == 0) return;
-    struct attend_span *span = &a->spans[a->n - 1];
-    prefetch_lines(span->at, bytes);
-    span->at += bytes;
-    if (span->at >= span->end) a->n--;
+    if (a->at >= a->end) return;
+    prefetch_lines(a->at, bytes);
+    a->at += bytes;
 }
 
-/* Brings them nearer at once. */
-HK_INLINE void touch(const attend_ahead *a) {
-    for (size_t i = 0; i < a->n; i++)
-        for (const char *line = a->spans[i].at; line < a->spans[i].end; line += 64) (void)*(const volatile char *)line;
+/* Brings `bytes` nearer at once. */
+HK_INLINE void touch(const char *p, size_t bytes) {
+    for (size_t i = 0; i < bytes; i += 64) (void)*(const volatile char *)(p + i);
 }
 
 /* Adds a part of the answer whose maximum is `more`: the factors of what was there, and of what is added. */
@@ -86,7 +80,7 @@ typedef struct attend_queries {
     float *out[ATTEND_QUERIES];          /* [value_dim] */
     float *max[ATTEND_QUERIES], *sum[ATTEND_QUERIES];
     size_t token[ATTEND_QUERIES];
-    attend_ahead ahead;
+    attend_ahead keys, values;           /* of the next tile */
     float keep[ATTEND_QUERIES], add[ATTEND_QUERIES]; /* factors of the answer so far, and of the tile's */
     float scores[ATTEND_QUERIES][ATTEND_SCORES];
 } attend_queries;
@@ -160,7 +154,7 @@ HK_INLINE void score_rows(attend_queries *s, size_t n, hk_type type, attend_piec
             for (size_t q = 0; q < n; q++)
                 for (size_t i = 0; i < ATTEND_WIDE; i++) sum[q][i] = vw_zero();
             for (size_t j = 0; j < whole; j += VF_LANES) {
-                if (j % (2 * VF_LANES) == 0) ask_ahead(&s->ahead, kv_bytes(type, step * 2 * VF_LANES));
+                if (j % (2 * VF_LANES) == 0) ask_ahead(&s->keys, kv_bytes(type, step * 2 * VF_LANES));
                 vw keys[ATTEND_WIDE];
                 for (size_t i = 0; i < ATTEND_WIDE; i++)
                     keys[i] = vw_pair(kv_load(type, piece.k, row[2 * i] * stride + j),
@@ -232,17 +226,23 @@ HK_INLINE void value_strip(attend_queries *s, size_t q0, size_t n, size_t width,
         for (size_t i = 0; i < width; i++) sum[q][i] = vw_zero();
     for (const attend_piece *piece = pieces; piece < pieces + n_pieces; piece++) {
         const float *scores = s->scores[q0] + piece->lane;
-        for (size_t r = 0; r < piece->rows; r++) {
-            if (!strip && r % 2 == 0) ask_ahead(&s->ahead, kv_bytes(type, 2 * width * VW_LANES));
-            vw values[ATTEND_WIDE];
-            for (size_t i = 0; i < width; i++)
-                values[i] = strip ? vw_load(strip[piece->lane + r])
-                                  : kv_load_wide(type, piece->v, r * stride + j + i * VW_LANES);
-            for (size_t q = 0; q < n; q++) {
-                const vw p = vw_set1(scores[q * ATTEND_SCORES + r]);
-                for (size_t i = 0; i < width; i++) sum[q][i] = vw_fma(p, values[i], sum[q][i]);
-            }
+        size_t r = 0;
+#define VALUE_ROW(r)                                                                                \
+    vw values[ATTEND_WIDE];                                                                         \
+    for (size_t i = 0; i < width; i++)                                                              \
+        values[i] = strip ? vw_load(strip[piece->lane + (r)])                                       \
+                          : kv_load_wide(type, piece->v, (r) * stride + j + i * VW_LANES);          \
+    for (size_t q = 0; q < n; q++) {                                                                \
+        const vw p = vw_set1(scores[q * ATTEND_SCORES + (r)]);                                      \
+        for (size_t i = 0; i < width; i++) sum[q][i] = vw_fma(p, values[i], sum[q][i]);             \
+    }
+        for (; r + 2 <= piece->rows; r += 2) {
+            if (!strip) ask_ahead(&s->values, kv_bytes(type, 2 * width * VW_LANES));
+            { VALUE_ROW(r) }
+            { VALUE_ROW(r + 1) }
         }
+        if (r < piece->rows) { VALUE_ROW(r) }
+#undef VALUE_ROW
     }
     for (size_t q = 0; q < n; q++)
         for (size_t i = 0; i < width; i++) {
@@ -342,35 +342,30 @@ HK_INLINE size_t tile_pieces(const hk_attend *a, hk_type type, size_t at, size_t
     return n;
 }
 
-/* Where the rows at .. at + rows of all heads lie. */
-HK_INLINE attend_ahead tile_ahead(const hk_attend *a, hk_type type, size_t at, size_t rows) {
-    attend_piece pieces[ATTEND_PIECES];
-    attend_ahead ahead = {.n = 0};
-    for (size_t n = tile_pieces(a, type, at, rows, 0, pieces); n > 0; n--) {
-        const char *k = pieces[n - 1].k, *v = pieces[n - 1].v;
-        ahead.spans[ahead.n++] = (struct attend_span){v, v + kv_bytes(type, pieces[n - 1].rows * a->v_stride)};
-        ahead.spans[ahead.n++] = (struct attend_span){k, k + kv_bytes(type, pieces[n - 1].rows * a->k_stride)};
-    }
-    return ahead;
-}
-
 HK_INLINE void attend_type(const hk_attend *a, hk_type type, int few) {
     const size_t heads = a->kv_heads * a->group, all = a->tokens * a->group;
     attend_queries s;
     for (size_t at = a->from, rows, place = 0; at < a->to; at += rows, place += a->tile_stride) {
         rows = tile_rows(a, at);
         s.fresh = at == a->from || a->tile_stride > 0;
-        attend_piece pieces[ATTEND_PIECES];
-        s.ahead.n = 0;
+        attend_piece pieces[ATTEND_PIECES], next[ATTEND_PIECES];
+        size_t n_next = 0;
+        s.keys = s.values = (attend_ahead){NULL, NULL};
         if (few && a->ask > 0) {
-            if (at == a->from && !a->asked) {
-                const attend_ahead here = tile_ahead(a, type, at, rows);
-                touch(&here);
-            }
-            const size_t next = at + rows, more = next < a->ask ? a->ask - next : 0;
-            s.ahead = tile_ahead(a, type, next, more < ATTEND_ROWS ? more : ATTEND_ROWS);
+            if (at == a->from && !a->asked)
+                for (size_t n = tile_pieces(a, type, at, rows, 0, pieces); n > 0; n--) {
+                    touch(pieces[n - 1].k, kv_bytes(type, pieces[n - 1].rows * a->k_stride));
+                    touch(pieces[n - 1].v, kv_bytes(type, pieces[n - 1].rows * a->v_stride));
+                }
+            const size_t then = at + rows, more = then < a->ask ? a->ask - then : 0;
+            n_next = tile_pieces(a, type, then, more < ATTEND_ROWS ? more : ATTEND_ROWS, 0, next);
         }
         for (size_t head = 0; head < a->kv_heads; head++) {
+            if (n_next > 0 && s.keys.at >= s.keys.end) {
+                const attend_piece *soon = &next[--n_next];
+                s.keys = (attend_ahead){soon->k, (const char *)soon->k + kv_bytes(type, soon->rows * a->k_stride)};
+                s.values = (attend_ahead){soon->v, (const char *)soon->v + kv_bytes(type, soon->rows * a->v_stride)};
+            }
             const size_t n_pieces = tile_pieces(a, type, at, rows, head, pieces);
             for (size_t q0 = 0; q0 < all; q0 += ATTEND_QUERIES) {
                 s.n = all - q0 < ATTEND_QUERIES ? all - q0 : ATTEND_QUERIES;
