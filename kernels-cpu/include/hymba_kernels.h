@@ -73,6 +73,12 @@ typedef struct hk_rows {
     size_t rows;
 } hk_rows;
 
+/* Memory that is needed soon: `rows` pieces of `width` bytes, `stride` bytes apart. */
+typedef struct hk_soon {
+    const void *at;
+    size_t rows, width, stride;
+} hk_soon;
+
 /* Attention of some tokens, for kv heads that lie side by side and the query heads that share them. The runs are one
  * sequence of rows. Every token sees the first `prefix` rows; of the others, token t sees first[t] .. end[t].
  *
@@ -87,8 +93,10 @@ typedef struct hk_attend {
     const hk_rows *runs;
     size_t n_runs;
     size_t from, to; /* the rows of the sequence that this call looks at */
-    size_t ask; /* while it is at it, it may ask memory for rows before this one: of all kv heads, for a single token; or 0 */
-    int asked;  /* has the call before done so for this one's first? */
+    /* For a single token: what it may ask memory for while it is at it, in this order, beside keys as much as it uses of
+     * them, and beside values; the first `now` of both it may ask for at once. */
+    const hk_soon *soon[2];
+    size_t now, n_soon;
     size_t prefix, phase;
     const size_t *first, *end; /* [tokens] */
     float scale;

@@ -45,6 +45,14 @@ pub struct hk_rows {
 }
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
+pub struct hk_soon {
+    pub at: *const ::core::ffi::c_void,
+    pub rows: usize,
+    pub width: usize,
+    pub stride: usize,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
 pub struct hk_attend {
     pub q: *const f32,
     pub q_stride: usize,
@@ -60,8 +68,9 @@ pub struct hk_attend {
     pub n_runs: usize,
     pub from: usize,
     pub to: usize,
-    pub ask: usize,
-    pub asked: ::core::ffi::c_int,
+    pub soon: [*const hk_soon; 2usize],
+    pub now: usize,
+    pub n_soon: usize,
     pub prefix: usize,
     pub phase: usize,
     pub first: *const usize,

@@ -33,21 +33,31 @@ HK_INLINE vw kv_load_wide(hk_type type, const void *p, size_t i) {
     return vw_pair(kv_load(type, p, i), kv_load(type, p, i + VF_LANES));
 }
 
-/* Keys or values of all heads that are needed soon. They are asked for in the order in which they lie, as much at a time as is
- * used: heads lie side by side, so that the rows of one are far apart, and the CPU would not foresee them. */
+/* What is needed soon is asked for in the order in which it lies, as much at a time as is used: heads lie side by side, so
+ * that the rows of one are far apart, and the CPU would not foresee them. */
 typedef struct attend_ahead {
-    const char *at, *end;
+    const hk_soon *next, *end;
+    hk_soon soon;
+    size_t asked; /* bytes of its first piece */
 } attend_ahead;
 
 HK_INLINE void ask_ahead(attend_ahead *a, size_t bytes) {
-    if (a->at >= a->end) return;
-    prefetch_lines(a->at, bytes);
-    a->at += bytes;
+    if (a->soon.rows == 0) {
+        if (a->next == a->end) return;
+        a->soon = *a->next++;
+    }
+    prefetch_lines((const char *)a->soon.at + a->asked, bytes);
+    a->asked += bytes;
+    if (a->asked < a->soon.width) return;
+    a->asked = 0;
+    a->soon.at = (const char *)a->soon.at + a->soon.stride;
+    a->soon.rows--;
 }
 
-/* Brings `bytes` nearer at once. */
-HK_INLINE void touch(const char *p, size_t bytes) {
-    for (size_t i = 0; i < bytes; i += 64) (void)*(const volatile char *)(p + i);
+/* Brings nearer at once what was not asked for. */
+HK_INLINE void touch(hk_soon s) {
+    for (const char *at = s.at; s.rows > 0; s.rows--, at += s.stride)
+        for (size_t i = 0; i < s.width; i += 64) (void)*(const volatile char *)(at + i);
 }
 
 /* Adds a part of the answer whose maximum is `more`: the factors of what was there, and of what is added. */
@@ -80,7 +90,7 @@ typedef struct attend_queries {
     float *out[ATTEND_QUERIES];          /* [value_dim] */
     float *max[ATTEND_QUERIES], *sum[ATTEND_QUERIES];
     size_t token[ATTEND_QUERIES];
-    attend_ahead keys, values;           /* of the next tile */
+    attend_ahead keys, values;           /* what is asked for beside them */
     float keep[ATTEND_QUERIES], add[ATTEND_QUERIES]; /* factors of the answer so far, and of the tile's */
     float scores[ATTEND_QUERIES][ATTEND_SCORES];
 } attend_queries;
@@ -345,27 +355,16 @@ HK_INLINE size_t tile_pieces(const hk_attend *a, hk_type type, size_t at, size_t
 HK_INLINE void attend_type(const hk_attend *a, hk_type type, int few) {
     const size_t heads = a->kv_heads * a->group, all = a->tokens * a->group;
     attend_queries s;
+    if (few) {
+        for (size_t i = 0; i < a->now; i++) touch(a->soon[0][i]), touch(a->soon[1][i]);
+        s.keys = (attend_ahead){.next = a->soon[0] + a->now, .end = a->soon[0] + a->n_soon};
+        s.values = (attend_ahead){.next = a->soon[1] + a->now, .end = a->soon[1] + a->n_soon};
+    }
     for (size_t at = a->from, rows, place = 0; at < a->to; at += rows, place += a->tile_stride) {
         rows = tile_rows(a, at);
         s.fresh = at == a->from || a->tile_stride > 0;
-        attend_piece pieces[ATTEND_PIECES], next[ATTEND_PIECES];
-        size_t n_next = 0;
-        s.keys = s.values = (attend_ahead){NULL, NULL};
-        if (few && a->ask > 0) {
-            if (at == a->from && !a->asked)
-                for (size_t n = tile_pieces(a, type, at, rows, 0, pieces); n > 0; n--) {
-                    touch(pieces[n - 1].k, kv_bytes(type, pieces[n - 1].rows * a->k_stride));
-                    touch(pieces[n - 1].v, kv_bytes(type, pieces[n - 1].rows * a->v_stride));
-                }
-            const size_t then = at + rows, more = then < a->ask ? a->ask - then : 0;
-            n_next = tile_pieces(a, type, then, more < ATTEND_ROWS ? more : ATTEND_ROWS, 0, next);
-        }
+        attend_piece pieces[ATTEND_PIECES];
         for (size_t head = 0; head < a->kv_heads; head++) {
-            if (n_next > 0 && s.keys.at >= s.keys.end) {
-                const attend_piece *soon = &next[--n_next];
-                s.keys = (attend_ahead){soon->k, (const char *)soon->k + kv_bytes(type, soon->rows * a->k_stride)};
-                s.values = (attend_ahead){soon->v, (const char *)soon->v + kv_bytes(type, soon->rows * a->v_stride)};
-            }
             const size_t n_pieces = tile_pieces(a, type, at, rows, head, pieces);
             for (size_t q0 = 0; q0 < all; q0 += ATTEND_QUERIES) {
                 s.n = all - q0 < ATTEND_QUERIES ? all - q0 : ATTEND_QUERIES;

@@ -1,5 +1,7 @@
 //! Attention over the rows of a KV cache and of the chunk that is being read.
 
+use std::ops::Range;
+
 use super::{Cpu, Shared, call};
 use crate::{
     Mat, MatMut,
@@ -129,6 +131,18 @@ impl Sequence {
         (0..prefix).step_by(ROWS).chain(rest).chain([rows]).collect()
     }
 
+    /// Rows of the sequence, as runs.
+    fn pieces(&self, rows: Range<usize>) -> impl Iterator<Item = Run> {
+        let mut begin = 0;
+        self.runs.into_iter().map(move |run| {
+            let end = begin + run.rows;
+            let (from, to) = (rows.start.clamp(begin, end), rows.end.clamp(begin, end));
+            let piece = Run { first: run.first + from - begin, rows: to - from, ..run };
+            begin = end;
+            piece
+        })
+    }
+
     fn rows(&self) -> usize {
         self.runs.iter().map(|r| r.rows).sum()
     }
@@ -160,16 +174,23 @@ impl Cpu {
         let (y, stride) = (Shared(out.data.as_mut_ptr()), out.stride);
         let scale = 1.0 / (a.key_dim as f32).sqrt();
         let turned = hk::HK_ATTEND_SCRATCH as usize * a.key_dim;
+        let bytes = |values: usize| match a.cache[0] {
+            KvRows::Q8_0(_) => values / Q8_BLOCK * Q8_BYTES,
+            KvRows::F16(_) => 2 * values,
+            KvRows::F32(_) => 4 * values,
+        };
+        // Where the keys and values of a run begin, of kv head `h`.
+        let address = |run: Run, h: usize| {
+            let [k, v] = if run.chunk { a.chunk } else { a.cache };
+            let at = |rows: KvRows<'_>, i| if run.rows > 0 { rows.at(i) } else { std::ptr::null() };
+            [at(k, run.first * k_stride + h * a.key_dim), at(v, run.first * v_stride + h * a.value_dim)]
+        };
         // The call on tokens `t..` of a sequence, kv heads `h..`, with `scratch` of `turned` values; the caller says where
         // parts go.
-        let call = |s: &Sequence, t: usize, h: std::ops::Range<usize>, scratch: *mut f32| {
+        let call = |s: &Sequence, t: usize, h: Range<usize>, scratch: *mut f32| {
             let runs = s.runs.map(|run| {
-                let [k, v] = if run.chunk { a.chunk } else { a.cache };
-                let at = |rows: KvRows<'_>, stride: usize, dim: usize| match run.rows {
-                    0 => std::ptr::null(),
-                    _ => rows.at(run.first * stride + h.start * dim),
-                };
-                hk::hk_rows { k: at(k, k_stride, a.key_dim), v: at(v, v_stride, a.value_dim), rows: run.rows }
+                let [k, v] = address(run, h.start);
+                hk::hk_rows { k, v, rows: run.rows }
             });
             let args = hk::hk_attend {
                 q: a.q.row(t)[h.start * group * a.key_dim..].as_ptr(),
@@ -186,8 +207,9 @@ impl Cpu {
                 n_runs: runs.len(),
                 from: 0,
                 to: s.rows(),
-                ask: 0,
-                asked: 0,
+                soon: [std::ptr::dangling(); 2],
+                now: 0,
+                n_soon: 0,
                 prefix: s.runs[0].rows,
                 phase: s.phase,
                 first: s.first.as_ptr(),
@@ -204,28 +226,48 @@ impl Cpu {
         };
 
         if out.rows == 1 {
-            // One token: its tiles in parts, each for all heads, so that rows are read as they lie, and a thread asks for
-            // those of its next part; where there are too few parts, each head for itself.
+            // One token: its tiles in parts, each for all heads, so that rows are read as they lie; where there are too few
+            // parts, each head for itself.
             let s = Sequence::new(a.visible, a.position);
             let (tiles, part) = (s.tiles(), heads * (a.value_dim + 2));
             let (parts, each) = (tiles.len() - 1, (tiles.len() - 1).div_ceil(DECODE_PARTS));
             let (n, runs) = (self.pool.threads() * turned, parts.div_ceil(each));
             let splits = if runs < 2 * self.pool.threads() { a.kv_heads } else { 1 };
+            let (tasks, h) = (splits * runs, a.kv_heads / splits);
             self.scores.resize(self.scores.len().max(n + parts * part), 0.0);
             let scratch = Shared(self.scores.as_mut_ptr());
-            let own: Vec<_> = (0..self.pool.threads()).map(|thread| self.pool.own(splits * runs, thread)).collect();
-            self.pool.run(splits * runs, |task, thread| {
-                let (split, run, h) = (task / runs, task % runs, a.kv_heads / splits);
-                let (mut args, rows) = call(&s, 0, split * h..(split + 1) * h, scratch.at(thread * turned));
-                args.runs = rows.as_ptr();
-                (args.from, args.to) = (tiles[run * each], tiles[parts.min((run + 1) * each)]);
-                if splits == 1 {
-                    let both = |a, b| own[thread].contains(&a) && own[thread].contains(&b);
-                    args.ask = if both(task, task + 1) { s.rows() } else { args.to };
-                    args.asked = i32::from(task > 0 && both(task - 1, task));
+            let own: Vec<_> = (0..self.pool.threads()).map(|thread| self.pool.own(tasks, thread)).collect();
+            let rows = |task: usize| tiles[task % runs * each]..tiles[parts.min((task % runs + 1) * each)];
+            // The rows that lie ahead of a task in its thread's own range: `take` of them, behind the first `skip`.
+            let ahead = |tasks: Range<usize>, mut skip: usize, mut take: usize| {
+                let mut soon = Vec::new();
+                for (task, run) in tasks.flat_map(|task| s.pieces(rows(task)).map(move |run| (task, run))) {
+                    let over = skip.min(run.rows);
+                    let rows = take.min(run.rows - over);
+                    (skip, take) = (skip - over, take - rows);
+                    if rows > 0 {
+                        let [k, v] = address(Run { first: run.first + over, ..run }, task / runs * h);
+                        let piece =
+                            |at, dim, stride| hk::hk_soon { at, rows, width: bytes(h * dim), stride: bytes(stride) };
+                        soon.push([piece(k, a.key_dim, k_stride), piece(v, a.value_dim, v_stride)]);
+                    }
                 }
+                soon
+            };
+            self.pool.run(tasks, |task, thread| {
+                let head = task / runs * h;
+                let (mut args, kv) = call(&s, 0, head..head + h, scratch.at(thread * turned));
+                args.runs = kv.as_ptr();
+                (args.from, args.to) = (rows(task).start, rows(task).end);
+                let own = if own[thread].contains(&task) { own[thread].clone() } else { task..task + 1 };
+                let mut soon = if task == own.start { ahead(own.clone(), 0, ROWS) } else { Vec::new() };
+                args.now = soon.len();
+                soon.extend(ahead(task..own.end, ROWS, rows(task).len()));
+                args.n_soon = soon.len();
+                let soon = [0, 1].map(|i| soon.iter().map(|piece| piece[i]).collect::<Vec<_>>());
+                args.soon = [soon[0].as_ptr(), soon[1].as_ptr()];
                 args.tile_stride = part;
-                let (first, at) = (split * h * group, n + run * each * part);
+                let (first, at) = (head * group, n + task % runs * each * part);
                 args.max = scratch.at(at + first);
                 args.sum = scratch.at(at + heads + first);
                 args.out = scratch.at(at + 2 * heads + first * a.value_dim);
