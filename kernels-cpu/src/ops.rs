@@ -168,9 +168,43 @@ impl Cpu {
     /// # Panics
     /// If the shapes do not fit together.
     pub fn matmul(&mut self, w: Weight<'_>, x: Mat<'_>, out: MatMut<'_>, accumulate: bool) {
-        let (tokens, cols, row_bytes) = (x.rows, w.cols, w.row_bytes());
-        assert!(x.cols == cols && out.cols == w.rows && out.rows == tokens, "matmul: shapes differ");
-        assert!(w.bytes.len() == w.stored_rows() * row_bytes, "matmul: {} bytes for {} rows", w.bytes.len(), w.rows);
+        self.products([w], x, [out], accumulate, |_, _| ());
+    }
+
+    /// out = silu(gate) ⊙ (U·x) with gate = G·x: as two times [`Cpu::matmul`] and [`Cpu::silu_mul`], to the last bit.
+    /// `gate` and `out` are `[tokens, rows]`.
+    ///
+    /// # Panics
+    /// If the shapes do not fit together.
+    pub fn gated_matmul(&mut self, [g, u]: [Weight<'_>; 2], x: Mat<'_>, gate: MatMut<'_>, out: MatMut<'_>) {
+        let (kernels, tokens) = (self.kernels, x.rows);
+        let (gates, ups) = (Shared(gate.data.as_mut_ptr()), Shared(out.data.as_mut_ptr()));
+        let (gate_stride, stride) = (gate.stride, out.stride);
+        self.products([g, u], x, [gate, out], false, |first, n| {
+            for t in 0..tokens {
+                let up = ups.at(t * stride + first);
+                call!(kernels, silu_mul(gates.at(t * gate_stride + first), up, n, up));
+            }
+        });
+    }
+
+    /// Products of one x with matrices of one shape, each task's rows of them one after the other; then, for these rows,
+    /// `then(first, rows)`.
+    fn products<const N: usize>(
+        &mut self,
+        w: [Weight<'_>; N],
+        x: Mat<'_>,
+        out: [MatMut<'_>; N],
+        accumulate: bool,
+        then: impl Fn(usize, usize) + Sync,
+    ) {
+        let (tokens, rows, cols) = (x.rows, w[0].rows, w[0].cols);
+        for (w, out) in w.iter().zip(&out) {
+            assert!(x.cols == w.cols && out.cols == w.rows && out.rows == tokens, "matmul: shapes differ");
+            assert!((w.rows, w.cols) == (rows, cols), "matmul: matrices differ");
+            let bytes = w.stored_rows() * w.row_bytes();
+            assert!(w.bytes.len() == bytes, "matmul: {} bytes for {} rows", w.bytes.len(), w.rows);
+        }
         let kernels = self.kernels;
         let mut act = hk::hk_act {
             x: x.data.as_ptr(),
@@ -179,7 +213,7 @@ impl Cpu {
             d: std::ptr::null(),
             offset: std::ptr::null(),
         };
-        if w.quantized() {
+        if w.iter().any(Weight::quantized) {
             assert!(cols.is_multiple_of(BLOCK), "matmul: rows of {cols} have no whole blocks");
             let blocks = cols / BLOCK;
             let (q, d, offset) = &mut self.quantized;
@@ -196,18 +230,20 @@ impl Cpu {
             (act.q, act.d, act.offset) = (q.0, d.0, offset.0);
         }
         let act = Shared(&raw mut act);
-        let (y, y_stride) = (Shared(out.data.as_mut_ptr()), out.stride);
+        let out = out.map(|out| (Shared(out.data.as_mut_ptr()), out.stride));
         // Enough parts to even out threads that the system slows, each at least a microsecond of reading.
+        let row_bytes: usize = w.iter().map(Weight::row_bytes).sum();
         let smallest = (16 * 1024 / row_bytes.max(1)).max(1);
-        let rows = part(w.rows, 32 * self.pool.threads(), 16).max(smallest.next_multiple_of(16));
-        self.pool.run(w.rows.div_ceil(rows), |task, _| {
-            let first = task * rows;
-            let n = rows.min(w.rows - first);
-            let bytes = w.bytes[first * row_bytes..].as_ptr().cast();
-            call!(
-                kernels,
-                matmul(w.dtype, bytes, n, cols, act.at(0), tokens, y.at(first), y_stride, i32::from(accumulate))
-            );
+        let part = part(rows, 32 * N * self.pool.threads(), 16).max(smallest.next_multiple_of(16));
+        self.pool.run(rows.div_ceil(part), |task, _| {
+            let first = task * part;
+            let n = part.min(rows - first);
+            for (w, (y, stride)) in w.iter().zip(&out) {
+                let bytes = w.bytes[first * w.row_bytes()..].as_ptr().cast();
+                let accumulate = i32::from(accumulate);
+                call!(kernels, matmul(w.dtype, bytes, n, cols, act.at(0), tokens, y.at(first), *stride, accumulate));
+            }
+            then(first, n);
         });
     }
 

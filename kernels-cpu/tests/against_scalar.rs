@@ -175,6 +175,33 @@ fn matmul_is_the_same_bits_in_any_batch() {
 }
 
 #[test]
+fn a_gated_product_is_the_bits_of_its_three_steps() {
+    let mut rng = ChaCha8Rng::seed_from_u64(SEED);
+    for (tokens, rows, cols) in [(1, 1, 32), (1, 701, 96), (3, 77, 64), (50, 130, 32)] {
+        let types: Vec<_> = types().collect();
+        let pick = [0, 1].map(|_| types[rng.random_range(0..types.len())]);
+        let bytes = pick.map(|dtype| weight(&mut rng, dtype, rows, cols));
+        let [g, u] = [0, 1].map(|i| Weight { dtype: pick[i], rows, cols, bytes: &bytes[i][1..] });
+        let x = random(&mut rng, tokens * cols, 1.0);
+        let x = Mat::new(&x, tokens, 0, cols, cols);
+        for mut cpu in cpus().into_iter().chain([scalar()]) {
+            let product = |cpu: &mut Cpu, w| {
+                output(tokens * rows, |out| cpu.matmul(w, x, MatMut::new(out, tokens, 0, rows, rows), false))
+            };
+            let (gate, mut want) = (product(&mut cpu, g), product(&mut cpu, u));
+            let want_mut = MatMut::new(&mut want, tokens, 0, rows, rows);
+            cpu.silu_mul(Mat::new(&gate, tokens, 0, rows, rows), want_mut);
+            let mut room = vec![f32::NAN; tokens * rows];
+            let got = output(tokens * rows, |out| {
+                let room = MatMut::new(&mut room, tokens, 0, rows, rows);
+                cpu.gated_matmul([g, u], x, room, MatMut::new(out, tokens, 0, rows, rows));
+            });
+            assert_eq!(got, want, "{pick:?} {tokens} x {rows} x {cols}, {}", cpu.kernels());
+        }
+    }
+}
+
+#[test]
 fn norms_and_activations() {
     let mut rng = ChaCha8Rng::seed_from_u64(SEED);
     let mut reference = scalar();

@@ -207,6 +207,16 @@ impl Backend for Cpu {
         self.0.matmul(weight(w), mat(&x), mat_mut(out), accumulate);
     }
 
+    fn gated_matmul(
+        &mut self,
+        matrices: [&Matrix; 2],
+        x: Part<'_, Memory>,
+        gate: PartMut<'_, Memory>,
+        out: PartMut<'_, Memory>,
+    ) {
+        self.0.gated_matmul(matrices.map(weight), mat(&x), mat_mut(gate), mat_mut(out));
+    }
+
     fn add_bias(&mut self, x: PartMut<'_, Memory>, bias: &Vector) {
         self.0.add_bias(mat_mut(x), bias);
     }
@@ -301,10 +311,6 @@ impl Backend for Cpu {
         out: PartMut<'_, Memory>,
     ) {
         self.0.fuse(mat(&a.0), a.1, mat(&b.0), b.1, eps, mat_mut(out));
-    }
-
-    fn silu_mul(&mut self, gate: Part<'_, Memory>, up: PartMut<'_, Memory>) {
-        self.0.silu_mul(mat(&gate), mat_mut(up));
     }
 
     fn relu2(&mut self, x: PartMut<'_, Memory>) {

@@ -199,6 +199,18 @@ impl Backend for Metal {
         self.gpu().matmul(weight(w), view(&x), view_mut(&out), accumulate);
     }
 
+    fn gated_matmul(
+        &mut self,
+        [g, u]: [&Matrix; 2],
+        x: Part<'_, Memory>,
+        gate: PartMut<'_, Memory>,
+        out: PartMut<'_, Memory>,
+    ) {
+        self.gpu().matmul(weight(g), view(&x), view_mut(&gate), false);
+        self.gpu().matmul(weight(u), view(&x), view_mut(&out), false);
+        self.gpu().silu_mul(view_mut(&gate), view_mut(&out));
+    }
+
     fn add_bias(&mut self, x: PartMut<'_, Memory>, bias: &Vector) {
         self.gpu().add_bias(view_mut(&x), bias);
     }
@@ -284,10 +296,6 @@ impl Backend for Metal {
         out: PartMut<'_, Memory>,
     ) {
         self.gpu().fuse((view(&a.0), a.1), (view(&b.0), b.1), eps, view_mut(&out));
-    }
-
-    fn silu_mul(&mut self, gate: Part<'_, Memory>, up: PartMut<'_, Memory>) {
-        self.gpu().silu_mul(view(&gate), view_mut(&up));
     }
 
     fn relu2(&mut self, x: PartMut<'_, Memory>) {

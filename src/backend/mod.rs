@@ -157,6 +157,14 @@ pub trait Backend {
     fn gather(&mut self, table: &Matrix, rows: &[u32], out: PartMut<'_, Self::Memory>);
     /// out[t] = or += W·x[t]
     fn matmul(&mut self, w: &Matrix, x: Part<'_, Self::Memory>, out: PartMut<'_, Self::Memory>, accumulate: bool);
+    /// out[t] = silu(gate[t]) ⊙ U·x[t] with gate[t] = G·x[t]; the matrices are G and U, of one shape.
+    fn gated_matmul(
+        &mut self,
+        matrices: [&Matrix; 2],
+        x: Part<'_, Self::Memory>,
+        gate: PartMut<'_, Self::Memory>,
+        out: PartMut<'_, Self::Memory>,
+    );
     /// x[t] += bias
     fn add_bias(&mut self, x: PartMut<'_, Self::Memory>, bias: &Vector);
     /// out[t] = x[t] / √(mean(x[t]²) + eps) ⊙ gain
@@ -202,8 +210,6 @@ pub trait Backend {
         eps: f32,
         out: PartMut<'_, Self::Memory>,
     );
-    /// up = silu(gate) ⊙ up
-    fn silu_mul(&mut self, gate: Part<'_, Self::Memory>, up: PartMut<'_, Self::Memory>);
     /// x = relu(x)²
     fn relu2(&mut self, x: PartMut<'_, Self::Memory>);
 

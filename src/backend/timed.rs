@@ -15,7 +15,7 @@ use crate::{
 /// What time is spent on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
-    /// Products with weight matrices.
+    /// Products with weight matrices, the gate between two of them included.
     Matmul,
     /// Selective scan.
     Scan,
@@ -25,7 +25,7 @@ pub enum Operation {
     Attention,
     /// RMS norms and the average of the two kinds of heads.
     Norms,
-    /// Embeddings, biases, the feed-forward's activation.
+    /// Embeddings, biases, the feed-forward's activation where it has no gate.
     Other,
 }
 
@@ -143,6 +143,16 @@ impl Backend for Timed {
         self.time(Operation::Matmul, |b| b.matmul(w, x, out, accumulate));
     }
 
+    fn gated_matmul(
+        &mut self,
+        matrices: [&Matrix; 2],
+        x: Part<'_, Memory>,
+        gate: PartMut<'_, Memory>,
+        out: PartMut<'_, Memory>,
+    ) {
+        self.time(Operation::Matmul, |b| b.gated_matmul(matrices, x, gate, out));
+    }
+
     fn add_bias(&mut self, x: PartMut<'_, Memory>, bias: &Vector) {
         self.time(Operation::Other, |b| b.add_bias(x, bias));
     }
@@ -198,10 +208,6 @@ impl Backend for Timed {
         out: PartMut<'_, Memory>,
     ) {
         self.time(Operation::Norms, |b| b.fuse(x, y, eps, out));
-    }
-
-    fn silu_mul(&mut self, gate: Part<'_, Memory>, up: PartMut<'_, Memory>) {
-        self.time(Operation::Other, |b| b.silu_mul(gate, up));
     }
 
     fn relu2(&mut self, x: PartMut<'_, Memory>) {

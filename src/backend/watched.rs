@@ -27,6 +27,17 @@ impl<B: Backend> Backend for Watched<'_, B> {
         self.inner.matmul(w, x, out, accumulate);
     }
 
+    fn gated_matmul(
+        &mut self,
+        matrices: [&Matrix; 2],
+        x: Part<'_, Self::Memory>,
+        gate: PartMut<'_, Self::Memory>,
+        out: PartMut<'_, Self::Memory>,
+    ) {
+        matrices.into_iter().for_each(|w| (self.watch)(w, &x));
+        self.inner.gated_matmul(matrices, x, gate, out);
+    }
+
     fn zeros(&self, kind: Kind, len: usize) -> Result<Self::Memory> {
         self.inner.zeros(kind, len)
     }
@@ -112,10 +123,6 @@ impl<B: Backend> Backend for Watched<'_, B> {
         out: PartMut<'_, Self::Memory>,
     ) {
         self.inner.fuse(a, b, eps, out);
-    }
-
-    fn silu_mul(&mut self, gate: Part<'_, Self::Memory>, up: PartMut<'_, Self::Memory>) {
-        self.inner.silu_mul(gate, up);
     }
 
     fn relu2(&mut self, x: PartMut<'_, Self::Memory>) {

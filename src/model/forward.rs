@@ -338,11 +338,10 @@ fn mamba_heads<B: Backend>(
 fn feed_forward<B: Backend>(b: &mut B, c: &Config, l: &Layer, s: &mut Scratch<B::Memory>, t: usize) {
     let Some(f) = &l.feed_forward else { return };
     b.rms_norm(s.x.all(t), &f.norm, c.rms_eps, s.normed.all_mut(t));
-    b.matmul(&f.up, s.normed.all(t), s.up.all_mut(t), false);
     if let Some(gate) = &f.gate {
-        b.matmul(gate, s.normed.all(t), s.gate.all_mut(t), false);
-        b.silu_mul(s.gate.all(t), s.up.all_mut(t));
+        b.gated_matmul([gate, &f.up], s.normed.all(t), s.gate.all_mut(t), s.up.all_mut(t));
     } else {
+        b.matmul(&f.up, s.normed.all(t), s.up.all_mut(t), false);
         b.relu2(s.up.all_mut(t));
     }
     b.matmul(&f.down, s.up.all(t), s.x.all_mut(t), true);
