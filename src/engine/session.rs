@@ -263,18 +263,14 @@ impl<'m> Session<'m> {
         plan.read_bytes(self.tokens(), self.options.cache)
     }
 
-    /// Bytes a second that this session's threads can read from memory, measured now: from the mapped weights, or from
-    /// as much else if the model is small.
+    /// Bytes a second that this session's threads can read from memory, measured now: from the mapped weights, all of
+    /// them, as decode reads them; or, if they are few, from several times what most last-level caches hold.
     pub fn read_bandwidth(&mut self) -> f64 {
-        /// Several times what a last-level cache holds.
         const LEAST: usize = 160 << 20;
-        /// A pass over this takes some milliseconds.
-        const MOST: usize = 256 << 20;
         const PASSES: usize = 3;
-        let file = self.model.bytes();
-        match file.len() {
-            0..LEAST => self.backend.cpu().read_bandwidth(&vec![1; LEAST], PASSES),
-            len => self.backend.cpu().read_bandwidth(&file[len - len.min(MOST)..], PASSES),
+        match self.model.bytes() {
+            few if few.len() < LEAST => self.backend.cpu().read_bandwidth(&vec![1; LEAST], PASSES),
+            weights => self.backend.cpu().read_bandwidth(weights, PASSES),
         }
     }
 
