@@ -265,7 +265,7 @@ fn a_kill_at_any_write_leaves_the_old_file_or_the_new_one() {
                 let whole = || drop(Gguf::open(&model).unwrap());
                 let quantize = || hymba(["quantize", "--force", "-t", "1", &golden("tiny-c"), model.to_str().unwrap()]);
                 let kills = killed_at_every_write(&model, old.as_deref(), &whole, &quantize);
-                assert!(kills > 20, "{kills}");
+                assert!(kills > 5, "{kills}");
             });
         }
     });

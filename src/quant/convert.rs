@@ -193,7 +193,7 @@ pub fn convert(
     }
     if !states.is_empty() {
         progress(Event::MetaState);
-        let values = meta_state(writer.temporary_path())?;
+        let values = meta_state(writer.temporary_path()?)?;
         write_states(&states, &values, &mut writer)?;
     }
     if cancel.load(Ordering::Relaxed) {

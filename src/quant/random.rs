@@ -102,7 +102,7 @@ pub fn random_checkpoint(
             writer.write(&groups[rng.random_range(0..groups.len())])?;
         }
     }
-    let values = meta_state(writer.temporary_path())?;
+    let values = meta_state(writer.temporary_path()?)?;
     convert::write_states(&states, &values, &mut writer)?;
     writer.finish()
 }

@@ -92,6 +92,10 @@ impl Layout {
     }
 }
 
+/// Bytes that are written at once. Where the system keeps files in big pages it does so for what is written, and read a
+/// moment later, only if whole ones come at once.
+const AT_ONCE: usize = 2 << 20;
+
 /// Writes a file by its layout. Dropped before [`finish`](Self::finish), it leaves nothing.
 pub struct Writer {
     file: AtomicFile,
@@ -100,16 +104,17 @@ pub struct Writer {
     /// Bytes that the present tensor still lacks.
     lacking: u64,
     position: u64,
+    /// The last bytes before `position`, not yet in the file.
+    gathered: Vec<u8>,
 }
 
 impl Writer {
     /// Starts the file that will appear at `path`. An existing one is refused unless `force`.
     pub fn create(path: &Path, layout: Layout, force: bool) -> Result<Self> {
         let mut file = AtomicFile::create(path, force)?;
-        let written = file.file().set_len(layout.size).and_then(|()| file.file().write_all(&layout.header));
-        written.map_err(|e| file.error(e))?;
-        let position = layout.header.len() as u64;
-        Ok(Self { file, slots: layout.slots.into_iter(), size: layout.size, lacking: 0, position })
+        file.file().set_len(layout.size).map_err(|e| file.error(e))?;
+        let (position, gathered) = (layout.header.len() as u64, layout.header);
+        Ok(Self { file, slots: layout.slots.into_iter(), size: layout.size, lacking: 0, position, gathered })
     }
 
     /// Writes the next bytes of the present tensor, or the first of the next one. A piece lies within one tensor.
@@ -132,8 +137,9 @@ impl Writer {
     }
 
     /// The file as far as it is written, at its full length; what is missing reads as zeros.
-    pub fn temporary_path(&self) -> &Path {
-        self.file.temporary_path()
+    pub fn temporary_path(&mut self) -> Result<&Path> {
+        self.flush(self.gathered.len())?;
+        Ok(self.file.temporary_path())
     }
 
     /// Completes the file and gives it its name. Fails if values are missing.
@@ -142,6 +148,7 @@ impl Writer {
             return Err(Error::Request("fewer values than the file's layout has room for".into()));
         }
         self.pad(self.size)?;
+        self.flush(self.gathered.len())?;
         self.file.commit()
     }
 
@@ -150,8 +157,15 @@ impl Writer {
     }
 
     fn put(&mut self, bytes: &[u8]) -> Result<()> {
-        self.file.file().write_all(bytes).map_err(|e| self.file.error(e))?;
+        self.gathered.extend_from_slice(bytes);
         self.position += bytes.len() as u64;
+        self.flush(self.gathered.len() / AT_ONCE * AT_ONCE)
+    }
+
+    /// Writes the first `n` of the gathered bytes.
+    fn flush(&mut self, n: usize) -> Result<()> {
+        self.file.file().write_all(&self.gathered[..n]).map_err(|e| self.file.error(e))?;
+        self.gathered.drain(..n);
         Ok(())
     }
 }
