@@ -20,6 +20,9 @@ HK_INLINE void prefetch_lines(const void *p, size_t bytes) {
     for (size_t i = 0; i < bytes; i += 64) _mm_prefetch((const char *)p + i, _MM_HINT_T1);
 }
 
+/* asks for a line that is needed at once: into the first level */
+HK_INLINE void prefetch_near(const void *p) { _mm_prefetch((const char *)p, _MM_HINT_T0); }
+
 /* A single token reads a matrix once. Intel's own prefetchers, left alone, do not keep memory busy (AMD's do), and between
  * two products too few loads are in flight to hide the second-level cache: so what is needed is asked for twice. */
 #define STREAM_FAR 6144  /* bytes ahead, into the second level */

@@ -28,6 +28,9 @@ HK_INLINE void prefetch_lines(const void *p, size_t bytes) {
     for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch((const char *)p + i, 0, 2);
 }
 
+/* asks for a line that is needed at once: into the first level */
+HK_INLINE void prefetch_near(const void *p) { __builtin_prefetch(p); }
+
 /* keeps the compiler from seeing through a vector */
 #define OPAQUE(x) __asm__ volatile("" : "+w"((x).lo), "+w"((x).hi))
 

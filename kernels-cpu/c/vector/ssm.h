@@ -13,6 +13,7 @@ HK_INLINE void lanes_store(float *p, size_t lanes, vf x) {
 /* Of a tile. Channels lie side by side and a channel's tokens pages apart: with few of these the CPU foresees what is
  * read, and what the scan keeps of each stays in the first-level cache. */
 #define SSM_TOKENS 16
+#define LINE_FLOATS 16 /* of a line of the cache */
 
 /* ---- convolution: a channel a lane ---- */
 
@@ -92,11 +93,20 @@ HK_INLINE void scan_states_wide(const scan_tile *s) {
     vw_store(s->h, h);
 }
 
+/* Tokens lie pages apart, too many for the CPU to foresee their rows: what follows of one is asked for. */
+HK_INLINE void scan_ahead(const hk_scan *a, size_t t, size_t c) {
+    prefetch_near(a->dt + t * a->dt_stride + c);
+    prefetch_near(a->u + t * a->u_stride + c);
+    prefetch_near(a->gate + t * a->gate_stride + c);
+    prefetch_near(a->y + t * a->y_stride + c);
+}
+
 HK_INLINE void scan_lanes(const hk_scan *a, size_t c, size_t lanes, size_t t0, size_t tokens, size_t states) {
     float delta[SSM_TOKENS * VF_LANES], drive[SSM_TOKENS * VF_LANES];
     vf parts[SSM_TOKENS * VF_LANES];
     const vf bias = lanes_load(a->dt_bias + c, lanes), d = lanes_load(a->d + c, lanes);
     for (size_t t = 0; t < tokens; t++) {
+        if (tokens > 1 && c % LINE_FLOATS == 0) scan_ahead(a, t0 + t, c + LINE_FLOATS);
         const vf dt = lanes_load(a->dt + (t0 + t) * a->dt_stride + c, lanes);
         const vf step = vf_softplus(vf_add(dt, bias));
         vf_store(delta + t * VF_LANES, step);
