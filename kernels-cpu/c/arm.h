@@ -102,19 +102,17 @@ HK_INLINE void put_sums(float *y, size_t lanes, vf sum, int accumulate) {
 
 /* ---- read bandwidth ---- */
 
-static uint64_t read_all(const void *p, size_t n) {
-    const uint8_t *bytes = p;
+HK_INLINE uint64_t read_runs(const uint8_t *p, size_t n, size_t runs, size_t apart) {
     uint64x2_t s[4] = {vdupq_n_u64(0), vdupq_n_u64(0), vdupq_n_u64(0), vdupq_n_u64(0)};
-    for (; n >= 64; n -= 64, bytes += 64)
-        for (int j = 0; j < 4; j++) s[j] = vaddq_u64(s[j], vreinterpretq_u64_u8(vld1q_u8(bytes + 16 * j)));
-    uint64_t sum = vaddvq_u64(vaddq_u64(vaddq_u64(s[0], s[1]), vaddq_u64(s[2], s[3])));
-    for (; n >= 8; n -= 8, bytes += 8) {
-        uint64_t word;
-        memcpy(&word, bytes, 8);
-        sum += word;
-    }
-    for (; n > 0; n--) sum += *bytes++;
-    return sum;
+    for (size_t i = 0; i < n; i += 64)
+        for (size_t r = 0; r < runs; r++)
+            for (int j = 0; j < 4; j++)
+                s[j] = vaddq_u64(s[j], vreinterpretq_u64_u8(vld1q_u8(p + r * apart + i + 16 * j)));
+    return vaddvq_u64(vaddq_u64(vaddq_u64(s[0], s[1]), vaddq_u64(s[2], s[3])));
+}
+
+static uint64_t read_all(const void *p, size_t n, size_t apart) {
+    return apart > 0 ? read_runs(p, n, HK_STREAMS, apart) : read_runs(p, n, 1, 0);
 }
 
 /* ---- arithmetic from registers ---- */

@@ -3,6 +3,7 @@
  * summed block after block in the same order whatever the tile. */
 
 #define PACKED_GROUPS 2 /* of a tile of several tokens: they share each broadcast activation */
+#define PACKED_MOST (HK_STREAMS > PACKED_GROUPS ? HK_STREAMS : PACKED_GROUPS) /* of any tile */
 #define PACKED_NEAR (512 << 10) /* bytes of activations that stay in the second-level cache */
 #define PACKED_WHOLE 60 /* tokens: whole tiles of each kind */
 #ifndef PACKED_TOKENS
@@ -120,31 +121,35 @@ HK_INLINE __m256i packed_end(hk_type type, __m256i sum, int32_t offset) {
 
 #endif
 
-/* `lanes` rows of the last group, all of those before it. One token reads the matrix as one stream; with more, the first tile
- * has time to ask for the groups after it. */
-HK_INLINE void packed_tile(hk_type type, const uint8_t *w, size_t groups, size_t lanes, size_t cols, const hk_act *x,
-                           size_t t0, size_t tokens, float *y, size_t y_stride, int accumulate) {
-    const size_t blocks = cols / HK_BLOCK, size = type_bytes(type), group = blocks * size;
-    const char *line = (const char *)w, *ahead = line + groups * group;
+/* Groups that lie `apart` one behind the other, `lanes` rows of the last one. One token reads a single group as one stream and
+ * asks for what is ahead, or several as so many streams, which the CPU foresees but for the last step; with more tokens, the
+ * first tile has time to ask for the groups after it. */
+HK_INLINE void packed_tile(hk_type type, const uint8_t *w, size_t groups, size_t apart, size_t lanes, size_t cols,
+                           const hk_act *x, size_t t0, size_t tokens, float *y, size_t y_stride, int accumulate) {
+    const size_t blocks = cols / HK_BLOCK, size = type_bytes(type), step = apart * blocks * size;
+    const char *line = (const char *)w, *ahead = line + groups * step;
     const int8_t *q = x->q + t0 * cols;
     const float *d = x->d + t0 * blocks;
     const int32_t *offset = x->offset + t0 * blocks;
-    vf sum[PACKED_GROUPS][PACKED_TOKENS];
+    vf sum[PACKED_MOST][PACKED_TOKENS];
     for (size_t g = 0; g < groups; g++)
         for (size_t t = 0; t < tokens; t++) sum[g][t] = vf_zero();
     for (size_t b = 0; b < blocks; b++, w += size, q += HK_BLOCK, ahead += groups * size) {
         if (tokens == 1 && groups == 1)
             line = stream_ahead(line, (const char *)w + size, size);
+        else if (tokens == 1)
+            for (size_t g = 0; g < groups; g++)
+                for (size_t i = 0; i < size; i += 64) prefetch_near(w + g * step + STREAM_SHORT + i);
         else if (t0 == 0)
             prefetch_lines(ahead, groups * size);
-        __m256i dot[PACKED_GROUPS][PACKED_TOKENS];
+        __m256i dot[PACKED_MOST][PACKED_TOKENS];
         for (size_t t = 0; t < tokens; t++)
             for (size_t g = 0; g < groups; g++) dot[g][t] = packed_begin(type, offset[t * blocks + b]);
 #pragma GCC unroll 8
         for (size_t i = 0; i < 8; i++) {
             const size_t c = i / 2 + i % 2 * 4; /* the two columns of a nibble's byte one after the other */
-            __m256i v[PACKED_GROUPS];
-            for (size_t g = 0; g < groups; g++) v[g] = packed_weights(type, w + g * group, c);
+            __m256i v[PACKED_MOST];
+            for (size_t g = 0; g < groups; g++) v[g] = packed_weights(type, w + g * step, c);
             for (size_t t = 0; t < tokens; t++) {
                 const __m256i a = four_columns(q + t * cols, c);
                 for (size_t g = 0; g < groups; g++) {
@@ -154,13 +159,13 @@ HK_INLINE void packed_tile(hk_type type, const uint8_t *w, size_t groups, size_t
             }
         }
         for (size_t g = 0; g < groups; g++) {
-            const vf scale = load_scales(type, w + g * group);
+            const vf scale = load_scales(type, w + g * step);
             for (size_t t = 0; t < tokens; t++) {
                 const size_t at = t * blocks + b;
                 const vf whole = _mm256_cvtepi32_ps(packed_end(type, dot[g][t], offset[at]));
                 sum[g][t] = vf_fma(whole, vf_mul(scale, vf_set1(d[at])), sum[g][t]);
                 if (has_min(type)) {
-                    const vf min = vf_load_f16(w + g * group + HK_LANES * scale_bytes(type));
+                    const vf min = vf_load_f16(w + g * step + HK_LANES * scale_bytes(type));
                     sum[g][t] = vf_fma(min, vf_set1(act_sum(d[at], offset[at])), sum[g][t]);
                 }
             }
@@ -168,7 +173,7 @@ HK_INLINE void packed_tile(hk_type type, const uint8_t *w, size_t groups, size_t
     }
     for (size_t g = 0; g < groups; g++)
         for (size_t t = 0; t < tokens; t++) {
-            float *out = y + (t0 + t) * y_stride + g * HK_LANES;
+            float *out = y + (t0 + t) * y_stride + g * apart * HK_LANES;
             if (g + 1 == groups && lanes < HK_LANES) {
                 if (accumulate) sum[g][t] = vf_add(vf_load_n(out, lanes), sum[g][t]);
                 vf_store_n(out, lanes, sum[g][t]);
@@ -267,7 +272,7 @@ HK_INLINE void wide_tile(hk_type type, const uint8_t *w, size_t lanes, size_t co
 /* tokens from .. to; `groups` is constant in each call, and so are the tokens of a tile */
 HK_INLINE void packed_groups(hk_type type, const uint8_t *w, size_t groups, size_t lanes, size_t cols, const hk_act *x,
                              size_t from, size_t to, float *y, size_t y_stride, int accumulate) {
-#define PACKED_TILE(n) packed_tile(type, w, groups, lanes, cols, x, t, n, y, y_stride, accumulate)
+#define PACKED_TILE(n) packed_tile(type, w, groups, 1, lanes, cols, x, t, n, y, y_stride, accumulate)
     size_t t = from;
 #ifdef HK_DPBUSD_WIDE
     if (groups == PACKED_GROUPS)
@@ -306,7 +311,7 @@ HK_INLINE void packed_matmul(hk_type type, const uint8_t *w, size_t rows, size_t
             const size_t lanes = step - (groups - 1) * HK_LANES;
             const uint8_t *here = w + row / HK_LANES * group;
             if (tokens == 1)
-                packed_tile(type, here, 1, lanes, cols, x, 0, 1, y + row, y_stride, accumulate);
+                packed_tile(type, here, 1, 1, lanes, cols, x, 0, 1, y + row, y_stride, accumulate);
             else if (groups == 1)
                 packed_groups(type, here, 1, lanes, cols, x, from, to, y + row, y_stride, accumulate);
             else
@@ -314,3 +319,28 @@ HK_INLINE void packed_matmul(hk_type type, const uint8_t *w, size_t rows, size_t
         }
     }
 }
+
+HK_INLINE void packed_matvec(hk_type type, const uint8_t *w, size_t rows, size_t apart, size_t cols, const hk_act *x, float *y,
+                             int accumulate) {
+    const size_t group = cols / HK_BLOCK * type_bytes(type);
+    for (size_t row = 0; row < rows; row += HK_LANES, w += group)
+        packed_tile(type, w, HK_STREAMS, apart / HK_LANES, HK_LANES, cols, x, 0, 1, y + row, 0, accumulate);
+}
+
+static void matvec(hk_type type, const void *w, size_t rows, size_t apart, size_t cols, const hk_act *x, float *y,
+                   int accumulate) {
+#define AS(type) case type: packed_matvec(type, w, rows, apart, cols, x, y, accumulate); break;
+    switch (type) { /* constants, so that each type has code of its own */
+        AS(HK_Q8_0X8)
+        AS(HK_Q4_0X8)
+        AS(HK_Q4_1X8)
+        AS(HK_Q5_0X8)
+        AS(HK_Q5_1X8)
+        AS(HK_IQ4_NLX8)
+        AS(HK_MXFP4X8)
+    default: break; /* other matrices have no groups of rows */
+    }
+#undef AS
+}
+
+#define HK_MATVEC matvec

@@ -278,14 +278,15 @@ static void scan(const hk_scan *a) {
     }
 }
 
-static uint64_t read_all(const void *p, size_t n) {
+static uint64_t read_all(const void *p, size_t n, size_t apart) {
     const uint8_t *bytes = p;
+    const size_t runs = apart > 0 ? HK_STREAMS : 1;
     uint64_t sum = 0, word;
-    for (; n >= 8; n -= 8, bytes += 8) {
-        memcpy(&word, bytes, 8);
-        sum += word;
-    }
-    for (; n > 0; n--) sum += *bytes++;
+    for (size_t i = 0; i < n; i += sizeof word)
+        for (size_t r = 0; r < runs; r++) {
+            memcpy(&word, bytes + r * apart + i, sizeof word);
+            sum += word;
+        }
     return sum;
 }
 
@@ -306,7 +307,7 @@ static float float_rate(size_t rounds) {
 }
 
 const hk_kernels *hk_scalar(void) {
-    static const hk_kernels table = {"scalar",  matmul, quantize, rms_norm, fuse,     rope,      to_f16,    attend, attend_merge,
-                                     conv_silu, scan,   silu_mul, relu2,    read_all, int8_rate, float_rate};
+    static const hk_kernels table = {"scalar",  matmul, NULL,     quantize, rms_norm, fuse,      rope,      to_f16, attend,
+                                     attend_merge, conv_silu, scan, silu_mul, relu2, read_all, int8_rate, float_rate};
     return &table;
 }

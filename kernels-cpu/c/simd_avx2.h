@@ -23,10 +23,12 @@ HK_INLINE void prefetch_lines(const void *p, size_t bytes) {
 /* asks for a line that is needed at once: into the first level */
 HK_INLINE void prefetch_near(const void *p) { _mm_prefetch((const char *)p, _MM_HINT_T0); }
 
-/* A single token reads a matrix once. Intel's own prefetchers, left alone, do not keep memory busy (AMD's do), and between
- * two products too few loads are in flight to hide the second-level cache: so what is needed is asked for twice. */
+/* A single token reads a matrix once. Intel's own prefetchers, left alone, do not keep memory busy, and between two products
+ * too few loads are in flight to hide the second-level cache: so what is needed is asked for twice. AMD's bring four streams
+ * into the second level, and what is asked for far ahead slows them. */
 #define STREAM_FAR 6144  /* bytes ahead, into the second level */
 #define STREAM_NEAR 2560 /* bytes ahead, into the first */
+#define STREAM_SHORT 320 /* bytes ahead, of each of several streams, into the first */
 
 /* Asks on behalf of the next `bytes`, which end at `end`; of them, those before `line` were asked for. Returns where the rest
  * begins. */

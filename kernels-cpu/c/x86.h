@@ -152,22 +152,19 @@ HK_INLINE void block_tile(hk_type type, const uint8_t *w, size_t rows, size_t co
 
 /* ---- read bandwidth ---- */
 
-static uint64_t read_all(const void *p, size_t n) {
-    const uint8_t *bytes = p;
+HK_INLINE uint64_t read_runs(const uint8_t *p, size_t n, size_t runs, size_t apart) {
     __m256i s[4] = {_mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256()};
-    for (; n >= 128; n -= 128, bytes += 128)
-        for (int j = 0; j < 4; j++)
-            s[j] = _mm256_add_epi64(s[j], _mm256_loadu_si256((const __m256i *)(bytes + 32 * j)));
-    uint64_t lanes[4], sum;
+    for (size_t i = 0; i < n; i += 128)
+        for (size_t r = 0; r < runs; r++)
+            for (int j = 0; j < 4; j++)
+                s[j] = _mm256_add_epi64(s[j], _mm256_loadu_si256((const __m256i *)(p + r * apart + i + 32 * j)));
+    uint64_t lanes[4];
     _mm256_storeu_si256((__m256i *)lanes, _mm256_add_epi64(_mm256_add_epi64(s[0], s[1]), _mm256_add_epi64(s[2], s[3])));
-    sum = lanes[0] + lanes[1] + lanes[2] + lanes[3];
-    for (; n >= 8; n -= 8, bytes += 8) {
-        uint64_t word;
-        memcpy(&word, bytes, 8);
-        sum += word;
-    }
-    for (; n > 0; n--) sum += *bytes++;
-    return sum;
+    return lanes[0] + lanes[1] + lanes[2] + lanes[3];
+}
+
+static uint64_t read_all(const void *p, size_t n, size_t apart) {
+    return apart > 0 ? read_runs(p, n, HK_STREAMS, apart) : read_runs(p, n, 1, 0);
 }
 
 /* ---- arithmetic from registers ---- */

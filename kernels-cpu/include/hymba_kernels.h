@@ -21,6 +21,9 @@
 #define HK_ATTEND_ROWS 128
 #define HK_ATTEND_SCRATCH 24
 
+/* Runs that `matvec` reads at once. */
+#define HK_STREAMS 4
+
 /* Multiply-adds in a round of the loops that measure a core. */
 #define HK_ROUND 4608
 
@@ -142,6 +145,11 @@ typedef struct hk_kernels {
      * run of whole groups of 8 rows, and the last group may lack rows. */
     void (*matmul)(hk_type type, const void *w, size_t rows, size_t cols, const hk_act *x, size_t tokens, float *y,
                    size_t y_stride, int accumulate);
+    /* The same products of a packed matrix and a single token, of HK_STREAMS runs of `rows` rows, each `apart` rows behind
+     * the one before, whole groups all of them: memory is read at as many places at once. NULL where the table has no such
+     * code. */
+    void (*matvec)(hk_type type, const void *w, size_t rows, size_t apart, size_t cols, const hk_act *x, float *y,
+                   int accumulate);
     /* x [n] to int8 blocks: d = max|x| / 127, q = x / d rounded to the nearest (ties to even), offset as in
      * hk_act.  n % 32 == 0 */
     void (*quantize)(const float *x, size_t n, int8_t *q, float *d, int32_t *offset);
@@ -165,8 +173,9 @@ typedef struct hk_kernels {
     void (*silu_mul)(const float *gate, const float *up, size_t n, float *y);
     /* x = max(x, 0)^2, in place */
     void (*relu2)(float *x, size_t n);
-    /* Reads n bytes and returns something that depends on all of them: measures read bandwidth. */
-    uint64_t (*read)(const void *p, size_t n);
+    /* Reads n bytes, or HK_STREAMS runs of n bytes at once, each `apart` bytes behind the one before unless that is 0, and
+     * returns something that depends on all of them: measures read bandwidth.  n % 128 == 0 */
+    uint64_t (*read)(const void *p, size_t n, size_t apart);
     /* What a core can do at most, from registers: run a loop of `rounds` rounds and return something that depends on
      * it. A round is HK_ROUND 8-bit multiply-adds the way `matmul` does them, or HK_ROUND f32 ones. */
     uint32_t (*int8_rate)(size_t rounds);

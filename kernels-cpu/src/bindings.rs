@@ -3,6 +3,7 @@
 pub const HK_BLOCK: u32 = 32;
 pub const HK_ATTEND_ROWS: u32 = 128;
 pub const HK_ATTEND_SCRATCH: u32 = 24;
+pub const HK_STREAMS: u32 = 4;
 pub const HK_ROUND: u32 = 4608;
 pub const HK_X8: u32 = 16;
 pub const HK_TINY: f64 = 0.000000000000000000000000000001;
@@ -137,6 +138,18 @@ pub struct hk_kernels {
             accumulate: ::core::ffi::c_int,
         ),
     >,
+    pub matvec: ::core::option::Option<
+        unsafe extern "C" fn(
+            type_: hk_type,
+            w: *const ::core::ffi::c_void,
+            rows: usize,
+            apart: usize,
+            cols: usize,
+            x: *const hk_act,
+            y: *mut f32,
+            accumulate: ::core::ffi::c_int,
+        ),
+    >,
     pub quantize: ::core::option::Option<
         unsafe extern "C" fn(x: *const f32, n: usize, q: *mut i8, d: *mut f32, offset: *mut i32),
     >,
@@ -174,7 +187,8 @@ pub struct hk_kernels {
     pub scan: ::core::option::Option<unsafe extern "C" fn(a: *const hk_scan)>,
     pub silu_mul: ::core::option::Option<unsafe extern "C" fn(gate: *const f32, up: *const f32, n: usize, y: *mut f32)>,
     pub relu2: ::core::option::Option<unsafe extern "C" fn(x: *mut f32, n: usize)>,
-    pub read: ::core::option::Option<unsafe extern "C" fn(p: *const ::core::ffi::c_void, n: usize) -> u64>,
+    pub read:
+        ::core::option::Option<unsafe extern "C" fn(p: *const ::core::ffi::c_void, n: usize, apart: usize) -> u64>,
     pub int8_rate: ::core::option::Option<unsafe extern "C" fn(rounds: usize) -> u32>,
     pub float_rate: ::core::option::Option<unsafe extern "C" fn(rounds: usize) -> f32>,
 }

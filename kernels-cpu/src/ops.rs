@@ -19,6 +19,8 @@ pub use attention::{Attention, KvRows, Run};
 
 /// Values in a block of quantized weights and activations.
 const BLOCK: usize = hk::HK_BLOCK as usize;
+/// Runs of rows that `matvec` reads at once.
+const STREAMS: usize = hk::HK_STREAMS as usize;
 
 /// A weight matrix `[rows, cols]` as it is stored, row after row.
 #[derive(Clone, Copy)]
@@ -57,10 +59,14 @@ impl Weight<'_> {
         !matches!(self.dtype, hk_type::HK_F32 | hk_type::HK_F16 | hk_type::HK_BF16)
     }
 
+    /// Are eight rows interleaved?
+    fn packed(&self) -> bool {
+        self.dtype as u32 & hk::HK_X8 != 0
+    }
+
     /// Rows that are stored: packed matrices have whole groups of eight.
     fn stored_rows(&self) -> usize {
-        let packed = self.dtype as u32 & hk::HK_X8 != 0;
-        if packed { self.rows.next_multiple_of(8) } else { self.rows }
+        if self.packed() { self.rows.next_multiple_of(8) } else { self.rows }
     }
 }
 
@@ -98,10 +104,23 @@ pub struct Scan<'a> {
 pub struct Cpu {
     kernels: Kernels,
     pool: Pool,
+    /// Does a thread read a matrix at several places at once?
+    streams: bool,
     /// Activations as int8 blocks: values, scales, offsets.
     quantized: (Vec<i8>, Vec<f32>, Vec<i32>),
     /// Turned keys, and parts of the attention heads' output.
     scores: Vec<f32>,
+}
+
+/// Does this CPU read faster at several places at once than at one with prefetches? AMD's do (Zen 3: by a quarter).
+fn reads_streams() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        let id = std::arch::x86_64::__cpuid(0);
+        [id.ebx, id.edx, id.ecx] == [*b"Auth", *b"enti", *b"cAMD"].map(u32::from_le_bytes)
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    false
 }
 
 /// A pointer that tasks share; each writes its own part.
@@ -143,7 +162,14 @@ impl Cpu {
 
     /// Chosen kernels on `threads` threads.
     pub fn with_kernels(kernels: Kernels, threads: NonZeroUsize) -> Self {
-        Self { kernels, pool: Pool::new(threads), quantized: Default::default(), scores: Vec::new() }
+        let streams = reads_streams();
+        Self { kernels, pool: Pool::new(threads), streams, quantized: Default::default(), scores: Vec::new() }
+    }
+
+    /// Whether a thread reads a matrix that meets a single token at several places at once; results are the same. To
+    /// begin with, it does so on CPUs that are faster so.
+    pub fn set_streams(&mut self, on: bool) {
+        self.streams = on;
     }
 
     /// Threads at work.
@@ -231,19 +257,30 @@ impl Cpu {
         }
         let act = Shared(&raw mut act);
         let out = out.map(|out| (Shared(out.data.as_mut_ptr()), out.stride));
+        // A single token's rows are read at several places at once where that is faster: a task has some from each of
+        // `runs` runs of the same length, and the rows that are left are one more task.
+        let matvec = kernels.table().matvec.filter(|_| tokens == 1 && self.streams && w.iter().all(Weight::packed));
+        let runs = if matvec.is_some() { STREAMS } else { 1 };
+        let run = if runs > 1 { rows / (runs * 8) * 8 } else { rows };
         // Enough parts to even out threads that the system slows, each at least a microsecond of reading.
-        let row_bytes: usize = w.iter().map(Weight::row_bytes).sum();
+        let row_bytes: usize = w.iter().map(|w| w.row_bytes() * runs).sum();
         let smallest = (16 * 1024 / row_bytes.max(1)).max(1);
-        let part = part(rows, 32 * N * self.pool.threads(), 16).max(smallest.next_multiple_of(16));
-        self.pool.run(rows.div_ceil(part), |task, _| {
-            let first = task * part;
-            let n = part.min(rows - first);
+        let part = part(run, 32 * N * self.pool.threads(), 16).max(smallest.next_multiple_of(16));
+        let (tasks, left) = (run.div_ceil(part), rows - runs * run);
+        self.pool.run(tasks + usize::from(left > 0), |task, _| {
+            let whole = task < tasks;
+            let first = if whole { task * part } else { runs * run };
+            let n = if whole { part.min(run - first) } else { left };
             for (w, (y, stride)) in w.iter().zip(&out) {
                 let bytes = w.bytes[first * w.row_bytes()..].as_ptr().cast();
-                let accumulate = i32::from(accumulate);
-                call!(kernels, matmul(w.dtype, bytes, n, cols, act.at(0), tokens, y.at(first), *stride, accumulate));
+                let (y, accumulate) = (y.at(first), i32::from(accumulate));
+                match matvec {
+                    // SAFETY: as with `call!`; all rows of all runs are the matrix's, and whole groups.
+                    Some(matvec) if whole => unsafe { matvec(w.dtype, bytes, n, run, cols, act.at(0), y, accumulate) },
+                    _ => call!(kernels, matmul(w.dtype, bytes, n, cols, act.at(0), tokens, y, *stride, accumulate)),
+                }
             }
-            then(first, n);
+            (0..if whole { runs } else { 1 }).for_each(|i| then(first + i * run, n));
         });
     }
 

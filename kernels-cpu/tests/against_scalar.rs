@@ -46,7 +46,13 @@ fn cpus() -> Vec<Cpu> {
     Kernels::all()
         .into_iter()
         .filter(|k| k.name() != "scalar")
-        .flat_map(|k| [1, 3].map(|threads| Cpu::with_kernels(k, NonZeroUsize::new(threads).unwrap())))
+        .flat_map(|k| {
+            [(1, true), (3, false)].map(|(threads, streams)| {
+                let mut cpu = Cpu::with_kernels(k, NonZeroUsize::new(threads).unwrap());
+                cpu.set_streams(streams);
+                cpu
+            })
+        })
         .collect()
 }
 
@@ -146,7 +152,8 @@ fn matmul() {
     }
 }
 
-/// A token's product does not depend on the tokens beside it, nor on the number of threads.
+/// A token's product does not depend on the tokens beside it, nor on the number of threads or of places that are read at
+/// once.
 #[test]
 fn matmul_is_the_same_bits_in_any_batch() {
     let mut rng = ChaCha8Rng::seed_from_u64(SEED);

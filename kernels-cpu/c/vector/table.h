@@ -58,10 +58,13 @@ static float float_rate(size_t rounds) {
     return vf_sum(vf_add(vw_low(all), vw_high(all)));
 }
 
-/* The initialiser of a table. */
+/* The initialiser of a table; HK_MATVEC is its `matvec`, if it has one. */
+#ifndef HK_MATVEC
+#define HK_MATVEC NULL
+#endif
 #define HK_TABLE(isa)                                                                                              \
     {                                                                                                              \
-        .name = isa, .matmul = matmul, .quantize = quantize, .rms_norm = rms_norm, .fuse = fuse, .rope = rope,     \
+        .name = isa, .matmul = matmul, .matvec = HK_MATVEC, .quantize = quantize, .rms_norm = rms_norm, .fuse = fuse, .rope = rope,     \
         .to_f16 = to_f16, .attend = attend, .attend_merge = attend_merge, .conv_silu = conv_silu, .scan = scan,    \
         .silu_mul = silu_mul, .relu2 = relu2, .read = read_all, .int8_rate = int8_rate, .float_rate = float_rate,  \
     }
