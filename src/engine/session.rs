@@ -60,7 +60,7 @@ pub struct SessionOptions {
     pub cache: Kind,
     /// Start from the state after the meta tokens that the file holds, rather than compute it?
     pub stored_meta_state: bool,
-    /// Tokens that are read at once.
+    /// Tokens that are read at once; by default whole tiles of every kernel.
     pub chunk: usize,
 }
 
@@ -72,7 +72,7 @@ impl Default for SessionOptions {
             machine: Machine::default(),
             cache: Kind::default(),
             stored_meta_state: true,
-            chunk: 256,
+            chunk: 240,
         }
     }
 }

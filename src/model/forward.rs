@@ -63,23 +63,27 @@ impl<M> Acts<M> {
     fn all_mut(&mut self, tokens: usize) -> PartMut<'_, M> {
         self.cols_mut(tokens, 0..self.width)
     }
+
+    /// Room for a matrix of `width`, in place of what was there.
+    fn room(&mut self, tokens: usize, width: usize) -> PartMut<'_, M> {
+        self.width = width;
+        self.all_mut(tokens)
+    }
 }
 
 /// Room for the activations of a chunk, used again by every layer.
 pub struct Scratch<M> {
     chunk: usize,
     x: Acts<M>,
-    normed: Acts<M>,
-    /// What in_proj makes: `[q|k|v|u|gate]` or `[q|u|gate]`.
+    /// What the next product reads: x normed, the convolution's output, the average of the heads.
+    input: Acts<M>,
+    /// What in_proj makes: `[q|k|v|u|gate]` or `[q|u|gate]`; then the feed-forward's gate.
     mixed: Acts<M>,
     attention: Acts<M>,
-    u: Acts<M>,
     /// What x_proj makes: `[dt|B|C]`.
     dt_b_c: Acts<M>,
-    dt: Acts<M>,
     mamba: Acts<M>,
-    fused: Acts<M>,
-    gate: Acts<M>,
+    /// Δ of the Mamba heads; then what the feed-forward makes.
     up: Acts<M>,
     logits: Acts<M>,
     logits_rows: usize,
@@ -100,16 +104,12 @@ impl<M> Scratch<M> {
         Ok(Self {
             chunk,
             x: acts(c.hidden)?,
-            normed: acts(c.hidden)?,
-            mixed: acts(c.hidden + k + v + 2 * c.inner)?,
+            input: acts(c.hidden.max(c.inner))?,
+            mixed: acts((c.hidden + k + v + 2 * c.inner).max(c.ffn))?,
             attention: acts(c.inner)?,
-            u: acts(c.inner)?,
             dt_b_c: acts(c.dt_rank + 2 * c.state)?,
-            dt: acts(c.inner)?,
             mamba: acts(c.inner)?,
-            fused: acts(c.inner)?,
-            gate: acts(c.ffn)?,
-            up: acts(c.ffn)?,
+            up: acts(c.inner.max(c.ffn))?,
             logits: Acts { memory: b.zeros(Kind::F32, 0)?, width: c.vocab },
             logits_rows: 0,
             kv: (0..c.layers).map(kv).collect::<Result<_>>()?,
@@ -186,8 +186,8 @@ pub fn forward<B: Backend>(
     commit_kv(b, c, state, s, t);
     let n = pass.logits.len();
     if n > 0 {
-        b.rms_norm(s.x.rows(pass.logits.clone()), &w.output_norm, c.rms_eps, s.normed.all_mut(n));
-        b.matmul(w.head(), s.normed.all(n), s.logits.all_mut(n), false);
+        b.rms_norm(s.x.rows(pass.logits.clone()), &w.output_norm, c.rms_eps, s.input.room(n, c.hidden));
+        b.matmul(w.head(), s.input.all(n), s.logits.all_mut(n), false);
     }
     b.finish()
 }
@@ -229,18 +229,17 @@ fn mixer<B: Backend>(
     t: usize,
     rule: Rule,
 ) -> Result<()> {
-    b.rms_norm(s.x.all(t), &l.norm, c.rms_eps, s.normed.all_mut(t));
+    b.rms_norm(s.x.all(t), &l.norm, c.rms_eps, s.input.room(t, c.hidden));
     let parts = Parts::new(c, layer);
-    s.mixed.width = parts.gate.end;
-    b.matmul(&l.in_proj, s.normed.all(t), s.mixed.all_mut(t), false);
+    b.matmul(&l.in_proj, s.input.all(t), s.mixed.room(t, parts.gate.end), false);
     if let Some(bias) = &l.in_proj_bias {
         b.add_bias(s.mixed.all_mut(t), bias);
     }
     attention_heads(b, c, layer, l, &parts, state, s, t, rule)?;
     mamba_heads(b, c, layer, l, &parts, state, s, t);
     let (attention, mamba) = ((s.attention.all(t), &l.attn_out_norm), (s.mamba.all(t), &l.ssm_out_norm));
-    b.fuse(attention, mamba, c.rms_eps, s.fused.all_mut(t));
-    b.matmul(&l.out_proj, s.fused.all(t), s.x.all_mut(t), true);
+    b.fuse(attention, mamba, c.rms_eps, s.input.room(t, c.inner));
+    b.matmul(&l.out_proj, s.input.all(t), s.x.all_mut(t), true);
     if let Some(bias) = &l.out_proj_bias {
         b.add_bias(s.x.all_mut(t), bias);
     }
@@ -314,8 +313,8 @@ fn mamba_heads<B: Backend>(
 ) {
     let memory = &mut state.layers[layer];
     let u = s.mixed.cols(t, parts.u.clone());
-    b.conv_silu(u, &l.conv, l.conv_bias.as_ref(), &mut memory.conv, s.u.all_mut(t));
-    b.matmul(&l.x_proj, s.u.all(t), s.dt_b_c.all_mut(t), false);
+    b.conv_silu(u, &l.conv, l.conv_bias.as_ref(), &mut memory.conv, s.input.room(t, c.inner));
+    b.matmul(&l.x_proj, s.input.all(t), s.dt_b_c.all_mut(t), false);
     let (dt, b_cols) = (0..c.dt_rank, c.dt_rank..c.dt_rank + c.state);
     let c_cols = b_cols.end..b_cols.end + c.state;
     if let Some(norm) = &l.dt_bc_norm {
@@ -323,10 +322,10 @@ fn mamba_heads<B: Backend>(
             b.head_norm(s.dt_b_c.cols_mut(t, cols.clone()), gain, c.rms_eps);
         }
     }
-    b.matmul(&l.dt_proj, s.dt_b_c.cols(t, dt), s.dt.all_mut(t), false);
+    b.matmul(&l.dt_proj, s.dt_b_c.cols(t, dt), s.up.room(t, c.inner), false);
     let input = ScanInput {
-        dt: s.dt.all(t),
-        u: s.u.all(t),
+        dt: s.up.all(t),
+        u: s.input.all(t),
         gate: s.mixed.cols(t, parts.gate.clone()),
         b: s.dt_b_c.cols(t, b_cols),
         c: s.dt_b_c.cols(t, c_cols),
@@ -337,11 +336,11 @@ fn mamba_heads<B: Backend>(
 /// x += down(act(norm(x)))
 fn feed_forward<B: Backend>(b: &mut B, c: &Config, l: &Layer, s: &mut Scratch<B::Memory>, t: usize) {
     let Some(f) = &l.feed_forward else { return };
-    b.rms_norm(s.x.all(t), &f.norm, c.rms_eps, s.normed.all_mut(t));
+    b.rms_norm(s.x.all(t), &f.norm, c.rms_eps, s.input.room(t, c.hidden));
     if let Some(gate) = &f.gate {
-        b.gated_matmul([gate, &f.up], s.normed.all(t), s.gate.all_mut(t), s.up.all_mut(t));
+        b.gated_matmul([gate, &f.up], s.input.all(t), s.mixed.room(t, c.ffn), s.up.room(t, c.ffn));
     } else {
-        b.matmul(&f.up, s.normed.all(t), s.up.all_mut(t), false);
+        b.matmul(&f.up, s.input.all(t), s.up.room(t, c.ffn), false);
         b.relu2(s.up.all_mut(t));
     }
     b.matmul(&f.down, s.up.all(t), s.x.all_mut(t), true);
