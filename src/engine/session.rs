@@ -267,7 +267,7 @@ impl<'m> Session<'m> {
     /// them, as decode reads them; or, if they are few, from several times what most last-level caches hold.
     pub fn read_bandwidth(&mut self) -> f64 {
         const LEAST: usize = 160 << 20;
-        const PASSES: usize = 3;
+        const PASSES: usize = 2;
         match self.model.bytes() {
             few if few.len() < LEAST => self.backend.cpu().read_bandwidth(&vec![1; LEAST], PASSES),
             weights => self.backend.cpu().read_bandwidth(weights, PASSES),
