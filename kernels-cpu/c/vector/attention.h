@@ -120,27 +120,22 @@ HK_INLINE void turn_keys(hk_type type, const attend_piece *pieces, size_t n_piec
 
 /* Products of n queries with the turned keys of a strip. */
 HK_INLINE void score_strip(attend_queries *s, size_t q0, size_t n, const float *turned, size_t from, size_t key_dim) {
-    static const unsigned char order[VF_LANES] = {0, 2, 1, 3, 4, 6, 5, 7}; /* in which `vf_sums` adds lanes, pair by pair */
-    vw held[3][ATTEND_MANY]; /* a lane, a pair, four */
-#pragma GCC unroll 8
+    vw sums[VF_LANES][ATTEND_MANY];
+#pragma GCC unroll 1
     for (size_t lane = 0; lane < VF_LANES; lane++) {
-        vw sum[ATTEND_MANY], zero = vw_zero();
-        OPAQUE_WIDE(zero); /* or it takes a register for good, which the sums need */
-        for (size_t q = 0; q < n; q++) sum[q] = zero;
-        for (size_t j = order[lane]; j < key_dim; j += VF_LANES) {
+        vw sum[ATTEND_MANY];
+        for (size_t q = 0; q < n; q++) sum[q] = vw_zero();
+        for (size_t j = lane; j < key_dim; j += VF_LANES) {
             const vw keys = vw_load(turned + j * HK_ATTEND_SCRATCH);
             for (size_t q = 0; q < n; q++) sum[q] = vw_fma(vw_set1(s->q[q0 + q][j]), keys, sum[q]);
         }
-        for (size_t q = 0; q < n; q++) {
-            vw all = sum[q];
-            OPAQUE_WIDE(all); /* the sums stay in registers */
-            size_t level = 0;
-            for (; (lane >> level) % 2; level++) all = vw_add(held[level][q], all);
-            if (level < 3)
-                held[level][q] = all;
-            else
-                vw_store(s->scores[q0 + q] + from, all);
-        }
+        for (size_t q = 0; q < n; q++) sums[lane][q] = sum[q];
+    }
+#pragma GCC unroll 1
+    for (size_t q = 0; q < n; q++) { /* as `vf_sums` adds lanes */
+        const vw even = vw_add(vw_add(sums[0][q], sums[2][q]), vw_add(sums[1][q], sums[3][q]));
+        const vw odd = vw_add(vw_add(sums[4][q], sums[6][q]), vw_add(sums[5][q], sums[7][q]));
+        vw_store(s->scores[q0 + q] + from, vw_add(even, odd));
     }
 }
 

@@ -289,11 +289,11 @@ impl Cpu {
         self.scores.resize(self.scores.len().max(self.pool.threads() * each), 0.0);
         let scratch = Shared(self.scores.as_mut_ptr());
         let sequences: Vec<_> = a.visible.chunks(tile).map(|visible| Sequence::new(visible, a.position)).collect();
-        // the last tokens see the most: they come first
+        // A head's rows stay in the second-level cache from task to task; the last tokens, which see the most, come first.
         let tasks = sequences.len() * a.kv_heads;
         self.pool.run(tasks, |task, thread| {
             let task = tasks - 1 - task;
-            let (i, head) = (task / a.kv_heads, task % a.kv_heads);
+            let (i, head) = (task % sequences.len(), task / sequences.len());
             let (s, t, scratch) = (&sequences[i], i * tile, scratch.at(thread * each));
             let (mut args, runs) = call(s, t, head..head + 1, scratch);
             args.runs = runs.as_ptr();
