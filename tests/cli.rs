@@ -11,7 +11,7 @@ use std::{
 use common::{demo, fails, golden, hymba, much, quantize, runner, succeeds, text};
 use hymba::format::{
     DType,
-    gguf::{Gguf, Layout, Metadata, Value, Writer},
+    gguf::{Gguf, Layout, Metadata, Strings, Value, Writer},
 };
 
 /// A converted model in a folder of its own.
@@ -78,7 +78,7 @@ fn models_that_contradict_themselves() {
     for key in keys.iter().filter(|k| k.starts_with("hymba.") && !k.contains("meta_state") && !k.contains("scaling")) {
         changed(&model, &bad, |meta, _| meta.remove(key));
         refused(key);
-        changed(&model, &bad, |meta, _| meta.set(key.as_str(), Value::Strings(vec![])));
+        changed(&model, &bad, |meta, _| meta.set(key.as_str(), Value::Strings(Strings::default())));
         refused(key);
     }
     fails(hymba(["run", "x", "-m"]).arg(&model), 1, &["tiny.gguf", "tokenizer"]);

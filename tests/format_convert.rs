@@ -361,11 +361,11 @@ fn keeps_the_tokenizer_and_the_sampling_settings() {
     let key = |key: &str| meta.get(key).unwrap().clone();
     assert_eq!(key("tokenizer.huggingface.json"), Value::String(tokenizer.to_string()));
     let tokens = ["<unk>", "<s>", "</s>", "<0x0A>", "a", "b", "ab", "aba", "hello", "[PAD9]"];
-    assert_eq!(key("tokenizer.ggml.tokens"), Value::Strings(tokens.map(String::from).to_vec()));
+    assert_eq!(key("tokenizer.ggml.tokens"), Value::Strings(tokens.into_iter().collect()));
     assert_eq!(key("tokenizer.ggml.token_type"), Value::Ints(vec![2, 3, 1, 6, 1, 1, 1, 1, 4, 5]));
     let scores = vec![0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0];
     assert_eq!(key("tokenizer.ggml.scores"), Value::Floats(scores));
-    assert_eq!(key("tokenizer.ggml.merges"), Value::Strings(vec!["a b".into(), "ab a".into()]));
+    assert_eq!(key("tokenizer.ggml.merges"), Value::Strings(["a b", "ab a"].into_iter().collect()));
     assert_eq!(key("tokenizer.ggml.unknown_token_id"), Value::Uint(0));
     assert_eq!(key("tokenizer.ggml.add_bos_token"), Value::Bool(true));
     assert_eq!(key("tokenizer.chat_template"), Value::String("yes".into()));

@@ -2,6 +2,7 @@
 
 use std::{num::NonZeroUsize, ops::Range, time::Duration};
 
+use bytemuck::allocation::try_zeroed_vec;
 use half::f16;
 use hymba_kernels_cpu::{Attention, Conv, KvRows, Mat, MatMut, Scan, Weight, WeightType};
 
@@ -135,18 +136,17 @@ impl Backend for Cpu {
     type Memory = Memory;
 
     fn zeros(&self, kind: Kind, len: usize) -> Result<Memory> {
-        // Asked for first, since an allocation that fails later would end the process.
-        let bytes = kind.size(len);
-        if Vec::<u8>::new().try_reserve_exact(bytes).is_err() {
-            return Err(Error::Request(format!(
+        // As the system gives it, so that pages nothing is written to take no memory.
+        let memory = match kind {
+            Kind::F16 => try_zeroed_vec(len).map(Memory::F16),
+            Kind::F32 => try_zeroed_vec(len).map(Memory::F32),
+            Kind::Q8_0 => try_zeroed_vec(kind.size(len)).map(Memory::Q8_0),
+        };
+        memory.map_err(|()| {
+            Error::Request(format!(
                 "there is no memory for {:.1} GB of cache and activations; ask for a shorter context (-c)",
-                bytes as f64 / 1e9
-            )));
-        }
-        Ok(match kind {
-            Kind::F16 => Memory::F16(vec![0; len]),
-            Kind::F32 => Memory::F32(vec![0.0; len]),
-            Kind::Q8_0 => Memory::Q8_0(vec![0; bytes]),
+                kind.size(len) as f64 / 1e9
+            ))
         })
     }
 

@@ -12,7 +12,7 @@ use hymba::{
     backend::Kind,
     format::{
         DType,
-        gguf::{Gguf, Metadata, Tensor, Value},
+        gguf::{Gguf, Metadata, Strings, Tensor, Value},
     },
     model::{Activation, Config, plan::Plan},
 };
@@ -254,16 +254,16 @@ impl Tokenizer {
     fn new(metadata: &Metadata) -> Option<Self> {
         let kind = metadata.string("tokenizer.ggml.model").map(String::from);
         let huggingface = metadata.string("tokenizer.huggingface.json").is_some();
-        let pieces = metadata.strings("tokenizer.ggml.tokens").unwrap_or_default();
+        let pieces = metadata.strings("tokenizer.ggml.tokens");
         let token = |role: &str| {
             let id = metadata.uint(&format!("tokenizer.ggml.{role}_token_id"))?;
-            let text = usize::try_from(id).ok().and_then(|i| pieces.get(i)).cloned();
+            let text = usize::try_from(id).ok().and_then(|i| pieces?.get(i)).map(String::from);
             Some(Token { id, text })
         };
         (kind.is_some() || huggingface).then(|| Self {
             kind,
             huggingface,
-            tokens: pieces.len(),
+            tokens: pieces.map_or(0, Strings::len),
             bos: token("bos"),
             eos: token("eos"),
             unk: token("unknown"),

@@ -71,11 +71,11 @@ pub(super) fn announced(metadata: &Metadata) -> Result<Announced<'_>, String> {
         _ => return Err(format!("is damaged: {NAMES}, {FORMATS} and {SHAPES} do not match; convert it again")),
     };
     let mut all = HashMap::with_capacity(names.len());
-    for ((name, format), shape) in names.iter().zip(formats).zip(shapes.chunks_exact(2)) {
-        let dtype = DType::ALL.into_iter().find(|&d| Packing::fits(d) && format_name(d) == *format);
+    for ((name, format), shape) in names.iter().zip(formats.iter()).zip(shapes.chunks_exact(2)) {
+        let dtype = DType::ALL.into_iter().find(|&d| Packing::fits(d) && format_name(d) == format);
         let dtype = dtype.ok_or_else(|| format!("packs tensor `{name}` as {format}, which hymba does not know"))?;
         let [rows, cols] = [shape[0], shape[1]].map(|n| usize::try_from(n).unwrap_or(usize::MAX));
-        if rows == 0 || cols == 0 || all.insert(name.as_str(), (dtype, rows, cols)).is_some() {
+        if rows == 0 || cols == 0 || all.insert(name, (dtype, rows, cols)).is_some() {
             return Err(format!("is damaged: {NAMES} or {SHAPES} is wrong about `{name}`; convert it again"));
         }
     }

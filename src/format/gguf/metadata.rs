@@ -1,5 +1,7 @@
 //! The keys and values of a GGUF file.
 
+use super::Strings;
+
 /// A metadata value. Only the kinds that Hymba files hold; other integer widths are read into the nearest one.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
@@ -22,7 +24,7 @@ pub enum Value {
     /// Array of booleans.
     Bools(Vec<bool>),
     /// Array of strings.
-    Strings(Vec<String>),
+    Strings(Strings),
 }
 
 /// Keys and values in the file's order.
@@ -109,7 +111,7 @@ impl Metadata {
     }
 
     /// `key` as an array of strings.
-    pub fn strings(&self, key: &str) -> Option<&[String]> {
+    pub fn strings(&self, key: &str) -> Option<&Strings> {
         match self.get(key)? {
             Value::Strings(v) => Some(v),
             _ => None,
@@ -139,7 +141,12 @@ into_value! {
     Vec<i64> => Ints;
     Vec<f64> => Floats;
     Vec<bool> => Bools;
-    Vec<String> => Strings;
+}
+
+impl From<Vec<String>> for Value {
+    fn from(v: Vec<String>) -> Self {
+        Value::Strings(v.iter().collect())
+    }
 }
 
 impl From<&str> for Value {

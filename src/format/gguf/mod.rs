@@ -3,10 +3,12 @@
 
 mod metadata;
 mod read;
+mod strings;
 mod write;
 
 pub use metadata::{Metadata, Value};
 pub use read::{Gguf, Tensor};
+pub use strings::Strings;
 pub use write::{Layout, Slot, Writer};
 
 /// Tensors start at multiples of this, a cache line.

@@ -6,7 +6,7 @@ use std::{
     path::Path,
 };
 
-use super::{I8, MAGIC, Metadata, VERSION, Value};
+use super::{I8, MAGIC, Metadata, Strings, VERSION, Value};
 use crate::{
     Error, Result,
     format::{
@@ -302,9 +302,9 @@ impl<'a> Header<'a> {
             }
             8 => {
                 let count = self.check_count(count, 8, "strings")?;
-                let mut strings = Vec::with_capacity(count);
+                let mut strings = Strings::default();
                 for _ in 0..count {
-                    strings.push(self.str(what)?.to_owned());
+                    strings.push(self.str(what)?);
                 }
                 Value::Strings(strings)
             }

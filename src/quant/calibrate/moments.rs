@@ -129,7 +129,7 @@ impl Moments {
             return Err(bad(format!("lacks the tensor `{}` of this model; make it again with --calibrate", spec.name)));
         }
         let size = |key: &str| gguf.metadata.uint(key).and_then(|v| usize::try_from(v).ok()).unwrap_or(0);
-        let dataset = gguf.metadata.strings("imatrix.datasets").and_then(|names| names.first()).cloned();
+        let dataset = gguf.metadata.strings("imatrix.datasets").and_then(|names| names.get(0)).map(String::from);
         Ok(Self {
             sums,
             dataset: dataset.unwrap_or_default(),
