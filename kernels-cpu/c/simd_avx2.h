@@ -99,11 +99,11 @@ HK_INLINE vf vf_ldexp(vf x, vf t) {
     return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), _mm256_slli_epi32(_mm256_castps_si256(t), 23)));
 }
 
-/* the sum of the lanes of each of eight */
-HK_INLINE vf vf_sums(const vf x[8]) {
-    vf pair[4], quad[2];
-    for (int i = 0; i < 4; i++)
-        pair[i] = vf_add(_mm256_unpacklo_ps(x[2 * i], x[2 * i + 1]), _mm256_unpackhi_ps(x[2 * i], x[2 * i + 1]));
+/* lanes 0 + 2 and 1 + 3 of each half of two: the first step of `vf_sums` */
+HK_INLINE vf vf_pair(vf a, vf b) { return vf_add(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b)); }
+/* the sum of the lanes of each of eight, in pairs: (0 + 2) + (1 + 3), and those of the other half */
+HK_INLINE vf vf_sums_of_pairs(const vf pair[4]) {
+    vf quad[2];
     for (int i = 0; i < 2; i++)
         quad[i] = vf_add(_mm256_shuffle_ps(pair[2 * i], pair[2 * i + 1], 0x44),
                          _mm256_shuffle_ps(pair[2 * i], pair[2 * i + 1], 0xee));

@@ -139,18 +139,16 @@ HK_INLINE float32x4_t high_halves(float32x4_t a, float32x4_t b) {
     return vreinterpretq_f32_f64(vzip2q_f64(vreinterpretq_f64_f32(a), vreinterpretq_f64_f32(b)));
 }
 
-/* the sum of the lanes of each of four: (0 + 2) + (1 + 3) */
-HK_INLINE float32x4_t quarter_sums(float32x4_t a, float32x4_t b, float32x4_t c, float32x4_t d) {
-    const float32x4_t ab = vaddq_f32(vzip1q_f32(a, b), vzip2q_f32(a, b));
-    const float32x4_t cd = vaddq_f32(vzip1q_f32(c, d), vzip2q_f32(c, d));
-    return vaddq_f32(low_halves(ab, cd), high_halves(ab, cd));
+/* lanes 0 + 2 and 1 + 3 of each half of two: the first step of `vf_sums` */
+HK_INLINE vf vf_pair(vf a, vf b) {
+    return vf_of(vaddq_f32(vzip1q_f32(a.lo, b.lo), vzip2q_f32(a.lo, b.lo)),
+                 vaddq_f32(vzip1q_f32(a.hi, b.hi), vzip2q_f32(a.hi, b.hi)));
 }
-/* the sum of the lanes of each of eight */
-HK_INLINE vf vf_sums(const vf x[8]) {
-    return vf_of(vaddq_f32(quarter_sums(x[0].lo, x[1].lo, x[2].lo, x[3].lo),
-                           quarter_sums(x[0].hi, x[1].hi, x[2].hi, x[3].hi)),
-                 vaddq_f32(quarter_sums(x[4].lo, x[5].lo, x[6].lo, x[7].lo),
-                           quarter_sums(x[4].hi, x[5].hi, x[6].hi, x[7].hi)));
+HK_INLINE float32x4_t halves_sum(float32x4_t a, float32x4_t b) { return vaddq_f32(low_halves(a, b), high_halves(a, b)); }
+/* the sum of the lanes of each of eight, in pairs: (0 + 2) + (1 + 3), and those of the other half */
+HK_INLINE vf vf_sums_of_pairs(const vf pair[4]) {
+    return vf_of(vaddq_f32(halves_sum(pair[0].lo, pair[1].lo), halves_sum(pair[0].hi, pair[1].hi)),
+                 vaddq_f32(halves_sum(pair[2].lo, pair[3].lo), halves_sum(pair[2].hi, pair[3].hi)));
 }
 
 HK_INLINE void quarter_transpose(float32x4_t *a, float32x4_t *b, float32x4_t *c, float32x4_t *d) {

@@ -11,6 +11,7 @@
 #define ATTEND_SCORES (ATTEND_ROWS + VF_LANES) /* of a query: some more may be written */
 #define ATTEND_QUERIES 40          /* whose scores of a tile are held at once */
 #define ATTEND_BLOCK 6             /* queries whose sums live in registers, and are few */
+#define ATTEND_STEPS 4             /* of a loop at once, so that asking costs little beside them */
 #if VW_WHOLE
 #define ATTEND_MANY 10 /* the same where many queries share the keys */
 #define ATTEND_WIDE 2  /* wide vectors of sums for each of few queries */
@@ -36,22 +37,24 @@ HK_INLINE vw kv_load_wide(hk_type type, const void *p, size_t i) {
 /* What is needed soon is asked for in the order in which it lies, as much at a time as is used: heads lie side by side, so
  * that the rows of one are far apart, and the CPU would not foresee them. */
 typedef struct attend_ahead {
+    const char *at, *stop; /* of the row at hand */
+    hk_soon soon;          /* rows behind it */
     const hk_soon *next, *end;
-    hk_soon soon;
-    size_t asked; /* bytes of its first piece */
 } attend_ahead;
 
 HK_INLINE void ask_ahead(attend_ahead *a, size_t bytes) {
-    if (a->soon.rows == 0) {
-        if (a->next == a->end) return;
-        a->soon = *a->next++;
+    if (a->at >= a->stop) {
+        if (a->soon.rows == 0) {
+            if (a->next == a->end) return;
+            a->soon = *a->next++;
+        }
+        a->at = a->soon.at;
+        a->stop = a->at + a->soon.width;
+        a->soon.at = a->at + a->soon.stride;
+        a->soon.rows--;
     }
-    prefetch_lines((const char *)a->soon.at + a->asked, bytes);
-    a->asked += bytes;
-    if (a->asked < a->soon.width) return;
-    a->asked = 0;
-    a->soon.at = (const char *)a->soon.at + a->soon.stride;
-    a->soon.rows--;
+    prefetch_lines(a->at, bytes);
+    a->at += bytes;
 }
 
 /* Brings nearer at once what was not asked for. */
@@ -146,42 +149,55 @@ HK_INLINE vf kv_tail(hk_type type, const void *p, size_t i, size_t n) {
     return vf_load(values);
 }
 
+/* Keys j .. j + VF_LANES of some rows meet n queries. */
+HK_INLINE void score_step(const attend_queries *s, size_t n, hk_type type, const void *const row[2 * ATTEND_WIDE], size_t j,
+                          vw sum[ATTEND_BLOCK][ATTEND_WIDE]) {
+    vw keys[ATTEND_WIDE];
+    for (size_t i = 0; i < ATTEND_WIDE; i++) keys[i] = vw_pair(kv_load(type, row[2 * i], j), kv_load(type, row[2 * i + 1], j));
+    for (size_t q = 0; q < n; q++) {
+        vf v = vf_load(s->q[q] + j);
+        OPAQUE(v); /* loaded once: the loads are as many as the sums allow */
+        for (size_t i = 0; i < ATTEND_WIDE; i++) sum[q][i] = vw_fma(vw_twice(v), keys[i], sum[q][i]);
+    }
+}
+
 /* The same for few queries, which would not repay the turning: the keys of some rows at a time meet all of them as they
  * lie, and the lanes are added up for eight rows at once. Up to VF_LANES - 1 more scores are written. */
 HK_INLINE void score_rows(attend_queries *s, size_t n, hk_type type, attend_piece piece, size_t stride, size_t key_dim) {
-    const size_t rest = key_dim % VF_LANES, whole = key_dim - rest, rows = piece.rows, step = 2 * ATTEND_WIDE;
-    for (size_t r0 = 0; r0 < rows; r0 += VF_LANES) {
-        vf lanes[ATTEND_BLOCK][VF_LANES];
-        for (size_t r = 0; r < VF_LANES; r += step) {
-            size_t row[2 * ATTEND_WIDE];
-            for (size_t i = 0; i < step; i++) row[i] = r0 + r + i < rows ? r0 + r + i : rows - 1;
+    const size_t rest = key_dim % VF_LANES, whole = key_dim - rest, last = piece.rows - 1, step = 2 * ATTEND_WIDE;
+    for (size_t r0 = 0; r0 < piece.rows; r0 += VF_LANES) {
+        vf pair[ATTEND_BLOCK][VF_LANES / 2];
+        for (size_t at = 0; at < VF_LANES / 2; at += ATTEND_WIDE) {
+            const void *row[2 * ATTEND_WIDE];
+            for (size_t i = 0; i < step; i++) {
+                const size_t r = r0 + 2 * at + i;
+                row[i] = kv_at(type, piece.k, (r < last ? r : last) * stride);
+            }
             vw sum[ATTEND_BLOCK][ATTEND_WIDE];
             for (size_t q = 0; q < n; q++)
                 for (size_t i = 0; i < ATTEND_WIDE; i++) sum[q][i] = vw_zero();
-            for (size_t j = 0; j < whole; j += VF_LANES) {
-                if (j % (2 * VF_LANES) == 0) ask_ahead(&s->keys, kv_bytes(type, step * 2 * VF_LANES));
-                vw keys[ATTEND_WIDE];
-                for (size_t i = 0; i < ATTEND_WIDE; i++)
-                    keys[i] = vw_pair(kv_load(type, piece.k, row[2 * i] * stride + j),
-                                      kv_load(type, piece.k, row[2 * i + 1] * stride + j));
-                for (size_t q = 0; q < n; q++) {
-                    vf v = vf_load(s->q[q] + j);
-                    OPAQUE(v); /* loaded once: the loads are as many as the sums allow */
-                    for (size_t i = 0; i < ATTEND_WIDE; i++) sum[q][i] = vw_fma(vw_twice(v), keys[i], sum[q][i]);
+            size_t j = 0;
+            for (; j + ATTEND_STEPS * VF_LANES <= whole; j += ATTEND_STEPS * VF_LANES)
+#pragma GCC unroll 4
+                for (size_t i = 0; i < ATTEND_STEPS; i++) {
+                    if (i % 2 == 0) ask_ahead(&s->keys, kv_bytes(type, 2 * step * VF_LANES));
+                    score_step(s, n, type, row, j + i * VF_LANES, sum);
                 }
+            for (; j < whole; j += VF_LANES) {
+                ask_ahead(&s->keys, kv_bytes(type, step * VF_LANES));
+                score_step(s, n, type, row, j, sum);
             }
-            for (size_t q = 0; q < n; q++)
+            if (rest > 0)
                 for (size_t i = 0; i < ATTEND_WIDE; i++) {
-                    lanes[q][r + 2 * i] = vw_low(sum[q][i]);
-                    lanes[q][r + 2 * i + 1] = vw_high(sum[q][i]);
+                    const vw keys = vw_pair(kv_tail(type, row[2 * i], whole, rest), kv_tail(type, row[2 * i + 1], whole, rest));
+#pragma GCC unroll 6
+                    for (size_t q = 0; q < n; q++)
+                        sum[q][i] = vw_fma(vw_twice(kv_tail(HK_F32, s->q[q], whole, rest)), keys, sum[q][i]);
                 }
+            for (size_t q = 0; q < n; q++)
+                for (size_t i = 0; i < ATTEND_WIDE; i++) pair[q][at + i] = vf_pair(vw_low(sum[q][i]), vw_high(sum[q][i]));
         }
-        if (rest > 0)
-            for (size_t r = 0; r < VF_LANES && r0 + r < rows; r++) {
-                const vf keys = kv_tail(type, piece.k, (r0 + r) * stride + whole, rest);
-                for (size_t q = 0; q < n; q++) lanes[q][r] = vf_fma(kv_tail(HK_F32, s->q[q], whole, rest), keys, lanes[q][r]);
-            }
-        for (size_t q = 0; q < n; q++) vf_store(s->scores[q] + piece.lane + r0, vf_sums(lanes[q]));
+        for (size_t q = 0; q < n; q++) vf_store(s->scores[q] + piece.lane + r0, vf_sums_of_pairs(pair[q]));
     }
 }
 
@@ -233,20 +249,23 @@ HK_INLINE void value_strip(attend_queries *s, size_t q0, size_t n, size_t width,
         const float *scores = s->scores[q0] + piece->lane;
         size_t r = 0;
 #define VALUE_ROW(r)                                                                                \
-    vw values[ATTEND_WIDE];                                                                         \
-    for (size_t i = 0; i < width; i++)                                                              \
-        values[i] = strip ? vw_load(strip[piece->lane + (r)])                                       \
-                          : kv_load_wide(type, piece->v, (r) * stride + j + i * VW_LANES);          \
-    for (size_t q = 0; q < n; q++) {                                                                \
-        const vw p = vw_set1(scores[q * ATTEND_SCORES + (r)]);                                      \
-        for (size_t i = 0; i < width; i++) sum[q][i] = vw_fma(p, values[i], sum[q][i]);             \
+    {                                                                                               \
+        vw values[ATTEND_WIDE];                                                                     \
+        for (size_t i = 0; i < width; i++)                                                          \
+            values[i] = strip ? vw_load(strip[piece->lane + (r)])                                   \
+                              : kv_load_wide(type, piece->v, (r) * stride + j + i * VW_LANES);      \
+        for (size_t q = 0; q < n; q++) {                                                            \
+            const vw p = vw_set1(scores[q * ATTEND_SCORES + (r)]);                                  \
+            for (size_t i = 0; i < width; i++) sum[q][i] = vw_fma(p, values[i], sum[q][i]);         \
+        }                                                                                           \
     }
-        for (; r + 2 <= piece->rows; r += 2) {
-            if (!strip) ask_ahead(&s->values, kv_bytes(type, 2 * width * VW_LANES));
-            { VALUE_ROW(r) }
-            { VALUE_ROW(r + 1) }
-        }
-        if (r < piece->rows) { VALUE_ROW(r) }
+        for (; r + ATTEND_STEPS <= piece->rows; r += ATTEND_STEPS)
+#pragma GCC unroll 4
+            for (size_t k = 0; k < ATTEND_STEPS; k++) {
+                if (!strip && k % 2 == 0) ask_ahead(&s->values, kv_bytes(type, 2 * width * VW_LANES));
+                VALUE_ROW(r + k)
+            }
+        for (; r < piece->rows; r++) VALUE_ROW(r)
 #undef VALUE_ROW
     }
     for (size_t q = 0; q < n; q++)

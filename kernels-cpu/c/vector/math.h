@@ -41,6 +41,13 @@
 DEFINE_EXP(vf)
 DEFINE_EXP(vw)
 
+/* the sum of the lanes of each of eight */
+HK_INLINE vf vf_sums(const vf x[VF_LANES]) {
+    vf pair[VF_LANES / 2];
+    for (size_t i = 0; i < VF_LANES / 2; i++) pair[i] = vf_pair(x[2 * i], x[2 * i + 1]);
+    return vf_sums_of_pairs(pair);
+}
+
 HK_INLINE vf vf_silu(vf x) {
     return vf_div(x, vf_add(vf_set1(1.0f), vf_exp(vf_sub(vf_zero(), x))));
 }

@@ -247,8 +247,12 @@ impl Cpu {
                     (skip, take) = (skip - over, take - rows);
                     if rows > 0 {
                         let [k, v] = address(Run { first: run.first + over, ..run }, task / runs * h);
-                        let piece =
-                            |at, dim, stride| hk::hk_soon { at, rows, width: bytes(h * dim), stride: bytes(stride) };
+                        let piece = |at, dim, stride| {
+                            let (width, stride) = (bytes(h * dim), bytes(stride));
+                            // rows without gaps are one
+                            let (rows, width) = if width == stride { (1, rows * stride) } else { (rows, width) };
+                            hk::hk_soon { at, rows, width, stride }
+                        };
                         soon.push([piece(k, a.key_dim, k_stride), piece(v, a.value_dim, v_stride)]);
                     }
                 }
