@@ -15,6 +15,7 @@
 #include "vector/math.h"
 
 #include "vector/attention.h"
+#include "vector/attention_token.h"
 #include "vector/elementwise.h"
 #include "vector/float_matmul.h"
 #include "vector/ssm.h"

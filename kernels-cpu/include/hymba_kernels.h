@@ -17,9 +17,13 @@
 /* Values in a block of a quantized type, and of quantized activations. */
 #define HK_BLOCK 32
 
-/* Rows of K and V that attention takes at once, and the floats of scratch that it needs for each value of a key. */
+/* Rows of K and V that attention takes at once, the floats of scratch that it needs for each value of a key, and those for
+ * each query of a single token: some more than rows may be written. */
 #define HK_ATTEND_ROWS 128
 #define HK_ATTEND_SCRATCH 24
+#define HK_ATTEND_SCORES (HK_ATTEND_ROWS + 8)
+/* Rows whose values meet one head after the other: a single token uses a head's part of each of them at once. */
+#define HK_ATTEND_GROUP 32
 
 /* Runs that `matvec` reads at once. */
 #define HK_STREAMS 4
@@ -96,14 +100,14 @@ typedef struct hk_attend {
     const hk_rows *runs;
     size_t n_runs;
     size_t from, to; /* the rows of the sequence that this call looks at */
-    /* For a single token: what it may ask memory for while it is at it, in this order, beside keys as much as it uses of
-     * them, and beside values; the first `now` of both it may ask for at once. */
-    const hk_soon *soon[2];
+    /* For a single token: what it may ask memory for while it is at it, in this order, as much as it uses meanwhile; the
+     * first `now` of it at once. It uses the keys of a tile, then its values, row after row. */
+    const hk_soon *soon;
     size_t now, n_soon;
     size_t prefix, phase;
     const size_t *first, *end; /* [tokens] */
     float scale;
-    float *scratch; /* [key_dim, HK_ATTEND_SCRATCH] */
+    float *scratch; /* [key_dim, HK_ATTEND_SCRATCH]; for a single token [kv_heads * group, HK_ATTEND_SCORES], if that is more */
     /* Parts of the answer: the scores' maximum and the sum of w = exp(score - max) [tokens, kv_heads * group]; of a token
      * that sees none of the rows, -infinity and 0. out: the sum of w * V [tokens, kv_heads * group, value_dim], tokens
      * `out_stride` apart. Those of each tile are `tile_stride` values behind those of the tile before; or, where that is 0,

@@ -3,6 +3,8 @@
 pub const HK_BLOCK: u32 = 32;
 pub const HK_ATTEND_ROWS: u32 = 128;
 pub const HK_ATTEND_SCRATCH: u32 = 24;
+pub const HK_ATTEND_SCORES: u32 = 136;
+pub const HK_ATTEND_GROUP: u32 = 32;
 pub const HK_STREAMS: u32 = 4;
 pub const HK_ROUND: u32 = 4608;
 pub const HK_X8: u32 = 16;
@@ -69,7 +71,7 @@ pub struct hk_attend {
     pub n_runs: usize,
     pub from: usize,
     pub to: usize,
-    pub soon: [*const hk_soon; 2usize],
+    pub soon: *const hk_soon,
     pub now: usize,
     pub n_soon: usize,
     pub prefix: usize,

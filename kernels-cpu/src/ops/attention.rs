@@ -92,6 +92,8 @@ const ROWS: usize = hk::HK_ATTEND_ROWS as usize;
 const PREFILL_QUERIES: usize = 40;
 /// Parts that the tiles of a single token are split into at most.
 const DECODE_PARTS: usize = 16;
+/// Bytes that a single token asks for ahead, beside the rows that its heads meet in turn.
+const AHEAD: usize = 8 << 10;
 
 /// The rows that some tokens see between them, as one sequence.
 struct Sequence {
@@ -185,8 +187,7 @@ impl Cpu {
             let at = |rows: KvRows<'_>, i| if run.rows > 0 { rows.at(i) } else { std::ptr::null() };
             [at(k, run.first * k_stride + h * a.key_dim), at(v, run.first * v_stride + h * a.value_dim)]
         };
-        // The call on tokens `t..` of a sequence, kv heads `h..`, with `scratch` of `turned` values; the caller says where
-        // parts go.
+        // The call on tokens `t..` of a sequence, kv heads `h..`, with `scratch`; the caller says where parts go.
         let call = |s: &Sequence, t: usize, h: Range<usize>, scratch: *mut f32| {
             let runs = s.runs.map(|run| {
                 let [k, v] = address(run, h.start);
@@ -207,7 +208,7 @@ impl Cpu {
                 n_runs: runs.len(),
                 from: 0,
                 to: s.rows(),
-                soon: [std::ptr::dangling(); 2],
+                soon: std::ptr::dangling(),
                 now: 0,
                 n_soon: 0,
                 prefix: s.runs[0].rows,
@@ -231,45 +232,51 @@ impl Cpu {
             let s = Sequence::new(a.visible, a.position);
             let (tiles, part) = (s.tiles(), heads * (a.value_dim + 2));
             let (parts, each) = (tiles.len() - 1, (tiles.len() - 1).div_ceil(DECODE_PARTS));
-            let (n, runs) = (self.pool.threads() * turned, parts.div_ceil(each));
+            let room = turned.max(heads * hk::HK_ATTEND_SCORES as usize);
+            let (n, runs) = (self.pool.threads() * room, parts.div_ceil(each));
             let splits = if runs < 2 * self.pool.threads() { a.kv_heads } else { 1 };
             let (tasks, h) = (splits * runs, a.kv_heads / splits);
             self.scores.resize(self.scores.len().max(n + parts * part), 0.0);
             let scratch = Shared(self.scores.as_mut_ptr());
             let own: Vec<_> = (0..self.pool.threads()).map(|thread| self.pool.own(tasks, thread)).collect();
-            let rows = |task: usize| tiles[task % runs * each]..tiles[parts.min((task % runs + 1) * each)];
-            // The rows that lie ahead of a task in its thread's own range: `take` of them, behind the first `skip`.
+            let of = |task: usize| &tiles[task % runs * each..=parts.min((task % runs + 1) * each)];
+            // What tasks read, in their order: the rows of a tile's keys, and of its values, where they lie in one run.
+            let s = &s;
+            let pieces = |task: usize| {
+                let halves = of(task).windows(2).flat_map(|tile| [(0, tile[0]..tile[1]), (1, tile[0]..tile[1])]);
+                halves.flat_map(move |(half, tile)| s.pieces(tile).map(move |run| (half, run))).map(
+                    move |(half, run)| {
+                        let (dim, stride) = [(a.key_dim, k_stride), (a.value_dim, v_stride)][half];
+                        let at = address(run, task / runs * h)[half];
+                        hk::hk_soon { at, rows: run.rows, width: bytes(h * dim), stride: bytes(stride) }
+                    },
+                )
+            };
+            let lead = AHEAD + hk::HK_ATTEND_GROUP as usize * bytes(h * a.value_dim);
+            // `take` bytes or more of that, behind the first `skip`.
             let ahead = |tasks: Range<usize>, mut skip: usize, mut take: usize| {
                 let mut soon = Vec::new();
-                for (task, run) in tasks.flat_map(|task| s.pieces(rows(task)).map(move |run| (task, run))) {
-                    let over = skip.min(run.rows);
-                    let rows = take.min(run.rows - over);
-                    (skip, take) = (skip - over, take - rows);
+                for piece in tasks.flat_map(pieces) {
+                    let over = piece.rows.min(skip.div_ceil(piece.width));
+                    let rows = (piece.rows - over).min(take.div_ceil(piece.width));
+                    skip = skip.saturating_sub(over * piece.width);
+                    take = take.saturating_sub(rows * piece.width);
                     if rows > 0 {
-                        let [k, v] = address(Run { first: run.first + over, ..run }, task / runs * h);
-                        let piece = |at, dim, stride| {
-                            let (width, stride) = (bytes(h * dim), bytes(stride));
-                            // rows without gaps are one
-                            let (rows, width) = if width == stride { (1, rows * stride) } else { (rows, width) };
-                            hk::hk_soon { at, rows, width, stride }
-                        };
-                        soon.push([piece(k, a.key_dim, k_stride), piece(v, a.value_dim, v_stride)]);
+                        soon.push(hk::hk_soon { at: piece.at.wrapping_byte_add(over * piece.stride), rows, ..piece });
                     }
                 }
                 soon
             };
             self.pool.run(tasks, |task, thread| {
                 let head = task / runs * h;
-                let (mut args, kv) = call(&s, 0, head..head + h, scratch.at(thread * turned));
+                let (mut args, kv) = call(s, 0, head..head + h, scratch.at(thread * room));
                 args.runs = kv.as_ptr();
-                (args.from, args.to) = (rows(task).start, rows(task).end);
+                (args.from, args.to) = (of(task)[0], of(task)[of(task).len() - 1]);
                 let own = if own[thread].contains(&task) { own[thread].clone() } else { task..task + 1 };
-                let mut soon = if task == own.start { ahead(own.clone(), 0, ROWS) } else { Vec::new() };
+                let mut soon = if task == own.start { ahead(own.clone(), 0, lead) } else { Vec::new() };
                 args.now = soon.len();
-                soon.extend(ahead(task..own.end, ROWS, rows(task).len()));
-                args.n_soon = soon.len();
-                let soon = [0, 1].map(|i| soon.iter().map(|piece| piece[i]).collect::<Vec<_>>());
-                args.soon = [soon[0].as_ptr(), soon[1].as_ptr()];
+                soon.extend(ahead(task..own.end, lead, (args.to - args.from) * bytes(h * (a.key_dim + a.value_dim))));
+                (args.soon, args.n_soon) = (soon.as_ptr(), soon.len());
                 args.tile_stride = part;
                 let (first, at) = (head * group, n + task % runs * each * part);
                 args.max = scratch.at(at + first);

@@ -1,0 +1,190 @@
+/* Attention of a single token, whose queries of a head are few: turning the keys would not repay. Rows meet the heads in the
+ * order in which they lie, and what lies a little ahead is asked for: so memory works while the CPU does, and what is asked
+ * for has room in the first levels of the cache. */
+
+#define ATTEND_FEW 6    /* queries of a head at most: their sums live in registers */
+#define ATTEND_STEPS 4  /* of a loop at once, so that asking costs little beside them */
+#define ATTEND_WIDE (VW_WHOLE ? 2 : 1) /* wide vectors of sums for each query */
+
+typedef struct attend_ahead {
+    const char *at, *stop; /* of the row at hand */
+    hk_soon soon;          /* rows behind it */
+    const hk_soon *next, *end;
+} attend_ahead;
+
+/* As much as is used meanwhile. A line or two at a time: AMD's drop what is asked for faster than memory answers. */
+HK_INLINE void ask_ahead(attend_ahead *a, size_t bytes) {
+    if (a->at >= a->stop) {
+        if (a->soon.rows == 0) {
+            if (a->next == a->end) return;
+            a->soon = *a->next++;
+        }
+        a->at = a->soon.at;
+        a->stop = a->at + a->soon.width;
+        a->soon.at = a->at + a->soon.stride;
+        a->soon.rows--;
+    }
+    prefetch_lines(a->at, bytes);
+    a->at += bytes;
+}
+
+/* Brings nearer at once what was not asked for. */
+HK_INLINE void touch(hk_soon s) {
+    for (const char *at = s.at; s.rows > 0; s.rows--, at += s.stride)
+        for (size_t i = 0; i < s.width; i += 64) (void)*(const volatile char *)(at + i);
+}
+
+/* n < VF_LANES values, and zeros */
+HK_INLINE vf kv_tail(hk_type type, const void *p, size_t i, size_t n) {
+    float values[VF_LANES] = {0};
+    for (size_t j = 0; j < n; j++) values[j] = kv_value(type, p, i + j);
+    return vf_load(values);
+}
+
+/* Keys j .. j + VF_LANES of some rows meet n queries. */
+HK_INLINE void score_step(const float *q, size_t n, hk_type type, const void *const row[2 * ATTEND_WIDE], size_t key_dim,
+                          size_t j, vw sum[ATTEND_FEW][ATTEND_WIDE]) {
+    vw keys[ATTEND_WIDE];
+    for (size_t i = 0; i < ATTEND_WIDE; i++) keys[i] = vw_pair(kv_load(type, row[2 * i], j), kv_load(type, row[2 * i + 1], j));
+    for (size_t k = 0; k < n; k++) {
+        vf v = vf_load(q + k * key_dim + j);
+        OPAQUE(v); /* loaded once: the loads are as many as the sums allow */
+        for (size_t i = 0; i < ATTEND_WIDE; i++) sum[k][i] = vw_fma(vw_twice(v), keys[i], sum[k][i]);
+    }
+}
+
+/* Products of n queries with the keys of VF_LANES rows, of which the last is repeated if there are fewer. */
+HK_INLINE void score_rows(const float *q, size_t n, hk_type type, const char *k, size_t rows, size_t stride, size_t key_dim,
+                          attend_ahead *ahead, float *scores) {
+    const size_t rest = key_dim % VF_LANES, whole = key_dim - rest, last = rows - 1, step = 2 * ATTEND_WIDE;
+    vf pair[ATTEND_FEW][VF_LANES / 2];
+    for (size_t at = 0; at < VF_LANES / 2; at += ATTEND_WIDE) {
+        const void *row[2 * ATTEND_WIDE];
+        for (size_t i = 0; i < step; i++) row[i] = kv_at(type, k, (2 * at + i < last ? 2 * at + i : last) * stride);
+        vw sum[ATTEND_FEW][ATTEND_WIDE];
+        for (size_t h = 0; h < n; h++)
+            for (size_t i = 0; i < ATTEND_WIDE; i++) sum[h][i] = vw_zero();
+        size_t j = 0;
+        for (; j + ATTEND_STEPS * VF_LANES <= whole; j += ATTEND_STEPS * VF_LANES)
+#pragma GCC unroll 4
+            for (size_t i = 0; i < ATTEND_STEPS; i++) {
+                if (i % 2 == 0) ask_ahead(ahead, kv_bytes(type, 2 * step * VF_LANES));
+                score_step(q, n, type, row, key_dim, j + i * VF_LANES, sum);
+            }
+        for (; j < whole; j += VF_LANES) {
+            ask_ahead(ahead, kv_bytes(type, step * VF_LANES));
+            score_step(q, n, type, row, key_dim, j, sum);
+        }
+        if (rest > 0)
+            for (size_t i = 0; i < ATTEND_WIDE; i++) {
+                const vw keys = vw_pair(kv_tail(type, row[2 * i], whole, rest), kv_tail(type, row[2 * i + 1], whole, rest));
+#pragma GCC unroll 6
+                for (size_t h = 0; h < n; h++)
+                    sum[h][i] = vw_fma(vw_twice(kv_tail(HK_F32, q + h * key_dim, whole, rest)), keys, sum[h][i]);
+            }
+        for (size_t h = 0; h < n; h++)
+            for (size_t i = 0; i < ATTEND_WIDE; i++) pair[h][at + i] = vf_pair(vw_low(sum[h][i]), vw_high(sum[h][i]));
+    }
+    for (size_t h = 0; h < n; h++) vf_store(scores + h * HK_ATTEND_SCORES, vf_sums_of_pairs(pair[h]));
+}
+
+/* `width` wide vectors of columns, from j on, of weights . V for n queries, or of that added to out. */
+HK_INLINE void value_columns(const float *weights, size_t n, size_t width, hk_type type, const char *v, size_t rows,
+                             size_t stride, size_t value_dim, size_t j, int fresh, attend_ahead *ahead, float *out) {
+    vw sum[ATTEND_FEW][ATTEND_WIDE];
+    for (size_t h = 0; h < n; h++)
+        for (size_t i = 0; i < width; i++)
+            sum[h][i] = fresh ? vw_zero() : vw_load(out + h * value_dim + j + i * VW_LANES);
+#define VALUE_ROW(r)                                                                                               \
+    {                                                                                                              \
+        vw values[ATTEND_WIDE];                                                                                    \
+        for (size_t i = 0; i < width; i++) values[i] = kv_load_wide(type, v, (r) * stride + j + i * VW_LANES);     \
+        for (size_t h = 0; h < n; h++) {                                                                           \
+            const vw p = vw_set1(weights[h * HK_ATTEND_SCORES + (r)]);                                             \
+            for (size_t i = 0; i < width; i++) sum[h][i] = vw_fma(p, values[i], sum[h][i]);                        \
+        }                                                                                                          \
+    }
+    size_t r = 0;
+    for (; r + ATTEND_STEPS <= rows; r += ATTEND_STEPS)
+#pragma GCC unroll 4
+        for (size_t k = 0; k < ATTEND_STEPS; k++) {
+            if (k % 2 == 0) ask_ahead(ahead, kv_bytes(type, 2 * width * VW_LANES));
+            VALUE_ROW(r + k)
+        }
+    for (; r < rows; r++) VALUE_ROW(r)
+#undef VALUE_ROW
+    for (size_t h = 0; h < n; h++)
+        for (size_t i = 0; i < width; i++) vw_store(out + h * value_dim + j + i * VW_LANES, sum[h][i]);
+}
+
+/* All columns. */
+HK_INLINE void value_rows(const float *weights, size_t n, hk_type type, const char *v, size_t rows, size_t stride,
+                          size_t value_dim, int fresh, attend_ahead *ahead, float *out) {
+    size_t j = 0;
+    for (; j + ATTEND_WIDE * VW_LANES <= value_dim; j += ATTEND_WIDE * VW_LANES)
+        value_columns(weights, n, ATTEND_WIDE, type, v, rows, stride, value_dim, j, fresh, ahead, out);
+    for (; j + VW_LANES <= value_dim; j += VW_LANES)
+        value_columns(weights, n, 1, type, v, rows, stride, value_dim, j, fresh, ahead, out);
+    for (; j < value_dim; j++)
+        for (size_t h = 0; h < n; h++) {
+            float *y = out + h * value_dim + j, sum = fresh ? 0 : *y;
+            for (size_t r = 0; r < rows; r++)
+                sum = fmaf(weights[h * HK_ATTEND_SCORES + r], kv_value(type, v, r * stride + j), sum);
+            *y = sum;
+        }
+}
+
+/* n: the queries of a head */
+HK_INLINE void attend_token_type(const hk_attend *a, hk_type type, size_t n) {
+    for (size_t i = 0; i < a->now; i++) touch(a->soon[i]);
+    attend_ahead ahead = {.next = a->soon + a->now, .end = a->soon + a->n_soon};
+    for (size_t at = a->from, rows, place = 0; at < a->to; at += rows, place += a->tile_stride) {
+        rows = tile_rows(a, at);
+        attend_piece pieces[ATTEND_PIECES];
+        const size_t n_pieces = tile_pieces(a, type, at, rows, 0, pieces);
+        for (const attend_piece *piece = pieces; piece < pieces + n_pieces; piece++)
+            for (size_t r = 0; r < piece->rows; r += VF_LANES)
+                for (size_t head = 0; head < a->kv_heads; head++)
+                    score_rows(a->q + head * n * a->key_dim, n, type, kv_at(type, piece->k, r * a->k_stride + head * a->key_dim),
+                               piece->rows - r, a->k_stride, a->key_dim, &ahead,
+                               a->scratch + head * n * HK_ATTEND_SCORES + piece->lane + r);
+        for (size_t h = 0; h < a->kv_heads * n; h++) {
+            float *max = a->max + place + h, *sum = a->sum + place + h, keep, add;
+            *max = -INFINITY, *sum = 0;
+            weigh_tile(a, 0, at, rows, a->scratch + h * HK_ATTEND_SCORES, max, sum, &keep, &add);
+        }
+        for (const attend_piece *piece = pieces; piece < pieces + n_pieces; piece++)
+            for (size_t r = 0, some; r < piece->rows; r += some) {
+                some = piece->rows - r < HK_ATTEND_GROUP ? piece->rows - r : HK_ATTEND_GROUP;
+                for (size_t head = 0; head < a->kv_heads; head++)
+                    value_rows(a->scratch + head * n * HK_ATTEND_SCORES + piece->lane + r, n, type,
+                               kv_at(type, piece->v, r * a->v_stride + head * a->value_dim), some, a->v_stride, a->value_dim,
+                               piece == pieces && r == 0, &ahead, a->out + place + head * n * a->value_dim);
+            }
+    }
+}
+
+#define ATTEND_TOKEN(name, type)                                  \
+    static __attribute__((noinline)) void name(const hk_attend *a) { \
+        switch (a->group) { /* constants, as above */             \
+        case 1: attend_token_type(a, type, 1); break;             \
+        case 2: attend_token_type(a, type, 2); break;             \
+        case 3: attend_token_type(a, type, 3); break;             \
+        case 4: attend_token_type(a, type, 4); break;             \
+        case 5: attend_token_type(a, type, 5); break;             \
+        default: attend_token_type(a, type, ATTEND_FEW);          \
+        }                                                         \
+    }
+ATTEND_TOKEN(attend_token_f32, HK_F32)
+ATTEND_TOKEN(attend_token_f16, HK_F16)
+ATTEND_TOKEN(attend_token_q8, HK_Q8_0)
+
+static void attend(const hk_attend *a) {
+    const int few = a->tokens == 1 && a->tile_stride > 0 && a->group <= ATTEND_FEW;
+    if (a->type == HK_F16)
+        (few ? attend_token_f16 : attend_f16)(a);
+    else if (a->type == HK_Q8_0)
+        (few ? attend_token_q8 : attend_q8)(a);
+    else
+        (few ? attend_token_f32 : attend_f32)(a);
+}
