@@ -256,7 +256,10 @@ impl Cpu {
             // `take` bytes or more of that, behind the first `skip`.
             let ahead = |tasks: Range<usize>, mut skip: usize, mut take: usize| {
                 let mut soon = Vec::new();
-                for piece in tasks.flat_map(pieces) {
+                for piece in tasks.flat_map(pieces).filter(|piece| piece.rows > 0) {
+                    if take == 0 {
+                        break;
+                    }
                     let over = piece.rows.min(skip.div_ceil(piece.width));
                     let rows = (piece.rows - over).min(take.div_ceil(piece.width));
                     skip = skip.saturating_sub(over * piece.width);
