@@ -2,7 +2,7 @@
  * order in which they lie, and what lies a little ahead is asked for: so memory works while the CPU does, and what is asked
  * for has room in the first levels of the cache. */
 
-#define ATTEND_FEW 6    /* queries of a head at most: their sums live in registers */
+#define ATTEND_FEW 5    /* queries of a head at most, as published models have: their sums live in registers */
 #define ATTEND_STEPS 4  /* of a loop at once, so that asking costs little beside them */
 #define ATTEND_WIDE (VW_WHOLE ? 2 : 1) /* wide vectors of sums for each query */
 
@@ -78,7 +78,7 @@ HK_INLINE void score_rows(const float *q, size_t n, hk_type type, const char *k,
         if (rest > 0)
             for (size_t i = 0; i < ATTEND_WIDE; i++) {
                 const vw keys = vw_pair(kv_tail(type, row[2 * i], whole, rest), kv_tail(type, row[2 * i + 1], whole, rest));
-#pragma GCC unroll 6
+#pragma GCC unroll 5
                 for (size_t h = 0; h < n; h++)
                     sum[h][i] = vw_fma(vw_twice(kv_tail(HK_F32, q + h * key_dim, whole, rest)), keys, sum[h][i]);
             }
@@ -123,7 +123,7 @@ HK_INLINE void value_rows(const float *weights, size_t n, hk_type type, const ch
     size_t j = 0;
     for (; j + ATTEND_WIDE * VW_LANES <= value_dim; j += ATTEND_WIDE * VW_LANES)
         value_columns(weights, n, ATTEND_WIDE, type, v, rows, stride, value_dim, j, fresh, ahead, out);
-    for (; j + VW_LANES <= value_dim; j += VW_LANES)
+    for (; ATTEND_WIDE > 1 && j + VW_LANES <= value_dim; j += VW_LANES)
         value_columns(weights, n, 1, type, v, rows, stride, value_dim, j, fresh, ahead, out);
     for (; j < value_dim; j++)
         for (size_t h = 0; h < n; h++) {
@@ -171,7 +171,6 @@ HK_INLINE void attend_token_type(const hk_attend *a, hk_type type, size_t n) {
         case 2: attend_token_type(a, type, 2); break;             \
         case 3: attend_token_type(a, type, 3); break;             \
         case 4: attend_token_type(a, type, 4); break;             \
-        case 5: attend_token_type(a, type, 5); break;             \
         default: attend_token_type(a, type, ATTEND_FEW);          \
         }                                                         \
     }
