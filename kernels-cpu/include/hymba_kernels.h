@@ -107,7 +107,7 @@ typedef struct hk_attend {
     size_t prefix, phase;
     const size_t *first, *end; /* [tokens] */
     float scale;
-    float *scratch; /* [key_dim, HK_ATTEND_SCRATCH]; for a single token [kv_heads * group, HK_ATTEND_SCORES], if that is more */
+    float *scratch; /* [key_dim, HK_ATTEND_SCRATCH]; with a tile_stride [kv_heads * group, HK_ATTEND_SCORES], if that is more */
     /* Parts of the answer: the scores' maximum and the sum of w = exp(score - max) [tokens, kv_heads * group]; of a token
      * that sees none of the rows, -infinity and 0. out: the sum of w * V [tokens, kv_heads * group, value_dim], tokens
      * `out_stride` apart. Those of each tile are `tile_stride` values behind those of the tile before; or, where that is 0,

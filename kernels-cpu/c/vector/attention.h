@@ -103,8 +103,8 @@ HK_INLINE void score_strip(attend_queries *s, size_t q0, size_t n, const float *
     }
 }
 
-/* Products of a query of token t with a tile's keys, from lane `lane` on, to exp(scale * product - their maximum), or to zero
- * where the token does not see the row; max and sum go on, by the factors keep and add. */
+/* A tile's products of its keys with a query of token t to exp(scale * product - their maximum), or to zero where the token
+ * does not see the row; max and sum go on, by the factors keep and add. */
 HK_INLINE void weigh_tile(const hk_attend *a, size_t t, size_t at, size_t rows, float *scores, float *max, float *sum,
                           float *keep, float *add) {
     /* the prefix is seen by all; of what follows, first .. end */
@@ -149,18 +149,16 @@ HK_INLINE void widen_values(hk_type type, const attend_piece *pieces, size_t n_p
             vw_store(strip[pieces[i].lane + r], kv_load_wide(type, pieces[i].v, r * stride + j));
 }
 
-/* The columns of `strip`, from j on, of out = out * keep + (scores . V) * add, or of scores . V. */
-HK_INLINE void value_strip(attend_queries *s, size_t q0, size_t n, const attend_piece *pieces, size_t n_pieces, size_t j,
+/* The columns of `strip`, from j on, of out = out * keep + (scores . V) * add, or of scores . V; a tile's pieces lie in lanes
+ * begin .. end without gaps. */
+HK_INLINE void value_strip(attend_queries *s, size_t q0, size_t n, size_t begin, size_t end, size_t j,
                            float strip[ATTEND_ROWS][ATTEND_STRIP]) {
     vw sum[ATTEND_BLOCK];
     for (size_t q = 0; q < n; q++) sum[q] = vw_zero();
-    for (const attend_piece *piece = pieces; piece < pieces + n_pieces; piece++) {
-        const float *scores = s->scores[q0];
 #pragma GCC unroll 2
-        for (size_t r = piece->lane; r < piece->lane + piece->rows; r++) {
-            const vw values = vw_load(strip[r]);
-            for (size_t q = 0; q < n; q++) sum[q] = vw_fma(vw_set1(scores[q * HK_ATTEND_SCORES + r]), values, sum[q]);
-        }
+    for (size_t r = begin; r < end; r++) {
+        const vw values = vw_load(strip[r]);
+        for (size_t q = 0; q < n; q++) sum[q] = vw_fma(vw_set1(s->scores[q0 + q][r]), values, sum[q]);
     }
     for (size_t q = 0; q < n; q++) {
         float *out = s->out[q0 + q] + j;
@@ -180,9 +178,10 @@ HK_INLINE void value_column(attend_queries *s, hk_type type, const attend_piece 
     }
 }
 
-/* One tile: sequence rows from `at` on, in pieces, the first of them in lane `lane`. */
-HK_INLINE void attend_tile(const hk_attend *a, hk_type type, attend_queries *s, size_t at, size_t lane, size_t rows,
+/* One tile: sequence rows from `at` on, in pieces. */
+HK_INLINE void attend_tile(const hk_attend *a, hk_type type, attend_queries *s, size_t at, size_t rows,
                            const attend_piece *pieces, size_t n_pieces) {
+    const size_t lane = tile_lane(a, at);
 #define EACH_BLOCK(call)                          \
     for (size_t q = 0, n; q < s->n; q += n) {     \
         n = s->n - q;                             \
@@ -201,7 +200,7 @@ HK_INLINE void attend_tile(const hk_attend *a, hk_type type, attend_queries *s, 
         }                                         \
     }
 #define SCORES(n) score_strip(s, q, n, a->scratch, r, a->key_dim)
-#define VALUES(n) value_strip(s, q, n, pieces, n_pieces, j, strip)
+#define VALUES(n) value_strip(s, q, n, lane, lane + rows, j, strip)
     for (size_t r = lane / VF_LANES * VF_LANES; r < lane + rows; r += ATTEND_STRIP) {
         turn_keys(type, pieces, n_pieces, a->k_stride, a->key_dim, r, a->scratch);
         EACH_BLOCK(SCORES)
@@ -258,7 +257,7 @@ HK_INLINE void attend_type(const hk_attend *a, hk_type type) {
                     s.sum[q] = a->sum + place + t * heads + h;
                     if (s.fresh) *s.max[q] = -INFINITY, *s.sum[q] = 0;
                 }
-                attend_tile(a, type, &s, at, tile_lane(a, at), rows, pieces, n_pieces);
+                attend_tile(a, type, &s, at, rows, pieces, n_pieces);
             }
         }
     }

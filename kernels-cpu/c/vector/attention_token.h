@@ -166,7 +166,7 @@ HK_INLINE void attend_token_type(const hk_attend *a, hk_type type, size_t n) {
 
 #define ATTEND_TOKEN(name, type)                                  \
     static __attribute__((noinline)) void name(const hk_attend *a) { \
-        switch (a->group) { /* constants, as above */             \
+        switch (a->group) { /* constants: the sums of queries live in registers */ \
         case 1: attend_token_type(a, type, 1); break;             \
         case 2: attend_token_type(a, type, 2); break;             \
         case 3: attend_token_type(a, type, 3); break;             \
@@ -179,6 +179,7 @@ ATTEND_TOKEN(attend_token_f16, HK_F16)
 ATTEND_TOKEN(attend_token_q8, HK_Q8_0)
 
 static void attend(const hk_attend *a) {
+    /* that of a last token of many is added up tile by tile, with the scratch of many */
     const int few = a->tokens == 1 && a->tile_stride > 0 && a->group <= ATTEND_FEW;
     if (a->type == HK_F16)
         (few ? attend_token_f16 : attend_f16)(a);
