@@ -155,10 +155,11 @@ HK_INLINE void value_strip(attend_queries *s, size_t q0, size_t n, size_t begin,
                            float strip[ATTEND_ROWS][ATTEND_STRIP]) {
     vw sum[ATTEND_BLOCK];
     for (size_t q = 0; q < n; q++) sum[q] = vw_zero();
+    const float *scores = s->scores[q0];
 #pragma GCC unroll 2
     for (size_t r = begin; r < end; r++) {
         const vw values = vw_load(strip[r]);
-        for (size_t q = 0; q < n; q++) sum[q] = vw_fma(vw_set1(s->scores[q0 + q][r]), values, sum[q]);
+        for (size_t q = 0; q < n; q++) sum[q] = vw_fma(vw_set1(scores[q * HK_ATTEND_SCORES + r]), values, sum[q]);
     }
     for (size_t q = 0; q < n; q++) {
         float *out = s->out[q0 + q] + j;
