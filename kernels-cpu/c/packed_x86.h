@@ -121,13 +121,12 @@ HK_INLINE __m256i packed_end(hk_type type, __m256i sum, int32_t offset) {
 
 #endif
 
-/* Groups that lie `apart` one behind the other, `lanes` rows of the last one. One token reads a single group as one stream and
- * asks for what is ahead, or several as so many streams, which the CPU foresees but for the last step; with more tokens, the
- * first tile has time to ask for the groups after it. */
-HK_INLINE void packed_tile(hk_type type, const uint8_t *w, size_t groups, size_t apart, size_t lanes, size_t cols,
+/* Groups that lie `apart` one behind the other, `lanes` rows of the last one. A single token asks for what is `near` bytes
+ * farther in each, if any; of more, the first tile has time to ask for the groups after it. */
+HK_INLINE void packed_tile(hk_type type, const uint8_t *w, size_t groups, size_t apart, size_t lanes, size_t cols, size_t near,
                            const hk_act *x, size_t t0, size_t tokens, float *y, size_t y_stride, int accumulate) {
     const size_t blocks = cols / HK_BLOCK, size = type_bytes(type), step = apart * blocks * size;
-    const char *line = (const char *)w, *ahead = line + groups * step;
+    const char *ahead = (const char *)w + groups * step;
     const int8_t *q = x->q + t0 * cols;
     const float *d = x->d + t0 * blocks;
     const int32_t *offset = x->offset + t0 * blocks;
@@ -135,13 +134,10 @@ HK_INLINE void packed_tile(hk_type type, const uint8_t *w, size_t groups, size_t
     for (size_t g = 0; g < groups; g++)
         for (size_t t = 0; t < tokens; t++) sum[g][t] = vf_zero();
     for (size_t b = 0; b < blocks; b++, w += size, q += HK_BLOCK, ahead += groups * size) {
-        if (tokens == 1 && groups == 1)
-            line = stream_ahead(line, (const char *)w + size, size);
-        else if (tokens == 1)
+        if (near > 0)
             for (size_t g = 0; g < groups; g++)
-                for (size_t i = 0; i < size; i += 64) prefetch_near(w + g * step + STREAM_SHORT + i);
-        else if (t0 == 0)
-            prefetch_lines(ahead, groups * size);
+                for (size_t i = 0; i < size; i += 64) prefetch_near(w + g * step + near + i);
+        if (tokens > 1 && t0 == 0) prefetch_lines(ahead, groups * size);
         __m256i dot[PACKED_MOST][PACKED_TOKENS];
         for (size_t t = 0; t < tokens; t++)
             for (size_t g = 0; g < groups; g++) dot[g][t] = packed_begin(type, offset[t * blocks + b]);
@@ -272,7 +268,7 @@ HK_INLINE void wide_tile(hk_type type, const uint8_t *w, size_t lanes, size_t co
 /* tokens from .. to; `groups` is constant in each call, and so are the tokens of a tile */
 HK_INLINE void packed_groups(hk_type type, const uint8_t *w, size_t groups, size_t lanes, size_t cols, const hk_act *x,
                              size_t from, size_t to, float *y, size_t y_stride, int accumulate) {
-#define PACKED_TILE(n) packed_tile(type, w, groups, 1, lanes, cols, x, t, n, y, y_stride, accumulate)
+#define PACKED_TILE(n) packed_tile(type, w, groups, 1, lanes, cols, 0, x, t, n, y, y_stride, accumulate)
     size_t t = from;
 #ifdef HK_DPBUSD_WIDE
     if (groups == PACKED_GROUPS)
@@ -311,7 +307,7 @@ HK_INLINE void packed_matmul(hk_type type, const uint8_t *w, size_t rows, size_t
             const size_t lanes = step - (groups - 1) * HK_LANES;
             const uint8_t *here = w + row / HK_LANES * group;
             if (tokens == 1)
-                packed_tile(type, here, 1, 1, lanes, cols, x, 0, 1, y + row, y_stride, accumulate);
+                packed_tile(type, here, 1, 1, lanes, cols, 0, x, 0, 1, y + row, y_stride, accumulate);
             else if (groups == 1)
                 packed_groups(type, here, 1, lanes, cols, x, from, to, y + row, y_stride, accumulate);
             else
@@ -320,16 +316,16 @@ HK_INLINE void packed_matmul(hk_type type, const uint8_t *w, size_t rows, size_t
     }
 }
 
-HK_INLINE void packed_matvec(hk_type type, const uint8_t *w, size_t rows, size_t apart, size_t cols, const hk_act *x, float *y,
-                             int accumulate) {
+HK_INLINE void packed_matvec(hk_type type, const uint8_t *w, size_t rows, size_t apart, size_t cols, size_t ahead,
+                             const hk_act *x, float *y, int accumulate) {
     const size_t group = cols / HK_BLOCK * type_bytes(type);
     for (size_t row = 0; row < rows; row += HK_LANES, w += group)
-        packed_tile(type, w, HK_STREAMS, apart / HK_LANES, HK_LANES, cols, x, 0, 1, y + row, 0, accumulate);
+        packed_tile(type, w, HK_STREAMS, apart / HK_LANES, HK_LANES, cols, ahead, x, 0, 1, y + row, 0, accumulate);
 }
 
-static void matvec(hk_type type, const void *w, size_t rows, size_t apart, size_t cols, const hk_act *x, float *y,
-                   int accumulate) {
-#define AS(type) case type: packed_matvec(type, w, rows, apart, cols, x, y, accumulate); break;
+static void matvec(hk_type type, const void *w, size_t rows, size_t apart, size_t cols, size_t ahead, const hk_act *x,
+                   float *y, int accumulate) {
+#define AS(type) case type: packed_matvec(type, w, rows, apart, cols, ahead, x, y, accumulate); break;
     switch (type) { /* constants, so that each type has code of its own */
         AS(HK_Q8_0X8)
         AS(HK_Q4_0X8)

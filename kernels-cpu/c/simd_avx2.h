@@ -23,22 +23,7 @@ HK_INLINE void prefetch_lines(const void *p, size_t bytes) {
 /* asks for a line that is needed at once: into the first level */
 HK_INLINE void prefetch_near(const void *p) { _mm_prefetch((const char *)p, _MM_HINT_T0); }
 
-/* A single token reads a matrix once. Intel's own prefetchers, left alone, do not keep memory busy, and between two products
- * too few loads are in flight to hide the second-level cache: so what is needed is asked for twice. AMD's bring four streams
- * into the second level, and what is asked for far ahead slows them. */
-#define STREAM_FAR 6144  /* bytes ahead, into the second level */
-#define STREAM_NEAR 2560 /* bytes ahead, into the first */
-#define STREAM_SHORT 320 /* bytes ahead, of each of several streams, into the first */
-
-/* Asks on behalf of the next `bytes`, which end at `end`; of them, those before `line` were asked for. Returns where the rest
- * begins. */
-HK_INLINE const char *stream_ahead(const char *line, const char *end, size_t bytes) {
-#define STREAM_LINE _mm_prefetch(line + STREAM_FAR, _MM_HINT_T1), _mm_prefetch(line + STREAM_NEAR, _MM_HINT_T0), line += 64
-    for (size_t i = 0; i < bytes / 64; i++) STREAM_LINE;
-    if (line < end) STREAM_LINE;
-    return line;
-#undef STREAM_LINE
-}
+#define STREAM_FAR 6144 /* bytes ahead in a matrix of floats that meets a single token */
 
 #define VF_LANES 8
 typedef __m256 vf;

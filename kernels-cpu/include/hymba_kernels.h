@@ -150,10 +150,10 @@ typedef struct hk_kernels {
     void (*matmul)(hk_type type, const void *w, size_t rows, size_t cols, const hk_act *x, size_t tokens, float *y,
                    size_t y_stride, int accumulate);
     /* The same products of a packed matrix and a single token, of HK_STREAMS runs of `rows` rows, each `apart` rows behind
-     * the one before, whole groups all of them: memory is read at as many places at once. NULL where the table has no such
-     * code. */
-    void (*matvec)(hk_type type, const void *w, size_t rows, size_t apart, size_t cols, const hk_act *x, float *y,
-                   int accumulate);
+     * the one before, whole groups all of them: memory is read at as many places at once, and asked for what is `ahead`
+     * bytes farther. NULL where the table has no such code. */
+    void (*matvec)(hk_type type, const void *w, size_t rows, size_t apart, size_t cols, size_t ahead, const hk_act *x,
+                   float *y, int accumulate);
     /* x [n] to int8 blocks: d = max|x| / 127, q = x / d rounded to the nearest (ties to even), offset as in
      * hk_act.  n % 32 == 0 */
     void (*quantize)(const float *x, size_t n, int8_t *q, float *d, int32_t *offset);

@@ -147,6 +147,7 @@ pub struct hk_kernels {
             rows: usize,
             apart: usize,
             cols: usize,
+            ahead: usize,
             x: *const hk_act,
             y: *mut f32,
             accumulate: ::core::ffi::c_int,

@@ -104,23 +104,27 @@ pub struct Scan<'a> {
 pub struct Cpu {
     kernels: Kernels,
     pool: Pool,
-    /// Does a thread read a matrix at several places at once?
-    streams: bool,
+    /// Bytes that a thread asks for ahead in each of the places where it reads a matrix.
+    ahead: usize,
     /// Activations as int8 blocks: values, scales, offsets.
     quantized: (Vec<i8>, Vec<f32>, Vec<i32>),
     /// Turned keys, and parts of the attention heads' output.
     scores: Vec<f32>,
 }
 
-/// Does this CPU read faster at several places at once than at one with prefetches? AMD's do (Zen 3: by a quarter).
-fn reads_streams() -> bool {
+/// How far ahead, in bytes, a matrix that meets a single token is best asked for. AMD's own prefetchers bring in what is
+/// read at several places, but for the last step, and what is asked for far ahead slows them (Zen 3); Intel's do not keep
+/// memory busy (Granite Rapids).
+fn best_ahead() -> usize {
     #[cfg(target_arch = "x86_64")]
     {
         let id = std::arch::x86_64::__cpuid(0);
-        [id.ebx, id.edx, id.ecx] == [*b"Auth", *b"enti", *b"cAMD"].map(u32::from_le_bytes)
+        let amd = [*b"Auth", *b"enti", *b"cAMD"].map(u32::from_le_bytes);
+        if [id.ebx, id.edx, id.ecx] == amd {
+            return 320;
+        }
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    false
+    2048
 }
 
 /// A pointer that tasks share; each writes its own part.
@@ -162,14 +166,8 @@ impl Cpu {
 
     /// Chosen kernels on `threads` threads.
     pub fn with_kernels(kernels: Kernels, threads: NonZeroUsize) -> Self {
-        let streams = reads_streams();
-        Self { kernels, pool: Pool::new(threads), streams, quantized: Default::default(), scores: Vec::new() }
-    }
-
-    /// Whether a thread reads a matrix that meets a single token at several places at once; results are the same. To
-    /// begin with, it does so on CPUs that are faster so.
-    pub fn set_streams(&mut self, on: bool) {
-        self.streams = on;
+        let ahead = best_ahead();
+        Self { kernels, pool: Pool::new(threads), ahead, quantized: Default::default(), scores: Vec::new() }
     }
 
     /// Threads at work.
@@ -257,9 +255,10 @@ impl Cpu {
         }
         let act = Shared(&raw mut act);
         let out = out.map(|out| (Shared(out.data.as_mut_ptr()), out.stride));
-        // A single token's rows are read at several places at once where that is faster: a task has some from each of
-        // `runs` runs of the same length, and the rows that are left are one more task.
-        let matvec = kernels.table().matvec.filter(|_| tokens == 1 && self.streams && w.iter().all(Weight::packed));
+        // A single token's rows are read at several places at once, which is faster: a task has some from each of `runs`
+        // runs of the same length, and the rows that are left are one more task.
+        let (ahead, packed) = (self.ahead, w.iter().all(Weight::packed));
+        let matvec = kernels.table().matvec.filter(|_| tokens == 1 && packed);
         let runs = if matvec.is_some() { STREAMS } else { 1 };
         let run = if runs > 1 { rows / (runs * 8) * 8 } else { rows };
         // Enough parts to even out threads that the system slows, each at least a microsecond of reading.
@@ -276,7 +275,9 @@ impl Cpu {
                 let (y, accumulate) = (y.at(first), i32::from(accumulate));
                 match matvec {
                     // SAFETY: as with `call!`; all rows of all runs are the matrix's, and whole groups.
-                    Some(matvec) if whole => unsafe { matvec(w.dtype, bytes, n, run, cols, act.at(0), y, accumulate) },
+                    Some(matvec) if whole => unsafe {
+                        matvec(w.dtype, bytes, n, run, cols, ahead, act.at(0), y, accumulate);
+                    },
                     _ => call!(kernels, matmul(w.dtype, bytes, n, cols, act.at(0), tokens, y, *stride, accumulate)),
                 }
             }

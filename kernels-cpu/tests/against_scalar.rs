@@ -46,13 +46,7 @@ fn cpus() -> Vec<Cpu> {
     Kernels::all()
         .into_iter()
         .filter(|k| k.name() != "scalar")
-        .flat_map(|k| {
-            [(1, true), (3, false)].map(|(threads, streams)| {
-                let mut cpu = Cpu::with_kernels(k, NonZeroUsize::new(threads).unwrap());
-                cpu.set_streams(streams);
-                cpu
-            })
-        })
+        .flat_map(|k| [1, 3].map(|threads| Cpu::with_kernels(k, NonZeroUsize::new(threads).unwrap())))
         .collect()
 }
 
