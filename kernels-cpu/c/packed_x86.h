@@ -121,22 +121,23 @@ HK_INLINE __m256i packed_end(hk_type type, __m256i sum, int32_t offset) {
 
 #endif
 
-/* Groups that lie `apart` one behind the other, `lanes` rows of the last one. A single token asks for what is `near` bytes
- * farther in each, if any; of more, the first tile has time to ask for the groups after it. */
-HK_INLINE void packed_tile(hk_type type, const uint8_t *w, size_t groups, size_t apart, size_t lanes, size_t cols, size_t near,
-                           const hk_act *x, size_t t0, size_t tokens, float *y, size_t y_stride, int accumulate) {
-    const size_t blocks = cols / HK_BLOCK, size = type_bytes(type), step = apart * blocks * size;
-    const char *ahead = (const char *)w + groups * step;
+/* A group of rows in each of some places, `lanes` rows of the last one. A single token asks for what is `near` bytes farther in
+ * each, if any; of more, the first tile has time to ask for the groups after it, which follow the last. */
+HK_INLINE void packed_tile(hk_type type, const uint8_t *const w[PACKED_MOST], size_t groups, size_t lanes, size_t cols,
+                           size_t near, const hk_act *x, size_t t0, size_t tokens, float *const y[PACKED_MOST],
+                           size_t y_stride, int accumulate) {
+    const size_t blocks = cols / HK_BLOCK, size = type_bytes(type);
+    const uint8_t *ahead = w[groups - 1] + blocks * size;
     const int8_t *q = x->q + t0 * cols;
     const float *d = x->d + t0 * blocks;
     const int32_t *offset = x->offset + t0 * blocks;
     vf sum[PACKED_MOST][PACKED_TOKENS];
     for (size_t g = 0; g < groups; g++)
         for (size_t t = 0; t < tokens; t++) sum[g][t] = vf_zero();
-    for (size_t b = 0; b < blocks; b++, w += size, q += HK_BLOCK, ahead += groups * size) {
+    for (size_t b = 0, at = 0; b < blocks; b++, at += size, q += HK_BLOCK, ahead += groups * size) {
         if (near > 0)
             for (size_t g = 0; g < groups; g++)
-                for (size_t i = 0; i < size; i += 64) prefetch_near(w + g * step + near + i);
+                for (size_t i = 0; i < size; i += 64) prefetch_near(w[g] + at + near + i);
         if (tokens > 1 && t0 == 0) prefetch_lines(ahead, groups * size);
         __m256i dot[PACKED_MOST][PACKED_TOKENS];
         for (size_t t = 0; t < tokens; t++)
@@ -145,7 +146,7 @@ HK_INLINE void packed_tile(hk_type type, const uint8_t *w, size_t groups, size_t
         for (size_t i = 0; i < 8; i++) {
             const size_t c = i / 2 + i % 2 * 4; /* the two columns of a nibble's byte one after the other */
             __m256i v[PACKED_MOST];
-            for (size_t g = 0; g < groups; g++) v[g] = packed_weights(type, w + g * step, c);
+            for (size_t g = 0; g < groups; g++) v[g] = packed_weights(type, w[g] + at, c);
             for (size_t t = 0; t < tokens; t++) {
                 const __m256i a = four_columns(q + t * cols, c);
                 for (size_t g = 0; g < groups; g++) {
@@ -155,21 +156,21 @@ HK_INLINE void packed_tile(hk_type type, const uint8_t *w, size_t groups, size_t
             }
         }
         for (size_t g = 0; g < groups; g++) {
-            const vf scale = load_scales(type, w + g * step);
+            const vf scale = load_scales(type, w[g] + at);
             for (size_t t = 0; t < tokens; t++) {
-                const size_t at = t * blocks + b;
-                const vf whole = _mm256_cvtepi32_ps(packed_end(type, dot[g][t], offset[at]));
-                sum[g][t] = vf_fma(whole, vf_mul(scale, vf_set1(d[at])), sum[g][t]);
+                const size_t block = t * blocks + b;
+                const vf whole = _mm256_cvtepi32_ps(packed_end(type, dot[g][t], offset[block]));
+                sum[g][t] = vf_fma(whole, vf_mul(scale, vf_set1(d[block])), sum[g][t]);
                 if (has_min(type)) {
-                    const vf min = vf_load_f16(w + g * step + HK_LANES * scale_bytes(type));
-                    sum[g][t] = vf_fma(min, vf_set1(act_sum(d[at], offset[at])), sum[g][t]);
+                    const vf min = vf_load_f16(w[g] + at + HK_LANES * scale_bytes(type));
+                    sum[g][t] = vf_fma(min, vf_set1(act_sum(d[block], offset[block])), sum[g][t]);
                 }
             }
         }
     }
     for (size_t g = 0; g < groups; g++)
         for (size_t t = 0; t < tokens; t++) {
-            float *out = y + (t0 + t) * y_stride + g * apart * HK_LANES;
+            float *out = y[g] + (t0 + t) * y_stride;
             if (g + 1 == groups && lanes < HK_LANES) {
                 if (accumulate) sum[g][t] = vf_add(vf_load_n(out, lanes), sum[g][t]);
                 vf_store_n(out, lanes, sum[g][t]);
@@ -268,7 +269,9 @@ HK_INLINE void wide_tile(hk_type type, const uint8_t *w, size_t lanes, size_t co
 /* tokens from .. to; `groups` is constant in each call, and so are the tokens of a tile */
 HK_INLINE void packed_groups(hk_type type, const uint8_t *w, size_t groups, size_t lanes, size_t cols, const hk_act *x,
                              size_t from, size_t to, float *y, size_t y_stride, int accumulate) {
-#define PACKED_TILE(n) packed_tile(type, w, groups, 1, lanes, cols, 0, x, t, n, y, y_stride, accumulate)
+    const uint8_t *at[PACKED_MOST] = {w, w + cols / HK_BLOCK * type_bytes(type)};
+    float *out[PACKED_MOST] = {y, y + HK_LANES};
+#define PACKED_TILE(n) packed_tile(type, at, groups, lanes, cols, 0, x, t, n, out, y_stride, accumulate)
     size_t t = from;
 #ifdef HK_DPBUSD_WIDE
     if (groups == PACKED_GROUPS)
@@ -306,9 +309,7 @@ HK_INLINE void packed_matmul(hk_type type, const uint8_t *w, size_t rows, size_t
             step = left < groups * HK_LANES ? left : groups * HK_LANES;
             const size_t lanes = step - (groups - 1) * HK_LANES;
             const uint8_t *here = w + row / HK_LANES * group;
-            if (tokens == 1)
-                packed_tile(type, here, 1, 1, lanes, cols, 0, x, 0, 1, y + row, y_stride, accumulate);
-            else if (groups == 1)
+            if (groups == 1)
                 packed_groups(type, here, 1, lanes, cols, x, from, to, y + row, y_stride, accumulate);
             else
                 packed_groups(type, here, PACKED_GROUPS, lanes, cols, x, from, to, y + row, y_stride, accumulate);
@@ -316,16 +317,21 @@ HK_INLINE void packed_matmul(hk_type type, const uint8_t *w, size_t rows, size_t
     }
 }
 
-HK_INLINE void packed_matvec(hk_type type, const uint8_t *w, size_t rows, size_t apart, size_t cols, size_t ahead,
-                             const hk_act *x, float *y, int accumulate) {
+HK_INLINE void packed_matvec(hk_type type, const void *const w[HK_STREAMS], size_t rows, size_t cols, size_t ahead,
+                             const hk_act *x, float *const y[HK_STREAMS], int accumulate) {
     const size_t group = cols / HK_BLOCK * type_bytes(type);
-    for (size_t row = 0; row < rows; row += HK_LANES, w += group)
-        packed_tile(type, w, HK_STREAMS, apart / HK_LANES, HK_LANES, cols, ahead, x, 0, 1, y + row, 0, accumulate);
+    for (size_t row = 0; row < rows; row += HK_LANES) {
+        const uint8_t *at[HK_STREAMS];
+        float *out[HK_STREAMS];
+        for (size_t i = 0; i < HK_STREAMS; i++)
+            at[i] = (const uint8_t *)w[i] + row / HK_LANES * group, out[i] = y[i] + row;
+        packed_tile(type, at, HK_STREAMS, HK_LANES, cols, ahead, x, 0, 1, out, 0, accumulate);
+    }
 }
 
-static void matvec(hk_type type, const void *w, size_t rows, size_t apart, size_t cols, size_t ahead, const hk_act *x,
-                   float *y, int accumulate) {
-#define AS(type) case type: packed_matvec(type, w, rows, apart, cols, ahead, x, y, accumulate); break;
+static void matvec(hk_type type, const void *const w[HK_STREAMS], size_t rows, size_t cols, size_t ahead, const hk_act *x,
+                   float *const y[HK_STREAMS], int accumulate) {
+#define AS(type) case type: packed_matvec(type, w, rows, cols, ahead, x, y, accumulate); break;
     switch (type) { /* constants, so that each type has code of its own */
         AS(HK_Q8_0X8)
         AS(HK_Q4_0X8)

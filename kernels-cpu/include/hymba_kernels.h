@@ -25,7 +25,7 @@
 /* Rows whose values meet one head after the other: a single token uses a head's part of each of them at once. */
 #define HK_ATTEND_GROUP 32
 
-/* Runs that `matvec` reads at once. */
+/* Runs of rows that `matvec` reads at once. */
 #define HK_STREAMS 4
 
 /* Multiply-adds in a round of the loops that measure a core. */
@@ -149,11 +149,11 @@ typedef struct hk_kernels {
      * run of whole groups of 8 rows, and the last group may lack rows. */
     void (*matmul)(hk_type type, const void *w, size_t rows, size_t cols, const hk_act *x, size_t tokens, float *y,
                    size_t y_stride, int accumulate);
-    /* The same products of a packed matrix and a single token, of HK_STREAMS runs of `rows` rows, each `apart` rows behind
-     * the one before, whole groups all of them: memory is read at as many places at once, and asked for what is `ahead`
-     * bytes farther. NULL where the table has no such code. */
-    void (*matvec)(hk_type type, const void *w, size_t rows, size_t apart, size_t cols, size_t ahead, const hk_act *x,
-                   float *y, int accumulate);
+    /* The same products of packed matrices and a single token: y[i][r] = or += W[i][r] . x, each W[i] a run of `rows` rows in
+     * whole groups. Memory is read at as many places at once, and asked for what is `ahead` bytes farther in each. NULL where
+     * the table has no such code. */
+    void (*matvec)(hk_type type, const void *const w[HK_STREAMS], size_t rows, size_t cols, size_t ahead, const hk_act *x,
+                   float *const y[HK_STREAMS], int accumulate);
     /* x [n] to int8 blocks: d = max|x| / 127, q = x / d rounded to the nearest (ties to even), offset as in
      * hk_act.  n % 32 == 0 */
     void (*quantize)(const float *x, size_t n, int8_t *q, float *d, int32_t *offset);

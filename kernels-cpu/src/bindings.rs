@@ -143,13 +143,12 @@ pub struct hk_kernels {
     pub matvec: ::core::option::Option<
         unsafe extern "C" fn(
             type_: hk_type,
-            w: *const ::core::ffi::c_void,
+            w: *const *const ::core::ffi::c_void,
             rows: usize,
-            apart: usize,
             cols: usize,
             ahead: usize,
             x: *const hk_act,
-            y: *mut f32,
+            y: *const *mut f32,
             accumulate: ::core::ffi::c_int,
         ),
     >,

@@ -256,32 +256,44 @@ impl Cpu {
         let act = Shared(&raw mut act);
         let out = out.map(|out| (Shared(out.data.as_mut_ptr()), out.stride));
         // A single token's rows are read at several places at once, which is faster: a task has some from each of `runs`
-        // runs of the same length, and the rows that are left are one more task.
-        let (ahead, packed) = (self.ahead, w.iter().all(Weight::packed));
-        let matvec = kernels.table().matvec.filter(|_| tokens == 1 && packed);
-        let runs = if matvec.is_some() { STREAMS } else { 1 };
+        // runs of the same length, in every matrix, and the rows that are left are one more task. Matrices of one type
+        // are read together.
+        let ahead = self.ahead;
+        let matvec = kernels.table().matvec.filter(|_| tokens == 1 && w.iter().all(Weight::packed));
+        let together = if w.iter().all(|m| m.dtype == w[0].dtype) { N } else { 1 };
+        let runs = if matvec.is_some() { STREAMS / together } else { 1 };
         let run = if runs > 1 { rows / (runs * 8) * 8 } else { rows };
         // Enough parts to even out threads that the system slows, each at least a microsecond of reading.
+        let (unit, parts) = if runs > 1 { (8, 128) } else { (16, 32 * N) };
         let row_bytes: usize = w.iter().map(|w| w.row_bytes() * runs).sum();
-        let smallest = (16 * 1024 / row_bytes.max(1)).max(1);
-        let part = part(run, 32 * N * self.pool.threads(), 16).max(smallest.next_multiple_of(16));
+        let smallest = (16 * 1024 / row_bytes.max(1)).max(1).next_multiple_of(unit);
+        let part = part(run, parts * self.pool.threads(), unit).max(smallest);
         let (tasks, left) = (run.div_ceil(part), rows - runs * run);
         self.pool.run(tasks + usize::from(left > 0), |task, _| {
             let whole = task < tasks;
             let first = if whole { task * part } else { runs * run };
             let n = if whole { part.min(run - first) } else { left };
-            for (w, (y, stride)) in w.iter().zip(&out) {
-                let bytes = w.bytes[first * w.row_bytes()..].as_ptr().cast();
-                let (y, accumulate) = (y.at(first), i32::from(accumulate));
-                match matvec {
-                    // SAFETY: as with `call!`; all rows of all runs are the matrix's, and whole groups.
-                    Some(matvec) if whole => unsafe {
-                        matvec(w.dtype, bytes, n, run, cols, ahead, act.at(0), y, accumulate);
-                    },
-                    _ => call!(kernels, matmul(w.dtype, bytes, n, cols, act.at(0), tokens, y, *stride, accumulate)),
+            let at = |i: usize, row: usize| (w[i].bytes[row * w[i].row_bytes()..].as_ptr().cast(), out[i].0.at(row));
+            let accumulate = i32::from(accumulate);
+            match matvec {
+                Some(matvec) if whole => {
+                    for i in (0..N).step_by(together) {
+                        let places: [_; STREAMS] = std::array::from_fn(|s| at(i + s / runs, first + s % runs * run));
+                        let (bytes, y) = (places.map(|p| p.0), places.map(|p| p.1));
+                        let (bytes, y) = (bytes.as_ptr(), y.as_ptr());
+                        // SAFETY: as with `call!`; all rows of all runs are the matrices', and whole groups.
+                        unsafe { matvec(w[i].dtype, bytes, n, cols, ahead, act.at(0), y, accumulate) };
+                    }
+                    (0..runs).for_each(|s| then(first + s * run, n));
+                }
+                _ => {
+                    for (i, (w, (_, stride))) in w.iter().zip(&out).enumerate() {
+                        let (bytes, y) = at(i, first);
+                        call!(kernels, matmul(w.dtype, bytes, n, cols, act.at(0), tokens, y, *stride, accumulate));
+                    }
+                    then(first, n);
                 }
             }
-            (0..if whole { runs } else { 1 }).for_each(|i| then(first + i * run, n));
         });
     }
 
