@@ -27,18 +27,42 @@ const LOOKS: u32 = 64;
 /// A task: `(task, thread)`; the thread's number is below [`Pool::threads`].
 type Task<'a> = &'a (dyn Fn(usize, usize) + Sync);
 
-/// A thread's range of the present job, in cache lines of its own: job number in the upper 32 bits, next task in the
-/// lower. A job whose next task is [`CLOSED`] takes no more.
+/// A thread's range of the present job, in cache lines of its own, so that all it needs comes with one.
+#[derive(Default)]
 #[repr(align(128))]
-struct Word(AtomicU64);
+struct Own {
+    /// See [`word`].
+    word: AtomicU64,
+    /// Where the job's closure is (a `Task`).
+    closure: AtomicPtr<()>,
+}
+
+/// Tasks of a job at most, and what takes their place in a word.
+const MOST: usize = (1 << TASK_BITS) - 1;
+const TASK_BITS: u32 = 24;
+
+/// A job's number, which is there to be told from the one before, and a range's next task and end. Who exchanges the word for
+/// one whose next task is later has taken a task of the present job, whatever jobs there were since it was read.
+fn word(job: u16, next: usize, end: usize) -> u64 {
+    u64::from(job) << (2 * TASK_BITS) | (next as u64) << TASK_BITS | end as u64
+}
+
+/// The job of a word.
+fn job_of(word: u64) -> u16 {
+    (word >> (2 * TASK_BITS)) as u16
+}
+
+/// The next task of a word, if any is left.
+fn next_of(word: u64) -> Option<usize> {
+    let task = |bits: u64| bits as usize & MOST;
+    (task(word >> TASK_BITS) < task(word)).then(|| task(word >> TASK_BITS))
+}
 
 #[derive(Default)]
 struct Shared {
     /// One a thread.
-    words: Vec<Word>,
-    /// Where the job's closure is (a `Task`), how many tasks it has, how many are done.
-    closure: AtomicPtr<()>,
-    tasks: AtomicUsize,
+    own: Vec<Own>,
+    /// Tasks of the job that are done.
     done: AtomicUsize,
     panicked: AtomicBool,
     stop: AtomicBool,
@@ -47,41 +71,28 @@ struct Shared {
     wake: Condvar,
 }
 
-const CLOSED: u64 = u32::MAX as u64;
-
 /// The first task of `thread`'s range.
 fn begin(tasks: usize, thread: usize, threads: usize) -> usize {
     tasks * thread / threads
 }
 
 impl Shared {
-    /// Runs tasks of job `job` until none is left: first the thread's own, then the others'.
-    fn work(&self, job: u64, thread: usize) {
-        let threads = self.words.len();
-        // The closure and the number of tasks are those of `job` whenever the exchange below succeeds: the publisher
-        // closes a job, which changes its words, before it writes the next one's fields; who sees the fields sees that.
-        let closure = self.closure.load(Acquire).cast::<Task<'_>>();
-        let tasks = self.tasks.load(Acquire);
-        let mut done = 0;
+    /// Runs tasks of the job until none is left: first the thread's own, then the others'. `done` of them are done.
+    fn work(&self, thread: usize, mut done: usize) {
+        let threads = self.own.len();
         for i in 0..threads {
-            let owner = (thread + i) % threads;
-            let end = begin(tasks, owner + 1, threads) as u64;
+            let owner = &self.own[(thread + i) % threads];
             loop {
-                let word = self.words[owner].0.load(Acquire);
-                let task = word & CLOSED;
-                if word >> 32 != job || task == CLOSED || task >= end {
-                    break;
-                }
-                if self.words[owner].0.compare_exchange(word, word + 1, AcqRel, Relaxed).is_err() {
+                let word = owner.word.load(Relaxed);
+                let Some(task) = next_of(word) else { break };
+                if owner.word.compare_exchange(word, word + (1 << TASK_BITS), Acquire, Relaxed).is_err() {
                     continue;
                 }
-                // SAFETY: `Pool::run` published the address of its reference with this job. It does not return before
-                // `done` has counted this task, so that reference and closure are alive.
-                let closure = unsafe { *closure };
-                let call = std::panic::AssertUnwindSafe(|| closure(task as usize, thread));
-                if std::panic::catch_unwind(call).is_err() {
-                    self.panicked.store(true, Relaxed);
-                }
+                let closure = owner.closure.load(Relaxed).cast::<Task<'_>>();
+                // SAFETY: `Pool::run` wrote the address of its reference before it published the word that this task was
+                // taken from. It does not return before `done` has counted the task, so that reference and closure are
+                // alive, and the address is that of no later job.
+                self.call(unsafe { *closure }, task, thread);
                 done += 1;
             }
         }
@@ -90,9 +101,15 @@ impl Shared {
         }
     }
 
+    fn call(&self, closure: Task<'_>, task: usize, thread: usize) {
+        if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| closure(task, thread))).is_err() {
+            self.panicked.store(true, Relaxed);
+        }
+    }
+
     fn serve(&self, thread: usize) {
         let mut seen = 0;
-        let job = || self.words[thread].0.load(Acquire) >> 32;
+        let job = || job_of(self.own[thread].word.load(Relaxed));
         loop {
             let start = Instant::now();
             'spin: loop {
@@ -105,7 +122,7 @@ impl Shared {
                 if start.elapsed() > SPIN {
                     let mut guard = self.sleep.lock().unwrap_or_else(PoisonError::into_inner);
                     self.sleepers.fetch_add(1, SeqCst);
-                    while self.words[thread].0.load(SeqCst) >> 32 == seen && !self.stop.load(SeqCst) {
+                    while job() == seen && !self.stop.load(SeqCst) {
                         guard = self.wake.wait(guard).unwrap_or_else(PoisonError::into_inner);
                     }
                     self.sleepers.fetch_sub(1, SeqCst);
@@ -117,14 +134,16 @@ impl Shared {
                 return;
             }
             seen = job();
-            self.work(seen, thread);
+            self.work(thread, 0);
         }
     }
 
-    /// Sets every thread's word, the callers' own last.
-    fn publish(&self, job: u64, next: impl Fn(usize) -> u64) {
-        for (thread, word) in self.words.iter().enumerate().rev() {
-            word.0.store(job << 32 | next(thread), SeqCst);
+    /// Hands out the tasks of a job but the first `taken`: to the caller last, who looks at its own anyhow.
+    fn publish(&self, job: u16, tasks: usize, taken: usize, closure: *mut ()) {
+        for (thread, own) in self.own.iter().enumerate().rev() {
+            own.closure.store(closure, Relaxed);
+            let (next, end) = (begin(tasks, thread, self.own.len()), begin(tasks, thread + 1, self.own.len()));
+            own.word.store(word(job, next.max(taken), end), Release);
         }
     }
 }
@@ -133,8 +152,8 @@ impl Shared {
 pub struct Pool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
-    /// The present job's number: it fits 32 bits.
-    job: u64,
+    /// The present job's number.
+    job: u16,
     /// How long the caller has waited for the others, if that is measured.
     waited: Option<Duration>,
 }
@@ -142,8 +161,8 @@ pub struct Pool {
 impl Pool {
     /// A pool of `threads` threads; the one that calls [`Pool::run`] is the first of them.
     pub fn new(threads: NonZeroUsize) -> Self {
-        let words = (0..threads.get()).map(|_| Word(AtomicU64::new(CLOSED))).collect();
-        let shared = Arc::new(Shared { words, ..Shared::default() });
+        let own = (0..threads.get()).map(|_| Own::default()).collect();
+        let shared = Arc::new(Shared { own, ..Shared::default() });
         let workers = (1..threads.get())
             .map_while(|thread| {
                 let shared = shared.clone();
@@ -183,27 +202,27 @@ impl Pool {
             (0..tasks).for_each(|task| f(task, 0));
             return;
         }
-        assert!((tasks as u64) < CLOSED, "{tasks} tasks are too many for one job");
-        let (shared, threads) = (&*self.shared, self.shared.words.len());
+        assert!(tasks <= MOST, "{tasks} tasks are too many for one job");
+        let shared = &*self.shared;
         let closure: Task<'_> = &f;
-        // The last job is closed (see below), so that nobody acts on these fields before the words change.
-        shared.closure.store((&raw const closure).cast_mut().cast(), Release);
-        shared.tasks.store(tasks, Release);
         shared.done.store(0, Relaxed);
-        self.job = (self.job + 1) & CLOSED;
-        shared.publish(self.job, |thread| begin(tasks, thread, threads) as u64);
-        if shared.sleepers.load(SeqCst) > 0 {
+        self.job = self.job.wrapping_add(1);
+        // The first task is the caller's without asking, which would take until all threads see the words.
+        shared.publish(self.job, tasks, 1, (&raw const closure).cast_mut().cast());
+        // A worker that falls asleep at this very moment may be overlooked, and the job be done without it: the next job
+        // finds it. To rule that out would take as long.
+        if shared.sleepers.load(Relaxed) > 0 {
             drop(shared.sleep.lock().unwrap_or_else(PoisonError::into_inner));
             shared.wake.notify_all();
         }
-        shared.work(self.job, 0);
+        shared.call(closure, 0, 0);
+        shared.work(0, 1);
         let mut looks = 0u32;
         let start = self.waited.map(|_| Instant::now());
         while shared.done.load(Acquire) < tasks {
             looks += 1;
             if looks.is_multiple_of(1 << 12) { thread::yield_now() } else { hint::spin_loop() }
         }
-        shared.publish(self.job, |_| CLOSED);
         if let (Some(waited), Some(start)) = (&mut self.waited, start) {
             *waited += start.elapsed();
         }
@@ -216,7 +235,7 @@ impl Drop for Pool {
         self.shared.stop.store(true, SeqCst);
         // A change of the words ends the spinning; the lock orders the change before a sleeper's look.
         let guard = self.shared.sleep.lock().unwrap_or_else(PoisonError::into_inner);
-        self.shared.publish((self.job + 1) & CLOSED, |_| CLOSED);
+        self.shared.publish(self.job.wrapping_add(1), 0, 0, std::ptr::null_mut());
         drop(guard);
         self.shared.wake.notify_all();
         for worker in self.workers.drain(..) {
