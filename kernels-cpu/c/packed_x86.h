@@ -331,16 +331,19 @@ HK_INLINE void packed_matvec(hk_type type, const void *const w[HK_STREAMS], size
 
 static void matvec(hk_type type, const void *const w[HK_STREAMS], size_t rows, size_t cols, size_t ahead, const hk_act *x,
                    float *const y[HK_STREAMS], int accumulate) {
-#define AS(type) case type: packed_matvec(type, w, rows, cols, ahead, x, y, accumulate); break;
+#define AS(product, type) case type: product(type, w, rows, cols, ahead, x, y, accumulate); break;
     switch (type) { /* constants, so that each type has code of its own */
-        AS(HK_Q8_0X8)
-        AS(HK_Q4_0X8)
-        AS(HK_Q4_1X8)
-        AS(HK_Q5_0X8)
-        AS(HK_Q5_1X8)
-        AS(HK_IQ4_NLX8)
-        AS(HK_MXFP4X8)
-    default: break; /* other matrices have no groups of rows */
+        AS(float_matvec, HK_F32)
+        AS(float_matvec, HK_F16)
+        AS(float_matvec, HK_BF16)
+        AS(packed_matvec, HK_Q8_0X8)
+        AS(packed_matvec, HK_Q4_0X8)
+        AS(packed_matvec, HK_Q4_1X8)
+        AS(packed_matvec, HK_Q5_0X8)
+        AS(packed_matvec, HK_Q5_1X8)
+        AS(packed_matvec, HK_IQ4_NLX8)
+        AS(packed_matvec, HK_MXFP4X8)
+    default: break; /* blocks row after row: arithmetic, not memory, is their limit */
     }
 #undef AS
 }

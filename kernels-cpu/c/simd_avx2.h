@@ -23,8 +23,6 @@ HK_INLINE void prefetch_lines(const void *p, size_t bytes) {
 /* asks for a line that is needed at once: into the first level */
 HK_INLINE void prefetch_near(const void *p) { _mm_prefetch((const char *)p, _MM_HINT_T0); }
 
-#define STREAM_FAR 6144 /* bytes ahead in a matrix of floats that meets a single token */
-
 #define VF_LANES 8
 typedef __m256 vf;
 

@@ -21,8 +21,6 @@
 #define UNROLL _Pragma("GCC unroll 16")
 #endif
 
-#define STREAM_FAR 0 /* a matrix that meets a single token is left to the CPU's own prefetchers */
-
 /* asks for lines that are needed in some microseconds: into the second-level cache */
 HK_INLINE void prefetch_lines(const void *p, size_t bytes) {
     for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch((const char *)p + i, 0, 2);

@@ -259,7 +259,7 @@ impl Cpu {
         // runs of the same length, in every matrix, and the rows that are left are one more task. Matrices of one type
         // are read together.
         let ahead = self.ahead;
-        let matvec = kernels.table().matvec.filter(|_| tokens == 1 && w.iter().all(Weight::packed));
+        let matvec = kernels.table().matvec.filter(|_| tokens == 1 && w.iter().all(|w| w.packed() || !w.quantized()));
         let together = if w.iter().all(|m| m.dtype == w[0].dtype) { N } else { 1 };
         let runs = if matvec.is_some() { STREAMS / together } else { 1 };
         let run = if runs > 1 { rows / (runs * 8) * 8 } else { rows };
@@ -281,7 +281,7 @@ impl Cpu {
                         let places: [_; STREAMS] = std::array::from_fn(|s| at(i + s / runs, first + s % runs * run));
                         let (bytes, y) = (places.map(|p| p.0), places.map(|p| p.1));
                         let (bytes, y) = (bytes.as_ptr(), y.as_ptr());
-                        // SAFETY: as with `call!`; all rows of all runs are the matrices', and whole groups.
+                        // SAFETY: as with `call!`; all rows of all runs are the matrices', in whole groups of eight.
                         unsafe { matvec(w[i].dtype, bytes, n, cols, ahead, act.at(0), y, accumulate) };
                     }
                     (0..runs).for_each(|s| then(first + s * run, n));

@@ -18,17 +18,20 @@ HK_INLINE vf weight_load_n(hk_type type, const uint8_t *row, size_t n) {
 
 #define FLOAT_SUMS 16 /* of a tile at most: rows times tokens */
 
-HK_INLINE void float_tile(hk_type type, const uint8_t *w, size_t rows, size_t cols, const hk_act *x, size_t t0,
-                          size_t tokens, float *y, size_t y_stride, int accumulate) {
-    const size_t size = type == HK_F32 ? 4 : 2, row_bytes = cols * size, rest = cols % VF_LANES;
-    const uint8_t *ahead = w + (rows * row_bytes > STREAM_FAR ? rows * row_bytes : STREAM_FAR);
+/* Rows in some places, as many in each, one behind the other; a single token asks for what is `near` bytes farther, if any. */
+HK_INLINE void float_tile(hk_type type, const void *const w[], size_t places, size_t rows, size_t cols, size_t near,
+                          const hk_act *x, size_t t0, size_t tokens, float *const y[], size_t y_stride, int accumulate) {
+    const size_t size = type == HK_F32 ? 4 : 2, row_bytes = cols * size, rest = cols % VF_LANES, each = rows / places;
     vf sum[FLOAT_SUMS], v[FLOAT_SUMS];
+    const uint8_t *row[FLOAT_SUMS];
+    for (size_t r = 0; r < rows; r++) row[r] = (const uint8_t *)w[r / each] + r % each * row_bytes;
     for (size_t k = 0; k < FLOAT_SUMS; k++) sum[k] = vf_zero();
     for (size_t i = 0; i + VF_LANES <= cols; i += VF_LANES) {
-        if (STREAM_FAR && tokens == 1) prefetch_lines(ahead + rows * i * size, rows * VF_LANES * size);
+        if (near > 0) /* row by row, as they lie */
+            for (size_t p = 0; p < places; p++) prefetch_near(row[p * each] + each * i * size + near);
         for (size_t t = 0; t < tokens; t++) v[t] = vf_load(x->x + (t0 + t) * x->stride + i);
         for (size_t r = 0; r < rows; r++) {
-            const vf weight = weight_load(type, w + r * row_bytes, i);
+            const vf weight = weight_load(type, row[r], i);
             for (size_t t = 0; t < tokens; t++) sum[t * rows + r] = vf_fma(weight, v[t], sum[t * rows + r]);
         }
     }
@@ -39,8 +42,7 @@ HK_INLINE void float_tile(hk_type type, const uint8_t *w, size_t rows, size_t co
             v[t] = cols < VF_LANES ? vf_load_n(values, cols) : vf_last(vf_load(values), rest);
         }
         for (size_t r = 0; r < rows; r++) {
-            const uint8_t *row = w + r * row_bytes;
-            const vf weight = cols < VF_LANES ? weight_load_n(type, row, cols) : weight_load(type, row, i);
+            const vf weight = cols < VF_LANES ? weight_load_n(type, row[r], cols) : weight_load(type, row[r], i);
             for (size_t t = 0; t < tokens; t++) sum[t * rows + r] = vf_fma(weight, v[t], sum[t * rows + r]);
         }
     }
@@ -48,7 +50,7 @@ HK_INLINE void float_tile(hk_type type, const uint8_t *w, size_t rows, size_t co
     for (size_t k = 0; k < rows * tokens; k += VF_LANES) vf_store(sums + k, vf_sums(sum + k));
     for (size_t t = 0; t < tokens; t++)
         for (size_t r = 0; r < rows; r++) {
-            float *out = y + (t0 + t) * y_stride + r;
+            float *out = y[r / each] + (t0 + t) * y_stride + r % each;
             *out = accumulate ? *out + sums[t * rows + r] : sums[t * rows + r];
         }
 }
@@ -56,8 +58,9 @@ HK_INLINE void float_tile(hk_type type, const uint8_t *w, size_t rows, size_t co
 HK_INLINE void float_matmul(hk_type type, const uint8_t *w, size_t rows, size_t cols, const hk_act *x, size_t tokens,
                             float *y, size_t y_stride, int accumulate) {
     const size_t row_bytes = cols * (type == HK_F32 ? 4 : 2);
-#define FLOAT_TILE(rows, tokens) float_tile(type, w, rows, cols, x, t, tokens, y, y_stride, accumulate)
+#define FLOAT_TILE(rows, tokens) float_tile(type, &at, 1, rows, cols, 0, x, t, tokens, &y, y_stride, accumulate)
     for (size_t step; rows > 0; rows -= step, w += step * row_bytes, y += step) {
+        const void *at = w;
         size_t t = 0;
         step = tokens == 1 && rows >= 8 ? 8 : rows >= 4 ? 4 : 1;
         if (step == 8) FLOAT_TILE(8, 1);
@@ -69,4 +72,17 @@ HK_INLINE void float_matmul(hk_type type, const uint8_t *w, size_t rows, size_t 
             for (; t < tokens; t++) FLOAT_TILE(1, 1);
     }
 #undef FLOAT_TILE
+}
+
+/* A single token and runs of rows in HK_STREAMS places. */
+HK_INLINE void float_matvec(hk_type type, const void *const w[HK_STREAMS], size_t rows, size_t cols, size_t ahead,
+                            const hk_act *x, float *const y[HK_STREAMS], int accumulate) {
+    enum { EACH = VF_LANES / HK_STREAMS }; /* rows of a tile in each place */
+    for (size_t r = 0; r < rows; r += EACH) {
+        const void *at[HK_STREAMS];
+        float *out[HK_STREAMS];
+        for (size_t i = 0; i < HK_STREAMS; i++)
+            at[i] = (const uint8_t *)w[i] + r * cols * (type == HK_F32 ? 4 : 2), out[i] = y[i] + r;
+        float_tile(type, at, HK_STREAMS, VF_LANES, cols, ahead, x, 0, 1, out, 0, accumulate);
+    }
 }

@@ -101,6 +101,15 @@ HK_INLINE void scan_ahead(const hk_scan *a, size_t t, size_t c) {
     prefetch_near(a->y + t * a->y_stride + c);
 }
 
+/* A single token meets every channel's states once: those some channels ahead are asked for, unless they are another
+ * thread's. */
+HK_INLINE void scan_states_ahead(const hk_scan *a, size_t c) {
+    enum { AHEAD = 4 * VF_LANES };
+    if (c + AHEAD + VF_LANES > a->channels) return;
+    const size_t from = (c + AHEAD) * a->states, to = from + VF_LANES * a->states;
+    for (size_t i = from; i < to; i += LINE_FLOATS) prefetch_near(a->a + i), prefetch_near(a->h + i);
+}
+
 HK_INLINE void scan_lanes(const hk_scan *a, size_t c, size_t lanes, size_t t0, size_t tokens, size_t states) {
     float delta[SSM_TOKENS * VF_LANES], drive[SSM_TOKENS * VF_LANES];
     vf parts[SSM_TOKENS * VF_LANES];
@@ -138,6 +147,7 @@ static void scan(const hk_scan *a) {
     for (size_t t = 0; t < a->tokens; t += SSM_TOKENS) {
         const size_t tokens = a->tokens - t < SSM_TOKENS ? a->tokens - t : SSM_TOKENS;
         for (size_t c = 0; c < a->channels; c += VF_LANES) {
+            if (a->tokens == 1) scan_states_ahead(a, c);
             if (a->channels - c < VF_LANES)
                 scan_lanes(a, c, a->channels - c, t, tokens, a->states);
             else if (a->tokens == 1 && a->states == VW_LANES)
