@@ -121,10 +121,10 @@ HK_INLINE __m256i packed_end(hk_type type, __m256i sum, int32_t offset) {
 
 #endif
 
-/* A group of rows in each of some places, `lanes` rows of the last one. A single token asks for what is `near` bytes farther in
- * each, if any; of more, the first tile has time to ask for the groups after it, which follow the last. */
+/* A group of rows in each of some places, `lanes` rows of the last one. A single token asks for what is `soon` bytes farther if
+ * there are several; of more, the first tile has time to ask for the groups after it, which follow the last. */
 HK_INLINE void packed_tile(hk_type type, const uint8_t *const w[PACKED_MOST], size_t groups, size_t lanes, size_t cols,
-                           size_t near, const hk_act *x, size_t t0, size_t tokens, float *const y[PACKED_MOST],
+                           size_t soon, const hk_act *x, size_t t0, size_t tokens, float *const y[PACKED_MOST],
                            size_t y_stride, int accumulate) {
     const size_t blocks = cols / HK_BLOCK, size = type_bytes(type);
     const uint8_t *ahead = w[groups - 1] + blocks * size;
@@ -134,10 +134,12 @@ HK_INLINE void packed_tile(hk_type type, const uint8_t *const w[PACKED_MOST], si
     vf sum[PACKED_MOST][PACKED_TOKENS];
     for (size_t g = 0; g < groups; g++)
         for (size_t t = 0; t < tokens; t++) sum[g][t] = vf_zero();
-    for (size_t b = 0, at = 0; b < blocks; b++, at += size, q += HK_BLOCK, ahead += groups * size) {
-        if (near > 0)
+    for (size_t b = 0, at = 0; b < blocks; b++, at += size, soon += size, q += HK_BLOCK, ahead += groups * size) {
+        if (tokens == 1 && groups > 1) {
+            OPAQUE_SIZE(soon); /* or each address is computed anew */
             for (size_t g = 0; g < groups; g++)
-                for (size_t i = 0; i < size; i += 64) prefetch_near(w[g] + at + near + i);
+                for (size_t i = 0; i < size; i += 64) prefetch_near(w[g] + soon + i);
+        }
         if (tokens > 1 && t0 == 0) prefetch_lines(ahead, groups * size);
         __m256i dot[PACKED_MOST][PACKED_TOKENS];
         for (size_t t = 0; t < tokens; t++)

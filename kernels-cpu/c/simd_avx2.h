@@ -14,6 +14,8 @@
 
 /* keeps the compiler from seeing through a vector: it is in a register, and is what it is */
 #define OPAQUE(x) __asm__ volatile("" : "+x"(x))
+/* the same for a size */
+#define OPAQUE_SIZE(x) __asm__ volatile("" : "+r"(x))
 
 /* asks for lines that are needed in some microseconds: into the second-level cache */
 HK_INLINE void prefetch_lines(const void *p, size_t bytes) {

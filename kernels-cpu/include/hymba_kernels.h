@@ -149,9 +149,9 @@ typedef struct hk_kernels {
      * run of whole groups of 8 rows, and the last group may lack rows. */
     void (*matmul)(hk_type type, const void *w, size_t rows, size_t cols, const hk_act *x, size_t tokens, float *y,
                    size_t y_stride, int accumulate);
-    /* The same products of packed or float matrices and a single token: y[i][r] = or += W[i][r] . x, each W[i] a run of `rows` rows,
-     * whole groups of 8. Memory is read at as many places at once, and asked for what is `ahead` bytes farther in each. NULL where
-     * the table has no such code. */
+    /* The same products of packed or float matrices and a single token: y[i][r] = or += W[i][r] . x, each W[i] a run of
+     * `rows` rows, whole groups of 8. Memory is read at as many places at once, and asked for what is `ahead` bytes farther
+     * in each. NULL where the table has no such code. */
     void (*matvec)(hk_type type, const void *const w[HK_STREAMS], size_t rows, size_t cols, size_t ahead, const hk_act *x,
                    float *const y[HK_STREAMS], int accumulate);
     /* x [n] to int8 blocks: d = max|x| / 127, q = x / d rounded to the nearest (ties to even), offset as in

@@ -210,7 +210,7 @@ impl Pool {
         // The first task is the caller's without asking, which would take until all threads see the words.
         shared.publish(self.job, tasks, 1, (&raw const closure).cast_mut().cast());
         // A worker that falls asleep at this very moment may be overlooked, and the job be done without it: the next job
-        // finds it. To rule that out would take as long.
+        // finds it. To rule that out, every job would have to wait here until all threads see the words.
         if shared.sleepers.load(Relaxed) > 0 {
             drop(shared.sleep.lock().unwrap_or_else(PoisonError::into_inner));
             shared.wake.notify_all();

@@ -18,8 +18,8 @@ HK_INLINE vf weight_load_n(hk_type type, const uint8_t *row, size_t n) {
 
 #define FLOAT_SUMS 16 /* of a tile at most: rows times tokens */
 
-/* Rows in some places, as many in each, one behind the other; a single token asks for what is `near` bytes farther, if any. */
-HK_INLINE void float_tile(hk_type type, const void *const w[], size_t places, size_t rows, size_t cols, size_t near,
+/* Rows in some places, as many in each, one behind the other; if there are several, what is `soon` bytes farther is asked for. */
+HK_INLINE void float_tile(hk_type type, const void *const w[], size_t places, size_t rows, size_t cols, size_t soon,
                           const hk_act *x, size_t t0, size_t tokens, float *const y[], size_t y_stride, int accumulate) {
     const size_t size = type == HK_F32 ? 4 : 2, row_bytes = cols * size, rest = cols % VF_LANES, each = rows / places;
     vf sum[FLOAT_SUMS], v[FLOAT_SUMS];
@@ -27,8 +27,8 @@ HK_INLINE void float_tile(hk_type type, const void *const w[], size_t places, si
     for (size_t r = 0; r < rows; r++) row[r] = (const uint8_t *)w[r / each] + r % each * row_bytes;
     for (size_t k = 0; k < FLOAT_SUMS; k++) sum[k] = vf_zero();
     for (size_t i = 0; i + VF_LANES <= cols; i += VF_LANES) {
-        if (near > 0) /* row by row, as they lie */
-            for (size_t p = 0; p < places; p++) prefetch_near(row[p * each] + each * i * size + near);
+        if (places > 1) /* row by row, as they lie */
+            for (size_t p = 0; p < places; p++) prefetch_near(row[p * each] + each * i * size + soon);
         for (size_t t = 0; t < tokens; t++) v[t] = vf_load(x->x + (t0 + t) * x->stride + i);
         for (size_t r = 0; r < rows; r++) {
             const vf weight = weight_load(type, row[r], i);
