@@ -229,16 +229,19 @@ static void attend(const hk_attend *a) {
 }
 
 static void attend_merge(const float *max, const float *sum, size_t stride, const float *values, size_t values_stride,
-                         size_t n, size_t value_dim, float *y) {
-    float most = max[0], total = sum[0];
-    for (size_t j = 0; j < value_dim; j++) y[j] = values[j];
-    for (size_t i = 1; i < n; i++) {
-        float keep, add;
-        add_part(&most, max[i * stride], &keep, &add);
-        total = total * keep + sum[i * stride] * add;
-        for (size_t j = 0; j < value_dim; j++) y[j] = y[j] * keep + values[i * values_stride + j] * add;
+                         size_t n, size_t heads, size_t value_dim, float *y) {
+    for (size_t h = 0; h < heads; h++, y += value_dim) {
+        float most = max[h], total = sum[h];
+        for (size_t j = 0; j < value_dim; j++) y[j] = values[h * value_dim + j];
+        for (size_t i = 1; i < n; i++) {
+            const float *v = values + i * values_stride + h * value_dim;
+            float keep, add;
+            add_part(&most, max[i * stride + h], &keep, &add);
+            total = total * keep + sum[i * stride + h] * add;
+            for (size_t j = 0; j < value_dim; j++) y[j] = y[j] * keep + v[j] * add;
+        }
+        for (size_t j = 0; j < value_dim; j++) y[j] /= total;
     }
-    for (size_t j = 0; j < value_dim; j++) y[j] /= total;
 }
 
 /* ---- Mamba heads ---- */

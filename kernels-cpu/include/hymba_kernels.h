@@ -167,10 +167,11 @@ typedef struct hk_kernels {
     /* x [n] to IEEE half, ties to even. */
     void (*to_f16)(const float *x, size_t n, uint16_t *y);
     void (*attend)(const hk_attend *a);
-    /* Softmax attention of one head from what `attend` made of `n` tiles, added in the order in which it adds them itself:
-     * max, sum [n], `stride` apart; values [n, value_dim], `values_stride` apart. y [value_dim] may be values. */
+    /* Softmax attention of heads that lie side by side from what `attend` made of `n` tiles, added in the order in which it
+     * adds them itself: max, sum [n, heads], tiles `stride` apart; values [n, heads, value_dim], tiles `values_stride` apart.
+     * y [heads, value_dim] may be values. */
     void (*attend_merge)(const float *max, const float *sum, size_t stride, const float *values, size_t values_stride,
-                         size_t n, size_t value_dim, float *y);
+                         size_t n, size_t heads, size_t value_dim, float *y);
     void (*conv_silu)(const hk_conv *a);
     void (*scan)(const hk_scan *a);
     /* y = silu(gate) * up.  y may be up. */

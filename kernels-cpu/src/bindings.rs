@@ -181,6 +181,7 @@ pub struct hk_kernels {
             values: *const f32,
             values_stride: usize,
             n: usize,
+            heads: usize,
             value_dim: usize,
             y: *mut f32,
         ),

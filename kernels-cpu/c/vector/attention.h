@@ -269,19 +269,34 @@ static __attribute__((noinline)) void attend_f32(const hk_attend *a) { attend_ty
 static __attribute__((noinline)) void attend_f16(const hk_attend *a) { attend_type(a, HK_F16); }
 static __attribute__((noinline)) void attend_q8(const hk_attend *a) { attend_type(a, HK_Q8_0); }
 
-static void attend_merge(const float *max, const float *sum, size_t stride, const float *values, size_t values_stride,
-                         size_t n, size_t value_dim, float *y) {
-    float most = max[0], total = sum[0], keep = 0, add = 1;
+/* of VF_LANES heads at most */
+HK_INLINE void merge_heads(const float *max, const float *sum, size_t stride, const float *values, size_t values_stride,
+                           size_t n, size_t heads, size_t value_dim, float *y) {
+    float most[VF_LANES], total[VF_LANES], keep[VF_LANES], add[VF_LANES];
+    for (size_t h = 0; h < heads; h++) most[h] = max[h], total[h] = sum[h];
     for (size_t i = 0; i < n; i++) {
-        const float *v = values + i * values_stride;
-        if (i > 0) {
-            add_part(&most, max[i * stride], &keep, &add);
-            total = total * keep + sum[i * stride] * add;
+        if (i > 0)
+            for (size_t h = 0; h < heads; h++) {
+                add_part(&most[h], max[i * stride + h], &keep[h], &add[h]);
+                total[h] = total[h] * keep[h] + sum[i * stride + h] * add[h];
+            }
+        for (size_t h = 0; h < heads; h++) {
+            const float *v = values + i * values_stride + h * value_dim;
+            float *out = y + h * value_dim;
+            size_t j = 0;
+            for (; j + VW_LANES <= value_dim; j += VW_LANES)
+                vw_store(out + j, i == 0 ? vw_load(v + j) : added(vw_load(out + j), keep[h], vw_load(v + j), add[h]));
+            for (; j < value_dim; j++) out[j] = i == 0 ? v[j] : fmaf(v[j], add[h], out[j] * keep[h]);
         }
-        size_t j = 0;
-        for (; j + VW_LANES <= value_dim; j += VW_LANES)
-            vw_store(y + j, i == 0 ? vw_load(v + j) : added(vw_load(y + j), keep, vw_load(v + j), add));
-        for (; j < value_dim; j++) y[j] = i == 0 ? v[j] : fmaf(v[j], add, y[j] * keep);
     }
-    for (size_t j = 0; j < value_dim; j++) y[j] /= total;
+    for (size_t h = 0; h < heads; h++)
+        for (size_t j = h * value_dim; j < (h + 1) * value_dim; j++) y[j] /= total[h];
+}
+
+static void attend_merge(const float *max, const float *sum, size_t stride, const float *values, size_t values_stride,
+                         size_t n, size_t heads, size_t value_dim, float *y) {
+    for (size_t h = 0, some; h < heads; h += some) {
+        some = heads - h < VF_LANES ? heads - h : VF_LANES;
+        merge_heads(max + h, sum + h, stride, values + h * value_dim, values_stride, n, some, value_dim, y + h * value_dim);
+    }
 }

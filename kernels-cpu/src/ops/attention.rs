@@ -2,11 +2,14 @@
 
 use std::ops::Range;
 
+use self::units::{calls, cut};
 use super::{Cpu, Shared, call};
 use crate::{
     Mat, MatMut,
     bindings::{self as hk, hk_type},
 };
+
+mod units;
 
 /// Keys or values of a cache, row after row `[rows, kv_heads, dim]`.
 #[derive(Clone, Copy)]
@@ -90,8 +93,6 @@ pub struct Attention<'a> {
 const ROWS: usize = hk::HK_ATTEND_ROWS as usize;
 /// Queries of a tile of tokens: as many as the kernel takes at once.
 const PREFILL_QUERIES: usize = 40;
-/// Parts that the tiles of a single token are split into at most.
-const DECODE_PARTS: usize = 16;
 /// Bytes that a single token asks for ahead, beside the rows that its heads meet in turn.
 const AHEAD: usize = 8 << 10;
 
@@ -227,36 +228,35 @@ impl Cpu {
         };
 
         if out.rows == 1 {
-            // One token: its tiles in parts, each for all heads, so that rows are read as they lie; where there are too few
-            // parts, each head for itself.
-            let s = Sequence::new(a.visible, a.position);
-            let (tiles, part) = (s.tiles(), heads * (a.value_dim + 2));
-            let (parts, each) = (tiles.len() - 1, (tiles.len() - 1).div_ceil(DECODE_PARTS));
+            // One token: a task has some neighbouring tiles, each for all heads, so that rows are read as they lie; where
+            // threads meet, some heads of a tile.
+            let s = &Sequence::new(a.visible, a.position);
+            let (tiles, part) = (&s.tiles(), heads * (a.value_dim + 2));
+            let cuts = &cut(tiles, a.kv_heads, self.pool.threads());
+            let (tasks, parts) = (cuts.len() - 1, tiles.len() - 1);
             let room = turned.max(heads * hk::HK_ATTEND_SCORES as usize);
-            let (n, runs) = (self.pool.threads() * room, parts.div_ceil(each));
-            let splits = if runs < 2 * self.pool.threads() { a.kv_heads } else { 1 };
-            let (tasks, h) = (splits * runs, a.kv_heads / splits);
+            let n = self.pool.threads() * room;
             self.scores.resize(self.scores.len().max(n + parts * part), 0.0);
             let scratch = Shared(self.scores.as_mut_ptr());
             let own: Vec<_> = (0..self.pool.threads()).map(|thread| self.pool.own(tasks, thread)).collect();
-            let of = |task: usize| &tiles[task % runs * each..=parts.min((task % runs + 1) * each)];
-            // What tasks read, in their order: the rows of a tile's keys, and of its values, where they lie in one run.
-            let s = &s;
-            let pieces = |task: usize| {
-                let halves = of(task).windows(2).flat_map(|tile| [(0, tile[0]..tile[1]), (1, tile[0]..tile[1])]);
-                halves.flat_map(move |(half, tile)| s.pieces(tile).map(move |run| (half, run))).map(
-                    move |(half, run)| {
-                        let (dim, stride) = [(a.key_dim, k_stride), (a.value_dim, v_stride)][half];
-                        let at = address(run, task / runs * h)[half];
-                        hk::hk_soon { at, rows: run.rows, width: bytes(h * dim), stride: bytes(stride) }
-                    },
-                )
+            // What calls read, in their order: the rows of a tile's keys, and of its values, where they lie in one run.
+            let pieces = |(tile, h): (Range<usize>, Range<usize>)| {
+                let (head, heads) = (h.start, h.len());
+                let halves = tile.flat_map(|i| [(0, tiles[i]..tiles[i + 1]), (1, tiles[i]..tiles[i + 1])]);
+                halves.flat_map(move |(half, rows)| {
+                    let (dim, stride) = [(a.key_dim, k_stride), (a.value_dim, v_stride)][half];
+                    let soon = move |run: Run| {
+                        let at = address(run, head)[half];
+                        hk::hk_soon { at, rows: run.rows, width: bytes(heads * dim), stride: bytes(stride) }
+                    };
+                    s.pieces(rows).map(soon)
+                })
             };
-            let lead = AHEAD + hk::HK_ATTEND_GROUP as usize * bytes(h * a.value_dim);
-            // `take` bytes or more of that, behind the first `skip`.
-            let ahead = |tasks: Range<usize>, mut skip: usize, mut take: usize| {
+            let lead = AHEAD + hk::HK_ATTEND_GROUP as usize * bytes(v_stride);
+            // `take` bytes or more of what `units` read, behind the first `skip`.
+            let ahead = |units: Range<usize>, mut skip: usize, mut take: usize| {
                 let mut soon = Vec::new();
-                for piece in tasks.flat_map(pieces).filter(|piece| piece.rows > 0) {
+                for piece in calls(units, a.kv_heads).flat_map(pieces).filter(|piece| piece.rows > 0) {
                     if take == 0 {
                         break;
                     }
@@ -271,28 +271,31 @@ impl Cpu {
                 soon
             };
             self.pool.run(tasks, |task, thread| {
-                let head = task / runs * h;
-                let (mut args, kv) = call(s, 0, head..head + h, scratch.at(thread * room));
-                args.runs = kv.as_ptr();
-                (args.from, args.to) = (of(task)[0], of(task)[of(task).len() - 1]);
-                let own = if own[thread].contains(&task) { own[thread].clone() } else { task..task + 1 };
-                let mut soon = if task == own.start { ahead(own.clone(), 0, lead) } else { Vec::new() };
-                args.now = soon.len();
-                soon.extend(ahead(task..own.end, lead, (args.to - args.from) * bytes(h * (a.key_dim + a.value_dim))));
-                (args.soon, args.n_soon) = (soon.as_ptr(), soon.len());
-                args.tile_stride = part;
-                let (first, at) = (head * group, n + task % runs * each * part);
-                args.max = scratch.at(at + first);
-                args.sum = scratch.at(at + heads + first);
-                args.out = scratch.at(at + 2 * heads + first * a.value_dim);
-                call!(kernels, attend(&args));
+                let mine = own[thread].contains(&task);
+                let end = if mine { cuts[own[thread].end] } else { cuts[task + 1] };
+                let mut fresh = !mine || task == own[thread].start;
+                for (tile, h) in calls(cuts[task]..cuts[task + 1], a.kv_heads) {
+                    let (mut args, kv) = call(s, 0, h.clone(), scratch.at(thread * room));
+                    args.runs = kv.as_ptr();
+                    (args.from, args.to) = (tiles[tile.start], tiles[tile.end]);
+                    let units = tile.start * a.kv_heads + h.start..end;
+                    let mut soon = if std::mem::take(&mut fresh) { ahead(units.clone(), 0, lead) } else { Vec::new() };
+                    args.now = soon.len();
+                    soon.extend(ahead(units, lead, (args.to - args.from) * bytes(h.len() * (a.key_dim + a.value_dim))));
+                    (args.soon, args.n_soon) = (soon.as_ptr(), soon.len());
+                    args.tile_stride = part;
+                    let (first, at) = (h.start * group, n + tile.start * part);
+                    args.max = scratch.at(at + first);
+                    args.sum = scratch.at(at + heads + first);
+                    args.out = scratch.at(at + 2 * heads + first * a.value_dim);
+                    call!(kernels, attend(&args));
+                }
             });
             self.pool.run(a.kv_heads, |head, _| {
-                for h in head * group..(head + 1) * group {
-                    let (max, sum) = (scratch.at(n + h), scratch.at(n + heads + h));
-                    let (values, y) = (scratch.at(n + 2 * heads + h * a.value_dim), y.at(h * a.value_dim));
-                    call!(kernels, attend_merge(max, sum, part, values, part, parts, a.value_dim, y));
-                }
+                let h = head * group;
+                let (max, sum) = (scratch.at(n + h), scratch.at(n + heads + h));
+                let (values, y) = (scratch.at(n + 2 * heads + h * a.value_dim), y.at(h * a.value_dim));
+                call!(kernels, attend_merge(max, sum, part, values, part, parts, group, a.value_dim, y));
             });
             return;
         }
@@ -314,10 +317,10 @@ impl Cpu {
             args.max = scratch.wrapping_add(turned);
             args.sum = args.max.wrapping_add(tile * group);
             call!(kernels, attend(&args));
-            for q in 0..s.first.len() * group {
-                let out = args.out.wrapping_add(q / group * stride + q % group * a.value_dim);
-                let (max, sum) = (args.max.wrapping_add(q), args.sum.wrapping_add(q));
-                call!(kernels, attend_merge(max, sum, 1, out, a.value_dim, 1, a.value_dim, out));
+            for t in 0..s.first.len() {
+                let out = args.out.wrapping_add(t * stride);
+                let (max, sum) = (args.max.wrapping_add(t * group), args.sum.wrapping_add(t * group));
+                call!(kernels, attend_merge(max, sum, 0, out, 0, 1, group, a.value_dim, out));
             }
         });
     }
