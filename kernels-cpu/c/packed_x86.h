@@ -4,7 +4,7 @@
 
 #define PACKED_GROUPS 2 /* of a tile of several tokens: they share each broadcast activation */
 #define PACKED_MOST (HK_STREAMS > PACKED_GROUPS ? HK_STREAMS : PACKED_GROUPS) /* of any tile */
-#define PACKED_NEAR (512 << 10) /* bytes of activations that stay in the second-level cache */
+#define PACKED_NEAR (128 << 10) /* bytes of activations that stay in the second-level cache */
 #define PACKED_WHOLE 60 /* tokens: whole tiles of each kind */
 #ifndef PACKED_TOKENS
 #define PACKED_TOKENS 5 /* of a tile: the integer sums of a block stay in registers */
@@ -131,6 +131,8 @@ HK_INLINE void packed_tile(hk_type type, const uint8_t *const w[PACKED_MOST], si
     const int8_t *q = x->q + t0 * cols;
     const float *d = x->d + t0 * blocks;
     const int32_t *offset = x->offset + t0 * blocks;
+    if (tokens > 1) /* what the sums go to, both groups' a line: it comes while they are added up */
+        for (size_t t = 0; t < tokens; t++) prefetch_write(y[0] + (t0 + t) * y_stride);
     vf sum[PACKED_MOST][PACKED_TOKENS];
     for (size_t g = 0; g < groups; g++)
         for (size_t t = 0; t < tokens; t++) sum[g][t] = vf_zero();
@@ -228,7 +230,10 @@ HK_INLINE void wide_tile(hk_type type, const uint8_t *w, size_t lanes, size_t co
     const float *d = x->d + t0 * blocks;
     const int32_t *offset = x->offset + t0 * blocks;
     vw sum[PACKED_WIDE];
-    for (size_t t = 0; t < PACKED_WIDE; t++) sum[t] = vw_zero();
+    for (size_t t = 0; t < PACKED_WIDE; t++) {
+        prefetch_write(y + (t0 + t) * y_stride);
+        sum[t] = vw_zero();
+    }
     for (size_t b = 0; b < blocks; b++, w += size, q += HK_BLOCK, ahead += 2 * size) {
         if (t0 == 0) prefetch_lines(ahead, 2 * size);
         __m512i dot[PACKED_WIDE];

@@ -25,6 +25,9 @@ HK_INLINE void prefetch_lines(const void *p, size_t bytes) {
 /* asks for a line that is needed at once: into the first level */
 HK_INLINE void prefetch_near(const void *p) { _mm_prefetch((const char *)p, _MM_HINT_T0); }
 
+/* asks for a line that is written soon; a CPU that cannot does nothing */
+HK_INLINE void prefetch_write(const void *p) { __asm__ volatile("prefetchw %0" : : "m"(*(const char *)p)); }
+
 #define VF_LANES 8
 typedef __m256 vf;
 
