@@ -14,6 +14,7 @@ HK_INLINE void lanes_store(float *p, size_t lanes, vf x) {
  * read, and what the scan keeps of each stays in the first-level cache. */
 #define SSM_TOKENS 16
 #define LINE_FLOATS 16 /* of a line of the cache */
+_Static_assert(SSM_TOKENS <= LINE_FLOATS, "as many tokens' lines are asked for as a line has channels");
 
 /* ---- convolution: a channel a lane ---- */
 
@@ -115,7 +116,6 @@ HK_INLINE void scan_lanes(const hk_scan *a, size_t c, size_t lanes, size_t t0, s
     vf parts[SSM_TOKENS * VF_LANES];
     const vf bias = lanes_load(a->dt_bias + c, lanes), d = lanes_load(a->d + c, lanes);
     for (size_t t = 0; t < tokens; t++) {
-        if (tokens > 1 && c % LINE_FLOATS == 0) scan_ahead(a, t0 + t, c + LINE_FLOATS);
         const vf dt = lanes_load(a->dt + (t0 + t) * a->dt_stride + c, lanes);
         const vf step = vf_softplus(vf_add(dt, bias));
         vf_store(delta + t * VF_LANES, step);
@@ -123,7 +123,10 @@ HK_INLINE void scan_lanes(const hk_scan *a, size_t c, size_t lanes, size_t t0, s
         for (size_t i = lanes; i < VF_LANES; i++) parts[t * VF_LANES + i] = vf_zero();
     }
     const float *b = a->b + t0 * a->bc_stride, *out = a->c + t0 * a->bc_stride;
-    for (size_t i = 0; i < lanes; i++)
+    for (size_t i = 0; i < lanes; i++) {
+        /* a token with each channel, lest they come faster than memory answers */
+        const size_t next = (c + i) % LINE_FLOATS;
+        if (tokens > 1 && next < tokens) scan_ahead(a, t0 + next, c - c % LINE_FLOATS + LINE_FLOATS);
         for (size_t n = 0, some; n < states; n += some) {
             const size_t at = (c + i) * states + n;
             const scan_tile tile = {a->a + at, a->h + at, b + n, out + n, a->bc_stride, delta + i, drive + i, tokens, parts + i};
@@ -135,6 +138,7 @@ HK_INLINE void scan_lanes(const hk_scan *a, size_t c, size_t lanes, size_t t0, s
             else
                 scan_states(&tile, states - n, n == 0);
         }
+    }
     for (size_t t = 0; t < tokens; t++) {
         const vf u = lanes_load(a->u + (t0 + t) * a->u_stride + c, lanes);
         const vf gate = lanes_load(a->gate + (t0 + t) * a->gate_stride + c, lanes);
