@@ -336,7 +336,7 @@ fn attention() {
     let mut reference = scalar();
     for cpu in &mut cpus() {
         for round in 0..120 {
-            let (kv_heads, group) = (rng.random_range(1..4), rng.random_range(1..8));
+            let (kv_heads, group) = (rng.random_range(1..4), rng.random_range(1..12));
             let blocks = round % 3 == 0;
             let (key_dim, value_dim) = if blocks {
                 (32 * rng.random_range(1..4), 32 * rng.random_range(1..5))
