@@ -7,7 +7,7 @@ use std::ops::Range;
 const PARTS: usize = 8;
 
 /// The units where tasks begin, and the end. `tiles`: the rows where tiles begin, and the end. Each thread has as many
-/// tasks as another, and as many rows, to half a unit; within a thread, tasks begin where tiles do.
+/// tasks as another, and as many rows, to a unit; within a thread, tasks begin where tiles do.
 pub(super) fn cut(tiles: &[usize], heads: usize, threads: usize) -> Vec<usize> {
     let rows = tiles[tiles.len() - 1];
     let each = ((tiles.len() - 1) / threads).clamp(1, PARTS);
