@@ -192,9 +192,9 @@ static void attend_tile(const hk_attend *a, size_t at, size_t rows, size_t t, si
     const hk_rows *run = a->runs;
     for (size_t r = 0, row = at; r < rows; r++, row++) {
         for (; row >= run->rows; run++) row -= run->rows;
-        values[r] = kv_at(a->type, run->v, row * a->v_stride + head * a->value_dim);
+        values[r] = kv_at(a->type, run->v, head * run->v_apart + row * a->value_dim);
         const int seen = at + r < a->prefix || (at + r >= a->first[t] && at + r < a->end[t]);
-        weights[r] = seen ? score(a, q, kv_at(a->type, run->k, row * a->k_stride + head * a->key_dim)) : -INFINITY;
+        weights[r] = seen ? score(a, q, kv_at(a->type, run->k, head * run->k_apart + row * a->key_dim)) : -INFINITY;
         most = fmaxf(most, weights[r]);
     }
     for (size_t r = 0; r < rows; r++) {

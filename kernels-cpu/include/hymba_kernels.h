@@ -22,8 +22,6 @@
 #define HK_ATTEND_ROWS 128
 #define HK_ATTEND_SCRATCH 24
 #define HK_ATTEND_SCORES (HK_ATTEND_ROWS + 8)
-/* Rows whose values meet one head after the other: a single token uses a head's part of each of them at once. */
-#define HK_ATTEND_GROUP 32
 
 /* Runs of rows that `matvec` reads at once. */
 #define HK_STREAMS 4
@@ -75,16 +73,10 @@ typedef struct hk_act {
 
 /* A run of KV cache rows that a query may see, in order of position. K and V are of one type. */
 typedef struct hk_rows {
-    const void *k; /* [rows, key_dim], `k_stride` apart */
-    const void *v; /* [rows, value_dim], `v_stride` apart */
-    size_t rows;
+    const void *k; /* [kv_heads, rows, key_dim], heads `k_apart` values apart */
+    const void *v; /* [kv_heads, rows, value_dim], heads `v_apart` values apart */
+    size_t rows, k_apart, v_apart;
 } hk_rows;
-
-/* Memory that is needed soon: `rows` pieces of `width` bytes, `stride` bytes apart. */
-typedef struct hk_soon {
-    const void *at;
-    size_t rows, width, stride;
-} hk_soon;
 
 /* Attention of some tokens, for kv heads that lie side by side and the query heads that share them. The runs are one
  * sequence of rows. Every token sees the first `prefix` rows; of the others, token t sees first[t] .. end[t].
@@ -96,14 +88,13 @@ typedef struct hk_attend {
     const float *q; /* [tokens, kv_heads * group, key_dim], tokens `q_stride` apart */
     size_t q_stride, tokens, kv_heads, group, key_dim, value_dim;
     hk_type type; /* of K and V: HK_F32, HK_F16, or HK_Q8_0 where every head has whole blocks */
-    size_t k_stride, v_stride; /* values from row to row */
     const hk_rows *runs;
     size_t n_runs;
     size_t from, to; /* the rows of the sequence that this call looks at */
-    /* For a single token: what it may ask memory for while it is at it, in this order, as much as it uses meanwhile; the
-     * first `now` of it at once. It uses the keys of a tile, then its values, row after row. */
-    const hk_soon *soon;
-    size_t now, n_soon;
+    /* A single token asks memory for rows some time before it uses them, and does so up to row `soon` of the sequence: the
+     * next call takes those behind `to`. `begun`: the call before asked for the first rows of this one. */
+    size_t soon;
+    int begun;
     size_t prefix, phase;
     const size_t *first, *end; /* [tokens] */
     float scale;

@@ -4,7 +4,6 @@ pub const HK_BLOCK: u32 = 32;
 pub const HK_ATTEND_ROWS: u32 = 128;
 pub const HK_ATTEND_SCRATCH: u32 = 24;
 pub const HK_ATTEND_SCORES: u32 = 136;
-pub const HK_ATTEND_GROUP: u32 = 32;
 pub const HK_STREAMS: u32 = 4;
 pub const HK_ROUND: u32 = 4608;
 pub const HK_X8: u32 = 16;
@@ -45,14 +44,8 @@ pub struct hk_rows {
     pub k: *const ::core::ffi::c_void,
     pub v: *const ::core::ffi::c_void,
     pub rows: usize,
-}
-#[repr(C)]
-#[derive(Debug, Copy, Clone)]
-pub struct hk_soon {
-    pub at: *const ::core::ffi::c_void,
-    pub rows: usize,
-    pub width: usize,
-    pub stride: usize,
+    pub k_apart: usize,
+    pub v_apart: usize,
 }
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -65,15 +58,12 @@ pub struct hk_attend {
     pub key_dim: usize,
     pub value_dim: usize,
     pub type_: hk_type,
-    pub k_stride: usize,
-    pub v_stride: usize,
     pub runs: *const hk_rows,
     pub n_runs: usize,
     pub from: usize,
     pub to: usize,
-    pub soon: *const hk_soon,
-    pub now: usize,
-    pub n_soon: usize,
+    pub soon: usize,
+    pub begun: ::core::ffi::c_int,
     pub prefix: usize,
     pub phase: usize,
     pub first: *const usize,

@@ -34,6 +34,15 @@ impl<'a> Mat<'a> {
         Self { data, rows, cols, stride }
     }
 
+    /// Some columns of all rows.
+    ///
+    /// # Panics
+    /// If there are no such columns.
+    pub fn columns(&self, cols: std::ops::Range<usize>) -> Self {
+        assert!(cols.end <= self.cols, "columns up to {} of {}", cols.end, self.cols);
+        Self::new(self.data, self.rows, cols.start, cols.len(), self.stride)
+    }
+
     /// How many rows there are.
     pub fn rows(&self) -> usize {
         self.rows

@@ -19,6 +19,12 @@ fn cached(rows: &[u16], width: usize, ring: usize, read: usize) -> Vec<u16> {
     cache
 }
 
+/// Rows `[rows, heads * dim]` as `[heads, rows, dim]`.
+fn by_head(rows: &[u16], heads: usize, width: usize) -> Vec<u16> {
+    let dim = width / heads;
+    (0..heads).flat_map(|head| rows.chunks(width).flat_map(move |row| &row[head * dim..][..dim])).copied().collect()
+}
+
 #[test]
 fn attention() {
     let mut rng = ChaCha8Rng::seed_from_u64(20);
@@ -38,8 +44,8 @@ fn attention() {
             });
             // the last tokens of the text, in one chunk or one by one
             let mut attend = |first: usize, n: usize, begin: usize, ring: usize| {
-                let cache = [0, 1].map(|i| cached(&kv[i], widths[i], ring, begin));
-                let chunk = [0, 1].map(|i| &kv[i][(META + begin) * widths[i]..]);
+                let cache = [0, 1].map(|i| by_head(&cached(&kv[i], widths[i], ring, begin), kv_heads, widths[i]));
+                let chunk = [0, 1].map(|i| by_head(&kv[i][(META + begin) * widths[i]..], kv_heads, widths[i]));
                 let see = |token: usize| {
                     let from = token.saturating_sub(window);
                     let old = begin.saturating_sub(from);
@@ -61,7 +67,7 @@ fn attention() {
                     key_dim,
                     value_dim,
                     cache: [KvRows::F16(&cache[0]), KvRows::F16(&cache[1])],
-                    chunk: [KvRows::F16(chunk[0]), KvRows::F16(chunk[1])],
+                    chunk: [KvRows::F16(&chunk[0]), KvRows::F16(&chunk[1])],
                     visible: &visible,
                     position: META + begin,
                 };

@@ -1,29 +1,28 @@
 //! The CPU as a backend: an adapter from memory parts to the kernels' matrices.
 
-use std::{num::NonZeroUsize, ops::Range, time::Duration};
+mod kv;
+
+use std::{num::NonZeroUsize, time::Duration};
 
 use bytemuck::allocation::try_zeroed_vec;
-use half::f16;
 use hymba_kernels_cpu::{Attention, Conv, KvRows, Mat, MatMut, Scan, Weight, WeightType};
 
+use self::kv::Kv;
 use super::{Angles, Backend, Heads, Kind, Part, PartMut, ScanInput, Visible, metal::Shared};
 use crate::{
     Error, Result,
     format::{DType, packed::Packing},
     model::{Matrix, Vector, weights::Layer},
-    quant::{decode_row, encode_row},
 };
 
 const GPUS: &str = "the CPU is given a GPU's memory";
 
 /// Values in main memory.
 pub enum Memory {
-    /// Half floats, as bits.
-    F16(Vec<u16>),
     /// Floats.
     F32(Vec<f32>),
-    /// Blocks of Q8_0, as bytes.
-    Q8_0(Vec<u8>),
+    /// Keys or values.
+    Kv(Kv),
     /// Shared with a GPU, whose operations alone use it.
     Shared(Shared),
 }
@@ -50,10 +49,8 @@ impl Memory {
 
     fn rows(&self) -> KvRows<'_> {
         match self {
-            Self::F16(values) => KvRows::F16(values),
-            Self::F32(values) => KvRows::F32(values),
-            Self::Q8_0(blocks) => KvRows::Q8_0(blocks),
-            Self::Shared(_) => panic!("{GPUS}"),
+            Self::Kv(kv) => kv.view(),
+            _ => panic!("attention reads keys and values"),
         }
     }
 }
@@ -91,13 +88,11 @@ impl Cpu {
     }
 }
 
-/// Values to blocks. Values that are no numbers become blocks that are none, so that they don't pass unnoticed.
-fn encode_q8(values: &[f32], blocks: &mut [u8]) {
-    if encode_row(DType::Q8_0, values, blocks).is_err() {
-        blocks
-            .chunks_exact_mut(Kind::Q8_0.size(32))
-            .for_each(|block| block[..2].copy_from_slice(&f16::NAN.to_le_bytes()));
-    }
+fn no_memory(bytes: usize) -> Error {
+    Error::Request(format!(
+        "there is no memory for {:.1} GB of cache and activations; ask for a shorter context (-c)",
+        bytes as f64 / 1e9
+    ))
 }
 
 /// The largest magnitude in some rows, or infinity, or NaN, whose bits come last.
@@ -135,26 +130,19 @@ fn weight(m: &Matrix) -> Weight<'_> {
 impl Backend for Cpu {
     type Memory = Memory;
 
-    fn zeros(&self, kind: Kind, len: usize) -> Result<Memory> {
-        // As the system gives it, so that pages nothing is written to take no memory.
-        let memory = match kind {
-            Kind::F16 => try_zeroed_vec(len).map(Memory::F16),
-            Kind::F32 => try_zeroed_vec(len).map(Memory::F32),
-            Kind::Q8_0 => try_zeroed_vec(kind.size(len)).map(Memory::Q8_0),
-        };
-        memory.map_err(|()| {
-            Error::Request(format!(
-                "there is no memory for {:.1} GB of cache and activations; ask for a shorter context (-c)",
-                kind.size(len) as f64 / 1e9
-            ))
-        })
+    fn zeros(&self, len: usize) -> Result<Memory> {
+        try_zeroed_vec(len).map(Memory::F32).map_err(|()| no_memory(Kind::F32.size(len)))
+    }
+
+    fn kv_rows(&self, kind: Kind, rows: usize, heads: usize, dim: usize) -> Result<Memory> {
+        let bytes = kind.size(rows.saturating_mul(heads * dim));
+        Kv::new(kind, rows, heads, dim).map(Memory::Kv).ok_or_else(|| no_memory(bytes))
     }
 
     fn clear(&mut self, memory: &mut Memory) {
         match memory {
-            Memory::F16(values) => values.fill(0),
             Memory::F32(values) => values.fill(0.0),
-            Memory::Q8_0(blocks) => blocks.fill(0),
+            Memory::Kv(kv) => kv.clear(),
             Memory::Shared(_) => panic!("{GPUS}"),
         }
     }
@@ -162,9 +150,9 @@ impl Backend for Cpu {
     fn upload(&mut self, values: &[f32], memory: &mut Memory, at: usize) {
         match memory {
             Memory::F32(to) => to[at..at + values.len()].copy_from_slice(values),
-            Memory::Q8_0(to) => encode_q8(values, &mut to[Kind::Q8_0.size(at)..][..Kind::Q8_0.size(values.len())]),
-            Memory::F16(to) => {
-                self.0.to_f16(Mat::new(values, 1, 0, values.len(), values.len()), &mut to[at..at + values.len()]);
+            Memory::Kv(kv) => {
+                let width = kv.width();
+                kv.store(&mut self.0, Mat::new(values, values.len() / width, 0, width, width), at / width);
             }
             Memory::Shared(_) => panic!("{GPUS}"),
         }
@@ -173,25 +161,17 @@ impl Backend for Cpu {
     fn download(&mut self, memory: &Memory, len: usize) -> Vec<f32> {
         match memory {
             Memory::F32(values) => values[..len].to_vec(),
-            Memory::Q8_0(blocks) => {
-                let mut values = vec![0.0; len];
-                decode_row(DType::Q8_0, &blocks[..Kind::Q8_0.size(len)], &mut values);
-                values
-            }
-            Memory::F16(values) => values[..len].iter().map(|&bits| f16::from_bits(bits).to_f32()).collect(),
+            Memory::Kv(kv) => kv.load(len / kv.width()),
             Memory::Shared(_) => panic!("{GPUS}"),
         }
     }
 
     fn copy_rows(&mut self, from: (&Memory, usize), to: (&mut Memory, usize), rows: usize, width: usize) {
-        let (a, b) = (from.1 * width..(from.1 + rows) * width, to.1 * width..(to.1 + rows) * width);
         match (from.0, to.0) {
-            (Memory::F16(from), Memory::F16(to)) => to[b].copy_from_slice(&from[a]),
-            (Memory::F32(from), Memory::F32(to)) => to[b].copy_from_slice(&from[a]),
-            (Memory::Q8_0(from), Memory::Q8_0(to)) => {
-                let bytes = |r: Range<usize>| Kind::Q8_0.size(r.start)..Kind::Q8_0.size(r.end);
-                to[bytes(b)].copy_from_slice(&from[bytes(a)]);
+            (Memory::F32(a), Memory::F32(b)) => {
+                b[to.1 * width..][..rows * width].copy_from_slice(&a[from.1 * width..][..rows * width]);
             }
+            (Memory::Kv(a), Memory::Kv(b)) => b.copy(a, from.1..from.1 + rows, to.1),
             _ => panic!("rows are copied between memories of one kind"),
         }
     }
@@ -235,22 +215,8 @@ impl Backend for Cpu {
 
     fn store_rows(&mut self, x: Part<'_, Memory>, out: &mut Memory) {
         match out {
-            Memory::F16(out) => self.0.to_f16(mat(&x), out),
-            Memory::Q8_0(out) => {
-                let x = mat(&x);
-                out.chunks_exact_mut(Kind::Q8_0.size(x.row(0).len())).enumerate().take(x.rows()).for_each(
-                    |(t, row)| {
-                        encode_q8(x.row(t), row);
-                    },
-                );
-            }
-            Memory::F32(out) => {
-                let x = mat(&x);
-                out.chunks_exact_mut(x.row(0).len()).enumerate().take(x.rows()).for_each(|(t, row)| {
-                    row.copy_from_slice(x.row(t));
-                });
-            }
-            Memory::Shared(_) => panic!("{GPUS}"),
+            Memory::Kv(kv) => kv.store(&mut self.0, mat(&x), 0),
+            _ => panic!("keys and values are stored as such"),
         }
     }
 

@@ -95,6 +95,11 @@ impl Metal {
         &mut self.gpu
     }
 
+    fn allocate(&self, kind: Kind, len: usize) -> Result<Memory> {
+        let buffer = self.gpu.allocate(kind.size(len)).map_err(failed)?;
+        Ok(Memory::Shared(Shared { buffer, kind, len, busy: self.busy.clone() }))
+    }
+
     /// Waits; an error stays, and is told by [`Backend::finish`].
     fn wait(&mut self) {
         let _ = Backend::finish(self);
@@ -138,13 +143,16 @@ fn weight(m: &Matrix) -> Weight<'_> {
 impl Backend for Metal {
     type Memory = Memory;
 
-    fn zeros(&self, kind: Kind, len: usize) -> Result<Memory> {
+    fn zeros(&self, len: usize) -> Result<Memory> {
+        self.allocate(Kind::F32, len)
+    }
+
+    fn kv_rows(&self, kind: Kind, rows: usize, heads: usize, dim: usize) -> Result<Memory> {
         if kind == Kind::Q8_0 {
             let what = "a KV cache of type q8_0 is the CPU's alone: take --cache-type f16, or --backend cpu";
             return Err(Error::Request(what.into()));
         }
-        let buffer = self.gpu.allocate(kind.size(len)).map_err(failed)?;
-        Ok(Memory::Shared(Shared { buffer, kind, len, busy: self.busy.clone() }))
+        self.allocate(kind, rows.saturating_mul(heads * dim))
     }
 
     fn clear(&mut self, memory: &mut Memory) {

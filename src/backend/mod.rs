@@ -142,13 +142,16 @@ pub trait Backend {
     /// Values in the machine's memory.
     type Memory;
 
-    /// `len` zeros; a clear error if there is no room.
-    fn zeros(&self, kind: Kind, len: usize) -> Result<Self::Memory>;
+    /// `len` zeros of F32; a clear error if there is no room.
+    fn zeros(&self, len: usize) -> Result<Self::Memory>;
+    /// Room for keys or values, `[rows, heads, dim]` to whoever writes or reads rows of it, in the order that suits the
+    /// machine; zeros. A clear error if there is no room.
+    fn kv_rows(&self, kind: Kind, rows: usize, heads: usize, dim: usize) -> Result<Self::Memory>;
     /// Sets all values to zero.
     fn clear(&mut self, memory: &mut Self::Memory);
-    /// Writes `values` from value `at` on, rounded to the memory's kind.
+    /// Writes `values` from value `at` on, rounded to the memory's kind; whole rows of keys or values.
     fn upload(&mut self, values: &[f32], memory: &mut Self::Memory, at: usize);
-    /// Reads the first `len` values.
+    /// Reads the first `len` values; whole rows of keys or values.
     fn download(&mut self, memory: &Self::Memory, len: usize) -> Vec<f32>;
     /// Copies `rows` rows of `width` values between memories of one kind.
     fn copy_rows(&mut self, from: (&Self::Memory, usize), to: (&mut Self::Memory, usize), rows: usize, width: usize);

@@ -115,8 +115,12 @@ impl Timed {
 impl Backend for Timed {
     type Memory = Memory;
 
-    fn zeros(&self, kind: Kind, len: usize) -> Result<Memory> {
-        self.inner().zeros(kind, len)
+    fn zeros(&self, len: usize) -> Result<Memory> {
+        self.inner().zeros(len)
+    }
+
+    fn kv_rows(&self, kind: Kind, rows: usize, heads: usize, dim: usize) -> Result<Memory> {
+        self.inner().kv_rows(kind, rows, heads, dim)
     }
 
     fn clear(&mut self, memory: &mut Memory) {

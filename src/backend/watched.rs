@@ -38,8 +38,12 @@ impl<B: Backend> Backend for Watched<'_, B> {
         self.inner.gated_matmul(matrices, x, gate, out);
     }
 
-    fn zeros(&self, kind: Kind, len: usize) -> Result<Self::Memory> {
-        self.inner.zeros(kind, len)
+    fn zeros(&self, len: usize) -> Result<Self::Memory> {
+        self.inner.zeros(len)
+    }
+
+    fn kv_rows(&self, kind: Kind, rows: usize, heads: usize, dim: usize) -> Result<Self::Memory> {
+        self.inner.kv_rows(kind, rows, heads, dim)
     }
 
     fn clear(&mut self, memory: &mut Self::Memory) {

@@ -96,11 +96,10 @@ pub struct Scratch<M> {
 impl<M> Scratch<M> {
     /// Room for chunks of up to `chunk` tokens; none for logits yet.
     pub fn new<B: Backend<Memory = M>>(b: &B, c: &Config, chunk: usize, kind: Kind) -> Result<Self> {
-        let acts = |width: usize| Ok(Acts { memory: b.zeros(Kind::F32, chunk * width)?, width });
+        let acts = |width: usize| Ok(Acts { memory: b.zeros(chunk * width)?, width });
         let (k, v) = c.kv_widths();
-        let kv = |layer| {
-            c.is_producer(layer).then(|| Ok([b.zeros(kind, chunk * k)?, b.zeros(kind, chunk * v)?])).transpose()
-        };
+        let rows = |dim| b.kv_rows(kind, chunk, c.kv_heads, dim);
+        let kv = |layer| c.is_producer(layer).then(|| Ok([rows(c.key_dim)?, rows(c.value_dim)?])).transpose();
         Ok(Self {
             chunk,
             x: acts(c.hidden)?,
@@ -110,7 +109,7 @@ impl<M> Scratch<M> {
             dt_b_c: acts(c.dt_rank + 2 * c.state)?,
             mamba: acts(c.inner)?,
             up: acts(c.inner.max(c.ffn))?,
-            logits: Acts { memory: b.zeros(Kind::F32, 0)?, width: c.vocab },
+            logits: Acts { memory: b.zeros(0)?, width: c.vocab },
             logits_rows: 0,
             kv: (0..c.layers).map(kv).collect::<Result<_>>()?,
             kind,
@@ -121,7 +120,7 @@ impl<M> Scratch<M> {
     /// Makes room for the logits of `rows` tokens of a pass, if there is not: a row is as wide as the vocabulary.
     pub fn hold_logits<B: Backend<Memory = M>>(&mut self, b: &B, rows: usize) -> Result<()> {
         if self.logits_rows < rows {
-            self.logits.memory = b.zeros(Kind::F32, rows * self.logits.width)?;
+            self.logits.memory = b.zeros(rows * self.logits.width)?;
             self.logits_rows = rows;
         }
         Ok(())

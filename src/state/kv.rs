@@ -18,9 +18,9 @@ pub struct KvLayout {
 pub struct KvCache<M> {
     /// Which row holds which position.
     pub layout: KvLayout,
-    /// `[rows, kv_heads, key_dim]`, rotated.
+    /// Keys, rotated; room for `[rows, kv_heads, key_dim]`.
     pub k: M,
-    /// `[rows, kv_heads, value_dim]`
+    /// Values; room for `[rows, kv_heads, value_dim]`.
     pub v: M,
 }
 

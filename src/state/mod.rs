@@ -40,29 +40,28 @@ pub struct State<M> {
 
 impl<M> State<M> {
     /// An empty state with room for the meta tokens and `context` tokens of text.
-    pub fn new<B: Backend<Memory = M>>(backend: &B, config: &Config, context: usize, kind: Kind) -> Result<Self> {
+    pub fn new<B: Backend<Memory = M>>(backend: &B, c: &Config, context: usize, kind: Kind) -> Result<Self> {
         let mut bytes = 0usize;
-        let mut zeros = |kind: Kind, len: Option<usize>| {
-            // a length that overflows fails in `zeros`, with the message for too little memory
-            let len = len.unwrap_or(usize::MAX);
-            bytes = bytes.saturating_add(kind.size(len));
-            backend.zeros(kind, len)
+        let mut count = |kind: Kind, rows: usize, width: usize| {
+            bytes = bytes.saturating_add(kind.size(rows.saturating_mul(width)));
         };
-        let (k_width, v_width) = config.kv_widths();
-        let mut layers = Vec::with_capacity(config.layers);
-        for layer in 0..config.layers {
-            let kv = if config.is_producer(layer) {
-                let layout = KvLayout::new(config, layer, context);
-                Some(KvCache {
-                    layout,
-                    k: zeros(kind, layout.rows().checked_mul(k_width))?,
-                    v: zeros(kind, layout.rows().checked_mul(v_width))?,
-                })
+        let mut layers = Vec::with_capacity(c.layers);
+        for layer in 0..c.layers {
+            let kv = if c.is_producer(layer) {
+                let layout = KvLayout::new(c, layer, context);
+                let mut room = |dim| {
+                    count(kind, layout.rows(), c.kv_heads * dim);
+                    backend.kv_rows(kind, layout.rows(), c.kv_heads, dim)
+                };
+                Some(KvCache { layout, k: room(c.key_dim)?, v: room(c.value_dim)? })
             } else {
                 None
             };
-            let conv = zeros(Kind::F32, Some((config.conv_kernel - 1) * config.inner))?;
-            let ssm = zeros(Kind::F32, Some(config.inner * config.state))?;
+            let mut zeros = |rows, width| {
+                count(Kind::F32, rows, width);
+                backend.zeros(rows * width)
+            };
+            let (conv, ssm) = (zeros(c.conv_kernel - 1, c.inner)?, zeros(c.inner, c.state)?);
             layers.push(LayerState { kv, conv, ssm });
         }
         Ok(Self { layers, position: 0, bytes })

@@ -41,27 +41,31 @@ impl<M> State<M> {
         kind: Kind,
         whole: bool,
     ) -> Result<Snapshot<M>> {
-        let (k_width, v_width) = c.kv_widths();
         let mut bytes = 0;
-        let mut copy = |kind: Kind, from: &M, first: usize, rows: usize, width: usize| {
-            let mut to = b.zeros(kind, rows * width)?;
-            b.copy_rows((from, first), (&mut to, 0), rows, width);
+        let mut copy = |b: &mut B, to: Result<M>, kind: Kind, from: (&M, usize), rows: usize, width: usize| {
+            let mut to = to?;
+            b.copy_rows(from, (&mut to, 0), rows, width);
             bytes += kind.size(rows * width);
             Ok::<_, crate::Error>(to)
         };
-        let layers = self.layers.iter().map(|layer| {
+        let mut layers = Vec::with_capacity(self.layers.len());
+        for layer in &self.layers {
             let kv = layer.kv.as_ref().filter(|kv| whole || kv.layout.is_ring()).map(|kv| {
                 let rows = kv.layout.text_rows(self.position);
-                let mut copy = |from, width| copy(kind, from, rows.start, rows.len(), width);
-                Ok::<_, crate::Error>([copy(&kv.k, k_width)?, copy(&kv.v, v_width)?])
+                let mut copy = |from, dim| {
+                    let to = b.kv_rows(kind, rows.len(), c.kv_heads, dim);
+                    copy(b, to, kind, (from, rows.start), rows.len(), c.kv_heads * dim)
+                };
+                Ok::<_, crate::Error>([copy(&kv.k, c.key_dim)?, copy(&kv.v, c.value_dim)?])
             });
-            Ok(LayerSnapshot {
-                kv: kv.transpose()?,
-                conv: copy(Kind::F32, &layer.conv, 0, c.conv_kernel - 1, c.inner)?,
-                ssm: copy(Kind::F32, &layer.ssm, 0, c.inner, c.state)?,
-            })
-        });
-        let layers = layers.collect::<Result<_>>()?;
+            let kv = kv.transpose()?;
+            let mut copy = |from, rows, width| {
+                let to = b.zeros(rows * width);
+                copy(b, to, Kind::F32, (from, 0), rows, width)
+            };
+            let (conv, ssm) = (copy(&layer.conv, c.conv_kernel - 1, c.inner)?, copy(&layer.ssm, c.inner, c.state)?);
+            layers.push(LayerSnapshot { kv, conv, ssm });
+        }
         Ok(Snapshot { position: self.position, whole, bytes, layers })
     }
 

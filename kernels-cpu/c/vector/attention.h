@@ -41,10 +41,10 @@ HK_INLINE vw added(vw out, float keep, vw part, float add) {
     return vw_fma(part, vw_set1(add), vw_mul(out, vw_set1(keep)));
 }
 
-/* Rows of a tile that lie in one run: for one kv head. */
+/* Rows of a tile that lie in one run: those of one kv head, and how many values behind them those of the next head are. */
 typedef struct attend_piece {
     const void *k, *v;
-    size_t lane, rows;
+    size_t k_apart, v_apart, lane, rows;
 } attend_piece;
 
 /* Queries of one kv head. */
@@ -60,24 +60,24 @@ typedef struct attend_queries {
 } attend_queries;
 
 /* The keys of the strip of lanes that begins at `from`, turned: [key_dim, HK_ATTEND_SCRATCH]. */
-HK_INLINE void turn_keys(hk_type type, const attend_piece *pieces, size_t n_pieces, size_t stride, size_t key_dim,
-                         size_t from, float *turned) {
+HK_INLINE void turn_keys(hk_type type, const attend_piece *pieces, size_t n_pieces, size_t key_dim, size_t from,
+                         float *turned) {
     for (const attend_piece *piece = pieces; piece < pieces + n_pieces; piece++) {
         const size_t begin = piece->lane > from ? piece->lane : from;
         const size_t end = piece->lane + piece->rows < from + ATTEND_STRIP ? piece->lane + piece->rows : from + ATTEND_STRIP;
         for (size_t lane = begin; lane < end; lane += VF_LANES) { /* some more lanes may be written, of which the next pieces are */
             const size_t n = end - lane < VF_LANES ? end - lane : VF_LANES;
-            const void *k = kv_at(type, piece->k, (lane - piece->lane) * stride);
+            const void *k = kv_at(type, piece->k, (lane - piece->lane) * key_dim);
             float *out = turned + lane - from;
             size_t j = 0;
             for (; j + VF_LANES <= key_dim; j += VF_LANES, out += VF_LANES * HK_ATTEND_SCRATCH) {
                 vf square[VF_LANES];
-                for (size_t i = 0; i < VF_LANES; i++) square[i] = i < n ? kv_load(type, k, i * stride + j) : vf_zero();
+                for (size_t i = 0; i < VF_LANES; i++) square[i] = i < n ? kv_load(type, k, i * key_dim + j) : vf_zero();
                 vf_transpose(square);
                 for (size_t i = 0; i < VF_LANES; i++) vf_store(out + i * HK_ATTEND_SCRATCH, square[i]);
             }
             for (; j < key_dim; j++, out += HK_ATTEND_SCRATCH)
-                for (size_t i = 0; i < n; i++) out[i] = kv_value(type, k, i * stride + j);
+                for (size_t i = 0; i < n; i++) out[i] = kv_value(type, k, i * key_dim + j);
         }
     }
 }
@@ -142,11 +142,11 @@ HK_INLINE void weigh_tile(const hk_attend *a, size_t t, size_t at, size_t rows, 
 }
 
 /* Columns j .. j + ATTEND_STRIP of V: a row of `strip` for each lane. */
-HK_INLINE void widen_values(hk_type type, const attend_piece *pieces, size_t n_pieces, size_t stride, size_t j,
+HK_INLINE void widen_values(hk_type type, const attend_piece *pieces, size_t n_pieces, size_t value_dim, size_t j,
                             float strip[ATTEND_ROWS][ATTEND_STRIP]) {
     for (size_t i = 0; i < n_pieces; i++)
         for (size_t r = 0; r < pieces[i].rows; r++)
-            vw_store(strip[pieces[i].lane + r], kv_load_wide(type, pieces[i].v, r * stride + j));
+            vw_store(strip[pieces[i].lane + r], kv_load_wide(type, pieces[i].v, r * value_dim + j));
 }
 
 /* The columns of `strip`, from j on, of out = out * keep + (scores . V) * add, or of scores . V; a tile's pieces lie in lanes
@@ -168,13 +168,13 @@ HK_INLINE void value_strip(attend_queries *s, size_t q0, size_t n, size_t begin,
 }
 
 /* The same for column j of all queries. */
-HK_INLINE void value_column(attend_queries *s, hk_type type, const attend_piece *pieces, size_t n_pieces, size_t stride,
-                            size_t j) {
+HK_INLINE void value_column(attend_queries *s, hk_type type, const attend_piece *pieces, size_t n_pieces,
+                            size_t value_dim, size_t j) {
     for (size_t q = 0; q < s->n; q++) {
         float sum = 0;
         for (const attend_piece *piece = pieces; piece < pieces + n_pieces; piece++)
             for (size_t r = 0; r < piece->rows; r++)
-                sum = fmaf(s->scores[q][piece->lane + r], kv_value(type, piece->v, r * stride + j), sum);
+                sum = fmaf(s->scores[q][piece->lane + r], kv_value(type, piece->v, r * value_dim + j), sum);
         s->out[q][j] = s->fresh ? sum : fmaf(sum, s->add[q], s->out[q][j] * s->keep[q]);
     }
 }
@@ -203,7 +203,7 @@ HK_INLINE void attend_tile(const hk_attend *a, hk_type type, attend_queries *s, 
 #define SCORES(n) score_strip(s, q, n, a->scratch, r, a->key_dim)
 #define VALUES(n) value_strip(s, q, n, lane, lane + rows, j, strip)
     for (size_t r = lane / VF_LANES * VF_LANES; r < lane + rows; r += ATTEND_STRIP) {
-        turn_keys(type, pieces, n_pieces, a->k_stride, a->key_dim, r, a->scratch);
+        turn_keys(type, pieces, n_pieces, a->key_dim, r, a->scratch);
         EACH_BLOCK(SCORES)
     }
     for (size_t q = 0; q < s->n; q++)
@@ -211,10 +211,10 @@ HK_INLINE void attend_tile(const hk_attend *a, hk_type type, attend_queries *s, 
     float strip[ATTEND_ROWS][ATTEND_STRIP];
     size_t j = 0;
     for (; j + ATTEND_STRIP <= a->value_dim; j += ATTEND_STRIP) {
-        widen_values(type, pieces, n_pieces, a->v_stride, j, strip);
+        widen_values(type, pieces, n_pieces, a->value_dim, j, strip);
         EACH_BLOCK(VALUES)
     }
-    for (; j < a->value_dim; j++) value_column(s, type, pieces, n_pieces, a->v_stride, j);
+    for (; j < a->value_dim; j++) value_column(s, type, pieces, n_pieces, a->value_dim, j);
 #undef EACH_BLOCK
 #undef SCORES
 #undef VALUES
@@ -226,11 +226,14 @@ HK_INLINE size_t tile_pieces(const hk_attend *a, hk_type type, size_t at, size_t
     const size_t lane = tile_lane(a, at);
     size_t n = 0;
     for (size_t i = 0, begin = 0; i < a->n_runs && begin < at + rows; begin += a->runs[i++].rows) {
-        const size_t end = begin + a->runs[i].rows, from = at > begin ? at : begin, to = at + rows < end ? at + rows : end;
+        const hk_rows *run = a->runs + i;
+        const size_t end = begin + run->rows, from = at > begin ? at : begin, to = at + rows < end ? at + rows : end;
         if (from >= to) continue;
         pieces[n++] = (attend_piece){
-            .k = kv_at(type, a->runs[i].k, (from - begin) * a->k_stride + head * a->key_dim),
-            .v = kv_at(type, a->runs[i].v, (from - begin) * a->v_stride + head * a->value_dim),
+            .k = kv_at(type, run->k, head * run->k_apart + (from - begin) * a->key_dim),
+            .v = kv_at(type, run->v, head * run->v_apart + (from - begin) * a->value_dim),
+            .k_apart = run->k_apart,
+            .v_apart = run->v_apart,
             .lane = lane + from - at,
             .rows = to - from,
         };

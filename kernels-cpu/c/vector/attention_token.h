@@ -1,37 +1,58 @@
-/* Attention of a single token, whose queries of a head are few: turning the keys would not repay. Rows meet the heads in the
- * order in which they lie, and what lies a little ahead is asked for: so memory works while the CPU does, and what is asked
- * for has room in the first levels of the cache. */
+/* Attention of a single token, whose queries of a head are few: turning the keys would not repay. Heads take turns, and what
+ * lies a little ahead is asked for, a line of each head in turn: so memory works while the CPU does, at as many places as there
+ * are heads, which is faster than at one, and what is asked for has room in the first levels of the cache. */
 
 #define ATTEND_FEW 5    /* queries of a head at most, as published models have: their sums live in registers */
 #define ATTEND_STEPS 4  /* of a loop at once, so that asking costs little beside them */
 #define ATTEND_WIDE (VW_WHOLE ? 2 : 1) /* wide vectors of sums for each query */
+#define ATTEND_GROUP 16 /* rows whose values meet one head before the next */
+#define ATTEND_AHEAD 32 /* rows between what is asked for and what is used */
 
+/* What is asked for: keys or values of all heads. */
 typedef struct attend_ahead {
-    const char *at, *stop; /* of the row at hand */
-    hk_soon soon;          /* rows behind it */
-    const hk_soon *next, *end;
+    const char *at, *stop;           /* of the first head, as far as they lie together */
+    size_t turn, heads, here, apart; /* whose line is next, and bytes from `at` to it, and from head to head */
+    size_t row, end;                 /* of the sequence: those behind `stop` */
 } attend_ahead;
 
-/* As much as is used meanwhile. A line or two at a time: AMD's drop what is asked for faster than memory answers. */
-HK_INLINE void ask_ahead(attend_ahead *a, size_t bytes) {
-    if (a->at >= a->stop) {
-        if (a->soon.rows == 0) {
-            if (a->next == a->end) return;
-            a->soon = *a->next++;
-        }
-        a->at = a->soon.at;
-        a->stop = a->at + a->soon.width;
-        a->soon.at = a->at + a->soon.stride;
-        a->soon.rows--;
-    }
-    prefetch_lines(a->at, bytes);
-    a->at += bytes;
+HK_INLINE attend_ahead rows_ahead(const hk_attend *a, size_t row, size_t end) {
+    return (attend_ahead){.heads = a->kv_heads, .row = row, .end = end};
 }
 
-/* Brings nearer at once what was not asked for. */
-HK_INLINE void touch(hk_soon s) {
-    for (const char *at = s.at; s.rows > 0; s.rows--, at += s.stride)
-        for (size_t i = 0; i < s.width; i += 64) (void)*(const volatile char *)(at + i);
+/* Goes on to the next run; none: false. */
+static __attribute__((noinline)) int next_run(attend_ahead *s, const hk_attend *a, int values) {
+    const hk_rows *run = a->runs;
+    size_t begin = 0;
+    for (; s->row < s->end; begin += run++->rows) {
+        if (s->row >= begin + run->rows) continue;
+        const size_t end = begin + run->rows < s->end ? begin + run->rows : s->end, dim = values ? a->value_dim : a->key_dim;
+        s->at = kv_at(a->type, values ? run->v : run->k, (s->row - begin) * dim);
+        s->stop = s->at + kv_bytes(a->type, (end - s->row) * dim);
+        s->apart = kv_bytes(a->type, values ? run->v_apart : run->k_apart);
+        s->row = end;
+        return 1;
+    }
+    return 0;
+}
+
+/* The next `bytes`, a line or two, or NULL at the end. */
+HK_INLINE const char *next_ahead(attend_ahead *s, const hk_attend *a, int values, size_t bytes) {
+    if (s->at >= s->stop && !next_run(s, a, values)) return NULL;
+    const char *line = s->at + s->here;
+    s->here += s->apart;
+    if (++s->turn == s->heads) s->turn = s->here = 0, s->at += bytes;
+    return line;
+}
+
+/* As much as is used meanwhile. A line or two at a time: AMD's drop what is asked for faster than memory answers. */
+HK_INLINE void ask_ahead(attend_ahead *s, const hk_attend *a, int values, size_t bytes) {
+    const char *line = next_ahead(s, a, values, bytes);
+    if (line) prefetch_lines(line, bytes);
+}
+
+/* Brings nearer at once what there was no time to ask for. */
+HK_INLINE void touch(attend_ahead *s, const hk_attend *a, int values) {
+    for (const char *line; (line = next_ahead(s, a, values, 64));) (void)*(const volatile char *)line;
 }
 
 /* n < VF_LANES values, and zeros */
@@ -53,14 +74,15 @@ HK_INLINE void score_step(const float *q, size_t n, hk_type type, const void *co
     }
 }
 
-/* Products of n queries with the keys of VF_LANES rows, of which the last is repeated if there are fewer. */
-HK_INLINE void score_rows(const float *q, size_t n, hk_type type, const char *k, size_t rows, size_t stride, size_t key_dim,
+/* Products of a head's n queries with the keys of VF_LANES rows, of which the last is repeated if there are fewer. */
+HK_INLINE void score_rows(const hk_attend *a, hk_type type, size_t n, size_t head, const char *k, size_t rows,
                           attend_ahead *ahead, float *scores) {
-    const size_t rest = key_dim % VF_LANES, whole = key_dim - rest, last = rows - 1, step = 2 * ATTEND_WIDE;
+    const float *q = a->q + head * n * a->key_dim;
+    const size_t key_dim = a->key_dim, rest = key_dim % VF_LANES, whole = key_dim - rest, last = rows - 1, step = 2 * ATTEND_WIDE;
     vf pair[ATTEND_FEW][VF_LANES / 2];
     for (size_t at = 0; at < VF_LANES / 2; at += ATTEND_WIDE) {
         const void *row[2 * ATTEND_WIDE];
-        for (size_t i = 0; i < step; i++) row[i] = kv_at(type, k, (2 * at + i < last ? 2 * at + i : last) * stride);
+        for (size_t i = 0; i < step; i++) row[i] = kv_at(type, k, (2 * at + i < last ? 2 * at + i : last) * key_dim);
         vw sum[ATTEND_FEW][ATTEND_WIDE];
         for (size_t h = 0; h < n; h++)
             for (size_t i = 0; i < ATTEND_WIDE; i++) sum[h][i] = vw_zero();
@@ -68,11 +90,11 @@ HK_INLINE void score_rows(const float *q, size_t n, hk_type type, const char *k,
         for (; j + ATTEND_STEPS * VF_LANES <= whole; j += ATTEND_STEPS * VF_LANES)
 #pragma GCC unroll 4
             for (size_t i = 0; i < ATTEND_STEPS; i++) {
-                if (i % 2 == 0) ask_ahead(ahead, kv_bytes(type, 2 * step * VF_LANES));
+                if (i % 2 == 0) ask_ahead(ahead, a, 0, kv_bytes(type, 2 * step * VF_LANES));
                 score_step(q, n, type, row, key_dim, j + i * VF_LANES, sum);
             }
         for (; j < whole; j += VF_LANES) {
-            ask_ahead(ahead, kv_bytes(type, step * VF_LANES));
+            ask_ahead(ahead, a, 0, kv_bytes(type, step * VF_LANES));
             score_step(q, n, type, row, key_dim, j, sum);
         }
         if (rest > 0)
@@ -89,8 +111,9 @@ HK_INLINE void score_rows(const float *q, size_t n, hk_type type, const char *k,
 }
 
 /* `width` wide vectors of columns, from j on, of weights . V for n queries, or of that added to out. */
-HK_INLINE void value_columns(const float *weights, size_t n, size_t width, hk_type type, const char *v, size_t rows,
-                             size_t stride, size_t value_dim, size_t j, int fresh, attend_ahead *ahead, float *out) {
+HK_INLINE void value_columns(const hk_attend *a, hk_type type, size_t n, size_t width, const float *weights, const char *v,
+                             size_t rows, size_t j, int fresh, attend_ahead *ahead, float *out) {
+    const size_t value_dim = a->value_dim;
     vw sum[ATTEND_FEW][ATTEND_WIDE];
     for (size_t h = 0; h < n; h++)
         for (size_t i = 0; i < width; i++)
@@ -98,7 +121,7 @@ HK_INLINE void value_columns(const float *weights, size_t n, size_t width, hk_ty
 #define VALUE_ROW(r)                                                                                               \
     {                                                                                                              \
         vw values[ATTEND_WIDE];                                                                                    \
-        for (size_t i = 0; i < width; i++) values[i] = kv_load_wide(type, v, (r) * stride + j + i * VW_LANES);     \
+        for (size_t i = 0; i < width; i++) values[i] = kv_load_wide(type, v, (r) * value_dim + j + i * VW_LANES);     \
         for (size_t h = 0; h < n; h++) {                                                                           \
             const vw p = vw_set1(weights[h * HK_ATTEND_SCORES + (r)]);                                             \
             for (size_t i = 0; i < width; i++) sum[h][i] = vw_fma(p, values[i], sum[h][i]);                        \
@@ -108,7 +131,7 @@ HK_INLINE void value_columns(const float *weights, size_t n, size_t width, hk_ty
     for (; r + ATTEND_STEPS <= rows; r += ATTEND_STEPS)
 #pragma GCC unroll 4
         for (size_t k = 0; k < ATTEND_STEPS; k++) {
-            if (k % 2 == 0) ask_ahead(ahead, kv_bytes(type, 2 * width * VW_LANES));
+            if (k % 2 == 0) ask_ahead(ahead, a, 1, kv_bytes(type, 2 * width * VW_LANES));
             VALUE_ROW(r + k)
         }
     for (; r < rows; r++) VALUE_ROW(r)
@@ -118,36 +141,41 @@ HK_INLINE void value_columns(const float *weights, size_t n, size_t width, hk_ty
 }
 
 /* All columns. */
-HK_INLINE void value_rows(const float *weights, size_t n, hk_type type, const char *v, size_t rows, size_t stride,
-                          size_t value_dim, int fresh, attend_ahead *ahead, float *out) {
+HK_INLINE void value_rows(const hk_attend *a, hk_type type, size_t n, const float *weights, const char *v, size_t rows,
+                          int fresh, attend_ahead *ahead, float *out) {
+    const size_t value_dim = a->value_dim;
     size_t j = 0;
     for (; j + ATTEND_WIDE * VW_LANES <= value_dim; j += ATTEND_WIDE * VW_LANES)
-        value_columns(weights, n, ATTEND_WIDE, type, v, rows, stride, value_dim, j, fresh, ahead, out);
+        value_columns(a, type, n, ATTEND_WIDE, weights, v, rows, j, fresh, ahead, out);
     for (; ATTEND_WIDE > 1 && j + VW_LANES <= value_dim; j += VW_LANES)
-        value_columns(weights, n, 1, type, v, rows, stride, value_dim, j, fresh, ahead, out);
+        value_columns(a, type, n, 1, weights, v, rows, j, fresh, ahead, out);
     for (; j < value_dim; j++)
         for (size_t h = 0; h < n; h++) {
             float *y = out + h * value_dim + j, sum = fresh ? 0 : *y;
             for (size_t r = 0; r < rows; r++)
-                sum = fmaf(weights[h * HK_ATTEND_SCORES + r], kv_value(type, v, r * stride + j), sum);
+                sum = fmaf(weights[h * HK_ATTEND_SCORES + r], kv_value(type, v, r * value_dim + j), sum);
             *y = sum;
         }
 }
 
 /* n: the queries of a head */
 HK_INLINE void attend_token_type(const hk_attend *a, hk_type type, size_t n) {
-    for (size_t i = 0; i < a->now; i++) touch(a->soon[i]);
-    attend_ahead ahead = {.next = a->soon + a->now, .end = a->soon + a->n_soon};
+    const size_t soon = a->from + ATTEND_AHEAD < a->soon ? a->from + ATTEND_AHEAD : a->soon;
+    attend_ahead keys = rows_ahead(a, soon, a->soon), values = keys, first = rows_ahead(a, a->begun ? soon : a->from, soon);
+    attend_ahead first_values = first;
+    touch(&first, a, 0);
     for (size_t at = a->from, rows, place = 0; at < a->to; at += rows, place += a->tile_stride) {
         rows = tile_rows(a, at);
         attend_piece pieces[ATTEND_PIECES];
         const size_t n_pieces = tile_pieces(a, type, at, rows, 0, pieces);
         for (const attend_piece *piece = pieces; piece < pieces + n_pieces; piece++)
             for (size_t r = 0; r < piece->rows; r += VF_LANES)
-                for (size_t head = 0; head < a->kv_heads; head++)
-                    score_rows(a->q + head * n * a->key_dim, n, type, kv_at(type, piece->k, r * a->k_stride + head * a->key_dim),
-                               piece->rows - r, a->k_stride, a->key_dim, &ahead,
-                               a->scratch + head * n * HK_ATTEND_SCORES + piece->lane + r);
+                for (size_t head = 0; head < a->kv_heads; head++) {
+                    score_rows(a, type, n, head, kv_at(type, piece->k, head * piece->k_apart + r * a->key_dim),
+                               piece->rows - r, &keys, a->scratch + head * n * HK_ATTEND_SCORES + piece->lane + r);
+                    for (size_t i = 0; i < VF_LANES; i++) ask_ahead(&first_values, a, 1, 64);
+                }
+        touch(&first_values, a, 1);
         for (size_t h = 0; h < a->kv_heads * n; h++) {
             float *max = a->max + place + h, *sum = a->sum + place + h, keep, add;
             *max = -INFINITY, *sum = 0;
@@ -155,11 +183,11 @@ HK_INLINE void attend_token_type(const hk_attend *a, hk_type type, size_t n) {
         }
         for (const attend_piece *piece = pieces; piece < pieces + n_pieces; piece++)
             for (size_t r = 0, some; r < piece->rows; r += some) {
-                some = piece->rows - r < HK_ATTEND_GROUP ? piece->rows - r : HK_ATTEND_GROUP;
+                some = piece->rows - r < ATTEND_GROUP ? piece->rows - r : ATTEND_GROUP;
                 for (size_t head = 0; head < a->kv_heads; head++)
-                    value_rows(a->scratch + head * n * HK_ATTEND_SCORES + piece->lane + r, n, type,
-                               kv_at(type, piece->v, r * a->v_stride + head * a->value_dim), some, a->v_stride, a->value_dim,
-                               piece == pieces && r == 0, &ahead, a->out + place + head * n * a->value_dim);
+                    value_rows(a, type, n, a->scratch + head * n * HK_ATTEND_SCORES + piece->lane + r,
+                               kv_at(type, piece->v, head * piece->v_apart + r * a->value_dim), some,
+                               piece == pieces && r == 0, &values, a->out + place + head * n * a->value_dim);
             }
     }
 }

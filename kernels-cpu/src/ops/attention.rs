@@ -11,7 +11,7 @@ use crate::{
 
 mod units;
 
-/// Keys or values of a cache, row after row `[rows, kv_heads, dim]`.
+/// Keys or values of a cache, head after head `[kv_heads, rows, dim]`.
 #[derive(Clone, Copy)]
 pub enum KvRows<'a> {
     /// Half floats, as bits.
@@ -93,8 +93,6 @@ pub struct Attention<'a> {
 const ROWS: usize = hk::HK_ATTEND_ROWS as usize;
 /// Queries of a tile of tokens: as many as the kernel takes at once.
 const PREFILL_QUERIES: usize = 40;
-/// Bytes that a single token asks for ahead, beside the rows that its heads meet in turn.
-const AHEAD: usize = 8 << 10;
 
 /// The rows that some tokens see between them, as one sequence.
 struct Sequence {
@@ -134,18 +132,6 @@ impl Sequence {
         (0..prefix).step_by(ROWS).chain(rest).chain([rows]).collect()
     }
 
-    /// Rows of the sequence, as runs.
-    fn pieces(&self, rows: Range<usize>) -> impl Iterator<Item = Run> {
-        let mut begin = 0;
-        self.runs.into_iter().map(move |run| {
-            let end = begin + run.rows;
-            let (from, to) = (rows.start.clamp(begin, end), rows.end.clamp(begin, end));
-            let piece = Run { first: run.first + from - begin, rows: to - from, ..run };
-            begin = end;
-            piece
-        })
-    }
-
     fn rows(&self) -> usize {
         self.runs.iter().map(|r| r.rows).sum()
     }
@@ -159,40 +145,41 @@ impl Cpu {
     /// [`Attention::visible`]), or more rows than there are positions before it.
     pub fn attention(&mut self, a: &Attention<'_>, out: MatMut<'_>) {
         let group = a.heads / a.kv_heads;
-        let (k_stride, v_stride) = (a.kv_heads * a.key_dim, a.kv_heads * a.value_dim);
         assert!(group * a.kv_heads == a.heads, "attention: heads do not form groups");
         assert!(a.q.cols == a.heads * a.key_dim && out.cols == a.heads * a.value_dim, "attention: widths differ");
         assert!(a.q.rows == out.rows && a.visible.len() == out.rows, "attention: tokens differ");
         let dtype = a.cache[0].dtype();
+        // Rows that the memory of a run has room for: of keys, of values.
+        let rows = |run: Run| {
+            let [k, v] = if run.chunk { a.chunk } else { a.cache };
+            [k.len() / (a.kv_heads * a.key_dim), v.len() / (a.kv_heads * a.value_dim)]
+        };
         assert!(a.cache.iter().chain(&a.chunk).all(|r| r.dtype() == dtype), "attention: types differ");
         let whole = a.key_dim.is_multiple_of(Q8_BLOCK) && a.value_dim.is_multiple_of(Q8_BLOCK);
         assert!(dtype != hk_type::HK_Q8_0 || whole, "attention: a head has no whole blocks");
         for run in a.visible.iter().flatten() {
-            let [k, v] = if run.chunk { a.chunk } else { a.cache };
             let end = run.first + run.rows;
-            assert!(end * k_stride <= k.len() && end * v_stride <= v.len(), "attention: a run ends at row {end}");
+            assert!(rows(*run).into_iter().all(|rows| end <= rows), "attention: a run ends at row {end}");
         }
 
         let (kernels, heads) = (self.kernels, a.heads);
         let (y, stride) = (Shared(out.data.as_mut_ptr()), out.stride);
         let scale = 1.0 / (a.key_dim as f32).sqrt();
         let turned = hk::HK_ATTEND_SCRATCH as usize * a.key_dim;
-        let bytes = |values: usize| match a.cache[0] {
-            KvRows::Q8_0(_) => values / Q8_BLOCK * Q8_BYTES,
-            KvRows::F16(_) => 2 * values,
-            KvRows::F32(_) => 4 * values,
-        };
-        // Where the keys and values of a run begin, of kv head `h`.
-        let address = |run: Run, h: usize| {
-            let [k, v] = if run.chunk { a.chunk } else { a.cache };
-            let at = |rows: KvRows<'_>, i| if run.rows > 0 { rows.at(i) } else { std::ptr::null() };
-            [at(k, run.first * k_stride + h * a.key_dim), at(v, run.first * v_stride + h * a.value_dim)]
-        };
         // The call on tokens `t..` of a sequence, kv heads `h..`, with `scratch`; the caller says where parts go.
         let call = |s: &Sequence, t: usize, h: Range<usize>, scratch: *mut f32| {
             let runs = s.runs.map(|run| {
-                let [k, v] = address(run, h.start);
-                hk::hk_rows { k, v, rows: run.rows }
+                let [k, v] = if run.chunk { a.chunk } else { a.cache };
+                let [k_rows, v_rows] = rows(run);
+                let (k_apart, v_apart) = (k_rows * a.key_dim, v_rows * a.value_dim);
+                let at = |rows: KvRows<'_>, i| if run.rows > 0 { rows.at(i) } else { std::ptr::null() };
+                hk::hk_rows {
+                    k: at(k, h.start * k_apart + run.first * a.key_dim),
+                    v: at(v, h.start * v_apart + run.first * a.value_dim),
+                    rows: run.rows,
+                    k_apart,
+                    v_apart,
+                }
             });
             let args = hk::hk_attend {
                 q: a.q.row(t)[h.start * group * a.key_dim..].as_ptr(),
@@ -203,15 +190,12 @@ impl Cpu {
                 key_dim: a.key_dim,
                 value_dim: a.value_dim,
                 type_: dtype,
-                k_stride,
-                v_stride,
                 runs: std::ptr::null(),
                 n_runs: runs.len(),
                 from: 0,
                 to: s.rows(),
-                soon: std::ptr::dangling(),
-                now: 0,
-                n_soon: 0,
+                soon: s.rows(),
+                begun: 0,
                 prefix: s.runs[0].rows,
                 phase: s.phase,
                 first: s.first.as_ptr(),
@@ -228,8 +212,8 @@ impl Cpu {
         };
 
         if out.rows == 1 {
-            // One token: a task has some neighbouring tiles, each for all heads, so that rows are read as they lie; where
-            // threads meet, some heads of a tile.
+            // One token: a task has some neighbouring tiles, each for all heads, so that memory is read at as many places;
+            // where threads meet, some heads of a tile.
             let s = &Sequence::new(a.visible, a.position);
             let (tiles, part) = (&s.tiles(), heads * (a.value_dim + 2));
             let cuts = &cut(tiles, a.kv_heads, self.pool.threads());
@@ -239,50 +223,17 @@ impl Cpu {
             self.scores.resize(self.scores.len().max(n + parts * part), 0.0);
             let scratch = Shared(self.scores.as_mut_ptr());
             let own: Vec<_> = (0..self.pool.threads()).map(|thread| self.pool.own(tasks, thread)).collect();
-            // What calls read, in their order: the rows of a tile's keys, and of its values, where they lie in one run.
-            let pieces = |(tile, h): (Range<usize>, Range<usize>)| {
-                let (head, heads) = (h.start, h.len());
-                let halves = tile.flat_map(|i| [(0, tiles[i]..tiles[i + 1]), (1, tiles[i]..tiles[i + 1])]);
-                halves.flat_map(move |(half, rows)| {
-                    let (dim, stride) = [(a.key_dim, k_stride), (a.value_dim, v_stride)][half];
-                    let soon = move |run: Run| {
-                        let at = address(run, head)[half];
-                        hk::hk_soon { at, rows: run.rows, width: bytes(heads * dim), stride: bytes(stride) }
-                    };
-                    s.pieces(rows).map(soon)
-                })
-            };
-            let lead = AHEAD + hk::HK_ATTEND_GROUP as usize * bytes(v_stride);
-            // `take` bytes or more of what `units` read, behind the first `skip`.
-            let ahead = |units: Range<usize>, mut skip: usize, mut take: usize| {
-                let mut soon = Vec::new();
-                for piece in calls(units, a.kv_heads).flat_map(pieces).filter(|piece| piece.rows > 0) {
-                    if take == 0 {
-                        break;
-                    }
-                    let over = piece.rows.min(skip.div_ceil(piece.width));
-                    let rows = (piece.rows - over).min(take.div_ceil(piece.width));
-                    skip = skip.saturating_sub(over * piece.width);
-                    take = take.saturating_sub(rows * piece.width);
-                    if rows > 0 {
-                        soon.push(hk::hk_soon { at: piece.at.wrapping_byte_add(over * piece.stride), rows, ..piece });
-                    }
-                }
-                soon
-            };
             self.pool.run(tasks, |task, thread| {
-                let mine = own[thread].contains(&task);
-                let end = if mine { cuts[own[thread].end] } else { cuts[task + 1] };
-                let mut fresh = !mine || task == own[thread].start;
+                // What the thread takes in a row, and the tiles of it that it has all heads of.
+                let mine = if own[thread].contains(&task) { own[thread].clone() } else { task..task + 1 };
+                let whole = cuts[mine.start].div_ceil(a.kv_heads)..cuts[mine.end] / a.kv_heads;
                 for (tile, h) in calls(cuts[task]..cuts[task + 1], a.kv_heads) {
                     let (mut args, kv) = call(s, 0, h.clone(), scratch.at(thread * room));
                     args.runs = kv.as_ptr();
                     (args.from, args.to) = (tiles[tile.start], tiles[tile.end]);
-                    let units = tile.start * a.kv_heads + h.start..end;
-                    let mut soon = if std::mem::take(&mut fresh) { ahead(units.clone(), 0, lead) } else { Vec::new() };
-                    args.now = soon.len();
-                    soon.extend(ahead(units, lead, (args.to - args.from) * bytes(h.len() * (a.key_dim + a.value_dim))));
-                    (args.soon, args.n_soon) = (soon.as_ptr(), soon.len());
+                    let all = h.len() == a.kv_heads;
+                    args.soon = if all { tiles[whole.end] } else { args.to };
+                    args.begun = i32::from(all && tile.start > whole.start);
                     args.tile_stride = part;
                     let (first, at) = (h.start * group, n + tile.start * part);
                     args.max = scratch.at(at + first);

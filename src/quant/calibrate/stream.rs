@@ -127,8 +127,8 @@ impl<'a> Stream<'a> {
                 self.hidden[text] = self.backend.download(self.scratch.hidden_mut(), tokens * c.hidden);
                 if has_readers && let Some(kv) = self.scratch.kv_mut(index) {
                     let (k, v) = c.kv_widths();
-                    let room = |width| self.backend.zeros(Kind::F16, tokens * width);
-                    let mut copy = [room(k)?, room(v)?];
+                    let room = |dim| self.backend.kv_rows(Kind::F16, tokens, c.kv_heads, dim);
+                    let mut copy = [room(c.key_dim)?, room(c.value_dim)?];
                     for (copy, (kv, width)) in copy.iter_mut().zip(kv.iter().zip([k, v])) {
                         self.backend.copy_rows((kv, 0), (copy, 0), tokens, width);
                     }

@@ -1,0 +1,168 @@
+//! Keys or values as the CPU keeps them: `[heads, rows, dim]`. What one head's attention reads lies together, so that
+//! threads with different heads read different pages, and several heads at once several places. Others see rows of all
+//! heads.
+
+use std::ops::Range;
+
+use bytemuck::allocation::try_zeroed_vec;
+use half::f16;
+use hymba_kernels_cpu::{Cpu, KvRows, Mat};
+
+use crate::{
+    backend::Kind,
+    format::DType,
+    quant::{decode_row, encode_row},
+};
+
+/// Keys or values of all heads.
+pub struct Kv {
+    values: Values,
+    rows: usize,
+    heads: usize,
+    dim: usize,
+}
+
+enum Values {
+    /// As bits.
+    F16(Vec<u16>),
+    F32(Vec<f32>),
+    /// Blocks, as bytes.
+    Q8_0(Vec<u8>),
+}
+
+impl Kv {
+    /// Zeros, or nothing if there is no memory for them.
+    pub fn new(kind: Kind, rows: usize, heads: usize, dim: usize) -> Option<Self> {
+        let len = rows.checked_mul(heads)?.checked_mul(dim)?;
+        // As the system gives it, so that pages nothing is written to take no memory.
+        let values = match kind {
+            Kind::F16 => try_zeroed_vec(len).map(Values::F16),
+            Kind::F32 => try_zeroed_vec(len).map(Values::F32),
+            Kind::Q8_0 => try_zeroed_vec(kind.size(len)).map(Values::Q8_0),
+        };
+        Some(Self { values: values.ok()?, rows, heads, dim })
+    }
+
+    /// As attention reads them.
+    pub fn view(&self) -> KvRows<'_> {
+        match &self.values {
+            Values::F16(values) => KvRows::F16(values),
+            Values::F32(values) => KvRows::F32(values),
+            Values::Q8_0(blocks) => KvRows::Q8_0(blocks),
+        }
+    }
+
+    /// Values of a row.
+    pub fn width(&self) -> usize {
+        self.heads * self.dim
+    }
+
+    /// All values become zeros.
+    pub fn clear(&mut self) {
+        match &mut self.values {
+            Values::F16(values) => values.fill(0),
+            Values::F32(values) => values.fill(0.0),
+            Values::Q8_0(blocks) => blocks.fill(0),
+        }
+    }
+
+    /// Where `rows` of a head lie.
+    fn span(&self, head: usize, rows: Range<usize>) -> Range<usize> {
+        assert!(rows.end <= self.rows, "a cache of {} rows has no row {}", self.rows, rows.end - 1);
+        let at = |row: usize| (head * self.rows + row) * self.dim;
+        at(rows.start)..at(rows.end)
+    }
+
+    /// Rows `first..` become x `[rows, heads * dim]`.
+    pub fn store(&mut self, cpu: &mut Cpu, x: Mat<'_>, first: usize) {
+        for head in 0..self.heads {
+            let part = x.columns(head * self.dim..(head + 1) * self.dim);
+            let span = self.span(head, first..first + x.rows());
+            let row = |t: usize| part.row(t);
+            match &mut self.values {
+                Values::F16(to) => cpu.to_f16(part, &mut to[span]),
+                Values::F32(to) => to[span].chunks_exact_mut(self.dim).enumerate().for_each(|(t, to)| {
+                    to.copy_from_slice(row(t));
+                }),
+                Values::Q8_0(to) => {
+                    to[bytes(span)].chunks_exact_mut(Kind::Q8_0.size(self.dim)).enumerate().for_each(|(t, to)| {
+                        encode_q8(row(t), to);
+                    });
+                }
+            }
+        }
+    }
+
+    /// The first `rows` rows `[rows, heads * dim]`.
+    pub fn load(&self, rows: usize) -> Vec<f32> {
+        let mut all = vec![0.0; rows * self.width()];
+        for (head, row) in (0..self.heads).flat_map(|head| (0..rows).map(move |row| (head, row))) {
+            let (span, to) =
+                (self.span(head, row..row + 1), &mut all[row * self.width() + head * self.dim..][..self.dim]);
+            match &self.values {
+                Values::F16(from) => to.iter_mut().zip(&from[span]).for_each(|(v, &h)| *v = f16::from_bits(h).to_f32()),
+                Values::F32(from) => to.copy_from_slice(&from[span]),
+                Values::Q8_0(from) => decode_row(DType::Q8_0, &from[bytes(span)], to),
+            }
+        }
+        all
+    }
+
+    /// Rows `first..` become `rows` of another of the same kind and width.
+    pub fn copy(&mut self, from: &Self, rows: Range<usize>, first: usize) {
+        assert!((self.heads, self.dim) == (from.heads, from.dim), "rows are copied between memories of one shape");
+        for head in 0..self.heads {
+            let (a, b) = (from.span(head, rows.clone()), self.span(head, first..first + rows.len()));
+            match (&from.values, &mut self.values) {
+                (Values::F16(from), Values::F16(to)) => to[b].copy_from_slice(&from[a]),
+                (Values::F32(from), Values::F32(to)) => to[b].copy_from_slice(&from[a]),
+                (Values::Q8_0(from), Values::Q8_0(to)) => to[bytes(b)].copy_from_slice(&from[bytes(a)]),
+                _ => panic!("rows are copied between memories of one kind"),
+            }
+        }
+    }
+}
+
+/// Where the blocks of some values are.
+fn bytes(values: Range<usize>) -> Range<usize> {
+    Kind::Q8_0.size(values.start)..Kind::Q8_0.size(values.end)
+}
+
+/// Values to blocks. Values that are no numbers become blocks that are none, so that they don't pass unnoticed.
+fn encode_q8(values: &[f32], blocks: &mut [u8]) {
+    if encode_row(DType::Q8_0, values, blocks).is_err() {
+        blocks
+            .chunks_exact_mut(Kind::Q8_0.size(32))
+            .for_each(|block| block[..2].copy_from_slice(&f16::NAN.to_le_bytes()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_come_back_as_they_were_stored() {
+        let mut cpu = Cpu::new(2.try_into().unwrap());
+        let (rows, heads, dim) = (7, 3, 32);
+        let x: Vec<f32> = (0..rows * heads * dim).map(|i| i as f32 * if i % 2 == 0 { 0.5 } else { -0.5 }).collect();
+        let row = heads * dim;
+        for kind in Kind::ALL {
+            let mut kv = Kv::new(kind, rows + 2, heads, dim).unwrap();
+            kv.store(&mut cpu, Mat::new(&x, 3, 0, row, row), 4);
+            kv.store(&mut cpu, Mat::new(&x, 4, 3 * row, row, row), 0);
+            let close = |got: &[f32], want: &[f32]| {
+                let most = if kind == Kind::Q8_0 { 2.7 } else { 0.0 }; // half a step of a block's 127
+                got.len() == want.len() && got.iter().zip(want).all(|(a, b)| (a - b).abs() <= most)
+            };
+            let both = [&x[3 * row..], &x[..3 * row]].concat();
+            assert!(close(&kv.load(rows), &both), "{kind:?}");
+            let mut less = Kv::new(kind, 3, heads, dim).unwrap();
+            less.copy(&kv, 3..5, 1);
+            assert!(close(&less.load(3), &[&vec![0.0; row], &both[3 * row..5 * row]].concat()), "{kind:?}");
+            less.clear();
+            assert!(less.load(3).iter().all(|&v| v == 0.0));
+        }
+        assert!(Kv::new(Kind::F16, usize::MAX, 2, 2).is_none());
+    }
+}
