@@ -215,7 +215,7 @@ impl Backend for Cpu {
 
     fn store_rows(&mut self, x: Part<'_, Memory>, out: &mut Memory) {
         match out {
-            Memory::Kv(kv) => kv.store(&mut self.0, mat(&x), 0),
+            Memory::Kv(kv) => kv.fill(&mut self.0, mat(&x)),
             _ => panic!("keys and values are stored as such"),
         }
     }

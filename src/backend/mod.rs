@@ -176,7 +176,7 @@ pub trait Backend {
     fn head_norm(&mut self, x: PartMut<'_, Self::Memory>, gain: &Vector, eps: f32);
     /// Rotates the pairs (j, j + dim/2) of each head of `dim` columns, in place.
     fn rope(&mut self, x: PartMut<'_, Self::Memory>, dim: usize, angles: &Angles);
-    /// x as KV rows of the memory's kind, from its first row on.
+    /// x as keys or values of the memory's kind, which then holds no other rows.
     fn store_rows(&mut self, x: Part<'_, Self::Memory>, out: &mut Self::Memory);
     /// Softmax attention of token t over the rows `visible.runs[t]` of (cache, chunk); keys first, then values.
     fn attention(

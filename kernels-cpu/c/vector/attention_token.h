@@ -10,49 +10,56 @@
 
 /* What is asked for: keys or values of all heads. */
 typedef struct attend_ahead {
-    const char *at, *stop;           /* of the first head, as far as they lie together */
-    size_t turn, heads, here, apart; /* whose line is next, and bytes from `at` to it, and from head to head */
-    size_t row, end;                 /* of the sequence: those behind `stop` */
+    const char *at;     /* what is next */
+    const char *wrap;   /* where the heads' turn would end */
+    const char *stop;   /* where the rows that lie together end, of the first head */
+    size_t apart, span; /* bytes from head to head, 0 when all was asked for; of all heads */
+    size_t row, end;    /* of the sequence: those behind `stop` */
 } attend_ahead;
 
-HK_INLINE attend_ahead rows_ahead(const hk_attend *a, size_t row, size_t end) {
-    return (attend_ahead){.heads = a->kv_heads, .row = row, .end = end};
-}
-
-/* Goes on to the next run; none: false. */
-static __attribute__((noinline)) int next_run(attend_ahead *s, const hk_attend *a, int values) {
+/* Goes on to the next run. */
+static __attribute__((noinline)) void next_run(attend_ahead *s, const hk_attend *a, int values) {
     const hk_rows *run = a->runs;
-    size_t begin = 0;
-    for (; s->row < s->end; begin += run++->rows) {
+    for (size_t begin = 0; s->row < s->end; begin += run++->rows) {
         if (s->row >= begin + run->rows) continue;
         const size_t end = begin + run->rows < s->end ? begin + run->rows : s->end, dim = values ? a->value_dim : a->key_dim;
         s->at = kv_at(a->type, values ? run->v : run->k, (s->row - begin) * dim);
         s->stop = s->at + kv_bytes(a->type, (end - s->row) * dim);
         s->apart = kv_bytes(a->type, values ? run->v_apart : run->k_apart);
+        s->span = a->kv_heads * s->apart;
+        s->wrap = s->at + s->span;
         s->row = end;
-        return 1;
+        return;
     }
-    return 0;
+    s->at = (const char *)a->scratch; /* which is near */
+    s->wrap = NULL;
+    s->apart = 0;
 }
 
-/* The next `bytes`, a line or two, or NULL at the end. */
-HK_INLINE const char *next_ahead(attend_ahead *s, const hk_attend *a, int values, size_t bytes) {
-    if (s->at >= s->stop && !next_run(s, a, values)) return NULL;
-    const char *line = s->at + s->here;
-    s->here += s->apart;
-    if (++s->turn == s->heads) s->turn = s->here = 0, s->at += bytes;
-    return line;
+/* Rows from .. end. */
+HK_INLINE attend_ahead rows_ahead(const hk_attend *a, int values, size_t from, size_t end) {
+    attend_ahead s = {.row = from, .end = end};
+    next_run(&s, a, values);
+    return s;
+}
+
+HK_INLINE void step_ahead(attend_ahead *s, const hk_attend *a, int values, size_t bytes) {
+    s->at += s->apart;
+    if (s->at != s->wrap) return;
+    s->at += bytes - s->span;
+    s->wrap += bytes;
+    if (s->at >= s->stop) next_run(s, a, values);
 }
 
 /* As much as is used meanwhile. A line or two at a time: AMD's drop what is asked for faster than memory answers. */
 HK_INLINE void ask_ahead(attend_ahead *s, const hk_attend *a, int values, size_t bytes) {
-    const char *line = next_ahead(s, a, values, bytes);
-    if (line) prefetch_lines(line, bytes);
+    prefetch_lines(s->at, bytes);
+    step_ahead(s, a, values, bytes);
 }
 
 /* Brings nearer at once what there was no time to ask for. */
 HK_INLINE void touch(attend_ahead *s, const hk_attend *a, int values) {
-    for (const char *line; (line = next_ahead(s, a, values, 64));) (void)*(const volatile char *)line;
+    for (; s->apart > 0; step_ahead(s, a, values, 64)) (void)*(const volatile char *)s->at;
 }
 
 /* n < VF_LANES values, and zeros */
@@ -160,10 +167,10 @@ HK_INLINE void value_rows(const hk_attend *a, hk_type type, size_t n, const floa
 
 /* n: the queries of a head */
 HK_INLINE void attend_token_type(const hk_attend *a, hk_type type, size_t n) {
-    const size_t soon = a->from + ATTEND_AHEAD < a->soon ? a->from + ATTEND_AHEAD : a->soon;
-    attend_ahead keys = rows_ahead(a, soon, a->soon), values = keys, first = rows_ahead(a, a->begun ? soon : a->from, soon);
-    attend_ahead first_values = first;
-    touch(&first, a, 0);
+    const size_t soon = a->from + ATTEND_AHEAD < a->soon ? a->from + ATTEND_AHEAD : a->soon, first = a->begun ? soon : a->from;
+    attend_ahead keys = rows_ahead(a, 0, soon, a->soon), values = rows_ahead(a, 1, soon, a->soon);
+    attend_ahead first_keys = rows_ahead(a, 0, first, soon), first_values = rows_ahead(a, 1, first, soon);
+    touch(&first_keys, a, 0);
     for (size_t at = a->from, rows, place = 0; at < a->to; at += rows, place += a->tile_stride) {
         rows = tile_rows(a, at);
         attend_piece pieces[ATTEND_PIECES];
@@ -173,7 +180,7 @@ HK_INLINE void attend_token_type(const hk_attend *a, hk_type type, size_t n) {
                 for (size_t head = 0; head < a->kv_heads; head++) {
                     score_rows(a, type, n, head, kv_at(type, piece->k, head * piece->k_apart + r * a->key_dim),
                                piece->rows - r, &keys, a->scratch + head * n * HK_ATTEND_SCORES + piece->lane + r);
-                    for (size_t i = 0; i < VF_LANES; i++) ask_ahead(&first_values, a, 1, 64);
+                    for (size_t i = 0; first_values.apart > 0 && i < VF_LANES; i++) ask_ahead(&first_values, a, 1, 64);
                 }
         touch(&first_values, a, 1);
         for (size_t h = 0; h < a->kv_heads * n; h++) {

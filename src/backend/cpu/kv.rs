@@ -16,6 +16,7 @@ use crate::{
 
 /// Keys or values of all heads.
 pub struct Kv {
+    /// Room for them, of which the first `heads * rows * dim` are in use.
     values: Values,
     rows: usize,
     heads: usize,
@@ -45,10 +46,11 @@ impl Kv {
 
     /// As attention reads them.
     pub fn view(&self) -> KvRows<'_> {
+        let all = 0..self.rows * self.width();
         match &self.values {
-            Values::F16(values) => KvRows::F16(values),
-            Values::F32(values) => KvRows::F32(values),
-            Values::Q8_0(blocks) => KvRows::Q8_0(blocks),
+            Values::F16(values) => KvRows::F16(&values[all]),
+            Values::F32(values) => KvRows::F32(&values[all]),
+            Values::Q8_0(blocks) => KvRows::Q8_0(&blocks[bytes(all)]),
         }
     }
 
@@ -73,19 +75,31 @@ impl Kv {
         at(rows.start)..at(rows.end)
     }
 
+    /// x `[rows, heads * dim]` become the rows, all that there are: close together, however much room there is.
+    ///
+    /// # Panics
+    /// If there is not room for as many.
+    pub fn fill(&mut self, cpu: &mut Cpu, x: Mat<'_>) {
+        self.rows = x.rows();
+        self.store(cpu, x, 0);
+    }
+
     /// Rows `first..` become x `[rows, heads * dim]`.
     pub fn store(&mut self, cpu: &mut Cpu, x: Mat<'_>, first: usize) {
-        for head in 0..self.heads {
-            let part = x.columns(head * self.dim..(head + 1) * self.dim);
-            let span = self.span(head, first..first + x.rows());
+        assert!(first + x.rows() <= self.rows, "a cache of {} rows has no row {}", self.rows, first + x.rows() - 1);
+        // The heads of a single row lie side by side.
+        let (heads, dim) = if self.rows == 1 { (1, self.width()) } else { (self.heads, self.dim) };
+        for head in 0..heads {
+            let part = x.columns(head * dim..(head + 1) * dim);
+            let span = (head * self.rows + first) * dim..(head * self.rows + first + x.rows()) * dim;
             let row = |t: usize| part.row(t);
             match &mut self.values {
                 Values::F16(to) => cpu.to_f16(part, &mut to[span]),
-                Values::F32(to) => to[span].chunks_exact_mut(self.dim).enumerate().for_each(|(t, to)| {
+                Values::F32(to) => to[span].chunks_exact_mut(dim).enumerate().for_each(|(t, to)| {
                     to.copy_from_slice(row(t));
                 }),
                 Values::Q8_0(to) => {
-                    to[bytes(span)].chunks_exact_mut(Kind::Q8_0.size(self.dim)).enumerate().for_each(|(t, to)| {
+                    to[bytes(span)].chunks_exact_mut(Kind::Q8_0.size(dim)).enumerate().for_each(|(t, to)| {
                         encode_q8(row(t), to);
                     });
                 }
@@ -160,6 +174,10 @@ mod tests {
             let mut less = Kv::new(kind, 3, heads, dim).unwrap();
             less.copy(&kv, 3..5, 1);
             assert!(close(&less.load(3), &[&vec![0.0; row], &both[3 * row..5 * row]].concat()), "{kind:?}");
+            less.fill(&mut cpu, Mat::new(&x, 1, 2 * row, row, row));
+            assert!(close(&less.load(1), &x[2 * row..3 * row]), "{kind:?}");
+            less.fill(&mut cpu, Mat::new(&x, 3, row, row, row));
+            assert!(close(&less.load(3), &x[row..4 * row]), "{kind:?}");
             less.clear();
             assert!(less.load(3).iter().all(|&v| v == 0.0));
         }
