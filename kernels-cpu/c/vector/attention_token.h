@@ -46,7 +46,7 @@ HK_INLINE attend_ahead rows_ahead(const hk_attend *a, int values, size_t from, s
 HK_INLINE void step_ahead(attend_ahead *s, const hk_attend *a, int values, size_t bytes) {
     s->at += s->apart;
     if (s->at != s->wrap) return;
-    s->at += bytes - s->span;
+    s->at = s->at - s->span + bytes;
     s->wrap += bytes;
     if (s->at >= s->stop) next_run(s, a, values);
 }
