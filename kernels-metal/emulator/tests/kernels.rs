@@ -284,6 +284,18 @@ fn selective_scan() {
     }
 }
 
+/// Rows `[rows, heads, dim]` as the CPU keeps them: `[heads, rows, dim]`.
+fn by_head<T: Copy>(rows: &[T], heads: usize, dim: usize) -> Vec<T> {
+    (0..heads)
+        .flat_map(|head| rows.chunks(heads * dim).flat_map(move |row| &row[head * dim..][..dim]))
+        .copied()
+        .collect()
+}
+
+fn kv((values, bits): &(Vec<f32>, Vec<u16>), half: bool) -> cpu::KvRows<'_> {
+    if half { cpu::KvRows::F16(bits) } else { cpu::KvRows::F32(values) }
+}
+
 #[test]
 fn attention() {
     let mut rng = rng(7);
@@ -359,24 +371,19 @@ fn attention() {
                 };
                 m.gpu.attention(&args, out.view());
                 let got = m.read(&out);
-                let kv = |(values, bits): &'_ (Vec<f32>, Vec<u16>)| {
-                    // SAFETY: lives as long as the loop's body, which is all that uses it.
-                    unsafe {
-                        if half {
-                            cpu::KvRows::F16(std::slice::from_raw_parts(bits.as_ptr(), bits.len()))
-                        } else {
-                            cpu::KvRows::F32(std::slice::from_raw_parts(values.as_ptr(), values.len()))
-                        }
-                    }
+                let kept = |(values, bits): &(Vec<f32>, Vec<u16>), dim| {
+                    (by_head(values, kv_heads, dim), by_head(bits, kv_heads, dim))
                 };
+                let [ck, cv, k, v] =
+                    [(ck, key_dim), (cv, value_dim), (k, key_dim), (v, value_dim)].map(|(rows, dim)| kept(&rows, dim));
                 let args = cpu::Attention {
                     q: mat(&q, heads * key_dim),
                     heads,
                     kv_heads,
                     key_dim,
                     value_dim,
-                    cache: [kv(&ck), kv(&cv)],
-                    chunk: [kv(&k), kv(&v)],
+                    cache: [kv(&ck, half), kv(&cv, half)],
+                    chunk: [kv(&k, half), kv(&v, half)],
                     visible: &visible,
                     position: seen,
                 };
