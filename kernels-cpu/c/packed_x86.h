@@ -276,8 +276,8 @@ HK_INLINE void wide_tile(hk_type type, const uint8_t *w, size_t lanes, size_t co
 /* tokens from .. to; `groups` is constant in each call, and so are the tokens of a tile */
 HK_INLINE void packed_groups(hk_type type, const uint8_t *w, size_t groups, size_t lanes, size_t cols, const hk_act *x,
                              size_t from, size_t to, float *y, size_t y_stride, int accumulate) {
-    const uint8_t *at[PACKED_MOST] = {w, w + cols / HK_BLOCK * type_bytes(type)};
-    float *out[PACKED_MOST] = {y, y + HK_LANES};
+    const uint8_t *at[PACKED_MOST] = {w, w + (groups - 1) * (cols / HK_BLOCK * type_bytes(type))};
+    float *out[PACKED_MOST] = {y, y + (groups - 1) * HK_LANES};
 #define PACKED_TILE(n) packed_tile(type, at, groups, lanes, cols, 0, x, t, n, out, y_stride, accumulate)
     size_t t = from;
 #ifdef HK_DPBUSD_WIDE
@@ -343,13 +343,7 @@ static void matvec(hk_type type, const void *const w[HK_STREAMS], size_t rows, s
         AS(float_matvec, HK_F32)
         AS(float_matvec, HK_F16)
         AS(float_matvec, HK_BF16)
-        AS(packed_matvec, HK_Q8_0X8)
-        AS(packed_matvec, HK_Q4_0X8)
-        AS(packed_matvec, HK_Q4_1X8)
-        AS(packed_matvec, HK_Q5_0X8)
-        AS(packed_matvec, HK_Q5_1X8)
-        AS(packed_matvec, HK_IQ4_NLX8)
-        AS(packed_matvec, HK_MXFP4X8)
+        EACH_PACKED(AS, packed_matvec)
     default: break; /* blocks row after row: arithmetic, not memory, is their limit */
     }
 #undef AS

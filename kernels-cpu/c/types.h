@@ -7,6 +7,16 @@
 
 #define HK_LANES 8 /* rows that are interleaved in packed matrices */
 
+/* AS(product, type) for every type of packed matrix */
+#define EACH_PACKED(AS, product) \
+    AS(product, HK_Q8_0X8)       \
+    AS(product, HK_Q4_0X8)       \
+    AS(product, HK_Q4_1X8)       \
+    AS(product, HK_Q5_0X8)       \
+    AS(product, HK_Q5_1X8)       \
+    AS(product, HK_IQ4_NLX8)     \
+    AS(product, HK_MXFP4X8)
+
 static inline int is_packed(hk_type type) {
     return (type & HK_X8) != 0;
 }

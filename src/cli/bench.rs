@@ -140,7 +140,6 @@ pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
         ..SessionOptions::default()
     };
     let mut session = Session::new(&model, &options)?;
-    session.clear()?; // puts the meta state
     let opening = start.elapsed();
     let bar = if io::stderr().is_terminal() { ProgressBar::new(plan.steps()) } else { ProgressBar::hidden() };
     bar.set_style(ProgressStyle::with_template("{bar:20} {percent:>3} % {elapsed:>4}  {wide_msg}")?);

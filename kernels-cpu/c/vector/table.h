@@ -28,13 +28,7 @@ static void matmul(hk_type type, const void *w, size_t rows, size_t cols, const 
         AS(block_matmul, HK_Q5_1)
         AS(block_matmul, HK_IQ4_NL)
         AS(block_matmul, HK_MXFP4)
-        AS(packed_matmul, HK_Q8_0X8)
-        AS(packed_matmul, HK_Q4_0X8)
-        AS(packed_matmul, HK_Q4_1X8)
-        AS(packed_matmul, HK_Q5_0X8)
-        AS(packed_matmul, HK_Q5_1X8)
-        AS(packed_matmul, HK_IQ4_NLX8)
-        AS(packed_matmul, HK_MXFP4X8)
+        EACH_PACKED(AS, packed_matmul)
     }
 #undef AS
 }
