@@ -86,20 +86,17 @@ impl Kv {
 
     /// Rows `first..` become x `[rows, heads * dim]`.
     pub fn store(&mut self, cpu: &mut Cpu, x: Mat<'_>, first: usize) {
-        assert!(first + x.rows() <= self.rows, "a cache of {} rows has no row {}", self.rows, first + x.rows() - 1);
-        // The heads of a single row lie side by side.
-        let (heads, dim) = if self.rows == 1 { (1, self.width()) } else { (self.heads, self.dim) };
-        for head in 0..heads {
-            let part = x.columns(head * dim..(head + 1) * dim);
-            let span = (head * self.rows + first) * dim..(head * self.rows + first + x.rows()) * dim;
+        for head in 0..self.heads {
+            let part = x.columns(head * self.dim..(head + 1) * self.dim);
+            let span = self.span(head, first..first + x.rows());
             let row = |t: usize| part.row(t);
             match &mut self.values {
                 Values::F16(to) => cpu.to_f16(part, &mut to[span]),
-                Values::F32(to) => to[span].chunks_exact_mut(dim).enumerate().for_each(|(t, to)| {
+                Values::F32(to) => to[span].chunks_exact_mut(self.dim).enumerate().for_each(|(t, to)| {
                     to.copy_from_slice(row(t));
                 }),
                 Values::Q8_0(to) => {
-                    to[bytes(span)].chunks_exact_mut(Kind::Q8_0.size(dim)).enumerate().for_each(|(t, to)| {
+                    to[bytes(span)].chunks_exact_mut(Kind::Q8_0.size(self.dim)).enumerate().for_each(|(t, to)| {
                         encode_q8(row(t), to);
                     });
                 }
