@@ -8,11 +8,13 @@ pub mod backend;
 pub mod engine;
 mod error;
 pub mod format;
+pub mod import;
 pub mod limits;
 pub mod model;
 pub mod quant;
 pub mod sample;
 pub mod state;
+pub mod system;
 pub mod text;
 
 pub use error::{Error, Result};

@@ -6,8 +6,8 @@ mod common;
 use std::{num::NonZeroUsize, path::Path, sync::atomic::AtomicBool};
 
 use hymba::{
-    backend::Kind,
     engine::{Model, Session, SessionOptions, Timeline, generate::Steps},
+    format::CacheType,
     text::Tokenizer,
 };
 
@@ -68,7 +68,7 @@ fn chunks_and_the_stored_meta_state_change_no_bit() {
     let (input, mut ids) = (common::demo_of_any_depth(), demo().1);
     ids.truncate(common::much(600, 40)); // products of F32 are slowest there
     let folder = tempfile::tempdir().unwrap();
-    for (dtype, cache) in [("f32", Kind::F32), ("q4_0", Kind::F16), ("q8_0", Kind::Q8_0)] {
+    for (dtype, cache) in [("f32", CacheType::F32), ("q4_0", CacheType::F16), ("q8_0", CacheType::Q8_0)] {
         let file = folder.path().join(dtype);
         common::quantize(&input, &file, &["--type", dtype, "--rounding", "nearest"]);
         let model = Model::open(&file).unwrap();

@@ -299,7 +299,7 @@ fn a_context_that_is_too_long_for_the_memory() {
         assert!(stdout.is_empty());
     }
     // more than the machine has, where that is less than 70 GB
-    if hymba::backend::memory::available().is_some_and(|bytes| bytes < 70_000_000_000) {
+    if hymba::system::available_memory().is_some_and(|bytes| bytes < 70_000_000_000) {
         let long = ["run", "-q", "-n", "1", "Once", "-c", "16777216", "--cache-type", "f32"];
         fails(&mut hymba(long), 1, &["no memory for", "-c"]);
     }

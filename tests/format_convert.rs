@@ -13,10 +13,11 @@ use hymba::{
     engine::{Model, Session, SessionOptions},
     format::{
         DType,
+        codec::decode_row,
         gguf::{Gguf, Value},
     },
     model::{Config, forward::LayerView, tensors::meta_state_specs},
-    quant::{Calibration, Event, Gptq, Options, Rounding, Sample, Summary, convert, decode_row},
+    quant::{Calibration, Event, Gptq, Options, Rounding, Sample, Summary, convert},
     text::Tokenizer,
 };
 use regex::Regex;

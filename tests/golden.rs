@@ -11,9 +11,9 @@ use std::{
 };
 
 use hymba::{
-    backend::{Kind, cpu::Cpu, metal::Metal, timed::Timed},
+    backend::{cpu::Cpu, metal::Metal, timed::Timed},
     engine::{Model, Session, SessionOptions, compute_meta_state},
-    format::DType,
+    format::{CacheType, DType},
     quant::{Options, Recipe, Rounding, convert, mixture},
 };
 use regex::Regex;
@@ -114,7 +114,7 @@ impl Case {
 
 fn options(chunk: usize, stored_meta_state: bool) -> SessionOptions {
     let context = Some(2048);
-    SessionOptions { context, cache: Kind::F32, stored_meta_state, chunk, ..SessionOptions::default() }
+    SessionOptions { context, cache: CacheType::F32, stored_meta_state, chunk, ..SessionOptions::default() }
 }
 
 fn cases() -> Vec<Case> {

@@ -9,9 +9,8 @@ use std::{
 
 use common::{demo, fails, hymba, quantize, succeeds, text, write_again};
 use hymba::{
-    backend::Kind,
     engine::{Model, Session, SessionOptions, Timeline, compute_meta_state, generate::Steps},
-    format::{Blob, DType, gguf::Gguf},
+    format::{Blob, CacheType, DType, gguf::Gguf},
     model::Config,
     quant::{Options, Rounding, convert},
 };
@@ -29,7 +28,7 @@ fn converted(case: &str, dtype: DType, packed: bool, folder: &Path) -> PathBuf {
     file
 }
 
-fn options(cache: Kind) -> SessionOptions {
+fn options(cache: CacheType) -> SessionOptions {
     SessionOptions { context: Some(64), cache, ..SessionOptions::default() }
 }
 
@@ -66,7 +65,7 @@ fn what_is_not_finite_is_told_with_its_layer() {
             write_again(&bad, good.metadata.clone(), &file);
             // a vector is looked at when the file is opened
             let told = Model::open(&file).and_then(|model| {
-                Session::new(&model, &options(Kind::F16))?.prefill(&[3, 1, 4, 1, 5], &GO_ON).map(<[f32]>::to_vec)
+                Session::new(&model, &options(CacheType::F16))?.prefill(&[3, 1, 4, 1, 5], &GO_ON).map(<[f32]>::to_vec)
             });
             let what = format!("{case}, {dtype}, {}", tensor.name);
             let said = told.map(|_| ()).expect_err(&what).to_string();
@@ -112,12 +111,12 @@ fn values_too_large_for_the_cache_get_a_wider_one() {
             let told = timeline.taken_over().map(ToString::to_string);
             (logits, told, timeline.session().fallback().is_some(), timeline.session().cache_type())
         };
-        let (want, ..) = read(Kind::F32);
-        let (got, told, fallback, kind) = read(Kind::F16);
+        let (want, ..) = read(CacheType::F32);
+        let (got, told, fallback, kind) = read(CacheType::F16);
         assert!(got == want, "{case}");
-        assert!(fallback && kind == Kind::F32 && told.is_some() != meta_tokens, "{case}: {told:?}");
+        assert!(fallback && kind == CacheType::F32 && told.is_some() != meta_tokens, "{case}: {told:?}");
         if !meta_tokens {
-            let mut session = Session::new(&model, &options(Kind::F16)).unwrap();
+            let mut session = Session::new(&model, &options(CacheType::F16)).unwrap();
             let said = session.prefill(&[3, 1], &GO_ON).unwrap_err().to_string();
             assert!(said.contains("layer 0") && said.contains("--cache-type f32"), "{said}");
         }

@@ -17,13 +17,13 @@ use std::{
 use common::much;
 use hymba::{
     Error,
-    backend::{Kind, cpu::Cpu, metal::Metal, timed::Timed},
+    backend::{cpu::Cpu, metal::Metal, timed::Timed},
     engine::{
         Machine, Model, Session, SessionOptions, Timeline,
         generate::Steps,
         timeline::{Step, Watch, decoded, passes, prefilled},
     },
-    format::DType,
+    format::{CacheType, DType},
     model::forward::Rule,
     quant::{Options, convert},
 };
@@ -95,14 +95,14 @@ fn demo() -> Model {
     Model::open(Path::new(&common::demo_of_any_depth())).unwrap()
 }
 
-fn session(model: &Model, context: usize, cache: Kind, threads: usize) -> Session<'_> {
+fn session(model: &Model, context: usize, cache: CacheType, threads: usize) -> Session<'_> {
     let options =
         SessionOptions { context: Some(context), cache, threads: threads.try_into().ok(), ..SessionOptions::default() };
     Session::new(model, &options).unwrap()
 }
 
 /// The logits after `steps`, read by a new session.
-fn replayed(model: &Model, context: usize, cache: Kind, steps: &[Step]) -> Vec<f32> {
+fn replayed(model: &Model, context: usize, cache: CacheType, steps: &[Step]) -> Vec<f32> {
     let mut session = session(model, context, cache, 1);
     let mut logits = Vec::new();
     for pass in passes(steps) {
@@ -123,7 +123,7 @@ struct Way {
 }
 
 /// What a person may do, at random: turns, undo, branch, switch, save, load, interrupt.
-fn walk(model: &Model, context: usize, cache: Kind, budget: usize, seed: u64, moves: usize, folder: &Path) {
+fn walk(model: &Model, context: usize, cache: CacheType, budget: usize, seed: u64, moves: usize, folder: &Path) {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let vocab = model.config().vocab as u32;
     let ids = |rng: &mut ChaCha8Rng, n: usize| (0..n).map(|_| rng.random_range(0..vocab)).collect::<Vec<u32>>();
@@ -203,7 +203,9 @@ fn every_way_ends_where_a_replay_ends() {
     for (case, contexts) in [("tiny-a", [300, 200]), ("tiny-b", [150, 12])] {
         let model = Model::open(&golden(case, folder.path())).unwrap();
         for context in contexts {
-            for (seed, cache, budget) in [(1, Kind::F16, 1 << 30), (2, Kind::F32, 400_000), (3, Kind::F16, 0)] {
+            for (seed, cache, budget) in
+                [(1, CacheType::F16, 1 << 30), (2, CacheType::F32, 400_000), (3, CacheType::F16, 0)]
+            {
                 walk(&model, context, cache, budget, seed, much(100, 15), folder.path());
             }
         }
@@ -213,7 +215,7 @@ fn every_way_ends_where_a_replay_ends() {
 #[test]
 fn the_demo_too() {
     let folder = tempfile::tempdir().unwrap();
-    for cache in [Kind::F16, Kind::Q8_0] {
+    for cache in [CacheType::F16, CacheType::Q8_0] {
         walk(&demo(), 400, cache, 256 << 20, 1, much(12, 4), folder.path());
     }
 }
@@ -224,7 +226,7 @@ fn marks_save_evaluations() {
     let model = demo();
     let ids: Vec<u32> = (3..200).collect();
     for (budget, costs) in [(256 << 20, 0), (0, 150)] {
-        let mut timeline = Timeline::new(session(&model, 400, Kind::F16, 2), budget);
+        let mut timeline = Timeline::new(session(&model, 400, CacheType::F16, 2), budget);
         let way: Vec<Step> = prefilled(&ids[..150]).chain(prefilled(&ids[150..])).collect();
         timeline.go(&way[..150], &watch(&GO_ON)).unwrap();
         timeline.mark().unwrap();
@@ -255,13 +257,13 @@ fn a_long_session_comes_back_at_once() {
     let mut way: Vec<Step> = prefilled(&ids).collect();
     way[long - much(200, 20)..].iter_mut().for_each(|step| *step = decoded(step.id));
 
-    let mut stayed = Timeline::new(session(&model, context, Kind::F16, 2), 0);
+    let mut stayed = Timeline::new(session(&model, context, CacheType::F16, 2), 0);
     let start = Instant::now();
     stayed.go(&way, &watch(&GO_ON)).unwrap();
     let recomputed = start.elapsed();
     stayed.save(&file, &(), false).unwrap();
 
-    let mut back = Timeline::new(session(&model, context, Kind::F16, 2), 0);
+    let mut back = Timeline::new(session(&model, context, CacheType::F16, 2), 0);
     // the machine is shared: the best of three
     let restored = (0..3).fold(Duration::MAX, |best, _| {
         let start = Instant::now();
@@ -290,15 +292,15 @@ fn files_that_do_not_belong_here_change_nothing() {
         timeline.go(&way, &watch(&GO_ON)).unwrap();
         timeline.save(file, &"more", true).unwrap();
     };
-    made(&model, 20, Kind::F16, &path("good"));
-    made(&model, 20, Kind::F32, &path("f32"));
-    made(&other, 20, Kind::F16, &path("other"));
+    made(&model, 20, CacheType::F16, &path("good"));
+    made(&model, 20, CacheType::F32, &path("f32"));
+    made(&other, 20, CacheType::F16, &path("other"));
     let mut damaged = fs::read(path("good")).unwrap();
     let middle = damaged.len() / 2;
     damaged[middle] ^= 1;
     fs::write(path("damaged"), &damaged).unwrap();
 
-    let mut timeline = Timeline::new(session(&model, 4, Kind::F16, 1), 1 << 20);
+    let mut timeline = Timeline::new(session(&model, 4, CacheType::F16, 1), 1 << 20);
     timeline.go(&way[..3], &watch(&GO_ON)).unwrap();
     let before = timeline.logits().to_vec();
     for (name, says) in [
@@ -313,7 +315,7 @@ fn files_that_do_not_belong_here_change_nothing() {
         assert!(said.contains(name) && said.contains(says), "{said}");
         assert!(timeline.steps() == &way[..3] && timeline.logits() == before);
     }
-    let mut timeline = Timeline::new(session(&model, 5, Kind::F16, 1), 1 << 20);
+    let mut timeline = Timeline::new(session(&model, 5, CacheType::F16, 1), 1 << 20);
     assert_eq!(timeline.load(&path("good"), |more: String, _| Ok(more)).unwrap(), "more");
     assert_eq!(timeline.steps(), way);
 }
@@ -325,7 +327,7 @@ fn the_1_5b_shape_goes_back_at_once() {
     let file = folder.path().join("random.gguf");
     hymba::quant::random_checkpoint("hymba-1.5b", DType::Q4_0, &file, &mut meta_state).unwrap();
     let model = Model::open(&file).unwrap();
-    let mut timeline = Timeline::new(session(&model, 1400, Kind::F16, 2), 256_000_000);
+    let mut timeline = Timeline::new(session(&model, 1400, CacheType::F16, 2), 256_000_000);
     // longer than the window, so that there is as much to copy as there ever is
     let way: Vec<Step> = prefilled(&(0..1100).collect::<Vec<_>>()).collect();
     timeline.go(&way, &watch(&GO_ON)).unwrap();
@@ -363,7 +365,7 @@ fn the_cpu_takes_over_from_a_lost_gpu() {
         let fails = Arc::new(AtomicBool::new(false));
         let device = Box::new(Failing { inner: hymba_metal_emulator::device(), fails: fails.clone() });
         let metal = Metal::new(device, model.weights(), model.config()).unwrap();
-        let options = SessionOptions { context: Some(64), cache: Kind::F32, machine, ..SessionOptions::default() };
+        let options = SessionOptions { context: Some(64), cache: CacheType::F32, machine, ..SessionOptions::default() };
         let gpu = Timed::new(Cpu::new(NonZeroUsize::MIN), Some(metal));
         let mut timeline = Timeline::new(Session::on(&model, &options, gpu).unwrap(), usize::MAX);
         timeline.go(&aside, &watch(&GO_ON)).unwrap();
@@ -383,11 +385,11 @@ fn the_cpu_takes_over_from_a_lost_gpu() {
         assert!(timeline.taken_over().is_some_and(|why| why.to_string().contains("taken away")));
         assert!(timeline.taken_over().is_none() && timeline.session().gpu().is_none());
         assert_eq!(timeline.steps(), steps);
-        assert_eq!(timeline.logits(), replayed(&model, 64, Kind::F32, &steps));
+        assert_eq!(timeline.logits(), replayed(&model, 64, CacheType::F32, &steps));
         for way in [begin, &aside] {
             timeline.unshelve("aside");
             timeline.go(way, &watch(&GO_ON)).unwrap();
-            assert_eq!(timeline.logits(), replayed(&model, 64, Kind::F32, way));
+            assert_eq!(timeline.logits(), replayed(&model, 64, CacheType::F32, way));
         }
     }
 }

@@ -8,11 +8,11 @@ use hymba::{
         cpu::{Cpu, Memory},
     },
     format::{
-        Blob, DType,
+        Blob, DType, Matrix,
+        codec::{BLOCK, Block, decode_row, encode_row},
         packed::{GROUP, Packing, pack, unpack, unpack_row},
     },
-    model::Matrix,
-    quant::{BLOCK, Block, decode_row, encode_row, recode},
+    quant::recode,
 };
 
 thread_local! {

@@ -5,7 +5,8 @@ use std::{fs, sync::atomic::AtomicBool};
 
 use hymba::{
     engine::{Model, compute_meta_state},
-    format::{DType, hf::Folder},
+    format::DType,
+    import::Folder,
     model::{Activation, Config, tensors::specs},
     quant::{Options, Rounding, convert},
 };

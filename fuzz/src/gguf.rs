@@ -1,8 +1,7 @@
 //! A GGUF file: everything that `hymba inspect --tensors` reads of it.
 
 use hymba::{
-    backend::Kind,
-    format::{Blob, gguf::Gguf},
+    format::{Blob, CacheType, gguf::Gguf},
     model::{Config, Weights, plan::Plan},
     sample::Params,
 };
@@ -20,8 +19,8 @@ pub fn read(data: &[u8]) -> bool {
     let Ok(config) = Config::from_metadata(&gguf.metadata, &gguf.file) else { return false };
     let plan = Plan::new(&config);
     for tokens in [0, 1024, 32768] {
-        assert!(plan.kv_bytes(tokens, Kind::F16) >= plan.windowed_kv_bytes(tokens, Kind::F16));
-        plan.read_bytes(tokens, Kind::F16);
+        assert!(plan.kv_bytes(tokens, CacheType::F16) >= plan.windowed_kv_bytes(tokens, CacheType::F16));
+        plan.read_bytes(tokens, CacheType::F16);
     }
     Weights::from_gguf(&gguf, &config).is_ok_and(|weights| weights.macs_per_token() > 0) && params.is_ok()
 }

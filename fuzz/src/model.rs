@@ -4,10 +4,10 @@
 use std::sync::atomic::AtomicBool;
 
 use hymba::{
-    backend::Kind,
     engine::{Model, Session, SessionOptions},
     format::{
-        Blob, DType,
+        Blob, CacheType, DType,
+        codec::encode_row,
         gguf::{Gguf, Layout, Metadata, Value},
         packed::{GROUP, Packing, pack},
     },
@@ -15,7 +15,6 @@ use hymba::{
         Activation, Config,
         tensors::{Role, meta_state_specs, specs},
     },
-    quant::encode_row,
     sample::{Params, Sampler},
 };
 
@@ -202,7 +201,7 @@ fn talk(model: &Model, s: &mut Source<'_>) -> hymba::Result<()> {
     let options = SessionOptions {
         context: Some(12 - s.below(12)),
         threads: 1.try_into().ok(),
-        cache: s.pick(&Kind::ALL),
+        cache: s.pick(&CacheType::ALL),
         stored_meta_state: !s.flag(),
         chunk: s.pick(&[256, 1, 3]),
         ..SessionOptions::default()

@@ -6,14 +6,13 @@ use std::{
 };
 
 use hymba::{
-    backend::Kind,
     engine::{
         Conversation, Model, Session, SessionOptions, Timeline,
         conversation::{Listener, Options, Overflow, Saved},
         generate::Steps,
         timeline::Watch,
     },
-    format::{Blob, gguf::Gguf},
+    format::{Blob, CacheType, gguf::Gguf},
     sample::{Params, Sampler},
     state::image_bytes,
     text::{Template, Tokenizer},
@@ -81,7 +80,7 @@ fn file(data: &[u8]) -> Vec<u8> {
 }
 
 fn payload_bytes(header: &Value) -> Option<usize> {
-    let kind = Kind::ALL.into_iter().find(|kind| Some(kind.name()) == header["cache_type"].as_str())?;
+    let kind = CacheType::ALL.into_iter().find(|kind| Some(kind.name()) == header["cache_type"].as_str())?;
     let tokens = header["steps"]["ids"].as_array()?.len();
     let marks = header["marks"].as_array()?;
     let logits = if tokens > 0 { 4 * MODEL.0.config().vocab } else { 0 };

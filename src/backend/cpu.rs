@@ -8,11 +8,11 @@ use bytemuck::allocation::try_zeroed_vec;
 use hymba_kernels_cpu::{Attention, Conv, KvRows, Mat, MatMut, Scan, Weight, WeightType};
 
 use self::kv::Kv;
-use super::{Angles, Backend, Heads, Kind, Part, PartMut, ScanInput, Visible, metal::Shared};
+use super::{Angles, Backend, Heads, KvSpan, Part, PartMut, ScanInput, Visible, metal::Shared};
 use crate::{
     Error, Result,
-    format::{DType, packed::Packing},
-    model::{Matrix, Vector, weights::Layer},
+    format::{CacheType, DType, Matrix, Vector, packed::Packing},
+    model::weights::Layer,
 };
 
 const GPUS: &str = "the CPU is given a GPU's memory";
@@ -131,10 +131,10 @@ impl Backend for Cpu {
     type Memory = Memory;
 
     fn zeros(&self, len: usize) -> Result<Memory> {
-        try_zeroed_vec(len).map(Memory::F32).map_err(|()| no_memory(Kind::F32.size(len)))
+        try_zeroed_vec(len).map(Memory::F32).map_err(|()| no_memory(CacheType::F32.size(len)))
     }
 
-    fn kv_rows(&self, kind: Kind, rows: usize, heads: usize, dim: usize) -> Result<Memory> {
+    fn kv_rows(&self, kind: CacheType, rows: usize, heads: usize, dim: usize) -> Result<Memory> {
         let bytes = kind.size(rows.saturating_mul(heads * dim));
         Kv::new(kind, rows, heads, dim).map(Memory::Kv).ok_or_else(|| no_memory(bytes))
     }
@@ -229,6 +229,9 @@ impl Backend for Cpu {
         visible: Visible<'_>,
         out: PartMut<'_, Memory>,
     ) {
+        let span = |s: KvSpan| hymba_kernels_cpu::Run { chunk: s.chunk, first: s.first, rows: s.rows };
+        let position = visible.position;
+        let visible: Vec<_> = visible.spans.iter().map(|spans| spans.map(span)).collect();
         let args = Attention {
             q: mat(&q),
             heads: heads.query,
@@ -237,8 +240,8 @@ impl Backend for Cpu {
             value_dim: heads.value_dim,
             cache: cache.map(Memory::rows),
             chunk: chunk.map(Memory::rows),
-            visible: visible.runs,
-            position: visible.position,
+            visible: &visible,
+            position,
         };
         self.0.attention(&args, mat_mut(out));
     }

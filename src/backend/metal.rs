@@ -13,11 +13,11 @@ use half::f16;
 pub use hymba_kernels_metal::system::names;
 use hymba_kernels_metal::{Attention, Buffer, Conv, Device, DeviceError, Format, Gpu, Scan, View, Weight, system};
 
-use super::{Angles, Backend, Heads, Kind, Part, PartMut, Run, ScanInput, Visible, cpu::Memory};
+use super::{Angles, Backend, Heads, KvSpan, Part, PartMut, ScanInput, Visible, cpu::Memory};
 use crate::{
     Error, Result,
-    format::{Blob, DType, packed::Packing},
-    model::{Config, Matrix, Vector, Weights, weights::Layer},
+    format::{Blob, CacheType, DType, Matrix, Vector, packed::Packing},
+    model::{Config, Weights, weights::Layer},
 };
 
 /// The default GPU of this machine.
@@ -35,7 +35,7 @@ fn failed(error: DeviceError) -> Error {
 /// Values in memory that the CPU and the GPU share.
 pub struct Shared {
     buffer: Buffer,
-    kind: Kind,
+    kind: CacheType,
     len: usize,
     /// Is the GPU at work?
     busy: Arc<AtomicBool>,
@@ -49,7 +49,7 @@ impl Shared {
     /// # Panics
     /// If they are not F32, or the GPU is at work.
     pub fn f32(&self) -> &[f32] {
-        assert!(self.kind == Kind::F32, "activations are f32");
+        assert!(self.kind == CacheType::F32, "activations are f32");
         assert!(!self.busy.load(Ordering::Relaxed), "the GPU is still at work");
         // SAFETY: the buffer has room for as many; the GPU is done, and operations that write it borrow it mutably.
         unsafe { std::slice::from_raw_parts(self.buffer.contents().cast(), self.len) }
@@ -95,7 +95,7 @@ impl Metal {
         &mut self.gpu
     }
 
-    fn allocate(&self, kind: Kind, len: usize) -> Result<Memory> {
+    fn allocate(&self, kind: CacheType, len: usize) -> Result<Memory> {
         let buffer = self.gpu.allocate(kind.size(len)).map_err(failed)?;
         Ok(Memory::Shared(Shared { buffer, kind, len, busy: self.busy.clone() }))
     }
@@ -144,11 +144,11 @@ impl Backend for Metal {
     type Memory = Memory;
 
     fn zeros(&self, len: usize) -> Result<Memory> {
-        self.allocate(Kind::F32, len)
+        self.allocate(CacheType::F32, len)
     }
 
-    fn kv_rows(&self, kind: Kind, rows: usize, heads: usize, dim: usize) -> Result<Memory> {
-        if kind == Kind::Q8_0 {
+    fn kv_rows(&self, kind: CacheType, rows: usize, heads: usize, dim: usize) -> Result<Memory> {
+        if kind == CacheType::Q8_0 {
             let what = "a KV cache of type q8_0 is the CPU's alone: take --cache-type f16, or --backend cpu";
             return Err(Error::Request(what.into()));
         }
@@ -167,12 +167,12 @@ impl Backend for Metal {
         // SAFETY: the values fit, the GPU is done, and the memory is borrowed mutably.
         unsafe {
             match to.kind {
-                Kind::F32 => std::ptr::copy_nonoverlapping(values.as_ptr(), start.cast(), values.len()),
-                Kind::F16 => {
+                CacheType::F32 => std::ptr::copy_nonoverlapping(values.as_ptr(), start.cast(), values.len()),
+                CacheType::F16 => {
                     let to = std::slice::from_raw_parts_mut(start.cast::<f16>(), values.len());
                     to.iter_mut().zip(values).for_each(|(to, v)| *to = f16::from_f32(*v));
                 }
-                Kind::Q8_0 => unreachable!("{REFUSED}"),
+                CacheType::Q8_0 => unreachable!("{REFUSED}"),
             }
         }
     }
@@ -182,13 +182,13 @@ impl Backend for Metal {
         let from = shared(memory);
         assert!(len <= from.len, "a download reaches beyond the end of its memory");
         match from.kind {
-            Kind::F32 => from.f32()[..len].to_vec(),
-            Kind::F16 => {
+            CacheType::F32 => from.f32()[..len].to_vec(),
+            CacheType::F16 => {
                 // SAFETY: as many values are there, the GPU is done, and nobody writes borrowed memory.
                 let values = unsafe { std::slice::from_raw_parts(from.buffer.contents().cast::<f16>(), len) };
                 values.iter().map(|v| v.to_f32()).collect()
             }
-            Kind::Q8_0 => unreachable!("{REFUSED}"),
+            CacheType::Q8_0 => unreachable!("{REFUSED}"),
         }
     }
 
@@ -237,7 +237,7 @@ impl Backend for Metal {
 
     fn store_rows(&mut self, x: Part<'_, Memory>, out: &mut Memory) {
         let out = shared(out);
-        self.gpu().store_rows(view(&x), &out.buffer, out.kind == Kind::F16);
+        self.gpu().store_rows(view(&x), &out.buffer, out.kind == CacheType::F16);
     }
 
     fn attention(
@@ -249,13 +249,13 @@ impl Backend for Metal {
         visible: Visible<'_>,
         out: PartMut<'_, Memory>,
     ) {
-        let run = |r: Run| hymba_kernels_metal::Run {
+        let span = |r: KvSpan| hymba_kernels_metal::Run {
             first: r.first as u32,
             rows: r.rows as u32,
             chunk: u32::from(r.chunk),
             unused: 0,
         };
-        let visible: Vec<_> = visible.runs.iter().map(|runs| runs.map(run)).collect();
+        let visible: Vec<_> = visible.spans.iter().map(|spans| spans.map(span)).collect();
         let args = Attention {
             q: view(&q),
             heads: heads.query,
@@ -264,7 +264,7 @@ impl Backend for Metal {
             value_dim: heads.value_dim,
             cache: cache.map(|m| &shared(m).buffer),
             chunk: chunk.map(|m| &shared(m).buffer),
-            half: shared(cache[0]).kind == Kind::F16,
+            half: shared(cache[0]).kind == CacheType::F16,
             visible: &visible,
         };
         self.gpu().attention(&args, view_mut(&out));

@@ -2,7 +2,6 @@
 //! [`cpu`] is one, [`metal`] another; the model is written once for all of them.
 
 pub mod cpu;
-pub mod memory;
 pub mod metal;
 pub mod timed;
 pub mod watched;
@@ -11,54 +10,8 @@ use std::time::Duration;
 
 use crate::{
     Result,
-    format::DType,
-    model::{Matrix, Vector},
+    format::{CacheType, Matrix, Vector},
 };
-
-/// How memory holds its values.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Kind {
-    /// 16-bit floats: the KV cache, unless asked otherwise.
-    #[default]
-    F16,
-    /// 32-bit floats: activations, conv and SSM state.
-    F32,
-    /// Blocks of 32 signed bytes with a scale: a KV cache of half the size.
-    Q8_0,
-}
-
-impl Kind {
-    /// All of them.
-    pub const ALL: [Self; 3] = [Self::F16, Self::F32, Self::Q8_0];
-
-    /// The name that the user gives it.
-    pub fn name(self) -> &'static str {
-        self.dtype().name()
-    }
-
-    /// The same number type in a file.
-    pub fn dtype(self) -> DType {
-        match self {
-            Self::F16 => DType::F16,
-            Self::F32 => DType::F32,
-            Self::Q8_0 => DType::Q8_0,
-        }
-    }
-
-    /// The largest magnitude that it can hold, of whichever value of a block.
-    pub fn limit(self) -> f32 {
-        match self {
-            Self::F16 => 65504.0,
-            Self::F32 => f32::MAX,
-            Self::Q8_0 => 127.0 * 65504.0,
-        }
-    }
-
-    /// Bytes of `values` values, whole blocks of them.
-    pub fn size(self, values: usize) -> usize {
-        (values / self.dtype().block_len()).saturating_mul(self.dtype().block_bytes())
-    }
-}
 
 /// Some columns of some rows of a matrix in memory `M`; a row is a token.
 pub struct Part<'a, M> {
@@ -88,14 +41,22 @@ pub struct PartMut<'a, M> {
     pub stride: usize,
 }
 
-/// A run of KV rows that a token sees; see [`crate::state::KvLayout::visible`].
-pub use hymba_kernels_cpu::Run;
+/// A span of KV rows that a token sees.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KvSpan {
+    /// Whether the rows are the chunk's own, or the cache's.
+    pub chunk: bool,
+    /// The first row.
+    pub first: usize,
+    /// Number of rows; 0: the span is empty.
+    pub rows: usize,
+}
 
 /// The KV rows that the tokens of a chunk see.
 #[derive(Clone, Copy)]
 pub struct Visible<'a> {
-    /// For each token, runs in order of position.
-    pub runs: &'a [[Run; 4]],
+    /// For each token, spans in order of position.
+    pub spans: &'a [[KvSpan; 4]],
     /// The position of the chunk's first token.
     pub position: usize,
 }
@@ -146,7 +107,7 @@ pub trait Backend {
     fn zeros(&self, len: usize) -> Result<Self::Memory>;
     /// Room for keys or values, `[rows, heads, dim]` to whoever writes or reads rows of it, in the order that suits the
     /// machine; zeros. A clear error if there is no room.
-    fn kv_rows(&self, kind: Kind, rows: usize, heads: usize, dim: usize) -> Result<Self::Memory>;
+    fn kv_rows(&self, kind: CacheType, rows: usize, heads: usize, dim: usize) -> Result<Self::Memory>;
     /// Sets all values to zero.
     fn clear(&mut self, memory: &mut Self::Memory);
     /// Writes `values` from value `at` on, rounded to the memory's kind; whole rows of keys or values.
@@ -178,7 +139,7 @@ pub trait Backend {
     fn rope(&mut self, x: PartMut<'_, Self::Memory>, dim: usize, angles: &Angles);
     /// x as keys or values of the memory's kind, which then holds no other rows.
     fn store_rows(&mut self, x: Part<'_, Self::Memory>, out: &mut Self::Memory);
-    /// Softmax attention of token t over the rows `visible.runs[t]` of (cache, chunk); keys first, then values.
+    /// Softmax attention of token t over the rows `visible.spans[t]` of (cache, chunk); keys first, then values.
     fn attention(
         &mut self,
         heads: Heads,

@@ -3,13 +3,14 @@
 use std::time::{Duration, Instant};
 
 use super::{
-    Angles, Backend, Heads, Kind, Part, PartMut, ScanInput, Visible,
+    Angles, Backend, Heads, Part, PartMut, ScanInput, Visible,
     cpu::{Cpu, Memory},
     metal::Metal,
 };
 use crate::{
     Result,
-    model::{Matrix, Vector, weights::Layer},
+    format::{CacheType, Matrix, Vector},
+    model::weights::Layer,
 };
 
 /// What time is spent on.
@@ -119,7 +120,7 @@ impl Backend for Timed {
         self.inner().zeros(len)
     }
 
-    fn kv_rows(&self, kind: Kind, rows: usize, heads: usize, dim: usize) -> Result<Memory> {
+    fn kv_rows(&self, kind: CacheType, rows: usize, heads: usize, dim: usize) -> Result<Memory> {
         self.inner().kv_rows(kind, rows, heads, dim)
     }
 

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use super::{Angles, Backend, Heads, Kind, Part, PartMut, ScanInput, Visible};
+use super::{Angles, Backend, Heads, Part, PartMut, ScanInput, Visible};
 use crate::{
     Result,
-    model::{Matrix, Vector, weights::Layer},
+    format::{CacheType, Matrix, Vector},
+    model::weights::Layer,
 };
 
 /// Sees the matrix of a product, and its inputs `[tokens, cols]`, before it is computed.
@@ -42,7 +43,7 @@ impl<B: Backend> Backend for Watched<'_, B> {
         self.inner.zeros(len)
     }
 
-    fn kv_rows(&self, kind: Kind, rows: usize, heads: usize, dim: usize) -> Result<Self::Memory> {
+    fn kv_rows(&self, kind: CacheType, rows: usize, heads: usize, dim: usize) -> Result<Self::Memory> {
         self.inner.kv_rows(kind, rows, heads, dim)
     }
 

@@ -16,9 +16,8 @@ use std::{
 use anyhow::Context;
 use clap::{ValueEnum, builder::PossibleValuesParser};
 use hymba::{
-    backend::Kind,
     engine::{Model, Session, SessionOptions, compute_meta_state},
-    format::DType,
+    format::{CacheType, DType},
     quant::{SHAPES, random_checkpoint},
     state::MetaState,
 };
@@ -75,7 +74,7 @@ pub struct Args {
     repeat: usize,
     /// Number type of the KV cache
     #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = cache_type())]
-    cache_type: Kind,
+    cache_type: CacheType,
     /// Tell where the time goes, by operation, too
     #[arg(long)]
     profile: bool,

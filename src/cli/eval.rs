@@ -12,7 +12,7 @@ use std::{
     sync::{Arc, atomic::AtomicBool},
 };
 
-use hymba::{backend::Kind, engine::SessionOptions};
+use hymba::{engine::SessionOptions, format::CacheType};
 
 use super::{
     model::ModelArgs,
@@ -57,7 +57,7 @@ struct MachineArgs {
     threads: Option<usize>,
     /// How keys and values are stored; f32 adds nothing to the weights' own rounding
     #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = cache_type())]
-    cache_type: Kind,
+    cache_type: CacheType,
 }
 
 impl MachineArgs {

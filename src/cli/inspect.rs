@@ -9,9 +9,8 @@ use std::{
 };
 
 use hymba::{
-    backend::Kind,
     format::{
-        DType,
+        CacheType, DType,
         gguf::{Gguf, Metadata, Strings, Tensor, Value},
     },
     model::{Activation, Config, plan::Plan},
@@ -243,8 +242,8 @@ impl Cache {
     fn new(plan: &Plan, tokens: usize) -> Self {
         Self {
             text_tokens: tokens,
-            windowed_kv_bytes: plan.windowed_kv_bytes(tokens, Kind::default()),
-            global_kv_bytes: plan.global_kv_bytes(tokens, Kind::default()),
+            windowed_kv_bytes: plan.windowed_kv_bytes(tokens, CacheType::default()),
+            global_kv_bytes: plan.global_kv_bytes(tokens, CacheType::default()),
             state_bytes: plan.state_bytes(),
         }
     }

@@ -8,8 +8,8 @@ use std::{
 use anyhow::Context;
 use clap::builder::{PossibleValuesParser, RangedI64ValueParser, TypedValueParser};
 use hymba::{
-    backend::Kind,
     engine::{Machine, Model, Session, SessionOptions, machines},
+    format::CacheType,
     limits,
     sample::{Params, Setting},
 };
@@ -29,7 +29,7 @@ pub struct SessionArgs {
     pub threads: Option<usize>,
     /// Number type of the KV cache
     #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = cache_type())]
-    pub cache_type: Kind,
+    pub cache_type: CacheType,
     /// What to compute with; auto: the GPU of a Mac if it has one that can, else the CPU
     #[arg(long, value_name = "NAME", default_value = "auto", value_parser = backend())]
     pub backend: Machine,
@@ -44,9 +44,9 @@ pub fn count() -> RangedI64ValueParser<usize> {
 }
 
 /// The types a KV cache can have.
-pub fn cache_type() -> impl TypedValueParser<Value = Kind> {
-    let kind = |name: String| Kind::ALL.into_iter().find(|kind| kind.name() == name).unwrap_or_default();
-    PossibleValuesParser::new(Kind::ALL.map(Kind::name)).map(kind)
+pub fn cache_type() -> impl TypedValueParser<Value = CacheType> {
+    let kind = |name: String| CacheType::ALL.into_iter().find(|kind| kind.name() == name).unwrap_or_default();
+    PossibleValuesParser::new(CacheType::ALL.map(CacheType::name)).map(kind)
 }
 
 fn backend() -> impl TypedValueParser<Value = Machine> {

@@ -5,10 +5,10 @@ use std::{path::Path, sync::OnceLock};
 use crate::{
     Result,
     format::{
-        Blob,
+        Blob, Matrix,
         gguf::{Gguf, Metadata},
     },
-    model::{Config, Matrix, Plan, Weights},
+    model::{Config, Plan, Weights},
     state::MetaState,
 };
 

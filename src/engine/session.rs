@@ -11,14 +11,14 @@ use super::Model;
 use crate::{
     Error, Result,
     backend::{
-        Kind,
         cpu::{Cpu, Memory},
-        memory,
         metal::{self, Metal},
         timed::{Profile, Timed},
     },
+    format::CacheType,
     model::forward::{self, LayerView, Pass, Rule, Scratch, forward},
     state::{MetaState, Snapshot, State, image_bytes},
+    system,
 };
 
 /// A point in a session's text to come back to.
@@ -57,7 +57,7 @@ pub struct SessionOptions {
     /// What to compute with.
     pub machine: Machine,
     /// How keys and values are stored.
-    pub cache: Kind,
+    pub cache: CacheType,
     /// Start from the state after the meta tokens that the file holds, rather than compute it?
     pub stored_meta_state: bool,
     /// Tokens that are read at once; by default whole tiles of every kernel.
@@ -70,7 +70,7 @@ impl Default for SessionOptions {
             context: None,
             threads: None,
             machine: Machine::default(),
-            cache: Kind::default(),
+            cache: CacheType::default(),
             stored_meta_state: true,
             chunk: 240,
         }
@@ -133,7 +133,7 @@ impl<'m> Session<'m> {
         }
         let context = options.context.unwrap_or_else(|| config.default_context());
         let state = State::new(&backend, config, context, options.cache)?;
-        if let Some(there) = memory::available().filter(|&there| state.bytes as u64 > there) {
+        if let Some(there) = system::available_memory().filter(|&there| state.bytes as u64 > there) {
             let [wanted, there] = [state.bytes as f64, there as f64].map(|bytes| bytes / 1e9);
             return Err(Error::Request(format!(
                 "there is no memory for {wanted:.1} GB of cache, {there:.1} GB are free; ask for a shorter context (-c)"
@@ -153,8 +153,8 @@ impl<'m> Session<'m> {
             meta_state: None,
         };
         match session.clear() {
-            Err(why @ Error::CacheRange { .. }) if options.cache != Kind::F32 => {
-                let options = SessionOptions { cache: Kind::F32, ..session.options };
+            Err(why @ Error::CacheRange { .. }) if options.cache != CacheType::F32 => {
+                let options = SessionOptions { cache: CacheType::F32, ..session.options };
                 Ok(Self { fallback: Some(why), ..Self::on(model, &options, session.backend)? })
             }
             cleared => cleared.map(|()| session),
@@ -295,14 +295,14 @@ impl<'m> Session<'m> {
     pub(super) fn may_take_over(&self, failed: &Error) -> bool {
         match failed {
             Error::Gpu(_) => self.options.machine == Machine::Auto,
-            Error::CacheRange { .. } => self.options.cache != Kind::F32,
+            Error::CacheRange { .. } => self.options.cache != CacheType::F32,
             _ => false,
         }
     }
 
     /// What was read is lost: becomes an empty session on the CPU, with a wider KV cache if that was the reason.
     pub(super) fn take_over(&mut self, why: Error) -> Result<()> {
-        let cache = if matches!(why, Error::CacheRange { .. }) { Kind::F32 } else { self.options.cache };
+        let cache = if matches!(why, Error::CacheRange { .. }) { CacheType::F32 } else { self.options.cache };
         let options = SessionOptions { machine: Machine::Cpu, cache, ..self.options.clone() };
         *self = Self { fallback: Some(why), ..Self::on(self.model, &options, cpu(options.threads))? };
         Ok(())
@@ -314,7 +314,7 @@ impl<'m> Session<'m> {
     }
 
     /// How keys and values are stored.
-    pub fn cache_type(&self) -> Kind {
+    pub fn cache_type(&self) -> CacheType {
         self.options.cache
     }
 
@@ -436,8 +436,8 @@ fn read_meta_tokens(model: &Model, backend: &mut Timed, mut observe: Option<Obse
     let Some(table) = &weights.meta_embd else {
         unreachable!("a model with meta tokens has their embeddings: the file was checked");
     };
-    let mut state = State::new(backend, config, 0, Kind::F32)?;
-    let mut scratch = Scratch::new(backend, config, CHUNK.min(table.rows), Kind::F32)?;
+    let mut state = State::new(backend, config, 0, CacheType::F32)?;
+    let mut scratch = Scratch::new(backend, config, CHUNK.min(table.rows), CacheType::F32)?;
     let all: Vec<u32> = (0..table.rows as u32).collect();
     for rows in all.chunks(CHUNK) {
         let pass = Pass { table, rows, rule: Rule::Prefill, logits: 0..0 };

@@ -1,17 +1,22 @@
-//! Files: GGUF v3 (read through a memory map, written as a stream) and Hugging Face folders (read only).
+//! Files and how they store values: GGUF v3 (read through a memory map, written as a stream), number types, block
+//! codecs, packed matrices, and files that are replaced as a whole.
 
 mod atomic;
 mod blob;
+mod cache_type;
+pub mod codec;
 mod dtype;
 pub mod gguf;
-pub mod hf;
 mod mapping;
 pub mod packed;
 mod stored;
+mod weight;
 
 pub use atomic::{AtomicFile, check_output, check_writable, write_atomically};
 pub use blob::Blob;
+pub use cache_type::CacheType;
 pub use dtype::DType;
 pub use mapping::exit_where_files_end;
 pub(crate) use stored::Source;
 pub use stored::Stored;
+pub use weight::{Matrix, Vector};

@@ -2,7 +2,7 @@
 
 use crate::{
     Error, Result,
-    format::gguf::{Metadata, Value},
+    format::gguf::{ARCHITECTURE, Metadata, Value},
     limits,
 };
 
@@ -65,9 +65,6 @@ pub struct Config {
     /// RMSNorm on Δ, B and C after x_proj.
     pub dt_b_c_norm: bool,
 }
-
-/// `general.architecture` of our files.
-pub const ARCHITECTURE: &str = "hymba";
 
 impl Config {
     /// Reads the hyper-parameters from `meta`; `file` is the name for error messages.

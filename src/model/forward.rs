@@ -3,10 +3,11 @@
 
 use std::ops::Range;
 
-use super::{Config, Matrix, Weights, weights::Layer};
+use super::{Config, Weights, weights::Layer};
 use crate::{
     Error, Result,
-    backend::{Angles, Backend, Heads, Kind, Part, PartMut, Run, ScanInput, Visible},
+    backend::{Angles, Backend, Heads, KvSpan, Part, PartMut, ScanInput, Visible},
+    format::{CacheType, Matrix},
     state::State,
 };
 
@@ -89,13 +90,13 @@ pub struct Scratch<M> {
     logits_rows: usize,
     /// Per layer that makes them: keys and values of the chunk, which enter the cache when the pass is over.
     kv: Vec<Option<[M; 2]>>,
-    kind: Kind,
+    kind: CacheType,
     angles: Angles,
 }
 
 impl<M> Scratch<M> {
     /// Room for chunks of up to `chunk` tokens; none for logits yet.
-    pub fn new<B: Backend<Memory = M>>(b: &B, c: &Config, chunk: usize, kind: Kind) -> Result<Self> {
+    pub fn new<B: Backend<Memory = M>>(b: &B, c: &Config, chunk: usize, kind: CacheType) -> Result<Self> {
         let acts = |width: usize| Ok(Acts { memory: b.zeros(chunk * width)?, width });
         let (k, v) = c.kv_widths();
         let rows = |dim| b.kv_rows(kind, chunk, c.kv_heads, dim);
@@ -284,7 +285,7 @@ fn attention_heads<B: Backend>(
     };
     let window = c.window.unwrap_or(0);
     let reach = if rule == Rule::Prefill { window } else { window.saturating_sub(1) };
-    let runs: Vec<[Run; 4]> = (0..t).map(|token| cache.layout.visible(state.position, token, reach)).collect();
+    let spans: Vec<[KvSpan; 4]> = (0..t).map(|token| cache.layout.visible(state.position, token, reach)).collect();
     let heads = Heads { query: c.heads, kv: c.kv_heads, key_dim: c.key_dim, value_dim: c.value_dim };
     let q = s.mixed.cols(t, parts.q.clone());
     b.attention(
@@ -292,7 +293,7 @@ fn attention_heads<B: Backend>(
         q,
         [&cache.k, &cache.v],
         [k, v],
-        Visible { runs: &runs, position: state.position },
+        Visible { spans: &spans, position: state.position },
         s.attention.all_mut(t),
     );
     Ok(())

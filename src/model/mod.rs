@@ -8,4 +8,4 @@ pub mod weights;
 
 pub use config::{Activation, Config};
 pub use plan::Plan;
-pub use weights::{Matrix, Vector, Weights};
+pub use weights::Weights;

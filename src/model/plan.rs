@@ -1,7 +1,7 @@
 //! What each layer keeps between tokens: who makes keys and values, who reads them, and how much room all of it takes.
 
 use super::Config;
-use crate::backend::Kind;
+use crate::format::CacheType;
 
 /// One layer's part in the attention of the whole model.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,17 +59,17 @@ impl Plan {
     }
 
     /// Bytes of the windowed producers' keys and values after a text of `tokens`; constant once the window is full.
-    pub fn windowed_kv_bytes(&self, tokens: usize, kind: Kind) -> u64 {
+    pub fn windowed_kv_bytes(&self, tokens: usize, kind: CacheType) -> u64 {
         self.kv_bytes_of(true, tokens, kind)
     }
 
     /// Bytes of the global producers' keys and values after a text of `tokens`; they grow with it.
-    pub fn global_kv_bytes(&self, tokens: usize, kind: Kind) -> u64 {
+    pub fn global_kv_bytes(&self, tokens: usize, kind: CacheType) -> u64 {
         self.kv_bytes_of(false, tokens, kind)
     }
 
     /// Bytes of all keys and values after a text of `tokens`.
-    pub fn kv_bytes(&self, tokens: usize, kind: Kind) -> u64 {
+    pub fn kv_bytes(&self, tokens: usize, kind: CacheType) -> u64 {
         self.windowed_kv_bytes(tokens, kind) + self.global_kv_bytes(tokens, kind)
     }
 
@@ -80,12 +80,12 @@ impl Plan {
 
     /// Bytes of keys, values and states that a decode step after a text of `tokens` reads: consumers read their
     /// producer's rows once more.
-    pub fn read_bytes(&self, tokens: usize, kind: Kind) -> u64 {
+    pub fn read_bytes(&self, tokens: usize, kind: CacheType) -> u64 {
         let rows: usize = self.layers.iter().map(|layer| self.kv_rows(layer.windowed, tokens)).sum();
         kind.size(rows * self.kv_width) as u64 + self.state_bytes()
     }
 
-    fn kv_bytes_of(&self, windowed: bool, tokens: usize, kind: Kind) -> u64 {
+    fn kv_bytes_of(&self, windowed: bool, tokens: usize, kind: CacheType) -> u64 {
         let producers = self.producers().filter(|(_, plan)| plan.windowed == windowed).count();
         kind.size(producers * self.kv_rows(windowed, tokens) * self.kv_width) as u64
     }
@@ -136,10 +136,10 @@ mod tests {
         let plan = Plan::new(&config);
         assert_eq!(plan.producers().count(), 17);
         assert_eq!(plan.layers[16].readers, [17, 18]);
-        assert_eq!(plan.windowed_kv_bytes(8192, Kind::F16), 14 * 1152 * 1920);
-        assert_eq!(plan.global_kv_bytes(8192, Kind::F16), 3 * 8320 * 1920);
-        assert_eq!(plan.kv_bytes(8192, Kind::F16), 78_888_960); // "79 MB" in the paper
-        assert_eq!(plan.kv_bytes(8192, Kind::Q8_0), 78_888_960 / 64 * 34);
+        assert_eq!(plan.windowed_kv_bytes(8192, CacheType::F16), 14 * 1152 * 1920);
+        assert_eq!(plan.global_kv_bytes(8192, CacheType::F16), 3 * 8320 * 1920);
+        assert_eq!(plan.kv_bytes(8192, CacheType::F16), 78_888_960); // "79 MB" in the paper
+        assert_eq!(plan.kv_bytes(8192, CacheType::Q8_0), 78_888_960 / 64 * 34);
         assert_eq!(plan.state_bytes(), 32 * (51_200 + 9_600) * 4);
     }
 
@@ -148,7 +148,7 @@ mod tests {
         let plan = Plan::new(&hymba_1_5b());
         assert_eq!(plan.kv_rows(true, 0), 128);
         assert_eq!(plan.kv_rows(true, 1000), 1128);
-        assert_eq!(plan.windowed_kv_bytes(1024, Kind::F16), plan.windowed_kv_bytes(1_000_000, Kind::F16));
+        assert_eq!(plan.windowed_kv_bytes(1024, CacheType::F16), plan.windowed_kv_bytes(1_000_000, CacheType::F16));
         assert_eq!(plan.kv_rows(false, 1_000_000), 1_000_128);
     }
 }

@@ -21,11 +21,11 @@ use crate::{
     Error, Result,
     backend::{Part, cpu::Memory},
     format::{
-        Stored,
+        Matrix, Stored,
         gguf::{Gguf, Metadata},
     },
     model::{
-        Config, Matrix,
+        Config,
         weights::{Finder, Layer},
     },
 };

@@ -7,8 +7,8 @@ use crate::{
     format::{
         Source, Stored,
         gguf::{Gguf, Metadata, Tensor},
-        hf::Folder,
     },
+    import::Folder,
     model::{
         Config,
         tensors::{Spec, meta_state_specs, specs},

@@ -19,7 +19,6 @@ use super::{
     calibrate::{Moments, Sample},
     calibrated::Calibrated,
     checkpoint::{Checkpoint, META_STATE_KEY},
-    codec::{Unfit, decode_row, encode_row},
     recipe,
     rounding::{Rounding, Searcher},
     summary::{Event, Summary, size_label},
@@ -28,6 +27,7 @@ use crate::{
     Error, Result,
     format::{
         Blob, DType, Stored, check_output,
+        codec::{Unfit, decode_row, encode_row},
         gguf::{Layout, Tensor, Writer},
         packed::{self, GROUP, Packing},
     },

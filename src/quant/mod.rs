@@ -1,9 +1,8 @@
-//! Block codecs, and the making of small checkpoints from large ones.
+//! The making of small checkpoints from large ones.
 
 mod calibrate;
 mod calibrated;
 mod checkpoint;
-mod codec;
 mod convert;
 mod mixture;
 mod random;
@@ -13,7 +12,6 @@ mod rounding;
 mod summary;
 
 pub use calibrate::{Moments, Sample};
-pub use codec::{BLOCK, Block, Unfit, decode_row, encode_row, levels};
 pub use convert::{Calibration, Options, convert};
 pub use mixture::{Recipe, mixture};
 pub use random::{SHAPES, random_checkpoint};

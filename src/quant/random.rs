@@ -6,11 +6,12 @@ use std::path::Path;
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::{checkpoint::META_STATE_KEY, codec::encode_row, convert, recipe};
+use super::{checkpoint::META_STATE_KEY, convert, recipe};
 use crate::{
     Error, Result,
     format::{
         DType,
+        codec::encode_row,
         gguf::{Layout, Metadata, Writer},
         packed::{self, GROUP, Packing},
     },

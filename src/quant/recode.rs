@@ -2,13 +2,10 @@
 
 use rayon::prelude::*;
 
-use super::codec::{Unfit, encode_row};
-use crate::{
-    format::{
-        Blob, DType,
-        packed::{self, GROUP, Packing},
-    },
-    model::Matrix,
+use crate::format::{
+    Blob, DType, Matrix,
+    codec::{Unfit, encode_row},
+    packed::{self, GROUP, Packing},
 };
 
 /// `matrix` rounded to `dtype` value by value, packed if that type can be; `None` if its rows have no whole blocks.
@@ -37,7 +34,7 @@ pub fn recode(matrix: &Matrix, dtype: DType) -> Result<Option<Matrix>, Unfit> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::quant::decode_row;
+    use crate::format::codec::decode_row;
 
     #[test]
     fn rows_keep_their_values() {

@@ -3,20 +3,23 @@
 
 use super::{KvLayout, State};
 use crate::{
-    backend::{Backend, Kind},
+    backend::Backend,
+    format::{
+        CacheType,
+        codec::{decode_row, encode_row},
+    },
     model::Config,
-    quant::{decode_row, encode_row},
 };
 
 /// How many bytes the image of a state after `tokens` tokens of text has; `grown`: with the rows of global layers.
-pub fn image_bytes(c: &Config, kind: Kind, tokens: usize, grown: bool) -> usize {
+pub fn image_bytes(c: &Config, kind: CacheType, tokens: usize, grown: bool) -> usize {
     let (k_width, v_width) = c.kv_widths();
     let rows: usize = (0..c.layers)
         .filter(|&layer| c.is_producer(layer) && (grown || c.windowed[layer]))
         .map(|layer| KvLayout::new(c, layer, tokens).rows() - c.meta_tokens)
         .sum();
     let values = c.layers * c.inner * (c.conv_kernel - 1 + c.state);
-    kind.size(rows * (k_width + v_width)) + Kind::F32.size(values)
+    kind.size(rows * (k_width + v_width)) + CacheType::F32.size(values)
 }
 
 impl<M> State<M> {
@@ -25,7 +28,7 @@ impl<M> State<M> {
         &self,
         b: &mut B,
         c: &Config,
-        kind: Kind,
+        kind: CacheType,
         grown: bool,
         out: &mut Vec<u8>,
     ) {
@@ -41,8 +44,8 @@ impl<M> State<M> {
                     }
                 }
             }
-            encode(Kind::F32, &b.download(&layer.conv, (c.conv_kernel - 1) * c.inner), out);
-            encode(Kind::F32, &b.download(&layer.ssm, c.inner * c.state), out);
+            encode(CacheType::F32, &b.download(&layer.conv, (c.conv_kernel - 1) * c.inner), out);
+            encode(CacheType::F32, &b.download(&layer.ssm, c.inner * c.state), out);
         }
     }
 
@@ -52,14 +55,14 @@ impl<M> State<M> {
         &mut self,
         b: &mut B,
         c: &Config,
-        kind: Kind,
+        kind: CacheType,
         grown: bool,
         tokens: usize,
         image: &[u8],
     ) {
         let (k_width, v_width) = c.kv_widths();
         let mut rest = image;
-        let mut next = |kind: Kind, values: usize| {
+        let mut next = |kind: CacheType, values: usize| {
             let (bytes, after) = rest.split_at(kind.size(values));
             rest = after;
             let mut read = vec![0.0; values];
@@ -80,14 +83,14 @@ impl<M> State<M> {
                     b.upload(start, memory, rows.start * width);
                 }
             }
-            b.upload(&next(Kind::F32, (c.conv_kernel - 1) * c.inner), &mut layer.conv, 0);
-            b.upload(&next(Kind::F32, c.inner * c.state), &mut layer.ssm, 0);
+            b.upload(&next(CacheType::F32, (c.conv_kernel - 1) * c.inner), &mut layer.conv, 0);
+            b.upload(&next(CacheType::F32, c.inner * c.state), &mut layer.ssm, 0);
         }
     }
 }
 
 /// The values came out of memory of this kind, so that going back into it changes none of them.
-fn encode(kind: Kind, values: &[f32], out: &mut Vec<u8>) {
+fn encode(kind: CacheType, values: &[f32], out: &mut Vec<u8>) {
     let at = out.len();
     out.resize(at + kind.size(values.len()), 0);
     // What does not fit is no number, and is noticed when logits are made of it.

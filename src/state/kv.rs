@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::{backend::Run, model::Config};
+use crate::{backend::KvSpan, model::Config};
 
 /// Where a layer keeps its positions: the meta tokens first, then the text. A global layer has a row for every token
 /// of text; a windowed one a ring that holds the last of them.
@@ -71,7 +71,7 @@ impl KvLayout {
     /// rows of earlier positions are in the cache: runs of rows in order of position. `reach` is how far back a
     /// windowed layer looks (W in prefill, W − 1 in decode: the official code has both rules). A chunk holds meta
     /// tokens or text, not both.
-    pub fn visible(&self, start: usize, token: usize, reach: usize) -> [Run; 4] {
+    pub fn visible(&self, start: usize, token: usize, reach: usize) -> [KvSpan; 4] {
         let here = start + token;
         let text = start >= self.meta; // meta tokens are read as what has none before it, and no window
         let meta = if text { self.meta } else { 0 };
@@ -82,10 +82,10 @@ impl KvLayout {
         let first = if cached > 0 { self.row(from) } else { 0 };
         let before_end = cached.min(self.rows() - first);
         [
-            Run { chunk: false, first: 0, rows: meta },
-            Run { chunk: false, first, rows: before_end },
-            Run { chunk: false, first: self.meta, rows: cached - before_end },
-            Run { chunk: true, first: chunk_from - start, rows: here + 1 - chunk_from },
+            KvSpan { chunk: false, first: 0, rows: meta },
+            KvSpan { chunk: false, first, rows: before_end },
+            KvSpan { chunk: false, first: self.meta, rows: cached - before_end },
+            KvSpan { chunk: true, first: chunk_from - start, rows: here + 1 - chunk_from },
         ]
     }
 }

@@ -6,9 +6,9 @@ use std::ops::Deref;
 use super::State;
 use crate::{
     Error, Result,
-    backend::{Backend, Kind},
-    format::gguf::Gguf,
-    model::{Config, Vector, tensors::meta_state_specs},
+    backend::Backend,
+    format::{CacheType, Vector, gguf::Gguf},
+    model::{Config, tensors::meta_state_specs},
 };
 
 /// The vectors of `tensors::meta_state_specs`, in that order.
@@ -86,7 +86,7 @@ impl MetaState {
         backend: &mut B,
         config: &Config,
         state: &mut State<B::Memory>,
-        kind: Kind,
+        kind: CacheType,
     ) -> Result<()> {
         let fits = |values: &[f32]| values.iter().all(|v| v.abs() <= kind.limit());
         let mut vectors = self.0.iter();

@@ -6,11 +6,7 @@ mod kv;
 mod meta;
 mod snapshot;
 
-use crate::{
-    Result,
-    backend::{Backend, Kind},
-    model::Config,
-};
+use crate::{Result, backend::Backend, format::CacheType, model::Config};
 
 pub use disk::{read_session, write_session};
 pub use image::image_bytes;
@@ -40,9 +36,9 @@ pub struct State<M> {
 
 impl<M> State<M> {
     /// An empty state with room for the meta tokens and `context` tokens of text.
-    pub fn new<B: Backend<Memory = M>>(backend: &B, c: &Config, context: usize, kind: Kind) -> Result<Self> {
+    pub fn new<B: Backend<Memory = M>>(backend: &B, c: &Config, context: usize, kind: CacheType) -> Result<Self> {
         let mut bytes = 0usize;
-        let mut count = |kind: Kind, rows: usize, width: usize| {
+        let mut count = |kind: CacheType, rows: usize, width: usize| {
             bytes = bytes.saturating_add(kind.size(rows.saturating_mul(width)));
         };
         let mut layers = Vec::with_capacity(c.layers);
@@ -58,7 +54,7 @@ impl<M> State<M> {
                 None
             };
             let mut zeros = |rows, width| {
-                count(Kind::F32, rows, width);
+                count(CacheType::F32, rows, width);
                 backend.zeros(rows * width)
             };
             let (conv, ssm) = (zeros(c.conv_kernel - 1, c.inner)?, zeros(c.inner, c.state)?);

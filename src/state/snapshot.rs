@@ -3,11 +3,7 @@
 //! global layers too, and is good after any other text.
 
 use super::State;
-use crate::{
-    Result,
-    backend::{Backend, Kind},
-    model::Config,
-};
+use crate::{Result, backend::Backend, format::CacheType, model::Config};
 
 /// What a session must put back to be where it was, in memory `M`. Unless it is whole, it is good for as long as the
 /// text before the point is the same.
@@ -38,11 +34,11 @@ impl<M> State<M> {
         &self,
         b: &mut B,
         c: &Config,
-        kind: Kind,
+        kind: CacheType,
         whole: bool,
     ) -> Result<Snapshot<M>> {
         let mut bytes = 0;
-        let mut copy = |b: &mut B, to: Result<M>, kind: Kind, from: (&M, usize), rows: usize, width: usize| {
+        let mut copy = |b: &mut B, to: Result<M>, kind: CacheType, from: (&M, usize), rows: usize, width: usize| {
             let mut to = to?;
             b.copy_rows(from, (&mut to, 0), rows, width);
             bytes += kind.size(rows * width);
@@ -61,7 +57,7 @@ impl<M> State<M> {
             let kv = kv.transpose()?;
             let mut copy = |from, rows, width| {
                 let to = b.zeros(rows * width);
-                copy(b, to, Kind::F32, (from, 0), rows, width)
+                copy(b, to, CacheType::F32, (from, 0), rows, width)
             };
             let (conv, ssm) = (copy(&layer.conv, c.conv_kernel - 1, c.inner)?, copy(&layer.ssm, c.inner, c.state)?);
             layers.push(LayerSnapshot { kv, conv, ssm });

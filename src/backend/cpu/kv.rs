@@ -8,10 +8,9 @@ use bytemuck::allocation::try_zeroed_vec;
 use half::f16;
 use hymba_kernels_cpu::{Cpu, KvRows, Mat};
 
-use crate::{
-    backend::Kind,
-    format::DType,
-    quant::{decode_row, encode_row},
+use crate::format::{
+    CacheType, DType,
+    codec::{decode_row, encode_row},
 };
 
 /// Keys or values of all heads.
@@ -33,13 +32,13 @@ enum Values {
 
 impl Kv {
     /// Zeros, or nothing if there is no memory for them.
-    pub fn new(kind: Kind, rows: usize, heads: usize, dim: usize) -> Option<Self> {
+    pub fn new(kind: CacheType, rows: usize, heads: usize, dim: usize) -> Option<Self> {
         let len = rows.checked_mul(heads)?.checked_mul(dim)?;
         // As the system gives it, so that pages nothing is written to take no memory.
         let values = match kind {
-            Kind::F16 => try_zeroed_vec(len).map(Values::F16),
-            Kind::F32 => try_zeroed_vec(len).map(Values::F32),
-            Kind::Q8_0 => try_zeroed_vec(kind.size(len)).map(Values::Q8_0),
+            CacheType::F16 => try_zeroed_vec(len).map(Values::F16),
+            CacheType::F32 => try_zeroed_vec(len).map(Values::F32),
+            CacheType::Q8_0 => try_zeroed_vec(kind.size(len)).map(Values::Q8_0),
         };
         Some(Self { values: values.ok()?, rows, heads, dim })
     }
@@ -96,7 +95,7 @@ impl Kv {
                     to.copy_from_slice(row(t));
                 }),
                 Values::Q8_0(to) => {
-                    to[bytes(span)].chunks_exact_mut(Kind::Q8_0.size(self.dim)).enumerate().for_each(|(t, to)| {
+                    to[bytes(span)].chunks_exact_mut(CacheType::Q8_0.size(self.dim)).enumerate().for_each(|(t, to)| {
                         encode_q8(row(t), to);
                     });
                 }
@@ -136,14 +135,14 @@ impl Kv {
 
 /// Where the blocks of some values are.
 fn bytes(values: Range<usize>) -> Range<usize> {
-    Kind::Q8_0.size(values.start)..Kind::Q8_0.size(values.end)
+    CacheType::Q8_0.size(values.start)..CacheType::Q8_0.size(values.end)
 }
 
 /// Values to blocks. Values that are no numbers become blocks that are none, so that they don't pass unnoticed.
 fn encode_q8(values: &[f32], blocks: &mut [u8]) {
     if encode_row(DType::Q8_0, values, blocks).is_err() {
         blocks
-            .chunks_exact_mut(Kind::Q8_0.size(32))
+            .chunks_exact_mut(CacheType::Q8_0.size(32))
             .for_each(|block| block[..2].copy_from_slice(&f16::NAN.to_le_bytes()));
     }
 }
@@ -158,12 +157,12 @@ mod tests {
         let (rows, heads, dim) = (7, 3, 32);
         let x: Vec<f32> = (0..rows * heads * dim).map(|i| i as f32 * if i % 2 == 0 { 0.5 } else { -0.5 }).collect();
         let row = heads * dim;
-        for kind in Kind::ALL {
+        for kind in CacheType::ALL {
             let mut kv = Kv::new(kind, rows + 2, heads, dim).unwrap();
             kv.store(&mut cpu, Mat::new(&x, 3, 0, row, row), 4);
             kv.store(&mut cpu, Mat::new(&x, 4, 3 * row, row, row), 0);
             let close = |got: &[f32], want: &[f32]| {
-                let most = if kind == Kind::Q8_0 { 2.7 } else { 0.0 }; // half a step of a block's 127
+                let most = if kind == CacheType::Q8_0 { 2.7 } else { 0.0 }; // half a step of a block's 127
                 got.len() == want.len() && got.iter().zip(want).all(|(a, b)| (a - b).abs() <= most)
             };
             let both = [&x[3 * row..], &x[..3 * row]].concat();
@@ -178,6 +177,6 @@ mod tests {
             less.clear();
             assert!(less.load(3).iter().all(|&v| v == 0.0));
         }
-        assert!(Kv::new(Kind::F16, usize::MAX, 2, 2).is_none());
+        assert!(Kv::new(CacheType::F16, usize::MAX, 2, 2).is_none());
     }
 }

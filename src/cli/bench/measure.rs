@@ -10,6 +10,7 @@ use hymba::{
     Error, Result,
     engine::{Limits, Model, Profile, Session},
     sample::{Params, Sampler},
+    system,
 };
 use indicatif::ProgressBar;
 use rand::{RngExt, SeedableRng};
@@ -235,7 +236,7 @@ pub fn measure(
         weight_bytes: model.weight_bytes_per_token(),
         state_bytes: model.plan().state_bytes(),
         opening,
-        peak_memory: peak_memory(),
+        peak_memory: system::peak_memory(),
         limits,
         rows,
     })
@@ -267,11 +268,4 @@ fn once(session: &mut Session<'_>, kind: Kind, prompt: &[u32], cancel: &AtomicBo
         }
     }
     Ok((start.elapsed(), sampling))
-}
-
-/// The most memory that this process ever held, in bytes, where the system tells (Linux).
-fn peak_memory() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
 }

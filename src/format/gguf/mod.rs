@@ -14,6 +14,9 @@ pub use write::{Layout, Slot, Writer};
 /// Tensors start at multiples of this, a cache line.
 pub const ALIGNMENT: usize = 64;
 
+/// `general.architecture` of Hymba models.
+pub const ARCHITECTURE: &str = "hymba";
+
 const MAGIC: [u8; 4] = *b"GGUF";
 const VERSION: u32 = 3;
 /// ggml's number for signed bytes, as which packed matrices are stored.

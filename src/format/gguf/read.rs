@@ -383,8 +383,8 @@ impl<'a> Header<'a> {
         let name = GGML_NAMES.get(id as usize).copied().filter(|name| !name.is_empty()).unwrap_or("unknown");
         let known = DType::ALL.map(DType::name).join(", ");
         let whose = match metadata.string("general.architecture") {
-            Some(other) if other != crate::model::config::ARCHITECTURE => {
-                format!(", and the model is of architecture `{other}`, not `{}`", crate::model::config::ARCHITECTURE)
+            Some(other) if other != super::ARCHITECTURE => {
+                format!(", and the model is of architecture `{other}`, not `{}`", super::ARCHITECTURE)
             }
             _ => String::new(),
         };

@@ -8,11 +8,11 @@ use crate::{
     backend::{Part, cpu::Memory},
     format::{
         DType, check_output,
+        codec::decode_row,
         gguf::{Gguf, Layout, Metadata, Writer},
         packed::Packing,
     },
     model::tensors::{Role, Spec},
-    quant::decode_row,
 };
 
 /// The sums of one matrix.

@@ -6,12 +6,13 @@ use std::num::NonZeroUsize;
 use crate::{
     Result,
     backend::{
-        Backend, Kind, Part,
+        Backend, Part,
         cpu::{Cpu, Memory},
         watched::{Watch, Watched},
     },
+    format::{CacheType, Matrix, Vector},
     model::{
-        Config, Matrix, Plan, Vector,
+        Config, Plan,
         forward::{Scratch, commit_layer, forward_layer},
         weights::Layer,
     },
@@ -61,8 +62,8 @@ impl<'a> Stream<'a> {
         let chunk = hidden.iter().map(|h| h.len() / config.hidden).max().unwrap_or(0);
         Ok(Self {
             plan: Plan::new(config),
-            state: State::new(&backend, config, 0, Kind::F16)?,
-            scratch: Scratch::new(&backend, config, chunk, Kind::F16)?,
+            state: State::new(&backend, config, 0, CacheType::F16)?,
+            scratch: Scratch::new(&backend, config, chunk, CacheType::F16)?,
             kv: (0..config.layers).map(|_| Vec::new()).collect(),
             config,
             backend,
@@ -127,7 +128,7 @@ impl<'a> Stream<'a> {
                 self.hidden[text] = self.backend.download(self.scratch.hidden_mut(), tokens * c.hidden);
                 if has_readers && let Some(kv) = self.scratch.kv_mut(index) {
                     let (k, v) = c.kv_widths();
-                    let room = |dim| self.backend.kv_rows(Kind::F16, tokens, c.kv_heads, dim);
+                    let room = |dim| self.backend.kv_rows(CacheType::F16, tokens, c.kv_heads, dim);
                     let mut copy = [room(c.key_dim)?, room(c.value_dim)?];
                     for (copy, (kv, width)) in copy.iter_mut().zip(kv.iter().zip([k, v])) {
                         self.backend.copy_rows((kv, 0), (copy, 0), tokens, width);

@@ -1,17 +1,17 @@
 //! Error-compensating rounding (GPTQ, arXiv 2210.17323): the columns of a matrix are rounded one after the other, and those
 //! to come make up for the error that each leaves, as far as the inputs' second moments say they can.
 
-use ndarray::{ArrayView2, ArrayViewMut2, ShapeBuilder, linalg::general_mat_mul, s};
+use ndarray::{linalg::general_mat_mul, s};
 use rayon::prelude::*;
 
 use super::{
+    cholesky::{cholesky, invert, strided, strided_mut},
     grid::Grid,
     search::search,
-    triangle::{cholesky, invert},
 };
-use crate::{
-    format::DType,
-    quant::codec::{BLOCK, Unfit, inverse, round_block},
+use crate::format::{
+    DType,
+    codec::{BLOCK, Unfit, inverse, round_block},
 };
 
 /// In which order columns are rounded.
@@ -71,15 +71,6 @@ impl Hessian {
     fn at(&self, i: usize, j: usize) -> f32 {
         self.sums[i.max(j) * self.cols + i.min(j)]
     }
-}
-
-/// A matrix whose rows follow `stride` values after each other.
-pub(super) fn strided(values: &[f32], rows: usize, cols: usize, stride: usize) -> ArrayView2<'_, f32> {
-    ArrayView2::from_shape((rows, cols).strides((stride, 1)), values).expect("the rows are there")
-}
-
-pub(super) fn strided_mut(values: &mut [f32], rows: usize, cols: usize, stride: usize) -> ArrayViewMut2<'_, f32> {
-    ArrayViewMut2::from_shape((rows, cols).strides((stride, 1)), values).expect("the rows are there")
 }
 
 /// What compensation needs of the inputs: with the columns in the order of `order`, the upper triangular R of

@@ -2,9 +2,9 @@
 
 use half::f16;
 
-use crate::{
-    format::DType,
-    quant::codec::{BLOCK, Block, levels},
+use crate::format::{
+    DType,
+    codec::{BLOCK, Block, levels},
 };
 
 /// A value over its scale is looked up with this many steps to one.

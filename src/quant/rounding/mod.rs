@@ -1,14 +1,16 @@
 //! How values become blocks: each for itself on the plainest scale, as ggml's reference code does it
-//! ([`encode_row`](super::encode_row)); on the scale that loses least ([`Searcher`]); or
+//! ([`encode_row`](crate::format::codec::encode_row)); on the scale that loses least ([`Searcher`]); or
 //! so that later columns make up for the errors of earlier ones ([`compensate`]).
 
+mod cholesky;
 mod gptq;
 mod grid;
 mod search;
-mod triangle;
 
-use super::codec::{BLOCK, Unfit, round_block};
-use crate::format::DType;
+use crate::format::{
+    DType,
+    codec::{BLOCK, Unfit, round_block},
+};
 pub use gptq::{Factor, Gptq, Hessian, Order, compensate};
 use grid::Grid;
 
@@ -36,7 +38,7 @@ impl Searcher {
         Self { dtype, grid: Grid::new(dtype) }
     }
 
-    /// Writes a row as [`encode_row`](super::encode_row) does. An error in column i counts `importance[i]`, not below 0;
+    /// Writes a row as [`encode_row`](crate::format::codec::encode_row) does. An error in column i counts `importance[i]`, not below 0;
     /// all count the same if there is none.
     pub fn encode_row(&self, values: &[f32], importance: Option<&[f32]>, out: &mut [u8]) -> Result<(), Unfit> {
         if !values.iter().all(|v| v.is_finite()) {

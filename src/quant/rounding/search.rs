@@ -2,7 +2,7 @@
 //! and what fits those levels best, by weighted least squares, is taken as it can be stored.
 
 use super::grid::Grid;
-use crate::quant::codec::{BLOCK, Block, inverse};
+use crate::format::codec::{BLOCK, Block, inverse};
 
 /// A block of values as levels on a scale.
 #[derive(Clone, Copy, Debug)]

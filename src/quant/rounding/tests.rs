@@ -2,7 +2,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::{grid::Grid, search::search, *};
-use crate::quant::{codec::round_block, decode_row, encode_row};
+use crate::format::codec::{decode_row, encode_row, round_block};
 
 fn quantized() -> impl Iterator<Item = DType> {
     DType::ALL.into_iter().filter(|dtype| dtype.is_quantized())

@@ -7,7 +7,7 @@ use std::{
 
 use serde::Deserialize;
 
-use super::{json, parse, text};
+use super::read::{json, parse, text};
 use crate::{
     Error, Result,
     format::gguf::{Metadata, Value},

@@ -8,11 +8,10 @@ use std::{
 
 use serde::Deserialize;
 
-use super::json;
+use super::read::json;
 use crate::{
     Error, Result,
-    format::gguf::{Metadata, Value},
-    model::config::ARCHITECTURE,
+    format::gguf::{ARCHITECTURE, Metadata, Value},
 };
 
 /// Adds `general.*`.

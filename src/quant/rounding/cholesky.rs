@@ -1,12 +1,19 @@
 //! The Cholesky factor of a large matrix, and its inverse: in blocks, whose products take nearly all the time.
 
-use ndarray::{linalg::general_mat_mul, s};
+use ndarray::{ArrayView2, ArrayViewMut2, ShapeBuilder, linalg::general_mat_mul, s};
 use rayon::prelude::*;
-
-use super::gptq::{strided, strided_mut};
 
 /// Rows and columns of a block.
 const BLOCK: usize = 64;
+
+/// A matrix whose rows follow `stride` values after each other.
+pub(super) fn strided(values: &[f32], rows: usize, cols: usize, stride: usize) -> ArrayView2<'_, f32> {
+    ArrayView2::from_shape((rows, cols).strides((stride, 1)), values).expect("the rows are there")
+}
+
+pub(super) fn strided_mut(values: &mut [f32], rows: usize, cols: usize, stride: usize) -> ArrayViewMut2<'_, f32> {
+    ArrayViewMut2::from_shape((rows, cols).strides((stride, 1)), values).expect("the rows are there")
+}
 
 /// Replaces the lower half of `a` `[n, n]`, row-major, by L of L·Lᵀ = a. The upper half is neither read nor written, but
 /// inside the blocks of the diagonal. False if `a` is not positive definite, as far as 32 bits can tell; `a` is of no use

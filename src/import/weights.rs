@@ -8,10 +8,10 @@ use std::{
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 
-use super::{Stored, json};
+use super::read::json;
 use crate::{
     Error, Result,
-    format::{Blob, DType, Source, packed::Packing},
+    format::{Blob, DType, Source, Stored, packed::Packing},
     limits,
 };
 

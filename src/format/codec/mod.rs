@@ -3,7 +3,7 @@
 
 use half::{bf16, f16};
 
-use crate::format::DType;
+use super::DType;
 
 mod block;
 mod round;
