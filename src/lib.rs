@@ -7,7 +7,9 @@
 pub mod backend;
 pub mod engine;
 mod error;
+pub mod eval;
 pub mod format;
+pub mod forward;
 pub mod import;
 pub mod limits;
 pub mod model;

@@ -21,7 +21,7 @@ use hymba::{
         generate::StopReason,
         timeline::{Watch, passes},
     },
-    model::forward::Rule,
+    forward::Phase,
     sample::{Params, Sampler},
     text::{Message, Role, Template, Tokenizer},
 };
@@ -148,9 +148,9 @@ fn check(conversation: &mut Conversation<'_>) {
     let mut logits = Vec::new();
     for pass in passes(conversation.timeline().steps()) {
         let ids: Vec<u32> = pass.iter().map(|step| step.id).collect();
-        logits = match pass[0].rule {
-            Rule::Prefill => session.prefill(&ids, &GO_ON).unwrap().to_vec(),
-            Rule::Decode => session.decode(ids[0]).unwrap().to_vec(),
+        logits = match pass[0].phase {
+            Phase::Prefill => session.prefill(&ids, &GO_ON).unwrap().to_vec(),
+            Phase::Decode => session.decode(ids[0]).unwrap().to_vec(),
         };
     }
     assert!(conversation.timeline().logits() == logits, "other logits than a replay's");

@@ -9,7 +9,7 @@ use std::{
 
 use common::{demo, fails, hymba, quantize, succeeds, text, write_again};
 use hymba::{
-    engine::{Model, Session, SessionOptions, Timeline, compute_meta_state, generate::Steps},
+    engine::{Model, Session, SessionOptions, Timeline, generate::Steps},
     format::{Blob, CacheType, DType, gguf::Gguf},
     model::Config,
     quant::{Options, Rounding, convert},
@@ -22,9 +22,7 @@ const META: &str = "hymba.meta_state.version";
 fn converted(case: &str, dtype: DType, packed: bool, folder: &Path) -> PathBuf {
     let file = folder.join("model.gguf");
     let options = Options { dtype, packed, rounding: Rounding::Nearest, force: true, ..Options::default() };
-    let mut meta =
-        |path: &Path| Ok(compute_meta_state(&Model::open(path)?, None, &GO_ON)?.expect("meta tokens").into_vectors());
-    convert(Path::new(&common::golden(case)), &file, &options, &mut meta, &mut |_| {}, &GO_ON).unwrap();
+    convert(Path::new(&common::golden(case)), &file, &options, &mut |_| {}, &GO_ON).unwrap();
     file
 }
 

@@ -5,69 +5,25 @@ mod common;
 
 use std::{
     fs,
-    num::NonZeroUsize,
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
+    sync::atomic::AtomicBool,
     time::{Duration, Instant},
 };
 
 use common::much;
 use hymba::{
     Error,
-    backend::{cpu::Cpu, metal::Metal, timed::Timed},
     engine::{
-        Machine, Model, Session, SessionOptions, Timeline,
+        Model, Session, SessionOptions, Timeline,
         generate::Steps,
         timeline::{Step, Watch, decoded, passes, prefilled},
     },
     format::{CacheType, DType},
-    model::forward::Rule,
+    forward::Phase,
     quant::{Options, convert},
 };
-use hymba_kernels_metal::{Buffer, Device, DeviceError, Dispatch};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-
-/// The emulated GPU, which fails when it is told to.
-struct Failing {
-    inner: Box<dyn Device>,
-    fails: Arc<AtomicBool>,
-}
-
-impl Device for Failing {
-    fn name(&self) -> String {
-        self.inner.name()
-    }
-
-    fn allocate(&self, bytes: usize) -> Result<Buffer, DeviceError> {
-        self.inner.allocate(bytes)
-    }
-
-    fn page(&self) -> usize {
-        self.inner.page()
-    }
-
-    fn longest_buffer(&self) -> usize {
-        self.inner.longest_buffer()
-    }
-
-    unsafe fn wrap(&self, bytes: *const u8, len: usize) -> Result<Buffer, DeviceError> {
-        // SAFETY: the caller promises what the emulator asks for.
-        unsafe { self.inner.wrap(bytes, len) }
-    }
-
-    fn dispatch(&mut self, dispatch: &Dispatch<'_>) {
-        self.inner.dispatch(dispatch);
-    }
-
-    fn finish(&mut self) -> Result<(), DeviceError> {
-        self.inner.finish()?;
-        if self.fails.swap(false, Relaxed) { Err(DeviceError::Failed("it was taken away".into())) } else { Ok(()) }
-    }
-}
 
 static GO_ON: AtomicBool = AtomicBool::new(false);
 static STOP: AtomicBool = AtomicBool::new(true);
@@ -76,18 +32,12 @@ fn watch(cancel: &AtomicBool) -> Watch<'_> {
     Watch { cancel, progress: &|_, _| () }
 }
 
-/// What converters ask for: the state after the meta tokens of the model at `path`.
-fn meta_state(path: &Path) -> hymba::Result<Vec<Vec<f32>>> {
-    let state = hymba::engine::compute_meta_state(&Model::open(path)?, None, &GO_ON)?;
-    Ok(state.expect("asked for when there are meta tokens").into_vectors())
-}
-
 /// A small random model, in F32, with the window that `case` has.
 fn golden(case: &str, folder: &Path) -> PathBuf {
     let file = folder.join(format!("{case}.gguf"));
     let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(case);
     let options = Options { dtype: DType::F32, packed: true, ..Options::default() };
-    convert(&from, &file, &options, &mut meta_state, &mut |_| {}, &GO_ON).unwrap();
+    convert(&from, &file, &options, &mut |_| {}, &GO_ON).unwrap();
     file
 }
 
@@ -107,9 +57,9 @@ fn replayed(model: &Model, context: usize, cache: CacheType, steps: &[Step]) -> 
     let mut logits = Vec::new();
     for pass in passes(steps) {
         let ids: Vec<u32> = pass.iter().map(|step| step.id).collect();
-        logits = match pass[0].rule {
-            Rule::Prefill => session.prefill(&ids, &GO_ON).unwrap().to_vec(),
-            Rule::Decode => session.decode(ids[0]).unwrap().to_vec(),
+        logits = match pass[0].phase {
+            Phase::Prefill => session.prefill(&ids, &GO_ON).unwrap().to_vec(),
+            Phase::Decode => session.decode(ids[0]).unwrap().to_vec(),
         };
     }
     logits
@@ -325,7 +275,7 @@ fn files_that_do_not_belong_here_change_nothing() {
 fn the_1_5b_shape_goes_back_at_once() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("random.gguf");
-    hymba::quant::random_checkpoint("hymba-1.5b", DType::Q4_0, &file, &mut meta_state).unwrap();
+    hymba::quant::random_checkpoint("hymba-1.5b", DType::Q4_0, &file, &GO_ON).unwrap();
     let model = Model::open(&file).unwrap();
     let mut timeline = Timeline::new(session(&model, 1400, CacheType::F16, 2), 256_000_000);
     // longer than the window, so that there is as much to copy as there ever is
@@ -350,46 +300,4 @@ fn the_1_5b_shape_goes_back_at_once() {
     let [back, switched] = [false, true].map(|switch| (0..4).map(|_| spent(&mut timeline, switch)).min().unwrap());
     println!("back in {back:?}, switched in {switched:?}, {:.0} MB of marks", timeline.mark_bytes() as f64 / 1e6);
     assert!(back < Duration::from_millis(50) && switched < Duration::from_millis(50), "{back:?}, {switched:?}");
-}
-
-/// A GPU that is lost in mid-text: the CPU reads all of it again and goes on, on other ways too, unless the GPU was asked
-/// for by name.
-#[test]
-fn the_cpu_takes_over_from_a_lost_gpu() {
-    let folder = tempfile::tempdir().unwrap();
-    let model = Model::open(&golden("tiny-a", folder.path())).unwrap();
-    let steps: Vec<Step> = prefilled(&[3, 14, 15, 92, 65, 35]).chain([89, 79, 32].map(decoded)).collect();
-    let (begin, rest) = steps.split_at(7);
-    let aside: Vec<Step> = prefilled(&[3, 1, 4, 1, 5]).collect();
-    for machine in [Machine::Auto, Machine::Metal] {
-        let fails = Arc::new(AtomicBool::new(false));
-        let device = Box::new(Failing { inner: hymba_metal_emulator::device(), fails: fails.clone() });
-        let metal = Metal::new(device, model.weights(), model.config()).unwrap();
-        let options = SessionOptions { context: Some(64), cache: CacheType::F32, machine, ..SessionOptions::default() };
-        let gpu = Timed::new(Cpu::new(NonZeroUsize::MIN), Some(metal));
-        let mut timeline = Timeline::new(Session::on(&model, &options, gpu).unwrap(), usize::MAX);
-        timeline.go(&aside, &watch(&GO_ON)).unwrap();
-        timeline.shelve("aside").unwrap();
-        timeline.go(begin, &watch(&GO_ON)).unwrap();
-        timeline.mark().unwrap();
-        assert!(timeline.session().gpu().is_some() && timeline.taken_over().is_none());
-
-        fails.store(true, Relaxed);
-        if machine == Machine::Metal {
-            assert!(matches!(timeline.decode(rest[0].id), Err(Error::Gpu(what)) if what.contains("taken away")));
-            assert!(timeline.steps().is_empty() && timeline.taken_over().is_none());
-            assert!(matches!(timeline.go(&steps, &watch(&GO_ON)), Err(Error::Gpu(_)))); // it does not come back
-            continue;
-        }
-        rest.iter().for_each(|step| drop(timeline.decode(step.id).unwrap().to_vec()));
-        assert!(timeline.taken_over().is_some_and(|why| why.to_string().contains("taken away")));
-        assert!(timeline.taken_over().is_none() && timeline.session().gpu().is_none());
-        assert_eq!(timeline.steps(), steps);
-        assert_eq!(timeline.logits(), replayed(&model, 64, CacheType::F32, &steps));
-        for way in [begin, &aside] {
-            timeline.unshelve("aside");
-            timeline.go(way, &watch(&GO_ON)).unwrap();
-            assert_eq!(timeline.logits(), replayed(&model, 64, CacheType::F32, way));
-        }
-    }
 }

@@ -3,10 +3,7 @@
 use std::{cell::RefCell, num::NonZeroUsize};
 
 use hymba::{
-    backend::{
-        Backend, Part, PartMut,
-        cpu::{Cpu, Memory},
-    },
+    backend::{Backend, Buffer, Cpu, MatMut, MatRef, Op},
     format::{
         Blob, DType, Matrix,
         codec::{BLOCK, Block, decode_row, encode_row},
@@ -63,14 +60,14 @@ pub fn decode(data: &[u8]) -> bool {
         layouts.push((Packing::X8, packed));
     }
     for (packing, data) in layouts {
-        let matrix = Matrix { dtype, packing, rows, cols, data: Blob::from_vec(data) };
+        let matrix = Matrix { id: 0, dtype, packing, rows, cols, data: Blob::from_vec(data) };
         matrix.row(rows - 1, &mut values);
-        let x = Memory::F32(vec![1.0; 3 * cols]);
-        let mut out = Memory::F32(vec![0.0; 3 * rows]);
+        let x = Buffer::F32(vec![1.0; 3 * cols]);
+        let mut out = Buffer::F32(vec![0.0; 3 * rows]);
         for tokens in [1, 3] {
-            let x = Part { memory: &x, rows: tokens, start: 0, cols, stride: cols };
-            let out = PartMut { memory: &mut out, rows: tokens, start: 0, cols: rows, stride: rows };
-            CPU.with_borrow_mut(|cpu| cpu.matmul(&matrix, x, out, false));
+            let x = MatRef { buffer: &x, rows: tokens, start: 0, cols, stride: cols };
+            let out = MatMut { buffer: &mut out, rows: tokens, start: 0, cols: rows, stride: rows };
+            CPU.with_borrow_mut(|cpu| cpu.run(Op::MatMul { w: &matrix, x, out, accumulate: false }));
         }
         if let Ok(Some(other)) = recode(&matrix, pick(to)) {
             assert!(finite, "what is no number was stored as one");

@@ -4,7 +4,7 @@
 use std::{fs, sync::atomic::AtomicBool};
 
 use hymba::{
-    engine::{Model, compute_meta_state},
+    engine::Model,
     format::DType,
     import::Folder,
     model::{Activation, Config, tensors::specs},
@@ -51,12 +51,9 @@ pub fn config(data: &[u8]) -> bool {
 pub fn import(data: &[u8]) -> bool {
     let (folder, go_on) = (folder(data), AtomicBool::new(false));
     let output = folder.path().join("out.gguf");
-    let options = Options { dtype: DType::Q4_0, rounding: Rounding::Nearest, threads: Some(1), ..Options::default() };
-    let mut meta_state = |path: &std::path::Path| {
-        let state = compute_meta_state(&Model::open(path)?, 1.try_into().ok(), &go_on)?;
-        Ok(state.map(|state| state.into_vectors()).unwrap_or_default())
-    };
-    let converted = convert(folder.path(), &output, &options, &mut meta_state, &mut |_| (), &go_on).is_ok();
+    let options =
+        Options { dtype: DType::Q4_0, rounding: Rounding::Nearest, threads: 1.try_into().ok(), ..Options::default() };
+    let converted = convert(folder.path(), &output, &options, &mut |_| (), &go_on).is_ok();
     assert_eq!(converted, output.exists());
     if converted {
         Model::open(&output).expect("what was written can be read");

@@ -210,7 +210,7 @@ fn talk(model: &Model, s: &mut Source<'_>) -> hymba::Result<()> {
     let prompt: Vec<u32> = (0..=s.below(12)).map(|_| s.byte().into()).collect();
     let params = Params::from_metadata(model.metadata(), model.file())?;
     let mut logits = session.prefill(&prompt, &AtomicBool::new(false))?.to_vec();
-    let point = session.snapshot()?;
+    let point = session.checkpoint(false)?;
     let start = logits.clone();
     let mut texts = Vec::new();
     for _ in 0..2 {

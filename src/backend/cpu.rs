@@ -1,59 +1,15 @@
-//! The CPU as a backend: an adapter from memory parts to the kernels' matrices.
-
-mod kv;
+//! The CPU as a backend: an adapter from buffers and views to the kernels' matrices.
 
 use std::{num::NonZeroUsize, time::Duration};
 
 use bytemuck::allocation::try_zeroed_vec;
-use hymba_kernels_cpu::{Attention, Conv, KvRows, Mat, MatMut, Scan, Weight, WeightType};
+use hymba_kernels_cpu::{Conv, Mat, Scan, Weight, WeightType};
 
-use self::kv::Kv;
-use super::{Angles, Backend, Heads, KvSpan, Part, PartMut, ScanInput, Visible, metal::Shared};
+use super::{Backend, Buffer, KvSpan, MatMut, MatRef, Memory, Op, kv::Kv};
 use crate::{
     Error, Result,
-    format::{CacheType, DType, Matrix, Vector, packed::Packing},
-    model::weights::Layer,
+    format::{CacheType, DType, Matrix, packed::Packing},
 };
-
-const GPUS: &str = "the CPU is given a GPU's memory";
-
-/// Values in main memory.
-pub enum Memory {
-    /// Floats.
-    F32(Vec<f32>),
-    /// Keys or values.
-    Kv(Kv),
-    /// Shared with a GPU, whose operations alone use it.
-    Shared(Shared),
-}
-
-impl Memory {
-    /// The values of F32 memory.
-    ///
-    /// # Panics
-    /// If it is of another kind, or a GPU is still at work: see [`Backend::finish`].
-    pub fn f32(&self) -> &[f32] {
-        match self {
-            Self::F32(values) => values,
-            Self::Shared(memory) => memory.f32(),
-            _ => panic!("activations are f32"),
-        }
-    }
-
-    fn f32_mut(&mut self) -> &mut [f32] {
-        match self {
-            Self::F32(values) => values,
-            _ => panic!("activations are f32"),
-        }
-    }
-
-    fn rows(&self) -> KvRows<'_> {
-        match self {
-            Self::Kv(kv) => kv.view(),
-            _ => panic!("attention reads keys and values"),
-        }
-    }
-}
 
 /// The CPU with its threads.
 pub struct Cpu(hymba_kernels_cpu::Cpu);
@@ -86,6 +42,16 @@ impl Cpu {
     pub fn read_bandwidth(&mut self, bytes: &[u8], rounds: usize) -> f64 {
         self.0.read_bandwidth(bytes, rounds)
     }
+
+    /// Starts, or ends, measuring how long the calling thread waits for others.
+    pub(super) fn measure_waiting(&mut self, on: bool) {
+        self.0.measure_waiting(on);
+    }
+
+    /// Returns how long it has waited since.
+    pub(super) fn waited(&self) -> Duration {
+        self.0.waited()
+    }
 }
 
 fn no_memory(bytes: usize) -> Error {
@@ -95,18 +61,18 @@ fn no_memory(bytes: usize) -> Error {
     ))
 }
 
-/// The largest magnitude in some rows, or infinity, or NaN, whose bits come last.
-fn largest<'a>(rows: usize, row: impl Fn(usize) -> &'a [f32]) -> f32 {
+/// Returns the largest magnitude in some rows, or infinity, or NaN, whose bits come last.
+fn max_abs<'a>(rows: usize, row: impl Fn(usize) -> &'a [f32]) -> f32 {
     let bits = |x: &[f32]| x.iter().fold(0, |most: i32, v| most.max((v.to_bits() & 0x7fff_ffff) as i32));
     f32::from_bits((0..rows).fold(0, |most, t| most.max(bits(row(t)))) as u32)
 }
 
-fn mat<'a>(p: &Part<'a, Memory>) -> Mat<'a> {
-    Mat::new(p.memory.f32(), p.rows, p.start, p.cols, p.stride)
+fn mat<'a>(m: MatRef<'a>) -> Mat<'a> {
+    Mat::new(m.buffer.f32(), m.rows, m.start, m.cols, m.stride)
 }
 
-fn mat_mut<'a>(p: PartMut<'a, Memory>) -> MatMut<'a> {
-    MatMut::new(p.memory.f32_mut(), p.rows, p.start, p.cols, p.stride)
+fn mat_mut<'a>(m: MatMut<'a>) -> hymba_kernels_cpu::MatMut<'a> {
+    hymba_kernels_cpu::MatMut::new(m.buffer.f32_mut(), m.rows, m.start, m.cols, m.stride)
 }
 
 fn weight(m: &Matrix) -> Weight<'_> {
@@ -127,175 +93,117 @@ fn weight(m: &Matrix) -> Weight<'_> {
     Weight { dtype, rows: m.rows, cols: m.cols, bytes: &m.data }
 }
 
+fn attention(cpu: &mut hymba_kernels_cpu::Cpu, a: super::Attention<'_>) {
+    let span = |s: KvSpan| hymba_kernels_cpu::Run { chunk: s.chunk, first: s.first, rows: s.rows };
+    let visible: Vec<_> = a.visible.iter().map(|spans| spans.map(span)).collect();
+    let args = hymba_kernels_cpu::Attention {
+        q: mat(a.q),
+        heads: a.heads.query,
+        kv_heads: a.heads.kv,
+        key_dim: a.heads.key_dim,
+        value_dim: a.heads.value_dim,
+        cache: a.cache.map(|buffer| buffer.kv().view()),
+        chunk: a.chunk.map(|buffer| buffer.kv().view()),
+        visible: &visible,
+        position: a.position,
+    };
+    cpu.attention(&args, mat_mut(a.out));
+}
+
 impl Backend for Cpu {
-    type Memory = Memory;
-
-    fn zeros(&self, len: usize) -> Result<Memory> {
-        try_zeroed_vec(len).map(Memory::F32).map_err(|()| no_memory(CacheType::F32.size(len)))
-    }
-
-    fn kv_rows(&self, kind: CacheType, rows: usize, heads: usize, dim: usize) -> Result<Memory> {
-        let bytes = kind.size(rows.saturating_mul(heads * dim));
-        Kv::new(kind, rows, heads, dim).map(Memory::Kv).ok_or_else(|| no_memory(bytes))
-    }
-
-    fn clear(&mut self, memory: &mut Memory) {
-        match memory {
-            Memory::F32(values) => values.fill(0.0),
-            Memory::Kv(kv) => kv.clear(),
-            Memory::Shared(_) => panic!("{GPUS}"),
+    fn run(&mut self, op: Op<'_>) {
+        let cpu = &mut self.0;
+        match op {
+            Op::Gather { table, rows, out } => {
+                let mut out = mat_mut(out);
+                for (i, &row) in rows.iter().enumerate() {
+                    table.row(row as usize, out.row_mut(i));
+                }
+            }
+            Op::MatMul { w, x, out, accumulate } => cpu.matmul(weight(w), mat(x), mat_mut(out), accumulate),
+            Op::GatedMatMul { w, x, gate, out } => {
+                cpu.gated_matmul(w.map(weight), mat(x), mat_mut(gate), mat_mut(out));
+            }
+            Op::AddBias { x, bias } => cpu.add_bias(mat_mut(x), bias),
+            Op::RmsNorm { x, gain, eps, out } => cpu.rms_norm(mat(x), gain, eps, mat_mut(out)),
+            Op::HeadNorm { x, gain, eps } => cpu.head_norm(mat_mut(x), gain, eps),
+            Op::Rope { x, dim, angles } => cpu.rope(mat_mut(x), dim, &angles.cos, &angles.sin),
+            Op::StoreRows { x, out } => out.kv_mut().fill(cpu, mat(x)),
+            Op::CopyRows { from: (from, a), to: (to, b), rows, width } => match (from, to) {
+                (Buffer::F32(from), Buffer::F32(to)) => {
+                    to[b * width..][..rows * width].copy_from_slice(&from[a * width..][..rows * width]);
+                }
+                (from, to) => to.kv_mut().copy(from.kv(), a..a + rows, b),
+            },
+            Op::Attention(args) => attention(cpu, args),
+            Op::Conv { u, weight, bias, state, out } => {
+                let args = Conv { u: mat(u), weight, bias: bias.map(|b| &**b) };
+                cpu.conv_silu(&args, state.f32_mut(), mat_mut(out));
+            }
+            Op::Scan { input, weights: w, h, out } => {
+                let args = Scan {
+                    dt: mat(input.dt),
+                    dt_bias: w.dt_bias,
+                    u: mat(input.u),
+                    gate: mat(input.gate),
+                    b: mat(input.b),
+                    c: mat(input.c),
+                    a: w.a,
+                    d: w.d,
+                };
+                cpu.scan(&args, h.f32_mut(), mat_mut(out));
+            }
+            Op::Fuse { a, b, eps, out } => cpu.fuse(mat(a.0), a.1, mat(b.0), b.1, eps, mat_mut(out)),
+            Op::Relu2 { x } => cpu.relu2(mat_mut(x)),
         }
     }
 
-    fn upload(&mut self, values: &[f32], memory: &mut Memory, at: usize) {
-        match memory {
-            Memory::F32(to) => to[at..at + values.len()].copy_from_slice(values),
-            Memory::Kv(kv) => {
+    fn max_abs(&mut self, x: MatRef<'_>) -> Option<f32> {
+        let x = mat(x);
+        Some(max_abs(x.rows(), |t| x.row(t)))
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        Ok(())
+    }
+}
+
+const GPUS: &str = "the CPU works on main memory";
+
+impl Memory for Cpu {
+    fn zeros(&self, len: usize) -> Result<Buffer> {
+        try_zeroed_vec(len).map(Buffer::F32).map_err(|()| no_memory(CacheType::F32.size(len)))
+    }
+
+    fn kv_rows(&self, cache: CacheType, rows: usize, heads: usize, dim: usize) -> Result<Buffer> {
+        let bytes = cache.size(rows.saturating_mul(heads * dim));
+        Kv::new(cache, rows, heads, dim).map(Buffer::Kv).ok_or_else(|| no_memory(bytes))
+    }
+
+    fn clear(&mut self, buffer: &mut Buffer) {
+        match buffer {
+            Buffer::F32(values) => values.fill(0.0),
+            Buffer::Kv(kv) => kv.clear(),
+            Buffer::Gpu(_) => panic!("{GPUS}"),
+        }
+    }
+
+    fn upload(&mut self, values: &[f32], buffer: &mut Buffer, at: usize) {
+        match buffer {
+            Buffer::F32(to) => to[at..at + values.len()].copy_from_slice(values),
+            Buffer::Kv(kv) => {
                 let width = kv.width();
                 kv.store(&mut self.0, Mat::new(values, values.len() / width, 0, width, width), at / width);
             }
-            Memory::Shared(_) => panic!("{GPUS}"),
+            Buffer::Gpu(_) => panic!("{GPUS}"),
         }
     }
 
-    fn download(&mut self, memory: &Memory, len: usize) -> Vec<f32> {
-        match memory {
-            Memory::F32(values) => values[..len].to_vec(),
-            Memory::Kv(kv) => kv.load(len / kv.width()),
-            Memory::Shared(_) => panic!("{GPUS}"),
+    fn download(&mut self, buffer: &Buffer, len: usize) -> Vec<f32> {
+        match buffer {
+            Buffer::F32(values) => values[..len].to_vec(),
+            Buffer::Kv(kv) => kv.load(len / kv.width()),
+            Buffer::Gpu(_) => panic!("{GPUS}"),
         }
-    }
-
-    fn copy_rows(&mut self, from: (&Memory, usize), to: (&mut Memory, usize), rows: usize, width: usize) {
-        match (from.0, to.0) {
-            (Memory::F32(a), Memory::F32(b)) => {
-                b[to.1 * width..][..rows * width].copy_from_slice(&a[from.1 * width..][..rows * width]);
-            }
-            (Memory::Kv(a), Memory::Kv(b)) => b.copy(a, from.1..from.1 + rows, to.1),
-            _ => panic!("rows are copied between memories of one kind"),
-        }
-    }
-
-    fn gather(&mut self, table: &Matrix, rows: &[u32], out: PartMut<'_, Memory>) {
-        let mut out = mat_mut(out);
-        for (i, &row) in rows.iter().enumerate() {
-            table.row(row as usize, out.row_mut(i));
-        }
-    }
-
-    fn matmul(&mut self, w: &Matrix, x: Part<'_, Memory>, out: PartMut<'_, Memory>, accumulate: bool) {
-        self.0.matmul(weight(w), mat(&x), mat_mut(out), accumulate);
-    }
-
-    fn gated_matmul(
-        &mut self,
-        matrices: [&Matrix; 2],
-        x: Part<'_, Memory>,
-        gate: PartMut<'_, Memory>,
-        out: PartMut<'_, Memory>,
-    ) {
-        self.0.gated_matmul(matrices.map(weight), mat(&x), mat_mut(gate), mat_mut(out));
-    }
-
-    fn add_bias(&mut self, x: PartMut<'_, Memory>, bias: &Vector) {
-        self.0.add_bias(mat_mut(x), bias);
-    }
-
-    fn rms_norm(&mut self, x: Part<'_, Memory>, gain: &Vector, eps: f32, out: PartMut<'_, Memory>) {
-        self.0.rms_norm(mat(&x), gain, eps, mat_mut(out));
-    }
-
-    fn head_norm(&mut self, x: PartMut<'_, Memory>, gain: &Vector, eps: f32) {
-        self.0.head_norm(mat_mut(x), gain, eps);
-    }
-
-    fn rope(&mut self, x: PartMut<'_, Memory>, dim: usize, angles: &Angles) {
-        self.0.rope(mat_mut(x), dim, &angles.cos, &angles.sin);
-    }
-
-    fn store_rows(&mut self, x: Part<'_, Memory>, out: &mut Memory) {
-        match out {
-            Memory::Kv(kv) => kv.fill(&mut self.0, mat(&x)),
-            _ => panic!("keys and values are stored as such"),
-        }
-    }
-
-    fn attention(
-        &mut self,
-        heads: Heads,
-        q: Part<'_, Memory>,
-        cache: [&Memory; 2],
-        chunk: [&Memory; 2],
-        visible: Visible<'_>,
-        out: PartMut<'_, Memory>,
-    ) {
-        let span = |s: KvSpan| hymba_kernels_cpu::Run { chunk: s.chunk, first: s.first, rows: s.rows };
-        let position = visible.position;
-        let visible: Vec<_> = visible.spans.iter().map(|spans| spans.map(span)).collect();
-        let args = Attention {
-            q: mat(&q),
-            heads: heads.query,
-            kv_heads: heads.kv,
-            key_dim: heads.key_dim,
-            value_dim: heads.value_dim,
-            cache: cache.map(Memory::rows),
-            chunk: chunk.map(Memory::rows),
-            visible: &visible,
-            position,
-        };
-        self.0.attention(&args, mat_mut(out));
-    }
-
-    fn conv_silu(
-        &mut self,
-        u: Part<'_, Memory>,
-        weight: &Vector,
-        bias: Option<&Vector>,
-        state: &mut Memory,
-        out: PartMut<'_, Memory>,
-    ) {
-        let args = Conv { u: mat(&u), weight, bias: bias.map(|b| &**b) };
-        self.0.conv_silu(&args, state.f32_mut(), mat_mut(out));
-    }
-
-    fn scan(&mut self, input: ScanInput<'_, Memory>, layer: &Layer, h: &mut Memory, out: PartMut<'_, Memory>) {
-        let args = Scan {
-            dt: mat(&input.dt),
-            dt_bias: &layer.dt_bias,
-            u: mat(&input.u),
-            gate: mat(&input.gate),
-            b: mat(&input.b),
-            c: mat(&input.c),
-            a: &layer.a,
-            d: &layer.d,
-        };
-        self.0.scan(&args, h.f32_mut(), mat_mut(out));
-    }
-
-    fn fuse(
-        &mut self,
-        a: (Part<'_, Memory>, &Vector),
-        b: (Part<'_, Memory>, &Vector),
-        eps: f32,
-        out: PartMut<'_, Memory>,
-    ) {
-        self.0.fuse(mat(&a.0), a.1, mat(&b.0), b.1, eps, mat_mut(out));
-    }
-
-    fn relu2(&mut self, x: PartMut<'_, Memory>) {
-        self.0.relu2(mat_mut(x));
-    }
-
-    fn largest(&mut self, x: Part<'_, Memory>) -> f32 {
-        let x = mat(&x);
-        largest(x.rows(), |t| x.row(t))
-    }
-
-    fn measure_waiting(&mut self, on: bool) {
-        self.0.measure_waiting(on);
-    }
-
-    fn waited(&self) -> Duration {
-        self.0.waited()
     }
 }

@@ -1,29 +1,19 @@
-//! The GPU of a Mac as a backend: an adapter from memory parts to the shaders' views. The device may also be another
+//! The GPU of a Mac as a backend: an adapter from buffers and views to the shaders' views. The device may also be another
 //! that runs the same shaders.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
 };
 
 use half::f16;
-pub use hymba_kernels_metal::system::names;
-use hymba_kernels_metal::{Attention, Buffer, Conv, Device, DeviceError, Format, Gpu, Scan, View, Weight, system};
+use hymba_kernels_metal::{Conv, Device, DeviceError, Format, Gpu, Scan, View, Weight, system};
 
-use super::{Angles, Backend, Heads, KvSpan, Part, PartMut, ScanInput, Visible, cpu::Memory};
+use super::{Backend, Buffer, GpuBuffer, KvSpan, MatMut, MatRef, Memory, Op};
 use crate::{
     Error, Result,
-    format::{Blob, CacheType, DType, Matrix, Vector, packed::Packing},
-    model::{Config, Weights, weights::Layer},
+    format::{Blob, CacheType, DType, Matrix, packed::Packing},
 };
-
-/// The default GPU of this machine.
-pub fn open() -> Result<Box<dyn Device>> {
-    system::open().map_err(failed)
-}
 
 fn failed(error: DeviceError) -> Error {
     match error {
@@ -32,95 +22,62 @@ fn failed(error: DeviceError) -> Error {
     }
 }
 
-/// Values in memory that the CPU and the GPU share.
-pub struct Shared {
-    buffer: Buffer,
-    kind: CacheType,
-    len: usize,
-    /// Is the GPU at work?
-    busy: Arc<AtomicBool>,
-}
-
-const REFUSED: &str = "memory of this kind was refused when it was asked for";
-
-impl Shared {
-    /// The values.
-    ///
-    /// # Panics
-    /// If they are not F32, or the GPU is at work.
-    pub fn f32(&self) -> &[f32] {
-        assert!(self.kind == CacheType::F32, "activations are f32");
-        assert!(!self.busy.load(Ordering::Relaxed), "the GPU is still at work");
-        // SAFETY: the buffer has room for as many; the GPU is done, and operations that write it borrow it mutably.
-        unsafe { std::slice::from_raw_parts(self.buffer.contents().cast(), self.len) }
-    }
-
-    fn bytes(&self, values: usize) -> usize {
-        self.kind.size(values)
-    }
-}
+const REFUSED: &str = "a buffer of this type was refused when it was allocated";
 
 /// A GPU with a model's weights.
 pub struct Metal {
     gpu: Gpu,
     busy: Arc<AtomicBool>,
-    /// What the GPU's buffers look at; let go of after them.
+    /// What the GPU's buffers look at; dropped after them.
     _weights: Blob,
 }
 
 impl Metal {
-    /// `device` with the weights of a model, which it sees where they are.
-    pub fn new(device: Box<dyn Device>, weights: &Weights, config: &Config) -> Result<Self> {
-        if config.state > Gpu::MOST_STATES {
-            return Err(Error::Request(format!(
-                "the GPU's kernels hold {} states a channel, and this model has {}; use --backend cpu",
-                Gpu::MOST_STATES,
-                config.state
-            )));
-        }
-        let blob = weights.token_embd.data.whole();
-        // SAFETY: the blob lives longer than the GPU's buffers, being dropped after them, and its bytes never change.
-        let gpu = unsafe { Gpu::new(device, &blob) }.map_err(failed)?;
-        Ok(Self { gpu, busy: Arc::default(), _weights: blob })
+    /// Returns the names of the GPUs that this machine has.
+    pub fn names() -> Vec<String> {
+        system::names()
     }
 
-    /// What the GPU is called.
+    /// Opens the default GPU of this machine, see [`Metal::new`].
+    pub fn open(weights: Blob, states: usize) -> Result<Self> {
+        Self::new(system::open().map_err(failed)?, weights, states)
+    }
+
+    /// `device` with the weights of a model of `states` SSM states a channel: its file, which the device reads in place.
+    pub fn new(device: Box<dyn Device>, weights: Blob, states: usize) -> Result<Self> {
+        if states > Gpu::MOST_STATES {
+            return Err(Error::Request(format!(
+                "the GPU's kernels hold {} states a channel, and this model has {states}; use --backend cpu",
+                Gpu::MOST_STATES,
+            )));
+        }
+        // SAFETY: the blob lives longer than the GPU's buffers, being dropped after them, and its bytes never change.
+        let gpu = unsafe { Gpu::new(device, &weights) }.map_err(failed)?;
+        Ok(Self { gpu, busy: Arc::default(), _weights: weights })
+    }
+
+    /// Returns the GPU's name.
     pub fn name(&self) -> String {
         self.gpu.name()
     }
 
-    /// The GPU, which now has something to do.
-    fn gpu(&mut self) -> &mut Gpu {
-        self.busy.store(true, Ordering::Relaxed);
-        &mut self.gpu
+    fn allocate(&self, cache: CacheType, len: usize) -> Result<Buffer> {
+        let buffer = self.gpu.allocate(cache.size(len)).map_err(failed)?;
+        Ok(Buffer::Gpu(GpuBuffer { buffer, cache, len, busy: self.busy.clone() }))
     }
 
-    fn allocate(&self, kind: CacheType, len: usize) -> Result<Memory> {
-        let buffer = self.gpu.allocate(kind.size(len)).map_err(failed)?;
-        Ok(Memory::Shared(Shared { buffer, kind, len, busy: self.busy.clone() }))
-    }
-
-    /// Waits; an error stays, and is told by [`Backend::finish`].
+    /// Waits; an error stays, and [`Backend::finish`] returns it.
     fn wait(&mut self) {
         let _ = Backend::finish(self);
     }
 }
 
-fn shared(memory: &Memory) -> &Shared {
-    match memory {
-        Memory::Shared(memory) => memory,
-        _ => panic!("the GPU is given the CPU's memory"),
-    }
+fn view(m: MatRef<'_>) -> View<'_> {
+    View { buffer: &m.buffer.gpu().buffer, rows: m.rows, start: m.start, cols: m.cols, stride: m.stride }
 }
 
-fn view<'a>(p: &Part<'a, Memory>) -> View<'a> {
-    let buffer = &shared(p.memory).buffer;
-    View { buffer, rows: p.rows, start: p.start, cols: p.cols, stride: p.stride }
-}
-
-fn view_mut<'a>(p: &'a PartMut<'_, Memory>) -> View<'a> {
-    let buffer = &shared(p.memory).buffer;
-    View { buffer, rows: p.rows, start: p.start, cols: p.cols, stride: p.stride }
+fn view_mut<'a>(m: &'a MatMut<'_>) -> View<'a> {
+    View { buffer: &m.buffer.gpu().buffer, rows: m.rows, start: m.start, cols: m.cols, stride: m.stride }
 }
 
 fn weight(m: &Matrix) -> Weight<'_> {
@@ -140,33 +97,115 @@ fn weight(m: &Matrix) -> Weight<'_> {
     Weight { format, rows: m.rows, cols: m.cols, bytes: &m.data }
 }
 
-impl Backend for Metal {
-    type Memory = Memory;
+fn attention(gpu: &mut Gpu, a: &super::Attention<'_>) {
+    let span = |s: KvSpan| hymba_kernels_metal::Run {
+        first: s.first as u32,
+        rows: s.rows as u32,
+        chunk: u32::from(s.chunk),
+        unused: 0,
+    };
+    let visible: Vec<_> = a.visible.iter().map(|spans| spans.map(span)).collect();
+    let args = hymba_kernels_metal::Attention {
+        q: view(a.q),
+        heads: a.heads.query,
+        kv_heads: a.heads.kv,
+        key_dim: a.heads.key_dim,
+        value_dim: a.heads.value_dim,
+        cache: a.cache.map(|buffer| &buffer.gpu().buffer),
+        chunk: a.chunk.map(|buffer| &buffer.gpu().buffer),
+        half: a.cache[0].gpu().cache == CacheType::F16,
+        visible: &visible,
+    };
+    gpu.attention(&args, view_mut(&a.out));
+}
 
-    fn zeros(&self, len: usize) -> Result<Memory> {
+impl Backend for Metal {
+    fn run(&mut self, op: Op<'_>) {
+        self.busy.store(true, Ordering::Relaxed);
+        let gpu = &mut self.gpu;
+        match op {
+            Op::Gather { table, rows, out } => gpu.gather(weight(table), rows, view_mut(&out)),
+            Op::MatMul { w, x, out, accumulate } => gpu.matmul(weight(w), view(x), view_mut(&out), accumulate),
+            Op::GatedMatMul { w: [g, u], x, gate, out } => {
+                gpu.matmul(weight(g), view(x), view_mut(&gate), false);
+                gpu.matmul(weight(u), view(x), view_mut(&out), false);
+                gpu.silu_mul(view_mut(&gate), view_mut(&out));
+            }
+            Op::AddBias { x, bias } => gpu.add_bias(view_mut(&x), bias),
+            Op::RmsNorm { x, gain, eps, out } => gpu.rms_norm(view(x), gain, eps, view_mut(&out)),
+            Op::HeadNorm { x, gain, eps } => gpu.head_norm(view_mut(&x), gain, eps),
+            Op::Rope { x, dim, angles } => gpu.rope(view_mut(&x), dim, &angles.cos, &angles.sin),
+            Op::StoreRows { x, out } => {
+                let out = out.gpu();
+                gpu.store_rows(view(x), &out.buffer, out.cache == CacheType::F16);
+            }
+            Op::CopyRows { from: (from, a), to: (to, b), rows, width } => {
+                let (from, to) = (from.gpu(), to.gpu());
+                assert!(from.cache == to.cache, "rows are copied between buffers of one type");
+                let (source, target) = ((&from.buffer, from.bytes(a * width)), (&to.buffer, to.bytes(b * width)));
+                gpu.copy(source, target, from.bytes(rows * width));
+            }
+            Op::Attention(args) => attention(gpu, &args),
+            Op::Conv { u, weight, bias, state, out } => {
+                let args = Conv { u: view(u), weight, bias: bias.map(|b| &**b) };
+                gpu.conv_silu(&args, &state.gpu().buffer, view_mut(&out));
+            }
+            Op::Scan { input, weights: w, h, out } => {
+                let args = Scan {
+                    dt: view(input.dt),
+                    dt_bias: w.dt_bias,
+                    u: view(input.u),
+                    gate: view(input.gate),
+                    b: view(input.b),
+                    c: view(input.c),
+                    a: w.a,
+                    d: w.d,
+                };
+                gpu.scan(&args, &h.gpu().buffer, view_mut(&out));
+            }
+            Op::Fuse { a, b, eps, out } => gpu.fuse((view(a.0), a.1), (view(b.0), b.1), eps, view_mut(&out)),
+            Op::Relu2 { x } => gpu.relu2(view_mut(&x)),
+        }
+    }
+
+    fn max_abs(&mut self, _: MatRef<'_>) -> Option<f32> {
+        None
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        let done = self.gpu.finish();
+        // An error comes after waiting too: the GPU does nothing more.
+        self.busy.store(false, Ordering::Relaxed);
+        done.map_err(failed)
+    }
+}
+
+impl Memory for Metal {
+    fn zeros(&self, len: usize) -> Result<Buffer> {
         self.allocate(CacheType::F32, len)
     }
 
-    fn kv_rows(&self, kind: CacheType, rows: usize, heads: usize, dim: usize) -> Result<Memory> {
-        if kind == CacheType::Q8_0 {
+    fn kv_rows(&self, cache: CacheType, rows: usize, heads: usize, dim: usize) -> Result<Buffer> {
+        if cache == CacheType::Q8_0 {
             let what = "a KV cache of type q8_0 is the CPU's alone: take --cache-type f16, or --backend cpu";
             return Err(Error::Request(what.into()));
         }
-        self.allocate(kind, rows.saturating_mul(heads * dim))
+        self.allocate(cache, rows.saturating_mul(heads * dim))
     }
 
-    fn clear(&mut self, memory: &mut Memory) {
-        self.gpu().clear(&shared(memory).buffer);
+    fn clear(&mut self, buffer: &mut Buffer) {
+        self.busy.store(true, Ordering::Relaxed);
+        self.gpu.clear(&buffer.gpu().buffer);
     }
 
-    fn upload(&mut self, values: &[f32], memory: &mut Memory, at: usize) {
+    fn upload(&mut self, values: &[f32], buffer: &mut Buffer, at: usize) {
         self.wait();
-        let to = shared(memory);
-        assert!(at + values.len() <= to.len, "an upload reaches beyond the end of its memory");
+        let to = buffer.gpu();
+        assert!(at + values.len() <= to.len, "an upload reaches beyond the end of its buffer");
         let start = to.buffer.contents().wrapping_add(to.bytes(at));
-        // SAFETY: the values fit, the GPU is done, and the memory is borrowed mutably.
+        // SAFETY: the values fit, the GPU is done, and the buffer is borrowed mutably.
         unsafe {
-            match to.kind {
+            match to.cache {
                 CacheType::F32 => std::ptr::copy_nonoverlapping(values.as_ptr(), start.cast(), values.len()),
                 CacheType::F16 => {
                     let to = std::slice::from_raw_parts_mut(start.cast::<f16>(), values.len());
@@ -177,149 +216,18 @@ impl Backend for Metal {
         }
     }
 
-    fn download(&mut self, memory: &Memory, len: usize) -> Vec<f32> {
+    fn download(&mut self, buffer: &Buffer, len: usize) -> Vec<f32> {
         self.wait();
-        let from = shared(memory);
-        assert!(len <= from.len, "a download reaches beyond the end of its memory");
-        match from.kind {
+        let from = buffer.gpu();
+        assert!(len <= from.len, "a download reaches beyond the end of its buffer");
+        match from.cache {
             CacheType::F32 => from.f32()[..len].to_vec(),
             CacheType::F16 => {
-                // SAFETY: as many values are there, the GPU is done, and nobody writes borrowed memory.
+                // SAFETY: as many values are there, the GPU is done, and nobody writes a borrowed buffer.
                 let values = unsafe { std::slice::from_raw_parts(from.buffer.contents().cast::<f16>(), len) };
                 values.iter().map(|v| v.to_f32()).collect()
             }
             CacheType::Q8_0 => unreachable!("{REFUSED}"),
         }
-    }
-
-    fn copy_rows(&mut self, from: (&Memory, usize), to: (&mut Memory, usize), rows: usize, width: usize) {
-        let (a, b) = (shared(from.0), shared(to.0));
-        assert!(a.kind == b.kind, "rows are copied between memories of one kind");
-        let (source, target) = ((&a.buffer, a.bytes(from.1 * width)), (&b.buffer, b.bytes(to.1 * width)));
-        self.gpu().copy(source, target, a.bytes(rows * width));
-    }
-
-    fn gather(&mut self, table: &Matrix, rows: &[u32], out: PartMut<'_, Memory>) {
-        self.gpu().gather(weight(table), rows, view_mut(&out));
-    }
-
-    fn matmul(&mut self, w: &Matrix, x: Part<'_, Memory>, out: PartMut<'_, Memory>, accumulate: bool) {
-        self.gpu().matmul(weight(w), view(&x), view_mut(&out), accumulate);
-    }
-
-    fn gated_matmul(
-        &mut self,
-        [g, u]: [&Matrix; 2],
-        x: Part<'_, Memory>,
-        gate: PartMut<'_, Memory>,
-        out: PartMut<'_, Memory>,
-    ) {
-        self.gpu().matmul(weight(g), view(&x), view_mut(&gate), false);
-        self.gpu().matmul(weight(u), view(&x), view_mut(&out), false);
-        self.gpu().silu_mul(view_mut(&gate), view_mut(&out));
-    }
-
-    fn add_bias(&mut self, x: PartMut<'_, Memory>, bias: &Vector) {
-        self.gpu().add_bias(view_mut(&x), bias);
-    }
-
-    fn rms_norm(&mut self, x: Part<'_, Memory>, gain: &Vector, eps: f32, out: PartMut<'_, Memory>) {
-        self.gpu().rms_norm(view(&x), gain, eps, view_mut(&out));
-    }
-
-    fn head_norm(&mut self, x: PartMut<'_, Memory>, gain: &Vector, eps: f32) {
-        self.gpu().head_norm(view_mut(&x), gain, eps);
-    }
-
-    fn rope(&mut self, x: PartMut<'_, Memory>, dim: usize, angles: &Angles) {
-        self.gpu().rope(view_mut(&x), dim, &angles.cos, &angles.sin);
-    }
-
-    fn store_rows(&mut self, x: Part<'_, Memory>, out: &mut Memory) {
-        let out = shared(out);
-        self.gpu().store_rows(view(&x), &out.buffer, out.kind == CacheType::F16);
-    }
-
-    fn attention(
-        &mut self,
-        heads: Heads,
-        q: Part<'_, Memory>,
-        cache: [&Memory; 2],
-        chunk: [&Memory; 2],
-        visible: Visible<'_>,
-        out: PartMut<'_, Memory>,
-    ) {
-        let span = |r: KvSpan| hymba_kernels_metal::Run {
-            first: r.first as u32,
-            rows: r.rows as u32,
-            chunk: u32::from(r.chunk),
-            unused: 0,
-        };
-        let visible: Vec<_> = visible.spans.iter().map(|spans| spans.map(span)).collect();
-        let args = Attention {
-            q: view(&q),
-            heads: heads.query,
-            kv_heads: heads.kv,
-            key_dim: heads.key_dim,
-            value_dim: heads.value_dim,
-            cache: cache.map(|m| &shared(m).buffer),
-            chunk: chunk.map(|m| &shared(m).buffer),
-            half: shared(cache[0]).kind == CacheType::F16,
-            visible: &visible,
-        };
-        self.gpu().attention(&args, view_mut(&out));
-    }
-
-    fn conv_silu(
-        &mut self,
-        u: Part<'_, Memory>,
-        weight: &Vector,
-        bias: Option<&Vector>,
-        state: &mut Memory,
-        out: PartMut<'_, Memory>,
-    ) {
-        let args = Conv { u: view(&u), weight, bias: bias.map(|b| &**b) };
-        self.gpu().conv_silu(&args, &shared(state).buffer, view_mut(&out));
-    }
-
-    fn scan(&mut self, input: ScanInput<'_, Memory>, layer: &Layer, h: &mut Memory, out: PartMut<'_, Memory>) {
-        let args = Scan {
-            dt: view(&input.dt),
-            dt_bias: &layer.dt_bias,
-            u: view(&input.u),
-            gate: view(&input.gate),
-            b: view(&input.b),
-            c: view(&input.c),
-            a: &layer.a,
-            d: &layer.d,
-        };
-        self.gpu().scan(&args, &shared(h).buffer, view_mut(&out));
-    }
-
-    fn fuse(
-        &mut self,
-        a: (Part<'_, Memory>, &Vector),
-        b: (Part<'_, Memory>, &Vector),
-        eps: f32,
-        out: PartMut<'_, Memory>,
-    ) {
-        self.gpu().fuse((view(&a.0), a.1), (view(&b.0), b.1), eps, view_mut(&out));
-    }
-
-    fn relu2(&mut self, x: PartMut<'_, Memory>) {
-        self.gpu().relu2(view_mut(&x));
-    }
-
-    fn finish(&mut self) -> Result<()> {
-        let done = self.gpu.finish();
-        // An error comes after waiting too: the GPU does nothing more.
-        self.busy.store(false, Ordering::Relaxed);
-        done.map_err(failed)
-    }
-
-    fn measure_waiting(&mut self, _: bool) {}
-
-    fn waited(&self) -> Duration {
-        Duration::ZERO
     }
 }

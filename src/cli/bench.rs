@@ -7,7 +7,7 @@ use std::{
     fs,
     io::{self, IsTerminal, Write},
     num::NonZeroUsize,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::atomic::AtomicBool,
     thread,
     time::Instant,
@@ -16,10 +16,9 @@ use std::{
 use anyhow::Context;
 use clap::{ValueEnum, builder::PossibleValuesParser};
 use hymba::{
-    engine::{Model, Session, SessionOptions, compute_meta_state},
+    engine::{Model, Session, SessionOptions},
     format::{CacheType, DType},
     quant::{SHAPES, random_checkpoint},
-    state::MetaState,
 };
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -105,11 +104,7 @@ fn random_model(shape: &str, dtype: &str, cancel: &AtomicBool) -> anyhow::Result
     if !file.exists() {
         fs::create_dir_all(&folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
         terminal::note(&format!("making a model with random weights, once: {}", file.display()));
-        let mut meta_state = |path: &Path| {
-            let state = compute_meta_state(&Model::open(path)?, None, cancel)?;
-            Ok(state.map(MetaState::into_vectors).unwrap_or_default())
-        };
-        random_checkpoint(shape, DType::from_name(dtype).context("the type is unknown")?, &file, &mut meta_state)?;
+        random_checkpoint(shape, DType::from_name(dtype).context("the type is unknown")?, &file, cancel)?;
     }
     Ok(file)
 }

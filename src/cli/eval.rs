@@ -46,12 +46,12 @@ struct Common {
     #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
-    machine: MachineArgs,
+    machine: RuntimeArgs,
 }
 
 /// How models run.
 #[derive(clap::Args)]
-struct MachineArgs {
+struct RuntimeArgs {
     /// Threads to compute with [default: one a core that this process may use]
     #[arg(short, long, value_name = "N", value_parser = count().range(1..=512))]
     threads: Option<usize>,
@@ -60,7 +60,7 @@ struct MachineArgs {
     cache_type: CacheType,
 }
 
-impl MachineArgs {
+impl RuntimeArgs {
     /// The engine's options for texts of up to `context` tokens.
     fn options(&self, context: usize) -> SessionOptions {
         let threads = self.threads.and_then(NonZeroUsize::new);

@@ -8,7 +8,8 @@ use std::{
 use anyhow::Context;
 use clap::builder::{PossibleValuesParser, RangedI64ValueParser, TypedValueParser};
 use hymba::{
-    engine::{Machine, Model, Session, SessionOptions, machines},
+    backend::{DeviceChoice, devices},
+    engine::{Model, Session, SessionOptions},
     format::CacheType,
     limits,
     sample::{Params, Setting},
@@ -32,7 +33,7 @@ pub struct SessionArgs {
     pub cache_type: CacheType,
     /// What to compute with; auto: the GPU of a Mac if it has one that can, else the CPU
     #[arg(long, value_name = "NAME", default_value = "auto", value_parser = backend())]
-    pub backend: Machine,
+    pub backend: DeviceChoice,
     /// List what this machine has to compute with, and leave
     #[arg(long)]
     pub list_devices: bool,
@@ -49,18 +50,18 @@ pub fn cache_type() -> impl TypedValueParser<Value = CacheType> {
     PossibleValuesParser::new(CacheType::ALL.map(CacheType::name)).map(kind)
 }
 
-fn backend() -> impl TypedValueParser<Value = Machine> {
+fn backend() -> impl TypedValueParser<Value = DeviceChoice> {
     PossibleValuesParser::new(["auto", "cpu", "metal"]).map(|name| match name.as_str() {
-        "cpu" => Machine::Cpu,
-        "metal" => Machine::Metal,
-        _ => Machine::Auto,
+        "cpu" => DeviceChoice::Cpu,
+        "metal" => DeviceChoice::Metal,
+        _ => DeviceChoice::Auto,
     })
 }
 
 /// What `--list-devices` prints: the names that `--backend` takes, and what they stand for here.
 pub fn list_devices() -> io::Result<()> {
     let mut out = io::stdout().lock();
-    machines().iter().try_for_each(|(backend, what)| writeln!(out, "{backend:<6} {what}"))
+    devices().iter().try_for_each(|(backend, what)| writeln!(out, "{backend:<6} {what}"))
 }
 
 impl SessionArgs {
@@ -78,7 +79,7 @@ impl SessionArgs {
         SessionOptions {
             context: self.context.filter(|&n| n > 0),
             threads: self.threads.and_then(NonZeroUsize::new),
-            machine: self.backend,
+            device: self.backend,
             cache: self.cache_type,
             ..SessionOptions::default()
         }

@@ -4,16 +4,14 @@ use std::{
     fmt,
     io::{self, IsTerminal, Write},
     num::NonZeroUsize,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::atomic::AtomicBool,
 };
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use hymba::{
-    engine::{Model, compute_meta_state},
     format::DType,
     quant::{Event, Options, Recipe, convert, mixture},
-    state::MetaState,
 };
 use indicatif::{HumanDuration, ProgressBar, ProgressState, ProgressStyle};
 use regex::Regex;
@@ -104,12 +102,7 @@ pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
         calibration: args.rounding.calibration()?,
         save_moments: args.rounding.save_calibration.clone(),
         force: args.force,
-        threads: args.threads,
-    };
-    let mut meta_state = |path: &Path| {
-        let model = Model::open(path)?;
-        let threads = args.threads.and_then(NonZeroUsize::new);
-        Ok(compute_meta_state(&model, threads, cancel)?.map(MetaState::into_vectors).unwrap_or_default())
+        threads: args.threads.and_then(NonZeroUsize::new),
     };
     let bar = if args.quiet || !io::stderr().is_terminal() { ProgressBar::hidden() } else { ProgressBar::no_length() };
     let bytes_style = ProgressStyle::with_template("{bar:20} {percent:>3} % {binary_bytes_per_sec:>12}  {wide_msg}")?;
@@ -146,7 +139,7 @@ pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
         }
         Event::MetaState => bar.set_message("state after the meta tokens"),
     };
-    let converted = convert(&args.input, &args.output, &options, &mut meta_state, &mut show, cancel);
+    let converted = convert(&args.input, &args.output, &options, &mut show, cancel);
     bar.finish_and_clear();
     let summary = converted?;
     if !args.quiet {

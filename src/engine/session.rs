@@ -1,66 +1,35 @@
-//! A session: a model, a machine, and what has been read so far.
+//! A session: a model, a device, and the state of the text read so far.
 
 use std::{
     num::NonZeroUsize,
     ops::Range,
     sync::atomic::{AtomicBool, Ordering},
-    thread,
 };
 
 use super::Model;
 use crate::{
     Error, Result,
-    backend::{
-        cpu::{Cpu, Memory},
-        metal::{self, Metal},
-        timed::{Profile, Timed},
-    },
+    backend::{Cpu, Device, DeviceChoice, Metal},
     format::CacheType,
-    model::forward::{self, LayerView, Pass, Rule, Scratch, forward},
-    state::{MetaState, Snapshot, State, image_bytes},
+    forward::{CHUNK, Chunk, Input, MetaPass, Observer, Phase, Scratch},
+    state::{Checkpoint, MetaState, State, image_bytes},
     system,
 };
-
-/// A point in a session's text to come back to.
-pub type Point = Snapshot<Memory>;
-
-/// Sees every layer's output of every pass; an error ends the pass.
-pub type Observer<'a> = forward::Observer<'a, Memory>;
-
-/// What a session computes with.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Machine {
-    /// The CPU.
-    #[default]
-    Cpu,
-    /// The GPU of a Mac, or an error.
-    Metal,
-    /// The GPU of a Mac if it is there and willing, else the CPU.
-    Auto,
-}
-
-/// What this machine has to compute with: the name of the backend, and what it is.
-pub fn machines() -> Vec<(&'static str, String)> {
-    let mut cpu = cpu(None);
-    let cpu = format!("{} threads, {} kernels", cpu.cpu().threads(), cpu.cpu().kernels());
-    let gpus = metal::names().into_iter().map(|name| ("metal", name));
-    [("cpu", cpu)].into_iter().chain(gpus).collect()
-}
 
 /// How a session is set up.
 #[derive(Clone, Debug)]
 pub struct SessionOptions {
     /// Tokens of text that fit; by default what the model was trained for.
     pub context: Option<usize>,
-    /// Threads; by default one for each core the process may use.
+    /// Threads; by default one for each core that the process may use.
     pub threads: Option<NonZeroUsize>,
     /// What to compute with.
-    pub machine: Machine,
+    pub device: DeviceChoice,
     /// How keys and values are stored.
     pub cache: CacheType,
-    /// Start from the state after the meta tokens that the file holds, rather than compute it?
+    /// Whether to start from the state after the meta tokens that the file holds, or to compute it.
     pub stored_meta_state: bool,
-    /// Tokens that are read at once; by default whole tiles of every kernel.
+    /// Tokens that a pass reads at most.
     pub chunk: usize,
 }
 
@@ -69,35 +38,26 @@ impl Default for SessionOptions {
         Self {
             context: None,
             threads: None,
-            machine: Machine::default(),
+            device: DeviceChoice::default(),
             cache: CacheType::default(),
             stored_meta_state: true,
-            chunk: 240,
+            chunk: CHUNK,
         }
     }
 }
 
-/// What a number of threads can do at most, in a second.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// Bytes read from memory.
-    pub read_bytes: f64,
-    /// 8-bit multiply-adds from registers, the way the products do them.
-    pub int8_macs: f64,
-    /// f32 multiply-adds from registers.
-    pub float_macs: f64,
-}
-
-/// A text being read and written. Everything it remembers is in its [`State`].
+/// A text being read and written.
 pub struct Session<'m> {
     model: &'m Model,
-    backend: Timed,
+    pub(super) device: Device,
     options: SessionOptions,
-    /// Why the CPU took over, if it did.
+    /// Why the session is not what was asked for, if it is not.
     fallback: Option<Error>,
-    state: State<Memory>,
-    scratch: Scratch<Memory>,
+    state: State,
+    scratch: Scratch,
     context: usize,
+    /// Tokens of the last pass, whose activations are in the scratch.
+    last_pass: usize,
     /// The state after the meta tokens, if it had to be computed.
     meta_state: Option<MetaState>,
 }
@@ -105,23 +65,22 @@ pub struct Session<'m> {
 impl<'m> Session<'m> {
     /// An empty text: the meta tokens are read, nothing more.
     pub fn new(model: &'m Model, options: &SessionOptions) -> Result<Self> {
-        if options.machine == Machine::Cpu || (options.machine == Machine::Auto && metal::names().is_empty()) {
-            return Self::on(model, options, cpu(options.threads));
+        let on_cpu = || Self::on(model, options, Device::cpu_only(options.threads));
+        if options.device == DeviceChoice::Cpu || (options.device == DeviceChoice::Auto && Metal::names().is_empty()) {
+            return on_cpu();
         }
         let gpu = || {
-            let metal = Metal::new(metal::open()?, model.weights(), model.config())?;
-            Self::on(model, options, Timed::new(Cpu::new(NonZeroUsize::MIN), Some(metal)))
+            let metal = Metal::open(model.weights().token_embd.data.whole(), model.config().state)?;
+            Self::on(model, options, Device::new(Cpu::new(NonZeroUsize::MIN), Some(metal)))
         };
         match gpu() {
-            Err(why) if options.machine == Machine::Auto => {
-                Ok(Self { fallback: Some(why), ..Self::on(model, options, cpu(options.threads))? })
-            }
+            Err(why) if options.device == DeviceChoice::Auto => Ok(Self { fallback: Some(why), ..on_cpu()? }),
             result => result,
         }
     }
 
-    /// [`Session::new`] on a machine that is there already.
-    pub fn on(model: &'m Model, options: &SessionOptions, backend: Timed) -> Result<Self> {
+    /// [`Session::new`] on a device that is open already.
+    pub fn on(model: &'m Model, options: &SessionOptions, device: Device) -> Result<Self> {
         let config = model.config();
         let block = options.cache.dtype().block_len();
         if !config.key_dim.is_multiple_of(block) || !config.value_dim.is_multiple_of(block) {
@@ -132,7 +91,7 @@ impl<'m> Session<'m> {
             )));
         }
         let context = options.context.unwrap_or_else(|| config.default_context());
-        let state = State::new(&backend, config, context, options.cache)?;
+        let state = State::new(&device, config, context, options.cache)?;
         if let Some(there) = system::available_memory().filter(|&there| state.bytes as u64 > there) {
             let [wanted, there] = [state.bytes as f64, there as f64].map(|bytes| bytes / 1e9);
             return Err(Error::Request(format!(
@@ -140,22 +99,23 @@ impl<'m> Session<'m> {
             )));
         }
         let chunk = options.chunk.clamp(1, context.max(1));
-        let mut scratch = Scratch::new(&backend, config, chunk, options.cache)?;
-        scratch.hold_logits(&backend, 1)?;
+        let mut scratch = Scratch::new(&device, config, chunk, options.cache)?;
+        scratch.hold_logits(&device, 1)?;
         let mut session = Self {
             model,
-            backend,
+            device,
             options: options.clone(),
             fallback: None,
             state,
             scratch,
             context,
+            last_pass: 0,
             meta_state: None,
         };
         match session.clear() {
             Err(why @ Error::CacheRange { .. }) if options.cache != CacheType::F32 => {
                 let options = SessionOptions { cache: CacheType::F32, ..session.options };
-                Ok(Self { fallback: Some(why), ..Self::on(model, &options, session.backend)? })
+                Ok(Self { fallback: Some(why), ..Self::on(model, &options, session.device)? })
             }
             cleared => cleared.map(|()| session),
         }
@@ -163,15 +123,17 @@ impl<'m> Session<'m> {
 
     /// Reads `ids` as a prompt; returns the logits `[vocab]` after the last.
     pub fn prefill(&mut self, ids: &[u32], cancel: &AtomicBool) -> Result<&[f32]> {
-        self.read(ids, cancel, None)
+        self.prefill_chunks(ids, cancel, None)?;
+        self.logits(1)
     }
 
     /// [`Session::prefill`] with a look at every layer.
     pub fn prefill_observed(&mut self, ids: &[u32], cancel: &AtomicBool, observe: Observer<'_>) -> Result<&[f32]> {
-        self.read(ids, cancel, Some(observe))
+        self.prefill_chunks(ids, cancel, Some(observe))?;
+        self.logits(1)
     }
 
-    fn read(&mut self, ids: &[u32], cancel: &AtomicBool, mut observe: Option<Observer<'_>>) -> Result<&[f32]> {
+    fn prefill_chunks(&mut self, ids: &[u32], cancel: &AtomicBool, mut observe: Option<Observer<'_>>) -> Result<()> {
         self.check(ids)?;
         let mut chunks = ids.chunks(self.scratch.chunk()).peekable();
         while let Some(chunk) = chunks.next() {
@@ -183,9 +145,9 @@ impl<'m> Session<'m> {
                 Some(observe) => Some(*observe),
                 None => None,
             };
-            self.pass(chunk, Rule::Prefill, logits, observe)?;
+            self.pass(chunk, Phase::Prefill, logits, observe)?;
         }
-        self.logits(1)
+        Ok(())
     }
 
     /// Reads `ids` as a prompt, and hands the logits `[vocab]` after each of them to `each`.
@@ -196,13 +158,13 @@ impl<'m> Session<'m> {
         mut each: impl FnMut(usize, &[f32]) -> Result<()>,
     ) -> Result<()> {
         self.check(ids)?;
-        self.scratch.hold_logits(&self.backend, ids.len().min(self.scratch.chunk()))?;
+        self.scratch.hold_logits(&self.device, ids.len().min(self.scratch.chunk()))?;
         let (chunk, vocab) = (self.scratch.chunk(), self.model.config().vocab);
         for (i, ids) in ids.chunks(chunk).enumerate() {
             if cancel.load(Ordering::Relaxed) {
                 return Err(Error::Cancelled);
             }
-            self.pass(ids, Rule::Prefill, 0..ids.len(), None)?;
+            self.pass(ids, Phase::Prefill, 0..ids.len(), None)?;
             for (t, logits) in self.logits(ids.len())?.chunks(vocab).enumerate() {
                 each(i * chunk + t, logits)?;
             }
@@ -213,104 +175,60 @@ impl<'m> Session<'m> {
     /// Reads a generated token; returns the logits `[vocab]` after it.
     pub fn decode(&mut self, id: u32) -> Result<&[f32]> {
         self.check(&[id])?;
-        self.pass(&[id], Rule::Decode, 0..1, None)?;
+        self.pass(&[id], Phase::Decode, 0..1, None)?;
+        self.logits(1)
+    }
+
+    /// Reads `ids` by the rule of `phase` and computes no logits: see [`Session::last_logits`].
+    pub(super) fn advance(&mut self, ids: &[u32], phase: Phase) -> Result<()> {
+        self.check(ids)?;
+        ids.chunks(self.scratch.chunk()).try_for_each(|chunk| self.pass(chunk, phase, 0..0, None))
+    }
+
+    /// Returns the logits `[vocab]` after the last token, which the last call has read.
+    pub(super) fn last_logits(&mut self) -> Result<&[f32]> {
+        let tokens = self.last_pass;
+        let (mut chunk, weights) = self.chunk(tokens, Phase::Prefill);
+        chunk.logits(weights, tokens - 1..tokens)?;
         self.logits(1)
     }
 
     /// Forgets the text: the session is as new.
     pub fn clear(&mut self) -> Result<()> {
-        self.state.clear(&mut self.backend);
+        self.state.clear(&mut self.device);
         let config = self.model.config();
         if config.meta_tokens == 0 {
             return Ok(());
         }
-        if let Some(meta) = self.model.stored_meta_state().filter(|_| self.options.stored_meta_state) {
-            meta.put(&mut self.backend, config, &mut self.state, self.options.cache)?;
-        } else {
-            if self.meta_state.is_none() {
-                self.meta_state = Some(read_meta_tokens(self.model, &mut self.backend, None)?);
-            }
-            if let Some(meta) = &self.meta_state {
-                meta.put(&mut self.backend, config, &mut self.state, self.options.cache)?;
-            }
+        let stored = if self.options.stored_meta_state { self.model.stored_meta_state() } else { None };
+        if stored.is_none() && self.meta_state.is_none() {
+            let pass = MetaPass { backend: &mut self.device, config, weights: self.model.weights() };
+            self.meta_state = Some(pass.run(None)?);
         }
-        Ok(())
+        match stored.or(self.meta_state.as_ref()) {
+            Some(meta) => meta.put(&mut self.device, config, &mut self.state, self.options.cache),
+            None => Ok(()),
+        }
     }
 
-    /// Tokens that are read at once.
-    pub fn chunk(&self) -> usize {
+    /// Returns how many tokens a pass reads at most.
+    pub fn chunk_tokens(&self) -> usize {
         self.scratch.chunk()
     }
 
-    /// Tokens of text read so far.
+    /// Returns how many tokens of text are read.
     pub fn tokens(&self) -> usize {
         self.state.position - self.model.config().meta_tokens
     }
 
-    /// Tokens of text that fit.
+    /// Returns how many tokens of text fit.
     pub fn context(&self) -> usize {
         self.context
     }
 
-    /// Bytes of keys, values, conv and SSM state.
+    /// Returns the bytes of keys, values, conv and SSM state.
     pub fn cache_bytes(&self) -> usize {
         self.state.bytes
-    }
-
-    /// Bytes of the cache that a decode step reads at this length of the text: the rows it sees, conv and SSM state.
-    pub fn bytes_read_per_token(&self) -> u64 {
-        let plan = self.model.plan();
-        plan.read_bytes(self.tokens(), self.options.cache)
-    }
-
-    /// Bytes a second that this session's threads can read from memory, measured now: from the mapped weights, all of
-    /// them, as decode reads them; or, if they are few, from several times what most last-level caches hold.
-    pub fn read_bandwidth(&mut self) -> f64 {
-        const LEAST: usize = 160 << 20;
-        const PASSES: usize = 2;
-        match self.model.bytes() {
-            few if few.len() < LEAST => self.backend.cpu().read_bandwidth(&vec![1; LEAST], PASSES),
-            weights => self.backend.cpu().read_bandwidth(weights, PASSES),
-        }
-    }
-
-    /// What this session's threads can do at most, measured now.
-    pub fn limits(&mut self) -> Limits {
-        let [int8_macs, float_macs] = self.backend.cpu().rates(3);
-        Limits { read_bytes: self.read_bandwidth(), int8_macs, float_macs }
-    }
-
-    /// The name of the GPU at work, if one is.
-    pub fn gpu(&self) -> Option<String> {
-        self.backend.gpu().map(Metal::name)
-    }
-
-    /// Why the session is not what was asked for: the CPU is at work though a GPU was looked for first, or the KV cache is
-    /// wider.
-    pub fn fallback(&self) -> Option<&Error> {
-        self.fallback.as_ref()
-    }
-
-    /// Is there another way to go on after `failed`? The CPU, should a GPU be lost; a wider KV cache.
-    pub(super) fn may_take_over(&self, failed: &Error) -> bool {
-        match failed {
-            Error::Gpu(_) => self.options.machine == Machine::Auto,
-            Error::CacheRange { .. } => self.options.cache != CacheType::F32,
-            _ => false,
-        }
-    }
-
-    /// What was read is lost: becomes an empty session on the CPU, with a wider KV cache if that was the reason.
-    pub(super) fn take_over(&mut self, why: Error) -> Result<()> {
-        let cache = if matches!(why, Error::CacheRange { .. }) { CacheType::F32 } else { self.options.cache };
-        let options = SessionOptions { machine: Machine::Cpu, cache, ..self.options.clone() };
-        *self = Self { fallback: Some(why), ..Self::on(self.model, &options, cpu(options.threads))? };
-        Ok(())
-    }
-
-    /// Goes on with another number of threads; results stay the same.
-    pub fn set_threads(&mut self, threads: NonZeroUsize) {
-        *self.backend.cpu() = Cpu::new(threads);
     }
 
     /// How keys and values are stored.
@@ -318,70 +236,79 @@ impl<'m> Session<'m> {
         self.options.cache
     }
 
-    /// Threads at work.
-    pub fn threads(&mut self) -> usize {
-        self.backend.cpu().threads()
-    }
-
-    /// The instruction set at work.
-    pub fn kernels(&mut self) -> &'static str {
-        self.backend.cpu().kernels()
-    }
-
-    /// Starts measuring where the time goes, or stops.
-    pub fn measure(&mut self, on: bool) {
-        self.backend.measure(on);
-    }
-
-    /// Where the time went since [`Session::measure`].
-    pub fn profile(&self) -> Profile {
-        self.backend.profile()
-    }
-
-    /// The point where the text ends now, to come back to. Making one costs a copy of the windowed layers' rows and the
-    /// conv and SSM states, no evaluation.
-    pub fn snapshot(&mut self) -> Result<Point> {
-        self.state.snapshot(&mut self.backend, self.model.config(), self.options.cache, false)
-    }
-
-    /// Like [`Session::snapshot`], with the rows of global layers: a point that can be come back to from any text.
-    pub fn snapshot_whole(&mut self) -> Result<Point> {
-        self.state.snapshot(&mut self.backend, self.model.config(), self.options.cache, true)
-    }
-
-    /// Goes back to a point of this session's text; what comes after it is forgotten.
-    ///
-    /// # Panics
-    /// If the text ends before the point, and the point is not whole.
-    pub fn restore(&mut self, point: &Point) {
-        self.state.restore(&mut self.backend, self.model.config(), point);
-    }
-
-    /// Appends the state's bytes to `out`, for a file; without `grown` those that a point holds.
-    pub(super) fn write_image(&mut self, grown: bool, out: &mut Vec<u8>) {
-        self.state.write_image(&mut self.backend, self.model.config(), self.options.cache, grown, out);
-    }
-
-    /// How many bytes [`Session::write_image`] appends after `tokens` tokens of text.
-    pub(super) fn image_bytes(&self, tokens: usize, grown: bool) -> usize {
-        image_bytes(self.model.config(), self.options.cache, tokens, grown)
-    }
-
-    /// Takes over the state that was written after `tokens` tokens of text.
-    pub(super) fn read_image(&mut self, tokens: usize, grown: bool, image: &[u8]) {
-        self.state.read_image(&mut self.backend, self.model.config(), self.options.cache, grown, tokens, image);
-    }
-
     /// The model.
     pub fn model(&self) -> &'m Model {
         self.model
     }
 
-    fn pass(&mut self, ids: &[u32], rule: Rule, logits: Range<usize>, observe: Option<Observer<'_>>) -> Result<()> {
-        let weights = self.model.weights();
-        let pass = Pass { table: &weights.token_embd, rows: ids, rule, logits };
-        let (state, scratch) = (&mut self.state, &mut self.scratch);
-        let done = forward(&mut self.backend, self.model.config(), weights, state, scratch, &pass, observe);
+    /// Why the session is not what was asked for: it works on the CPU though a GPU was preferred, or its KV cache is wider.
+    pub fn fallback(&self) -> Option<&Error> {
+        self.fallback.as_ref()
+    }
+
+    /// Whether [`Session::fall_back`] can continue after `failed`: a lost GPU, a value beyond the KV cache's type.
+    pub(super) fn can_fall_back(&self, failed: &Error) -> bool {
+        match failed {
+            Error::Gpu(_) => self.options.device == DeviceChoice::Auto,
+            Error::CacheRange { .. } => self.options.cache != CacheType::F32,
+            _ => false,
+        }
+    }
+
+    /// Becomes an empty session on the CPU, with a wider KV cache if that was the `reason`; the text is lost.
+    pub(super) fn fall_back(&mut self, reason: Error) -> Result<()> {
+        let cache = if matches!(reason, Error::CacheRange { .. }) { CacheType::F32 } else { self.options.cache };
+        let options = SessionOptions { device: DeviceChoice::Cpu, cache, ..self.options.clone() };
+        let session = Self::on(self.model, &options, Device::cpu_only(options.threads))?;
+        *self = Self { fallback: Some(reason), ..session };
+        Ok(())
+    }
+
+    /// Returns a checkpoint of the text as it is now. It costs a copy of the windowed layers' rows and the conv and SSM
+    /// states, no evaluation. With the rows of global layers it can be restored after any text; without, it is good for
+    /// as long as the text before it stays the same.
+    pub fn checkpoint(&mut self, with_global_layers: bool) -> Result<Checkpoint> {
+        self.state.checkpoint(&mut self.device, self.model.config(), self.options.cache, with_global_layers)
+    }
+
+    /// Goes back to a checkpoint of this session's text; what comes after it is forgotten.
+    ///
+    /// # Panics
+    /// If the text ends before the checkpoint, and the checkpoint is without global layers.
+    pub fn restore(&mut self, checkpoint: &Checkpoint) {
+        self.state.restore(&mut self.device, self.model.config(), checkpoint);
+    }
+
+    /// Appends the state's bytes to `out`, for a file; without global layers those that such a checkpoint holds.
+    pub(super) fn write_image(&mut self, with_global_layers: bool, out: &mut Vec<u8>) {
+        let (config, cache) = (self.model.config(), self.options.cache);
+        self.state.write_image(&mut self.device, config, cache, with_global_layers, out);
+    }
+
+    /// Returns how many bytes [`Session::write_image`] appends after `tokens` tokens of text.
+    pub(super) fn image_bytes(&self, tokens: usize, with_global_layers: bool) -> usize {
+        image_bytes(self.model.config(), self.options.cache, tokens, with_global_layers)
+    }
+
+    /// Becomes the state that was written after `tokens` tokens of text.
+    pub(super) fn read_image(&mut self, tokens: usize, with_global_layers: bool, image: &[u8]) {
+        let (config, cache) = (self.model.config(), self.options.cache);
+        self.state.read_image(&mut self.device, config, cache, with_global_layers, tokens, image);
+    }
+
+    fn chunk(&mut self, tokens: usize, phase: Phase) -> (Chunk<'_>, &'m crate::model::Weights) {
+        let Self { model, device, state, scratch, .. } = self;
+        (Chunk { backend: device, config: model.config(), state, scratch, tokens, phase }, model.weights())
+    }
+
+    fn pass(&mut self, ids: &[u32], phase: Phase, logits: Range<usize>, observe: Option<Observer<'_>>) -> Result<()> {
+        self.last_pass = ids.len();
+        let (mut chunk, weights) = self.chunk(ids.len(), phase);
+        let input = Input { table: &weights.token_embd, rows: ids };
+        let done = chunk.forward(weights, input, observe).and_then(|()| match logits.is_empty() {
+            true => chunk.backend.finish(),
+            false => chunk.logits(weights, logits),
+        });
         done.map_err(|e| match e {
             Error::NotFinite(_) => Error::format(self.model.file(), e.to_string()),
             e => e,
@@ -415,7 +342,7 @@ impl<'m> Session<'m> {
         self.check_room(ids.len())
     }
 
-    /// Do `tokens` more tokens fit?
+    /// Fails unless `tokens` more tokens fit.
     pub(super) fn check_room(&self, tokens: usize) -> Result<()> {
         let left = self.context - self.tokens();
         if tokens > left {
@@ -427,49 +354,4 @@ impl<'m> Session<'m> {
         }
         Ok(())
     }
-}
-
-/// Reads the meta tokens into a state of their own; `observe` sees every layer.
-fn read_meta_tokens(model: &Model, backend: &mut Timed, mut observe: Option<Observer<'_>>) -> Result<MetaState> {
-    const CHUNK: usize = 256;
-    let (config, weights) = (model.config(), model.weights());
-    let Some(table) = &weights.meta_embd else {
-        unreachable!("a model with meta tokens has their embeddings: the file was checked");
-    };
-    let mut state = State::new(backend, config, 0, CacheType::F32)?;
-    let mut scratch = Scratch::new(backend, config, CHUNK.min(table.rows), CacheType::F32)?;
-    let all: Vec<u32> = (0..table.rows as u32).collect();
-    for rows in all.chunks(CHUNK) {
-        let pass = Pass { table, rows, rule: Rule::Prefill, logits: 0..0 };
-        let observe: Option<Observer<'_>> = match &mut observe {
-            Some(observe) => Some(*observe),
-            None => None,
-        };
-        forward(backend, config, weights, &mut state, &mut scratch, &pass, observe)?;
-    }
-    Ok(MetaState::take(backend, config, &state))
-}
-
-/// Computes the state after the meta tokens, for `hymba quantize` to store: `None` if the model has no meta tokens.
-/// Lets go of each layer's pages when the layer is done, so that a model of any size passes through little memory.
-pub fn compute_meta_state(
-    model: &Model,
-    threads: Option<NonZeroUsize>,
-    cancel: &AtomicBool,
-) -> Result<Option<MetaState>> {
-    if model.config().meta_tokens == 0 {
-        return Ok(None);
-    }
-    let mut backend = cpu(threads);
-    let release = &mut |view: LayerView<'_, Memory>| {
-        model.weights().layers[view.layer].matrices().for_each(|m| m.data.release());
-        if cancel.load(Ordering::Relaxed) { Err(Error::Cancelled) } else { Ok(()) }
-    };
-    read_meta_tokens(model, &mut backend, Some(release)).map(Some)
-}
-
-/// The CPU, by default with a thread for each core.
-fn cpu(threads: Option<NonZeroUsize>) -> Timed {
-    let cores = || thread::available_parallelism().ok();
-    Timed::new(Cpu::new(threads.or_else(cores).unwrap_or(NonZeroUsize::MIN)), None)
 }

@@ -12,8 +12,12 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use super::{Session, generate::Steps, session::Point};
-use crate::{Error, Result, model::forward::Rule};
+use super::{Session, generate::Steps};
+use crate::{
+    Error, Result,
+    forward::{CHUNK, Phase},
+    state::Checkpoint,
+};
 
 pub use disk::SavedSteps;
 
@@ -23,22 +27,19 @@ pub struct Step {
     /// Its id.
     pub id: u32,
     /// How it was read.
-    pub rule: Rule,
+    pub phase: Phase,
     /// Did a pass begin with it? Tokens of a prompt are read many at once.
     pub first: bool,
 }
 
-/// Tokens of a prompt that are read at once, and between two looks at whether to go on.
-const PASS: usize = 256;
-
 /// Steps of a prompt.
 pub fn prefilled(ids: &[u32]) -> impl Iterator<Item = Step> {
-    ids.iter().enumerate().map(|(i, &id)| Step { id, rule: Rule::Prefill, first: i % PASS == 0 })
+    ids.iter().enumerate().map(|(i, &id)| Step { id, phase: Phase::Prefill, first: i % CHUNK == 0 })
 }
 
 /// The step that reads a generated token.
 pub fn decoded(id: u32) -> Step {
-    Step { id, rule: Rule::Decode, first: true }
+    Step { id, phase: Phase::Decode, first: true }
 }
 
 /// The passes in which `steps` are read.
@@ -65,7 +66,7 @@ pub struct Watch<'a> {
 struct Mark {
     /// Steps before it.
     at: usize,
-    point: Rc<Point>,
+    point: Rc<Checkpoint>,
     logits: Rc<[f32]>,
     /// Marks made later have a larger one; clones have the same.
     age: u64,
@@ -160,7 +161,7 @@ impl<'m> Timeline<'m> {
 
     fn make_mark(&mut self, whole: bool) -> Result<Mark> {
         self.age += 1;
-        let point = Rc::new(if whole { self.session.snapshot_whole() } else { self.session.snapshot() }?);
+        let point = Rc::new(self.session.checkpoint(whole)?);
         Ok(Mark { at: self.steps.len(), point, logits: self.logits.as_slice().into(), age: self.age })
     }
 
@@ -219,20 +220,26 @@ impl<'m> Timeline<'m> {
         let mut done = 0;
         for pass in passes(steps) {
             if watch.cancel.load(Ordering::Relaxed) {
+                if done > 0 {
+                    self.logits = self.session.last_logits()?.to_vec();
+                }
                 return Err(Error::Cancelled);
             }
             let ids: Vec<u32> = pass.iter().map(|step| step.id).collect();
-            // A pass is read or not, whatever `cancel` says meanwhile: the way must be what the session has read.
-            let logits = match pass[0].rule {
-                Rule::Prefill => self.session.prefill(&ids, &AtomicBool::new(false)),
-                Rule::Decode => self.session.decode(pass[0].id),
+            // A pass is read or not, whatever `cancel` says meanwhile: the way must be what the session has read. Logits
+            // are those after the last.
+            let last = done + pass.len() == steps.len();
+            let logits = match (last, pass[0].phase) {
+                (false, phase) => self.session.advance(&ids, phase).map(|()| Vec::new()),
+                (true, Phase::Prefill) => self.session.prefill(&ids, &AtomicBool::new(false)).map(<[f32]>::to_vec),
+                (true, Phase::Decode) => self.session.decode(pass[0].id).map(<[f32]>::to_vec),
             };
-            match logits.map(<[f32]>::to_vec) {
+            match logits {
                 Ok(logits) => self.logits = logits,
-                Err(lost) if self.session.may_take_over(&lost) => {
+                Err(lost) if self.session.can_fall_back(&lost) => {
                     let way = [&self.steps, &steps[done..]].concat();
                     self.forget_marks(); // they are in its memory
-                    self.session.take_over(lost)?;
+                    self.session.fall_back(lost)?;
                     self.taken_over = true;
                     self.clear()?;
                     return self.read(&way, watch);

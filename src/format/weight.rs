@@ -13,6 +13,8 @@ use crate::{Error, Result};
 /// A matrix `[rows, cols]` as the file stores it.
 #[derive(Clone)]
 pub struct Matrix {
+    /// The tensor's number in the model's list of tensors.
+    pub id: usize,
     /// How the values are stored.
     pub dtype: DType,
     /// In which order the blocks are stored.

@@ -1,7 +1,6 @@
-//! The model: its sizes, its tensors, and one forward pass for every backend.
+//! The model: its sizes, the plan of its layers, its tensors.
 
 pub mod config;
-pub mod forward;
 pub mod plan;
 pub mod tensors;
 pub mod weights;

@@ -165,12 +165,16 @@ impl Weights {
 pub(crate) struct Finder<'a> {
     gguf: &'a Gguf,
     config: &'a Config,
-    specs: HashMap<String, Spec>,
+    specs: HashMap<String, (usize, Spec)>,
 }
 
 impl<'a> Finder<'a> {
     pub(crate) fn new(gguf: &'a Gguf, config: &'a Config) -> Self {
-        Self { gguf, config, specs: specs(config).into_iter().map(|s| (s.name.clone(), s)).collect() }
+        Self {
+            gguf,
+            config,
+            specs: specs(config).into_iter().enumerate().map(|(id, s)| (s.name.clone(), (id, s))).collect(),
+        }
     }
 
     /// Layer `i`.
@@ -218,10 +222,10 @@ impl<'a> Finder<'a> {
         })
     }
 
-    /// The tensor's bytes, once its shape and type are what the spec says.
-    fn checked(&self, name: &str) -> Result<(&Spec, &Tensor)> {
+    /// The tensor and its number in the model's list, once its shape is what the spec says.
+    fn checked(&self, name: &str) -> Result<(usize, &Tensor)> {
         let bad = |what: String| Error::format(&self.gguf.file, what);
-        let spec = self.specs.get(name).ok_or_else(|| bad(format!("has no place for a tensor `{name}`")))?;
+        let (id, spec) = self.specs.get(name).ok_or_else(|| bad(format!("has no place for a tensor `{name}`")))?;
         let tensor = self.gguf.tensor(name).ok_or_else(|| {
             bad(format!(
                 "has no tensor `{name}`; the file is incomplete, convert the model again with `hymba quantize`"
@@ -233,13 +237,13 @@ impl<'a> Finder<'a> {
                 tensor.dims, spec.shape
             )));
         }
-        Ok((spec, tensor))
+        Ok((*id, tensor))
     }
 
     pub(crate) fn matrix(&self, name: &str) -> Result<Matrix> {
-        let (spec, tensor) = self.checked(name)?;
-        let Tensor { dtype, packing, .. } = *tensor;
-        Ok(Matrix { dtype, packing, rows: spec.shape[0], cols: spec.shape[1], data: tensor.data.clone() })
+        let (id, Tensor { dtype, packing, dims, data, .. }) = self.checked(name)?;
+        let (rows, cols) = (dims[0], dims[1]); // a matrix's, as its spec has them
+        Ok(Matrix { id, dtype: *dtype, packing: *packing, rows, cols, data: data.clone() })
     }
 
     pub(crate) fn vector(&self, name: &str) -> Result<Vector> {
@@ -250,7 +254,7 @@ impl<'a> Finder<'a> {
     fn maybe<T>(&self, name: &str, read: impl Fn(&str) -> Result<T>) -> Result<Option<T>> {
         match self.specs.get(name) {
             None => Ok(None),
-            Some(spec) if spec.optional && self.gguf.tensor(name).is_none() => Ok(None),
+            Some((_, spec)) if spec.optional && self.gguf.tensor(name).is_none() => Ok(None),
             Some(_) => read(name).map(Some),
         }
     }

@@ -12,14 +12,14 @@ use std::{
 use rayon::ThreadPool;
 
 use super::{
-    calibrate::{Moments, Pass, Sample, Stream},
+    calibrate::{Advance, Moments, Sample, Stream},
     convert::Job,
     rounding::{Factor, Gptq, Hessian, compensate},
     summary::Event,
 };
 use crate::{
     Error, Result,
-    backend::{Part, cpu::Memory},
+    backend::MatRef,
     format::{
         Matrix, Stored,
         gguf::{Gguf, Metadata},
@@ -56,7 +56,7 @@ impl Calibrated<'_> {
             stream.pass(
                 index,
                 &layer,
-                Pass::Step,
+                Advance::Commit,
                 &mut |matrix, x| names.of(matrix).into_iter().for_each(|name| moments.add(name, x)),
                 &mut || self.step(progress, "reading the calibration text", 1),
             )?;
@@ -117,7 +117,7 @@ impl Calibrated<'_> {
             }
             drop((hessians, factors, layer));
             let layer = self.layer(index, &rounded)?;
-            stream.pass(index, &layer, Pass::Step, &mut |_, _| (), &mut || self.step(progress, &what, 1))?;
+            stream.pass(index, &layer, Advance::Commit, &mut |_, _| (), &mut || self.step(progress, &what, 1))?;
             write(&rounded)?;
         }
         write(&jobs[written..])
@@ -136,13 +136,13 @@ impl Calibrated<'_> {
         let mut hessians: BTreeMap<_, _> =
             wanted.map(|job| (shared(&job.spec.name), Hessian::new(job.rows_and_cols().1))).collect();
         let names = Names::new(index, layer);
-        let watch = &mut |matrix: &Matrix, x: &Part<'_, Memory>| {
+        let watch = &mut |matrix: &Matrix, x: MatRef<'_>| {
             if let Some(hessian) = names.of(matrix).and_then(|name| hessians.get_mut(name)) {
-                let values = &x.memory.f32()[x.start..];
+                let values = &x.buffer.f32()[x.start..];
                 self.pool.install(|| hessian.add(values, x.rows, x.stride));
             }
         };
-        stream.pass(index, layer, Pass::Look, watch, done)?;
+        stream.pass(index, layer, Advance::Peek, watch, done)?;
         Ok(hessians)
     }
 

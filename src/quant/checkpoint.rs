@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::meta_state;
 use crate::{
     Error, Result,
     format::{
@@ -14,9 +15,6 @@ use crate::{
         tensors::{Spec, meta_state_specs, specs},
     },
 };
-
-/// The key that says that the state after the meta tokens is stored.
-pub(super) const META_STATE_KEY: &str = "hymba.meta_state.version";
 
 /// A checkpoint to convert, checked but for its tensors' values.
 pub(super) struct Checkpoint {
@@ -37,7 +35,7 @@ impl Checkpoint {
         let Gguf { file, mut metadata, tensors: stored, .. } = Gguf::open(path)?;
         let bad = |what: String| Error::format(&file, what);
         let config = Config::from_metadata(&metadata, &file)?;
-        metadata.remove(META_STATE_KEY);
+        metadata.remove(meta_state::KEY);
         let source = Source::open(path)?;
         let mut stored: std::collections::BTreeMap<_, _> = stored.into_iter().map(|t| (t.name.clone(), t)).collect();
         let mut tensors = Vec::new();

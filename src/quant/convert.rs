@@ -2,6 +2,7 @@
 //! than a few of them are in memory.
 
 use std::{
+    num::NonZeroUsize,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -18,8 +19,8 @@ use regex::Regex;
 use super::{
     calibrate::{Moments, Sample},
     calibrated::Calibrated,
-    checkpoint::{Checkpoint, META_STATE_KEY},
-    recipe,
+    checkpoint::Checkpoint,
+    meta_state, recipe,
     rounding::{Rounding, Searcher},
     summary::{Event, Summary, size_label},
 };
@@ -51,7 +52,7 @@ pub struct Options {
     /// Replace an existing output?
     pub force: bool,
     /// Threads that convert; `None`: one a core.
-    pub threads: Option<usize>,
+    pub threads: Option<NonZeroUsize>,
 }
 
 impl Default for Options {
@@ -80,8 +81,6 @@ pub enum Calibration {
 
 /// Bytes of input that are read at once.
 const PIECE: usize = 4 << 20;
-/// Version of the layout of the stored state after the meta tokens.
-pub(super) const META_STATE_VERSION: u32 = 1;
 
 /// A tensor on its way.
 #[derive(Clone)]
@@ -99,16 +98,13 @@ pub(super) struct Job {
 
 /// Converts the checkpoint `input`, a Hugging Face folder or a GGUF file of ours, to the GGUF file `output`.
 ///
-/// Once all weights are in place, `meta_state` gets the path of the file as it is then, and returns the state after the
-/// meta tokens: a vector for every tensor of [`meta_state_specs`], in that order. The file's header promises that state
-/// already, so `meta_state` must not use the one it finds. It is not called if there are no meta tokens.
+/// Once all weights are in place, the state after the meta tokens is computed from them and stored too.
 ///
 /// `output` appears when everything has succeeded; an error, or `cancel` turning true, leaves nothing.
 pub fn convert(
     input: &Path,
     output: &Path,
     options: &Options,
-    meta_state: &mut dyn FnMut(&Path) -> Result<Vec<Vec<f32>>>,
     progress: &mut dyn FnMut(Event),
     cancel: &AtomicBool,
 ) -> Result<Summary> {
@@ -158,13 +154,13 @@ pub fn convert(
     metadata.set("general.file_type", options.dtype.file_type());
     metadata.set("general.quantization_version", 2u32);
     if !states.is_empty() {
-        metadata.set(META_STATE_KEY, META_STATE_VERSION);
+        metadata.set(meta_state::KEY, meta_state::VERSION);
     }
     let layout = Layout::new(metadata.clone(), layout)?;
     summary.count(&layout, jobs.len(), parameters);
 
     let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(options.threads.unwrap_or(0))
+        .num_threads(options.threads.map_or(0, NonZeroUsize::get))
         .build()
         .map_err(|e| Error::Request(format!("cannot start threads: {e}")))?;
     let mut writer = Writer::create(output, layout, options.force)?;
@@ -193,8 +189,12 @@ pub fn convert(
     }
     if !states.is_empty() {
         progress(Event::MetaState);
-        let values = meta_state(writer.temporary_path()?)?;
-        write_states(&states, &values, &mut writer)?;
+        let computed = meta_state::compute(writer.temporary_path()?, &config, options.threads, cancel);
+        let values = computed.map_err(|e| match e {
+            Error::NotFinite(_) => Error::format(&file, e.to_string()),
+            e => e,
+        })?;
+        values.iter().try_for_each(|values| writer.write(bytemuck::cast_slice(values)))?;
     }
     if cancel.load(Ordering::Relaxed) {
         return Err(Error::Cancelled);
@@ -348,21 +348,4 @@ impl Job {
             ),
         })
     }
-}
-
-pub(super) fn write_states(states: &[(String, [usize; 2])], values: &[Vec<f32>], writer: &mut Writer) -> Result<()> {
-    let lengths = states.iter().map(|(_, [rows, cols])| rows * cols);
-    if !lengths.eq(values.iter().map(Vec::len)) {
-        return Err(Error::Request("the state after the meta tokens has another size than the model's".into()));
-    }
-    for ((name, _), values) in states.iter().zip(values) {
-        if !values.iter().all(|v| v.is_finite()) {
-            return Err(Error::Request(format!(
-                "`{name}`, computed from the weights, holds NaN or infinity; the checkpoint is damaged"
-            )));
-        }
-        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-        writer.write(&bytes)?;
-    }
-    Ok(())
 }

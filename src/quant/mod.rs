@@ -4,6 +4,7 @@ mod calibrate;
 mod calibrated;
 mod checkpoint;
 mod convert;
+mod meta_state;
 mod mixture;
 mod random;
 mod recipe;

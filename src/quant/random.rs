@@ -1,12 +1,12 @@
 //! A checkpoint of a model's sizes with random weights, to measure speed with: nothing to download, and no faster or
 //! slower than a trained one.
 
-use std::path::Path;
+use std::{path::Path, sync::atomic::AtomicBool};
 
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::{checkpoint::META_STATE_KEY, convert, recipe};
+use super::{meta_state, recipe};
 use crate::{
     Error, Result,
     format::{
@@ -70,14 +70,8 @@ fn metadata(shape: &str) -> Result<Metadata> {
     Ok(m)
 }
 
-/// Writes the checkpoint to `output`, its matrices in `dtype`, packed as the kernels read them. `meta_state` is called
-/// as [`convert`](super::convert()) calls it.
-pub fn random_checkpoint(
-    shape: &str,
-    dtype: DType,
-    output: &Path,
-    meta_state: &mut dyn FnMut(&Path) -> Result<Vec<Vec<f32>>>,
-) -> Result<()> {
+/// Writes the checkpoint to `output`, its matrices in `dtype`, packed as the kernels read them.
+pub fn random_checkpoint(shape: &str, dtype: DType, output: &Path, cancel: &AtomicBool) -> Result<()> {
     let mut metadata = metadata(shape)?;
     let config = Config::from_metadata(&metadata, shape)?;
     let place = |spec: &Spec| {
@@ -89,7 +83,7 @@ pub fn random_checkpoint(
         specs(&config).into_iter().filter(|s| !s.optional || s.name.ends_with("conv1d.bias")).collect();
     let places: Vec<_> = specs.iter().map(place).collect();
     let states = meta_state_specs(&config);
-    metadata.set(META_STATE_KEY, convert::META_STATE_VERSION);
+    metadata.set(meta_state::KEY, meta_state::VERSION);
     let stored = states.iter().map(|(name, dims)| (name.clone(), dims.to_vec(), DType::F32, Packing::Plain));
     let layout = places.iter().cloned().chain(stored).collect();
     let mut writer = Writer::create(output, Layout::new(metadata, layout)?, true)?;
@@ -103,8 +97,8 @@ pub fn random_checkpoint(
             writer.write(&groups[rng.random_range(0..groups.len())])?;
         }
     }
-    let values = meta_state(writer.temporary_path()?)?;
-    convert::write_states(&states, &values, &mut writer)?;
+    let values = meta_state::compute(writer.temporary_path()?, &config, None, cancel)?;
+    values.iter().try_for_each(|values| writer.write(bytemuck::cast_slice(values)))?;
     writer.finish()
 }
 

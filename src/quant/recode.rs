@@ -28,7 +28,7 @@ pub fn recode(matrix: &Matrix, dtype: DType) -> Result<Option<Matrix>, Unfit> {
             Ok(())
         },
     )?;
-    Ok(Some(Matrix { dtype, packing, rows: matrix.rows, cols: matrix.cols, data: Blob::from_vec(data) }))
+    Ok(Some(Matrix { id: matrix.id, dtype, packing, rows: matrix.rows, cols: matrix.cols, data: Blob::from_vec(data) }))
 }
 
 #[cfg(test)]
@@ -41,7 +41,8 @@ mod tests {
         let (rows, cols) = (13, 64);
         let values: Vec<f32> = (0..rows * cols).map(|i| ((i * 7919) % 1013) as f32 / 500.0 - 1.0).collect();
         let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-        let plain = Matrix { dtype: DType::F32, packing: Packing::Plain, rows, cols, data: Blob::from_vec(bytes) };
+        let plain =
+            Matrix { id: 0, dtype: DType::F32, packing: Packing::Plain, rows, cols, data: Blob::from_vec(bytes) };
         for dtype in DType::ALL {
             let recoded = recode(&plain, dtype).unwrap().unwrap();
             let back = recode(&recoded, DType::F32).unwrap().unwrap();

@@ -3,7 +3,7 @@
 
 use super::{KvLayout, State};
 use crate::{
-    backend::Backend,
+    backend::Memory,
     format::{
         CacheType,
         codec::{decode_row, encode_row},
@@ -12,26 +12,19 @@ use crate::{
 };
 
 /// How many bytes the image of a state after `tokens` tokens of text has; `grown`: with the rows of global layers.
-pub fn image_bytes(c: &Config, kind: CacheType, tokens: usize, grown: bool) -> usize {
+pub fn image_bytes(c: &Config, cache: CacheType, tokens: usize, grown: bool) -> usize {
     let (k_width, v_width) = c.kv_widths();
     let rows: usize = (0..c.layers)
         .filter(|&layer| c.is_producer(layer) && (grown || c.windowed[layer]))
         .map(|layer| KvLayout::new(c, layer, tokens).rows() - c.meta_tokens)
         .sum();
     let values = c.layers * c.inner * (c.conv_kernel - 1 + c.state);
-    kind.size(rows * (k_width + v_width)) + CacheType::F32.size(values)
+    cache.size(rows * (k_width + v_width)) + CacheType::F32.size(values)
 }
 
-impl<M> State<M> {
+impl State {
     /// Appends the image to `out`.
-    pub fn write_image<B: Backend<Memory = M>>(
-        &self,
-        b: &mut B,
-        c: &Config,
-        kind: CacheType,
-        grown: bool,
-        out: &mut Vec<u8>,
-    ) {
+    pub fn write_image(&self, b: &mut dyn Memory, c: &Config, cache: CacheType, grown: bool, out: &mut Vec<u8>) {
         let (k_width, v_width) = c.kv_widths();
         for layer in &self.layers {
             if let Some(kv) = layer.kv.as_ref().filter(|kv| grown || kv.layout.is_ring()) {
@@ -40,7 +33,7 @@ impl<M> State<M> {
                 for (memory, width) in [(&kv.k, k_width), (&kv.v, v_width)] {
                     let values = b.download(memory, rows.end * width);
                     for position in oldest..self.position {
-                        encode(kind, &values[kv.layout.row(position) * width..][..width], out);
+                        encode(cache, &values[kv.layout.row(position) * width..][..width], out);
                     }
                 }
             }
@@ -51,22 +44,22 @@ impl<M> State<M> {
 
     /// Becomes what `image`, of [`image_bytes`] bytes, shows: the state after `tokens` tokens of text. Without `grown`
     /// the rows of global layers stay as they are.
-    pub fn read_image<B: Backend<Memory = M>>(
+    pub fn read_image(
         &mut self,
-        b: &mut B,
+        b: &mut dyn Memory,
         c: &Config,
-        kind: CacheType,
+        cache: CacheType,
         grown: bool,
         tokens: usize,
         image: &[u8],
     ) {
         let (k_width, v_width) = c.kv_widths();
         let mut rest = image;
-        let mut next = |kind: CacheType, values: usize| {
-            let (bytes, after) = rest.split_at(kind.size(values));
+        let mut next = |cache: CacheType, values: usize| {
+            let (bytes, after) = rest.split_at(cache.size(values));
             rest = after;
             let mut read = vec![0.0; values];
-            decode_row(kind.dtype(), bytes, &mut read);
+            decode_row(cache.dtype(), bytes, &mut read);
             read
         };
         self.position = c.meta_tokens + tokens;
@@ -77,7 +70,7 @@ impl<M> State<M> {
                 let until_end = if rows.len() == tokens { rows.len() } else { rows.end - row };
                 let first = if rows.len() == tokens { rows.start } else { row };
                 for (memory, width) in [(&mut kv.k, k_width), (&mut kv.v, v_width)] {
-                    let values = next(kind, rows.len() * width);
+                    let values = next(cache, rows.len() * width);
                     let (end, start) = values.split_at(until_end * width);
                     b.upload(end, memory, first * width);
                     b.upload(start, memory, rows.start * width);
@@ -89,10 +82,10 @@ impl<M> State<M> {
     }
 }
 
-/// The values came out of memory of this kind, so that going back into it changes none of them.
-fn encode(kind: CacheType, values: &[f32], out: &mut Vec<u8>) {
+/// The values came out of memory of this cache, so that going back into it changes none of them.
+fn encode(cache: CacheType, values: &[f32], out: &mut Vec<u8>) {
     let at = out.len();
-    out.resize(at + kind.size(values.len()), 0);
+    out.resize(at + cache.size(values.len()), 0);
     // What does not fit is no number, and is noticed when logits are made of it.
-    let _ = encode_row(kind.dtype(), values, &mut out[at..]);
+    let _ = encode_row(cache.dtype(), values, &mut out[at..]);
 }

@@ -2,7 +2,10 @@
 
 use std::ops::Range;
 
-use crate::{backend::KvSpan, model::Config};
+use crate::{
+    backend::{Buffer, KvSpan},
+    model::Config,
+};
 
 /// Where a layer keeps its positions: the meta tokens first, then the text. A global layer has a row for every token
 /// of text; a windowed one a ring that holds the last of them.
@@ -14,14 +17,14 @@ pub struct KvLayout {
     windowed: bool,
 }
 
-/// Keys and values of one layer, in memory `M`.
-pub struct KvCache<M> {
+/// Keys and values of one layer.
+pub struct KvCache {
     /// Which row holds which position.
     pub layout: KvLayout,
     /// Keys, rotated; room for `[rows, kv_heads, key_dim]`.
-    pub k: M,
+    pub k: Buffer,
     /// Values; room for `[rows, kv_heads, value_dim]`.
-    pub v: M,
+    pub v: Buffer,
 }
 
 impl KvLayout {

@@ -6,7 +6,7 @@ use std::ops::Deref;
 use super::State;
 use crate::{
     Error, Result,
-    backend::Backend,
+    backend::Memory,
     format::{CacheType, Vector, gguf::Gguf},
     model::{Config, tensors::meta_state_specs},
 };
@@ -30,7 +30,7 @@ impl Deref for Values {
 }
 
 impl MetaState {
-    /// What `gguf` holds; `None` if it holds nothing, or was written by a version with other ideas.
+    /// What `gguf` holds; `None` if it holds nothing, or uses another layout version.
     pub fn stored(gguf: &Gguf, config: &Config) -> Result<Option<Self>> {
         if gguf.metadata.uint("hymba.meta_state.version") != Some(1) {
             return Ok(None);
@@ -64,44 +64,38 @@ impl MetaState {
         self.0.into_iter().map(own).collect()
     }
 
-    /// Takes the state out of `state`, which has read the meta tokens and nothing more.
-    pub fn take<B: Backend>(backend: &mut B, config: &Config, state: &State<B::Memory>) -> Self {
+    /// Returns the state in `state`, which has read the meta tokens and nothing more.
+    pub fn take(memory: &mut dyn Memory, config: &Config, state: &State) -> Self {
         let (k, v) = config.kv_widths();
         let mut all = Vec::new();
         for layer in &state.layers {
             if let Some(kv) = &layer.kv {
-                all.push(backend.download(&kv.k, config.meta_tokens * k));
-                all.push(backend.download(&kv.v, config.meta_tokens * v));
+                all.push(memory.download(&kv.k, config.meta_tokens * k));
+                all.push(memory.download(&kv.v, config.meta_tokens * v));
             }
             let past = config.conv_kernel - 1;
-            all.push(transposed(&backend.download(&layer.conv, past * config.inner), past));
-            all.push(backend.download(&layer.ssm, config.inner * config.state));
+            all.push(transposed(&memory.download(&layer.conv, past * config.inner), past));
+            all.push(memory.download(&layer.ssm, config.inner * config.state));
         }
         Self(all.into_iter().map(Values::Computed).collect())
     }
 
-    /// Puts the state into an empty `state` with a KV cache of type `kind`, which must be wide enough.
-    pub fn put<B: Backend>(
-        &self,
-        backend: &mut B,
-        config: &Config,
-        state: &mut State<B::Memory>,
-        kind: CacheType,
-    ) -> Result<()> {
-        let fits = |values: &[f32]| values.iter().all(|v| v.abs() <= kind.limit());
+    /// Puts the state into an empty `state` with a KV cache of type `cache`, which must be wide enough.
+    pub fn put(&self, memory: &mut dyn Memory, config: &Config, state: &mut State, cache: CacheType) -> Result<()> {
+        let fits = |values: &[f32]| values.iter().all(|v| v.abs() <= cache.limit());
         let mut vectors = self.0.iter();
         let mut next = || vectors.next().map_or(&[][..], |v| v);
         for (index, layer) in state.layers.iter_mut().enumerate() {
             if let Some(kv) = &mut layer.kv {
                 let (k, v) = (next(), next());
                 if !fits(k) || !fits(v) {
-                    return Err(Error::CacheRange { layer: index, cache: kind.name() });
+                    return Err(Error::CacheRange { layer: index, cache: cache.name() });
                 }
-                backend.upload(k, &mut kv.k, 0);
-                backend.upload(v, &mut kv.v, 0);
+                memory.upload(k, &mut kv.k, 0);
+                memory.upload(v, &mut kv.v, 0);
             }
-            backend.upload(&transposed(next(), config.inner), &mut layer.conv, 0);
-            backend.upload(next(), &mut layer.ssm, 0);
+            memory.upload(&transposed(next(), config.inner), &mut layer.conv, 0);
+            memory.upload(next(), &mut layer.ssm, 0);
         }
         state.position = config.meta_tokens;
         Ok(())

@@ -1,5 +1,7 @@
 //! What the tests of the binary share.
-#![allow(dead_code, reason = "each test file uses a part of it")]
+#![allow(dead_code, unused_imports, reason = "each test file uses a part of it")]
+
+mod runner;
 
 use std::{
     ffi::OsStr,
@@ -8,18 +10,9 @@ use std::{
     sync::LazyLock,
 };
 
+pub use runner::{much, runner};
+
 use hymba::format::gguf::{Gguf, Layout, Metadata, Value, Writer};
-
-/// The command to run the binary with that `HYMBA_TEST_RUNNER` names, words between spaces: an emulator, where the
-/// tests are built for another CPU.
-pub fn runner() -> Option<String> {
-    std::env::var("HYMBA_TEST_RUNNER").ok().filter(|runner| !runner.trim().is_empty())
-}
-
-/// How much of something to do: an emulator takes a hundred times as long as the CPU it runs on.
-pub fn much<T>(natively: T, emulated: T) -> T {
-    if runner().is_some() { emulated } else { natively }
-}
 
 /// The binary, with nothing on its standard input and no model of the user's: it takes the demo, or under emulation
 /// [`demo_of_any_depth`].

@@ -8,7 +8,8 @@ use std::{
 
 use hymba::{
     Error, Result,
-    engine::{Limits, Model, Profile, Session},
+    backend::Profile,
+    engine::{Model, Roofline, Session},
     sample::{Params, Sampler},
     system,
 };
@@ -63,8 +64,8 @@ pub struct Run {
     pub time: Duration,
     /// Time by operation, and sampling, if it was asked for.
     pub profile: Option<(Profile, Duration)>,
-    pub before: Limits,
-    pub after: Limits,
+    pub before: Roofline,
+    pub after: Roofline,
 }
 
 /// A limit that changes by more during a run says that something else used the machine.
@@ -94,7 +95,7 @@ impl Row {
     }
 
     /// What bounds this test: reads of memory in decode, 8-bit multiply-adds else. In the unit of the work a second.
-    fn bound(&self, limits: &Limits) -> f64 {
+    fn bound(&self, limits: &Roofline) -> f64 {
         if self.kind == Kind::Decode { limits.read_bytes } else { limits.int8_macs }
     }
 
@@ -148,8 +149,8 @@ impl Row {
 pub struct LimitRow {
     pub threads: usize,
     pub depth: usize,
-    pub before: Limits,
-    pub after: Limits,
+    pub before: Roofline,
+    pub after: Roofline,
 }
 
 pub struct Results {
@@ -185,11 +186,11 @@ pub fn measure(
         if depth > 0 {
             session.prefill(&text(depth), cancel)?;
         }
-        let point = session.snapshot()?;
+        let point = session.checkpoint(false)?;
         bar.inc(1);
         for &threads in &plan.threads {
             session.set_threads(NonZeroUsize::new(threads).unwrap_or(NonZeroUsize::MIN));
-            let before = session.limits();
+            let before = session.roofline();
             let mut after = before;
             for (kind, tokens) in plan.tests() {
                 let prompt = text(tokens.max(1));
@@ -217,7 +218,7 @@ pub fn measure(
                     let (time, sampling) = once(session, kind, &prompt, cancel)?;
                     let profile = plan.profile.then(|| (session.profile(), sampling));
                     session.measure(false);
-                    after = session.limits();
+                    after = session.roofline();
                     if run > 0 {
                         row.runs.push(Run { time, profile, before, after });
                     }

@@ -2,7 +2,10 @@
 
 use std::{fmt::Write, time::Duration};
 
-use hymba::engine::{Limits, Operation, Profile};
+use hymba::{
+    backend::{Operation, Profile},
+    engine::Roofline,
+};
 use serde_json::{Value, json};
 
 use super::measure::{Kind, Results, Row};
@@ -140,7 +143,7 @@ pub fn row_json(row: &Row) -> Value {
 
 /// Everything as one JSON object.
 pub fn json(results: &Results) -> Value {
-    let limit = |threads: usize, depth: usize, when: &str, l: Limits| {
+    let limit = |threads: usize, depth: usize, when: &str, l: Roofline| {
         json!({
             "threads": threads, "depth": depth, "when": when, "read_bytes_per_second": l.read_bytes,
             "int8_macs_per_second": l.int8_macs, "float_macs_per_second": l.float_macs,

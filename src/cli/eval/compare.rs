@@ -5,7 +5,7 @@ use std::{path::PathBuf, sync::atomic::AtomicBool};
 use hymba::engine::Model;
 
 use super::{
-    MachineArgs,
+    RuntimeArgs,
     text::{CONTEXTS, TextArgs, beside, report},
 };
 
@@ -19,7 +19,7 @@ pub struct Args {
     #[command(flatten)]
     text: TextArgs,
     #[command(flatten)]
-    machine: MachineArgs,
+    machine: RuntimeArgs,
 }
 
 pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {

@@ -7,7 +7,10 @@ use std::{
     time::Instant,
 };
 
-use hymba::engine::{Estimate, Model, Session, perplexity};
+use hymba::{
+    engine::{Model, Session},
+    eval::{Estimate, perplexity},
+};
 use serde_json::json;
 
 use super::{

@@ -8,7 +8,8 @@ use std::{
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use hymba::{
     Error,
-    engine::{Model, Session, diverge},
+    engine::{Model, Session},
+    eval::diverge,
     format::DType,
     quant::recode,
 };

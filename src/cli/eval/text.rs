@@ -9,14 +9,15 @@ use std::{
 
 use hymba::{
     Error,
-    engine::{Divergence, Estimate, Model, Session, SessionOptions, diverge},
+    engine::{Model, Session, SessionOptions},
+    eval::{Divergence, Estimate, diverge},
     limits,
     text::Tokenizer,
 };
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
-use super::MachineArgs;
+use super::RuntimeArgs;
 use crate::cli::{options::count, prompt::utf8};
 
 /// How a text is cut, for the end of help.
@@ -77,7 +78,7 @@ impl TextArgs {
     }
 
     /// The engine's options for models that read side by side: fewer tokens at once, whose logits are in memory.
-    pub fn side_by_side(&self, machine: &MachineArgs) -> SessionOptions {
+    pub fn side_by_side(&self, machine: &RuntimeArgs) -> SessionOptions {
         SessionOptions { chunk: 128, ..machine.options(self.context) }
     }
 }

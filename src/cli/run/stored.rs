@@ -14,6 +14,7 @@ use hymba::{
         timeline::{Watch, prefilled},
     },
     format::check_writable,
+    forward::CHUNK,
     sample::Sampler,
 };
 
@@ -75,7 +76,6 @@ pub fn read_cached(
 ) -> Result<()> {
     /// The file has the state at about this many places of the prompt, for other prompts that begin like it.
     const PLACES: usize = 4;
-    const LEAST: usize = 256;
     if ids.len() > timeline.context() {
         let (tokens, context) = (ids.len(), timeline.context());
         let what = format!("the prompt has {tokens} tokens, the context holds {context}; raise the context (-c)");
@@ -87,7 +87,7 @@ pub fn read_cached(
     let known = timeline.ids().iter().zip(ids).take_while(|(a, b)| a == b).count();
     let mut target = timeline.steps()[..known].to_vec();
     target.extend(prefilled(&ids[known..]));
-    let apart = ids.len().div_ceil(PLACES).next_multiple_of(LEAST);
+    let apart = ids.len().div_ceil(PLACES).next_multiple_of(CHUNK);
     // Where two prompts differ is where the next one may differ too.
     let places = (known..ids.len()).step_by(apart);
     let watch = Watch { cancel, progress: &|_, _| () };

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use super::{Mark, Step, Timeline, decoded, passes};
 use crate::{
     Error, Result,
-    model::forward::Rule,
+    forward::Phase,
     state::{read_session, write_session},
 };
 
@@ -25,7 +25,7 @@ impl SavedSteps {
         let mut at = 0;
         let mut prompts = Vec::new();
         for pass in passes(steps) {
-            if pass[0].rule == Rule::Prefill {
+            if pass[0].phase == Phase::Prefill {
                 prompts.push((at, pass.len()));
             }
             at += pass.len();
@@ -52,7 +52,7 @@ impl SavedSteps {
                 steps.get_mut(first..first.checked_add(length)?).filter(|pass| first >= end && !pass.is_empty())?;
             end = first + length;
             for (i, step) in pass.iter_mut().enumerate() {
-                (step.rule, step.first) = (Rule::Prefill, i == 0);
+                (step.phase, step.first) = (Phase::Prefill, i == 0);
             }
         }
         Some(steps)
@@ -86,7 +86,7 @@ impl Timeline<'_> {
         };
         let mut payload = Vec::new();
         if !header.marks.is_empty() {
-            let end = self.session.snapshot_whole()?;
+            let end = self.session.checkpoint(true)?;
             for mark in self.marks.iter().rev() {
                 self.session.restore(&mark.point);
                 self.session.write_image(false, &mut payload);
@@ -155,7 +155,7 @@ impl Timeline<'_> {
             let (mark_logits, after) = after.split_at(logits);
             rest = after;
             self.session.read_image(at, false, image);
-            let (point, logits) = (self.session.snapshot()?.into(), read_logits(mark_logits).into());
+            let (point, logits) = (self.session.checkpoint(false)?.into(), read_logits(mark_logits).into());
             self.marks.insert(0, Mark { at, point, logits, age: 0 });
         }
         for mark in &mut self.marks {
@@ -186,9 +186,9 @@ mod tests {
     #[test]
     fn passes_must_follow_each_other_where_there_are_ids() {
         let steps = |prompts: &[(usize, usize)]| SavedSteps { ids: vec![1; 6], prompts: prompts.into() }.steps();
-        let rules: Vec<_> = steps(&[(0, 2), (3, 3)]).unwrap().iter().map(|s| (s.rule, s.first)).collect();
-        let [first, more] = [true, false].map(|first| (Rule::Prefill, first));
-        assert_eq!(rules, [first, more, (Rule::Decode, true), first, more, more]);
+        let rules: Vec<_> = steps(&[(0, 2), (3, 3)]).unwrap().iter().map(|s| (s.phase, s.first)).collect();
+        let [first, more] = [true, false].map(|first| (Phase::Prefill, first));
+        assert_eq!(rules, [first, more, (Phase::Decode, true), first, more, more]);
         for broken in [&[(0, 7)][..], &[(6, 1)], &[(2, 0)], &[(1, usize::MAX)], &[(0, 3), (2, 1)], &[(3, 1), (0, 1)]] {
             assert_eq!(steps(broken), None, "{broken:?}");
         }

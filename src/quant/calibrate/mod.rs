@@ -6,4 +6,4 @@ mod stream;
 
 pub use moments::Moments;
 pub use sample::Sample;
-pub(super) use stream::{Pass, Stream};
+pub(super) use stream::{Advance, Stream};

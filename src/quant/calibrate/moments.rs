@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use crate::{
     Error, Result,
-    backend::{Part, cpu::Memory},
+    backend::MatRef,
     format::{
         DType, check_output,
         codec::decode_row,
@@ -46,12 +46,12 @@ impl Moments {
     }
 
     /// Adds what the matrix `name` multiplies.
-    pub fn add(&mut self, name: &str, x: &Part<'_, Memory>) {
+    pub fn add(&mut self, name: &str, x: MatRef<'_>) {
         if !self.sums.contains_key(name) {
             self.sums.insert(name.to_owned(), Sums { squares: vec![0.0; x.cols], count: 0.0 });
         }
         let Some(sums) = self.sums.get_mut(name) else { return };
-        let values = &x.memory.f32()[x.start..];
+        let values = &x.buffer.f32()[x.start..];
         for t in 0..x.rows {
             let row = &values[t * x.stride..][..x.cols];
             sums.squares.iter_mut().zip(row).for_each(|(sum, v)| *sum += v * v);

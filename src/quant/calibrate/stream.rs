@@ -5,27 +5,20 @@ use std::num::NonZeroUsize;
 
 use crate::{
     Result,
-    backend::{
-        Backend, Part,
-        cpu::{Cpu, Memory},
-        watched::{Watch, Watched},
-    },
+    backend::{Backend, Buffer, Cpu, MatRef, Memory, Op, Watched},
     format::{CacheType, Matrix, Vector},
-    model::{
-        Config, Plan,
-        forward::{Scratch, commit_layer, forward_layer},
-        weights::Layer,
-    },
+    forward::{Chunk, Phase, Scratch},
+    model::{Config, Plan, weights::Layer},
     state::State,
 };
 
-/// What becomes of a pass through a layer.
+/// Whether the texts move with a pass through a layer.
 #[derive(Clone, Copy, PartialEq)]
-pub enum Pass {
+pub enum Advance {
     /// The texts stay in front of the layer.
-    Look,
-    /// They are behind it then.
-    Step,
+    Peek,
+    /// They are behind it afterwards.
+    Commit,
 }
 
 /// Texts in front of a layer.
@@ -33,12 +26,12 @@ pub struct Stream<'a> {
     config: &'a Config,
     plan: Plan,
     backend: Cpu,
-    state: State<Memory>,
-    scratch: Scratch<Memory>,
+    state: State,
+    scratch: Scratch,
     /// The residual stream `[tokens, hidden]` of the meta tokens, if there are any, then of each text.
     hidden: Vec<Vec<f32>>,
     /// The keys and values of each, for layers whose readers are still to come.
-    kv: Vec<Vec<[Memory; 2]>>,
+    kv: Vec<Vec<[Buffer; 2]>>,
 }
 
 impl<'a> Stream<'a> {
@@ -82,8 +75,8 @@ impl<'a> Stream<'a> {
         &mut self,
         index: usize,
         layer: &Layer,
-        pass: Pass,
-        watch: Watch<'_, Memory>,
+        advance: Advance,
+        watch: &mut dyn FnMut(&Matrix, MatRef<'_>),
         done: &mut dyn FnMut() -> Result<()>,
     ) -> Result<()> {
         let c = self.config;
@@ -111,9 +104,11 @@ impl<'a> Stream<'a> {
                 std::mem::swap(kv, &mut self.kv[source][text]);
             }
             let mut backend = Watched { inner: &mut self.backend, watch: &mut *watch };
-            forward_layer(&mut backend, c, index, layer, &mut self.state, &mut self.scratch, tokens)?;
+            let (state, scratch) = (&mut self.state, &mut self.scratch);
+            let mut chunk = Chunk { backend: &mut backend, config: c, state, scratch, tokens, phase: Phase::Prefill };
+            chunk.single_layer(index, layer)?;
             if c.meta_tokens > 0 && text == 0 {
-                commit_layer(&mut self.backend, c, index, &mut self.state, &self.scratch, tokens);
+                chunk.commit_kv(index);
                 self.state.position = tokens;
                 let memory = &self.state.layers[index];
                 let conv = self.backend.download(&memory.conv, (c.conv_kernel - 1) * c.inner);
@@ -124,21 +119,21 @@ impl<'a> Stream<'a> {
             {
                 std::mem::swap(kv, &mut self.kv[source][text]);
             }
-            if pass == Pass::Step {
+            if advance == Advance::Commit {
                 self.hidden[text] = self.backend.download(self.scratch.hidden_mut(), tokens * c.hidden);
                 if has_readers && let Some(kv) = self.scratch.kv_mut(index) {
                     let (k, v) = c.kv_widths();
                     let room = |dim| self.backend.kv_rows(CacheType::F16, tokens, c.kv_heads, dim);
                     let mut copy = [room(c.key_dim)?, room(c.value_dim)?];
                     for (copy, (kv, width)) in copy.iter_mut().zip(kv.iter().zip([k, v])) {
-                        self.backend.copy_rows((kv, 0), (copy, 0), tokens, width);
+                        self.backend.run(Op::CopyRows { from: (kv, 0), to: (copy, 0), rows: tokens, width });
                     }
                     self.kv[index].push(copy);
                 }
             }
             done()?;
         }
-        if pass == Pass::Step && self.plan.layers[source].readers.iter().max() == Some(&index) {
+        if advance == Advance::Commit && self.plan.layers[source].readers.iter().max() == Some(&index) {
             self.kv[source].clear();
         }
         Ok(())
@@ -146,7 +141,7 @@ impl<'a> Stream<'a> {
 
     /// What the matrix that makes logits would multiply: the texts behind the last layer, normed by `norm`. The meta
     /// tokens make none.
-    pub fn head_inputs(&self, norm: &Vector, see: &mut dyn FnMut(&Part<'_, Memory>)) {
+    pub fn head_inputs(&self, norm: &Vector, see: &mut dyn FnMut(MatRef<'_>)) {
         let c = self.config;
         for hidden in &self.hidden[usize::from(c.meta_tokens > 0)..] {
             let mut rows = hidden.clone();
@@ -155,9 +150,9 @@ impl<'a> Stream<'a> {
                 let scale = 1.0 / (square + c.rms_eps).sqrt();
                 row.iter_mut().zip(&**norm).for_each(|(v, gain)| *v *= scale * gain);
             }
-            let memory = Memory::F32(rows);
+            let buffer = Buffer::F32(rows);
             let rows = hidden.len() / c.hidden;
-            see(&Part { memory: &memory, rows, start: 0, cols: c.hidden, stride: c.hidden });
+            see(MatRef { buffer: &buffer, rows, start: 0, cols: c.hidden, stride: c.hidden });
         }
     }
 }

@@ -3,11 +3,10 @@
 use std::sync::atomic::AtomicBool;
 
 use super::{
-    Session,
     perplexity::Estimate,
     softmax::{divergence, log_sum_exp, top},
 };
-use crate::{Error, Result};
+use crate::{Error, Result, engine::Session};
 
 /// How a model predicts a text, beside a base model.
 #[derive(Clone, Debug, Default)]
@@ -84,7 +83,7 @@ pub fn diverge(
             ));
         }
     }
-    let (run, step) = (base.context() - 1, base.chunk());
+    let (run, step) = (base.context() - 1, base.chunk_tokens());
     if run == 0 {
         return Err(Error::Request("a context of one token predicts nothing; --context must be at least 2".into()));
     }

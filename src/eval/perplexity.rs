@@ -2,8 +2,8 @@
 
 use std::sync::atomic::AtomicBool;
 
-use super::{Session, softmax::log_sum_exp};
-use crate::{Error, Result};
+use super::softmax::log_sum_exp;
+use crate::{Error, Result, engine::Session};
 
 /// A mean and its standard error, from values that are taken to be independent.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

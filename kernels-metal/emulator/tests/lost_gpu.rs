@@ -1,0 +1,126 @@
+//! What happens when a GPU is lost in mid-text.
+
+#[path = "../../../tests/common/golden.rs"]
+mod golden;
+
+use std::{
+    num::NonZeroUsize,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+};
+
+use golden::{Case, GO_ON, root};
+use hymba::{
+    Error,
+    backend::{Cpu, Device, DeviceChoice, Metal},
+    engine::{
+        Model, Session, SessionOptions, Timeline,
+        generate::Steps,
+        timeline::{Step, Watch, decoded, passes, prefilled},
+    },
+    format::CacheType,
+    forward::Phase,
+};
+use hymba_kernels_metal::{Buffer, DeviceError, Dispatch};
+
+/// The emulated GPU, which fails when it is told to.
+struct Failing {
+    inner: Box<dyn hymba_kernels_metal::Device>,
+    fails: Arc<AtomicBool>,
+}
+
+impl hymba_kernels_metal::Device for Failing {
+    fn name(&self) -> String {
+        self.inner.name()
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<Buffer, DeviceError> {
+        self.inner.allocate(bytes)
+    }
+
+    fn page(&self) -> usize {
+        self.inner.page()
+    }
+
+    fn longest_buffer(&self) -> usize {
+        self.inner.longest_buffer()
+    }
+
+    unsafe fn wrap(&self, bytes: *const u8, len: usize) -> Result<Buffer, DeviceError> {
+        // SAFETY: the caller promises what the emulator asks for.
+        unsafe { self.inner.wrap(bytes, len) }
+    }
+
+    fn dispatch(&mut self, dispatch: &Dispatch<'_>) {
+        self.inner.dispatch(dispatch);
+    }
+
+    fn finish(&mut self) -> Result<(), DeviceError> {
+        self.inner.finish()?;
+        if self.fails.swap(false, Relaxed) { Err(DeviceError::Failed("it was taken away".into())) } else { Ok(()) }
+    }
+}
+
+fn watch(cancel: &AtomicBool) -> Watch<'_> {
+    Watch { cancel, progress: &|_, _| () }
+}
+
+/// The logits after `steps`, read by a new session.
+fn replayed(model: &Model, steps: &[Step]) -> Vec<f32> {
+    let options = SessionOptions { context: Some(64), cache: CacheType::F32, ..SessionOptions::default() };
+    let mut session = Session::new(model, &options).unwrap();
+    let mut logits = Vec::new();
+    for pass in passes(steps) {
+        let ids: Vec<u32> = pass.iter().map(|step| step.id).collect();
+        logits = match pass[0].phase {
+            Phase::Prefill => session.prefill(&ids, &GO_ON).unwrap().to_vec(),
+            Phase::Decode => session.decode(ids[0]).unwrap().to_vec(),
+        };
+    }
+    logits
+}
+
+/// A GPU that is lost in mid-text: the CPU reads all of it again and goes on, on other ways too, unless the GPU was asked
+/// for by name.
+#[test]
+fn the_cpu_takes_over_from_a_lost_gpu() {
+    let case = Case::open(&root().join("tests/golden/tiny-a"));
+    let model = &case.model;
+    let steps: Vec<Step> = prefilled(&[3, 14, 15, 92, 65, 35]).chain([89, 79, 32].map(decoded)).collect();
+    let (begin, rest) = steps.split_at(7);
+    let aside: Vec<Step> = prefilled(&[3, 1, 4, 1, 5]).collect();
+    for choice in [DeviceChoice::Auto, DeviceChoice::Metal] {
+        let fails = Arc::new(AtomicBool::new(false));
+        let device = Box::new(Failing { inner: hymba_metal_emulator::device(), fails: fails.clone() });
+        let metal = Metal::new(device, model.weights().token_embd.data.whole(), model.config().state).unwrap();
+        let options =
+            SessionOptions { context: Some(64), cache: CacheType::F32, device: choice, ..SessionOptions::default() };
+        let gpu = Device::new(Cpu::new(NonZeroUsize::MIN), Some(metal));
+        let mut timeline = Timeline::new(Session::on(model, &options, gpu).unwrap(), usize::MAX);
+        timeline.go(&aside, &watch(&GO_ON)).unwrap();
+        timeline.shelve("aside").unwrap();
+        timeline.go(begin, &watch(&GO_ON)).unwrap();
+        timeline.mark().unwrap();
+        assert!(timeline.session().gpu().is_some() && timeline.taken_over().is_none());
+
+        fails.store(true, Relaxed);
+        if choice == DeviceChoice::Metal {
+            assert!(matches!(timeline.decode(rest[0].id), Err(Error::Gpu(what)) if what.contains("taken away")));
+            assert!(timeline.steps().is_empty() && timeline.taken_over().is_none());
+            assert!(matches!(timeline.go(&steps, &watch(&GO_ON)), Err(Error::Gpu(_)))); // it does not come back
+            continue;
+        }
+        rest.iter().for_each(|step| drop(timeline.decode(step.id).unwrap().to_vec()));
+        assert!(timeline.taken_over().is_some_and(|why| why.to_string().contains("taken away")));
+        assert!(timeline.taken_over().is_none() && timeline.session().gpu().is_none());
+        assert_eq!(timeline.steps(), steps);
+        assert_eq!(timeline.logits(), replayed(model, &steps));
+        for way in [begin, &aside] {
+            timeline.unshelve("aside");
+            timeline.go(way, &watch(&GO_ON)).unwrap();
+            assert_eq!(timeline.logits(), replayed(model, way));
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! The device that a session works with: the GPU if it has one, else the CPU.
+
+use std::{
+    num::NonZeroUsize,
+    thread,
+    time::{Duration, Instant},
+};
+
+use super::{Backend, Buffer, Cpu, MatRef, Memory, Metal, Op, Profile};
+use crate::{Result, format::CacheType};
+
+/// What a session computes with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// The CPU.
+    #[default]
+    Cpu,
+    /// The GPU of a Mac, or an error.
+    Metal,
+    /// The GPU of a Mac if there is one that can run the model, else the CPU.
+    Auto,
+}
+
+/// Returns what this machine has to compute with: the name of the backend, and a description.
+pub fn devices() -> Vec<(&'static str, String)> {
+    let cpu = Device::cpu_only(None).cpu;
+    let cpu = format!("{} threads, {} kernels", cpu.threads(), cpu.kernels());
+    let gpus = Metal::names().into_iter().map(|name| ("metal", name));
+    [("cpu", cpu)].into_iter().chain(gpus).collect()
+}
+
+/// The CPU or a GPU, and a stopwatch that runs on request.
+pub struct Device {
+    cpu: Cpu,
+    gpu: Option<Metal>,
+    profile: Option<Profile>,
+}
+
+impl Device {
+    /// A device that works with `gpu` if there is one; nothing is measured yet.
+    pub fn new(cpu: Cpu, gpu: Option<Metal>) -> Self {
+        Self { cpu, gpu, profile: None }
+    }
+
+    /// The CPU, by default with a thread for each core that the process may use.
+    pub fn cpu_only(threads: Option<NonZeroUsize>) -> Self {
+        let cores = || thread::available_parallelism().ok();
+        Self::new(Cpu::new(threads.or_else(cores).unwrap_or(NonZeroUsize::MIN)), None)
+    }
+
+    /// The CPU, at work or not.
+    pub fn cpu(&mut self) -> &mut Cpu {
+        &mut self.cpu
+    }
+
+    /// The GPU, if it is the one at work.
+    pub fn gpu(&self) -> Option<&Metal> {
+        self.gpu.as_ref()
+    }
+
+    /// Starts a new measurement, or stops.
+    pub fn measure(&mut self, on: bool) {
+        self.cpu.measure_waiting(on);
+        self.profile = on.then(Profile::default);
+    }
+
+    /// Returns what was measured since [`Device::measure`]; zeros if nothing was.
+    pub fn profile(&self) -> Profile {
+        self.profile.clone().unwrap_or_default()
+    }
+
+    fn at_work(&mut self) -> &mut dyn Memory {
+        match &mut self.gpu {
+            Some(gpu) => gpu,
+            None => &mut self.cpu,
+        }
+    }
+
+    /// How long the calling thread has waited for others; a GPU has no others.
+    fn waited(&self) -> Duration {
+        if self.gpu.is_some() { Duration::ZERO } else { self.cpu.waited() }
+    }
+}
+
+impl Backend for Device {
+    fn run(&mut self, op: Op<'_>) {
+        if self.profile.is_none() {
+            return self.at_work().run(op);
+        }
+        let (operation, before, start) = (op.operation(), self.waited(), Instant::now());
+        self.at_work().run(op);
+        // What a GPU has enqueued counts when it is done; the next one who finishes gets the same error.
+        let _ = self.at_work().finish();
+        let waited = self.waited() - before;
+        if let Some(profile) = &mut self.profile {
+            profile.add(operation, start.elapsed(), waited);
+        }
+    }
+
+    fn max_abs(&mut self, x: MatRef<'_>) -> Option<f32> {
+        self.at_work().max_abs(x)
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        self.at_work().finish()
+    }
+}
+
+impl Memory for Device {
+    fn zeros(&self, len: usize) -> Result<Buffer> {
+        self.gpu.as_ref().map_or_else(|| self.cpu.zeros(len), |gpu| gpu.zeros(len))
+    }
+
+    fn kv_rows(&self, cache: CacheType, rows: usize, heads: usize, dim: usize) -> Result<Buffer> {
+        match &self.gpu {
+            Some(gpu) => gpu.kv_rows(cache, rows, heads, dim),
+            None => self.cpu.kv_rows(cache, rows, heads, dim),
+        }
+    }
+
+    fn clear(&mut self, buffer: &mut Buffer) {
+        self.at_work().clear(buffer);
+    }
+
+    fn upload(&mut self, values: &[f32], buffer: &mut Buffer, at: usize) {
+        self.at_work().upload(values, buffer, at);
+    }
+
+    fn download(&mut self, buffer: &Buffer, len: usize) -> Vec<f32> {
+        self.at_work().download(buffer, len)
+    }
+}

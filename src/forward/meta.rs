@@ -1,0 +1,47 @@
+//! The pass over the meta tokens. The state after it depends on the weights alone: sessions begin with it.
+
+use super::{CHUNK, Chunk, Input, Observer, Phase, Scratch};
+use crate::{
+    Result,
+    backend::Memory,
+    format::CacheType,
+    model::{Config, Weights},
+    state::{MetaState, State},
+};
+
+/// Reads the meta tokens into a state of their own.
+pub struct MetaPass<'a> {
+    /// Executes the operations.
+    pub backend: &'a mut dyn Memory,
+    /// The model's sizes.
+    pub config: &'a Config,
+    /// Its weights.
+    pub weights: &'a Weights,
+}
+
+impl MetaPass<'_> {
+    /// Returns the state after the meta tokens; `observe` sees every layer.
+    ///
+    /// # Panics
+    /// If the model has no meta tokens.
+    pub fn run(self, mut observe: Option<Observer<'_>>) -> Result<MetaState> {
+        let Self { backend, config, weights } = self;
+        let Some(table) = &weights.meta_embd else {
+            panic!("a model without meta tokens has no state after them");
+        };
+        let mut state = State::new(backend, config, 0, CacheType::F32)?;
+        let mut scratch = Scratch::new(backend, config, CHUNK.min(table.rows), CacheType::F32)?;
+        let all: Vec<u32> = (0..table.rows as u32).collect();
+        for rows in all.chunks(CHUNK) {
+            let (state, scratch) = (&mut state, &mut scratch);
+            let mut chunk = Chunk { backend, config, state, scratch, tokens: rows.len(), phase: Phase::Prefill };
+            let observe: Option<Observer<'_>> = match &mut observe {
+                Some(observe) => Some(*observe),
+                None => None,
+            };
+            chunk.forward(weights, Input { table, rows }, observe)?;
+            backend.finish()?;
+        }
+        Ok(MetaState::take(backend, config, &state))
+    }
+}

@@ -1,0 +1,11 @@
+//! The forward pass, written once for every backend. [`Chunk`]'s `layer` reads like the figure of the paper (arXiv
+//! 2411.13676): attention heads and Mamba heads read the same input side by side; their outputs are normed, averaged and
+//! projected together.
+
+mod chunk;
+mod meta;
+mod scratch;
+
+pub use chunk::{CHUNK, Chunk, Input, LayerView, Observer, Phase};
+pub use meta::MetaPass;
+pub use scratch::Scratch;
