@@ -13,11 +13,14 @@ pub struct Stream<'t> {
     pending: Vec<u8>,
 }
 
-impl<'t> Stream<'t> {
-    pub(super) fn new(tokenizer: &'t Tokenizer) -> Self {
-        Self { tokenizer, at_start: true, pending: Vec::new() }
+impl Tokenizer {
+    /// A decoder that takes one id at a time.
+    pub fn stream(&self) -> Stream<'_> {
+        Stream { tokenizer: self, at_start: true, pending: Vec::new() }
     }
+}
 
+impl Stream<'_> {
     /// Takes the next id and returns the text that is complete with it, which may be none. Bytes that can't become a
     /// character come out as U+FFFD at once.
     pub fn push(&mut self, id: u32) -> String {

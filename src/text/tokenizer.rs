@@ -2,7 +2,7 @@
 
 use tokenizers::{Decoder, DecoderWrapper, PostProcessorWrapper};
 
-use super::{Stream, parts};
+use super::parts;
 use crate::{Error, Result, format::gguf::Metadata, limits};
 
 /// The whole of `tokenizer.json`.
@@ -96,11 +96,6 @@ impl Tokenizer {
         let mut text: String = ids.iter().map(|&id| stream.push(id)).collect();
         text.push_str(&stream.finish());
         text
-    }
-
-    /// A decoder that takes one id at a time.
-    pub fn stream(&self) -> Stream<'_> {
-        Stream::new(self)
     }
 
     /// The token that begins a text.
