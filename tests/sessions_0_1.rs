@@ -14,13 +14,13 @@ use std::{
 
 use common::{hymba, much, succeeds};
 use hymba::{
-    backend::Kind,
     engine::{
         Conversation, Model, Session, SessionOptions, Timeline,
         conversation::{Listener, Options, Overflow, Saved},
         generate::Steps,
         timeline::Watch,
     },
+    format::CacheType,
     sample::{Params, Sampler},
     text::Tokenizer,
 };
@@ -121,7 +121,7 @@ fn hash(logits: &[f32]) -> String {
 }
 
 fn timeline(cache: &str) -> Timeline<'static> {
-    let cache = Kind::ALL.into_iter().find(|kind| kind.name() == cache).unwrap();
+    let cache = CacheType::ALL.into_iter().find(|kind| kind.name() == cache).unwrap();
     let options = SessionOptions { cache, threads: much(2, 1).try_into().ok(), ..SessionOptions::default() };
     Timeline::new(Session::new(&MODEL, &options).unwrap(), usize::MAX)
 }
