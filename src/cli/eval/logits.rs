@@ -10,7 +10,7 @@ use anyhow::Context;
 use hymba::{
     Error,
     engine::{Session, SessionOptions},
-    format::write_atomically,
+    format::{Privacy, write_atomically},
     sample::{Params, Sampler},
 };
 use safetensors::{Dtype, tensor::TensorView};
@@ -94,7 +94,7 @@ pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
         tensors.push(("tokens", view(Dtype::I32, vec![args.decode], bytemuck::cast_slice(&tokens))?));
     }
     let bytes = safetensors::serialize(tensors, None).context("safetensors refuses the tensors")?;
-    Ok(write_atomically(&args.output, args.force, |file| file.write_all(&bytes))?)
+    Ok(write_atomically(&args.output, args.force, Privacy::Shared, |file| file.write_all(&bytes))?)
 }
 
 fn read_ids(file: &Path) -> anyhow::Result<Vec<u32>> {
