@@ -95,7 +95,7 @@ impl Sampler {
         self.banned = Some(id);
     }
 
-    /// Chooses the next token from `logits` [vocab], which may hold anything, NaN (never chosen while there is a number)
+    /// Chooses the next token from `logits` `[vocab]`, which may hold anything, NaN (never chosen while there is a number)
     /// and infinities included. `history` is the ids so far, which the repeat penalty looks back on.
     pub fn sample(&mut self, logits: &[f32], history: &[u32]) -> u32 {
         let Self { params, rng, banned, candidates, .. } = self;
