@@ -103,6 +103,11 @@ impl Tokenizer {
         Stream::new(self)
     }
 
+    /// A decoder that goes on after `ids`.
+    pub fn stream_after(&self, ids: &[u32]) -> Stream<'_> {
+        Stream::after(self, ids)
+    }
+
     /// The token that begins a text.
     pub fn bos(&self) -> Option<u32> {
         self.bos
