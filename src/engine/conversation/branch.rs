@@ -69,9 +69,10 @@ impl Branch {
 
     /// Whether every turn keeps what is there, and its prompt lies in its steps.
     pub fn is_consistent(&self) -> bool {
-        let end = self.turns.iter().try_fold(0, |before, turn| {
-            (turn.kept <= before && turn.prompt <= turn.end()).then(|| turn.end())
-        });
+        let end = self
+            .turns
+            .iter()
+            .try_fold(0, |before, turn| (turn.kept <= before && turn.prompt <= turn.end()).then(|| turn.end()));
         end.is_some()
     }
 
@@ -95,7 +96,8 @@ mod tests {
         let shorter: Vec<Step> = prefilled(&[1, 2]).chain([decoded(6)]).collect();
         let other = [&first[..4], &prefilled(&[7, 8]).collect::<Vec<_>>()].concat();
         let mut branch = Branch::default();
-        for (i, (steps, kept)) in [(&first, 0), (&first, 5), (&other, 4), (&shorter, 2), (&first, 0)].iter().enumerate() {
+        for (i, (steps, kept)) in [(&first, 0), (&first, 5), (&other, 4), (&shorter, 2), (&first, 0)].iter().enumerate()
+        {
             branch.push("", "", 1, steps.to_vec());
             assert_eq!((branch.turns[i].kept, branch.end()), (*kept, steps.len()));
             assert!(branch.steps() == **steps && branch.is_consistent());

@@ -55,13 +55,7 @@ impl Conversation<'_> {
         done
     }
 
-    fn reply(
-        &mut self,
-        message: &str,
-        prompt: &[Step],
-        dropped: usize,
-        sink: &mut ReplySink<'_>,
-    ) -> Result<Reply> {
+    fn reply(&mut self, message: &str, prompt: &[Step], dropped: usize, sink: &mut ReplySink<'_>) -> Result<Reply> {
         let timings = self.prefill_prompt(prompt, &sink.watch)?;
         let (text, ids, stop) = (String::new(), Vec::new(), StopReason::ContextFull);
         let mut reply = Reply { generation: Generation { text, ids, unread: None, stop, timings }, dropped };

@@ -19,11 +19,7 @@ pub struct TextSink<'a> {
 
 impl<'a> TextSink<'a> {
     /// Returns a text that goes on where `stream` is, and ends at one of `stops`.
-    pub fn new(
-        stream: Stream<'a>,
-        stops: &[String],
-        sink: &'a mut dyn FnMut(&str) -> io::Result<()>,
-    ) -> Result<Self> {
+    pub fn new(stream: Stream<'a>, stops: &[String], sink: &'a mut dyn FnMut(&str) -> io::Result<()>) -> Result<Self> {
         Ok(Self { shown: String::new(), stream, stops: StopMatcher::new(stops)?, sink })
     }
 
