@@ -1,0 +1,232 @@
+//! Session files that version 0.1 wrote, with what it went on to say after each (`data/README.md`): every later version
+//! reads them and goes on with the same texts, and with the same logits to the last bit. The plain C kernels, which add
+//! in another order than all others, are held to what is in the files alone.
+
+mod common;
+
+use std::{
+    ffi::OsStr,
+    fmt::Debug,
+    fs,
+    path::{Path, PathBuf},
+    sync::{LazyLock, atomic::AtomicBool},
+};
+
+use common::{hymba, much, succeeds};
+use hymba::{
+    backend::Kind,
+    engine::{
+        Conversation, Model, Session, SessionOptions, Timeline,
+        conversation::{Listener, Options, Overflow, Saved},
+        generate::Steps,
+        timeline::Watch,
+    },
+    sample::{Params, Sampler},
+    text::Tokenizer,
+};
+use serde::Deserialize;
+
+/// What version 0.1 did with the files. Logits are hashed.
+#[derive(Deserialize)]
+struct Expected {
+    texts: Vec<Text>,
+    prompt: Prompt,
+    chats: Vec<Chat>,
+}
+
+#[derive(Deserialize)]
+struct Text {
+    file: String,
+    cache: String,
+    /// Ways to go on; the first takes nothing but what the file says.
+    runs: Vec<Run>,
+    /// After loading, after each token of the first run, some tokens before the end of the file's text, and after loading
+    /// again and reading one token as a prompt: that alone looks at a window's oldest row.
+    logits: Vec<String>,
+}
+
+#[derive(Deserialize)]
+struct Run {
+    args: Vec<String>,
+    ids: Vec<u32>,
+    text: String,
+}
+
+#[derive(Deserialize)]
+struct Prompt {
+    file: String,
+    cache: String,
+    /// What the file has the state of.
+    text: String,
+    runs: Vec<PromptRun>,
+    /// At the end, and at each mark, the last first.
+    logits: Vec<String>,
+}
+
+/// A prompt that begins with the first `keep` bytes of the text.
+#[derive(Deserialize)]
+struct PromptRun {
+    keep: usize,
+    add: String,
+    cached_tokens: usize,
+    prompt_tokens: usize,
+    ids: Vec<u32>,
+}
+
+#[derive(Deserialize)]
+struct Chat {
+    file: String,
+    cache: String,
+    /// After loading.
+    logits: String,
+    lines: Vec<Line>,
+}
+
+/// A message or a command, the reply if there is one, and the logits after it.
+#[derive(Deserialize)]
+struct Line {
+    line: String,
+    reply: Option<String>,
+    logits: String,
+}
+
+/// Tokens of a reply at most.
+const LIMIT: usize = 16;
+/// Tokens that a text goes back.
+const BACK: usize = 7;
+static GO_ON: AtomicBool = AtomicBool::new(false);
+static EXPECTED: LazyLock<Expected> =
+    LazyLock::new(|| serde_json::from_slice(&fs::read(fixture("expected.json")).unwrap()).unwrap());
+static MODEL: LazyLock<Model> = LazyLock::new(|| Model::open(&fixture("model.gguf")).unwrap());
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/sessions-0.1").join(name)
+}
+
+/// A copy in `folder`: the program writes to some of the files that it reads.
+fn copied(name: &str, folder: &Path) -> PathBuf {
+    let copy = folder.join(name);
+    fs::copy(fixture(name), &copy).unwrap();
+    copy
+}
+
+fn watch() -> Watch<'static> {
+    Watch { cancel: &GO_ON, progress: &|_, _| () }
+}
+
+/// A beginning of the hash of their bits.
+fn hash(logits: &[f32]) -> String {
+    let bytes: Vec<u8> = logits.iter().flat_map(|v| v.to_le_bytes()).collect();
+    blake3::hash(&bytes).to_hex()[..16].into()
+}
+
+fn timeline(cache: &str) -> Timeline<'static> {
+    let cache = Kind::ALL.into_iter().find(|kind| kind.name() == cache).unwrap();
+    let options = SessionOptions { cache, threads: much(2, 1).try_into().ok(), ..SessionOptions::default() };
+    Timeline::new(Session::new(&MODEL, &options).unwrap(), usize::MAX)
+}
+
+/// Checks what was computed, with kernels that add as those did that made `expected`.
+#[track_caller]
+fn computed<A: PartialEq<B> + Debug, B: Debug>(seen: A, expected: B, what: &str) {
+    static COMPARABLE: LazyLock<bool> = LazyLock::new(|| timeline("f32").session().kernels() != "scalar");
+    if *COMPARABLE {
+        assert_eq!(seen, expected, "{what}");
+    }
+}
+
+/// What `hymba run --json` prints about the fixtures' model.
+fn run(cache: &str, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> serde_json::Value {
+    let mut command = hymba(["run", "--json", "--quiet", "--backend", "cpu", "--cache-type", cache, "--model"]);
+    serde_json::from_str(&succeeds(command.arg(fixture("model.gguf")).args(args))).unwrap()
+}
+
+#[test]
+fn texts_go_on() {
+    let folder = tempfile::tempdir().unwrap();
+    for Text { file, cache, runs, logits } in &EXPECTED.texts {
+        let copy = copied(file, folder.path());
+        for Run { args, ids, text } in runs {
+            let flags = ["--session", copy.to_str().unwrap(), "--session-ro"];
+            let done = run(cache, flags.into_iter().chain(args.iter().map(String::as_str)));
+            computed(&done["ids"], &serde_json::json!(ids), &format!("{file}, {args:?}"));
+            computed(&done["text"], text, &format!("{file}, {args:?}"));
+        }
+        assert!(fs::read(&copy).unwrap() == fs::read(fixture(file)).unwrap(), "{file}");
+
+        let mut timeline = timeline(cache);
+        let unread = timeline.load(&copy, |saved: Saved, _| Ok(saved.unread)).unwrap();
+        let loaded = timeline.steps().to_vec();
+        let mut seen = vec![hash(timeline.logits())];
+        assert_eq!(seen[0], logits[0], "{file}");
+        seen.extend(unread.iter().chain(&runs[0].ids).map(|&id| hash(timeline.decode(id).unwrap())));
+        timeline.go(&loaded[..loaded.len() - BACK], &watch()).unwrap();
+        seen.push(hash(timeline.logits()));
+        timeline.load(&copy, |_: Saved, _| Ok(())).unwrap();
+        unread.iter().for_each(|&id| drop(timeline.decode(id).unwrap().to_vec()));
+        seen.push(hash(timeline.prefill(&runs[0].ids[..1], &GO_ON).unwrap()));
+        computed(&seen, logits, file);
+    }
+}
+
+#[test]
+fn a_prompt_is_known() {
+    let folder = tempfile::tempdir().unwrap();
+    let Prompt { file, cache, text, runs, logits } = &EXPECTED.prompt;
+    for PromptRun { keep, add, cached_tokens, prompt_tokens, ids } in runs {
+        let copy = copied(file, folder.path());
+        let prompt = format!("{}{add}", &text[..*keep]);
+        let done = run(cache, ["-n", "16", "--seed", "5", "--prompt-cache", copy.to_str().unwrap(), &prompt]);
+        assert_eq!([&done["cached_tokens"], &done["prompt_tokens"]], [cached_tokens, prompt_tokens], "{keep}{add}");
+        computed(&done["ids"], &serde_json::json!(ids), &format!("{keep}{add}"));
+    }
+
+    let mut timeline = timeline(cache);
+    timeline.load(&fixture(file), |_: Saved, _| Ok(())).unwrap();
+    let whole = timeline.steps().to_vec();
+    let mut seen = vec![hash(timeline.logits())];
+    for mark in [512, 256] {
+        timeline.go(&whole[..mark], &watch()).unwrap();
+        assert_eq!(timeline.evaluated(), 0, "the state at {mark} is in the file");
+        seen.push(hash(timeline.logits()));
+    }
+    assert_eq!(seen, *logits);
+    timeline.go(&whole, &watch()).unwrap();
+    assert_eq!(timeline.evaluated(), whole.len() - 256);
+    computed(&hash(timeline.logits()), &logits[0], file);
+}
+
+#[test]
+fn conversations_go_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let tokenizer = Tokenizer::from_metadata(MODEL.metadata(), MODEL.file()).unwrap();
+    for Chat { file, cache, logits, lines } in &EXPECTED.chats {
+        let script = folder.path().join("script");
+        fs::write(&script, lines.iter().map(|said| format!("{}\n", said.line)).collect::<String>()).unwrap();
+        let mut chat = hymba(["chat", "--quiet", "--backend", "cpu", "--cache-type", cache, "-n", &LIMIT.to_string()]);
+        chat.arg("--model").arg(fixture("model.gguf")).arg("--resume").arg(fixture(file));
+        let replies = lines.iter().filter_map(|said| said.reply.as_ref());
+        let replies: String = replies.map(|reply| format!("{reply}\n")).collect();
+        computed(succeeds(chat.stdin(fs::File::open(&script).unwrap())), replies, file);
+
+        let options =
+            Options { template: None, system: None, limit: Some(LIMIT), stops: Vec::new(), overflow: Overflow::Stop };
+        let sampler = Sampler::new(Params::default(), 0);
+        let mut talk = Conversation::new(timeline(cache), &tokenizer, sampler, options).unwrap();
+        talk.load(&fixture(file), false).unwrap();
+        assert_eq!(hash(talk.timeline().logits()), *logits, "{file}");
+        for Line { line, reply, logits } in lines {
+            let mut listener = Listener { watch: watch(), text: &mut |_| Ok(()) };
+            let heard = match line.split_once(' ').unwrap_or((line, "")) {
+                ("/regen", _) => Some(talk.regenerate(&mut listener)),
+                ("/undo", _) => talk.undo(1, &watch()).map(|_| None).unwrap(),
+                ("/switch", name) => talk.switch(name, &watch()).map(|()| None).unwrap(),
+                ("/system", text) => talk.set_system(Some(text), &watch()).map(|()| None).unwrap(),
+                _ => Some(talk.say(line, &mut listener)),
+            };
+            let what = format!("{file}, {line}");
+            computed(&heard.map(|reply| reply.unwrap().generation.text), reply, &what);
+            computed(&hash(talk.timeline().logits()), logits, &what);
+        }
+    }
+}
