@@ -36,10 +36,8 @@ pub const TEMPLATE_DEPTH: usize = 64;
 pub const STOPS: usize = 64;
 /// Bytes of a stop string.
 pub const STOP: usize = 1024;
-/// Bytes of a session file's header: ids and texts of the conversation.
+/// Bytes of a session file's header: ids and texts of the conversation, which take a few times as much memory.
 pub const SESSION_HEADER: usize = 128 << 20;
-/// Steps of all turns of a conversation in all its branches; a turn counts what it shares with the one before too.
-pub const SESSION_STEPS: usize = 1 << 25;
 
 /// An error that goes on after "{what} "..., if `text` is longer than a prompt may be.
 pub fn check_prompt(text: &str, what: &str) -> Result<()> {
@@ -77,7 +75,6 @@ mod tests {
             ("stop strings", "64", STOPS),
             ("stop string", "1,024 bytes", STOP),
             ("header of a session file", "128 MiB", SESSION_HEADER),
-            ("steps of all turns in it", "33,554,432", SESSION_STEPS),
         ];
         for (what, number, value) in all {
             let row = table.lines().find(|line| line.starts_with(&format!("| {what} | ")));

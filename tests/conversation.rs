@@ -17,7 +17,7 @@ use hymba::{
     Error,
     engine::{
         Conversation, Model, Session, SessionOptions, Timeline,
-        conversation::{Listener, Options, Overflow, Reply},
+        conversation::{Options, Overflow, Reply, ReplySink},
         generate::StopReason,
         timeline::{Watch, passes},
     },
@@ -93,17 +93,17 @@ impl Setup {
     }
 }
 
-fn hear(
+fn stream(
     conversation: &mut Conversation<'_>,
-    say: impl FnOnce(&mut Conversation<'_>, &mut Listener<'_>) -> hymba::Result<Reply>,
+    send: impl FnOnce(&mut Conversation<'_>, &mut ReplySink<'_>) -> hymba::Result<Reply>,
 ) -> hymba::Result<Reply> {
-    let heard = RefCell::new(String::new());
+    let streamed = RefCell::new(String::new());
     let mut text = |piece: &str| {
-        heard.borrow_mut().push_str(piece);
+        streamed.borrow_mut().push_str(piece);
         Ok(())
     };
-    let reply = say(conversation, &mut Listener { watch: watch(), text: &mut text })?;
-    assert_eq!(reply.generation.text, *heard.borrow());
+    let reply = send(conversation, &mut ReplySink { watch: watch(), text: &mut text })?;
+    assert_eq!(reply.generation.text, *streamed.borrow());
     if reply.generation.stop != StopReason::Interrupted {
         assert_eq!(conversation.turns().last().unwrap().reply, reply.generation.text);
     }
@@ -111,12 +111,12 @@ fn hear(
     Ok(reply)
 }
 
-fn say(conversation: &mut Conversation<'_>, message: &str) -> Reply {
-    hear(conversation, |c, l| c.say(message, l)).unwrap()
+fn send(conversation: &mut Conversation<'_>, message: &str) -> Reply {
+    stream(conversation, |c, sink| c.send(message, sink)).unwrap()
 }
 
 fn regenerate(conversation: &mut Conversation<'_>) -> Reply {
-    hear(conversation, |c, l| c.regenerate(l)).unwrap()
+    stream(conversation, |c, sink| c.regenerate(sink)).unwrap()
 }
 
 /// The session has read what the template says, and its logits are those of a session that has read nothing else.
@@ -164,7 +164,7 @@ fn a_conversation_reads_what_its_template_says() {
             let messages = ["Hello", "A story of a king.\n\nA long one!", "Ünïcödé 🙂 日本", " ", "And then?"];
             let messages = &messages[much(0, 2)..];
             for message in messages {
-                say(&mut c, message);
+                send(&mut c, message);
             }
             assert_eq!(c.turns().len(), messages.len());
         }
@@ -184,7 +184,7 @@ fn a_reply_ends_where_the_template_ends_it() {
         "{% for m in messages %}{{ m.content }}{% if m.role == 'user' %}\n{% else %}<the>{% endif %}{% endfor %}";
     let mut c = Setup { template: Some(ends_with_the), limit: much(200, 40), ..Setup::default() }.conversation();
     assert_eq!(c.stops(), ["<the>"]);
-    say(&mut c, "Once upon a time");
+    send(&mut c, "Once upon a time");
     let options = Options {
         template: None,
         system: None,
@@ -197,7 +197,7 @@ fn a_reply_ends_where_the_template_ends_it() {
     let mut c = Conversation::new(timeline, tokenizer, Sampler::new(Params::default(), 3), options).unwrap();
     let mut stopped = 0;
     for message in ["Once upon a time there was", "But then", "At last"] {
-        let reply = say(&mut c, message);
+        let reply = send(&mut c, message);
         assert!(!reply.generation.text.contains(" the "));
         stopped += usize::from(reply.generation.stop == StopReason::StopString);
         // what the session read goes on as it was shown, not with the stop string
@@ -214,8 +214,8 @@ fn a_reply_ends_where_the_template_ends_it() {
 fn undo_and_regenerate_evaluate_nothing() {
     for &(undo_memory, free) in much(&[(256 << 20, true), (0, false)][..], &[(256 << 20, true)]) {
         let mut c = Setup { undo_memory, ..Setup::default() }.conversation();
-        say(&mut c, "Hello");
-        say(&mut c, "Tell me a story.");
+        send(&mut c, "Hello");
+        send(&mut c, "Tell me a story.");
         c.sampler().set_seed(5);
         let first = regenerate(&mut c);
         c.sampler().set_seed(5);
@@ -234,7 +234,7 @@ fn undo_and_regenerate_evaluate_nothing() {
         c.undo(1, &watch()).unwrap();
         assert_eq!((c.used(), c.timeline().steps().len()), (0, 0));
         assert!(c.undo(1, &watch()).unwrap_err().to_string().contains("nothing was said"));
-        say(&mut c, "Hello again");
+        send(&mut c, "Hello again");
     }
 }
 
@@ -242,18 +242,18 @@ fn undo_and_regenerate_evaluate_nothing() {
 fn branches_go_their_own_ways() {
     for &(undo_memory, free) in much(&[(256 << 20, true), (0, false)][..], &[(256 << 20, true)]) {
         let mut c = Setup { undo_memory, ..Setup::default() }.conversation();
-        say(&mut c, "Hello");
+        send(&mut c, "Hello");
         c.branch("other").unwrap();
-        let other = say(&mut c, "I am a wolf.").generation.text;
+        let other = send(&mut c, "I am a wolf.").generation.text;
         let before = c.timeline().evaluated();
         c.switch("main", &watch()).unwrap();
         assert_eq!(c.timeline().evaluated() == before, free);
         check(&mut c);
         assert_eq!(c.turns().len(), 1);
-        say(&mut c, "I am a fox.");
-        say(&mut c, "A red one.");
+        send(&mut c, "I am a fox.");
+        send(&mut c, "A red one.");
         c.undo(3, &watch()).unwrap();
-        say(&mut c, "Something else");
+        send(&mut c, "Something else");
         let before = c.timeline().evaluated();
         c.switch("other", &watch()).unwrap();
         assert_eq!(c.timeline().evaluated() == before, free);
@@ -271,21 +271,21 @@ fn a_full_context_stops_or_slides() {
     let long = "word ".repeat(100);
     let mut c = Setup { context: 90, limit: 40, ..Setup::default() }.conversation();
     let stop = loop {
-        match hear(&mut c, |c, l| c.say("Go on", l)) {
+        match stream(&mut c, |c, sink| c.send("Go on", sink)) {
             Ok(reply) if reply.generation.stop == StopReason::ContextFull => break None,
             Ok(_) => {}
             Err(e) => break Some(e.to_string()),
         }
     };
     assert!(c.used() <= 90 && c.used() > 60, "{} {stop:?}", c.used());
-    let said = hear(&mut c, |c, l| c.say(&long, l)).err().unwrap().to_string();
+    let said = stream(&mut c, |c, sink| c.send(&long, sink)).err().unwrap().to_string();
     assert!(said.contains("does not fit") && said.contains("90 tokens"), "{said}");
 
     let mut c = Setup { context: 120, limit: 40, overflow: Overflow::Slide, ..Setup::default() }.conversation();
     let (mut dropped, mut within) = (0, 0);
     for i in 0..much(12, 7) {
         let used = c.used();
-        let reply = say(&mut c, &format!("This is message {i}"));
+        let reply = send(&mut c, &format!("This is message {i}"));
         dropped += reply.dropped;
         within += usize::from(reply.dropped > 0 && used < 95);
         assert_eq!(c.turns().len() + dropped, i + 1);
@@ -293,19 +293,19 @@ fn a_full_context_stops_or_slides() {
         assert!(c.used() <= 120);
     }
     assert!(dropped > much(4, 1) && within > 0, "{dropped} turns were dropped, {within} times while the model spoke");
-    assert!(hear(&mut c, |c, l| c.say(&long.repeat(2), l)).is_err(), "what does not fit alone does not fit");
+    assert!(stream(&mut c, |c, sink| c.send(&long.repeat(2), sink)).is_err(), "what does not fit alone does not fit");
 }
 
 #[test]
 fn another_system_message_is_read_before_what_was_said() {
     let mut c = Setup::default().conversation();
-    say(&mut c, "Hello");
-    say(&mut c, "Who are you?");
+    send(&mut c, "Hello");
+    send(&mut c, "Who are you?");
     let said = c.turns().to_vec();
     c.set_system(Some("You are a fox."), &watch()).unwrap();
     check(&mut c);
     assert!(c.turns().iter().zip(&said).all(|(a, b)| a.user == b.user && a.reply == b.reply));
-    say(&mut c, "And now?");
+    send(&mut c, "And now?");
     c.set_system(None, &watch()).unwrap();
     check(&mut c);
 }
@@ -313,12 +313,12 @@ fn another_system_message_is_read_before_what_was_said() {
 #[test]
 fn an_interrupt_keeps_what_was_said() {
     let mut c = Setup { limit: 50, ..Setup::default() }.conversation();
-    say(&mut c, "Hello");
+    send(&mut c, "Hello");
     let before = c.turns().to_vec();
     let cancel = AtomicBool::new(true);
     let watch = Watch { cancel: &cancel, progress: &|_, _| () };
     let mut ignore = |_: &str| Ok(());
-    let stopped = c.say("Before a word", &mut Listener { watch, text: &mut ignore });
+    let stopped = c.send("Before a word", &mut ReplySink { watch, text: &mut ignore });
     assert!(matches!(stopped, Err(Error::Cancelled)));
     assert_eq!(c.turns(), before);
 
@@ -329,11 +329,11 @@ fn an_interrupt_keeps_what_was_said() {
         cancel.store(words > 3, Ordering::Relaxed);
         Ok(())
     };
-    let reply = c.say("Tell me a story", &mut Listener { watch, text: &mut stop }).unwrap();
+    let reply = c.send("Tell me a story", &mut ReplySink { watch, text: &mut stop }).unwrap();
     assert_eq!(reply.generation.stop, StopReason::Interrupted);
     assert!(!c.turns()[1].reply.is_empty());
     check(&mut c);
-    say(&mut c, "Go on");
+    send(&mut c, "Go on");
 }
 
 #[test]
@@ -341,19 +341,19 @@ fn a_saved_conversation_goes_on_as_if_nobody_had_left() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("talk");
     let mut stayed = Setup { temperature: 1.0, ..Setup::default() }.conversation();
-    say(&mut stayed, "Hello");
+    send(&mut stayed, "Hello");
     stayed.branch("other").unwrap();
-    say(&mut stayed, "Tell me a story.");
+    send(&mut stayed, "Tell me a story.");
     stayed.save(&file, &watch()).unwrap();
 
     let mut back = Setup { template: None, system: None, ..Setup::default() }.conversation();
-    say(&mut back, "Something that is gone");
+    send(&mut back, "Something that is gone");
     back.load(&file, false).unwrap();
     assert!(back.timeline().logits() == stayed.timeline().logits());
     assert_eq!(back.turns(), stayed.turns());
     assert_eq!((back.system(), back.branches()), (Some(" Be brief. "), vec!["main", "other"]));
     for message in ["And then?", "The end."] {
-        let replies = [&mut stayed, &mut back].map(|c| say(c, message).generation.text);
+        let replies = [&mut stayed, &mut back].map(|c| send(c, message).generation.text);
         assert_eq!(replies[0], replies[1]);
     }
     back.switch("main", &watch()).unwrap();

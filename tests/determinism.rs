@@ -6,7 +6,7 @@ mod common;
 use std::{num::NonZeroUsize, path::Path, sync::atomic::AtomicBool};
 
 use hymba::{
-    engine::{Model, Session, SessionOptions, Timeline, generate::Steps},
+    engine::{Model, Session, SessionOptions, Timeline, generate::TokenModel},
     format::CacheType,
     text::Tokenizer,
 };
@@ -34,15 +34,15 @@ fn top(logits: &[f32]) -> u32 {
     (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap() as u32
 }
 
-/// Reads `ids` and says the most likely: logits after the prompt and after every step, and what was said.
-fn greedy(session: &mut impl Steps, ids: &[u32]) -> (Vec<Vec<f32>>, Vec<u32>) {
+/// Reads `ids` and takes the most likely token each time: logits after the prompt and after every step, and the tokens.
+fn greedy(session: &mut impl TokenModel, ids: &[u32]) -> (Vec<Vec<f32>>, Vec<u32>) {
     let mut all = vec![session.prefill(ids, &GO_ON).unwrap().to_vec()];
-    let mut said = Vec::new();
+    let mut tokens = Vec::new();
     for _ in 0..STEPS {
-        said.push(top(all.last().unwrap()));
-        all.push(session.decode(*said.last().unwrap()).unwrap().to_vec());
+        tokens.push(top(all.last().unwrap()));
+        all.push(session.decode(*tokens.last().unwrap()).unwrap().to_vec());
     }
-    (all, said)
+    (all, tokens)
 }
 
 #[test]
@@ -72,14 +72,14 @@ fn chunks_and_the_stored_meta_state_change_no_bit() {
         let file = folder.path().join(dtype);
         common::quantize(&input, &file, &["--type", dtype, "--rounding", "nearest"]);
         let model = Model::open(&file).unwrap();
-        let say = |chunk, stored_meta_state| {
+        let read = |chunk, stored_meta_state| {
             let options = SessionOptions { cache, ..options(2, chunk, stored_meta_state) };
             greedy(&mut Session::new(&model, &options).unwrap(), &ids)
         };
-        let want = say(256, true);
+        let want = read(256, true);
         for &chunk in common::much(&[1, 7, 64, 255, 512][..], &[1, 7, 64]) {
             for stored in [true, false] {
-                assert!(say(chunk, stored) == want, "{dtype}, chunks of {chunk}, stored meta state {stored}");
+                assert!(read(chunk, stored) == want, "{dtype}, chunks of {chunk}, stored meta state {stored}");
             }
         }
     }

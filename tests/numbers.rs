@@ -9,7 +9,7 @@ use std::{
 
 use common::{demo, fails, hymba, quantize, succeeds, text, write_again};
 use hymba::{
-    engine::{Model, Session, SessionOptions, Timeline, generate::Steps},
+    engine::{Model, Session, SessionOptions, Timeline, generate::TokenModel},
     format::{Blob, CacheType, DType, gguf::Gguf},
     model::Config,
     quant::{Options, Rounding, convert},
@@ -106,7 +106,7 @@ fn values_too_large_for_the_cache_get_a_wider_one() {
             let mut timeline = Timeline::new(Session::new(&model, &options(cache)).unwrap(), 1 << 20);
             let mut logits = timeline.prefill(&[3, 1, 4, 1, 5, 9, 2, 6], &GO_ON).unwrap().to_vec();
             logits.extend_from_slice(timeline.decode(5).unwrap());
-            let told = timeline.taken_over().map(ToString::to_string);
+            let told = timeline.fallback_reason().map(ToString::to_string);
             (logits, told, timeline.session().fallback().is_some(), timeline.session().cache_type())
         };
         let (want, ..) = read(CacheType::F32);

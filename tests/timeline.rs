@@ -1,4 +1,4 @@
-//! Whatever way a session takes (forth, back, aside, to the disk), its logits are those of a session that has read
+//! Wherever a timeline goes (forth, back, to another branch, to the disk), its logits are those of a session that has read
 //! nothing but the surviving tokens, each by its rule: the same to the last bit.
 
 mod common;
@@ -15,7 +15,7 @@ use hymba::{
     Error,
     engine::{
         Model, Session, SessionOptions, Timeline,
-        generate::Steps,
+        generate::TokenModel,
         timeline::{Step, Watch, decoded, passes, prefilled},
     },
     format::{CacheType, DType},
@@ -67,7 +67,7 @@ fn replayed(model: &Model, context: usize, cache: CacheType, steps: &[Step]) -> 
 
 /// A branch: its steps, and where its turns begin.
 #[derive(Clone, Default)]
-struct Way {
+struct Branch {
     steps: Vec<Step>,
     turns: Vec<usize>,
 }
@@ -78,12 +78,12 @@ fn walk(model: &Model, context: usize, cache: CacheType, budget: usize, seed: u6
     let vocab = model.config().vocab as u32;
     let ids = |rng: &mut ChaCha8Rng, n: usize| (0..n).map(|_| rng.random_range(0..vocab)).collect::<Vec<u32>>();
     let file = folder.join("session");
-    let mut saved: Option<Way> = None;
-    let mut ways: [Way; 3] = Default::default();
-    let mut here = 0;
+    let mut saved: Option<Branch> = None;
+    let mut branches: [Branch; 3] = Default::default();
+    let mut current = 0;
     let mut timeline = Timeline::new(session(model, context, cache, 2), budget);
     for number in 0..moves {
-        let length = ways[here].steps.len();
+        let length = branches[current].steps.len();
         let what = rng.random_range(0..12);
         match what {
             // a turn
@@ -92,42 +92,42 @@ fn walk(model: &Model, context: usize, cache: CacheType, budget: usize, seed: u6
                 if length + prompt + reply > context {
                     continue;
                 }
-                ways[here].steps.extend(prefilled(&ids(&mut rng, prompt)));
-                timeline.go(&ways[here].steps, &watch(&GO_ON)).unwrap();
-                timeline.mark().unwrap();
+                branches[current].steps.extend(prefilled(&ids(&mut rng, prompt)));
+                timeline.seek(&branches[current].steps, &watch(&GO_ON)).unwrap();
+                timeline.checkpoint().unwrap();
                 for id in ids(&mut rng, reply) {
                     timeline.decode(id).unwrap();
-                    ways[here].steps.push(decoded(id));
+                    branches[current].steps.push(decoded(id));
                 }
-                timeline.mark().unwrap();
-                ways[here].turns.push(length);
+                timeline.checkpoint().unwrap();
+                branches[current].turns.push(length);
             }
             // undo to the beginning of a turn, or to any place; interrupted at first
             5 | 6 if length > 0 => {
-                let turn = rng.random_range(0..ways[here].turns.len());
-                let to = if what == 5 { ways[here].turns[turn] } else { rng.random_range(0..length) };
-                ways[here].steps.truncate(to);
-                ways[here].turns.retain(|&turn| turn < to);
-                if let Err(e) = timeline.go(&ways[here].steps, &watch(&STOP)) {
-                    assert!(matches!(e, Error::Cancelled) && ways[here].steps.starts_with(timeline.steps()));
+                let turn = rng.random_range(0..branches[current].turns.len());
+                let to = if what == 5 { branches[current].turns[turn] } else { rng.random_range(0..length) };
+                branches[current].steps.truncate(to);
+                branches[current].turns.retain(|&turn| turn < to);
+                if let Err(e) = timeline.seek(&branches[current].steps, &watch(&STOP)) {
+                    assert!(matches!(e, Error::Cancelled) && branches[current].steps.starts_with(timeline.steps()));
                 }
-                timeline.go(&ways[here].steps, &watch(&GO_ON)).unwrap();
+                timeline.seek(&branches[current].steps, &watch(&GO_ON)).unwrap();
             }
             // a branch from here, or another one
             7..=9 => {
-                timeline.shelve(&here.to_string()).unwrap();
-                let there = (here + rng.random_range(1..3)) % ways.len();
+                timeline.stash(&current.to_string()).unwrap();
+                let other = (current + rng.random_range(1..3)) % branches.len();
                 if what == 7 {
-                    ways[there] = ways[here].clone();
+                    branches[other] = branches[current].clone();
                 } else {
-                    timeline.unshelve(&there.to_string());
+                    timeline.unstash(&other.to_string());
                 }
-                here = there;
-                timeline.go(&ways[here].steps, &watch(&GO_ON)).unwrap();
+                current = other;
+                timeline.seek(&branches[current].steps, &watch(&GO_ON)).unwrap();
             }
             10 => {
-                timeline.save(&file, &ways[here].turns, rng.random_bool(0.5)).unwrap();
-                saved = Some(ways[here].clone());
+                timeline.save(&file, &branches[current].turns, rng.random_bool(0.5)).unwrap();
+                saved = Some(branches[current].clone());
             }
             // in this process, or in another one with other threads and another context
             11 if saved.is_some() => {
@@ -135,20 +135,20 @@ fn walk(model: &Model, context: usize, cache: CacheType, budget: usize, seed: u6
                     timeline = Timeline::new(session(model, context + 5, cache, 1), budget);
                 }
                 let turns: Vec<usize> = timeline.load(&file, |turns, _| Ok(turns)).unwrap();
-                ways[here] = Way { steps: timeline.steps().to_vec(), turns };
+                branches[current] = Branch { steps: timeline.steps().to_vec(), turns };
                 let saved = saved.as_ref().unwrap();
-                assert!(ways[here].steps == saved.steps && ways[here].turns == saved.turns);
+                assert!(branches[current].steps == saved.steps && branches[current].turns == saved.turns);
             }
             _ => continue,
         }
-        assert!(timeline.mark_bytes() <= budget && timeline.steps() == ways[here].steps);
+        assert!(timeline.checkpoint_bytes() <= budget && timeline.steps() == branches[current].steps);
         let want = replayed(model, context + 5, cache, timeline.steps());
         assert!(timeline.logits() == want, "seed {seed}, move {number} ({what}): other logits");
     }
 }
 
 #[test]
-fn every_way_ends_where_a_replay_ends() {
+fn every_branch_ends_where_a_replay_ends() {
     let folder = tempfile::tempdir().unwrap();
     for (case, contexts) in [("tiny-a", [300, 200]), ("tiny-b", [150, 12])] {
         let model = Model::open(&golden(case, folder.path())).unwrap();
@@ -170,26 +170,26 @@ fn the_demo_too() {
     }
 }
 
-/// Going back costs no evaluation while the mark is there, and what it costs where it is not.
+/// Going back costs no evaluation while the checkpoint is in memory, and what it costs where it is not.
 #[test]
-fn marks_save_evaluations() {
+fn checkpoints_save_evaluations() {
     let model = demo();
     let ids: Vec<u32> = (3..200).collect();
     for (budget, costs) in [(256 << 20, 0), (0, 150)] {
         let mut timeline = Timeline::new(session(&model, 400, CacheType::F16, 2), budget);
-        let way: Vec<Step> = prefilled(&ids[..150]).chain(prefilled(&ids[150..])).collect();
-        timeline.go(&way[..150], &watch(&GO_ON)).unwrap();
-        timeline.mark().unwrap();
-        timeline.shelve("other").unwrap();
-        timeline.go(&way, &watch(&GO_ON)).unwrap();
+        let steps: Vec<Step> = prefilled(&ids[..150]).chain(prefilled(&ids[150..])).collect();
+        timeline.seek(&steps[..150], &watch(&GO_ON)).unwrap();
+        timeline.checkpoint().unwrap();
+        timeline.stash("other").unwrap();
+        timeline.seek(&steps, &watch(&GO_ON)).unwrap();
         let before = timeline.evaluated();
-        timeline.go(&way[..150], &watch(&GO_ON)).unwrap();
+        timeline.seek(&steps[..150], &watch(&GO_ON)).unwrap();
         assert_eq!(timeline.evaluated() - before, costs);
         let other: Vec<Step> = prefilled(&ids[50..]).collect();
-        timeline.go(&other, &watch(&GO_ON)).unwrap();
+        timeline.seek(&other, &watch(&GO_ON)).unwrap();
         let before = timeline.evaluated();
-        timeline.unshelve("other");
-        timeline.go(&way[..150], &watch(&GO_ON)).unwrap();
+        timeline.unstash("other");
+        timeline.seek(&steps[..150], &watch(&GO_ON)).unwrap();
         assert_eq!(timeline.evaluated() - before, costs);
     }
 }
@@ -204,12 +204,12 @@ fn a_long_session_comes_back_at_once() {
     let model = demo();
     let mut rng = ChaCha8Rng::seed_from_u64(7);
     let ids: Vec<u32> = (0..long).map(|_| rng.random_range(3..8000)).collect();
-    let mut way: Vec<Step> = prefilled(&ids).collect();
-    way[long - much(200, 20)..].iter_mut().for_each(|step| *step = decoded(step.id));
+    let mut steps: Vec<Step> = prefilled(&ids).collect();
+    steps[long - much(200, 20)..].iter_mut().for_each(|step| *step = decoded(step.id));
 
     let mut stayed = Timeline::new(session(&model, context, CacheType::F16, 2), 0);
     let start = Instant::now();
-    stayed.go(&way, &watch(&GO_ON)).unwrap();
+    stayed.seek(&steps, &watch(&GO_ON)).unwrap();
     let recomputed = start.elapsed();
     stayed.save(&file, &(), false).unwrap();
 
@@ -236,10 +236,10 @@ fn files_that_do_not_belong_here_change_nothing() {
     let path = |name: &str| folder.path().join(name);
     let model = Model::open(&golden("tiny-a", folder.path())).unwrap();
     let other = Model::open(&golden("tiny-c", folder.path())).unwrap();
-    let way: Vec<Step> = prefilled(&[1, 2, 3, 4, 5]).collect();
+    let steps: Vec<Step> = prefilled(&[1, 2, 3, 4, 5]).collect();
     let made = |model, context, cache, file: &Path| {
         let mut timeline = Timeline::new(session(model, context, cache, 1), 1 << 20);
-        timeline.go(&way, &watch(&GO_ON)).unwrap();
+        timeline.seek(&steps, &watch(&GO_ON)).unwrap();
         timeline.save(file, &"more", true).unwrap();
     };
     made(&model, 20, CacheType::F16, &path("good"));
@@ -251,7 +251,7 @@ fn files_that_do_not_belong_here_change_nothing() {
     fs::write(path("damaged"), &damaged).unwrap();
 
     let mut timeline = Timeline::new(session(&model, 4, CacheType::F16, 1), 1 << 20);
-    timeline.go(&way[..3], &watch(&GO_ON)).unwrap();
+    timeline.seek(&steps[..3], &watch(&GO_ON)).unwrap();
     let before = timeline.logits().to_vec();
     for (name, says) in [
         ("none", "cannot open"),
@@ -263,11 +263,11 @@ fn files_that_do_not_belong_here_change_nothing() {
     ] {
         let said = timeline.load(&path(name), |more: String, _| Ok(more)).unwrap_err().to_string();
         assert!(said.contains(name) && said.contains(says), "{said}");
-        assert!(timeline.steps() == &way[..3] && timeline.logits() == before);
+        assert!(timeline.steps() == &steps[..3] && timeline.logits() == before);
     }
     let mut timeline = Timeline::new(session(&model, 5, CacheType::F16, 1), 1 << 20);
     assert_eq!(timeline.load(&path("good"), |more: String, _| Ok(more)).unwrap(), "more");
-    assert_eq!(timeline.steps(), way);
+    assert_eq!(timeline.steps(), steps);
 }
 
 /// What undo, regenerate and switch cost in the shape of the 1.5B model: less than 50 ms.
@@ -279,25 +279,28 @@ fn the_1_5b_shape_goes_back_at_once() {
     let model = Model::open(&file).unwrap();
     let mut timeline = Timeline::new(session(&model, 1400, CacheType::F16, 2), 256_000_000);
     // longer than the window, so that there is as much to copy as there ever is
-    let way: Vec<Step> = prefilled(&(0..1100).collect::<Vec<_>>()).collect();
-    timeline.go(&way, &watch(&GO_ON)).unwrap();
-    timeline.mark().unwrap();
+    let steps: Vec<Step> = prefilled(&(0..1100).collect::<Vec<_>>()).collect();
+    timeline.seek(&steps, &watch(&GO_ON)).unwrap();
+    timeline.checkpoint().unwrap();
     let logits = timeline.logits().to_vec();
     let spent = |timeline: &mut Timeline<'_>, switch: bool| {
-        timeline.shelve("other").unwrap();
+        timeline.stash("other").unwrap();
         timeline.decode(1).unwrap();
         let start = Instant::now();
         if switch {
-            timeline.shelve("present").unwrap();
-            timeline.unshelve("other");
+            timeline.stash("present").unwrap();
+            timeline.unstash("other");
         }
-        timeline.go(&way, &watch(&GO_ON)).unwrap();
+        timeline.seek(&steps, &watch(&GO_ON)).unwrap();
         let spent = start.elapsed();
         assert!(timeline.evaluated() <= 1110 && timeline.logits() == logits);
         spent
     };
     // the machine is shared: the best of some
     let [back, switched] = [false, true].map(|switch| (0..4).map(|_| spent(&mut timeline, switch)).min().unwrap());
-    println!("back in {back:?}, switched in {switched:?}, {:.0} MB of marks", timeline.mark_bytes() as f64 / 1e6);
+    println!(
+        "back in {back:?}, switched in {switched:?}, {:.0} MB of checkpoints",
+        timeline.checkpoint_bytes() as f64 / 1e6
+    );
     assert!(back < Duration::from_millis(50) && switched < Duration::from_millis(50), "{back:?}, {switched:?}");
 }

@@ -8,8 +8,8 @@ use std::{
 use hymba::{
     engine::{
         Conversation, Model, Session, SessionOptions, Timeline,
-        conversation::{Listener, Options, Overflow, Saved},
-        generate::Steps,
+        conversation::{Options, Overflow, ReplySink, Saved},
+        generate::TokenModel,
         timeline::Watch,
     },
     format::{Blob, CacheType, gguf::Gguf},
@@ -58,8 +58,8 @@ fn conversation() -> Conversation<'static> {
     Conversation::new(timeline(), &MODEL.1, sampler(), options).expect("a conversation")
 }
 
-fn say(conversation: &mut Conversation<'_>, message: &str) -> bool {
-    conversation.say(message, &mut Listener { watch: watch(), text: &mut |_| Ok(()) }).is_ok()
+fn send(conversation: &mut Conversation<'_>, message: &str) -> bool {
+    conversation.send(message, &mut ReplySink { watch: watch(), text: &mut |_| Ok(()) }).is_ok()
 }
 
 /// The header's JSON, a zero byte, and what the payload is filled with, which is made as long as the header asks for;
@@ -105,10 +105,11 @@ pub fn load(data: &[u8]) -> bool {
     if conversation.load(saved.path(), false).is_err() {
         return text.is_ok();
     }
-    let said = say(&mut conversation, "ab a") && say(&mut conversation, "b");
+    let said = send(&mut conversation, "ab a") && send(&mut conversation, "b");
     let names: Vec<String> = conversation.branches().into_iter().map(Into::into).collect();
     let went = names.iter().all(|name| {
-        name == conversation.branch_name() || conversation.switch(name, &watch()).is_ok() && say(&mut conversation, "a")
+        name == conversation.branch_name()
+            || conversation.switch(name, &watch()).is_ok() && send(&mut conversation, "a")
     });
     let back = conversation.undo(1, &watch()).is_ok();
     let again = NamedTempFile::new().expect("a temporary file");
@@ -121,14 +122,14 @@ pub fn load(data: &[u8]) -> bool {
 pub fn seeds() -> Vec<Vec<u8>> {
     let saved = NamedTempFile::new().expect("a temporary file");
     let mut talk = conversation();
-    assert!(say(&mut talk, "a") && say(&mut talk, "ab b"));
+    assert!(send(&mut talk, "a") && send(&mut talk, "ab b"));
     talk.branch("other").expect("a branch");
-    assert!(say(&mut talk, "b"));
+    assert!(send(&mut talk, "b"));
     talk.save(saved.path(), &watch()).expect("saved");
     let chat = fs::read(&saved).expect("it is there");
     let mut text = timeline();
     text.prefill(&[1, 5, 6, 7], &GO_ON).expect("read");
-    text.mark().expect("marked");
+    text.checkpoint().expect("a checkpoint");
     text.decode(5).expect("read");
     text.save(saved.path(), &Saved::text(&sampler(), None), true).expect("saved");
     [chat, fs::read(&saved).expect("it is there")]

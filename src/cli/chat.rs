@@ -91,7 +91,7 @@ pub struct Args {
     /// At the end of the context: stop the reply, or drop the oldest turns and read the others again
     #[arg(long, value_name = "WHAT", default_value = "stop")]
     overflow: OverflowChoice,
-    /// Megabytes of memory for places that /undo, /regen and /switch go back to at once
+    /// Megabytes of memory for checkpoints that /undo, /regen and /switch go back to at once
     #[arg(long, value_name = "MB", default_value = "256", value_parser = count().range(0..=1 << 30))]
     undo_memory: usize,
     /// Colours and light Markdown

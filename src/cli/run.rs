@@ -1,25 +1,13 @@
 //! `hymba run`: continue a text.
 
+mod output;
+mod report;
 mod stored;
 
 use std::{
-    io::{self, IsTerminal, Write},
     sync::{Arc, atomic::AtomicBool},
     time::{Duration, Instant},
 };
-
-use anyhow::Context;
-use clap::{builder::NonEmptyStringValueParser, value_parser};
-use hymba::{
-    Error,
-    engine::{
-        Model, Session, Timeline,
-        generate::{Generation, Request, StopReason, Timings, generate},
-    },
-    sample::{Params, Sampler},
-    text::{StopMatcher, Tokenizer},
-};
-use serde_json::json;
 
 use super::{
     Usage,
@@ -28,6 +16,19 @@ use super::{
     prompt::PromptArgs,
     terminal,
 };
+use anyhow::Context;
+use clap::{builder::NonEmptyStringValueParser, value_parser};
+use hymba::{
+    Error,
+    engine::{
+        Model, Timeline,
+        generate::{Generation, Request, StopReason, Timings, generate},
+    },
+    sample::{Params, Sampler},
+    text::{StopMatcher, Tokenizer},
+};
+use output::Output;
+use report::Report;
 
 /// Continue a text.
 ///
@@ -74,8 +75,8 @@ pub struct Args {
     sampling: SamplingArgs,
 }
 
-/// Memory for the places of a prompt that --prompt-cache keeps.
-const MARK_BYTES: usize = 256_000_000;
+/// Memory for the checkpoints that --prompt-cache keeps; nothing else makes any.
+const CHECKPOINT_BYTES: usize = 256_000_000;
 
 /// Continues the prompt.
 pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
@@ -86,139 +87,122 @@ pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
     args.sampling.apply(Params::default())?;
     StopMatcher::new(&args.stop).map_err(|e| Usage(format!("--stop: {e}")))?;
     args.stored.check()?;
-    let existing = args.stored.existing_session();
-    let prompt = args.prompt.read(cancel, existing.is_none())?;
+    let text = args.prompt.read(cancel, args.stored.existing_session().is_none())?;
 
     let start = Instant::now();
     let model = args.model.open(args.quiet)?;
     let tokenizer = Tokenizer::from_metadata(model.metadata(), model.file())?;
-    let params = args.sampling.apply(Params::from_metadata(model.metadata(), model.file())?)?;
-    let mut sampler = Sampler::new(params, args.sampling.seed()?);
-    // Places to come back to are made for the prompt cache only.
-    let mut timeline = Timeline::new(args.session.open(&model, args.quiet)?, MARK_BYTES);
-    if let Some(path) = existing {
-        sampler = stored::resume(&mut timeline, path)?;
-        sampler.set_params(args.sampling.apply(sampler.params().clone())?);
-        if let Some(seed) = args.sampling.seed {
-            sampler.set_seed(seed);
-        }
-    }
-    if let Some(eos) = tokenizer.eos().filter(|_| args.ignore_eos) {
-        sampler.ban(eos);
-    }
+    let mut run = Run::open(args, cancel, &model, &tokenizer)?;
     let load = start.elapsed();
-
-    let mut history = timeline.ids();
-    let begins = history.is_empty();
-    let mut ids = match (begins, prompt.is_empty()) {
-        (true, _) => tokenizer.encode(&prompt, true)?,
-        (false, true) => Vec::new(),
-        (false, false) => tokenizer.encode_more(&prompt)?,
-    };
-    let mut out = io::stdout().lock();
-    let mut ends_line = true;
-    let mut show = |text: &str| {
-        if args.json || text.is_empty() {
-            return Ok(());
-        }
-        ends_line = text.ends_with('\n');
-        out.write_all(text.as_bytes())?;
-        out.flush()
-    };
-    if !args.no_display_prompt {
-        show(&if begins { tokenizer.decode(&ids) } else { prompt.clone() }).context("cannot write the text")?;
-    }
-    let reading = Instant::now();
-    if let Some(path) = &args.stored.prompt_cache {
-        stored::read_cached(&mut timeline, path, &ids, &sampler, cancel)?;
-        history = std::mem::take(&mut ids);
-    }
-    let reading = reading.elapsed();
-    let limit = usize::try_from(args.predict).ok();
-    let request = Request { history: &history, prompt: &ids, limit, stops: &args.stop };
-    let mut done = generate(&mut timeline, &tokenizer, &mut sampler, &request, cancel, &mut show);
-    if let (Ok(done), Some(_)) = (&mut done, &args.stored.prompt_cache) {
-        done.timings.prompt_tokens = timeline.evaluated() - done.timings.decode_steps;
-        done.timings.prompt = reading;
-    }
-    // A person gets a new line for what comes next, be it an error; a file gets the text as it is.
-    if !ends_line && out.is_terminal() {
-        writeln!(out)?;
-    }
-    let done = done?;
-    if let Some(why) = timeline.taken_over().filter(|_| !args.quiet) {
-        terminal::note(&terminal::instead(why));
-    }
-    let seed = sampler.seed();
-    let cached = args.stored.prompt_cache.is_some().then(|| history.len() - done.timings.prompt_tokens);
-    if let Some(path) = args.stored.session.as_ref().filter(|_| !args.stored.session_ro) {
-        stored::keep(&mut timeline, path, &sampler, &done)?;
-    }
-    let session = timeline.session();
-    if args.json {
-        writeln!(out, "{}", report(&model, &prompt, &done, load, session.cache_bytes(), seed, cached))?;
-        out.flush()?;
-    } else if !args.quiet && done.stop != StopReason::BrokenPipe {
-        if done.stop == StopReason::ContextFull {
-            terminal::note(&format!("the context of {} tokens is full; -c makes it larger", session.context()));
-        }
-        terminal::note(&summary(&done.timings, load, &model, session, cached));
-    }
-    if done.stop == StopReason::Interrupted { Err(Error::Cancelled.into()) } else { Ok(()) }
+    let prompt = run.read_prompt(text)?;
+    let done = run.generate(&prompt)?;
+    run.report(load, &prompt, &done)
 }
 
-/// The object that --json prints.
-fn report(
-    model: &Model,
-    prompt: &str,
-    done: &Generation,
-    load: Duration,
-    cache_bytes: usize,
-    seed: u64,
+/// A text that is continued.
+struct Run<'a> {
+    args: &'a Args,
+    cancel: &'a AtomicBool,
+    model: &'a Model,
+    tokenizer: &'a Tokenizer,
+    timeline: Timeline<'a>,
+    sampler: Sampler,
+    output: Output,
+}
+
+/// What is continued.
+struct Prompt {
+    text: String,
+    /// Ids that are read already.
+    history: Vec<u32>,
+    /// Ids to read.
+    ids: Vec<u32>,
+    /// What it took to read `history`.
+    timings: Timings,
+    /// How many ids the prompt cache knew.
     cached: Option<usize>,
-) -> serde_json::Value {
-    let t = &done.timings;
-    json!({
-        "model": model.file(),
-        "prompt": prompt,
-        "text": done.text,
-        "ids": done.ids,
-        "prompt_tokens": t.prompt_tokens,
-        "cached_tokens": cached.unwrap_or_default(),
-        "generated_tokens": t.generated_tokens,
-        "stop_reason": done.stop.name(),
-        "seed": seed,
-        "cache_bytes": cache_bytes,
-        "timings": {
-            "load_seconds": load.as_secs_f64(),
-            "prompt_seconds": t.prompt.as_secs_f64(),
-            "prompt_tokens_per_second": t.prompt_rate(),
-            "generation_seconds": t.generation.as_secs_f64(),
-            "generated_tokens_per_second": t.decode_rate(),
-        },
-    })
 }
 
-/// The line about speed. Each decode step reads the weights and the cache once, so its speed is told as a share of what
-/// the memory allows.
-fn summary(t: &Timings, load: Duration, model: &Model, session: &mut Session<'_>, cached: Option<usize>) -> String {
-    let mut parts = vec![
-        format!("load {:.2} s", load.as_secs_f64()),
-        format!("prompt {} tok, {:.1} tok/s", t.prompt_tokens, t.prompt_rate()),
-    ];
-    parts.extend(cached.map(|tokens| format!("{tokens} tok from the prompt cache")));
-    let generated = format!("generated {} tok", t.generated_tokens);
-    if let Some(gpu) = session.gpu() {
-        parts.push(format!("{generated}, {:.1} tok/s on {gpu}", t.decode_rate()));
-    } else if t.decode_steps > 0 {
-        let read = (model.weight_bytes_per_token() + session.bytes_read_per_token()) as f64;
-        let limit = session.read_bandwidth();
-        let share = 100.0 * read * t.decode_rate() / limit;
-        parts.push(format!("{generated}, {:.1} tok/s", t.decode_rate()));
-        parts.push(format!("{share:.0}% of {:.1} GB/s", limit / 1e9));
-    } else {
-        parts.push(generated);
+impl<'a> Run<'a> {
+    /// Opens a session: a new one, or that of the --session file.
+    fn open(
+        args: &'a Args,
+        cancel: &'a AtomicBool,
+        model: &'a Model,
+        tokenizer: &'a Tokenizer,
+    ) -> anyhow::Result<Self> {
+        let params = args.sampling.apply(Params::from_metadata(model.metadata(), model.file())?)?;
+        let mut sampler = Sampler::new(params, args.sampling.seed()?);
+        let mut timeline = Timeline::new(args.session.open(model, args.quiet)?, CHECKPOINT_BYTES);
+        if let Some(path) = args.stored.existing_session() {
+            sampler = stored::resume(&mut timeline, path)?;
+            sampler.set_params(args.sampling.apply(sampler.params().clone())?);
+            if let Some(seed) = args.sampling.seed {
+                sampler.set_seed(seed);
+            }
+        }
+        if let Some(eos) = tokenizer.eos().filter(|_| args.ignore_eos) {
+            sampler.ban(eos);
+        }
+        Ok(Self { args, cancel, model, tokenizer, timeline, sampler, output: Output::new(args.json) })
     }
-    parts.push(format!("cache {:.1} MB", session.cache_bytes() as f64 / 1e6));
-    parts.join(" | ")
+
+    /// Shows the prompt and, with a prompt cache, reads it.
+    fn read_prompt(&mut self, text: String) -> anyhow::Result<Prompt> {
+        let history = self.timeline.ids();
+        let begins = history.is_empty();
+        let ids = match (begins, text.is_empty()) {
+            (true, _) => self.tokenizer.encode(&text, true)?,
+            (false, true) => Vec::new(),
+            (false, false) => self.tokenizer.encode_more(&text)?,
+        };
+        if !self.args.no_display_prompt {
+            let shown = if begins { &self.tokenizer.decode(&ids) } else { &text };
+            self.output.show(shown).context("cannot write the text")?;
+        }
+        let Some(path) = &self.args.stored.prompt_cache else {
+            return Ok(Prompt { text, history, ids, timings: Timings::default(), cached: None });
+        };
+        let timings = stored::read_cached(&mut self.timeline, path, &ids, &self.sampler, self.cancel)?;
+        let cached = Some(ids.len().saturating_sub(timings.prompt_tokens));
+        Ok(Prompt { text, history: ids, ids: Vec::new(), timings, cached })
+    }
+
+    /// Generates what follows, and shows it.
+    fn generate(&mut self, prompt: &Prompt) -> anyhow::Result<Generation> {
+        let Self { args, cancel, tokenizer, timeline, sampler, output, .. } = self;
+        let request = Request {
+            history: &prompt.history,
+            prompt: &prompt.ids,
+            limit: usize::try_from(args.predict).ok(),
+            stops: &args.stop,
+            timings: prompt.timings,
+        };
+        let done = generate(timeline, tokenizer, sampler, &request, cancel, &mut |text| output.show(text));
+        output.finish()?;
+        Ok(done?)
+    }
+
+    /// Saves the session, and says what there is to say about the text.
+    fn report(self, load: Duration, prompt: &Prompt, done: &Generation) -> anyhow::Result<()> {
+        let Self { args, model, mut timeline, sampler, mut output, .. } = self;
+        if let Some(why) = timeline.fallback_reason().filter(|_| !args.quiet) {
+            terminal::note(&terminal::instead(why));
+        }
+        if let Some(path) = args.stored.session.as_ref().filter(|_| !args.stored.session_ro) {
+            stored::keep(&mut timeline, path, &sampler, done)?;
+        }
+        let session = timeline.session();
+        let report =
+            Report { model, prompt: &prompt.text, cached: prompt.cached, seed: sampler.seed(), load, generation: done };
+        if args.json {
+            output.print(&report.json(session))?;
+        } else if !args.quiet && done.stop != StopReason::BrokenPipe {
+            if done.stop == StopReason::ContextFull {
+                terminal::note(&format!("the context of {} tokens is full; -c makes it larger", session.context()));
+            }
+            terminal::note(&report.summary(session));
+        }
+        if done.stop == StopReason::Interrupted { Err(Error::Cancelled.into()) } else { Ok(()) }
+    }
 }

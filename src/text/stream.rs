@@ -18,6 +18,19 @@ impl Tokenizer {
     pub fn stream(&self) -> Stream<'_> {
         Stream { tokenizer: self, at_start: true, pending: Vec::new() }
     }
+
+    /// A decoder that goes on after `ids`. Only the last of them are looked at: a byte that begins a character does so
+    /// whatever is before it, so that what is pending follows from the last 3 bytes.
+    pub fn stream_after(&self, ids: &[u32]) -> Stream<'_> {
+        let mut bytes = 0;
+        let before = ids.iter().rposition(|&id| {
+            bytes += self.piece(id).len();
+            bytes > 3
+        });
+        let mut stream = self.stream();
+        ids[before.unwrap_or(0)..].iter().for_each(|&id| drop(stream.push(id)));
+        stream
+    }
 }
 
 impl Stream<'_> {
@@ -100,6 +113,20 @@ mod tests {
         assert_eq!(pieces(&[1, 262, 262]), ["", "a", " a", ""]);
         assert_eq!(pieces(&[259, 262]), ["", " a", ""]);
         assert_eq!(pieces(&[260, 262]), ["a", " a", ""]);
+    }
+
+    #[test]
+    fn the_last_ids_say_what_is_pending() {
+        let tokenizer = small();
+        let some = [byte(0xF0), byte(0x9F), byte(0xC2), byte(0x80), byte(0xFF), 259, 260, 262, 1];
+        // Every text of five of these ids.
+        for text in 0..some.len().pow(5) {
+            let ids: Vec<u32> = (0..5).map(|i| some[text / some.len().pow(i) % some.len()]).collect();
+            let mut whole = tokenizer.stream();
+            ids.iter().for_each(|&id| drop(whole.push(id)));
+            let after = tokenizer.stream_after(&ids);
+            assert_eq!((after.at_start, after.pending), (whole.at_start, whole.pending), "{ids:?}");
+        }
     }
 
     #[test]

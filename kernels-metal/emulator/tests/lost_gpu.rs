@@ -17,7 +17,7 @@ use hymba::{
     backend::{Cpu, Device, DeviceChoice, Metal},
     engine::{
         Model, Session, SessionOptions, Timeline,
-        generate::Steps,
+        generate::TokenModel,
         timeline::{Step, Watch, decoded, passes, prefilled},
     },
     format::CacheType,
@@ -82,8 +82,8 @@ fn replayed(model: &Model, steps: &[Step]) -> Vec<f32> {
     logits
 }
 
-/// A GPU that is lost in mid-text: the CPU reads all of it again and goes on, on other ways too, unless the GPU was asked
-/// for by name.
+/// A GPU that is lost in mid-text: the CPU reads all of it again and goes on, on other branches too, unless the GPU was
+/// asked for by name.
 #[test]
 fn the_cpu_takes_over_from_a_lost_gpu() {
     let case = Case::open(&root().join("tests/golden/tiny-a"));
@@ -99,28 +99,28 @@ fn the_cpu_takes_over_from_a_lost_gpu() {
             SessionOptions { context: Some(64), cache: CacheType::F32, device: choice, ..SessionOptions::default() };
         let gpu = Device::new(Cpu::new(NonZeroUsize::MIN), Some(metal));
         let mut timeline = Timeline::new(Session::on(model, &options, gpu).unwrap(), usize::MAX);
-        timeline.go(&aside, &watch(&GO_ON)).unwrap();
-        timeline.shelve("aside").unwrap();
-        timeline.go(begin, &watch(&GO_ON)).unwrap();
-        timeline.mark().unwrap();
-        assert!(timeline.session().gpu().is_some() && timeline.taken_over().is_none());
+        timeline.seek(&aside, &watch(&GO_ON)).unwrap();
+        timeline.stash("aside").unwrap();
+        timeline.seek(begin, &watch(&GO_ON)).unwrap();
+        timeline.checkpoint().unwrap();
+        assert!(timeline.session().gpu().is_some() && timeline.fallback_reason().is_none());
 
         fails.store(true, Relaxed);
         if choice == DeviceChoice::Metal {
             assert!(matches!(timeline.decode(rest[0].id), Err(Error::Gpu(what)) if what.contains("taken away")));
-            assert!(timeline.steps().is_empty() && timeline.taken_over().is_none());
-            assert!(matches!(timeline.go(&steps, &watch(&GO_ON)), Err(Error::Gpu(_)))); // it does not come back
+            assert!(timeline.steps().is_empty() && timeline.fallback_reason().is_none());
+            assert!(matches!(timeline.seek(&steps, &watch(&GO_ON)), Err(Error::Gpu(_)))); // it does not come back
             continue;
         }
         rest.iter().for_each(|step| drop(timeline.decode(step.id).unwrap().to_vec()));
-        assert!(timeline.taken_over().is_some_and(|why| why.to_string().contains("taken away")));
-        assert!(timeline.taken_over().is_none() && timeline.session().gpu().is_none());
+        assert!(timeline.fallback_reason().is_some_and(|why| why.to_string().contains("taken away")));
+        assert!(timeline.fallback_reason().is_none() && timeline.session().gpu().is_none());
         assert_eq!(timeline.steps(), steps);
         assert_eq!(timeline.logits(), replayed(model, &steps));
-        for way in [begin, &aside] {
-            timeline.unshelve("aside");
-            timeline.go(way, &watch(&GO_ON)).unwrap();
-            assert_eq!(timeline.logits(), replayed(model, way));
+        for branch in [begin, &aside] {
+            timeline.unstash("aside");
+            timeline.seek(branch, &watch(&GO_ON)).unwrap();
+            assert_eq!(timeline.logits(), replayed(model, branch));
         }
     }
 }

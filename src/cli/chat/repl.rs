@@ -13,7 +13,7 @@ use hymba::{
     Error, Result,
     engine::{
         Conversation,
-        conversation::{Listener, Reply},
+        conversation::{Reply, ReplySink},
         generate::{StopReason, Timings},
         timeline::Watch,
     },
@@ -134,7 +134,7 @@ impl<'m> Repl<'m> {
             None => {
                 let line = line.strip_prefix("//").map_or(line.into(), |rest| format!("/{rest}"));
                 let message = std::mem::take(&mut self.attached) + &line;
-                self.hear(|conversation, listener| conversation.say(&message, listener))?;
+                self.stream_reply(|conversation, sink| conversation.send(&message, sink))?;
             }
         }
         Ok(true)
@@ -158,7 +158,7 @@ impl<'m> Repl<'m> {
                 let gone = self.waiting(|conversation, watch| conversation.undo(count, watch))?;
                 self.screen.note(&format!("took back {}", turns(gone.len())));
             }
-            Command::Regen => self.hear(|conversation, listener| conversation.regenerate(listener))?,
+            Command::Regen => self.stream_reply(|conversation, sink| conversation.regenerate(sink))?,
             Command::Edit(Some(text)) => self.replace(&text)?,
             Command::Edit(None) if self.conversation.turns().is_empty() => self.replace("")?,
             Command::Edit(None) if self.screen.terminal => self.editing = true,
@@ -206,10 +206,10 @@ impl<'m> Repl<'m> {
         Ok(())
     }
 
-    /// Says `message` in place of the last one.
+    /// Sends `message` in place of the last one.
     fn replace(&mut self, message: &str) -> anyhow::Result<()> {
         self.waiting(|conversation, watch| conversation.undo(1, watch))?;
-        self.hear(|conversation, listener| conversation.say(message, listener))
+        self.stream_reply(|conversation, sink| conversation.send(message, sink))
     }
 
     /// Writes the conversation to a file.
@@ -236,16 +236,16 @@ impl<'m> Repl<'m> {
         work(&mut self.conversation, &Watch { cancel: &self.cancel, progress: &|done, total| bar.show(done, total) })
     }
 
-    /// Hears a reply.
-    fn hear(
+    /// Shows the reply to what `send` sends.
+    fn stream_reply(
         &mut self,
-        say: impl FnOnce(&mut Conversation<'m>, &mut Listener<'_>) -> Result<Reply>,
+        send: impl FnOnce(&mut Conversation<'m>, &mut ReplySink<'_>) -> Result<Reply>,
     ) -> anyhow::Result<()> {
         let mut writer = self.screen.reply();
         let done = {
             let bar = self.screen.bar();
             let watch = Watch { cancel: &self.cancel, progress: &|done, total| bar.show(done, total) };
-            say(&mut self.conversation, &mut Listener { watch, text: &mut |text| writer.write(text) })
+            send(&mut self.conversation, &mut ReplySink { watch, text: &mut |text| writer.write(text) })
         };
         let Reply { generation, dropped } = match done {
             Err(e) => {
@@ -268,7 +268,7 @@ impl<'m> Repl<'m> {
 
     /// Says what is worth knowing after a reply.
     fn tell(&mut self, timings: &Timings, stop: StopReason, dropped: usize) {
-        if let Some(why) = self.conversation.timeline().taken_over() {
+        if let Some(why) = self.conversation.timeline().fallback_reason() {
             self.screen.warn(&terminal::instead(why));
         }
         let usage = show::usage(&mut self.conversation);

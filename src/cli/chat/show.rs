@@ -58,8 +58,8 @@ pub fn page(c: &mut Conversation<'_>, model: &str, last: Option<&Timings>, undo_
     }
     let cache = c.timeline().session().cache_type().name();
     line("cache", format!("{:.1} MB, keys and values as {cache}", c.timeline().session().cache_bytes() as f64 / 1e6));
-    let marks = c.timeline().mark_bytes() as f64 / 1e6;
-    line("undo", format!("{marks:.1} of {:.0} MB used for places to go back to at once", undo_memory as f64 / 1e6));
+    let bytes = c.timeline().checkpoint_bytes() as f64 / 1e6;
+    line("undo", format!("{bytes:.1} of {:.0} MB used for checkpoints to go back to", undo_memory as f64 / 1e6));
     if let Some(t) = last {
         let (prompt, decode) = (t.prompt_rate(), t.decode_rate());
         line(

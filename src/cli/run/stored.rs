@@ -3,6 +3,7 @@
 use std::{
     path::{Path, PathBuf},
     sync::atomic::AtomicBool,
+    time::Instant,
 };
 
 use hymba::{
@@ -10,7 +11,7 @@ use hymba::{
     engine::{
         Timeline,
         conversation::Saved,
-        generate::{Generation, Steps},
+        generate::{Generation, Timings, TokenModel},
         timeline::{Watch, prefilled},
     },
     format::check_writable,
@@ -57,7 +58,7 @@ pub fn resume(timeline: &mut Timeline<'_>, path: &Path) -> Result<Sampler> {
 
 /// Writes the text to `path`, `generated` included.
 pub fn keep(timeline: &mut Timeline<'_>, path: &Path, sampler: &Sampler, generated: &Generation) -> Result<()> {
-    let mut unread = generated.ids.get(generated.timings.decode_steps).copied();
+    let mut unread = generated.unread;
     if let Some(id) = unread.filter(|_| timeline.steps().len() < timeline.context()) {
         timeline.decode(id)?;
         unread = None;
@@ -66,35 +67,38 @@ pub fn keep(timeline: &mut Timeline<'_>, path: &Path, sampler: &Sampler, generat
 }
 
 /// Reads a prompt of `ids`, as much of it as the file at `path` does not know, and writes the file anew if it learned
-/// something.
+/// something. Returns what the reading took.
 pub fn read_cached(
     timeline: &mut Timeline<'_>,
     path: &Path,
     ids: &[u32],
     sampler: &Sampler,
     cancel: &AtomicBool,
-) -> Result<()> {
-    /// The file has the state at about this many places of the prompt, for other prompts that begin like it.
-    const PLACES: usize = 4;
+) -> Result<Timings> {
+    /// The file has about this many checkpoints of the prompt, for other prompts that begin like it.
+    const CHECKPOINTS: usize = 4;
     if ids.len() > timeline.context() {
         let (tokens, context) = (ids.len(), timeline.context());
         let what = format!("the prompt has {tokens} tokens, the context holds {context}; raise the context (-c)");
         return Err(Error::Request(what));
     }
+    let start = Instant::now();
     if path.exists() {
         timeline.load(path, |_: Saved, _| Ok(()))?;
     }
     let known = timeline.ids().iter().zip(ids).take_while(|(a, b)| a == b).count();
     let mut target = timeline.steps()[..known].to_vec();
     target.extend(prefilled(&ids[known..]));
-    let apart = ids.len().div_ceil(PLACES).next_multiple_of(CHUNK);
+    let apart = ids.len().div_ceil(CHECKPOINTS).next_multiple_of(CHUNK);
     // Where two prompts differ is where the next one may differ too.
-    let places = (known..ids.len()).step_by(apart);
     let watch = Watch { cancel, progress: &|_, _| () };
-    for place in places {
-        timeline.go(&target[..place], &watch)?;
-        timeline.mark()?;
+    for at in (known..ids.len()).step_by(apart) {
+        timeline.seek(&target[..at], &watch)?;
+        timeline.checkpoint()?;
     }
-    timeline.go(&target, &watch)?;
-    if known < ids.len() { timeline.save(path, &Saved::text(sampler, None), true) } else { Ok(()) }
+    timeline.seek(&target, &watch)?;
+    if known < ids.len() {
+        timeline.save(path, &Saved::text(sampler, None), true)?;
+    }
+    Ok(Timings { prompt_tokens: timeline.evaluated(), prompt: start.elapsed(), ..Timings::default() })
 }

@@ -1,13 +1,14 @@
 //! What the model reads next: the steps so far, as they were read, and the ids of what is new.
 
-use super::{Branch, Conversation, Step, Turn, prefilled};
+use super::{Branch, Conversation};
 use crate::{
     Result,
-    text::{Message, Role, Template},
+    engine::timeline::{Step, prefilled},
+    text::{Message, Role},
 };
 
 impl Conversation<'_> {
-    /// The steps that lead to a reply to `message`, after the turns of `branch`. What was read stays as it was read, as
+    /// Returns the steps that lead to a reply to `message`, after the turns of `branch`. What was read stays as it was read, as
     /// far as it is what the template says; only a template that rewrites what was said makes everything new.
     pub(super) fn prompt_after(&self, branch: &Branch, message: &str) -> Result<Vec<Step>> {
         let Some(last) = branch.turns.last() else { return self.first_prompt(branch, message) };
@@ -17,7 +18,7 @@ impl Conversation<'_> {
                 format!("{}{line_break}{message}", last.reply)
             }
             Some(template) => {
-                let mut messages = messages(branch);
+                let mut messages = branch.messages();
                 messages.pop(); // the last reply
                 match template.between(&messages, message)? {
                     Some(between) if between.strips => last.reply.trim_end().to_owned() + &between.text,
@@ -26,49 +27,37 @@ impl Conversation<'_> {
                 }
             }
         };
-        self.continued(last, &expected)
+        self.continued(branch.steps(), last.prompt, &expected)
     }
 
-    /// The prompt made of everything at once.
+    /// Returns the prompt made of everything at once.
     fn first_prompt(&self, branch: &Branch, message: &str) -> Result<Vec<Step>> {
-        let said = messages(branch);
+        let mut messages = branch.messages();
+        messages.push(Message::new(Role::User, message));
         let ids = match &self.options.template {
-            Some(template) => render(template, &said, message).and_then(|text| self.tokenizer.encode(&text, false))?,
+            Some(template) => self.tokenizer.encode(&template.render(&messages, true)?, false)?,
             None => {
-                let texts = said.iter().map(|m| m.content).chain([message]);
-                self.tokenizer.encode(&texts.collect::<Vec<_>>().join("\n"), true)?
+                let texts: Vec<_> = messages.iter().map(|message| message.content).collect();
+                self.tokenizer.encode(&texts.join("\n"), true)?
             }
         };
         Ok(prefilled(&ids).collect())
     }
 
-    /// The steps of `turn`, as long as the text after its prompt is how `expected` begins, and the rest of it.
-    fn continued(&self, turn: &Turn, expected: &str) -> Result<Vec<Step>> {
-        let (prompt, reply) = turn.steps.split_at(turn.prompt);
-        let mut stream = self.tokenizer.stream();
-        prompt.iter().for_each(|step| drop(stream.push(step.id)));
-        let (mut rest, mut kept, mut kept_rest) = (expected, 0, expected);
-        for (i, step) in reply.iter().enumerate() {
-            let Some(after) = rest.strip_prefix(&*stream.push(step.id)) else { break };
+    /// Returns `steps`, as long as the text after the first `prompt` of them is how `expected` begins, and the rest of it.
+    fn continued(&self, mut steps: Vec<Step>, prompt: usize, expected: &str) -> Result<Vec<Step>> {
+        let ids: Vec<u32> = steps.iter().map(|step| step.id).collect();
+        let mut stream = self.tokenizer.stream_after(&ids[..prompt]);
+        let (mut rest, mut kept, mut kept_rest) = (expected, prompt, expected);
+        for (i, &id) in ids.iter().enumerate().skip(prompt) {
+            let Some(after) = rest.strip_prefix(&*stream.push(id)) else { break };
             rest = after;
             if stream.is_whole() {
                 (kept, kept_rest) = (i + 1, rest);
             }
         }
-        let mut steps = turn.steps[..turn.prompt + kept].to_vec();
+        steps.truncate(kept);
         steps.extend(prefilled(&self.tokenizer.encode_more(kept_rest)?));
         Ok(steps)
     }
-}
-
-/// What was said so far.
-fn messages(branch: &Branch) -> Vec<Message<'_>> {
-    let system = branch.system.iter().map(|text| Message::new(Role::System, text));
-    let turns = branch.turns.iter();
-    let turns = turns.flat_map(|t| [Message::new(Role::User, &t.user), Message::new(Role::Assistant, &t.reply)]);
-    system.chain(turns).collect()
-}
-
-fn render(template: &Template, said: &[Message<'_>], message: &str) -> Result<String> {
-    template.render(&[said, &[Message::new(Role::User, message)]].concat(), true)
 }

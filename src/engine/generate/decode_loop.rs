@@ -3,43 +3,11 @@
 use std::{
     io,
     sync::atomic::{AtomicBool, Ordering},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
-use super::Session;
-use crate::{
-    Error, Result,
-    sample::Sampler,
-    text::{StopMatcher, Tokenizer},
-};
-
-/// What generation needs of a [`Session`].
-pub trait Steps {
-    /// Reads `ids` and returns the logits [vocab] after the last of them. What knows the logits of what was read before
-    /// takes no ids too.
-    fn prefill(&mut self, ids: &[u32], cancel: &AtomicBool) -> Result<&[f32]>;
-    /// Reads one id and returns the logits [vocab] after it.
-    fn decode(&mut self, id: u32) -> Result<&[f32]>;
-    /// Ids read so far.
-    fn tokens(&self) -> usize;
-    /// How many ids fit.
-    fn context(&self) -> usize;
-}
-
-impl Steps for Session<'_> {
-    fn prefill(&mut self, ids: &[u32], cancel: &AtomicBool) -> Result<&[f32]> {
-        Session::prefill(self, ids, cancel)
-    }
-    fn decode(&mut self, id: u32) -> Result<&[f32]> {
-        Session::decode(self, id)
-    }
-    fn tokens(&self) -> usize {
-        Session::tokens(self)
-    }
-    fn context(&self) -> usize {
-        Session::context(self)
-    }
-}
+use super::{Generation, StopReason, Timings, TokenModel, text_sink::TextSink};
+use crate::{Error, Result, sample::Sampler, text::Tokenizer};
 
 /// What to generate.
 #[derive(Clone, Copy, Debug, Default)]
@@ -52,81 +20,7 @@ pub struct Request<'a> {
     pub limit: Option<usize>,
     /// Strings that end the text when they appear in it; they do not become part of it.
     pub stops: &'a [String],
-}
-
-/// Why a text ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StopReason {
-    /// The model said that the text is over.
-    EndOfText,
-    /// [`Request::limit`] is reached.
-    Limit,
-    /// One of [`Request::stops`] appeared.
-    StopString,
-    /// The session's context is full.
-    ContextFull,
-    /// The caller's `cancel` was set.
-    Interrupted,
-    /// Whoever read the text went away.
-    BrokenPipe,
-}
-
-impl StopReason {
-    /// The name in machine-readable output.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::EndOfText => "end_of_text",
-            Self::Limit => "limit",
-            Self::StopString => "stop_string",
-            Self::ContextFull => "context_full",
-            Self::Interrupted => "interrupted",
-            Self::BrokenPipe => "broken_pipe",
-        }
-    }
-}
-
-/// How long it took.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Timings {
-    /// Ids of the prompt.
-    pub prompt_tokens: usize,
-    /// Time to read the prompt.
-    pub prompt: Duration,
-    /// Ids of the text. The first of them costs no decode step, it follows from the prompt.
-    pub generated_tokens: usize,
-    /// Decode steps.
-    pub decode_steps: usize,
-    /// Time from the end of the prompt to the end of the text: decode steps, sampling and the sink.
-    pub generation: Duration,
-}
-
-impl Timings {
-    /// Prompt tokens read per second.
-    pub fn prompt_rate(&self) -> f64 {
-        rate(self.prompt_tokens, self.prompt)
-    }
-
-    /// Decode steps per second; 0 if there was none.
-    pub fn decode_rate(&self) -> f64 {
-        rate(self.decode_steps, self.generation)
-    }
-}
-
-fn rate(count: usize, time: Duration) -> f64 {
-    if count == 0 { 0.0 } else { count as f64 / time.as_secs_f64().max(1e-9) }
-}
-
-/// A generated text.
-#[derive(Clone, Debug)]
-pub struct Generation {
-    /// What went to the sink.
-    pub text: String,
-    /// The tokens chosen, without the one that says the text is over. The session has read all of them but the last;
-    /// after a stop string they go on behind `text`.
-    pub ids: Vec<u32>,
-    /// Why the text ended.
-    pub stop: StopReason,
-    /// How long it took.
+    /// What it took so far, for instance to read `history`; the generation's are added.
     pub timings: Timings,
 }
 
@@ -134,106 +28,64 @@ pub struct Generation {
 /// what it gets was checked for stop strings. A `BrokenPipe` from the sink ends the text, any other failure of it is
 /// an error. `cancel` is looked at before every step.
 pub fn generate(
-    session: &mut impl Steps,
+    model: &mut impl TokenModel,
     tokenizer: &Tokenizer,
     sampler: &mut Sampler,
     request: &Request,
     cancel: &AtomicBool,
     sink: &mut dyn FnMut(&str) -> io::Result<()>,
 ) -> Result<Generation> {
-    if request.prompt.is_empty() && session.tokens() == 0 {
+    if request.prompt.is_empty() && model.tokens() == 0 {
         return Err(Error::Request("the prompt is empty, so that there is nothing to go on from".into()));
     }
-    let mut text = Text { shown: String::new(), stops: StopMatcher::new(request.stops)?, sink };
-    let mut timings = Timings { prompt_tokens: request.prompt.len(), ..Timings::default() };
     let mut history = [request.history, request.prompt].concat();
-    let mut stream = tokenizer.stream();
-    // What the prompt says is known; its ids only bring the stream to where the text goes on.
-    for &id in &history {
-        stream.push(id);
-    }
-    let read = history.len();
+    let mut text = TextSink::new(tokenizer.stream_after(&history), request.stops, sink)?;
+    let (ids, timings) = (Vec::new(), request.timings);
+    let mut done = Generation { text: String::new(), ids, unread: None, stop: StopReason::Interrupted, timings };
 
     let start = Instant::now();
-    let mut logits = match session.prefill(request.prompt, cancel) {
-        Err(Error::Cancelled) => {
-            timings.prompt = start.elapsed();
-            return Ok(Generation { text: String::new(), ids: Vec::new(), stop: StopReason::Interrupted, timings });
-        }
+    let read = model.prefill(request.prompt, cancel);
+    done.timings.prompt_tokens += request.prompt.len();
+    done.timings.prompt += start.elapsed();
+    let mut logits = match read {
+        Err(Error::Cancelled) => return Ok(done),
         logits => logits?,
     };
-    timings.prompt = start.elapsed();
 
     let start = Instant::now();
-    let mut last = None;
-    let mut stop = loop {
-        if Some(history.len() - read) == request.limit {
+    done.stop = loop {
+        if Some(done.ids.len()) == request.limit {
             break StopReason::Limit;
         }
         if cancel.load(Ordering::Relaxed) {
             break StopReason::Interrupted;
         }
-        if let Some(id) = last {
-            if session.tokens() >= session.context() {
+        if let Some(id) = done.unread {
+            if model.tokens() >= model.context() {
                 break StopReason::ContextFull;
             }
-            logits = session.decode(id)?;
-            timings.decode_steps += 1;
+            logits = model.decode(id)?;
+            done.unread = None;
+            done.timings.decode_steps += 1;
         }
         let id = sampler.sample(logits, &history);
         if tokenizer.eos() == Some(id) {
             break StopReason::EndOfText;
         }
         history.push(id);
-        last = Some(id);
-        if let Some(stop) = text.push(&stream.push(id))? {
+        done.ids.push(id);
+        done.unread = Some(id);
+        if let Some(stop) = text.push(id)? {
             break stop;
         }
     };
-    if !matches!(stop, StopReason::StopString | StopReason::BrokenPipe) {
-        stop = text.finish(&stream.finish())?.unwrap_or(stop);
+    if !matches!(done.stop, StopReason::StopString | StopReason::BrokenPipe) {
+        done.stop = text.finish()?.unwrap_or(done.stop);
     }
-    timings.generation = start.elapsed();
-    let ids = history.split_off(read);
-    timings.generated_tokens = ids.len();
-    Ok(Generation { text: text.shown, ids, stop, timings })
-}
-
-/// The text on its way out.
-struct Text<'a> {
-    shown: String,
-    stops: StopMatcher,
-    sink: &'a mut dyn FnMut(&str) -> io::Result<()>,
-}
-
-impl Text<'_> {
-    /// Takes a piece; says so if the text ends here.
-    fn push(&mut self, piece: &str) -> Result<Option<StopReason>> {
-        let (text, hit) = self.stops.push(piece);
-        let broken = self.show(&text)?;
-        Ok(if hit { Some(StopReason::StopString) } else { broken })
-    }
-
-    /// Takes the last piece and lets go of what was held back.
-    fn finish(&mut self, piece: &str) -> Result<Option<StopReason>> {
-        if let Some(stop) = self.push(piece)? {
-            return Ok(Some(stop));
-        }
-        let held = self.stops.finish();
-        self.show(&held)
-    }
-
-    fn show(&mut self, text: &str) -> Result<Option<StopReason>> {
-        if text.is_empty() {
-            return Ok(None);
-        }
-        self.shown.push_str(text);
-        match (self.sink)(text) {
-            Ok(()) => Ok(None),
-            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(Some(StopReason::BrokenPipe)),
-            Err(e) => Err(Error::io("cannot write", "the text", e)),
-        }
-    }
+    done.text = text.shown;
+    done.timings.generation += start.elapsed();
+    done.timings.generated_tokens += done.ids.len();
+    Ok(done)
 }
 
 #[cfg(test)]
@@ -241,43 +93,43 @@ mod tests {
     use super::*;
     use crate::{sample::Params, text::small_tokenizer};
 
-    /// Says the ids of `script` one after the other, whatever it reads.
+    /// Generates the ids of `script` one after the other, whatever it reads.
     struct Script {
         script: Vec<u32>,
         read: Vec<u32>,
-        said: usize,
+        generated: usize,
         context: usize,
         logits: Vec<f32>,
     }
 
     impl Script {
         fn new(script: &[u32]) -> Self {
-            Self { script: script.into(), read: Vec::new(), said: 0, context: 100, logits: Vec::new() }
+            Self { script: script.into(), read: Vec::new(), generated: 0, context: 100, logits: Vec::new() }
         }
 
-        fn say(&mut self) -> &[f32] {
+        fn next_logits(&mut self) -> &[f32] {
             self.logits = vec![0.0; 267];
             self.logits[EOS as usize] = 0.5;
-            if let Some(&id) = self.script.get(self.said) {
+            if let Some(&id) = self.script.get(self.generated) {
                 self.logits[id as usize] = 1.0;
             }
-            self.said += 1;
+            self.generated += 1;
             &self.logits
         }
     }
 
-    impl Steps for Script {
+    impl TokenModel for Script {
         fn prefill(&mut self, ids: &[u32], cancel: &AtomicBool) -> Result<&[f32]> {
             if cancel.load(Ordering::Relaxed) {
                 return Err(Error::Cancelled);
             }
             self.read.extend(ids);
-            Ok(self.say())
+            Ok(self.next_logits())
         }
         fn decode(&mut self, id: u32) -> Result<&[f32]> {
             assert!(self.read.len() < self.context, "a step beyond the context");
             self.read.push(id);
-            Ok(self.say())
+            Ok(self.next_logits())
         }
         fn tokens(&self) -> usize {
             self.read.len()

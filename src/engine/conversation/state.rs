@@ -1,0 +1,144 @@
+//! A conversation's state: its timeline, its branches, and what it was set up with.
+
+use std::collections::BTreeMap;
+
+use super::{Branch, Turn};
+use crate::{
+    Error, Result,
+    engine::Timeline,
+    sample::Sampler,
+    text::{StopMatcher, Template, Tokenizer},
+};
+
+/// What happens when the context is full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Overflow {
+    /// The reply ends there.
+    Stop,
+    /// The oldest turns are dropped, the system message is kept, and what is left is read again.
+    Slide,
+}
+
+/// What a conversation is set up with.
+pub struct Options {
+    /// Makes prompts of messages; `None`: the messages and replies are one running text.
+    pub template: Option<Template>,
+    /// What the model should be.
+    pub system: Option<String>,
+    /// Tokens of a reply at most.
+    pub limit: Option<usize>,
+    /// Strings that end a reply, beside those of the template.
+    pub stops: Vec<String>,
+    /// What happens when the context is full.
+    pub overflow: Overflow,
+}
+
+/// A conversation.
+pub struct Conversation<'m> {
+    pub(super) timeline: Timeline<'m>,
+    pub(super) tokenizer: &'m Tokenizer,
+    pub(super) sampler: Sampler,
+    pub(super) options: Options,
+    /// Those of the template and of the options.
+    pub(super) stops: Vec<String>,
+    /// Of the current branch.
+    pub(super) name: String,
+    pub(super) current: Branch,
+    /// The other branches.
+    pub(super) branches: BTreeMap<String, Branch>,
+}
+
+/// The branch that a conversation begins with.
+pub const FIRST_BRANCH: &str = "main";
+
+impl<'m> Conversation<'m> {
+    /// Returns an empty conversation on an empty timeline.
+    pub fn new(
+        timeline: Timeline<'m>,
+        tokenizer: &'m Tokenizer,
+        sampler: Sampler,
+        mut options: Options,
+    ) -> Result<Self> {
+        let current = Branch { system: options.system.take(), turns: Vec::new() };
+        let mut conversation = Self {
+            timeline,
+            tokenizer,
+            sampler,
+            stops: Vec::new(),
+            options,
+            name: FIRST_BRANCH.into(),
+            current,
+            branches: BTreeMap::new(),
+        };
+        conversation.find_stops()?;
+        Ok(conversation)
+    }
+
+    pub(super) fn find_stops(&mut self) -> Result<()> {
+        self.stops = self.options.template.as_ref().map(Template::stops).transpose()?.unwrap_or_default();
+        self.stops.extend_from_slice(&self.options.stops);
+        StopMatcher::new(&self.stops).map(drop)
+    }
+
+    /// Returns the turns so far.
+    pub fn turns(&self) -> &[Turn] {
+        &self.current.turns
+    }
+
+    /// Returns the system message.
+    pub fn system(&self) -> Option<&str> {
+        self.current.system.as_deref()
+    }
+
+    /// Returns the name of the current branch.
+    pub fn branch_name(&self) -> &str {
+        &self.name
+    }
+
+    /// Returns the names of all branches, the current one included.
+    pub fn branches(&self) -> Vec<&str> {
+        let mut names: Vec<_> = self.branches.keys().map(String::as_str).chain([&*self.name]).collect();
+        names.sort_unstable();
+        names
+    }
+
+    /// Returns what it was set up with.
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// Returns the strings that end a reply.
+    pub fn stops(&self) -> &[String] {
+        &self.stops
+    }
+
+    /// Lets replies have `limit` tokens at most from now on.
+    pub fn set_limit(&mut self, limit: Option<usize>) {
+        self.options.limit = limit;
+    }
+
+    /// Returns the sampler.
+    pub fn sampler(&mut self) -> &mut Sampler {
+        &mut self.sampler
+    }
+
+    /// Returns the timeline.
+    pub fn timeline(&mut self) -> &mut Timeline<'m> {
+        &mut self.timeline
+    }
+
+    /// Returns how many tokens of the context are used.
+    pub fn used(&self) -> usize {
+        self.current.end()
+    }
+
+    /// Returns the error that `needed` tokens do not fit.
+    pub(super) fn full(&self, needed: usize) -> Error {
+        let context = self.timeline.context();
+        let free = context - self.used().min(context);
+        Error::Request(format!(
+            "the message does not fit: the context holds {context} tokens, {free} of them are free, and it would take \
+             {needed} with its reply's first; /undo, /clear, --overflow slide or a larger -c make room"
+        ))
+    }
+}

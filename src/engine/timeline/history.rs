@@ -1,0 +1,225 @@
+//! A session and the steps it has read. Checkpoints are kept in memory within a budget. Where one is missing, the steps to
+//! it are read again, each by the rule by which it was read and together with the tokens that were read with it, so that
+//! the outcome is the same to the last bit.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::{
+    Step,
+    checkpoints::{Checkpoint, Checkpoints, Stash},
+    common_steps, decoded, passes, prefilled,
+};
+use crate::{
+    Error, Result,
+    engine::{Session, generate::TokenModel},
+    forward::Phase,
+};
+
+/// Who waits for a longer evaluation.
+#[derive(Clone, Copy)]
+pub struct Watch<'a> {
+    /// Ends it.
+    pub cancel: &'a AtomicBool,
+    /// Hears how many tokens of how many are read.
+    pub progress: &'a dyn Fn(usize, usize),
+}
+
+/// A session and the steps it has read.
+pub struct Timeline<'m> {
+    pub(super) session: Session<'m>,
+    pub(super) steps: Vec<Step>,
+    /// Logits after the last step; empty before the first.
+    pub(super) logits: Vec<f32>,
+    pub(super) checkpoints: Checkpoints,
+    /// Tokens read since the beginning, those read again included.
+    evaluated: usize,
+    fell_back: bool,
+}
+
+impl<'m> Timeline<'m> {
+    /// Returns a timeline that begins with an empty session; checkpoints take `budget` bytes at most.
+    pub fn new(session: Session<'m>, budget: usize) -> Self {
+        Self {
+            session,
+            steps: Vec::new(),
+            logits: Vec::new(),
+            checkpoints: Checkpoints::new(budget),
+            evaluated: 0,
+            fell_back: false,
+        }
+    }
+
+    /// Returns the steps read so far.
+    pub fn steps(&self) -> &[Step] {
+        &self.steps
+    }
+
+    /// Returns the ids read so far.
+    pub fn ids(&self) -> Vec<u32> {
+        self.steps.iter().map(|step| step.id).collect()
+    }
+
+    /// Returns the logits `[vocab]` after the last step; empty before the first.
+    pub fn logits(&self) -> &[f32] {
+        &self.logits
+    }
+
+    /// Returns the session.
+    pub fn session(&mut self) -> &mut Session<'m> {
+        &mut self.session
+    }
+
+    /// Returns how many tokens were read since the beginning, those read again included.
+    pub fn evaluated(&self) -> usize {
+        self.evaluated
+    }
+
+    /// Returns why the CPU took over from a GPU, or a wider KV cache from another, if it did since this was last asked.
+    pub fn fallback_reason(&mut self) -> Option<&Error> {
+        let fell_back = std::mem::take(&mut self.fell_back);
+        self.session.fallback().filter(|_| fell_back)
+    }
+
+    /// Returns how many tokens of text fit.
+    pub fn context(&self) -> usize {
+        self.session.context()
+    }
+
+    /// Makes a checkpoint after the last step.
+    pub fn checkpoint(&mut self) -> Result<()> {
+        if !self.steps.is_empty() && self.checkpoints.current.last().is_none_or(|last| last.at < self.steps.len()) {
+            let checkpoint = self.make_checkpoint(false)?;
+            self.checkpoints.push(checkpoint);
+        }
+        Ok(())
+    }
+
+    fn make_checkpoint(&mut self, with_global_layers: bool) -> Result<Checkpoint> {
+        let state = self.session.checkpoint(with_global_layers)?;
+        Ok(self.checkpoints.make(self.steps.len(), state, &self.logits))
+    }
+
+    fn restore(&mut self, checkpoint: &Checkpoint) {
+        self.session.restore(&checkpoint.state);
+        self.logits = checkpoint.logits.to_vec();
+    }
+
+    /// Returns how many bytes checkpoints take, those of stashed branches included.
+    pub fn checkpoint_bytes(&self) -> usize {
+        self.checkpoints.bytes()
+    }
+
+    /// Goes to the end of `target`: back to the last checkpoint before the first step that differs, and on from there.
+    /// Without a step to read it takes no evaluation. When it is cancelled, the timeline ends somewhere on `target`.
+    pub fn seek(&mut self, target: &[Step], watch: &Watch<'_>) -> Result<()> {
+        let common = common_steps(&self.steps, target);
+        // A pass that is longer in `target` is another pass.
+        let ends_pass = |at: usize| target.get(at).is_none_or(|next| next.first);
+        if common < self.steps.len() || !ends_pass(common) {
+            self.checkpoints.current.retain(|checkpoint| checkpoint.at <= common && ends_pass(checkpoint.at));
+            match self.checkpoints.current.last().cloned() {
+                Some(checkpoint) => {
+                    self.restore(&checkpoint);
+                    self.steps.truncate(checkpoint.at);
+                }
+                None => self.clear()?,
+            }
+        }
+        self.read(&target[self.steps.len()..], watch)
+    }
+
+    /// Reads `steps`, each by its rule. If the GPU is lost meanwhile, the CPU reads all steps again and goes on; if the KV
+    /// cache turns out too narrow, a wider one takes its place.
+    fn read(&mut self, steps: &[Step], watch: &Watch<'_>) -> Result<()> {
+        if steps.is_empty() {
+            return Ok(());
+        }
+        self.session.check_room(steps.len())?;
+        let mut done = 0;
+        for pass in passes(steps) {
+            if watch.cancel.load(Ordering::Relaxed) {
+                if done > 0 {
+                    self.logits = self.session.last_logits()?.to_vec();
+                }
+                return Err(Error::Cancelled);
+            }
+            match self.read_pass(pass, done + pass.len() == steps.len()) {
+                Ok(()) => {}
+                Err(lost) if self.session.can_fall_back(&lost) => {
+                    let all = [&self.steps, &steps[done..]].concat();
+                    self.checkpoints.drop_all(); // they are in its memory
+                    self.session.fall_back(lost)?;
+                    self.fell_back = true;
+                    self.clear()?;
+                    return self.read(&all, watch);
+                }
+                // What the session holds now is anybody's guess.
+                Err(e) => return self.clear().and(Err(e)),
+            }
+            self.steps.extend(pass);
+            self.evaluated += pass.len();
+            done += pass.len();
+            (watch.progress)(done, steps.len());
+        }
+        Ok(())
+    }
+
+    /// Reads `pass`, whatever `cancel` says meanwhile: the steps must be what the session has read. Logits are those after
+    /// the last pass.
+    fn read_pass(&mut self, pass: &[Step], last: bool) -> Result<()> {
+        let ids: Vec<u32> = pass.iter().map(|step| step.id).collect();
+        let logits = match (last, pass[0].phase) {
+            (false, phase) => return self.session.advance(&ids, phase),
+            (true, Phase::Prefill) => self.session.prefill(&ids, &AtomicBool::new(false))?,
+            (true, Phase::Decode) => self.session.decode(pass[0].id)?,
+        };
+        self.logits = logits.to_vec();
+        Ok(())
+    }
+
+    /// Forgets the steps and their checkpoints; stashed branches stay.
+    pub fn clear(&mut self) -> Result<()> {
+        self.session.clear()?;
+        self.steps.clear();
+        self.logits.clear();
+        self.checkpoints.current.clear();
+        Ok(())
+    }
+
+    /// Stashes a copy of the present branch as `name`, to go on with it later.
+    pub fn stash(&mut self, name: &str) -> Result<()> {
+        let end = if self.steps.is_empty() { None } else { Some(self.make_checkpoint(true)?) };
+        self.checkpoints.stash(name, &self.steps, end);
+        Ok(())
+    }
+
+    /// Goes to the branch that was stashed as `name`, if there is one with its end in memory. The present one is gone.
+    pub fn unstash(&mut self, name: &str) {
+        if let Some(Stash { steps, end: Some(end), checkpoints }) = self.checkpoints.stashes.remove(name) {
+            self.restore(&end);
+            (self.steps, self.checkpoints.current) = (steps, checkpoints);
+        }
+    }
+}
+
+impl TokenModel for Timeline<'_> {
+    /// Nothing to read is fine once something was read: the logits are known.
+    fn prefill(&mut self, ids: &[u32], cancel: &AtomicBool) -> Result<&[f32]> {
+        let steps: Vec<Step> = prefilled(ids).collect();
+        self.read(&steps, &Watch { cancel, progress: &|_, _| () })?;
+        Ok(&self.logits)
+    }
+
+    fn decode(&mut self, id: u32) -> Result<&[f32]> {
+        self.read(&[decoded(id)], &Watch { cancel: &AtomicBool::new(false), progress: &|_, _| () })?;
+        Ok(&self.logits)
+    }
+
+    fn tokens(&self) -> usize {
+        self.steps.len()
+    }
+
+    fn context(&self) -> usize {
+        self.session.context()
+    }
+}
