@@ -22,11 +22,11 @@ use hymba::{
 use serde_json::json;
 
 use super::{
-    Usage,
     model::ModelArgs,
     options::{SamplingArgs, SessionArgs, list_devices},
     prompt::PromptArgs,
     terminal,
+    usage::Usage,
 };
 
 /// Continue a text.

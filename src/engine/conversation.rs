@@ -192,7 +192,7 @@ impl<'m> Conversation<'m> {
 
     /// Hears another reply to the last message, in place of the one there is.
     pub fn regenerate(&mut self, listener: &mut Listener<'_>) -> Result<Reply> {
-        let turn = self.here.turns.pop().ok_or_else(nothing)?;
+        let turn = self.here.turns.pop().ok_or(Error::NothingSaid)?;
         let done = self.reply(&turn.user, turn.steps[..turn.prompt].to_vec(), 0, listener);
         if done.is_err() {
             self.here.turns.push(turn);
@@ -300,10 +300,7 @@ impl<'m> Conversation<'m> {
     fn full(&self, needed: usize) -> Error {
         let context = self.timeline.context();
         let free = context - self.used().min(context);
-        Error::Request(format!(
-            "the message does not fit: the context holds {context} tokens, {free} of them are free, and it would take \
-             {needed} with its reply's first; /undo, /clear, --overflow slide or a larger -c make room"
-        ))
+        Error::ConversationFull { needed, free, context }
     }
 
     /// Takes back the last `count` turns and returns them, the first first.
@@ -311,7 +308,7 @@ impl<'m> Conversation<'m> {
         let turns = self.here.turns.len();
         if count == 0 || count > turns {
             let what = format!("there are {turns} turns to take back; name a number from 1 to {turns}");
-            return Err(if turns == 0 { nothing() } else { Error::Request(what) });
+            return Err(if turns == 0 { Error::NothingSaid } else { Error::Request(what) });
         }
         let gone = self.here.turns.split_off(turns - count);
         self.settle(watch)?;
@@ -356,7 +353,7 @@ impl<'m> Conversation<'m> {
     /// Goes on as a new branch, `name`; the present one stays where it is.
     pub fn branch(&mut self, name: &str) -> Result<()> {
         if name == self.name || self.others.contains_key(name) {
-            return Err(Error::Request(format!("there is a branch `{name}` already; /switch {name} goes there")));
+            return Err(Error::BranchExists(name.into()));
         }
         self.put_aside()?;
         self.name = name.into();
@@ -369,8 +366,8 @@ impl<'m> Conversation<'m> {
             return Err(Error::Request(format!("this is the branch `{name}`")));
         }
         if !self.others.contains_key(name) {
-            let known = self.branches().join(", ");
-            return Err(Error::Request(format!("there is no branch `{name}`; there is {known}")));
+            let known = self.branches().into_iter().map(Into::into).collect();
+            return Err(Error::UnknownBranch { name: name.into(), known });
         }
         self.put_aside()?;
         self.here = self.others.remove(name).unwrap_or_default();
@@ -385,8 +382,4 @@ impl<'m> Conversation<'m> {
         self.others.insert(self.name.clone(), self.here.clone());
         Ok(())
     }
-}
-
-fn nothing() -> Error {
-    Error::Request("nothing was said yet".into())
 }

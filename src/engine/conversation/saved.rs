@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Branch, Conversation, Turn};
 use crate::{
-    Error, Result,
+    Error, Mismatch, Result,
     engine::timeline::{SavedSteps, Step, Watch, common_steps},
     limits,
     sample::{Sampler, SavedSampler},
@@ -56,8 +56,8 @@ impl Saved {
     /// The sampler of a running text that `path` holds; a conversation is refused.
     pub fn text_sampler(&self, path: &Path) -> Result<Sampler> {
         if self.chat.is_some() {
-            let what = "holds a conversation; go on with it with `hymba chat --resume`";
-            return Err(Error::format(path.display().to_string(), what));
+            let file = path.display().to_string();
+            return Err(Error::SessionMismatch { file, why: Mismatch::Conversation });
         }
         self.sampler(path)
     }
@@ -105,10 +105,8 @@ impl Conversation<'_> {
         let turns = self.others.values().chain([&self.here]).flat_map(|branch| &branch.turns);
         let steps: usize = turns.map(|turn| turn.steps.len()).sum();
         if steps > limits::SESSION_STEPS {
-            let limit = limits::SESSION_STEPS;
-            let what =
-                format!("cannot be written: the turns have {steps} steps, but {limit} are the limit; /undo some");
-            return Err(Error::format(path.display().to_string(), what));
+            let (file, limit) = (path.display().to_string(), limits::SESSION_STEPS);
+            return Err(Error::ConversationTooLong { file, steps, limit });
         }
         let mut branches: BTreeMap<_, _> =
             self.others.iter().map(|(name, branch)| (name.clone(), SavedBranch::new(branch))).collect();
@@ -126,9 +124,8 @@ impl Conversation<'_> {
         let [bos, eos] = [self.tokenizer.bos(), self.tokenizer.eos()].map(|id| self.tokenizer.name(id));
         let (sampler, template, name, here, others) = self.timeline.load(path, |saved: Saved, steps| {
             let sampler = saved.sampler(path)?;
-            let chat = saved
-                .chat
-                .ok_or_else(|| Error::format(&file, "holds a text; go on with it with `hymba run --session`"))?;
+            let text = || Error::SessionMismatch { file: file.clone(), why: Mismatch::Text };
+            let chat = saved.chat.ok_or_else(text)?;
             let broken = || Error::format(&file, "contradicts itself; restore it from a copy");
             let parsed = chat.template.map(|source| Template::new(&source, &file, &bos, &eos)).transpose()?;
             let (mut branches, mut room) = (BTreeMap::new(), limits::SESSION_STEPS);

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{Mark, Step, Timeline, decoded, passes};
 use crate::{
-    Error, Result,
+    Error, Mismatch, Result,
     forward::Phase,
     state::{read_session, write_session},
 };
@@ -106,28 +106,23 @@ impl Timeline<'_> {
         path: &Path,
         check: impl FnOnce(T, &[Step]) -> Result<U>,
     ) -> Result<U> {
-        let bad = |what: String| Error::format(path.display().to_string(), what);
+        let file = || path.display().to_string();
+        let other = |why| Error::SessionMismatch { file: file(), why };
         let model = self.session.model();
         let (context, cache) = (self.session.context(), self.session.cache_type().name());
         let vocab = model.config().vocab;
         let image_bytes = |at, grown| self.session.image_bytes(at, grown);
         let checked = read_session(path, |header: Header<T>| {
             if header.fingerprint != model.fingerprint() {
-                let name = if header.model.is_empty() { "another".into() } else { format!("`{}`", header.model) };
-                return Err(bad(format!(
-                    "belongs to another model file (its model is {name}); open it with the file it was made with"
-                )));
+                return Err(other(Mismatch::Model(header.model)));
             }
             if header.cache_type != cache {
-                let saved = header.cache_type;
-                return Err(bad(format!("has a KV cache of type {saved}, this is {cache}; add --cache-type {saved}")));
+                return Err(other(Mismatch::CacheType { saved: header.cache_type, cache }));
             }
-            let broken = || bad("contradicts itself; restore it from a copy".into());
+            let broken = || Error::format(file(), "contradicts itself; restore it from a copy");
             let tokens = header.steps.len();
             if tokens > context {
-                return Err(bad(format!(
-                    "holds {tokens} tokens, but the context has room for {context}; raise it with -c"
-                )));
+                return Err(other(Mismatch::Tokens { tokens, context }));
             }
             let marks = header.marks;
             if !marks.is_sorted_by(|a, b| a > b) || !marks.iter().all(|at| (1..=tokens).contains(at)) {
