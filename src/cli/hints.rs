@@ -150,6 +150,39 @@ mod tests {
     }
 
     #[test]
+    fn an_error_and_its_hint_are_one_sentence() {
+        let session = |why| Error::SessionMismatch { file: "talk".into(), why };
+        let template = |line| Error::Template { origin: "t.jinja".into(), line, what: "no".into() };
+        let memory = |available| Error::OutOfMemory { wanted: 2_500_000_000, available };
+        for (error, said) in [
+            (Error::Exists("out.gguf".into()), "out.gguf: exists already; add --force to replace it"),
+            (
+                session(Mismatch::Tokens { tokens: 5, context: 4 }),
+                "talk: holds 5 tokens, but the context has room for 4; raise it with -c",
+            ),
+            (session(Mismatch::Text), "talk: holds a text; go on with it with `hymba run --session`"),
+            (
+                template(Some(2)),
+                "t.jinja: is no usable chat template, line 2: no; give another with --chat-template-file",
+            ),
+            (template(None), "t.jinja: is no usable chat template: no; give another with --chat-template-file"),
+            (
+                memory(Some(1_000_000_000)),
+                "there is no memory for 2.5 GB of cache, 1.0 GB are free; ask for a shorter context (-c)",
+            ),
+            (memory(None), "there is no memory for 2.5 GB of cache and activations; ask for a shorter context (-c)"),
+            (
+                Error::ContextFull { needed: 5, free: 4, context: 9 },
+                "5 more tokens do not fit: the context holds 9, 4 of them free; shorten the text or raise the context (-c)",
+            ),
+            (Error::BranchExists("b".into()), "there is a branch `b` already; /switch b goes there"),
+            (Error::Gpu("it was lost".into()), "the GPU failed: it was lost; try again, or use --backend cpu"),
+        ] {
+            assert_eq!(format!("{error}; {}", hint(&error, Place::CommandLine).unwrap()), said);
+        }
+    }
+
+    #[test]
     fn hints_fit_the_place() {
         let full = Error::ConversationFull { needed: 9, free: 3, context: 3 };
         assert!(!hint(&full, Place::CommandLine).unwrap().contains('/'));
