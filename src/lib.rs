@@ -19,4 +19,4 @@ pub mod state;
 pub mod system;
 pub mod text;
 
-pub use error::{Error, Result};
+pub use error::{Error, Mismatch, Result};

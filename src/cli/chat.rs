@@ -1,9 +1,10 @@
 //! `hymba chat`: a conversation, at a terminal or through a pipe.
 
-mod commands;
+pub mod commands;
 mod editor;
 mod input;
 mod markdown;
+mod message;
 mod repl;
 mod screen;
 mod show;
@@ -27,10 +28,10 @@ use hymba::{
 };
 
 use super::{
-    Usage,
     model::ModelArgs,
     options::{SamplingArgs, SessionArgs, count, list_devices},
     prompt, terminal,
+    usage::Usage,
 };
 use input::Input;
 use repl::Repl;

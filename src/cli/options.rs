@@ -16,7 +16,7 @@ use hymba::{
 };
 use rand::{TryRng, rngs::SysRng};
 
-use super::{Usage, terminal};
+use super::{terminal, usage::Usage};
 
 /// How a session runs.
 #[derive(Debug, clap::Args)]

@@ -10,11 +10,11 @@ use std::{
 };
 
 use super::{
-    Usage,
     model::ModelArgs,
     options::{SamplingArgs, SessionArgs, list_devices},
     prompt::PromptArgs,
     terminal,
+    usage::Usage,
 };
 use anyhow::Context;
 use clap::{builder::NonEmptyStringValueParser, value_parser};

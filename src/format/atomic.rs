@@ -48,7 +48,7 @@ pub fn check_output(path: &Path, force: bool) -> Result<PathBuf> {
             return Err(Error::format(name(), "is a directory or a device; name a file to write"));
         }
         if !force {
-            return Err(Error::format(name(), "exists already; add --force to replace it"));
+            return Err(Error::Exists(path.into()));
         }
         // To rename over a file takes no right to write it, so this must be asked.
         if meta.permissions().readonly() {
@@ -276,8 +276,8 @@ mod tests {
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
 
         write_atomically(&path, false, Shared, |w| w.write_all(b"one")).unwrap();
-        let again = write_atomically(&path, false, Shared, |w| w.write_all(b"two")).unwrap_err().to_string();
-        assert!(again.contains("--force"), "{again}");
+        let again = write_atomically(&path, false, Shared, |w| w.write_all(b"two")).unwrap_err();
+        assert!(matches!(&again, Error::Exists(refused) if *refused == path), "{again}");
         assert_eq!(fs::read(&path).unwrap(), b"one");
         write_atomically(&path, true, Shared, |w| w.write_all(b"two")).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"two");

@@ -77,8 +77,7 @@ impl Config {
             }
             None => return Err(bad("has no key general.architecture; it is no model file of ours".into())),
         }
-        let missing =
-            |key: &str| bad(format!("has no usable key hymba.{key}; convert the model again with `hymba quantize`"));
+        let missing = |key: &str| Error::model(file, format!("has no usable key hymba.{key}"));
         let size = |key: &str| -> Result<usize> {
             let v = meta.uint(&format!("hymba.{key}")).ok_or_else(|| missing(key))?;
             let limit = if key == "context_length" { limits::CONTEXT } else { limits::WIDTH };

@@ -168,15 +168,11 @@ impl Template {
 
     /// What the template engine says, in one sentence.
     fn bad(&self, error: &minijinja::Error) -> Error {
-        let line = error.line().map(|line| format!(", line {line}")).unwrap_or_default();
         let what = match error.kind() {
             ErrorKind::OutOfFuel => format!("it takes more than {} steps", limits::TEMPLATE_STEPS),
             kind => error.detail().map_or_else(|| kind.to_string(), Into::into),
         };
-        Error::format(
-            &self.origin,
-            format!("is no usable chat template{line}: {what}; give another with --chat-template-file"),
-        )
+        Error::Template { origin: self.origin.clone(), line: error.line(), what }
     }
 }
 

@@ -28,12 +28,7 @@ pub struct Tokenizer {
 impl Tokenizer {
     /// Reads the tokenizer out of a model file's metadata; `file` is the name for error messages.
     pub fn from_metadata(meta: &Metadata, file: &str) -> Result<Self> {
-        let json = meta.string(JSON).ok_or_else(|| {
-            Error::format(
-                file,
-                "has no tokenizer; convert the model again with `hymba quantize` from a folder that holds tokenizer.json",
-            )
-        })?;
+        let json = meta.string(JSON).ok_or_else(|| Error::NoTokenizer(file.into()))?;
         let unusable = |what: String| Error::format(file, format!("has an unusable tokenizer: {what}"));
         if let Some(what) = parts::objection(json) {
             return Err(unusable(what));
@@ -241,7 +236,7 @@ pub(crate) mod tests {
     #[test]
     fn refuses_what_it_cannot_use() {
         let refusal = |meta: &Metadata| Tokenizer::from_metadata(meta, "m.gguf").err().unwrap().to_string();
-        assert!(refusal(&Metadata::default()).starts_with("m.gguf: has no tokenizer; convert the model again"));
+        assert_eq!(refusal(&Metadata::default()), "m.gguf: has no tokenizer");
         let mut broken = Metadata::default();
         broken.set(JSON, "{\"version\": ");
         assert!(refusal(&broken).contains("unusable tokenizer"));

@@ -15,8 +15,8 @@ use hymba::{
 };
 use safetensors::{Dtype, tensor::TensorView};
 
-use super::Common;
-use crate::cli::{Usage, options::count};
+use super::args::Common;
+use crate::cli::{options::count, usage::Usage};
 
 #[derive(clap::Args)]
 #[command(group(clap::ArgGroup::new("input").required(true).args(["ids", "ids_file"])))]

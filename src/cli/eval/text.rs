@@ -17,7 +17,7 @@ use hymba::{
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
-use super::RuntimeArgs;
+use super::args::RuntimeArgs;
 use crate::cli::{options::count, prompt::utf8};
 
 /// How a text is cut, for the end of help.

@@ -2,7 +2,7 @@
 
 use std::{io, time::Instant};
 
-use super::{Conversation, Overflow, past::nothing};
+use super::{Conversation, Overflow};
 use crate::{
     Error, Result,
     engine::{
@@ -46,7 +46,7 @@ impl Conversation<'_> {
     /// Streams another reply to the last message, in place of the one there is.
     pub fn regenerate(&mut self, sink: &mut ReplySink<'_>) -> Result<Reply> {
         let mut prompt = self.current.steps();
-        let turn = self.current.turns.pop().ok_or_else(nothing)?;
+        let turn = self.current.turns.pop().ok_or(Error::NothingSaid)?;
         prompt.truncate(turn.prompt);
         let done = self.reply(&turn.user, &prompt, 0, sink);
         if done.is_err() {

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Branch, Conversation};
 use crate::{
-    Error, Result,
+    Error, Mismatch, Result,
     engine::timeline::Watch,
     sample::{Sampler, SavedSampler},
     text::Template,
@@ -39,8 +39,8 @@ impl Saved {
     /// Returns the sampler of a running text that `path` holds; a conversation is refused.
     pub fn text_sampler(&self, path: &Path) -> Result<Sampler> {
         if self.chat.is_some() {
-            let what = "holds a conversation; go on with it with `hymba chat --resume`";
-            return Err(Error::format(path.display().to_string(), what));
+            let file = path.display().to_string();
+            return Err(Error::SessionMismatch { file, why: Mismatch::Conversation });
         }
         self.sampler(path)
     }
@@ -70,9 +70,8 @@ impl Conversation<'_> {
         let [bos, eos] = [self.tokenizer.bos(), self.tokenizer.eos()].map(|id| self.tokenizer.name(id));
         let (sampler, template, name, current, branches) = self.timeline.load(path, |saved: Saved, steps| {
             let sampler = saved.sampler(path)?;
-            let SavedChat { template, name, mut branches } = saved
-                .chat
-                .ok_or_else(|| Error::format(&file, "holds a text; go on with it with `hymba run --session`"))?;
+            let text = || Error::SessionMismatch { file: file.clone(), why: Mismatch::Text };
+            let SavedChat { template, name, mut branches } = saved.chat.ok_or_else(text)?;
             let parsed = template.map(|source| Template::new(&source, &file, &bos, &eos)).transpose()?;
             let consistent = branches.values().all(Branch::is_consistent);
             let current = branches.remove(&name).filter(|current| consistent && current.steps() == steps);
