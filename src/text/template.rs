@@ -2,6 +2,7 @@
 
 use minijinja::{Environment, ErrorKind, Value, context, syntax::SyntaxConfig};
 
+use super::Tokenizer;
 use crate::{Error, Result, limits};
 
 const NAME: &str = "chat";
@@ -63,6 +64,13 @@ pub struct Template {
     /// What templates may put around a text.
     bos: String,
     eos: String,
+}
+
+impl Tokenizer {
+    /// Parses a chat template that knows the names of this tokenizer's tokens; `origin` says where it is from.
+    pub fn template(&self, source: &str, origin: &str) -> Result<Template> {
+        Template::new(source, origin, &self.name(self.bos()), &self.name(self.eos()))
+    }
 }
 
 impl Template {

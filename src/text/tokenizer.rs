@@ -59,7 +59,7 @@ impl Tokenizer {
         })
     }
 
-    /// The ids of `text`. The names of special tokens in it ("<s>") become those tokens, as in llama.cpp and Hugging
+    /// The ids of `text`. The names of special tokens in it (`<s>`) become those tokens, as in llama.cpp and Hugging
     /// Face. `with_bos` puts the begin token in front, if the model wants one and the text does not name it itself.
     pub fn encode(&self, text: &str, with_bos: bool) -> Result<Vec<u32>> {
         limits::check_prompt(text, "the text")?;

@@ -11,7 +11,7 @@ use hymba::{
     Error,
     engine::{Session, SessionOptions},
     format::{Privacy, write_atomically},
-    sample::{Params, Sampler},
+    sample::{Sampler, SamplingParams},
 };
 use safetensors::{Dtype, tensor::TensorView};
 
@@ -62,7 +62,8 @@ pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
         // the last token chosen is not read
         ..args.common.machine.options(ids.len() + args.decode.saturating_sub(1))
     };
-    let mut greedy = Sampler::new(Params { temperature: 0.0, repeat_penalty: 1.0, ..Params::default() }, 0);
+    let mut greedy =
+        Sampler::new(SamplingParams { temperature: 0.0, repeat_penalty: 1.0, ..SamplingParams::default() }, 0);
     let mut session = Session::new(&model, &options)?;
     let vocab = model.config().vocab;
     let mut prefill = Vec::new();

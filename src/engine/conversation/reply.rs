@@ -92,9 +92,9 @@ impl Conversation<'_> {
             limit: self.options.limit.map(|limit| limit - reply.ids.len()),
             stops: &self.stops,
             timings: reply.timings,
+            cancel: Some(sink.watch.cancel),
         };
-        let cancel = sink.watch.cancel;
-        let more = generate(&mut self.timeline, self.tokenizer, &mut self.sampler, &request, cancel, sink.text)?;
+        let more = generate(&mut self.timeline, self.tokenizer, &mut self.sampler, &request, sink.text)?;
         let (text, ids) = (reply.text.clone() + &more.text, [&*reply.ids, &more.ids].concat());
         *reply = Generation { text, ids, ..more };
         if reply.ids.is_empty() && reply.stop == StopReason::Interrupted { Err(Error::Cancelled) } else { Ok(()) }

@@ -9,7 +9,6 @@ use crate::{
     Error, Mismatch, Result,
     engine::timeline::Watch,
     sample::{Sampler, SavedSampler},
-    text::Template,
 };
 
 /// What a session file holds beside the timeline.
@@ -67,12 +66,12 @@ impl Conversation<'_> {
     /// unless `keep_template`. If the file is refused, nothing has changed.
     pub fn load(&mut self, path: &Path, keep_template: bool) -> Result<()> {
         let file = path.display().to_string();
-        let [bos, eos] = [self.tokenizer.bos(), self.tokenizer.eos()].map(|id| self.tokenizer.name(id));
+        let tokenizer = self.tokenizer;
         let (sampler, template, name, current, branches) = self.timeline.load(path, |saved: Saved, steps| {
             let sampler = saved.sampler(path)?;
             let text = || Error::SessionMismatch { file: file.clone(), why: Mismatch::Text };
             let SavedChat { template, name, mut branches } = saved.chat.ok_or_else(text)?;
-            let parsed = template.map(|source| Template::new(&source, &file, &bos, &eos)).transpose()?;
+            let parsed = template.map(|source| tokenizer.template(&source, &file)).transpose()?;
             let consistent = branches.values().all(Branch::is_consistent);
             let current = branches.remove(&name).filter(|current| consistent && current.steps() == steps);
             let current = current.ok_or_else(|| Error::format(&file, "contradicts itself; restore it from a copy"))?;
