@@ -25,9 +25,8 @@ pub(super) fn write_tensors(
     let (sender, receiver) = mpsc::sync_channel::<Result<(&TensorPlan, usize, Vec<u8>)>>(1);
     thread::scope(|scope| {
         scope.spawn(move || {
-            for (plan, piece) in plans.iter().flat_map(|plan| plan.pieces().map(move |piece| (plan, piece))) {
-                let mut bytes = vec![0; piece.bytes];
-                let read = plan.input.read(piece.offset, &mut bytes).map(|()| (plan, piece.first_row, bytes));
+            for (plan, rows) in plans.iter().flat_map(|plan| plan.pieces().map(move |rows| (plan, rows))) {
+                let read = plan.read(rows.clone()).map(|bytes| (plan, rows.start, bytes));
                 let failed = read.is_err();
                 // The other side is gone if it has met an error or was cancelled.
                 if sender.send(read).is_err() || failed {

@@ -1,6 +1,6 @@
 //! What becomes of one tensor: where it is read from, and how its rows are converted.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use rayon::prelude::*;
 
@@ -35,14 +35,6 @@ pub(super) struct TensorPlan {
     pub(super) importance: Option<Vec<f32>>,
 }
 
-/// Rows of a tensor's input.
-pub(super) struct Piece {
-    pub(super) first_row: usize,
-    /// Where the bytes begin, counted from the tensor's first.
-    pub(super) offset: u64,
-    pub(super) bytes: usize,
-}
-
 impl TensorPlan {
     /// The whole tensor in memory, as the checkpoint holds it: to compute with.
     pub(super) fn load(&self) -> Result<Tensor> {
@@ -50,10 +42,8 @@ impl TensorPlan {
         let dtype = if spec.role == Role::Exact { DType::F32 } else { input.dtype };
         let packing = if Packing::fits(dtype) { Packing::X8 } else { Packing::Plain };
         let plain = Self { dtype, packing, searcher: None, importance: None, ..self.clone() };
-        let mut bytes = vec![0; plain.input_bytes() as usize];
-        input.read(0, &mut bytes)?;
         let mut out = Vec::new();
-        plain.convert(0, &bytes, &mut out)?;
+        plain.convert(0, &self.read(0..self.input_rows())?, &mut out)?;
         let (name, dims) = (spec.name.clone(), spec.shape.clone());
         Ok(Tensor { name, dims, dtype, packing, offset: 0, data: Blob::from_vec(out) })
     }
@@ -70,21 +60,27 @@ impl TensorPlan {
         dtype.row_bytes(self.rows_and_cols().1).unwrap_or(0)
     }
 
-    /// Bytes to read.
-    pub(super) fn input_bytes(&self) -> u64 {
-        (self.input.packing.stored_rows(self.rows_and_cols().0) * self.row_bytes(self.input.dtype)) as u64
+    /// Rows of the input, those that pad its last group included.
+    fn input_rows(&self) -> usize {
+        self.input.packing.stored_rows(self.rows_and_cols().0)
     }
 
-    /// The pieces of the input, which are whole groups of rows but for the last of a plain tensor.
-    pub(super) fn pieces(&self) -> impl Iterator<Item = Piece> + use<> {
+    pub(super) fn input_bytes(&self) -> u64 {
+        (self.input_rows() * self.row_bytes(self.input.dtype)) as u64
+    }
+
+    /// The rows of the input in pieces, which are whole groups but for the last of a plain tensor.
+    pub(super) fn pieces(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+        let rows = self.input_rows();
+        let step = (READ_BYTES / self.row_bytes(self.input.dtype)).next_multiple_of(GROUP).max(GROUP);
+        (0..rows).step_by(step).map(move |first| first..rows.min(first + step))
+    }
+
+    pub(super) fn read(&self, rows: Range<usize>) -> Result<Vec<u8>> {
         let row_bytes = self.row_bytes(self.input.dtype);
-        let rows = self.input.packing.stored_rows(self.rows_and_cols().0);
-        let step = (READ_BYTES / row_bytes).next_multiple_of(GROUP).max(GROUP);
-        (0..rows).step_by(step).map(move |first_row| Piece {
-            first_row,
-            offset: (first_row * row_bytes) as u64,
-            bytes: step.min(rows - first_row) * row_bytes,
-        })
+        let mut bytes = vec![0; rows.len() * row_bytes];
+        self.input.read((rows.start * row_bytes) as u64, &mut bytes)?;
+        Ok(bytes)
     }
 
     /// Converts the whole rows in `bytes`, of which the first is row `first`.

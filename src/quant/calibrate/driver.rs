@@ -33,19 +33,19 @@ use crate::{
 };
 
 /// A checkpoint and the text that it reads.
-pub(in crate::quant) struct Calibrator<'a> {
-    pub(in crate::quant) config: &'a Config,
-    pub(in crate::quant) metadata: &'a Metadata,
+pub struct Calibrator<'a> {
+    pub config: &'a Config,
+    pub metadata: &'a Metadata,
     /// The checkpoint's name, for messages.
-    pub(in crate::quant) file: &'a str,
-    pub(in crate::quant) sample: &'a Sample,
-    pub(in crate::quant) pool: &'a ThreadPool,
-    pub(in crate::quant) cancel: &'a AtomicBool,
+    pub file: &'a str,
+    pub sample: &'a Sample,
+    pub pool: &'a ThreadPool,
+    pub cancel: &'a AtomicBool,
 }
 
 impl Calibrator<'_> {
     /// Reads the text with the checkpoint as it is, and sums up what its matrices multiply.
-    pub(in crate::quant) fn moments(&self, plans: &[TensorPlan], progress: &mut dyn FnMut(Event)) -> Result<Moments> {
+    pub fn moments(&self, plans: &[TensorPlan], progress: &mut dyn FnMut(Event)) -> Result<Moments> {
         let (mut stream, pieces) = self.open(plans)?;
         let mut moments = Moments::new(&self.sample.name, self.sample.context, pieces);
         progress(Event::Calibrate { steps: (stream.texts() * self.config.layers) as u64 });
@@ -70,7 +70,7 @@ impl Calibrator<'_> {
     /// Rounds the quantized matrices of every layer so that columns make up for the errors of others, each on what the
     /// layers before it make once they are rounded. `write` gets all plans, in order; those of rounded matrices have
     /// what they became for input.
-    pub(in crate::quant) fn compensate(
+    pub fn compensate(
         &self,
         plans: &[TensorPlan],
         gptq: &Gptq,
