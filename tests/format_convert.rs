@@ -16,7 +16,7 @@ use hymba::{
         gguf::{Gguf, Value},
     },
     forward::LayerView,
-    quant::{Calibration, Event, Gptq, Options, Rounding, Sample, Summary, TypePlan, convert},
+    quant::{Calibration, Event, Gptq, Options, Recipe, Rounding, Sample, Summary, TypePlan, convert},
     text::Tokenizer,
 };
 use regex::Regex;
@@ -224,6 +224,28 @@ fn overrides_win_and_odd_rows_fall_back() {
     assert_eq!(summary.fallbacks[0], ("blk.0.ssm_dt.weight".into(), DType::Q4_0, DType::F16));
     let message = to(&fixture.folder(), &fixture.output(), DType::Q4_0, &[("ffm", DType::F16)]).unwrap_err();
     assert!(message.to_string().contains("ffm=f16"));
+}
+
+#[test]
+fn recipes_leave_what_the_user_fixed() {
+    let fixture = Fixture::new();
+    fixture.save();
+    let types = |pure| {
+        let types = TypePlan::Recipe { recipe: Recipe::Q6, pure };
+        let overrides = vec![(Regex::new("0.ffn_up").unwrap(), DType::BF16)];
+        let options = Options { types, overrides, force: true, ..plain() };
+        convert(&fixture.folder(), &fixture.output(), &options, &mut |_| {}, &AtomicBool::new(false)).unwrap();
+        let gguf = Gguf::open(&fixture.output()).unwrap();
+        assert_eq!(gguf.metadata.uint("general.file_type"), Some(DType::Q5_1.file_type().into()));
+        ["0.ffn_up", "1.ffn_up", "1.out_proj"].map(|name| gguf.tensor(&format!("blk.{name}.weight")).unwrap().dtype)
+    };
+    assert_eq!(types(true), [DType::BF16, DType::Q5_1, DType::Q5_1]);
+    let [fixed, mixed @ ..] = types(false);
+    assert_eq!(fixed, DType::BF16);
+    assert!(
+        mixed.iter().all(|dtype| [DType::Mxfp4, DType::Q4_0, DType::Q5_0, DType::Q8_0].contains(dtype)),
+        "{mixed:?}"
+    );
 }
 
 #[test]
