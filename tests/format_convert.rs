@@ -16,7 +16,7 @@ use hymba::{
         gguf::{Gguf, Value},
     },
     forward::LayerView,
-    quant::{Calibration, Event, Gptq, Options, Rounding, Sample, Summary, convert},
+    quant::{Calibration, Event, Gptq, Options, Recipe, Rounding, Sample, Summary, TypePlan, convert},
     text::Tokenizer,
 };
 use regex::Regex;
@@ -147,7 +147,8 @@ fn plain() -> Options {
 
 fn to(input: &Path, output: &Path, dtype: DType, overrides: &[(&str, DType)]) -> Result<Summary> {
     let overrides = overrides.iter().map(|(name, dtype)| (Regex::new(name).unwrap(), *dtype)).collect();
-    let options = Options { dtype, overrides, force: true, threads: 2.try_into().ok(), ..plain() };
+    let options =
+        Options { types: TypePlan::Uniform(dtype), overrides, force: true, threads: 2.try_into().ok(), ..plain() };
     convert(input, output, &options, &mut |_| {}, &AtomicBool::new(false))
 }
 
@@ -223,6 +224,28 @@ fn overrides_win_and_odd_rows_fall_back() {
     assert_eq!(summary.fallbacks[0], ("blk.0.ssm_dt.weight".into(), DType::Q4_0, DType::F16));
     let message = to(&fixture.folder(), &fixture.output(), DType::Q4_0, &[("ffm", DType::F16)]).unwrap_err();
     assert!(message.to_string().contains("ffm=f16"));
+}
+
+#[test]
+fn recipes_leave_what_the_user_fixed() {
+    let fixture = Fixture::new();
+    fixture.save();
+    let types = |pure| {
+        let types = TypePlan::Recipe { recipe: Recipe::Q6, pure };
+        let overrides = vec![(Regex::new("0.ffn_up").unwrap(), DType::BF16)];
+        let options = Options { types, overrides, force: true, ..plain() };
+        convert(&fixture.folder(), &fixture.output(), &options, &mut |_| {}, &AtomicBool::new(false)).unwrap();
+        let gguf = Gguf::open(&fixture.output()).unwrap();
+        assert_eq!(gguf.metadata.uint("general.file_type"), Some(DType::Q5_1.file_type().into()));
+        ["0.ffn_up", "1.ffn_up", "1.out_proj"].map(|name| gguf.tensor(&format!("blk.{name}.weight")).unwrap().dtype)
+    };
+    assert_eq!(types(true), [DType::BF16, DType::Q5_1, DType::Q5_1]);
+    let [fixed, mixed @ ..] = types(false);
+    assert_eq!(fixed, DType::BF16);
+    assert!(
+        mixed.iter().all(|dtype| [DType::Mxfp4, DType::Q4_0, DType::Q5_0, DType::Q8_0].contains(dtype)),
+        "{mixed:?}"
+    );
 }
 
 #[test]
@@ -377,7 +400,7 @@ fn keeps_the_tokenizer_and_the_sampling_settings() {
 fn leaves_nothing_when_cancelled_or_failed() {
     let fixture = Fixture::new();
     fixture.save();
-    let options = Options { dtype: DType::Q4_0, packed: true, ..plain() };
+    let options = Options { packed: true, ..plain() };
     let run = |fixture: &Fixture, cancelled| {
         convert(&fixture.folder(), &fixture.output(), &options, &mut |_| {}, &AtomicBool::new(cancelled))
     };
@@ -387,7 +410,7 @@ fn leaves_nothing_when_cancelled_or_failed() {
     let (_, values) = infinite.tensors.get_mut("model.layers.1.mamba.in_proj.weight").unwrap();
     values.fill(3e38);
     infinite.save();
-    let options = Options { dtype: DType::F32, ..plain() };
+    let options = Options { types: TypePlan::Uniform(DType::F32), ..plain() };
     let failed = convert(&infinite.folder(), &infinite.output(), &options, &mut |_| {}, &AtomicBool::new(false));
     let said = failed.unwrap_err().to_string();
     assert!(said.contains("tiny: layer 1 "), "{said}");
@@ -439,7 +462,7 @@ fn calibration_measures_what_sessions_compute() {
     fixture.save_tokenizer();
     let path = fixture.dir.path().join("moments.gguf");
     let options = Options {
-        dtype: DType::F32,
+        types: TypePlan::Uniform(DType::F32),
         calibration: Some(sample(24)),
         save_moments: Some(path.clone()),
         ..Options::default()

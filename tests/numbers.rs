@@ -13,7 +13,7 @@ use hymba::{
     engine::{Model, Session, SessionOptions, Timeline, generate::TokenModel},
     format::{Blob, CacheType, DType, gguf::Gguf},
     model::Config,
-    quant::{Options, Rounding, convert},
+    quant::{Options, Rounding, TypePlan, convert},
 };
 
 static GO_ON: AtomicBool = AtomicBool::new(false);
@@ -22,7 +22,13 @@ const META: &str = "hymba.meta_state.version";
 /// A golden checkpoint, converted.
 fn converted(case: &str, dtype: DType, packed: bool, folder: &Path) -> PathBuf {
     let file = folder.join("model.gguf");
-    let options = Options { dtype, packed, rounding: Rounding::Nearest, force: true, ..Options::default() };
+    let options = Options {
+        types: TypePlan::Uniform(dtype),
+        packed,
+        rounding: Rounding::Nearest,
+        force: true,
+        ..Options::default()
+    };
     convert(Path::new(&common::golden(case)), &file, &options, &mut |_| {}, &GO_ON).unwrap();
     file
 }

@@ -20,7 +20,7 @@ use hymba::{
     },
     format::{CacheType, DType},
     forward::Phase,
-    quant::{Options, convert},
+    quant::{Options, TypePlan, convert},
 };
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -36,7 +36,7 @@ fn watch(cancel: &AtomicBool) -> Watch<'_> {
 fn golden(case: &str, folder: &Path) -> PathBuf {
     let file = folder.join(format!("{case}.gguf"));
     let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(case);
-    let options = Options { dtype: DType::F32, packed: true, ..Options::default() };
+    let options = Options { types: TypePlan::Uniform(DType::F32), ..Options::default() };
     convert(&from, &file, &options, &mut |_| {}, &GO_ON).unwrap();
     file
 }

@@ -9,7 +9,7 @@ use hymba::{
         codec::{BLOCK, Block, decode_row, encode_row},
         packed::{GROUP, Packing, pack, unpack, unpack_row},
     },
-    quant::recode,
+    quant::requantize,
 };
 
 thread_local! {
@@ -69,7 +69,7 @@ pub fn decode(data: &[u8]) -> bool {
             let out = MatMut { buffer: &mut out, rows: tokens, start: 0, cols: rows, stride: rows };
             CPU.with_borrow_mut(|cpu| cpu.run(Op::MatMul { w: &matrix, x, out, accumulate: false }));
         }
-        if let Ok(Some(other)) = recode(&matrix, pick(to)) {
+        if let Ok(Some(other)) = requantize(&matrix, pick(to)) {
             assert!(finite, "what is no number was stored as one");
             other.row(rows - 1, &mut values);
         }

@@ -5,7 +5,6 @@ use std::{fs, sync::atomic::AtomicBool};
 
 use hymba::{
     engine::Model,
-    format::DType,
     import::Folder,
     model::{Activation, Config, tensors::specs},
     quant::{Options, Rounding, convert},
@@ -51,8 +50,7 @@ pub fn config(data: &[u8]) -> bool {
 pub fn import(data: &[u8]) -> bool {
     let (folder, go_on) = (folder(data), AtomicBool::new(false));
     let output = folder.path().join("out.gguf");
-    let options =
-        Options { dtype: DType::Q4_0, rounding: Rounding::Nearest, threads: 1.try_into().ok(), ..Options::default() };
+    let options = Options { rounding: Rounding::Nearest, threads: 1.try_into().ok(), ..Options::default() };
     let converted = convert(folder.path(), &output, &options, &mut |_| (), &go_on).is_ok();
     assert_eq!(converted, output.exists());
     if converted {

@@ -11,7 +11,7 @@ use std::{
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use hymba::{
     format::DType,
-    quant::{Event, Options, Recipe, convert, mixture},
+    quant::{Event, Options, Recipe, TypePlan, convert},
 };
 use indicatif::{HumanDuration, ProgressBar, ProgressState, ProgressStyle};
 use regex::Regex;
@@ -90,14 +90,13 @@ fn parse_override(text: &str) -> Result<(Regex, DType), String> {
 
 /// Converts. `cancel` turning true stops it and leaves nothing.
 pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
-    let (dtype, overrides) = match args.target {
-        Target::Recipe(recipe) => mixture(&args.input, recipe, args.pure, &args.overrides)?,
-        Target::Type(dtype) => (dtype, args.overrides.clone()),
-    };
     let options = Options {
-        dtype,
+        types: match args.target {
+            Target::Type(dtype) => TypePlan::Uniform(dtype),
+            Target::Recipe(recipe) => TypePlan::Recipe { recipe, pure: args.pure },
+        },
         packed: args.layout == BlockOrder::Packed,
-        overrides,
+        overrides: args.overrides.clone(),
         rounding: args.rounding.rounding()?,
         calibration: args.rounding.calibration()?,
         save_moments: args.rounding.save_calibration.clone(),

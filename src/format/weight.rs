@@ -13,7 +13,7 @@ use crate::{Error, Result};
 /// A matrix `[rows, cols]` as the file stores it.
 #[derive(Clone)]
 pub struct Matrix {
-    /// The tensor's number in the model's list of tensors.
+    /// The tensor's number in the model's list of tensors (`model::tensors::specs`).
     pub id: usize,
     /// How the values are stored.
     pub dtype: DType,

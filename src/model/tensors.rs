@@ -17,6 +17,10 @@ pub enum Role {
 /// A tensor that a file must or may hold.
 #[derive(Clone, Debug)]
 pub struct Spec {
+    /// Its number among all tensors of the model: its place in [`specs`].
+    pub id: usize,
+    /// The layer that it belongs to, if it belongs to one.
+    pub layer: Option<usize>,
     /// Name in our GGUF.
     pub name: String,
     /// Name in the official checkpoint, under which Hugging Face folders hold it.
@@ -32,19 +36,22 @@ pub struct Spec {
 /// The tensors of a model of these sizes, in the order in which a forward pass reads them.
 pub fn specs(c: &Config) -> Vec<Spec> {
     let mut all = Vec::new();
-    let mut add = |name: String, official: String, shape: &[usize], role, optional| {
-        all.push(Spec { name, official, shape: shape.to_vec(), role, optional });
+    let mut add = |layer: Option<usize>, name: &str, official: &str, shape: &[usize], role, optional| {
+        let (name, official) = match layer {
+            Some(layer) => (format!("blk.{layer}.{name}"), format!("model.layers.{layer}.{official}")),
+            None => (name.to_owned(), official.to_owned()),
+        };
+        all.push(Spec { id: all.len(), layer, name, official, shape: shape.to_vec(), role, optional });
     };
     use Role::{Exact, Half, Matrix};
-    let text = |s: &str| s.to_string();
 
-    add(text("token_embd.weight"), text("model.embed_tokens.weight"), &[c.vocab, c.hidden], Matrix, false);
+    add(None, "token_embd.weight", "model.embed_tokens.weight", &[c.vocab, c.hidden], Matrix, false);
     if c.meta_tokens > 0 {
-        add(text("meta_embd.weight"), text("model.memory_tokens"), &[c.meta_tokens, c.hidden], Half, false);
+        add(None, "meta_embd.weight", "model.memory_tokens", &[c.meta_tokens, c.hidden], Half, false);
     }
     for layer in 0..c.layers {
         let mut add = |name: &str, official: &str, shape: &[usize], role, optional| {
-            add(format!("blk.{layer}.{name}"), format!("model.layers.{layer}.{official}"), shape, role, optional);
+            add(Some(layer), name, official, shape, role, optional);
         };
         let in_rows = c.in_proj_rows(layer);
         add("attn_norm.weight", "input_layernorm.weight", &[c.hidden], Exact, false);
@@ -79,8 +86,8 @@ pub fn specs(c: &Config) -> Vec<Spec> {
             add("ffn_down.weight", "moe.experts.0.down_proj.weight", &[c.hidden, c.ffn], Matrix, false);
         }
     }
-    add(text("output_norm.weight"), text("model.final_layernorm.weight"), &[c.hidden], Exact, false);
-    add(text("output.weight"), text("lm_head.weight"), &[c.vocab, c.hidden], Matrix, true);
+    add(None, "output_norm.weight", "model.final_layernorm.weight", &[c.hidden], Exact, false);
+    add(None, "output.weight", "lm_head.weight", &[c.vocab, c.hidden], Matrix, true);
     all
 }
 

@@ -82,22 +82,8 @@ pub struct Layer {
 impl Layer {
     /// Every matrix of the layer.
     pub fn matrices(&self) -> impl Iterator<Item = &Matrix> {
-        self.named_matrices().map(|(_, matrix)| matrix)
-    }
-
-    /// Every matrix of the layer with its tensor's name, what comes after `blk.N.`.
-    pub fn named_matrices(&self) -> impl Iterator<Item = (&'static str, &Matrix)> {
-        let mixer = [
-            ("in_proj.weight", &self.in_proj),
-            ("ssm_x.weight", &self.x_proj),
-            ("ssm_dt.weight", &self.dt_proj),
-            ("out_proj.weight", &self.out_proj),
-        ];
-        let ffn = self.feed_forward.iter().flat_map(|f| {
-            let gate = f.gate.iter().map(|gate| ("ffn_gate.weight", gate));
-            gate.chain([("ffn_up.weight", &f.up), ("ffn_down.weight", &f.down)])
-        });
-        mixer.into_iter().chain(ffn)
+        let ffn = self.feed_forward.iter().flat_map(|f| f.gate.iter().chain([&f.up, &f.down]));
+        [&self.in_proj, &self.x_proj, &self.dt_proj, &self.out_proj].into_iter().chain(ffn)
     }
 }
 
@@ -165,16 +151,12 @@ impl Weights {
 pub(crate) struct Finder<'a> {
     gguf: &'a Gguf,
     config: &'a Config,
-    specs: HashMap<String, (usize, Spec)>,
+    specs: HashMap<String, Spec>,
 }
 
 impl<'a> Finder<'a> {
     pub(crate) fn new(gguf: &'a Gguf, config: &'a Config) -> Self {
-        Self {
-            gguf,
-            config,
-            specs: specs(config).into_iter().enumerate().map(|(id, s)| (s.name.clone(), (id, s))).collect(),
-        }
+        Self { gguf, config, specs: specs(config).into_iter().map(|s| (s.name.clone(), s)).collect() }
     }
 
     /// Layer `i`.
@@ -222,10 +204,10 @@ impl<'a> Finder<'a> {
         })
     }
 
-    /// The tensor and its number in the model's list, once its shape is what the spec says.
+    /// The tensor and its id, once its shape is what the spec says.
     fn checked(&self, name: &str) -> Result<(usize, &Tensor)> {
         let bad = |what: String| Error::model(&self.gguf.file, what);
-        let (id, spec) = self.specs.get(name).ok_or_else(|| bad(format!("has no place for a tensor `{name}`")))?;
+        let spec = self.specs.get(name).ok_or_else(|| bad(format!("has no place for a tensor `{name}`")))?;
         let missing = || bad(format!("has no tensor `{name}`: the file is incomplete"));
         let tensor = self.gguf.tensor(name).ok_or_else(missing)?;
         if tensor.dims != spec.shape {
@@ -234,7 +216,7 @@ impl<'a> Finder<'a> {
                 tensor.dims, spec.shape
             )));
         }
-        Ok((*id, tensor))
+        Ok((spec.id, tensor))
     }
 
     pub(crate) fn matrix(&self, name: &str) -> Result<Matrix> {
@@ -251,7 +233,7 @@ impl<'a> Finder<'a> {
     fn maybe<T>(&self, name: &str, read: impl Fn(&str) -> Result<T>) -> Result<Option<T>> {
         match self.specs.get(name) {
             None => Ok(None),
-            Some((_, spec)) if spec.optional && self.gguf.tensor(name).is_none() => Ok(None),
+            Some(spec) if spec.optional && self.gguf.tensor(name).is_none() => Ok(None),
             Some(_) => read(name).map(Some),
         }
     }

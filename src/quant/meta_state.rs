@@ -1,37 +1,53 @@
-//! The state after the meta tokens, computed from the weights and stored beside them.
+//! The state after the meta tokens, computed from the weights and stored behind them.
 
 use std::{
     num::NonZeroUsize,
-    path::Path,
     sync::atomic::{AtomicBool, Ordering},
 };
 
 use crate::{
     Error, Result,
     backend::Device,
-    format::gguf::Gguf,
+    format::{
+        DType,
+        gguf::{Gguf, Metadata, Writer},
+        packed::Packing,
+    },
     forward::{LayerView, MetaPass},
-    model::{Config, Weights},
+    model::{Config, Weights, tensors::meta_state_specs},
 };
 
 /// The key that says that the state after the meta tokens is stored.
 pub(super) const KEY: &str = "hymba.meta_state.version";
 /// The version of its layout.
-pub(super) const VERSION: u32 = 1;
+const VERSION: u32 = 1;
 
-/// Returns a vector for each of `tensors::meta_state_specs`, computed from the weights in the file at `path`. Each layer's
-/// pages are released when the layer is done, so that a model of any size passes through little memory.
-pub(super) fn compute(
-    path: &Path,
+/// Announces the state in `metadata` and returns its tensors' places in a [`Layout`](crate::format::gguf::Layout); none
+/// if the model has no meta tokens.
+pub(super) fn reserve(config: &Config, metadata: &mut Metadata) -> Vec<(String, Vec<usize>, DType, Packing)> {
+    if config.meta_tokens == 0 {
+        return Vec::new();
+    }
+    metadata.set(KEY, VERSION);
+    // A convolution of one tap has no state, and GGUF no empty tensors.
+    let stored = meta_state_specs(config).into_iter().filter(|(_, dims)| !dims.contains(&0));
+    stored.map(|(name, dims)| (name, dims.to_vec(), DType::F32, Packing::Plain)).collect()
+}
+
+/// Computes the state from the weights that `writer` holds, and writes it behind them. Each layer's pages are released
+/// when the layer is done, so that a model of any size passes through little memory.
+pub(super) fn write(
+    writer: &mut Writer,
     config: &Config,
     threads: Option<NonZeroUsize>,
     cancel: &AtomicBool,
-) -> Result<Vec<Vec<f32>>> {
-    let weights = Weights::from_gguf(&Gguf::open(path)?, config)?;
+) -> Result<()> {
+    let weights = Weights::from_gguf(&Gguf::open(writer.temporary_path()?)?, config)?;
     let release = &mut |view: LayerView<'_>| {
         weights.layers[view.layer].matrices().for_each(|m| m.data.release());
         if cancel.load(Ordering::Relaxed) { Err(Error::Cancelled) } else { Ok(()) }
     };
     let pass = MetaPass { backend: &mut Device::cpu_only(threads), config, weights: &weights };
-    Ok(pass.run(Some(release))?.into_vectors())
+    let state = pass.run(Some(release))?.into_vectors();
+    state.iter().try_for_each(|values| writer.write(bytemuck::cast_slice(values)))
 }

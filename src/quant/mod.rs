@@ -1,21 +1,24 @@
 //! The making of small checkpoints from large ones.
 
 mod calibrate;
-mod calibrated;
 mod checkpoint;
 mod convert;
 mod meta_state;
-mod mixture;
+mod options;
+mod pipeline;
 mod random;
 mod recipe;
-mod recode;
+mod requantize;
 mod rounding;
 mod summary;
+mod tensor_plan;
+mod tensor_type;
 
-pub use calibrate::{Moments, Sample};
-pub use convert::{Calibration, Options, convert};
-pub use mixture::{Recipe, mixture};
+pub use calibrate::Sample;
+pub use convert::convert;
+pub use options::{Calibration, Options, Rounding, TypePlan};
 pub use random::{SHAPES, random_checkpoint};
-pub use recode::recode;
-pub use rounding::{Gptq, Order, Rounding};
+pub use recipe::Recipe;
+pub use requantize::requantize;
+pub use rounding::{Gptq, Order};
 pub use summary::{Event, Summary};

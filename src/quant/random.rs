@@ -6,7 +6,7 @@ use std::{path::Path, sync::atomic::AtomicBool};
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::{meta_state, recipe};
+use super::{meta_state, tensor_type::choose};
 use crate::{
     Error, Result,
     format::{
@@ -17,7 +17,7 @@ use crate::{
     },
     model::{
         Config,
-        tensors::{Role, Spec, meta_state_specs, specs},
+        tensors::{Role, Spec, specs},
     },
 };
 
@@ -75,17 +75,14 @@ pub fn random_checkpoint(shape: &str, dtype: DType, output: &Path, cancel: &Atom
     let mut metadata = metadata(shape)?;
     let config = Config::from_metadata(&metadata, shape)?;
     let place = |spec: &Spec| {
-        let dtype = recipe::choose(spec, dtype, &[]).dtype;
+        let dtype = choose(spec, dtype, None).dtype;
         let packs = spec.role != Role::Exact && spec.shape.len() == 2 && Packing::fits(dtype);
         (spec.name.clone(), spec.shape.clone(), dtype, if packs { Packing::X8 } else { Packing::Plain })
     };
     let specs: Vec<Spec> =
         specs(&config).into_iter().filter(|s| !s.optional || s.name.ends_with("conv1d.bias")).collect();
     let places: Vec<_> = specs.iter().map(place).collect();
-    let states = meta_state_specs(&config);
-    metadata.set(meta_state::KEY, meta_state::VERSION);
-    let stored = states.iter().map(|(name, dims)| (name.clone(), dims.to_vec(), DType::F32, Packing::Plain));
-    let layout = places.iter().cloned().chain(stored).collect();
+    let layout = places.iter().cloned().chain(meta_state::reserve(&config, &mut metadata)).collect();
     let mut writer = Writer::create(output, Layout::new(metadata, layout)?, true)?;
     let mut rng = ChaCha8Rng::seed_from_u64(0);
     for (name, shape, dtype, packing) in places {
@@ -97,8 +94,7 @@ pub fn random_checkpoint(shape: &str, dtype: DType, output: &Path, cancel: &Atom
             writer.write(&groups[rng.random_range(0..groups.len())])?;
         }
     }
-    let values = meta_state::compute(writer.temporary_path()?, &config, None, cancel)?;
-    values.iter().try_for_each(|values| writer.write(bytemuck::cast_slice(values)))?;
+    meta_state::write(&mut writer, &config, None, cancel)?;
     writer.finish()
 }
 

@@ -55,8 +55,9 @@ pub struct Summary {
 
 impl Summary {
     /// Counts the first `weights` tensors of `layout`; those behind them hold state.
-    pub(super) fn count(&mut self, layout: &Layout, weights: usize, parameters: u64) {
+    pub(super) fn count(&mut self, layout: &Layout, weights: usize) {
         let slots = layout.slots.iter().take(weights);
+        self.parameters = slots.clone().map(|slot| slot.dims.iter().product::<usize>() as u64).sum();
         for dtype in DType::ALL {
             let slots = slots.clone().filter(|s| s.dtype == dtype);
             let (count, bytes) = slots.fold((0, 0), |(n, sum), s| (n + 1, sum + s.bytes));
@@ -65,8 +66,7 @@ impl Summary {
             }
         }
         let bytes: u64 = self.types.iter().map(|&(_, _, bytes)| bytes).sum();
-        self.bits_per_weight = bytes as f64 * 8.0 / parameters as f64;
-        self.parameters = parameters;
+        self.bits_per_weight = bytes as f64 * 8.0 / self.parameters as f64;
         self.bytes = layout.size;
     }
 }

@@ -10,9 +10,8 @@ use std::{
 use hymba::{
     engine::{Model, Session, SessionOptions},
     format::{CacheType, DType},
-    quant::{Options, Rounding, convert},
+    quant::{Options, Rounding, TypePlan, convert},
 };
-use regex::Regex;
 use safetensors::SafeTensors;
 
 /// Allowed difference of a logit, times max(1, the largest logit).
@@ -35,14 +34,14 @@ pub struct Case {
 impl Case {
     /// Converts the checkpoint in `folder` to F32 and opens it.
     pub fn open(folder: &Path) -> Self {
-        Self::convert(folder, folder, DType::F32, Vec::new(), true)
+        Self::convert(folder, folder, TypePlan::Uniform(DType::F32), true)
     }
 
     /// Converts `input`, made from the checkpoint in `folder` or that itself, and opens it.
-    pub fn convert(folder: &Path, input: &Path, dtype: DType, overrides: Vec<(Regex, DType)>, packed: bool) -> Self {
+    pub fn convert(folder: &Path, input: &Path, types: TypePlan, packed: bool) -> Self {
         let temporary = tempfile::tempdir().unwrap();
         let file = temporary.path().join("model.gguf");
-        let options = Options { dtype, packed, overrides, rounding: Rounding::Nearest, ..Options::default() };
+        let options = Options { types, packed, rounding: Rounding::Nearest, ..Options::default() };
         convert(input, &file, &options, &mut |_| {}, &GO_ON).unwrap();
         Self {
             name: folder.file_name().unwrap().to_string_lossy().into(),

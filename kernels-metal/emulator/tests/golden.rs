@@ -12,7 +12,7 @@ use hymba::{
     backend::{Cpu, Device, Metal},
     engine::Session,
     format::DType,
-    quant::{Recipe, mixture},
+    quant::{Recipe, TypePlan},
 };
 use runner::much;
 
@@ -37,7 +37,7 @@ fn prefill_and_decode_are_the_official_ones_on_emulated_metal() {
 /// Metal's kernels round no activations: quantized weights give what the same values give as F32. `ids` are read as a
 /// prompt, then some of them one at a time.
 fn check_on_emulated_metal(what: &str, folder: &Path, quantized: &Case) {
-    let decoded = Case::convert(folder, &quantized.file(), DType::F32, Vec::new(), false);
+    let decoded = Case::convert(folder, &quantized.file(), TypePlan::Uniform(DType::F32), false);
     let ids = &quantized.ids("p6.ids")[..17];
     let (mut metal, mut cpu) = (emulated(quantized, 64, false), decoded.session(64, 1, false));
     let (mut got, mut want) = (quantized.prefill(&mut metal, ids), decoded.prefill(&mut cpu, ids));
@@ -54,7 +54,7 @@ fn quantized_weights_on_emulated_metal_are_the_decoded_ones() {
     for &dtype in much(&DType::ALL[..], &[DType::Q4_0]) {
         for packed in [true, false] {
             if dtype.is_quantized() || (dtype == DType::F16 && !packed) {
-                let quantized = Case::convert(&folder, &folder, dtype, Vec::new(), packed);
+                let quantized = Case::convert(&folder, &folder, TypePlan::Uniform(dtype), packed);
                 check_on_emulated_metal(&format!("{dtype}, packed {packed}"), &folder, &quantized);
             }
         }
@@ -65,8 +65,7 @@ fn quantized_weights_on_emulated_metal_are_the_decoded_ones() {
 fn recipes_on_emulated_metal_are_the_decoded_ones() {
     let folder = root().join("tests/golden/tiny-b");
     for &recipe in &Recipe::ALL[..much(Recipe::ALL.len(), 1)] {
-        let (dtype, overrides) = mixture(&folder, recipe, false, &[]).unwrap();
-        let mixed = Case::convert(&folder, &folder, dtype, overrides, true);
+        let mixed = Case::convert(&folder, &folder, TypePlan::Recipe { recipe, pure: false }, true);
         check_on_emulated_metal(recipe.name(), &folder, &mixed);
     }
 }

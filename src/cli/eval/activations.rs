@@ -2,7 +2,7 @@
 
 use std::sync::atomic::AtomicBool;
 
-use hymba::{Error, engine::SessionOptions, format::DType, quant::recode};
+use hymba::{Error, engine::SessionOptions, format::DType, quant::requantize};
 
 use super::{
     args::Common,
@@ -29,7 +29,7 @@ pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
         if !matrix.dtype.is_quantized() {
             return Ok(None);
         }
-        recode(matrix, DType::F32).map_err(|unfit| Error::format(model.file(), format!("tensor `{name}` {unfit}")))
+        requantize(matrix, DType::F32).map_err(|unfit| Error::format(model.file(), format!("tensor `{name}` {unfit}")))
     })?;
     // Both compute the state after the meta tokens: the file's was computed with rounded activations or without.
     let options = SessionOptions { stored_meta_state: false, ..args.text.side_by_side(&args.common.machine) };

@@ -11,7 +11,7 @@ use hymba::{
     engine::{Model, Session},
     eval::diverge,
     format::DType,
-    quant::recode,
+    quant::requantize,
 };
 use serde_json::{Value, json};
 
@@ -79,13 +79,13 @@ fn quantized(model: &Model, class: &Class, dtype: DType) -> hymba::Result<(Model
         if name == "meta_embd.weight" || !(class.holds)(name) {
             return Ok(None);
         }
-        let recoded =
-            recode(matrix, dtype).map_err(|unfit| Error::format(model.file(), format!("tensor `{name}` {unfit}")))?;
-        if let Some(other) = &recoded {
+        let other_matrix = requantize(matrix, dtype)
+            .map_err(|unfit| Error::format(model.file(), format!("tensor `{name}` {unfit}")))?;
+        if let Some(other) = &other_matrix {
             weights += (matrix.rows * matrix.cols) as u64;
             saved += matrix.data.len() as i64 - other.data.len() as i64;
         }
-        Ok(recoded)
+        Ok(other_matrix)
     })?;
     Ok((changed, weights, saved))
 }

@@ -1,9 +1,10 @@
 //! Calibration: what a model's matrices multiply while it reads a text.
 
+mod driver;
 mod moments;
 mod sample;
 mod stream;
 
-pub use moments::Moments;
+pub(super) use driver::Calibrator;
+pub(super) use moments::Moments;
 pub use sample::Sample;
-pub(super) use stream::{Advance, Stream};

@@ -16,24 +16,25 @@ use crate::{
 };
 
 /// The sums of one matrix.
-#[derive(Clone, Debug, Default, PartialEq)]
 struct Sums {
+    /// The tensor's name.
+    name: String,
     /// Σ x² of each column.
     squares: Vec<f32>,
     /// Inputs summed up.
     count: f32,
 }
 
-/// The second moments of the inputs of a model's matrices, by the names of the tensors.
-#[derive(Clone, Debug, Default, PartialEq)]
+/// The second moments of the inputs of a model's matrices.
 pub struct Moments {
-    sums: BTreeMap<String, Sums>,
+    /// By the tensors' ids.
+    sums: BTreeMap<usize, Sums>,
     /// What was read.
-    pub dataset: String,
+    dataset: String,
     /// Tokens of a text.
-    pub context: usize,
+    context: usize,
     /// Texts read.
-    pub texts: usize,
+    texts: usize,
 }
 
 const SQUARES: &str = ".in_sum2";
@@ -45,12 +46,10 @@ impl Moments {
         Self { sums: BTreeMap::new(), dataset: dataset.to_owned(), context, texts }
     }
 
-    /// Adds what the matrix `name` multiplies.
-    pub fn add(&mut self, name: &str, x: MatRef<'_>) {
-        if !self.sums.contains_key(name) {
-            self.sums.insert(name.to_owned(), Sums { squares: vec![0.0; x.cols], count: 0.0 });
-        }
-        let Some(sums) = self.sums.get_mut(name) else { return };
+    /// Adds what the matrix `spec` multiplies.
+    pub fn add(&mut self, spec: &Spec, x: MatRef<'_>) {
+        let none = || Sums { name: spec.name.clone(), squares: vec![0.0; x.cols], count: 0.0 };
+        let sums = self.sums.entry(spec.id).or_insert_with(none);
         let values = &x.buffer.f32()[x.start..];
         for t in 0..x.rows {
             let row = &values[t * x.stride..][..x.cols];
@@ -59,9 +58,9 @@ impl Moments {
         sums.count += x.rows as f32;
     }
 
-    /// How much an error in each column of the matrix `name` is felt, if that is known.
-    pub fn importance(&self, name: &str) -> Option<Vec<f32>> {
-        let Sums { squares, count } = self.sums.get(name)?;
+    /// How much an error in each column of the matrix `spec` is felt, if that is known.
+    pub fn importance(&self, spec: &Spec) -> Option<Vec<f32>> {
+        let Sums { squares, count, .. } = self.sums.get(&spec.id)?;
         // A column that was always zero counts a little, so that its values are not lost.
         let mean: f32 = squares.iter().sum::<f32>() / squares.len() as f32;
         (mean > 0.0).then(|| squares.iter().map(|s| (s + 1e-4 * mean) / count).collect())
@@ -75,12 +74,14 @@ impl Moments {
         metadata.set("imatrix.datasets", vec![self.dataset.clone()]);
         metadata.set("imatrix.chunk_count", self.texts);
         metadata.set("imatrix.chunk_size", self.context);
-        let tensors = self.sums.iter().flat_map(|(name, Sums { squares, .. })| {
+        let mut sums: Vec<&Sums> = self.sums.values().collect();
+        sums.sort_by_key(|sums| &sums.name);
+        let tensors = sums.iter().flat_map(|Sums { name, squares, .. }| {
             let place = |suffix, cols| (format!("{name}{suffix}"), vec![1, cols], DType::F32, Packing::Plain);
             [place(SQUARES, squares.len()), place(COUNTS, 1)]
         });
         let mut writer = Writer::create(path, Layout::new(metadata, tensors.collect())?, force)?;
-        for Sums { squares, count } in self.sums.values() {
+        for Sums { squares, count, .. } in sums {
             writer.write(bytemuck::cast_slice(squares))?;
             writer.write(&count.to_le_bytes())?;
         }
@@ -116,13 +117,13 @@ impl Moments {
             let usable = |v: &f32| v.is_finite() && *v >= 0.0;
             match count {
                 Some(count) if count > 0.0 && usable(&count) && squares.iter().all(usable) => {
-                    sums.insert(name.to_owned(), Sums { squares, count });
+                    sums.insert(spec.id, Sums { name: name.to_owned(), squares, count });
                 }
                 _ => return Err(bad(format!("is damaged: the sums of `{name}` are unusable"))),
             }
         }
         if let Some(spec) =
-            specs.iter().find(|s| s.name.starts_with("blk.") && s.role == Role::Matrix && !sums.contains_key(&s.name))
+            specs.iter().find(|s| s.name.starts_with("blk.") && s.role == Role::Matrix && !sums.contains_key(&s.id))
         {
             return Err(bad(format!("lacks the tensor `{}` of this model", spec.name)));
         }

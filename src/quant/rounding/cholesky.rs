@@ -80,10 +80,10 @@ pub fn invert(l: &[f32], n: usize) -> Vec<f32> {
         let rows = &mut rows[..(end - start) * n];
         if start > 0 {
             let above = strided(above, start, start, n);
-            const SOME: usize = 16;
-            rows.par_chunks_mut(SOME * n).enumerate().for_each(|(i, rows)| {
+            const ROWS_AT_ONCE: usize = 16;
+            rows.par_chunks_mut(ROWS_AT_ONCE * n).enumerate().for_each(|(i, rows)| {
                 let height = rows.len() / n;
-                let left = strided(&l[(start + i * SOME) * n..], height, start, n);
+                let left = strided(&l[(start + i * ROWS_AT_ONCE) * n..], height, start, n);
                 general_mat_mul(-1.0, &left, &above, 0.0, &mut strided_mut(rows, height, start, n));
             });
         }

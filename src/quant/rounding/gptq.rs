@@ -48,7 +48,7 @@ pub struct Hessian {
 }
 
 /// Rows of the second moments that are added to at once.
-const PANEL: usize = 128;
+const PANEL_ROWS: usize = 128;
 
 impl Hessian {
     /// Of inputs of `cols` values; none yet.
@@ -60,9 +60,9 @@ impl Hessian {
     pub fn add(&mut self, values: &[f32], rows: usize, stride: usize) {
         let n = self.cols;
         let x = strided(values, rows, n, stride);
-        self.sums.par_chunks_mut(PANEL * n).enumerate().for_each(|(i, panel)| {
+        self.sums.par_chunks_mut(PANEL_ROWS * n).enumerate().for_each(|(i, panel)| {
             let height = panel.len() / n;
-            let (start, end) = (i * PANEL, i * PANEL + height);
+            let (start, end) = (i * PANEL_ROWS, i * PANEL_ROWS + height);
             let mut sums = strided_mut(panel, height, end, n);
             general_mat_mul(1.0, &x.slice(s![.., start..end]).t(), &x.slice(s![.., ..end]), 1.0, &mut sums);
         });
@@ -130,17 +130,17 @@ fn column_order(n: usize, order: Order, weight: impl Fn(usize) -> f32) -> Vec<us
 }
 
 /// Rows that are rounded together, so that the factor is read once for all of them.
-const TILE: usize = 32;
+const TILE_ROWS: usize = 32;
 
-/// Rounds the matrix `values` `[rows, cols]` to blocks of `dtype` in `out`. Returns what that costs: Σ over rows of e·H·eᵀ, where e is
-/// what was changed. The error names a row that can't be stored.
+/// Rounds the matrix `values` `[rows, cols]` to blocks of `dtype` in `out`. Returns what that costs: Σ over rows of
+/// e·H·eᵀ, where e is what was changed. The error names a row that can't be stored.
 pub fn compensate(dtype: DType, values: &[f32], factor: &Factor, out: &mut [u8]) -> Result<f64, (usize, Unfit)> {
     let n = factor.cols();
     let row_bytes = dtype.row_bytes(n).unwrap_or(0);
     let grid = Grid::new(dtype);
-    let tiles = values.par_chunks(TILE * n).zip(out.par_chunks_mut(TILE * row_bytes)).enumerate();
+    let tiles = values.par_chunks(TILE_ROWS * n).zip(out.par_chunks_mut(TILE_ROWS * row_bytes)).enumerate();
     let costs = tiles.map(|(tile, (values, out))| {
-        let first = tile * TILE;
+        let first = tile * TILE_ROWS;
         if let Some(bad) = values.iter().position(|v| !v.is_finite()) {
             return Err((first + bad / n, Unfit::NotFinite));
         }
@@ -179,7 +179,7 @@ fn round_tile(
             }
             let fit = search(grid, &x, &weights, &plain);
             let mut best = walk(grid, &x, &inner, fit.d, fit.m);
-            for factor in NEARBY {
+            for factor in NEARBY_SCALES {
                 let d = grid.scale(fit.d * factor);
                 // The middle of the range stays where it is.
                 let m = if grid.has_min {
@@ -210,7 +210,7 @@ fn round_tile(
 }
 
 /// Scales around the one that was found for each value by itself.
-const NEARBY: [f32; 6] = [0.94, 0.96, 0.98, 1.02, 1.04, 1.06];
+const NEARBY_SCALES: [f32; 6] = [0.94, 0.96, 0.98, 1.02, 1.04, 1.06];
 
 /// A block that was rounded with compensation inside.
 struct Walk {

@@ -2,7 +2,10 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::{grid::Grid, search::search, *};
-use crate::format::codec::{decode_row, encode_row, round_block};
+use crate::format::{
+    DType,
+    codec::{BLOCK, Unfit, decode_row, encode_row, round_block},
+};
 
 fn quantized() -> impl Iterator<Item = DType> {
     DType::ALL.into_iter().filter(|dtype| dtype.is_quantized())

@@ -9,7 +9,7 @@ use crate::format::{
 };
 
 /// `matrix` rounded to `dtype` value by value, packed if that type can be; `None` if its rows have no whole blocks.
-pub fn recode(matrix: &Matrix, dtype: DType) -> Result<Option<Matrix>, Unfit> {
+pub fn requantize(matrix: &Matrix, dtype: DType) -> Result<Option<Matrix>, Unfit> {
     let Some(row_bytes) = dtype.row_bytes(matrix.cols) else { return Ok(None) };
     let packing = if Packing::fits(dtype) { Packing::X8 } else { Packing::Plain };
     let mut data = vec![0; packing.stored_rows(matrix.rows) * row_bytes];
@@ -44,11 +44,11 @@ mod tests {
         let plain =
             Matrix { id: 0, dtype: DType::F32, packing: Packing::Plain, rows, cols, data: Blob::from_vec(bytes) };
         for dtype in DType::ALL {
-            let recoded = recode(&plain, dtype).unwrap().unwrap();
-            let back = recode(&recoded, DType::F32).unwrap().unwrap();
+            let other = requantize(&plain, dtype).unwrap().unwrap();
+            let back = requantize(&other, DType::F32).unwrap().unwrap();
             for row in 0..rows {
                 let (mut got, mut decoded) = (vec![f32::NAN; cols], vec![f32::NAN; cols]);
-                recoded.row(row, &mut got);
+                other.row(row, &mut got);
                 back.row(row, &mut decoded);
                 assert_eq!(got, decoded);
                 let mut bytes = vec![0; dtype.row_bytes(cols).unwrap()];
@@ -58,6 +58,6 @@ mod tests {
             }
         }
         let narrow = Matrix { cols: 52, rows: 16, ..plain };
-        assert!(recode(&narrow, DType::Q4_0).unwrap().is_none());
+        assert!(requantize(&narrow, DType::Q4_0).unwrap().is_none());
     }
 }

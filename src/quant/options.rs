@@ -1,0 +1,104 @@
+//! What a conversion is asked for.
+
+use std::{num::NonZeroUsize, path::PathBuf};
+
+use regex::Regex;
+
+use super::{
+    calibrate::Sample,
+    recipe::Recipe,
+    rounding::Gptq,
+    tensor_type::{Choice, choose, overridden},
+};
+use crate::{format::DType, model::tensors::Spec};
+
+/// How to convert.
+pub struct Options {
+    /// The types of the matrices.
+    pub types: TypePlan,
+    /// Interleave the rows of quantized matrices by eight, as the kernels read them fastest?
+    pub packed: bool,
+    /// Other types for tensors whose name (in GGUF) matches; the last match wins.
+    pub overrides: Vec<(Regex, DType)>,
+    /// How values become blocks.
+    pub rounding: Rounding,
+    /// How it is known which errors are felt; with [`Rounding::Gptq`] a text.
+    pub calibration: Option<Calibration>,
+    /// Where to save what was measured on the text.
+    pub save_moments: Option<PathBuf>,
+    /// Replace an existing output?
+    pub force: bool,
+    /// Threads that convert; `None`: one a core.
+    pub threads: Option<NonZeroUsize>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            types: TypePlan::Uniform(DType::Q4_0),
+            packed: true,
+            overrides: Vec::new(),
+            rounding: Rounding::default(),
+            calibration: None,
+            save_moments: None,
+            force: false,
+            threads: None,
+        }
+    }
+}
+
+/// Which types the matrices take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TypePlan {
+    /// All the same.
+    Uniform(DType),
+    /// Each what it needs, so that the file keeps to a size.
+    Recipe {
+        /// That size.
+        recipe: Recipe,
+        /// All in the recipe's main type after all.
+        pure: bool,
+    },
+}
+
+impl TypePlan {
+    /// The type that most weights take.
+    pub(super) fn main(self) -> DType {
+        match self {
+            Self::Uniform(dtype) => dtype,
+            Self::Recipe { recipe, .. } => recipe.main(),
+        }
+    }
+
+    /// Chooses for each of `specs`, all tensors of a checkpoint.
+    pub(super) fn choose(self, specs: &[Spec], overrides: &[(Regex, DType)]) -> Vec<Choice> {
+        let mut exceptions: Vec<_> = specs.iter().map(|spec| overridden(spec, overrides)).collect();
+        match self {
+            Self::Uniform(_) => (),
+            Self::Recipe { recipe, pure: true } => recipe.pure(specs, &mut exceptions),
+            Self::Recipe { recipe, pure: false } => recipe.mix(specs, &mut exceptions),
+        }
+        specs.iter().zip(exceptions).map(|(spec, exception)| choose(spec, self.main(), exception)).collect()
+    }
+}
+
+/// How values become blocks.
+#[derive(Clone, Copy, Debug, Default)]
+pub enum Rounding {
+    /// Each value for itself, on the plainest scale: the bytes that ggml's reference code makes.
+    Nearest,
+    /// On the scale that loses least.
+    #[default]
+    Search,
+    /// So that later columns make up for the errors of earlier ones; needs a text to calibrate on.
+    Gptq(Gptq),
+}
+
+/// How it is known which errors of a matrix are felt.
+#[derive(Clone, Debug)]
+pub enum Calibration {
+    /// The model reads a text.
+    Text(Sample),
+    /// What was measured before, and saved.
+    File(PathBuf),
+}
