@@ -14,13 +14,13 @@ use std::{
 
 use common::{hymba, much, succeeds};
 use hymba::{
-    backend::Kind,
     engine::{
         Conversation, Model, Session, SessionOptions, Timeline,
-        conversation::{Listener, Options, Overflow, Saved},
-        generate::Steps,
+        conversation::{Options, Overflow, ReplySink, Saved},
+        generate::TokenModel,
         timeline::Watch,
     },
+    format::CacheType,
     sample::{Params, Sampler},
     text::Tokenizer,
 };
@@ -121,7 +121,7 @@ fn hash(logits: &[f32]) -> String {
 }
 
 fn timeline(cache: &str) -> Timeline<'static> {
-    let cache = Kind::ALL.into_iter().find(|kind| kind.name() == cache).unwrap();
+    let cache = CacheType::ALL.into_iter().find(|kind| kind.name() == cache).unwrap();
     let options = SessionOptions { cache, threads: much(2, 1).try_into().ok(), ..SessionOptions::default() };
     Timeline::new(Session::new(&MODEL, &options).unwrap(), usize::MAX)
 }
@@ -160,7 +160,7 @@ fn texts_go_on() {
         let mut seen = vec![hash(timeline.logits())];
         assert_eq!(seen[0], logits[0], "{file}");
         seen.extend(unread.iter().chain(&runs[0].ids).map(|&id| hash(timeline.decode(id).unwrap())));
-        timeline.go(&loaded[..loaded.len() - BACK], &watch()).unwrap();
+        timeline.seek(&loaded[..loaded.len() - BACK], &watch()).unwrap();
         seen.push(hash(timeline.logits()));
         timeline.load(&copy, |_: Saved, _| Ok(())).unwrap();
         unread.iter().for_each(|&id| drop(timeline.decode(id).unwrap().to_vec()));
@@ -186,12 +186,12 @@ fn a_prompt_is_known() {
     let whole = timeline.steps().to_vec();
     let mut seen = vec![hash(timeline.logits())];
     for mark in [512, 256] {
-        timeline.go(&whole[..mark], &watch()).unwrap();
+        timeline.seek(&whole[..mark], &watch()).unwrap();
         assert_eq!(timeline.evaluated(), 0, "the state at {mark} is in the file");
         seen.push(hash(timeline.logits()));
     }
     assert_eq!(seen, *logits);
-    timeline.go(&whole, &watch()).unwrap();
+    timeline.seek(&whole, &watch()).unwrap();
     assert_eq!(timeline.evaluated(), whole.len() - 256);
     computed(&hash(timeline.logits()), &logits[0], file);
 }
@@ -216,13 +216,13 @@ fn conversations_go_on() {
         talk.load(&fixture(file), false).unwrap();
         assert_eq!(hash(talk.timeline().logits()), *logits, "{file}");
         for Line { line, reply, logits } in lines {
-            let mut listener = Listener { watch: watch(), text: &mut |_| Ok(()) };
+            let mut sink = ReplySink { watch: watch(), text: &mut |_| Ok(()) };
             let heard = match line.split_once(' ').unwrap_or((line, "")) {
-                ("/regen", _) => Some(talk.regenerate(&mut listener)),
+                ("/regen", _) => Some(talk.regenerate(&mut sink)),
                 ("/undo", _) => talk.undo(1, &watch()).map(|_| None).unwrap(),
                 ("/switch", name) => talk.switch(name, &watch()).map(|()| None).unwrap(),
                 ("/system", text) => talk.set_system(Some(text), &watch()).map(|()| None).unwrap(),
-                _ => Some(talk.say(line, &mut listener)),
+                _ => Some(talk.send(line, &mut sink)),
             };
             let what = format!("{file}, {line}");
             computed(&heard.map(|reply| reply.unwrap().generation.text), reply, &what);
