@@ -1,4 +1,5 @@
-//! What can go wrong, one sentence a variant. The sentence names the file or flag and says what to do.
+//! What can go wrong. A variant's text is one sentence that names the file, if there is one, and says what is wrong; how
+//! to put it right with a program's own switches is for that program to add, by matching.
 
 use std::{io, path::PathBuf};
 
@@ -7,6 +8,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 
 /// Everything the library reports.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
     /// The operating system refused; `doing` is a verb phrase such as "cannot open".
     #[error("{doing} {}: {source}", .path.display())]
@@ -26,30 +28,207 @@ pub enum Error {
         /// What is wrong with it, and what to do.
         what: String,
     },
-    /// The request can't be met (too long, out of range, not supported): the whole sentence.
-    #[error("{0}")]
-    Request(String),
-    /// Activations are no numbers any more: what made them.
+    /// A file to write is there already, and was not to be replaced.
+    #[error("{}: exists already", .0.display())]
+    Exists(PathBuf),
+    /// What was named as a model is another kind of file, or a folder.
+    #[error("{file}: {what}")]
+    NotGguf {
+        /// The file's name as the user gave it.
+        file: String,
+        /// What it is instead.
+        what: &'static str,
+    },
+    /// A GGUF file lacks a part of its model, or has it in a form that can't be read; converting the model again helps.
+    #[error("{file}: {what}")]
+    Model {
+        /// The file's name as the user gave it.
+        file: String,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// A model file has no tokenizer: it takes token ids only.
+    #[error("{0}: has no tokenizer")]
+    NoTokenizer(String),
+    /// A chat template does not parse, or fails on these messages.
+    #[error("{origin}: is no usable chat template{}: {what}", line_number(.line))]
+    Template {
+        /// Where the template is from.
+        origin: String,
+        /// Its line that fails, from 1 up.
+        line: Option<usize>,
+        /// What the template engine says.
+        what: String,
+    },
+    /// A session file was made for something else.
+    #[error("{file}: {why}")]
+    SessionMismatch {
+        /// The file's name as the user gave it.
+        file: String,
+        /// What does not fit.
+        why: Mismatch,
+    },
+    /// A file is no calibration of this model.
+    #[error("{file}: {what}")]
+    Calibration {
+        /// The file's name as the user gave it.
+        file: String,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// A choice of types by name concerns no tensor.
+    #[error("`{pattern}={dtype}` matches no tensor that can change its type")]
+    NoSuchTensor {
+        /// The regular expression.
+        pattern: String,
+        /// The type's name.
+        dtype: &'static str,
+    },
+    /// A tensor has values beyond the range of the type that it is converted to.
+    #[error("tensor `{name}` ({official}) holds values in row {row} that are too large for {dtype}")]
+    TensorRange {
+        /// The tensor's name in a GGUF file.
+        name: String,
+        /// Its name in the official checkpoint.
+        official: String,
+        /// The first row that holds such a value.
+        row: usize,
+        /// The type's name.
+        dtype: &'static str,
+    },
+    /// More tokens than the context has room for.
+    #[error("{needed} more tokens do not fit: the context holds {context}, {free} of them free")]
+    ContextFull {
+        /// Tokens that were to be read.
+        needed: usize,
+        /// Tokens that there is room for.
+        free: usize,
+        /// Tokens of the whole context.
+        context: usize,
+    },
+    /// A conversation does not fit into the context, with what was to be added to it.
     #[error(
-        "{0} made values that are not finite: the weights are damaged, or do not bear their type; convert the model again"
+        "the message does not fit: the context holds {context} tokens, {free} of them are free, and it would take \
+         {needed} with its reply's first"
     )]
-    NotFinite(String),
+    ConversationFull {
+        /// Tokens of the whole conversation with the addition.
+        needed: usize,
+        /// Tokens that there is room for now.
+        free: usize,
+        /// Tokens of the whole context.
+        context: usize,
+    },
+    /// A token id that the model does not have.
+    #[error("token id {id} is out of the vocabulary: ids go from 0 to {}", .vocab.saturating_sub(1))]
+    TokenOutOfRange {
+        /// The id.
+        id: u32,
+        /// Tokens of the vocabulary.
+        vocab: usize,
+    },
+    /// There are no turns to take back or to hear again.
+    #[error("nothing was said yet")]
+    NothingSaid,
+    /// A new branch has the name of one that is there.
+    #[error("there is a branch `{0}` already")]
+    BranchExists(String),
+    /// There is no branch of this name.
+    #[error("there is no branch `{name}`; there is {}", .known.join(", "))]
+    UnknownBranch {
+        /// The name.
+        name: String,
+        /// The names of all branches.
+        known: Vec<String>,
+    },
+    /// The heads of this model can't be stored in whole blocks of the KV cache's type.
+    #[error(
+        "a KV cache of type {cache} needs heads whose widths are multiples of {block}; this model has {key_dim} and \
+         {value_dim}"
+    )]
+    CacheTypeWidth {
+        /// The type's name.
+        cache: &'static str,
+        /// Values of a key of one head.
+        key_dim: usize,
+        /// Values of a value of one head.
+        value_dim: usize,
+        /// Values of a block of the type.
+        block: usize,
+    },
+    /// The GPU can't have a KV cache of this type.
+    #[error("a KV cache of type {0} is the CPU's alone")]
+    GpuCacheType(&'static str),
     /// Keys or values are out of the range of the KV cache's type.
-    #[error(
-        "layer {layer} makes keys or values that are too large for a KV cache of type {cache}; take --cache-type f32"
-    )]
+    #[error("layer {layer} makes keys or values that are too large for a KV cache of type {cache}")]
     CacheRange {
         /// Which layer.
         layer: usize,
         /// The type's name.
         cache: &'static str,
     },
-    /// The GPU stopped while it was at work: the whole sentence. What it was working on is lost.
+    /// Activations are no numbers any more: what made them.
+    #[error(
+        "{0} made values that are not finite: the weights are damaged, or do not bear their type; convert the model again"
+    )]
+    NotFinite(String),
+    /// There is no memory for a session; a shorter context takes less.
+    #[error("there is no memory for {:.1} GB of cache{}", gigabytes(.wanted), free(.available))]
+    OutOfMemory {
+        /// Bytes.
+        wanted: u64,
+        /// Bytes that are free; `None` where the system does not tell, or refused them.
+        available: Option<u64>,
+    },
+    /// The GPU has no memory for so many bytes more.
+    #[error("the GPU has no memory for {:.1} MB more", *.0 as f64 / 1e6)]
+    GpuOutOfMemory(usize),
+    /// There is no GPU, or it can't run this model: the whole sentence. The CPU can.
     #[error("{0}")]
+    GpuUnsupported(String),
+    /// The GPU stopped while it was at work. What it was working on is lost.
+    #[error("the GPU failed: {0}")]
     Gpu(String),
     /// The user asked to stop.
     #[error("interrupted")]
     Cancelled,
+    /// The request can't be met (too long, out of range, not supported), for a reason that no program needs to tell from
+    /// others: the whole sentence.
+    #[error("{0}")]
+    Request(String),
+}
+
+/// Why a session file can't be gone on with here.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Mismatch {
+    /// It belongs to another model file, whose model has this name if it has one.
+    #[error(
+        "belongs to another model file (its model is {}); open it with the file it was made with",
+        if .0.is_empty() { "another".to_owned() } else { format!("`{}`", .0) }
+    )]
+    Model(String),
+    /// Its keys and values are stored in another type.
+    #[error("has a KV cache of type {saved}, this is {cache}")]
+    CacheType {
+        /// The type's name in the file.
+        saved: String,
+        /// The type's name here.
+        cache: &'static str,
+    },
+    /// It is longer than the context.
+    #[error("holds {tokens} tokens, but the context has room for {context}")]
+    Tokens {
+        /// Tokens in the file.
+        tokens: usize,
+        /// Tokens of the context.
+        context: usize,
+    },
+    /// It holds a conversation where a running text is wanted.
+    #[error("holds a conversation")]
+    Conversation,
+    /// It holds a running text where a conversation is wanted.
+    #[error("holds a text")]
+    Text,
 }
 
 impl Error {
@@ -58,8 +237,25 @@ impl Error {
         Self::Format { file: file.into(), what: what.into() }
     }
 
+    /// A model file that should be converted again.
+    pub fn model(file: impl Into<String>, what: impl Into<String>) -> Self {
+        Self::Model { file: file.into(), what: what.into() }
+    }
+
     /// A failed call of the operating system on `path`.
     pub fn io(doing: &'static str, path: impl Into<PathBuf>, source: io::Error) -> Self {
         Self::Io { doing, path: path.into(), source }
     }
+}
+
+fn line_number(line: &Option<usize>) -> String {
+    line.map(|line| format!(", line {line}")).unwrap_or_default()
+}
+
+fn gigabytes(bytes: &u64) -> f64 {
+    *bytes as f64 / 1e9
+}
+
+fn free(available: &Option<u64>) -> String {
+    available.as_ref().map_or(" and activations".into(), |bytes| format!(", {:.1} GB are free", gigabytes(bytes)))
 }

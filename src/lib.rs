@@ -1,22 +1,77 @@
-//! Hymba (arXiv 2411.13676) on the device in your hand.
+//! Runs NVIDIA's Hymba language models (arXiv 2411.13676): attention heads and Mamba heads side by side in every layer.
 //!
-//! One way through: text → [`text`] → ids → [`engine`] → [`model`] (the forward pass, written once) → [`backend`]
-//! → logits → [`sample`] → id → text. [`state`] keeps what the model remembers; [`format`] reads and writes files;
-//! [`quant`] makes small checkpoints out of large ones.
+//! ```
+//! use std::io::{Write, stdout};
+//!
+//! use hymba::{Model, Request, Sampler, Session, SessionOptions, generate};
+//!
+//! fn main() -> hymba::Result<()> {
+//!     let model = Model::open("models/hymba-demo.gguf")?;
+//!     let (tokenizer, mut sampler) = (model.tokenizer()?, Sampler::new(model.sampling()?, 42));
+//!     let mut session = Session::new(&model, &SessionOptions::default())?;
+//!     let prompt = tokenizer.encode("Once upon a time", true)?;
+//!     let request = Request { prompt: &prompt, limit: Some(40), ..Request::default() };
+//!     let show = &mut |piece: &str| write!(stdout(), "{piece}");
+//!     let story = generate(&mut session, &tokenizer, &mut sampler, &request, show)?;
+//!     assert!(!story.text.is_empty());
+//!     Ok(())
+//! }
+//! ```
+//!
+//! [`Session`] reads and writes one text; [`Timeline`] remembers how it was read, so that it can go back, branch and be
+//! saved; [`Conversation`] is a chat on a timeline. The folder `examples` has a program for each.
+//!
+//! # Layers
+//!
+//! Imports point down. What is not listed on this page serves the program, the tests and the fuzzers, and may change.
+//!
+//! ```text
+//! eval                                   perplexity, divergence
+//! engine        quant                    sessions and conversations; conversion and calibration
+//! forward                                the forward pass, written once for every backend
+//! state  import                          KV rows, conv and SSM state; Hugging Face folders
+//! model  backend  text  sample           sizes and weights; operations and devices; tokens; from logits to a token
+//! format                                 number types, block codecs, GGUF, files that are replaced as a whole
+//! error  limits  system
+//! ```
 
+#[doc(hidden)]
 pub mod backend;
+#[doc(hidden)]
 pub mod engine;
 mod error;
+#[doc(hidden)]
 pub mod eval;
+#[doc(hidden)]
 pub mod format;
+#[doc(hidden)]
 pub mod forward;
+#[doc(hidden)]
 pub mod import;
+#[doc(hidden)]
 pub mod limits;
+#[doc(hidden)]
 pub mod model;
+#[doc(hidden)]
 pub mod quant;
+#[doc(hidden)]
 pub mod sample;
+#[doc(hidden)]
 pub mod state;
+#[doc(hidden)]
 pub mod system;
+#[doc(hidden)]
 pub mod text;
 
-pub use error::{Error, Result};
+pub use backend::DeviceChoice;
+pub use engine::{
+    Conversation, Model, Session, SessionOptions, Timeline, conversation,
+    generate::{Generation, Request, StopReason, Timings, TokenModel, generate},
+    timeline::Watch,
+};
+pub use error::{Error, Mismatch, Result};
+pub use eval::{Estimate, Perplexity, perplexity};
+pub use format::CacheType;
+pub use sample::{Sampler, SamplingParams};
+pub use state::Checkpoint;
+pub use text::{Template, Tokenizer};

@@ -13,7 +13,7 @@ use std::{
 };
 
 use clap::Parser;
-use cli::terminal;
+use cli::{hints::Place, terminal, usage::Usage};
 
 /// The exit code after an interrupt.
 pub const INTERRUPTED: u8 = 130;
@@ -46,6 +46,6 @@ fn exit_code(error: &anyhow::Error) -> ExitCode {
     if terminal::is_broken_pipe(error) {
         return ExitCode::SUCCESS;
     }
-    terminal::note(&terminal::one_line(error));
-    ExitCode::from(if error.is::<cli::Usage>() { 2 } else { 1 })
+    terminal::note(&terminal::one_line(error, Place::CommandLine));
+    ExitCode::from(if error.is::<Usage>() { 2 } else { 1 })
 }

@@ -8,7 +8,6 @@ use std::{num::NonZeroUsize, path::Path, sync::atomic::AtomicBool};
 use hymba::{
     engine::{Model, Session, SessionOptions, Timeline, generate::TokenModel},
     format::CacheType,
-    text::Tokenizer,
 };
 
 static GO_ON: AtomicBool = AtomicBool::new(false);
@@ -16,7 +15,7 @@ const STEPS: usize = 12;
 
 fn demo() -> (Model, Vec<u32>) {
     let model = Model::open(Path::new(&common::demo_of_any_depth())).unwrap();
-    let tokenizer = Tokenizer::from_metadata(model.metadata(), model.file()).unwrap();
+    let tokenizer = model.tokenizer().unwrap();
     let book = format!("{}/tests/data/heldout.txt", env!("CARGO_MANIFEST_DIR"));
     let book: String = std::fs::read_to_string(book).unwrap().chars().take(4000).collect();
     let mut ids = tokenizer.encode(&book, true).unwrap();

@@ -21,7 +21,7 @@ use hymba::{
         timeline::Watch,
     },
     format::CacheType,
-    sample::{Params, Sampler},
+    sample::{Sampler, SamplingParams},
     text::Tokenizer,
 };
 use serde::Deserialize;
@@ -211,7 +211,7 @@ fn conversations_go_on() {
 
         let options =
             Options { template: None, system: None, limit: Some(LIMIT), stops: Vec::new(), overflow: Overflow::Stop };
-        let sampler = Sampler::new(Params::default(), 0);
+        let sampler = Sampler::new(SamplingParams::default(), 0);
         let mut talk = Conversation::new(timeline(cache), &tokenizer, sampler, options).unwrap();
         talk.load(&fixture(file), false).unwrap();
         assert_eq!(hash(talk.timeline().logits()), *logits, "{file}");

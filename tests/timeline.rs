@@ -258,7 +258,7 @@ fn files_that_do_not_belong_here_change_nothing() {
         ("tiny-a.gguf", "is no session file"),
         ("damaged", "is damaged"),
         ("other", "belongs to another model file"),
-        ("f32", "add --cache-type f32"),
+        ("f32", "has a KV cache of type f32, this is f16"),
         ("good", "holds 5 tokens, but the context has room for 4"),
     ] {
         let said = timeline.load(&path(name), |more: String, _| Ok(more)).unwrap_err().to_string();

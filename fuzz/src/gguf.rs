@@ -3,7 +3,7 @@
 use hymba::{
     format::{Blob, CacheType, gguf::Gguf},
     model::{Config, Weights, plan::Plan},
-    sample::Params,
+    sample::SamplingParams,
 };
 
 use super::model;
@@ -15,7 +15,7 @@ pub fn read(data: &[u8]) -> bool {
         assert!(values > 0 && tensor.data.len() <= data.len());
         assert_eq!(gguf.tensor(&tensor.name).map(|t| t.offset), Some(tensor.offset));
     }
-    let params = Params::from_metadata(&gguf.metadata, &gguf.file);
+    let params = SamplingParams::from_metadata(&gguf.metadata, &gguf.file);
     let Ok(config) = Config::from_metadata(&gguf.metadata, &gguf.file) else { return false };
     let plan = Plan::new(&config);
     for tokens in [0, 1024, 32768] {

@@ -15,7 +15,7 @@ use hymba::{
         Activation, Config,
         tensors::{Role, meta_state_specs, specs},
     },
-    sample::{Params, Sampler},
+    sample::{Sampler, SamplingParams},
 };
 
 /// Choices, a byte each; where they have run out, zeros.
@@ -208,7 +208,7 @@ fn talk(model: &Model, s: &mut Source<'_>) -> hymba::Result<()> {
     };
     let mut session = Session::new(model, &options)?;
     let prompt: Vec<u32> = (0..=s.below(12)).map(|_| s.byte().into()).collect();
-    let params = Params::from_metadata(model.metadata(), model.file())?;
+    let params = SamplingParams::from_metadata(model.metadata(), model.file())?;
     let mut logits = session.prefill(&prompt, &AtomicBool::new(false))?.to_vec();
     let point = session.checkpoint(false)?;
     let start = logits.clone();

@@ -13,7 +13,7 @@ use hymba::{
         timeline::Watch,
     },
     format::{Blob, CacheType, gguf::Gguf},
-    sample::{Params, Sampler},
+    sample::{Sampler, SamplingParams},
     state::image_bytes,
     text::{Template, Tokenizer},
 };
@@ -43,7 +43,7 @@ fn timeline() -> Timeline<'static> {
 }
 
 fn sampler() -> Sampler {
-    Sampler::new(Params { temperature: 0.0, ..Params::default() }, 0)
+    Sampler::new(SamplingParams { temperature: 0.0, ..SamplingParams::default() }, 0)
 }
 
 fn conversation() -> Conversation<'static> {

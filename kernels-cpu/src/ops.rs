@@ -186,7 +186,7 @@ impl Cpu {
         self.pool.run(tokens.div_ceil(size), |task, _| (task * size..tokens.min((task + 1) * size)).for_each(&f));
     }
 
-    /// out[t, r] = or += W[r] · x[t]; x `[tokens, cols]`, out `[tokens, rows]`. Quantized weights meet activations
+    /// `out[t, r] = or += W[r] · x[t]`; x `[tokens, cols]`, out `[tokens, rows]`. Quantized weights meet activations
     /// rounded to int8 blocks of 32.
     ///
     /// # Panics

@@ -26,13 +26,13 @@ pub enum DeviceError {
     #[error("{0}")]
     Missing(String),
     /// It has no room.
-    #[error("the GPU has no memory for {:.1} MB more; ask for a shorter context (-c) or use --backend cpu", *.0 as f64 / 1e6)]
+    #[error("the GPU has no memory for {:.1} MB more", *.0 as f64 / 1e6)]
     OutOfMemory(usize),
     /// It stopped, or refused a kernel.
-    #[error("the GPU failed: {0}; try again, or use --backend cpu")]
+    #[error("the GPU failed: {0}")]
     Failed(String),
     /// The shaders do not compile for it.
-    #[error("the GPU's compiler refused the shaders: {0}; use --backend cpu")]
+    #[error("the GPU's compiler refused the shaders: {0}")]
     Shaders(String),
 }
 

@@ -82,7 +82,7 @@ impl Metal {
     /// Opens the default device and loads the shaders.
     pub(crate) fn open() -> Result<Self, DeviceError> {
         autoreleasepool(|_| {
-            let missing = || DeviceError::Missing("this Mac has no Metal device; use --backend cpu".into());
+            let missing = || DeviceError::Missing("this Mac has no Metal device".into());
             let device = MTLCreateSystemDefaultDevice().ok_or_else(missing)?;
             let queue = device.newCommandQueue().ok_or_else(missing)?;
             let library = load(&device)?;

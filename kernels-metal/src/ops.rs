@@ -202,7 +202,7 @@ impl Gpu {
         self.each("gather", constants, &bindings, args, table.cols.div_ceil(4), rows.len());
     }
 
-    /// out[t] = or += W·x[t]
+    /// out\[t\] = or += W·x\[t\]
     pub fn matmul(&mut self, w: Weight<'_>, x: View<'_>, out: View<'_>, accumulate: bool) {
         /// Up to as many tokens are multiplied one by one: reading the weights is what takes the time.
         const FEW: usize = 4;
@@ -234,7 +234,7 @@ impl Gpu {
         }
     }
 
-    /// x[t] += bias
+    /// x\[t\] += bias
     pub fn add_bias(&mut self, x: View<'_>, bias: &[f32]) {
         assert!(bias.len() == x.cols, "add_bias: shapes differ");
         let bindings = [self.weight(bias), x.write()];
@@ -242,7 +242,7 @@ impl Gpu {
         self.each("add_bias", Constants::default(), &bindings, args, x.cols, x.rows);
     }
 
-    /// out[t] = x[t] / √(mean(x[t]²) + eps) ⊙ gain
+    /// out\[t\] = x\[t\] / √(mean(x\[t\]²) + eps) ⊙ gain
     pub fn rms_norm(&mut self, x: View<'_>, gain: &[f32], eps: f32, out: View<'_>) {
         assert!(x.cols == gain.len() && out.cols == x.cols && out.rows == x.rows, "rms_norm: shapes differ");
         let bindings = [x.read(), self.weight(gain), out.write()];

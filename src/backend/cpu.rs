@@ -55,10 +55,7 @@ impl Cpu {
 }
 
 fn no_memory(bytes: usize) -> Error {
-    Error::Request(format!(
-        "there is no memory for {:.1} GB of cache and activations; ask for a shorter context (-c)",
-        bytes as f64 / 1e9
-    ))
+    Error::OutOfMemory { wanted: bytes as u64, available: None }
 }
 
 /// Returns the largest magnitude in some rows, or infinity, or NaN, whose bits come last.

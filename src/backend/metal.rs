@@ -17,8 +17,9 @@ use crate::{
 
 fn failed(error: DeviceError) -> Error {
     match error {
-        DeviceError::Failed(_) => Error::Gpu(error.to_string()),
-        _ => Error::Request(error.to_string()),
+        DeviceError::Failed(what) => Error::Gpu(what),
+        DeviceError::OutOfMemory(bytes) => Error::GpuOutOfMemory(bytes),
+        DeviceError::Missing(_) | DeviceError::Shaders(_) => Error::GpuUnsupported(error.to_string()),
     }
 }
 
@@ -46,10 +47,9 @@ impl Metal {
     /// `device` with the weights of a model of `states` SSM states a channel: its file, which the device reads in place.
     pub fn new(device: Box<dyn Device>, weights: Blob, states: usize) -> Result<Self> {
         if states > Gpu::MOST_STATES {
-            return Err(Error::Request(format!(
-                "the GPU's kernels hold {} states a channel, and this model has {states}; use --backend cpu",
-                Gpu::MOST_STATES,
-            )));
+            let most = Gpu::MOST_STATES;
+            let what = format!("the GPU's kernels hold {most} states a channel, and this model has {states}");
+            return Err(Error::GpuUnsupported(what));
         }
         // SAFETY: the blob lives longer than the GPU's buffers, being dropped after them, and its bytes never change.
         let gpu = unsafe { Gpu::new(device, &weights) }.map_err(failed)?;
@@ -187,8 +187,7 @@ impl Memory for Metal {
 
     fn kv_rows(&self, cache: CacheType, rows: usize, heads: usize, dim: usize) -> Result<Buffer> {
         if cache == CacheType::Q8_0 {
-            let what = "a KV cache of type q8_0 is the CPU's alone: take --cache-type f16, or --backend cpu";
-            return Err(Error::Request(what.into()));
+            return Err(Error::GpuCacheType(cache.name()));
         }
         self.allocate(cache, rows.saturating_mul(heads * dim))
     }

@@ -1,9 +1,10 @@
 //! `hymba chat`: a conversation, at a terminal or through a pipe.
 
-mod commands;
+pub mod commands;
 mod editor;
 mod input;
 mod markdown;
+mod message;
 mod repl;
 mod screen;
 mod show;
@@ -22,22 +23,19 @@ use hymba::{
         conversation::{Options, Overflow},
     },
     format::check_writable,
-    sample::{Params, Sampler},
+    sample::{Sampler, SamplingParams},
     text::{StopMatcher, Template, Tokenizer},
 };
 
 use super::{
-    Usage,
     model::ModelArgs,
     options::{SamplingArgs, SessionArgs, count, list_devices},
     prompt, terminal,
+    usage::Usage,
 };
 use input::Input;
 use repl::Repl;
 use screen::{ColorChoice, Screen};
-
-/// Where a model file has its template.
-const TEMPLATE_KEY: &str = "tokenizer.chat_template";
 
 /// Talk with a model.
 ///
@@ -118,13 +116,13 @@ pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
     if args.session.list_devices {
         return Ok(list_devices()?);
     }
-    args.sampling.apply(Params::default())?;
+    args.sampling.apply(SamplingParams::default())?;
     StopMatcher::new(&args.stop).map_err(|e| Usage(format!("--stop: {e}")))?;
     args.save_on_exit.as_deref().map(check_writable).transpose()?; // not when all is said
     let terminal = io::stdin().is_terminal() && io::stdout().is_terminal();
     let model = args.model.open(args.quiet)?;
-    let tokenizer = Tokenizer::from_metadata(model.metadata(), model.file())?;
-    let params = args.sampling.apply(Params::from_metadata(model.metadata(), model.file())?)?;
+    let tokenizer = model.tokenizer()?;
+    let params = args.sampling.apply(model.sampling()?)?;
     let sampler = Sampler::new(params, args.sampling.seed()?);
     let session = args.session.open(&model, args.quiet)?;
     let undo_memory = args.undo_memory.saturating_mul(1_000_000);
@@ -187,24 +185,21 @@ fn keeps_template(args: &Args) -> bool {
     args.chat_template.is_some() || args.chat_template_file.is_some()
 }
 
-/// The chat template that the flags or the model file name.
+/// Returns the chat template that the flags or the model file name.
 fn template(args: &Args, model: &Model, tokenizer: &Tokenizer) -> anyhow::Result<Option<Template>> {
     let (source, origin) = match (&args.chat_template, &args.chat_template_file) {
         (Some(text), _) if text == "none" => return Ok(None),
         (Some(text), _) => (text.clone(), "--chat-template".to_owned()),
         (None, Some(path)) => (prompt::read_whole(path)?, path.display().to_string()),
-        (None, None) => match model.metadata().string(TEMPLATE_KEY) {
-            Some(text) => (text.into(), model.file().into()),
-            None => {
-                if !args.quiet {
-                    terminal::note(
-                        "this model has no chat template: messages and replies are one running text that it continues",
-                    );
-                }
-                return Ok(None);
+        (None, None) => {
+            let template = model.chat_template(tokenizer)?;
+            if template.is_none() && !args.quiet {
+                terminal::note(
+                    "this model has no chat template: messages and replies are one running text that it continues",
+                );
             }
-        },
+            return Ok(template);
+        }
     };
-    let [bos, eos] = [tokenizer.bos(), tokenizer.eos()].map(|id| tokenizer.name(id));
-    Ok(Some(Template::new(&source, &origin, &bos, &eos)?))
+    Ok(Some(tokenizer.template(&source, &origin)?))
 }

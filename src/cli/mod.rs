@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod chat;
 pub mod eval;
+pub mod hints;
 pub mod inspect;
 pub mod model;
 pub mod options;
@@ -10,6 +11,7 @@ pub mod prompt;
 pub mod quantize;
 pub mod run;
 pub mod terminal;
+pub mod usage;
 
 use std::{
     env,
@@ -65,11 +67,6 @@ impl Command {
         }
     }
 }
-
-/// Flags that make no sense together or a value out of range: exit code 2.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct Usage(pub String);
 
 #[cfg(test)]
 mod tests {

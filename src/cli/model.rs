@@ -8,7 +8,7 @@ use std::{
 use anyhow::Context;
 use hymba::engine::Model;
 
-use super::{Usage, terminal};
+use super::{terminal, usage::Usage};
 
 const VARIABLE: &str = "HYMBA_MODEL";
 

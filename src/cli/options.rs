@@ -12,11 +12,11 @@ use hymba::{
     engine::{Model, Session, SessionOptions},
     format::CacheType,
     limits,
-    sample::{Params, Setting},
+    sample::{SamplingParams, Setting},
 };
 use rand::{TryRng, rngs::SysRng};
 
-use super::{Usage, terminal};
+use super::{terminal, usage::Usage};
 
 /// How a session runs.
 #[derive(Debug, clap::Args)]
@@ -119,7 +119,7 @@ fn whole_number(text: &str) -> Result<u64, &'static str> {
 
 impl SamplingArgs {
     /// `params` with what the flags say in their place.
-    pub fn apply(&self, mut params: Params) -> Result<Params, Usage> {
+    pub fn apply(&self, mut params: SamplingParams) -> Result<SamplingParams, Usage> {
         let flags = Setting::ALL.into_iter().zip([
             self.temp,
             self.top_k,

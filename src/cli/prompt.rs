@@ -14,7 +14,7 @@ use std::{
 
 use hymba::{Error, Result, limits};
 
-use super::Usage;
+use super::usage::Usage;
 
 /// The prompt flags; one of them at most.
 #[derive(Debug, clap::Args)]

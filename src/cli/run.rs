@@ -10,11 +10,11 @@ use std::{
 };
 
 use super::{
-    Usage,
     model::ModelArgs,
     options::{SamplingArgs, SessionArgs, list_devices},
     prompt::PromptArgs,
     terminal,
+    usage::Usage,
 };
 use anyhow::Context;
 use clap::{builder::NonEmptyStringValueParser, value_parser};
@@ -24,7 +24,7 @@ use hymba::{
         Model, Timeline,
         generate::{Generation, Request, StopReason, Timings, generate},
     },
-    sample::{Params, Sampler},
+    sample::{Sampler, SamplingParams},
     text::{StopMatcher, Tokenizer},
 };
 use output::Output;
@@ -84,14 +84,14 @@ pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
         return Ok(list_devices()?);
     }
     // Flags first: a wrong one should not have to wait for the prompt or the model.
-    args.sampling.apply(Params::default())?;
+    args.sampling.apply(SamplingParams::default())?;
     StopMatcher::new(&args.stop).map_err(|e| Usage(format!("--stop: {e}")))?;
     args.stored.check()?;
     let text = args.prompt.read(cancel, args.stored.existing_session().is_none())?;
 
     let start = Instant::now();
     let model = args.model.open(args.quiet)?;
-    let tokenizer = Tokenizer::from_metadata(model.metadata(), model.file())?;
+    let tokenizer = model.tokenizer()?;
     let mut run = Run::open(args, cancel, &model, &tokenizer)?;
     let load = start.elapsed();
     let prompt = run.read_prompt(text)?;
@@ -131,7 +131,7 @@ impl<'a> Run<'a> {
         model: &'a Model,
         tokenizer: &'a Tokenizer,
     ) -> anyhow::Result<Self> {
-        let params = args.sampling.apply(Params::from_metadata(model.metadata(), model.file())?)?;
+        let params = args.sampling.apply(model.sampling()?)?;
         let mut sampler = Sampler::new(params, args.sampling.seed()?);
         let mut timeline = Timeline::new(args.session.open(model, args.quiet)?, CHECKPOINT_BYTES);
         if let Some(path) = args.stored.existing_session() {
@@ -177,8 +177,9 @@ impl<'a> Run<'a> {
             limit: usize::try_from(args.predict).ok(),
             stops: &args.stop,
             timings: prompt.timings,
+            cancel: Some(cancel),
         };
-        let done = generate(timeline, tokenizer, sampler, &request, cancel, &mut |text| output.show(text));
+        let done = generate(timeline, tokenizer, sampler, &request, &mut |text| output.show(text));
         output.finish()?;
         Ok(done?)
     }

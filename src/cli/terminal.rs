@@ -5,6 +5,8 @@ use std::{
     process::ExitCode,
 };
 
+use super::hints::{Place, hint};
+
 /// Writes `hymba: message` to standard error. That nobody may be listening there is no reason to fail.
 pub fn note(message: &str) {
     let _ = writeln!(io::stderr(), "hymba: {message}");
@@ -12,14 +14,16 @@ pub fn note(message: &str) {
 
 /// What is done in place of what failed.
 pub fn instead(why: &hymba::Error) -> String {
-    match why {
-        hymba::Error::CacheRange { .. } => format!("the KV cache is of type f32 now: {why}"),
-        _ => format!("the CPU does the work: {why}"),
-    }
+    let done = match why {
+        hymba::Error::CacheRange { .. } => "the KV cache is of type f32 now",
+        _ => "the CPU does the work",
+    };
+    format!("{done}: {}", with_hint(why.to_string(), why, Place::CommandLine))
 }
 
-/// The error and what caused it, in one line; a cause that the line ends with already is not repeated.
-pub fn one_line(error: &anyhow::Error) -> String {
+/// The error, what caused it, and what to do about it at this `place`, in one line; a cause that the line ends with
+/// already is not repeated.
+pub fn one_line(error: &anyhow::Error, place: Place) -> String {
     let mut line = String::new();
     for cause in error.chain().map(ToString::to_string) {
         if line.is_empty() {
@@ -28,7 +32,17 @@ pub fn one_line(error: &anyhow::Error) -> String {
             line = format!("{line}: {cause}");
         }
     }
+    if let Some(error) = error.chain().find_map(|cause| cause.downcast_ref()) {
+        line = with_hint(line, error, place);
+    }
     line.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+fn with_hint(said: String, error: &hymba::Error, place: Place) -> String {
+    match hint(error, place) {
+        Some(hint) => format!("{said}; {hint}"),
+        None => said,
+    }
 }
 
 /// Did the reader of our output go away?
@@ -61,8 +75,12 @@ mod tests {
     fn causes_come_in_one_line_and_once() {
         let missing = || io::Error::from(io::ErrorKind::NotFound);
         let error = anyhow::Error::from(hymba::Error::io("cannot open", "a.gguf", missing())).context("HYMBA_MODEL");
-        assert_eq!(one_line(&error), "HYMBA_MODEL: cannot open a.gguf: entity not found");
-        assert_eq!(one_line(&anyhow::anyhow!("two\n  lines")), "two lines");
+        let one_line = |error| one_line(&error, Place::CommandLine);
+        assert_eq!(one_line(error), "HYMBA_MODEL: cannot open a.gguf: entity not found");
+        assert_eq!(one_line(anyhow::anyhow!("two\n  lines")), "two lines");
+        let empty = anyhow::Error::from(hymba::Error::NoTokenizer("a.gguf".into())).context("HYMBA_MODEL");
+        let said = one_line(empty);
+        assert!(said.starts_with("HYMBA_MODEL: a.gguf: has no tokenizer; convert the model again with `"), "{said}");
         let error = Err::<(), _>(io::Error::from(io::ErrorKind::BrokenPipe)).context("while writing").unwrap_err();
         assert!(is_broken_pipe(&error) && !is_broken_pipe(&missing().into()));
     }

@@ -9,7 +9,9 @@ use crate::{
         gguf::{Gguf, Metadata},
     },
     model::{Config, Plan, Weights},
+    sample::SamplingParams,
     state::MetaState,
+    text::{Template, Tokenizer},
 };
 
 /// An open model. Opening copies and converts nothing.
@@ -24,8 +26,8 @@ pub struct Model {
 
 impl Model {
     /// Opens the GGUF file at `path`.
-    pub fn open(path: &Path) -> Result<Self> {
-        Self::from_gguf(Gguf::open(path)?)
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        Self::from_gguf(Gguf::open(path.as_ref())?)
     }
 
     /// Opens a GGUF file that is part of the program; `name` is for messages.
@@ -53,6 +55,22 @@ impl Model {
         }
         let (gguf, config, fingerprint) = (self.gguf.clone(), self.config.clone(), OnceLock::new());
         Ok(Self { plan: Plan::new(&config), weights, config, stored_meta_state: None, fingerprint, gguf })
+    }
+
+    /// Returns the tokenizer that the file holds.
+    pub fn tokenizer(&self) -> Result<Tokenizer> {
+        Tokenizer::from_metadata(self.metadata(), self.file())
+    }
+
+    /// Returns the sampling that the file recommends, or else the defaults.
+    pub fn sampling(&self) -> Result<SamplingParams> {
+        SamplingParams::from_metadata(self.metadata(), self.file())
+    }
+
+    /// Returns the chat template that the file holds, if it holds one.
+    pub fn chat_template(&self, tokenizer: &Tokenizer) -> Result<Option<Template>> {
+        let source = self.metadata().string("tokenizer.chat_template");
+        source.map(|source| tokenizer.template(source, self.file())).transpose()
     }
 
     /// The hyper-parameters.

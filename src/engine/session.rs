@@ -84,19 +84,14 @@ impl<'m> Session<'m> {
         let config = model.config();
         let block = options.cache.dtype().block_len();
         if !config.key_dim.is_multiple_of(block) || !config.value_dim.is_multiple_of(block) {
-            let (name, k, v) = (options.cache.name(), config.key_dim, config.value_dim);
-            return Err(Error::Request(format!(
-                "a KV cache of type {name} needs heads whose widths are multiples of {block}; this model has {k} and \
-                 {v}: take --cache-type f16"
-            )));
+            let (cache, key_dim, value_dim) = (options.cache.name(), config.key_dim, config.value_dim);
+            return Err(Error::CacheTypeWidth { cache, key_dim, value_dim, block });
         }
         let context = options.context.unwrap_or_else(|| config.default_context());
         let state = State::new(&device, config, context, options.cache)?;
-        if let Some(there) = system::available_memory().filter(|&there| state.bytes as u64 > there) {
-            let [wanted, there] = [state.bytes as f64, there as f64].map(|bytes| bytes / 1e9);
-            return Err(Error::Request(format!(
-                "there is no memory for {wanted:.1} GB of cache, {there:.1} GB are free; ask for a shorter context (-c)"
-            )));
+        let wanted = state.bytes as u64;
+        if let available @ Some(_) = system::available_memory().filter(|&there| wanted > there) {
+            return Err(Error::OutOfMemory { wanted, available });
         }
         let chunk = options.chunk.clamp(1, context.max(1));
         let mut scratch = Scratch::new(&device, config, chunk, options.cache)?;
@@ -333,25 +328,15 @@ impl<'m> Session<'m> {
         if ids.is_empty() {
             return Err(Error::Request("there is nothing to read: give at least one token".into()));
         }
-        if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab) {
-            return Err(Error::Request(format!(
-                "token id {id} is out of the vocabulary: ids go from 0 to {}",
-                vocab - 1
-            )));
+        if let Some(&id) = ids.iter().find(|&&id| id as usize >= vocab) {
+            return Err(Error::TokenOutOfRange { id, vocab });
         }
         self.check_room(ids.len())
     }
 
-    /// Fails unless `tokens` more tokens fit.
-    pub(super) fn check_room(&self, tokens: usize) -> Result<()> {
-        let left = self.context - self.tokens();
-        if tokens > left {
-            return Err(Error::Request(format!(
-                "{tokens} more tokens do not fit: the context holds {}, {left} of them free; shorten the text or raise \
-                 the context (-c)",
-                self.context
-            )));
-        }
-        Ok(())
+    /// Fails unless `needed` more tokens fit.
+    pub(super) fn check_room(&self, needed: usize) -> Result<()> {
+        let free = self.context - self.tokens();
+        if needed > free { Err(Error::ContextFull { needed, free, context: self.context }) } else { Ok(()) }
     }
 }

@@ -85,7 +85,7 @@ pub fn diverge(
     }
     let (run, step) = (base.context() - 1, base.chunk_tokens());
     if run == 0 {
-        return Err(Error::Request("a context of one token predicts nothing; --context must be at least 2".into()));
+        return Err(Error::Request("a context of one token predicts nothing; it must hold at least two".into()));
     }
     let mut results = vec![Divergence::default(); others.len()];
     let mut logits = Vec::with_capacity(step * vocab);

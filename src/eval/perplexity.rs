@@ -67,7 +67,7 @@ pub fn perplexity(
 ) -> Result<Perplexity> {
     let run = session.context() - 1;
     if run == 0 {
-        return Err(Error::Request("a context of one token predicts nothing; --context must be at least 2".into()));
+        return Err(Error::Request("a context of one token predicts nothing; it must hold at least two".into()));
     }
     let mut result = Perplexity::default();
     for targets in ids.chunks(run) {

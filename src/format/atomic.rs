@@ -29,8 +29,18 @@ enum Temporary {
     Unnamed(File, PathBuf),
 }
 
+/// Who may read a file that is new. One that is replaced keeps its mode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Privacy {
+    /// Whoever the umask lets.
+    Shared,
+    /// Its owner alone: it holds what somebody wrote to the model.
+    Private,
+}
+
 /// Finds out whether a file could be created at `path`, before any work is spent on it. An existing file is refused
-/// unless `force`. Returns the path to rename to: where `path` is a symbolic link, the file that it names.
+/// unless `force`, and always if it may not be written. Returns the path to rename to: where `path` is a symbolic link,
+/// the file that it names.
 pub fn check_output(path: &Path, force: bool) -> Result<PathBuf> {
     let name = || path.display().to_string();
     if let Ok(meta) = fs::metadata(path) {
@@ -38,9 +48,18 @@ pub fn check_output(path: &Path, force: bool) -> Result<PathBuf> {
             return Err(Error::format(name(), "is a directory or a device; name a file to write"));
         }
         if !force {
-            return Err(Error::format(name(), "exists already; add --force to replace it"));
+            return Err(Error::Exists(path.into()));
         }
+        // To rename over a file takes no right to write it, so this must be asked.
+        if meta.permissions().readonly() {
+            return Err(Error::format(name(), "is read-only and not replaced; name another file"));
+        }
+        File::options().write(true).open(path).map_err(|e| Error::io("cannot replace", path, e))?;
         return fs::canonicalize(path).map_err(|e| Error::io("cannot open", path, e));
+    }
+    if let Ok(target) = fs::read_link(path) {
+        let what = format!("is a link to {}, which does not exist; name a file to write", target.display());
+        return Err(Error::format(name(), what));
     }
     if path.file_name().is_none() {
         return Err(Error::format(name(), "is no name for a file; name a file to write"));
@@ -56,12 +75,12 @@ fn parent(path: &Path) -> &Path {
     path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// What temporary names of `path` begin with; six letters and digits follow.
-fn prefix(path: &Path) -> std::ffi::OsString {
-    let mut prefix = std::ffi::OsString::from(".");
-    prefix.push(path.file_name().unwrap_or_default());
-    prefix.push(".hymba-");
-    prefix
+/// What temporary names of `path` begin with; six letters and digits follow. Of a long name a part, so that there is room.
+fn prefix(path: &Path) -> String {
+    const ROOM: usize = 200; // of the 255 bytes that file systems allow
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let end = (0..=name.len().min(ROOM)).rev().find(|&end| name.is_char_boundary(end)).unwrap_or(0);
+    format!(".{}.hymba-", &name[..end])
 }
 
 /// Takes a lock that lasts as long as the open file. Where there are none, nothing is taken for left behind either.
@@ -86,13 +105,24 @@ fn sweep(path: &Path) {
     }
 }
 
+#[cfg(unix)]
+impl Privacy {
+    /// The mode that a new file asks for: the umask takes away from it.
+    fn mode(self) -> u32 {
+        match self {
+            Self::Shared => 0o666,
+            Self::Private => 0o600,
+        }
+    }
+}
+
 impl Temporary {
     #[cfg_attr(not(target_os = "linux"), expect(unused_variables))]
-    fn create(path: &Path, unnamed: bool) -> io::Result<Self> {
+    fn create(path: &Path, privacy: Privacy, unnamed: bool) -> io::Result<Self> {
         #[cfg(unix)]
         sweep(path);
         #[cfg(target_os = "linux")]
-        if let Some(temporary) = unnamed.then(|| Self::unnamed(parent(path))).flatten() {
+        if let Some(temporary) = unnamed.then(|| Self::unnamed(parent(path), privacy.mode())).flatten() {
             return Ok(temporary);
         }
         let prefix = prefix(path);
@@ -101,8 +131,7 @@ impl Temporary {
         #[cfg(unix)]
         {
             use std::os::unix::fs::{MetadataExt, PermissionsExt};
-            // As any new file: the umask takes away from this.
-            builder.permissions(fs::Permissions::from_mode(0o666));
+            builder.permissions(fs::Permissions::from_mode(privacy.mode()));
             loop {
                 let file = builder.tempfile_in(parent(path))?;
                 // Who swept before the lock was there took it for left behind.
@@ -117,10 +146,10 @@ impl Temporary {
 
     /// A file without a name, if the file system knows such and it can be given one later.
     #[cfg(target_os = "linux")]
-    fn unnamed(folder: &Path) -> Option<Self> {
+    fn unnamed(folder: &Path, mode: u32) -> Option<Self> {
         use std::os::{fd::AsRawFd, unix::fs::OpenOptionsExt};
         let mut options = File::options();
-        options.read(true).write(true).mode(0o666).custom_flags(libc::O_TMPFILE);
+        options.read(true).write(true).mode(mode).custom_flags(libc::O_TMPFILE);
         let file = options.open(folder).ok()?;
         lock(&file);
         let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
@@ -154,17 +183,22 @@ impl Temporary {
 
 impl AtomicFile {
     /// Opens a file that will be `path`. An existing one is refused unless `force`.
-    pub fn create(path: &Path, force: bool) -> Result<Self> {
-        Self::create_as(path, force, true)
+    pub fn create(path: &Path, force: bool, privacy: Privacy) -> Result<Self> {
+        Self::create_as(path, force, privacy, true)
     }
 
-    fn create_as(path: &Path, force: bool, unnamed: bool) -> Result<Self> {
+    fn create_as(path: &Path, force: bool, privacy: Privacy, unnamed: bool) -> Result<Self> {
         let path = check_output(path, force)?;
-        let temporary = Temporary::create(&path, unnamed).map_err(|e| {
+        let temporary = Temporary::create(&path, privacy, unnamed).map_err(|e| {
             // tempfile's message repeats its path; ours names the file that the user asked for.
             Error::io("cannot create", &path, e.raw_os_error().map_or(e, io::Error::from_raw_os_error))
         })?;
-        Ok(Self { path, temporary, force })
+        let mut file = Self { path, temporary, force };
+        if let Ok(replaced) = fs::metadata(&file.path) {
+            let kept = file.file().set_permissions(replaced.permissions());
+            kept.map_err(|e| Error::io("cannot keep the permissions of", &file.path, e))?;
+        }
+        Ok(file)
     }
 
     /// A path at which this process can open the file as far as it is written.
@@ -206,13 +240,18 @@ impl AtomicFile {
 
 /// Finds out whether a file could be written at `path`, one that exists or not, and leaves everything as it is.
 pub fn check_writable(path: &Path) -> Result<()> {
-    AtomicFile::create(path, true).map(drop)
+    AtomicFile::create(path, true, Privacy::Private).map(drop)
 }
 
 /// Writes a whole file: `fill` gets a buffered writer, and `path` changes only after it has succeeded and everything
 /// is on the disk. An existing file is refused unless `force`.
-pub fn write_atomically(path: &Path, force: bool, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
-    let mut file = AtomicFile::create(path, force)?;
+pub fn write_atomically(
+    path: &Path,
+    force: bool,
+    privacy: Privacy,
+    fill: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> Result<()> {
+    let mut file = AtomicFile::create(path, force, privacy)?;
     let mut buffered = BufWriter::new(file.file());
     let filled = fill(&mut buffered).and_then(|()| buffered.flush());
     // Without its buffer: a failed write must not be tried again on drop.
@@ -223,24 +262,24 @@ pub fn write_atomically(path: &Path, force: bool, fill: impl FnOnce(&mut dyn Wri
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{Privacy::*, *};
 
     #[test]
     fn appears_whole_or_not_at_all() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
-        let failed = write_atomically(&path, false, |w| {
+        let failed = write_atomically(&path, false, Shared, |w| {
             w.write_all(b"half")?;
             Err(io::Error::other("stopped"))
         });
         assert_eq!(failed.unwrap_err().to_string(), format!("cannot write {}: stopped", path.display()));
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
 
-        write_atomically(&path, false, |w| w.write_all(b"one")).unwrap();
-        let again = write_atomically(&path, false, |w| w.write_all(b"two")).unwrap_err().to_string();
-        assert!(again.contains("--force"), "{again}");
+        write_atomically(&path, false, Shared, |w| w.write_all(b"one")).unwrap();
+        let again = write_atomically(&path, false, Shared, |w| w.write_all(b"two")).unwrap_err();
+        assert!(matches!(&again, Error::Exists(refused) if *refused == path), "{again}");
         assert_eq!(fs::read(&path).unwrap(), b"one");
-        write_atomically(&path, true, |w| w.write_all(b"two")).unwrap();
+        write_atomically(&path, true, Shared, |w| w.write_all(b"two")).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"two");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
@@ -251,7 +290,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
         let write = |bytes: &[u8], force| {
-            let mut file = AtomicFile::create_as(&path, true, false)?;
+            let mut file = AtomicFile::create_as(&path, true, Shared, false)?;
             file.file().write_all(bytes).unwrap();
             assert_eq!(fs::read(file.temporary_path()).unwrap(), bytes);
             file.force = force;
@@ -276,9 +315,9 @@ mod tests {
             [".file.hymba-abc", ".file.hymba-abcdefg", ".file.hymba-abcde~", "file.hymba-abcdef", "file.tmp"];
         strangers.iter().for_each(|name| left(name));
         left(".file.hymba-abc123");
-        let living = AtomicFile::create_as(&path, false, false).unwrap();
+        let living = AtomicFile::create_as(&path, false, Shared, false).unwrap();
         assert!(!dir.path().join(".file.hymba-abc123").exists());
-        write_atomically(&path, true, |w| w.write_all(b"one")).unwrap();
+        write_atomically(&path, true, Shared, |w| w.write_all(b"one")).unwrap();
         check_writable(&path).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"one");
         assert!(living.temporary_path().exists());
@@ -300,8 +339,53 @@ mod tests {
         let (target, link) = (dir.path().join("target"), dir.path().join("link"));
         fs::write(&target, "old").unwrap();
         std::os::unix::fs::symlink(&target, &link).unwrap();
-        write_atomically(&link, true, |w| w.write_all(b"new")).unwrap();
+        write_atomically(&link, true, Shared, |w| w.write_all(b"new")).unwrap();
         assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
         assert_eq!(fs::read(&target).unwrap(), b"new");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn modes_are_kept_and_conversations_are_private() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        for unnamed in [true, false] {
+            let path = dir.path().join(format!("file-{unnamed}"));
+            let write = || AtomicFile::create_as(&path, true, Private, unnamed).unwrap().commit().unwrap();
+            write();
+            assert_eq!(mode(&path), 0o600);
+            for kept in [0o640, 0o604, 0o755] {
+                fs::set_permissions(&path, fs::Permissions::from_mode(kept)).unwrap();
+                write();
+                assert_eq!(mode(&path), kept);
+            }
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o444)).unwrap();
+            let refused = check_writable(&path).unwrap_err().to_string();
+            assert!(refused.contains("is read-only"), "{refused}");
+            assert_eq!(mode(&path), 0o444);
+        }
+    }
+
+    #[test]
+    fn a_name_may_be_as_long_as_the_system_allows() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["a".repeat(255), "ä".repeat(127)] {
+            let path = dir.path().join(name);
+            for unnamed in [true, false] {
+                AtomicFile::create_as(&path, true, Shared, unnamed).unwrap().commit().unwrap();
+                assert!(path.exists());
+            }
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_dangling_link_is_refused_before_the_work() {
+        let dir = tempfile::tempdir().unwrap();
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink("gone", &link).unwrap();
+        let refused = check_output(&link, true).unwrap_err().to_string();
+        assert!(refused.contains("link: is a link to gone, which does not exist"), "{refused}");
     }
 }

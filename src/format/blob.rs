@@ -36,10 +36,7 @@ impl Blob {
         let meta = file.metadata().map_err(open)?;
         let name = || path.display().to_string();
         if meta.is_dir() {
-            return Err(Error::format(
-                name(),
-                "is a directory; name a GGUF file, or convert a folder with `hymba quantize`",
-            ));
+            return Err(Error::NotGguf { file: name(), what: "is a directory" });
         }
         if meta.len() == 0 {
             return Err(Error::format(name(), "is empty"));

@@ -12,7 +12,7 @@ pub mod packed;
 mod stored;
 mod weight;
 
-pub use atomic::{AtomicFile, check_output, check_writable, write_atomically};
+pub use atomic::{AtomicFile, Privacy, check_output, check_writable, write_atomically};
 pub use blob::Blob;
 pub use cache_type::CacheType;
 pub use dtype::DType;

@@ -18,15 +18,15 @@ pub enum Activation {
 /// The sizes and constants of a model. Letters in brackets are the ones shapes are written with.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// Rows of the embedding [V].
+    /// Rows of the embedding (V).
     pub vocab: usize,
     /// Positions the model was trained for, meta tokens included.
     pub context_length: usize,
-    /// Width of the residual stream [H].
+    /// Width of the residual stream (H).
     pub hidden: usize,
-    /// Layers [L].
+    /// Layers (L).
     pub layers: usize,
-    /// Width of the feed-forward part [F]; 0: there is none.
+    /// Width of the feed-forward part (F); 0: there is none.
     pub ffn: usize,
     /// The feed-forward activation.
     pub activation: Activation,
@@ -34,13 +34,13 @@ pub struct Config {
     pub heads: usize,
     /// Key and value heads; query head h reads kv head h / (heads / kv_heads).
     pub kv_heads: usize,
-    /// Width of a query or key head [dk].
+    /// Width of a query or key head (dk).
     pub key_dim: usize,
-    /// Width of a value head [dv].
+    /// Width of a value head (dv).
     pub value_dim: usize,
     /// Epsilon of every RMSNorm but the per-head ones.
     pub rms_eps: f32,
-    /// Sliding window [W]; `None`: every layer sees everything.
+    /// Sliding window (W); `None`: every layer sees everything.
     pub window: Option<usize>,
     /// Per layer: does it see through the window only?
     pub windowed: Vec<bool>,
@@ -48,7 +48,7 @@ pub struct Config {
     pub kv_source: Vec<usize>,
     /// RMSNorm on every query and key head, before RoPE.
     pub qk_norm: bool,
-    /// Learned tokens in front of every sequence [M].
+    /// Learned tokens in front of every sequence (M).
     pub meta_tokens: usize,
     /// Are queries and keys rotated by position?
     pub rope: bool,
@@ -56,11 +56,11 @@ pub struct Config {
     pub rope_base: f32,
     /// Taps of the causal convolution.
     pub conv_kernel: usize,
-    /// Width of the Mamba branch and of the attention output [E].
+    /// Width of the Mamba branch and of the attention output (E).
     pub inner: usize,
-    /// SSM state values per channel [N].
+    /// SSM state values per channel (N).
     pub state: usize,
-    /// Rank of Δ's projection [R].
+    /// Rank of Δ's projection (R).
     pub dt_rank: usize,
     /// RMSNorm on Δ, B and C after x_proj.
     pub dt_b_c_norm: bool,
@@ -77,8 +77,7 @@ impl Config {
             }
             None => return Err(bad("has no key general.architecture; it is no model file of ours".into())),
         }
-        let missing =
-            |key: &str| bad(format!("has no usable key hymba.{key}; convert the model again with `hymba quantize`"));
+        let missing = |key: &str| Error::model(file, format!("has no usable key hymba.{key}"));
         let size = |key: &str| -> Result<usize> {
             let v = meta.uint(&format!("hymba.{key}")).ok_or_else(|| missing(key))?;
             let limit = if key == "context_length" { limits::CONTEXT } else { limits::WIDTH };

@@ -224,16 +224,13 @@ impl<'a> Finder<'a> {
 
     /// The tensor and its number in the model's list, once its shape is what the spec says.
     fn checked(&self, name: &str) -> Result<(usize, &Tensor)> {
-        let bad = |what: String| Error::format(&self.gguf.file, what);
+        let bad = |what: String| Error::model(&self.gguf.file, what);
         let (id, spec) = self.specs.get(name).ok_or_else(|| bad(format!("has no place for a tensor `{name}`")))?;
-        let tensor = self.gguf.tensor(name).ok_or_else(|| {
-            bad(format!(
-                "has no tensor `{name}`; the file is incomplete, convert the model again with `hymba quantize`"
-            ))
-        })?;
+        let missing = || bad(format!("has no tensor `{name}`: the file is incomplete"));
+        let tensor = self.gguf.tensor(name).ok_or_else(missing)?;
         if tensor.dims != spec.shape {
             return Err(bad(format!(
-                "tensor `{name}` has shape {:?}, but its metadata asks for {:?}; convert the model again",
+                "tensor `{name}` has shape {:?}, but its metadata asks for {:?}",
                 tensor.dims, spec.shape
             )));
         }

@@ -336,16 +336,15 @@ impl Job {
 
     pub(super) fn unfit(&self, row: usize, unfit: Unfit) -> Error {
         let Spec { name, official, .. } = &self.spec;
-        Error::Request(match unfit {
-            Unfit::NotFinite => format!(
+        match unfit {
+            Unfit::NotFinite => Error::Request(format!(
                 "tensor `{name}` ({official}) holds NaN or infinity in row {row}; the checkpoint is damaged, \
                  download it again"
-            ),
-            Unfit::Overflow => format!(
-                "tensor `{name}` ({official}) holds values in row {row} that are too large for {0}; \
-                 keep it wider, for example with --tensor-type {name}=f32",
-                self.dtype
-            ),
-        })
+            )),
+            Unfit::Overflow => {
+                let (name, official) = (name.clone(), official.clone());
+                Error::TensorRange { name, official, row, dtype: self.dtype.name() }
+            }
+        }
     }
 }

@@ -58,7 +58,7 @@ impl Recipe {
         }
     }
 
-    /// The type that most weights take, or all with `--pure`.
+    /// The type that most weights take, or all where one type is asked for.
     pub fn main(self) -> DType {
         match self {
             Self::Q8 => DType::Q8_0,
@@ -76,8 +76,8 @@ impl Recipe {
 const LADDER: [(DType, f64); 4] =
     [(DType::Mxfp4, 0.0125), (DType::Q4_0, 0.0065), (DType::Q5_0, 0.0016), (DType::Q8_0, 0.000_03)];
 
-/// How much such an error is felt, by `hymba eval sensitivity` on the demo model: the divergence that it gives rise to, for
-/// each weight, in arbitrary units.
+/// How much such an error is felt: the divergence that it gives rise to, as measured on the demo model, for each weight, in
+/// arbitrary units.
 fn sensitivity(name: &str) -> f64 {
     let kind = name.trim_end_matches(".weight").rsplit('.').next().unwrap_or(name);
     let by_kind = match kind {

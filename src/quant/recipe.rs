@@ -39,10 +39,7 @@ pub(super) fn choose(spec: &Spec, dtype: DType, overrides: &[(Regex, DType)]) ->
 pub(super) fn check<'a>(specs: impl Iterator<Item = &'a Spec> + Clone, overrides: &[(Regex, DType)]) -> Result<()> {
     for (name, dtype) in overrides {
         if !specs.clone().any(|s| s.role != Role::Exact && name.is_match(&s.name)) {
-            return Err(Error::Request(format!(
-                "--tensor-type {name}={dtype} matches no tensor that can change its type; \
-                 names look like blk.0.ffn_up.weight"
-            )));
+            return Err(Error::NoSuchTensor { pattern: name.to_string(), dtype: dtype.name() });
         }
     }
     Ok(())

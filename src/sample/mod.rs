@@ -3,5 +3,5 @@
 mod params;
 mod sampler;
 
-pub use params::{Params, Setting};
+pub use params::{SamplingParams, Setting};
 pub use sampler::{Sampler, SavedSampler};

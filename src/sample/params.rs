@@ -7,7 +7,7 @@ use crate::{
 
 /// How the next token is chosen. The defaults are llama.cpp's.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Params {
+pub struct SamplingParams {
     /// Divides the logits; 0: always the most likely token.
     pub temperature: f32,
     /// Only the `top_k` most likely tokens stay; 0: all do.
@@ -22,7 +22,7 @@ pub struct Params {
     pub repeat_last_n: usize,
 }
 
-impl Default for Params {
+impl Default for SamplingParams {
     fn default() -> Self {
         Self { temperature: 0.8, top_k: 40, top_p: 0.95, min_p: 0.05, repeat_penalty: 1.0, repeat_last_n: 64 }
     }
@@ -31,17 +31,17 @@ impl Default for Params {
 /// One knob, to be set from a flag, a file or a chat command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Setting {
-    /// [`Params::temperature`]
+    /// [`SamplingParams::temperature`]
     Temperature,
-    /// [`Params::top_k`]
+    /// [`SamplingParams::top_k`]
     TopK,
-    /// [`Params::top_p`]
+    /// [`SamplingParams::top_p`]
     TopP,
-    /// [`Params::min_p`]
+    /// [`SamplingParams::min_p`]
     MinP,
-    /// [`Params::repeat_penalty`]
+    /// [`SamplingParams::repeat_penalty`]
     RepeatPenalty,
-    /// [`Params::repeat_last_n`]
+    /// [`SamplingParams::repeat_last_n`]
     RepeatLastN,
 }
 
@@ -75,7 +75,7 @@ impl Setting {
     }
 }
 
-impl Params {
+impl SamplingParams {
     /// The defaults, with what the model file recommends in their place; `file` is the name for error messages.
     pub fn from_metadata(meta: &Metadata, file: &str) -> Result<Self> {
         let mut params = Self::default();
@@ -94,7 +94,7 @@ impl Params {
         Ok(params)
     }
 
-    /// The value of one knob, as [`Params::set`] takes it.
+    /// The value of one knob, as [`SamplingParams::set`] takes it.
     pub fn get(&self, setting: Setting) -> f64 {
         // as the user wrote it: 0.8, not 0.800000011920929
         let short = |v: f32| v.to_string().parse().unwrap_or(f64::from(v));
@@ -141,25 +141,26 @@ mod tests {
     #[test]
     fn a_file_recommends_and_the_rest_are_defaults() {
         let mut meta = Metadata::default();
-        assert_eq!(Params::from_metadata(&meta, "f").unwrap(), Params::default());
+        assert_eq!(SamplingParams::from_metadata(&meta, "f").unwrap(), SamplingParams::default());
         meta.set("general.sampling.temp", 0.5f32);
         meta.set("general.sampling.top_k", Value::Int(-1));
         meta.set("general.sampling.penalty_last_n", Value::Int(-1));
-        let params = Params::from_metadata(&meta, "f").unwrap();
-        let expected = Params { temperature: 0.5, top_k: 0, repeat_last_n: usize::MAX, ..Params::default() };
+        let params = SamplingParams::from_metadata(&meta, "f").unwrap();
+        let expected =
+            SamplingParams { temperature: 0.5, top_k: 0, repeat_last_n: usize::MAX, ..SamplingParams::default() };
         assert_eq!(params, expected);
 
         meta.set("general.sampling.top_p", 1.5f32);
-        let error = Params::from_metadata(&meta, "m.gguf").unwrap_err().to_string();
+        let error = SamplingParams::from_metadata(&meta, "m.gguf").unwrap_err().to_string();
         assert_eq!(error, "m.gguf: recommends general.sampling.top_p 1.5, which must be from 0 to 1");
         meta.set("general.sampling.top_p", "high");
-        let error = Params::from_metadata(&meta, "m.gguf").unwrap_err().to_string();
+        let error = SamplingParams::from_metadata(&meta, "m.gguf").unwrap_err().to_string();
         assert_eq!(error, "m.gguf: has a general.sampling.top_p that is no number");
     }
 
     #[test]
     fn a_knob_turns_back_to_where_it_was() {
-        let mut params = Params { repeat_last_n: usize::MAX, temperature: 0.7, ..Params::default() };
+        let mut params = SamplingParams { repeat_last_n: usize::MAX, temperature: 0.7, ..SamplingParams::default() };
         let before = params.clone();
         for setting in Setting::ALL {
             let value = params.get(setting);
@@ -184,9 +185,9 @@ mod tests {
             (Setting::RepeatLastN, 1e300),
         ];
         for (setting, value) in bad {
-            let mut params = Params::default();
+            let mut params = SamplingParams::default();
             assert!(params.set(setting, value).is_err(), "{setting:?} {value}");
-            assert_eq!(params, Params::default());
+            assert_eq!(params, SamplingParams::default());
         }
     }
 }

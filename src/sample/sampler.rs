@@ -6,7 +6,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use super::{Params, Setting};
+use super::{SamplingParams, Setting};
 
 /// A token that can still be chosen. Sorts most likely first, the lower id first among equals.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -34,7 +34,7 @@ pub struct SavedSampler {
 /// Chooses tokens. The same seed, logits and history give the same tokens; a clone goes on as the original would.
 #[derive(Clone, Debug)]
 pub struct Sampler {
-    params: Params,
+    params: SamplingParams,
     seed: u64,
     rng: ChaCha8Rng,
     banned: Option<u32>,
@@ -44,13 +44,13 @@ pub struct Sampler {
 
 impl Sampler {
     /// A sampler whose draws follow from `seed`.
-    pub fn new(params: Params, seed: u64) -> Self {
+    pub fn new(params: SamplingParams, seed: u64) -> Self {
         Self { params, seed, rng: ChaCha8Rng::seed_from_u64(seed), banned: None, candidates: Vec::new() }
     }
 
     /// The sampler that `saved` was taken from, or why there can be none: a phrase that goes on after "its sampler".
     pub fn from_saved(saved: &SavedSampler) -> Result<Self, String> {
-        let mut params = Params::default();
+        let mut params = SamplingParams::default();
         for (name, &value) in &saved.settings {
             let setting = Setting::ALL.into_iter().find(|s| s.name() == name);
             let setting = setting.ok_or_else(|| format!("has an unknown setting `{name}`"))?;
@@ -71,12 +71,12 @@ impl Sampler {
     }
 
     /// The knobs.
-    pub fn params(&self) -> &Params {
+    pub fn params(&self) -> &SamplingParams {
         &self.params
     }
 
     /// Turns the knobs; the random numbers go on.
-    pub fn set_params(&mut self, params: Params) {
+    pub fn set_params(&mut self, params: SamplingParams) {
         self.params = params;
     }
 
@@ -95,7 +95,7 @@ impl Sampler {
         self.banned = Some(id);
     }
 
-    /// Chooses the next token from `logits` [vocab], which may hold anything, NaN (never chosen while there is a number)
+    /// Chooses the next token from `logits` `[vocab]`, which may hold anything, NaN (never chosen while there is a number)
     /// and infinities included. `history` is the ids so far, which the repeat penalty looks back on.
     pub fn sample(&mut self, logits: &[f32], history: &[u32]) -> u32 {
         let Self { params, rng, banned, candidates, .. } = self;
@@ -130,7 +130,7 @@ fn finite(logit: f32) -> f32 {
 }
 
 /// Weakens each id among the last of `history`, once however often it occurs.
-fn penalize(candidates: &mut [Candidate], params: &Params, history: &[u32]) {
+fn penalize(candidates: &mut [Candidate], params: &SamplingParams, history: &[u32]) {
     if params.repeat_penalty == 1.0 {
         return;
     }
@@ -204,11 +204,11 @@ mod tests {
     use super::*;
 
     /// No filter, no penalty, temperature 1.
-    const PLAIN: Params =
-        Params { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, repeat_penalty: 1.0, repeat_last_n: 64 };
+    const PLAIN: SamplingParams =
+        SamplingParams { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, repeat_penalty: 1.0, repeat_last_n: 64 };
 
     /// How often each id is drawn, as shares of 20,000 draws.
-    fn shares(params: Params, logits: &[f32], history: &[u32]) -> Vec<f64> {
+    fn shares(params: SamplingParams, logits: &[f32], history: &[u32]) -> Vec<f64> {
         let mut sampler = Sampler::new(params, 7);
         let mut counts = vec![0u32; logits.len()];
         for _ in 0..20_000 {
@@ -217,7 +217,7 @@ mod tests {
         counts.into_iter().map(|n| f64::from(n) / 20_000.0).collect()
     }
 
-    fn assert_shares(params: Params, probabilities: &[f32], history: &[u32], expected: &[f64]) {
+    fn assert_shares(params: SamplingParams, probabilities: &[f32], history: &[u32], expected: &[f64]) {
         let logits: Vec<f32> = probabilities.iter().map(|p| p.ln()).collect();
         let got = shares(params.clone(), &logits, history);
         for (g, e) in got.iter().zip(expected) {
@@ -235,23 +235,23 @@ mod tests {
     fn draws_by_probability() {
         assert_shares(PLAIN, &P, &[], &[0.1, 0.4, 0.2, 0.3]);
         // Temperature 0.5 squares: 1, 16, 4, 9 of 30.
-        let cold = Params { temperature: 0.5, ..PLAIN };
+        let cold = SamplingParams { temperature: 0.5, ..PLAIN };
         assert_shares(cold, &P, &[], &[1.0 / 30.0, 16.0 / 30.0, 4.0 / 30.0, 9.0 / 30.0]);
     }
 
     #[test]
     fn filters_keep_what_they_should() {
-        assert_shares(Params { top_k: 2, ..PLAIN }, &P, &[], &[0.0, 4.0 / 7.0, 0.0, 3.0 / 7.0]);
-        assert_shares(Params { top_k: 9, ..PLAIN }, &P, &[], &[0.1, 0.4, 0.2, 0.3]);
-        assert_shares(Params { top_p: 0.65, ..PLAIN }, &P, &[], &[0.0, 4.0 / 7.0, 0.0, 3.0 / 7.0]);
-        assert_shares(Params { top_p: 0.75, ..PLAIN }, &P, &[], &[0.0, 4.0 / 9.0, 2.0 / 9.0, 3.0 / 9.0]);
-        assert_shares(Params { top_p: 0.0, ..PLAIN }, &P, &[], &[0.0, 1.0, 0.0, 0.0]);
-        assert_shares(Params { min_p: 0.45, ..PLAIN }, &P, &[], &[0.0, 4.0 / 9.0, 2.0 / 9.0, 3.0 / 9.0]);
+        assert_shares(SamplingParams { top_k: 2, ..PLAIN }, &P, &[], &[0.0, 4.0 / 7.0, 0.0, 3.0 / 7.0]);
+        assert_shares(SamplingParams { top_k: 9, ..PLAIN }, &P, &[], &[0.1, 0.4, 0.2, 0.3]);
+        assert_shares(SamplingParams { top_p: 0.65, ..PLAIN }, &P, &[], &[0.0, 4.0 / 7.0, 0.0, 3.0 / 7.0]);
+        assert_shares(SamplingParams { top_p: 0.75, ..PLAIN }, &P, &[], &[0.0, 4.0 / 9.0, 2.0 / 9.0, 3.0 / 9.0]);
+        assert_shares(SamplingParams { top_p: 0.0, ..PLAIN }, &P, &[], &[0.0, 1.0, 0.0, 0.0]);
+        assert_shares(SamplingParams { min_p: 0.45, ..PLAIN }, &P, &[], &[0.0, 4.0 / 9.0, 2.0 / 9.0, 3.0 / 9.0]);
         // Temperature comes last: it does not change which tokens top-p keeps.
-        let hot = Params { top_p: 0.65, temperature: 1000.0, ..PLAIN };
+        let hot = SamplingParams { top_p: 0.65, temperature: 1000.0, ..PLAIN };
         assert_shares(hot, &P, &[], &[0.0, 0.5, 0.0, 0.5]);
         // Top-p measures what top-k has left: 4/7 ≥ 0.5.
-        assert_shares(Params { top_k: 2, top_p: 0.5, ..PLAIN }, &P, &[], &[0.0, 1.0, 0.0, 0.0]);
+        assert_shares(SamplingParams { top_k: 2, top_p: 0.5, ..PLAIN }, &P, &[], &[0.0, 1.0, 0.0, 0.0]);
     }
 
     #[test]
@@ -264,7 +264,7 @@ mod tests {
 
     #[test]
     fn the_penalty_weakens_recent_tokens_once() {
-        let params = Params { temperature: 0.0, repeat_penalty: 2.0, repeat_last_n: 3, ..PLAIN };
+        let params = SamplingParams { temperature: 0.0, repeat_penalty: 2.0, repeat_last_n: 3, ..PLAIN };
         let mut sampler = Sampler::new(params, 0);
         let logits = [2.0, 3.0, -1.0, 1.6];
         assert_eq!(sampler.sample(&logits, &[]), 1);
@@ -278,7 +278,7 @@ mod tests {
 
     #[test]
     fn greedy_takes_the_lowest_id_of_equals() {
-        let mut sampler = Sampler::new(Params { temperature: 0.0, ..PLAIN }, 0);
+        let mut sampler = Sampler::new(SamplingParams { temperature: 0.0, ..PLAIN }, 0);
         assert_eq!(sampler.sample(&[1.0, 5.0, 5.0], &[]), 1);
         sampler.ban(1);
         assert_eq!(sampler.sample(&[1.0, 5.0, 5.0], &[]), 2);
@@ -288,7 +288,7 @@ mod tests {
     #[test]
     fn numbers_that_are_none_do_no_harm() {
         let odd = [f32::NAN, f32::NEG_INFINITY, 1.0, -f32::NAN];
-        for params in [PLAIN, Params::default(), Params { temperature: 0.0, ..PLAIN }] {
+        for params in [PLAIN, SamplingParams::default(), SamplingParams { temperature: 0.0, ..PLAIN }] {
             let mut sampler = Sampler::new(params.clone(), 1);
             for _ in 0..100 {
                 assert_eq!(sampler.sample(&odd, &[2]), 2);

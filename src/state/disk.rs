@@ -11,7 +11,11 @@ use std::{
 
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::{Error, Result, format::write_atomically, limits};
+use crate::{
+    Error, Result,
+    format::{Privacy, write_atomically},
+    limits,
+};
 
 const MAGIC: &[u8; 8] = b"hymbases";
 const VERSION: u32 = 1;
@@ -26,7 +30,7 @@ pub fn write_session(path: &Path, header: &impl Serialize, payload: &[u8]) -> Re
     let length = length.ok_or_else(|| unfit("the conversation is too long for a file".into()))?;
     let prefix = [&MAGIC[..], &VERSION.to_le_bytes(), &length.to_le_bytes(), &header].concat();
     let hash = blake3::Hasher::new().update(&prefix).update_rayon(payload).finalize();
-    write_atomically(path, true, |file| {
+    write_atomically(path, true, Privacy::Private, |file| {
         file.write_all(&prefix)?;
         file.write_all(payload)?;
         file.write_all(hash.as_bytes())

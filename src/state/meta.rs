@@ -1,4 +1,4 @@
-//! The state after the meta tokens. It depends on the weights alone: `hymba quantize` stores it in the file, and a
+//! The state after the meta tokens. It depends on the weights alone: conversion stores it in the file, and a
 //! session starts from it. Always F32, so that it is the same for every cache type.
 
 use std::ops::Deref;
@@ -36,12 +36,7 @@ impl MetaState {
             return Ok(None);
         }
         let read = |(name, shape): (String, [usize; 2])| {
-            let bad = |what: &str| {
-                Error::format(
-                    &gguf.file,
-                    format!("tensor `{name}` {what}; convert the model again with `hymba quantize`"),
-                )
-            };
+            let bad = |what: &str| Error::model(&gguf.file, format!("tensor `{name}` {what}"));
             let tensor = gguf.tensor(&name).ok_or_else(|| bad("of the stored meta state is missing"))?;
             if tensor.dims != shape {
                 return Err(bad(&format!("has shape {:?}, but the metadata asks for {shape:?}", tensor.dims)));

@@ -13,24 +13,27 @@ pub struct Stream<'t> {
     pending: Vec<u8>,
 }
 
-impl<'t> Stream<'t> {
-    pub(super) fn new(tokenizer: &'t Tokenizer) -> Self {
-        Self { tokenizer, at_start: true, pending: Vec::new() }
+impl Tokenizer {
+    /// A decoder that takes one id at a time.
+    pub fn stream(&self) -> Stream<'_> {
+        Stream { tokenizer: self, at_start: true, pending: Vec::new() }
     }
 
-    /// The stream that has taken all of `ids`. Only the last of them are looked at: a byte that begins a character does
-    /// so whatever is before it, so that what is pending follows from the last 3 bytes.
-    pub(super) fn after(tokenizer: &'t Tokenizer, ids: &[u32]) -> Self {
+    /// A decoder that goes on after `ids`. Only the last of them are looked at: a byte that begins a character does so
+    /// whatever is before it, so that what is pending follows from the last 3 bytes.
+    pub fn stream_after(&self, ids: &[u32]) -> Stream<'_> {
         let mut bytes = 0;
         let before = ids.iter().rposition(|&id| {
-            bytes += tokenizer.piece(id).len();
+            bytes += self.piece(id).len();
             bytes > 3
         });
-        let mut stream = Self::new(tokenizer);
+        let mut stream = self.stream();
         ids[before.unwrap_or(0)..].iter().for_each(|&id| drop(stream.push(id)));
         stream
     }
+}
 
+impl Stream<'_> {
     /// Takes the next id and returns the text that is complete with it, which may be none. Bytes that can't become a
     /// character come out as U+FFFD at once.
     pub fn push(&mut self, id: u32) -> String {

@@ -2,6 +2,7 @@
 
 use minijinja::{Environment, ErrorKind, Value, context, syntax::SyntaxConfig};
 
+use super::Tokenizer;
 use crate::{Error, Result, limits};
 
 const NAME: &str = "chat";
@@ -63,6 +64,13 @@ pub struct Template {
     /// What templates may put around a text.
     bos: String,
     eos: String,
+}
+
+impl Tokenizer {
+    /// Parses a chat template that knows the names of this tokenizer's tokens; `origin` says where it is from.
+    pub fn template(&self, source: &str, origin: &str) -> Result<Template> {
+        Template::new(source, origin, &self.name(self.bos()), &self.name(self.eos()))
+    }
 }
 
 impl Template {
@@ -168,15 +176,11 @@ impl Template {
 
     /// What the template engine says, in one sentence.
     fn bad(&self, error: &minijinja::Error) -> Error {
-        let line = error.line().map(|line| format!(", line {line}")).unwrap_or_default();
         let what = match error.kind() {
             ErrorKind::OutOfFuel => format!("it takes more than {} steps", limits::TEMPLATE_STEPS),
             kind => error.detail().map_or_else(|| kind.to_string(), Into::into),
         };
-        Error::format(
-            &self.origin,
-            format!("is no usable chat template{line}: {what}; give another with --chat-template-file"),
-        )
+        Error::Template { origin: self.origin.clone(), line: error.line(), what }
     }
 }
 

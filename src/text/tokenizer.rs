@@ -2,7 +2,7 @@
 
 use tokenizers::{Decoder, DecoderWrapper, PostProcessorWrapper};
 
-use super::{Stream, parts};
+use super::parts;
 use crate::{Error, Result, format::gguf::Metadata, limits};
 
 /// The whole of `tokenizer.json`.
@@ -28,12 +28,7 @@ pub struct Tokenizer {
 impl Tokenizer {
     /// Reads the tokenizer out of a model file's metadata; `file` is the name for error messages.
     pub fn from_metadata(meta: &Metadata, file: &str) -> Result<Self> {
-        let json = meta.string(JSON).ok_or_else(|| {
-            Error::format(
-                file,
-                "has no tokenizer; convert the model again with `hymba quantize` from a folder that holds tokenizer.json",
-            )
-        })?;
+        let json = meta.string(JSON).ok_or_else(|| Error::NoTokenizer(file.into()))?;
         let unusable = |what: String| Error::format(file, format!("has an unusable tokenizer: {what}"));
         if let Some(what) = parts::objection(json) {
             return Err(unusable(what));
@@ -64,7 +59,7 @@ impl Tokenizer {
         })
     }
 
-    /// The ids of `text`. The names of special tokens in it ("<s>") become those tokens, as in llama.cpp and Hugging
+    /// The ids of `text`. The names of special tokens in it (`<s>`) become those tokens, as in llama.cpp and Hugging
     /// Face. `with_bos` puts the begin token in front, if the model wants one and the text does not name it itself.
     pub fn encode(&self, text: &str, with_bos: bool) -> Result<Vec<u32>> {
         limits::check_prompt(text, "the text")?;
@@ -96,16 +91,6 @@ impl Tokenizer {
         let mut text: String = ids.iter().map(|&id| stream.push(id)).collect();
         text.push_str(&stream.finish());
         text
-    }
-
-    /// A decoder that takes one id at a time.
-    pub fn stream(&self) -> Stream<'_> {
-        Stream::new(self)
-    }
-
-    /// A decoder that goes on after `ids`.
-    pub fn stream_after(&self, ids: &[u32]) -> Stream<'_> {
-        Stream::after(self, ids)
     }
 
     /// The token that begins a text.
@@ -251,7 +236,7 @@ pub(crate) mod tests {
     #[test]
     fn refuses_what_it_cannot_use() {
         let refusal = |meta: &Metadata| Tokenizer::from_metadata(meta, "m.gguf").err().unwrap().to_string();
-        assert!(refusal(&Metadata::default()).starts_with("m.gguf: has no tokenizer; convert the model again"));
+        assert_eq!(refusal(&Metadata::default()), "m.gguf: has no tokenizer");
         let mut broken = Metadata::default();
         broken.set(JSON, "{\"version\": ");
         assert!(refusal(&broken).contains("unusable tokenizer"));

@@ -18,7 +18,7 @@ pub enum KvRows<'a> {
     F16(&'a [u16]),
     /// Floats.
     F32(&'a [f32]),
-    /// ggml's Q8_0: blocks of [`Q8_BLOCK`] values, [`Q8_BYTES`] bytes each.
+    /// ggml's Q8_0: blocks of 32 values, 34 bytes each.
     Q8_0(&'a [u8]),
 }
 

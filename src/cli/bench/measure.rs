@@ -10,7 +10,7 @@ use hymba::{
     Error, Result,
     backend::Profile,
     engine::{Model, Roofline, Session},
-    sample::{Params, Sampler},
+    sample::{Sampler, SamplingParams},
     system,
 };
 use indicatif::ProgressBar;
@@ -245,7 +245,7 @@ pub fn measure(
 
 /// One run of a test: how long it took, and how much of that went to choosing tokens.
 fn once(session: &mut Session<'_>, kind: Kind, prompt: &[u32], cancel: &AtomicBool) -> Result<(Duration, Duration)> {
-    let mut sampler = Sampler::new(Params::default(), 0);
+    let mut sampler = Sampler::new(SamplingParams::default(), 0);
     let mut sampling = Duration::ZERO;
     let mut choose = |logits: &[f32], history: &[u32]| {
         let start = Instant::now();

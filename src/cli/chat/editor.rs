@@ -24,7 +24,7 @@ use hymba::Error;
 
 use super::{
     commands::{COMMANDS, knobs},
-    input::{Event, is_whole, joined},
+    message::{Event, is_whole, joined},
 };
 
 /// Messages that are remembered.

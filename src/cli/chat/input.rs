@@ -13,21 +13,10 @@ use std::{
 
 use hymba::{Error, limits};
 
-use super::editor::Editor;
-
-/// Starts and ends a message of several lines.
-const QUOTES: &str = "\"\"\"";
-
-/// What came.
-#[derive(Debug, PartialEq)]
-pub enum Event {
-    /// A message or a command, whole.
-    Line(String),
-    /// Ctrl-C where nothing was typed.
-    Interrupt,
-    /// Nothing more comes.
-    End,
-}
+use super::{
+    editor::Editor,
+    message::{Event, is_whole, joined},
+};
 
 /// A source of messages.
 pub struct Input {
@@ -122,22 +111,6 @@ fn next_line(lines: &Receiver<io::Result<String>>, cancel: &AtomicBool) -> anyho
     }
 }
 
-/// Has a message that was typed so far an end? Not within `"""`, nor after a backslash.
-pub fn is_whole(text: &str) -> bool {
-    match text.trim_start().strip_prefix(QUOTES) {
-        Some(rest) => rest.trim_end().ends_with(QUOTES),
-        None => !text.ends_with('\\'),
-    }
-}
-
-/// The message that was typed: without the quotes around it, or the backslashes before its line breaks.
-pub fn joined(text: &str) -> String {
-    match text.trim_start().strip_prefix(QUOTES) {
-        Some(rest) => rest.trim_end().strip_suffix(QUOTES).unwrap_or(rest).trim_matches('\n').into(),
-        None => text.replace("\\\n", "\n").strip_suffix('\\').map_or_else(|| text.replace("\\\n", "\n"), Into::into),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -153,21 +126,5 @@ mod tests {
         let mut endless = io::BufReader::new(io::repeat(b'a'));
         let error = limited_line(&mut endless).unwrap_err().to_string();
         assert!(error.starts_with("a line has 16777218 bytes, but 16 MiB are the limit"), "{error}");
-    }
-
-    #[test]
-    fn messages_of_several_lines() {
-        for (typed, whole, message) in [
-            ("a", true, "a"),
-            ("a\\", false, "a"),
-            ("a\\\nb", true, "a\nb"),
-            ("\"\"\"", false, ""),
-            ("\"\"\"a", false, "a"),
-            ("\"\"\"\na\n\nb\n\"\"\"", true, "a\n\nb"),
-            ("\"\"\"a\"\"\" ", true, "a"),
-            ("a \"\"\"", true, "a \"\"\""),
-        ] {
-            assert_eq!((is_whole(typed), &*joined(typed)), (whole, message), "{typed:?}");
-        }
     }
 }

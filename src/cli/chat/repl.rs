@@ -21,11 +21,12 @@ use hymba::{
 
 use super::{
     commands::{Command, Knob},
-    input::{Event, Input},
+    input::Input,
+    message::Event,
     screen::Screen,
     show::{self, turns},
 };
-use crate::cli::{prompt, terminal};
+use crate::cli::{hints::Place, prompt, terminal};
 
 /// A conversation with a person.
 pub struct Repl<'m> {
@@ -113,7 +114,7 @@ impl<'m> Repl<'m> {
                     Some(Error::Cancelled) => {
                         self.screen.note("stopped before a reply began; the conversation is as it was");
                     }
-                    _ => terminal::note(&terminal::one_line(&e)),
+                    _ => terminal::note(&terminal::one_line(&e, Place::Conversation)),
                 },
                 Err(e) => return Err(e),
             }

@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 use hymba::{Error, engine::SessionOptions, format::DType, quant::recode};
 
 use super::{
-    Common,
+    args::Common,
     text::{CONTEXTS, TextArgs, beside, report},
 };
 

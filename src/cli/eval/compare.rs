@@ -5,7 +5,7 @@ use std::{path::PathBuf, sync::atomic::AtomicBool};
 use hymba::engine::Model;
 
 use super::{
-    RuntimeArgs,
+    args::RuntimeArgs,
     text::{CONTEXTS, TextArgs, beside, report},
 };
 

@@ -10,13 +10,13 @@ use anyhow::Context;
 use hymba::{
     Error,
     engine::{Session, SessionOptions},
-    format::write_atomically,
-    sample::{Params, Sampler},
+    format::{Privacy, write_atomically},
+    sample::{Sampler, SamplingParams},
 };
 use safetensors::{Dtype, tensor::TensorView};
 
-use super::Common;
-use crate::cli::{Usage, options::count};
+use super::args::Common;
+use crate::cli::{options::count, usage::Usage};
 
 #[derive(clap::Args)]
 #[command(group(clap::ArgGroup::new("input").required(true).args(["ids", "ids_file"])))]
@@ -62,7 +62,8 @@ pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
         // the last token chosen is not read
         ..args.common.machine.options(ids.len() + args.decode.saturating_sub(1))
     };
-    let mut greedy = Sampler::new(Params { temperature: 0.0, repeat_penalty: 1.0, ..Params::default() }, 0);
+    let mut greedy =
+        Sampler::new(SamplingParams { temperature: 0.0, repeat_penalty: 1.0, ..SamplingParams::default() }, 0);
     let mut session = Session::new(&model, &options)?;
     let vocab = model.config().vocab;
     let mut prefill = Vec::new();
@@ -94,7 +95,7 @@ pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
         tensors.push(("tokens", view(Dtype::I32, vec![args.decode], bytemuck::cast_slice(&tokens))?));
     }
     let bytes = safetensors::serialize(tensors, None).context("safetensors refuses the tensors")?;
-    Ok(write_atomically(&args.output, args.force, |file| file.write_all(&bytes))?)
+    Ok(write_atomically(&args.output, args.force, Privacy::Shared, |file| file.write_all(&bytes))?)
 }
 
 fn read_ids(file: &Path) -> anyhow::Result<Vec<u32>> {

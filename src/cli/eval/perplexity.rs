@@ -14,7 +14,7 @@ use hymba::{
 use serde_json::json;
 
 use super::{
-    Common,
+    args::Common,
     text::{CONTEXTS, TextArgs, bar, beside, divergence_json, tell},
 };
 

@@ -16,7 +16,7 @@ use hymba::{
 use serde_json::{Value, json};
 
 use super::{
-    Common,
+    args::Common,
     text::{CONTEXTS, TextArgs, bar, percent},
 };
 

@@ -12,12 +12,11 @@ use hymba::{
     engine::{Model, Session, SessionOptions},
     eval::{Divergence, Estimate, diverge},
     limits,
-    text::Tokenizer,
 };
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
-use super::RuntimeArgs;
+use super::args::RuntimeArgs;
 use crate::cli::{options::count, prompt::utf8};
 
 /// How a text is cut, for the end of help.
@@ -62,7 +61,7 @@ impl TextArgs {
         let bytes = fs::read(&self.file).map_err(|e| Error::io("cannot read", &self.file, e))?;
         let name = self.file.display().to_string();
         let text = utf8(bytes, &name)?;
-        let tokenizer = Tokenizer::from_metadata(model.metadata(), model.file())?;
+        let tokenizer = model.tokenizer()?;
         let bos = tokenizer
             .bos()
             .ok_or_else(|| Error::format(model.file(), "names no BOS token, with which each context begins"))?;

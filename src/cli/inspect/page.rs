@@ -7,7 +7,7 @@ use std::{
 
 use hymba::model::plan::Plan;
 
-use super::{Report, Token, Tokenizer};
+use super::report::{Report, Token, Tokenizer};
 
 /// Width of the names in front of facts.
 const NAMES: usize = 16;

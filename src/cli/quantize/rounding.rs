@@ -7,7 +7,7 @@ use hymba::{
     quant::{Calibration, Gptq, Order, Rounding, Sample},
 };
 
-use crate::cli::{Usage, options::count, prompt::utf8};
+use crate::cli::{options::count, prompt::utf8, usage::Usage};
 
 /// How values become blocks.
 #[derive(clap::Args)]

@@ -12,7 +12,7 @@ impl Conversation<'_> {
         let turns = self.current.turns.len();
         if count == 0 || count > turns {
             let what = format!("there are {turns} turns to take back; name a number from 1 to {turns}");
-            return Err(if turns == 0 { nothing() } else { Error::Request(what) });
+            return Err(if turns == 0 { Error::NothingSaid } else { Error::Request(what) });
         }
         let gone = self.current.turns.split_off(turns - count);
         self.sync(watch)?;
@@ -76,7 +76,7 @@ impl Conversation<'_> {
     /// Goes on as a new branch, `name`; the current one stays where it is.
     pub fn branch(&mut self, name: &str) -> Result<()> {
         if name == self.name || self.branches.contains_key(name) {
-            return Err(Error::Request(format!("there is a branch `{name}` already; /switch {name} goes there")));
+            return Err(Error::BranchExists(name.into()));
         }
         self.stash_branch()?;
         self.name = name.into();
@@ -89,8 +89,8 @@ impl Conversation<'_> {
             return Err(Error::Request(format!("this is the branch `{name}`")));
         }
         if !self.branches.contains_key(name) {
-            let known = self.branches().join(", ");
-            return Err(Error::Request(format!("there is no branch `{name}`; there is {known}")));
+            let known = self.branches().into_iter().map(Into::into).collect();
+            return Err(Error::UnknownBranch { name: name.into(), known });
         }
         self.stash_branch()?;
         self.current = self.branches.remove(name).unwrap_or_default();
@@ -105,9 +105,4 @@ impl Conversation<'_> {
         self.branches.insert(self.name.clone(), self.current.clone());
         Ok(())
     }
-}
-
-/// Returns the error that there is no turn yet.
-pub(super) fn nothing() -> Error {
-    Error::Request("nothing was said yet".into())
 }

@@ -2,7 +2,7 @@
 
 use std::{io, time::Instant};
 
-use super::{Conversation, Overflow, past::nothing};
+use super::{Conversation, Overflow};
 use crate::{
     Error, Result,
     engine::{
@@ -46,7 +46,7 @@ impl Conversation<'_> {
     /// Streams another reply to the last message, which replaces the one there is.
     pub fn regenerate(&mut self, sink: &mut ReplySink<'_>) -> Result<Reply> {
         let mut prompt = self.current.steps();
-        let turn = self.current.turns.pop().ok_or_else(nothing)?;
+        let turn = self.current.turns.pop().ok_or(Error::NothingSaid)?;
         prompt.truncate(turn.prompt);
         let done = self.reply(&turn.user, &prompt, 0, sink);
         if done.is_err() {
@@ -92,9 +92,9 @@ impl Conversation<'_> {
             limit: self.options.limit.map(|limit| limit - reply.ids.len()),
             stops: &self.stops,
             timings: reply.timings,
+            cancel: Some(sink.watch.cancel),
         };
-        let cancel = sink.watch.cancel;
-        let more = generate(&mut self.timeline, self.tokenizer, &mut self.sampler, &request, cancel, sink.text)?;
+        let more = generate(&mut self.timeline, self.tokenizer, &mut self.sampler, &request, sink.text)?;
         let (text, ids) = (reply.text.clone() + &more.text, [&*reply.ids, &more.ids].concat());
         *reply = Generation { text, ids, ..more };
         if reply.ids.is_empty() && reply.stop == StopReason::Interrupted { Err(Error::Cancelled) } else { Ok(()) }

@@ -6,10 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{Branch, Conversation};
 use crate::{
-    Error, Result,
+    Error, Mismatch, Result,
     engine::timeline::Watch,
     sample::{Sampler, SavedSampler},
-    text::Template,
 };
 
 /// What a session file holds beside the timeline.
@@ -39,8 +38,8 @@ impl Saved {
     /// Returns the sampler of a running text that `path` holds; a conversation is refused.
     pub fn text_sampler(&self, path: &Path) -> Result<Sampler> {
         if self.chat.is_some() {
-            let what = "holds a conversation; go on with it with `hymba chat --resume`";
-            return Err(Error::format(path.display().to_string(), what));
+            let file = path.display().to_string();
+            return Err(Error::SessionMismatch { file, why: Mismatch::Conversation });
         }
         self.sampler(path)
     }
@@ -67,13 +66,12 @@ impl Conversation<'_> {
     /// unless `keep_template`. If the file is refused, nothing has changed.
     pub fn load(&mut self, path: &Path, keep_template: bool) -> Result<()> {
         let file = path.display().to_string();
-        let [bos, eos] = [self.tokenizer.bos(), self.tokenizer.eos()].map(|id| self.tokenizer.name(id));
+        let tokenizer = self.tokenizer;
         let (sampler, template, name, current, branches) = self.timeline.load(path, |saved: Saved, steps| {
             let sampler = saved.sampler(path)?;
-            let SavedChat { template, name, mut branches } = saved
-                .chat
-                .ok_or_else(|| Error::format(&file, "holds a text; go on with it with `hymba run --session`"))?;
-            let parsed = template.map(|source| Template::new(&source, &file, &bos, &eos)).transpose()?;
+            let text = || Error::SessionMismatch { file: file.clone(), why: Mismatch::Text };
+            let SavedChat { template, name, mut branches } = saved.chat.ok_or_else(text)?;
+            let parsed = template.map(|source| tokenizer.template(&source, &file)).transpose()?;
             let consistent = branches.values().all(Branch::is_consistent);
             let current = branches.remove(&name).filter(|current| consistent && current.steps() == steps);
             let current = current.ok_or_else(|| Error::format(&file, "contradicts itself; restore it from a copy"))?;

@@ -136,9 +136,6 @@ impl<'m> Conversation<'m> {
     pub(super) fn full(&self, needed: usize) -> Error {
         let context = self.timeline.context();
         let free = context - self.used().min(context);
-        Error::Request(format!(
-            "the message does not fit: the context holds {context} tokens, {free} of them are free, and it would take \
-             {needed} with its reply's first; /undo, /clear, --overflow slide or a larger -c make room"
-        ))
+        Error::ConversationFull { needed, free, context }
     }
 }

@@ -22,19 +22,22 @@ pub struct Request<'a> {
     pub stops: &'a [String],
     /// What it took so far, for instance to read `history`; the generation's are added.
     pub timings: Timings,
+    /// Ends the text when it is set; looked at before every step.
+    pub cancel: Option<&'a AtomicBool>,
 }
 
 /// Reads `request.prompt` and generates what follows. `sink` gets the text as it comes, in pieces of whole characters;
 /// what it gets was checked for stop strings. A `BrokenPipe` from the sink ends the text, any other failure of it is
-/// an error. `cancel` is looked at before every step.
+/// an error.
 pub fn generate(
     model: &mut impl TokenModel,
     tokenizer: &Tokenizer,
     sampler: &mut Sampler,
     request: &Request,
-    cancel: &AtomicBool,
     sink: &mut dyn FnMut(&str) -> io::Result<()>,
 ) -> Result<Generation> {
+    let go_on = AtomicBool::new(false);
+    let cancel = request.cancel.unwrap_or(&go_on);
     if request.prompt.is_empty() && model.tokens() == 0 {
         return Err(Error::Request("the prompt is empty, so that there is nothing to go on from".into()));
     }
@@ -91,7 +94,7 @@ pub fn generate(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{sample::Params, text::small_tokenizer};
+    use crate::{sample::SamplingParams, text::small_tokenizer};
 
     /// Generates the ids of `script` one after the other, whatever it reads.
     struct Script {
@@ -146,15 +149,14 @@ mod tests {
     const SPACE_A: u32 = 262;
 
     fn greedy() -> Sampler {
-        Sampler::new(Params { temperature: 0.0, ..Params::default() }, 0)
+        Sampler::new(SamplingParams { temperature: 0.0, ..SamplingParams::default() }, 0)
     }
 
     /// Generates after the prompt "a"; the sink goes along as a list of pieces.
     fn run(session: &mut Script, sampler: &mut Sampler, request: Request) -> (Generation, Vec<String>) {
         let mut pieces = Vec::new();
-        let cancel = AtomicBool::new(false);
         let request = Request { prompt: &[1, SPACE_A], ..request };
-        let done = generate(session, &small_tokenizer(), sampler, &request, &cancel, &mut |s| {
+        let done = generate(session, &small_tokenizer(), sampler, &request, &mut |s| {
             pieces.push(s.to_string());
             Ok(())
         });
@@ -220,8 +222,7 @@ mod tests {
         let go = |kind: io::ErrorKind| {
             let mut session = Script::new(&[A; 50]);
             let request = Request { prompt: &[1], ..Request::default() };
-            let cancel = AtomicBool::new(false);
-            generate(&mut session, &small_tokenizer(), &mut greedy(), &request, &cancel, &mut |_| Err(kind.into()))
+            generate(&mut session, &small_tokenizer(), &mut greedy(), &request, &mut |_| Err(kind.into()))
         };
         let done = go(io::ErrorKind::BrokenPipe).unwrap();
         assert_eq!((done.stop, done.ids.len()), (StopReason::BrokenPipe, 1));
@@ -231,26 +232,25 @@ mod tests {
     #[test]
     fn a_signal_ends_the_text_where_it_is() {
         let cancel = AtomicBool::new(false);
-        let request = Request { prompt: &[1], ..Request::default() };
+        let request = Request { prompt: &[1], cancel: Some(&cancel), ..Request::default() };
         let mut session = Script::new(&[A; 50]);
-        let mut go = |cancel: &AtomicBool| {
+        let mut go = || {
             let mut sink = |_: &str| {
                 cancel.store(true, Ordering::Relaxed);
                 Ok(())
             };
-            generate(&mut session, &small_tokenizer(), &mut greedy(), &request, cancel, &mut sink).unwrap()
+            generate(&mut session, &small_tokenizer(), &mut greedy(), &request, &mut sink).unwrap()
         };
-        let done = go(&cancel);
+        let done = go();
         assert_eq!((done.text.as_str(), done.stop), ("a", StopReason::Interrupted));
-        let done = go(&cancel);
+        let done = go();
         assert_eq!((done.text.as_str(), done.stop), ("", StopReason::Interrupted), "during the prompt");
     }
 
     #[test]
     fn nothing_to_go_on_from_is_an_error() {
-        let (mut session, cancel) = (Script::new(&[]), AtomicBool::new(false));
-        let none = Request::default();
-        let error = generate(&mut session, &small_tokenizer(), &mut greedy(), &none, &cancel, &mut |_| Ok(()));
+        let (mut session, none) = (Script::new(&[]), Request::default());
+        let error = generate(&mut session, &small_tokenizer(), &mut greedy(), &none, &mut |_| Ok(()));
         assert!(error.unwrap_err().to_string().starts_with("the prompt is empty"));
     }
 }

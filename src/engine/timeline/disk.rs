@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{Step, Timeline, saved_steps};
 use crate::{
-    Error, Result,
+    Error, Mismatch, Result,
     engine::Session,
     state::{read_session, write_session},
 };
@@ -29,29 +29,24 @@ struct Header<T> {
 impl<T> Header<T> {
     /// Fails unless the file belongs to `session`'s model and fits.
     fn check(&self, session: &Session<'_>, path: &Path) -> Result<()> {
-        let bad = |what: String| Error::format(path.display().to_string(), what);
+        let file = || path.display().to_string();
+        let other = |why| Err(Error::SessionMismatch { file: file(), why });
         let model = session.model();
         let (context, cache) = (session.context(), session.cache_type().name());
         if self.fingerprint != model.fingerprint() {
-            let name = if self.model.is_empty() { "another".into() } else { format!("`{}`", self.model) };
-            return Err(bad(format!(
-                "belongs to another model file (its model is {name}); open it with the file it was made with"
-            )));
+            return other(Mismatch::Model(self.model.clone()));
         }
         if self.cache_type != cache {
-            let saved = &self.cache_type;
-            return Err(bad(format!("has a KV cache of type {saved}, this is {cache}; add --cache-type {saved}")));
+            return other(Mismatch::CacheType { saved: self.cache_type.clone(), cache });
         }
         let tokens = self.steps.len();
         if tokens > context {
-            return Err(bad(format!(
-                "holds {tokens} tokens, but the context has room for {context}; raise it with -c"
-            )));
+            return other(Mismatch::Tokens { tokens, context });
         }
         let checkpoints = &self.checkpoints;
         let in_order = checkpoints.is_sorted_by(|a, b| a > b) && checkpoints.iter().all(|at| (1..=tokens).contains(at));
         if !in_order || self.steps.iter().any(|step| step.id as usize >= model.config().vocab) {
-            return Err(bad("contradicts itself; restore it from a copy".into()));
+            return Err(Error::format(file(), "contradicts itself; restore it from a copy"));
         }
         Ok(())
     }

@@ -217,12 +217,12 @@ impl<'a> Header<'a> {
     fn magic_and_version(&mut self) -> Result<()> {
         let start = &self.bytes[..self.bytes.len().min(8)];
         if !start.starts_with(&MAGIC) {
-            let found = if start.starts_with(b"version ") {
-                "it is a Git LFS pointer; fetch the file itself, for example with `git lfs pull`"
-            } else {
-                "name a GGUF file, or convert a Hugging Face folder with `hymba quantize`"
-            };
-            return Err(self.bad(format!("is no GGUF file; {found}")));
+            if start.starts_with(b"version ") {
+                return Err(self.bad(
+                    "is no GGUF file; it is a Git LFS pointer; fetch the file itself, for example with `git lfs pull`",
+                ));
+            }
+            return Err(Error::NotGguf { file: self.file.into(), what: "is no GGUF file" });
         }
         self.at = MAGIC.len();
         let version = self.u32("the version")?;

@@ -6,7 +6,7 @@ use super::{ALIGNMENT, I8, MAGIC, Metadata, VERSION, Value, read::byte_len};
 use crate::{
     Error, Result,
     format::{
-        AtomicFile, DType,
+        AtomicFile, DType, Privacy,
         packed::{self, GROUP, Packing},
     },
 };
@@ -111,7 +111,7 @@ pub struct Writer {
 impl Writer {
     /// Starts the file that will appear at `path`. An existing one is refused unless `force`.
     pub fn create(path: &Path, layout: Layout, force: bool) -> Result<Self> {
-        let mut file = AtomicFile::create(path, force)?;
+        let mut file = AtomicFile::create(path, force, Privacy::Shared)?;
         file.file().set_len(layout.size).map_err(|e| file.error(e))?;
         let (position, gathered) = (layout.header.len() as u64, layout.header);
         Ok(Self { file, slots: layout.slots.into_iter(), size: layout.size, lacking: 0, position, gathered })

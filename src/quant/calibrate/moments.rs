@@ -90,11 +90,9 @@ impl Moments {
     /// Reads the file at `path`, made for a model with the tensors `specs`.
     pub fn load(path: &Path, specs: &[&Spec]) -> Result<Self> {
         let gguf = Gguf::open(path)?;
-        let bad = |what: String| Error::format(&gguf.file, what);
+        let bad = |what: String| Error::Calibration { file: gguf.file.clone(), what };
         if gguf.metadata.string("general.type") != Some("imatrix") {
-            return Err(bad(
-                "is no calibration: its key general.type is not `imatrix`; make one with --calibrate".into()
-            ));
+            return Err(bad("is no calibration: its key general.type is not `imatrix`".into()));
         }
         let mut sums = BTreeMap::new();
         for tensor in &gguf.tensors {
@@ -120,13 +118,13 @@ impl Moments {
                 Some(count) if count > 0.0 && usable(&count) && squares.iter().all(usable) => {
                     sums.insert(name.to_owned(), Sums { squares, count });
                 }
-                _ => return Err(bad(format!("is damaged: the sums of `{name}` are unusable; make it again"))),
+                _ => return Err(bad(format!("is damaged: the sums of `{name}` are unusable"))),
             }
         }
         if let Some(spec) =
             specs.iter().find(|s| s.name.starts_with("blk.") && s.role == Role::Matrix && !sums.contains_key(&s.name))
         {
-            return Err(bad(format!("lacks the tensor `{}` of this model; make it again with --calibrate", spec.name)));
+            return Err(bad(format!("lacks the tensor `{}` of this model", spec.name)));
         }
         let size = |key: &str| gguf.metadata.uint(key).and_then(|v| usize::try_from(v).ok()).unwrap_or(0);
         let dataset = gguf.metadata.strings("imatrix.datasets").and_then(|names| names.get(0)).map(String::from);

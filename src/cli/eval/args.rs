@@ -1,0 +1,38 @@
+//! The flags that all measurements share.
+
+use std::num::NonZeroUsize;
+
+use hymba::{engine::SessionOptions, format::CacheType};
+
+use crate::cli::{
+    model::ModelArgs,
+    options::{cache_type, count},
+};
+
+/// The model and how it runs.
+#[derive(clap::Args)]
+pub struct Common {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub machine: RuntimeArgs,
+}
+
+/// How models run.
+#[derive(clap::Args)]
+pub struct RuntimeArgs {
+    /// Threads to compute with [default: one a core that this process may use]
+    #[arg(short, long, value_name = "N", value_parser = count().range(1..=512))]
+    pub threads: Option<usize>,
+    /// How keys and values are stored; f32 adds nothing to the weights' own rounding
+    #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = cache_type())]
+    pub cache_type: CacheType,
+}
+
+impl RuntimeArgs {
+    /// The engine's options for texts of up to `context` tokens.
+    pub fn options(&self, context: usize) -> SessionOptions {
+        let threads = self.threads.and_then(NonZeroUsize::new);
+        SessionOptions { context: Some(context), threads, cache: self.cache_type, ..SessionOptions::default() }
+    }
+}

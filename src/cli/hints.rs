@@ -1,0 +1,195 @@
+//! What to do about an error, in flags and slash commands. The library knows neither: what it says ends where the hint
+//! goes on.
+
+use std::borrow::Cow;
+
+use hymba::{Error, Mismatch};
+
+/// Where the hint is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// In a shell, once the program has ended: flags help.
+    CommandLine,
+    /// In a conversation that goes on: slash commands help, and flags the next time.
+    Conversation,
+}
+
+/// Returns what to do about `error`, to be read after it and a semicolon; `None` if it says all there is to say.
+pub fn hint(error: &Error, place: Place) -> Option<Cow<'static, str>> {
+    let hint = match error {
+        Error::Exists(_) => "add --force to replace it",
+        Error::NotGguf { .. } => "name a GGUF file, or convert a Hugging Face folder with `hymba quantize`",
+        Error::Model { .. } => "convert the model again with `hymba quantize`",
+        Error::NoTokenizer(_) => {
+            "convert the model again with `hymba quantize` from a folder that holds tokenizer.json"
+        }
+        Error::Template { .. } => "give another with --chat-template-file",
+        Error::SessionMismatch { why, .. } => return mismatch(why, place),
+        Error::Calibration { .. } => "make one for this model with --calibrate",
+        Error::NoSuchTensor { .. } => "names for --tensor-type look like blk.0.ffn_up.weight",
+        Error::TensorRange { name, .. } => {
+            return Some(format!("keep it wider, for example with --tensor-type {name}=f32").into());
+        }
+        Error::ContextFull { .. } => "shorten the text or raise the context (-c)",
+        Error::ConversationFull { .. } => match place {
+            Place::CommandLine => "--overflow slide or a larger -c makes room",
+            Place::Conversation => "/undo, /clear, --overflow slide or a larger -c make room",
+        },
+        Error::BranchExists(name) => return Some(format!("/switch {name} goes there").into()),
+        Error::CacheTypeWidth { .. } => "take --cache-type f16",
+        Error::GpuCacheType(_) => "take --cache-type f16, or --backend cpu",
+        Error::CacheRange { .. } => "take --cache-type f32",
+        Error::OutOfMemory { .. } => "ask for a shorter context (-c)",
+        Error::GpuOutOfMemory(_) => "ask for a shorter context (-c) or use --backend cpu",
+        Error::GpuUnsupported(_) => "use --backend cpu",
+        Error::Gpu(_) => "try again, or use --backend cpu",
+        _ => return None,
+    };
+    Some(hint.into())
+}
+
+fn mismatch(why: &Mismatch, place: Place) -> Option<Cow<'static, str>> {
+    let hint = match (why, place) {
+        (Mismatch::CacheType { saved, .. }, Place::CommandLine) => format!("add --cache-type {saved}").into(),
+        (Mismatch::CacheType { saved, .. }, Place::Conversation) => {
+            format!("start with --cache-type {saved} to load it").into()
+        }
+        (Mismatch::Tokens { .. }, Place::CommandLine) => "raise it with -c".into(),
+        (Mismatch::Tokens { .. }, Place::Conversation) => "start with a larger -c to load it".into(),
+        (Mismatch::Conversation, _) => "go on with it with `hymba chat --resume`".into(),
+        (Mismatch::Text, _) => "go on with it with `hymba run --session`".into(),
+        (Mismatch::Model(_), _) => return None,
+    };
+    Some(hint)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    use clap::CommandFactory;
+    use regex::Regex;
+
+    use super::*;
+    use crate::cli::{Cli, chat::commands::COMMANDS};
+
+    /// The words of this program's users in Rust source: flags and slash commands anywhere, short flags and
+    /// subcommands in string literals.
+    struct Words {
+        token: Regex,
+        anywhere: Regex,
+        literal: Regex,
+    }
+
+    impl Words {
+        fn new() -> Self {
+            let commands = COMMANDS.map(|command| command.0).join("|");
+            let subcommands: Vec<_> = Cli::command().get_subcommands().map(|c| c.get_name().to_owned()).collect();
+            let subcommands = subcommands.join("|");
+            Self {
+                token: Regex::new(r##"(?s)//[^\n]*|/\*.*?\*/|r#".*?"#|"(?:\\.|[^"\\])*"|'(?:\\[^']+|[^\\'])'"##)
+                    .unwrap(),
+                anywhere: Regex::new(&format!(r#"--[a-z][a-z-]*|[\s"`(]/(?:{commands})\b"#)).unwrap(),
+                literal: Regex::new(&format!(r#"[\s"`(]-[a-z]\b|\bhymba (?:{subcommands})\b"#)).unwrap(),
+            }
+        }
+
+        fn found<'a>(&self, source: &'a str) -> Vec<&'a str> {
+            let literals = self.token.find_iter(source).map(|token| token.as_str()).filter(|t| !t.starts_with('/'));
+            let in_literals = literals.flat_map(|literal| self.literal.find_iter(literal));
+            self.anywhere.find_iter(source).chain(in_literals).map(|found| found.as_str()).collect()
+        }
+    }
+
+    /// The library's sources, by their path from the repository's root.
+    fn sources() -> Vec<(String, String)> {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let mut folders = ["src", "kernels-cpu/src", "kernels-metal/src"].map(|folder| root.join(folder)).to_vec();
+        let mut sources = Vec::new();
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() && path != root.join("src/cli") {
+                    folders.push(path);
+                } else if path.extension().is_some_and(|e| e == "rs") && path != root.join("src/main.rs") {
+                    let name = path.strip_prefix(root).unwrap().display().to_string();
+                    sources.push((name, fs::read_to_string(path).unwrap()));
+                }
+            }
+        }
+        sources
+    }
+
+    #[test]
+    fn the_library_knows_no_flag_and_no_command() {
+        let (words, sources) = (Words::new(), sources());
+        let found: Vec<_> = sources.iter().map(|(name, source)| (name, words.found(source))).collect();
+        let found: Vec<_> = found.into_iter().filter(|(_, words)| !words.is_empty()).collect();
+        assert!(found.is_empty(), "{found:?}");
+        for part in ["src/error.rs", "src/engine/session.rs", "kernels-metal/src/device.rs"] {
+            assert!(sources.iter().any(|(name, _)| Path::new(name) == Path::new(part)), "{part} was not looked at");
+        }
+    }
+
+    #[test]
+    fn flags_and_commands_are_found() {
+        let words = Words::new();
+        for (source, found) in [
+            (r#"let a = "take --cache-type f16";"#, &["--cache-type"][..]),
+            ("/// See `--pure`.", &["--pure"]),
+            (r#"say("a larger -c makes room")"#, &[" -c"]),
+            (r#"say("a shorter context (-c)")"#, &["(-c"]),
+            (r#"say("/undo, /clear make room")"#, &["\"/undo", " /clear"]),
+            ("/// What /set sets.", &[" /set"]),
+            (r#"say("convert it with `hymba quantize`")"#, &["hymba quantize"]),
+            (r#"let a = f(-c) - b / show; read("/proc/meminfo", '"', "a-b", "//");"#, &[]),
+        ] {
+            assert_eq!(words.found(source), found, "{source}");
+        }
+    }
+
+    #[test]
+    fn an_error_and_its_hint_are_one_sentence() {
+        let session = |why| Error::SessionMismatch { file: "talk".into(), why };
+        let template = |line| Error::Template { origin: "t.jinja".into(), line, what: "no".into() };
+        let memory = |available| Error::OutOfMemory { wanted: 2_500_000_000, available };
+        for (error, said) in [
+            (Error::Exists("out.gguf".into()), "out.gguf: exists already; add --force to replace it"),
+            (
+                session(Mismatch::Tokens { tokens: 5, context: 4 }),
+                "talk: holds 5 tokens, but the context has room for 4; raise it with -c",
+            ),
+            (session(Mismatch::Text), "talk: holds a text; go on with it with `hymba run --session`"),
+            (
+                template(Some(2)),
+                "t.jinja: is no usable chat template, line 2: no; give another with --chat-template-file",
+            ),
+            (template(None), "t.jinja: is no usable chat template: no; give another with --chat-template-file"),
+            (
+                memory(Some(1_000_000_000)),
+                "there is no memory for 2.5 GB of cache, 1.0 GB are free; ask for a shorter context (-c)",
+            ),
+            (memory(None), "there is no memory for 2.5 GB of cache and activations; ask for a shorter context (-c)"),
+            (
+                Error::ContextFull { needed: 5, free: 4, context: 9 },
+                "5 more tokens do not fit: the context holds 9, 4 of them free; shorten the text or raise the context (-c)",
+            ),
+            (Error::BranchExists("b".into()), "there is a branch `b` already; /switch b goes there"),
+            (Error::Gpu("it was lost".into()), "the GPU failed: it was lost; try again, or use --backend cpu"),
+        ] {
+            assert_eq!(format!("{error}; {}", hint(&error, Place::CommandLine).unwrap()), said);
+        }
+    }
+
+    #[test]
+    fn hints_fit_the_place() {
+        let full = Error::ConversationFull { needed: 9, free: 3, context: 3 };
+        assert!(!hint(&full, Place::CommandLine).unwrap().contains('/'));
+        assert!(hint(&full, Place::Conversation).unwrap().starts_with("/undo"));
+        let why = Mismatch::CacheType { saved: "f16".into(), cache: "f32" };
+        let other = Error::SessionMismatch { file: "talk".into(), why };
+        assert_eq!(hint(&other, Place::CommandLine).unwrap(), "add --cache-type f16");
+        assert_eq!(hint(&other, Place::Conversation).unwrap(), "start with --cache-type f16 to load it");
+        assert!(hint(&Error::Cancelled, Place::CommandLine).is_none());
+    }
+}
