@@ -184,7 +184,7 @@ impl<'a> Run<'a> {
         Ok(done?)
     }
 
-    /// Saves the session, and says what there is to say about the text.
+    /// Saves the session and reports how the text ended.
     fn report(self, load: Duration, prompt: &Prompt, done: &Generation) -> anyhow::Result<()> {
         let Self { args, model, mut timeline, sampler, mut output, .. } = self;
         if let Some(why) = timeline.fallback_reason().filter(|_| !args.quiet) {

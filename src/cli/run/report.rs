@@ -1,4 +1,4 @@
-//! What `run` says when the text has ended.
+//! What `run` reports when the text has ended.
 
 use std::time::Duration;
 

@@ -8,8 +8,8 @@ use crate::{
 };
 
 impl Conversation<'_> {
-    /// Returns the steps that lead to a reply to `message`, after the turns of `branch`. What was read stays as it was read, as
-    /// far as it is what the template says; only a template that rewrites what was said makes everything new.
+    /// Returns the steps that lead to a reply to `message`, after the turns of `branch`. What was read stays as it was
+    /// read, as far as the template renders it so; only a template that rewrites what was said makes everything new.
     pub(super) fn prompt_after(&self, branch: &Branch, message: &str) -> Result<Vec<Step>> {
         let Some(last) = branch.turns.last() else { return self.first_prompt(branch, message) };
         let expected = match &self.options.template {

@@ -11,9 +11,9 @@ use crate::{
     },
 };
 
-/// Who gets a reply.
+/// What a reply goes to.
 pub struct ReplySink<'a> {
-    /// Ends it; hears of reading that takes time.
+    /// Ends it; gets the progress of reading that takes time.
     pub watch: Watch<'a>,
     /// Gets the text as it comes, see [`generate`].
     pub text: &'a mut dyn FnMut(&str) -> io::Result<()>,
@@ -43,7 +43,7 @@ impl Conversation<'_> {
         self.reply(message, &prompt, dropped, sink)
     }
 
-    /// Streams another reply to the last message, in place of the one there is.
+    /// Streams another reply to the last message, which replaces the one there is.
     pub fn regenerate(&mut self, sink: &mut ReplySink<'_>) -> Result<Reply> {
         let mut prompt = self.current.steps();
         let turn = self.current.turns.pop().ok_or(Error::NothingSaid)?;
@@ -100,7 +100,7 @@ impl Conversation<'_> {
         if reply.ids.is_empty() && reply.stop == StopReason::Interrupted { Err(Error::Cancelled) } else { Ok(()) }
     }
 
-    /// Reads the last token of `reply`, unless it belongs to a stop string or nobody is there for it, and returns all
+    /// Reads the last token of `reply`, unless the text ended before it, and returns all
     /// steps; with one for that token if room for it is yet to be made.
     fn read_pending_token(&mut self, reply: &Generation) -> Result<Vec<Step>> {
         let broken_off = matches!(reply.stop, StopReason::StopString | StopReason::BrokenPipe);

@@ -1,4 +1,4 @@
-//! From a prompt to a text: prefill, then sample and decode until something says stop.
+//! From a prompt to a text: prefill, then sample and decode until a stop reason appears.
 
 use std::{
     io,

@@ -69,7 +69,7 @@ fn rate(count: usize, time: Duration) -> f64 {
 pub struct Generation {
     /// What went to the sink.
     pub text: String,
-    /// The tokens chosen, without the one that says the text is over; after a stop string they go on behind `text`.
+    /// The tokens chosen, without the one that ends the text; after a stop string they go on behind `text`.
     pub ids: Vec<u32>,
     /// The last of them, if the session has not read it.
     pub unread: Option<u32>,

@@ -1,4 +1,4 @@
-//! The text on its way out: whole characters, checked for stop strings.
+//! A generated text, shown in whole characters and checked for stop strings.
 
 use std::io;
 
@@ -8,7 +8,7 @@ use crate::{
     text::{StopMatcher, Stream},
 };
 
-/// The text on its way to a sink.
+/// A text that goes to the caller's sink.
 pub struct TextSink<'a> {
     /// What the sink got.
     pub shown: String,
@@ -23,13 +23,13 @@ impl<'a> TextSink<'a> {
         Ok(Self { shown: String::new(), stream, stops: StopMatcher::new(stops)?, sink })
     }
 
-    /// Takes the next id; says so if the text ends here.
+    /// Shows what is complete with the next id; returns why, if the text ends here.
     pub fn push(&mut self, id: u32) -> Result<Option<StopReason>> {
         let piece = self.stream.push(id);
         self.push_text(&piece)
     }
 
-    /// Lets go of what was held back, after the last id; says so if a stop string appears.
+    /// Shows what was held back, after the last id; returns why, if the text ends otherwise now.
     pub fn finish(&mut self) -> Result<Option<StopReason>> {
         let piece = self.stream.finish();
         if let Some(stop) = self.push_text(&piece)? {

@@ -1,4 +1,4 @@
-//! What reads ids and says what comes next.
+//! What reads ids and returns logits.
 
 use std::sync::atomic::AtomicBool;
 

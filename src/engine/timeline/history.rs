@@ -15,12 +15,12 @@ use crate::{
     forward::Phase,
 };
 
-/// Who waits for a longer evaluation.
+/// How a longer evaluation is watched.
 #[derive(Clone, Copy)]
 pub struct Watch<'a> {
     /// Ends it.
     pub cancel: &'a AtomicBool,
-    /// Hears how many tokens of how many are read.
+    /// Gets how many tokens of how many are read.
     pub progress: &'a dyn Fn(usize, usize),
 }
 
@@ -129,7 +129,7 @@ impl<'m> Timeline<'m> {
     }
 
     /// Reads `steps`, each by its rule. If the GPU is lost meanwhile, the CPU reads all steps again and goes on; if the KV
-    /// cache turns out too narrow, a wider one takes its place.
+    /// cache turns out too narrow, a wider one replaces it.
     fn read(&mut self, steps: &[Step], watch: &Watch<'_>) -> Result<()> {
         if steps.is_empty() {
             return Ok(());
@@ -164,8 +164,8 @@ impl<'m> Timeline<'m> {
         Ok(())
     }
 
-    /// Reads `pass`, whatever `cancel` says meanwhile: the steps must be what the session has read. Logits are those after
-    /// the last pass.
+    /// Reads `pass` to its end, so that the steps are what the session has read; logits are computed after the last one
+    /// only.
     fn read_pass(&mut self, pass: &[Step], last: bool) -> Result<()> {
         let ids: Vec<u32> = pass.iter().map(|step| step.id).collect();
         let logits = match (last, pass[0].phase) {
@@ -203,7 +203,7 @@ impl<'m> Timeline<'m> {
 }
 
 impl TokenModel for Timeline<'_> {
-    /// Nothing to read is fine once something was read: the logits are known.
+    /// Reads nothing too, once something was read: the logits are known.
     fn prefill(&mut self, ids: &[u32], cancel: &AtomicBool) -> Result<&[f32]> {
         let steps: Vec<Step> = prefilled(ids).collect();
         self.read(&steps, &Watch { cancel, progress: &|_, _| () })?;
