@@ -84,7 +84,7 @@ fn what_is_not_finite_is_told_with_its_layer() {
 /// The model with values (of attention) 2^20 times as large, which the norm after it takes back.
 fn loud(case: &str, folder: &Path) -> PathBuf {
     let mut gguf = Gguf::open(&converted(case, DType::F32, false, folder)).unwrap();
-    let model = Model::open(&folder.join("model.gguf")).unwrap();
+    let model = Model::open(folder.join("model.gguf")).unwrap();
     let config = model.config();
     let (k, v) = config.kv_widths();
     for layer in (0..config.layers).filter(|&layer| config.is_producer(layer)) {
