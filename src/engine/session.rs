@@ -11,7 +11,7 @@ use crate::{
     Error, Result,
     backend::{Cpu, Device, DeviceChoice, Metal},
     format::CacheType,
-    forward::{CHUNK, Chunk, Input, MetaPass, Observer, Phase, Scratch},
+    forward::{CHUNK, Chunk, Input, MetaPass, Observer, Phase, Room, Scratch},
     state::{Checkpoint, MetaState, State, image_bytes},
     system,
 };
@@ -94,7 +94,7 @@ impl<'m> Session<'m> {
             return Err(Error::OutOfMemory { wanted, available });
         }
         let chunk = options.chunk.clamp(1, context.max(1));
-        let mut scratch = Scratch::new(&device, config, chunk, options.cache)?;
+        let mut scratch = Scratch::new(&device, Room { config, chunk, cache: options.cache })?;
         scratch.hold_logits(&device, 1)?;
         let mut session = Self {
             model,
@@ -299,8 +299,9 @@ impl<'m> Session<'m> {
     fn pass(&mut self, ids: &[u32], phase: Phase, logits: Range<usize>, observe: Option<Observer<'_>>) -> Result<()> {
         self.last_pass = ids.len();
         let (mut chunk, weights) = self.chunk(ids.len(), phase);
-        let input = Input { table: &weights.token_embd, rows: ids };
-        let done = chunk.forward(weights, input, observe).and_then(|()| match logits.is_empty() {
+        let observe = observe.map(|observe| observe as Observer<'_>); // of a lifetime as short as the chunk's
+        let input = Input { table: &weights.token_embd, rows: ids, observe };
+        let done = chunk.forward(weights, input).and_then(|()| match logits.is_empty() {
             true => chunk.backend.finish(),
             false => chunk.logits(weights, logits),
         });

@@ -41,12 +41,14 @@ pub struct LayerView<'a> {
 /// Receives every layer's outputs; its error ends the pass, after which the state is undefined.
 pub type Observer<'a> = &'a mut dyn FnMut(LayerView<'_>) -> Result<()>;
 
-/// What a chunk reads.
+/// What a chunk reads, and who looks on.
 pub struct Input<'a> {
     /// The embedding table, or the meta tokens.
     pub table: &'a Matrix,
     /// A row of the table for each token.
     pub rows: &'a [u32],
+    /// Sees every layer.
+    pub observe: Option<Observer<'a>>,
 }
 
 /// One chunk of tokens on its way through the model, after the text in `state`.
@@ -66,11 +68,10 @@ pub struct Chunk<'a> {
 }
 
 impl Chunk<'_> {
-    /// Runs the model over the chunk, `observe` sees every layer; the state then holds the chunk too. What is enqueued
-    /// may not be executed yet.
-    pub fn forward(&mut self, weights: &Weights, input: Input<'_>, mut observe: Option<Observer<'_>>) -> Result<()> {
+    /// Runs the model over the chunk; the state then holds the chunk too. What is enqueued may not be executed yet.
+    pub fn forward(&mut self, weights: &Weights, input: Input<'_>) -> Result<()> {
         self.rotate();
-        let Input { table, rows } = input;
+        let Input { table, rows, mut observe } = input;
         self.backend.run(Op::Gather { table, rows, out: self.scratch.x.all_mut(self.tokens) });
         self.check_finite(|| "the embedding".into())?;
         for (index, layer) in weights.layers.iter().enumerate() {

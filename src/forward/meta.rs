@@ -1,6 +1,6 @@
 //! The pass over the meta tokens. The state after it depends on the weights alone: sessions begin with it.
 
-use super::{CHUNK, Chunk, Input, Observer, Phase, Scratch};
+use super::{CHUNK, Chunk, Input, Observer, Phase, Room, Scratch};
 use crate::{
     Result,
     backend::Memory,
@@ -30,16 +30,17 @@ impl MetaPass<'_> {
             panic!("a model without meta tokens has no state after them");
         };
         let mut state = State::new(backend, config, 0, CacheType::F32)?;
-        let mut scratch = Scratch::new(backend, config, CHUNK.min(table.rows), CacheType::F32)?;
+        let room = Room { config, chunk: CHUNK.min(table.rows), cache: CacheType::F32 };
+        let mut scratch = Scratch::new(backend, room)?;
         let all: Vec<u32> = (0..table.rows as u32).collect();
         for rows in all.chunks(CHUNK) {
-            let (state, scratch) = (&mut state, &mut scratch);
-            let mut chunk = Chunk { backend, config, state, scratch, tokens: rows.len(), phase: Phase::Prefill };
+            let (state, scratch, tokens) = (&mut state, &mut scratch, rows.len());
             let observe: Option<Observer<'_>> = match &mut observe {
                 Some(observe) => Some(*observe),
                 None => None,
             };
-            chunk.forward(weights, Input { table, rows }, observe)?;
+            let mut chunk = Chunk { backend, config, state, scratch, tokens, phase: Phase::Prefill };
+            chunk.forward(weights, Input { table, rows, observe })?;
             backend.finish()?;
         }
         Ok(MetaState::take(backend, config, &state))

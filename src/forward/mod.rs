@@ -8,4 +8,4 @@ mod scratch;
 
 pub use chunk::{CHUNK, Chunk, Input, LayerView, Observer, Phase};
 pub use meta::MetaPass;
-pub use scratch::Scratch;
+pub use scratch::{Room, Scratch};

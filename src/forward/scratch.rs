@@ -68,9 +68,20 @@ pub struct Scratch {
     pub(super) angles: Angles,
 }
 
+/// What a [`Scratch`] has room for.
+pub struct Room<'a> {
+    /// The model's sizes.
+    pub config: &'a Config,
+    /// Tokens of the longest chunk.
+    pub chunk: usize,
+    /// How keys and values are stored.
+    pub cache: CacheType,
+}
+
 impl Scratch {
-    /// Room for chunks of up to `chunk` tokens; none for logits yet.
-    pub fn new(memory: &dyn Memory, c: &Config, chunk: usize, cache: CacheType) -> Result<Self> {
+    /// Allocates room for chunks; none for logits yet.
+    pub fn new(memory: &dyn Memory, room: Room<'_>) -> Result<Self> {
+        let Room { config: c, chunk, cache } = room;
         let acts = |width: usize| Ok(Acts { buffer: memory.zeros(chunk * width)?, width });
         let (k, v) = c.kv_widths();
         let rows = |dim| memory.kv_rows(cache, chunk, c.kv_heads, dim);

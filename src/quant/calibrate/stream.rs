@@ -7,7 +7,7 @@ use crate::{
     Result,
     backend::{Backend, Buffer, Cpu, MatRef, Memory, Op, Watched},
     format::{CacheType, Matrix, Vector},
-    forward::{Chunk, Phase, Scratch},
+    forward::{Chunk, Phase, Room, Scratch},
     model::{Config, Plan, weights::Layer},
     state::State,
 };
@@ -56,7 +56,7 @@ impl<'a> Stream<'a> {
         Ok(Self {
             plan: Plan::new(config),
             state: State::new(&backend, config, 0, CacheType::F16)?,
-            scratch: Scratch::new(&backend, config, chunk, CacheType::F16)?,
+            scratch: Scratch::new(&backend, Room { config, chunk, cache: CacheType::F16 })?,
             kv: (0..config.layers).map(|_| Vec::new()).collect(),
             config,
             backend,
