@@ -32,7 +32,7 @@ pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
         requantize(matrix, DType::F32).map_err(|unfit| Error::format(model.file(), format!("tensor `{name}` {unfit}")))
     })?;
     // Both compute the state after the meta tokens: the file's was computed with rounded activations or without.
-    let options = SessionOptions { stored_meta_state: false, ..args.text.side_by_side(&args.common.machine) };
+    let options = SessionOptions { stored_meta_state: false, ..args.common.machine.options(args.text.context) };
     let found = beside(&exact, &model, &options, &text, cancel)?;
     report(&args.text, &text, model.file(), "the same weights with activations as they are", &found)?;
     Ok(())

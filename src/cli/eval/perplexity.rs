@@ -35,7 +35,7 @@ pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
     let text = args.text.read(&model, 0)?;
     let base = args.kl.as_ref().map(|path| Model::open(path)).transpose()?;
     let start = Instant::now();
-    let options = args.text.side_by_side(&args.common.machine);
+    let options = args.common.machine.options(args.text.context);
     let found = base.as_ref().map(|base| beside(base, &model, &options, &text, cancel)).transpose()?;
     let nll = match &found {
         Some(found) => Estimate::of(found.nll.iter().copied()),

@@ -101,7 +101,7 @@ pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
             kept.push((class, variant));
         }
     }
-    let options = args.text.side_by_side(&args.common.machine);
+    let options = args.common.machine.options(args.text.context);
     let mut base = Session::new(&model, &options)?;
     let mut sessions = kept.iter().map(|(_, v)| Session::new(&v.0, &options)).collect::<hymba::Result<Vec<_>>>()?;
     let bar = bar(text.ids.len(), "")?;

@@ -16,7 +16,6 @@ use hymba::{
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
-use super::args::RuntimeArgs;
 use crate::cli::{options::count, prompt::utf8};
 
 /// How a text is cut, for the end of help.
@@ -74,11 +73,6 @@ impl TextArgs {
             ids.truncate(most);
         }
         Ok(Text { name, bytes: text.len(), ids, whole, bos })
-    }
-
-    /// The engine's options for models that read side by side: fewer tokens at once, whose logits are in memory.
-    pub fn side_by_side(&self, machine: &RuntimeArgs) -> SessionOptions {
-        SessionOptions { chunk: 128, ..machine.options(self.context) }
     }
 }
 
