@@ -139,7 +139,10 @@ impl<'m> Timeline<'m> {
         for pass in passes(steps) {
             if watch.cancel.load(Ordering::Relaxed) {
                 if done > 0 {
-                    self.logits = self.session.last_logits()?.to_vec();
+                    match self.session.last_logits().map(<[f32]>::to_vec) {
+                        Ok(logits) => self.logits = logits,
+                        Err(e) => return self.clear().and(Err(e)),
+                    }
                 }
                 return Err(Error::Cancelled);
             }
