@@ -1,7 +1,11 @@
 //! What can go wrong. A variant's text is one sentence that names the file, if there is one, and says what is wrong; how
 //! to put it right with a program's own switches is for that program to add, by matching.
 
-use std::{io, path::PathBuf};
+use std::{
+    io,
+    path::PathBuf,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 /// A result whose error is [`enum@Error`].
 pub type Result<T> = std::result::Result<T, Error>;
@@ -143,6 +147,11 @@ impl Error {
     /// A failed call of the operating system on `path`.
     pub fn io(doing: &'static str, path: impl Into<PathBuf>, source: io::Error) -> Self {
         Self::Io { doing, path: path.into(), source }
+    }
+
+    /// Fails with [`Error::Cancelled`] once `cancel` is set.
+    pub fn check_cancelled(cancel: &AtomicBool) -> Result<()> {
+        if cancel.load(Ordering::Relaxed) { Err(Self::Cancelled) } else { Ok(()) }
     }
 }
 

@@ -282,9 +282,7 @@ mod tests {
 
     impl TokenModel for Script {
         fn prefill(&mut self, ids: &[u32], cancel: &AtomicBool) -> Result<&[f32]> {
-            if cancel.load(Ordering::Relaxed) {
-                return Err(Error::Cancelled);
-            }
+            Error::check_cancelled(cancel)?;
             self.read.extend(ids);
             Ok(self.next_logits())
         }
