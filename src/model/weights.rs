@@ -85,6 +85,11 @@ impl Layer {
         let ffn = self.feed_forward.iter().flat_map(|f| f.gate.iter().chain([&f.up, &f.down]));
         [&self.in_proj, &self.x_proj, &self.dt_proj, &self.out_proj].into_iter().chain(ffn)
     }
+
+    fn matrices_mut(&mut self) -> impl Iterator<Item = &mut Matrix> {
+        let ffn = self.feed_forward.iter_mut().flat_map(|f| f.gate.iter_mut().chain([&mut f.up, &mut f.down]));
+        [&mut self.in_proj, &mut self.x_proj, &mut self.dt_proj, &mut self.out_proj].into_iter().chain(ffn)
+    }
 }
 
 /// All weights of a model.
@@ -115,25 +120,10 @@ impl Weights {
         })
     }
 
-    /// Every matrix with its tensor's name.
-    pub(crate) fn matrices_mut(&mut self) -> Vec<(String, &mut Matrix)> {
-        let mut all = vec![("token_embd.weight".to_owned(), &mut self.token_embd)];
-        all.extend(self.meta_embd.as_mut().map(|m| ("meta_embd.weight".to_owned(), m)));
-        for (i, layer) in self.layers.iter_mut().enumerate() {
-            let Layer { in_proj, x_proj, dt_proj, out_proj, feed_forward, .. } = layer;
-            let mut add = |name: &str, matrix| all.push((format!("blk.{i}.{name}.weight"), matrix));
-            add("in_proj", in_proj);
-            add("ssm_x", x_proj);
-            add("ssm_dt", dt_proj);
-            add("out_proj", out_proj);
-            if let Some(FeedForward { gate, up, down, .. }) = feed_forward {
-                gate.iter_mut().for_each(|gate| add("ffn_gate", gate));
-                add("ffn_up", up);
-                add("ffn_down", down);
-            }
-        }
-        all.extend(self.output.as_mut().map(|m| ("output.weight".to_owned(), m)));
-        all
+    /// Every matrix.
+    pub(crate) fn matrices_mut(&mut self) -> impl Iterator<Item = &mut Matrix> {
+        let layers = self.layers.iter_mut().flat_map(Layer::matrices_mut);
+        [&mut self.token_embd].into_iter().chain(&mut self.meta_embd).chain(layers).chain(&mut self.output)
     }
 
     /// The matrix that makes logits.
