@@ -155,6 +155,15 @@ impl<'a> Finder<'a> {
         let matrix = |part: &str| self.matrix(&name(part));
         let vector = |part: &str| self.vector(&name(part));
         let maybe = |part: &str| self.maybe(&name(part), |n| self.vector(n));
+        let dt_bc_norm = || -> Result<_> {
+            let [dt, b, c] = ["ssm_dt_norm.weight", "ssm_b_norm.weight", "ssm_c_norm.weight"].map(vector);
+            Ok(DtBcNorm { dt: dt?, b: b?, c: c? })
+        };
+        let feed_forward = || -> Result<_> {
+            let norm = vector("ffn_norm.weight")?;
+            let gate = self.maybe(&name("ffn_gate.weight"), |n| self.matrix(n))?;
+            Ok(FeedForward { norm, gate, up: matrix("ffn_up.weight")?, down: matrix("ffn_down.weight")? })
+        };
         Ok(Layer {
             norm: vector("attn_norm.weight")?,
             in_proj: matrix("in_proj.weight")?,
@@ -164,15 +173,7 @@ impl<'a> Finder<'a> {
             conv: vector("ssm_conv1d.weight")?,
             conv_bias: maybe("ssm_conv1d.bias")?,
             x_proj: matrix("ssm_x.weight")?,
-            dt_bc_norm: if self.config.dt_b_c_norm {
-                Some(DtBcNorm {
-                    dt: vector("ssm_dt_norm.weight")?,
-                    b: vector("ssm_b_norm.weight")?,
-                    c: vector("ssm_c_norm.weight")?,
-                })
-            } else {
-                None
-            },
+            dt_bc_norm: self.config.dt_b_c_norm.then(dt_bc_norm).transpose()?,
             dt_proj: matrix("ssm_dt.weight")?,
             dt_bias: vector("ssm_dt.bias")?,
             a: vector("ssm_a")?,
@@ -181,16 +182,7 @@ impl<'a> Finder<'a> {
             ssm_out_norm: vector("ssm_out_norm.weight")?,
             out_proj: matrix("out_proj.weight")?,
             out_proj_bias: maybe("out_proj.bias")?,
-            feed_forward: if self.config.ffn > 0 {
-                Some(FeedForward {
-                    norm: vector("ffn_norm.weight")?,
-                    gate: self.maybe(&name("ffn_gate.weight"), |n| self.matrix(n))?,
-                    up: matrix("ffn_up.weight")?,
-                    down: matrix("ffn_down.weight")?,
-                })
-            } else {
-                None
-            },
+            feed_forward: (self.config.ffn > 0).then(feed_forward).transpose()?,
         })
     }
 
