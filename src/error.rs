@@ -1,132 +1,66 @@
 //! What can go wrong. A variant's text is one sentence that names the file, if there is one, and says what is wrong; how
 //! to put it right with a program's own switches is for that program to add, by matching.
 
-use std::{io, path::PathBuf};
+use std::{
+    io,
+    path::PathBuf,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 /// A result whose error is [`enum@Error`].
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Everything the library reports.
+/// Everything the library reports. A `file` is the file's name as the user gave it; types go by their names.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
+#[allow(missing_docs, reason = "a variant's message names its fields")]
 pub enum Error {
     /// The operating system refused; `doing` is a verb phrase such as "cannot open".
     #[error("{doing} {}: {source}", .path.display())]
-    Io {
-        /// What was tried, as a verb phrase.
-        doing: &'static str,
-        /// The file it was tried on.
-        path: PathBuf,
-        /// The system's answer.
-        source: io::Error,
-    },
+    Io { doing: &'static str, path: PathBuf, source: io::Error },
     /// A file is not what it should be.
     #[error("{file}: {what}")]
-    Format {
-        /// The file's name as the user gave it.
-        file: String,
-        /// What is wrong with it, and what to do.
-        what: String,
-    },
+    Format { file: String, what: String },
     /// A file to write is there already, and was not to be replaced.
     #[error("{}: exists already", .0.display())]
     Exists(PathBuf),
     /// What was named as a model is another kind of file, or a folder.
     #[error("{file}: {what}")]
-    NotGguf {
-        /// The file's name as the user gave it.
-        file: String,
-        /// What it is instead.
-        what: &'static str,
-    },
+    NotGguf { file: String, what: &'static str },
     /// A GGUF file lacks a part of its model, or has it in a form that can't be read; converting the model again helps.
     #[error("{file}: {what}")]
-    Model {
-        /// The file's name as the user gave it.
-        file: String,
-        /// What is wrong with it.
-        what: String,
-    },
+    Model { file: String, what: String },
     /// A model file has no tokenizer: it takes token ids only.
     #[error("{0}: has no tokenizer")]
     NoTokenizer(String),
-    /// A chat template does not parse, or fails on these messages.
+    /// A chat template does not parse, or fails on these messages; its lines count from 1.
     #[error("{origin}: is no usable chat template{}: {what}", line_number(.line))]
-    Template {
-        /// Where the template is from.
-        origin: String,
-        /// Its line that fails, from 1 up.
-        line: Option<usize>,
-        /// What the template engine says.
-        what: String,
-    },
+    Template { origin: String, line: Option<usize>, what: String },
     /// A session file was made for something else.
     #[error("{file}: {why}")]
-    SessionMismatch {
-        /// The file's name as the user gave it.
-        file: String,
-        /// What does not fit.
-        why: Mismatch,
-    },
+    SessionMismatch { file: String, why: Mismatch },
     /// A file is no calibration of this model.
     #[error("{file}: {what}")]
-    Calibration {
-        /// The file's name as the user gave it.
-        file: String,
-        /// What is wrong with it.
-        what: String,
-    },
+    Calibration { file: String, what: String },
     /// A choice of types by name concerns no tensor.
     #[error("`{pattern}={dtype}` matches no tensor that can change its type")]
-    NoSuchTensor {
-        /// The regular expression.
-        pattern: String,
-        /// The type's name.
-        dtype: &'static str,
-    },
-    /// A tensor has values beyond the range of the type that it is converted to.
+    NoSuchTensor { pattern: String, dtype: &'static str },
+    /// A tensor has values beyond the range of the type that it is converted to, in this row first; `official` is its name
+    /// in the official checkpoint.
     #[error("tensor `{name}` ({official}) holds values in row {row} that are too large for {dtype}")]
-    TensorRange {
-        /// The tensor's name in a GGUF file.
-        name: String,
-        /// Its name in the official checkpoint.
-        official: String,
-        /// The first row that holds such a value.
-        row: usize,
-        /// The type's name.
-        dtype: &'static str,
-    },
+    TensorRange { name: String, official: String, row: usize, dtype: &'static str },
     /// More tokens than the context has room for.
     #[error("{needed} more tokens do not fit: the context holds {context}, {free} of them free")]
-    ContextFull {
-        /// Tokens that were to be read.
-        needed: usize,
-        /// Tokens that there is room for.
-        free: usize,
-        /// Tokens of the whole context.
-        context: usize,
-    },
-    /// A conversation does not fit into the context, with what was to be added to it.
+    ContextFull { needed: usize, free: usize, context: usize },
+    /// A conversation does not fit into the context, with what was to be added to it: it would be `needed` tokens long.
     #[error(
         "the message does not fit: the context holds {context} tokens, {free} of them are free, and it would take \
          {needed} with its reply's first"
     )]
-    ConversationFull {
-        /// Tokens of the whole conversation with the addition.
-        needed: usize,
-        /// Tokens that there is room for now.
-        free: usize,
-        /// Tokens of the whole context.
-        context: usize,
-    },
+    ConversationFull { needed: usize, free: usize, context: usize },
     /// A token id that the model does not have.
     #[error("token id {id} is out of the vocabulary: ids go from 0 to {}", .vocab.saturating_sub(1))]
-    TokenOutOfRange {
-        /// The id.
-        id: u32,
-        /// Tokens of the vocabulary.
-        vocab: usize,
-    },
+    TokenOutOfRange { id: u32, vocab: usize },
     /// There are no turns to take back or to hear again.
     #[error("nothing was said yet")]
     NothingSaid,
@@ -135,51 +69,28 @@ pub enum Error {
     BranchExists(String),
     /// There is no branch of this name.
     #[error("there is no branch `{name}`; there is {}", .known.join(", "))]
-    UnknownBranch {
-        /// The name.
-        name: String,
-        /// The names of all branches.
-        known: Vec<String>,
-    },
+    UnknownBranch { name: String, known: Vec<String> },
     /// The heads of this model can't be stored in whole blocks of the KV cache's type.
     #[error(
         "a KV cache of type {cache} needs heads whose widths are multiples of {block}; this model has {key_dim} and \
          {value_dim}"
     )]
-    CacheTypeWidth {
-        /// The type's name.
-        cache: &'static str,
-        /// Values of a key of one head.
-        key_dim: usize,
-        /// Values of a value of one head.
-        value_dim: usize,
-        /// Values of a block of the type.
-        block: usize,
-    },
+    CacheTypeWidth { cache: &'static str, key_dim: usize, value_dim: usize, block: usize },
     /// The GPU can't have a KV cache of this type.
     #[error("a KV cache of type {0} is the CPU's alone")]
     GpuCacheType(&'static str),
     /// Keys or values are out of the range of the KV cache's type.
     #[error("layer {layer} makes keys or values that are too large for a KV cache of type {cache}")]
-    CacheRange {
-        /// Which layer.
-        layer: usize,
-        /// The type's name.
-        cache: &'static str,
-    },
+    CacheRange { layer: usize, cache: &'static str },
     /// Activations are no numbers any more: what made them.
     #[error(
         "{0} made values that are not finite: the weights are damaged, or do not bear their type; convert the model again"
     )]
     NotFinite(String),
-    /// There is no memory for a session; a shorter context takes less.
+    /// There is no memory for a session of so many bytes; a shorter context takes less. `available` is `None` where the
+    /// system does not tell what is free, or refused it.
     #[error("there is no memory for {:.1} GB of cache{}", gigabytes(.wanted), free(.available))]
-    OutOfMemory {
-        /// Bytes.
-        wanted: u64,
-        /// Bytes that are free; `None` where the system does not tell, or refused them.
-        available: Option<u64>,
-    },
+    OutOfMemory { wanted: u64, available: Option<u64> },
     /// The GPU has no memory for so many bytes more.
     #[error("the GPU has no memory for {:.1} MB more", *.0 as f64 / 1e6)]
     GpuOutOfMemory(usize),
@@ -200,6 +111,7 @@ pub enum Error {
 
 /// Why a session file can't be gone on with here.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs, reason = "a variant's message names its fields")]
 pub enum Mismatch {
     /// It belongs to another model file, whose model has this name if it has one.
     #[error(
@@ -209,20 +121,10 @@ pub enum Mismatch {
     Model(String),
     /// Its keys and values are stored in another type.
     #[error("has a KV cache of type {saved}, this is {cache}")]
-    CacheType {
-        /// The type's name in the file.
-        saved: String,
-        /// The type's name here.
-        cache: &'static str,
-    },
+    CacheType { saved: String, cache: &'static str },
     /// It is longer than the context.
     #[error("holds {tokens} tokens, but the context has room for {context}")]
-    Tokens {
-        /// Tokens in the file.
-        tokens: usize,
-        /// Tokens of the context.
-        context: usize,
-    },
+    Tokens { tokens: usize, context: usize },
     /// It holds a conversation where a running text is wanted.
     #[error("holds a conversation")]
     Conversation,
@@ -245,6 +147,11 @@ impl Error {
     /// A failed call of the operating system on `path`.
     pub fn io(doing: &'static str, path: impl Into<PathBuf>, source: io::Error) -> Self {
         Self::Io { doing, path: path.into(), source }
+    }
+
+    /// Fails with [`Error::Cancelled`] once `cancel` is set.
+    pub fn check_cancelled(cancel: &AtomicBool) -> Result<()> {
+        if cancel.load(Ordering::Relaxed) { Err(Self::Cancelled) } else { Ok(()) }
     }
 }
 

@@ -33,32 +33,24 @@ impl Buffer {
 
     /// The values of an F32 buffer in main memory.
     pub(super) fn f32_mut(&mut self) -> &mut [f32] {
-        match self {
-            Self::F32(values) => values,
-            _ => panic!("the CPU writes activations in main memory"),
-        }
+        let Self::F32(values) = self else { panic!("the CPU writes activations in main memory") };
+        values
     }
 
     /// The keys or values of a buffer in main memory.
     pub(super) fn kv(&self) -> &Kv {
-        match self {
-            Self::Kv(kv) => kv,
-            _ => panic!("the CPU's attention reads keys and values in main memory"),
-        }
+        let Self::Kv(kv) = self else { panic!("the CPU's attention reads keys and values in main memory") };
+        kv
     }
 
     pub(super) fn kv_mut(&mut self) -> &mut Kv {
-        match self {
-            Self::Kv(kv) => kv,
-            _ => panic!("the CPU stores keys and values in main memory"),
-        }
+        let Self::Kv(kv) = self else { panic!("the CPU stores keys and values in main memory") };
+        kv
     }
 
     pub(super) fn gpu(&self) -> &GpuBuffer {
-        match self {
-            Self::Gpu(buffer) => buffer,
-            _ => panic!("the GPU works on memory that it shares"),
-        }
+        let Self::Gpu(buffer) = self else { panic!("the GPU works on memory that it shares") };
+        buffer
     }
 }
 

@@ -1,4 +1,4 @@
-//! The device that a session works with: the GPU if it has one, else the CPU.
+//! The device that a session works with: the GPU if it has one, else the CPU; and where its time goes.
 
 use std::{
     num::NonZeroUsize,
@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Backend, Buffer, Cpu, MatRef, Memory, Metal, Op, Profile};
+use super::{Backend, Buffer, Cpu, MatRef, Memory, Metal, Op, Operation};
 use crate::{Result, format::CacheType};
 
 /// What a session computes with.
@@ -27,6 +27,23 @@ pub fn devices() -> Vec<(&'static str, String)> {
     let cpu = format!("{} threads, {} kernels", cpu.threads(), cpu.kernels());
     let gpus = Metal::names().into_iter().map(|name| ("metal", name));
     [("cpu", cpu)].into_iter().chain(gpus).collect()
+}
+
+/// Time by [`Operation`], each without the time that the calling thread waited for others.
+#[derive(Clone, Debug, Default)]
+pub struct Profile {
+    /// In the order of [`Operation::ALL`].
+    pub operations: [Duration; Operation::ALL.len()],
+    /// How long the calling thread waited for the others.
+    pub waiting: Duration,
+}
+
+impl Profile {
+    /// Adds an operation that took `elapsed`, of which the calling thread `waited` for others.
+    fn add(&mut self, operation: Operation, elapsed: Duration, waited: Duration) {
+        self.operations[operation as usize] += elapsed.saturating_sub(waited);
+        self.waiting += waited;
+    }
 }
 
 /// The CPU or a GPU, and a stopwatch that runs on request.

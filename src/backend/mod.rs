@@ -7,13 +7,11 @@ mod device;
 mod kv;
 mod metal;
 mod op;
-mod profile;
 
 pub use buffer::{Buffer, GpuBuffer};
 pub use cpu::Cpu;
-pub use device::{Device, DeviceChoice, devices};
+pub use device::{Device, DeviceChoice, Profile, devices};
 pub use metal::Metal;
 pub use op::{
     Angles, Attention, Backend, Heads, KvSpan, MatMut, MatRef, Memory, Op, Operation, ScanInput, ScanWeights, Watched,
 };
-pub use profile::Profile;

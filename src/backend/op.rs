@@ -22,16 +22,12 @@ pub struct MatRef<'a> {
 }
 
 /// A [`MatRef`] that can be written.
+#[allow(missing_docs, reason = "the fields are those of `MatRef`")]
 pub struct MatMut<'a> {
-    /// The matrix, row-major.
     pub buffer: &'a mut Buffer,
-    /// Rows of the view.
     pub rows: usize,
-    /// The first value: first row · stride + first column.
     pub start: usize,
-    /// Columns of the view.
     pub cols: usize,
-    /// Values from one row to the next.
     pub stride: usize,
 }
 

@@ -27,7 +27,7 @@ use super::{
     options::{cache_type, count},
     terminal,
 };
-use measure::{Plan, measure};
+use measure::{Kind, Plan, measure};
 
 /// Measure speed, as a share of the machine's limits.
 ///
@@ -118,10 +118,13 @@ pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
     };
     let cores = thread::available_parallelism().map_or(1, NonZeroUsize::get);
     let threads = if args.threads.is_empty() { vec![cores] } else { args.threads.clone() };
+    let tests = [(Kind::Prefill, &args.prompt), (Kind::Decode, &args.predict), (Kind::FirstToken, &args.ttft)];
     let plan = Plan {
-        prompts: args.prompt.iter().copied().filter(|&n| n > 0).collect(),
-        predicts: args.predict.iter().copied().filter(|&n| n > 0).collect(),
-        firsts: args.ttft.iter().copied().filter(|&n| n > 0).collect(),
+        tests: tests
+            .into_iter()
+            .flat_map(|(kind, list)| list.iter().map(move |&n| (kind, n)))
+            .filter(|t| t.1 > 0)
+            .collect(),
         depths: args.depth.clone(),
         threads,
         repeat: args.repeat,

@@ -8,7 +8,7 @@ use crate::{
         Blob, Matrix,
         gguf::{Gguf, Metadata},
     },
-    model::{Config, Plan, Weights},
+    model::{Config, Plan, Weights, tensors::specs},
     sample::SamplingParams,
     state::MetaState,
     text::{Template, Tokenizer},
@@ -48,8 +48,9 @@ impl Model {
     /// anything does. A state after the meta tokens that the file holds is not this model's, and is left out.
     pub fn with_matrices(&self, mut change: impl FnMut(&str, &Matrix) -> Result<Option<Matrix>>) -> Result<Self> {
         let mut weights = self.weights.clone();
-        for (name, matrix) in weights.matrices_mut() {
-            if let Some(other) = change(&name, matrix)? {
+        let specs = specs(&self.config);
+        for matrix in weights.matrices_mut() {
+            if let Some(other) = change(&specs[matrix.id].name, matrix)? {
                 *matrix = other;
             }
         }

@@ -1,10 +1,6 @@
 //! A session: a model, a device, and the state of the text read so far.
 
-use std::{
-    num::NonZeroUsize,
-    ops::Range,
-    sync::atomic::{AtomicBool, Ordering},
-};
+use std::{num::NonZeroUsize, ops::Range, sync::atomic::AtomicBool};
 
 use super::Model;
 use crate::{
@@ -132,9 +128,7 @@ impl<'m> Session<'m> {
         self.check(ids)?;
         let mut chunks = ids.chunks(self.scratch.chunk()).peekable();
         while let Some(chunk) = chunks.next() {
-            if cancel.load(Ordering::Relaxed) {
-                return Err(Error::Cancelled);
-            }
+            Error::check_cancelled(cancel)?;
             let logits = if chunks.peek().is_none() { chunk.len() - 1..chunk.len() } else { 0..0 };
             let observe: Option<Observer<'_>> = match &mut observe {
                 Some(observe) => Some(*observe),
@@ -156,9 +150,7 @@ impl<'m> Session<'m> {
         self.scratch.hold_logits(&self.device, ids.len().min(self.scratch.chunk()))?;
         let (chunk, vocab) = (self.scratch.chunk(), self.model.config().vocab);
         for (i, ids) in ids.chunks(chunk).enumerate() {
-            if cancel.load(Ordering::Relaxed) {
-                return Err(Error::Cancelled);
-            }
+            Error::check_cancelled(cancel)?;
             self.pass(ids, Phase::Prefill, 0..ids.len(), None)?;
             for (t, logits) in self.logits(ids.len())?.chunks(vocab).enumerate() {
                 each(i * chunk + t, logits)?;

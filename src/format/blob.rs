@@ -70,9 +70,7 @@ impl Blob {
         let start = self.range.start + range.start;
         Some(Self { source: self.source.clone(), range: start..start + range.len() })
     }
-}
 
-impl Blob {
     /// Tells the system that these bytes are not needed soon: their pages leave this process's memory, and come back
     /// from the file when they are read again.
     pub fn release(&self) {

@@ -26,6 +26,11 @@ impl Packing {
         dtype.is_quantized()
     }
 
+    /// The order in which the kernels read a matrix of `dtype` fastest.
+    pub fn fastest(dtype: DType) -> Self {
+        if Self::fits(dtype) { Self::X8 } else { Self::Plain }
+    }
+
     /// Rows that are stored for a matrix of `rows` rows.
     pub fn stored_rows(self, rows: usize) -> usize {
         match self {

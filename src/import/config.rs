@@ -88,11 +88,9 @@ impl Raw {
             Rank::Word(word) if word == "auto" => hidden.div_ceil(16),
             Rank::Word(word) => return Err(bad(format!("has mamba_dt_rank `{word}`; a number or `auto` is needed"))),
         };
-        let activation = match self.mlp_hidden_act.as_str() {
-            "silu" => Activation::Silu,
-            "relu2" => Activation::Relu2,
-            other => return Err(bad(format!("has mlp_hidden_act `{other}`; silu and relu2 are known"))),
-        };
+        let activation = &self.mlp_hidden_act;
+        let activation = Activation::from_name(activation)
+            .ok_or_else(|| bad(format!("has mlp_hidden_act `{activation}`; silu and relu2 are known")))?;
         Ok(Config {
             vocab: self.vocab_size,
             context_length: self.max_position_embeddings,

@@ -15,6 +15,21 @@ pub enum Activation {
     Relu2,
 }
 
+impl Activation {
+    /// The name in files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Silu => "silu",
+            Self::Relu2 => "relu2",
+        }
+    }
+
+    /// The activation called `name`, if there is one.
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::Silu, Self::Relu2].into_iter().find(|activation| activation.name() == name)
+    }
+}
+
 /// The sizes and constants of a model. Letters in brackets are the ones shapes are written with.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
@@ -67,6 +82,42 @@ pub struct Config {
 }
 
 impl Config {
+    /// Hymba-1.5B, as the paper (table 11) and the published configuration give its sizes.
+    pub fn hymba_1_5b() -> Self {
+        // After each global layer pairs share keys and values; the first group of the second half is a triple.
+        let source = |layer| match layer {
+            0 | 15 | 31 => layer,
+            1..15 => layer - (layer - 1) % 2,
+            16..19 => 16,
+            _ => layer - (layer - 19) % 2,
+        };
+        Self {
+            vocab: 32001,
+            context_length: 8192,
+            hidden: 1600,
+            layers: 32,
+            ffn: 5504,
+            activation: Activation::Silu,
+            heads: 25,
+            kv_heads: 5,
+            key_dim: 64,
+            value_dim: 128,
+            rms_eps: 1e-6,
+            window: Some(1024),
+            windowed: (0..32).map(|layer| ![0, 15, 31].contains(&layer)).collect(),
+            kv_source: (0..32).map(source).collect(),
+            qk_norm: false,
+            meta_tokens: 128,
+            rope: true,
+            rope_base: 74534.83,
+            conv_kernel: 4,
+            inner: 3200,
+            state: 16,
+            dt_rank: 100,
+            dt_b_c_norm: true,
+        }
+    }
+
     /// Reads the hyper-parameters from `meta`; `file` is the name for error messages.
     pub fn from_metadata(meta: &Metadata, file: &str) -> Result<Self> {
         let bad = |what: String| Error::format(file, what);
@@ -93,11 +144,9 @@ impl Config {
         if layers == 0 || layers > limits::LAYERS {
             return Err(bad(format!("says it has {layers} layers; 1 to {} are possible", limits::LAYERS)));
         }
-        let activation = match string("feed_forward_activation")? {
-            "silu" => Activation::Silu,
-            "relu2" => Activation::Relu2,
-            other => return Err(bad(format!("uses the feed-forward activation `{other}`; silu and relu2 are known"))),
-        };
+        let activation = string("feed_forward_activation")?;
+        let activation = Activation::from_name(activation)
+            .ok_or_else(|| bad(format!("uses the feed-forward activation `{activation}`; silu and relu2 are known")))?;
         let qk_norm = match string("attention.qk_norm")? {
             "none" => false,
             "rms" => true,
@@ -153,11 +202,7 @@ impl Config {
         set("embedding_length", self.hidden.into());
         set("block_count", self.layers.into());
         set("feed_forward_length", self.ffn.into());
-        let activation = match self.activation {
-            Activation::Silu => "silu",
-            Activation::Relu2 => "relu2",
-        };
-        set("feed_forward_activation", activation.into());
+        set("feed_forward_activation", self.activation.name().into());
         set("attention.head_count", self.heads.into());
         set("attention.head_count_kv", self.kv_heads.into());
         set("attention.key_length", self.key_dim.into());

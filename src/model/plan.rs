@@ -94,44 +94,10 @@ impl Plan {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Activation;
-
-    fn hymba_1_5b() -> Config {
-        let mut kv_source: Vec<usize> = (0..32).collect();
-        for consumer in (2..15).step_by(2).chain([17]).chain((20..31).step_by(2)) {
-            kv_source[consumer] = consumer - 1;
-        }
-        kv_source[18] = 16;
-        Config {
-            vocab: 32001,
-            context_length: 8192,
-            hidden: 1600,
-            layers: 32,
-            ffn: 5504,
-            activation: Activation::Silu,
-            heads: 25,
-            kv_heads: 5,
-            key_dim: 64,
-            value_dim: 128,
-            rms_eps: 1e-6,
-            window: Some(1024),
-            windowed: (0..32).map(|layer| ![0, 15, 31].contains(&layer)).collect(),
-            kv_source,
-            qk_norm: false,
-            meta_tokens: 128,
-            rope: true,
-            rope_base: 74534.83,
-            conv_kernel: 4,
-            inner: 3200,
-            state: 16,
-            dt_rank: 100,
-            dt_b_c_norm: true,
-        }
-    }
 
     #[test]
     fn hymba_1_5b_needs_what_the_paper_says() {
-        let config = hymba_1_5b();
+        let config = Config::hymba_1_5b();
         assert_eq!(config.contradiction(), None);
         let plan = Plan::new(&config);
         assert_eq!(plan.producers().count(), 17);
@@ -145,7 +111,7 @@ mod tests {
 
     #[test]
     fn a_window_fills_up_and_then_stays() {
-        let plan = Plan::new(&hymba_1_5b());
+        let plan = Plan::new(&Config::hymba_1_5b());
         assert_eq!(plan.kv_rows(true, 0), 128);
         assert_eq!(plan.kv_rows(true, 1000), 1128);
         assert_eq!(plan.windowed_kv_bytes(1024, CacheType::F16), plan.windowed_kv_bytes(1_000_000, CacheType::F16));

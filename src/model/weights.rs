@@ -85,6 +85,11 @@ impl Layer {
         let ffn = self.feed_forward.iter().flat_map(|f| f.gate.iter().chain([&f.up, &f.down]));
         [&self.in_proj, &self.x_proj, &self.dt_proj, &self.out_proj].into_iter().chain(ffn)
     }
+
+    fn matrices_mut(&mut self) -> impl Iterator<Item = &mut Matrix> {
+        let ffn = self.feed_forward.iter_mut().flat_map(|f| f.gate.iter_mut().chain([&mut f.up, &mut f.down]));
+        [&mut self.in_proj, &mut self.x_proj, &mut self.dt_proj, &mut self.out_proj].into_iter().chain(ffn)
+    }
 }
 
 /// All weights of a model.
@@ -115,25 +120,10 @@ impl Weights {
         })
     }
 
-    /// Every matrix with its tensor's name.
-    pub(crate) fn matrices_mut(&mut self) -> Vec<(String, &mut Matrix)> {
-        let mut all = vec![("token_embd.weight".to_owned(), &mut self.token_embd)];
-        all.extend(self.meta_embd.as_mut().map(|m| ("meta_embd.weight".to_owned(), m)));
-        for (i, layer) in self.layers.iter_mut().enumerate() {
-            let Layer { in_proj, x_proj, dt_proj, out_proj, feed_forward, .. } = layer;
-            let mut add = |name: &str, matrix| all.push((format!("blk.{i}.{name}.weight"), matrix));
-            add("in_proj", in_proj);
-            add("ssm_x", x_proj);
-            add("ssm_dt", dt_proj);
-            add("out_proj", out_proj);
-            if let Some(FeedForward { gate, up, down, .. }) = feed_forward {
-                gate.iter_mut().for_each(|gate| add("ffn_gate", gate));
-                add("ffn_up", up);
-                add("ffn_down", down);
-            }
-        }
-        all.extend(self.output.as_mut().map(|m| ("output.weight".to_owned(), m)));
-        all
+    /// Every matrix.
+    pub(crate) fn matrices_mut(&mut self) -> impl Iterator<Item = &mut Matrix> {
+        let layers = self.layers.iter_mut().flat_map(Layer::matrices_mut);
+        [&mut self.token_embd].into_iter().chain(&mut self.meta_embd).chain(layers).chain(&mut self.output)
     }
 
     /// The matrix that makes logits.
@@ -165,6 +155,15 @@ impl<'a> Finder<'a> {
         let matrix = |part: &str| self.matrix(&name(part));
         let vector = |part: &str| self.vector(&name(part));
         let maybe = |part: &str| self.maybe(&name(part), |n| self.vector(n));
+        let dt_bc_norm = || -> Result<_> {
+            let [dt, b, c] = ["ssm_dt_norm.weight", "ssm_b_norm.weight", "ssm_c_norm.weight"].map(vector);
+            Ok(DtBcNorm { dt: dt?, b: b?, c: c? })
+        };
+        let feed_forward = || -> Result<_> {
+            let norm = vector("ffn_norm.weight")?;
+            let gate = self.maybe(&name("ffn_gate.weight"), |n| self.matrix(n))?;
+            Ok(FeedForward { norm, gate, up: matrix("ffn_up.weight")?, down: matrix("ffn_down.weight")? })
+        };
         Ok(Layer {
             norm: vector("attn_norm.weight")?,
             in_proj: matrix("in_proj.weight")?,
@@ -174,15 +173,7 @@ impl<'a> Finder<'a> {
             conv: vector("ssm_conv1d.weight")?,
             conv_bias: maybe("ssm_conv1d.bias")?,
             x_proj: matrix("ssm_x.weight")?,
-            dt_bc_norm: if self.config.dt_b_c_norm {
-                Some(DtBcNorm {
-                    dt: vector("ssm_dt_norm.weight")?,
-                    b: vector("ssm_b_norm.weight")?,
-                    c: vector("ssm_c_norm.weight")?,
-                })
-            } else {
-                None
-            },
+            dt_bc_norm: self.config.dt_b_c_norm.then(dt_bc_norm).transpose()?,
             dt_proj: matrix("ssm_dt.weight")?,
             dt_bias: vector("ssm_dt.bias")?,
             a: vector("ssm_a")?,
@@ -191,16 +182,7 @@ impl<'a> Finder<'a> {
             ssm_out_norm: vector("ssm_out_norm.weight")?,
             out_proj: matrix("out_proj.weight")?,
             out_proj_bias: maybe("out_proj.bias")?,
-            feed_forward: if self.config.ffn > 0 {
-                Some(FeedForward {
-                    norm: vector("ffn_norm.weight")?,
-                    gate: self.maybe(&name("ffn_gate.weight"), |n| self.matrix(n))?,
-                    up: matrix("ffn_up.weight")?,
-                    down: matrix("ffn_down.weight")?,
-                })
-            } else {
-                None
-            },
+            feed_forward: (self.config.ffn > 0).then(feed_forward).transpose()?,
         })
     }
 

@@ -3,10 +3,8 @@
 use std::{
     num::NonZeroUsize,
     path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, atomic::AtomicBool, mpsc},
+    thread,
     time::Instant,
 };
 
@@ -17,7 +15,6 @@ use super::{
     checkpoint::Checkpoint,
     meta_state,
     options::{Calibration, Options, Rounding},
-    pipeline::write_tensors,
     rounding::Searcher,
     summary::{Event, Summary, size_label},
     tensor_plan::TensorPlan,
@@ -30,10 +27,7 @@ use crate::{
         gguf::{Layout, Metadata, Writer},
         packed::Packing,
     },
-    model::{
-        Config,
-        tensors::{Role, Spec},
-    },
+    model::{Config, tensors::Spec},
 };
 
 /// Converts the checkpoint `input`, a Hugging Face folder or a GGUF file of ours, to the GGUF file `output`.
@@ -62,9 +56,7 @@ pub fn convert(
     let conversion = Conversion { file, config, metadata, options, pool, cancel };
     conversion.write_weights(&mut plans, &mut writer, progress)?;
     conversion.write_meta_state(&mut writer, progress)?;
-    if cancel.load(Ordering::Relaxed) {
-        return Err(Error::Cancelled);
-    }
+    Error::check_cancelled(cancel)?;
     writer.finish()?;
     summary.seconds = start.elapsed().as_secs_f64();
     Ok(summary)
@@ -100,8 +92,7 @@ fn plan(
             summary.fallbacks.push((spec.name.clone(), wished, dtype));
         }
         requantized += usize::from(input.dtype.is_quantized() && input.dtype != dtype);
-        let matrix = spec.role != Role::Exact && spec.shape.len() == 2;
-        let packing = if options.packed && matrix && Packing::fits(dtype) { Packing::X8 } else { Packing::Plain };
+        let packing = if options.packed { Packing::fastest(dtype) } else { Packing::Plain };
         let search = !matches!(options.rounding, Rounding::Nearest) && dtype.is_quantized();
         let searcher = search.then(|| Arc::new(Searcher::new(dtype)));
         let a_is_log = a_is_log && spec.name.ends_with(".ssm_a");
@@ -191,4 +182,39 @@ impl Conversion<'_> {
             e => e,
         })
     }
+}
+
+/// Writes tensors of any size with few pieces of rows in memory: reads on a thread of its own, one or two pieces ahead;
+/// converts on the pool; writes in order.
+fn write_tensors(
+    plans: &[TensorPlan],
+    writer: &mut Writer,
+    pool: &ThreadPool,
+    progress: &mut dyn FnMut(Event),
+    cancel: &AtomicBool,
+) -> Result<()> {
+    let (sender, receiver) = mpsc::sync_channel::<Result<(&TensorPlan, usize, Vec<u8>)>>(1);
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            for (plan, rows) in plans.iter().flat_map(|plan| plan.pieces().map(move |rows| (plan, rows))) {
+                let read = plan.read(rows.clone()).map(|bytes| (plan, rows.start, bytes));
+                let failed = read.is_err();
+                // The other side is gone if it has met an error or was cancelled.
+                if sender.send(read).is_err() || failed {
+                    return;
+                }
+            }
+        });
+        // Taken in here, so that the reader learns of an early return.
+        let receiver = receiver;
+        let mut out = Vec::new();
+        for piece in &receiver {
+            Error::check_cancelled(cancel)?;
+            let (plan, first_row, bytes) = piece?;
+            pool.install(|| plan.convert(first_row, &bytes, &mut out))?;
+            writer.write(&out)?;
+            progress(Event::Converted { tensor: &plan.spec.name, bytes: bytes.len() as u64 });
+        }
+        Ok(())
+    })
 }

@@ -1,9 +1,6 @@
 //! The state after the meta tokens, computed from the weights and stored behind them.
 
-use std::{
-    num::NonZeroUsize,
-    sync::atomic::{AtomicBool, Ordering},
-};
+use std::{num::NonZeroUsize, sync::atomic::AtomicBool};
 
 use crate::{
     Error, Result,
@@ -45,7 +42,7 @@ pub(super) fn write(
     let weights = Weights::from_gguf(&Gguf::open(writer.temporary_path()?)?, config)?;
     let release = &mut |view: LayerView<'_>| {
         weights.layers[view.layer].matrices().for_each(|m| m.data.release());
-        if cancel.load(Ordering::Relaxed) { Err(Error::Cancelled) } else { Ok(()) }
+        Error::check_cancelled(cancel)
     };
     let pass = MetaPass { backend: &mut Device::cpu_only(threads), config, weights: &weights };
     let state = pass.run(Some(release))?.into_vectors();

@@ -5,7 +5,6 @@ mod checkpoint;
 mod convert;
 mod meta_state;
 mod options;
-mod pipeline;
 mod random;
 mod recipe;
 mod requantize;

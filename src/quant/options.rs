@@ -52,13 +52,9 @@ impl Default for Options {
 pub enum TypePlan {
     /// All the same.
     Uniform(DType),
-    /// Each what it needs, so that the file keeps to a size.
-    Recipe {
-        /// That size.
-        recipe: Recipe,
-        /// All in the recipe's main type after all.
-        pure: bool,
-    },
+    /// Each what it needs, so that the file keeps to the recipe's size; if `pure`, all in its main type after all.
+    #[allow(missing_docs, reason = "the variant's text names its fields")]
+    Recipe { recipe: Recipe, pure: bool },
 }
 
 impl TypePlan {

@@ -25,15 +25,20 @@ impl Recipe {
     /// Every recipe, the largest first.
     pub const ALL: [Self; 5] = [Self::Q8, Self::Q6, Self::Q5, Self::Q4, Self::Small];
 
+    /// Name, bits a weight, main type.
+    const fn facts(self) -> (&'static str, f64, DType) {
+        match self {
+            Self::Q8 => ("q8", 9.0, DType::Q8_0),
+            Self::Q6 => ("q6", 6.6, DType::Q5_1),
+            Self::Q5 => ("q5", 5.6, DType::Q5_0),
+            Self::Q4 => ("q4", 4.6, DType::Q4_0),
+            Self::Small => ("small", 4.5, DType::Mxfp4),
+        }
+    }
+
     /// The name users type.
     pub fn name(self) -> &'static str {
-        match self {
-            Self::Q8 => "q8",
-            Self::Q6 => "q6",
-            Self::Q5 => "q5",
-            Self::Q4 => "q4",
-            Self::Small => "small",
-        }
+        self.facts().0
     }
 
     /// The recipe called `name`, if there is one.
@@ -44,24 +49,12 @@ impl Recipe {
     /// Bits a weight at most, all tensors counted. A model whose matrices are few beside its other tensors may need more
     /// even if all of them take the smallest type.
     pub fn bits(self) -> f64 {
-        match self {
-            Self::Q8 => 9.0,
-            Self::Q6 => 6.6,
-            Self::Q5 => 5.6,
-            Self::Q4 => 4.6,
-            Self::Small => 4.5,
-        }
+        self.facts().1
     }
 
     /// The type that most weights take, or all where one type is asked for.
     pub fn main(self) -> DType {
-        match self {
-            Self::Q8 => DType::Q8_0,
-            Self::Q6 => DType::Q5_1,
-            Self::Q5 => DType::Q5_0,
-            Self::Q4 => DType::Q4_0,
-            Self::Small => DType::Mxfp4,
-        }
+        self.facts().2
     }
 }
 

@@ -11,7 +11,7 @@ use crate::format::{
 /// `matrix` rounded to `dtype` value by value, packed if that type can be; `None` if its rows have no whole blocks.
 pub fn requantize(matrix: &Matrix, dtype: DType) -> Result<Option<Matrix>, Unfit> {
     let Some(row_bytes) = dtype.row_bytes(matrix.cols) else { return Ok(None) };
-    let packing = if Packing::fits(dtype) { Packing::X8 } else { Packing::Plain };
+    let packing = Packing::fastest(dtype);
     let mut data = vec![0; packing.stored_rows(matrix.rows) * row_bytes];
     data.par_chunks_mut(GROUP * row_bytes).enumerate().try_for_each_init(
         || (vec![0f32; matrix.cols], vec![0u8; GROUP * row_bytes]),

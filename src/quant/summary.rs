@@ -5,31 +5,16 @@ use std::fmt;
 use crate::format::{DType, gguf::Layout};
 
 /// A step of a conversion.
+#[allow(missing_docs, reason = "a variant's text names its fields")]
 pub enum Event<'a> {
-    /// A calibration begins.
-    Calibrate {
-        /// How many steps, about equally long.
-        steps: u64,
-    },
-    /// Steps of the calibration are done.
-    Calibrated {
-        /// What was worked on.
-        what: &'a str,
-        /// How many.
-        steps: u64,
-    },
-    /// The work: bytes of input.
-    Begin {
-        /// How many.
-        bytes: u64,
-    },
-    /// A piece is in the output.
-    Converted {
-        /// The tensor that it belongs to.
-        tensor: &'a str,
-        /// Bytes of input.
-        bytes: u64,
-    },
+    /// A calibration begins: so many steps, about equally long.
+    Calibrate { steps: u64 },
+    /// So many steps of the calibration are done, by work on `what`.
+    Calibrated { what: &'a str, steps: u64 },
+    /// The work begins: so many bytes of input.
+    Begin { bytes: u64 },
+    /// A piece of a tensor, so many bytes of input, is in the output.
+    Converted { tensor: &'a str, bytes: u64 },
     /// The weights are in place; the state after the meta tokens is computed next.
     MetaState,
 }

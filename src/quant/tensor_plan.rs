@@ -40,7 +40,7 @@ impl TensorPlan {
     pub(super) fn load(&self) -> Result<Tensor> {
         let Self { spec, input, .. } = self;
         let dtype = if spec.role == Role::Exact { DType::F32 } else { input.dtype };
-        let packing = if Packing::fits(dtype) { Packing::X8 } else { Packing::Plain };
+        let packing = Packing::fastest(dtype);
         let plain = Self { dtype, packing, searcher: None, importance: None, ..self.clone() };
         let mut out = Vec::new();
         plain.convert(0, &self.read(0..self.input_rows())?, &mut out)?;

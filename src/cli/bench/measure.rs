@@ -2,7 +2,7 @@
 
 use std::{
     num::NonZeroUsize,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::AtomicBool,
     time::{Duration, Instant},
 };
 
@@ -19,12 +19,8 @@ use rand_chacha::ChaCha8Rng;
 
 /// Everything to measure; the lists multiply.
 pub struct Plan {
-    /// Tokens of prefill.
-    pub prompts: Vec<usize>,
-    /// Tokens of decode.
-    pub predicts: Vec<usize>,
-    /// Tokens of prompts whose first reply is timed.
-    pub firsts: Vec<usize>,
+    /// The tests, each with its number of tokens.
+    pub tests: Vec<(Kind, usize)>,
     /// Tokens of text before.
     pub depths: Vec<usize>,
     pub threads: Vec<usize>,
@@ -41,21 +37,15 @@ pub enum Kind {
 }
 
 impl Plan {
-    fn tests(&self) -> Vec<(Kind, usize)> {
-        let all = |kind, list: &[usize]| list.iter().map(|&n| (kind, n)).collect::<Vec<_>>();
-        [all(Kind::Prefill, &self.prompts), all(Kind::Decode, &self.predicts), all(Kind::FirstToken, &self.firsts)]
-            .concat()
-    }
-
     /// Tokens of text that the longest test needs.
     pub fn context(&self) -> usize {
-        let longest = self.tests().iter().map(|t| t.1).max().unwrap_or(1);
+        let longest = self.tests.iter().map(|t| t.1).max().unwrap_or(1);
         self.depths.iter().max().unwrap_or(&0) + longest
     }
 
     /// Runs of tests, for the bar.
     pub fn steps(&self) -> u64 {
-        (self.depths.len() * (1 + self.threads.len() * self.tests().len() * (1 + self.repeat))) as u64
+        (self.depths.len() * (1 + self.threads.len() * self.tests.len() * (1 + self.repeat))) as u64
     }
 }
 
@@ -192,7 +182,7 @@ pub fn measure(
             session.set_threads(NonZeroUsize::new(threads).unwrap_or(NonZeroUsize::MIN));
             let before = session.roofline();
             let mut after = before;
-            for (kind, tokens) in plan.tests() {
+            for &(kind, tokens) in &plan.tests {
                 let prompt = text(tokens.max(1));
                 let mut row = Row {
                     kind,
@@ -260,9 +250,7 @@ fn once(session: &mut Session<'_>, kind: Kind, prompt: &[u32], cancel: &AtomicBo
         Kind::Decode => {
             let mut history = vec![prompt[0]];
             for _ in 0..prompt.len() {
-                if cancel.load(Ordering::Relaxed) {
-                    return Err(Error::Cancelled);
-                }
+                Error::check_cancelled(cancel)?;
                 let id = choose(session.decode(history[history.len() - 1])?, &history);
                 history.push(id);
             }

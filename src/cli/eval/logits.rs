@@ -76,9 +76,7 @@ pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
     let (mut decode, mut tokens) = (Vec::new(), Vec::new());
     let mut logits = prefill[prefill.len() - vocab..].to_vec();
     for step in 0..args.decode {
-        if cancel.load(std::sync::atomic::Ordering::Relaxed) {
-            return Err(Error::Cancelled.into());
-        }
+        Error::check_cancelled(cancel)?;
         let token = greedy.sample(&logits, &[]);
         decode.extend_from_slice(&logits);
         tokens.push(token as i32);

@@ -6,6 +6,7 @@ use std::{
 };
 
 use hymba::model::plan::Plan;
+use indicatif::HumanCount;
 
 use super::report::{Report, Token, Tokenizer};
 
@@ -47,25 +48,25 @@ impl Page<'_> {
     }
 
     fn facts(&mut self, r: &Report) -> io::Result<()> {
-        let s = &r.sizes;
+        let c = &r.config;
         writeln!(self.out, "{}", printable(&r.file))?;
         self.fact("name", r.name.as_deref().unwrap_or("not given"))?;
         self.fact("license", r.license.as_deref().unwrap_or("not given"))?;
         self.fact("size", bytes(r.bytes))?;
-        self.fact("parameters", format!("{}, {:.2} bits each", grouped(r.parameters), r.bits_per_weight))?;
-        self.fact("layers", s.layers)?;
-        self.fact("width", format!("{} hidden, {} inner", s.hidden, s.inner))?;
-        match s.feed_forward {
+        self.fact("parameters", format!("{}, {:.2} bits each", HumanCount(r.parameters), r.bits_per_weight))?;
+        self.fact("layers", c.layers)?;
+        self.fact("width", format!("{} hidden, {} inner", c.hidden, c.inner))?;
+        match c.ffn {
             0 => self.fact("feed-forward", "none")?,
-            f => self.fact("feed-forward", format!("{f}, {}", s.activation))?,
+            f => self.fact("feed-forward", format!("{f}, {}", c.activation.name()))?,
         }
-        let norm = if s.qk_norm { ", normed queries and keys" } else { "" };
-        let heads = format!("{} query heads, {} key/value heads", s.heads, s.kv_heads);
-        self.fact("attention", format!("{heads}, keys {} wide, values {}{norm}", s.key_dim, s.value_dim))?;
-        let ssm = format!("state {}, dt rank {}, convolution {}", s.ssm_state, s.dt_rank, s.conv_kernel);
+        let norm = if c.qk_norm { ", normed queries and keys" } else { "" };
+        let heads = format!("{} query heads, {} key/value heads", c.heads, c.kv_heads);
+        self.fact("attention", format!("{heads}, keys {} wide, values {}{norm}", c.key_dim, c.value_dim))?;
+        let ssm = format!("state {}, dt rank {}, convolution {}", c.state, c.dt_rank, c.conv_kernel);
         self.fact("Mamba", ssm)?;
-        let base = s.rope_base.map_or("no RoPE".to_string(), |base| format!("RoPE base {base}"));
-        self.fact("positions", format!("{} trained, {} of them meta tokens; {base}", s.context_length, s.meta_tokens))
+        let base = if c.rope { format!("RoPE base {}", c.rope_base) } else { "no RoPE".into() };
+        self.fact("positions", format!("{} trained, {} of them meta tokens; {base}", c.context_length, c.meta_tokens))
     }
 
     fn types(&mut self, r: &Report) -> io::Result<()> {
@@ -84,14 +85,14 @@ impl Page<'_> {
         }
         let windowed = r.plan.layers.iter().filter(|l| l.windowed).count();
         writeln!(self.out)?;
-        writeln!(self.out, "  █ sees everything: {}", r.sizes.layers - windowed)?;
-        if let (Some(window), true) = (r.sizes.window, windowed > 0) {
-            writeln!(self.out, "  ░ sees meta tokens and {} more: {windowed}", grouped(window as u64))?;
+        writeln!(self.out, "  █ sees everything: {}", r.config.layers - windowed)?;
+        if let (Some(window), true) = (r.config.window, windowed > 0) {
+            writeln!(self.out, "  ░ sees meta tokens and {} more: {windowed}", HumanCount(window as u64))?;
         }
         let producers = r.plan.producers().count();
         writeln!(self.out, "  ● keeps keys and values: {producers}")?;
-        if producers < r.sizes.layers {
-            writeln!(self.out, "  ╯ reads those of the ● it hangs on: {}", r.sizes.layers - producers)?;
+        if producers < r.config.layers {
+            writeln!(self.out, "  ╯ reads those of the ● it hangs on: {}", r.config.layers - producers)?;
         }
         Ok(())
     }
@@ -102,7 +103,11 @@ impl Page<'_> {
         for c in &r.cache {
             let (fixed, growing) = (c.windowed_kv_bytes + c.state_bytes, c.global_kv_bytes);
             let [fixed, growing, total] = [fixed, growing, fixed + growing].map(bytes);
-            writeln!(self.out, "  {:<7}{fixed:>10}{growing:>10}{total:>10}", grouped(c.text_tokens as u64))?;
+            writeln!(
+                self.out,
+                "  {:<7}{fixed:>10}{growing:>10}{total:>10}",
+                HumanCount(c.text_tokens as u64).to_string()
+            )?;
         }
         let states = bytes(r.plan.state_bytes());
         let fixed = format!("fixed: the windowed layers' rows, and {states} of conv and SSM states");
@@ -111,7 +116,7 @@ impl Page<'_> {
         }
         match &r.meta_state {
             Some(m) => self.fact("meta tokens", format!("their state is in the file, {}", bytes(m.bytes))),
-            None if r.sizes.meta_tokens > 0 => self.fact("meta tokens", "their state is not in the file"),
+            None if r.config.meta_tokens > 0 => self.fact("meta tokens", "their state is not in the file"),
             None => self.fact("meta tokens", "none"),
         }
     }
@@ -119,12 +124,12 @@ impl Page<'_> {
     fn text(&mut self, r: &Report) -> io::Result<()> {
         self.heading("Text")?;
         match &r.tokenizer {
-            Some(t) => self.tokenizer(t, r.sizes.vocabulary)?,
+            Some(t) => self.tokenizer(t, r.config.vocab)?,
             None => self.fact("tokenizer", "none in the file")?,
         }
         match &r.chat_template {
             Some(template) => {
-                self.fact("template", format!("{} characters", grouped(template.chars().count() as u64)))?;
+                self.fact("template", format!("{} characters", HumanCount(template.chars().count() as u64)))?;
                 let first = printable(template.lines().next().unwrap_or_default());
                 self.fact("", cut(&first, self.width - NAMES))?;
             }
@@ -141,9 +146,9 @@ impl Page<'_> {
         let kind = t.kind.as_deref().unwrap_or("of unnamed kind");
         let whole = if t.huggingface { "tokenizer.json in the file" } else { "without tokenizer.json" };
         self.fact("tokenizer", format!("{kind}, {whole}"))?;
-        self.fact("vocabulary", format!("{} tokens", grouped(t.tokens as u64)))?;
+        self.fact("vocabulary", format!("{} tokens", HumanCount(t.tokens as u64)))?;
         if t.tokens != vocabulary {
-            self.fact("", format!("({} rows in the embedding)", grouped(vocabulary as u64)))?;
+            self.fact("", format!("({} rows in the embedding)", HumanCount(vocabulary as u64)))?;
         }
         let one = |(name, token): (&str, &Option<Token>)| {
             let token = token.as_ref()?;
@@ -234,19 +239,6 @@ fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
-/// 1234567 as 1,234,567.
-fn grouped(n: u64) -> String {
-    let digits = n.to_string();
-    let mut text = String::new();
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
 /// Bytes in powers of ten, as disks are sold.
 fn bytes(n: u64) -> String {
     scaled(n, "B")
@@ -267,7 +259,7 @@ fn scaled(n: u64, unit: &str) -> String {
 mod tests {
     use hymba::{
         format::{Blob, DType, gguf::Metadata, gguf::Tensor},
-        model::{Activation, Config},
+        model::Config,
     };
 
     use super::*;
@@ -275,34 +267,9 @@ mod tests {
     /// Like Hymba-1.5B, or with fewer layers; `pairs` are readers and their sources.
     fn config(layers: usize, pairs: &[(usize, usize)]) -> Config {
         let mut kv_source: Vec<usize> = (0..layers).collect();
-        for &(reader, source) in pairs {
-            kv_source[reader] = source;
-        }
-        Config {
-            vocab: 32001,
-            context_length: 8192,
-            hidden: 1600,
-            layers,
-            ffn: 5504,
-            activation: Activation::Silu,
-            heads: 25,
-            kv_heads: 5,
-            key_dim: 64,
-            value_dim: 128,
-            rms_eps: 1e-6,
-            window: Some(1024),
-            windowed: (0..layers).map(|layer| ![0, 15, 31].contains(&layer)).collect(),
-            kv_source,
-            qk_norm: false,
-            meta_tokens: 128,
-            rope: true,
-            rope_base: 74534.83,
-            conv_kernel: 4,
-            inner: 3200,
-            state: 16,
-            dt_rank: 100,
-            dt_b_c_norm: true,
-        }
+        pairs.iter().for_each(|&(reader, source)| kv_source[reader] = source);
+        let model = Config::hymba_1_5b();
+        Config { layers, windowed: model.windowed[..layers].to_vec(), kv_source, ..model }
     }
 
     #[test]

@@ -5,9 +5,13 @@ use hymba::{
         CacheType, DType,
         gguf::{Metadata, Strings, Tensor, Value},
     },
-    model::{Activation, Config, plan::Plan},
+    model::{
+        Config,
+        plan::{LayerPlan, Plan},
+    },
 };
-use serde::Serialize;
+use serde::{Serialize, Serializer};
+use serde_json::json;
 
 /// Lengths of text for which the cache is worked out.
 const TEXTS: [usize; 3] = [1024, 8192, 32768];
@@ -23,11 +27,11 @@ pub struct Report {
     pub parameters: u64,
     pub bits_per_weight: f64,
     pub types: Vec<TypeUse>,
-    pub sizes: Sizes,
-    #[serde(skip)]
+    #[serde(rename = "sizes", with = "Sizes")]
+    pub config: Config,
+    #[serde(rename = "layers", serialize_with = "layers")]
     pub plan: Plan,
-    pub layers: Vec<Layer>,
-    pub cache: Vec<Cache>,
+    pub cache: [Cache; TEXTS.len()],
     pub meta_state: Option<MetaState>,
     pub tokenizer: Option<Tokenizer>,
     pub chat_template: Option<String>,
@@ -45,33 +49,48 @@ pub struct TypeUse {
     pub bytes: u64,
 }
 
+/// The sizes under their names in the JSON object.
 #[derive(Serialize)]
-pub struct Sizes {
-    pub layers: usize,
-    pub hidden: usize,
-    pub inner: usize,
-    pub feed_forward: usize,
-    pub activation: &'static str,
-    pub heads: usize,
-    pub kv_heads: usize,
-    pub key_dim: usize,
-    pub value_dim: usize,
-    pub qk_norm: bool,
-    pub window: Option<usize>,
-    pub meta_tokens: usize,
-    pub context_length: usize,
-    pub rope_base: Option<f32>,
-    pub ssm_state: usize,
-    pub conv_kernel: usize,
-    pub dt_rank: usize,
-    pub vocabulary: usize,
+#[serde(remote = "Config")]
+struct Sizes {
+    layers: usize,
+    hidden: usize,
+    inner: usize,
+    #[serde(rename = "feed_forward")]
+    ffn: usize,
+    #[serde(getter = "activation")]
+    activation: &'static str,
+    heads: usize,
+    kv_heads: usize,
+    key_dim: usize,
+    value_dim: usize,
+    qk_norm: bool,
+    window: Option<usize>,
+    meta_tokens: usize,
+    context_length: usize,
+    #[serde(getter = "rope_base")]
+    rope_base: Option<f32>,
+    #[serde(rename = "ssm_state")]
+    state: usize,
+    conv_kernel: usize,
+    dt_rank: usize,
+    #[serde(rename = "vocabulary")]
+    vocab: usize,
 }
 
-#[derive(Serialize)]
-pub struct Layer {
-    pub windowed: bool,
-    pub kv_source: usize,
-    pub kv_readers: Vec<usize>,
+fn activation(config: &Config) -> &'static str {
+    config.activation.name()
+}
+
+fn rope_base(config: &Config) -> Option<f32> {
+    config.rope.then_some(config.rope_base)
+}
+
+fn layers<S: Serializer>(plan: &Plan, to: S) -> Result<S::Ok, S::Error> {
+    to.collect_seq(plan.layers.iter().map(|layer| {
+        let LayerPlan { windowed, kv_source, readers } = layer;
+        json!({ "windowed": windowed, "kv_source": kv_source, "kv_readers": readers })
+    }))
 }
 
 /// Bytes a session keeps after a text: keys and values in F16, states in F32.
@@ -127,6 +146,12 @@ impl Report {
         let types: Vec<_> = DType::ALL.into_iter().filter_map(|dtype| TypeUse::new(dtype, &weights)).collect();
         let parameters = types.iter().map(|t| t.values).sum();
         let weight_bytes: u64 = types.iter().map(|t| t.bytes).sum();
+        let cache = |text_tokens| Cache {
+            text_tokens,
+            windowed_kv_bytes: plan.windowed_kv_bytes(text_tokens, CacheType::default()),
+            global_kv_bytes: plan.global_kv_bytes(text_tokens, CacheType::default()),
+            state_bytes: plan.state_bytes(),
+        };
         let text = |key| metadata.string(key).map(String::from);
         Ok(Self {
             file: file.into(),
@@ -136,13 +161,8 @@ impl Report {
             parameters,
             bits_per_weight: weight_bytes as f64 * 8.0 / (parameters as f64).max(1.0),
             types,
-            sizes: Sizes::new(&config),
-            layers: plan
-                .layers
-                .iter()
-                .map(|l| Layer { windowed: l.windowed, kv_source: l.kv_source, kv_readers: l.readers.clone() })
-                .collect(),
-            cache: TEXTS.into_iter().map(|tokens| Cache::new(&plan, tokens)).collect(),
+            cache: TEXTS.map(cache),
+            config,
             plan,
             meta_state: (!stored.is_empty())
                 .then(|| MetaState { tensors: stored.len(), bytes: stored.iter().map(|t| t.data.len() as u64).sum() }),
@@ -172,45 +192,6 @@ impl TypeUse {
             values: of_type().map(|t| t.dims.iter().map(|&d| d as u64).product::<u64>()).sum(),
             bytes: of_type().map(|t| t.data.len() as u64).sum(),
         })
-    }
-}
-
-impl Sizes {
-    fn new(c: &Config) -> Self {
-        Self {
-            layers: c.layers,
-            hidden: c.hidden,
-            inner: c.inner,
-            feed_forward: c.ffn,
-            activation: match c.activation {
-                Activation::Silu => "silu",
-                Activation::Relu2 => "relu2",
-            },
-            heads: c.heads,
-            kv_heads: c.kv_heads,
-            key_dim: c.key_dim,
-            value_dim: c.value_dim,
-            qk_norm: c.qk_norm,
-            window: c.window,
-            meta_tokens: c.meta_tokens,
-            context_length: c.context_length,
-            rope_base: c.rope.then_some(c.rope_base),
-            ssm_state: c.state,
-            conv_kernel: c.conv_kernel,
-            dt_rank: c.dt_rank,
-            vocabulary: c.vocab,
-        }
-    }
-}
-
-impl Cache {
-    fn new(plan: &Plan, tokens: usize) -> Self {
-        Self {
-            text_tokens: tokens,
-            windowed_kv_bytes: plan.windowed_kv_bytes(tokens, CacheType::default()),
-            global_kv_bytes: plan.global_kv_bytes(tokens, CacheType::default()),
-            state_bytes: plan.state_bytes(),
-        }
     }
 }
 

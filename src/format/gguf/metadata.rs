@@ -63,10 +63,8 @@ impl Metadata {
 
     /// `key` as text.
     pub fn string(&self, key: &str) -> Option<&str> {
-        match self.get(key)? {
-            Value::String(s) => Some(s),
-            _ => None,
-        }
+        let Value::String(s) = self.get(key)? else { return None };
+        Some(s)
     }
 
     /// `key` as an unsigned integer.
@@ -80,42 +78,32 @@ impl Metadata {
 
     /// `key` as a float.
     pub fn float(&self, key: &str) -> Option<f64> {
-        match *self.get(key)? {
-            Value::Float(v) => Some(v),
-            _ => None,
-        }
+        let &Value::Float(v) = self.get(key)? else { return None };
+        Some(v)
     }
 
     /// `key` as a boolean.
     pub fn bool(&self, key: &str) -> Option<bool> {
-        match *self.get(key)? {
-            Value::Bool(v) => Some(v),
-            _ => None,
-        }
+        let &Value::Bool(v) = self.get(key)? else { return None };
+        Some(v)
     }
 
     /// `key` as an array of booleans.
     pub fn bools(&self, key: &str) -> Option<&[bool]> {
-        match self.get(key)? {
-            Value::Bools(v) => Some(v),
-            _ => None,
-        }
+        let Value::Bools(v) = self.get(key)? else { return None };
+        Some(v)
     }
 
     /// `key` as an array of unsigned integers.
     pub fn uints(&self, key: &str) -> Option<&[u64]> {
-        match self.get(key)? {
-            Value::Uints(v) => Some(v),
-            _ => None,
-        }
+        let Value::Uints(v) = self.get(key)? else { return None };
+        Some(v)
     }
 
     /// `key` as an array of strings.
     pub fn strings(&self, key: &str) -> Option<&Strings> {
-        match self.get(key)? {
-            Value::Strings(v) => Some(v),
-            _ => None,
-        }
+        let Value::Strings(v) = self.get(key)? else { return None };
+        Some(v)
     }
 }
 

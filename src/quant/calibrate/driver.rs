@@ -1,11 +1,7 @@
 //! Rounding that knows what the model's matrices multiply: the checkpoint passes through memory a layer at a time, and the
 //! calibration text with it.
 
-use std::{
-    collections::BTreeMap,
-    num::NonZeroUsize,
-    sync::atomic::{AtomicBool, Ordering},
-};
+use std::{collections::BTreeMap, num::NonZeroUsize, sync::atomic::AtomicBool};
 
 use rayon::ThreadPool;
 
@@ -199,7 +195,7 @@ impl Calibrator<'_> {
 
     fn step(&self, progress: &mut dyn FnMut(Event), what: &str, steps: u64) -> Result<()> {
         progress(Event::Calibrated { what, steps });
-        if self.cancel.load(Ordering::Relaxed) { Err(Error::Cancelled) } else { Ok(()) }
+        Error::check_cancelled(self.cancel)
     }
 }
 

@@ -3,11 +3,43 @@
 use std::{
     io,
     sync::atomic::{AtomicBool, Ordering},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
-use super::{Generation, StopReason, Timings, TokenModel, text_sink::TextSink};
-use crate::{Error, Result, sample::Sampler, text::Tokenizer};
+use super::Session;
+use crate::{
+    Error, Result,
+    sample::Sampler,
+    text::{StopMatcher, Stream, Tokenizer},
+};
+
+/// What generation needs of a [`Session`], or of what reads with one.
+pub trait TokenModel {
+    /// Reads `ids` and returns the logits `[vocab]` after the last of them. What knows the logits of what was read before
+    /// takes no ids too.
+    fn prefill(&mut self, ids: &[u32], cancel: &AtomicBool) -> Result<&[f32]>;
+    /// Reads one id and returns the logits `[vocab]` after it.
+    fn decode(&mut self, id: u32) -> Result<&[f32]>;
+    /// Returns how many ids were read so far.
+    fn tokens(&self) -> usize;
+    /// Returns how many ids fit.
+    fn context(&self) -> usize;
+}
+
+impl TokenModel for Session<'_> {
+    fn prefill(&mut self, ids: &[u32], cancel: &AtomicBool) -> Result<&[f32]> {
+        Session::prefill(self, ids, cancel)
+    }
+    fn decode(&mut self, id: u32) -> Result<&[f32]> {
+        Session::decode(self, id)
+    }
+    fn tokens(&self) -> usize {
+        Session::tokens(self)
+    }
+    fn context(&self) -> usize {
+        Session::context(self)
+    }
+}
 
 /// What to generate.
 #[derive(Clone, Copy, Debug, Default)]
@@ -24,6 +56,83 @@ pub struct Request<'a> {
     pub timings: Timings,
     /// Ends the text when it is set; looked at before every step.
     pub cancel: Option<&'a AtomicBool>,
+}
+
+/// Why a text ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopReason {
+    /// The model said that the text is over.
+    EndOfText,
+    /// The limit of tokens is reached.
+    Limit,
+    /// One of the stop strings appeared.
+    StopString,
+    /// The session's context is full.
+    ContextFull,
+    /// The caller's `cancel` was set.
+    Interrupted,
+    /// Whoever read the text went away.
+    BrokenPipe,
+}
+
+impl StopReason {
+    /// Returns the name in machine-readable output.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::EndOfText => "end_of_text",
+            Self::Limit => "limit",
+            Self::StopString => "stop_string",
+            Self::ContextFull => "context_full",
+            Self::Interrupted => "interrupted",
+            Self::BrokenPipe => "broken_pipe",
+        }
+    }
+}
+
+/// How long it took.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Timings {
+    /// Ids of the prompt.
+    pub prompt_tokens: usize,
+    /// Time to read the prompt.
+    pub prompt: Duration,
+    /// Ids of the text. The first of them costs no decode step, it follows from the prompt.
+    pub generated_tokens: usize,
+    /// Decode steps.
+    pub decode_steps: usize,
+    /// Time from the end of the prompt to the end of the text: decode steps, sampling and the sink.
+    pub generation: Duration,
+}
+
+impl Timings {
+    /// Returns prompt tokens read per second.
+    pub fn prompt_rate(&self) -> f64 {
+        rate(self.prompt_tokens, self.prompt)
+    }
+
+    /// Returns decode steps per second; 0 if there was none.
+    pub fn decode_rate(&self) -> f64 {
+        rate(self.decode_steps, self.generation)
+    }
+}
+
+fn rate(count: usize, time: Duration) -> f64 {
+    if count == 0 { 0.0 } else { count as f64 / time.as_secs_f64().max(1e-9) }
+}
+
+/// A generated text.
+#[derive(Clone, Debug)]
+pub struct Generation {
+    /// What went to the sink.
+    pub text: String,
+    /// The tokens chosen, without the one that ends the text; after a stop string they go on behind `text`.
+    pub ids: Vec<u32>,
+    /// The last of them, if the session has not read it.
+    pub unread: Option<u32>,
+    /// Why the text ended.
+    pub stop: StopReason,
+    /// How long it took.
+    pub timings: Timings,
 }
 
 /// Reads `request.prompt` and generates what follows. `sink` gets the text as it comes, in pieces of whole characters;
@@ -91,6 +200,56 @@ pub fn generate(
     Ok(done)
 }
 
+/// A text that goes to the caller's sink.
+struct TextSink<'a> {
+    /// What the sink got.
+    shown: String,
+    stream: Stream<'a>,
+    stops: StopMatcher,
+    sink: &'a mut dyn FnMut(&str) -> io::Result<()>,
+}
+
+impl<'a> TextSink<'a> {
+    /// Returns a text that goes on where `stream` is, and ends at one of `stops`.
+    fn new(stream: Stream<'a>, stops: &[String], sink: &'a mut dyn FnMut(&str) -> io::Result<()>) -> Result<Self> {
+        Ok(Self { shown: String::new(), stream, stops: StopMatcher::new(stops)?, sink })
+    }
+
+    /// Shows what is complete with the next id; returns why, if the text ends here.
+    fn push(&mut self, id: u32) -> Result<Option<StopReason>> {
+        let piece = self.stream.push(id);
+        self.push_text(&piece)
+    }
+
+    /// Shows what was held back, after the last id; returns why, if the text ends otherwise now.
+    fn finish(&mut self) -> Result<Option<StopReason>> {
+        let piece = self.stream.finish();
+        if let Some(stop) = self.push_text(&piece)? {
+            return Ok(Some(stop));
+        }
+        let held = self.stops.finish();
+        self.show(&held)
+    }
+
+    fn push_text(&mut self, piece: &str) -> Result<Option<StopReason>> {
+        let (text, hit) = self.stops.push(piece);
+        let broken = self.show(&text)?;
+        Ok(if hit { Some(StopReason::StopString) } else { broken })
+    }
+
+    fn show(&mut self, text: &str) -> Result<Option<StopReason>> {
+        if text.is_empty() {
+            return Ok(None);
+        }
+        self.shown.push_str(text);
+        match (self.sink)(text) {
+            Ok(()) => Ok(None),
+            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(Some(StopReason::BrokenPipe)),
+            Err(e) => Err(Error::io("cannot write", "the text", e)),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -123,9 +282,7 @@ mod tests {
 
     impl TokenModel for Script {
         fn prefill(&mut self, ids: &[u32], cancel: &AtomicBool) -> Result<&[f32]> {
-            if cancel.load(Ordering::Relaxed) {
-                return Err(Error::Cancelled);
-            }
+            Error::check_cancelled(cancel)?;
             self.read.extend(ids);
             Ok(self.next_logits())
         }
