@@ -217,7 +217,7 @@ fn interrupts() {
     p.sees("> ");
     std::thread::sleep(Duration::from_millis(200));
     p.session.get_process_mut().signal(Signal::SIGTERM).unwrap();
-    p.leaves(130);
+    p.leaves(143);
 }
 
 /// SIGTERM while a line is awaited: what was asked to be kept is kept.
@@ -233,7 +233,7 @@ fn a_signal_keeps_the_conversation() {
     p.sees("half a li");
     p.session.get_process_mut().signal(Signal::SIGTERM).unwrap();
     p.sees("wrote ");
-    p.leaves(130);
+    p.leaves(143);
     let mut p = Person::new(home.path(), (80, 24), &["--color", "never", "--resume", file]);
     p.sees("1 turn from ");
     p.sees(PROMPT);

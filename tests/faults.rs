@@ -91,7 +91,7 @@ fn a_model_file_that_is_shortened_or_replaced() {
         fs::remove_file(&model).unwrap();
         child.stdout.as_mut().unwrap().read_exact(&mut [0; 300]).unwrap();
         signal(&child, "TERM");
-        assert_eq!(ends(child), (Some(130), String::new()));
+        assert_eq!(ends(child), (Some(143), String::new()));
     }
     // a signal that a process sends has its usual effect
     fresh();
@@ -116,12 +116,12 @@ fn writing_that_fails_leaves_nothing() {
     let path = |name: &str| dir.path().join(name);
     let full = |command: &mut Command| {
         let out = path("out");
-        fails(&mut limited("trap '' XFSZ; ulimit -f 200", command.arg(&out)), 1, &["cannot write", "/out: ", "large"]);
+        fails(&mut limited("ulimit -f 200", command.arg(&out)), 1, &["cannot write", "/out: ", "large"]);
         assert_eq!(names(dir.path()), [""; 0]);
         fs::write(&out, "old").unwrap();
         // an old session is read, not replaced
         if command.get_args().any(|a| a == "quantize" || a == "eval") {
-            fails(&mut limited("trap '' XFSZ; ulimit -f 200", command.arg("--force")), 1, &["cannot write", "large"]);
+            fails(&mut limited("ulimit -f 200", command.arg("--force")), 1, &["cannot write", "large"]);
             assert_eq!((names(dir.path()), fs::read(&out).unwrap()), (vec!["out".to_owned()], b"old".to_vec()));
         }
         fs::remove_file(&out).unwrap();
@@ -342,7 +342,7 @@ fn termination_keeps_what_was_said() {
         piped(hymba(["run", "Once upon a time", "-q", "--ignore-eos", "-c", "100000", "--session"]).arg(path("run")));
     begins(&mut child);
     signal(&child, "TERM");
-    assert_eq!(ends(child), (Some(130), String::new()));
+    assert_eq!(ends(child), (Some(143), String::new()));
     succeeds(hymba(["run", "-q", "-n", "2", "-c", "100000", "--session"]).arg(path("run")));
 
     for (name, message) in [("speaking", "Tell me a story"), ("waiting", "")] {
@@ -355,7 +355,7 @@ fn termination_keeps_what_was_said() {
             thread::sleep(Duration::from_millis(100));
         }
         signal(&child, "TERM");
-        assert_eq!(ends(child), (Some(130), String::new()), "{name}");
+        assert_eq!(ends(child), (Some(143), String::new()), "{name}");
         drop(input);
         let mut back = piped(hymba(["chat", "-q", "-n", "1", "-c", "100000", "--resume"]).arg(path(name)));
         back.stdin.take().unwrap().write_all(b"/show\n").unwrap();
@@ -363,6 +363,26 @@ fn termination_keeps_what_was_said() {
         assert!(status.success() && text(&stdout).contains("turn"), "{name}: {}", text(&stdout));
     }
     assert_eq!(names(dir.path()), ["run", "speaking", "waiting"]);
+}
+
+/// The exit code tells which signal it was; one that is ignored at the start, as nohup and background jobs have it, stays so.
+#[test]
+fn signals_have_their_codes_and_may_be_ignored() {
+    let endless = || hymba(["run", "Once upon a time", "-q", "--ignore-eos", "-c", "100000"]);
+    for (name, code) in [("INT", 130), ("TERM", 143), ("HUP", 129)] {
+        let mut child = piped(&mut endless());
+        begins(&mut child);
+        signal(&child, name);
+        assert_eq!(ends(child), (Some(code), String::new()), "{name}");
+
+        let mut child = piped(&mut limited(&format!("trap '' {name}"), &endless()));
+        begins(&mut child);
+        signal(&child, name);
+        signal(&child, name);
+        child.stdout.as_mut().unwrap().read_exact(&mut [0; 300]).unwrap();
+        signal(&child, if name == "TERM" { "INT" } else { "TERM" });
+        assert_eq!(ends(child).0, Some(if name == "TERM" { 130 } else { 143 }), "{name} was ignored");
+    }
 }
 
 /// Two processes that save one session at once: at any time the file is one of the two, whole.
