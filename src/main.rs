@@ -10,12 +10,11 @@ use std::{
     sync::{Arc, atomic::AtomicBool},
 };
 
-use clap::Parser;
 use cli::{hints::Place, terminal, usage::Usage};
 use signals::Signals;
 
 fn main() -> ExitCode {
-    let cli = match cli::Cli::try_parse_from(cli::arguments()) {
+    let cli = match cli::Cli::of_process() {
         Ok(cli) => cli,
         Err(answer) => return terminal::show_parser_answer(&answer),
     };

@@ -54,7 +54,7 @@ pub struct Args {
     #[arg(value_name = "MESSAGE", conflicts_with = "prompt")]
     message: Option<String>,
     /// The same as MESSAGE
-    #[arg(short, long, value_name = "TEXT")]
+    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
     prompt: Option<String>,
     /// One turn only: leave after the reply (also: -st)
     #[arg(long)]
@@ -62,13 +62,13 @@ pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
     /// What the model should be: a text that comes before all messages
-    #[arg(long, value_name = "TEXT", conflicts_with = "system_file")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, conflicts_with = "system_file")]
     system: Option<String>,
     /// Read the system text from a file
     #[arg(long, value_name = "FILE")]
     system_file: Option<PathBuf>,
     /// Chat template (Jinja), in place of the model's; `none`: messages and replies are one running text
-    #[arg(long, value_name = "JINJA", conflicts_with = "chat_template_file")]
+    #[arg(long, value_name = "JINJA", allow_hyphen_values = true, conflicts_with = "chat_template_file")]
     chat_template: Option<String>,
     /// Read the chat template from a file
     #[arg(long, value_name = "FILE")]
@@ -84,7 +84,7 @@ pub struct Args {
           value_parser = value_parser!(i64).range(-1..=i64::from(u32::MAX)))]
     predict: i64,
     /// End a reply where STRING appears, which is not shown; may be given several times
-    #[arg(long, value_name = "STRING", value_parser = NonEmptyStringValueParser::new())]
+    #[arg(long, value_name = "STRING", allow_hyphen_values = true, value_parser = NonEmptyStringValueParser::new())]
     stop: Vec<String>,
     /// At the end of the context: stop the reply, or drop the oldest turns and read the others again
     #[arg(long, value_name = "WHAT", default_value = "stop")]

@@ -24,7 +24,7 @@ pub struct PromptArgs {
     #[arg(value_name = "PROMPT")]
     pub text: Option<String>,
     /// The same as PROMPT
-    #[arg(short, long, value_name = "TEXT")]
+    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
     pub prompt: Option<String>,
     /// Read the prompt from a file, which must be UTF-8 text; one line break at its end is left out
     #[arg(short, long, value_name = "FILE")]

@@ -53,7 +53,7 @@ pub struct Args {
           value_parser = value_parser!(i64).range(-1..=i64::from(u32::MAX)))]
     predict: i64,
     /// End where STRING appears, which is not shown; may be given several times
-    #[arg(long, value_name = "STRING", value_parser = NonEmptyStringValueParser::new())]
+    #[arg(long, value_name = "STRING", allow_hyphen_values = true, value_parser = NonEmptyStringValueParser::new())]
     stop: Vec<String>,
     /// Go on where the model would end the text
     #[arg(long)]
