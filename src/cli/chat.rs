@@ -128,11 +128,11 @@ pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
     let undo_memory = args.undo_memory.saturating_mul(1_000_000);
     let timeline = Timeline::new(session, undo_memory);
     let system = match &args.system_file {
-        Some(path) => Some(prompt::read_file(path)?),
+        Some(path) => Some(prompt::read_file(path, cancel)?),
         None => args.system.clone(),
     };
     let options = Options {
-        template: template(args, &model, &tokenizer)?,
+        template: template(args, &model, &tokenizer, cancel)?,
         system: system.clone(),
         limit: usize::try_from(args.predict).ok(),
         stops: args.stop.clone(),
@@ -186,11 +186,16 @@ fn keeps_template(args: &Args) -> bool {
 }
 
 /// Returns the chat template that the flags or the model file name.
-fn template(args: &Args, model: &Model, tokenizer: &Tokenizer) -> anyhow::Result<Option<Template>> {
+fn template(
+    args: &Args,
+    model: &Model,
+    tokenizer: &Tokenizer,
+    cancel: &AtomicBool,
+) -> anyhow::Result<Option<Template>> {
     let (source, origin) = match (&args.chat_template, &args.chat_template_file) {
         (Some(text), _) if text == "none" => return Ok(None),
         (Some(text), _) => (text.clone(), "--chat-template".to_owned()),
-        (None, Some(path)) => (prompt::read_whole(path)?, path.display().to_string()),
+        (None, Some(path)) => (prompt::read_whole(path, cancel)?, path.display().to_string()),
         (None, None) => {
             let template = model.chat_template(tokenizer)?;
             if template.is_none() && !args.quiet {

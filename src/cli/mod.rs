@@ -60,7 +60,9 @@ impl Cli {
     fn of(mut line: Vec<OsString>) -> Result<Self, clap::Error> {
         // llama.cpp's way to ask for a single turn; for the parser that would be two flags of one letter.
         if line.get(1).is_some_and(|command| command == "chat") {
-            line.iter_mut().filter(|argument| *argument == "-st").for_each(|argument| *argument = "--single-turn".into());
+            line.iter_mut()
+                .filter(|argument| *argument == "-st")
+                .for_each(|argument| *argument = "--single-turn".into());
         }
         let mut command = Self::command();
         // Otherwise a flag with a typing error would be taken for a text.
@@ -120,16 +122,23 @@ mod tests {
         ] {
             assert!(parse(line).is_ok(), "{line:?}: {}", parse(line).err().unwrap());
         }
-        let Command::Run(args) = parse(&["run", "- an item", "-n", "3"]).ok().unwrap().command else { panic!("not run") };
+        let Command::Run(args) = parse(&["run", "- an item", "-n", "3"]).ok().unwrap().command else {
+            panic!("not run")
+        };
         assert!(format!("{args:?}").contains("text: Some(\"- an item\")"), "{args:?}");
-        for line in [&["run", "--quite"][..], &["run", "a text", "-x"], &["chat", "--sytem=a b"], &["run", "a", "- an item"]] {
+        for line in
+            [&["run", "--quite"][..], &["run", "a text", "-x"], &["chat", "--sytem=a b"], &["run", "a", "- an item"]]
+        {
             assert_eq!(parse(line).err().map(|e| e.kind()), Some(ErrorKind::UnknownArgument), "{line:?}");
         }
     }
 
     #[test]
     fn of_flags_given_twice_the_last_one_holds() {
-        let line = ["run", "-q", "-q", "-n", "3", "-p", "a", "--seed", "1", "-n", "5", "-p", "b", "--seed", "2", "--stop", "c", "--stop", "d"];
+        let line = [
+            "run", "-q", "-q", "-n", "3", "-p", "a", "--seed", "1", "-n", "5", "-p", "b", "--seed", "2", "--stop", "c",
+            "--stop", "d",
+        ];
         let Command::Run(args) = parse(&line).ok().unwrap().command else { panic!("not run") };
         let args = format!("{args:?}");
         for part in ["predict: 5", "prompt: Some(\"b\")", "seed: Some(2)", "stop: [\"c\", \"d\"]"] {

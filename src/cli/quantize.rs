@@ -99,7 +99,7 @@ pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
         packed: args.layout == BlockOrder::Packed,
         overrides,
         rounding: args.rounding.rounding()?,
-        calibration: args.rounding.calibration()?,
+        calibration: args.rounding.calibration(cancel)?,
         save_moments: args.rounding.save_calibration.clone(),
         force: args.force,
         threads: args.threads.and_then(NonZeroUsize::new),

@@ -17,6 +17,7 @@ use super::{
     editor::Editor,
     message::{Event, is_whole, joined},
 };
+use crate::cli::prompt::skip_byte_order_mark;
 
 /// A source of messages.
 pub struct Input {
@@ -47,6 +48,7 @@ impl Input {
         let (send, lines) = mpsc::sync_channel(16);
         thread::spawn(move || {
             let mut from = io::stdin().lock();
+            let _ = skip_byte_order_mark(&mut from); // an error comes again with the first line
             while let Some(line) = limited_line(&mut from).transpose() {
                 let last = line.is_err();
                 if send.send(line).is_err() || last {

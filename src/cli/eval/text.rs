@@ -1,7 +1,6 @@
 //! The text that models predict, and how the comparison of two is told.
 
 use std::{
-    fs,
     io::{self, IsTerminal, Write},
     path::PathBuf,
     sync::atomic::AtomicBool,
@@ -17,7 +16,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
 use super::args::RuntimeArgs;
-use crate::cli::{options::count, prompt::utf8};
+use crate::cli::{options::count, prompt::read_whole};
 
 /// How a text is cut, for the end of help.
 pub const CONTEXTS: &str = "The text is encoded whole, without special tokens, and cut into consecutive runs of one token \
@@ -56,11 +55,10 @@ pub struct Text {
 
 impl TextArgs {
     /// Reads the file for `model`; where the user sets no limit, the first `most` tokens of it (0: all).
-    pub fn read(&self, model: &Model, most: usize) -> anyhow::Result<Text> {
+    pub fn read(&self, model: &Model, most: usize, cancel: &AtomicBool) -> anyhow::Result<Text> {
         let most = self.tokens.unwrap_or(most);
-        let bytes = fs::read(&self.file).map_err(|e| Error::io("cannot read", &self.file, e))?;
         let name = self.file.display().to_string();
-        let text = utf8(bytes, &name)?;
+        let text = read_whole(&self.file, cancel)?;
         let tokenizer = model.tokenizer()?;
         let bos = tokenizer
             .bos()
