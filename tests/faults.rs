@@ -385,6 +385,57 @@ fn signals_have_their_codes_and_may_be_ignored() {
     }
 }
 
+/// A pipe with a name and nobody at its other end: no file, where any place of it is read, and else a wait that a signal ends.
+#[test]
+fn pipes_with_names() {
+    let dir = tempfile::tempdir().unwrap();
+    let fifo = |path: &Path| assert!(Command::new("mkfifo").arg(path).status().unwrap().success());
+    let (pipe, folder, out) = (dir.path().join("pipe"), dir.path().join("folder"), dir.path().join("out"));
+    fifo(&pipe);
+    let (pipe, model, out) = (pipe.to_str().unwrap(), demo(), out.to_str().unwrap());
+    let no_file = "is a pipe, not a file";
+    for command in [
+        &["run", "-q", "Once", "-m", pipe][..],
+        &["run", "-q", "Once", "--session-ro", "--session", pipe],
+        &["chat", "-q", "-st", "Once", "--resume", pipe],
+        &["inspect", pipe],
+        &["quantize", pipe, out],
+        &["quantize", &model, out, "--calibration", pipe],
+        &["eval", "logits", "--ids", "1", "-o", out, "-m", pipe],
+    ] {
+        fails(&mut hymba(command), 1, &["pipe", no_file]);
+    }
+    fails(&mut hymba(["inspect", "/dev/zero"]), 1, &["/dev/zero: is a device, not a file"]);
+    for name in ["config.json", "model.safetensors"] {
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir(&folder).unwrap();
+        for file in ["config.json", "model.safetensors"] {
+            fs::copy(Path::new(&golden("tiny-a")).join(file), folder.join(file)).unwrap();
+        }
+        fs::remove_file(folder.join(name)).unwrap();
+        fifo(&folder.join(name));
+        fails(&mut hymba(["quantize", folder.to_str().unwrap(), out]), 1, &[name, no_file]);
+    }
+    for command in [
+        &["run", "-q", "-f", pipe][..],
+        &["chat", "-q", "-st", "Once", "--system-file", pipe],
+        &["chat", "-q", "-st", "Once", "--chat-template-file", pipe],
+        &["eval", "perplexity", pipe, "--json"],
+        &["eval", "logits", "--ids-file", pipe, "-o", out],
+        &["quantize", &model, out, "--calibrate", pipe],
+    ] {
+        let child = piped(&mut hymba(command));
+        thread::sleep(Duration::from_millis(much(700, 5000)));
+        signal(&child, "TERM");
+        let start = Instant::now();
+        assert_eq!(ends(child), (Some(143), String::new()), "{command:?}");
+        assert!(start.elapsed() < Duration::from_secs(much(1, 10)), "{command:?}: {:?}", start.elapsed());
+    }
+    let child = piped(hymba(["run", "-q", "--temp", "0", "-n", "2", "-f", pipe]).stdin(Stdio::null()));
+    fs::write(pipe, "Once upon a time").unwrap();
+    assert!(text(&child.wait_with_output().unwrap().stdout).starts_with("Once upon a time"));
+}
+
 /// Two processes that save one session at once: at any time the file is one of the two, whole.
 #[test]
 fn two_write_one_session() {

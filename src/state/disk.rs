@@ -13,7 +13,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
     Error, Result,
-    format::{Privacy, write_atomically},
+    format::{Privacy, open_file, write_atomically},
     limits,
 };
 
@@ -46,7 +46,7 @@ pub fn read_session<H: DeserializeOwned, T>(
     let failed = |e| Error::io("cannot open", path, e);
     let bad = |what: &str| Error::format(path.display().to_string(), what);
     const DAMAGED: &str = "is damaged: its checksum is wrong, or its end is missing; restore it from a copy";
-    let mut file = File::open(path).map_err(failed)?;
+    let mut file = open_file(path)?;
     let size = file.metadata().map_err(failed)?.len();
     let mut start = Vec::with_capacity(PREFIX);
     (&mut file).take(PREFIX as u64).read_to_end(&mut start).map_err(failed)?;
