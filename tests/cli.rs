@@ -227,6 +227,36 @@ fn pipes() {
     assert!(report.status.success() && report.stderr.is_empty(), "{}", text(&report.stderr));
 }
 
+/// A backslash and an n are a line break with --escape alone; without it somebody who may have meant one hears of it.
+#[test]
+fn escapes_on_the_command_line() {
+    let run = |more: &[&str]| {
+        let output = hymba(["run", "--temp", "0", "-n", "4", "--json"]).args(more).output().unwrap();
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let json: serde_json::Value = serde_json::from_str(&text(&output.stdout)).unwrap();
+        (json["prompt"].as_str().unwrap().to_owned(), text(&output.stderr))
+    };
+    assert_eq!(run(&["-e", r"a\tb\u00e9"]).0, "a\tbé");
+    assert_eq!(run(&["-p", r"a\tb"]).0, r"a\tb");
+    for (args, told) in [
+        (&["Once", "--stop", r"\n"][..], true),
+        (&["Once", "--stop", r"\n", "--escape"], false),
+        (&["Once", "--stop", r"\n", "-q"], false),
+        (&["Once", "--stop", "\n"], false),
+        (&["Once", "--stop", r"\d"], false),
+    ] {
+        assert_eq!(run(args).1.contains("--escape"), told, "{args:?}");
+    }
+    let story = ["chat", "-q", "-st", "--temp", "0", "-n", "20", "Tell me a story"];
+    let whole = succeeds(&mut hymba(story));
+    let letter = whole.trim().chars().nth(4).unwrap();
+    let stop = format!("\\u{:04x}", letter as u32);
+    assert_eq!(succeeds(hymba(story).args(["--stop", &stop])), whole);
+    let ended = succeeds(hymba(story).args(["--escape", "--stop", &stop]));
+    assert_eq!(ended.trim(), whole.trim().split(letter).next().unwrap().trim());
+    fails(&mut hymba(["run", "-e", r"\xff"]), 2, &["the prompt", "UTF-8"]);
+}
+
 /// What some editors begin a text with is not a part of it.
 #[test]
 fn byte_order_marks_are_no_text() {

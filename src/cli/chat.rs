@@ -28,6 +28,7 @@ use hymba::{
 };
 
 use super::{
+    escape::EscapeArgs,
     model::ModelArgs,
     options::{SamplingArgs, SessionArgs, count, list_devices},
     prompt, terminal,
@@ -86,6 +87,8 @@ pub struct Args {
     /// End a reply where STRING appears, which is not shown; may be given several times
     #[arg(long, value_name = "STRING", allow_hyphen_values = true, value_parser = NonEmptyStringValueParser::new())]
     stop: Vec<String>,
+    #[command(flatten)]
+    escape: EscapeArgs,
     /// At the end of the context: stop the reply, or drop the oldest turns and read the others again
     #[arg(long, value_name = "WHAT", default_value = "stop")]
     overflow: OverflowChoice,
@@ -117,7 +120,8 @@ pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
         return Ok(list_devices()?);
     }
     args.sampling.apply(SamplingParams::default())?;
-    StopMatcher::new(&args.stop).map_err(|e| Usage(format!("--stop: {e}")))?;
+    let stops = args.escape.stops(&args.stop, args.quiet)?;
+    StopMatcher::new(&stops).map_err(|e| Usage(format!("--stop: {e}")))?;
     args.save_on_exit.as_deref().map(check_writable).transpose()?; // not when all is said
     let terminal = io::stdin().is_terminal() && io::stdout().is_terminal();
     let model = args.model.open(args.quiet)?;
@@ -129,13 +133,13 @@ pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
     let timeline = Timeline::new(session, undo_memory);
     let system = match &args.system_file {
         Some(path) => Some(prompt::read_file(path, cancel)?),
-        None => args.system.clone(),
+        None => args.system.as_ref().map(|text| args.escape.text("--system", text)).transpose()?,
     };
     let options = Options {
         template: template(args, &model, &tokenizer, cancel)?,
         system: system.clone(),
         limit: usize::try_from(args.predict).ok(),
-        stops: args.stop.clone(),
+        stops,
         overflow: match args.overflow {
             OverflowChoice::Stop => Overflow::Stop,
             OverflowChoice::Slide => Overflow::Slide,
@@ -156,7 +160,9 @@ pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
         }
     }
 
-    let first = args.message.as_deref().or(args.prompt.as_deref());
+    let first = args.message.as_ref().or(args.prompt.as_ref());
+    let first = first.map(|text| args.escape.text("the message", text)).transpose()?;
+    let first = first.as_deref();
     let mut input = if args.single_turn {
         let message = match first {
             Some("-") | None if !terminal => prompt::standard_input(cancel)?,

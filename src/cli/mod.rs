@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod chat;
+pub mod escape;
 pub mod eval;
 pub mod hints;
 pub mod inspect;

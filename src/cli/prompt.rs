@@ -14,7 +14,7 @@ use std::{
 
 use hymba::{Error, Result, limits};
 
-use super::usage::Usage;
+use super::{escape::EscapeArgs, usage::Usage};
 
 /// The prompt flags; one of them at most.
 #[derive(Debug, clap::Args)]
@@ -33,14 +33,14 @@ pub struct PromptArgs {
 
 impl PromptArgs {
     /// The prompt; empty where none is given and none is `needed`.
-    pub fn read(&self, cancel: &AtomicBool, needed: bool) -> anyhow::Result<String> {
+    pub fn read(&self, cancel: &AtomicBool, needed: bool, escape: &EscapeArgs) -> anyhow::Result<String> {
         if let Some(path) = &self.file {
             return Ok(read_file(path, cancel)?);
         }
         let none = |what: &str| Usage(format!("{what}; give a prompt: hymba run \"Once upon a time\""));
         match self.text.as_deref().or(self.prompt.as_deref()) {
             Some("-") => Ok(standard_input(cancel)?),
-            Some(text) => Ok(text.into()),
+            Some(text) => Ok(escape.text("the prompt", text)?),
             None if !needed && io::stdin().is_terminal() => Ok(String::new()),
             None if io::stdin().is_terminal() => Err(none("there is nothing to continue").into()),
             None => match standard_input(cancel)? {
