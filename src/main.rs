@@ -3,6 +3,7 @@
 //! 0: done, or the reader of the output went away · 1: it failed · 2: wrong usage · 128 + n: signal n asked it to stop.
 
 mod cli;
+mod closed;
 mod signals;
 
 use std::{
@@ -14,7 +15,13 @@ use cli::{hints::Place, terminal, usage::Usage};
 use signals::Signals;
 
 fn main() -> ExitCode {
-    let cli = match cli::Cli::of_process() {
+    let cli = cli::Cli::of_process();
+    let writes = cli.as_ref().map_or_else(|answer| !answer.use_stderr(), |cli| cli.command.writes_output());
+    if writes && closed::output_was_closed() {
+        terminal::note("cannot write to standard output: it is closed");
+        return ExitCode::FAILURE;
+    }
+    let cli = match cli {
         Ok(cli) => cli,
         Err(answer) => return terminal::show_parser_answer(&answer),
     };
@@ -28,7 +35,7 @@ fn main() -> ExitCode {
         }
     };
     match cli.command.run(&cancel) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => terminal::end_of_output(Ok(())),
         Err(error) => exit_code(&error, &signals),
     }
 }

@@ -318,3 +318,28 @@ fn a_file_before_a_message() {
     p.types(CTRL_D);
     p.leaves(0);
 }
+
+/// A terminal obeys no text that comes from elsewhere; a pipe gets it as it is.
+#[test]
+fn run_shows_control_characters_as_escapes() {
+    let name = "no\u{9b}31m\x1b[31msuch";
+    let shown = |args: &[&str]| {
+        let mut command = hymba(args);
+        command.stdin(Stdio::inherit());
+        let mut session = Session::spawn(command).unwrap();
+        session.set_expect_timeout(Some(Duration::from_secs(much(20, 400))));
+        String::from_utf8(session.expect(expectrl::Eof).unwrap().as_bytes().to_vec()).unwrap()
+    };
+    let text = ["run", "-q", "-n", "0", "a\x1b[31mb"];
+    for (args, escaped) in [
+        (&["run", "-q", "Once", "-m", name][..], r"no\x9b31m\x1b[31msuch"),
+        (&["inspect", name], r"no\x9b31m\x1b[31msuch"),
+        (&["quantize", "a", "b", name], r"no\x9b31m\x1b[31msuch"),
+        (&text, r"a\x1b[31mb"),
+    ] {
+        let shown = shown(args);
+        assert!(shown.contains(escaped) && !shown.contains(['\x1b', '\u{9b}']), "{shown:?}");
+    }
+    let piped = hymba(text).output().unwrap();
+    assert!(String::from_utf8(piped.stdout).unwrap().contains("a\x1b[31mb"));
+}

@@ -139,12 +139,38 @@ fn writing_that_fails_leaves_nothing() {
         &["chat", "-q", "-st", "-n", "3", "Once"],
         &["inspect", &demo()],
         &["run", "--list-devices"],
+        &["--help"],
+        &["help", "run"],
+        &["--version"],
     ] {
         let Output { status, stderr, .. } = hymba(args).stdout(full()).output().unwrap();
         assert_eq!(status.code(), Some(1), "{args:?}");
         assert!(text(&stderr).contains("No space left") && text(&stderr).lines().count() == 1, "{}", text(&stderr));
     }
     fails(hymba(["quantize", &golden("tiny-a")]).arg("/dev/full"), 1, &["/dev/full", "device"]);
+}
+
+/// Standard output that is closed from the start takes nothing: who needs it hears of it.
+#[test]
+fn no_standard_output() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let closed = |args: &[&str]| limited("exec >&-", &hymba(args));
+    let (model, tiny, out, quiet, logits) = (demo(), golden("tiny-a"), path("out"), path("quiet"), path("logits"));
+    for args in [
+        &["run", "-q", "-n", "3", "Once"][..],
+        &["chat", "-q", "-st", "-n", "3", "Once"],
+        &["inspect", &model],
+        &["quantize", &tiny, &out],
+        &["--help"],
+        &["--version"],
+    ] {
+        fails(&mut closed(args), 1, &["cannot write to standard output: it is closed"]);
+    }
+    succeeds(&mut closed(&["quantize", "-q", &tiny, &quiet]));
+    succeeds(&mut closed(&["eval", "logits", "--ids", "1", "-o", &logits]));
+    fails(&mut closed(&["run", "--no-such-flag"]), 2, &["--no-such-flag"]);
+    assert_eq!(names(dir.path()), ["logits", "quiet"]);
 }
 
 /// Who may not write, or read, hears of it before any work is done.

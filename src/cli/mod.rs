@@ -84,6 +84,15 @@ fn is_text(argument: &OsStr) -> bool {
 }
 
 impl Command {
+    /// Whether anything goes to standard output.
+    pub fn writes_output(&self) -> bool {
+        match self {
+            Self::Quantize(args) => args.writes_output(),
+            Self::Eval(args) => args.writes_output(),
+            _ => true,
+        }
+    }
+
     pub fn run(&self, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
         match self {
             Self::Run(args) => run::run(args, cancel),

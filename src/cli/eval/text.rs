@@ -16,7 +16,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
 use super::args::RuntimeArgs;
-use crate::cli::{options::count, prompt::read_whole};
+use crate::cli::{options::count, prompt::read_whole, terminal};
 
 /// How a text is cut, for the end of help.
 pub const CONTEXTS: &str = "The text is encoded whole, without special tokens, and cut into consecutive runs of one token \
@@ -116,6 +116,7 @@ pub fn report(args: &TextArgs, text: &Text, model: &str, base: &str, found: &Div
         });
         return writeln!(out, "{object}");
     }
+    let model = terminal::for_output(model);
     writeln!(out, "model        {model}, perplexity {:.4} ± {:.4}", perplexity.mean, perplexity.error)?;
     tell(&mut out, base, found)
 }
@@ -128,6 +129,7 @@ pub fn percent(ratio: Estimate) -> Estimate {
 /// Tells how far a model is from `base`.
 pub fn tell(out: &mut impl Write, base: &str, found: &Divergence) -> io::Result<()> {
     let (kl, change, same) = (found.mean_kl(), percent(found.perplexity_ratio()), found.same_top());
+    let base = terminal::for_output(base);
     writeln!(out, "base         {base}, perplexity {:.4}", found.base_perplexity().mean)?;
     writeln!(out, "change       {:+.3} ± {:.3} % of perplexity", change.mean, change.error)?;
     writeln!(
