@@ -313,6 +313,50 @@ fn a_kill_at_any_write_leaves_the_old_file_or_the_new_one() {
     }
 }
 
+/// Where no more threads can be made, there is less speed, or a sentence.
+#[test]
+fn a_limit_of_threads() {
+    if Command::new("id").arg("-u").output().unwrap().stdout != b"0\n" {
+        eprintln!("SKIPPED: a limit of threads needs a user of its own, and so the right to become another");
+        return;
+    }
+    const NOBODY_ELSE: u32 = 61_283;
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    fs::copy(env!("CARGO_BIN_EXE_hymba"), path("hymba")).unwrap();
+    let folder = path("folder");
+    fs::create_dir(&folder).unwrap();
+    for file in ["config.json", "model.safetensors"] {
+        fs::copy(Path::new(&golden("tiny-a")).join(file), format!("{folder}/{file}")).unwrap();
+    }
+    fs::write(path("text"), "Once upon a time there was a fox.").unwrap();
+    for (i, (args, must_work)) in [
+        (&["run", "-q", "-n", "3", "-t", "4", "-"][..], true),
+        (&["run", "-q", "-n", "3", "-f", &path("text"), "--session", &path("session")], true),
+        (&["run", "-q", "-n", "1", "--session-ro", "--session", &path("session")], true),
+        (&["chat", "-q", "-n", "3"], false),
+        (&["eval", "activations", "--tokens", "4", &path("text")], true),
+        (&["quantize", "-q", "--force", &folder, &path("out")], false),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        for threads in [1, 2, 3, 4] {
+            let program = hymba_at(Path::new(&path("hymba")), args);
+            let mut command = limited(&format!("ulimit -u {threads}"), &program);
+            command.uid(NOBODY_ELSE).gid(NOBODY_ELSE).current_dir(dir.path());
+            command.stdin(fs::File::open(path("text")).unwrap());
+            let Output { status, stderr, .. } = command.output().unwrap();
+            let said = text(&stderr);
+            assert!(!said.contains("panicked"), "{args:?}, {threads} threads: {said}");
+            let works = must_work || threads == 4;
+            assert_eq!(status.code() == Some(0) || !works && status.code() == Some(1), true, "{i} {threads}: {said}");
+            assert!(status.success() || said.contains("thread"), "{args:?}, {threads} threads: {said}");
+        }
+    }
+}
+
 /// Too little memory is told before a word comes.
 #[test]
 fn a_context_that_is_too_long_for_the_memory() {

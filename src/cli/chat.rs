@@ -174,7 +174,7 @@ pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
         repl.greet();
         Input::terminal(first.map(Into::into), cancel)?
     } else {
-        Input::pipe(first.filter(|&message| message != "-").map(Into::into), cancel.clone())
+        Input::pipe(first.filter(|&message| message != "-").map(Into::into), cancel.clone())?
     };
     let left = repl.run(&mut input);
     if let Some(path) = args.save_on_exit.as_deref().filter(|_| !matches!(left, Err(ref e) if !is_cancelled(e))) {

@@ -33,6 +33,7 @@ use crate::{
         packed::{self, GROUP, Packing},
     },
     model::tensors::{Role, Spec, meta_state_specs},
+    threads,
 };
 
 /// How to convert.
@@ -159,10 +160,7 @@ pub fn convert(
     let layout = Layout::new(metadata.clone(), layout)?;
     summary.count(&layout, jobs.len(), parameters);
 
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(options.threads.map_or(0, NonZeroUsize::get))
-        .build()
-        .map_err(|e| Error::Request(format!("cannot start threads: {e}")))?;
+    let pool = threads::pool(options.threads).ok_or_else(|| Error::Request(NO_THREAD.into()))?;
     let mut writer = Writer::create(output, layout, options.force)?;
     let file = input.display().to_string();
     let calibrated =
@@ -204,6 +202,9 @@ pub fn convert(
     Ok(summary)
 }
 
+/// What is said where the system refuses the threads that a conversion can't do without.
+const NO_THREAD: &str = "the system allows this process no more threads, and a conversion needs two beside its own";
+
 /// Reads on a thread of its own, one or two pieces ahead; converts on the pool; writes in order.
 fn stream(
     jobs: &[Job],
@@ -214,7 +215,7 @@ fn stream(
 ) -> Result<()> {
     let (sender, receiver) = mpsc::sync_channel::<Result<(usize, usize, Vec<u8>)>>(1);
     thread::scope(|scope| {
-        scope.spawn(move || {
+        let read = move || {
             for (index, job) in jobs.iter().enumerate() {
                 for (row, from, len) in job.pieces() {
                     let mut bytes = vec![0; len];
@@ -226,7 +227,8 @@ fn stream(
                     }
                 }
             }
-        });
+        };
+        thread::Builder::new().spawn_scoped(scope, read).map_err(|_| Error::Request(NO_THREAD.into()))?;
         // Taken in here, so that the reader learns of an early return.
         let receiver = receiver;
         let mut out = Vec::new();

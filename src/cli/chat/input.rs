@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use anyhow::Context;
 use hymba::{Error, limits};
 
 use super::{
@@ -44,9 +45,9 @@ impl Input {
     }
 
     /// The lines of standard input. A thread of its own reads them, so that a signal ends the wait.
-    pub fn pipe(first: Option<String>, cancel: Arc<AtomicBool>) -> Self {
+    pub fn pipe(first: Option<String>, cancel: Arc<AtomicBool>) -> anyhow::Result<Self> {
         let (send, lines) = mpsc::sync_channel(16);
-        thread::spawn(move || {
+        let read = move || {
             let mut from = io::stdin().lock();
             let _ = skip_byte_order_mark(&mut from); // an error comes again with the first line
             while let Some(line) = limited_line(&mut from).transpose() {
@@ -55,8 +56,9 @@ impl Input {
                     return;
                 }
             }
-        });
-        Self { first, source: Source::Pipe { lines, cancel } }
+        };
+        thread::Builder::new().spawn(read).context("cannot start the thread that reads standard input")?;
+        Ok(Self { first, source: Source::Pipe { lines, cancel } })
     }
 
     /// Is a person typing?
