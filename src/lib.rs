@@ -62,6 +62,7 @@ pub mod state;
 pub mod system;
 #[doc(hidden)]
 pub mod text;
+mod threads;
 
 pub use backend::DeviceChoice;
 pub use engine::{

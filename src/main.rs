@@ -1,47 +1,49 @@
 //! The `hymba` command: parse, dispatch, exit code.
 //!
-//! 0: done, or the reader of the output went away · 1: it failed · 2: wrong usage · 130: interrupted.
+//! 0: done, or the reader of the output went away · 1: it failed · 2: wrong usage · 128 + n: signal n asked it to stop.
 
 mod cli;
+mod closed;
+mod signals;
 
 use std::{
-    process::{ExitCode, exit},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    process::ExitCode,
+    sync::{Arc, atomic::AtomicBool},
 };
 
-use clap::Parser;
 use cli::{hints::Place, terminal, usage::Usage};
-
-/// The exit code after an interrupt.
-pub const INTERRUPTED: u8 = 130;
+use signals::Signals;
 
 fn main() -> ExitCode {
-    let cli = match cli::Cli::try_parse_from(cli::arguments()) {
+    let cli = cli::Cli::of_process();
+    let writes = cli.as_ref().map_or_else(|answer| !answer.use_stderr(), |cli| cli.command.writes_output());
+    if writes && closed::output_was_closed() {
+        terminal::note("cannot write to standard output: it is closed");
+        return ExitCode::FAILURE;
+    }
+    let cli = match cli {
         Ok(cli) => cli,
         Err(answer) => return terminal::show_parser_answer(&answer),
     };
     hymba::format::exit_where_files_end();
-    // The first signal asks the work to stop where it can; the second does not ask.
     let cancel = Arc::new(AtomicBool::new(false));
-    let signalled = cancel.clone();
-    let handler = ctrlc::set_handler(move || {
-        if signalled.swap(true, Ordering::Relaxed) {
-            exit(INTERRUPTED.into());
+    let signals = match signals::watch(&cancel) {
+        Ok(signals) => signals,
+        Err(error) => {
+            terminal::note(&format!("cannot watch for signals: {error}"));
+            return ExitCode::FAILURE;
         }
-    });
-    match handler.map_err(anyhow::Error::from).and_then(|()| cli.command.run(&cancel)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => exit_code(&error),
+    };
+    match cli.command.run(&cancel) {
+        Ok(()) => terminal::end_of_output(Ok(())),
+        Err(error) => exit_code(&error, &signals),
     }
 }
 
 /// Reports `error`, if it is one that the user should read about.
-fn exit_code(error: &anyhow::Error) -> ExitCode {
+fn exit_code(error: &anyhow::Error, signals: &Signals) -> ExitCode {
     if error.downcast_ref::<hymba::Error>().is_some_and(|e| matches!(e, hymba::Error::Cancelled)) {
-        return ExitCode::from(INTERRUPTED);
+        return ExitCode::from(signals.exit_code());
     }
     if terminal::is_broken_pipe(error) {
         return ExitCode::SUCCESS;

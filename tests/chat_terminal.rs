@@ -217,7 +217,7 @@ fn interrupts() {
     p.sees("> ");
     std::thread::sleep(Duration::from_millis(200));
     p.session.get_process_mut().signal(Signal::SIGTERM).unwrap();
-    p.leaves(130);
+    p.leaves(143);
 }
 
 /// SIGTERM while a line is awaited: what was asked to be kept is kept.
@@ -233,7 +233,7 @@ fn a_signal_keeps_the_conversation() {
     p.sees("half a li");
     p.session.get_process_mut().signal(Signal::SIGTERM).unwrap();
     p.sees("wrote ");
-    p.leaves(130);
+    p.leaves(143);
     let mut p = Person::new(home.path(), (80, 24), &["--color", "never", "--resume", file]);
     p.sees("1 turn from ");
     p.sees(PROMPT);
@@ -317,4 +317,29 @@ fn a_file_before_a_message() {
     p.sees(PROMPT);
     p.types(CTRL_D);
     p.leaves(0);
+}
+
+/// A terminal obeys no text that comes from elsewhere; a pipe gets it as it is.
+#[test]
+fn run_shows_control_characters_as_escapes() {
+    let name = "no\u{9b}31m\x1b[31msuch";
+    let shown = |args: &[&str]| {
+        let mut command = hymba(args);
+        command.stdin(Stdio::inherit());
+        let mut session = Session::spawn(command).unwrap();
+        session.set_expect_timeout(Some(Duration::from_secs(much(20, 400))));
+        String::from_utf8(session.expect(expectrl::Eof).unwrap().as_bytes().to_vec()).unwrap()
+    };
+    let text = ["run", "-q", "-n", "0", "a\x1b[31mb"];
+    for (args, escaped) in [
+        (&["run", "-q", "Once", "-m", name][..], r"no\x9b31m\x1b[31msuch"),
+        (&["inspect", name], r"no\x9b31m\x1b[31msuch"),
+        (&["quantize", "a", "b", name], r"no\x9b31m\x1b[31msuch"),
+        (&text, r"a\x1b[31mb"),
+    ] {
+        let shown = shown(args);
+        assert!(shown.contains(escaped) && !shown.contains(['\x1b', '\u{9b}']), "{shown:?}");
+    }
+    let piped = hymba(text).output().unwrap();
+    assert!(String::from_utf8(piped.stdout).unwrap().contains("a\x1b[31mb"));
 }

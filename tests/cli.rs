@@ -227,6 +227,82 @@ fn pipes() {
     assert!(report.status.success() && report.stderr.is_empty(), "{}", text(&report.stderr));
 }
 
+/// A backslash and an n are a line break with --escape alone; without it somebody who may have meant one hears of it.
+#[test]
+fn escapes_on_the_command_line() {
+    let run = |more: &[&str]| {
+        let output = hymba(["run", "--temp", "0", "-n", "4", "--json"]).args(more).output().unwrap();
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let json: serde_json::Value = serde_json::from_str(&text(&output.stdout)).unwrap();
+        (json["prompt"].as_str().unwrap().to_owned(), text(&output.stderr))
+    };
+    assert_eq!(run(&["-e", r"a\tb\u00e9"]).0, "a\tbé");
+    assert_eq!(run(&["-p", r"a\tb"]).0, r"a\tb");
+    for (args, told) in [
+        (&["Once", "--stop", r"\n"][..], true),
+        (&["Once", "--stop", r"\n", "--escape"], false),
+        (&["Once", "--stop", r"\n", "-q"], false),
+        (&["Once", "--stop", "\n"], false),
+        (&["Once", "--stop", r"\d"], false),
+    ] {
+        assert_eq!(run(args).1.contains("--escape"), told, "{args:?}");
+    }
+    let story = ["chat", "-q", "-st", "--temp", "0", "-n", "20", "Tell me a story"];
+    let whole = succeeds(&mut hymba(story));
+    let letter = whole.trim().chars().nth(4).unwrap();
+    let stop = format!("\\u{:04x}", letter as u32);
+    assert_eq!(succeeds(hymba(story).args(["--stop", &stop])), whole);
+    let ended = succeeds(hymba(story).args(["--escape", "--stop", &stop]));
+    assert_eq!(ended.trim(), whole.trim().split(letter).next().unwrap().trim());
+    fails(&mut hymba(["run", "-e", r"\xff"]), 2, &["the prompt", "UTF-8"]);
+}
+
+/// What some editors begin a text with is not a part of it.
+#[test]
+fn byte_order_marks_are_no_text() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let marked = |name: &str, text: &str| {
+        fs::write(path(name), text).unwrap();
+        fs::write(path("marked"), format!("\u{feff}{text}")).unwrap();
+        [path(name), path("marked")]
+    };
+    let equal = |said: [String; 2]| assert_eq!(said[0], said[1]);
+    let story = marked("story", "Once upon a time there was a fox. It lived in a wood.");
+    let run = || hymba(["run", "-q", "--temp", "0", "-n", "4"]);
+    equal(story.each_ref().map(|file| succeeds(run().arg("-f").arg(file))));
+    equal(story.each_ref().map(|file| succeeds(run().stdin(fs::File::open(file).unwrap()))));
+    let chat = || hymba(["chat", "-q", "--temp", "0", "-n", "4"]);
+    equal(story.each_ref().map(|file| succeeds(chat().stdin(fs::File::open(file).unwrap()))));
+    equal(story.each_ref().map(|file| succeeds(chat().args(["-st", "Hello", "--system-file"]).arg(file))));
+    let nll = |file: &PathBuf| {
+        let json = succeeds(hymba(["eval", "perplexity", "--json"]).arg(file));
+        serde_json::from_str::<serde_json::Value>(&json).unwrap()["nll"].to_string()
+    };
+    equal(story.each_ref().map(nll));
+    equal(marked("ids", "1 5 9").each_ref().map(|file| {
+        succeeds(hymba(["eval", "logits", "--force", "--ids-file"]).arg(file).arg("-o").arg(path("logits")));
+        format!("{:?}", fs::read(path("logits")).unwrap())
+    }));
+}
+
+/// Texts without an end are refused, whatever they are for.
+#[cfg(unix)]
+#[test]
+fn endless_texts() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, out) = (demo(), dir.path().join("out"));
+    for command in [
+        &["eval", "perplexity", "/dev/zero"][..],
+        &["eval", "logits", "--ids-file", "/dev/zero", "-o", "never"],
+        &["run", "-f", "/dev/zero"],
+        &["chat", "--system-file", "/dev/zero"],
+        &["quantize", &model, out.to_str().unwrap(), "--calibrate", "/dev/zero"],
+    ] {
+        fails(&mut hymba(command), 1, &["/dev/zero: is larger than 16 MiB"]);
+    }
+}
+
 #[cfg(unix)]
 #[test]
 fn an_interrupt_keeps_what_was_said() {

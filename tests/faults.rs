@@ -91,7 +91,7 @@ fn a_model_file_that_is_shortened_or_replaced() {
         fs::remove_file(&model).unwrap();
         child.stdout.as_mut().unwrap().read_exact(&mut [0; 300]).unwrap();
         signal(&child, "TERM");
-        assert_eq!(ends(child), (Some(130), String::new()));
+        assert_eq!(ends(child), (Some(143), String::new()));
     }
     // a signal that a process sends has its usual effect
     fresh();
@@ -116,12 +116,12 @@ fn writing_that_fails_leaves_nothing() {
     let path = |name: &str| dir.path().join(name);
     let full = |command: &mut Command| {
         let out = path("out");
-        fails(&mut limited("trap '' XFSZ; ulimit -f 200", command.arg(&out)), 1, &["cannot write", "/out: ", "large"]);
+        fails(&mut limited("ulimit -f 200", command.arg(&out)), 1, &["cannot write", "/out: ", "large"]);
         assert_eq!(names(dir.path()), [""; 0]);
         fs::write(&out, "old").unwrap();
         // an old session is read, not replaced
         if command.get_args().any(|a| a == "quantize" || a == "eval") {
-            fails(&mut limited("trap '' XFSZ; ulimit -f 200", command.arg("--force")), 1, &["cannot write", "large"]);
+            fails(&mut limited("ulimit -f 200", command.arg("--force")), 1, &["cannot write", "large"]);
             assert_eq!((names(dir.path()), fs::read(&out).unwrap()), (vec!["out".to_owned()], b"old".to_vec()));
         }
         fs::remove_file(&out).unwrap();
@@ -139,12 +139,38 @@ fn writing_that_fails_leaves_nothing() {
         &["chat", "-q", "-st", "-n", "3", "Once"],
         &["inspect", &demo()],
         &["run", "--list-devices"],
+        &["--help"],
+        &["help", "run"],
+        &["--version"],
     ] {
         let Output { status, stderr, .. } = hymba(args).stdout(full()).output().unwrap();
         assert_eq!(status.code(), Some(1), "{args:?}");
         assert!(text(&stderr).contains("No space left") && text(&stderr).lines().count() == 1, "{}", text(&stderr));
     }
     fails(hymba(["quantize", &golden("tiny-a")]).arg("/dev/full"), 1, &["/dev/full", "device"]);
+}
+
+/// Standard output that is closed from the start takes nothing: who needs it hears of it.
+#[test]
+fn no_standard_output() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let closed = |args: &[&str]| limited("exec >&-", &hymba(args));
+    let (model, tiny, out, quiet, logits) = (demo(), golden("tiny-a"), path("out"), path("quiet"), path("logits"));
+    for args in [
+        &["run", "-q", "-n", "3", "Once"][..],
+        &["chat", "-q", "-st", "-n", "3", "Once"],
+        &["inspect", &model],
+        &["quantize", &tiny, &out],
+        &["--help"],
+        &["--version"],
+    ] {
+        fails(&mut closed(args), 1, &["cannot write to standard output: it is closed"]);
+    }
+    succeeds(&mut closed(&["quantize", "-q", &tiny, &quiet]));
+    succeeds(&mut closed(&["eval", "logits", "--ids", "1", "-o", &logits]));
+    fails(&mut closed(&["run", "--no-such-flag"]), 2, &["--no-such-flag"]);
+    assert_eq!(names(dir.path()), ["logits", "quiet"]);
 }
 
 /// Who may not write, or read, hears of it before any work is done.
@@ -287,6 +313,50 @@ fn a_kill_at_any_write_leaves_the_old_file_or_the_new_one() {
     }
 }
 
+/// Where no more threads can be made, there is less speed, or a sentence.
+#[test]
+fn a_limit_of_threads() {
+    if Command::new("id").arg("-u").output().unwrap().stdout != b"0\n" {
+        eprintln!("SKIPPED: a limit of threads needs a user of its own, and so the right to become another");
+        return;
+    }
+    const NOBODY_ELSE: u32 = 61_283;
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    fs::copy(env!("CARGO_BIN_EXE_hymba"), path("hymba")).unwrap();
+    let folder = path("folder");
+    fs::create_dir(&folder).unwrap();
+    for file in ["config.json", "model.safetensors"] {
+        fs::copy(Path::new(&golden("tiny-a")).join(file), format!("{folder}/{file}")).unwrap();
+    }
+    fs::write(path("text"), "Once upon a time there was a fox.").unwrap();
+    for (i, (args, must_work)) in [
+        (&["run", "-q", "-n", "3", "-t", "4", "-"][..], true),
+        (&["run", "-q", "-n", "3", "-f", &path("text"), "--session", &path("session")], true),
+        (&["run", "-q", "-n", "1", "--session-ro", "--session", &path("session")], true),
+        (&["chat", "-q", "-n", "3"], false),
+        (&["eval", "activations", "--tokens", "4", &path("text")], true),
+        (&["quantize", "-q", "--force", &folder, &path("out")], false),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        for threads in [1, 2, 3, 4] {
+            let program = hymba_at(Path::new(&path("hymba")), args);
+            let mut command = limited(&format!("ulimit -u {threads}"), &program);
+            command.uid(NOBODY_ELSE).gid(NOBODY_ELSE).current_dir(dir.path());
+            command.stdin(fs::File::open(path("text")).unwrap());
+            let Output { status, stderr, .. } = command.output().unwrap();
+            let said = text(&stderr);
+            assert!(!said.contains("panicked"), "{args:?}, {threads} threads: {said}");
+            let works = must_work || threads == 4;
+            assert_eq!(status.code() == Some(0) || !works && status.code() == Some(1), true, "{i} {threads}: {said}");
+            assert!(status.success() || said.contains("thread"), "{args:?}, {threads} threads: {said}");
+        }
+    }
+}
+
 /// Too little memory is told before a word comes.
 #[test]
 fn a_context_that_is_too_long_for_the_memory() {
@@ -342,7 +412,7 @@ fn termination_keeps_what_was_said() {
         piped(hymba(["run", "Once upon a time", "-q", "--ignore-eos", "-c", "100000", "--session"]).arg(path("run")));
     begins(&mut child);
     signal(&child, "TERM");
-    assert_eq!(ends(child), (Some(130), String::new()));
+    assert_eq!(ends(child), (Some(143), String::new()));
     succeeds(hymba(["run", "-q", "-n", "2", "-c", "100000", "--session"]).arg(path("run")));
 
     for (name, message) in [("speaking", "Tell me a story"), ("waiting", "")] {
@@ -355,7 +425,7 @@ fn termination_keeps_what_was_said() {
             thread::sleep(Duration::from_millis(100));
         }
         signal(&child, "TERM");
-        assert_eq!(ends(child), (Some(130), String::new()), "{name}");
+        assert_eq!(ends(child), (Some(143), String::new()), "{name}");
         drop(input);
         let mut back = piped(hymba(["chat", "-q", "-n", "1", "-c", "100000", "--resume"]).arg(path(name)));
         back.stdin.take().unwrap().write_all(b"/show\n").unwrap();
@@ -363,6 +433,77 @@ fn termination_keeps_what_was_said() {
         assert!(status.success() && text(&stdout).contains("turn"), "{name}: {}", text(&stdout));
     }
     assert_eq!(names(dir.path()), ["run", "speaking", "waiting"]);
+}
+
+/// The exit code tells which signal it was; one that is ignored at the start, as nohup and background jobs have it, stays so.
+#[test]
+fn signals_have_their_codes_and_may_be_ignored() {
+    let endless = || hymba(["run", "Once upon a time", "-q", "--ignore-eos", "-c", "100000"]);
+    for (name, code) in [("INT", 130), ("TERM", 143), ("HUP", 129)] {
+        let mut child = piped(&mut endless());
+        begins(&mut child);
+        signal(&child, name);
+        assert_eq!(ends(child), (Some(code), String::new()), "{name}");
+
+        let mut child = piped(&mut limited(&format!("trap '' {name}"), &endless()));
+        begins(&mut child);
+        signal(&child, name);
+        signal(&child, name);
+        child.stdout.as_mut().unwrap().read_exact(&mut [0; 300]).unwrap();
+        signal(&child, if name == "TERM" { "INT" } else { "TERM" });
+        assert_eq!(ends(child).0, Some(if name == "TERM" { 130 } else { 143 }), "{name} was ignored");
+    }
+}
+
+/// A pipe with a name and nobody at its other end: no file, where any place of it is read, and else a wait that a signal ends.
+#[test]
+fn pipes_with_names() {
+    let dir = tempfile::tempdir().unwrap();
+    let fifo = |path: &Path| assert!(Command::new("mkfifo").arg(path).status().unwrap().success());
+    let (pipe, folder, out) = (dir.path().join("pipe"), dir.path().join("folder"), dir.path().join("out"));
+    fifo(&pipe);
+    let (pipe, model, out) = (pipe.to_str().unwrap(), demo(), out.to_str().unwrap());
+    let no_file = "is a pipe, not a file";
+    for command in [
+        &["run", "-q", "Once", "-m", pipe][..],
+        &["run", "-q", "Once", "--session-ro", "--session", pipe],
+        &["chat", "-q", "-st", "Once", "--resume", pipe],
+        &["inspect", pipe],
+        &["quantize", pipe, out],
+        &["quantize", &model, out, "--calibration", pipe],
+        &["eval", "logits", "--ids", "1", "-o", out, "-m", pipe],
+    ] {
+        fails(&mut hymba(command), 1, &["pipe", no_file]);
+    }
+    fails(&mut hymba(["inspect", "/dev/zero"]), 1, &["/dev/zero: is a device, not a file"]);
+    for name in ["config.json", "model.safetensors"] {
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir(&folder).unwrap();
+        for file in ["config.json", "model.safetensors"] {
+            fs::copy(Path::new(&golden("tiny-a")).join(file), folder.join(file)).unwrap();
+        }
+        fs::remove_file(folder.join(name)).unwrap();
+        fifo(&folder.join(name));
+        fails(&mut hymba(["quantize", folder.to_str().unwrap(), out]), 1, &[name, no_file]);
+    }
+    for command in [
+        &["run", "-q", "-f", pipe][..],
+        &["chat", "-q", "-st", "Once", "--system-file", pipe],
+        &["chat", "-q", "-st", "Once", "--chat-template-file", pipe],
+        &["eval", "perplexity", pipe, "--json"],
+        &["eval", "logits", "--ids-file", pipe, "-o", out],
+        &["quantize", &model, out, "--calibrate", pipe],
+    ] {
+        let child = piped(&mut hymba(command));
+        thread::sleep(Duration::from_millis(much(700, 5000)));
+        signal(&child, "TERM");
+        let start = Instant::now();
+        assert_eq!(ends(child), (Some(143), String::new()), "{command:?}");
+        assert!(start.elapsed() < Duration::from_secs(much(1, 10)), "{command:?}: {:?}", start.elapsed());
+    }
+    let child = piped(hymba(["run", "-q", "--temp", "0", "-n", "2", "-f", pipe]).stdin(Stdio::null()));
+    fs::write(pipe, "Once upon a time").unwrap();
+    assert!(text(&child.wait_with_output().unwrap().stdout).starts_with("Once upon a time"));
 }
 
 /// Two processes that save one session at once: at any time the file is one of the two, whole.

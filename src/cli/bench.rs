@@ -152,7 +152,7 @@ pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
     }
     let results = result?;
     let text = match args.output {
-        Format::Md => report::markdown(&results),
+        Format::Md => terminal::for_output(&report::markdown(&results)).into_owned(),
         Format::Csv => report::csv(&results),
         Format::Json => format!("{:#}\n", report::json(&results)),
         Format::Jsonl => String::new(),

@@ -28,6 +28,7 @@ use hymba::{
 };
 
 use super::{
+    escape::EscapeArgs,
     model::ModelArgs,
     options::{SamplingArgs, SessionArgs, count, list_devices},
     prompt, terminal,
@@ -54,7 +55,7 @@ pub struct Args {
     #[arg(value_name = "MESSAGE", conflicts_with = "prompt")]
     message: Option<String>,
     /// The same as MESSAGE
-    #[arg(short, long, value_name = "TEXT")]
+    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
     prompt: Option<String>,
     /// One turn only: leave after the reply (also: -st)
     #[arg(long)]
@@ -62,13 +63,13 @@ pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
     /// What the model should be: a text that comes before all messages
-    #[arg(long, value_name = "TEXT", conflicts_with = "system_file")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, conflicts_with = "system_file")]
     system: Option<String>,
     /// Read the system text from a file
     #[arg(long, value_name = "FILE")]
     system_file: Option<PathBuf>,
     /// Chat template (Jinja), in place of the model's; `none`: messages and replies are one running text
-    #[arg(long, value_name = "JINJA", conflicts_with = "chat_template_file")]
+    #[arg(long, value_name = "JINJA", allow_hyphen_values = true, conflicts_with = "chat_template_file")]
     chat_template: Option<String>,
     /// Read the chat template from a file
     #[arg(long, value_name = "FILE")]
@@ -84,8 +85,10 @@ pub struct Args {
           value_parser = value_parser!(i64).range(-1..=i64::from(u32::MAX)))]
     predict: i64,
     /// End a reply where STRING appears, which is not shown; may be given several times
-    #[arg(long, value_name = "STRING", value_parser = NonEmptyStringValueParser::new())]
+    #[arg(long, value_name = "STRING", allow_hyphen_values = true, value_parser = NonEmptyStringValueParser::new())]
     stop: Vec<String>,
+    #[command(flatten)]
+    escape: EscapeArgs,
     /// At the end of the context: stop the reply, or drop the oldest turns and read the others again
     #[arg(long, value_name = "WHAT", default_value = "stop")]
     overflow: OverflowChoice,
@@ -117,7 +120,8 @@ pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
         return Ok(list_devices()?);
     }
     args.sampling.apply(SamplingParams::default())?;
-    StopMatcher::new(&args.stop).map_err(|e| Usage(format!("--stop: {e}")))?;
+    let stops = args.escape.stops(&args.stop, args.quiet)?;
+    StopMatcher::new(&stops).map_err(|e| Usage(format!("--stop: {e}")))?;
     args.save_on_exit.as_deref().map(check_writable).transpose()?; // not when all is said
     let terminal = io::stdin().is_terminal() && io::stdout().is_terminal();
     let model = args.model.open(args.quiet)?;
@@ -128,14 +132,14 @@ pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
     let undo_memory = args.undo_memory.saturating_mul(1_000_000);
     let timeline = Timeline::new(session, undo_memory);
     let system = match &args.system_file {
-        Some(path) => Some(prompt::read_file(path)?),
-        None => args.system.clone(),
+        Some(path) => Some(prompt::read_file(path, cancel)?),
+        None => args.system.as_ref().map(|text| args.escape.text("--system", text)).transpose()?,
     };
     let options = Options {
-        template: template(args, &model, &tokenizer)?,
+        template: template(args, &model, &tokenizer, cancel)?,
         system: system.clone(),
         limit: usize::try_from(args.predict).ok(),
-        stops: args.stop.clone(),
+        stops,
         overflow: match args.overflow {
             OverflowChoice::Stop => Overflow::Stop,
             OverflowChoice::Slide => Overflow::Slide,
@@ -156,7 +160,9 @@ pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
         }
     }
 
-    let first = args.message.as_deref().or(args.prompt.as_deref());
+    let first = args.message.as_ref().or(args.prompt.as_ref());
+    let first = first.map(|text| args.escape.text("the message", text)).transpose()?;
+    let first = first.as_deref();
     let mut input = if args.single_turn {
         let message = match first {
             Some("-") | None if !terminal => prompt::standard_input(cancel)?,
@@ -168,7 +174,7 @@ pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
         repl.greet();
         Input::terminal(first.map(Into::into), cancel)?
     } else {
-        Input::pipe(first.filter(|&message| message != "-").map(Into::into), cancel.clone())
+        Input::pipe(first.filter(|&message| message != "-").map(Into::into), cancel.clone())?
     };
     let left = repl.run(&mut input);
     if let Some(path) = args.save_on_exit.as_deref().filter(|_| !matches!(left, Err(ref e) if !is_cancelled(e))) {
@@ -186,11 +192,16 @@ fn keeps_template(args: &Args) -> bool {
 }
 
 /// Returns the chat template that the flags or the model file name.
-fn template(args: &Args, model: &Model, tokenizer: &Tokenizer) -> anyhow::Result<Option<Template>> {
+fn template(
+    args: &Args,
+    model: &Model,
+    tokenizer: &Tokenizer,
+    cancel: &AtomicBool,
+) -> anyhow::Result<Option<Template>> {
     let (source, origin) = match (&args.chat_template, &args.chat_template_file) {
         (Some(text), _) if text == "none" => return Ok(None),
         (Some(text), _) => (text.clone(), "--chat-template".to_owned()),
-        (None, Some(path)) => (prompt::read_whole(path)?, path.display().to_string()),
+        (None, Some(path)) => (prompt::read_whole(path, cancel)?, path.display().to_string()),
         (None, None) => {
             let template = model.chat_template(tokenizer)?;
             if template.is_none() && !args.quiet {

@@ -31,6 +31,13 @@ enum Command {
     Activations(activations::Args),
 }
 
+impl Args {
+    /// Whether anything goes to standard output.
+    pub fn writes_output(&self) -> bool {
+        !matches!(self.command, Command::Logits(_))
+    }
+}
+
 /// Runs the chosen measurement.
 pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
     match &args.command {

@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod chat;
+pub mod escape;
 pub mod eval;
 pub mod hints;
 pub mod inspect;
@@ -15,14 +16,17 @@ pub mod usage;
 
 use std::{
     env,
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     sync::{Arc, atomic::AtomicBool},
 };
+
+use clap::{CommandFactory, FromArgMatches};
 
 /// Run NVIDIA's Hymba language models on this machine.
 #[derive(clap::Parser)]
 #[command(
     version,
+    args_override_self = true,
     arg_required_else_help = true,
     max_term_width = 100,
     after_help = "\
@@ -48,14 +52,47 @@ pub enum Command {
     Bench(bench::Args),
 }
 
-/// The command line. `hymba chat -st` is llama.cpp's way to ask for a single turn; for the parser that would be two flags
-/// of one letter.
-pub fn arguments() -> impl Iterator<Item = OsString> {
-    let chat = env::args_os().nth(1).is_some_and(|command| command == "chat");
-    env::args_os().map(move |argument| if chat && argument == "-st" { "--single-turn".into() } else { argument })
+impl Cli {
+    /// Parses the command line of this program.
+    pub fn of_process() -> Result<Self, clap::Error> {
+        Self::of(env::args_os().collect())
+    }
+
+    fn of(mut line: Vec<OsString>) -> Result<Self, clap::Error> {
+        // llama.cpp's way to ask for a single turn; for the parser that would be two flags of one letter.
+        if line.get(1).is_some_and(|command| command == "chat") {
+            line.iter_mut()
+                .filter(|argument| *argument == "-st")
+                .for_each(|argument| *argument = "--single-turn".into());
+        }
+        let mut command = Self::command();
+        // Otherwise a flag with a typing error would be taken for a text.
+        if line.iter().any(|argument| is_text(argument)) {
+            for (name, text) in [("run", "text"), ("chat", "message")] {
+                command = command.mut_subcommand(name, |c| c.mut_arg(text, |arg| arg.allow_hyphen_values(true)));
+            }
+        }
+        let matches = command.try_get_matches_from_mut(line)?;
+        Self::from_arg_matches(&matches).map_err(|e| e.format(&mut command))
+    }
+}
+
+/// Whether an argument begins as flags do, and yet can't be one.
+fn is_text(argument: &OsStr) -> bool {
+    let Some(rest) = argument.to_str().and_then(|argument| argument.strip_prefix('-')) else { return false };
+    rest.split('=').next().is_some_and(|name| name.contains(char::is_whitespace))
 }
 
 impl Command {
+    /// Whether anything goes to standard output.
+    pub fn writes_output(&self) -> bool {
+        match self {
+            Self::Quantize(args) => args.writes_output(),
+            Self::Eval(args) => args.writes_output(),
+            _ => true,
+        }
+    }
+
     pub fn run(&self, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
         match self {
             Self::Run(args) => run::run(args, cancel),
@@ -70,10 +107,54 @@ impl Command {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
+    use clap::error::ErrorKind;
+
+    use super::*;
+
+    fn parse(line: &[&str]) -> Result<Cli, clap::Error> {
+        Cli::of(["hymba"].iter().chain(line).map(Into::into).collect())
+    }
 
     #[test]
     fn the_flags_fit_together() {
-        super::Cli::command().debug_assert();
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_text_may_begin_like_a_flag() {
+        for line in [
+            &["run", "- an item", "-n", "3"][..],
+            &["run", "-n", "3", "--hm, a text", "-q"],
+            &["run", "-p", "- an item", "--stop", "- ", "--stop", "-", "-q"],
+            &["run", "-p", "--", "--stop", "---"],
+            &["chat", "- an item", "-st", "--system", "-be brief", "--chat-template", "-{{ messages }}"],
+            &["chat", "-p", "-5 degrees?"],
+        ] {
+            assert!(parse(line).is_ok(), "{line:?}: {}", parse(line).err().unwrap());
+        }
+        let Command::Run(args) = parse(&["run", "- an item", "-n", "3"]).ok().unwrap().command else {
+            panic!("not run")
+        };
+        assert!(format!("{args:?}").contains("text: Some(\"- an item\")"), "{args:?}");
+        for line in
+            [&["run", "--quite"][..], &["run", "a text", "-x"], &["chat", "--sytem=a b"], &["run", "a", "- an item"]]
+        {
+            assert_eq!(parse(line).err().map(|e| e.kind()), Some(ErrorKind::UnknownArgument), "{line:?}");
+        }
+    }
+
+    #[test]
+    fn of_flags_given_twice_the_last_one_holds() {
+        let line = [
+            "run", "-q", "-q", "-n", "3", "-p", "a", "--seed", "1", "-n", "5", "-p", "b", "--seed", "2", "--stop", "c",
+            "--stop", "d",
+        ];
+        let Command::Run(args) = parse(&line).ok().unwrap().command else { panic!("not run") };
+        let args = format!("{args:?}");
+        for part in ["predict: 5", "prompt: Some(\"b\")", "seed: Some(2)", "stop: [\"c\", \"d\"]"] {
+            assert!(args.contains(part), "{part} is missing in {args}");
+        }
+        assert!(parse(&["quantize", "--type", "q4_0", "a", "b", "--type", "q8_0"]).is_ok());
+        assert!(parse(&["eval", "perplexity", "-c", "8", "a", "-c", "9"]).is_ok());
     }
 }

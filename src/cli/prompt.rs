@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{self, IsTerminal, Read},
+    io::{self, BufRead, IsTerminal, Read},
     path::{Path, PathBuf},
     sync::{
         atomic::{AtomicBool, Ordering},
@@ -14,7 +14,7 @@ use std::{
 
 use hymba::{Error, Result, limits};
 
-use super::usage::Usage;
+use super::{escape::EscapeArgs, usage::Usage};
 
 /// The prompt flags; one of them at most.
 #[derive(Debug, clap::Args)]
@@ -24,7 +24,7 @@ pub struct PromptArgs {
     #[arg(value_name = "PROMPT")]
     pub text: Option<String>,
     /// The same as PROMPT
-    #[arg(short, long, value_name = "TEXT")]
+    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
     pub prompt: Option<String>,
     /// Read the prompt from a file, which must be UTF-8 text; one line break at its end is left out
     #[arg(short, long, value_name = "FILE")]
@@ -33,14 +33,14 @@ pub struct PromptArgs {
 
 impl PromptArgs {
     /// The prompt; empty where none is given and none is `needed`.
-    pub fn read(&self, cancel: &AtomicBool, needed: bool) -> anyhow::Result<String> {
+    pub fn read(&self, cancel: &AtomicBool, needed: bool, escape: &EscapeArgs) -> anyhow::Result<String> {
         if let Some(path) = &self.file {
-            return Ok(read_file(path)?);
+            return Ok(read_file(path, cancel)?);
         }
         let none = |what: &str| Usage(format!("{what}; give a prompt: hymba run \"Once upon a time\""));
         match self.text.as_deref().or(self.prompt.as_deref()) {
             Some("-") => Ok(standard_input(cancel)?),
-            Some(text) => Ok(text.into()),
+            Some(text) => Ok(escape.text("the prompt", text)?),
             None if !needed && io::stdin().is_terminal() => Ok(String::new()),
             None if io::stdin().is_terminal() => Err(none("there is nothing to continue").into()),
             None => match standard_input(cancel)? {
@@ -52,26 +52,35 @@ impl PromptArgs {
 }
 
 /// The text of a file, without the line break at its end.
-pub fn read_file(path: &Path) -> Result<String> {
-    read_whole(path).map(without_line_break)
+pub fn read_file(path: &Path, cancel: &AtomicBool) -> Result<String> {
+    read_whole(path, cancel).map(without_line_break)
 }
 
-/// The text of a file.
-pub fn read_whole(path: &Path) -> Result<String> {
-    let bytes = File::open(path).and_then(read_limited).map_err(|e| Error::io("cannot read", path, e))?;
-    text(bytes, &path.display().to_string())
+/// The text of a file, which may be a pipe with a name.
+pub fn read_whole(path: &Path, cancel: &AtomicBool) -> Result<String> {
+    let file = path.to_owned();
+    let read = move || File::open(&file).and_then(read_limited);
+    let bytes = if path.is_file() { read() } else { wait_for(read, cancel)? };
+    text(bytes.map_err(|e| Error::io("cannot read", path, e))?, &path.display().to_string())
 }
 
-/// Everything on standard input. A thread of its own reads it, so that a signal ends the wait.
+/// Everything on standard input.
 pub fn standard_input(cancel: &AtomicBool) -> Result<String> {
     const NAME: &str = "standard input";
+    let bytes = wait_for(|| read_limited(io::stdin()), cancel)?;
+    text(bytes.map_err(|e| Error::io("cannot read", NAME, e))?, NAME).map(without_line_break)
+}
+
+/// Returns what `read` does. A thread of its own waits for it, so that a signal ends the wait.
+fn wait_for<T: Send + 'static>(read: impl Fn() -> T + Clone + Send + 'static, cancel: &AtomicBool) -> Result<T> {
     let (send, receive) = mpsc::channel();
-    thread::spawn(move || send.send(read_limited(io::stdin())));
+    let reader = read.clone();
+    if thread::Builder::new().spawn(move || send.send(reader())).is_err() {
+        return Ok(read()); // a system that refuses threads lets a second signal end the wait
+    }
     loop {
         match receive.recv_timeout(Duration::from_millis(20)) {
-            Ok(bytes) => {
-                return text(bytes.map_err(|e| Error::io("cannot read", NAME, e))?, NAME).map(without_line_break);
-            }
+            Ok(done) => return Ok(done),
             Err(RecvTimeoutError::Timeout) if !cancel.load(Ordering::Relaxed) => {}
             Err(_) => return Err(Error::Cancelled),
         }
@@ -85,16 +94,30 @@ fn read_limited(from: impl Read) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The text of `bytes`; `name` says where they are from.
-fn text(bytes: Vec<u8>, name: &str) -> Result<String> {
+/// The text of `bytes`, without a byte order mark; `name` says where they are from.
+fn text(mut bytes: Vec<u8>, name: &str) -> Result<String> {
     if bytes.len() > limits::PROMPT {
         let limit = limits::PROMPT >> 20;
-        return Err(Error::format(
-            name,
-            format!("is larger than {limit} MiB, too much for a prompt; give a part of it"),
-        ));
+        return Err(Error::format(name, format!("is larger than {limit} MiB, too much for a text; give a part of it")));
     }
-    utf8(bytes, name)
+    if bytes.starts_with(BYTE_ORDER_MARK) {
+        bytes.drain(..BYTE_ORDER_MARK.len());
+    }
+    String::from_utf8(bytes).map_err(|e| {
+        let at = e.utf8_error().valid_up_to();
+        Error::format(name, format!("is not UTF-8 text (see byte {at}); convert it first, for example with iconv"))
+    })
+}
+
+/// What some editors, on Windows above all, begin a UTF-8 text with.
+const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
+
+/// Goes on behind the byte order mark of a text, if it begins with one.
+pub fn skip_byte_order_mark(text: &mut impl BufRead) -> io::Result<()> {
+    if text.fill_buf()?.starts_with(BYTE_ORDER_MARK) {
+        text.consume(BYTE_ORDER_MARK.len());
+    }
+    Ok(())
 }
 
 fn without_line_break(mut text: String) -> String {
@@ -102,14 +125,6 @@ fn without_line_break(mut text: String) -> String {
         text.truncate(text.len() - if text.ends_with("\r\n") { 2 } else { 1 });
     }
     text
-}
-
-/// `bytes` as text, all of it.
-pub fn utf8(bytes: Vec<u8>, name: &str) -> Result<String> {
-    String::from_utf8(bytes).map_err(|e| {
-        let at = e.utf8_error().valid_up_to();
-        Error::format(name, format!("is not UTF-8 text (see byte {at}); convert it first, for example with iconv"))
-    })
 }
 
 #[cfg(test)]
@@ -127,6 +142,7 @@ mod tests {
     fn bytes_that_are_no_prompt_are_refused() {
         let error = text(b"caf\xE9".into(), "f.txt").unwrap_err().to_string();
         assert_eq!(error, "f.txt: is not UTF-8 text (see byte 3); convert it first, for example with iconv");
+        assert_eq!(text("\u{feff}a\u{feff}".into(), "f.txt").unwrap(), "a\u{feff}");
         let endless = read_limited(io::repeat(b'a')).unwrap();
         assert!(text(endless, "zeros").unwrap_err().to_string().starts_with("zeros: is larger than 16 MiB"));
     }

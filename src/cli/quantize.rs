@@ -17,7 +17,7 @@ use indicatif::{HumanDuration, ProgressBar, ProgressState, ProgressStyle};
 use regex::Regex;
 
 use self::rounding::RoundingArgs;
-use super::options::count;
+use super::{options::count, terminal};
 
 mod rounding;
 
@@ -88,6 +88,13 @@ fn parse_override(text: &str) -> Result<(Regex, DType), String> {
     Ok((regex, dtype))
 }
 
+impl Args {
+    /// Whether anything goes to standard output.
+    pub fn writes_output(&self) -> bool {
+        !self.quiet
+    }
+}
+
 /// Converts. `cancel` turning true stops it and leaves nothing.
 pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
     let options = Options {
@@ -98,7 +105,7 @@ pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
         packed: args.layout == BlockOrder::Packed,
         overrides: args.overrides.clone(),
         rounding: args.rounding.rounding()?,
-        calibration: args.rounding.calibration()?,
+        calibration: args.rounding.calibration(cancel)?,
         save_moments: args.rounding.save_calibration.clone(),
         force: args.force,
         threads: args.threads.and_then(NonZeroUsize::new),
@@ -142,7 +149,7 @@ pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
     bar.finish_and_clear();
     let summary = converted?;
     if !args.quiet {
-        writeln!(io::stdout(), "{summary}")?;
+        writeln!(io::stdout(), "{}", terminal::for_output(&summary.to_string()))?;
     }
     Ok(())
 }

@@ -10,6 +10,7 @@ use std::{
 };
 
 use super::{
+    escape::EscapeArgs,
     model::ModelArgs,
     options::{SamplingArgs, SessionArgs, list_devices},
     prompt::PromptArgs,
@@ -53,8 +54,10 @@ pub struct Args {
           value_parser = value_parser!(i64).range(-1..=i64::from(u32::MAX)))]
     predict: i64,
     /// End where STRING appears, which is not shown; may be given several times
-    #[arg(long, value_name = "STRING", value_parser = NonEmptyStringValueParser::new())]
+    #[arg(long, value_name = "STRING", allow_hyphen_values = true, value_parser = NonEmptyStringValueParser::new())]
     stop: Vec<String>,
+    #[command(flatten)]
+    escape: EscapeArgs,
     /// Go on where the model would end the text
     #[arg(long)]
     ignore_eos: bool,
@@ -85,9 +88,10 @@ pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
     }
     // Flags first: a wrong one should not have to wait for the prompt or the model.
     args.sampling.apply(SamplingParams::default())?;
-    StopMatcher::new(&args.stop).map_err(|e| Usage(format!("--stop: {e}")))?;
+    let stops = args.escape.stops(&args.stop, args.quiet)?;
+    StopMatcher::new(&stops).map_err(|e| Usage(format!("--stop: {e}")))?;
     args.stored.check()?;
-    let text = args.prompt.read(cancel, args.stored.existing_session().is_none())?;
+    let text = args.prompt.read(cancel, args.stored.existing_session().is_none(), &args.escape)?;
 
     let start = Instant::now();
     let model = args.model.open(args.quiet)?;
@@ -95,7 +99,7 @@ pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
     let mut run = Run::open(args, cancel, &model, &tokenizer)?;
     let load = start.elapsed();
     let prompt = run.read_prompt(text)?;
-    let done = run.generate(&prompt)?;
+    let done = run.generate(&prompt, &stops)?;
     run.report(load, &prompt, &done)
 }
 
@@ -169,13 +173,13 @@ impl<'a> Run<'a> {
     }
 
     /// Generates what follows, and shows it.
-    fn generate(&mut self, prompt: &Prompt) -> anyhow::Result<Generation> {
+    fn generate(&mut self, prompt: &Prompt, stops: &[String]) -> anyhow::Result<Generation> {
         let Self { args, cancel, tokenizer, timeline, sampler, output, .. } = self;
         let request = Request {
             history: &prompt.history,
             prompt: &prompt.ids,
             limit: usize::try_from(args.predict).ok(),
-            stops: &args.stop,
+            stops,
             timings: prompt.timings,
             cancel: Some(cancel),
         };

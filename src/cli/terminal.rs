@@ -1,6 +1,9 @@
 //! What the user reads that is not a result: messages on standard error, each with the program's name in front.
 
 use std::{
+    borrow::Cow,
+    env,
+    fmt::Write as _,
     io::{self, IsTerminal, Write},
     process::ExitCode,
 };
@@ -9,7 +12,31 @@ use super::hints::{Place, hint};
 
 /// Writes `hymba: message` to standard error. That nobody may be listening there is no reason to fail.
 pub fn note(message: &str) {
+    let message = if io::stderr().is_terminal() { printable(message) } else { message.into() };
     let _ = writeln!(io::stderr(), "hymba: {message}");
+}
+
+/// Returns `text` with its control characters as escapes (`\x1b`), but for line breaks and tabs. What comes from files, or
+/// out of a model, may hold some, and a terminal must not obey them.
+pub fn printable(text: &str) -> Cow<'_, str> {
+    let obeyed = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
+    if !text.contains(obeyed) {
+        return text.into();
+    }
+    let mut shown = String::with_capacity(text.len() + 8);
+    for c in text.chars() {
+        if obeyed(c) {
+            let _ = write!(shown, "\\x{:02x}", c as u32); // to a string, which takes all
+        } else {
+            shown.push(c);
+        }
+    }
+    shown.into()
+}
+
+/// Returns `text` as standard output shall have it: [`printable`] at a terminal, else as it is.
+pub fn for_output(text: &str) -> Cow<'_, str> {
+    if io::stdout().is_terminal() { printable(text) } else { text.into() }
 }
 
 /// What is done in place of what failed.
@@ -53,15 +80,30 @@ pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
 /// Shows what clap has to say instead of running: help or the version on standard output, or what is wrong with the
 /// flags on standard error, with our name in front of it.
 pub fn show_parser_answer(answer: &clap::Error) -> ExitCode {
+    if !answer.use_stderr() {
+        return end_of_output(answer.print());
+    }
+    let text = answer.render();
+    // The parser repeats what was typed, or what a shell found for `*`.
+    let foreign = env::args_os().any(|argument| argument.to_string_lossy().contains(char::is_control));
+    let text = match io::stderr().is_terminal() {
+        true if foreign => printable(&text.to_string()).into_owned(),
+        true => text.ansi().to_string(),
+        false => text.to_string(),
+    };
     // As with all messages: a reader that went away is no error.
-    if answer.use_stderr() {
-        let text = answer.render();
-        let text = if io::stderr().is_terminal() { text.ansi().to_string() } else { text.to_string() };
-        let _ = io::stderr().write_all(text.replacen("error:", "hymba:", 1).as_bytes());
-        ExitCode::from(2)
-    } else {
-        let _ = answer.print();
-        ExitCode::SUCCESS
+    let _ = io::stderr().write_all(text.replacen("error:", "hymba:", 1).as_bytes());
+    ExitCode::from(2)
+}
+
+/// Returns the exit code when all is written, or as `written` says was not.
+pub fn end_of_output(written: io::Result<()>) -> ExitCode {
+    match written.and_then(|()| io::stdout().flush()) {
+        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {
+            note(&format!("cannot write to standard output: {e}"));
+            ExitCode::FAILURE
+        }
+        _ => ExitCode::SUCCESS,
     }
 }
 
@@ -83,5 +125,16 @@ mod tests {
         assert!(said.starts_with("HYMBA_MODEL: a.gguf: has no tokenizer; convert the model again with `"), "{said}");
         let error = Err::<(), _>(io::Error::from(io::ErrorKind::BrokenPipe)).context("while writing").unwrap_err();
         assert!(is_broken_pipe(&error) && !is_broken_pipe(&missing().into()));
+    }
+
+    #[test]
+    fn a_terminal_obeys_nothing() {
+        for (text, shown) in [
+            ("a\x1b[31mb\u{9b}0m\r\x7f\0", r"a\x1b[31mb\x9b0m\x0d\x7f\x00"),
+            ("one\n\ttwo – é", "one\n\ttwo – é"),
+            ("", ""),
+        ] {
+            assert_eq!(printable(text), shown);
+        }
     }
 }

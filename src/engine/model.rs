@@ -12,6 +12,7 @@ use crate::{
     sample::SamplingParams,
     state::MetaState,
     text::{Template, Tokenizer},
+    threads,
 };
 
 /// An open model. Opening copies and converts nothing.
@@ -101,8 +102,11 @@ impl Model {
 
     /// The BLAKE3 hash of the whole file, which a saved session belongs to. Computed when it is first asked for.
     pub fn fingerprint(&self) -> &str {
-        let hash = || blake3::Hasher::new().update_rayon(&self.gguf.bytes).finalize().to_hex().to_string();
-        self.fingerprint.get_or_init(hash)
+        self.fingerprint.get_or_init(|| {
+            let mut hasher = blake3::Hasher::new();
+            threads::hash(&mut hasher, &self.gguf.bytes);
+            hasher.finalize().to_hex().to_string()
+        })
     }
 
     /// An error if another program changed the file since it was opened.

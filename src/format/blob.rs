@@ -1,8 +1,8 @@
 //! A piece of a file that stays where it is: in a memory map, in the binary itself, or in memory.
 
-use std::{fs::File, ops::Deref, ops::Range, path::Path, sync::Arc};
+use std::{ops::Deref, ops::Range, path::Path, sync::Arc};
 
-use super::mapping::Mapping;
+use super::{mapping::Mapping, open::open_file};
 use crate::{Error, Result};
 
 enum Source {
@@ -31,9 +31,8 @@ pub struct Blob {
 impl Blob {
     /// Maps the whole file at `path`.
     pub fn map(path: &Path) -> Result<Self> {
-        let open = |e| Error::io("cannot open", path, e);
-        let file = File::open(path).map_err(open)?;
-        let meta = file.metadata().map_err(open)?;
+        let file = open_file(path)?;
+        let meta = file.metadata().map_err(|e| Error::io("cannot open", path, e))?;
         let name = || path.display().to_string();
         if meta.is_dir() {
             return Err(Error::NotGguf { file: name(), what: "is a directory" });

@@ -8,7 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{DType, packed::Packing};
+use super::{DType, open::open_file, packed::Packing};
 use crate::{Error, Result};
 
 /// What tensors are read from.
@@ -22,8 +22,7 @@ pub(crate) enum Source {
 impl Source {
     /// Opens the file at `path`.
     pub(crate) fn open(path: &Path) -> Result<Arc<Self>> {
-        let file = File::open(path).map_err(|e| Error::io("cannot open", path, e))?;
-        Ok(Arc::new(Self::File { path: path.to_owned(), file }))
+        Ok(Arc::new(Self::File { path: path.to_owned(), file: open_file(path)? }))
     }
 }
 

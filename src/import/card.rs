@@ -1,17 +1,16 @@
 //! What a folder says about its model: name, licence, and how it likes to be sampled.
 
-use std::{
-    fs::{self, File},
-    io::Read,
-    path::Path,
-};
+use std::{fs, io::Read, path::Path};
 
 use serde::Deserialize;
 
 use super::read::json;
 use crate::{
     Error, Result,
-    format::gguf::{ARCHITECTURE, Metadata, Value},
+    format::{
+        gguf::{ARCHITECTURE, Metadata, Value},
+        open_file,
+    },
 };
 
 /// Adds `general.*`.
@@ -30,7 +29,7 @@ pub(super) fn describe(folder: &Path, metadata: &mut Metadata) -> Result<()> {
 /// The licence that a model card's front matter names.
 fn license(card: &Path) -> Option<String> {
     let mut text = String::new();
-    File::open(card).ok()?.take(64 << 10).read_to_string(&mut text).ok()?;
+    open_file(card).ok()?.take(64 << 10).read_to_string(&mut text).ok()?;
     let mut lines = text.lines();
     if lines.next()?.trim_end() != "---" {
         return None;

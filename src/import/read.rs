@@ -1,17 +1,17 @@
 //! Text and JSON files of a folder.
 
-use std::{fs::File, io::Read, path::Path};
+use std::{io::Read, path::Path};
 
 use serde::de::DeserializeOwned;
 
-use crate::{Error, Result, limits};
+use crate::{Error, Result, format::open_file, limits};
 
 /// Reads a text file of bounded length.
 pub(super) fn text(path: &Path) -> Result<String> {
     let failed = |e| Error::io("cannot read", path, e);
     let bad = |what: &str| Error::format(path.display().to_string(), what);
     let mut bytes = Vec::new();
-    File::open(path).map_err(failed)?.take(limits::FOLDER_TEXT as u64 + 1).read_to_end(&mut bytes).map_err(failed)?;
+    open_file(path)?.take(limits::FOLDER_TEXT as u64 + 1).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.len() > limits::FOLDER_TEXT {
         return Err(bad("is too large to be what its name says"));
     }

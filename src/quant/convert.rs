@@ -1,14 +1,13 @@
 //! Makes a GGUF file of a checkpoint.
 
 use std::{
-    num::NonZeroUsize,
     path::Path,
     sync::{Arc, atomic::AtomicBool, mpsc},
     thread,
     time::Instant,
 };
 
-use rayon::{ThreadPool, ThreadPoolBuilder};
+use rayon::ThreadPool;
 
 use super::{
     calibrate::{Calibrator, Moments, Sample},
@@ -28,6 +27,7 @@ use crate::{
         packed::Packing,
     },
     model::{Config, tensors::Spec},
+    threads,
 };
 
 /// Converts the checkpoint `input`, a Hugging Face folder or a GGUF file of ours, to the GGUF file `output`.
@@ -51,7 +51,7 @@ pub fn convert(
     summary.count(&layout, plans.len());
 
     let file = input.display().to_string();
-    let pool = thread_pool(options.threads)?;
+    let pool = threads::pool(options.threads).ok_or_else(|| Error::Request(NO_THREAD.into()))?;
     let mut writer = Writer::create(output, layout, options.force)?;
     let conversion = Conversion { file, config, metadata, options, pool, cancel };
     conversion.write_weights(&mut plans, &mut writer, progress)?;
@@ -118,11 +118,6 @@ fn layout(config: &Config, mut metadata: Metadata, plans: &[TensorPlan], main: D
     Layout::new(metadata, tensors)
 }
 
-fn thread_pool(threads: Option<NonZeroUsize>) -> Result<ThreadPool> {
-    let builder = ThreadPoolBuilder::new().num_threads(threads.map_or(0, NonZeroUsize::get));
-    builder.build().map_err(|e| Error::Request(format!("cannot start threads: {e}")))
-}
-
 /// What the steps that write share.
 struct Conversion<'a> {
     /// The checkpoint's name, for messages.
@@ -184,6 +179,9 @@ impl Conversion<'_> {
     }
 }
 
+/// What is said where the system refuses the threads that a conversion can't do without.
+const NO_THREAD: &str = "the system allows this process no more threads, and a conversion needs two beside its own";
+
 /// Writes tensors of any size with few pieces of rows in memory: reads on a thread of its own, one or two pieces ahead;
 /// converts on the pool; writes in order.
 fn write_tensors(
@@ -195,7 +193,7 @@ fn write_tensors(
 ) -> Result<()> {
     let (sender, receiver) = mpsc::sync_channel::<Result<(&TensorPlan, usize, Vec<u8>)>>(1);
     thread::scope(|scope| {
-        scope.spawn(move || {
+        let read = move || {
             for (plan, rows) in plans.iter().flat_map(|plan| plan.pieces().map(move |rows| (plan, rows))) {
                 let read = plan.read(rows.clone()).map(|bytes| (plan, rows.start, bytes));
                 let failed = read.is_err();
@@ -204,7 +202,8 @@ fn write_tensors(
                     return;
                 }
             }
-        });
+        };
+        thread::Builder::new().spawn_scoped(scope, read).map_err(|_| Error::Request(NO_THREAD.into()))?;
         // Taken in here, so that the reader learns of an early return.
         let receiver = receiver;
         let mut out = Vec::new();

@@ -2,10 +2,13 @@
 
 use rayon::prelude::*;
 
-use crate::format::{
-    Blob, DType, Matrix,
-    codec::{Unfit, encode_row},
-    packed::{self, GROUP, Packing},
+use crate::{
+    format::{
+        Blob, DType, Matrix,
+        codec::{Unfit, encode_row},
+        packed::{self, GROUP, Packing},
+    },
+    threads,
 };
 
 /// `matrix` rounded to `dtype` value by value, packed if that type can be; `None` if its rows have no whole blocks.
@@ -13,21 +16,29 @@ pub fn requantize(matrix: &Matrix, dtype: DType) -> Result<Option<Matrix>, Unfit
     let Some(row_bytes) = dtype.row_bytes(matrix.cols) else { return Ok(None) };
     let packing = Packing::fastest(dtype);
     let mut data = vec![0; packing.stored_rows(matrix.rows) * row_bytes];
-    data.par_chunks_mut(GROUP * row_bytes).enumerate().try_for_each_init(
-        || (vec![0f32; matrix.cols], vec![0u8; GROUP * row_bytes]),
-        |(values, plain), (group, out)| {
-            plain.fill(0); // what pads the last group
-            for (row, bytes) in (group * GROUP..matrix.rows).zip(plain.chunks_exact_mut(row_bytes)) {
-                matrix.row(row, values);
-                encode_row(dtype, values, bytes)?;
-            }
-            match packing {
-                Packing::X8 => packed::pack(dtype, plain, out),
-                Packing::Plain => out.copy_from_slice(&plain[..out.len()]),
-            }
-            Ok(())
-        },
-    )?;
+    let buffers = || (vec![0f32; matrix.cols], vec![0u8; GROUP * row_bytes]);
+    let recode_group = |(values, plain): &mut (Vec<f32>, Vec<u8>), (group, out): (usize, &mut [u8])| {
+        plain.fill(0); // what pads the last group
+        for (row, bytes) in (group * GROUP..matrix.rows).zip(plain.chunks_exact_mut(row_bytes)) {
+            matrix.row(row, values);
+            encode_row(dtype, values, bytes)?;
+        }
+        match packing {
+            Packing::X8 => packed::pack(dtype, plain, out),
+            Packing::Plain => out.copy_from_slice(&plain[..out.len()]),
+        }
+        Ok(())
+    };
+    let groups = GROUP * row_bytes;
+    match threads::shared() {
+        Some(pool) => {
+            pool.install(|| data.par_chunks_mut(groups).enumerate().try_for_each_init(buffers, recode_group))?
+        }
+        None => {
+            let mut buffers = buffers();
+            data.chunks_mut(groups).enumerate().try_for_each(|group| recode_group(&mut buffers, group))?;
+        }
+    }
     Ok(Some(Matrix { id: matrix.id, dtype, packing, rows: matrix.rows, cols: matrix.cols, data: Blob::from_vec(data) }))
 }
 

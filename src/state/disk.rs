@@ -13,8 +13,8 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
     Error, Result,
-    format::{Privacy, write_atomically},
-    limits,
+    format::{Privacy, open_file, write_atomically},
+    limits, threads,
 };
 
 const MAGIC: &[u8; 8] = b"hymbases";
@@ -29,7 +29,10 @@ pub fn write_session(path: &Path, header: &impl Serialize, payload: &[u8]) -> Re
     let length = Some(header.len()).filter(|&n| n <= limits::SESSION_HEADER).and_then(|n| u32::try_from(n).ok());
     let length = length.ok_or_else(|| unfit("the conversation is too long for a file".into()))?;
     let prefix = [&MAGIC[..], &VERSION.to_le_bytes(), &length.to_le_bytes(), &header].concat();
-    let hash = blake3::Hasher::new().update(&prefix).update_rayon(payload).finalize();
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&prefix);
+    threads::hash(&mut hasher, payload);
+    let hash = hasher.finalize();
     write_atomically(path, true, Privacy::Private, |file| {
         file.write_all(&prefix)?;
         file.write_all(payload)?;
@@ -46,7 +49,7 @@ pub fn read_session<H: DeserializeOwned, T>(
     let failed = |e| Error::io("cannot open", path, e);
     let bad = |what: &str| Error::format(path.display().to_string(), what);
     const DAMAGED: &str = "is damaged: its checksum is wrong, or its end is missing; restore it from a copy";
-    let mut file = File::open(path).map_err(failed)?;
+    let mut file = open_file(path)?;
     let size = file.metadata().map_err(failed)?.len();
     let mut start = Vec::with_capacity(PREFIX);
     (&mut file).take(PREFIX as u64).read_to_end(&mut start).map_err(failed)?;
@@ -87,7 +90,7 @@ pub fn read_session<H: DeserializeOwned, T>(
         Ok((checked, length)) => {
             let mut payload = vec![0; length];
             file.read_exact(&mut payload).map_err(failed)?;
-            hasher.update_rayon(&payload);
+            threads::hash(&mut hasher, &payload);
             if is_whole(&mut file, &hasher).map_err(failed)? { Ok((checked, payload)) } else { Err(bad(DAMAGED)) }
         }
         Err(why) => {

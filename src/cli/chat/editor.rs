@@ -107,7 +107,8 @@ fn wake_when(cancel: Arc<AtomicBool>, waiting: Arc<AtomicBool>) {
 
     use rustix::process::{Signal, getpid, kill_process};
 
-    thread::spawn(move || {
+    // A system that refuses the thread lets a second signal end the wait.
+    let _ = thread::Builder::new().spawn(move || {
         loop {
             thread::sleep(Duration::from_millis(50));
             if cancel.load(Ordering::Relaxed) && waiting.load(Ordering::Relaxed) {

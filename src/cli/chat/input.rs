@@ -11,12 +11,14 @@ use std::{
     time::Duration,
 };
 
+use anyhow::Context;
 use hymba::{Error, limits};
 
 use super::{
     editor::Editor,
     message::{Event, is_whole, joined},
 };
+use crate::cli::prompt::skip_byte_order_mark;
 
 /// A source of messages.
 pub struct Input {
@@ -43,18 +45,20 @@ impl Input {
     }
 
     /// The lines of standard input. A thread of its own reads them, so that a signal ends the wait.
-    pub fn pipe(first: Option<String>, cancel: Arc<AtomicBool>) -> Self {
+    pub fn pipe(first: Option<String>, cancel: Arc<AtomicBool>) -> anyhow::Result<Self> {
         let (send, lines) = mpsc::sync_channel(16);
-        thread::spawn(move || {
+        let read = move || {
             let mut from = io::stdin().lock();
+            let _ = skip_byte_order_mark(&mut from); // an error comes again with the first line
             while let Some(line) = limited_line(&mut from).transpose() {
                 let last = line.is_err();
                 if send.send(line).is_err() || last {
                     return;
                 }
             }
-        });
-        Self { first, source: Source::Pipe { lines, cancel } }
+        };
+        thread::Builder::new().spawn(read).context("cannot start the thread that reads standard input")?;
+        Ok(Self { first, source: Source::Pipe { lines, cancel } })
     }
 
     /// Is a person typing?

@@ -167,7 +167,7 @@ impl<'m> Repl<'m> {
             Command::Save(path) => self.save(&path)?,
             Command::Load(path) => self.load(&path)?,
             Command::Read(path) => {
-                let text = prompt::read_file(&path)?;
+                let text = prompt::read_file(&path, &self.cancel)?;
                 let characters = text.chars().count();
                 self.attached += &text;
                 self.attached.push('\n');

@@ -1,7 +1,6 @@
 //! `hymba eval logits`: token ids in, logits out.
 
 use std::{
-    fs,
     path::{Path, PathBuf},
     sync::atomic::AtomicBool,
 };
@@ -16,7 +15,7 @@ use hymba::{
 use safetensors::{Dtype, tensor::TensorView};
 
 use super::args::Common;
-use crate::cli::{options::count, usage::Usage};
+use crate::cli::{options::count, prompt::read_whole, usage::Usage};
 
 #[derive(clap::Args)]
 #[command(group(clap::ArgGroup::new("input").required(true).args(["ids", "ids_file"])))]
@@ -48,7 +47,7 @@ pub struct Args {
 
 pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
     let ids = match &args.ids_file {
-        Some(file) => read_ids(file)?,
+        Some(file) => read_ids(file, cancel)?,
         None => args.ids.clone(),
     };
     let source = args.ids_file.as_ref().map_or("--ids".into(), |file| file.display().to_string());
@@ -96,8 +95,8 @@ pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
     Ok(write_atomically(&args.output, args.force, Privacy::Shared, |file| file.write_all(&bytes))?)
 }
 
-fn read_ids(file: &Path) -> anyhow::Result<Vec<u32>> {
-    let text = fs::read_to_string(file).map_err(|e| Error::io("cannot read", file, e))?;
+fn read_ids(file: &Path, cancel: &AtomicBool) -> anyhow::Result<Vec<u32>> {
+    let text = read_whole(file, cancel)?;
     let words = text.split(|c: char| c == ',' || c.is_whitespace()).filter(|w| !w.is_empty());
     words
         .map(|word| word.parse().map_err(|_| Usage(format!("{}: `{word}` is no token id", file.display())).into()))

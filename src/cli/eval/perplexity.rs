@@ -32,7 +32,7 @@ pub struct Args {
 
 pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
     let model = args.common.model.open(args.text.json)?;
-    let text = args.text.read(&model, 0)?;
+    let text = args.text.read(&model, 0, cancel)?;
     let base = args.kl.as_ref().map(|path| Model::open(path)).transpose()?;
     let start = Instant::now();
     let options = args.common.machine.options(args.text.context);

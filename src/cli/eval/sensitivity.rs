@@ -92,7 +92,7 @@ fn quantized(model: &Model, class: &Class, dtype: DType) -> hymba::Result<(Model
 
 pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
     let model = args.common.model.open(args.text.json)?;
-    let text = args.text.read(&model, 8192)?;
+    let text = args.text.read(&model, 8192, cancel)?;
     let mut kept = Vec::new();
     for class in classes(model.config().layers, args.layers) {
         let variant = quantized(&model, &class, args.dtype)?;

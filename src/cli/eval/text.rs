@@ -1,7 +1,6 @@
 //! The text that models predict, and how the comparison of two is told.
 
 use std::{
-    fs,
     io::{self, IsTerminal, Write},
     path::PathBuf,
     sync::atomic::AtomicBool,
@@ -16,7 +15,7 @@ use hymba::{
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
-use crate::cli::{options::count, prompt::utf8};
+use crate::cli::{options::count, prompt::read_whole, terminal};
 
 /// How a text is cut, for the end of help.
 pub const CONTEXTS: &str = "The text is encoded whole, without special tokens, and cut into consecutive runs of one token \
@@ -55,11 +54,10 @@ pub struct Text {
 
 impl TextArgs {
     /// Reads the file for `model`; where the user sets no limit, the first `most` tokens of it (0: all).
-    pub fn read(&self, model: &Model, most: usize) -> anyhow::Result<Text> {
+    pub fn read(&self, model: &Model, most: usize, cancel: &AtomicBool) -> anyhow::Result<Text> {
         let most = self.tokens.unwrap_or(most);
-        let bytes = fs::read(&self.file).map_err(|e| Error::io("cannot read", &self.file, e))?;
         let name = self.file.display().to_string();
-        let text = utf8(bytes, &name)?;
+        let text = read_whole(&self.file, cancel)?;
         let tokenizer = model.tokenizer()?;
         let bos = tokenizer
             .bos()
@@ -112,6 +110,7 @@ pub fn report(args: &TextArgs, text: &Text, model: &str, base: &str, found: &Div
         });
         return writeln!(out, "{object}");
     }
+    let model = terminal::for_output(model);
     writeln!(out, "model        {model}, perplexity {:.4} ± {:.4}", perplexity.mean, perplexity.error)?;
     tell(&mut out, base, found)
 }
@@ -124,6 +123,7 @@ pub fn percent(ratio: Estimate) -> Estimate {
 /// Tells how far a model is from `base`.
 pub fn tell(out: &mut impl Write, base: &str, found: &Divergence) -> io::Result<()> {
     let (kl, change, same) = (found.mean_kl(), percent(found.perplexity_ratio()), found.same_top());
+    let base = terminal::for_output(base);
     writeln!(out, "base         {base}, perplexity {:.4}", found.base_perplexity().mean)?;
     writeln!(out, "change       {:+.3} ± {:.3} % of perplexity", change.mean, change.error)?;
     writeln!(

@@ -9,6 +9,7 @@ use hymba::model::plan::Plan;
 use indicatif::HumanCount;
 
 use super::report::{Report, Token, Tokenizer};
+use crate::cli::terminal::printable;
 
 /// Width of the names in front of facts.
 const NAMES: usize = 16;
@@ -40,7 +41,7 @@ impl Page<'_> {
     /// A named fact; a long value goes on below itself.
     fn fact(&mut self, name: &str, value: impl Display) -> io::Result<()> {
         let mut start = format!("  {name}");
-        for line in wrap(&printable(&value.to_string()), self.width - NAMES) {
+        for line in wrap(&line_of(&value.to_string()), self.width - NAMES) {
             writeln!(self.out, "{start:<NAMES$}{line}")?;
             start.clear();
         }
@@ -49,7 +50,7 @@ impl Page<'_> {
 
     fn facts(&mut self, r: &Report) -> io::Result<()> {
         let c = &r.config;
-        writeln!(self.out, "{}", printable(&r.file))?;
+        writeln!(self.out, "{}", line_of(&r.file))?;
         self.fact("name", r.name.as_deref().unwrap_or("not given"))?;
         self.fact("license", r.license.as_deref().unwrap_or("not given"))?;
         self.fact("size", bytes(r.bytes))?;
@@ -130,7 +131,7 @@ impl Page<'_> {
         match &r.chat_template {
             Some(template) => {
                 self.fact("template", format!("{} characters", HumanCount(template.chars().count() as u64)))?;
-                let first = printable(template.lines().next().unwrap_or_default());
+                let first = line_of(template.lines().next().unwrap_or_default());
                 self.fact("", cut(&first, self.width - NAMES))?;
             }
             None => self.fact("template", "no chat template")?,
@@ -170,8 +171,8 @@ impl Page<'_> {
             let shape = t.shape.iter().map(usize::to_string).collect::<Vec<_>>().join("×");
             let facts = format!("{shape:>12} {:<5}{:>10} at {}", t.r#type, bytes(t.bytes as u64), t.offset);
             match self.width < 80 {
-                true => writeln!(self.out, "  {}\n    {facts}", printable(&t.name))?,
-                false => writeln!(self.out, "  {:<longest$} {facts}", printable(&t.name))?,
+                true => writeln!(self.out, "  {}\n    {facts}", line_of(&t.name))?,
+                false => writeln!(self.out, "  {:<longest$} {facts}", line_of(&t.name))?,
             }
         }
         Ok(())
@@ -234,9 +235,9 @@ fn cut(text: &str, width: usize) -> String {
     }
 }
 
-/// A file's text may hold control characters; a terminal must not obey them.
-fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+/// A text out of a file, in one line.
+fn line_of(text: &str) -> String {
+    printable(&text.replace(['\n', '\t'], " ")).into_owned()
 }
 
 /// Bytes in powers of ten, as disks are sold.

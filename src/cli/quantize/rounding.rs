@@ -1,13 +1,10 @@
 //! The flags that say how values are rounded, and on what text that is decided.
 
-use std::{fs, path::PathBuf};
+use std::{path::PathBuf, sync::atomic::AtomicBool};
 
-use hymba::{
-    Error,
-    quant::{Calibration, Gptq, Order, Rounding, Sample},
-};
+use hymba::quant::{Calibration, Gptq, Order, Rounding, Sample};
 
-use crate::cli::{options::count, prompt::utf8, usage::Usage};
+use crate::cli::{options::count, prompt::read_whole, usage::Usage};
 
 /// How values become blocks.
 #[derive(clap::Args)]
@@ -92,14 +89,12 @@ impl RoundingArgs {
     }
 
     /// The calibration, its text read.
-    pub fn calibration(&self) -> anyhow::Result<Option<Calibration>> {
+    pub fn calibration(&self, cancel: &AtomicBool) -> anyhow::Result<Option<Calibration>> {
         if let Some(path) = &self.calibration {
             return Ok(Some(Calibration::File(path.clone())));
         }
         let Some(path) = &self.calibrate else { return Ok(None) };
-        let bytes = fs::read(path).map_err(|e| Error::io("cannot read", path, e))?;
-        let name = path.display().to_string();
-        let text = utf8(bytes, &name)?;
+        let (text, name) = (read_whole(path, cancel)?, path.display().to_string());
         let (tokens, context) = (self.calibration_tokens, self.calibration_context);
         Ok(Some(Calibration::Text(Sample { text, name, tokens, context })))
     }

@@ -1,0 +1,51 @@
+//! Threads for work that is cut into many pieces at once. A system that refuses threads gets by with fewer, where rayon
+//! itself would panic.
+
+use std::{
+    io,
+    num::NonZeroUsize,
+    sync::{OnceLock, mpsc},
+    thread,
+};
+
+use rayon::{ThreadBuilder, ThreadPool, ThreadPoolBuilder};
+
+/// Returns a pool of so many threads, by default one a core, or of as many as the system allows; `None` if that is none.
+pub fn pool(threads: Option<NonZeroUsize>) -> Option<ThreadPool> {
+    let cores = || thread::available_parallelism().ok();
+    let wanted = threads.or_else(cores).map_or(1, NonZeroUsize::get);
+    // Started first: a pool takes all the threads that it was promised, or none.
+    let waiting: Vec<_> = (0..wanted)
+        .map_while(|_| {
+            let (send, receive) = mpsc::channel::<ThreadBuilder>();
+            let work = move || {
+                if let Ok(worker) = receive.recv() {
+                    worker.run();
+                }
+            };
+            thread::Builder::new().spawn(work).ok().map(|_| send)
+        })
+        .collect();
+    let start = |worker: ThreadBuilder| {
+        let refused = io::Error::other("a thread ended before its work");
+        waiting[worker.index()].send(worker).map_err(|_| refused)
+    };
+    if waiting.is_empty() {
+        return None;
+    }
+    ThreadPoolBuilder::new().num_threads(waiting.len()).spawn_handler(start).build().ok()
+}
+
+/// Returns this process's pool with a thread a core.
+pub fn shared() -> Option<&'static ThreadPool> {
+    static POOL: OnceLock<Option<ThreadPool>> = OnceLock::new();
+    POOL.get_or_init(|| pool(None)).as_ref()
+}
+
+/// Adds `bytes` to a hash.
+pub fn hash(hasher: &mut blake3::Hasher, bytes: &[u8]) {
+    match shared() {
+        Some(pool) => pool.install(|| hasher.update_rayon(bytes)),
+        None => hasher.update(bytes),
+    };
+}
