@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Branch, Conversation};
+use super::{Branch, Conversation, state::stops};
 use crate::{
     Error, Mismatch, Result,
     engine::timeline::Watch,
@@ -66,23 +66,27 @@ impl Conversation<'_> {
     /// unless `keep_template`. If the file is refused, nothing has changed.
     pub fn load(&mut self, path: &Path, keep_template: bool) -> Result<()> {
         let file = path.display().to_string();
-        let tokenizer = self.tokenizer;
-        let (sampler, template, name, current, branches) = self.timeline.load(path, |saved: Saved, steps| {
+        let Self { timeline, tokenizer, options, .. } = self;
+        let (sampler, adopted, name, current, branches) = timeline.load(path, |saved: Saved, steps| {
             let sampler = saved.sampler(path)?;
             let text = || Error::SessionMismatch { file: file.clone(), why: Mismatch::Text };
             let SavedChat { template, name, mut branches } = saved.chat.ok_or_else(text)?;
-            let parsed = template.map(|source| tokenizer.template(&source, &file)).transpose()?;
+            let adopt = |source: Option<String>| {
+                let template = source.map(|source| tokenizer.template(&source, &file)).transpose()?;
+                let stops = stops(template.as_ref(), &options.stops)?;
+                Ok::<_, Error>((template, stops))
+            };
+            let adopted = (!keep_template).then(|| adopt(template)).transpose()?;
             let consistent = branches.values().all(Branch::is_consistent);
             let current = branches.remove(&name).filter(|current| consistent && current.steps() == steps);
             let current = current.ok_or_else(|| Error::format(&file, "contradicts itself; restore it from a copy"))?;
-            Ok((sampler, parsed, name, current, branches))
+            Ok((sampler, adopted, name, current, branches))
         })?;
         self.sampler = sampler;
-        if !keep_template {
-            self.options.template = template;
+        if let Some((template, stops)) = adopted {
+            (self.options.template, self.stops) = (template, stops);
         }
         (self.name, self.current, self.branches) = (name, current, branches);
-        self.timeline.checkpoint()?;
-        self.find_stops()
+        self.timeline.checkpoint()
     }
 }
