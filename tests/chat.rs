@@ -208,6 +208,32 @@ fn a_text_goes_on_where_it_was() {
     fails(&mut run(&["x", "--session", &session("chat")]), 1, &["hymba chat --resume"]);
 }
 
+/// What a stop string took off the text is not in the session either, be it whole tokens or parts of them.
+#[test]
+fn a_session_holds_what_was_shown() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = |more: &[&str]| succeeds(&mut hymba([&["run", "-q", "--temp", "0", "-n", "40"], more].concat()));
+    let all = run(&["--no-display-prompt", "Once upon a time"]);
+    let words: Vec<_> = all.split_inclusive(' ').collect();
+    let tokenizer = hymba::Model::open(Path::new(&common::demo())).unwrap().tokenizer().unwrap();
+    for (i, stop) in [words[4..7].concat(), words[8][1..].to_owned(), words[12][..2].to_owned()].iter().enumerate() {
+        let session = dir.path().join(i.to_string()).display().to_string();
+        let shown = run(&["Once upon a time", "--session", &session, "--stop", stop]);
+        assert!(!shown.contains(stop.as_str()) && format!("Once upon a time{all}").starts_with(&shown), "{shown}");
+        let header = header(&session);
+        let ids: Vec<u32> = serde_json::from_value(header["steps"]["ids"].clone()).unwrap();
+        assert_eq!(tokenizer.decode(&ids), shown, "{stop:?}");
+        assert!(!run(&["--session", &session]).is_empty(), "it goes on");
+    }
+}
+
+/// The header of a session file.
+fn header(path: &str) -> serde_json::Value {
+    let file = fs::read(path).unwrap();
+    let length = u32::from_le_bytes(file[12..16].try_into().unwrap()) as usize;
+    serde_json::from_slice(&file[16..16 + length]).unwrap()
+}
+
 #[test]
 fn a_prompt_is_read_once() {
     let dir = tempfile::tempdir().unwrap();

@@ -29,6 +29,7 @@ use hymba::{
 };
 use output::Output;
 use report::Report;
+use stored::Checkpointed;
 
 /// Continue a text.
 ///
@@ -75,7 +76,7 @@ pub struct Args {
     sampling: SamplingArgs,
 }
 
-/// Memory for the checkpoints that --prompt-cache keeps; nothing else makes any.
+/// Memory for the checkpoints that --prompt-cache keeps, and for those to go back to before a stop string.
 const CHECKPOINT_BYTES: usize = 256_000_000;
 
 /// Continues the prompt.
@@ -179,19 +180,21 @@ impl<'a> Run<'a> {
             timings: prompt.timings,
             cancel: Some(cancel),
         };
-        let done = generate(timeline, tokenizer, sampler, &request, &mut |text| output.show(text));
+        let goes_back = !args.stop.is_empty() && args.stored.session.is_some() && !args.stored.session_ro;
+        let mut timeline = Checkpointed::new(timeline, goes_back);
+        let done = generate(&mut timeline, tokenizer, sampler, &request, &mut |text| output.show(text));
         output.finish()?;
         Ok(done?)
     }
 
     /// Saves the session, and says what there is to say about the text.
     fn report(self, load: Duration, prompt: &Prompt, done: &Generation) -> anyhow::Result<()> {
-        let Self { args, model, mut timeline, sampler, mut output, .. } = self;
+        let Self { args, model, tokenizer, mut timeline, sampler, mut output, .. } = self;
         if let Some(why) = timeline.fallback_reason().filter(|_| !args.quiet) {
             terminal::note(&terminal::instead(why));
         }
         if let Some(path) = args.stored.session.as_ref().filter(|_| !args.stored.session_ro) {
-            stored::keep(&mut timeline, path, &sampler, done)?;
+            stored::keep(&mut timeline, path, tokenizer, &sampler, done)?;
         }
         let session = timeline.session();
         let report =

@@ -11,12 +11,13 @@ use hymba::{
     engine::{
         Timeline,
         conversation::Saved,
-        generate::{Generation, Timings, TokenModel},
-        timeline::{Watch, prefilled},
+        generate::{Generation, StopReason, Timings, TokenModel},
+        timeline::{Watch, decoded, prefilled},
     },
     format::check_writable,
     forward::CHUNK,
     sample::Sampler,
+    text::Tokenizer,
 };
 
 /// Files of earlier runs.
@@ -56,14 +57,79 @@ pub fn resume(timeline: &mut Timeline<'_>, path: &Path) -> Result<Sampler> {
     Ok(sampler)
 }
 
-/// Writes the text to `path`, `generated` included.
-pub fn keep(timeline: &mut Timeline<'_>, path: &Path, sampler: &Sampler, generated: &Generation) -> Result<()> {
+/// Writes the text to `path`, `generated` included as far as it was shown.
+pub fn keep(
+    timeline: &mut Timeline<'_>,
+    path: &Path,
+    tokenizer: &Tokenizer,
+    sampler: &Sampler,
+    generated: &Generation,
+) -> Result<()> {
     let mut unread = generated.unread;
+    if generated.stop == StopReason::StopString {
+        go_back_to_shown(timeline, tokenizer, generated)?;
+        unread = None;
+    }
     if let Some(id) = unread.filter(|_| timeline.steps().len() < timeline.context()) {
         timeline.decode(id)?;
         unread = None;
     }
     timeline.save(path, &Saved::text(sampler, unread), false)
+}
+
+/// Takes back the tokens of `generated` that go on behind its text, and reads what is left of the text if it ends within a
+/// token.
+fn go_back_to_shown(timeline: &mut Timeline<'_>, tokenizer: &Tokenizer, generated: &Generation) -> Result<()> {
+    let read = timeline.steps().len();
+    let begin = read + usize::from(generated.unread.is_some()) - generated.ids.len();
+    let (kept, rest) = tokenizer.ids_within(&timeline.ids()[..begin], &generated.ids, &generated.text);
+    let mut target = timeline.steps()[..read.min(begin + kept)].to_vec();
+    target.extend(generated.ids[target.len() - begin..kept].iter().map(|&id| decoded(id)));
+    let rest = tokenizer.encode_more(rest)?;
+    if target.len() + rest.len() <= timeline.context() {
+        target.extend(prefilled(&rest));
+    }
+    timeline.seek(&target, &Watch { cancel: &AtomicBool::new(false), progress: &|_, _| () })
+}
+
+/// A timeline that makes a checkpoint now and then, so that the end of a text can be taken back without reading all of it
+/// again.
+pub struct Checkpointed<'t, 'm> {
+    timeline: &'t mut Timeline<'m>,
+    /// Whether it does.
+    on: bool,
+    /// Tokens before the last one.
+    last: Option<usize>,
+}
+
+impl<'t, 'm> Checkpointed<'t, 'm> {
+    /// Returns `timeline`, with checkpoints if `on`.
+    pub fn new(timeline: &'t mut Timeline<'m>, on: bool) -> Self {
+        Self { timeline, on, last: None }
+    }
+}
+
+impl TokenModel for Checkpointed<'_, '_> {
+    fn prefill(&mut self, ids: &[u32], cancel: &AtomicBool) -> Result<&[f32]> {
+        self.timeline.prefill(ids, cancel)
+    }
+
+    fn decode(&mut self, id: u32) -> Result<&[f32]> {
+        const APART: usize = 64;
+        if self.on && self.last.is_none_or(|last| self.tokens() >= last + APART) {
+            self.timeline.checkpoint()?;
+            self.last = Some(self.tokens());
+        }
+        self.timeline.decode(id)
+    }
+
+    fn tokens(&self) -> usize {
+        self.timeline.tokens()
+    }
+
+    fn context(&self) -> usize {
+        TokenModel::context(self.timeline)
+    }
 }
 
 /// Reads a prompt of `ids`, as much of it as the file at `path` does not know, and writes the file anew if it learned
