@@ -391,7 +391,7 @@ fn a_refused_file_changes_nothing() {
     bytes[body..].copy_from_slice(hash.as_bytes());
     std::fs::write(&raising, bytes).unwrap();
 
-    let stops: Vec<String> = (0..64).map(|i| format!("stop {i}")).collect();
+    let stops: Vec<String> = (0..63).map(|i| format!("stop {i}")).collect();
     for (file, stops) in [(&raising, vec![]), (&many, stops)] {
         let mut c = Setup { stops, ..Setup::default() }.conversation();
         send(&mut c, "Who are you?");
