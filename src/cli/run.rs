@@ -164,7 +164,8 @@ impl<'a> Run<'a> {
         let Some(path) = &self.args.stored.prompt_cache else {
             return Ok(Prompt { text, history, ids, timings: Timings::default(), cached: None });
         };
-        let timings = stored::read_cached(&mut self.timeline, path, &ids, &self.sampler, self.cancel)?;
+        let timings =
+            stored::read_cached(&mut self.timeline, &self.args.stored, path, &ids, &self.sampler, self.cancel)?;
         let cached = Some(ids.len().saturating_sub(timings.prompt_tokens));
         Ok(Prompt { text, history: ids, ids: Vec::new(), timings, cached })
     }
@@ -194,7 +195,7 @@ impl<'a> Run<'a> {
             terminal::note(&terminal::instead(why));
         }
         if let Some(path) = args.stored.session.as_ref().filter(|_| !args.stored.session_ro) {
-            stored::keep(&mut timeline, path, tokenizer, &sampler, done)?;
+            stored::keep(&mut timeline, &args.stored, path, tokenizer, &sampler, done)?;
         }
         let session = timeline.session();
         let report =

@@ -10,7 +10,7 @@ use hymba::{
     Error, Result,
     engine::{
         Timeline,
-        conversation::Saved,
+        conversation::{Kind, Saved, check_replaceable},
         generate::{Generation, StopReason, Timings, TokenModel},
         timeline::{Watch, decoded, prefilled},
     },
@@ -33,18 +33,33 @@ pub struct StoredArgs {
     /// Keep what was read of the prompt in FILE; a prompt that begins like the one there is read from where it differs
     #[arg(long, value_name = "FILE", conflicts_with = "session")]
     pub prompt_cache: Option<PathBuf>,
+    /// Write the --session or --prompt-cache file even where FILE holds something else; never over a model
+    #[arg(long)]
+    pub force: bool,
 }
 
 impl StoredArgs {
-    /// Finds out early whether what will be written can be: not when the text is there already.
+    /// Finds out whether what will be written can be and may be: early, not when the text is there already.
     pub fn check(&self) -> Result<()> {
-        let session = self.session.as_deref().filter(|_| !self.session_ro);
-        session.into_iter().chain(self.prompt_cache.as_deref()).try_for_each(check_writable)
+        let Some((path, kind)) = self.written() else { return Ok(()) };
+        check_writable(path)?;
+        check_replaceable(path, kind, self.force)
+    }
+
+    /// The file that will be written, and what for.
+    fn written(&self) -> Option<(&Path, Kind)> {
+        let session = self.session.as_deref().filter(|_| !self.session_ro).map(|path| (path, Kind::Text));
+        session.or_else(|| self.prompt_cache.as_deref().map(|path| (path, Kind::Prompt)))
     }
 
     /// The session file to go on with.
     pub fn existing_session(&self) -> Option<&Path> {
-        self.session.as_deref().filter(|path| path.exists())
+        self.session.as_deref().filter(|path| path.exists() && !self.replaces_other())
+    }
+
+    /// Whether the file that will be written takes the place of something that can't be gone on with.
+    fn replaces_other(&self) -> bool {
+        self.force && self.written().is_some_and(|(path, kind)| check_replaceable(path, kind, false).is_err())
     }
 }
 
@@ -60,6 +75,7 @@ pub fn resume(timeline: &mut Timeline<'_>, path: &Path) -> Result<Sampler> {
 /// Writes the text to `path`, `generated` included as far as it was shown.
 pub fn keep(
     timeline: &mut Timeline<'_>,
+    stored: &StoredArgs,
     path: &Path,
     tokenizer: &Tokenizer,
     sampler: &Sampler,
@@ -74,6 +90,7 @@ pub fn keep(
         timeline.decode(id)?;
         unread = None;
     }
+    stored.check()?;
     timeline.save(path, &Saved::text(sampler, unread), false)
 }
 
@@ -136,6 +153,7 @@ impl TokenModel for Checkpointed<'_, '_> {
 /// something. Returns what the reading took.
 pub fn read_cached(
     timeline: &mut Timeline<'_>,
+    stored: &StoredArgs,
     path: &Path,
     ids: &[u32],
     sampler: &Sampler,
@@ -149,7 +167,7 @@ pub fn read_cached(
         return Err(Error::Request(what));
     }
     let start = Instant::now();
-    if path.exists() {
+    if path.exists() && !stored.replaces_other() {
         timeline.load(path, |_: Saved, _| Ok(()))?;
     }
     let known = timeline.ids().iter().zip(ids).take_while(|(a, b)| a == b).count();
@@ -164,7 +182,8 @@ pub fn read_cached(
     }
     timeline.seek(&target, &watch)?;
     if known < ids.len() {
-        timeline.save(path, &Saved::text(sampler, None), true)?;
+        stored.check()?;
+        timeline.save(path, &Saved::prompt(sampler), true)?;
     }
     Ok(Timings { prompt_tokens: timeline.evaluated(), prompt: start.elapsed(), ..Timings::default() })
 }

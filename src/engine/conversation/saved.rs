@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Branch, Conversation, state::stops};
+use super::{Branch, Conversation, Kind, state::stops};
 use crate::{
     Error, Mismatch, Result,
     engine::timeline::Watch,
@@ -18,6 +18,8 @@ pub struct Saved {
     pub sampler: SavedSampler,
     /// A token that was chosen and shown, but not read: there was no room for it.
     pub unread: Option<u32>,
+    /// What the file is for; `None`: version 0.1 wrote it.
+    kind: Option<Kind>,
     /// The conversation; `None`: a running text.
     chat: Option<SavedChat>,
 }
@@ -32,7 +34,12 @@ struct SavedChat {
 impl Saved {
     /// Returns what goes into the file of a running text.
     pub fn text(sampler: &Sampler, unread: Option<u32>) -> Self {
-        Self { sampler: sampler.saved(), unread, chat: None }
+        Self { sampler: sampler.saved(), unread, kind: Some(Kind::Text), chat: None }
+    }
+
+    /// Returns what goes into the file of a prompt that was read.
+    pub fn prompt(sampler: &Sampler) -> Self {
+        Self { kind: Some(Kind::Prompt), ..Self::text(sampler, None) }
     }
 
     /// Returns the sampler of a running text that `path` holds; a conversation is refused.
@@ -58,7 +65,7 @@ impl Conversation<'_> {
         branches.insert(self.name.clone(), self.current.clone());
         let template = self.options.template.as_ref().map(|template| template.source().to_owned());
         let chat = SavedChat { template, name: self.name.clone(), branches };
-        let saved = Saved { sampler: self.sampler.saved(), unread: None, chat: Some(chat) };
+        let saved = Saved { kind: Some(Kind::Chat), chat: Some(chat), ..Saved::text(&self.sampler, None) };
         self.timeline.save(path, &saved, false)
     }
 
