@@ -372,6 +372,21 @@ fn a_saved_conversation_goes_on_as_if_nobody_had_left() {
     check(&mut stayed);
 }
 
+/// A reply that fills the context, with nothing to drop, can be saved as any other.
+#[test]
+fn a_full_context_is_saved() {
+    let file = tempfile::tempdir().unwrap();
+    let file = file.path().join("talk");
+    for overflow in [Overflow::Stop, Overflow::Slide] {
+        let setup = || Setup { context: 40, limit: 200, overflow, temperature: 2.0, ..Setup::default() }.conversation();
+        let mut c = setup();
+        assert_eq!(send(&mut c, "Hello").generation.stop, StopReason::ContextFull);
+        assert!(c.used() <= 40);
+        c.save(&file, &watch()).unwrap();
+        setup().load(&file, false).unwrap();
+    }
+}
+
 /// A conversation whose template can't be used here is refused before anything of the present one is gone.
 #[test]
 fn a_refused_file_changes_nothing() {

@@ -79,6 +79,11 @@ impl<'m> Conversation<'m> {
         &self.current.turns
     }
 
+    /// Whether nothing was said, in no branch.
+    pub fn is_empty(&self) -> bool {
+        self.current.turns.is_empty() && self.branches.values().all(|branch| branch.turns.is_empty())
+    }
+
     /// Returns the system message.
     pub fn system(&self) -> Option<&str> {
         self.current.system.as_deref()
