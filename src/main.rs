@@ -13,7 +13,11 @@ use std::{
 };
 
 use clap::Parser;
-use cli::{hints::Place, terminal, usage::Usage};
+use cli::{
+    hints::Place,
+    terminal,
+    usage::{Reported, Usage},
+};
 
 /// The exit code after an interrupt.
 pub const INTERRUPTED: u8 = 130;
@@ -45,6 +49,9 @@ fn exit_code(error: &anyhow::Error) -> ExitCode {
     }
     if terminal::is_broken_pipe(error) {
         return ExitCode::SUCCESS;
+    }
+    if error.is::<Reported>() {
+        return ExitCode::FAILURE;
     }
     terminal::note(&terminal::one_line(error, Place::CommandLine));
     ExitCode::from(if error.is::<Usage>() { 2 } else { 1 })
