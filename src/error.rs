@@ -24,6 +24,14 @@ pub enum Error {
     /// A file to write is there already, and was not to be replaced.
     #[error("{}: exists already", .0.display())]
     Exists(PathBuf),
+    /// A file to write is there already, and holds something else than what would replace it.
+    #[error("{}: {holds}, and is not replaced", .path.display())]
+    NotReplaced {
+        /// The file.
+        path: PathBuf,
+        /// What is in it.
+        holds: Holds,
+    },
     /// What was named as a model is another kind of file, or a folder.
     #[error("{file}: {what}")]
     NotGguf { file: String, what: &'static str },
@@ -107,6 +115,29 @@ pub enum Error {
     /// others: the whole sentence.
     #[error("{0}")]
     Request(String),
+}
+
+/// What is in a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Holds {
+    /// A saved conversation.
+    #[error("holds a conversation")]
+    Conversation,
+    /// A running text.
+    #[error("holds a text to go on with")]
+    Text,
+    /// A prompt that was read.
+    #[error("holds a prompt that was read")]
+    Prompt,
+    /// A model. It is never replaced by a session.
+    #[error("is a model file (GGUF)")]
+    Model,
+    /// A session that can't be read.
+    #[error("is damaged, or a session file of another version")]
+    Damaged,
+    /// Anything else.
+    #[error("is no session file of hymba")]
+    Other,
 }
 
 /// Why a session file can't be gone on with here.

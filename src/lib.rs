@@ -70,7 +70,7 @@ pub use engine::{
     generate::{Generation, Request, StopReason, Timings, TokenModel, generate},
     timeline::Watch,
 };
-pub use error::{Error, Mismatch, Result};
+pub use error::{Error, Holds, Mismatch, Result};
 pub use eval::{Estimate, Perplexity, perplexity};
 pub use format::CacheType;
 pub use sample::{Sampler, SamplingParams};

@@ -41,10 +41,15 @@ pub const SESSION_HEADER: usize = 128 << 20;
 
 /// An error that goes on after "{what} "..., if `text` is longer than a prompt may be.
 pub fn check_prompt(text: &str, what: &str) -> Result<()> {
-    if text.len() <= PROMPT {
+    check_length(text.len(), what)
+}
+
+/// The same for a text of so many bytes.
+pub fn check_length(bytes: usize, what: &str) -> Result<()> {
+    if bytes <= PROMPT {
         return Ok(());
     }
-    let (bytes, limit) = (text.len(), PROMPT >> 20);
+    let limit = PROMPT >> 20;
     Err(Error::Request(format!("{what} has {bytes} bytes, but {limit} MiB are the limit; give a part of it")))
 }
 

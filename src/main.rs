@@ -11,7 +11,11 @@ use std::{
     sync::{Arc, atomic::AtomicBool},
 };
 
-use cli::{hints::Place, terminal, usage::Usage};
+use cli::{
+    hints::Place,
+    terminal,
+    usage::{Reported, Usage},
+};
 use signals::Signals;
 
 fn main() -> ExitCode {
@@ -47,6 +51,9 @@ fn exit_code(error: &anyhow::Error, signals: &Signals) -> ExitCode {
     }
     if terminal::is_broken_pipe(error) {
         return ExitCode::SUCCESS;
+    }
+    if error.is::<Reported>() {
+        return ExitCode::FAILURE;
     }
     terminal::note(&terminal::one_line(error, Place::CommandLine));
     ExitCode::from(if error.is::<Usage>() { 2 } else { 1 })

@@ -4,12 +4,12 @@ mod common;
 
 use std::{
     fs,
-    io::Write,
+    io::{Read, Write},
     path::Path,
     process::{Child, Command, Output, Stdio},
 };
 
-use common::{fails, hymba, much, quantize, succeeds, text};
+use common::{fails, hymba, much, quantize, session_header, succeeds, text};
 
 /// Says `lines` through a pipe.
 fn piped(args: &[&str], lines: &str) -> Output {
@@ -33,7 +33,7 @@ fn replies(args: &[&str], lines: &str) -> String {
 
 #[test]
 fn a_pipe_gets_replies_only() {
-    let short = ["-n", "8", "--seed", "3"];
+    let short = ["--commands", "-n", "8", "--seed", "3"];
     let turns = |lines: &str, count: &str| {
         let shown = replies(&short, &format!("{lines}/show\n"));
         assert!(shown.contains(&format!("(of main), {count}\n")), "{shown}");
@@ -52,6 +52,176 @@ fn a_pipe_gets_replies_only() {
     let regenerated = replies(&short, "Hello\n/set seed 3\n/regen\n");
     assert_eq!(regenerated, format!("{one}{one}"));
     assert_eq!(replies(&short, "/exit\nHello\n"), "");
+}
+
+/// What a message begins with is nobody's business but the model's, unless there are commands.
+#[test]
+fn a_text_is_never_a_command() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let (victim, talk) = (path("victim"), path("talk"));
+    fs::write(&victim, "mine").unwrap();
+    let said = |args: &[&str], lines: &str| -> Vec<String> {
+        replies(&[&["-n", "2", "--save-on-exit", &talk], args].concat(), lines);
+        let turns = session_header(talk.as_ref())["more"]["chat"]["branches"]["main"]["turns"].clone();
+        turns.as_array().unwrap().iter().map(|turn| turn["user"].as_str().unwrap().to_owned()).collect()
+    };
+    let (save, exit) = (format!("/save --force {victim}"), "/exit");
+    let lines = format!("{save}\n//etc\n/exit\n\"\"\"\n/exit\nnow\n\"\"\"\n");
+    assert_eq!(said(&[], &lines), [&save, "//etc", exit, "/exit\nnow"]);
+    for args in [&[&*save][..], &["-p", &save], &["-st", &save], &["--commands", &save]] {
+        assert_eq!(said(args, ""), [&*save], "{args:?}");
+    }
+    assert_eq!(said(&["-st"], &save), [&*save]);
+    assert_eq!(said(&["-st"], "//etc"), ["//etc"]);
+    assert_eq!(said(&["--commands"], "//etc\n\"\"\"\n/exit\n\"\"\"\n/exit\nno more\n"), ["/etc", "/exit"]);
+    assert_eq!(fs::read(&victim).unwrap(), b"mine");
+}
+
+/// A line that can't be taken is told, the next one is read, and what was said is saved, whatever it is that ends it.
+#[test]
+fn a_conversation_is_saved_whatever_ends_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let talk = dir.path().join("talk").display().to_string();
+    let long = "a".repeat((16 << 20) + 9);
+    let turns = || {
+        let saved = session_header(talk.as_ref())["more"]["chat"]["branches"]["main"]["turns"].clone();
+        fs::remove_file(&talk).unwrap();
+        saved.as_array().unwrap().len()
+    };
+    for (args, bad, says) in [
+        (&[][..], b"caf\xE9 au lait".as_slice(), "not UTF-8 text (see its byte 3)"),
+        (&[], b"\"\"\"\ncaf\xE9\nau lait\n\"\"\"", "not UTF-8"),
+        (&["--commands"], b"/hlep", "no command /hlep"),
+        (&["--commands"], b"/switch x", "no branch `x`"),
+        (&[], long.as_bytes(), "16 MiB are the limit"),
+        (&["-c", "100"], "word ".repeat(100).as_bytes(), "does not fit"),
+    ] {
+        let mut child = start(&[&["-q", "-n", "2", "--save-on-exit", &talk], args].concat());
+        let mut input = child.stdin.take().unwrap();
+        input.write_all(&[b"Hello\n", bad, b"\nAnd then?\n"].concat()).unwrap();
+        drop(input);
+        let Output { status, stderr, .. } = child.wait_with_output().unwrap();
+        assert_eq!(status.code(), Some(1), "{says}");
+        assert!(text(&stderr).contains(says) && text(&stderr).lines().count() == 1, "{}", text(&stderr));
+        assert_eq!(turns(), 2, "{says}");
+    }
+    // a reader that goes away
+    let mut child = start(&["-q", "-n", "100", "--save-on-exit", &talk]);
+    child.stdin.take().unwrap().write_all(b"Tell me a story\nAnd then?\n").unwrap();
+    drop(child.stdout.take());
+    let Output { status, stderr, .. } = child.wait_with_output().unwrap();
+    assert!(status.success() && stderr.is_empty(), "{status}, {}", text(&stderr));
+    assert_eq!(turns(), 1);
+    // without a word nothing takes the place of an earlier conversation
+    replies(&["-n", "2", "--save-on-exit", &talk], "Hello\n");
+    assert_eq!(piped(&["-q", "--commands", "--save-on-exit", &talk], "/hlep\n").status.code(), Some(1));
+    assert_eq!(turns(), 1);
+    // what can't be saved is told, and is an error
+    let folder = dir.path().join("folder");
+    fs::create_dir(&folder).unwrap();
+    let gone = folder.join("talk").display().to_string();
+    let mut child = start(&["-q", "-n", "2", "--save-on-exit", &gone]);
+    let mut input = child.stdin.take().unwrap();
+    input.write_all(b"Hello\n").unwrap();
+    child.stdout.as_mut().unwrap().read_exact(&mut [0; 1]).unwrap();
+    fs::remove_dir(&folder).unwrap();
+    drop(input);
+    let Output { status, stderr, .. } = child.wait_with_output().unwrap();
+    assert_eq!(status.code(), Some(1));
+    assert!(text(&stderr).contains("the conversation is not saved: cannot open directory"), "{}", text(&stderr));
+}
+
+/// What was said before the model's file was changed is saved, and goes on with the file as it was.
+#[cfg(unix)]
+#[test]
+fn a_conversation_outlives_its_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, talk) = (dir.path().join("model.gguf"), dir.path().join("talk"));
+    fs::copy(common::demo_of_any_depth(), &model).unwrap();
+    let (file, saved) = (model.to_str().unwrap(), talk.to_str().unwrap());
+    let mut child = start(&["-q", "-n", "3", "-m", file, "--save-on-exit", saved]);
+    let mut input = child.stdin.take().unwrap();
+    input.write_all(b"Hello\n").unwrap();
+    let mut reply = Vec::new();
+    while !reply.ends_with(b"\n") {
+        let mut byte = [0];
+        child.stdout.as_mut().unwrap().read_exact(&mut byte).unwrap();
+        reply.extend(byte);
+    }
+    let bytes = fs::read(&model).unwrap();
+    fs::write(&model, vec![0; bytes.len()]).unwrap();
+    input.write_all(b"And then?\nAnd then?\n").unwrap();
+    drop(input);
+    let Output { status, stderr, .. } = child.wait_with_output().unwrap();
+    let said = text(&stderr);
+    assert!(status.code() == Some(1) && said.contains("overwritten") && said.lines().count() == 1, "{said}");
+    fs::write(&model, bytes).unwrap();
+    let shown = replies(&["--commands", "-m", file, "--resume", saved], "/show\n");
+    assert!(shown.contains("1 turn\n"), "{shown}");
+}
+
+/// Each kind of file is replaced by its own kind, by others only if that is asked for, and a model never.
+#[test]
+fn a_file_is_replaced_by_its_own_kind() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let write = |kind: &str, to: &str, more: &[&str]| {
+        let args = match kind {
+            "chat" => &["chat", "-q", "-st", "-n", "1", "Hello", "--save-on-exit", to][..],
+            "save" => return piped(&[&["-q", "-n", "1", "--commands"], more].concat(), &format!("/save {to}\n")),
+            "text" => &["run", "-q", "-n", "1", "Hello", "--session", to],
+            _ => &["run", "-q", "-n", "1", "Hello", "--prompt-cache", to],
+        };
+        hymba(args).args(more).output().unwrap()
+    };
+    let (talk, story, prompt, model) = (path("chat"), path("text"), path("prompt"), path("model.gguf"));
+    let notes = path("notes");
+    for (kind, file) in [("chat", &talk), ("text", &story), ("prompt", &prompt)] {
+        assert!(write(kind, file, &[]).status.success());
+        assert_eq!(session_header(file.as_ref())["more"]["kind"], kind);
+        assert!(write(kind, file, &[]).status.success(), "{kind} again");
+    }
+    assert!(write("save", &talk, &[]).status.success());
+    fs::write(&notes, "mine").unwrap();
+    fs::copy(common::demo_of_any_depth(), &model).unwrap();
+    for (kind, own) in [("chat", &talk), ("save", &talk), ("text", &story), ("prompt", &prompt)] {
+        for file in [&talk, &story, &prompt, &notes, &model].into_iter().filter(|&file| file != own) {
+            let before = fs::read(file).unwrap();
+            for args in [&[][..], &["--force"], &["-m", &model], &["--force", "-m", &model]] {
+                let forced = args.contains(&"--force");
+                if forced && *file != model {
+                    continue;
+                }
+                let Output { status, stderr, .. } = match (kind, forced) {
+                    ("save", true) => write(kind, &format!("--force {file}"), &args[1..]),
+                    _ => write(kind, file, args),
+                };
+                assert_eq!(status.code(), Some(1), "{kind} over {file}, {args:?}");
+                let said = text(&stderr);
+                assert!(said.contains("is not replaced; ") && said.lines().count() == 1, "{said}");
+                assert!(fs::read(file).unwrap() == before, "{kind} over {file}, {args:?}");
+            }
+        }
+        let copy = path("copy");
+        for file in [&talk, &story, &prompt, &notes] {
+            fs::copy(file, &copy).unwrap();
+            let done = match kind {
+                "save" => write(kind, &format!("--force {copy}"), &[]),
+                _ => write(kind, &copy, &["--force"]),
+            };
+            assert!(done.status.success(), "{kind} over {file}: {}", text(&done.stderr));
+            assert_eq!(session_header(copy.as_ref())["more"]["kind"], if kind == "save" { "chat" } else { kind });
+        }
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            fs::set_permissions(&copy, fs::Permissions::from_mode(0o444)).unwrap();
+            let Output { status, stderr, .. } = write(kind.replace("save", "chat").as_str(), &copy, &["--force"]);
+            assert!(status.code() == Some(1) && text(&stderr).contains("read-only"), "{}", text(&stderr));
+            fs::remove_file(&copy).unwrap();
+        }
+    }
 }
 
 #[test]
@@ -107,7 +277,7 @@ fn wrong_commands_and_flags() {
         ("/set temp -1", "must be from 0"),
         ("/save no/such/folder/file", "no/such/folder"),
     ] {
-        let Output { status, stderr, .. } = piped(&["-q"], &format!("{line}\n"));
+        let Output { status, stderr, .. } = piped(&["-q", "--commands"], &format!("{line}\n"));
         assert_eq!(status.code(), Some(1), "{line}");
         assert!(text(&stderr).contains(says) && text(&stderr).lines().count() == 1, "{}", text(&stderr));
     }
@@ -148,11 +318,12 @@ fn a_conversation_outlives_its_process() {
     let all = replies(&short, "Hello\nWho are you?\nAnd then?\n");
     let first = replies(&[&short[..], &["--save-on-exit", &a]].concat(), "Hello\n");
     let second = replies(&["-n", "8", "--resume", &a, "--save-on-exit", &b], "Who are you?\n");
-    let third = replies(&["-n", "8"], &format!("/load {b}\nAnd then?\n"));
+    let third = replies(&["-n", "8", "--commands"], &format!("/load {b}\nAnd then?\n"));
     assert_eq!(all, first + &second + &third);
 
     let refused = |file: &str, says: &str| {
-        let Output { status, stdout, stderr } = piped(&["-q", "-n", "4"], &format!("Hello\n/load {file}\n"));
+        let Output { status, stdout, stderr } =
+            piped(&["-q", "-n", "4", "--commands"], &format!("Hello\n/load {file}\n"));
         assert!(status.code() == Some(1) && !stdout.is_empty());
         assert!(text(&stderr).contains(says) && text(&stderr).lines().count() == 1, "{}", text(&stderr));
         fails(&mut hymba(["chat", "-q", "-st", "Hello", "--resume", file]), 1, &[says]);
@@ -208,6 +379,25 @@ fn a_text_goes_on_where_it_was() {
     fails(&mut run(&["x", "--session", &session("chat")]), 1, &["hymba chat --resume"]);
 }
 
+/// What a stop string took off the text is not in the session either, be it whole tokens or parts of them.
+#[test]
+fn a_session_holds_what_was_shown() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = |more: &[&str]| succeeds(&mut hymba([&["run", "-q", "--temp", "0", "-n", "40"], more].concat()));
+    let all = run(&["--no-display-prompt", "Once upon a time"]);
+    let words: Vec<_> = all.split_inclusive(' ').collect();
+    let tokenizer = hymba::Model::open(Path::new(&common::demo())).unwrap().tokenizer().unwrap();
+    for (i, stop) in [words[4..7].concat(), words[8][1..].to_owned(), words[12][..2].to_owned()].iter().enumerate() {
+        let session = dir.path().join(i.to_string()).display().to_string();
+        let shown = run(&["Once upon a time", "--session", &session, "--stop", stop]);
+        assert!(!shown.contains(stop.as_str()) && format!("Once upon a time{all}").starts_with(&shown), "{shown}");
+        let header = session_header(session.as_ref());
+        let ids: Vec<u32> = serde_json::from_value(header["steps"]["ids"].clone()).unwrap();
+        assert_eq!(tokenizer.decode(&ids), shown, "{stop:?}");
+        assert!(!run(&["--session", &session]).is_empty(), "it goes on");
+    }
+}
+
 #[test]
 fn a_prompt_is_read_once() {
     let dir = tempfile::tempdir().unwrap();
@@ -249,7 +439,6 @@ fn a_prompt_is_read_once() {
 #[cfg(unix)]
 #[test]
 fn an_interrupt_ends_a_pipe() {
-    use std::io::Read;
     let mut child = start(&["-q", "-c", "100000"]);
     let mut input = child.stdin.take().unwrap();
     writeln!(input, "Tell me a story").unwrap();

@@ -3,9 +3,20 @@
 
 mod common;
 
-use std::{fs, path::Path, process::Stdio, time::Duration};
+use std::{
+    fs,
+    io::{Read, Write},
+    os::{
+        fd::{AsRawFd, FromRawFd, OwnedFd},
+        unix::process::CommandExt,
+    },
+    path::Path,
+    process::{Child, Command, Stdio},
+    ptr,
+    time::Duration,
+};
 
-use common::{hymba, much};
+use common::{hymba, much, session_header};
 use expectrl::{
     Expect, Session,
     process::unix::{Signal, WaitStatus},
@@ -241,6 +252,129 @@ fn a_signal_keeps_the_conversation() {
     p.leaves(0);
 }
 
+/// The terminal is closed, while a line is awaited and in the middle of a reply: what was said is saved, what was being
+/// said too.
+#[test]
+fn a_closed_terminal_keeps_the_conversation() {
+    let home = tempfile::tempdir().unwrap();
+    for (name, message, more) in [("waiting", "Hello\r", "3"), ("speaking", "Tell me a story\r", "100000")] {
+        let file = home.path().join(name);
+        let (terminal, mut child) =
+            on_a_terminal(hymba(["chat", "--color", "never", "-c", "200000", "-n", more]).args([
+                "--temp".as_ref(),
+                "2".as_ref(),
+                "--save-on-exit".as_ref(),
+                file.as_os_str(),
+            ]));
+        let mut terminal = fs::File::from(terminal);
+        let until = |terminal: &mut fs::File, sign: &str| {
+            let mut seen = String::new();
+            while !seen.contains(sign) {
+                let mut some = [0; 4096];
+                let count = terminal.read(&mut some).unwrap();
+                seen += &String::from_utf8_lossy(&some[..count]);
+            }
+            seen
+        };
+        until(&mut terminal, PROMPT);
+        terminal.write_all(message.as_bytes()).unwrap();
+        match name {
+            "waiting" => drop(until(&mut terminal, "tok/s") + &until(&mut terminal, PROMPT)),
+            _ => drop(until(&mut terminal, "\x1b[?2004l") + &until(&mut terminal, " ")),
+        }
+        drop(terminal);
+        child.wait().unwrap();
+        let turns = &session_header(&file)["more"]["chat"]["branches"]["main"]["turns"];
+        assert_eq!(turns.as_array().unwrap().len(), 1, "{name}");
+        assert_eq!(turns[0]["user"], message.trim_end());
+        assert!(!turns[0]["reply"].as_str().unwrap().is_empty(), "{name}");
+    }
+}
+
+/// Starts `command` as the leader of a terminal of its own, and returns the terminal's other end.
+fn on_a_terminal(command: &mut Command) -> (OwnedFd, Child) {
+    let (mut ours, mut theirs) = (-1, -1);
+    // SAFETY: both numbers are filled, the rest is not wanted.
+    let opened = unsafe { libc::openpty(&mut ours, &mut theirs, ptr::null_mut(), ptr::null_mut(), ptr::null_mut()) };
+    assert_eq!(opened, 0);
+    // SAFETY: the two are open, and nobody else's.
+    let (ours, theirs) = unsafe { (OwnedFd::from_raw_fd(ours), OwnedFd::from_raw_fd(theirs)) };
+    // SAFETY: so is ours; the flag is all that changes.
+    unsafe { libc::fcntl(ours.as_raw_fd(), libc::F_SETFD, libc::FD_CLOEXEC) };
+    let end = || Stdio::from(theirs.try_clone().unwrap());
+    command.stdin(end()).stdout(end()).stderr(end()).env("TERM", "xterm");
+    // SAFETY: only system calls between fork and exec.
+    unsafe {
+        command.pre_exec(|| {
+            libc::setsid();
+            libc::ioctl(0, libc::TIOCSCTTY as _, 0);
+            Ok(())
+        })
+    };
+    let child = command.spawn().unwrap();
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    (ours, child)
+}
+
+/// A byte that is no UTF-8 ends neither the conversation nor the paste that it is in: what comes after it is not typed.
+#[test]
+fn a_byte_that_is_no_text_is_told() {
+    let home = tempfile::tempdir().unwrap();
+    let mut p = Person::new(home.path(), (80, 24), &["--color", "never", "-n", "3"]);
+    p.sees(PROMPT);
+    p.session.send(b"caf\xe9 ").unwrap();
+    p.sees("what was typed is not UTF-8 text");
+    p.sees(PROMPT);
+    p.session.send(b"\x1b[200~caf\xe9 au lait\r/branch pasted\r\x1b[201~").unwrap();
+    p.sees("what was typed is not UTF-8 text");
+    p.sees(PROMPT);
+    p.says("Hello");
+    p.sees(PROMPT);
+    p.types("/show\r");
+    p.sees("main (of main), 1 turn");
+    p.sees(PROMPT);
+    p.types(CTRL_D);
+    p.leaves(0);
+}
+
+/// Commands are typed: several lines that were pasted are a message, to the letter.
+#[test]
+fn a_paste_is_no_command() {
+    let home = tempfile::tempdir().unwrap();
+    let file = home.path().join("talk");
+    fs::write(&file, "mine").unwrap();
+    let saves = format!("/save --force {}\n//and more \\\nof it", file.display());
+    let mut p = Person::new(home.path(), (120, 24), &["--color", "never", "-n", "3"]);
+    p.sees(PROMPT);
+    p.types(&format!("\x1b[200~{saves}\x1b[201~"));
+    p.types(ENTER);
+    p.reply();
+    p.sees(PROMPT);
+    assert_eq!(fs::read(&file).unwrap(), b"mine");
+    // it is changed without becoming one, and a line that was continued may be one
+    p.types("/edit\r");
+    p.sees("of it");
+    p.types(ENTER);
+    p.reply();
+    p.sees(PROMPT);
+    assert_eq!(fs::read(&file).unwrap(), b"mine");
+    p.types("/system Be brief.\\\rVery.\r");
+    p.sees(PROMPT);
+    // nothing but /save --force replaces what is something else
+    p.types(&format!("/save {}\r", file.display()));
+    p.sees("is not replaced; name another file, or replace it with /save --force");
+    p.sees(PROMPT);
+    assert_eq!(fs::read(&file).unwrap(), b"mine");
+    p.types(&format!("/save --force {}\r", file.display()));
+    p.sees("wrote ");
+    p.sees(PROMPT);
+    p.types(CTRL_D);
+    p.leaves(0);
+    let main = &session_header(&file)["more"]["chat"]["branches"]["main"];
+    assert_eq!((&main["system"], &main["turns"][0]["user"]), (&"Be brief.\nVery.".into(), &saves.into()));
+    assert_eq!(main["turns"].as_array().unwrap().len(), 1);
+}
+
 #[test]
 fn a_paste_of_two_thousand_lines_is_one_message() {
     let count = much(2000, 100);
@@ -334,7 +468,7 @@ fn run_shows_control_characters_as_escapes() {
     for (args, escaped) in [
         (&["run", "-q", "Once", "-m", name][..], r"no\x9b31m\x1b[31msuch"),
         (&["inspect", name], r"no\x9b31m\x1b[31msuch"),
-        (&["quantize", "a", "b", name], r"no\x9b31m\x1b[31msuch"),
+        (&["quantize", "a", "b", name], r"no\x9b31m"), // the parser leaves colors out
         (&text, r"a\x1b[31mb"),
     ] {
         let shown = shown(args);

@@ -58,6 +58,7 @@ struct Setup {
     context: usize,
     limit: usize,
     overflow: Overflow,
+    stops: Vec<String>,
     temperature: f32,
     undo_memory: usize,
 }
@@ -70,6 +71,7 @@ impl Default for Setup {
             context: 600,
             limit: much(12, 4),
             overflow: Overflow::Stop,
+            stops: Vec::new(),
             temperature: 0.8,
             undo_memory: 256 << 20,
         }
@@ -86,7 +88,7 @@ impl Setup {
             template: self.template.map(template),
             system: self.system.map(Into::into),
             limit: Some(self.limit),
-            stops: Vec::new(),
+            stops: self.stops.clone(),
             overflow: self.overflow,
         };
         Conversation::new(timeline, tokenizer, sampler, options).unwrap()
@@ -368,4 +370,52 @@ fn a_saved_conversation_goes_on_as_if_nobody_had_left() {
     assert!(matches!(refused, Err(Error::SessionMismatch { why: Mismatch::Text, .. })));
     assert_eq!(stayed.turns().len(), 4);
     check(&mut stayed);
+}
+
+/// A reply that fills the context, with nothing to drop, can be saved as any other.
+#[test]
+fn a_full_context_is_saved() {
+    let file = tempfile::tempdir().unwrap();
+    let file = file.path().join("talk");
+    for overflow in [Overflow::Stop, Overflow::Slide] {
+        let setup = || Setup { context: 40, limit: 200, overflow, temperature: 2.0, ..Setup::default() }.conversation();
+        let mut c = setup();
+        assert_eq!(send(&mut c, "Hello").generation.stop, StopReason::ContextFull);
+        assert!(c.used() <= 40);
+        c.save(&file, &watch()).unwrap();
+        setup().load(&file, false).unwrap();
+    }
+}
+
+/// A conversation whose template can't be used here is refused before anything of the present one is gone.
+#[test]
+fn a_refused_file_changes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let (raising, many) = (folder.path().join("raising"), folder.path().join("many"));
+    let mut saved = Setup { template: Some(CHATML), system: None, ..Setup::default() }.conversation();
+    send(&mut saved, "Hello");
+    saved.save(&many, &watch()).unwrap();
+    // of the same length, so that nothing else in the file changes
+    let raises = CHATML.replacen("m.role", "m.n.xx", 1);
+    let mut bytes = std::fs::read(&many).unwrap();
+    let (old, new) = [CHATML, &raises].map(|source| serde_json::to_string(source).unwrap()).into();
+    let at = bytes.windows(old.len()).position(|window| window == old.as_bytes()).unwrap();
+    bytes[at..at + old.len()].copy_from_slice(new.as_bytes());
+    let body = bytes.len() - 32;
+    let hash = blake3::hash(&bytes[..body]);
+    bytes[body..].copy_from_slice(hash.as_bytes());
+    std::fs::write(&raising, bytes).unwrap();
+
+    let stops: Vec<String> = (0..63).map(|i| format!("stop {i}")).collect();
+    for (file, stops) in [(&raising, vec![]), (&many, stops)] {
+        let mut c = Setup { stops, ..Setup::default() }.conversation();
+        send(&mut c, "Who are you?");
+        c.branch("other").unwrap();
+        let before = (c.turns().to_vec(), c.stops().to_vec(), c.sampler().params().clone(), c.timeline().ids());
+        assert!(c.load(file, false).is_err());
+        let after = (c.turns().to_vec(), c.stops().to_vec(), c.sampler().params().clone(), c.timeline().ids());
+        assert!(before == after && c.branches() == ["main", "other"] && c.system() == Some(" Be brief. "));
+        assert_eq!(c.options().template.as_ref().unwrap().source(), HYMBA);
+        send(&mut c, "And now?");
+    }
 }

@@ -291,7 +291,7 @@ fn a_kill_at_any_write_leaves_the_old_file_or_the_new_one() {
                 let whole = || drop(Gguf::open(&model).unwrap());
                 let quantize = || hymba(["quantize", "--force", "-t", "1", &golden("tiny-c"), model.to_str().unwrap()]);
                 let kills = killed_at_every_write(&model, old.as_deref(), &whole, &quantize);
-                assert!(kills > 5, "{kills}");
+                assert!(kills > 3, "{kills}"); // at the data, both syncs and the name
             });
         }
     });
@@ -427,7 +427,8 @@ fn termination_keeps_what_was_said() {
         signal(&child, "TERM");
         assert_eq!(ends(child), (Some(143), String::new()), "{name}");
         drop(input);
-        let mut back = piped(hymba(["chat", "-q", "-n", "1", "-c", "100000", "--resume"]).arg(path(name)));
+        let mut back =
+            piped(hymba(["chat", "-q", "--commands", "-n", "1", "-c", "100000", "--resume"]).arg(path(name)));
         back.stdin.take().unwrap().write_all(b"/show\n").unwrap();
         let Output { status, stdout, .. } = back.wait_with_output().unwrap();
         assert!(status.success() && text(&stdout).contains("turn"), "{name}: {}", text(&stdout));
@@ -513,7 +514,8 @@ fn two_write_one_session() {
     let file = dir.path().join("talk");
     let name = file.to_str().unwrap();
     let talk = |message: &str, times: usize| {
-        let mut child = piped(hymba(["chat", "-q", "-n", "3", "--seed", "1", "-t", "1"]).args(["-c", "300"]));
+        let mut child =
+            piped(hymba(["chat", "-q", "--commands", "-n", "3", "--seed", "1", "-t", "1"]).args(["-c", "300"]));
         let saves = format!("/save {name}\n").repeat(times);
         child.stdin.take().unwrap().write_all(format!("{message}\n{saves}").as_bytes()).unwrap();
         child

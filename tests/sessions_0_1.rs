@@ -14,9 +14,10 @@ use std::{
 
 use common::{hymba, much, succeeds};
 use hymba::{
+    Error, Holds,
     engine::{
         Conversation, Model, Session, SessionOptions, Timeline,
-        conversation::{Options, Overflow, ReplySink, Saved},
+        conversation::{Kind, Options, Overflow, ReplySink, Saved, check_replaceable},
         generate::TokenModel,
         timeline::Watch,
     },
@@ -203,7 +204,17 @@ fn conversations_go_on() {
     for Chat { file, cache, logits, lines } in &EXPECTED.chats {
         let script = folder.path().join("script");
         fs::write(&script, lines.iter().map(|said| format!("{}\n", said.line)).collect::<String>()).unwrap();
-        let mut chat = hymba(["chat", "--quiet", "--backend", "cpu", "--cache-type", cache, "-n", &LIMIT.to_string()]);
+        let mut chat = hymba([
+            "chat",
+            "--quiet",
+            "--commands",
+            "--backend",
+            "cpu",
+            "--cache-type",
+            cache,
+            "-n",
+            &LIMIT.to_string(),
+        ]);
         chat.arg("--model").arg(fixture("model.gguf")).arg("--resume").arg(fixture(file));
         let replies = lines.iter().filter_map(|said| said.reply.as_ref());
         let replies: String = replies.map(|reply| format!("{reply}\n")).collect();
@@ -229,4 +240,21 @@ fn conversations_go_on() {
             computed(&hash(talk.timeline().logits()), logits, &what);
         }
     }
+}
+
+/// Files of 0.1 do not say what they are for, but may be replaced by their own kind alone; a text and a prompt without
+/// marks look the same.
+#[test]
+fn kinds_are_known() {
+    let kinds = [Kind::Chat, Kind::Text, Kind::Prompt];
+    let known = |file: &str| kinds.map(|kind| check_replaceable(&fixture(file), kind, false).is_ok());
+    for Chat { file, .. } in &EXPECTED.chats {
+        assert_eq!(known(file), [true, false, false], "{file}");
+    }
+    for Text { file, .. } in &EXPECTED.texts {
+        assert_eq!(known(file), [false, true, true], "{file}");
+    }
+    assert_eq!(known(&EXPECTED.prompt.file), [false, false, true]);
+    let model = check_replaceable(&fixture("model.gguf"), Kind::Chat, true);
+    assert!(matches!(model, Err(Error::NotReplaced { holds: Holds::Model, .. })));
 }

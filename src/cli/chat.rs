@@ -2,6 +2,7 @@
 
 pub mod commands;
 mod editor;
+mod guard;
 mod input;
 mod markdown;
 mod message;
@@ -20,7 +21,7 @@ use hymba::{
     Error,
     engine::{
         Conversation, Model, Timeline,
-        conversation::{Options, Overflow},
+        conversation::{Kind, Options, Overflow, check_replaceable},
     },
     format::check_writable,
     sample::{Sampler, SamplingParams},
@@ -29,11 +30,13 @@ use hymba::{
 
 use super::{
     escape::EscapeArgs,
+    hints::Place,
     model::ModelArgs,
     options::{SamplingArgs, SessionArgs, count, list_devices},
     prompt, terminal,
-    usage::Usage,
+    usage::{Reported, Usage},
 };
+use guard::guarded;
 use input::Input;
 use repl::Repl;
 use screen::{ColorChoice, Screen};
@@ -41,8 +44,8 @@ use screen::{ColorChoice, Screen};
 /// Talk with a model.
 ///
 /// At a terminal, lines are edited with the arrow keys, kept from one run to the next, and searched with Ctrl-R; `/help`
-/// lists the commands. Ctrl-C stops a reply, Ctrl-D leaves. From a pipe, each line is a message, and only the replies
-/// come out.
+/// lists the commands. Ctrl-C stops a reply, Ctrl-D leaves. From a pipe, each line is a message, whatever it begins with,
+/// and only the replies come out.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -77,9 +80,15 @@ pub struct Args {
     /// Go on with the conversation in FILE, which /save or --save-on-exit wrote
     #[arg(long, value_name = "FILE")]
     resume: Option<PathBuf>,
-    /// Write the conversation to FILE when leaving
+    /// Write the conversation to FILE when leaving, whatever the reason
     #[arg(long, value_name = "FILE")]
     save_on_exit: Option<PathBuf>,
+    /// Write the --save-on-exit file even where FILE holds something else; never over a model
+    #[arg(long)]
+    force: bool,
+    /// Take lines of a pipe that begin with a slash for commands, as at a terminal
+    #[arg(long)]
+    commands: bool,
     /// Tokens of a reply at most; -1: until the model ends it or the context is full
     #[arg(short = 'n', long, value_name = "N", default_value = "-1", allow_negative_numbers = true,
           value_parser = value_parser!(i64).range(-1..=i64::from(u32::MAX)))]
@@ -122,10 +131,18 @@ pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
     args.sampling.apply(SamplingParams::default())?;
     let stops = args.escape.stops(&args.stop, args.quiet)?;
     StopMatcher::new(&stops).map_err(|e| Usage(format!("--stop: {e}")))?;
-    args.save_on_exit.as_deref().map(check_writable).transpose()?; // not when all is said
-    let terminal = io::stdin().is_terminal() && io::stdout().is_terminal();
+    if let Some(path) = &args.save_on_exit {
+        // Not when all is said.
+        check_writable(path)?;
+        check_replaceable(path, Kind::Chat, args.force)?;
+    }
+    let typed = io::stdin().is_terminal();
+    let terminal = typed && io::stdout().is_terminal();
     let model = args.model.open(args.quiet)?;
     let tokenizer = model.tokenizer()?;
+    if args.save_on_exit.is_some() {
+        model.fingerprint(); // of the file as it is now, whatever becomes of it
+    }
     let params = args.sampling.apply(model.sampling()?)?;
     let sampler = Sampler::new(params, args.sampling.seed()?);
     let session = args.session.open(&model, args.quiet)?;
@@ -174,17 +191,44 @@ pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
         repl.greet();
         Input::terminal(first.map(Into::into), cancel)?
     } else {
-        Input::pipe(first.filter(|&message| message != "-").map(Into::into), cancel.clone())?
+        Input::pipe(first.filter(|&message| message != "-").map(Into::into), args.commands || typed, cancel.clone())?
     };
-    let left = repl.run(&mut input);
-    if let Some(path) = args.save_on_exit.as_deref().filter(|_| !matches!(left, Err(ref e) if !is_cancelled(e))) {
-        repl.save(path)?;
-    }
-    left
+    let left = guarded(|| repl.run(&mut input));
+    leave(&mut repl, args, left)
 }
 
-fn is_cancelled(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<Error>().is_some_and(|e| matches!(e, Error::Cancelled))
+/// Saves the conversation, whatever it was that ended it: an error, or a panic that was told already.
+fn leave(repl: &mut Repl<'_>, args: &Args, left: Result<anyhow::Result<()>, Reported>) -> anyhow::Result<()> {
+    let panicked = left.is_err();
+    let left = left.unwrap_or_else(|told| Err(told.into()));
+    let Some(path) = &args.save_on_exit else { return left };
+    let empty = args.resume.is_none() && repl.conversation().is_empty();
+    if left.is_err() && empty && path.exists() {
+        return left; // nothing is no reason to replace an earlier conversation
+    }
+    let saved = guarded(|| {
+        if panicked {
+            repl.forget_state()?;
+        }
+        repl.save(path, args.force)
+    });
+    match saved {
+        Ok(Ok(())) => left,
+        Ok(Err(e)) => {
+            tell(left);
+            Err(anyhow::Error::from(e).context("the conversation is not saved"))
+        }
+        Err(told) => Err(told.into()),
+    }
+}
+
+/// Says why the conversation ended, if that is an error, when another is to be told too.
+fn tell(left: anyhow::Result<()>) {
+    let Err(e) = left else { return };
+    let cancelled = e.downcast_ref().is_some_and(|e| matches!(e, Error::Cancelled));
+    if !cancelled && !e.is::<Reported>() && !terminal::is_broken_pipe(&e) {
+        terminal::note(&terminal::one_line(&e, Place::CommandLine));
+    }
 }
 
 fn keeps_template(args: &Args) -> bool {

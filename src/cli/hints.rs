@@ -3,7 +3,7 @@
 
 use std::borrow::Cow;
 
-use hymba::{Error, Mismatch};
+use hymba::{Error, Holds, Mismatch};
 
 /// Where the hint is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +18,13 @@ pub enum Place {
 pub fn hint(error: &Error, place: Place) -> Option<Cow<'static, str>> {
     let hint = match error {
         Error::Exists(_) => "add --force to replace it",
+        Error::NotReplaced { holds, .. } => match (holds, place) {
+            (Holds::Model, _) => "name another file",
+            (_, Place::Conversation) => "name another file, or replace it with /save --force",
+            (Holds::Conversation, _) => "go on with it with `hymba chat --resume`, or replace it with --force",
+            (Holds::Text, _) => "go on with it with `hymba run --session`, or replace it with --force",
+            _ => "name another file, or replace it with --force",
+        },
         Error::NotGguf { .. } => "name a GGUF file, or convert a Hugging Face folder with `hymba quantize`",
         Error::Model { .. } => "convert the model again with `hymba quantize`",
         Error::NoTokenizer(_) => {
@@ -155,6 +162,14 @@ mod tests {
         let memory = |available| Error::OutOfMemory { wanted: 2_500_000_000, available };
         for (error, said) in [
             (Error::Exists("out.gguf".into()), "out.gguf: exists already; add --force to replace it"),
+            (
+                Error::NotReplaced { path: "notes".into(), holds: Holds::Other },
+                "notes: is no session file of hymba, and is not replaced; name another file, or replace it with --force",
+            ),
+            (
+                Error::NotReplaced { path: "m.gguf".into(), holds: Holds::Model },
+                "m.gguf: is a model file (GGUF), and is not replaced; name another file",
+            ),
             (
                 session(Mismatch::Tokens { tokens: 5, context: 4 }),
                 "talk: holds 5 tokens, but the context has room for 4; raise it with -c",

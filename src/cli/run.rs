@@ -30,6 +30,7 @@ use hymba::{
 };
 use output::Output;
 use report::Report;
+use stored::Checkpointed;
 
 /// Continue a text.
 ///
@@ -78,7 +79,7 @@ pub struct Args {
     sampling: SamplingArgs,
 }
 
-/// Memory for the checkpoints that --prompt-cache keeps; nothing else makes any.
+/// Memory for the checkpoints that --prompt-cache keeps, and for those to go back to before a stop string.
 const CHECKPOINT_BYTES: usize = 256_000_000;
 
 /// Continues the prompt.
@@ -167,7 +168,8 @@ impl<'a> Run<'a> {
         let Some(path) = &self.args.stored.prompt_cache else {
             return Ok(Prompt { text, history, ids, timings: Timings::default(), cached: None });
         };
-        let timings = stored::read_cached(&mut self.timeline, path, &ids, &self.sampler, self.cancel)?;
+        let timings =
+            stored::read_cached(&mut self.timeline, &self.args.stored, path, &ids, &self.sampler, self.cancel)?;
         let cached = Some(ids.len().saturating_sub(timings.prompt_tokens));
         Ok(Prompt { text, history: ids, ids: Vec::new(), timings, cached })
     }
@@ -183,19 +185,21 @@ impl<'a> Run<'a> {
             timings: prompt.timings,
             cancel: Some(cancel),
         };
-        let done = generate(timeline, tokenizer, sampler, &request, &mut |text| output.show(text));
+        let goes_back = !args.stop.is_empty() && args.stored.session.is_some() && !args.stored.session_ro;
+        let mut timeline = Checkpointed::new(timeline, goes_back);
+        let done = generate(&mut timeline, tokenizer, sampler, &request, &mut |text| output.show(text));
         output.finish()?;
         Ok(done?)
     }
 
     /// Saves the session and reports how the text ended.
     fn report(self, load: Duration, prompt: &Prompt, done: &Generation) -> anyhow::Result<()> {
-        let Self { args, model, mut timeline, sampler, mut output, .. } = self;
+        let Self { args, model, tokenizer, mut timeline, sampler, mut output, .. } = self;
         if let Some(why) = timeline.fallback_reason().filter(|_| !args.quiet) {
             terminal::note(&terminal::instead(why));
         }
         if let Some(path) = args.stored.session.as_ref().filter(|_| !args.stored.session_ro) {
-            stored::keep(&mut timeline, path, &sampler, done)?;
+            stored::keep(&mut timeline, &args.stored, path, tokenizer, &sampler, done)?;
         }
         let session = timeline.session();
         let report =

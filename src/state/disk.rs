@@ -17,10 +17,11 @@ use crate::{
     limits, threads,
 };
 
-const MAGIC: &[u8; 8] = b"hymbases";
+/// What a session file begins with.
+pub const SESSION_MAGIC: &[u8; 8] = b"hymbases";
 const VERSION: u32 = 1;
 const HASH: usize = 32;
-const PREFIX: usize = MAGIC.len() + 4 + 4;
+const PREFIX: usize = SESSION_MAGIC.len() + 4 + 4;
 
 /// Writes `header` and `payload` to `path`; a file that is there is replaced when the new one is on the disk.
 pub fn write_session(path: &Path, header: &impl Serialize, payload: &[u8]) -> Result<()> {
@@ -28,7 +29,7 @@ pub fn write_session(path: &Path, header: &impl Serialize, payload: &[u8]) -> Re
     let header = serde_json::to_vec(header).map_err(|e| unfit(e.to_string()))?;
     let length = Some(header.len()).filter(|&n| n <= limits::SESSION_HEADER).and_then(|n| u32::try_from(n).ok());
     let length = length.ok_or_else(|| unfit("the conversation is too long for a file".into()))?;
-    let prefix = [&MAGIC[..], &VERSION.to_le_bytes(), &length.to_le_bytes(), &header].concat();
+    let prefix = [&SESSION_MAGIC[..], &VERSION.to_le_bytes(), &length.to_le_bytes(), &header].concat();
     let mut hasher = blake3::Hasher::new();
     hasher.update(&prefix);
     threads::hash(&mut hasher, payload);
@@ -53,11 +54,11 @@ pub fn read_session<H: DeserializeOwned, T>(
     let size = file.metadata().map_err(failed)?.len();
     let mut start = Vec::with_capacity(PREFIX);
     (&mut file).take(PREFIX as u64).read_to_end(&mut start).map_err(failed)?;
-    if !start.starts_with(MAGIC) {
+    if !start.starts_with(SESSION_MAGIC) {
         return Err(bad("is no session file of hymba"));
     }
     let number = |at: usize| start.get(at..at + 4).and_then(|b| b.try_into().ok()).map(u32::from_le_bytes);
-    let (Some(version), Some(length)) = (number(MAGIC.len()), number(MAGIC.len() + 4)) else {
+    let (Some(version), Some(length)) = (number(SESSION_MAGIC.len()), number(SESSION_MAGIC.len() + 4)) else {
         return Err(bad(DAMAGED));
     };
     if version != VERSION {
@@ -98,6 +99,22 @@ pub fn read_session<H: DeserializeOwned, T>(
             if is_whole(&mut file, &hasher).map_err(failed)? { Err(why) } else { Err(bad(DAMAGED)) }
         }
     }
+}
+
+/// Returns the header that follows [`SESSION_MAGIC`] in `file`; `None` if it is not one of this version, or no `H`. Whether
+/// the file is whole is not looked at.
+pub fn session_header<H: DeserializeOwned>(mut file: impl Read) -> io::Result<Option<H>> {
+    let mut number = || {
+        let mut bytes = [0; 4];
+        file.read_exact(&mut bytes).map(|()| u32::from_le_bytes(bytes))
+    };
+    let (Ok(VERSION), Ok(length)) = (number(), number()) else { return Ok(None) };
+    if length as usize > limits::SESSION_HEADER {
+        return Ok(None);
+    }
+    let mut header = Vec::new();
+    file.take(length.into()).read_to_end(&mut header)?;
+    Ok(serde_json::from_slice(&header).ok())
 }
 
 #[cfg(test)]
@@ -148,7 +165,7 @@ mod tests {
         assert!(read::<String>(&path, 0).unwrap_err().to_string().contains("does not understand"));
         assert!(read::<u32>(&path, usize::MAX).unwrap_err().to_string().contains("contradicts itself"));
         // nothing of that size is there, nor asked for
-        let mut bytes = [&MAGIC[..], &VERSION.to_le_bytes(), &u32::MAX.to_le_bytes()].concat();
+        let mut bytes = [&SESSION_MAGIC[..], &VERSION.to_le_bytes(), &u32::MAX.to_le_bytes()].concat();
         fs::write(&path, &bytes).unwrap();
         assert!(read::<u32>(&path, 0).unwrap_err().to_string().contains("is damaged"));
         bytes[12..].copy_from_slice(&(limits::SESSION_HEADER as u32 + 1).to_le_bytes());

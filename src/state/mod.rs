@@ -8,7 +8,7 @@ mod layers;
 mod meta;
 
 pub use checkpoint::Checkpoint;
-pub use disk::{read_session, write_session};
+pub use disk::{SESSION_MAGIC, read_session, session_header, write_session};
 pub use image::image_bytes;
 pub use kv::{KvCache, KvLayout};
 pub use layers::{LayerState, State};

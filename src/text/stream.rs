@@ -33,6 +33,23 @@ impl Tokenizer {
     }
 }
 
+impl Tokenizer {
+    /// Returns how many of `ids`, which come after `before`, make whole characters with which `text` begins, and what is
+    /// left of `text` after them.
+    pub fn ids_within<'s>(&self, before: &[u32], ids: &[u32], text: &'s str) -> (usize, &'s str) {
+        let mut stream = self.stream_after(before);
+        let (mut rest, mut within) = (text, (0, text));
+        for (i, &id) in ids.iter().enumerate() {
+            let Some(after) = rest.strip_prefix(&*stream.push(id)) else { break };
+            rest = after;
+            if stream.is_whole() {
+                within = (i + 1, rest);
+            }
+        }
+        within
+    }
+}
+
 impl Stream<'_> {
     /// Takes the next id and returns the text that is complete with it, which may be none. Bytes that can't become a
     /// character come out as U+FFFD at once.

@@ -100,6 +100,14 @@ pub fn quantize(input: &str, output: &Path, more: &[&str]) {
     succeeds(hymba(["quantize", input]).arg(output).args(more));
 }
 
+/// The header of a session file.
+#[track_caller]
+pub fn session_header(path: &Path) -> serde_json::Value {
+    let file = std::fs::read(path).unwrap();
+    let length = u32::from_le_bytes(file[12..16].try_into().unwrap()) as usize;
+    serde_json::from_slice(&file[16..16 + length]).unwrap()
+}
+
 /// Writes a model again with other keys.
 pub fn write_again(model: &Gguf, metadata: Metadata, to: &Path) {
     write_some(model, metadata, |_| true, to);

@@ -16,7 +16,8 @@ pub enum Command {
     Undo(usize),
     Regen,
     Edit(Option<String>),
-    Save(PathBuf),
+    /// Where to, and whether over a file that is something else.
+    Save(PathBuf, bool),
     Load(PathBuf),
     Read(PathBuf),
     Branch(Option<String>),
@@ -43,7 +44,7 @@ pub const COMMANDS: [(&str, &str, &str); 14] = [
     ("undo", "[N]", "take back the last N turns"),
     ("regen", "", "another reply to the last message"),
     ("edit", "[TEXT]", "change the last message and hear a new reply"),
-    ("save", "FILE", "write the conversation to a file"),
+    ("save", "[--force] FILE", "write the conversation to a file; --force: over a file of another kind too"),
     ("load", "FILE", "go on with a conversation from a file"),
     ("read", "FILE", "put a file's text before the next message"),
     ("branch", "[NAME]", "go on as a second continuation; without NAME: list them"),
@@ -82,7 +83,10 @@ impl Command {
             "edit" => Ok(Self::Edit(text())),
             "branch" => Ok(Self::Branch(text())),
             "switch" => text().map(Self::Switch).ok_or_else(usage),
-            "save" => file().map(Self::Save),
+            "save" => match argument.strip_prefix("--force").filter(|rest| rest.starts_with(char::is_whitespace)) {
+                Some(rest) => Ok(Self::Save(path(rest.trim_start()), true)),
+                None => file().map(|file| Self::Save(file, false)),
+            },
             "load" => file().map(Self::Load),
             "read" => file().map(Self::Read),
             "undo" if argument.is_empty() => Ok(Self::Undo(1)),
@@ -134,7 +138,9 @@ mod tests {
         assert_eq!(parse("/undo"), Some(Command::Undo(1)));
         assert_eq!(parse("/undo  3 "), Some(Command::Undo(3)));
         assert_eq!(parse("/system Be brief.\nVery."), Some(Command::System(Some("Be brief.\nVery.".into()))));
-        assert_eq!(parse("/save my\\ file"), Some(Command::Save("my file".into())));
+        assert_eq!(parse("/save my\\ file"), Some(Command::Save("my file".into(), false)));
+        assert_eq!(parse("/save --force  a b"), Some(Command::Save("a b".into(), true)));
+        assert_eq!(parse("/save --forced"), Some(Command::Save("--forced".into(), false)));
         assert_eq!(parse("/set temp 0.7"), Some(Command::Set(Some(Knob::Sampling(Setting::Temperature, 0.7)))));
         assert_eq!(parse("/set --top_k=5"), Some(Command::Set(Some(Knob::Sampling(Setting::TopK, 5.0)))));
         assert_eq!(parse("/set seed 7"), Some(Command::Set(Some(Knob::Seed(7)))));

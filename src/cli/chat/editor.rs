@@ -2,8 +2,8 @@
 
 use std::{
     cell::Cell,
-    fs,
-    path::PathBuf,
+    fs, io,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -24,7 +24,7 @@ use hymba::Error;
 
 use super::{
     commands::{COMMANDS, knobs},
-    message::{Event, is_whole, joined},
+    message::{Event, is_whole, typed},
 };
 
 /// Messages that are remembered.
@@ -43,26 +43,12 @@ impl Editor {
     /// An editor with the history of earlier runs. When `cancel` is set while it waits for a line (Ctrl-C does not do
     /// that, a signal from elsewhere does), the wait ends.
     pub fn new(cancel: &Arc<AtomicBool>) -> anyhow::Result<Self> {
-        let config = Config::builder()
-            .max_history_size(HISTORY)?
-            .history_ignore_dups(true)?
-            .completion_type(CompletionType::List)
-            .auto_add_history(false)
-            .build();
-        let mut inner = rustyline::Editor::with_config(config)?;
-        inner.set_helper(Some(Helpers {
-            files: FilenameCompleter::new(),
-            branches: Vec::new(),
-            typed: Cell::new(false),
-        }));
         // Without a data folder there is no history, and no harm.
         let history = dirs::data_dir().map(|folder| folder.join("hymba")).and_then(|folder| {
             fs::create_dir_all(&folder).ok()?;
             Some(folder.join("history"))
         });
-        if let Some(path) = &history {
-            let _ = inner.load_history(path);
-        }
+        let inner = line_editor(history.as_deref())?;
         let waiting = Arc::new(AtomicBool::new(false));
         wake_when(cancel.clone(), waiting.clone());
         Ok(Self { inner, history, waiting, cancel: cancel.clone() })
@@ -84,17 +70,61 @@ impl Editor {
                     // Written at once, so that it outlives whatever happens; that it can't be is no reason to stop.
                     let _ = self.history.as_ref().map(|path| self.inner.append_history(path));
                 }
-                Ok(Event::Line(joined(&line)))
+                Ok(typed(&line))
             }
             Err(ReadlineError::Interrupted) if self.inner.helper().is_some_and(|h| h.typed.get()) => {
                 Ok(Event::Line(String::new()))
             }
             Err(ReadlineError::Interrupted) => Ok(Event::Interrupt),
             Err(ReadlineError::Eof) => Ok(Event::End),
+            Err(ReadlineError::Io(e)) if e.kind() == io::ErrorKind::InvalidData => {
+                // What comes after the byte was meant to belong to it: alone it may mean anything.
+                drop_typed_ahead();
+                self.inner = line_editor(self.history.as_deref())?;
+                let what = "what was typed is not UTF-8 text and was dropped; set the terminal to UTF-8";
+                Ok(Event::Refused(Error::Request(what.into())))
+            }
             Err(e) => Err(e.into()),
         }
     }
 }
+
+/// A line editor with the lines in the file `history`, and nothing typed.
+fn line_editor(history: Option<&Path>) -> rustyline::Result<rustyline::Editor<Helpers, DefaultHistory>> {
+    let config = Config::builder()
+        .max_history_size(HISTORY)?
+        .history_ignore_dups(true)?
+        .completion_type(CompletionType::List)
+        .auto_add_history(false)
+        .build();
+    let mut inner = rustyline::Editor::with_config(config)?;
+    inner.set_helper(Some(Helpers { files: FilenameCompleter::new(), branches: Vec::new(), typed: Cell::new(false) }));
+    if let Some(path) = history {
+        let _ = inner.load_history(path);
+    }
+    Ok(inner)
+}
+
+/// Drops what was typed and not read, and what else a paste brings.
+#[cfg(unix)]
+fn drop_typed_ahead() {
+    use std::{thread, time::Duration};
+
+    const MOMENT: Duration = Duration::from_millis(20);
+    let more = || rustix::io::ioctl_fionread(io::stdin()).is_ok_and(|bytes| bytes > 0);
+    for i in 0.. {
+        // SAFETY: the call takes a descriptor and a number, and touches no memory of ours.
+        unsafe { libc::tcflush(libc::STDIN_FILENO, libc::TCIFLUSH) };
+        thread::sleep(MOMENT);
+        // Lines that are not whole are not counted.
+        if i > 4 && !more() {
+            return;
+        }
+    }
+}
+
+#[cfg(not(unix))]
+fn drop_typed_ahead() {}
 
 /// Elsewhere nothing but Ctrl-C sets `cancel`, and the editor sees to that.
 #[cfg(not(unix))]

@@ -16,7 +16,7 @@ use hymba::{Error, limits};
 
 use super::{
     editor::Editor,
-    message::{Event, is_whole, joined},
+    message::{Draft, Event},
 };
 use crate::cli::prompt::skip_byte_order_mark;
 
@@ -29,8 +29,19 @@ pub struct Input {
 
 enum Source {
     Terminal(Box<Editor>),
-    Pipe { lines: Receiver<io::Result<String>>, cancel: Arc<AtomicBool> },
+    Pipe {
+        lines: Receiver<io::Result<Line>>,
+        /// Whether lines may be commands.
+        commands: bool,
+        cancel: Arc<AtomicBool>,
+    },
     Nothing,
+}
+
+/// A line, and why it can't be taken if so; then it is not all of it, or not as it came.
+struct Line {
+    text: String,
+    refused: Option<Error>,
 }
 
 impl Input {
@@ -44,13 +55,15 @@ impl Input {
         Ok(Self { first, source: Source::Terminal(Box::new(Editor::new(cancel)?)) })
     }
 
-    /// The lines of standard input. A thread of its own reads them, so that a signal ends the wait.
-    pub fn pipe(first: Option<String>, cancel: Arc<AtomicBool>) -> anyhow::Result<Self> {
+    /// The lines of standard input; they may be commands if that is said. A thread of its own reads them, so that a signal
+    /// ends the wait.
+    pub fn pipe(first: Option<String>, commands: bool, cancel: Arc<AtomicBool>) -> anyhow::Result<Self> {
         let (send, lines) = mpsc::sync_channel(16);
         let read = move || {
             let mut from = io::stdin().lock();
             let _ = skip_byte_order_mark(&mut from); // an error comes again with the first line
-            while let Some(line) = limited_line(&mut from).transpose() {
+            let mut from = Lines { from, within: false };
+            while let Some(line) = from.next().transpose() {
                 let last = line.is_err();
                 if send.send(line).is_err() || last {
                     return;
@@ -58,7 +71,7 @@ impl Input {
             }
         };
         thread::Builder::new().spawn(read).context("cannot start the thread that reads standard input")?;
-        Ok(Self { first, source: Source::Pipe { lines, cancel } })
+        Ok(Self { first, source: Source::Pipe { lines, commands, cancel } })
     }
 
     /// Is a person typing?
@@ -66,45 +79,76 @@ impl Input {
         matches!(self.source, Source::Terminal(_))
     }
 
+    /// Are there commands?
+    pub fn has_commands(&self) -> bool {
+        matches!(self.source, Source::Terminal(_) | Source::Pipe { commands: true, .. })
+    }
+
     /// The next message or command. `prompt` is shown to a person, who finds `initial` typed already; `branches` are names
     /// that Tab completes.
     pub fn next(&mut self, prompt: &str, initial: &str, branches: Vec<String>) -> anyhow::Result<Event> {
         if let Some(first) = self.first.take() {
-            return Ok(Event::Line(first));
+            return Ok(Event::Message(first));
         }
         match &mut self.source {
             Source::Nothing => Ok(Event::End),
             Source::Terminal(editor) => editor.read(prompt, initial, branches),
-            Source::Pipe { lines, cancel } => {
-                let Some(mut text) = next_line(lines, cancel)? else { return Ok(Event::End) };
-                while !is_whole(&text) {
-                    let Some(line) = next_line(lines, cancel)? else { break };
-                    text = format!("{text}\n{line}");
-                    limits::check_prompt(&text, "a message")?;
+            Source::Pipe { lines, commands, cancel } => {
+                let mut draft = Draft::default();
+                while let Some(Line { text, refused }) = next_line(lines, cancel)? {
+                    match refused {
+                        None => draft.push(&text),
+                        Some(why) => draft.refuse(&text, why),
+                    }
+                    if draft.is_whole() {
+                        break;
+                    }
                 }
-                Ok(Event::Line(joined(&text)))
+                Ok(draft.finish(*commands))
             }
         }
     }
 }
 
-/// The next line, without what ends it, or `None` at the end. A line that is longer than a message may be is an error.
-fn limited_line(from: &mut impl BufRead) -> io::Result<Option<String>> {
-    let mut line = Vec::new();
-    from.take(limits::PROMPT as u64 + 2).read_until(b'\n', &mut line)?;
-    if line.is_empty() {
-        return Ok(None);
+/// The lines of what is read.
+struct Lines<R> {
+    from: R,
+    /// Is the rest of a line that was too long still to come?
+    within: bool,
+}
+
+impl<R: BufRead> Lines<R> {
+    /// The next line, without what ends it, or `None` at the end.
+    fn next(&mut self) -> io::Result<Option<Line>> {
+        if std::mem::take(&mut self.within) {
+            self.from.skip_until(b'\n')?;
+        }
+        let mut line = Vec::new();
+        (&mut self.from).take(limits::PROMPT as u64 + 2).read_until(b'\n', &mut line)?;
+        if line.is_empty() {
+            return Ok(None);
+        }
+        if line.pop_if(|byte| *byte == b'\n').is_some() {
+            line.pop_if(|byte| *byte == b'\r');
+        } else {
+            self.within = true;
+        }
+        let of_input = |what: &str| Error::format("standard input", what);
+        let long = limits::check_length(line.len(), "a line").map_err(|e| of_input(&e.to_string()));
+        let (text, refused) = match String::from_utf8(line) {
+            Ok(text) => (text, long.err()),
+            Err(e) => {
+                let at = e.utf8_error().valid_up_to();
+                let bad = of_input(&format!("a line is not UTF-8 text (see its byte {at})"));
+                (String::from_utf8_lossy(e.as_bytes()).into_owned(), Some(long.err().unwrap_or(bad)))
+            }
+        };
+        Ok(Some(Line { text, refused }))
     }
-    if line.pop_if(|byte| *byte == b'\n').is_some() {
-        line.pop_if(|byte| *byte == b'\r');
-    }
-    let text = String::from_utf8(line).map_err(|_| io::Error::other("a line is not UTF-8 text"))?;
-    limits::check_prompt(&text, "a line").map_err(io::Error::other)?;
-    Ok(Some(text))
 }
 
 /// The next line of a pipe, or `None` at its end.
-fn next_line(lines: &Receiver<io::Result<String>>, cancel: &AtomicBool) -> anyhow::Result<Option<String>> {
+fn next_line(lines: &Receiver<io::Result<Line>>, cancel: &AtomicBool) -> anyhow::Result<Option<Line>> {
     loop {
         match lines.recv_timeout(Duration::from_millis(20)) {
             Ok(line) => return Ok(Some(line.map_err(|e| Error::io("cannot read", "standard input", e))?)),
@@ -121,14 +165,18 @@ mod tests {
 
     #[test]
     fn lines_have_an_end() {
-        let mut pipe = &b"one\r\ntwo\n\nlast"[..];
-        let mut lines = Vec::new();
-        while let Some(line) = limited_line(&mut pipe).unwrap() {
-            lines.push(line);
+        let long = "a".repeat(limits::PROMPT + 9);
+        let pipe = [b"one\r\ntwo\n\nca\xE9f\xE9\n", long.as_bytes(), b"\nlast"].concat();
+        let mut lines = Lines { from: &pipe[..], within: false };
+        let mut read = Vec::new();
+        while let Some(Line { text, refused }) = lines.next().unwrap() {
+            read.push((text.len(), refused.map(|why| why.to_string()).unwrap_or_default()));
         }
-        assert_eq!(lines, ["one", "two", "", "last"]);
-        let mut endless = io::BufReader::new(io::repeat(b'a'));
-        let error = limited_line(&mut endless).unwrap_err().to_string();
-        assert!(error.starts_with("a line has 16777218 bytes, but 16 MiB are the limit"), "{error}");
+        let bad = "standard input: a line is not UTF-8 text (see its byte 2)";
+        let too_long = "standard input: a line has 16777218 bytes, but 16 MiB are the limit; give a part of it";
+        let expected = [(3, ""), (3, ""), (0, ""), (9, bad), (limits::PROMPT + 2, too_long), (4, "")];
+        assert!(read.iter().map(|(length, why)| (*length, why.as_str())).eq(expected), "{read:?}");
+        let mut endless = Lines { from: io::BufReader::new(io::repeat(b'a')), within: false };
+        assert!(endless.next().unwrap().unwrap().refused.is_some());
     }
 }

@@ -13,10 +13,11 @@ use hymba::{
     Error, Result,
     engine::{
         Conversation,
-        conversation::{Reply, ReplySink},
+        conversation::{Kind, Reply, ReplySink, check_replaceable},
         generate::{StopReason, Timings},
         timeline::Watch,
     },
+    format::check_writable,
 };
 
 use super::{
@@ -26,7 +27,7 @@ use super::{
     screen::Screen,
     show::{self, turns},
 };
-use crate::cli::{hints::Place, prompt, terminal};
+use crate::cli::{hints::Place, prompt, terminal, usage::Reported};
 
 /// A conversation with a person.
 pub struct Repl<'m> {
@@ -83,60 +84,82 @@ impl<'m> Repl<'m> {
         self.screen.small(&format!("{}, {used}. /help lists the commands, Ctrl-D leaves.", self.model));
     }
 
-    /// Talks until nothing more comes.
+    /// Talks until nothing more comes. What can't be done is told, and a person or the next line of a pipe goes on.
     pub fn run(&mut self, input: &mut Input) -> anyhow::Result<()> {
-        let mut hinted = false;
+        let (mut hinted, mut failed) = (false, false);
+        let place = if input.has_commands() { Place::Conversation } else { Place::CommandLine };
         loop {
             if input.is_terminal() {
                 self.cancel.store(false, Ordering::Relaxed);
             }
             let initial = match self.conversation.turns().last().filter(|_| self.editing) {
-                Some(turn) if turn.user.starts_with('/') => format!("/{}", turn.user),
+                Some(turn) if turn.user.starts_with('/') && !turn.user.contains('\n') => format!("/{}", turn.user),
                 Some(turn) => turn.user.clone(),
                 None => String::new(),
             };
             let branches = self.conversation.branches().into_iter().map(Into::into).collect();
-            let line = match input.next("> ", &initial, branches)? {
-                Event::End => return Ok(()),
+            let done = match input.next("> ", &initial, branches)? {
+                Event::End => Ok(false),
                 Event::Interrupt if hinted => return Err(Error::Cancelled.into()),
                 Event::Interrupt => {
                     hinted = true;
                     self.screen.note("Ctrl-C once more leaves, and so does Ctrl-D");
                     continue;
                 }
-                Event::Line(line) => line,
+                Event::Line(line) => self.take(&line),
+                Event::Message(text) => self.say(&text),
+                Event::Refused(why) => Err(why.into()),
             };
             hinted = false;
-            match self.take(&line) {
+            match done {
                 Ok(true) => {}
+                Ok(false) if failed && !input.is_terminal() => return Err(Reported.into()),
                 Ok(false) => return Ok(()),
-                Err(e) if input.is_terminal() && !terminal::is_broken_pipe(&e) => match e.downcast_ref() {
-                    Some(Error::Cancelled) => {
+                // Nobody reads the replies any more.
+                Err(e) if e.is::<io::Error>() => return Err(e),
+                Err(e) => match e.downcast_ref() {
+                    Some(Error::Cancelled) if input.is_terminal() => {
                         self.screen.note("stopped before a reply began; the conversation is as it was");
                     }
-                    _ => terminal::note(&terminal::one_line(&e, Place::Conversation)),
+                    Some(Error::Cancelled) => return Err(e),
+                    // No line will do better.
+                    _ if !input.is_terminal() && self.model_is_gone() => return Err(e),
+                    _ => {
+                        terminal::note(&terminal::one_line(&e, place));
+                        failed = true;
+                    }
                 },
-                Err(e) => return Err(e),
             }
         }
     }
 
-    /// Takes a line; says whether to go on.
+    /// Whether the model's file was changed under the conversation.
+    fn model_is_gone(&mut self) -> bool {
+        self.conversation.timeline().session().model().check_file().is_err()
+    }
+
+    /// Takes a line, a command or a message; says whether to go on.
     fn take(&mut self, line: &str) -> anyhow::Result<bool> {
+        match Command::parse(line) {
+            Some(command) => {
+                self.editing = false;
+                self.command(command.map_err(Error::Request)?)
+            }
+            None => self.say(&line.strip_prefix("//").map_or(line.into(), |rest| format!("/{rest}"))),
+        }
+    }
+
+    /// Takes a message.
+    fn say(&mut self, text: &str) -> anyhow::Result<bool> {
         let editing = std::mem::take(&mut self.editing);
-        if line.trim().is_empty() && self.attached.is_empty() {
+        if text.trim().is_empty() && self.attached.is_empty() {
             return Ok(true);
         }
-        match Command::parse(line) {
-            Some(command) => return self.command(command.map_err(Error::Request)?),
-            None if editing => {
-                self.replace(line.strip_prefix("//").map_or(line.into(), |l| format!("/{l}")).as_str())?
-            }
-            None => {
-                let line = line.strip_prefix("//").map_or(line.into(), |rest| format!("/{rest}"));
-                let message = std::mem::take(&mut self.attached) + &line;
-                self.stream_reply(|conversation, sink| conversation.send(&message, sink))?;
-            }
+        if editing {
+            self.replace(text)?;
+        } else {
+            let message = std::mem::take(&mut self.attached) + text;
+            self.stream_reply(|conversation, sink| conversation.send(&message, sink))?;
         }
         Ok(true)
     }
@@ -164,7 +187,7 @@ impl<'m> Repl<'m> {
             Command::Edit(None) if self.conversation.turns().is_empty() => self.replace("")?,
             Command::Edit(None) if self.screen.terminal => self.editing = true,
             Command::Edit(None) => return Err(Error::Request("/edit needs the new message after it".into()).into()),
-            Command::Save(path) => self.save(&path)?,
+            Command::Save(path, force) => self.save(&path, force)?,
             Command::Load(path) => self.load(&path)?,
             Command::Read(path) => {
                 let text = prompt::read_file(&path, &self.cancel)?;
@@ -213,8 +236,15 @@ impl<'m> Repl<'m> {
         self.stream_reply(|conversation, sink| conversation.send(message, sink))
     }
 
-    /// Writes the conversation to a file.
-    pub fn save(&mut self, path: &Path) -> Result<()> {
+    /// Forgets the state, which may be half of something, and keeps what was said: the state follows from it.
+    pub fn forget_state(&mut self) -> Result<()> {
+        self.conversation.timeline().clear()
+    }
+
+    /// Writes the conversation to a file, over one that is something else only if `force`.
+    pub fn save(&mut self, path: &Path, force: bool) -> Result<()> {
+        check_writable(path)?;
+        check_replaceable(path, Kind::Chat, force)?;
         // Also when it was an interrupt that ended the conversation.
         let go_on = AtomicBool::new(false);
         let bar = self.screen.bar();
@@ -243,10 +273,18 @@ impl<'m> Repl<'m> {
         send: impl FnOnce(&mut Conversation<'m>, &mut ReplySink<'_>) -> Result<Reply>,
     ) -> anyhow::Result<()> {
         let mut writer = self.screen.reply();
+        // To the conversation, every failure of the output is a reader that went away: what was said till then stays.
+        let mut lost = None;
         let done = {
             let bar = self.screen.bar();
             let watch = Watch { cancel: &self.cancel, progress: &|done, total| bar.show(done, total) };
-            send(&mut self.conversation, &mut ReplySink { watch, text: &mut |text| writer.write(text) })
+            let mut text = |text: &str| {
+                writer.write(text).map_err(|e| {
+                    lost = Some(e);
+                    io::ErrorKind::BrokenPipe.into()
+                })
+            };
+            send(&mut self.conversation, &mut ReplySink { watch, text: &mut text })
         };
         let Reply { generation, dropped } = match done {
             Err(e) => {
@@ -255,8 +293,8 @@ impl<'m> Repl<'m> {
             }
             Ok(reply) => reply,
         };
-        if generation.stop == StopReason::BrokenPipe {
-            return Err(io::Error::from(io::ErrorKind::BrokenPipe).into());
+        if let Some(e) = lost {
+            return Err(anyhow::Error::new(e).context("cannot write the text"));
         }
         writer.finish()?;
         self.last = Some(generation.timings);

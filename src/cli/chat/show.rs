@@ -11,7 +11,7 @@ use super::commands::COMMANDS;
 pub fn help() -> String {
     let mut text = String::new();
     for (name, after, what) in COMMANDS {
-        text += &format!("{:<19} {what}\n", format!("/{name} {after}"));
+        text += &format!("{:<22} {what}\n", format!("/{name} {after}"));
     }
     text + "\nA message of several lines: a backslash at the end of a line, or \"\"\" before and after it.\n\
             Ctrl-C stops a reply. Tab completes, Ctrl-R searches what was typed before.\n"

@@ -10,13 +10,14 @@ use hymba::{
     Error, Result,
     engine::{
         Timeline,
-        conversation::Saved,
-        generate::{Generation, Timings, TokenModel},
-        timeline::{Watch, prefilled},
+        conversation::{Kind, Saved, check_replaceable},
+        generate::{Generation, StopReason, Timings, TokenModel},
+        timeline::{Watch, decoded, prefilled},
     },
     format::check_writable,
     forward::CHUNK,
     sample::Sampler,
+    text::Tokenizer,
 };
 
 /// Files of earlier runs.
@@ -32,18 +33,33 @@ pub struct StoredArgs {
     /// Keep what was read of the prompt in FILE; a prompt that begins like the one there is read from where it differs
     #[arg(long, value_name = "FILE", conflicts_with = "session")]
     pub prompt_cache: Option<PathBuf>,
+    /// Write the --session or --prompt-cache file even where FILE holds something else; never over a model
+    #[arg(long)]
+    pub force: bool,
 }
 
 impl StoredArgs {
-    /// Finds out early whether what will be written can be: not when the text is there already.
+    /// Finds out whether what will be written can be and may be: early, not when the text is there already.
     pub fn check(&self) -> Result<()> {
-        let session = self.session.as_deref().filter(|_| !self.session_ro);
-        session.into_iter().chain(self.prompt_cache.as_deref()).try_for_each(check_writable)
+        let Some((path, kind)) = self.written() else { return Ok(()) };
+        check_writable(path)?;
+        check_replaceable(path, kind, self.force)
+    }
+
+    /// The file that will be written, and what for.
+    fn written(&self) -> Option<(&Path, Kind)> {
+        let session = self.session.as_deref().filter(|_| !self.session_ro).map(|path| (path, Kind::Text));
+        session.or_else(|| self.prompt_cache.as_deref().map(|path| (path, Kind::Prompt)))
     }
 
     /// The session file to go on with.
     pub fn existing_session(&self) -> Option<&Path> {
-        self.session.as_deref().filter(|path| path.exists())
+        self.session.as_deref().filter(|path| path.exists() && !self.replaces_other())
+    }
+
+    /// Whether the file that will be written takes the place of something that can't be gone on with.
+    fn replaces_other(&self) -> bool {
+        self.force && self.written().is_some_and(|(path, kind)| check_replaceable(path, kind, false).is_err())
     }
 }
 
@@ -56,20 +72,88 @@ pub fn resume(timeline: &mut Timeline<'_>, path: &Path) -> Result<Sampler> {
     Ok(sampler)
 }
 
-/// Writes the text to `path`, `generated` included.
-pub fn keep(timeline: &mut Timeline<'_>, path: &Path, sampler: &Sampler, generated: &Generation) -> Result<()> {
+/// Writes the text to `path`, `generated` included as far as it was shown.
+pub fn keep(
+    timeline: &mut Timeline<'_>,
+    stored: &StoredArgs,
+    path: &Path,
+    tokenizer: &Tokenizer,
+    sampler: &Sampler,
+    generated: &Generation,
+) -> Result<()> {
     let mut unread = generated.unread;
+    if generated.stop == StopReason::StopString {
+        go_back_to_shown(timeline, tokenizer, generated)?;
+        unread = None;
+    }
     if let Some(id) = unread.filter(|_| timeline.steps().len() < timeline.context()) {
         timeline.decode(id)?;
         unread = None;
     }
+    stored.check()?;
     timeline.save(path, &Saved::text(sampler, unread), false)
+}
+
+/// Takes back the tokens of `generated` that go on behind its text, and reads what is left of the text if it ends within a
+/// token.
+fn go_back_to_shown(timeline: &mut Timeline<'_>, tokenizer: &Tokenizer, generated: &Generation) -> Result<()> {
+    let read = timeline.steps().len();
+    let begin = read + usize::from(generated.unread.is_some()) - generated.ids.len();
+    let (kept, rest) = tokenizer.ids_within(&timeline.ids()[..begin], &generated.ids, &generated.text);
+    let mut target = timeline.steps()[..read.min(begin + kept)].to_vec();
+    target.extend(generated.ids[target.len() - begin..kept].iter().map(|&id| decoded(id)));
+    let rest = tokenizer.encode_more(rest)?;
+    if target.len() + rest.len() <= timeline.context() {
+        target.extend(prefilled(&rest));
+    }
+    timeline.seek(&target, &Watch { cancel: &AtomicBool::new(false), progress: &|_, _| () })
+}
+
+/// A timeline that makes a checkpoint now and then, so that the end of a text can be taken back without reading all of it
+/// again.
+pub struct Checkpointed<'t, 'm> {
+    timeline: &'t mut Timeline<'m>,
+    /// Whether it does.
+    on: bool,
+    /// Tokens before the last one.
+    last: Option<usize>,
+}
+
+impl<'t, 'm> Checkpointed<'t, 'm> {
+    /// Returns `timeline`, with checkpoints if `on`.
+    pub fn new(timeline: &'t mut Timeline<'m>, on: bool) -> Self {
+        Self { timeline, on, last: None }
+    }
+}
+
+impl TokenModel for Checkpointed<'_, '_> {
+    fn prefill(&mut self, ids: &[u32], cancel: &AtomicBool) -> Result<&[f32]> {
+        self.timeline.prefill(ids, cancel)
+    }
+
+    fn decode(&mut self, id: u32) -> Result<&[f32]> {
+        const APART: usize = 64;
+        if self.on && self.last.is_none_or(|last| self.tokens() >= last + APART) {
+            self.timeline.checkpoint()?;
+            self.last = Some(self.tokens());
+        }
+        self.timeline.decode(id)
+    }
+
+    fn tokens(&self) -> usize {
+        self.timeline.tokens()
+    }
+
+    fn context(&self) -> usize {
+        TokenModel::context(self.timeline)
+    }
 }
 
 /// Reads a prompt of `ids`, as much of it as the file at `path` does not know, and writes the file anew if it learned
 /// something. Returns what the reading took.
 pub fn read_cached(
     timeline: &mut Timeline<'_>,
+    stored: &StoredArgs,
     path: &Path,
     ids: &[u32],
     sampler: &Sampler,
@@ -83,7 +167,7 @@ pub fn read_cached(
         return Err(Error::Request(what));
     }
     let start = Instant::now();
-    if path.exists() {
+    if path.exists() && !stored.replaces_other() {
         timeline.load(path, |_: Saved, _| Ok(()))?;
     }
     let known = timeline.ids().iter().zip(ids).take_while(|(a, b)| a == b).count();
@@ -98,7 +182,8 @@ pub fn read_cached(
     }
     timeline.seek(&target, &watch)?;
     if known < ids.len() {
-        timeline.save(path, &Saved::text(sampler, None), true)?;
+        stored.check()?;
+        timeline.save(path, &Saved::prompt(sampler), true)?;
     }
     Ok(Timings { prompt_tokens: timeline.evaluated(), prompt: start.elapsed(), ..Timings::default() })
 }

@@ -2,6 +2,7 @@
 //! shortened and saved.
 
 mod branch;
+mod kind;
 mod past;
 mod prompt;
 mod reply;
@@ -10,6 +11,7 @@ mod state;
 
 use branch::Branch;
 pub use branch::Turn;
+pub use kind::{Kind, check_replaceable};
 pub use reply::{Reply, ReplySink};
 pub use saved::Saved;
 pub use state::{Conversation, FIRST_BRANCH, Options, Overflow};

@@ -47,17 +47,10 @@ impl Conversation<'_> {
     /// Returns `steps`, as long as the text after the first `prompt` of them is how `expected` begins, and the rest of it.
     fn continued(&self, mut steps: Vec<Step>, prompt: usize, expected: &str) -> Result<Vec<Step>> {
         let ids: Vec<u32> = steps.iter().map(|step| step.id).collect();
-        let mut stream = self.tokenizer.stream_after(&ids[..prompt]);
-        let (mut rest, mut kept, mut kept_rest) = (expected, prompt, expected);
-        for (i, &id) in ids.iter().enumerate().skip(prompt) {
-            let Some(after) = rest.strip_prefix(&*stream.push(id)) else { break };
-            rest = after;
-            if stream.is_whole() {
-                (kept, kept_rest) = (i + 1, rest);
-            }
-        }
-        steps.truncate(kept);
-        steps.extend(prefilled(&self.tokenizer.encode_more(kept_rest)?));
+        let (before, generated) = ids.split_at(prompt);
+        let (kept, rest) = self.tokenizer.ids_within(before, generated, expected);
+        steps.truncate(prompt + kept);
+        steps.extend(prefilled(&self.tokenizer.encode_more(rest)?));
         Ok(steps)
     }
 }

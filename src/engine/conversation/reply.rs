@@ -40,22 +40,27 @@ impl Conversation<'_> {
             dropped = self.current.turns.len() - kept.turns.len();
             (self.current, prompt) = (kept, shorter);
         }
-        self.reply(message, &prompt, dropped, sink)
+        self.reply(message, &prompt, false, dropped, sink)
     }
 
     /// Streams another reply to the last message, which replaces the one there is.
     pub fn regenerate(&mut self, sink: &mut ReplySink<'_>) -> Result<Reply> {
         let mut prompt = self.current.steps();
-        let turn = self.current.turns.pop().ok_or(Error::NothingSaid)?;
+        let turn = self.current.turns.last().ok_or(Error::NothingSaid)?;
         prompt.truncate(turn.prompt);
-        let done = self.reply(&turn.user, &prompt, 0, sink);
-        if done.is_err() {
-            self.current.turns.push(turn);
-        }
-        done
+        let message = turn.user.clone();
+        self.reply(&message, &prompt, true, 0, sink)
     }
 
-    fn reply(&mut self, message: &str, prompt: &[Step], dropped: usize, sink: &mut ReplySink<'_>) -> Result<Reply> {
+    /// Streams a reply to `message`, as another turn or if `replaces` in place of the last one, which stays until then.
+    fn reply(
+        &mut self,
+        message: &str,
+        prompt: &[Step],
+        mut replaces: bool,
+        dropped: usize,
+        sink: &mut ReplySink<'_>,
+    ) -> Result<Reply> {
         let timings = self.prefill_prompt(prompt, &sink.watch)?;
         let (text, ids, stop) = (String::new(), Vec::new(), StopReason::ContextFull);
         let mut reply = Reply { generation: Generation { text, ids, unread: None, stop, timings }, dropped };
@@ -63,12 +68,16 @@ impl Conversation<'_> {
         loop {
             self.generate_until_full(&mut reply.generation, sink)?;
             let steps = self.read_pending_token(&reply.generation)?;
+            if replaces {
+                self.current.turns.pop();
+            }
             self.current.push(message, &reply.generation.text, prompt, steps);
             if reply.generation.stop != StopReason::ContextFull || !self.slide(&mut reply, &sink.watch)? {
                 break;
             }
-            // The turn goes on, and is pushed again when its reply is longer.
-            prompt = self.current.turns.pop().map_or(prompt, |turn| turn.prompt);
+            // The turn goes on, and is replaced when its reply is longer.
+            replaces = true;
+            prompt = self.current.turns.last().map_or(prompt, |turn| turn.prompt);
         }
         self.timeline.checkpoint()?;
         Ok(reply)
@@ -119,7 +128,14 @@ impl Conversation<'_> {
     /// Drops the oldest turns, if that makes room for the rest of `reply`, and reads the others again. Returns whether the
     /// reply can go on.
     fn slide(&mut self, reply: &mut Reply, watch: &Watch<'_>) -> Result<bool> {
-        let Some((kept, _)) = self.slide_window(None) else { return Ok(false) };
+        let Some((kept, _)) = self.slide_window(None) else {
+            // Nor is there room for the token that was to be read then.
+            let read = self.timeline.steps().to_vec();
+            if let Some(turn) = self.current.turns.pop() {
+                self.current.push(&turn.user, &turn.reply, turn.prompt, read);
+            }
+            return Ok(false);
+        };
         reply.dropped += self.current.turns.len() - kept.turns.len();
         self.current = kept;
         match self.sync(watch) {

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Branch, Conversation};
+use super::{Branch, Conversation, Kind, state::stops};
 use crate::{
     Error, Mismatch, Result,
     engine::timeline::Watch,
@@ -18,6 +18,8 @@ pub struct Saved {
     pub sampler: SavedSampler,
     /// A token that was chosen and shown, but not read: there was no room for it.
     pub unread: Option<u32>,
+    /// What the file is for; `None`: version 0.1 wrote it.
+    kind: Option<Kind>,
     /// The conversation; `None`: a running text.
     chat: Option<SavedChat>,
 }
@@ -32,7 +34,12 @@ struct SavedChat {
 impl Saved {
     /// Returns what goes into the file of a running text.
     pub fn text(sampler: &Sampler, unread: Option<u32>) -> Self {
-        Self { sampler: sampler.saved(), unread, chat: None }
+        Self { sampler: sampler.saved(), unread, kind: Some(Kind::Text), chat: None }
+    }
+
+    /// Returns what goes into the file of a prompt that was read.
+    pub fn prompt(sampler: &Sampler) -> Self {
+        Self { kind: Some(Kind::Prompt), ..Self::text(sampler, None) }
     }
 
     /// Returns the sampler of a running text that `path` holds; a conversation is refused.
@@ -58,7 +65,7 @@ impl Conversation<'_> {
         branches.insert(self.name.clone(), self.current.clone());
         let template = self.options.template.as_ref().map(|template| template.source().to_owned());
         let chat = SavedChat { template, name: self.name.clone(), branches };
-        let saved = Saved { sampler: self.sampler.saved(), unread: None, chat: Some(chat) };
+        let saved = Saved { kind: Some(Kind::Chat), chat: Some(chat), ..Saved::text(&self.sampler, None) };
         self.timeline.save(path, &saved, false)
     }
 
@@ -66,23 +73,27 @@ impl Conversation<'_> {
     /// unless `keep_template`. If the file is refused, nothing has changed.
     pub fn load(&mut self, path: &Path, keep_template: bool) -> Result<()> {
         let file = path.display().to_string();
-        let tokenizer = self.tokenizer;
-        let (sampler, template, name, current, branches) = self.timeline.load(path, |saved: Saved, steps| {
+        let Self { timeline, tokenizer, options, .. } = self;
+        let (sampler, adopted, name, current, branches) = timeline.load(path, |saved: Saved, steps| {
             let sampler = saved.sampler(path)?;
             let text = || Error::SessionMismatch { file: file.clone(), why: Mismatch::Text };
             let SavedChat { template, name, mut branches } = saved.chat.ok_or_else(text)?;
-            let parsed = template.map(|source| tokenizer.template(&source, &file)).transpose()?;
+            let adopt = |source: Option<String>| {
+                let template = source.map(|source| tokenizer.template(&source, &file)).transpose()?;
+                let stops = stops(template.as_ref(), &options.stops)?;
+                Ok::<_, Error>((template, stops))
+            };
+            let adopted = (!keep_template).then(|| adopt(template)).transpose()?;
             let consistent = branches.values().all(Branch::is_consistent);
             let current = branches.remove(&name).filter(|current| consistent && current.steps() == steps);
             let current = current.ok_or_else(|| Error::format(&file, "contradicts itself; restore it from a copy"))?;
-            Ok((sampler, parsed, name, current, branches))
+            Ok((sampler, adopted, name, current, branches))
         })?;
         self.sampler = sampler;
-        if !keep_template {
-            self.options.template = template;
+        if let Some((template, stops)) = adopted {
+            (self.options.template, self.stops) = (template, stops);
         }
         (self.name, self.current, self.branches) = (name, current, branches);
-        self.timeline.checkpoint()?;
-        self.find_stops()
+        self.timeline.checkpoint()
     }
 }

@@ -51,6 +51,15 @@ pub struct Conversation<'m> {
 /// The branch that a conversation begins with.
 pub const FIRST_BRANCH: &str = "main";
 
+/// Returns the strings that end a reply: those of `template`, and `more`. Fails if they are too many or too long, or if the
+/// template does.
+pub(super) fn stops(template: Option<&Template>, more: &[String]) -> Result<Vec<String>> {
+    let mut stops = template.map(Template::stops).transpose()?.unwrap_or_default();
+    stops.extend_from_slice(more);
+    StopMatcher::new(&stops)?;
+    Ok(stops)
+}
+
 impl<'m> Conversation<'m> {
     /// Returns an empty conversation on an empty timeline.
     pub fn new(
@@ -60,29 +69,19 @@ impl<'m> Conversation<'m> {
         mut options: Options,
     ) -> Result<Self> {
         let current = Branch { system: options.system.take(), turns: Vec::new() };
-        let mut conversation = Self {
-            timeline,
-            tokenizer,
-            sampler,
-            stops: Vec::new(),
-            options,
-            name: FIRST_BRANCH.into(),
-            current,
-            branches: BTreeMap::new(),
-        };
-        conversation.find_stops()?;
-        Ok(conversation)
-    }
-
-    pub(super) fn find_stops(&mut self) -> Result<()> {
-        self.stops = self.options.template.as_ref().map(Template::stops).transpose()?.unwrap_or_default();
-        self.stops.extend_from_slice(&self.options.stops);
-        StopMatcher::new(&self.stops).map(drop)
+        let stops = stops(options.template.as_ref(), &options.stops)?;
+        let (name, branches) = (FIRST_BRANCH.into(), BTreeMap::new());
+        Ok(Self { timeline, tokenizer, sampler, options, stops, name, current, branches })
     }
 
     /// Returns the turns so far.
     pub fn turns(&self) -> &[Turn] {
         &self.current.turns
+    }
+
+    /// Whether nothing was said, in no branch.
+    pub fn is_empty(&self) -> bool {
+        self.current.turns.is_empty() && self.branches.values().all(|branch| branch.turns.is_empty())
     }
 
     /// Returns the system message.

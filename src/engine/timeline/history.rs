@@ -117,15 +117,17 @@ impl<'m> Timeline<'m> {
         let ends_pass = |at: usize| target.get(at).is_none_or(|next| next.first);
         if common < self.steps.len() || !ends_pass(common) {
             self.checkpoints.current.retain(|checkpoint| checkpoint.at <= common && ends_pass(checkpoint.at));
-            match self.checkpoints.current.last().cloned() {
-                Some(checkpoint) => {
-                    self.restore(&checkpoint);
-                    self.steps.truncate(checkpoint.at);
-                }
-                None => self.clear()?,
-            }
+            self.go_back()?;
         }
         self.read(&target[self.steps.len()..], watch)
+    }
+
+    /// Goes back to the last checkpoint, or to the beginning if there is none.
+    fn go_back(&mut self) -> Result<()> {
+        let Some(checkpoint) = self.checkpoints.current.last().cloned() else { return self.clear() };
+        self.restore(&checkpoint);
+        self.steps.truncate(checkpoint.at);
+        Ok(())
     }
 
     /// Reads `steps`, each by its rule. If the GPU is lost meanwhile, the CPU reads all steps again and goes on; if the KV
@@ -157,7 +159,7 @@ impl<'m> Timeline<'m> {
                     return self.read(&all, watch);
                 }
                 // What the session holds now is anybody's guess.
-                Err(e) => return self.clear().and(Err(e)),
+                Err(e) => return self.go_back().and(Err(e)),
             }
             self.steps.extend(pass);
             self.evaluated += pass.len();

@@ -17,7 +17,7 @@ pub const ALIGNMENT: usize = 64;
 /// `general.architecture` of Hymba models.
 pub const ARCHITECTURE: &str = "hymba";
 
-const MAGIC: [u8; 4] = *b"GGUF";
+pub(crate) const MAGIC: [u8; 4] = *b"GGUF";
 const VERSION: u32 = 3;
 /// ggml's number for signed bytes, as which packed matrices are stored.
 const I8: u32 = 24;

@@ -1,0 +1,80 @@
+//! What a file holds, and so what may replace it.
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    path::Path,
+};
+
+use serde::{Deserialize, Serialize, de::IgnoredAny};
+
+use crate::{
+    Error, Holds, Result,
+    format::gguf,
+    state::{SESSION_MAGIC, session_header},
+};
+
+/// What a session file was written for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// A conversation.
+    Chat,
+    /// A text to go on with.
+    Text,
+    /// A prompt that was read.
+    Prompt,
+}
+
+/// What a session file's header says of its kind.
+#[derive(Deserialize)]
+struct Header {
+    marks: Vec<IgnoredAny>,
+    more: More,
+}
+
+#[derive(Deserialize)]
+struct More {
+    /// Absent in version 0.1.
+    kind: Option<Kind>,
+    chat: Option<IgnoredAny>,
+}
+
+/// Fails if there is a file at `path` that holds something else than a session of `kind`, unless `force`, or a model, whatever
+/// `force` says. `path` is no directory or device.
+pub fn check_replaceable(path: &Path, kind: Kind, force: bool) -> Result<()> {
+    let holds = match File::open(path).and_then(|file| holds(file, kind)) {
+        Ok(holds) => holds,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(Error::io("cannot read", path, e)),
+    };
+    match holds {
+        Some(holds) if !force || holds == Holds::Model => Err(Error::NotReplaced { path: path.into(), holds }),
+        _ => Ok(()),
+    }
+}
+
+/// Returns what `file` holds; `None` if that is a session of `kind`.
+fn holds(mut file: File, kind: Kind) -> io::Result<Option<Holds>> {
+    let mut start = Vec::new();
+    (&mut file).take(SESSION_MAGIC.len() as u64).read_to_end(&mut start)?;
+    if start.starts_with(&gguf::MAGIC) {
+        return Ok(Some(Holds::Model));
+    }
+    if start != SESSION_MAGIC {
+        return Ok(Some(Holds::Other));
+    }
+    let Some(Header { marks, more }) = session_header(file)? else { return Ok(Some(Holds::Damaged)) };
+    let found = match more {
+        More { kind: Some(kind), .. } => kind,
+        More { chat: Some(_), .. } => Kind::Chat,
+        _ if !marks.is_empty() => Kind::Prompt,
+        _ if kind == Kind::Prompt => Kind::Prompt,
+        _ => Kind::Text,
+    };
+    Ok((found != kind).then_some(match found {
+        Kind::Chat => Holds::Conversation,
+        Kind::Text => Holds::Text,
+        Kind::Prompt => Holds::Prompt,
+    }))
+}
