@@ -151,7 +151,7 @@ fn walk(model: &Model, context: usize, cache: CacheType, budget: usize, seed: u6
 fn every_branch_ends_where_a_replay_ends() {
     let folder = tempfile::tempdir().unwrap();
     for (case, contexts) in [("tiny-a", [300, 200]), ("tiny-b", [150, 12])] {
-        let model = Model::open(&golden(case, folder.path())).unwrap();
+        let model = Model::open(golden(case, folder.path())).unwrap();
         for context in contexts {
             for (seed, cache, budget) in
                 [(1, CacheType::F16, 1 << 30), (2, CacheType::F32, 400_000), (3, CacheType::F16, 0)]
@@ -234,8 +234,8 @@ fn a_long_session_comes_back_at_once() {
 fn files_that_do_not_belong_here_change_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);
-    let model = Model::open(&golden("tiny-a", folder.path())).unwrap();
-    let other = Model::open(&golden("tiny-c", folder.path())).unwrap();
+    let model = Model::open(golden("tiny-a", folder.path())).unwrap();
+    let other = Model::open(golden("tiny-c", folder.path())).unwrap();
     let steps: Vec<Step> = prefilled(&[1, 2, 3, 4, 5]).collect();
     let made = |model, context, cache, file: &Path| {
         let mut timeline = Timeline::new(session(model, context, cache, 1), 1 << 20);
