@@ -75,9 +75,4 @@ impl GpuBuffer {
         // SAFETY: the buffer has room for as many; the GPU is done, and operations that write it borrow it mutably.
         unsafe { std::slice::from_raw_parts(self.buffer.contents().cast(), self.len) }
     }
-
-    /// Bytes of `values` values.
-    pub(super) fn bytes(&self, values: usize) -> usize {
-        self.cache.size(values)
-    }
 }

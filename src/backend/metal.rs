@@ -142,8 +142,9 @@ impl Backend for Metal {
             Op::CopyRows { from: (from, a), to: (to, b), rows, width } => {
                 let (from, to) = (from.gpu(), to.gpu());
                 assert!(from.cache == to.cache, "rows are copied between buffers of one type");
-                let (source, target) = ((&from.buffer, from.bytes(a * width)), (&to.buffer, to.bytes(b * width)));
-                gpu.copy(source, target, from.bytes(rows * width));
+                let (source, target) =
+                    ((&from.buffer, from.cache.size(a * width)), (&to.buffer, to.cache.size(b * width)));
+                gpu.copy(source, target, from.cache.size(rows * width));
             }
             Op::Attention(args) => attention(gpu, &args),
             Op::Conv { u, weight, bias, state, out } => {
@@ -201,7 +202,7 @@ impl Memory for Metal {
         self.wait();
         let to = buffer.gpu();
         assert!(at + values.len() <= to.len, "an upload reaches beyond the end of its buffer");
-        let start = to.buffer.contents().wrapping_add(to.bytes(at));
+        let start = to.buffer.contents().wrapping_add(to.cache.size(at));
         // SAFETY: the values fit, the GPU is done, and the buffer is borrowed mutably.
         unsafe {
             match to.cache {

@@ -58,19 +58,11 @@ impl Plan {
         self.meta_tokens + if windowed { tokens.min(self.window) } else { tokens }
     }
 
-    /// Bytes of the windowed producers' keys and values after a text of `tokens`; constant once the window is full.
-    pub fn windowed_kv_bytes(&self, tokens: usize, kind: CacheType) -> u64 {
-        self.kv_bytes_of(true, tokens, kind)
-    }
-
-    /// Bytes of the global producers' keys and values after a text of `tokens`; they grow with it.
-    pub fn global_kv_bytes(&self, tokens: usize, kind: CacheType) -> u64 {
-        self.kv_bytes_of(false, tokens, kind)
-    }
-
-    /// Bytes of all keys and values after a text of `tokens`.
-    pub fn kv_bytes(&self, tokens: usize, kind: CacheType) -> u64 {
-        self.windowed_kv_bytes(tokens, kind) + self.global_kv_bytes(tokens, kind)
+    /// Bytes of the keys and values of the windowed producers, or of the global ones, after a text of `tokens`: the former
+    /// stay the same once the window is full, the latter grow with the text.
+    pub fn kv_bytes(&self, windowed: bool, tokens: usize, kind: CacheType) -> u64 {
+        let producers = self.producers().filter(|(_, plan)| plan.windowed == windowed).count();
+        kind.size(producers * self.kv_rows(windowed, tokens) * self.kv_width) as u64
     }
 
     /// Bytes of all layers' conv and SSM states, F32, whatever the length of the text.
@@ -83,11 +75,6 @@ impl Plan {
     pub fn read_bytes(&self, tokens: usize, kind: CacheType) -> u64 {
         let rows: usize = self.layers.iter().map(|layer| self.kv_rows(layer.windowed, tokens)).sum();
         kind.size(rows * self.kv_width) as u64 + self.state_bytes()
-    }
-
-    fn kv_bytes_of(&self, windowed: bool, tokens: usize, kind: CacheType) -> u64 {
-        let producers = self.producers().filter(|(_, plan)| plan.windowed == windowed).count();
-        kind.size(producers * self.kv_rows(windowed, tokens) * self.kv_width) as u64
     }
 }
 
@@ -102,10 +89,11 @@ mod tests {
         let plan = Plan::new(&config);
         assert_eq!(plan.producers().count(), 17);
         assert_eq!(plan.layers[16].readers, [17, 18]);
-        assert_eq!(plan.windowed_kv_bytes(8192, CacheType::F16), 14 * 1152 * 1920);
-        assert_eq!(plan.global_kv_bytes(8192, CacheType::F16), 3 * 8320 * 1920);
-        assert_eq!(plan.kv_bytes(8192, CacheType::F16), 78_888_960); // "79 MB" in the paper
-        assert_eq!(plan.kv_bytes(8192, CacheType::Q8_0), 78_888_960 / 64 * 34);
+        assert_eq!(plan.kv_bytes(true, 8192, CacheType::F16), 14 * 1152 * 1920);
+        assert_eq!(plan.kv_bytes(false, 8192, CacheType::F16), 3 * 8320 * 1920);
+        let all = |kind| plan.kv_bytes(true, 8192, kind) + plan.kv_bytes(false, 8192, kind);
+        assert_eq!(all(CacheType::F16), 78_888_960); // "79 MB" in the paper
+        assert_eq!(all(CacheType::Q8_0), 78_888_960 / 64 * 34);
         assert_eq!(plan.state_bytes(), 32 * (51_200 + 9_600) * 4);
     }
 
@@ -114,7 +102,7 @@ mod tests {
         let plan = Plan::new(&Config::hymba_1_5b());
         assert_eq!(plan.kv_rows(true, 0), 128);
         assert_eq!(plan.kv_rows(true, 1000), 1128);
-        assert_eq!(plan.windowed_kv_bytes(1024, CacheType::F16), plan.windowed_kv_bytes(1_000_000, CacheType::F16));
+        assert_eq!(plan.kv_bytes(true, 1024, CacheType::F16), plan.kv_bytes(true, 1_000_000, CacheType::F16));
         assert_eq!(plan.kv_rows(false, 1_000_000), 1_000_128);
     }
 }

@@ -30,18 +30,13 @@ impl Default for SamplingParams {
 
 /// One knob, to be set from a flag, a file or a chat command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "each is the field of `SamplingParams` of its name")]
 pub enum Setting {
-    /// [`SamplingParams::temperature`]
     Temperature,
-    /// [`SamplingParams::top_k`]
     TopK,
-    /// [`SamplingParams::top_p`]
     TopP,
-    /// [`SamplingParams::min_p`]
     MinP,
-    /// [`SamplingParams::repeat_penalty`]
     RepeatPenalty,
-    /// [`SamplingParams::repeat_last_n`]
     RepeatLastN,
 }
 

@@ -167,9 +167,9 @@ impl Page<'_> {
     fn tensors(&mut self, r: &Report) -> io::Result<()> {
         self.heading("Every tensor")?;
         let longest = r.tensors.iter().map(|t| t.name.chars().count()).max().unwrap_or(0);
-        for t in &r.tensors {
-            let shape = t.shape.iter().map(usize::to_string).collect::<Vec<_>>().join("×");
-            let facts = format!("{shape:>12} {:<5}{:>10} at {}", t.r#type, bytes(t.bytes as u64), t.offset);
+        for t in r.tensors {
+            let shape = t.dims.iter().map(usize::to_string).collect::<Vec<_>>().join("×");
+            let facts = format!("{shape:>12} {:<5}{:>10} at {}", t.dtype.name(), bytes(t.data.len() as u64), t.offset);
             match self.width < 80 {
                 true => writeln!(self.out, "  {}\n    {facts}", line_of(&t.name))?,
                 false => writeln!(self.out, "  {:<longest$} {facts}", line_of(&t.name))?,

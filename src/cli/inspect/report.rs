@@ -18,7 +18,7 @@ const TEXTS: [usize; 3] = [1024, 8192, 32768];
 
 /// Everything the command shows, in the order of the JSON object.
 #[derive(Serialize)]
-pub struct Report {
+pub struct Report<'a> {
     pub file: String,
     pub bytes: u64,
     pub name: Option<String>,
@@ -37,7 +37,8 @@ pub struct Report {
     pub chat_template: Option<String>,
     /// `general.sampling.*`, under their last names.
     pub sampling: serde_json::Map<String, serde_json::Value>,
-    pub tensors: Vec<TensorLine>,
+    #[serde(serialize_with = "tensors")]
+    pub tensors: &'a [Tensor],
 }
 
 /// How much of the weights one storage type holds.
@@ -128,18 +129,16 @@ pub struct Token {
     pub text: Option<String>,
 }
 
-#[derive(Serialize)]
-pub struct TensorLine {
-    pub name: String,
-    pub shape: Vec<usize>,
-    pub r#type: &'static str,
-    pub bytes: usize,
-    pub offset: u64,
+fn tensors<S: Serializer>(tensors: &[Tensor], to: S) -> Result<S::Ok, S::Error> {
+    to.collect_seq(tensors.iter().map(|t| {
+        let (r#type, bytes) = (t.dtype.name(), t.data.len());
+        json!({ "name": t.name, "shape": t.dims, "type": r#type, "bytes": bytes, "offset": t.offset })
+    }))
 }
 
-impl Report {
+impl<'a> Report<'a> {
     /// Returns what the file `file` of `size` bytes holds.
-    pub fn new(file: &str, size: u64, metadata: &Metadata, tensors: &[Tensor]) -> hymba::Result<Self> {
+    pub fn new(file: &str, size: u64, metadata: &Metadata, tensors: &'a [Tensor]) -> hymba::Result<Self> {
         let config = Config::from_metadata(metadata, file)?;
         let plan = Plan::new(&config);
         let (stored, weights): (Vec<_>, Vec<_>) = tensors.iter().partition(|t| t.name.starts_with("meta_state."));
@@ -148,8 +147,8 @@ impl Report {
         let weight_bytes: u64 = types.iter().map(|t| t.bytes).sum();
         let cache = |text_tokens| Cache {
             text_tokens,
-            windowed_kv_bytes: plan.windowed_kv_bytes(text_tokens, CacheType::default()),
-            global_kv_bytes: plan.global_kv_bytes(text_tokens, CacheType::default()),
+            windowed_kv_bytes: plan.kv_bytes(true, text_tokens, CacheType::default()),
+            global_kv_bytes: plan.kv_bytes(false, text_tokens, CacheType::default()),
             state_bytes: plan.state_bytes(),
         };
         let text = |key| metadata.string(key).map(String::from);
@@ -169,16 +168,7 @@ impl Report {
             tokenizer: Tokenizer::new(metadata),
             chat_template: text("tokenizer.chat_template"),
             sampling: sampling(metadata),
-            tensors: tensors
-                .iter()
-                .map(|t| TensorLine {
-                    name: t.name.clone(),
-                    shape: t.dims.clone(),
-                    r#type: t.dtype.name(),
-                    bytes: t.data.len(),
-                    offset: t.offset,
-                })
-                .collect(),
+            tensors,
         })
     }
 }

@@ -82,9 +82,6 @@ impl<'a> Stream<'a> {
         let c = self.config;
         let source = c.kv_source[index];
         let has_readers = !self.plan.layers[index].readers.is_empty();
-        let memory = &mut self.state.layers[index];
-        self.backend.clear(&mut memory.conv);
-        self.backend.clear(&mut memory.ssm);
         self.state.position = 0;
         let mut after_meta: Option<(Vec<f32>, Vec<f32>)> = None;
         for text in 0..self.hidden.len() {
@@ -93,7 +90,7 @@ impl<'a> Stream<'a> {
             if let Some((conv, ssm)) = &after_meta {
                 self.backend.upload(conv, &mut memory.conv, 0);
                 self.backend.upload(ssm, &mut memory.ssm, 0);
-            } else if text > 0 {
+            } else {
                 self.backend.clear(&mut memory.conv);
                 self.backend.clear(&mut memory.ssm);
             }
