@@ -469,7 +469,7 @@ fn calibration_measures_what_sessions_compute() {
     };
     calibrated(&fixture, "f32.gguf", &options).unwrap();
 
-    let model = Model::open(&fixture.dir.path().join("f32.gguf")).unwrap();
+    let model = Model::open(fixture.dir.path().join("f32.gguf")).unwrap();
     let tokenizer = Tokenizer::from_metadata(model.metadata(), "the fixture").unwrap();
     let Calibration::Text(sample) = sample(24) else { unreachable!() };
     let ids = tokenizer.encode(&sample.text, false).unwrap();

@@ -84,7 +84,7 @@ fn what_is_not_finite_is_told_with_its_layer() {
 /// The model with values (of attention) 2^20 times as large, which the norm after it takes back.
 fn loud(case: &str, folder: &Path) -> PathBuf {
     let mut gguf = Gguf::open(&converted(case, DType::F32, false, folder)).unwrap();
-    let model = Model::open(&folder.join("model.gguf")).unwrap();
+    let model = Model::open(folder.join("model.gguf")).unwrap();
     let config = model.config();
     let (k, v) = config.kv_widths();
     for layer in (0..config.layers).filter(|&layer| config.is_producer(layer)) {
@@ -108,7 +108,7 @@ fn loud(case: &str, folder: &Path) -> PathBuf {
 fn values_too_large_for_the_cache_get_a_wider_one() {
     let folder = tempfile::tempdir().unwrap();
     for (case, meta_tokens) in [("tiny-a", true), ("tiny-c", false)] {
-        let model = Model::open(&loud(case, folder.path())).unwrap();
+        let model = Model::open(loud(case, folder.path())).unwrap();
         let read = |cache| {
             let mut timeline = Timeline::new(Session::new(&model, &options(cache)).unwrap(), 1 << 20);
             let mut logits = timeline.prefill(&[3, 1, 4, 1, 5, 9, 2, 6], &GO_ON).unwrap().to_vec();
@@ -135,7 +135,7 @@ fn the_commands_get_along_with_large_values() {
     let path = |name: &str| folder.path().join(name);
     quantize(&demo(), &path("plain.gguf"), &["--type", "q8_0", "--layout", "standard", "--rounding", "nearest"]);
     let mut gguf = Gguf::open(&path("plain.gguf")).unwrap();
-    let model = Model::open(&path("plain.gguf")).unwrap();
+    let model = Model::open(path("plain.gguf")).unwrap();
     let (config, (k, v)) = (model.config(), model.config().kv_widths());
     let row = DType::Q8_0.row_bytes(config.hidden).unwrap();
     let tensor = gguf.tensors.iter_mut().find(|t| t.name == "blk.0.in_proj.weight").unwrap();
