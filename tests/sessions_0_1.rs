@@ -97,7 +97,7 @@ const BACK: usize = 7;
 static GO_ON: AtomicBool = AtomicBool::new(false);
 static EXPECTED: LazyLock<Expected> =
     LazyLock::new(|| serde_json::from_slice(&fs::read(fixture("expected.json")).unwrap()).unwrap());
-static MODEL: LazyLock<Model> = LazyLock::new(|| Model::open(&fixture("model.gguf")).unwrap());
+static MODEL: LazyLock<Model> = LazyLock::new(|| Model::open(fixture("model.gguf")).unwrap());
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/sessions-0.1").join(name)
