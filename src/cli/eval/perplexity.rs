@@ -33,7 +33,7 @@ pub struct Args {
 pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
     let model = args.common.model.open(args.text.json)?;
     let text = args.text.read(&model, 0, cancel)?;
-    let base = args.kl.as_ref().map(|path| Model::open(path)).transpose()?;
+    let base = args.kl.as_ref().map(Model::open).transpose()?;
     let start = Instant::now();
     let options = args.text.side_by_side(&args.common.machine);
     let found = base.as_ref().map(|base| beside(base, &model, &options, &text, cancel)).transpose()?;
