@@ -149,7 +149,8 @@ pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
     bar.finish_and_clear();
     let summary = converted?;
     if !args.quiet {
-        writeln!(io::stdout(), "{}", terminal::for_output(&summary.to_string()))?;
+        let summary = summary.to_string();
+        terminal::for_output(&summary).lines().try_for_each(|line| writeln!(io::stdout(), "{line}"))?;
     }
     Ok(())
 }
