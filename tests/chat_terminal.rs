@@ -267,21 +267,19 @@ fn a_closed_terminal_keeps_the_conversation() {
                 file.as_os_str(),
             ]));
         let mut terminal = fs::File::from(terminal);
-        let until = |terminal: &mut fs::File, sign: &str| {
-            let mut seen = String::new();
+        let mut seen = String::new();
+        let mut until = |terminal: &mut fs::File, sign: &str| {
             while !seen.contains(sign) {
                 let mut some = [0; 4096];
                 let count = terminal.read(&mut some).unwrap();
                 seen += &String::from_utf8_lossy(&some[..count]);
             }
-            seen
+            seen = seen.split_once(sign).unwrap().1.into();
         };
         until(&mut terminal, PROMPT);
         terminal.write_all(message.as_bytes()).unwrap();
-        match name {
-            "waiting" => drop(until(&mut terminal, "tok/s") + &until(&mut terminal, PROMPT)),
-            _ => drop(until(&mut terminal, "\x1b[?2004l") + &until(&mut terminal, " ")),
-        }
+        let signs = if name == "waiting" { ["tok/s", PROMPT] } else { ["\x1b[?2004l", " "] };
+        signs.into_iter().for_each(|sign| until(&mut terminal, sign));
         drop(terminal);
         child.wait().unwrap();
         let turns = &session_header(&file)["more"]["chat"]["branches"]["main"]["turns"];
