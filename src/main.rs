@@ -4,7 +4,6 @@
 
 mod cli;
 mod closed;
-mod signals;
 
 use std::{
     process::ExitCode,
@@ -13,10 +12,9 @@ use std::{
 
 use cli::{
     hints::Place,
-    terminal,
+    signals, terminal,
     usage::{Reported, Usage},
 };
-use signals::Signals;
 
 fn main() -> ExitCode {
     let cli = cli::Cli::of_process();
@@ -31,23 +29,20 @@ fn main() -> ExitCode {
     };
     hymba::format::exit_where_files_end();
     let cancel = Arc::new(AtomicBool::new(false));
-    let signals = match signals::watch(&cancel) {
-        Ok(signals) => signals,
-        Err(error) => {
-            terminal::note(&format!("cannot watch for signals: {error}"));
-            return ExitCode::FAILURE;
-        }
-    };
+    if let Err(error) = signals::watch(&cancel) {
+        terminal::note(&format!("cannot watch for signals: {error}"));
+        return ExitCode::FAILURE;
+    }
     match cli.command.run(&cancel) {
         Ok(()) => terminal::end_of_output(Ok(())),
-        Err(error) => exit_code(&error, &signals),
+        Err(error) => exit_code(&error),
     }
 }
 
 /// Reports `error`, if it is one that the user should read about.
-fn exit_code(error: &anyhow::Error, signals: &Signals) -> ExitCode {
+fn exit_code(error: &anyhow::Error) -> ExitCode {
     if error.downcast_ref::<hymba::Error>().is_some_and(|e| matches!(e, hymba::Error::Cancelled)) {
-        return ExitCode::from(signals.exit_code());
+        return ExitCode::from(signals::exit_code());
     }
     if terminal::is_broken_pipe(error) {
         return ExitCode::SUCCESS;

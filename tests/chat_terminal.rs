@@ -289,6 +289,28 @@ fn a_closed_terminal_keeps_the_conversation() {
     }
 }
 
+/// SIGTERM ends a chat in the middle of a reply too, where Ctrl-C only stops the reply.
+#[test]
+fn a_signal_in_a_reply_ends_the_chat_and_saves_it() {
+    let home = tempfile::tempdir().unwrap();
+    let file = home.path().join("talk");
+    let (terminal, mut child) =
+        on_a_terminal(hymba(["chat", "--color", "never", "-c", "200000", "--temp", "2", "--save-on-exit"]).arg(&file));
+    let mut terminal = fs::File::from(terminal);
+    terminal.write_all(b"Tell me a story\r").unwrap();
+    let mut seen = String::new();
+    while !seen.split_once("\x1b[?2004l").is_some_and(|(_, reply)| reply.contains(' ')) {
+        let mut some = [0; 4096];
+        let count = terminal.read(&mut some).unwrap();
+        seen += &String::from_utf8_lossy(&some[..count]);
+    }
+    // SAFETY: the process is a child that is not waited for yet.
+    unsafe { libc::kill(child.id() as _, libc::SIGTERM) };
+    assert_eq!(child.wait().unwrap().code(), Some(128 + libc::SIGTERM));
+    let turns = &session_header(&file)["more"]["chat"]["branches"]["main"]["turns"];
+    assert_eq!(turns.as_array().unwrap().len(), 1);
+}
+
 /// Starts `command` as the leader of a terminal of its own, and returns the terminal's other end.
 fn on_a_terminal(command: &mut Command) -> (OwnedFd, Child) {
     let (mut ours, mut theirs) = (-1, -1);

@@ -11,6 +11,7 @@ pub mod options;
 pub mod prompt;
 pub mod quantize;
 pub mod run;
+pub mod signals;
 pub mod terminal;
 pub mod usage;
 

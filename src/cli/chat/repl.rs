@@ -27,7 +27,7 @@ use super::{
     screen::Screen,
     show::{self, turns},
 };
-use crate::cli::{hints::Place, prompt, terminal, usage::Reported};
+use crate::cli::{hints::Place, prompt, signals, terminal, usage::Reported};
 
 /// A conversation with a person.
 pub struct Repl<'m> {
@@ -90,6 +90,9 @@ impl<'m> Repl<'m> {
         let place = if input.has_commands() { Place::Conversation } else { Place::CommandLine };
         loop {
             if input.is_terminal() {
+                if signals::must_end() {
+                    return Err(Error::Cancelled.into());
+                }
                 self.cancel.store(false, Ordering::Relaxed);
             }
             let initial = match self.conversation.turns().last().filter(|_| self.editing) {

@@ -3,7 +3,7 @@
 use std::{
     io,
     sync::{
-        Arc,
+        Arc, LazyLock,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
@@ -13,35 +13,39 @@ const BASE: u8 = 128;
 /// The number of Ctrl-C's signal.
 const SIGINT: u8 = 2;
 
-/// The signals that came.
-pub struct Signals(Arc<AtomicUsize>);
+/// The number of the last signal that came; 0: none.
+static LAST: LazyLock<Arc<AtomicUsize>> = LazyLock::new(Arc::default);
 
-impl Signals {
-    /// Returns the exit code of work that a signal stopped.
-    pub fn exit_code(&self) -> u8 {
-        let signal = u8::try_from(self.0.load(Ordering::Relaxed)).unwrap_or_default();
-        BASE + if signal == 0 { SIGINT } else { signal }
-    }
+/// Returns the exit code of work that a signal stopped.
+pub fn exit_code() -> u8 {
+    let signal = u8::try_from(LAST.load(Ordering::Relaxed)).unwrap_or_default();
+    BASE + if signal == 0 { SIGINT } else { signal }
+}
+
+/// Whether a signal wants the program to end, and not what it is doing alone, as Ctrl-C does at a terminal.
+pub fn must_end() -> bool {
+    ![0, usize::from(SIGINT)].contains(&LAST.load(Ordering::Relaxed))
 }
 
 /// From now on SIGINT, SIGTERM and SIGHUP set `cancel`, but for those that whoever started the program wants ignored: as
 /// nohup does, or a shell that runs it in the background.
 #[cfg(unix)]
-pub fn watch(cancel: &Arc<AtomicBool>) -> io::Result<Signals> {
+pub fn watch(cancel: &Arc<AtomicBool>) -> io::Result<()> {
     use signal_hook::{
         consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ},
         flag,
     };
 
-    let signals = Signals(Arc::default());
     for signal in [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|&signal| !is_ignored(signal)) {
-        flag::register_conditional_shutdown(signal, i32::from(BASE) + signal, cancel.clone())?;
-        flag::register_usize(signal, signals.0.clone(), signal as usize)?;
+        // A terminal that closes may send two, which leave time to save.
+        if signal != SIGHUP {
+            flag::register_conditional_shutdown(signal, i32::from(BASE) + signal, cancel.clone())?;
+        }
+        flag::register_usize(signal, LAST.clone(), signal as usize)?;
         flag::register(signal, cancel.clone())?;
     }
     // Handled, however little, it does not end the process: the write that is too long for `ulimit -f` fails.
-    flag::register(SIGXFSZ, Arc::default())?;
-    Ok(signals)
+    flag::register(SIGXFSZ, Arc::default()).map(drop)
 }
 
 #[cfg(unix)]
@@ -56,13 +60,12 @@ fn is_ignored(signal: libc::c_int) -> bool {
 
 /// From now on Ctrl-C sets `cancel`.
 #[cfg(not(unix))]
-pub fn watch(cancel: &Arc<AtomicBool>) -> io::Result<Signals> {
+pub fn watch(cancel: &Arc<AtomicBool>) -> io::Result<()> {
     let cancel = cancel.clone();
     let handler = move || {
         if cancel.swap(true, Ordering::Relaxed) {
             std::process::exit((BASE + SIGINT).into());
         }
     };
-    ctrlc::set_handler(handler).map_err(io::Error::other)?;
-    Ok(Signals(Arc::default()))
+    ctrlc::set_handler(handler).map_err(io::Error::other)
 }
