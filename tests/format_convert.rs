@@ -396,6 +396,46 @@ fn keeps_the_tokenizer_and_the_sampling_settings() {
     assert_eq!(meta.string("tokenizer.chat_template"), Some("newer"));
 }
 
+/// What is read is not replaced, under whatever name, nor is one output by the other.
+#[test]
+fn inputs_are_not_replaced() {
+    let fixture = Fixture::new();
+    fixture.save();
+    fixture.save_tokenizer();
+    fixture.convert(DType::F32).unwrap();
+    let (folder, file) = (fixture.folder(), fixture.output());
+    let text = fixture.dir.path().join("text");
+    fs::write(&text, "aba".repeat(3000)).unwrap();
+    let Calibration::Text(sample) = sample(24) else { unreachable!() };
+    let sample = Sample { name: text.display().to_string(), ..sample };
+    let refused = |input: &Path, output: &Path, moments: Option<&Path>, why: &str| {
+        let (calibration, save_moments) = (Some(Calibration::Text(sample.clone())), moments.map(Into::into));
+        let options = Options { force: true, calibration, save_moments, ..Options::default() };
+        let before = [output, moments.unwrap_or(output)].map(|path| fs::read(path).ok());
+        let done = convert(input, output, &options, &mut |_| {}, &AtomicBool::new(false));
+        let message = done.unwrap_err().to_string();
+        assert!(message.contains(why), "{message:?} does not say {why:?}");
+        assert_eq!(before, [output, moments.unwrap_or(output)].map(|path| fs::read(path).ok()));
+    };
+    for name in ["model.safetensors", "config.json", "tokenizer.json"] {
+        refused(&folder, &folder.join(name), None, "both input and output");
+    }
+    refused(&file, &file, None, "both input and output");
+    refused(&folder, &text, None, "both input and output");
+    let inside = folder.join("earlier.gguf");
+    fs::write(&inside, "earlier").unwrap();
+    to(&folder, &inside, DType::Q8_0, &[]).unwrap();
+    let other = fixture.dir.path().join("other.gguf");
+    refused(&file, &other, Some(&file), "both input and output");
+    refused(&file, &other, Some(&folder.join("../other.gguf")), "named for two outputs");
+    #[cfg(unix)]
+    {
+        let link = fixture.dir.path().join("link");
+        std::os::unix::fs::symlink(folder.join("model.safetensors"), &link).unwrap();
+        refused(&folder, &link, None, "both input and output");
+    }
+}
+
 #[test]
 fn leaves_nothing_when_cancelled_or_failed() {
     let fixture = Fixture::new();

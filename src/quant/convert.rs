@@ -1,7 +1,8 @@
 //! Makes a GGUF file of a checkpoint.
 
 use std::{
-    path::Path,
+    fs,
+    path::{Path, PathBuf},
     sync::{Arc, atomic::AtomicBool, mpsc},
     thread,
     time::Instant,
@@ -62,17 +63,34 @@ pub fn convert(
     Ok(summary)
 }
 
+/// Refuses, before any work, outputs that can't be written, or that are what is read or each other under another name.
 fn check_paths(input: &Path, output: &Path, options: &Options) -> Result<()> {
-    check_output(output, options.force)?;
-    if let Some(path) = &options.save_moments {
-        check_output(path, options.force)?;
-    }
-    match (input.canonicalize(), output.canonicalize()) {
-        (Ok(a), Ok(b)) if a == b => {
-            Err(Error::Request(format!("{} is both input and output; name another output", output.display())))
+    // A folder may hold what earlier conversions wrote, too.
+    let is_read = |path: &PathBuf| path.extension().is_none_or(|extension| extension != "gguf");
+    let mut read: Vec<PathBuf> = match fs::read_dir(input) {
+        Ok(files) => files.flatten().map(|file| file.path()).filter(is_read).collect(),
+        Err(_) => vec![input.into()],
+    };
+    read.extend(options.calibration.as_ref().map(|calibration| match calibration {
+        Calibration::Text(sample) => PathBuf::from(&sample.name),
+        Calibration::File(path) => path.clone(),
+    }));
+    let read: Vec<PathBuf> = read.iter().filter_map(|path| path.canonicalize().ok()).collect();
+    let mut written = Vec::new();
+    for path in [Some(output), options.save_moments.as_deref()].into_iter().flatten() {
+        let refuse = |what| Err(Error::Request(format!("{} is {what}; name another output", path.display())));
+        if path.canonicalize().is_ok_and(|file| read.contains(&file)) {
+            return refuse("both input and output");
         }
-        _ => Ok(()),
+        let file = check_output(path, options.force)?;
+        let folder = file.parent().and_then(|folder| folder.canonicalize().ok()).unwrap_or_default();
+        let file = folder.join(file.file_name().unwrap_or_default());
+        if written.contains(&file) {
+            return refuse("named for two outputs");
+        }
+        written.push(file);
     }
+    Ok(())
 }
 
 /// Decides what becomes of each tensor.
