@@ -396,6 +396,27 @@ fn keeps_the_tokenizer_and_the_sampling_settings() {
     assert_eq!(meta.string("tokenizer.chat_template"), Some("newer"));
 }
 
+#[test]
+fn a_convolution_of_one_tap_has_no_state() {
+    let mut fixture = Fixture::new();
+    fixture.config["mamba_d_conv"] = json!(1);
+    for layer in 0..3 {
+        let (shape, values) = fixture.tensors.get_mut(&format!("model.layers.{layer}.mamba.conv1d.weight")).unwrap();
+        *shape = vec![INNER, 1, 1];
+        values.truncate(INNER);
+    }
+    fixture.save();
+    fixture.convert(DType::F32).unwrap();
+    let model = Model::open(fixture.output()).unwrap();
+    let logits = |stored_meta_state| {
+        let options = SessionOptions { stored_meta_state, ..SessionOptions::default() };
+        let mut session = Session::new(&model, &options).unwrap();
+        session.prefill(&[3, 1, 4], &AtomicBool::new(false)).unwrap();
+        session.decode(5).unwrap().to_vec()
+    };
+    assert_eq!(logits(true), logits(false));
+}
+
 /// What is read is not replaced, under whatever name, nor is one output by the other.
 #[test]
 fn inputs_are_not_replaced() {
