@@ -122,6 +122,14 @@ impl<'m> Timeline<'m> {
         self.read(&target[self.steps.len()..], watch)
     }
 
+    /// What the session holds after `failure` is anybody's guess: goes back to the last checkpoint that there still is.
+    fn recover(&mut self, failure: Error) -> Result<()> {
+        if matches!(failure, Error::Gpu(_)) {
+            self.checkpoints.drop_all(); // they were in its memory
+        }
+        self.go_back().and(Err(failure))
+    }
+
     /// Goes back to the last checkpoint, or to the beginning if there is none.
     fn go_back(&mut self) -> Result<()> {
         let Some(checkpoint) = self.checkpoints.current.last().cloned() else { return self.clear() };
@@ -143,7 +151,7 @@ impl<'m> Timeline<'m> {
                 if done > 0 {
                     match self.session.last_logits().map(<[f32]>::to_vec) {
                         Ok(logits) => self.logits = logits,
-                        Err(e) => return self.clear().and(Err(e)),
+                        Err(e) => return self.recover(e),
                     }
                 }
                 return Err(Error::Cancelled);
@@ -158,8 +166,7 @@ impl<'m> Timeline<'m> {
                     self.clear()?;
                     return self.read(&all, watch);
                 }
-                // What the session holds now is anybody's guess.
-                Err(e) => return self.go_back().and(Err(e)),
+                Err(e) => return self.recover(e),
             }
             self.steps.extend(pass);
             self.evaluated += pass.len();
