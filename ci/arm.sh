@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# 64-bit Arm, emulated. Needs the binary that test.sh builds.
+source "$(dirname "$0")/common.sh"
+
+stage "64-bit Arm, emulated"
+# Runs cargo test there, on the CPU that is named first and on a core of its own: threads that share a core or wait for each
+# other on several cost an emulator a multiple.
+on_arm() {
+    set -o pipefail
+    local run
+    # shellcheck disable=SC2154 # xargs sets slot
+    run="taskset -c $(cut -d ' ' -f $((slot + 1)) <<<"$cores") $qemu -cpu $1"
+    env -u HYMBA_GOLDEN_EXTRA HYMBA_TEST_RUNNER="$run" CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="$run" \
+        cargo test "${@:2}" 2>&1 | tee -a "$CI_TESTS" | sed -u "s/^/$1: /" || return 255 # at which xargs starts no more
+}
+if [[ $(uname -m) != x86_64 ]]; then
+    skip "this machine is no x86-64"
+elif ! quietly apt-get install --yes --no-install-recommends {gcc,g++}-aarch64-linux-gnu libc6-dev-arm64-cross; then
+    skip "there are no cross compilers for 64-bit Arm"
+else
+    quietly rustup target add aarch64-unknown-linux-gnu
+    qemu=$(command -v qemu-aarch64-static || command -v qemu-aarch64)
+    export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc QEMU_LD_PREFIX=/usr/aarch64-linux-gnu
+    arm=(--release --target aarch64-unknown-linux-gnu --workspace --exclude hymba-bindings)
+    cargo test --quiet "${arm[@]}" --no-run
+    hymba_arm=${CARGO_TARGET_DIR:-target}/aarch64-unknown-linux-gnu/release/hymba
+    tell=(run --temp 0 -n 8 --no-display-prompt --quiet "Once upon a time")
+    here=$("$hymba" "${tell[@]}")
+    ids=$(seq -s , 5 71 4000)
+    "$hymba" eval logits -m models/hymba-demo.gguf --ids "$ids" -o "$temp/logits"
+    for cpu in max:neon_i8mm cortex-a76:neon_dotprod cortex-a53:neon; do
+        run=("$qemu" -cpu "${cpu%:*}" "$hymba_arm")
+        "${run[@]}" run --list-devices | tee "$temp/devices"
+        grep -q "${cpu#*:} kernels" "$temp/devices"
+        there=$("${run[@]}" "${tell[@]}")
+        printf '%s: %s\n' "${cpu%:*}" "$there"
+        [[ -n $here && $here == "$there" ]]
+        "${run[@]}" eval logits -m models/hymba-demo.gguf --ids "$ids" --force -o "$temp/logits-arm"
+        cmp "$temp/logits" "$temp/logits-arm" # the vector kernels of both architectures give the same bits
+    done
+    stage "64-bit Arm, emulated: all tests on a CPU with dotprod and i8mm, those of numbers on one without"
+    skip "on emulated Arm: the large golden case, those on the emulated GPU, the_1_5b_shape_goes_back_at_once, and the chat"
+    skip "on emulated Arm without dotprod: golden passes, and what does not depend on the CPU: the logits above are the same bits"
+    cores=$(python3 -c 'import os; print(*sorted(os.sched_getaffinity(0)))')
+    export cores qemu temp
+    export -f on_arm
+    long="golden cli timeline conversation determinism"
+    tests=$(basename -s .rs tests/*.rs kernels-cpu/tests/*.rs kernels-metal/emulator/tests/*.rs | sort -u | grep -vx chat)
+    { # the longest first
+        for name in $long; do echo "max ${arm[*]} --test $name"; done
+        for name in determinism numbers against_scalar any_chunk not_finite; do
+            echo "cortex-a53 ${arm[*]} --test $name"
+        done
+        for name in $tests; do [[ " $long " == *" $name "* ]] || echo "max ${arm[*]} --test $name"; done
+        echo "max ${arm[*]} --lib --bins"
+    } | sed '/timeline/s/$/ -- --skip=the_1_5b_shape_goes_back_at_once/; /golden/s/$/ -- --skip=on_emulated_metal/' |
+        xargs -L 1 -P "$(wc -w <<<"$cores")" --process-slot-var=slot bash -c 'on_arm "$@"' on_arm
+fi

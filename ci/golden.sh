@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Converted files and their perplexity against other programs. Needs the binary that test.sh builds.
+source "$(dirname "$0")/common.sh"
+
+stage "Converted files against ggml's Python package"
+scripts/make-random-model --shape tiny --shards 3 "$temp/tiny"
+scripts/check-gguf --hymba "$hymba" tests/golden/tiny-* "$temp/tiny"
+
+stage "Perplexity of the demo: F32 as its card says"
+if [[ -d $fixtures/models/hymba-demo ]]; then
+    "$hymba" quantize "$fixtures/models/hymba-demo" "$temp/demo-f32.gguf" --type f32
+    "$hymba" eval perplexity -m "$temp/demo-f32.gguf" tests/data/heldout.txt --json >"$temp/perplexity.json"
+    python3 - "$temp/perplexity.json" <<'EOF'
+import json, sys
+got, want = json.load(open(sys.argv[1])), 19.1730
+print(f"perplexity {got['perplexity']:.4f}, nll {got['nll']:.6f}; {want:.4f} is right")
+sys.exit(abs(got["perplexity"] / want - 1) > 0.001)
+EOF
+else
+    skip "there is no $fixtures/models/hymba-demo"
+fi
