@@ -113,7 +113,7 @@ pub struct Args {
     #[command(flatten)]
     session: SessionArgs,
     #[command(flatten)]
-    sampling: SamplingArgs,
+    pub sampling: SamplingArgs,
 }
 
 /// [`Overflow`] on the command line.
@@ -167,7 +167,7 @@ pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
     let mut repl = Repl::new(conversation, model.file(), screen, cancel, keeps_template(args), undo_memory);
     if let Some(path) = &args.resume {
         repl.load(path)?;
-        let params = args.sampling.apply(repl.conversation().sampler().params().clone())?;
+        let params = args.sampling.apply_flags(repl.conversation().sampler().params().clone())?;
         repl.conversation().sampler().set_params(params);
         if let Some(seed) = args.sampling.seed {
             repl.conversation().sampler().set_seed(seed);

@@ -2,15 +2,19 @@
 
 pub mod bench;
 pub mod chat;
+pub mod completions;
+pub mod config;
 pub mod escape;
 pub mod eval;
 pub mod hints;
 pub mod inspect;
+pub mod man;
 pub mod model;
 pub mod options;
 pub mod prompt;
 pub mod quantize;
 pub mod run;
+pub mod settings;
 pub mod signals;
 pub mod terminal;
 pub mod usage;
@@ -21,7 +25,9 @@ use std::{
     sync::{Arc, atomic::AtomicBool},
 };
 
-use clap::{CommandFactory, FromArgMatches};
+use clap::{CommandFactory, FromArgMatches, error::ErrorKind};
+use options::SamplingArgs;
+use settings::Setting;
 
 /// Run NVIDIA's Hymba language models on this machine.
 #[derive(clap::Parser)]
@@ -51,22 +57,35 @@ pub enum Command {
     Inspect(inspect::Args),
     Eval(eval::Args),
     Bench(bench::Args),
+    Config(config::Args),
+    Completions(completions::Args),
+    Man(man::Args),
 }
 
 impl Cli {
-    /// Parses the command line of this program.
+    /// Parses the command line of this program, with the settings of the environment and the configuration file.
     pub fn of_process() -> Result<Self, clap::Error> {
-        Self::of(env::args_os().collect())
+        let line: Vec<_> = env::args_os().collect();
+        match settings::read() {
+            Ok(settings) => Self::of(line.clone(), &settings).map_err(|e| {
+                settings::blame(e, &settings, |some| Self::of(line.clone(), some).map(drop), &mut Self::command())
+            }),
+            // Help and what else needs no setting stays in reach.
+            Err(why) => match Self::of(line, &[])?.command {
+                Command::Completions(_) | Command::Man(_) => Self::of(env::args_os().collect(), &[]),
+                _ => Err(Self::command().error(ErrorKind::InvalidValue, why)),
+            },
+        }
     }
 
-    fn of(mut line: Vec<OsString>) -> Result<Self, clap::Error> {
+    fn of(mut line: Vec<OsString>, settings: &[Setting]) -> Result<Self, clap::Error> {
         // llama.cpp's way to ask for a single turn; for the parser that would be two flags of one letter.
         if line.get(1).is_some_and(|command| command == "chat") {
             line.iter_mut()
                 .filter(|argument| *argument == "-st")
                 .for_each(|argument| *argument = "--single-turn".into());
         }
-        let mut command = Self::command();
+        let mut command = settings::apply(Self::command(), settings);
         // Otherwise a flag with a typing error would be taken for a text.
         if line.iter().any(|argument| is_text(argument)) {
             for (name, text) in [("run", "text"), ("chat", "message")] {
@@ -74,7 +93,11 @@ impl Cli {
             }
         }
         let matches = command.try_get_matches_from_mut(line)?;
-        Self::from_arg_matches(&matches).map_err(|e| e.format(&mut command))
+        let mut cli = Self::from_arg_matches(&matches).map_err(|e| e.format(&mut command))?;
+        if let (Some(sampling), Some((_, flags))) = (cli.command.sampling_mut(), matches.subcommand()) {
+            sampling.settings = settings::not_flags(flags);
+        }
+        Ok(cli)
     }
 }
 
@@ -90,7 +113,16 @@ impl Command {
         match self {
             Self::Quantize(args) => args.writes_output(),
             Self::Eval(args) => args.writes_output(),
+            Self::Man(_) => false,
             _ => true,
+        }
+    }
+
+    fn sampling_mut(&mut self) -> Option<&mut SamplingArgs> {
+        match self {
+            Self::Run(args) => Some(&mut args.sampling),
+            Self::Chat(args) => Some(&mut args.sampling),
+            _ => None,
         }
     }
 
@@ -102,6 +134,9 @@ impl Command {
             Self::Inspect(args) => inspect::run(args, cancel),
             Self::Eval(args) => eval::run(args, cancel),
             Self::Bench(args) => bench::run(args, cancel),
+            Self::Config(_) => config::run(),
+            Self::Completions(args) => completions::run(args),
+            Self::Man(args) => man::run(args),
         }
     }
 }
@@ -113,7 +148,7 @@ mod tests {
     use super::*;
 
     fn parse(line: &[&str]) -> Result<Cli, clap::Error> {
-        Cli::of(["hymba"].iter().chain(line).map(Into::into).collect())
+        Cli::of(["hymba"].iter().chain(line).map(Into::into).collect(), &[])
     }
 
     #[test]

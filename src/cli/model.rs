@@ -13,7 +13,7 @@ use super::{terminal, usage::Usage};
 const VARIABLE: &str = "HYMBA_MODEL";
 
 /// The demo checkpoint that is part of this program; empty if it was built without.
-#[cfg(feature = "embedded-demo")]
+#[cfg(embedded_demo)]
 pub static EMBEDDED: &[u8] = {
     /// As a memory map would be, so that tensors lie on cache lines.
     #[repr(C, align(64))]
@@ -21,7 +21,7 @@ pub static EMBEDDED: &[u8] = {
     static DEMO: &Aligned<[u8]> = &Aligned(*include_bytes!("../../models/hymba-demo.gguf"));
     &DEMO.0
 };
-#[cfg(not(feature = "embedded-demo"))]
+#[cfg(not(embedded_demo))]
 pub static EMBEDDED: &[u8] = &[];
 
 /// The model flag.
@@ -49,7 +49,9 @@ impl ModelArgs {
             return Model::open(path).context(VARIABLE);
         }
         if EMBEDDED.is_empty() {
-            let what = format!("this hymba has no built-in model; name a model file with -m FILE or in {VARIABLE}");
+            let what = format!(
+                "this hymba has no built-in model; name a model file with -m FILE or in {VARIABLE} (`hymba quantize` makes one of a Hugging Face folder)"
+            );
             return Err(Usage(what).into());
         }
         say(format!("using the built-in demo model, as neither -m nor {VARIABLE} names another"));

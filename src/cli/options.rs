@@ -111,6 +111,9 @@ pub struct SamplingArgs {
     /// Start of the random numbers: the same seed gives the same text [default: another each time]
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = whole_number)]
     pub seed: Option<u64>,
+    /// Which of the values above come from a variable or the configuration file.
+    #[arg(skip)]
+    pub settings: Vec<&'static str>,
 }
 
 fn whole_number(text: &str) -> Result<u64, &'static str> {
@@ -118,8 +121,18 @@ fn whole_number(text: &str) -> Result<u64, &'static str> {
 }
 
 impl SamplingArgs {
-    /// `params` with what the flags say in their place.
-    pub fn apply(&self, mut params: SamplingParams) -> Result<SamplingParams, Usage> {
+    /// Returns `params` with the values of flags and settings in their place.
+    pub fn apply(&self, params: SamplingParams) -> Result<SamplingParams, Usage> {
+        self.apply_if(params, |_| true)
+    }
+
+    /// Returns `params` with the values of flags in their place: a text that is resumed keeps its own where a flag does not
+    /// say otherwise.
+    pub fn apply_flags(&self, params: SamplingParams) -> Result<SamplingParams, Usage> {
+        self.apply_if(params, |name| !self.settings.contains(&name))
+    }
+
+    fn apply_if(&self, mut params: SamplingParams, applies: impl Fn(&str) -> bool) -> Result<SamplingParams, Usage> {
         let flags = Setting::ALL.into_iter().zip([
             self.temp,
             self.top_k,
@@ -129,7 +142,7 @@ impl SamplingArgs {
             self.repeat_last_n,
         ]);
         for (setting, value) in flags {
-            if let Some(value) = value {
+            if let Some(value) = value.filter(|_| applies(setting.name())) {
                 let refuse = |why| Usage(format!("--{} {value}: the value {why}", setting.name()));
                 params.set(setting, value).map_err(refuse)?;
             }

@@ -76,7 +76,7 @@ pub struct Args {
     #[command(flatten)]
     session: SessionArgs,
     #[command(flatten)]
-    sampling: SamplingArgs,
+    pub sampling: SamplingArgs,
 }
 
 /// Memory for the checkpoints that --prompt-cache keeps, and for those to go back to before a stop string.
@@ -141,7 +141,7 @@ impl<'a> Run<'a> {
         let mut timeline = Timeline::new(args.session.open(model, args.quiet)?, CHECKPOINT_BYTES);
         if let Some(path) = args.stored.existing_session() {
             sampler = stored::resume(&mut timeline, path)?;
-            sampler.set_params(args.sampling.apply(sampler.params().clone())?);
+            sampler.set_params(args.sampling.apply_flags(sampler.params().clone())?);
             if let Some(seed) = args.sampling.seed {
                 sampler.set_seed(seed);
             }

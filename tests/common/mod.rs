@@ -25,7 +25,7 @@ pub fn hymba_at<S: AsRef<OsStr>>(program: &Path, args: impl IntoIterator<Item = 
     let runner = runner().unwrap_or_default();
     let mut words = runner.split_whitespace().map(OsStr::new).chain([program.as_os_str()]);
     let mut command = Command::new(words.next().unwrap());
-    command.args(words).args(args).env_remove("HYMBA_MODEL").stdin(Stdio::null());
+    command.args(words).args(args).env_remove("HYMBA_MODEL").env("HYMBA_CONFIG", "").stdin(Stdio::null());
     if !runner.is_empty() {
         command.env("HYMBA_MODEL", demo_of_any_depth());
     }

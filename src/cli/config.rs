@@ -1,0 +1,39 @@
+//! `hymba config`: the settings in force.
+
+use std::io::{self, Write};
+
+use super::{settings, terminal, usage::Usage};
+
+/// Show the settings in force and where each comes from.
+///
+/// Settings are flags that may also stand in an environment variable (HYMBA_CONTEXT, HYMBA_TOP_K, ...) or in the
+/// configuration file, under the name of the flag. A flag wins over a variable, a variable over the file. HYMBA_CONFIG
+/// names another file.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Example of a configuration file:
+  model = \"~/models/hymba-1.5b-q4_0.gguf\"
+  context = 4096
+  temp = 0.7")]
+pub struct Args {}
+
+/// Runs the command.
+pub fn run() -> anyhow::Result<()> {
+    let settings = settings::read().map_err(Usage)?;
+    let mut out = io::stdout().lock();
+    match settings::file() {
+        Some(path) if path.exists() => writeln!(out, "# {}", terminal::for_output(&path.display().to_string()))?,
+        Some(path) => writeln!(out, "# {} (no such file)", terminal::for_output(&path.display().to_string()))?,
+        None => writeln!(out, "# no configuration file")?,
+    }
+    for name in settings::NAMES {
+        match settings.iter().find(|setting| setting.name == name) {
+            Some(setting) => {
+                let line = format!("{name} = {}  # {}", setting.value.display(), setting.origin.name());
+                writeln!(out, "{}", terminal::for_output(&line))?;
+            }
+            None => writeln!(out, "# {name}: default ({})", settings::variable(name))?,
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,43 @@
+//! `hymba man`: the manual pages.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context;
+use clap::{Command, CommandFactory};
+use clap_mangen::Man;
+use hymba::format::{Privacy, write_atomically};
+
+use super::Cli;
+
+/// Write the manual pages into a folder.
+///
+/// Makes hymba.1 and a page for each command (hymba-run.1, ...); existing pages are replaced.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Example:
+  hymba man ~/.local/share/man/man1")]
+pub struct Args {
+    /// Folder to write to; it is created if missing
+    #[arg(value_name = "DIR")]
+    folder: PathBuf,
+}
+
+/// Runs the command.
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    fs::create_dir_all(&args.folder).with_context(|| format!("cannot create {}", args.folder.display()))?;
+    let mut command = Cli::command().disable_help_subcommand(true);
+    command.build();
+    pages(&command, &args.folder)
+}
+
+fn pages(command: &Command, folder: &Path) -> anyhow::Result<()> {
+    let man = Man::new(command.clone());
+    let path = folder.join(man.get_filename());
+    let mut page = Vec::new();
+    man.render(&mut page)?;
+    write_atomically(&path, true, Privacy::Shared, |out| out.write_all(&page))?;
+    command.get_subcommands().filter(|sub| !sub.is_hide_set()).try_for_each(|sub| pages(sub, folder))
+}

@@ -1,0 +1,207 @@
+//! Settings: flags that may also stand in an environment variable or in the configuration file. A flag wins over a
+//! variable, a variable over the file. Never among them: prompts, files to write, and what lifts a protection.
+
+use std::{
+    env,
+    ffi::OsString,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use clap::{Arg, ArgMatches, Command, Error, builder::StyledStr, error::ErrorKind, parser::ValueSource};
+
+/// The commands that take every setting; the others take those of [`COMMON`].
+const SESSIONS: [&str; 2] = ["run", "chat"];
+/// Settings that mean the same in every command that has the flag.
+const COMMON: [&str; 3] = ["model", "threads", "backend"];
+/// The names of all settings: long flags.
+pub const NAMES: [&str; 12] = [
+    "model",
+    "context",
+    "threads",
+    "backend",
+    "cache-type",
+    "temp",
+    "top-k",
+    "top-p",
+    "min-p",
+    "repeat-penalty",
+    "repeat-last-n",
+    "color",
+];
+
+/// The variable that names the configuration file; empty: none is read.
+const FILE_VARIABLE: &str = "HYMBA_CONFIG";
+/// A larger file is no configuration of ours.
+const FILE_BYTES: u64 = 64 << 10;
+
+/// Where the value of a setting comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    Variable(String),
+    File(PathBuf),
+}
+
+impl Origin {
+    /// Returns its name: that of the variable, or the file's path.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Variable(name) => name.clone(),
+            Self::File(path) => path.display().to_string(),
+        }
+    }
+}
+
+/// A setting that is not at its default.
+#[derive(Clone, Debug)]
+pub struct Setting {
+    /// One of [`NAMES`].
+    pub name: &'static str,
+    pub value: OsString,
+    pub origin: Origin,
+}
+
+/// Returns the variable of a setting, such as `HYMBA_TOP_K`.
+pub fn variable(name: &str) -> String {
+    format!("HYMBA_{}", name.replace('-', "_").to_uppercase())
+}
+
+/// Returns where the configuration file is, whether or not it exists.
+pub fn file() -> Option<PathBuf> {
+    if let Some(path) = env::var_os(FILE_VARIABLE) {
+        return Some(path).filter(|path| !path.is_empty()).map(PathBuf::from);
+    }
+    let folder = if cfg!(windows) {
+        dirs::config_dir()
+    } else {
+        let xdg = env::var_os("XDG_CONFIG_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
+        xdg.or_else(|| dirs::home_dir().map(|home| home.join(".config")))
+    };
+    Some(folder?.join("hymba").join("config.toml"))
+}
+
+/// Returns what the environment and the configuration file set.
+pub fn read() -> Result<Vec<Setting>, String> {
+    let in_file = match file() {
+        Some(path) => read_file(&path)?,
+        None => Vec::new(),
+    };
+    let from_variable = |name| {
+        let value = env::var_os(variable(name)).filter(|value| !value.is_empty())?;
+        Some(Setting { name, value, origin: Origin::Variable(variable(name)) })
+    };
+    let set = |name| from_variable(name).or_else(|| in_file.iter().find(|setting| setting.name == name).cloned());
+    Ok(NAMES.into_iter().filter_map(set).collect())
+}
+
+fn read_file(path: &Path) -> Result<Vec<Setting>, String> {
+    let fail = |why: String| format!("{}: {why}", path.display());
+    match fs::metadata(path) {
+        Ok(meta) if meta.len() > FILE_BYTES => return Err(fail("is too large for a configuration file".into())),
+        Ok(meta) if !meta.is_file() => return Err(fail("is not a file; put the settings into a file".into())),
+        Ok(_) => {}
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(fail(format!("cannot be read: {e}"))),
+    }
+    let text = fs::read_to_string(path).map_err(|e| fail(format!("cannot be read: {e}")))?;
+    let table: toml::Table = text.parse().map_err(|e: toml::de::Error| {
+        let line = e.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1);
+        fail(format!("line {line}: {}", e.message()))
+    })?;
+    let setting = |(key, value): (&String, &toml::Value)| {
+        let name = NAMES
+            .into_iter()
+            .find(|name| name == key)
+            .ok_or_else(|| fail(format!("unknown setting `{key}`; available: {}", NAMES.join(", "))))?;
+        let value = match value {
+            toml::Value::String(text) if name == "model" => expand_home(text),
+            toml::Value::String(text) => text.into(),
+            toml::Value::Integer(number) => number.to_string().into(),
+            toml::Value::Float(number) => number.to_string().into(),
+            _ => return Err(fail(format!("`{key}` must be a string or a number"))),
+        };
+        Ok(Setting { name, value, origin: Origin::File(path.into()) })
+    };
+    table.iter().map(setting).collect()
+}
+
+fn expand_home(text: &str) -> OsString {
+    match (text.strip_prefix("~/"), dirs::home_dir()) {
+        (Some(rest), Some(home)) => home.join(rest).into(),
+        _ => text.into(),
+    }
+}
+
+/// Returns `command` with `settings` as the defaults of its flags, and with the variables in its help.
+pub fn apply(command: Command, settings: &[Setting]) -> Command {
+    command.mut_subcommands(|sub| {
+        let all = SESSIONS.contains(&sub.get_name());
+        apply_to(sub, all, settings)
+    })
+}
+
+fn apply_to(command: Command, all: bool, settings: &[Setting]) -> Command {
+    let ids = command.get_arguments().filter_map(|arg| {
+        let name = arg.get_long().and_then(|long| NAMES.into_iter().find(|name| *name == long))?;
+        (all || COMMON.contains(&name)).then(|| (arg.get_id().clone(), name))
+    });
+    let ids: Vec<_> = ids.collect();
+    let command = ids.into_iter().fold(command, |command, (id, name)| {
+        command.mut_arg(id, |arg| {
+            let arg = show_variable(arg, name);
+            match settings.iter().find(|setting| setting.name == name) {
+                // Which variable named the model is said when it is opened.
+                Some(Setting { name: "model", origin: Origin::Variable(_), .. }) | None => arg,
+                Some(setting) => arg.default_value(setting.value.clone()),
+            }
+        })
+    });
+    command.mut_subcommands(|sub| apply_to(sub, all, settings))
+}
+
+/// Returns the settings of `flags` that have their value from elsewhere than the command line.
+pub fn not_flags(flags: &ArgMatches) -> Vec<&'static str> {
+    let is_default = |name: &str| {
+        let id = name.replace('-', "_");
+        flags.ids().any(|known| *known == *id) && flags.value_source(&id) == Some(ValueSource::DefaultValue)
+    };
+    NAMES.into_iter().filter(|name| is_default(name)).collect()
+}
+
+fn show_variable(arg: Arg, name: &str) -> Arg {
+    if name == "model" {
+        return arg; // its help says so
+    }
+    let shown = |help: &StyledStr| format!("{help} [env: {}]", variable(name));
+    let (help, long) = (arg.get_help().map(shown), arg.get_long_help().map(shown));
+    let arg = match help {
+        Some(help) => arg.help(help),
+        None => arg,
+    };
+    match long {
+        Some(long) => arg.long_help(long),
+        None => arg,
+    }
+}
+
+/// Returns `error` with the variable or the file in front of it that holds the value which `parse` refuses; `parse` takes a
+/// command and parses the command line.
+pub fn blame(
+    error: Error,
+    settings: &[Setting],
+    parse: impl Fn(&[Setting]) -> Result<(), Error>,
+    command: &mut Command,
+) -> Error {
+    if !matches!(error.kind(), ErrorKind::InvalidValue | ErrorKind::ValueValidation) {
+        return error;
+    }
+    let refused = settings.iter().find_map(|setting| {
+        // The value of one flag is parsed before another's, whoever set it: so each setting is tried alone.
+        let why = parse(std::slice::from_ref(setting)).err()?;
+        parse(&[]).is_ok().then_some((setting, why))
+    });
+    let Some((setting, why)) = refused else { return error };
+    let text = why.render().to_string();
+    let first = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
+    command.error(error.kind(), format!("{}: {first}", setting.origin.name()))
+}

@@ -1,0 +1,105 @@
+//! Settings from the environment and the configuration file, and what is generated from the flags: completions and manual
+//! pages.
+
+mod common;
+
+use std::{fs, path::Path};
+
+use common::{fails, hymba, succeeds};
+
+fn config(dir: &Path, text: &str) -> String {
+    let path = dir.join("config.toml");
+    fs::write(&path, text).unwrap();
+    path.display().to_string()
+}
+
+#[test]
+fn a_flag_wins_over_a_variable_and_that_over_the_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = config(dir.path(), "temp = 0.25\ntop-k = 7\ncache-type = \"q8_0\"\n");
+    let shown = succeeds(hymba(["config"]).env("HYMBA_CONFIG", &file).env("HYMBA_TEMP", "0.5"));
+    for line in [
+        "temp = 0.5  # HYMBA_TEMP".to_string(),
+        format!("top-k = 7  # {file}"),
+        format!("cache-type = q8_0  # {file}"),
+        "# context: default (HYMBA_CONTEXT)".into(),
+    ] {
+        assert!(shown.lines().any(|shown| shown == line), "{line} is missing in {shown}");
+    }
+    // At a temperature of 0 the seed does not matter, and the flag brings it back.
+    let texts = |flags: &[&str]| {
+        ["1", "2"].map(|seed| {
+            let mut command = hymba(["run", "-n", "12", "-q", "--seed", seed, "Once upon a time"]);
+            succeeds(command.args(flags).env("HYMBA_CONFIG", &file).env("HYMBA_TEMP", "0"))
+        })
+    };
+    let [a, b] = texts(&[]);
+    assert_eq!(a, b);
+    let [a, b] = texts(&["--temp", "5", "--top-k", "0", "--top-p", "1", "--min-p", "0"]);
+    assert_ne!(a, b);
+}
+
+#[test]
+fn a_resumed_text_keeps_its_sampling() {
+    let dir = tempfile::tempdir().unwrap();
+    let session = dir.path().join("text.session");
+    let run = |more: &[&str]| {
+        let mut command = hymba(["run", "-n", "8", "-q", "--no-display-prompt", "--session"]);
+        command.arg(&session).args(more);
+        command
+    };
+    succeeds(&mut run(&["--temp", "5", "--top-k", "0", "--top-p", "1", "--min-p", "0", "--seed", "3", "Once"]));
+    let plain = succeeds(&mut run(&["--session-ro"]));
+    assert_eq!(plain, succeeds(run(&["--session-ro"]).env("HYMBA_TEMP", "0")));
+    assert_ne!(plain, succeeds(&mut run(&["--session-ro", "--temp", "0"])));
+}
+
+#[test]
+fn a_setting_that_cannot_be_used_is_named_with_its_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let with = |text: &str| config(dir.path(), text);
+    let run = || hymba(["run", "-n", "1", "Once"]);
+    fails(run().env("HYMBA_CONFIG", with("temperature = 1\n")), 2, &["config.toml", "unknown setting `temperature`"]);
+    fails(run().env("HYMBA_CONFIG", with("a line\n")), 2, &["config.toml", "line 1"]);
+    fails(run().env("HYMBA_CONFIG", with("temp = [1]\n")), 2, &["config.toml", "`temp`", "number"]);
+    fails(run().env("HYMBA_CONFIG", with("force = true\n")), 2, &["config.toml", "unknown setting `force`"]);
+    fails(run().env("HYMBA_CONFIG", with("context = \"much\"\n")), 2, &["config.toml", "'much'", "--context"]);
+    fails(run().env("HYMBA_THREADS", "none"), 2, &["HYMBA_THREADS", "'none'", "--threads"]);
+    fails(run().env("HYMBA_CONFIG", dir.path()), 2, &["is not a file"]);
+    // One that a flag overrides is not looked at, and help is always there.
+    succeeds(run().args(["-c", "64"]).env("HYMBA_CONTEXT", "much"));
+    succeeds(hymba(["run", "--help"]).env("HYMBA_CONFIG", with("a line\n")));
+    let help = succeeds(&mut hymba(["run", "--help"]));
+    assert!(help.contains("[env: HYMBA_TOP_K]") && !help.contains("HYMBA_SEED"), "{help}");
+}
+
+#[test]
+fn the_model_of_the_file_gives_way_to_the_variable() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = config(dir.path(), "model = \"in-the-file.gguf\"\n");
+    let run = || hymba(["run", "-n", "1", "Once"]);
+    fails(run().env("HYMBA_CONFIG", &file).env_remove("HYMBA_MODEL"), 1, &["in-the-file.gguf"]);
+    fails(run().env("HYMBA_CONFIG", &file).env("HYMBA_MODEL", "in-the-variable.gguf"), 1, &["in-the-variable.gguf"]);
+    fails(run().env("HYMBA_CONFIG", &file).args(["-m", "in-the-flag.gguf"]), 1, &["in-the-flag.gguf"]);
+}
+
+#[test]
+fn completions_and_manual_pages_know_every_command() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let script = succeeds(&mut hymba(["completions", shell]));
+        for word in ["quantize", "top-k", "completions"] {
+            assert!(script.contains(word), "{shell} does not complete {word}");
+        }
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let pages = dir.path().join("man/man1");
+    succeeds(hymba(["man"]).arg(&pages));
+    succeeds(hymba(["man"]).arg(&pages));
+    for (page, text) in
+        [("hymba.1", "hymba\\-run"), ("hymba-run.1", "top\\-k"), ("hymba-eval-perplexity.1", "perplexity")]
+    {
+        let page = fs::read_to_string(pages.join(page)).unwrap();
+        assert!(page.contains(text) && page.starts_with(".ie"), "{text}: {page}");
+    }
+    fails(hymba(["man"]).arg(pages.join("hymba.1")), 1, &["hymba.1"]);
+}
