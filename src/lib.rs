@@ -32,7 +32,7 @@
 //! state  import                          KV rows, conv and SSM state; Hugging Face folders
 //! model  backend  text  sample           sizes and weights; operations and devices; tokens; from logits to a token
 //! format                                 number types, block codecs, GGUF, files that are replaced as a whole
-//! error  limits  system
+//! error  foreign  limits  system
 //! ```
 
 #[doc(hidden)]
@@ -42,6 +42,8 @@ pub mod engine;
 mod error;
 #[doc(hidden)]
 pub mod eval;
+#[doc(hidden)]
+pub mod foreign;
 #[doc(hidden)]
 pub mod format;
 #[doc(hidden)]

@@ -4,6 +4,9 @@
 
 mod cli;
 mod closed;
+#[cfg(test)]
+#[path = "../tests/common/counting.rs"]
+mod counting;
 
 use std::{
     process::ExitCode,
@@ -27,6 +30,7 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(answer) => return terminal::show_parser_answer(&answer),
     };
+    hymba::foreign::silence_panics();
     hymba::format::exit_where_files_end();
     let cancel = Arc::new(AtomicBool::new(false));
     if let Err(error) = signals::watch(&cancel) {

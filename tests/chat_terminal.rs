@@ -22,6 +22,7 @@ use expectrl::{
     process::unix::{Signal, WaitStatus},
     session::OsSession,
 };
+use hymba::format::gguf::Gguf;
 
 /// A prompt begins: what is typed before goes unread.
 const PROMPT: &str = "\x1b[?2004h";
@@ -496,4 +497,34 @@ fn run_shows_control_characters_as_escapes() {
     }
     let piped = hymba(text).output().unwrap();
     assert!(String::from_utf8(piped.stdout).unwrap().contains("a\x1b[31mb"));
+}
+
+/// The replies of a model whose tokens hold escapes, with styles of our own or without.
+#[test]
+fn replies_are_shown_with_escapes_too() {
+    let home = tempfile::tempdir().unwrap();
+    let file = home.path().join("red.gguf");
+    let demo = Gguf::open(Path::new(&common::demo_of_any_depth())).unwrap();
+    let mut metadata = demo.metadata.clone();
+    const JSON: &str = "tokenizer.huggingface.json";
+    let mut tokenizer: serde_json::Value = serde_json::from_str(metadata.string(JSON).unwrap()).unwrap();
+    let red = serde_json::json!({"type": "Replace", "pattern": {"String": "e"}, "content": "e\u{1b}[31m\u{9b}2J"});
+    tokenizer["decoder"]["decoders"].as_array_mut().unwrap().push(red);
+    metadata.set(JSON, tokenizer.to_string());
+    common::write_again(&demo, metadata, &file);
+    let file = file.to_str().unwrap();
+    for color in ["auto", "never"] {
+        let mut p = Person::new(home.path(), (80, 24), &["-m", file, "--seed", "3", "-n", "20", "--color", color]);
+        p.sees(PROMPT);
+        p.types("Tell me a story.\r");
+        let reply = p.sees(" tok/s");
+        assert!(reply.contains(r"e\x1b[31m\x9b2J"), "{color}: {reply:?}");
+        assert!(!p.seen.contains("e\x1b[31m") && !p.seen.contains('\u{9b}'), "{color}: {:?}", p.seen);
+        p.sees(PROMPT);
+        p.types(CTRL_D);
+        p.leaves(0);
+    }
+    let piped =
+        hymba(["chat", "-q", "-m", file, "--seed", "3", "-n", "20", "-st", "Tell me a story."]).output().unwrap();
+    assert!(String::from_utf8(piped.stdout).unwrap().contains("e\x1b[31m"));
 }

@@ -298,6 +298,26 @@ fn a_full_context_stops_or_slides() {
     assert!(stream(&mut c, |c, sink| c.send(&long.repeat(2), sink)).is_err(), "what does not fit alone does not fit");
 }
 
+/// Making room is ended too, and leaves the conversation as it was.
+#[test]
+fn an_interrupt_ends_a_slide() {
+    let mut c = Setup { context: 300, overflow: Overflow::Slide, ..Setup::default() }.conversation();
+    while c.used() < 270 {
+        send(&mut c, "Tell me more.");
+    }
+    let (before, used) = (c.turns().to_vec(), c.used());
+    let cancel = AtomicBool::new(true);
+    let watch = Watch { cancel: &cancel, progress: &|_, _| () };
+    let long = "Tell me a story about a fox and a wolf. ".repeat(3);
+    let stopped = c.send(&long, &mut ReplySink { watch, text: &mut |_| Ok(()) });
+    assert!(matches!(stopped, Err(Error::Cancelled)));
+    assert_eq!((c.turns(), c.used()), (&*before, used));
+    assert!(matches!(c.set_system(Some("Be a wolf."), &watch), Err(Error::Cancelled)));
+    assert_eq!((c.turns(), c.system()), (&*before, Some(" Be brief. ")));
+    check(&mut c);
+    assert!(send(&mut c, &long).dropped > 0);
+}
+
 #[test]
 fn another_system_message_is_read_before_what_was_said() {
     let mut c = Setup::default().conversation();

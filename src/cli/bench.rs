@@ -16,7 +16,7 @@ use std::{
 use anyhow::Context;
 use clap::{ValueEnum, builder::PossibleValuesParser};
 use hymba::{
-    engine::{Model, Session, SessionOptions},
+    engine::{Model, SessionOptions},
     format::{CacheType, DType},
     quant::{SHAPES, random_checkpoint},
 };
@@ -24,7 +24,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{
     model::ModelArgs,
-    options::{cache_type, count},
+    options::{cache_type, count, new_session},
     terminal,
 };
 use measure::{Kind, Plan, measure};
@@ -136,14 +136,14 @@ pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
         cache: args.cache_type,
         ..SessionOptions::default()
     };
-    let mut session = Session::new(&model, &options)?;
+    let mut session = new_session(&model, &options, cancel)?;
     let opening = start.elapsed();
     let bar = if io::stderr().is_terminal() { ProgressBar::new(plan.steps()) } else { ProgressBar::hidden() };
     bar.set_style(ProgressStyle::with_template("{bar:20} {percent:>3} % {elapsed:>4}  {wide_msg}")?);
     let mut failed = None;
     let result = measure(&model, &mut session, &plan, opening, cancel, &bar, &mut |row| {
         if matches!(args.output, Format::Jsonl) && failed.is_none() {
-            failed = writeln!(io::stdout(), "{}", report::row_json(row)).err();
+            failed = terminal::out().json(&report::row_json(row), false).err();
         }
     });
     bar.finish_and_clear();
@@ -151,12 +151,12 @@ pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
         return Err(error.into());
     }
     let results = result?;
-    let text = match args.output {
-        Format::Md => terminal::for_output(&report::markdown(&results)).into_owned(),
-        Format::Csv => report::csv(&results),
-        Format::Json => format!("{:#}\n", report::json(&results)),
-        Format::Jsonl => String::new(),
-    };
-    io::stdout().write_all(text.as_bytes())?;
+    let mut out = terminal::out();
+    match args.output {
+        Format::Md => out.write_all(report::markdown(&results).as_bytes())?,
+        Format::Csv => out.write_all(report::csv(&results).as_bytes())?,
+        Format::Json => out.json(&report::json(&results), true)?,
+        Format::Jsonl => {}
+    }
     Ok(())
 }

@@ -139,13 +139,13 @@ pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
     let typed = io::stdin().is_terminal();
     let terminal = typed && io::stdout().is_terminal();
     let model = args.model.open(args.quiet)?;
-    let tokenizer = model.tokenizer()?;
+    let tokenizer = model.tokenizer_until(cancel)?;
     if args.save_on_exit.is_some() {
-        model.fingerprint(); // of the file as it is now, whatever becomes of it
+        model.start_fingerprint(); // of the file as it is now, whatever becomes of it
     }
-    let params = args.sampling.apply(model.sampling()?)?;
+    let params = args.sampling.of_model(&model, args.quiet)?;
     let sampler = Sampler::new(params, args.sampling.seed()?);
-    let session = args.session.open(&model, args.quiet)?;
+    let session = args.session.open(&model, args.quiet, cancel)?;
     let undo_memory = args.undo_memory.saturating_mul(1_000_000);
     let timeline = Timeline::new(session, undo_memory);
     let system = match &args.system_file {
@@ -210,7 +210,7 @@ fn leave(repl: &mut Repl<'_>, args: &Args, left: Result<anyhow::Result<()>, Repo
         if panicked {
             repl.forget_state()?;
         }
-        repl.save(path, args.force)
+        repl.save(path, args.force, &AtomicBool::new(false)) // also when a signal ended the conversation
     });
     match saved {
         Ok(Ok(())) => left,

@@ -4,13 +4,14 @@ mod page;
 mod report;
 
 use std::{
-    io::{self, IsTerminal, Write},
+    io::Write,
     path::PathBuf,
     sync::{Arc, atomic::AtomicBool},
 };
 
 use hymba::format::gguf::Gguf;
 
+use super::terminal;
 use report::Report;
 
 /// Show what a model file holds: sizes, layers, types, cache, tokenizer
@@ -30,12 +31,14 @@ pub struct Args {
 pub fn run(args: &Args, _cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
     let gguf = Gguf::open(&args.model)?;
     let report = Report::new(&gguf.file, gguf.bytes.len() as u64, &gguf.metadata, &gguf.tensors)?;
-    let mut out = io::BufWriter::new(io::stdout().lock());
+    let mut out = terminal::out();
     if args.json {
-        writeln!(out, "{}", serde_json::to_string_pretty(&report)?)?;
+        out.json(&report, true)?;
     } else {
-        let terminal = io::stdout().is_terminal().then(terminal_size::terminal_size).flatten();
-        page::write(&report, args.tensors, terminal.map_or(80, |(width, _)| width.0.into()), &mut out)?;
+        let terminal = out.is_terminal().then(terminal_size::terminal_size).flatten();
+        let mut page = Vec::new();
+        page::write(&report, args.tensors, terminal.map_or(80, |(width, _)| width.0.into()), &mut page)?;
+        out.write_all(&page)?;
     }
     out.flush()?;
     Ok(())

@@ -3,6 +3,7 @@
 use std::{
     io::{self, Write},
     num::NonZeroUsize,
+    sync::atomic::AtomicBool,
 };
 
 use anyhow::Context;
@@ -60,14 +61,22 @@ fn backend() -> impl TypedValueParser<Value = DeviceChoice> {
 
 /// What `--list-devices` prints: the names that `--backend` takes, and what they stand for here.
 pub fn list_devices() -> io::Result<()> {
-    let mut out = io::stdout().lock();
+    let mut out = terminal::out();
     devices().iter().try_for_each(|(backend, what)| writeln!(out, "{backend:<6} {what}"))
+}
+
+/// Opens a session. `cancel` ends the pass over the meta tokens, if the model file does not hold the state after them.
+pub fn new_session<'m>(model: &'m Model, options: &SessionOptions, cancel: &AtomicBool) -> hymba::Result<Session<'m>> {
+    if options.stored_meta_state {
+        model.read_meta_tokens(options.threads, cancel)?;
+    }
+    Session::new(model, options)
 }
 
 impl SessionArgs {
     /// An empty session on the machine that was asked for; says, unless `quiet`, if it had to be another.
-    pub fn open<'m>(&self, model: &'m Model, quiet: bool) -> hymba::Result<Session<'m>> {
-        let session = Session::new(model, &self.options())?;
+    pub fn open<'m>(&self, model: &'m Model, quiet: bool, cancel: &AtomicBool) -> hymba::Result<Session<'m>> {
+        let session = new_session(model, &self.options(), cancel)?;
         if let Some(why) = session.fallback().filter(|_| !quiet) {
             terminal::note(&terminal::instead(why));
         }
@@ -118,6 +127,13 @@ fn whole_number(text: &str) -> Result<u64, &'static str> {
 }
 
 impl SamplingArgs {
+    /// What `model` recommends, with what the flags say in its place. Says, unless `quiet`, what can't be used of it.
+    pub fn of_model(&self, model: &Model, quiet: bool) -> Result<SamplingParams, Usage> {
+        let (params, refused) = model.usable_sampling();
+        refused.iter().filter(|_| !quiet).for_each(|what| terminal::note(what));
+        self.apply(params)
+    }
+
     /// `params` with what the flags say in their place.
     pub fn apply(&self, mut params: SamplingParams) -> Result<SamplingParams, Usage> {
         let flags = Setting::ALL.into_iter().zip([

@@ -59,7 +59,7 @@ pub fn read_file(path: &Path, cancel: &AtomicBool) -> Result<String> {
 /// The text of a file, which may be a pipe with a name.
 pub fn read_whole(path: &Path, cancel: &AtomicBool) -> Result<String> {
     let file = path.to_owned();
-    let read = move || File::open(&file).and_then(read_limited);
+    let read = move || read_unchanged(&file);
     let bytes = if path.is_file() { read() } else { wait_for(read, cancel)? };
     text(bytes.map_err(|e| Error::io("cannot read", path, e))?, &path.display().to_string())
 }
@@ -85,6 +85,18 @@ fn wait_for<T: Send + 'static>(read: impl Fn() -> T + Clone + Send + 'static, ca
             Err(_) => return Err(Error::Cancelled),
         }
     }
+}
+
+/// The bytes of the file at `path`, which nobody writes to meanwhile.
+fn read_unchanged(path: &Path) -> io::Result<Vec<u8>> {
+    let file = File::open(path)?;
+    let state = || file.metadata().map(|now| now.is_file().then(|| (now.len(), now.modified().ok())));
+    let before = state()?;
+    let bytes = read_limited(&file)?;
+    if state()? == before {
+        return Ok(bytes);
+    }
+    Err(io::Error::other("another program wrote to it meanwhile; try again"))
 }
 
 /// All bytes, or one more than may be.

@@ -149,8 +149,7 @@ pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
     bar.finish_and_clear();
     let summary = converted?;
     if !args.quiet {
-        let summary = summary.to_string();
-        terminal::for_output(&summary).lines().try_for_each(|line| writeln!(io::stdout(), "{line}"))?;
+        summary.to_string().lines().try_for_each(|line| writeln!(terminal::out(), "{line}"))?;
     }
     Ok(())
 }

@@ -96,7 +96,7 @@ pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
 
     let start = Instant::now();
     let model = args.model.open(args.quiet)?;
-    let tokenizer = model.tokenizer()?;
+    let tokenizer = model.tokenizer_until(cancel)?;
     let mut run = Run::open(args, cancel, &model, &tokenizer)?;
     let load = start.elapsed();
     let prompt = run.read_prompt(text)?;
@@ -136,10 +136,11 @@ impl<'a> Run<'a> {
         model: &'a Model,
         tokenizer: &'a Tokenizer,
     ) -> anyhow::Result<Self> {
-        let params = args.sampling.apply(model.sampling()?)?;
+        let params = args.sampling.of_model(model, args.quiet)?;
         let mut sampler = Sampler::new(params, args.sampling.seed()?);
-        let mut timeline = Timeline::new(args.session.open(model, args.quiet)?, CHECKPOINT_BYTES);
+        let mut timeline = Timeline::new(args.session.open(model, args.quiet, cancel)?, CHECKPOINT_BYTES);
         if let Some(path) = args.stored.existing_session() {
+            model.fingerprint_until(cancel)?;
             sampler = stored::resume(&mut timeline, path)?;
             sampler.set_params(args.sampling.apply(sampler.params().clone())?);
             if let Some(seed) = args.sampling.seed {
@@ -156,11 +157,14 @@ impl<'a> Run<'a> {
     fn read_prompt(&mut self, text: String) -> anyhow::Result<Prompt> {
         let history = self.timeline.ids();
         let begins = history.is_empty();
+        // Before the text takes memory many times its length, or is shown.
+        self.check_room(self.tokenizer.least_tokens(&text))?;
         let ids = match (begins, text.is_empty()) {
             (true, _) => self.tokenizer.encode(&text, true)?,
             (false, true) => Vec::new(),
             (false, false) => self.tokenizer.encode_more(&text)?,
         };
+        self.check_room(ids.len())?;
         if !self.args.no_display_prompt {
             let shown = if begins { &self.tokenizer.decode(&ids) } else { &text };
             self.output.show(shown).context("cannot write the text")?;
@@ -172,6 +176,13 @@ impl<'a> Run<'a> {
             stored::read_cached(&mut self.timeline, &self.args.stored, path, &ids, &self.sampler, self.cancel)?;
         let cached = Some(ids.len().saturating_sub(timings.prompt_tokens));
         Ok(Prompt { text, history: ids, ids: Vec::new(), timings, cached })
+    }
+
+    /// Fails unless `needed` more tokens fit.
+    fn check_room(&self, needed: usize) -> hymba::Result<()> {
+        let context = self.timeline.context();
+        let free = context - if self.args.stored.prompt_cache.is_some() { 0 } else { self.timeline.steps().len() };
+        if needed > free { Err(Error::ContextFull { needed, free, context }) } else { Ok(()) }
     }
 
     /// Generates what follows, and shows it.
@@ -210,7 +221,8 @@ impl<'a> Run<'a> {
             if done.stop == StopReason::ContextFull {
                 terminal::note(&format!("the context of {} tokens is full; -c makes it larger", session.context()));
             }
-            terminal::note(&report.summary(session));
+            let measured = done.stop != StopReason::Interrupted; // who stopped it does not want to wait
+            terminal::note(&report.summary(session, measured));
         }
         if done.stop == StopReason::Interrupted { Err(Error::Cancelled.into()) } else { Ok(()) }
     }

@@ -4,9 +4,11 @@ use std::{
     borrow::Cow,
     env,
     fmt::Write as _,
-    io::{self, IsTerminal, Write},
+    io::{self, IsTerminal, StdoutLock, Write},
     process::ExitCode,
 };
+
+use serde::Serialize;
 
 use super::hints::{Place, hint};
 
@@ -16,16 +18,20 @@ pub fn note(message: &str) {
     let _ = writeln!(io::stderr(), "hymba: {message}");
 }
 
+/// Whether a terminal would obey `c`, or show nothing of it.
+fn is_obeyed(c: char) -> bool {
+    c.is_control() && !matches!(c, '\n' | '\t')
+}
+
 /// Returns `text` with its control characters as escapes (`\x1b`), but for line breaks and tabs. What comes from files, or
 /// out of a model, may hold some, and a terminal must not obey them.
 pub fn printable(text: &str) -> Cow<'_, str> {
-    let obeyed = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
-    if !text.contains(obeyed) {
+    if !text.contains(is_obeyed) {
         return text.into();
     }
     let mut shown = String::with_capacity(text.len() + 8);
     for c in text.chars() {
-        if obeyed(c) {
+        if is_obeyed(c) {
             let _ = write!(shown, "\\x{:02x}", c as u32); // to a string, which takes all
         } else {
             shown.push(c);
@@ -34,9 +40,61 @@ pub fn printable(text: &str) -> Cow<'_, str> {
     shown.into()
 }
 
-/// Returns `text` as standard output shall have it: [`printable`] at a terminal, else as it is.
-pub fn for_output(text: &str) -> Cow<'_, str> {
-    if io::stdout().is_terminal() { printable(text) } else { text.into() }
+/// Standard output. A terminal gets what is [`printable`] of what is written; a file or a pipe gets it as it is. Nothing else
+/// writes there.
+pub struct Out {
+    out: StdoutLock<'static>,
+    terminal: bool,
+}
+
+/// Takes hold of standard output.
+pub fn out() -> Out {
+    let out = io::stdout().lock();
+    Out { terminal: out.is_terminal(), out }
+}
+
+impl Out {
+    /// Whether a person reads along.
+    pub fn is_terminal(&self) -> bool {
+        self.terminal
+    }
+
+    /// Writes a style of our own, which a terminal shall obey.
+    pub fn style(&mut self, escape: &str) -> io::Result<()> {
+        self.out.write_all(escape.as_bytes())
+    }
+
+    /// Writes `object` as JSON and a line break; for a terminal with all control characters as JSON's own escapes.
+    pub fn json(&mut self, object: &impl Serialize, pretty: bool) -> io::Result<()> {
+        let text = if pretty { serde_json::to_string_pretty(object) } else { serde_json::to_string(object) }?;
+        let escape = |c: char| if is_obeyed(c) { format!("\\u{:04x}", c as u32) } else { c.to_string() };
+        let text = if self.terminal { text.chars().map(escape).collect() } else { text };
+        writeln!(self.out, "{text}")
+    }
+}
+
+impl Write for Out {
+    /// Takes whole characters: what is written with `write!` is a text.
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.terminal {
+            self.out.write_all(printable(&String::from_utf8_lossy(bytes)).as_bytes())?;
+        } else {
+            self.out.write_all(bytes)?;
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+/// Writes a line of small print to standard error, dimmed if it may have styles. That nobody may be listening there is no
+/// reason to fail.
+pub fn small_print(line: &str, styled: bool) {
+    let (on, off) = if styled { ("\x1b[2m", "\x1b[0m") } else { ("", "") };
+    let line = if io::stderr().is_terminal() { printable(line) } else { line.into() };
+    let _ = writeln!(io::stderr(), "{on}{line}{off}");
 }
 
 /// What is done in place of what failed.
@@ -109,6 +167,8 @@ pub fn end_of_output(written: io::Result<()>) -> ExitCode {
 
 #[cfg(test)]
 mod tests {
+    use std::{fs, path::Path};
+
     use anyhow::Context;
 
     use super::*;
@@ -125,6 +185,48 @@ mod tests {
         assert!(said.starts_with("HYMBA_MODEL: a.gguf: has no tokenizer; convert the model again with `"), "{said}");
         let error = Err::<(), _>(io::Error::from(io::ErrorKind::BrokenPipe)).context("while writing").unwrap_err();
         assert!(is_broken_pipe(&error) && !is_broken_pipe(&missing().into()));
+    }
+
+    /// What comes from files, or out of a model, passes through [`Out`], [`note`] or [`small_print`], or does not come out.
+    #[test]
+    fn nothing_else_prints() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+        let (mut folders, mut looked_at, mut found) = (vec![root.clone()], 0, Vec::new());
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    folders.push(path);
+                } else if path.extension().is_some_and(|e| e == "rs") && path != root.join("cli/terminal.rs") {
+                    looked_at += 1;
+                    let source = fs::read_to_string(&path).unwrap();
+                    let lines = source.split("#[cfg(test)]\nmod tests").next().unwrap().lines().enumerate();
+                    let printing = lines.filter(|(_, line)| prints(line));
+                    found.extend(printing.map(|(i, line)| format!("{}:{}: {line}", path.display(), i + 1)));
+                }
+            }
+        }
+        assert!(found.is_empty() && looked_at > 100, "{looked_at} files, {found:#?}");
+        for (line, does) in [
+            ("    writeln!(io::stdout(), \"{text}\")?;", true),
+            ("    println!(\"{text}\");", true),
+            ("    let out = stdout().lock();", true),
+            ("    if io::stdout().is_terminal() {", false),
+            ("    let use_stderr = answer.use_stderr();", false),
+            ("//! println!()", false),
+        ] {
+            assert_eq!(prints(line), does, "{line}");
+        }
+    }
+
+    fn prints(line: &str) -> bool {
+        let line = line.split("//").next().unwrap_or_default();
+        let rest = ["stdout", "stderr"]
+            .iter()
+            .fold(line.to_owned(), |line, stream| line.replace(&format!("{stream}().is_terminal()"), ""));
+        let is_word = |at: usize| !rest[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_');
+        let words = ["stdout()", "stderr()", "print!", "println!", "eprint!", "eprintln!"];
+        words.iter().any(|word| rest.match_indices(word).any(|(at, _)| is_word(at)))
     }
 
     #[test]

@@ -4,13 +4,14 @@ use std::{fs, io::Read, path::Path};
 
 use serde::Deserialize;
 
-use super::read::json;
+use super::read::{json, optional};
 use crate::{
     Error, Result,
     format::{
         gguf::{ARCHITECTURE, Metadata, Value},
         open_file,
     },
+    sample::{SamplingParams, Setting},
 };
 
 /// Adds `general.*`.
@@ -46,43 +47,38 @@ fn license(card: &Path) -> Option<String> {
     }
 }
 
+/// generation_config.json, with values of any kind.
 #[derive(Deserialize)]
 struct Generation {
     do_sample: Option<bool>,
-    temperature: Option<f32>,
-    top_k: Option<u32>,
-    top_p: Option<f32>,
-    min_p: Option<f32>,
-    repetition_penalty: Option<f32>,
+    temperature: Option<serde_json::Value>,
+    top_k: Option<serde_json::Value>,
+    top_p: Option<serde_json::Value>,
+    min_p: Option<serde_json::Value>,
+    repetition_penalty: Option<serde_json::Value>,
 }
 
-/// Adds `general.sampling.*`, where generation_config.json asks for sampling.
-pub(super) fn sampling(folder: &Path, metadata: &mut Metadata) -> Result<()> {
+/// Adds `general.sampling.*`, where generation_config.json asks for sampling. What can't be used of it goes to `notes`.
+pub(super) fn sampling(folder: &Path, metadata: &mut Metadata, notes: &mut Vec<String>) {
     let path = folder.join("generation_config.json");
-    if !path.exists() {
-        return Ok(());
-    }
-    let wish: Generation = json(&path)?;
+    let Some(wish) = optional(&path, notes, json::<Generation>) else { return };
     if !wish.do_sample.unwrap_or(wish.temperature.is_some()) {
-        return Ok(());
+        return;
     }
-    let floats = [
-        ("temp", wish.temperature),
-        ("top_p", wish.top_p),
-        ("min_p", wish.min_p),
-        ("penalty_repeat", wish.repetition_penalty),
+    let wishes = [
+        (Setting::Temperature, "temperature", wish.temperature),
+        (Setting::TopK, "top_k", wish.top_k),
+        (Setting::TopP, "top_p", wish.top_p),
+        (Setting::MinP, "min_p", wish.min_p),
+        (Setting::RepeatPenalty, "repetition_penalty", wish.repetition_penalty),
     ];
-    for (key, value) in floats {
-        if let Some(value) = value {
-            if !(value.is_finite() && value >= 0.0) {
-                let what = format!("has a value for {key} that makes no sense: {value}");
-                return Err(Error::format(path.display().to_string(), what));
-            }
-            metadata.set(format!("general.sampling.{key}"), value);
+    for (setting, name, value) in wishes {
+        let Some(value) = value else { continue };
+        let number = value.as_f64().ok_or("is no number");
+        match number.and_then(|number| SamplingParams::default().set(setting, number).map(|()| number)) {
+            Ok(number) if setting == Setting::TopK => metadata.set(setting.key(), Value::Int(number as i64)),
+            Ok(number) => metadata.set(setting.key(), number as f32),
+            Err(why) => notes.push(format!("{}: {name} {value} {why}; it is left out", path.display())),
         }
     }
-    if let Some(top_k) = wish.top_k {
-        metadata.set("general.sampling.top_k", Value::Int(top_k.into()));
-    }
-    Ok(())
 }

@@ -47,6 +47,7 @@ pub fn convert(
     check_paths(input, output, options)?;
     let Checkpoint { config, metadata, tensors, notes, a_is_log } = Checkpoint::open(input)?;
     let mut summary = Summary { notes, ..Summary::default() };
+    let inputs: Vec<Stored> = tensors.iter().map(|(_, stored)| stored.clone()).collect();
     let mut plans = plan(tensors, a_is_log, options, &mut summary)?;
     let layout = layout(&config, metadata.clone(), &plans, options.types.main())?;
     summary.count(&layout, plans.len());
@@ -57,6 +58,8 @@ pub fn convert(
     let conversion = Conversion { file, config, metadata, options, pool, cancel };
     conversion.write_weights(&mut plans, &mut writer, progress)?;
     conversion.write_meta_state(&mut writer, progress)?;
+    // What was read may be half of one checkpoint and half of another.
+    inputs.iter().try_for_each(Stored::check_source)?;
     Error::check_cancelled(cancel)?;
     writer.finish()?;
     summary.seconds = start.elapsed().as_secs_f64();
@@ -228,7 +231,7 @@ fn write_tensors(
         for piece in &receiver {
             Error::check_cancelled(cancel)?;
             let (plan, first_row, bytes) = piece?;
-            pool.install(|| plan.convert(first_row, &bytes, &mut out))?;
+            pool.install(|| plan.convert(first_row, &bytes, &mut out, cancel))?;
             writer.write(&out)?;
             progress(Event::Converted { tensor: &plan.spec.name, bytes: bytes.len() as u64 });
         }

@@ -49,6 +49,7 @@ pub fn random_checkpoint(shape: &str, dtype: DType, output: &Path, cancel: &Atom
         let rows = shape.iter().product::<usize>() / cols;
         let groups = bank(&mut rng, &name, cols, dtype, packing)?;
         for _ in 0..rows.div_ceil(packing.stored_rows(1)) {
+            Error::check_cancelled(cancel)?;
             writer.write(&groups[rng.random_range(0..groups.len())])?;
         }
     }

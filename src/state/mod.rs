@@ -9,7 +9,7 @@ mod meta;
 
 pub use checkpoint::Checkpoint;
 pub use disk::{SESSION_MAGIC, read_session, session_header, write_session};
-pub use image::image_bytes;
+pub use image::{image_bytes, image_is_finite};
 pub use kv::{KvCache, KvLayout};
 pub use layers::{LayerState, State};
 pub use meta::MetaState;

@@ -1,5 +1,6 @@
 //! Text to token ids and back, a piece at a time, chat templates, and where to stop.
 
+mod divide;
 mod parts;
 mod stop;
 mod stream;

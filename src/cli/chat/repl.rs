@@ -190,7 +190,7 @@ impl<'m> Repl<'m> {
             Command::Edit(None) if self.conversation.turns().is_empty() => self.replace("")?,
             Command::Edit(None) if self.screen.terminal => self.editing = true,
             Command::Edit(None) => return Err(Error::Request("/edit needs the new message after it".into()).into()),
-            Command::Save(path, force) => self.save(&path, force)?,
+            Command::Save(path, force) => self.save(&path, force, &self.cancel.clone())?,
             Command::Load(path) => self.load(&path)?,
             Command::Read(path) => {
                 let text = prompt::read_file(&path, &self.cancel)?;
@@ -244,20 +244,20 @@ impl<'m> Repl<'m> {
         self.conversation.timeline().clear()
     }
 
-    /// Writes the conversation to a file, over one that is something else only if `force`.
-    pub fn save(&mut self, path: &Path, force: bool) -> Result<()> {
+    /// Writes the conversation to a file, over one that is something else only if `force`. `cancel` ends what takes time before.
+    pub fn save(&mut self, path: &Path, force: bool, cancel: &AtomicBool) -> Result<()> {
         check_writable(path)?;
         check_replaceable(path, Kind::Chat, force)?;
-        // Also when it was an interrupt that ended the conversation.
-        let go_on = AtomicBool::new(false);
+        self.conversation.timeline().session().model().fingerprint_until(cancel)?;
         let bar = self.screen.bar();
-        self.conversation.save(path, &Watch { cancel: &go_on, progress: &|done, total| bar.show(done, total) })?;
+        self.conversation.save(path, &Watch { cancel, progress: &|done, total| bar.show(done, total) })?;
         self.screen.note(&format!("wrote {}", path.display()));
         Ok(())
     }
 
     /// Goes on with a conversation from a file.
     pub fn load(&mut self, path: &Path) -> Result<()> {
+        self.conversation.timeline().session().model().fingerprint_until(&self.cancel)?;
         self.conversation.load(path, self.keep_template)?;
         let turns = turns(self.conversation.turns().len());
         self.screen.note(&format!("{turns} from {}, {}", path.display(), show::usage(&mut self.conversation)));
@@ -336,7 +336,7 @@ impl<'m> Repl<'m> {
 }
 
 fn print(text: &str) -> io::Result<()> {
-    let mut out = io::stdout().lock();
+    let mut out = terminal::out();
     out.write_all(text.as_bytes())?;
     out.flush()
 }

@@ -61,8 +61,7 @@ impl Screen {
     /// Shows a line of small print to a person.
     pub fn small(&self, line: &str) {
         if !self.quiet && self.terminal {
-            let (on, off) = if self.color { ("\x1b[2m", "\x1b[0m") } else { ("", "") };
-            let _ = writeln!(io::stderr(), "{on}{line}{off}");
+            terminal::small_print(line, self.color);
         }
     }
 
@@ -91,9 +90,13 @@ impl ReplyWriter {
     /// Shows the next piece.
     pub fn write(&mut self, text: &str) -> io::Result<()> {
         self.ends_line = text.ends_with('\n');
-        let styled = self.markdown.as_mut().map(|markdown| markdown.push(text));
-        let mut out = io::stdout().lock();
-        out.write_all(styled.as_deref().unwrap_or(text).as_bytes())?;
+        let mut out = terminal::out();
+        match &mut self.markdown {
+            // What it adds are styles; what the model says must not be any.
+            Some(markdown) if out.is_terminal() => out.style(&markdown.push(&terminal::printable(text)))?,
+            Some(markdown) => out.style(&markdown.push(text))?,
+            None => out.write_all(text.as_bytes())?,
+        }
         out.flush()
     }
 
@@ -103,8 +106,8 @@ impl ReplyWriter {
         if !self.ends_line {
             end.push('\n');
         }
-        let mut out = io::stdout().lock();
-        out.write_all(end.as_bytes())?;
+        let mut out = terminal::out();
+        out.style(&end)?;
         out.flush()
     }
 }

@@ -29,6 +29,7 @@ pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
         if !matrix.dtype.is_quantized() {
             return Ok(None);
         }
+        Error::check_cancelled(cancel)?;
         requantize(matrix, DType::F32).map_err(|unfit| Error::format(model.file(), format!("tensor `{name}` {unfit}")))
     })?;
     // Both compute the state after the meta tokens: the file's was computed with rounded activations or without.

@@ -8,14 +8,18 @@ use std::{
 use anyhow::Context;
 use hymba::{
     Error,
-    engine::{Session, SessionOptions},
+    engine::SessionOptions,
     format::{Privacy, write_atomically},
     sample::{Sampler, SamplingParams},
 };
 use safetensors::{Dtype, tensor::TensorView};
 
 use super::args::Common;
-use crate::cli::{options::count, prompt::read_whole, usage::Usage};
+use crate::cli::{
+    options::{count, new_session},
+    prompt::read_whole,
+    usage::Usage,
+};
 
 #[derive(clap::Args)]
 #[command(group(clap::ArgGroup::new("input").required(true).args(["ids", "ids_file"])))]
@@ -63,7 +67,7 @@ pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
     };
     let mut greedy =
         Sampler::new(SamplingParams { temperature: 0.0, repeat_penalty: 1.0, ..SamplingParams::default() }, 0);
-    let mut session = Session::new(&model, &options)?;
+    let mut session = new_session(&model, &options, cancel)?;
     let vocab = model.config().vocab;
     let mut prefill = Vec::new();
     let read = session.prefill_all(&ids, cancel, |_, logits| {

@@ -1,14 +1,9 @@
 //! `hymba eval perplexity`: how well a model predicts a text, alone or beside a base model.
 
-use std::{
-    io::{self, Write},
-    path::PathBuf,
-    sync::atomic::AtomicBool,
-    time::Instant,
-};
+use std::{io::Write, path::PathBuf, sync::atomic::AtomicBool, time::Instant};
 
 use hymba::{
-    engine::{Model, Session},
+    engine::Model,
     eval::{Estimate, perplexity},
 };
 use serde_json::json;
@@ -17,6 +12,7 @@ use super::{
     args::Common,
     text::{CONTEXTS, TextArgs, bar, beside, divergence_json, tell},
 };
+use crate::cli::{options::new_session, terminal};
 
 #[derive(clap::Args)]
 #[command(after_help = CONTEXTS)]
@@ -40,7 +36,7 @@ pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
     let nll = match &found {
         Some(found) => Estimate::of(found.nll.iter().copied()),
         None => {
-            let mut session = Session::new(&model, &args.common.machine.options(args.text.context))?;
+            let mut session = new_session(&model, &args.common.machine.options(args.text.context), cancel)?;
             let bar = bar(text.ids.len(), "perplexity ")?;
             let alone = perplexity(&mut session, text.bos, &text.ids, cancel, &mut |so_far| {
                 bar.set_position(so_far.predicted() as u64);
@@ -55,7 +51,7 @@ pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
     let contexts = tokens.div_ceil(args.text.context - 1);
     let bits_per_byte = text.whole.then(|| nll.mean * tokens as f64 / std::f64::consts::LN_2 / text.bytes as f64);
     let rate = tokens as f64 / seconds;
-    let mut out = io::stdout().lock();
+    let mut out = terminal::out();
     if args.text.json {
         let object = json!({
             "model": model.file(),
@@ -74,7 +70,7 @@ pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
             "tokens_per_second": rate,
             "against": found.map(|found| divergence_json(base.as_ref().map_or("", Model::file), &found)),
         });
-        writeln!(out, "{object}")?;
+        out.json(&object, false)?;
         return Ok(());
     }
     let bits = bits_per_byte.map(|bits| format!(", {bits:.5} bits a byte")).unwrap_or_default();

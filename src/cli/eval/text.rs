@@ -8,14 +8,18 @@ use std::{
 
 use hymba::{
     Error,
-    engine::{Model, Session, SessionOptions},
+    engine::{Model, SessionOptions},
     eval::{Divergence, Estimate, diverge},
     limits,
 };
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
-use crate::cli::{options::count, prompt::read_whole, terminal};
+use crate::cli::{
+    options::{count, new_session},
+    prompt::read_whole,
+    terminal,
+};
 
 /// How a text is cut, for the end of help.
 pub const CONTEXTS: &str = "The text is encoded whole, without special tokens, and cut into consecutive runs of one token \
@@ -62,7 +66,7 @@ impl TextArgs {
         let bos = tokenizer
             .bos()
             .ok_or_else(|| Error::format(model.file(), "names no BOS token, with which each context begins"))?;
-        let mut ids = tokenizer.encode(&text, false)?;
+        let mut ids = tokenizer.encode_until(&text, false, cancel)?;
         if ids.is_empty() {
             return Err(Error::format(name, "holds no text").into());
         }
@@ -88,7 +92,8 @@ pub fn beside(
     text: &Text,
     cancel: &AtomicBool,
 ) -> anyhow::Result<Divergence> {
-    let (mut base, mut other) = (Session::new(base, options)?, [Session::new(model, options)?]);
+    let mut base = new_session(base, options, cancel)?;
+    let mut other = [new_session(model, options, cancel)?];
     let bar = bar(text.ids.len(), "")?;
     let found = diverge(&mut base, &mut other, text.bos, &text.ids, cancel, &mut |n| bar.inc(n as u64));
     bar.finish_and_clear();
@@ -97,7 +102,7 @@ pub fn beside(
 
 /// Prints how far `model` is from `base`.
 pub fn report(args: &TextArgs, text: &Text, model: &str, base: &str, found: &Divergence) -> io::Result<()> {
-    let (perplexity, mut out) = (found.perplexity(), io::stdout().lock());
+    let (perplexity, mut out) = (found.perplexity(), terminal::out());
     if args.json {
         let object = json!({
             "model": model,
@@ -108,9 +113,8 @@ pub fn report(args: &TextArgs, text: &Text, model: &str, base: &str, found: &Div
             "perplexity_error": perplexity.error,
             "against": divergence_json(base, found),
         });
-        return writeln!(out, "{object}");
+        return out.json(&object, false);
     }
-    let model = terminal::for_output(model);
     writeln!(out, "model        {model}, perplexity {:.4} ± {:.4}", perplexity.mean, perplexity.error)?;
     tell(&mut out, base, found)
 }
@@ -123,7 +127,6 @@ pub fn percent(ratio: Estimate) -> Estimate {
 /// Tells how far a model is from `base`.
 pub fn tell(out: &mut impl Write, base: &str, found: &Divergence) -> io::Result<()> {
     let (kl, change, same) = (found.mean_kl(), percent(found.perplexity_ratio()), found.same_top());
-    let base = terminal::for_output(base);
     writeln!(out, "base         {base}, perplexity {:.4}", found.base_perplexity().mean)?;
     writeln!(out, "change       {:+.3} ± {:.3} % of perplexity", change.mean, change.error)?;
     writeln!(

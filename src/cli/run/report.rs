@@ -42,8 +42,8 @@ impl Report<'_> {
     }
 
     /// Returns the line about speed. Each decode step reads the weights and the cache once, so its speed is told as a share
-    /// of what the memory allows.
-    pub fn summary(&self, session: &mut Session<'_>) -> String {
+    /// of what the memory allows, which is `measured`.
+    pub fn summary(&self, session: &mut Session<'_>, measured: bool) -> String {
         let t = &self.generation.timings;
         let mut parts = vec![
             format!("load {:.2} s", self.load.as_secs_f64()),
@@ -53,6 +53,8 @@ impl Report<'_> {
         let generated = format!("generated {} tok", t.generated_tokens);
         if let Some(gpu) = session.gpu() {
             parts.push(format!("{generated}, {:.1} tok/s on {gpu}", t.decode_rate()));
+        } else if t.decode_steps > 0 && !measured {
+            parts.push(format!("{generated}, {:.1} tok/s", t.decode_rate()));
         } else if t.decode_steps > 0 {
             let read = (self.model.weight_bytes_per_token() + session.bytes_read_per_token()) as f64;
             let limit = session.read_bandwidth();

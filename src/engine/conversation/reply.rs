@@ -30,10 +30,15 @@ pub struct Reply {
 impl Conversation<'_> {
     /// Sends `message` and streams the reply. A message that got no reply, being cancelled before, leaves nothing behind.
     pub fn send(&mut self, message: &str, sink: &mut ReplySink<'_>) -> Result<Reply> {
+        // Before the message takes memory many times its length.
+        let least = self.tokenizer.least_tokens(message);
+        if least >= self.timeline.context() {
+            return Err(self.full(least));
+        }
         let mut prompt = self.prompt_after(&self.current, message)?;
         let mut dropped = 0;
         if prompt.len() >= self.timeline.context() {
-            let (kept, shorter) = self.slide_window(Some(message)).unwrap_or_default();
+            let (kept, shorter) = self.slide_window(Some(message), &sink.watch)?.unwrap_or_default();
             if shorter.is_empty() {
                 return Err(self.full(prompt.len()));
             }
@@ -128,7 +133,14 @@ impl Conversation<'_> {
     /// Drops the oldest turns, if that makes room for the rest of `reply`, and reads the others again. Returns whether the
     /// reply can go on.
     fn slide(&mut self, reply: &mut Reply, watch: &Watch<'_>) -> Result<bool> {
-        let Some((kept, _)) = self.slide_window(None) else {
+        let window = match self.slide_window(None, watch) {
+            Err(Error::Cancelled) => {
+                reply.generation.stop = StopReason::Interrupted;
+                None
+            }
+            window => window?,
+        };
+        let Some((kept, _)) = window else {
             // Nor is there room for the token that was to be read then.
             let read = self.timeline.steps().to_vec();
             if let Some(turn) = self.current.turns.pop() {

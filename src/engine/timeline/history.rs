@@ -87,7 +87,7 @@ impl<'m> Timeline<'m> {
 
     /// Makes a checkpoint after the last step.
     pub fn checkpoint(&mut self) -> Result<()> {
-        if !self.steps.is_empty() && self.checkpoints.current.last().is_none_or(|last| last.at < self.steps.len()) {
+        if !self.steps.is_empty() && self.checkpoints.current.back().is_none_or(|last| last.at < self.steps.len()) {
             let checkpoint = self.make_checkpoint(false)?;
             self.checkpoints.push(checkpoint);
         }
@@ -100,8 +100,8 @@ impl<'m> Timeline<'m> {
     }
 
     fn restore(&mut self, checkpoint: &Checkpoint) {
-        self.session.restore(&checkpoint.state);
-        self.logits = checkpoint.logits.to_vec();
+        self.session.restore(checkpoint.state());
+        self.logits = checkpoint.logits().to_vec();
     }
 
     /// Returns how many bytes checkpoints take, those of stashed branches included.
@@ -116,7 +116,10 @@ impl<'m> Timeline<'m> {
         // A pass that is longer in `target` is another pass.
         let ends_pass = |at: usize| target.get(at).is_none_or(|next| next.first);
         if common < self.steps.len() || !ends_pass(common) {
-            self.checkpoints.current.retain(|checkpoint| checkpoint.at <= common && ends_pass(checkpoint.at));
+            let checkpoints = &mut self.checkpoints.current;
+            while checkpoints.back().is_some_and(|last| last.at > common || !ends_pass(last.at)) {
+                checkpoints.pop_back();
+            }
             self.go_back()?;
         }
         self.read(&target[self.steps.len()..], watch)
@@ -132,7 +135,7 @@ impl<'m> Timeline<'m> {
 
     /// Goes back to the last checkpoint, or to the beginning if there is none.
     fn go_back(&mut self) -> Result<()> {
-        let Some(checkpoint) = self.checkpoints.current.last().cloned() else { return self.clear() };
+        let Some(checkpoint) = self.checkpoints.current.back().cloned() else { return self.clear() };
         self.restore(&checkpoint);
         self.steps.truncate(checkpoint.at);
         Ok(())
