@@ -62,8 +62,8 @@ pub enum Error {
     ContextFull { needed: usize, free: usize, context: usize },
     /// A conversation does not fit into the context, with what was to be added to it: it would be `needed` tokens long.
     #[error(
-        "the message does not fit: the context holds {context} tokens, {free} of them are free, and it would take \
-         {needed} with its reply's first"
+        "message too long: {} tokens with the first of its reply, but only {free} of {context} are left in the context",
+        .needed + 1 + .free - .context
     )]
     ConversationFull { needed: usize, free: usize, context: usize },
     /// A token id that the model does not have.

@@ -11,16 +11,24 @@ use crate::{
     format::{CacheType, DType, Matrix, packed::Packing},
 };
 
+/// The environment variable that names the kernels to use; one that this CPU can't run is ignored.
+pub const KERNELS: &str = "HYMBA_KERNELS";
+
 /// The CPU with its threads.
 pub struct Cpu(hymba_kernels_cpu::Cpu);
 
 impl Cpu {
     /// The fastest kernels this CPU has, on `threads` threads. `HYMBA_KERNELS=scalar` asks for the plain reference.
     pub fn new(threads: NonZeroUsize) -> Self {
-        let wanted = std::env::var("HYMBA_KERNELS").ok();
+        let wanted = std::env::var(KERNELS).ok();
         let kernels = hymba_kernels_cpu::Kernels::all().into_iter().find(|k| Some(k.name()) == wanted.as_deref());
         let kernels = kernels.unwrap_or_else(hymba_kernels_cpu::Kernels::best);
         Self(hymba_kernels_cpu::Cpu::with_kernels(kernels, threads))
+    }
+
+    /// The names of the kernels that this CPU can run, the fastest first.
+    pub fn all_kernels() -> Vec<&'static str> {
+        hymba_kernels_cpu::Kernels::all().into_iter().map(hymba_kernels_cpu::Kernels::name).collect()
     }
 
     /// Threads at work.

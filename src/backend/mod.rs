@@ -9,7 +9,7 @@ mod metal;
 mod op;
 
 pub use buffer::{Buffer, GpuBuffer};
-pub use cpu::Cpu;
+pub use cpu::{Cpu, KERNELS};
 pub use device::{Device, DeviceChoice, Profile, devices};
 pub use metal::Metal;
 pub use op::{

@@ -12,7 +12,7 @@ use crate::{
     backend::Device,
     format::{
         Blob, Matrix,
-        gguf::{Gguf, Metadata},
+        gguf::{Gguf, MAX_NEW_TOKENS, Metadata, Value},
     },
     forward::MetaPass,
     model::{Config, Plan, Weights, tensors::specs},
@@ -87,6 +87,15 @@ impl Model {
     pub fn usable_sampling(&self) -> (SamplingParams, Vec<String>) {
         let (params, refused) = SamplingParams::usable(self.metadata());
         (params, refused.iter().map(|what| format!("{}: {what}; the default holds", self.file())).collect())
+    }
+
+    /// Returns the longest reply that the file recommends, in tokens.
+    pub fn reply_limit(&self) -> Result<Option<usize>> {
+        match self.metadata().get(MAX_NEW_TOKENS) {
+            None => Ok(None),
+            Some(&Value::Uint(tokens @ 1..)) => Ok(usize::try_from(tokens).ok()),
+            Some(_) => Err(Error::model(self.file(), format!("has a {MAX_NEW_TOKENS} that is not a positive number"))),
+        }
     }
 
     /// Returns the chat template that the file holds, if it holds one.

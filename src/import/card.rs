@@ -1,14 +1,17 @@
-//! What a folder says about its model: name, licence, and how it likes to be sampled.
+//! What a folder says about its model: name, license, and how it likes to be sampled.
 
 use std::{fs, io::Read, path::Path};
 
 use serde::Deserialize;
 
-use super::read::{json, optional};
+use super::{
+    cache,
+    read::{json, optional},
+};
 use crate::{
     Error, Result,
     format::{
-        gguf::{ARCHITECTURE, Metadata, Value},
+        gguf::{ARCHITECTURE, MAX_NEW_TOKENS, Metadata, Value},
         open_file,
     },
     sample::{SamplingParams, Setting},
@@ -17,33 +20,66 @@ use crate::{
 /// Adds `general.*`.
 pub(super) fn describe(folder: &Path, metadata: &mut Metadata) -> Result<()> {
     let folder = fs::canonicalize(folder).map_err(|e| Error::io("cannot open", folder, e))?;
+    let card = ["README.md", "MODEL_CARD.md"].iter().find_map(|card| Card::read(&folder.join(card)));
     metadata.set("general.architecture", ARCHITECTURE);
-    if let Some(name) = folder.file_name() {
-        metadata.set("general.name", name.to_string_lossy().into_owned());
+    let repository = cache::repository(&folder);
+    let organization = repository.as_ref().and_then(|repository| repository.organization.clone());
+    let named = repository.map(|repository| repository.name).or_else(|| card.as_ref()?.value("model_name"));
+    let folder = folder.file_name().map(|name| name.to_string_lossy().into_owned());
+    let named = named.or(folder.filter(|name| !cache::is_hash(name)));
+    if let Some(name) = named.or_else(|| card.as_ref()?.heading.clone()) {
+        metadata.set("general.name", name);
     }
-    if let Some(license) = ["README.md", "MODEL_CARD.md"].iter().find_map(|card| license(&folder.join(card))) {
+    if let Some(organization) = organization {
+        metadata.set("general.organization", organization);
+    }
+    if let Some(license) = card.as_ref().and_then(Card::license) {
         metadata.set("general.license", license);
     }
     Ok(())
 }
 
-/// The licence that a model card's front matter names.
-fn license(card: &Path) -> Option<String> {
-    let mut text = String::new();
-    open_file(card).ok()?.take(64 << 10).read_to_string(&mut text).ok()?;
-    let mut lines = text.lines();
-    if lines.next()?.trim_end() != "---" {
-        return None;
+/// A model card.
+struct Card {
+    /// The lines of its front matter.
+    front: Vec<String>,
+    /// The first heading of its text.
+    heading: Option<String>,
+}
+
+impl Card {
+    /// Reads the beginning of a card; `None` if there is none.
+    fn read(path: &Path) -> Option<Self> {
+        let mut bytes = Vec::new();
+        open_file(path).ok()?.take(64 << 10).read_to_end(&mut bytes).ok()?;
+        // The cut may fall within a character.
+        let text = String::from_utf8_lossy(&bytes);
+        let mut lines = text.trim_start_matches('\u{feff}').lines().map(str::trim_end).peekable();
+        let mut front = Vec::new();
+        if lines.next_if_eq(&"---").is_some() {
+            front.extend(lines.by_ref().take_while(|&line| line != "---").map(str::to_owned));
+        }
+        let heading = lines.find_map(|line| line.strip_prefix("# ")).map(|heading| heading.trim().to_owned());
+        let heading = heading.filter(|heading| !heading.is_empty());
+        Some(Self { front, heading })
     }
-    let front: Vec<&str> = lines.take_while(|line| line.trim_end() != "---").collect();
-    let value = |key: &str| {
-        let value = front.iter().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
+
+    /// The value of a key of the front matter; of a list, the first item.
+    fn value(&self, key: &str) -> Option<String> {
+        let at = self.front.iter().position(|line| line.strip_prefix(key).is_some_and(|rest| rest.starts_with(':')))?;
+        let same_line = self.front[at][key.len() + 1..].trim();
+        let item = || self.front.get(at + 1)?.trim_start().strip_prefix("- ");
+        let value = if same_line.is_empty() { item()? } else { same_line };
         let value = value.trim().trim_matches(['"', '\'']);
         (!value.is_empty()).then(|| value.to_owned())
-    };
-    match value("license")? {
-        other if other == "other" => value("license_name").or(Some(other)),
-        named => Some(named),
+    }
+
+    /// The license, by its own name where Hugging Face has none for it.
+    fn license(&self) -> Option<String> {
+        match self.value("license")? {
+            other if other == "other" => self.value("license_name").or(Some(other)),
+            named => Some(named),
+        }
     }
 }
 
@@ -56,12 +92,20 @@ struct Generation {
     top_p: Option<serde_json::Value>,
     min_p: Option<serde_json::Value>,
     repetition_penalty: Option<serde_json::Value>,
+    max_new_tokens: Option<serde_json::Value>,
 }
 
-/// Adds `general.sampling.*`, where generation_config.json asks for sampling. What can't be used of it goes to `notes`.
+/// Adds `general.sampling.*`: the longest reply and, where generation_config.json asks for sampling, how to sample. What can't be
+/// used of it goes to `notes`.
 pub(super) fn sampling(folder: &Path, metadata: &mut Metadata, notes: &mut Vec<String>) {
     let path = folder.join("generation_config.json");
     let Some(wish) = optional(&path, notes, json::<Generation>) else { return };
+    if let Some(value) = wish.max_new_tokens.filter(|value| !value.is_null()) {
+        match value.as_u64().and_then(|tokens| u32::try_from(tokens).ok()).filter(|&tokens| tokens > 0) {
+            Some(tokens) => metadata.set(MAX_NEW_TOKENS, tokens),
+            None => notes.push(format!("{}: max_new_tokens {value} is left out", path.display())),
+        }
+    }
     if !wish.do_sample.unwrap_or(wish.temperature.is_some()) {
         return;
     }

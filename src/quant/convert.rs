@@ -27,6 +27,7 @@ use crate::{
         gguf::{Layout, Metadata, Writer},
         packed::Packing,
     },
+    import::checkpoint_folder,
     model::{Config, tensors::Spec},
     threads,
 };
@@ -44,13 +45,19 @@ pub fn convert(
     cancel: &AtomicBool,
 ) -> Result<Summary> {
     let start = Instant::now();
+    let input = &checkpoint_folder(input);
     check_paths(input, output, options)?;
-    let Checkpoint { config, metadata, tensors, notes, a_is_log } = Checkpoint::open(input)?;
-    let mut summary = Summary { notes, ..Summary::default() };
+    let Checkpoint { config, mut metadata, tensors, notes, a_is_log } = Checkpoint::open(input)?;
+    if let Some(name) = &options.name {
+        metadata.set("general.name", name.as_str());
+    }
+    let chats = metadata.get("tokenizer.chat_template").is_some();
+    let mut summary = Summary { notes, chats, ..Summary::default() };
     let inputs: Vec<Stored> = tensors.iter().map(|(_, stored)| stored.clone()).collect();
     let mut plans = plan(tensors, a_is_log, options, &mut summary)?;
     let layout = layout(&config, metadata.clone(), &plans, options.types.main())?;
     summary.count(&layout, plans.len());
+    progress(Event::Opened { parameters: summary.parameters });
 
     let file = input.display().to_string();
     let pool = threads::pool(options.threads).ok_or_else(|| Error::Request(NO_THREAD.into()))?;
@@ -121,7 +128,7 @@ fn plan(
     }
     if requantized > 0 {
         summary.notes.push(format!(
-            "{requantized} tensors were quantized before; converting from the original checkpoint gives better results"
+            "{requantized} already quantized tensors were quantized again; the original checkpoint gives better quality"
         ));
     }
     Ok(plans)

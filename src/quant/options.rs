@@ -26,6 +26,8 @@ pub struct Options {
     pub calibration: Option<Calibration>,
     /// Where to save what was measured on the text.
     pub save_moments: Option<PathBuf>,
+    /// What the model is called, in place of what the checkpoint says.
+    pub name: Option<String>,
     /// Replace an existing output?
     pub force: bool,
     /// Threads that convert; `None`: one a core.
@@ -41,6 +43,7 @@ impl Default for Options {
             rounding: Rounding::default(),
             calibration: None,
             save_moments: None,
+            name: None,
             force: false,
             threads: None,
         }

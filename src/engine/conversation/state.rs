@@ -116,6 +116,16 @@ impl<'m> Conversation<'m> {
         self.options.limit = limit;
     }
 
+    /// Sets what happens when the context is full.
+    pub fn set_overflow(&mut self, overflow: Overflow) {
+        self.options.overflow = overflow;
+    }
+
+    /// Goes on with `timeline`, which has read what this conversation's has, and may have room for more.
+    pub fn set_timeline(&mut self, timeline: Timeline<'m>) {
+        self.timeline = timeline;
+    }
+
     /// Returns the sampler.
     pub fn sampler(&mut self) -> &mut Sampler {
         &mut self.sampler
