@@ -92,10 +92,10 @@ fn a_conversation_is_saved_whatever_ends_it() {
     for (args, bad, says) in [
         (&[][..], b"caf\xE9 au lait".as_slice(), "not UTF-8 text (see its byte 3)"),
         (&[], b"\"\"\"\ncaf\xE9\nau lait\n\"\"\"", "not UTF-8"),
-        (&["--commands"], b"/hlep", "no command /hlep"),
+        (&["--commands"], b"/hlep", "unknown command /hlep"),
         (&["--commands"], b"/switch x", "no branch `x`"),
         (&[], long.as_bytes(), "16 MiB are the limit"),
-        (&["-c", "100"], "word ".repeat(100).as_bytes(), "does not fit"),
+        (&["-c", "100"], "word ".repeat(100).as_bytes(), "message too long"),
     ] {
         let mut child = start(&[&["-q", "-n", "2", "--save-on-exit", &talk], args].concat());
         let mut input = child.stdin.take().unwrap();
@@ -258,7 +258,7 @@ fn templates_decide_where_a_reply_ends() {
     fs::write(&file, "\n{% if %}").unwrap();
     let refused = |says: &[&str]| fails(hymba(["chat", "-st", "a", "--chat-template-file"]).arg(&file), 1, says);
     refused(&["t.jinja", "line 2", "--chat-template-file"]);
-    fs::write(&file, "{{ raise_exception('no system message, please') }}").unwrap();
+    fs::write(&file, "{{ messages and raise_exception('no system message, please') }}").unwrap();
     refused(&["no system message, please"]);
     fs::remove_file(&file).unwrap();
     refused(&["t.jinja", "cannot read"]);
@@ -267,13 +267,13 @@ fn templates_decide_where_a_reply_ends() {
 #[test]
 fn wrong_commands_and_flags() {
     for (line, says) in [
-        ("/hlep", "no command /hlep"),
+        ("/hlep", "unknown command /hlep"),
         ("/load none.session", "none.session"),
         ("/read none.txt", "none.txt"),
         ("/undo", "nothing was said"),
         ("/regen", "nothing was said"),
         ("/switch x", "no branch `x`"),
-        ("/set temp hot", "a number is needed"),
+        ("/set temp hot", "must be a number"),
         ("/set temp -1", "must be from 0"),
         ("/save no/such/folder/file", "no/such/folder"),
     ] {
@@ -285,7 +285,7 @@ fn wrong_commands_and_flags() {
     fails(&mut hymba(["chat", "--color", "red"]), 2, &["red", "never"]);
     fails(&mut hymba(["chat", "--system", "a", "--system-file", "b"]), 2, &["--system-file"]);
     fails(&mut hymba(["chat", "-st", "a", "--resume", "none.session"]), 1, &["none.session"]);
-    fails(&mut hymba(["chat", "-st", "-c", "3", "Hello, how are you today?"]), 1, &["does not fit", "-c"]);
+    fails(&mut hymba(["chat", "-st", "-c", "3", "Hello, how are you today?"]), 1, &["message too long", "-c"]);
 }
 
 #[test]
@@ -294,10 +294,10 @@ fn the_context_ends_as_asked() {
     let Output { status, stderr, .. } = piped(&["-c", "100", "-n", "20"], &many);
     let said = text(&stderr);
     assert_eq!(status.code(), Some(1));
-    assert!(said.contains("nearly full") && said.contains("at its end the reply stops"), "{said}");
+    assert!(said.contains("nearly full") && said.contains("--overflow slide drops old turns"), "{said}");
     let Output { status, stderr, .. } = piped(&["-c", "100", "-n", "20", "--overflow", "slide"], &many);
     let said = text(&stderr);
-    assert!(status.success() && said.contains("turns were dropped"), "{said}");
+    assert!(status.success() && said.contains("dropped the oldest"), "{said}");
 }
 
 #[test]
@@ -305,7 +305,7 @@ fn lines_and_templates_have_limits() {
     let Output { status, stderr, .. } = piped(&["-q"], &"a".repeat((16 << 20) + 1));
     assert_eq!(status.code(), Some(1));
     assert!(text(&stderr).contains("standard input: a line has 16777217 bytes, but 16 MiB are the limit"));
-    let endless = "{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}";
+    let endless = "{{ messages }}{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}";
     fails(&mut hymba(["chat", "-st", "hello", "--chat-template", endless]), 1, &["more than 2000000 steps"]);
 }
 

@@ -122,7 +122,7 @@ fn checkpoints_that_can_not_be_converted() {
     fs::write(&config, good.replace("\"num_experts\": 1", "\"num_experts\": 4")).unwrap();
     refused(1, &["num_experts"]);
     fs::write(&config, &good).unwrap();
-    fails(hymba(["quantize", "--type", "q3_k"]).arg(&folder).arg(&out), 2, &["q3_k", "q4_0", "q8_0", "bf16"]);
+    fails(hymba(["quantize", "--type", "q3_k"]).arg(&folder).arg(&out), 2, &["q3_k", "small"]);
     fs::write(&out, "mine").unwrap();
     fails(hymba(["quantize"]).arg(&folder).arg(&out), 1, &["out.gguf", "--force"]);
     assert_eq!(fs::read_to_string(&out).unwrap(), "mine");
@@ -181,12 +181,12 @@ fn the_demo_tells_a_story() {
         command
     };
     let text = succeeds(demo().args(["-n", "12", "Once upon a time there was"]));
-    assert!(text.starts_with(" a poor widow"), "{text}");
+    assert!(text.starts_with(" a kind boy"), "{text}");
     let seeded = |threads| succeeds(&mut hymba(["run", "-q", "The fox", "-n", "24", "--seed", "5", "-t", threads]));
     assert_eq!(seeded("1"), seeded("2"));
     assert!(seeded("3").starts_with("The fox"));
-    let stopped = succeeds(demo().args(["-n", "50", "--stop", "widow", "Once upon a time there was"]));
-    assert_eq!(stopped, " a poor ");
+    let stopped = succeeds(demo().args(["-n", "50", "--stop", "kind", "Once upon a time there was"]));
+    assert_eq!(stopped, " a ");
 
     let json = succeeds(hymba(GREEDY).args(["--json", "-n", "7", "--ignore-eos", "Once"]));
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
@@ -357,8 +357,8 @@ fn packing_loses_nothing() {
 #[test]
 fn inspect_says_what_the_demo_is() {
     let demo = format!("{}/models/hymba-demo.gguf", env!("CARGO_MANIFEST_DIR"));
-    assert!(succeeds(&mut hymba(["inspect", &demo])).contains("27,111,424"));
-    assert!(succeeds(&mut hymba(["inspect", "--tensors", &demo])).contains("blk.9.ssm_a"));
+    assert!(succeeds(&mut hymba(["inspect", &demo])).contains("47,998,208"));
+    assert!(succeeds(&mut hymba(["inspect", "--tensors", &demo])).contains("blk.11.ssm_a"));
     let json: serde_json::Value = serde_json::from_str(&succeeds(&mut hymba(["inspect", "--json", &demo]))).unwrap();
     assert!(json.is_object());
 }

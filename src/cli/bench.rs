@@ -5,7 +5,7 @@ mod report;
 
 use std::{
     fs,
-    io::{self, IsTerminal, Write},
+    io::Write,
     num::NonZeroUsize,
     path::PathBuf,
     sync::atomic::AtomicBool,
@@ -54,22 +54,22 @@ pub struct Args {
           value_parser = PossibleValuesParser::new(DType::ALL.map(DType::name)))]
     r#type: String,
     /// Tokens of prompt to read; 0: do not measure prefill
-    #[arg(short, long, value_name = "N", default_value = "512", value_delimiter = ',', value_parser = count().range(0..=1 << 20))]
+    #[arg(short, long, value_name = "N", default_value = "512", value_delimiter = ',', value_parser = count(0..=1 << 20))]
     prompt: Vec<usize>,
     /// Tokens to generate; 0: do not measure decode
-    #[arg(short = 'n', long, value_name = "N", default_value = "128", value_delimiter = ',', value_parser = count().range(0..=1 << 20))]
+    #[arg(short = 'n', long, value_name = "N", default_value = "128", value_delimiter = ',', value_parser = count(0..=1 << 20))]
     predict: Vec<usize>,
     /// Tokens of text that come before
-    #[arg(short, long, value_name = "N", default_value = "0", value_delimiter = ',', value_parser = count().range(0..=1 << 20))]
+    #[arg(short, long, value_name = "N", default_value = "0", value_delimiter = ',', value_parser = count(0..=1 << 20))]
     depth: Vec<usize>,
     /// Tokens of the prompt whose first reply is timed; 0: do not measure that
-    #[arg(long, value_name = "N", default_value = "16", value_delimiter = ',', value_parser = count().range(0..=1 << 20))]
+    #[arg(long, value_name = "N", default_value = "16", value_delimiter = ',', value_parser = count(0..=1 << 20))]
     ttft: Vec<usize>,
     /// Threads [default: one a core that this process may use]
-    #[arg(short, long, value_name = "N", value_delimiter = ',', value_parser = count().range(1..=512))]
+    #[arg(short, long, value_name = "N", value_delimiter = ',', value_parser = count(1..=512))]
     threads: Vec<usize>,
     /// Times to repeat each measurement, after one that warms up
-    #[arg(short, long, value_name = "N", default_value = "5", value_parser = count().range(1..=1000))]
+    #[arg(short, long, value_name = "N", default_value = "5", value_parser = count(1..=1000))]
     repeat: usize,
     /// Number type of the KV cache
     #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = cache_type())]
@@ -114,7 +114,7 @@ pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
     let start = Instant::now();
     let model = match &random {
         Some(file) => Model::open(file)?,
-        None => args.model.open(!matches!(args.output, Format::Md))?,
+        None => args.model.open(!matches!(args.output, Format::Md), cancel)?,
     };
     let cores = thread::available_parallelism().map_or(1, NonZeroUsize::get);
     let threads = if args.threads.is_empty() { vec![cores] } else { args.threads.clone() };
@@ -138,7 +138,7 @@ pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
     };
     let mut session = new_session(&model, &options, cancel)?;
     let opening = start.elapsed();
-    let bar = if io::stderr().is_terminal() { ProgressBar::new(plan.steps()) } else { ProgressBar::hidden() };
+    let bar = if terminal::draws() { ProgressBar::new(plan.steps()) } else { ProgressBar::hidden() };
     bar.set_style(ProgressStyle::with_template("{bar:20} {percent:>3} % {elapsed:>4}  {wide_msg}")?);
     let mut failed = None;
     let result = measure(&model, &mut session, &plan, opening, cancel, &bar, &mut |row| {

@@ -10,12 +10,58 @@ use std::{
 
 use serde::Serialize;
 
-use super::hints::{Place, hint};
+use super::{
+    hints::{Place, hint},
+    wrap::wrapped,
+};
 
 /// Writes `hymba: message` to standard error. That nobody may be listening there is no reason to fail.
 pub fn note(message: &str) {
+    say("hymba: ", message);
+}
+
+/// Reports that something went otherwise than the user may expect.
+pub fn warn(message: &str) {
+    say("hymba: warning: ", message);
+}
+
+/// Reports that something failed.
+pub fn error(message: &str) {
+    say("hymba: error: ", message);
+}
+
+fn say(prefix: &str, message: &str) {
     let message = if io::stderr().is_terminal() { printable(message) } else { message.into() };
-    let _ = writeln!(io::stderr(), "hymba: {message}");
+    let _ = writeln!(io::stderr(), "{}", wrapped(&format!("{prefix}{message}"), width(&io::stderr())));
+}
+
+/// Whether the terminal knows nothing but text.
+fn is_dumb() -> bool {
+    env::var_os("TERM").is_some_and(|term| term == "dumb")
+}
+
+/// Whether `stream` shall have colors.
+pub fn colors(stream: &impl IsTerminal) -> bool {
+    stream.is_terminal() && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()) && !is_dumb()
+}
+
+/// Whether standard error is a terminal that can draw a bar.
+pub fn draws() -> bool {
+    io::stderr().is_terminal() && !is_dumb()
+}
+
+/// The columns of the terminal that `stream` is; `None` if it is none.
+#[cfg(unix)]
+pub fn width<S: IsTerminal + std::os::fd::AsFd>(stream: &S) -> Option<usize> {
+    let size = stream.is_terminal().then(|| terminal_size::terminal_size_of(stream)).flatten();
+    size.map(|(width, _)| usize::from(width.0)).filter(|&width| width > 0)
+}
+
+/// The columns of the terminal that `stream` is; `None` if it is none.
+#[cfg(windows)]
+pub fn width<S: IsTerminal + std::os::windows::io::AsHandle>(stream: &S) -> Option<usize> {
+    let size = stream.is_terminal().then(|| terminal_size::terminal_size_of(stream)).flatten();
+    size.map(|(width, _)| usize::from(width.0)).filter(|&width| width > 0)
 }
 
 /// Whether a terminal would obey `c`, or show nothing of it.
@@ -94,14 +140,14 @@ impl Write for Out {
 pub fn small_print(line: &str, styled: bool) {
     let (on, off) = if styled { ("\x1b[2m", "\x1b[0m") } else { ("", "") };
     let line = if io::stderr().is_terminal() { printable(line) } else { line.into() };
-    let _ = writeln!(io::stderr(), "{on}{line}{off}");
+    let _ = writeln!(io::stderr(), "{on}{}{off}", wrapped(&line, width(&io::stderr())));
 }
 
 /// What is done in place of what failed.
 pub fn instead(why: &hymba::Error) -> String {
     let done = match why {
-        hymba::Error::CacheRange { .. } => "the KV cache is of type f32 now",
-        _ => "the CPU does the work",
+        hymba::Error::CacheRange { .. } => "switched the KV cache to f32",
+        _ => "falling back to CPU",
     };
     format!("{done}: {}", with_hint(why.to_string(), why, Place::CommandLine))
 }
@@ -120,7 +166,21 @@ pub fn one_line(error: &anyhow::Error, place: Place) -> String {
     if let Some(error) = error.chain().find_map(|cause| cause.downcast_ref()) {
         line = with_hint(line, error, place);
     }
-    line.split_whitespace().collect::<Vec<_>>().join(" ")
+    without_codes(&line).split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// Returns `text` without the numbers of errors that the standard library puts after their names: ` (os error 2)`.
+fn without_codes(text: &str) -> String {
+    const CODE: &str = " (os error ";
+    let mut parts = text.split(CODE);
+    let mut kept = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        match part.split_once(')') {
+            Some((code, rest)) if code.bytes().all(|byte| byte.is_ascii_digit()) => kept += rest,
+            _ => kept = kept + CODE + part,
+        }
+    }
+    kept
 }
 
 fn with_hint(said: String, error: &hymba::Error, place: Place) -> String {
@@ -146,11 +206,11 @@ pub fn show_parser_answer(answer: &clap::Error) -> ExitCode {
     let foreign = env::args_os().any(|argument| argument.to_string_lossy().contains(char::is_control));
     let text = match io::stderr().is_terminal() {
         true if foreign => printable(&text.to_string()).into_owned(),
-        true => text.ansi().to_string(),
-        false => text.to_string(),
+        true if colors(&io::stderr()) => text.ansi().to_string(),
+        _ => text.to_string(),
     };
     // As with all messages: a reader that went away is no error.
-    let _ = io::stderr().write_all(text.replacen("error:", "hymba:", 1).as_bytes());
+    let _ = io::stderr().write_all(text.replacen("error:", "hymba: error:", 1).as_bytes());
     ExitCode::from(2)
 }
 
@@ -158,7 +218,7 @@ pub fn show_parser_answer(answer: &clap::Error) -> ExitCode {
 pub fn end_of_output(written: io::Result<()>) -> ExitCode {
     match written.and_then(|()| io::stdout().flush()) {
         Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {
-            note(&format!("cannot write to standard output: {e}"));
+            error(&without_codes(&format!("cannot write to standard output: {e}")));
             ExitCode::FAILURE
         }
         _ => ExitCode::SUCCESS,
@@ -180,6 +240,8 @@ mod tests {
         let one_line = |error| one_line(&error, Place::CommandLine);
         assert_eq!(one_line(error), "HYMBA_MODEL: cannot open a.gguf: entity not found");
         assert_eq!(one_line(anyhow::anyhow!("two\n  lines")), "two lines");
+        let missing_file = hymba::Error::io("cannot open", "a (os error x)", io::Error::from_raw_os_error(2));
+        assert_eq!(one_line(missing_file.into()), "cannot open a (os error x): No such file or directory");
         let empty = anyhow::Error::from(hymba::Error::NoTokenizer("a.gguf".into())).context("HYMBA_MODEL");
         let said = one_line(empty);
         assert!(said.starts_with("HYMBA_MODEL: a.gguf: has no tokenizer; convert the model again with `"), "{said}");

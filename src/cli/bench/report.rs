@@ -9,6 +9,7 @@ use hymba::{
 use serde_json::{Value, json};
 
 use super::measure::{Kind, Results, Row};
+use crate::cli::json::JSON_VERSION;
 
 /// Mean, sample deviation, least and greatest.
 fn spread(values: &[f64]) -> [f64; 4] {
@@ -116,6 +117,7 @@ pub fn row_json(row: &Row) -> Value {
     let [mean, deviation, min, max] = spread(&row.values());
     let numbers = json!({"mean": mean, "deviation": deviation, "min": min, "max": max, "runs": row.values()});
     let mut object = json!({
+        "version": JSON_VERSION,
         "test": row.name(),
         "depth": row.depth,
         "threads": row.threads,
@@ -154,7 +156,8 @@ pub fn json(results: &Results) -> Value {
         .flat_map(|l| [limit(l.threads, l.depth, "before", l.before), limit(l.threads, l.depth, "after", l.after)])
         .collect();
     json!({
-        "version": env!("CARGO_PKG_VERSION"),
+        "version": JSON_VERSION,
+        "program_version": env!("CARGO_PKG_VERSION"),
         "model": results.model,
         "kernels": results.kernels,
         "weight_bytes_per_token": results.weight_bytes,

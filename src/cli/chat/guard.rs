@@ -11,7 +11,7 @@ pub fn guarded<T>(work: impl FnOnce() -> T) -> Result<T, Reported> {
     let before = panic::take_hook();
     panic::set_hook(Box::new(|info| {
         if !foreign::is_within() {
-            terminal::note(&sentence(info));
+            terminal::error(&sentence(info));
         }
     }));
     let done = panic::catch_unwind(AssertUnwindSafe(work));

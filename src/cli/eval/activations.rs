@@ -23,7 +23,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
-    let model = args.common.model.open(args.text.json)?;
+    let model = args.common.model.open(args.text.json, cancel)?;
     let text = args.text.read(&model, 0, cancel)?;
     let exact = model.with_matrices(|name, matrix| {
         if !matrix.dtype.is_quantized() {

@@ -12,7 +12,7 @@ use super::{
     args::Common,
     text::{CONTEXTS, TextArgs, bar, beside, divergence_json, tell},
 };
-use crate::cli::{options::new_session, terminal};
+use crate::cli::{json::JSON_VERSION, options::new_session, terminal};
 
 #[derive(clap::Args)]
 #[command(after_help = CONTEXTS)]
@@ -21,13 +21,13 @@ pub struct Args {
     common: Common,
     #[command(flatten)]
     text: TextArgs,
-    /// Also tell how far the model is from this one, usually the one it was quantized from
+    /// Also report the KL divergence from this model, usually the one it was quantized from
     #[arg(long, value_name = "BASE")]
     kl: Option<PathBuf>,
 }
 
 pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
-    let model = args.common.model.open(args.text.json)?;
+    let model = args.common.model.open(args.text.json, cancel)?;
     let text = args.text.read(&model, 0, cancel)?;
     let base = args.kl.as_ref().map(Model::open).transpose()?;
     let start = Instant::now();
@@ -54,6 +54,7 @@ pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
     let mut out = terminal::out();
     if args.text.json {
         let object = json!({
+            "version": JSON_VERSION,
             "model": model.file(),
             "file": text.name,
             "bytes": text.bytes,
@@ -73,9 +74,9 @@ pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
         out.json(&object, false)?;
         return Ok(());
     }
-    let bits = bits_per_byte.map(|bits| format!(", {bits:.5} bits a byte")).unwrap_or_default();
-    writeln!(out, "perplexity   {:.4} ± {:.4} a token", perplexity.mean, perplexity.error)?;
-    writeln!(out, "nll          {:.6} ± {:.6} nats a token{bits}", nll.mean, nll.error)?;
+    let bits = bits_per_byte.map(|bits| format!(", {bits:.5} bits/byte")).unwrap_or_default();
+    writeln!(out, "perplexity   {:.4} ± {:.4} per token", perplexity.mean, perplexity.error)?;
+    writeln!(out, "nll          {:.6} ± {:.6} nats/token{bits}", nll.mean, nll.error)?;
     writeln!(out, "tokens       {tokens} in {contexts} contexts of {}", args.text.context)?;
     if let (Some(found), Some(base)) = (&found, &base) {
         tell(&mut out, base.file(), found)?;

@@ -10,7 +10,7 @@ use super::{
     args::Common,
     text::{CONTEXTS, TextArgs, bar, percent},
 };
-use crate::cli::{options::new_session, terminal};
+use crate::cli::{json::JSON_VERSION, options::new_session, terminal};
 
 #[derive(clap::Args)]
 #[command(
@@ -84,7 +84,7 @@ fn quantized(model: &Model, class: &Class, dtype: DType, cancel: &AtomicBool) ->
 }
 
 pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
-    let model = args.common.model.open(args.text.json)?;
+    let model = args.common.model.open(args.text.json, cancel)?;
     let text = args.text.read(&model, 8192, cancel)?;
     let mut kept = Vec::new();
     for class in classes(model.config().layers, args.layers) {
@@ -114,7 +114,7 @@ pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
             })
         });
         let object = json!({
-            "model": model.file(), "file": text.name, "tokens": text.ids.len(), "context": args.text.context,
+            "version": JSON_VERSION, "model": model.file(), "file": text.name, "tokens": text.ids.len(), "context": args.text.context,
             "type": args.dtype.name(), "classes": rows.collect::<Vec<Value>>(),
         });
         out.json(&object, false)?;

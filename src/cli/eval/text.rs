@@ -1,7 +1,7 @@
 //! The text that models predict, and how the comparison of two is told.
 
 use std::{
-    io::{self, IsTerminal, Write},
+    io::{self, Write},
     path::PathBuf,
     sync::atomic::AtomicBool,
 };
@@ -16,6 +16,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
 use crate::cli::{
+    json::JSON_VERSION,
     options::{count, new_session},
     prompt::read_whole,
     terminal,
@@ -29,13 +30,13 @@ loss is the average of -ln p over them. What follows ± is the standard error of
 /// The text and how it is read.
 #[derive(clap::Args)]
 pub struct TextArgs {
-    /// The text, UTF-8
+    /// Text (UTF-8); `-`: standard input
     file: PathBuf,
-    /// Tokens of a context, BOS included
-    #[arg(short, long, value_name = "N", default_value = "1024", value_parser = count().range(2..=limits::CONTEXT as i64))]
+    /// Context size in tokens, BOS included
+    #[arg(short, long, value_name = "N", default_value = "1024", value_parser = count(2..=limits::CONTEXT as u64))]
     pub context: usize,
-    /// Read no more than the first N tokens of the text; 0 is all [default: 8192 for sensitivity, else all]
-    #[arg(long, value_name = "N", value_parser = count())]
+    /// Maximum number of tokens of the text (0: all) [default: 8192 for sensitivity, else all]
+    #[arg(long, value_name = "N", value_parser = count(0..=u64::MAX))]
     tokens: Option<usize>,
     /// Print one JSON object
     #[arg(long)]
@@ -80,7 +81,7 @@ impl TextArgs {
 
 /// A bar on the terminal that counts `tokens`.
 pub fn bar(tokens: usize, what: &str) -> anyhow::Result<ProgressBar> {
-    let bar = if io::stderr().is_terminal() { ProgressBar::new(tokens as u64) } else { ProgressBar::hidden() };
+    let bar = if terminal::draws() { ProgressBar::new(tokens as u64) } else { ProgressBar::hidden() };
     Ok(bar.with_style(ProgressStyle::with_template(&format!("{{bar:20}} {{percent:>3}} % {{eta:>4}}  {what}{{msg}}"))?))
 }
 
@@ -105,6 +106,7 @@ pub fn report(args: &TextArgs, text: &Text, model: &str, base: &str, found: &Div
     let (perplexity, mut out) = (found.perplexity(), terminal::out());
     if args.json {
         let object = json!({
+            "version": JSON_VERSION,
             "model": model,
             "file": text.name,
             "tokens": text.ids.len(),
@@ -131,12 +133,12 @@ pub fn tell(out: &mut impl Write, base: &str, found: &Divergence) -> io::Result<
     writeln!(out, "change       {:+.3} ± {:.3} % of perplexity", change.mean, change.error)?;
     writeln!(
         out,
-        "divergence   {:.6} ± {:.6} nats a token (KL), 99 % of tokens below {:.4}",
+        "divergence   {:.6} ± {:.6} nats/token (KL), 99 % of tokens below {:.4}",
         kl.mean,
         kl.error,
         found.kl_percentile(0.99)
     )?;
-    writeln!(out, "same top     {:.2} ± {:.2} % of tokens", 100.0 * same.mean, 100.0 * same.error)
+    writeln!(out, "top-1 agree  {:.2} ± {:.2} % of tokens", 100.0 * same.mean, 100.0 * same.error)
 }
 
 /// The same for programs.

@@ -86,14 +86,14 @@ impl Page<'_> {
         }
         let windowed = r.plan.layers.iter().filter(|l| l.windowed).count();
         writeln!(self.out)?;
-        writeln!(self.out, "  █ sees everything: {}", r.config.layers - windowed)?;
+        writeln!(self.out, "  █ full attention: {}", r.config.layers - windowed)?;
         if let (Some(window), true) = (r.config.window, windowed > 0) {
-            writeln!(self.out, "  ░ sees meta tokens and {} more: {windowed}", HumanCount(window as u64))?;
+            writeln!(self.out, "  ░ meta tokens and window of {}: {windowed}", HumanCount(window as u64))?;
         }
         let producers = r.plan.producers().count();
-        writeln!(self.out, "  ● keeps keys and values: {producers}")?;
+        writeln!(self.out, "  ● has its own KV cache: {producers}")?;
         if producers < r.config.layers {
-            writeln!(self.out, "  ╯ reads those of the ● it hangs on: {}", r.config.layers - producers)?;
+            writeln!(self.out, "  ╯ shares the cache of the linked ●: {}", r.config.layers - producers)?;
         }
         Ok(())
     }

@@ -13,12 +13,15 @@ use hymba::{
 use serde::{Serialize, Serializer};
 use serde_json::json;
 
+use crate::cli::json::JSON_VERSION;
+
 /// Lengths of text for which the cache is worked out.
 const TEXTS: [usize; 3] = [1024, 8192, 32768];
 
 /// Everything the command shows, in the order of the JSON object.
 #[derive(Serialize)]
 pub struct Report<'a> {
+    pub version: u32,
     pub file: String,
     pub bytes: u64,
     pub name: Option<String>,
@@ -153,6 +156,7 @@ impl<'a> Report<'a> {
         };
         let text = |key| metadata.string(key).map(String::from);
         Ok(Self {
+            version: JSON_VERSION,
             file: file.into(),
             bytes: size,
             name: text("general.name"),
