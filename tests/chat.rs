@@ -427,6 +427,21 @@ fn a_prompt_is_read_once() {
     assert!(known[0] == 0.0 && known[1] > 0.95 && known[2] > 0.95, "{known:?}");
     assert!(known[3] > much(0.5, -1.0), "{known:?}"); // no mark lies within a short prompt
     assert!(known[4] > 0.4 && known[5] == 1.0, "{known:?}");
+    // checkpoints of a text within the window hold no row twice: conv and SSM states, logits, and the tokens
+    let (short, model) =
+        (&book[..much(700, 100)], hymba::Model::open(Path::new(&common::demo_of_any_depth())).unwrap());
+    fs::remove_file(&cache).unwrap();
+    run(short, true);
+    run(&format!("{short} A"), true);
+    let checkpoints = session_header(&cache)["marks"].as_array().unwrap().len();
+    let config = model.config();
+    let values = config.layers * config.inner * (config.conv_kernel - 1 + config.state) + config.vocab;
+    let rows: usize = (0..config.layers).filter(|&layer| config.is_producer(layer)).count();
+    let (k_width, v_width) = config.kv_widths();
+    let tokens = session_header(&cache)["steps"]["ids"].as_array().unwrap().len();
+    let needed = 4 * values * (checkpoints + 1) + 2 * tokens * rows * (k_width + v_width);
+    let size = fs::metadata(&cache).unwrap().len() as usize;
+    assert!(checkpoints > 0 && size < needed + 20_000, "{size} bytes, {needed} needed, {checkpoints} checkpoints");
     let mut bytes = fs::read(&cache).unwrap();
     bytes.truncate(1000);
     fs::write(&cache, &bytes).unwrap();

@@ -3,15 +3,7 @@
 mod measure;
 mod report;
 
-use std::{
-    fs,
-    io::Write,
-    num::NonZeroUsize,
-    path::PathBuf,
-    sync::atomic::AtomicBool,
-    thread,
-    time::Instant,
-};
+use std::{fs, io::Write, num::NonZeroUsize, path::PathBuf, sync::atomic::AtomicBool, thread, time::Instant};
 
 use anyhow::Context;
 use clap::{ValueEnum, builder::PossibleValuesParser};

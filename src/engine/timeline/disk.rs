@@ -8,7 +8,9 @@ use super::{Step, Timeline, saved_steps};
 use crate::{
     Error, Mismatch, Result,
     engine::Session,
-    state::{image_is_finite, read_session, write_session},
+    format::CacheType,
+    model::Config,
+    state::{ImageOf, Payload, image_is_finite, read_session, thinned, thinned_bytes, whole, write_session},
 };
 
 #[derive(Serialize, Deserialize)]
@@ -22,6 +24,9 @@ struct Header<T> {
     /// How many steps are before each checkpoint, the last first.
     #[serde(rename = "marks")]
     checkpoints: Vec<usize>,
+    /// Whether the image at each checkpoint lacks the rows that the image of the next later state has. Absent in version 0.1.
+    #[serde(default)]
+    thin: bool,
     /// What the caller saves with it.
     more: T,
 }
@@ -63,16 +68,22 @@ impl Timeline<'_> {
             cache_type: self.session.cache_type().name().into(),
             steps: self.steps.clone(),
             checkpoints: checkpoints.iter().rev().map(|checkpoint| checkpoint.at).collect(),
+            thin: true,
             more,
         };
         if checkpoints.is_empty() {
             return write_session(path, &header, |write| write(&self.image(true, &self.logits.clone())));
         }
         let end = self.session.checkpoint(true)?;
+        let (config, cache) = (model.config(), self.session.cache_type());
+        let mut later = ImageOf { tokens: self.steps.len(), grown: true };
         let written = write_session(path, &header, |write| {
             for checkpoint in checkpoints.iter().rev() {
                 self.session.restore(checkpoint.state());
-                write(&self.image(false, checkpoint.logits()))?;
+                let of = ImageOf { tokens: checkpoint.at, grown: false };
+                write(&thinned(config, cache, of, later, &self.image(false, &[])))?;
+                write(&logit_bytes(checkpoint.logits()))?;
+                later = of;
             }
             self.session.restore(&end);
             write(&self.image(true, &self.logits.clone()))
@@ -85,7 +96,7 @@ impl Timeline<'_> {
     fn image(&mut self, with_global_layers: bool, logits: &[f32]) -> Vec<u8> {
         let mut bytes = Vec::new();
         self.session.write_image(with_global_layers, &mut bytes);
-        bytes.extend(logits.iter().flat_map(|v| v.to_le_bytes()));
+        bytes.extend(logit_bytes(logits));
         bytes
     }
 
@@ -97,14 +108,19 @@ impl Timeline<'_> {
         check: impl FnOnce(T, &[Step]) -> Result<U>,
     ) -> Result<U> {
         let (session, budget) = (&self.session, self.checkpoints.budget());
+        let (config, cache) = (session.model().config(), session.cache_type());
         let ((more, steps, images), payload) = read_session(path, |header: Header<T>| {
             header.check(session, path)?;
             let steps = header.steps;
-            let logits = if steps.is_empty() { 0 } else { session.model().config().vocab * size_of::<f32>() };
-            let at = header.checkpoints.iter().map(|&at| (at, false)).chain([(steps.len(), true)]);
-            let mut payload = 0usize;
-            let image = |(at, end)| {
-                let image = Image { at, end, start: payload, state: session.image_bytes(at, end), logits };
+            let logits = if steps.is_empty() { 0 } else { config.vocab * size_of::<f32>() };
+            let end = ImageOf { tokens: steps.len(), grown: true };
+            let at = header.checkpoints.iter().map(|&tokens| ImageOf { tokens, grown: false }).chain([end]);
+            let (mut payload, mut later) = (0usize, end);
+            let image = |of: ImageOf| {
+                let all = session.image_bytes(of.tokens, of.grown);
+                let later = (header.thin && !of.grown).then(|| std::mem::replace(&mut later, of));
+                let stored = later.map_or(all, |later| thinned_bytes(config, cache, of, later));
+                let image = Image { of, later, start: payload, stored, all, logits };
                 payload = payload.saturating_add(image.bytes());
                 image
             };
@@ -117,35 +133,32 @@ impl Timeline<'_> {
         let kept: Vec<&Image> = images
             .iter()
             .filter(|image| {
-                let fits = image.end || image.bytes() <= room;
-                room = if fits { room.saturating_sub(image.bytes()) } else { 0 };
+                let fits = image.of.grown || image.all + image.logits <= room;
+                room = if fits { room.saturating_sub(image.all + image.logits) } else { 0 };
                 fits
             })
             .collect();
-        for image in &kept {
-            let bytes = payload.read(image.start, image.bytes())?;
-            let (state, logits) = bytes.split_at(image.state);
-            let (config, cache) = (session.model().config(), session.cache_type());
-            let finite = image_is_finite(config, cache, image.at, image.end, state);
-            if !finite || read_logits(logits).iter().any(|v| !v.is_finite()) {
-                let what = "is damaged: it holds values that are not finite; restore it from a copy";
-                return Err(Error::format(path.display().to_string(), what));
+        for_each_image(&payload, config, cache, &kept, |image, state, logits| {
+            let finite = image_is_finite(config, cache, image.of.tokens, image.of.grown, state);
+            if finite && logits.iter().all(|v| v.is_finite()) {
+                return Ok(());
             }
-        }
+            let what = "is damaged: it holds values that are not finite; restore it from a copy";
+            Err(Error::format(path.display().to_string(), what))
+        })?;
 
         self.clear()?;
         self.checkpoints.stashes.clear();
         let mut checkpoints = Vec::new();
-        for image in &kept {
-            let bytes = payload.read(image.start, image.bytes())?;
-            let (state, logits) = bytes.split_at(image.state);
-            self.session.read_image(image.at, image.end, state);
-            if image.end {
-                self.logits = read_logits(logits);
+        for_each_image(&payload, config, cache, &kept, |image, state, logits| {
+            self.session.read_image(image.of.tokens, image.of.grown, state);
+            if image.of.grown {
+                self.logits = logits;
             } else {
-                checkpoints.push((image.at, self.session.checkpoint(false)?, read_logits(logits)));
+                checkpoints.push((image.of.tokens, self.session.checkpoint(false)?, logits));
             }
-        }
+            Ok(())
+        })?;
         for (at, state, logits) in checkpoints.into_iter().rev() {
             let checkpoint = self.checkpoints.make(at, state, &logits);
             self.checkpoints.push(checkpoint);
@@ -161,21 +174,50 @@ impl Timeline<'_> {
 
 /// A state in a session file.
 struct Image {
-    /// Steps before it.
-    at: usize,
-    /// Whether it is the end, with global layers.
-    end: bool,
+    of: ImageOf,
+    /// The state whose image has the rows that this one lacks.
+    later: Option<ImageOf>,
     /// Bytes before it.
     start: usize,
-    /// Bytes of it, and of its logits.
-    state: usize,
+    /// Bytes of it in the file, of all of it, and of its logits.
+    stored: usize,
+    all: usize,
     logits: usize,
 }
 
 impl Image {
     fn bytes(&self) -> usize {
-        self.state + self.logits
+        self.stored + self.logits
     }
+}
+
+/// Calls `take` with each of `images`, the last of which is the end, its whole state, and its logits.
+fn for_each_image(
+    payload: &Payload,
+    config: &Config,
+    cache: CacheType,
+    images: &[&Image],
+    mut take: impl FnMut(&Image, &[u8], Vec<f32>) -> Result<()>,
+) -> Result<()> {
+    let Some((end, checkpoints)) = images.split_last() else { return Ok(()) };
+    let end_bytes = payload.read(end.start, end.bytes())?;
+    let (end_state, end_logits) = end_bytes.split_at(end.stored);
+    let mut later_state = end_state.to_vec();
+    for image in checkpoints {
+        let bytes = payload.read(image.start, image.bytes())?;
+        let (stored, logits) = bytes.split_at(image.stored);
+        let state = match image.later {
+            Some(later) => whole(config, cache, image.of, later, stored, &later_state),
+            None => stored.to_vec(),
+        };
+        take(image, &state, read_logits(logits))?;
+        later_state = state;
+    }
+    take(end, end_state, read_logits(end_logits))
+}
+
+fn logit_bytes(logits: &[f32]) -> Vec<u8> {
+    logits.iter().flat_map(|v| v.to_le_bytes()).collect()
 }
 
 fn read_logits(bytes: &[u8]) -> Vec<f32> {
