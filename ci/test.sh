@@ -16,5 +16,16 @@ fi
 cargo test --release --workspace 2>&1 | tee -a "$CI_TESTS"
 cargo build --quiet --release
 
+stage "Chat templates against transformers"
+python3 -m venv "$temp/python" # for transformers wants its own versions of much
+if quietly "$temp/python/bin/pip" install 'transformers==5.24.*' 'jinja2==3.1.*'; then
+    timeout 60 "$temp/python/bin/python" scripts/check-templates
+    cargo build --quiet --release --example render_template
+    renderer=${CARGO_TARGET_DIR:-target}/release/examples/render_template
+    timeout 60 "$temp/python/bin/python" scripts/fuzz-templates 20 --renderer "$renderer"
+else
+    skip "transformers: PyPI has none for this machine"
+fi
+
 stage "A few tokens under valgrind"
 scripts/sanitize valgrind

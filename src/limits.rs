@@ -41,10 +41,17 @@ pub const UNDIVIDED: usize = 2 << 20;
 pub const PROMPT: usize = 16 << 20;
 /// Bytes of a chat template.
 pub const TEMPLATE: usize = 1 << 20;
-/// Steps of rendering a chat template: an instruction is one, and so are 64 bytes of text that it makes or looks at.
+/// Steps of rendering a chat template: a statement, an operation or an item is one, and so are 64 bytes of text that it
+/// makes or looks at.
 pub const TEMPLATE_STEPS: u64 = 2_000_000;
 /// How deep a chat template's macros and loops may call each other.
 pub const TEMPLATE_DEPTH: usize = 64;
+/// How deep a chat template's brackets, operations and blocks may be in each other.
+pub const TEMPLATE_NESTING: usize = 200;
+/// How deep all that may be in each other while it is done, calls included.
+pub const TEMPLATE_CALL_DEPTH: usize = 1000;
+/// How deep lists and dicts may be in each other.
+pub const TEMPLATE_VALUE_DEPTH: usize = 128;
 /// Stop strings.
 pub const STOPS: usize = 64;
 /// Bytes of a stop string.
@@ -96,6 +103,9 @@ mod tests {
             ("chat template", "1 MiB", TEMPLATE),
             ("steps of rendering it", "2,000,000", TEMPLATE_STEPS as usize),
             ("depth of its calls", "64", TEMPLATE_DEPTH),
+            ("depth of its brackets, operations and blocks", "200", TEMPLATE_NESTING),
+            ("depth of all that while it is rendered", "1,000", TEMPLATE_CALL_DEPTH),
+            ("depth of its lists and dicts", "128", TEMPLATE_VALUE_DEPTH),
             ("stop strings", "64", STOPS),
             ("stop string", "1,024 bytes", STOP),
             ("header of a session file", "128 MiB", SESSION_HEADER),

@@ -1,6 +1,7 @@
 //! Text to token ids and back, a piece at a time, chat templates, and where to stop.
 
 mod divide;
+mod jinja;
 mod parts;
 mod stop;
 mod stream;
