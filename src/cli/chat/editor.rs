@@ -99,7 +99,8 @@ fn line_editor(history: Option<&Path>) -> rustyline::Result<rustyline::Editor<He
         .build();
     let mut inner = rustyline::Editor::with_config(config)?;
     inner.set_helper(Some(Helpers { files: FilenameCompleter::new(), branches: Vec::new(), typed: Cell::new(false) }));
-    if let Some(path) = history {
+    // A pipe in its place would have to wait for who writes to it.
+    if let Some(path) = history.filter(|path| path.is_file()) {
         let _ = inner.load_history(path);
     }
     Ok(inner)
