@@ -397,3 +397,25 @@ fn bench_measures_every_row_and_its_limit() {
     assert_eq!(run("csv").lines().count(), 13);
     assert!(run("md").contains("| pp20 | 1 |"));
 }
+
+/// What a file recommends for sampling is a wish: one that can't be met is said, and stops nothing.
+#[test]
+fn a_recommendation_out_of_range_is_left_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = dir.path().join("wishes.gguf");
+    let demo = Gguf::open(Path::new(&common::demo_of_any_depth())).unwrap();
+    let mut metadata = demo.metadata.clone();
+    metadata.set("general.sampling.top_p", 1.5f32);
+    metadata.set("general.sampling.temp", "hot");
+    common::write_again(&demo, metadata, &model);
+    for command in [&["run", "-n", "2", "Once"][..], &["chat", "-n", "2", "-st", "Hello"]] {
+        let Output { status, stderr, .. } = hymba(command).arg("-m").arg(&model).output().unwrap();
+        let said = text(&stderr);
+        assert!(status.success(), "{said}");
+        for part in ["recommends general.sampling.top_p 1.5, which must be from 0 to 1", "temp that is no number"] {
+            assert!(said.contains(part), "{said}");
+        }
+        let quiet = hymba(command).args(["-q", "--top-p", "0.5", "-m"]).arg(&model).output().unwrap();
+        assert!(quiet.status.success() && quiet.stderr.is_empty(), "{}", text(&quiet.stderr));
+    }
+}

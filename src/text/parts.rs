@@ -146,7 +146,7 @@ pub struct Traits {
 /// Returns what is known of `json`, the text of a tokenizer.json, or what makes it unusable.
 pub fn check(json: &str) -> Result<Traits, String> {
     let Parts { normalizer, pre_tokenizer, decoder, model, added_tokens } =
-        serde_json::from_str(json).map_err(|e| format!("tokenizer.json says {e}"))?;
+        serde_json::from_str(json).map_err(|e| format!("tokenizer.json says {}", with_key(json, &e)))?;
     if model.kind.is_some_and(|kind| kind != "BPE") {
         return Err("it is no BPE tokenizer, which Hymba models use".into());
     }
@@ -186,6 +186,15 @@ pub fn check(json: &str) -> Result<Traits, String> {
         plain: !model.ignore_merges && before().all(is_plain),
         keeps_all: model.byte_fallback && !added_tokens.iter().any(|added| added.lstrip || added.rstrip),
     })
+}
+
+/// Returns what is wrong with `json` as `said`, with the key that it is about if there is one. To follow keys takes time, which
+/// a tokenizer that is right does not need.
+fn with_key(json: &str, said: &serde_json::Error) -> String {
+    match serde_path_to_error::deserialize::<_, Parts>(&mut serde_json::Deserializer::from_str(json)) {
+        Err(e) if said.is_data() && e.path().iter().next().is_some() => format!("`{}`: {said}", e.path()),
+        _ => said.to_string(),
+    }
 }
 
 /// How many parts `part` is made of.
@@ -281,6 +290,16 @@ mod tests {
             let said = whole(key, part).unwrap_err();
             assert!(said.contains(why), "{said:?} does not say {why:?}");
         }
+    }
+
+    #[test]
+    fn errors_name_the_key() {
+        let said = |key, part| whole(key, part).unwrap_err();
+        assert!(
+            said("added_tokens", json!([{"content": "a"}, {"content": 5}]))
+                .contains("`added_tokens[1].content`: invalid")
+        );
+        assert!(said("model", json!({"type": "BPE"})).contains("`model`: missing field `merges`"));
     }
 
     #[test]

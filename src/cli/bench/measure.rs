@@ -208,6 +208,7 @@ pub fn measure(
                     let (time, sampling) = once(session, kind, &prompt, cancel)?;
                     let profile = plan.profile.then(|| (session.profile(), sampling));
                     session.measure(false);
+                    Error::check_cancelled(cancel)?;
                     after = session.roofline();
                     if run > 0 {
                         row.runs.push(Run { time, profile, before, after });

@@ -103,7 +103,8 @@ fn line_editor(history: Option<&Path>, color: bool) -> rustyline::Result<rustyli
     let mut inner = rustyline::Editor::with_config(config)?;
     let (files, branches, typed) = (FilenameCompleter::new(), Vec::new(), Cell::new(false));
     inner.set_helper(Some(Helpers { files, branches, typed, color }));
-    if let Some(path) = history {
+    // A pipe in its place would have to wait for who writes to it.
+    if let Some(path) = history.filter(|path| path.is_file()) {
         let _ = inner.load_history(path);
     }
     Ok(inner)
