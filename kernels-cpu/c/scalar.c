@@ -250,7 +250,8 @@ static void conv_silu(const hk_conv *a) {
     const size_t past = a->taps - 1;
     for (size_t c = 0; c < a->channels; c++) {
         const float *w = a->weight + c * a->taps;
-        float *state = a->state + c;
+        float *state = a->next + c;
+        for (size_t j = 0; j < past; j++) state[j * a->state_stride] = a->state[j * a->state_stride + c];
         for (size_t t = 0; t < a->tokens; t++) {
             const float now = a->u[t * a->u_stride + c];
             float sum = a->bias ? a->bias[c] : 0;
@@ -265,7 +266,8 @@ static void conv_silu(const hk_conv *a) {
 
 static void scan(const hk_scan *a) {
     for (size_t c = 0; c < a->channels; c++) {
-        float *h = a->h + c * a->states;
+        float *h = a->next + c * a->states;
+        for (size_t n = 0; n < a->states; n++) h[n] = a->h[c * a->states + n];
         const float *rate = a->a + c * a->states;
         for (size_t t = 0; t < a->tokens; t++) {
             const float *b = a->b + t * a->bc_stride, *out = a->c + t * a->bc_stride;

@@ -113,7 +113,10 @@ typedef struct hk_conv {
     size_t u_stride, tokens, channels, taps;
     const float *weight; /* [channels, taps], the last tap meets the present */
     const float *bias;   /* [channels] or NULL */
-    float *state;        /* in, out: the last taps-1 inputs [taps-1, channels], rows `state_stride` apart */
+    /* The last taps-1 inputs before the first token and after the last [taps-1, channels], rows `state_stride` apart.
+     * `next` may be `state`. */
+    const float *state;
+    float *next;
     size_t state_stride;
     float *out; /* [tokens, channels], rows `out_stride` apart */
     size_t out_stride;
@@ -128,7 +131,8 @@ typedef struct hk_scan {
     size_t bc_stride;
     const float *dt_bias, *d; /* [channels] */
     const float *a;           /* [channels, states] */
-    float *h;                 /* in, out: [channels, states] */
+    const float *h;           /* before the first token [channels, states] */
+    float *next;              /* after the last; may be h */
     size_t tokens, channels, states;
     float *y; /* [tokens, channels], rows `y_stride` apart */
     size_t y_stride;

@@ -361,15 +361,15 @@ impl Cpu {
         });
     }
 
-    /// out = silu(conv(u)); `state [taps - 1, channels]` carries the last inputs from call to call.
-    pub fn conv_silu(&mut self, a: &Conv<'_>, state: &mut [f32], out: MatMut<'_>) {
+    /// out = silu(conv(u)); `state [taps - 1, channels]` holds the inputs before the first, and `next` gets the last ones.
+    pub fn conv_silu(&mut self, a: &Conv<'_>, state: &[f32], next: &mut [f32], out: MatMut<'_>) {
         let channels = a.u.cols;
         let taps = a.weight.len() / channels;
         assert!(taps > 0 && a.weight.len() == taps * channels, "conv: the weight has no whole taps");
-        assert!(state.len() == (taps - 1) * channels, "conv: the state has the wrong size");
+        assert!([state.len(), next.len()] == [(taps - 1) * channels; 2], "conv: the state has the wrong size");
         assert!(a.bias.is_none_or(|b| b.len() == channels), "conv: the bias has the wrong size");
         assert!(out.cols == channels && out.rows == a.u.rows, "conv: shapes differ");
-        let (kernels, state) = (self.kernels, Shared(state.as_mut_ptr()));
+        let (kernels, next) = (self.kernels, Shared(next.as_mut_ptr()));
         let (y, out_stride) = (Shared(out.data.as_mut_ptr()), out.stride);
         let size = part(channels, 4 * self.pool.threads(), 16);
         self.pool.run(channels.div_ceil(size), |task, _| {
@@ -382,7 +382,8 @@ impl Cpu {
                 taps,
                 weight: a.weight[c * taps..].as_ptr(),
                 bias: a.bias.map_or(std::ptr::null(), |b| b[c..].as_ptr()),
-                state: state.at(c),
+                state: state.as_ptr().wrapping_add(c),
+                next: next.at(c),
                 state_stride: channels,
                 out: y.at(c),
                 out_stride,
@@ -391,14 +392,15 @@ impl Cpu {
         });
     }
 
-    /// The selective scan with its D term and gate; `h [channels, states]` carries the state from call to call.
-    pub fn scan(&mut self, a: &Scan<'_>, h: &mut [f32], out: MatMut<'_>) {
+    /// The selective scan with its D term and gate; `h [channels, states]` is the state before the first token, and `next`
+    /// gets the one after the last.
+    pub fn scan(&mut self, a: &Scan<'_>, h: &[f32], next: &mut [f32], out: MatMut<'_>) {
         let (tokens, channels, states) = (out.rows, out.cols, a.b.cols);
         assert!([a.dt.cols, a.u.cols, a.gate.cols, a.dt_bias.len(), a.d.len()] == [channels; 5], "scan: widths differ");
         assert!([a.dt.rows, a.u.rows, a.gate.rows, a.b.rows, a.c.rows] == [tokens; 5], "scan: tokens differ");
-        assert!([a.a.len(), h.len()] == [channels * states; 2], "scan: the state has the wrong size");
+        assert!([a.a.len(), h.len(), next.len()] == [channels * states; 3], "scan: the state has the wrong size");
         assert!(a.c.cols == states && a.b.stride == a.c.stride, "scan: B and C differ");
-        let (kernels, h) = (self.kernels, Shared(h.as_mut_ptr()));
+        let (kernels, next) = (self.kernels, Shared(next.as_mut_ptr()));
         let (y, y_stride) = (Shared(out.data.as_mut_ptr()), out.stride);
         let size = part(channels, 4 * self.pool.threads(), 16);
         self.pool.run(channels.div_ceil(size), |task, _| {
@@ -416,7 +418,8 @@ impl Cpu {
                 dt_bias: a.dt_bias[c..].as_ptr(),
                 d: a.d[c..].as_ptr(),
                 a: a.a[c * states..].as_ptr(),
-                h: h.at(c * states),
+                h: h[c * states..].as_ptr(),
+                next: next.at(c * states),
                 tokens,
                 channels: size.min(channels - c),
                 states,

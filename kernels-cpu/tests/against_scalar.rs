@@ -422,8 +422,7 @@ fn convolution() {
                 let mut carried = Vec::new();
                 let out = output(tokens * channels, |out| {
                     carried = output(state.len(), |now| {
-                        now.copy_from_slice(&state);
-                        cpu.conv_silu(&args, now, MatMut::new(out, tokens, 0, channels, channels));
+                        cpu.conv_silu(&args, &state, now, MatMut::new(out, tokens, 0, channels, channels));
                     });
                 });
                 (out, carried)
@@ -463,8 +462,7 @@ fn selective_scan() {
                 let mut carried = Vec::new();
                 let out = output(tokens * channels, |out| {
                     carried = output(h.len(), |now| {
-                        now.copy_from_slice(&h);
-                        cpu.scan(&args, now, MatMut::new(out, tokens, 0, channels, channels));
+                        cpu.scan(&args, &h, now, MatMut::new(out, tokens, 0, channels, channels));
                     });
                 });
                 (out, carried)

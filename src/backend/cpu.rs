@@ -31,6 +31,12 @@ impl Cpu {
         hymba_kernels_cpu::Kernels::all().into_iter().map(hymba_kernels_cpu::Kernels::name).collect()
     }
 
+    /// Each set of kernels that this CPU can run, on `threads` threads: the fastest first.
+    pub fn all(threads: NonZeroUsize) -> Vec<Self> {
+        let kernels = hymba_kernels_cpu::Kernels::all().into_iter();
+        kernels.map(|kernels| Self(hymba_kernels_cpu::Cpu::with_kernels(kernels, threads))).collect()
+    }
+
     /// Threads at work.
     pub fn threads(&self) -> usize {
         self.0.threads()
@@ -125,14 +131,19 @@ impl Backend for Cpu {
                     table.row(row as usize, out.row_mut(i));
                 }
             }
-            Op::MatMul { w, x, out, accumulate } => cpu.matmul(weight(w), mat(x), mat_mut(out), accumulate),
-            Op::GatedMatMul { w, x, gate, out } => {
+            Op::MatMul { w, x, out, accumulate, .. } => cpu.matmul(weight(w), mat(x), mat_mut(out), accumulate),
+            Op::GatedMatMul { w, x, gate, out, .. } => {
                 cpu.gated_matmul(w.map(weight), mat(x), mat_mut(gate), mat_mut(out));
             }
             Op::AddBias { x, bias } => cpu.add_bias(mat_mut(x), bias),
             Op::RmsNorm { x, gain, eps, out } => cpu.rms_norm(mat(x), gain, eps, mat_mut(out)),
             Op::HeadNorm { x, gain, eps } => cpu.head_norm(mat_mut(x), gain, eps),
             Op::Rope { x, dim, angles } => cpu.rope(mat_mut(x), dim, &angles.cos, &angles.sin),
+            Op::StoreRows { x, out: Buffer::F32(out) } => {
+                let rows = out.chunks_exact_mut(x.cols.max(1)).enumerate().take(x.rows);
+                let x = mat(x);
+                rows.for_each(|(t, row)| row.copy_from_slice(x.row(t)));
+            }
             Op::StoreRows { x, out } => out.kv_mut().fill(cpu, mat(x)),
             Op::CopyRows { from: (from, a), to: (to, b), rows, width } => match (from, to) {
                 (Buffer::F32(from), Buffer::F32(to)) => {
@@ -143,9 +154,9 @@ impl Backend for Cpu {
             Op::Attention(args) => attention(cpu, args),
             Op::Conv { u, weight, bias, state, out } => {
                 let args = Conv { u: mat(u), weight, bias: bias.map(|b| &**b) };
-                cpu.conv_silu(&args, state.f32_mut(), mat_mut(out));
+                cpu.conv_silu(&args, state.from.f32(), state.to.f32_mut(), mat_mut(out));
             }
-            Op::Scan { input, weights: w, h, out } => {
+            Op::Scan { input, weights: w, state, out } => {
                 let args = Scan {
                     dt: mat(input.dt),
                     dt_bias: w.dt_bias,
@@ -156,7 +167,7 @@ impl Backend for Cpu {
                     a: w.a,
                     d: w.d,
                 };
-                cpu.scan(&args, h.f32_mut(), mat_mut(out));
+                cpu.scan(&args, state.from.f32(), state.to.f32_mut(), mat_mut(out));
             }
             Op::Fuse { a, b, eps, out } => cpu.fuse(mat(a.0), a.1, mat(b.0), b.1, eps, mat_mut(out)),
             Op::Relu2 { x } => cpu.relu2(mat_mut(x)),

@@ -13,5 +13,6 @@ pub use cpu::{Cpu, KERNELS};
 pub use device::{Device, DeviceChoice, Profile, devices};
 pub use metal::Metal;
 pub use op::{
-    Angles, Attention, Backend, Heads, KvSpan, MatMut, MatRef, Memory, Op, Operation, ScanInput, ScanWeights, Watched,
+    Angles, Attention, Backend, Carried, Heads, KvSpan, MatMut, MatRef, Memory, Op, Operation, RowSpan, ScanInput,
+    ScanWeights, Watched,
 };

@@ -10,6 +10,7 @@ use clap::{ValueEnum, builder::PossibleValuesParser};
 use hymba::{
     engine::{Model, SessionOptions},
     format::{CacheType, DType},
+    forward::DECODE_TOKENS,
     quant::{SHAPES, random_checkpoint},
 };
 use indicatif::{ProgressBar, ProgressStyle};
@@ -34,6 +35,7 @@ Examples:
   hymba bench --shape hymba-1.5b -t 1,2
   hymba bench -m hymba-1.5b-q4_0.gguf -d 0,4096,8192 -t 1,2
   hymba bench -m hymba-1.5b-q4_0.gguf -p 0 -n 64 --profile
+  hymba bench --shape hymba-1.5b -p 0 --ttft 0 -b 1,2,4,8 --verify 1,2,3,4,6,8
   hymba bench -m hymba-1.5b-q4_0.gguf -o json > bench.json")]
 pub struct Args {
     #[command(flatten)]
@@ -57,6 +59,12 @@ pub struct Args {
     /// Tokens of the prompt whose first reply is timed; 0: do not measure that
     #[arg(long, value_name = "N", default_value = "16", value_delimiter = ',', value_parser = count(0..=1 << 20))]
     ttft: Vec<usize>,
+    /// Texts to decode together, --predict tokens each
+    #[arg(short, long, value_name = "N", value_delimiter = ',', value_parser = count().range(1..=256))]
+    batch: Vec<usize>,
+    /// Tokens of a decode segment, as a draft is verified with: passes of so many tokens, with logits for each
+    #[arg(long, value_name = "N", value_delimiter = ',', value_parser = count().range(1..=DECODE_TOKENS as i64))]
+    verify: Vec<usize>,
     /// Threads [default: one a core that this process may use]
     #[arg(short, long, value_name = "N", value_delimiter = ',', value_parser = count(1..=512))]
     threads: Vec<usize>,
@@ -115,6 +123,8 @@ pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
         tests: tests
             .into_iter()
             .flat_map(|(kind, list)| list.iter().map(move |&n| (kind, n)))
+            .chain(args.predict.iter().flat_map(|&n| args.batch.iter().map(move |&texts| (Kind::Together(texts), n))))
+            .chain(args.verify.iter().map(|&n| (Kind::Verify, n)))
             .filter(|t| t.1 > 0)
             .collect(),
         depths: args.depth.clone(),

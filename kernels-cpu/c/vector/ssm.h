@@ -27,7 +27,8 @@ HK_INLINE void conv_lanes(const hk_conv *a, size_t c, size_t lanes, size_t t0, s
     for (size_t i = 0; i < TAPS_MAX; i++)
         w[i] = i < lanes ? vf_load_n(a->weight + (c + i) * taps, taps) : vf_zero();
     vf_transpose(w);
-    for (size_t j = 0; j < past; j++) seen[j] = lanes_load(a->state + j * a->state_stride + c, lanes);
+    const float *state = t0 == 0 ? a->state : a->next;
+    for (size_t j = 0; j < past; j++) seen[j] = lanes_load(state + j * a->state_stride + c, lanes);
     const vf bias = a->bias ? lanes_load(a->bias + c, lanes) : vf_zero();
     for (size_t t = t0; t < t0 + tokens; t++) {
         seen[past] = lanes_load(a->u + t * a->u_stride + c, lanes);
@@ -36,7 +37,7 @@ HK_INLINE void conv_lanes(const hk_conv *a, size_t c, size_t lanes, size_t t0, s
         for (size_t j = 0; j < past; j++) seen[j] = seen[j + 1];
         lanes_store(a->out + t * a->out_stride + c, lanes, vf_silu(sum));
     }
-    for (size_t j = 0; j < past; j++) lanes_store(a->state + j * a->state_stride + c, lanes, seen[j]);
+    for (size_t j = 0; j < past; j++) lanes_store(a->next + j * a->state_stride + c, lanes, seen[j]);
 }
 
 static void conv_silu(const hk_conv *a) {
@@ -60,8 +61,8 @@ static void conv_silu(const hk_conv *a) {
 
 /* Some states of one channel, over the tokens of a tile. What belongs to a token is VF_LANES apart. */
 typedef struct scan_tile {
-    const float *rate; /* [states] */
-    float *h;          /* [states] */
+    const float *rate, *h; /* [states] */
+    float *next;           /* [states] */
     const float *b, *c; /* [tokens, states] */
     size_t bc_stride;
     const float *delta, *drive; /* [tokens]: Δ, and Δ u */
@@ -78,7 +79,7 @@ HK_INLINE void scan_states(const scan_tile *s, size_t states, int first) {
         const vf c = lanes_load(s->c + t * s->bc_stride, states);
         s->parts[at] = first ? vf_mul(h, c) : vf_fma(h, c, s->parts[at]);
     }
-    lanes_store(s->h, states, h);
+    lanes_store(s->next, states, h);
 }
 
 /* The same for VW_LANES states, a whole channel's: the sum of their two halves is what two calls would leave. */
@@ -91,7 +92,7 @@ HK_INLINE void scan_states_wide(const scan_tile *s) {
         const float *c = s->c + t * s->bc_stride;
         s->parts[at] = vf_fma(vw_high(h), vf_load(c + VF_LANES), vf_mul(vw_low(h), vf_load(c)));
     }
-    vw_store(s->h, h);
+    vw_store(s->next, h);
 }
 
 /* Tokens lie pages apart, too many for the CPU to foresee their rows: what follows of one is asked for. */
@@ -108,7 +109,7 @@ HK_INLINE void scan_states_ahead(const hk_scan *a, size_t c) {
     enum { AHEAD = 4 * VF_LANES };
     if (c + AHEAD + VF_LANES > a->channels) return;
     const size_t from = (c + AHEAD) * a->states, to = from + VF_LANES * a->states;
-    for (size_t i = from; i < to; i += LINE_FLOATS) prefetch_near(a->a + i), prefetch_near(a->h + i);
+    for (size_t i = from; i < to; i += LINE_FLOATS) prefetch_near(a->a + i), prefetch_near(a->h + i), prefetch_near(a->next + i);
 }
 
 HK_INLINE void scan_lanes(const hk_scan *a, size_t c, size_t lanes, size_t t0, size_t tokens, size_t states) {
@@ -122,14 +123,14 @@ HK_INLINE void scan_lanes(const hk_scan *a, size_t c, size_t lanes, size_t t0, s
         vf_store(drive + t * VF_LANES, vf_mul(step, lanes_load(a->u + (t0 + t) * a->u_stride + c, lanes)));
         for (size_t i = lanes; i < VF_LANES; i++) parts[t * VF_LANES + i] = vf_zero();
     }
-    const float *b = a->b + t0 * a->bc_stride, *out = a->c + t0 * a->bc_stride;
+    const float *b = a->b + t0 * a->bc_stride, *out = a->c + t0 * a->bc_stride, *h = t0 == 0 ? a->h : a->next;
     for (size_t i = 0; i < lanes; i++) {
         /* a token with each channel, lest they come faster than memory answers */
         const size_t next = (c + i) % LINE_FLOATS;
         if (tokens > 1 && next < tokens) scan_ahead(a, t0 + next, c - c % LINE_FLOATS + LINE_FLOATS);
         for (size_t n = 0, some; n < states; n += some) {
             const size_t at = (c + i) * states + n;
-            const scan_tile tile = {a->a + at, a->h + at, b + n, out + n, a->bc_stride, delta + i, drive + i, tokens, parts + i};
+            const scan_tile tile = {a->a + at, h + at, a->next + at, b + n, out + n, a->bc_stride, delta + i, drive + i, tokens, parts + i};
             some = states == VW_LANES ? VW_LANES : VF_LANES;
             if (some == VW_LANES)
                 scan_states_wide(&tile);

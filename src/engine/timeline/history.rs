@@ -2,7 +2,7 @@
 //! it are read again, each by the rule by which it was read and together with the tokens that were read with it, so that
 //! the outcome is the same to the last bit.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 use super::{
     Step,
@@ -150,17 +150,9 @@ impl<'m> Timeline<'m> {
         self.session.check_room(steps.len())?;
         let mut done = 0;
         for pass in passes(steps) {
-            if watch.cancel.load(Ordering::Relaxed) {
-                if done > 0 {
-                    match self.session.last_logits().map(<[f32]>::to_vec) {
-                        Ok(logits) => self.logits = logits,
-                        Err(e) => return self.recover(e),
-                    }
-                }
-                return Err(Error::Cancelled);
-            }
-            match self.read_pass(pass, done + pass.len() == steps.len()) {
+            match self.read_pass(pass, done + pass.len() == steps.len(), watch.cancel) {
                 Ok(()) => {}
+                Err(Error::Cancelled) => return self.cancelled(done),
                 Err(lost) if self.session.can_fall_back(&lost) => {
                     let all = [&self.steps, &steps[done..]].concat();
                     self.checkpoints.drop_all(); // they are in its memory
@@ -179,13 +171,24 @@ impl<'m> Timeline<'m> {
         Ok(())
     }
 
-    /// Reads `pass` to its end, so that the steps are what the session has read; logits are computed after the last one
+    /// Ends a read that was cancelled after `done` tokens: the session has read those, and nothing of the pass it was in.
+    fn cancelled(&mut self, done: usize) -> Result<()> {
+        if done > 0 {
+            match self.session.last_logits().map(<[f32]>::to_vec) {
+                Ok(logits) => self.logits = logits,
+                Err(e) => return self.recover(e),
+            }
+        }
+        Err(Error::Cancelled)
+    }
+
+    /// Reads `pass` to its end or not at all, so that the steps are what the session has read; logits are computed after the last one
     /// only.
-    fn read_pass(&mut self, pass: &[Step], last: bool) -> Result<()> {
+    fn read_pass(&mut self, pass: &[Step], last: bool, cancel: &AtomicBool) -> Result<()> {
         let ids: Vec<u32> = pass.iter().map(|step| step.id).collect();
         let logits = match (last, pass[0].phase) {
-            (false, phase) => return self.session.advance(&ids, phase),
-            (true, Phase::Prefill) => self.session.prefill(&ids, &AtomicBool::new(false))?,
+            (false, phase) => return self.session.advance(&ids, phase, cancel),
+            (true, Phase::Prefill) => self.session.prefill(&ids, cancel)?,
             (true, Phase::Decode) => self.session.decode(pass[0].id)?,
         };
         self.logits = logits.to_vec();
