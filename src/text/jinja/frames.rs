@@ -219,7 +219,9 @@ impl Frames {
         let frame = self.frame();
         let added = std::mem::replace(&mut frame.added, around.0);
         let stored = std::mem::replace(&mut frame.stored, around.1);
-        added.keys().for_each(|name| drop(frame.names.remove(name)));
+        for name in added.keys() {
+            frame.names.remove(name);
+        }
         for name in &stored {
             frame.stores.remove(name);
         }

@@ -9,6 +9,7 @@ mod checks;
 mod clock;
 mod evaluate;
 mod expressions;
+mod failure;
 mod filters;
 mod format;
 mod frames;
@@ -28,9 +29,11 @@ mod syntax;
 mod texts;
 mod value;
 
-use std::{any::Any, collections::HashMap, panic::AssertUnwindSafe, thread};
+use std::{collections::HashMap, thread};
 
-use crate::limits;
+pub use failure::Failure;
+
+use crate::{foreign, limits};
 
 /// Values by name, as they come from JSON.
 pub type Variables = serde_json::Map<String, serde_json::Value>;
@@ -38,33 +41,6 @@ pub type Variables = serde_json::Map<String, serde_json::Value>;
 /// A parsed template.
 #[derive(Debug)]
 pub struct Program(Vec<syntax::Statement>);
-
-/// Why a template is refused, or fails.
-#[derive(Clone, Debug)]
-pub struct Failure {
-    /// The line, from 1.
-    pub line: Option<usize>,
-    /// What is wrong.
-    pub what: String,
-}
-
-/// Characters of a message: templates write some of them.
-const LONGEST: usize = 2000;
-
-impl Failure {
-    fn new(what: impl Into<String>) -> Self {
-        let mut what = what.into();
-        if let Some((end, _)) = what.char_indices().nth(LONGEST) {
-            what.replace_range(end.., " …");
-        }
-        Self { line: None, what }
-    }
-
-    /// The same, with the line.
-    fn at(self, line: usize) -> Self {
-        Self { line: self.line.or(Some(line)), ..self }
-    }
-}
 
 impl Program {
     /// Parses a template.
@@ -97,18 +73,15 @@ const SHALLOW: usize = 100;
 
 /// Does `work` on a stack that is large enough for it, and tells it how deep it may go. A panic becomes a failure.
 fn on_own_stack<T: Send>(work: impl Fn(usize) -> Result<T, Failure> + Sync) -> Result<T, Failure> {
-    let guarded =
-        |depth| std::panic::catch_unwind(AssertUnwindSafe(|| work(depth))).unwrap_or_else(|p| Err(panicked(&*p)));
+    let guarded = |depth| {
+        let panicked = |said| Err(Failure::new(format!("the template engine failed ({said})")));
+        foreign::call(|| work(depth)).unwrap_or_else(panicked)
+    };
     thread::scope(|scope| {
         let deep = || guarded(limits::TEMPLATE_CALL_DEPTH);
         match thread::Builder::new().stack_size(STACK).spawn_scoped(scope, deep) {
-            Ok(thread) => thread.join().unwrap_or_else(|panic| Err(panicked(&*panic))),
+            Ok(thread) => thread.join().unwrap_or_else(|_| Err(Failure::new("the template engine failed"))),
             Err(_) => guarded(SHALLOW),
         }
     })
-}
-
-fn panicked(panic: &(dyn Any + Send)) -> Failure {
-    let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
-    Failure::new(format!("the template engine failed ({})", text.unwrap_or("no reason is known")))
 }

@@ -2,6 +2,7 @@
 //! interpreter: so no value holds itself, and none is deeper than [`limits::TEMPLATE_VALUE_DEPTH`].
 
 use std::{
+    cmp::Ordering,
     hash::{Hash, Hasher},
     sync::Arc,
 };
@@ -11,7 +12,6 @@ use indexmap::IndexMap;
 use super::{
     Failure,
     meter::{ITEM, Meter},
-    operators::same,
 };
 use crate::limits;
 
@@ -308,4 +308,56 @@ impl Value {
             _ => Ok(()),
         }
     }
+}
+
+/// Returns whether two keys are equal: whoever looks for one has paid for all of it.
+pub fn same(left: &Value, right: &Value) -> bool {
+    same_for(left, right, &mut |_| true)
+}
+
+/// The same; `pay` says whether a step of that cost can be paid for, and ends it if not.
+pub fn same_for(left: &Value, right: &Value, pay: &mut dyn FnMut(usize) -> bool) -> bool {
+    if !pay(ITEM / 4) {
+        return false;
+    }
+    match (left, right) {
+        (Value::Undefined(_), Value::Undefined(_)) | (Value::None, Value::None) => true,
+        (Value::Str(a), Value::Str(b)) => a.len() == b.len() && pay(a.len()) && a == b,
+        (Value::Seq(a), Value::Seq(b)) => {
+            Arc::ptr_eq(a, b)
+                || left.type_name() == right.type_name()
+                    && a.items.len() == b.items.len()
+                    && a.items.iter().zip(&b.items).all(|(a, b)| same_for(a, b, pay))
+        }
+        (Value::Dict(a), Value::Dict(b)) => {
+            Arc::ptr_eq(a, b)
+                || a.len() == b.len()
+                    && a.iter().all(|(key, value)| {
+                        let free = Meter::new(u64::MAX);
+                        let cost = key.as_str().map_or(ITEM, str::len);
+                        pay(cost) && b.get(key, &free).ok().flatten().is_some_and(|other| same_for(value, other, pay))
+                    })
+        }
+        (Value::Object(a), Value::Object(b)) => a == b,
+        (Value::Function(a), Value::Function(b)) => a == b,
+        _ => number_order(left, right) == Some(Ordering::Equal),
+    }
+}
+
+/// Returns the order of two numbers; `None` if they are none, or one is not a number.
+pub fn number_order(left: &Value, right: &Value) -> Option<Ordering> {
+    match (left.as_int(), right.as_int()) {
+        (Some(a), Some(b)) => Some(a.cmp(&b)),
+        (Some(a), None) => float_order(right.as_float()?, a).map(Ordering::reverse),
+        (None, Some(b)) => float_order(left.as_float()?, b),
+        (None, None) => left.as_float()?.partial_cmp(&right.as_float()?),
+    }
+}
+
+/// Compares exactly, where the whole number is no float.
+fn float_order(float: f64, int: i128) -> Option<Ordering> {
+    if float.is_nan() || float.abs() >= 1.7e38 {
+        return float.partial_cmp(&0.0);
+    }
+    Some((float.floor() as i128).cmp(&int).then(float.partial_cmp(&float.floor())?))
 }
