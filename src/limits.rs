@@ -56,6 +56,8 @@ pub const TEMPLATE_VALUE_DEPTH: usize = 128;
 pub const STOPS: usize = 64;
 /// Bytes of a stop string.
 pub const STOP: usize = 1024;
+/// Tokens that end a text.
+pub const ENDS: usize = 64;
 /// Bytes of a session file's header: ids and texts of the conversation, which take a few times as much memory.
 pub const SESSION_HEADER: usize = 128 << 20;
 
@@ -108,6 +110,7 @@ mod tests {
             ("depth of its lists and dicts", "128", TEMPLATE_VALUE_DEPTH),
             ("stop strings", "64", STOPS),
             ("stop string", "1,024 bytes", STOP),
+            ("tokens that end a text", "64", ENDS),
             ("header of a session file", "128 MiB", SESSION_HEADER),
         ];
         for (what, number, value) in all {

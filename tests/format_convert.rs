@@ -191,6 +191,45 @@ fn converts_a_folder() {
     assert_eq!(summary.types.iter().map(|t| t.1).sum::<usize>(), fixture.tensors.len());
 }
 
+/// Those of config.json and those of generation_config.json.
+#[test]
+fn all_end_tokens_are_kept() {
+    let mut fixture = Fixture::new();
+    fixture.config["eos_token_id"] = json!(2);
+    fixture.save();
+    fixture.save_tokenizer();
+    let ends = |path: &Path| {
+        let gguf = Gguf::open(path).unwrap();
+        let eot = gguf.metadata.uint("tokenizer.ggml.eot_token_id");
+        let tokenizer = Tokenizer::from_metadata(&gguf.metadata, "tiny").unwrap();
+        assert_eq!(tokenizer.eos(), Some(2));
+        (tokenizer.ends().to_vec(), eot, gguf.metadata.uints("hymba.eos_token_ids").map(<[u64]>::to_vec))
+    };
+    fixture.convert(DType::Q8_0).unwrap();
+    assert_eq!(ends(&fixture.output()), (vec![2], None, None));
+    let all = (vec![2, 3, 4], Some(3), Some(vec![2, 3, 4]));
+    for (config, generation) in
+        [(json!([2, 3, 2, 4]), json!(3)), (json!(2), json!([3, 2, 4])), (json!([2, 3]), json!([4]))]
+    {
+        fixture.config["eos_token_id"] = config;
+        fixture.save();
+        fixture.file("generation_config.json", &json!({ "eos_token_id": generation }).to_string());
+        fixture.convert(DType::Q8_0).unwrap();
+        assert_eq!(ends(&fixture.output()), all);
+    }
+    let again = fixture.dir.path().join("again.gguf");
+    to(&fixture.output(), &again, DType::Q4_0, &[]).unwrap();
+    assert_eq!(ends(&again), all);
+
+    fixture.file("generation_config.json", &json!({ "eos_token_id": [4, 99, null, -1, "a"] }).to_string());
+    let notes = fixture.convert(DType::Q8_0).unwrap().notes;
+    assert!(notes.iter().any(|note| note.contains("eos token id 99")), "{notes:?}");
+    assert_eq!(ends(&fixture.output()), all);
+    fixture.config["eos_token_id"] = json!([2, 10]);
+    fixture.save();
+    assert!(fixture.convert(DType::Q8_0).unwrap_err().to_string().contains("eos token id 10"));
+}
+
 #[test]
 fn gguf_to_gguf_gives_what_the_folder_gives() {
     let fixture = Fixture::new();

@@ -53,6 +53,7 @@ fn conversation() -> Conversation<'static> {
         system: None,
         limit: Some(2),
         stops: Vec::new(),
+        parse_special: false,
         overflow: Overflow::Slide,
     };
     Conversation::new(timeline(), &MODEL.1, sampler(), options).expect("a conversation")

@@ -88,6 +88,9 @@ pub struct Args {
     /// Read the chat template from a file
     #[arg(long, value_name = "FILE")]
     chat_template_file: Option<PathBuf>,
+    /// Parse special tokens and template markers in messages (`</s>`, `<extra_id_1>`) instead of reading them as text
+    #[arg(long)]
+    parse_special: bool,
     /// Resume the conversation in FILE if it exists; save it to FILE on exit
     #[arg(long, value_name = "FILE", conflicts_with_all = ["resume", "save_on_exit"])]
     session: Option<PathBuf>,
@@ -204,6 +207,7 @@ pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
         system: system.clone(),
         limit,
         stops,
+        parse_special: args.parse_special,
         overflow: match args.overflow {
             OverflowChoice::Stop => Overflow::Stop,
             OverflowChoice::Slide => Overflow::Slide,

@@ -193,8 +193,8 @@ impl<'a> Run<'a> {
                 sampler.set_seed(seed);
             }
         }
-        if let Some(eos) = tokenizer.eos().filter(|_| args.ignore_eos) {
-            sampler.ban(eos);
+        if args.ignore_eos {
+            tokenizer.ends().iter().for_each(|&end| sampler.ban(end));
         }
         let format = match (args.json, args.jsonl) {
             (true, _) => Format::Json,

@@ -126,3 +126,26 @@ pub(super) fn sampling(folder: &Path, metadata: &mut Metadata, notes: &mut Vec<S
         }
     }
 }
+
+/// Returns the tokens that end a text by generation_config.json, which Hugging Face's `generate` takes before those of
+/// config.json. The file may be absent, or useless: then there are none.
+pub(super) fn ends(folder: &Path, vocab: usize, notes: &mut Vec<String>) -> Vec<u64> {
+    let path = folder.join("generation_config.json");
+    let wish: serde_json::Value = json(&path).unwrap_or_default();
+    let ids = match &wish["eos_token_id"] {
+        serde_json::Value::Array(ids) => ids,
+        one => std::slice::from_ref(one),
+    };
+    let (mut ends, mut others) = (Vec::new(), Vec::new());
+    for id in ids.iter().filter(|id| !id.is_null() && id.as_i64() != Some(-1)) {
+        match id.as_u64().filter(|&id| id < vocab as u64) {
+            Some(id) => ends.push(id),
+            None => others.push(id),
+        }
+    }
+    if let Some(other) = others.first() {
+        let path = path.display();
+        notes.push(format!("{path} has the eos token id {other}, which is none of the vocabulary's; it is left out"));
+    }
+    ends
+}

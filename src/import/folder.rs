@@ -47,7 +47,8 @@ impl Folder {
         // The checks that a GGUF file would meet when it is opened.
         let config = Config::from_metadata(&metadata, &config_file)?;
         card::sampling(path, &mut metadata, &mut notes);
-        raw.special_ids(&config_file, &mut metadata)?;
+        let ends = card::ends(path, config.vocab, &mut notes);
+        raw.special_ids(&config_file, &ends, &mut metadata)?;
         tokenizer::import(path, &config, &mut metadata, &mut notes)?;
         let tensors = match_tensors(path, &raw, &config, &mut notes)?;
         Ok(Self { config, metadata, tensors, notes })

@@ -48,15 +48,6 @@ impl<'a> Message<'a> {
     }
 }
 
-/// What a template says between two replies.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Between {
-    /// The text.
-    pub text: String,
-    /// Does the template take white space off the end of a reply?
-    pub strips: bool,
-}
-
 /// A chat template, parsed.
 #[derive(Debug)]
 pub struct Template {
@@ -123,22 +114,6 @@ impl Template {
         Ok(text)
     }
 
-    /// What comes between a reply to `messages` and the reply to `next`: the reply's end, the message `next`, and what
-    /// makes the model reply again. `None` if this template says earlier messages in another way when there are more.
-    pub fn between(&self, messages: &[Message<'_>], next: &str) -> Result<Option<Between>> {
-        /// Stays where a template does not strip a message.
-        const TAIL: &str = "\t\t";
-        let before = self.render(messages, true)?;
-        let reply = format!("{MARK}{TAIL}");
-        let more = [Message::new(Role::Assistant, &reply), Message::new(Role::User, next)];
-        let after = self.render(&[messages, &more].concat(), true)?;
-        let Some(text) = after.strip_prefix(&before).and_then(|rest| rest.trim_start().strip_prefix(MARK)) else {
-            return Ok(None);
-        };
-        let unstripped = text.strip_prefix(TAIL);
-        Ok(Some(Between { strips: unstripped.is_none(), text: unstripped.unwrap_or(text).into() }))
-    }
-
     /// Strings by which the model begins another turn, so that its reply is over: the tags between a reply and the
     /// next message (`<|im_end|>`, `[INST]`), or else the first line there (`### Human:`).
     pub fn stops(&self) -> Result<Vec<String>> {
@@ -188,8 +163,6 @@ mod tests {
         {% else %} {{ m.content }} {{ eos_token }}{% endif %}{% endfor %}";
     const ALPACA: &str = "{% for m in messages %}{% if m.role == 'user' %}### Human: {{ m.content }}\n{% else %}\
         ### Bot: {{ m.content }}\n{% endif %}{% endfor %}{% if add_generation_prompt %}### Bot:{% endif %}";
-    /// Says the system message where the last user message is.
-    const MOVING: &str = "{% for m in messages %}{% if loop.last %}S {% endif %}{{ m.content }}|{% endfor %}";
 
     fn template(source: &str) -> Template {
         Template::new(source, "test", "<s>", "</s>").unwrap()
@@ -213,22 +186,6 @@ mod tests {
             template("{% if true %}\n  {% endif %}{{ messages[0].content }}").render(&[user("<&'\">")], true).unwrap(),
             "<&'\">"
         );
-    }
-
-    #[test]
-    fn finds_what_comes_between_two_replies() {
-        let between = |source: &str| {
-            let between = template(source).between(&[user("a")], "b").unwrap()?;
-            assert_eq!(between.strips, source == HYMBA);
-            Some(between.text)
-        };
-        assert_eq!(between(HYMBA).as_deref(), Some("\n<extra_id_1>User\nb\n<extra_id_1>Assistant\n"));
-        assert_eq!(
-            between(CHATML).as_deref(),
-            Some("<|im_end|>\n<|im_start|>user\nb<|im_end|>\n<|im_start|>assistant\n")
-        );
-        assert_eq!(between(LLAMA).as_deref(), Some(" </s><s>[INST] b [/INST]"));
-        assert_eq!(between(MOVING), None);
     }
 
     #[test]

@@ -1,11 +1,15 @@
 //! The tokenizer that a model file carries: Hugging Face's `tokenizer.json` as one string.
 
-use std::sync::{Arc, OnceLock, atomic::AtomicBool};
+use std::sync::{
+    Arc, OnceLock,
+    atomic::{AtomicBool, AtomicU64, Ordering},
+};
 
 use tokenizers::{Decoder, DecoderWrapper, PostProcessorWrapper};
 
 use super::{
     divide::{PART, Seams, check_part},
+    ends::end_tokens,
     parts::{self, Traits},
 };
 use crate::{Error, Result, foreign, format::gguf::Metadata, limits, threads};
@@ -22,19 +26,23 @@ const LARGE: usize = 8 << 20;
 /// text; what is no UTF-8 becomes U+FFFD. So text that was shown never changes when more tokens arrive. Tokens that
 /// frame a text (begin, end, unknown, padding) have no text; other special tokens do.
 pub struct Tokenizer {
-    inner: tokenizers::Tokenizer,
+    pub(super) inner: tokenizers::Tokenizer,
     vocab: usize,
     bos: Option<u32>,
     eos: Option<u32>,
+    /// All that end a text.
+    ends: Vec<u32>,
+    pub(super) unknown: Option<u32>,
     add_bos: bool,
     /// Ids that decode to nothing.
     silent: Vec<u32>,
     /// Does the decoder take one space off the beginning of a text (as Llama's does)?
     strips_space: bool,
-    traits: Traits,
+    pub(super) traits: Traits,
     seams: OnceLock<Seams>,
     /// Ends the splitting of long texts.
-    cancel: Option<Arc<AtomicBool>>,
+    pub(super) cancel: Option<Arc<AtomicBool>>,
+    encoded: AtomicU64,
 }
 
 impl Tokenizer {
@@ -71,12 +79,15 @@ impl Tokenizer {
             inner,
             bos: id("bos"),
             eos: id("eos"),
+            ends: end_tokens(meta).into_iter().filter_map(|id| u32::try_from(id).ok()).collect(),
+            unknown: id("unknown"),
             add_bos: meta.bool("tokenizer.ggml.add_bos_token").unwrap_or(true),
             silent: ["bos", "eos", "unknown", "padding"].into_iter().filter_map(id).collect(),
             strips_space,
             traits,
             seams: OnceLock::new(),
             cancel: None,
+            encoded: AtomicU64::new(0),
         })
     }
 
@@ -90,7 +101,7 @@ impl Tokenizer {
         if text.len() <= PART { 0 } else { self.seams().least_tokens(text) }
     }
 
-    fn seams(&self) -> &Seams {
+    pub(super) fn seams(&self) -> &Seams {
         self.seams.get_or_init(|| {
             let vocabulary = self.inner.get_vocab(false);
             let added = self.inner.get_added_tokens_decoder();
@@ -112,13 +123,18 @@ impl Tokenizer {
     /// [`Tokenizer::encode`], ended by `cancel`.
     pub fn encode_until(&self, text: &str, with_bos: bool, cancel: &AtomicBool) -> Result<Vec<u32>> {
         limits::check_prompt(text, "the text")?;
-        let mut ids = self.split(text, cancel)?;
-        if let Some(bos) = self.bos.filter(|_| with_bos && self.add_bos)
+        let ids = self.split(text, cancel)?;
+        Ok(if with_bos { self.with_bos(ids) } else { ids })
+    }
+
+    /// `ids` with the begin token in front, if the model wants one and they do not begin with it.
+    pub fn with_bos(&self, mut ids: Vec<u32>) -> Vec<u32> {
+        if let Some(bos) = self.bos.filter(|_| self.add_bos)
             && ids.first() != Some(&bos)
         {
             ids.insert(0, bos);
         }
-        Ok(ids)
+        ids
     }
 
     /// The ids of `text` where it goes on after other text: without the begin token, and without the space that Llama's
@@ -154,6 +170,7 @@ impl Tokenizer {
     fn split_part(&self, text: &str) -> Result<Vec<u32>> {
         let failed = |what: String| Error::Request(format!("cannot split the text into tokens: {what}"));
         check_part(text.len(), self.traits.growth).map_err(|what| Error::Request(format!("the text {what}")))?;
+        self.count_bytes(text);
         let split = foreign::call(|| self.inner.encode_fast(text, false).map(|encoding| encoding.get_ids().to_vec()));
         split.and_then(|split| split.map_err(|e| e.to_string())).map_err(failed)
     }
@@ -174,6 +191,25 @@ impl Tokenizer {
     /// The token that ends a text.
     pub fn eos(&self) -> Option<u32> {
         self.eos
+    }
+
+    /// The tokens that end a text.
+    pub fn ends(&self) -> &[u32] {
+        &self.ends
+    }
+
+    /// How many bytes of text were split into tokens so far: what it costs, for those who count it.
+    pub fn bytes_encoded(&self) -> u64 {
+        self.encoded.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn count_bytes(&self, text: &str) {
+        self.encoded.fetch_add(text.len() as u64, Ordering::Relaxed);
+    }
+
+    /// Is `id` the token of a byte?
+    pub(super) fn is_byte(&self, id: u32) -> bool {
+        self.inner.id_to_token(id).is_some_and(|token| byte_token(&token).is_some())
     }
 
     /// The name of a token, as templates may say it; empty if there is none.
@@ -286,6 +322,24 @@ pub(crate) mod tests {
     /// A tokenizer of 267 tokens; ids of `WORDS` start at 259, bytes at 3.
     pub(crate) fn small() -> Tokenizer {
         Tokenizer::from_metadata(&metadata(&json()), "small.gguf").unwrap()
+    }
+
+    /// The same, with these tokens that end a text.
+    pub(crate) fn small_with_ends(ends: &[u32]) -> Tokenizer {
+        Tokenizer { ends: ends.into(), ..small() }
+    }
+
+    #[test]
+    fn several_tokens_may_end_a_text() {
+        let mut meta = metadata(&json());
+        let ends = |meta: &Metadata| Tokenizer::from_metadata(meta, "f").unwrap().ends().to_vec();
+        assert_eq!(ends(&meta), [2]);
+        meta.set("tokenizer.ggml.eot_token_id", 262u32);
+        assert_eq!(ends(&meta), [2, 262]);
+        meta.set("hymba.eos_token_ids", vec![262u64, 2, u64::MAX, 9]);
+        assert_eq!(ends(&meta), [2, 262, 9]);
+        meta.set("hymba.eos_token_ids", (0..1 << 20).collect::<Vec<u64>>());
+        assert!(ends(&meta).len() <= limits::ENDS + 2, "a list without end");
     }
 
     #[test]

@@ -63,6 +63,8 @@ pub struct Repl<'m> {
     editing: bool,
     /// Is it said that the context is nearly full?
     announced: bool,
+    /// Was it said that the template rewrites what was read?
+    told_rewritten: bool,
     /// Tokens of the context that were used before the last turn.
     used_before: usize,
     last: Option<Timings>,
@@ -79,6 +81,7 @@ impl<'m> Repl<'m> {
             attached: String::new(),
             editing: false,
             announced: false,
+            told_rewritten: false,
             used_before: 0,
             last: None,
         }
@@ -363,7 +366,7 @@ impl<'m> Repl<'m> {
             };
             send(&mut self.conversation, &mut ReplySink { watch, text: &mut text })
         };
-        let Reply { generation, dropped } = match done {
+        let Reply { generation, dropped, rewritten } = match done {
             Err(e) => {
                 writer.finish()?;
                 return Err(e.into());
@@ -378,6 +381,7 @@ impl<'m> Repl<'m> {
         let reply = self.reply_json(&generation);
         self.screen.event("end", reply)?;
         self.tell(&generation.timings, generation.stop, dropped);
+        self.tell_rewritten(rewritten);
         if generation.stop == StopReason::Interrupted && !self.screen.terminal {
             return Err(Error::Cancelled.into());
         }
@@ -403,6 +407,16 @@ impl<'m> Repl<'m> {
                 "generated_tokens_per_second": t.decode_rate(),
             },
         })
+    }
+
+    /// Says, the first time, that the template costs time.
+    fn tell_rewritten(&mut self, tokens: usize) {
+        if tokens > 0 && !std::mem::replace(&mut self.told_rewritten, true) {
+            self.screen.warn(&format!(
+                "the chat template says past turns in another way than they were read: {tokens} tokens were given up, and \
+                 what it says in their place was read before this reply; it may do so again (this is said once)"
+            ));
+        }
     }
 
     /// Says what is worth knowing after a reply.

@@ -92,7 +92,6 @@ mod tests {
             for part in ["Be brief.", "Hello", "Hi", "Bye"] {
                 assert_eq!(text.matches(part).count(), 1, "{name}: {text:?}");
             }
-            assert!(template.between(&messages()[..2], "Bye").unwrap().is_some(), "{name} goes on");
         }
     }
 

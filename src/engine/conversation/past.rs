@@ -1,6 +1,6 @@
 //! What can be done about the past: take turns back, change the system message, branch, make room.
 
-use super::{Branch, Conversation, Overflow, Turn};
+use super::{Branch, Conversation, Overflow, Turn, prompt::Prompt};
 use crate::{
     Error, Result,
     engine::timeline::{Step, Watch, prefilled},
@@ -53,11 +53,11 @@ impl Conversation<'_> {
             Error::check_cancelled(watch.cancel)?;
             read.truncate(turn.kept);
             read.extend(&turn.steps);
-            let mut steps = self.prompt_after(&replayed, &turn.user)?;
+            let Prompt { mut steps, said, .. } = self.prompt_after(&replayed, &turn.user)?;
             let prompt = steps.len();
             let reply: Vec<u32> = read[turn.prompt..].iter().map(|step| step.id).collect();
             steps.extend(prefilled(&reply));
-            replayed.push(&turn.user, &turn.reply, prompt, steps);
+            replayed.push(&turn.user, &turn.reply, prompt, said, steps);
             if replayed.end() > self.timeline.context() {
                 break;
             }
@@ -67,7 +67,11 @@ impl Conversation<'_> {
 
     /// Returns a branch of the last turns that leave half of the context free, and the prompt that `message` makes after
     /// them; at least without the oldest turn. `None` if turns are not to be dropped, or there is no room even so.
-    pub(super) fn slide_window(&self, message: Option<&str>, watch: &Watch<'_>) -> Result<Option<(Branch, Vec<Step>)>> {
+    pub(super) fn slide_window(
+        &self,
+        message: Option<&str>,
+        watch: &Watch<'_>,
+    ) -> Result<Option<(Branch, Option<Prompt>)>> {
         if self.options.overflow == Overflow::Stop {
             return Ok(None);
         }
@@ -75,13 +79,13 @@ impl Conversation<'_> {
         let turns = self.current.turns.len();
         let last = if message.is_some() { turns } else { turns.saturating_sub(1) };
         // What is left without the first `dropped` turns, if it is short enough.
-        let without = |dropped: usize| -> Result<Option<(Branch, Vec<Step>)>> {
+        let without = |dropped: usize| -> Result<Option<(Branch, Option<Prompt>)>> {
             let kept = self.replay_turns(self.current.system.clone(), dropped, watch)?;
             if kept.end() > context {
                 return Ok(None);
             }
-            let prompt = message.map(|message| self.prompt_after(&kept, message)).transpose()?.unwrap_or_default();
-            let length = prompt.len().max(kept.end());
+            let prompt = message.map(|message| self.prompt_after(&kept, message)).transpose()?;
+            let length = prompt.as_ref().map_or(0, |prompt| prompt.steps.len()).max(kept.end());
             Ok((length <= context / 2 || dropped == last && length < context).then_some((kept, prompt)))
         };
         fewest(1, last, self.likely_to_drop(last), without).or_else(|e| match e {
