@@ -10,7 +10,10 @@ use std::num::NonZeroUsize;
 
 use hymba::{
     backend::Cpu,
-    engine::Model,
+    engine::{
+        Model, Session, SessionOptions,
+        batch::{Read, Wanted},
+    },
     format::{CacheType, DType},
     forward::{DECODE_TOKENS, Phase},
     state::State,
@@ -225,5 +228,38 @@ fn what_goes_wrong_in_a_text_stays_there() {
                 }
             }
         }
+    }
+}
+
+/// What one of three texts can't read leaves the others as they are alone.
+#[test]
+fn a_text_that_can_not_go_on_leaves_the_others_alone() {
+    let rng = &mut rng(3000);
+    let (config, folder) = (small_config(rng), tempfile::tempdir().unwrap());
+    let model = model(&config, DType::Q8_0, folder.path());
+    let options = SessionOptions { context: Some(12), ..SessionOptions::default() };
+    let alone = |ids: &[u32]| Session::new(&model, &options).unwrap().prefill(ids, &texts::GO_ON).unwrap().to_vec();
+    let wanted = [alone(&[1, 2, 3]), alone(&[4, 5])];
+    let (long, unknown) = ([7; 13], [1, config.vocab as u32]);
+    for (ids, phase, said) in [
+        (&long[..], Phase::Prefill, "13 more tokens do not fit"),
+        (&unknown, Phase::Prefill, "token id 64 is out of the vocabulary"),
+        (&[], Phase::Decode, "there is nothing to read"),
+        (&[7; DECODE_TOKENS + 1], Phase::Decode, "at most 8 tokens are decoded in a pass"),
+    ] {
+        let mut session = Session::new(&model, &options).unwrap();
+        let (batch, _) = session.parts();
+        let mut three = [0; 3].map(|_| batch.text(12, CacheType::F16).unwrap());
+        let parts = [(&[1, 2, 3][..], Phase::Prefill), (ids, phase), (&[4, 5], Phase::Prefill)];
+        let read = |(text, (ids, phase))| Read { text, ids, phase, logits: Wanted::Last, cancel: None };
+        let mut pass = batch.run(three.iter_mut().zip(parts).map(read)).unwrap();
+        for (i, want) in [(0, &wanted[0]), (2, &wanted[1])] {
+            assert!(pass.logits(i).unwrap() == want, "{said}: text {i}");
+            pass.commit(i, parts[i].0.len());
+        }
+        let error = pass.logits(1).unwrap_err().to_string();
+        assert!(error.starts_with(said), "{error}");
+        drop(pass);
+        assert_eq!(three.map(|text| text.tokens()), [3, 0, 2], "{said}");
     }
 }
