@@ -60,10 +60,10 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value = "16", value_delimiter = ',', value_parser = count(0..=1 << 20))]
     ttft: Vec<usize>,
     /// Texts to decode together, --predict tokens each
-    #[arg(short, long, value_name = "N", value_delimiter = ',', value_parser = count().range(1..=256))]
+    #[arg(short, long, value_name = "N", value_delimiter = ',', value_parser = count(1..=256))]
     batch: Vec<usize>,
     /// Tokens of a decode segment, as a draft is verified with: passes of so many tokens, with logits for each
-    #[arg(long, value_name = "N", value_delimiter = ',', value_parser = count().range(1..=DECODE_TOKENS as i64))]
+    #[arg(long, value_name = "N", value_delimiter = ',', value_parser = count(1..=DECODE_TOKENS as u64))]
     verify: Vec<usize>,
     /// Threads [default: one a core that this process may use]
     #[arg(short, long, value_name = "N", value_delimiter = ',', value_parser = count(1..=512))]
