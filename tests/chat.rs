@@ -325,7 +325,7 @@ fn the_context_ends_as_asked() {
     let Output { status, stderr, .. } = piped(&["-c", "100", "-n", "20"], &many);
     let said = text(&stderr);
     assert_eq!(status.code(), Some(1));
-    assert!(said.contains("nearly full") && said.contains("--overflow slide drops old turns"), "{said}");
+    assert!(said.contains("full") && said.contains("--overflow slide drops old turns"), "{said}");
     let Output { status, stderr, .. } = piped(&["-c", "100", "-n", "20", "--overflow", "slide"], &many);
     let said = text(&stderr);
     assert!(status.success() && said.contains("dropped the oldest"), "{said}");

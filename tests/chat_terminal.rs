@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use common::{hymba, much, session_header};
+use common::{hymba, much, runner, session_header};
 use expectrl::{
     Expect, Session,
     process::unix::{Signal, WaitStatus},
@@ -408,7 +408,7 @@ fn a_paste_of_two_thousand_lines_is_one_message() {
     p.reply();
     p.types("/show\r");
     p.sees("(of main), 1 turn");
-    let used: usize = p.sees(" of 16000 tokens").rsplit(' ').next().unwrap().parse().unwrap();
+    let used: usize = p.sees(" of 16,000 tokens").rsplit(' ').next().unwrap().replace(',', "").parse().unwrap();
     assert!(used >= 2 * count, "{used}");
     p.sees(PROMPT);
     p.types(CTRL_D);
@@ -610,11 +610,16 @@ fn a_dumb_terminal_gets_text() {
     seen.extend_from_slice(start(&["run", "--nonsense"]).expect(expectrl::Eof).unwrap().as_bytes());
     let seen = String::from_utf8(seen).unwrap();
     assert!(seen.contains("--nonsense") && !seen.contains('\x1b'), "{seen:?}");
+    assert!(runner().is_some() || seen.contains("The demo is a toy of"), "what the demo is comes first: {seen}");
 }
 
 /// At a terminal a text ends by itself, and says so.
 #[test]
 fn a_text_at_a_terminal_ends() {
+    if runner().is_some() {
+        eprintln!("SKIPPED: under emulation 512 tokens take minutes");
+        return;
+    }
     let mut command = hymba(["run", "--ignore-eos", "-c", "700", "--seed", "1", "Once upon a time"]);
     command.stdin(Stdio::inherit());
     let mut session = Session::spawn(command).unwrap();

@@ -4,7 +4,7 @@ mod page;
 mod report;
 
 use std::{
-    io::{self, Write},
+    io::Write,
     path::PathBuf,
     sync::{Arc, atomic::AtomicBool},
 };
@@ -38,7 +38,7 @@ pub fn run(args: &Args, _cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
         out.json(&report, true)?;
     } else {
         let mut page = Vec::new();
-        page::write(&report, args.tensors, terminal::width(&io::stdout()).unwrap_or(80), &mut page)?;
+        page::write(&report, args.tensors, terminal::out_width().unwrap_or(80), &mut page)?;
         out.write_all(&page)?;
     }
     out.flush()?;

@@ -40,8 +40,25 @@ fn is_dumb() -> bool {
     env::var_os("TERM").is_some_and(|term| term == "dumb")
 }
 
+/// Whether standard output shall have colors.
+pub fn has_colors() -> bool {
+    colors(&io::stdout())
+}
+
+/// The columns of the terminal that standard output is; `None` if it is none.
+pub fn out_width() -> Option<usize> {
+    width(&io::stdout())
+}
+
+/// Begins a new line on standard error, if that is a terminal.
+pub fn new_line() {
+    if io::stderr().is_terminal() {
+        let _ = writeln!(io::stderr());
+    }
+}
+
 /// Whether `stream` shall have colors.
-pub fn colors(stream: &impl IsTerminal) -> bool {
+fn colors(stream: &impl IsTerminal) -> bool {
     stream.is_terminal() && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()) && !is_dumb()
 }
 
@@ -52,14 +69,14 @@ pub fn draws() -> bool {
 
 /// The columns of the terminal that `stream` is; `None` if it is none.
 #[cfg(unix)]
-pub fn width<S: IsTerminal + std::os::fd::AsFd>(stream: &S) -> Option<usize> {
+fn width<S: IsTerminal + std::os::fd::AsFd>(stream: &S) -> Option<usize> {
     let size = stream.is_terminal().then(|| terminal_size::terminal_size_of(stream)).flatten();
     size.map(|(width, _)| usize::from(width.0)).filter(|&width| width > 0)
 }
 
 /// The columns of the terminal that `stream` is; `None` if it is none.
 #[cfg(windows)]
-pub fn width<S: IsTerminal + std::os::windows::io::AsHandle>(stream: &S) -> Option<usize> {
+fn width<S: IsTerminal + std::os::windows::io::AsHandle>(stream: &S) -> Option<usize> {
     let size = stream.is_terminal().then(|| terminal_size::terminal_size_of(stream)).flatten();
     size.map(|(width, _)| usize::from(width.0)).filter(|&width| width > 0)
 }

@@ -37,7 +37,7 @@ impl Screen {
     /// The screen of a person, if `terminal`, or else a pipe; one that gets events, if `json`.
     pub fn new(color: ColorChoice, terminal: bool, quiet: bool, json: bool) -> Self {
         let color = match color {
-            ColorChoice::Auto => terminal::colors(&io::stdout()),
+            ColorChoice::Auto => terminal::has_colors(),
             ColorChoice::Always => true,
             ColorChoice::Never => false,
         };
@@ -84,7 +84,7 @@ impl Screen {
 
     /// The columns of the terminal that commands print on; `None` if there is none.
     pub fn width(&self) -> Option<usize> {
-        if self.json { None } else { terminal::width(&io::stdout()) }
+        if self.json { None } else { terminal::out_width() }
     }
 
     /// Prints an event, where standard output gets them.

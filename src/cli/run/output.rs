@@ -1,6 +1,6 @@
 //! Where `run` shows the text.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 
 use serde_json::{Value, json};
 
@@ -32,7 +32,7 @@ pub struct Output {
 impl Output {
     /// Takes hold of standard output.
     pub fn new(format: Format) -> Self {
-        Self { out: terminal::out(), format, wrap: Wrap::new(terminal::width(&io::stdout())), ends_line: true }
+        Self { out: terminal::out(), format, wrap: Wrap::new(terminal::out_width()), ends_line: true }
     }
 
     /// Shows the prompt.
@@ -67,11 +67,11 @@ impl Output {
         if std::mem::replace(&mut self.ends_line, true) {
             return Ok(());
         }
-        match self.out.is_terminal() {
-            true => writeln!(self.out),
-            false if io::stderr().is_terminal() => writeln!(io::stderr()).or(Ok(())),
-            false => Ok(()),
+        if self.out.is_terminal() {
+            return writeln!(self.out);
         }
+        terminal::new_line();
+        Ok(())
     }
 
     /// Prints the object of --json, or the last one of --jsonl.
