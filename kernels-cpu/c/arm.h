@@ -73,16 +73,15 @@ HK_INLINE uint8x16_t nibbles(uint8x16_t bytes, size_t c) {
     return c < 4 ? vandq_u8(bytes, vdupq_n_u8(15)) : vshrq_n_u8(bytes, 4);
 }
 
-/* codes of 4 bits, or more if they have them, as signed bytes; Q4_0's are 8 too large, Q5_0's 16 */
+/* codes of 4 bits, or more if they have them, as signed bytes; without a table, too large by the zero point */
 HK_INLINE int8x16_t code_values(hk_type type, uint8x16_t codes) {
-    if (plain_type(type) == HK_IQ4_NL) return vqtbl1q_s8(vld1q_s8(IQ4_NL_LEVELS), codes);
-    if (plain_type(type) == HK_MXFP4) return vqtbl1q_s8(vld1q_s8(MXFP4_LEVELS), codes);
+    if (type_levels(type)) return vqtbl1q_s8(vld1q_s8(type_levels(type)), codes);
     return vreinterpretq_s8_u8(codes);
 }
 
 /* how much they are too large */
-HK_INLINE int code_bias(hk_type type) {
-    return plain_type(type) == HK_Q4_0 ? 8 : plain_type(type) == HK_Q5_0 ? 16 : 0;
+HK_INLINE int code_zero_point(hk_type type) {
+    return code_bits(type) == 8 || type_levels(type) ? 0 : zero_point(type);
 }
 
 /* y = or += sum, `lanes` values of it */
@@ -97,9 +96,12 @@ HK_INLINE void put_sums(float *y, size_t lanes, vf sum, int accumulate) {
 }
 
 #include "block_arm.h"
-#include "packed_arm.h"
+#include "packed_arm-inl.h"
+#include "gemm_arm-inl.h"
 
 #include "vector/table.h"
+
+#include "gemv_arm-inl.h"
 
 /* ---- read bandwidth ---- */
 

@@ -46,9 +46,9 @@ typedef struct block {
 
 /* That of row `lane` of `lanes` interleaved ones; in ggml's order of the only one. */
 static block load_block(hk_type type, const uint8_t *w, size_t lanes, size_t lane) {
-    const hk_type plain = plain_type(type);
+    const int8_t *levels = type_levels(type);
     block b = {.m = 0};
-    if (plain == HK_MXFP4)
+    if (scale_bytes(type) == 1)
         b.d = ldexpf(1, w[lane] - 128);
     else
         b.d = f16_to_f32(load_u16(w + 2 * lane));
@@ -60,18 +60,14 @@ static block load_block(hk_type type, const uint8_t *w, size_t lanes, size_t lan
     const uint8_t *fifth = w + 4 * lane;
     if (has_fifth(type)) w += lanes * 4;
     for (size_t i = 0; i < HK_BLOCK; i++) {
-        const size_t j = plain == HK_Q8_0 ? i : i % 16;
+        const size_t j = code_bits(type) == 8 ? i : i % 16;
         const uint8_t byte = w[(j / 4 * lanes + lane) * 4 + j % 4];
         int code = i < 16 ? byte & 15 : byte >> 4;
         if (has_fifth(type)) code |= (lanes > 1 ? fifth[i % 4] >> i / 4 & 1 : fifth[i / 8] >> i % 8 & 1) << 4;
-        switch (plain) {
-        case HK_Q8_0: b.q[i] = (int8_t)byte; break;
-        case HK_Q4_0: b.q[i] = (int8_t)(code - 8); break;
-        case HK_Q5_0: b.q[i] = (int8_t)(code - 16); break;
-        case HK_IQ4_NL: b.q[i] = IQ4_NL_LEVELS[code]; break;
-        case HK_MXFP4: b.q[i] = MXFP4_LEVELS[code]; break;
-        default: b.q[i] = (int8_t)code;
-        }
+        if (code_bits(type) == 8)
+            b.q[i] = (int8_t)byte;
+        else
+            b.q[i] = levels ? levels[code] : (int8_t)(code - zero_point(type));
     }
     return b;
 }
@@ -123,6 +119,25 @@ static void quantize(const float *x, size_t n, int8_t *q, float *d, int32_t *off
             q[j] = (int8_t)(v >= -127 ? v <= 127 ? v : 127 : -127); /* a NaN becomes -127 */
             offset[b] -= 8 * q[j];
         }
+    }
+}
+
+const hk_type_facts *hk_facts(hk_type type) {
+#define FACTS(_, name, id, scale, min, fifth, bits, zero, table) \
+    {HK_##name, HK_##name##X8, scale, bits, min, fifth, zero, table},
+    static const hk_type_facts facts[] = {HK_QUANTIZED_TYPES(FACTS, _)};
+#undef FACTS
+    for (size_t i = 0; i < sizeof facts / sizeof *facts; i++)
+        if (facts[i].plain == type || facts[i].packed == type) return &facts[i];
+    return NULL;
+}
+
+void hk_interleave(const int8_t *q, const float *d, const int32_t *offset, size_t blocks, size_t tokens, int8_t *to_q,
+                   float *to_d, int32_t *to_offset) {
+    for (size_t b = 0; b < blocks; b++, q += HK_BLOCK, to_q += HK_BLOCK * tokens) {
+        for (size_t c = 0; c < HK_BLOCK / 4; c++) memcpy(to_q + 4 * c * tokens, q + 4 * c, 4);
+        to_d[b * tokens] = d[b];
+        to_offset[b * tokens] = offset[b];
     }
 }
 

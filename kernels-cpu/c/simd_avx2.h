@@ -12,10 +12,11 @@
 /* Bodies are instantiated with constant sizes: without inlining their sums would live in memory. */
 #define HK_INLINE static inline __attribute__((always_inline))
 
-/* keeps the compiler from seeing through a vector: it is in a register, and is what it is */
-#define OPAQUE(x) __asm__ volatile("" : "+x"(x))
-/* the same for a size */
-#define OPAQUE_SIZE(x) __asm__ volatile("" : "+r"(x))
+/* Optimization barriers: the compiler cannot see through a vector, or a size or pointer, whose value is in a register. */
+#ifndef OPT_BARRIER
+#define OPT_BARRIER(x) __asm__ volatile("" : "+v"(x))
+#endif
+#define OPT_BARRIER_SIZE(x) __asm__ volatile("" : "+r"(x))
 
 /* asks for lines that are needed in some microseconds: into the second-level cache */
 HK_INLINE void prefetch_lines(const void *p, size_t bytes) {

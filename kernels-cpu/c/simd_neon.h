@@ -30,7 +30,7 @@ HK_INLINE void prefetch_lines(const void *p, size_t bytes) {
 HK_INLINE void prefetch_near(const void *p) { __builtin_prefetch(p); }
 
 /* keeps the compiler from seeing through a vector */
-#define OPAQUE(x) __asm__ volatile("" : "+w"((x).lo), "+w"((x).hi))
+#define OPT_BARRIER(x) __asm__ volatile("" : "+w"((x).lo), "+w"((x).hi))
 
 #define VF_LANES 8
 typedef struct vf {

@@ -5,8 +5,12 @@
  *   HK_DPBUSD_WIDE        the same on 512 bits
  *   HK_LOOKUP32(i, t)     looks up the low five bits of each byte of i in the 32 bytes of t
  *   HK_LOOKUP64(i, t)     the low six, in 64 bytes
- *   PACKED_TOKENS         tokens of a tile of packed matrices */
+ *   TILE_TOKENS           tokens of a tile of packed matrices on 256 bits */
 #include <math.h>
+
+#ifndef TILE_TOKENS
+#define TILE_TOKENS 5
+#endif
 
 #include "half.h"
 #include "simd_avx2.h"
@@ -77,16 +81,13 @@ HK_INLINE __m256i block_fifth(const uint8_t *bits) {
 /* the 32 weights of a block as signed bytes, before scale and minimum */
 HK_INLINE __m256i block_values(hk_type type, const uint8_t *block) {
     const uint8_t *head = block + scale_bytes(type) + (has_min(type) ? 2 : 0);
-    if (type == HK_Q8_0) return _mm256_loadu_si256((const __m256i *)head);
+    if (code_bits(type) == 8) return _mm256_loadu_si256((const __m256i *)head);
     const __m128i nibbles = _mm_loadu_si128((const __m128i *)(head + (has_fifth(type) ? 4 : 0)));
     const __m256i both = _mm256_set_m128i(_mm_srli_epi16(nibbles, 4), nibbles);
     __m256i codes = _mm256_and_si256(both, _mm256_set1_epi8(15));
-    if (type == HK_IQ4_NL) return _mm256_shuffle_epi8(table16(IQ4_NL_LEVELS), codes);
-    if (type == HK_MXFP4) return _mm256_shuffle_epi8(table16(MXFP4_LEVELS), codes);
+    if (type_levels(type)) return _mm256_shuffle_epi8(table16(type_levels(type)), codes);
     if (has_fifth(type)) codes = _mm256_or_si256(codes, block_fifth(head));
-    if (type == HK_Q4_0) return _mm256_sub_epi8(codes, _mm256_set1_epi8(8));
-    if (type == HK_Q5_0) return _mm256_sub_epi8(codes, _mm256_set1_epi8(16));
-    return codes;
+    return zero_point(type) ? _mm256_sub_epi8(codes, _mm256_set1_epi8((char)zero_point(type))) : codes;
 }
 
 /* eight scales, one behind the other */
@@ -147,7 +148,12 @@ HK_INLINE void block_tile(hk_type type, const uint8_t *w, size_t rows, size_t co
     }
 }
 
-#include "packed_x86.h"
+#include "packed_x86-inl.h"
+#ifdef HK_DPBUSD_WIDE
+#include "packed_x86_512-inl.h"
+#endif
+#include "gemm_x86-inl.h"
+#include "gemv_x86-inl.h"
 
 #include "vector/table.h"
 
@@ -196,7 +202,7 @@ static uint32_t int8_rate(size_t rounds) {
     for (size_t n = rounds * (HK_ROUND / RATE_BYTES / RATE_CHAINS); n > 0; n--)
 #pragma GCC unroll 12
         for (int i = 0; i < RATE_CHAINS; i++) {
-            OPAQUE(a); /* each chain multiplies anew */
+            OPT_BARRIER(a); /* each chain multiplies anew */
             sum[i] = RATE_STEP(sum[i], w, a);
         }
     uint32_t all = 0;

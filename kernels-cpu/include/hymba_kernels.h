@@ -14,6 +14,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "hk_types.h"
+
 /* Values in a block of a quantized type, and of quantized activations. */
 #define HK_BLOCK 32
 
@@ -23,8 +25,9 @@
 #define HK_ATTEND_SCRATCH 24
 #define HK_ATTEND_SCORES (HK_ATTEND_ROWS + 8)
 
-/* Runs of rows that `matvec` reads at once. */
+/* Runs of rows that `gemv` reads at once, and tokens that it takes at most. */
 #define HK_STREAMS 4
+#define HK_FEW_TOKENS 8
 
 /* Multiply-adds in a round of the loops that measure a core. */
 #define HK_ROUND 4608
@@ -35,40 +38,37 @@
 /* A block whose greatest magnitude is below this is taken as zeros: 127 / max must stay finite. */
 #define HK_TINY 1e-30f
 
-/* How a weight matrix or a KV row is stored (ggml's block formats). The d and m of a block are half floats, the e of
- * MXFP4 is a byte: d = 2^(e-128). Nibbles: byte j holds the code of column j low, that of column j+16 high. Fifth bits:
- * bit i of 32 is that of column i. */
+/* How a weight matrix or a KV row is stored: floats, or ggml's blocks, see hk_types.h. Nibbles: byte j holds the code of column
+ * j low, that of column j+16 high. Fifth bits: bit i of 32 is that of column i.
+ *
+ * X8: the same blocks of eight rows interleaved, so that a row is a lane; rows are padded to a multiple of 8. First come the
+ * eight scales, then the eight minima, then 32 bytes of fifth bits: bit c of byte 4r+j is that of column 4c+j of row r. Then
+ * chunks of 32 bytes: byte 4r+j of chunk c is column 4c+j of row r, or its nibbles columns 4c+j (low) and 16+4c+j. */
 typedef enum hk_type {
     HK_F32 = 0,
     HK_F16 = 1,
     HK_BF16 = 2,
-    HK_Q8_0 = 3,   /* 34 bytes: d, int8 q[32]; value d*q */
-    HK_Q4_0 = 4,   /* 18 bytes: d, nibbles q; value d*(q-8) */
-    HK_Q4_1 = 5,   /* 20 bytes: d, m, nibbles q; value d*q + m */
-    HK_Q5_0 = 6,   /* 22 bytes: d, fifth bits, nibbles; value d*(q-16) */
-    HK_Q5_1 = 7,   /* 24 bytes: d, m, fifth bits, nibbles; value d*q + m */
-    HK_IQ4_NL = 8, /* 18 bytes: d, nibbles q; value d*table[q] */
-    HK_MXFP4 = 9,  /* 17 bytes: e, nibbles q; value d*table[q] */
-    /* The same blocks of eight rows interleaved, so that a row is a lane; rows are padded to a multiple of 8. First come
-     * the eight d (or e), then the eight m, then 32 bytes of fifth bits: bit c of byte 4r+j is that of column 4c+j of row
-     * r. Then chunks of 32 bytes: byte 4r+j of chunk c is column 4c+j of row r, or its nibbles columns 4c+j (low) and
-     * 16+4c+j. */
-    HK_Q8_0X8 = HK_X8 + HK_Q8_0,
-    HK_Q4_0X8 = HK_X8 + HK_Q4_0,
-    HK_Q4_1X8 = HK_X8 + HK_Q4_1,
-    HK_Q5_0X8 = HK_X8 + HK_Q5_0,
-    HK_Q5_1X8 = HK_X8 + HK_Q5_1,
-    HK_IQ4_NLX8 = HK_X8 + HK_IQ4_NL,
-    HK_MXFP4X8 = HK_X8 + HK_MXFP4,
+#define HK_TYPE(_, name, id, ...) HK_##name = id, HK_##name##X8 = HK_X8 + id,
+    HK_QUANTIZED_TYPES(HK_TYPE, _)
+#undef HK_TYPE
 } hk_type;
 
-/* Activations [tokens, cols]. Matrices of F32, F16 and BF16 read `x`; quantized ones read `q`, `d` and `offset`. */
+/* A row of the table of quantized types. */
+typedef struct hk_type_facts {
+    hk_type plain, packed;
+    size_t scale_bytes, code_bits;
+    int has_min, has_fifth, zero_point;
+    const int8_t *levels; /* of 4-bit codes, or NULL */
+} hk_type_facts;
+
+/* Activations [tokens, cols]. Matrices of F32, F16 and BF16 read `x`; quantized ones read `q`, `d` and `offset`, which lie
+ * token by token, or interleaved: the tokens of a block of columns one after the other, of q in pieces of four columns. */
 typedef struct hk_act {
     const float *x;  /* [tokens, cols], rows `stride` apart */
     size_t stride;
-    const int8_t *q; /* [tokens, cols] */
-    const float *d;  /* [tokens, cols / 32]: value = d * q */
-    const int32_t *offset; /* [tokens, cols / 32]: -8 times the sum of the block's q: what -8 in every weight adds */
+    const int8_t *q; /* [tokens, cols], or [cols / 32, 8, tokens, 4] and 12 bytes more that may be read */
+    const float *d;  /* [tokens, cols / 32], or [cols / 32, tokens]: value = d * q */
+    const int32_t *offset; /* as d: -8 times the sum of the block's q: what -8 in every weight adds */
 } hk_act;
 
 /* A run of KV cache rows that a query may see, in order of position. K and V are of one type. */
@@ -144,11 +144,12 @@ typedef struct hk_kernels {
      * run of whole groups of 8 rows, and the last group may lack rows. */
     void (*matmul)(hk_type type, const void *w, size_t rows, size_t cols, const hk_act *x, size_t tokens, float *y,
                    size_t y_stride, int accumulate);
-    /* The same products of packed or float matrices and a single token: y[i][r] = or += W[i][r] . x, each W[i] a run of
-     * `rows` rows, whole groups of 8. Memory is read at as many places at once, and asked for what is `ahead` bytes farther
-     * in each. NULL where the table has no such code. */
-    void (*matvec)(hk_type type, const void *const w[HK_STREAMS], size_t rows, size_t cols, size_t ahead, const hk_act *x,
-                   float *const y[HK_STREAMS], int accumulate);
+    /* The same products of packed or float matrices and few tokens, 1 to HK_FEW_TOKENS: y[i][t*y_stride + r] = or +=
+     * W[i][r] . x[t], each W[i] a run of `rows` rows, whole groups of 8. Memory is read at as many places at once, and
+     * prefetched `prefetch_distance` bytes farther in each. The quantized values of x are interleaved. NULL where the table
+     * has no such code. */
+    void (*gemv)(hk_type type, const void *const w[HK_STREAMS], size_t rows, size_t cols, size_t prefetch_distance,
+                 const hk_act *x, size_t tokens, float *const y[HK_STREAMS], size_t y_stride, int accumulate);
     /* x [n] to int8 blocks: d = max|x| / 127, q = x / d rounded to the nearest (ties to even), offset as in
      * hk_act.  n % 32 == 0 */
     void (*quantize)(const float *x, size_t n, int8_t *q, float *d, int32_t *offset);
@@ -181,6 +182,14 @@ typedef struct hk_kernels {
     uint32_t (*int8_rate)(size_t rounds);
     float (*float_rate)(size_t rounds);
 } hk_kernels;
+
+/* The facts of a quantized type, plain or packed; NULL of the others. */
+const hk_type_facts *hk_facts(hk_type type);
+
+/* Copies `blocks` blocks of one of `tokens` tokens to their place among them, as hk_act says: from `to_q` and so on, the
+ * token's first. */
+void hk_interleave(const int8_t *q, const float *d, const int32_t *offset, size_t blocks, size_t tokens, int8_t *to_q,
+                   float *to_d, int32_t *to_offset);
 
 const hk_kernels *hk_scalar(void);
 /* Needs AVX2, FMA and F16C. */

@@ -5,6 +5,7 @@ pub const HK_ATTEND_ROWS: u32 = 128;
 pub const HK_ATTEND_SCRATCH: u32 = 24;
 pub const HK_ATTEND_SCORES: u32 = 136;
 pub const HK_STREAMS: u32 = 4;
+pub const HK_FEW_TOKENS: u32 = 8;
 pub const HK_ROUND: u32 = 4608;
 pub const HK_X8: u32 = 16;
 pub const HK_TINY: f64 = 0.000000000000000000000000000001;
@@ -15,19 +16,31 @@ pub enum hk_type {
     HK_F16 = 1,
     HK_BF16 = 2,
     HK_Q8_0 = 3,
-    HK_Q4_0 = 4,
-    HK_Q4_1 = 5,
-    HK_Q5_0 = 6,
-    HK_Q5_1 = 7,
-    HK_IQ4_NL = 8,
-    HK_MXFP4 = 9,
     HK_Q8_0X8 = 19,
+    HK_Q4_0 = 4,
     HK_Q4_0X8 = 20,
+    HK_Q4_1 = 5,
     HK_Q4_1X8 = 21,
+    HK_Q5_0 = 6,
     HK_Q5_0X8 = 22,
+    HK_Q5_1 = 7,
     HK_Q5_1X8 = 23,
+    HK_IQ4_NL = 8,
     HK_IQ4_NLX8 = 24,
+    HK_MXFP4 = 9,
     HK_MXFP4X8 = 25,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct hk_type_facts {
+    pub plain: hk_type,
+    pub packed: hk_type,
+    pub scale_bytes: usize,
+    pub code_bits: usize,
+    pub has_min: ::core::ffi::c_int,
+    pub has_fifth: ::core::ffi::c_int,
+    pub zero_point: ::core::ffi::c_int,
+    pub levels: *const i8,
 }
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -132,15 +145,17 @@ pub struct hk_kernels {
             accumulate: ::core::ffi::c_int,
         ),
     >,
-    pub matvec: ::core::option::Option<
+    pub gemv: ::core::option::Option<
         unsafe extern "C" fn(
             type_: hk_type,
             w: *const *const ::core::ffi::c_void,
             rows: usize,
             cols: usize,
-            ahead: usize,
+            prefetch_distance: usize,
             x: *const hk_act,
+            tokens: usize,
             y: *const *mut f32,
+            y_stride: usize,
             accumulate: ::core::ffi::c_int,
         ),
     >,
@@ -186,6 +201,21 @@ pub struct hk_kernels {
         ::core::option::Option<unsafe extern "C" fn(p: *const ::core::ffi::c_void, n: usize, apart: usize) -> u64>,
     pub int8_rate: ::core::option::Option<unsafe extern "C" fn(rounds: usize) -> u32>,
     pub float_rate: ::core::option::Option<unsafe extern "C" fn(rounds: usize) -> f32>,
+}
+unsafe extern "C" {
+    pub fn hk_facts(type_: hk_type) -> *const hk_type_facts;
+}
+unsafe extern "C" {
+    pub fn hk_interleave(
+        q: *const i8,
+        d: *const f32,
+        offset: *const i32,
+        blocks: usize,
+        tokens: usize,
+        to_q: *mut i8,
+        to_d: *mut f32,
+        to_offset: *mut i32,
+    );
 }
 unsafe extern "C" {
     pub fn hk_scalar() -> *const hk_kernels;

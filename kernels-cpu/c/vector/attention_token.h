@@ -76,7 +76,7 @@ HK_INLINE void score_step(const float *q, size_t n, hk_type type, const void *co
     for (size_t i = 0; i < ATTEND_WIDE; i++) keys[i] = vw_pair(kv_load(type, row[2 * i], j), kv_load(type, row[2 * i + 1], j));
     for (size_t k = 0; k < n; k++) {
         vf v = vf_load(q + k * key_dim + j);
-        OPAQUE(v); /* loaded once: the loads are as many as the sums allow */
+        OPT_BARRIER(v); /* loaded once: the loads are as many as the sums allow */
         for (size_t i = 0; i < ATTEND_WIDE; i++) sum[k][i] = vw_fma(vw_twice(v), keys[i], sum[k][i]);
     }
 }

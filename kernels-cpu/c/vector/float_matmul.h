@@ -74,15 +74,16 @@ HK_INLINE void float_matmul(hk_type type, const uint8_t *w, size_t rows, size_t 
 #undef FLOAT_TILE
 }
 
-/* A single token and runs of rows in HK_STREAMS places. */
-HK_INLINE void float_matvec(hk_type type, const void *const w[HK_STREAMS], size_t rows, size_t cols, size_t ahead,
-                            const hk_act *x, float *const y[HK_STREAMS], int accumulate) {
+/* Runs of rows in HK_STREAMS places. Of several tokens, the first brings the rows into the cache for the others. */
+HK_INLINE void float_gemv(hk_type type, const void *const w[HK_STREAMS], size_t rows, size_t cols, size_t prefetch_distance,
+                          const hk_act *x, size_t tokens, float *const y[HK_STREAMS], size_t y_stride, int accumulate) {
     enum { EACH = VF_LANES / HK_STREAMS }; /* rows of a tile in each place */
     for (size_t r = 0; r < rows; r += EACH) {
         const void *at[HK_STREAMS];
         float *out[HK_STREAMS];
         for (size_t i = 0; i < HK_STREAMS; i++)
             at[i] = (const uint8_t *)w[i] + r * cols * (type == HK_F32 ? 4 : 2), out[i] = y[i] + r;
-        float_tile(type, at, HK_STREAMS, VF_LANES, cols, ahead, x, 0, 1, out, 0, accumulate);
+        for (size_t t = 0; t < tokens; t++)
+            float_tile(type, at, HK_STREAMS, VF_LANES, cols, prefetch_distance, x, t, 1, out, y_stride, accumulate);
     }
 }

@@ -17,19 +17,14 @@ HK_INLINE void block_matmul(hk_type type, const uint8_t *w, size_t rows, size_t 
 static void matmul(hk_type type, const void *w, size_t rows, size_t cols, const hk_act *x, size_t tokens, float *y,
                    size_t y_stride, int accumulate) {
 #define AS(product, type) case type: product(type, w, rows, cols, x, tokens, y, y_stride, accumulate); break;
+#define QUANTIZED(_, name, ...) AS(block_matmul, HK_##name) AS(packed_matmul, HK_##name##X8)
     switch (type) { /* constants, so that each type has code of its own */
         AS(float_matmul, HK_F32)
         AS(float_matmul, HK_F16)
         AS(float_matmul, HK_BF16)
-        AS(block_matmul, HK_Q8_0)
-        AS(block_matmul, HK_Q4_0)
-        AS(block_matmul, HK_Q4_1)
-        AS(block_matmul, HK_Q5_0)
-        AS(block_matmul, HK_Q5_1)
-        AS(block_matmul, HK_IQ4_NL)
-        AS(block_matmul, HK_MXFP4)
-        EACH_PACKED(AS, packed_matmul)
+        HK_QUANTIZED_TYPES(QUANTIZED, _)
     }
+#undef QUANTIZED
 #undef AS
 }
 
@@ -42,7 +37,7 @@ static float float_rate(size_t rounds) {
 #pragma GCC unroll 8
     for (int i = 0; i < CHAINS; i++) sum[i] = w;
     for (size_t n = rounds * (HK_ROUND / VW_LANES / CHAINS); n > 0; n--) {
-        OPAQUE_WIDE(a);
+        OPT_BARRIER_WIDE(a);
 #pragma GCC unroll 8
         for (int i = 0; i < CHAINS; i++) sum[i] = vw_fma(sum[i], a, w);
     }
@@ -52,13 +47,10 @@ static float float_rate(size_t rounds) {
     return vf_sum(vf_add(vw_low(all), vw_high(all)));
 }
 
-/* The initialiser of a table; HK_MATVEC is its `matvec`, if it has one. */
-#ifndef HK_MATVEC
-#define HK_MATVEC NULL
-#endif
+/* The initialiser of a table. */
 #define HK_TABLE(isa)                                                                                              \
     {                                                                                                              \
-        .name = isa, .matmul = matmul, .matvec = HK_MATVEC, .quantize = quantize, .rms_norm = rms_norm, .fuse = fuse, .rope = rope,     \
+        .name = isa, .matmul = matmul, .gemv = gemv, .quantize = quantize, .rms_norm = rms_norm, .fuse = fuse, .rope = rope,     \
         .to_f16 = to_f16, .attend = attend, .attend_merge = attend_merge, .conv_silu = conv_silu, .scan = scan,    \
         .silu_mul = silu_mul, .relu2 = relu2, .read = read_all, .int8_rate = int8_rate, .float_rate = float_rate,  \
     }

@@ -5,7 +5,7 @@
 
 #define VW_WHOLE 1
 typedef __m512 vw;
-#define OPAQUE_WIDE(x) OPAQUE(x)
+#define OPT_BARRIER_WIDE(x) OPT_BARRIER(x)
 
 HK_INLINE vw vw_pair(vf a, vf b) {
     const __m512d low = _mm512_castpd256_pd512(_mm256_castps_pd(a));
@@ -37,10 +37,10 @@ HK_INLINE vw vw_load_f16(const void *p) { return _mm512_cvtph_ps(_mm256_loadu_si
 typedef struct vw {
     vf low, high;
 } vw;
-#define OPAQUE_WIDE(x)   \
+#define OPT_BARRIER_WIDE(x)   \
     do {                 \
-        OPAQUE((x).low);  \
-        OPAQUE((x).high); \
+        OPT_BARRIER((x).low);  \
+        OPT_BARRIER((x).high); \
     } while (0)
 
 HK_INLINE vw vw_pair(vf a, vf b) { return (vw){a, b}; }
