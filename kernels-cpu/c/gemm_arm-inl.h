@@ -14,7 +14,7 @@ HK_INLINE void gemm_tile(hk_type type, const uint8_t *w, size_t lanes, size_t co
     vf sum[TILE_SUMS];
     for (size_t t = 0; t < tokens; t++) sum[t] = vf_zero();
     for (size_t b = 0; b < blocks; b++, w += size, acts.q += HK_BLOCK, acts.d++, acts.offset++, next += size) {
-        if (prefetch) prefetch_lines(next, size);
+        if (prefetch) prefetch_l2(next, size);
         block_add(type, w, acts, tokens, sum);
     }
     UNROLL

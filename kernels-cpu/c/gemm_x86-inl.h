@@ -27,7 +27,7 @@ HK_INLINE void gemm_tile(hk_type type, const uint8_t *w, size_t groups, size_t l
         for (size_t g = 0; g < groups; g++) sum[g][t] = vf_zero();
     }
     for (size_t b = 0; b < blocks; b++, acts.q += HK_BLOCK, acts.d++, acts.offset++, next += groups * size) {
-        if (t0 == 0) prefetch_lines(next, groups * size);
+        if (t0 == 0) prefetch_l2(next, groups * size);
         block_dot(type, at, groups, acts, tokens, sum, 0);
         for (size_t g = 0; g < groups; g++) at[g] += size;
     }
@@ -50,7 +50,7 @@ HK_INLINE void gemm_tile_512(hk_type type, const uint8_t *w, size_t lanes, size_
         sum[0][t] = vw_zero();
     }
     for (size_t b = 0; b < blocks; b++, acts.q += HK_BLOCK, acts.d++, acts.offset++, next += 2 * size) {
-        if (t0 == 0) prefetch_lines(next, 2 * size);
+        if (t0 == 0) prefetch_l2(next, 2 * size);
         wide_block_dot(type, at, 1, acts, TILE_TOKENS_512, sum, 0);
         at[0] += size, at[1] += size;
     }

@@ -18,7 +18,7 @@ HK_INLINE void gemv_tile(hk_type type, const uint8_t *w, size_t cols, size_t pre
     vf sum[TILE_SUMS];
     for (size_t t = 0; t < tokens; t++) sum[t] = vf_zero();
     for (size_t b = cols / HK_BLOCK; b > 0; b--, w += size) {
-        for (size_t i = 0; i < size; i += 64) prefetch_near(w + prefetch_distance + i);
+        for (size_t i = 0; i < size; i += 64) prefetch_l1(w + prefetch_distance + i);
         block_add(type, w, acts, most, sum);
         if (most < tokens) block_add(type, w, acts_from(acts, most), tokens - most, sum + most);
         acts.q += HK_BLOCK * tokens, acts.d += tokens, acts.offset += tokens;

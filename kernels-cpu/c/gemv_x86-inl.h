@@ -10,7 +10,7 @@
 HK_INLINE void prefetch_blocks(const uint8_t *const w[], size_t streams, size_t distance, size_t size) {
     OPT_BARRIER_SIZE(distance); /* or each stream has a second address */
     for (size_t g = 0; g < streams; g++)
-        for (size_t i = 0; i < size; i += 64) prefetch_near(w[g] + distance + i);
+        for (size_t i = 0; i < size; i += 64) prefetch_l1(w[g] + distance + i);
 }
 
 /* The block behind the one at p, `size` bytes on. */

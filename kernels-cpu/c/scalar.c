@@ -191,7 +191,7 @@ static float score(const hk_attend *a, const float *q, const void *k) {
 }
 
 /* Adds what has the maximum `more`: the factors of what was there, and of what is added. */
-static void add_part(float *max, float more, float *keep, float *add) {
+static void online_softmax_rescale(float *max, float more, float *keep, float *add) {
     const float most = more > *max ? more : *max;
     *keep = *max == most ? 1 : expf(*max - most);
     *add = more == most ? 1 : expf(more - most);
@@ -207,16 +207,16 @@ static void attend_tile(const hk_attend *a, size_t at, size_t rows, size_t t, si
     const hk_rows *run = a->runs;
     for (size_t r = 0, row = at; r < rows; r++, row++) {
         for (; row >= run->rows; run++) row -= run->rows;
-        values[r] = kv_at(a->type, run->v, head * run->v_apart + row * a->value_dim);
+        values[r] = kv_at(a->type, run->v, head * run->v_head_stride + row * a->value_dim);
         const int seen = at + r < a->prefix || (at + r >= a->first[t] && at + r < a->end[t]);
-        weights[r] = seen ? score(a, q, kv_at(a->type, run->k, head * run->k_apart + row * a->key_dim)) : -INFINITY;
+        weights[r] = seen ? score(a, q, kv_at(a->type, run->k, head * run->k_head_stride + row * a->key_dim)) : -INFINITY;
         most = fmaxf(most, weights[r]);
     }
     for (size_t r = 0; r < rows; r++) {
         weights[r] = weights[r] == -INFINITY ? 0 : expf(weights[r] - most);
         total += weights[r];
     }
-    add_part(max, most, &keep, &add);
+    online_softmax_rescale(max, most, &keep, &add);
     *sum = *sum * keep + total * add;
     for (size_t j = 0; j < a->value_dim; j++) {
         float v = 0;
@@ -243,7 +243,7 @@ static void attend(const hk_attend *a) {
         }
 }
 
-static void attend_merge(const float *max, const float *sum, size_t stride, const float *values, size_t values_stride,
+static void combine_partials(const float *max, const float *sum, size_t stride, const float *values, size_t values_stride,
                          size_t n, size_t heads, size_t value_dim, float *y) {
     for (size_t h = 0; h < heads; h++, y += value_dim) {
         float most = max[h], total = sum[h];
@@ -251,7 +251,7 @@ static void attend_merge(const float *max, const float *sum, size_t stride, cons
         for (size_t i = 1; i < n; i++) {
             const float *v = values + i * values_stride + h * value_dim;
             float keep, add;
-            add_part(&most, max[i * stride + h], &keep, &add);
+            online_softmax_rescale(&most, max[i * stride + h], &keep, &add);
             total = total * keep + sum[i * stride + h] * add;
             for (size_t j = 0; j < value_dim; j++) y[j] = y[j] * keep + v[j] * add;
         }
@@ -328,6 +328,6 @@ static float float_rate(size_t rounds) {
 
 const hk_kernels *hk_scalar(void) {
     static const hk_kernels table = {"scalar",  matmul, NULL,     quantize, rms_norm, fuse,      rope,      to_f16, attend,
-                                     attend_merge, conv_silu, scan, silu_mul, relu2, read_all, int8_rate, float_rate};
+                                     combine_partials, conv_silu, scan, silu_mul, relu2, read_all, int8_rate, float_rate};
     return &table;
 }

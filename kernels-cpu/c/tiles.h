@@ -23,7 +23,7 @@ static inline const char *kv_at(hk_type type, const void *p, size_t i) {
 
 /* the place in its tile of row `at` of the sequence */
 static inline size_t tile_lane(const hk_attend *a, size_t at) {
-    return (at < a->prefix ? at : at - a->prefix + a->phase) % HK_ATTEND_ROWS;
+    return (at < a->prefix ? at : at - a->prefix + a->tile_offset) % HK_ATTEND_ROWS;
 }
 
 /* how many rows the tile has from there on, of those that the call looks at */

@@ -73,15 +73,15 @@ typedef struct hk_act {
 
 /* A run of KV cache rows that a query may see, in order of position. K and V are of one type. */
 typedef struct hk_rows {
-    const void *k; /* [kv_heads, rows, key_dim], heads `k_apart` values apart */
-    const void *v; /* [kv_heads, rows, value_dim], heads `v_apart` values apart */
-    size_t rows, k_apart, v_apart;
+    const void *k; /* [kv_heads, rows, key_dim], heads `k_head_stride` values apart */
+    const void *v; /* [kv_heads, rows, value_dim], heads `v_head_stride` values apart */
+    size_t rows, k_head_stride, v_head_stride;
 } hk_rows;
 
 /* Attention of some tokens, for kv heads that lie side by side and the query heads that share them. The runs are one
  * sequence of rows. Every token sees the first `prefix` rows; of the others, token t sees first[t] .. end[t].
  *
- * The rows are taken tile by tile: the prefix from its first row on, what follows from wherever `phase` plus the number of
+ * The rows are taken tile by tile: the prefix from its first row on, what follows from wherever `tile_offset` plus the number of
  * the row behind the prefix is a multiple of HK_ATTEND_ROWS. A tile's part of the answer does not depend on what else a call
  * looks at, so that tiles with the same rows give the same bits. */
 typedef struct hk_attend {
@@ -91,11 +91,11 @@ typedef struct hk_attend {
     const hk_rows *runs;
     size_t n_runs;
     size_t from, to; /* the rows of the sequence that this call looks at */
-    /* A single token asks memory for rows some time before it uses them, and does so up to row `soon` of the sequence: the
-     * next call takes those behind `to`. `begun`: the call before asked for the first rows of this one. */
-    size_t soon;
-    int begun;
-    size_t prefix, phase;
+    /* A single token prefetches rows some time before it uses them, up to row `prefetch_end` of the sequence: the next call
+     * takes those behind `to`. `prefetched`: the call before has prefetched the first rows of this one. */
+    size_t prefetch_end;
+    int prefetched;
+    size_t prefix, tile_offset;
     const size_t *first, *end; /* [tokens] */
     float scale;
     float *scratch; /* [key_dim, HK_ATTEND_SCRATCH]; with a tile_stride [kv_heads * group, HK_ATTEND_SCORES], if that is more */
@@ -166,7 +166,7 @@ typedef struct hk_kernels {
     /* Softmax attention of heads that lie side by side from what `attend` made of `n` tiles, added in the order in which it
      * adds them itself: max, sum [n, heads], tiles `stride` apart; values [n, heads, value_dim], tiles `values_stride` apart.
      * y [heads, value_dim] may be values. */
-    void (*attend_merge)(const float *max, const float *sum, size_t stride, const float *values, size_t values_stride,
+    void (*combine_partials)(const float *max, const float *sum, size_t stride, const float *values, size_t values_stride,
                          size_t n, size_t heads, size_t value_dim, float *y);
     void (*conv_silu)(const hk_conv *a);
     void (*scan)(const hk_scan *a);

@@ -57,8 +57,8 @@ pub struct hk_rows {
     pub k: *const ::core::ffi::c_void,
     pub v: *const ::core::ffi::c_void,
     pub rows: usize,
-    pub k_apart: usize,
-    pub v_apart: usize,
+    pub k_head_stride: usize,
+    pub v_head_stride: usize,
 }
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -75,10 +75,10 @@ pub struct hk_attend {
     pub n_runs: usize,
     pub from: usize,
     pub to: usize,
-    pub soon: usize,
-    pub begun: ::core::ffi::c_int,
+    pub prefetch_end: usize,
+    pub prefetched: ::core::ffi::c_int,
     pub prefix: usize,
-    pub phase: usize,
+    pub tile_offset: usize,
     pub first: *const usize,
     pub end: *const usize,
     pub scale: f32,
@@ -180,7 +180,7 @@ pub struct hk_kernels {
     >,
     pub to_f16: ::core::option::Option<unsafe extern "C" fn(x: *const f32, n: usize, y: *mut u16)>,
     pub attend: ::core::option::Option<unsafe extern "C" fn(a: *const hk_attend)>,
-    pub attend_merge: ::core::option::Option<
+    pub combine_partials: ::core::option::Option<
         unsafe extern "C" fn(
             max: *const f32,
             sum: *const f32,

@@ -52,7 +52,7 @@ pub struct Cpu {
     pool: Pool,
     /// The activations of a product.
     acts: QuantizedActs,
-    /// Turned keys, and parts of the attention heads' output.
+    /// Transposed keys, and partial results of the attention heads' output.
     scores: Vec<f32>,
 }
 

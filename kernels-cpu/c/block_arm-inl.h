@@ -1,4 +1,9 @@
-/* Products with matrices in ggml's order: eight rows at a time, with the sums of packed ones. */
+/* Products with matrices in ggml's order: eight rows at a time, with the sums of packed ones.
+ *
+ * Requires: quant_arm-inl.h; HK_SDOT if the table has it. */
+#ifndef HYMBA_BLOCK_ARM_INL_H
+#define HYMBA_BLOCK_ARM_INL_H
+
 
 #define BLOCK_TOKENS 4 /* of a tile */
 
@@ -68,3 +73,5 @@ HK_INLINE void block_tile(hk_type type, const uint8_t *w, size_t rows, size_t co
     }
     for (size_t t = 0; t < tokens; t++) put_sums(y + (t0 + t) * y_stride, rows, sum[t], accumulate);
 }
+
+#endif

@@ -1,4 +1,9 @@
-/* What every table of vector kernels has in common: products by type, and its initialiser. */
+/* What every table of vector kernels has in common: products by type, and its initialiser.
+ *
+ * Requires: matmul and gemv of packed matrices, block_tile; the other kernels of vector/. */
+#ifndef HYMBA_TABLE_INL_H
+#define HYMBA_TABLE_INL_H
+
 
 /* Matrices in ggml's order. Each pair of row and token is summed in the same order whatever the tile. */
 HK_INLINE void block_matmul(hk_type type, const uint8_t *w, size_t rows, size_t cols, const hk_act *x,
@@ -44,13 +49,15 @@ static float float_rate(size_t rounds) {
     vw all = sum[0];
 #pragma GCC unroll 8
     for (int i = 1; i < CHAINS; i++) all = vw_add(all, sum[i]);
-    return vf_sum(vf_add(vw_low(all), vw_high(all)));
+    return vf_reduce_sum(vf_add(vw_low(all), vw_high(all)));
 }
 
 /* The initialiser of a table. */
 #define HK_TABLE(isa)                                                                                              \
     {                                                                                                              \
         .name = isa, .matmul = matmul, .gemv = gemv, .quantize = quantize, .rms_norm = rms_norm, .fuse = fuse, .rope = rope,     \
-        .to_f16 = to_f16, .attend = attend, .attend_merge = attend_merge, .conv_silu = conv_silu, .scan = scan,    \
+        .to_f16 = to_f16, .attend = attend, .combine_partials = combine_partials, .conv_silu = conv_silu, .scan = scan,    \
         .silu_mul = silu_mul, .relu2 = relu2, .read = read_all, .int8_rate = int8_rate, .float_rate = float_rate,  \
     }
+
+#endif

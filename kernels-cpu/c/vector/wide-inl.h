@@ -1,4 +1,9 @@
-/* Two vectors side by side: one register of AVX-512, elsewhere a pair. */
+/* Two vectors side by side: one register of AVX-512, elsewhere a pair.
+ *
+ * Requires: simd_avx2.h or simd_neon.h. */
+#ifndef HYMBA_WIDE_INL_H
+#define HYMBA_WIDE_INL_H
+
 #define VW_LANES (2 * VF_LANES)
 
 #ifdef __AVX512F__
@@ -62,5 +67,7 @@ HK_INLINE vw vw_fnma(vw a, vw b, vw c) { return vw_pair(vf_fnma(a.low, b.low, c.
 HK_INLINE vw vw_load_f16(const void *p) {
     return vw_pair(vf_load_f16(p), vf_load_f16((const uint16_t *)p + VF_LANES));
 }
+
+#endif
 
 #endif

@@ -1,4 +1,9 @@
-/* exp and what is made of it, eight lanes at a time. Polynomials are fitted for the least relative error. */
+/* exp and what is made of it, eight lanes at a time. Polynomials are fitted for the least relative error.
+ *
+ * Requires: wide-inl.h. */
+#ifndef HYMBA_MATH_INL_H
+#define HYMBA_MATH_INL_H
+
 
 /* Of vf_max and vf_min the second operand is the one that may be NaN: NaN goes through. */
 
@@ -67,3 +72,5 @@ HK_INLINE vf vf_softplus(vf x) {
     p = vf_fma(p, s, vf_set1(2.0f));
     return vf_fma(p, z, vf_max(vf_zero(), x));
 }
+
+#endif
