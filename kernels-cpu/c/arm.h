@@ -66,12 +66,11 @@ static uint32_t int8_rate(size_t rounds) {
     int8x16_t a = vdupq_n_s8(3), w = vdupq_n_s8(5);
     memset(sum, 0, sizeof sum);
     for (; rounds > 0; rounds--)
-        for (int k = 0; k < HK_ROUND / RATE_MACS / CHAINS; k++)
-            UNROLL
-            for (int i = 0; i < CHAINS; i++) {
-                __asm__ volatile("" : "+w"(a)); /* each chain multiplies anew */
-                sum[i] = RATE_STEP(sum[i], w, a);
-            }
+        for (int k = 0; k < HK_ROUND / RATE_MACS / CHAINS; k++) UNROLL
+    for (int i = 0; i < CHAINS; i++) {
+        __asm__ volatile("" : "+w"(a)); /* each chain multiplies anew */
+        sum[i] = RATE_STEP(sum[i], w, a);
+    }
     for (int i = 1; i < CHAINS; i++) sum[0] += sum[i];
     return (uint32_t)sum[0][0];
 }

@@ -18,8 +18,6 @@ const hk_kernels *hk_avx512vbmi(void) {
 
 #include "hymba_kernels.h"
 
-const hk_kernels *hk_avx512vbmi(void) {
-    return NULL;
-}
+const hk_kernels *hk_avx512vbmi(void) { return NULL; }
 
 #endif

@@ -16,8 +16,6 @@ const hk_kernels *hk_avx512vnni(void) {
 
 #include "hymba_kernels.h"
 
-const hk_kernels *hk_avx512vnni(void) {
-    return NULL;
-}
+const hk_kernels *hk_avx512vnni(void) { return NULL; }
 
 #endif

@@ -4,7 +4,6 @@
 #ifndef HYMBA_BLOCK_ARM_INL_H
 #define HYMBA_BLOCK_ARM_INL_H
 
-
 #define BLOCK_TOKENS 4 /* of a tile */
 
 /* The 32 weights of a block of one row as signed bytes. */
@@ -20,7 +19,8 @@ HK_INLINE uint8x16_t block_fifth(const uint8_t *bits) {
 
 HK_INLINE block_weights block_values(hk_type type, const uint8_t *block) {
     const uint8_t *head = block + scale_bytes(type) + (has_min(type) ? 2 : 0);
-    if (code_bits(type) == 8) return (block_weights){vld1q_s8((const int8_t *)head), vld1q_s8((const int8_t *)head + 16)};
+    if (code_bits(type) == 8)
+        return (block_weights){vld1q_s8((const int8_t *)head), vld1q_s8((const int8_t *)head + 16)};
     const uint8x16_t both = vld1q_u8(head + (has_fifth(type) ? 4 : 0));
     uint8x16_t lo = nibbles(both, 0), hi = nibbles(both, 4);
     if (has_fifth(type)) lo = vorrq_u8(lo, block_fifth(head)), hi = vorrq_u8(hi, block_fifth(head + 2));

@@ -6,8 +6,8 @@
 
 /* `lanes` rows of a group by tokens t0 .. t0 + tokens. One token reads the matrix as one stream, which the CPU's own
  * prefetchers follow best when left alone; of more, the first tile has time to prefetch the group that follows. */
-HK_INLINE void gemm_tile(hk_type type, const uint8_t *w, size_t lanes, size_t cols, const hk_act *x, size_t t0, size_t tokens,
-                         int prefetch, float *y, size_t y_stride, int accumulate) {
+HK_INLINE void gemm_tile(hk_type type, const uint8_t *w, size_t lanes, size_t cols, const hk_act *x, size_t t0,
+                         size_t tokens, int prefetch, float *y, size_t y_stride, int accumulate) {
     const size_t blocks = cols / HK_BLOCK, size = type_bytes(type);
     const uint8_t *next = w + blocks * size;
     block_acts acts = acts_by_token(x, cols, t0);

@@ -1,23 +1,23 @@
-/* Matrix products (GEMM) with packed matrices: two groups of rows by some tokens are a tile, whose integer sums of a block
- * stay in registers.
+/* Matrix products (GEMM) with packed matrices: two groups of rows by some tokens are a tile, whose integer sums of a
+ * block stay in registers.
  *
  * Requires: packed_x86-inl.h, and with HK_DPBUSD_WIDE packed_x86_512-inl.h; TILE_TOKENS. */
 #ifndef HYMBA_GEMM_X86_INL_H
 #define HYMBA_GEMM_X86_INL_H
 
-#define TILE_GROUPS 2          /* they share each broadcast activation */
+#define TILE_GROUPS 2            /* they share each broadcast activation */
 #define ACT_L2_BYTES (128 << 10) /* bytes of activations that stay in L2 */
-#define TOKEN_BATCH 60         /* tokens: whole tiles of each kind */
+#define TOKEN_BATCH 60           /* tokens: whole tiles of each kind */
 #ifdef HK_DPBUSD_WIDE
 #define TILE_TOKENS_512 WIDE_SUMS
 _Static_assert(TOKEN_BATCH % TILE_TOKENS_512 == 0, "a batch is of whole tiles");
 #endif
 _Static_assert(TOKEN_BATCH % TILE_TOKENS == 0, "a batch is of whole tiles");
 
-/* `groups` neighbouring groups of rows, `lanes` rows of the last, by tokens t0 .. t0 + tokens. The first tile prefetches the
- * groups that follow. */
-HK_INLINE void gemm_tile(hk_type type, const uint8_t *w, size_t groups, size_t lanes, size_t cols, const hk_act *x, size_t t0,
-                         size_t tokens, float *y, size_t y_stride, int accumulate) {
+/* `groups` neighbouring groups of rows, `lanes` rows of the last, by tokens t0 .. t0 + tokens. The first tile
+ * prefetches the groups that follow. */
+HK_INLINE void gemm_tile(hk_type type, const uint8_t *w, size_t groups, size_t lanes, size_t cols, const hk_act *x,
+                         size_t t0, size_t tokens, float *y, size_t y_stride, int accumulate) {
     const size_t blocks = cols / HK_BLOCK, size = type_bytes(type);
     const uint8_t *at[TILE_GROUPS] = {w, w + (groups - 1) * blocks * size}, *next = w + groups * blocks * size;
     block_acts acts = acts_by_token(x, cols, t0);
@@ -39,8 +39,8 @@ HK_INLINE void gemm_tile(hk_type type, const uint8_t *w, size_t groups, size_t l
 #ifdef HK_DPBUSD_WIDE
 
 /* The same for two groups and TILE_TOKENS_512 tokens. */
-HK_INLINE void gemm_tile_512(hk_type type, const uint8_t *w, size_t lanes, size_t cols, const hk_act *x, size_t t0, float *y,
-                             size_t y_stride, int accumulate) {
+HK_INLINE void gemm_tile_512(hk_type type, const uint8_t *w, size_t lanes, size_t cols, const hk_act *x, size_t t0,
+                             float *y, size_t y_stride, int accumulate) {
     const size_t blocks = cols / HK_BLOCK, size = type_bytes(type);
     const uint8_t *at[2] = {w, w + blocks * size}, *next = w + 2 * blocks * size;
     block_acts acts = acts_by_token(x, cols, t0);

@@ -1,5 +1,5 @@
-/* Products of few tokens (matrix-vector products, GEMV, and small batches): the matrix is read once, run after run, which the
- * CPU's own prefetchers follow. Of a single token that is `matmul`.
+/* Products of few tokens (matrix-vector products, GEMV, and small batches): the matrix is read once, run after run,
+ * which the CPU's own prefetchers follow. Of a single token that is `matmul`.
  *
  * Requires: packed_arm-inl.h, gemm_arm-inl.h, vector/float_matmul-inl.h. */
 #ifndef HYMBA_GEMV_ARM_INL_H
@@ -27,8 +27,9 @@ HK_INLINE void gemv_tile(hk_type type, const uint8_t *w, size_t cols, size_t pre
     for (size_t t = 0; t < tokens; t++) put_sums(y + t * y_stride, HK_LANES, sum[t], accumulate);
 }
 
-HK_INLINE void packed_gemv(hk_type type, const void *const w[HK_STREAMS], size_t rows, size_t cols, size_t prefetch_distance,
-                           const hk_act *x, size_t tokens, float *const y[HK_STREAMS], size_t y_stride, int accumulate) {
+HK_INLINE void packed_gemv(hk_type type, const void *const w[HK_STREAMS], size_t rows, size_t cols,
+                           size_t prefetch_distance, const hk_act *x, size_t tokens, float *const y[HK_STREAMS],
+                           size_t y_stride, int accumulate) {
     const size_t group = cols / HK_BLOCK * type_bytes(type);
     for (size_t s = 0; s < HK_STREAMS; s++)
         for (size_t r = 0; r < rows; r += HK_LANES)
@@ -37,13 +38,14 @@ HK_INLINE void packed_gemv(hk_type type, const void *const w[HK_STREAMS], size_t
 }
 
 /* Functions of their own for each type and number of tokens: the compiler allots registers better, and faster. */
-#define GEMV(name, n)                                                                                                   \
-    static __attribute__((noinline)) void gemv_##name##_##n(const void *const w[HK_STREAMS], size_t rows, size_t cols,  \
-                                                            size_t prefetch_distance, const hk_act *x,                  \
-                                                            float *const y[HK_STREAMS], size_t y_stride, int accumulate) { \
-        packed_gemv(HK_##name##X8, w, rows, cols, prefetch_distance, x, n, y, y_stride, accumulate);                             \
+#define GEMV(name, n)                                                                                         \
+    static __attribute__((noinline)) void gemv_##name##_##n(                                                  \
+        const void *const w[HK_STREAMS], size_t rows, size_t cols, size_t prefetch_distance, const hk_act *x, \
+        float *const y[HK_STREAMS], size_t y_stride, int accumulate) {                                        \
+        packed_gemv(HK_##name##X8, w, rows, cols, prefetch_distance, x, n, y, y_stride, accumulate);          \
     }
-#define GEMV_TYPE(_, name, ...) GEMV(name, 2) GEMV(name, 3) GEMV(name, 4) GEMV(name, 5) GEMV(name, 6) GEMV(name, 7) GEMV(name, 8)
+#define GEMV_TYPE(_, name, ...) \
+    GEMV(name, 2) GEMV(name, 3) GEMV(name, 4) GEMV(name, 5) GEMV(name, 6) GEMV(name, 7) GEMV(name, 8)
 HK_QUANTIZED_TYPES(GEMV_TYPE, _)
 
 static void gemv(hk_type type, const void *const w[HK_STREAMS], size_t rows, size_t cols, size_t prefetch_distance,
@@ -52,12 +54,11 @@ static void gemv(hk_type type, const void *const w[HK_STREAMS], size_t rows, siz
         for (size_t s = 0; s < HK_STREAMS; s++) matmul(type, w[s], rows, cols, x, tokens, y[s], y_stride, accumulate);
         return;
     }
-#define FEW(name, n) case n: gemv_##name##_##n(w, rows, cols, prefetch_distance, x, y, y_stride, accumulate); break;
-#define PACKED(_, name, ...) \
-    case HK_##name##X8:     \
-        switch (tokens) {   \
-        FEW(name, 2) FEW(name, 3) FEW(name, 4) FEW(name, 5) FEW(name, 6) FEW(name, 7) FEW(name, 8) \
-        }                   \
+#define FEW(name, n) \
+    case n: gemv_##name##_##n(w, rows, cols, prefetch_distance, x, y, y_stride, accumulate); break;
+#define PACKED(_, name, ...)                                                                                           \
+    case HK_##name##X8:                                                                                                \
+        switch (tokens) { FEW(name, 2) FEW(name, 3) FEW(name, 4) FEW(name, 5) FEW(name, 6) FEW(name, 7) FEW(name, 8) } \
         break;
     switch (type) {
         HK_QUANTIZED_TYPES(PACKED, _)

@@ -1,6 +1,6 @@
-/* Products of few tokens (matrix-vector products, GEMV, and small batches): memory is the limit, so that the matrix is read
- * once, at HK_STREAMS places, and prefetched at each. Where the integer sums of all tokens do not fit the registers, a block is
- * taken again from L1.
+/* Products of few tokens (matrix-vector products, GEMV, and small batches): memory is the limit, so that the matrix is
+ * read once, at HK_STREAMS places, and prefetched at each. Where the integer sums of all tokens do not fit the
+ * registers, a block is taken again from L1.
  *
  * Requires: packed_x86-inl.h, and with HK_DPBUSD_WIDE packed_x86_512-inl.h; float_matmul-inl.h. */
 #ifndef HYMBA_GEMV_X86_INL_H
@@ -24,7 +24,8 @@ HK_INLINE const uint8_t *next_block(const uint8_t *p, size_t size) {
 HK_INLINE void gemv_tile(hk_type type, const uint8_t *const w[], size_t streams, size_t cols, size_t prefetch_distance,
                          const hk_act *x, size_t tokens, float *const y[], size_t y_stride, int accumulate) {
     const size_t size = type_bytes(type);
-    const size_t most = tokens > TILE_TOKENS ? (tokens + 1) / 2 : tokens; /* whose integer sums registers have room for */
+    const size_t most =
+        tokens > TILE_TOKENS ? (tokens + 1) / 2 : tokens; /* whose integer sums registers have room for */
     block_acts acts = acts_interleaved(x, tokens);
     const uint8_t *at[HK_STREAMS];
     vf sum[HK_STREAMS][TILE_SUMS];
@@ -50,7 +51,8 @@ HK_INLINE void gemv_tile(hk_type type, const uint8_t *const w[], size_t streams,
 
 /* The same with two streams in a register of 512 bits. */
 HK_INLINE void gemv_tile_512(hk_type type, const uint8_t *const w[HK_STREAMS], size_t cols, size_t prefetch_distance,
-                             const hk_act *x, size_t tokens, float *const y[HK_STREAMS], size_t y_stride, int accumulate) {
+                             const hk_act *x, size_t tokens, float *const y[HK_STREAMS], size_t y_stride,
+                             int accumulate) {
     enum { PAIRS = HK_STREAMS / 2 };
     const size_t size = type_bytes(type), most = tokens > 6 ? (tokens + 1) / 2 : tokens;
     block_acts acts = acts_interleaved(x, tokens);
@@ -93,8 +95,9 @@ HK_INLINE void gemv_rows(hk_type type, const uint8_t *const w[HK_STREAMS], size_
         gemv_tile(type, w + g, streams, cols, prefetch_distance, x, tokens, y + g, y_stride, accumulate);
 }
 
-HK_INLINE void packed_gemv(hk_type type, const void *const w[HK_STREAMS], size_t rows, size_t cols, size_t prefetch_distance,
-                           const hk_act *x, size_t tokens, float *const y[HK_STREAMS], size_t y_stride, int accumulate) {
+HK_INLINE void packed_gemv(hk_type type, const void *const w[HK_STREAMS], size_t rows, size_t cols,
+                           size_t prefetch_distance, const hk_act *x, size_t tokens, float *const y[HK_STREAMS],
+                           size_t y_stride, int accumulate) {
     const size_t group = cols / HK_BLOCK * type_bytes(type);
     for (size_t row = 0; row < rows; row += HK_LANES) {
         const uint8_t *at[HK_STREAMS];
@@ -106,11 +109,11 @@ HK_INLINE void packed_gemv(hk_type type, const void *const w[HK_STREAMS], size_t
 }
 
 /* Functions of their own for each type and number of tokens: the compiler allots registers better, and faster. */
-#define GEMV(name, n)                                                                                                   \
-    static __attribute__((noinline)) void gemv_##name##_##n(const void *const w[HK_STREAMS], size_t rows, size_t cols,  \
-                                                            size_t prefetch_distance, const hk_act *x,                  \
-                                                            float *const y[HK_STREAMS], size_t y_stride, int accumulate) { \
-        packed_gemv(HK_##name##X8, w, rows, cols, prefetch_distance, x, n, y, y_stride, accumulate);                             \
+#define GEMV(name, n)                                                                                         \
+    static __attribute__((noinline)) void gemv_##name##_##n(                                                  \
+        const void *const w[HK_STREAMS], size_t rows, size_t cols, size_t prefetch_distance, const hk_act *x, \
+        float *const y[HK_STREAMS], size_t y_stride, int accumulate) {                                        \
+        packed_gemv(HK_##name##X8, w, rows, cols, prefetch_distance, x, n, y, y_stride, accumulate);          \
     }
 #define GEMV_TYPE(_, name, ...) \
     GEMV(name, 1) GEMV(name, 2) GEMV(name, 3) GEMV(name, 4) GEMV(name, 5) GEMV(name, 6) GEMV(name, 7) GEMV(name, 8)
@@ -118,14 +121,16 @@ HK_QUANTIZED_TYPES(GEMV_TYPE, _)
 
 static void gemv(hk_type type, const void *const w[HK_STREAMS], size_t rows, size_t cols, size_t prefetch_distance,
                  const hk_act *x, size_t tokens, float *const y[HK_STREAMS], size_t y_stride, int accumulate) {
-#define FEW(name, n) case n: gemv_##name##_##n(w, rows, cols, prefetch_distance, x, y, y_stride, accumulate); break;
-#define PACKED(_, name, ...) \
-    case HK_##name##X8:     \
-        switch (tokens) {   \
-        FEW(name, 1) FEW(name, 2) FEW(name, 3) FEW(name, 4) FEW(name, 5) FEW(name, 6) FEW(name, 7) FEW(name, 8) \
-        }                   \
+#define FEW(name, n) \
+    case n: gemv_##name##_##n(w, rows, cols, prefetch_distance, x, y, y_stride, accumulate); break;
+#define PACKED(_, name, ...)                                                                                        \
+    case HK_##name##X8:                                                                                             \
+        switch (tokens) {                                                                                           \
+            FEW(name, 1) FEW(name, 2) FEW(name, 3) FEW(name, 4) FEW(name, 5) FEW(name, 6) FEW(name, 7) FEW(name, 8) \
+        }                                                                                                           \
         break;
-#define AS(product, type) case type: product(type, w, rows, cols, prefetch_distance, x, tokens, y, y_stride, accumulate); break;
+#define AS(product, type) \
+    case type: product(type, w, rows, cols, prefetch_distance, x, tokens, y, y_stride, accumulate); break;
     switch (type) {
         AS(float_gemv, HK_F32)
         AS(float_gemv, HK_F16)

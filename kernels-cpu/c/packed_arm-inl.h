@@ -1,5 +1,5 @@
-/* Blocks of eight interleaved rows: a lane is a row, so that nothing is summed across rows and eight scales come with one
- * load. Each pair of row and token is summed block after block in the same order, whatever the tile.
+/* Blocks of eight interleaved rows: a lane is a row, so that nothing is summed across rows and eight scales come with
+ * one load. Each pair of row and token is summed block after block in the same order, whatever the tile.
  *
  * Requires: simd_neon.h, types.h, quant_arm-inl.h; HK_SDOT and HK_MMLA if the table has them. */
 #ifndef HYMBA_PACKED_ARM_INL_H
@@ -13,8 +13,8 @@
 #endif
 #define TILE_SUMS 8 /* tokens of a tile at most */
 
-/* The activations of a block of 32 columns: columns 4c .. 4c+3 of token t are at q + t * token + c * column, its scale and
- * offset at t * stride. */
+/* The activations of a block of 32 columns: columns 4c .. 4c+3 of token t are at q + t * token + c * column, its scale
+ * and offset at t * stride. */
 typedef struct block_acts {
     const int8_t *q;
     const float *d;
@@ -60,9 +60,7 @@ HK_INLINE int32x4_t packed_begin(hk_type type, int32_t offset) {
 }
 
 /* the two columns of a nibble's byte one after the other */
-HK_INLINE size_t packed_column(size_t i) {
-    return i / 2 + i % 2 * 4;
-}
+HK_INLINE size_t packed_column(size_t i) { return i / 2 + i % 2 * 4; }
 
 /* ---- the sums of a block: eight rows, some tokens ---- */
 
@@ -79,7 +77,8 @@ HK_INLINE int32x4_t dot_lane(int32x4_t sum, int8x16_t w, int8x16_t a, size_t lan
 
 /* The sums of a block's products with some tokens, a constant number. */
 HK_INLINE void block_dot(hk_type type, const uint8_t *block, block_acts x, size_t tokens, block_sums *dot) {
-    const int interleaved = x.token == 4; /* a register then holds four columns of four tokens, else 16 columns of one */
+    const int interleaved =
+        x.token == 4; /* a register then holds four columns of four tokens, else 16 columns of one */
     int8x16_t a[TILE_SUMS][2];
     for (size_t t = 0; t < tokens; t++) {
         dot[t].lo = dot[t].hi = packed_begin(type, x.offset[t * x.stride]);
@@ -171,8 +170,8 @@ HK_INLINE int8x16_t two_tokens(block_acts x, size_t t, size_t k) {
     return vreinterpretq_s8_s32(vcombine_s32(vzip1_s32(a, b), vzip2_s32(a, b)));
 }
 
-/* block_dot of pairs of tokens: two of them and two rows give four sums at once. An odd last token, which interleaved ones may
- * be, is paired with what lies behind it. */
+/* block_dot of pairs of tokens: two of them and two rows give four sums at once. An odd last token, which interleaved
+ * ones may be, is paired with what lies behind it. */
 HK_INLINE void block_dot_pairs(hk_type type, const uint8_t *block, block_acts x, size_t tokens, block_sums *dot) {
     int32x4_t sum[(TILE_SUMS + 1) / 2][4];
     for (size_t t = 0; t < tokens; t += 2) {

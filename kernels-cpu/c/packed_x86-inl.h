@@ -1,6 +1,6 @@
-/* Blocks of eight interleaved rows: a lane is a row, so that nothing is summed across lanes and eight scales come with one
- * load. An activation's four columns are broadcast to all rows. Each pair of row and token is summed block after block in the
- * same order, whatever the tile.
+/* Blocks of eight interleaved rows: a lane is a row, so that nothing is summed across lanes and eight scales come with
+ * one load. An activation's four columns are broadcast to all rows. Each pair of row and token is summed block after
+ * block in the same order, whatever the tile.
  *
  * Requires: simd_avx2.h, types.h, quant_x86-inl.h; HK_DPBUSD and HK_LOOKUP32 if the table has them. */
 #ifndef HYMBA_PACKED_X86_INL_H
@@ -8,7 +8,8 @@
 
 #define TILE_SUMS 8 /* tokens of a tile at most */
 
-/* Whether the kernels hold the type's weights as signed bytes, which fit no other; else they are larger by the zero point. */
+/* Whether the kernels hold the type's weights as signed bytes, which fit no other; else they are larger by the zero
+ * point. */
 HK_INLINE int packed_signed(hk_type type) {
 #ifdef HK_DPBUSD
     (void)type;
@@ -18,9 +19,7 @@ HK_INLINE int packed_signed(hk_type type) {
 #endif
 }
 
-HK_INLINE int packed_zero_point(hk_type type) {
-    return packed_signed(type) ? 0 : zero_point(type);
-}
+HK_INLINE int packed_zero_point(hk_type type) { return packed_signed(type) ? 0 : zero_point(type); }
 
 /* a table of 16 signed levels, as the kernels hold weights */
 HK_INLINE __m256i packed_table(hk_type type, const int8_t *levels) {
@@ -65,9 +64,7 @@ HK_INLINE __m256i zero_point_correction(hk_type type, int32_t offset) { /* for e
 
 #ifdef HK_DPBUSD
 
-HK_INLINE __m256i packed_begin(hk_type type, int32_t offset) {
-    return zero_point_correction(type, offset);
-}
+HK_INLINE __m256i packed_begin(hk_type type, int32_t offset) { return zero_point_correction(type, offset); }
 
 HK_INLINE __m256i packed_step(hk_type type, __m256i sum, __m256i w, __m256i a) {
     (void)type;
@@ -82,9 +79,7 @@ HK_INLINE __m256i packed_end(hk_type type, __m256i sum, int32_t offset) {
 #else
 
 /* Do eight pairs of products fit 16 bits? Those of 4-bit codes stay below 8 * 2 * 15 * 127 < 2^15. */
-HK_INLINE int packed_narrow(hk_type type) {
-    return code_bits(type) == 4 && !has_fifth(type) && !type_levels(type);
-}
+HK_INLINE int packed_narrow(hk_type type) { return code_bits(type) == 4 && !has_fifth(type) && !type_levels(type); }
 
 HK_INLINE __m256i packed_begin(hk_type type, int32_t offset) {
     return packed_narrow(type) ? _mm256_setzero_si256() : zero_point_correction(type, offset);
@@ -104,8 +99,8 @@ HK_INLINE __m256i packed_end(hk_type type, __m256i sum, int32_t offset) {
 
 #endif
 
-/* The activations of a block of 32 columns: columns 4c .. 4c+3 of token t are at q + t * token + c * column, its scale and
- * offset at t * stride. */
+/* The activations of a block of 32 columns: columns 4c .. 4c+3 of token t are at q + t * token + c * column, its scale
+ * and offset at t * stride. */
 typedef struct block_acts {
     const int8_t *q;
     const float *d;
@@ -136,8 +131,8 @@ HK_INLINE int32_t four_columns(const block_acts *x, size_t t, size_t c) {
     return four;
 }
 
-/* Adds the products of a block of some groups of rows with some tokens to sums `t0` ..: both numbers are constant in each
- * call. */
+/* Adds the products of a block of some groups of rows with some tokens to sums `t0` ..: both numbers are constant in
+ * each call. */
 HK_INLINE void block_dot(hk_type type, const uint8_t *const w[], size_t groups, block_acts x, size_t tokens,
                          vf sum[][TILE_SUMS], size_t t0) {
     __m256i dot[HK_STREAMS][TILE_SUMS];

@@ -33,7 +33,8 @@ HK_INLINE __m512i wide_weights(hk_type type, const uint8_t *a, const uint8_t *b,
     const __m512i codes = _mm512_and_si512(low, _mm512_set1_epi8(15));
     if (!has_fifth(type)) return codes;
     const __m512i bits = wide_load(a + head - 4 * HK_LANES, b + head - 4 * HK_LANES);
-    const __m512i fifth = c < 4 ? _mm512_slli_epi16(bits, 4 - (unsigned)c % 4) : _mm512_srli_epi16(bits, (unsigned)c % 4);
+    const __m512i fifth =
+        c < 4 ? _mm512_slli_epi16(bits, 4 - (unsigned)c % 4) : _mm512_srli_epi16(bits, (unsigned)c % 4);
     return _mm512_or_si512(codes, _mm512_and_si512(fifth, _mm512_set1_epi8(16)));
 }
 

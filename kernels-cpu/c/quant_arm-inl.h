@@ -60,9 +60,7 @@ HK_INLINE int8x16_t code_values(hk_type type, uint8x16_t codes) {
 }
 
 /* how much they are too large */
-HK_INLINE int code_zero_point(hk_type type) {
-    return code_bits(type) == 8 || type_levels(type) ? 0 : zero_point(type);
-}
+HK_INLINE int code_zero_point(hk_type type) { return code_bits(type) == 8 || type_levels(type) ? 0 : zero_point(type); }
 
 /* y = or += sum, `lanes` values of it */
 HK_INLINE void put_sums(float *y, size_t lanes, vf sum, int accumulate) {

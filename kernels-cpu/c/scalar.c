@@ -6,13 +6,9 @@
 #include "tiles.h"
 #include "types.h"
 
-static float silu(float x) {
-    return x / (1.0f + expf(-x));
-}
+static float silu(float x) { return x / (1.0f + expf(-x)); }
 
-static float softplus(float x) {
-    return fmaxf(x, 0.0f) + log1pf(expf(-fabsf(x)));
-}
+static float softplus(float x) { return fmaxf(x, 0.0f) + log1pf(expf(-fabsf(x))); }
 
 /* ---- products ---- */
 
@@ -199,7 +195,8 @@ static void online_softmax_rescale(float *max, float more, float *keep, float *a
 }
 
 /* one tile: rows at .. at + rows, for query head h of token t */
-static void attend_tile(const hk_attend *a, size_t at, size_t rows, size_t t, size_t h, float *max, float *sum, float *out) {
+static void attend_tile(const hk_attend *a, size_t at, size_t rows, size_t t, size_t h, float *max, float *sum,
+                        float *out) {
     const float *q = a->q + t * a->q_stride + h * a->key_dim;
     const size_t head = h / a->group;
     float weights[HK_ATTEND_ROWS], most = -INFINITY, total = 0, keep, add;
@@ -209,7 +206,8 @@ static void attend_tile(const hk_attend *a, size_t at, size_t rows, size_t t, si
         for (; row >= run->rows; run++) row -= run->rows;
         values[r] = kv_at(a->type, run->v, head * run->v_head_stride + row * a->value_dim);
         const int seen = at + r < a->prefix || (at + r >= a->first[t] && at + r < a->end[t]);
-        weights[r] = seen ? score(a, q, kv_at(a->type, run->k, head * run->k_head_stride + row * a->key_dim)) : -INFINITY;
+        weights[r] =
+            seen ? score(a, q, kv_at(a->type, run->k, head * run->k_head_stride + row * a->key_dim)) : -INFINITY;
         most = fmaxf(most, weights[r]);
     }
     for (size_t r = 0; r < rows; r++) {
@@ -243,8 +241,8 @@ static void attend(const hk_attend *a) {
         }
 }
 
-static void combine_partials(const float *max, const float *sum, size_t stride, const float *values, size_t values_stride,
-                         size_t n, size_t heads, size_t value_dim, float *y) {
+static void combine_partials(const float *max, const float *sum, size_t stride, const float *values,
+                             size_t values_stride, size_t n, size_t heads, size_t value_dim, float *y) {
     for (size_t h = 0; h < heads; h++, y += value_dim) {
         float most = max[h], total = sum[h];
         for (size_t j = 0; j < value_dim; j++) y[j] = values[h * value_dim + j];
@@ -327,7 +325,8 @@ static float float_rate(size_t rounds) {
 }
 
 const hk_kernels *hk_scalar(void) {
-    static const hk_kernels table = {"scalar",  matmul, NULL,     quantize, rms_norm, fuse,      rope,      to_f16, attend,
-                                     combine_partials, conv_silu, scan, silu_mul, relu2, read_all, int8_rate, float_rate};
+    static const hk_kernels table = {"scalar", matmul, NULL,     quantize,         rms_norm,  fuse,
+                                     rope,     to_f16, attend,   combine_partials, conv_silu, scan,
+                                     silu_mul, relu2,  read_all, int8_rate,        float_rate};
     return &table;
 }

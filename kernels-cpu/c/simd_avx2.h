@@ -12,7 +12,8 @@
 /* Bodies are instantiated with constant sizes: without inlining their sums would live in memory. */
 #define HK_INLINE static inline __attribute__((always_inline))
 
-/* Optimization barriers: the compiler cannot see through a vector, or a size or pointer, whose value is in a register. */
+/* Optimization barriers: the compiler cannot see through a vector, or a size or pointer, whose value is in a register.
+ */
 #ifndef OPT_BARRIER
 #define OPT_BARRIER(x) __asm__ volatile("" : "+v"(x))
 #endif
@@ -42,7 +43,7 @@ HK_INLINE vf vf_mul(vf a, vf b) { return _mm256_mul_ps(a, b); }
 HK_INLINE vf vf_div(vf a, vf b) { return _mm256_div_ps(a, b); }
 HK_INLINE vf vf_min(vf a, vf b) { return _mm256_min_ps(a, b); }
 HK_INLINE vf vf_max(vf a, vf b) { return _mm256_max_ps(a, b); }
-HK_INLINE vf vf_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }  /* a*b + c */
+HK_INLINE vf vf_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }   /* a*b + c */
 HK_INLINE vf vf_fnma(vf a, vf b, vf c) { return _mm256_fnmadd_ps(a, b, c); } /* c - a*b */
 HK_INLINE vf vf_abs(vf x) { return _mm256_andnot_ps(vf_set1(-0.0f), x); }
 

@@ -142,7 +142,9 @@ HK_INLINE vf vf_pair(vf a, vf b) {
     return vf_of(vaddq_f32(vzip1q_f32(a.lo, b.lo), vzip2q_f32(a.lo, b.lo)),
                  vaddq_f32(vzip1q_f32(a.hi, b.hi), vzip2q_f32(a.hi, b.hi)));
 }
-HK_INLINE float32x4_t halves_sum(float32x4_t a, float32x4_t b) { return vaddq_f32(low_halves(a, b), high_halves(a, b)); }
+HK_INLINE float32x4_t halves_sum(float32x4_t a, float32x4_t b) {
+    return vaddq_f32(low_halves(a, b), high_halves(a, b));
+}
 /* the sum of the lanes of each of eight, in pairs: (0 + 2) + (1 + 3), and those of the other half */
 HK_INLINE vf vf_sums_of_pairs(const vf pair[4]) {
     return vf_of(vaddq_f32(halves_sum(pair[0].lo, pair[1].lo), halves_sum(pair[0].hi, pair[1].hi)),

@@ -6,26 +6,27 @@
 
 #define HK_LANES 8 /* rows that are interleaved in packed matrices */
 
-static inline int is_packed(hk_type type) {
-    return (type & HK_X8) != 0;
-}
+static inline int is_packed(hk_type type) { return (type & HK_X8) != 0; }
 
-static inline hk_type plain_type(hk_type type) {
-    return (hk_type)(type & ~HK_X8);
-}
+static inline hk_type plain_type(hk_type type) { return (hk_type)(type & ~HK_X8); }
 
-#define TYPE_FACT(result, fact, value)                                                                    \
-    static inline result fact(hk_type type) {                                                             \
-        switch (plain_type(type)) {                                                                       \
-            HK_QUANTIZED_TYPES(value, _)                                                                  \
-        default: return 0;                                                                                \
-        }                                                                                                 \
+#define TYPE_FACT(result, fact, value)        \
+    static inline result fact(hk_type type) { \
+        switch (plain_type(type)) {           \
+            HK_QUANTIZED_TYPES(value, _)      \
+        default: return 0;                    \
+        }                                     \
     }
-#define SCALE_BYTES(_, name, id, scale, min, fifth, bits, zero, levels) case HK_##name: return scale;
-#define HAS_MIN(_, name, id, scale, min, fifth, bits, zero, levels) case HK_##name: return min;
-#define HAS_FIFTH(_, name, id, scale, min, fifth, bits, zero, levels) case HK_##name: return fifth;
-#define CODE_BITS(_, name, id, scale, min, fifth, bits, zero, levels) case HK_##name: return bits;
-#define ZERO_POINT(_, name, id, scale, min, fifth, bits, zero, levels) case HK_##name: return zero;
+#define SCALE_BYTES(_, name, id, scale, min, fifth, bits, zero, levels) \
+    case HK_##name: return scale;
+#define HAS_MIN(_, name, id, scale, min, fifth, bits, zero, levels) \
+    case HK_##name: return min;
+#define HAS_FIFTH(_, name, id, scale, min, fifth, bits, zero, levels) \
+    case HK_##name: return fifth;
+#define CODE_BITS(_, name, id, scale, min, fifth, bits, zero, levels) \
+    case HK_##name: return bits;
+#define ZERO_POINT(_, name, id, scale, min, fifth, bits, zero, levels) \
+    case HK_##name: return zero;
 
 /* bytes of a block's scale: a half float, or the exponent alone */
 TYPE_FACT(size_t, scale_bytes, SCALE_BYTES)
@@ -36,7 +37,8 @@ TYPE_FACT(size_t, code_bits, CODE_BITS)
 /* what makes every level unsigned */
 TYPE_FACT(int, zero_point, ZERO_POINT)
 
-#define LEVELS(_, name, id, scale, min, fifth, bits, zero, levels) case HK_##name: return levels;
+#define LEVELS(_, name, id, scale, min, fifth, bits, zero, levels) \
+    case HK_##name: return levels;
 
 /* the levels of 4-bit codes, or NULL */
 static const int8_t IQ4_NL_LEVELS[16] = HK_IQ4_NL_LEVELS;
@@ -55,8 +57,6 @@ static inline size_t type_bytes(hk_type type) {
 }
 
 /* what the minimum of a block's weights is multiplied with: the sum of its activations */
-static inline float act_sum(float d, int32_t offset) {
-    return (float)offset * -0.125f * d;
-}
+static inline float act_sum(float d, int32_t offset) { return (float)offset * -0.125f * d; }
 
 #endif

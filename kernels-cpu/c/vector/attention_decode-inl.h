@@ -1,16 +1,17 @@
 /* Decode attention: a single token, whose queries of a head are few, so that transposing the keys would not pay. Heads
- * alternate, and software prefetch runs a fixed number of rows ahead, a line of each head in turn: memory works while the CPU
- * does, at as many places as there are heads, which is faster than at one, and what is prefetched fits L1 and L2.
+ * alternate, and software prefetch runs a fixed number of rows ahead, a line of each head in turn: memory works while
+ * the CPU does, at as many places as there are heads, which is faster than at one, and what is prefetched fits L1 and
+ * L2.
  *
  * Requires: attention_prefill-inl.h. */
 #ifndef HYMBA_ATTENTION_DECODE_INL_H
 #define HYMBA_ATTENTION_DECODE_INL_H
 
-#define ATTEND_FEW 5    /* queries of a head at most, as published models have: their sums live in registers */
-#define ATTEND_STEPS 4  /* of a loop at once, so that asking costs little beside them */
+#define ATTEND_FEW 5   /* queries of a head at most, as published models have: their sums live in registers */
+#define ATTEND_STEPS 4 /* of a loop at once, so that asking costs little beside them */
 #define ATTEND_WIDE (VW_WHOLE ? 2 : 1) /* wide vectors of sums for each query */
-#define ATTEND_GROUP 16 /* rows whose values meet one head before the next */
-#define PREFETCH_ROWS 32 /* the prefetch distance */
+#define ATTEND_GROUP 16                /* rows whose values meet one head before the next */
+#define PREFETCH_ROWS 32               /* the prefetch distance */
 
 /* Where software prefetch is: keys or values of all heads. */
 typedef struct kv_prefetch {
@@ -26,7 +27,8 @@ static __attribute__((noinline)) void prefetch_next_run(kv_prefetch *s, const hk
     const hk_rows *run = a->runs;
     for (size_t begin = 0; s->row < s->end; begin += run++->rows) {
         if (s->row >= begin + run->rows) continue;
-        const size_t end = begin + run->rows < s->end ? begin + run->rows : s->end, dim = values ? a->value_dim : a->key_dim;
+        const size_t end = begin + run->rows < s->end ? begin + run->rows : s->end,
+                     dim = values ? a->value_dim : a->key_dim;
         s->at = kv_at(a->type, values ? run->v : run->k, (s->row - begin) * dim);
         s->stop = s->at + kv_bytes(a->type, (end - s->row) * dim);
         s->apart = kv_bytes(a->type, values ? run->v_head_stride : run->k_head_stride);
@@ -55,8 +57,8 @@ HK_INLINE void prefetch_step(kv_prefetch *s, const hk_attend *a, int values, siz
     if (s->at >= s->stop) prefetch_next_run(s, a, values);
 }
 
-/* Prefetches as much as is used meanwhile. A line or two at a time: AMD's CPUs drop prefetches that come faster than memory
- * answers. */
+/* Prefetches as much as is used meanwhile. A line or two at a time: AMD's CPUs drop prefetches that come faster than
+ * memory answers. */
 HK_INLINE void prefetch_next(kv_prefetch *s, const hk_attend *a, int values, size_t bytes) {
     prefetch_l2(s->at, bytes);
     prefetch_step(s, a, values, bytes);
@@ -75,10 +77,11 @@ HK_INLINE vf kv_tail(hk_type type, const void *p, size_t i, size_t n) {
 }
 
 /* Keys j .. j + VF_LANES of some rows meet n queries. */
-HK_INLINE void score_step(const float *q, size_t n, hk_type type, const void *const row[2 * ATTEND_WIDE], size_t key_dim,
-                          size_t j, vw sum[ATTEND_FEW][ATTEND_WIDE]) {
+HK_INLINE void score_step(const float *q, size_t n, hk_type type, const void *const row[2 * ATTEND_WIDE],
+                          size_t key_dim, size_t j, vw sum[ATTEND_FEW][ATTEND_WIDE]) {
     vw keys[ATTEND_WIDE];
-    for (size_t i = 0; i < ATTEND_WIDE; i++) keys[i] = vw_pair(kv_load(type, row[2 * i], j), kv_load(type, row[2 * i + 1], j));
+    for (size_t i = 0; i < ATTEND_WIDE; i++)
+        keys[i] = vw_pair(kv_load(type, row[2 * i], j), kv_load(type, row[2 * i + 1], j));
     for (size_t k = 0; k < n; k++) {
         vf v = vf_load(q + k * key_dim + j);
         OPT_BARRIER(v); /* loaded once: the loads are as many as the sums allow */
@@ -90,7 +93,8 @@ HK_INLINE void score_step(const float *q, size_t n, hk_type type, const void *co
 HK_INLINE void score_rows(const hk_attend *a, hk_type type, size_t n, size_t head, const char *k, size_t rows,
                           kv_prefetch *ahead, float *scores) {
     const float *q = a->q + head * n * a->key_dim;
-    const size_t key_dim = a->key_dim, rest = key_dim % VF_LANES, whole = key_dim - rest, last = rows - 1, step = 2 * ATTEND_WIDE;
+    const size_t key_dim = a->key_dim, rest = key_dim % VF_LANES, whole = key_dim - rest, last = rows - 1,
+                 step = 2 * ATTEND_WIDE;
     vf pair[ATTEND_FEW][VF_LANES / 2];
     for (size_t at = 0; at < VF_LANES / 2; at += ATTEND_WIDE) {
         const void *row[2 * ATTEND_WIDE];
@@ -111,7 +115,8 @@ HK_INLINE void score_rows(const hk_attend *a, hk_type type, size_t n, size_t hea
         }
         if (rest > 0)
             for (size_t i = 0; i < ATTEND_WIDE; i++) {
-                const vw keys = vw_pair(kv_tail(type, row[2 * i], whole, rest), kv_tail(type, row[2 * i + 1], whole, rest));
+                const vw keys =
+                    vw_pair(kv_tail(type, row[2 * i], whole, rest), kv_tail(type, row[2 * i + 1], whole, rest));
 #pragma GCC unroll 5
                 for (size_t h = 0; h < n; h++)
                     sum[h][i] = vw_fma(vw_twice(kv_tail(HK_F32, q + h * key_dim, whole, rest)), keys, sum[h][i]);
@@ -123,21 +128,21 @@ HK_INLINE void score_rows(const hk_attend *a, hk_type type, size_t n, size_t hea
 }
 
 /* `width` wide vectors of columns, from j on, of weights . V for n queries, or of that added to out. */
-HK_INLINE void value_columns(const hk_attend *a, hk_type type, size_t n, size_t width, const float *weights, const char *v,
-                             size_t rows, size_t j, int fresh, kv_prefetch *ahead, float *out) {
+HK_INLINE void value_columns(const hk_attend *a, hk_type type, size_t n, size_t width, const float *weights,
+                             const char *v, size_t rows, size_t j, int fresh, kv_prefetch *ahead, float *out) {
     const size_t value_dim = a->value_dim;
     vw sum[ATTEND_FEW][ATTEND_WIDE];
     for (size_t h = 0; h < n; h++)
         for (size_t i = 0; i < width; i++)
             sum[h][i] = fresh ? vw_zero() : vw_load(out + h * value_dim + j + i * VW_LANES);
-#define VALUE_ROW(r)                                                                                               \
-    {                                                                                                              \
-        vw values[ATTEND_WIDE];                                                                                    \
-        for (size_t i = 0; i < width; i++) values[i] = kv_load_wide(type, v, (r) * value_dim + j + i * VW_LANES);     \
-        for (size_t h = 0; h < n; h++) {                                                                           \
-            const vw p = vw_set1(weights[h * HK_ATTEND_SCORES + (r)]);                                             \
-            for (size_t i = 0; i < width; i++) sum[h][i] = vw_fma(p, values[i], sum[h][i]);                        \
-        }                                                                                                          \
+#define VALUE_ROW(r)                                                                                              \
+    {                                                                                                             \
+        vw values[ATTEND_WIDE];                                                                                   \
+        for (size_t i = 0; i < width; i++) values[i] = kv_load_wide(type, v, (r) * value_dim + j + i * VW_LANES); \
+        for (size_t h = 0; h < n; h++) {                                                                          \
+            const vw p = vw_set1(weights[h * HK_ATTEND_SCORES + (r)]);                                            \
+            for (size_t i = 0; i < width; i++) sum[h][i] = vw_fma(p, values[i], sum[h][i]);                       \
+        }                                                                                                         \
     }
     size_t r = 0;
     for (; r + ATTEND_STEPS <= rows; r += ATTEND_STEPS)
@@ -172,9 +177,12 @@ HK_INLINE void value_rows(const hk_attend *a, hk_type type, size_t n, const floa
 
 /* n: the queries of a head */
 HK_INLINE void attend_token_type(const hk_attend *a, hk_type type, size_t n) {
-    const size_t prefetch_end = a->from + PREFETCH_ROWS < a->prefetch_end ? a->from + PREFETCH_ROWS : a->prefetch_end, first = a->prefetched ? prefetch_end : a->from;
-    kv_prefetch keys = prefetch_from(a, 0, prefetch_end, a->prefetch_end), values = prefetch_from(a, 1, prefetch_end, a->prefetch_end);
-    kv_prefetch first_keys = prefetch_from(a, 0, first, prefetch_end), first_values = prefetch_from(a, 1, first, prefetch_end);
+    const size_t prefetch_end = a->from + PREFETCH_ROWS < a->prefetch_end ? a->from + PREFETCH_ROWS : a->prefetch_end,
+                 first = a->prefetched ? prefetch_end : a->from;
+    kv_prefetch keys = prefetch_from(a, 0, prefetch_end, a->prefetch_end),
+                values = prefetch_from(a, 1, prefetch_end, a->prefetch_end);
+    kv_prefetch first_keys = prefetch_from(a, 0, first, prefetch_end),
+                first_values = prefetch_from(a, 1, first, prefetch_end);
     prefetch_drain(&first_keys, a, 0);
     for (size_t at = a->from, rows, place = 0; at < a->to; at += rows, place += a->tile_stride) {
         rows = tile_rows(a, at);
@@ -185,7 +193,8 @@ HK_INLINE void attend_token_type(const hk_attend *a, hk_type type, size_t n) {
                 for (size_t head = 0; head < a->kv_heads; head++) {
                     score_rows(a, type, n, head, kv_at(type, piece->k, head * piece->k_head_stride + r * a->key_dim),
                                piece->rows - r, &keys, a->scratch + head * n * HK_ATTEND_SCORES + piece->lane + r);
-                    for (size_t i = 0; first_values.apart > 0 && i < VF_LANES; i++) prefetch_next(&first_values, a, 1, 64);
+                    for (size_t i = 0; first_values.apart > 0 && i < VF_LANES; i++)
+                        prefetch_next(&first_values, a, 1, 64);
                 }
         prefetch_drain(&first_values, a, 1);
         for (size_t h = 0; h < a->kv_heads * n; h++) {
@@ -204,15 +213,15 @@ HK_INLINE void attend_token_type(const hk_attend *a, hk_type type, size_t n) {
     }
 }
 
-#define ATTEND_TOKEN(name, type)                                  \
-    static __attribute__((noinline)) void name(const hk_attend *a) { \
+#define ATTEND_TOKEN(name, type)                                                   \
+    static __attribute__((noinline)) void name(const hk_attend *a) {               \
         switch (a->group) { /* constants: the sums of queries live in registers */ \
-        case 1: attend_token_type(a, type, 1); break;             \
-        case 2: attend_token_type(a, type, 2); break;             \
-        case 3: attend_token_type(a, type, 3); break;             \
-        case 4: attend_token_type(a, type, 4); break;             \
-        default: attend_token_type(a, type, ATTEND_FEW);          \
-        }                                                         \
+        case 1: attend_token_type(a, type, 1); break;                              \
+        case 2: attend_token_type(a, type, 2); break;                              \
+        case 3: attend_token_type(a, type, 3); break;                              \
+        case 4: attend_token_type(a, type, 4); break;                              \
+        default: attend_token_type(a, type, ATTEND_FEW);                           \
+        }                                                                          \
     }
 ATTEND_TOKEN(attend_token_f32, HK_F32)
 ATTEND_TOKEN(attend_token_f16, HK_F16)

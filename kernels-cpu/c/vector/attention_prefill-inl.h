@@ -1,19 +1,20 @@
-/* Attention: some tokens' queries over a sequence of rows, tile by tile, so that the scores of a tile are all that is ever
- * held. Here many queries share a head: keys are transposed, a row a lane, and values made floats, a strip for all queries at a
- * time; a strip stays in L1. A single token has its own kernel, attention_decode-inl.h.
+/* Attention: some tokens' queries over a sequence of rows, tile by tile, so that the scores of a tile are all that is
+ * ever held. Here many queries share a head: keys are transposed, a row a lane, and values made floats, a strip for all
+ * queries at a time; a strip stays in L1. A single token has its own kernel, attention_decode-inl.h.
  *
- * Many queries or few, a query's answer has the same bits: products of a key are added in eight sums, as they lie, and these
- * as `vf_sums` adds lanes; a tile's rows lie in fixed lanes, seen or not, and are added in their order; so are the tiles.
+ * Many queries or few, a query's answer has the same bits: products of a key are added in eight sums, as they lie, and
+ * these as `vf_sums` adds lanes; a tile's rows lie in fixed lanes, seen or not, and are added in their order; so are
+ * the tiles.
  *
  * Requires: tiles.h, wide-inl.h, math-inl.h. */
 #ifndef HYMBA_ATTENTION_PREFILL_INL_H
 #define HYMBA_ATTENTION_PREFILL_INL_H
 
-
 #define ATTEND_ROWS HK_ATTEND_ROWS /* of a tile */
-#define ATTEND_STRIP VW_LANES      /* lanes of a tile whose keys are transposed at once, and columns whose values are widened */
-#define ATTEND_PIECES 4            /* runs that a tile may have rows of */
-#define ATTEND_QUERIES 40          /* whose scores of a tile are held at once */
+#define ATTEND_STRIP \
+    VW_LANES              /* lanes of a tile whose keys are transposed at once, and columns whose values are widened */
+#define ATTEND_PIECES 4   /* runs that a tile may have rows of */
+#define ATTEND_QUERIES 40 /* whose scores of a tile are held at once */
 #define ATTEND_BLOCK (VW_WHOLE ? 10 : 6) /* queries whose sums live in registers */
 
 /* p: values of K or V, in HK_Q8_0 from the beginning of a block on */
@@ -46,7 +47,8 @@ HK_INLINE vw added(vw out, float keep, vw part, float add) {
     return vw_fma(part, vw_set1(add), vw_mul(out, vw_set1(keep)));
 }
 
-/* Rows of a tile that lie in one run: those of one kv head, and how many values behind them those of the next head are. */
+/* Rows of a tile that lie in one run: those of one kv head, and how many values behind them those of the next head are.
+ */
 typedef struct attend_piece {
     const void *k, *v;
     size_t k_head_stride, v_head_stride, lane, rows;
@@ -55,9 +57,9 @@ typedef struct attend_piece {
 /* Queries of one kv head. */
 typedef struct attend_queries {
     size_t n;
-    int fresh;                           /* nothing was added so far */
-    const float *q[ATTEND_QUERIES];      /* [key_dim] */
-    float *out[ATTEND_QUERIES];          /* [value_dim] */
+    int fresh;                      /* nothing was added so far */
+    const float *q[ATTEND_QUERIES]; /* [key_dim] */
+    float *out[ATTEND_QUERIES];     /* [value_dim] */
     float *max[ATTEND_QUERIES], *sum[ATTEND_QUERIES];
     size_t token[ATTEND_QUERIES];
     float keep[ATTEND_QUERIES], add[ATTEND_QUERIES]; /* factors of the answer so far, and of the tile's */
@@ -66,11 +68,13 @@ typedef struct attend_queries {
 
 /* The keys of the strip of lanes that begins at `from`, transposed: [key_dim, HK_ATTEND_SCRATCH]. */
 HK_INLINE void transpose_keys(hk_type type, const attend_piece *pieces, size_t n_pieces, size_t key_dim, size_t from,
-                         float *keys_t) {
+                              float *keys_t) {
     for (const attend_piece *piece = pieces; piece < pieces + n_pieces; piece++) {
         const size_t begin = piece->lane > from ? piece->lane : from;
-        const size_t end = piece->lane + piece->rows < from + ATTEND_STRIP ? piece->lane + piece->rows : from + ATTEND_STRIP;
-        for (size_t lane = begin; lane < end; lane += VF_LANES) { /* some more lanes may be written, of which the next pieces are */
+        const size_t end =
+            piece->lane + piece->rows < from + ATTEND_STRIP ? piece->lane + piece->rows : from + ATTEND_STRIP;
+        for (size_t lane = begin; lane < end;
+             lane += VF_LANES) { /* some more lanes may be written, of which the next pieces are */
             const size_t n = end - lane < VF_LANES ? end - lane : VF_LANES;
             const void *k = kv_at(type, piece->k, (lane - piece->lane) * key_dim);
             float *out = keys_t + lane - from;
@@ -108,10 +112,10 @@ HK_INLINE void score_strip(attend_queries *s, size_t q0, size_t n, const float *
     }
 }
 
-/* A tile's products of its keys with a query of token t to exp(scale * product - their maximum), or to zero where the token
- * does not see the row; max and sum go on, by the factors keep and add. */
+/* A tile's products of its keys with a query of token t to exp(scale * product - their maximum), or to zero where the
+ * token does not see the row; max and sum go on, by the factors keep and add. */
 HK_INLINE void softmax_tile(const hk_attend *a, size_t t, size_t at, size_t rows, float *scores, float *max, float *sum,
-                          float *keep, float *add) {
+                            float *keep, float *add) {
     /* the prefix is seen by all; of what follows, first .. end */
     const size_t first = a->first[t], end = a->end[t], lane = tile_lane(a, at);
     const size_t begin = lane + (at < a->prefix || first <= at ? 0 : first - at < rows ? first - at : rows);
@@ -154,8 +158,8 @@ HK_INLINE void widen_values(hk_type type, const attend_piece *pieces, size_t n_p
             vw_store(strip[pieces[i].lane + r], kv_load_wide(type, pieces[i].v, r * value_dim + j));
 }
 
-/* The columns of `strip`, from j on, of out = out * keep + (scores . V) * add, or of scores . V; a tile's pieces lie in lanes
- * begin .. end without gaps. */
+/* The columns of `strip`, from j on, of out = out * keep + (scores . V) * add, or of scores . V; a tile's pieces lie in
+ * lanes begin .. end without gaps. */
 HK_INLINE void value_strip(attend_queries *s, size_t q0, size_t n, size_t begin, size_t end, size_t j,
                            float strip[ATTEND_ROWS][ATTEND_STRIP]) {
     vw sum[ATTEND_BLOCK];
@@ -188,22 +192,39 @@ HK_INLINE void value_column(attend_queries *s, hk_type type, const attend_piece 
 HK_INLINE void attend_tile(const hk_attend *a, hk_type type, attend_queries *s, size_t at, size_t rows,
                            const attend_piece *pieces, size_t n_pieces) {
     const size_t lane = tile_lane(a, at);
-#define EACH_BLOCK(call)                          \
-    for (size_t q = 0, n; q < s->n; q += n) {     \
-        n = s->n - q;                             \
+#define EACH_BLOCK(call)                                                 \
+    for (size_t q = 0, n; q < s->n; q += n) {                            \
+        n = s->n - q;                                                    \
         switch (n) { /* constants, so that the sums live in registers */ \
-        case 1: n = 1; call(1); break;            \
-        case 2: n = 2; call(2); break;            \
-        case 3: n = 3; call(3); break;            \
-        case 4: n = 4; call(4); break;            \
-        case 5: n = 5; call(5); break;            \
-        default:                                  \
-            if (n >= ATTEND_BLOCK) {              \
-                n = ATTEND_BLOCK; call(ATTEND_BLOCK); \
-            } else {                              \
-                n = 6; call(6);                   \
-            }                                     \
-        }                                         \
+        case 1:                                                          \
+            n = 1;                                                       \
+            call(1);                                                     \
+            break;                                                       \
+        case 2:                                                          \
+            n = 2;                                                       \
+            call(2);                                                     \
+            break;                                                       \
+        case 3:                                                          \
+            n = 3;                                                       \
+            call(3);                                                     \
+            break;                                                       \
+        case 4:                                                          \
+            n = 4;                                                       \
+            call(4);                                                     \
+            break;                                                       \
+        case 5:                                                          \
+            n = 5;                                                       \
+            call(5);                                                     \
+            break;                                                       \
+        default:                                                         \
+            if (n >= ATTEND_BLOCK) {                                     \
+                n = ATTEND_BLOCK;                                        \
+                call(ATTEND_BLOCK);                                      \
+            } else {                                                     \
+                n = 6;                                                   \
+                call(6);                                                 \
+            }                                                            \
+        }                                                                \
     }
 #define SCORES(n) score_strip(s, q, n, a->scratch, r, a->key_dim)
 #define VALUES(n) value_strip(s, q, n, lane, lane + rows, j, strip)
@@ -278,8 +299,8 @@ static __attribute__((noinline)) void attend_f16(const hk_attend *a) { attend_ty
 static __attribute__((noinline)) void attend_q8(const hk_attend *a) { attend_type(a, HK_Q8_0); }
 
 /* of VF_LANES heads at most */
-HK_INLINE void combine_heads(const float *max, const float *sum, size_t stride, const float *values, size_t values_stride,
-                           size_t n, size_t heads, size_t value_dim, float *y) {
+HK_INLINE void combine_heads(const float *max, const float *sum, size_t stride, const float *values,
+                             size_t values_stride, size_t n, size_t heads, size_t value_dim, float *y) {
     float most[VF_LANES], total[VF_LANES], keep[VF_LANES], add[VF_LANES];
     for (size_t h = 0; h < heads; h++) most[h] = max[h], total[h] = sum[h];
     for (size_t i = 0; i < n; i++) {
@@ -301,11 +322,12 @@ HK_INLINE void combine_heads(const float *max, const float *sum, size_t stride, 
         for (size_t j = h * value_dim; j < (h + 1) * value_dim; j++) y[j] /= total[h];
 }
 
-static void combine_partials(const float *max, const float *sum, size_t stride, const float *values, size_t values_stride,
-                         size_t n, size_t heads, size_t value_dim, float *y) {
+static void combine_partials(const float *max, const float *sum, size_t stride, const float *values,
+                             size_t values_stride, size_t n, size_t heads, size_t value_dim, float *y) {
     for (size_t h = 0, some; h < heads; h += some) {
         some = heads - h < VF_LANES ? heads - h : VF_LANES;
-        combine_heads(max + h, sum + h, stride, values + h * value_dim, values_stride, n, some, value_dim, y + h * value_dim);
+        combine_heads(max + h, sum + h, stride, values + h * value_dim, values_stride, n, some, value_dim,
+                      y + h * value_dim);
     }
 }
 

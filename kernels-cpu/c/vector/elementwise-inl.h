@@ -4,7 +4,6 @@
 #ifndef HYMBA_ELEMENTWISE_INL_H
 #define HYMBA_ELEMENTWISE_INL_H
 
-
 static float inverse_rms(const float *x, float eps, size_t n) {
     vf s[4] = {vf_zero(), vf_zero(), vf_zero(), vf_zero()};
     size_t i = 0;

@@ -5,7 +5,6 @@
 #ifndef HYMBA_FLOAT_MATMUL_INL_H
 #define HYMBA_FLOAT_MATMUL_INL_H
 
-
 HK_INLINE vf weight_load(hk_type type, const uint8_t *row, size_t i) {
     switch (type) {
     case HK_F16: return vf_load_f16(row + 2 * i);
@@ -26,7 +25,8 @@ HK_INLINE vf weight_load_n(hk_type type, const uint8_t *row, size_t n) {
 /* Rows in some places, as many in each, one behind the other; if there are several, what is
  * `distance` bytes farther is prefetched. */
 HK_INLINE void float_tile(hk_type type, const void *const w[], size_t places, size_t rows, size_t cols, size_t distance,
-                          const hk_act *x, size_t t0, size_t tokens, float *const y[], size_t y_stride, int accumulate) {
+                          const hk_act *x, size_t t0, size_t tokens, float *const y[], size_t y_stride,
+                          int accumulate) {
     const size_t size = type == HK_F32 ? 4 : 2, row_bytes = cols * size, rest = cols % VF_LANES, each = rows / places;
     vf sum[FLOAT_SUMS], v[FLOAT_SUMS];
     const uint8_t *row[FLOAT_SUMS];
@@ -81,8 +81,9 @@ HK_INLINE void float_matmul(hk_type type, const uint8_t *w, size_t rows, size_t 
 }
 
 /* Runs of rows in HK_STREAMS places. Of several tokens, the first brings the rows into the cache for the others. */
-HK_INLINE void float_gemv(hk_type type, const void *const w[HK_STREAMS], size_t rows, size_t cols, size_t prefetch_distance,
-                          const hk_act *x, size_t tokens, float *const y[HK_STREAMS], size_t y_stride, int accumulate) {
+HK_INLINE void float_gemv(hk_type type, const void *const w[HK_STREAMS], size_t rows, size_t cols,
+                          size_t prefetch_distance, const hk_act *x, size_t tokens, float *const y[HK_STREAMS],
+                          size_t y_stride, int accumulate) {
     enum { EACH = VF_LANES / HK_STREAMS }; /* rows of a tile in each place */
     for (size_t r = 0; r < rows; r += EACH) {
         const void *at[HK_STREAMS];

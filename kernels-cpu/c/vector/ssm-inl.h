@@ -4,10 +4,7 @@
 #ifndef HYMBA_SSM_INL_H
 #define HYMBA_SSM_INL_H
 
-
-HK_INLINE vf lanes_load(const float *p, size_t lanes) {
-    return lanes == VF_LANES ? vf_load(p) : vf_load_n(p, lanes);
-}
+HK_INLINE vf lanes_load(const float *p, size_t lanes) { return lanes == VF_LANES ? vf_load(p) : vf_load_n(p, lanes); }
 HK_INLINE void lanes_store(float *p, size_t lanes, vf x) {
     if (lanes == VF_LANES)
         vf_store(p, x);
@@ -29,8 +26,7 @@ _Static_assert(SSM_TOKENS <= LINE_FLOATS, "as many tokens' lines are prefetched 
 HK_INLINE void conv_lanes(const hk_conv *a, size_t c, size_t lanes, size_t t0, size_t tokens, size_t taps) {
     const size_t past = taps - 1;
     vf w[TAPS_MAX], seen[TAPS_MAX];
-    for (size_t i = 0; i < TAPS_MAX; i++)
-        w[i] = i < lanes ? vf_load_n(a->weight + (c + i) * taps, taps) : vf_zero();
+    for (size_t i = 0; i < TAPS_MAX; i++) w[i] = i < lanes ? vf_load_n(a->weight + (c + i) * taps, taps) : vf_zero();
     vf_transpose(w);
     const float *state = t0 == 0 ? a->state : a->next;
     for (size_t j = 0; j < past; j++) seen[j] = lanes_load(state + j * a->state_stride + c, lanes);
@@ -68,7 +64,7 @@ static void conv_silu(const hk_conv *a) {
 typedef struct scan_tile {
     const float *rate, *h; /* [states] */
     float *next;           /* [states] */
-    const float *b, *c; /* [tokens, states] */
+    const float *b, *c;    /* [tokens, states] */
     size_t bc_stride;
     const float *delta, *drive; /* [tokens]: Δ, and Δ u */
     size_t tokens;
@@ -114,7 +110,8 @@ HK_INLINE void prefetch_states(const hk_scan *a, size_t c) {
     enum { AHEAD = 4 * VF_LANES };
     if (c + AHEAD + VF_LANES > a->channels) return;
     const size_t from = (c + AHEAD) * a->states, to = from + VF_LANES * a->states;
-    for (size_t i = from; i < to; i += LINE_FLOATS) prefetch_l1(a->a + i), prefetch_l1(a->h + i), prefetch_l1(a->next + i);
+    for (size_t i = from; i < to; i += LINE_FLOATS)
+        prefetch_l1(a->a + i), prefetch_l1(a->h + i), prefetch_l1(a->next + i);
 }
 
 HK_INLINE void scan_lanes(const hk_scan *a, size_t c, size_t lanes, size_t t0, size_t tokens, size_t states) {
@@ -135,7 +132,8 @@ HK_INLINE void scan_lanes(const hk_scan *a, size_t c, size_t lanes, size_t t0, s
         if (tokens > 1 && next < tokens) prefetch_scan(a, t0 + next, c - c % LINE_FLOATS + LINE_FLOATS);
         for (size_t n = 0, some; n < states; n += some) {
             const size_t at = (c + i) * states + n;
-            const scan_tile tile = {a->a + at, h + at, a->next + at, b + n, out + n, a->bc_stride, delta + i, drive + i, tokens, parts + i};
+            const scan_tile tile = {a->a + at,    h + at,    a->next + at, b + n,  out + n,
+                                    a->bc_stride, delta + i, drive + i,    tokens, parts + i};
             some = states == VW_LANES ? VW_LANES : VF_LANES;
             if (some == VW_LANES)
                 scan_states_wide(&tile);

@@ -42,8 +42,8 @@ HK_INLINE vw vw_load_f16(const void *p) { return _mm512_cvtph_ps(_mm256_loadu_si
 typedef struct vw {
     vf low, high;
 } vw;
-#define OPT_BARRIER_WIDE(x)   \
-    do {                 \
+#define OPT_BARRIER_WIDE(x)    \
+    do {                       \
         OPT_BARRIER((x).low);  \
         OPT_BARRIER((x).high); \
     } while (0)
@@ -63,10 +63,10 @@ HK_INLINE vw vw_min(vw a, vw b) { return vw_pair(vf_min(a.low, b.low), vf_min(a.
 HK_INLINE vw vw_max(vw a, vw b) { return vw_pair(vf_max(a.low, b.low), vf_max(a.high, b.high)); }
 HK_INLINE vw vw_ldexp(vw x, vw t) { return vw_pair(vf_ldexp(x.low, t.low), vf_ldexp(x.high, t.high)); }
 HK_INLINE vw vw_fma(vw a, vw b, vw c) { return vw_pair(vf_fma(a.low, b.low, c.low), vf_fma(a.high, b.high, c.high)); }
-HK_INLINE vw vw_fnma(vw a, vw b, vw c) { return vw_pair(vf_fnma(a.low, b.low, c.low), vf_fnma(a.high, b.high, c.high)); }
-HK_INLINE vw vw_load_f16(const void *p) {
-    return vw_pair(vf_load_f16(p), vf_load_f16((const uint16_t *)p + VF_LANES));
+HK_INLINE vw vw_fnma(vw a, vw b, vw c) {
+    return vw_pair(vf_fnma(a.low, b.low, c.low), vf_fnma(a.high, b.high, c.high));
 }
+HK_INLINE vw vw_load_f16(const void *p) { return vw_pair(vf_load_f16(p), vf_load_f16((const uint16_t *)p + VF_LANES)); }
 
 #endif
 

@@ -1,4 +1,5 @@
-/* AVX-512 and AVX-VNNI without a CPU that has them: SIMDe's plain C stands in for the instructions. Included before all else. */
+/* AVX-512 and AVX-VNNI without a CPU that has them: SIMDe's plain C stands in for the instructions. Included before all
+ * else. */
 #define SIMDE_ENABLE_NATIVE_ALIASES
 #include <simde/x86/avx512.h>
 #include <simde/x86/fma.h>

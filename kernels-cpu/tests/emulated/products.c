@@ -44,17 +44,20 @@ static int failures;
 /* One shape, by `matmul` of every table and, of few tokens, by `gemv`. */
 static void check(const hk_kernels *const *tables, size_t n, hk_type type, size_t tokens, int accumulate) {
     const size_t rows = 8 * (1 + rnd() % 3), blocks = 1 + rnd() % 11, cols = HK_BLOCK * blocks;
-    const size_t all = HK_STREAMS * rows, some = tokens > HK_FEW_TOKENS ? all - rnd() % 8 : all, stride = all + rnd() % 5;
+    const size_t all = HK_STREAMS * rows, some = tokens > HK_FEW_TOKENS ? all - rnd() % 8 : all,
+                 stride = all + rnd() % 5;
     const size_t run = rows / HK_LANES * blocks * type_bytes(type), values = tokens * stride;
     uint8_t *bytes = room(HK_STREAMS * run), *w = bytes + 1 + rnd() % 3;
     fill(type, w, HK_STREAMS * rows / HK_LANES * blocks);
-    float *x = room(tokens * cols * sizeof *x), *d = room(2 * tokens * blocks * sizeof *d), *few_d = d + tokens * blocks;
+    float *x = room(tokens * cols * sizeof *x), *d = room(2 * tokens * blocks * sizeof *d),
+          *few_d = d + tokens * blocks;
     int8_t *q = room(2 * tokens * cols), *few_q = q + tokens * cols;
     int32_t *offset = room(2 * tokens * blocks * sizeof *offset), *few_offset = offset + tokens * blocks;
     for (size_t i = 0; i < tokens * cols; i++) x[i] = (float)((int)(rnd() % 4001) - 2000) / 1000;
     hk_scalar()->quantize(x, tokens * cols, q, d, offset);
     for (size_t t = 0; t < tokens; t++)
-        hk_interleave(q + t * cols, d + t * blocks, offset + t * blocks, blocks, tokens, few_q + 4 * t, few_d + t, few_offset + t);
+        hk_interleave(q + t * cols, d + t * blocks, offset + t * blocks, blocks, tokens, few_q + 4 * t, few_d + t,
+                      few_offset + t);
     const hk_act by_token = {x, cols, q, d, offset}, few = {x, cols, few_q, few_d, few_offset};
 
     float *want = room(values * sizeof *want), *got = room(values * sizeof *got), *first = room(values * sizeof *first);
@@ -77,9 +80,12 @@ static void check(const hk_kernels *const *tables, size_t n, hk_type type, size_
         if (k == 0) memcpy(first, got, values * sizeof *got);
         const int other_bits = memcmp(first, got, values * sizeof *got) != 0;
         if (wrong == values && !other_bits) continue;
-        printf("%s %s, type %d, %zu tokens x %zu rows x %zu columns: ", table->name, k % 2 ? "gemv" : "matmul", type, tokens, some, cols);
-        if (wrong < values) printf("value %zu is %g, not %g\n", wrong, got[wrong], want[wrong]);
-        else printf("other bits than %s\n", tables[0]->name);
+        printf("%s %s, type %d, %zu tokens x %zu rows x %zu columns: ", table->name, k % 2 ? "gemv" : "matmul", type,
+               tokens, some, cols);
+        if (wrong < values)
+            printf("value %zu is %g, not %g\n", wrong, got[wrong], want[wrong]);
+        else
+            printf("other bits than %s\n", tables[0]->name);
         failures++;
     }
     free(bytes), free(x), free(d), free(q), free(offset), free(want), free(got), free(first);
@@ -87,7 +93,7 @@ static void check(const hk_kernels *const *tables, size_t n, hk_type type, size_
 
 int main(void) {
 #define TABLE(name) name(),
-    const hk_kernels *const tables[] = {TABLES};
+    const hk_kernels *const tables[] = { TABLES };
 #undef TABLE
     const size_t n = sizeof tables / sizeof *tables;
     for (size_t k = 0; k < n; k++) {
