@@ -86,9 +86,10 @@ fn mat_mut<'a>(m: MatMut<'a>) -> hymba_kernels_cpu::MatMut<'a> {
     hymba_kernels_cpu::MatMut::new(m.buffer.f32_mut(), m.rows, m.start, m.cols, m.stride)
 }
 
-fn weight(m: &Matrix) -> Weight<'_> {
+/// Returns the kernels' types of matrices whose rows lie one after the other, and interleaved.
+pub(super) fn weight_types(dtype: DType) -> [WeightType; 2] {
     use WeightType::*;
-    let [plain, packed] = match m.dtype {
+    match dtype {
         DType::F32 => [HK_F32; 2],
         DType::F16 => [HK_F16; 2],
         DType::BF16 => [HK_BF16; 2],
@@ -99,7 +100,11 @@ fn weight(m: &Matrix) -> Weight<'_> {
         DType::Q4_0 => [HK_Q4_0, HK_Q4_0X8],
         DType::Iq4Nl => [HK_IQ4_NL, HK_IQ4_NLX8],
         DType::Mxfp4 => [HK_MXFP4, HK_MXFP4X8],
-    };
+    }
+}
+
+fn weight(m: &Matrix) -> Weight<'_> {
+    let [plain, packed] = weight_types(m.dtype);
     let dtype = if m.packing == Packing::X8 { packed } else { plain };
     Weight { dtype, rows: m.rows, cols: m.cols, bytes: &m.data }
 }

@@ -80,8 +80,9 @@ fn view_mut<'a>(m: &'a MatMut<'_>) -> View<'a> {
     View { buffer: &m.buffer.gpu().buffer, rows: m.rows, start: m.start, cols: m.cols, stride: m.stride }
 }
 
-fn weight(m: &Matrix) -> Weight<'_> {
-    let [plain, interleaved] = match m.dtype {
+/// Returns the shaders' formats of matrices whose rows lie one after the other, and interleaved.
+pub(super) fn formats(dtype: DType) -> [Format; 2] {
+    match dtype {
         DType::F32 => [Format::F32; 2],
         DType::F16 => [Format::F16; 2],
         DType::BF16 => [Format::BF16; 2],
@@ -92,7 +93,11 @@ fn weight(m: &Matrix) -> Weight<'_> {
         DType::Q4_0 => [Format::Q4_0, Format::Q4_0X8],
         DType::Iq4Nl => [Format::Iq4Nl, Format::Iq4NlX8],
         DType::Mxfp4 => [Format::Mxfp4, Format::Mxfp4X8],
-    };
+    }
+}
+
+fn weight(m: &Matrix) -> Weight<'_> {
+    let [plain, interleaved] = formats(m.dtype);
     let format = if m.packing == Packing::X8 { interleaved } else { plain };
     Weight { format, rows: m.rows, cols: m.cols, bytes: &m.data }
 }

@@ -1,8 +1,10 @@
-/* The Mamba heads: causal convolution and selective scan. */
+/* The Mamba heads: causal convolution and selective scan.
+ *
+ * Requires: wide-inl.h, math-inl.h; hk_scalar for convolutions of more taps than registers hold. */
+#ifndef HYMBA_SSM_INL_H
+#define HYMBA_SSM_INL_H
 
-HK_INLINE vf lanes_load(const float *p, size_t lanes) {
-    return lanes == VF_LANES ? vf_load(p) : vf_load_n(p, lanes);
-}
+HK_INLINE vf lanes_load(const float *p, size_t lanes) { return lanes == VF_LANES ? vf_load(p) : vf_load_n(p, lanes); }
 HK_INLINE void lanes_store(float *p, size_t lanes, vf x) {
     if (lanes == VF_LANES)
         vf_store(p, x);
@@ -14,7 +16,7 @@ HK_INLINE void lanes_store(float *p, size_t lanes, vf x) {
  * read, and what the scan keeps of each stays in the first-level cache. */
 #define SSM_TOKENS 16
 #define LINE_FLOATS 16 /* of a line of the cache */
-_Static_assert(SSM_TOKENS <= LINE_FLOATS, "as many tokens' lines are asked for as a line has channels");
+_Static_assert(SSM_TOKENS <= LINE_FLOATS, "as many tokens' lines are prefetched as a line has channels");
 
 /* ---- convolution: a channel a lane ---- */
 
@@ -24,8 +26,7 @@ _Static_assert(SSM_TOKENS <= LINE_FLOATS, "as many tokens' lines are asked for a
 HK_INLINE void conv_lanes(const hk_conv *a, size_t c, size_t lanes, size_t t0, size_t tokens, size_t taps) {
     const size_t past = taps - 1;
     vf w[TAPS_MAX], seen[TAPS_MAX];
-    for (size_t i = 0; i < TAPS_MAX; i++)
-        w[i] = i < lanes ? vf_load_n(a->weight + (c + i) * taps, taps) : vf_zero();
+    for (size_t i = 0; i < TAPS_MAX; i++) w[i] = i < lanes ? vf_load_n(a->weight + (c + i) * taps, taps) : vf_zero();
     vf_transpose(w);
     const float *state = t0 == 0 ? a->state : a->next;
     for (size_t j = 0; j < past; j++) seen[j] = lanes_load(state + j * a->state_stride + c, lanes);
@@ -63,7 +64,7 @@ static void conv_silu(const hk_conv *a) {
 typedef struct scan_tile {
     const float *rate, *h; /* [states] */
     float *next;           /* [states] */
-    const float *b, *c; /* [tokens, states] */
+    const float *b, *c;    /* [tokens, states] */
     size_t bc_stride;
     const float *delta, *drive; /* [tokens]: Δ, and Δ u */
     size_t tokens;
@@ -95,21 +96,22 @@ HK_INLINE void scan_states_wide(const scan_tile *s) {
     vw_store(s->next, h);
 }
 
-/* Tokens lie pages apart, too many for the CPU to foresee their rows: what follows of one is asked for. */
-HK_INLINE void scan_ahead(const hk_scan *a, size_t t, size_t c) {
-    prefetch_near(a->dt + t * a->dt_stride + c);
-    prefetch_near(a->u + t * a->u_stride + c);
-    prefetch_near(a->gate + t * a->gate_stride + c);
-    prefetch_near(a->y + t * a->y_stride + c);
+/* Tokens lie pages apart, too many for the CPU to foresee their rows: what follows of one is prefetched. */
+HK_INLINE void prefetch_scan(const hk_scan *a, size_t t, size_t c) {
+    prefetch_l1(a->dt + t * a->dt_stride + c);
+    prefetch_l1(a->u + t * a->u_stride + c);
+    prefetch_l1(a->gate + t * a->gate_stride + c);
+    prefetch_l1(a->y + t * a->y_stride + c);
 }
 
-/* A single token meets every channel's states once: those some channels ahead are asked for, unless they are another
+/* A single token meets every channel's states once: those some channels ahead are prefetched, unless they are another
  * thread's. */
-HK_INLINE void scan_states_ahead(const hk_scan *a, size_t c) {
+HK_INLINE void prefetch_states(const hk_scan *a, size_t c) {
     enum { AHEAD = 4 * VF_LANES };
     if (c + AHEAD + VF_LANES > a->channels) return;
     const size_t from = (c + AHEAD) * a->states, to = from + VF_LANES * a->states;
-    for (size_t i = from; i < to; i += LINE_FLOATS) prefetch_near(a->a + i), prefetch_near(a->h + i), prefetch_near(a->next + i);
+    for (size_t i = from; i < to; i += LINE_FLOATS)
+        prefetch_l1(a->a + i), prefetch_l1(a->h + i), prefetch_l1(a->next + i);
 }
 
 HK_INLINE void scan_lanes(const hk_scan *a, size_t c, size_t lanes, size_t t0, size_t tokens, size_t states) {
@@ -127,10 +129,11 @@ HK_INLINE void scan_lanes(const hk_scan *a, size_t c, size_t lanes, size_t t0, s
     for (size_t i = 0; i < lanes; i++) {
         /* a token with each channel, lest they come faster than memory answers */
         const size_t next = (c + i) % LINE_FLOATS;
-        if (tokens > 1 && next < tokens) scan_ahead(a, t0 + next, c - c % LINE_FLOATS + LINE_FLOATS);
+        if (tokens > 1 && next < tokens) prefetch_scan(a, t0 + next, c - c % LINE_FLOATS + LINE_FLOATS);
         for (size_t n = 0, some; n < states; n += some) {
             const size_t at = (c + i) * states + n;
-            const scan_tile tile = {a->a + at, h + at, a->next + at, b + n, out + n, a->bc_stride, delta + i, drive + i, tokens, parts + i};
+            const scan_tile tile = {a->a + at,    h + at,    a->next + at, b + n,  out + n,
+                                    a->bc_stride, delta + i, drive + i,    tokens, parts + i};
             some = states == VW_LANES ? VW_LANES : VF_LANES;
             if (some == VW_LANES)
                 scan_states_wide(&tile);
@@ -152,7 +155,7 @@ static void scan(const hk_scan *a) {
     for (size_t t = 0; t < a->tokens; t += SSM_TOKENS) {
         const size_t tokens = a->tokens - t < SSM_TOKENS ? a->tokens - t : SSM_TOKENS;
         for (size_t c = 0; c < a->channels; c += VF_LANES) {
-            if (a->tokens == 1) scan_states_ahead(a, c);
+            if (a->tokens == 1) prefetch_states(a, c);
             if (a->channels - c < VF_LANES)
                 scan_lanes(a, c, a->channels - c, t, tokens, a->states);
             else if (a->tokens == 1 && a->states == VW_LANES)
@@ -164,3 +167,5 @@ static void scan(const hk_scan *a) {
         }
     }
 }
+
+#endif

@@ -1,5 +1,9 @@
 /* Products with F32, F16 and BF16 matrices: tiles of rows by tokens, one vector of partial sums for each pair. Each
- * pair's sum runs along the columns in the same order whatever tile it falls in. */
+ * pair's sum runs along the columns in the same order whatever tile it falls in.
+ *
+ * Requires: simd_avx2.h or simd_neon.h, math-inl.h. */
+#ifndef HYMBA_FLOAT_MATMUL_INL_H
+#define HYMBA_FLOAT_MATMUL_INL_H
 
 HK_INLINE vf weight_load(hk_type type, const uint8_t *row, size_t i) {
     switch (type) {
@@ -18,9 +22,11 @@ HK_INLINE vf weight_load_n(hk_type type, const uint8_t *row, size_t n) {
 
 #define FLOAT_SUMS 16 /* of a tile at most: rows times tokens */
 
-/* Rows in some places, as many in each, one behind the other; if there are several, what is `soon` bytes farther is asked for. */
-HK_INLINE void float_tile(hk_type type, const void *const w[], size_t places, size_t rows, size_t cols, size_t soon,
-                          const hk_act *x, size_t t0, size_t tokens, float *const y[], size_t y_stride, int accumulate) {
+/* Rows in some places, as many in each, one behind the other; if there are several, what is
+ * `distance` bytes farther is prefetched. */
+HK_INLINE void float_tile(hk_type type, const void *const w[], size_t places, size_t rows, size_t cols, size_t distance,
+                          const hk_act *x, size_t t0, size_t tokens, float *const y[], size_t y_stride,
+                          int accumulate) {
     const size_t size = type == HK_F32 ? 4 : 2, row_bytes = cols * size, rest = cols % VF_LANES, each = rows / places;
     vf sum[FLOAT_SUMS], v[FLOAT_SUMS];
     const uint8_t *row[FLOAT_SUMS];
@@ -28,7 +34,7 @@ HK_INLINE void float_tile(hk_type type, const void *const w[], size_t places, si
     for (size_t k = 0; k < FLOAT_SUMS; k++) sum[k] = vf_zero();
     for (size_t i = 0; i + VF_LANES <= cols; i += VF_LANES) {
         if (places > 1) /* row by row, as they lie */
-            for (size_t p = 0; p < places; p++) prefetch_near(row[p * each] + each * i * size + soon);
+            for (size_t p = 0; p < places; p++) prefetch_l1(row[p * each] + each * i * size + distance);
         for (size_t t = 0; t < tokens; t++) v[t] = vf_load(x->x + (t0 + t) * x->stride + i);
         for (size_t r = 0; r < rows; r++) {
             const vf weight = weight_load(type, row[r], i);
@@ -74,15 +80,19 @@ HK_INLINE void float_matmul(hk_type type, const uint8_t *w, size_t rows, size_t 
 #undef FLOAT_TILE
 }
 
-/* A single token and runs of rows in HK_STREAMS places. */
-HK_INLINE void float_matvec(hk_type type, const void *const w[HK_STREAMS], size_t rows, size_t cols, size_t ahead,
-                            const hk_act *x, float *const y[HK_STREAMS], int accumulate) {
+/* Runs of rows in HK_STREAMS places. Of several tokens, the first brings the rows into the cache for the others. */
+HK_INLINE void float_gemv(hk_type type, const void *const w[HK_STREAMS], size_t rows, size_t cols,
+                          size_t prefetch_distance, const hk_act *x, size_t tokens, float *const y[HK_STREAMS],
+                          size_t y_stride, int accumulate) {
     enum { EACH = VF_LANES / HK_STREAMS }; /* rows of a tile in each place */
     for (size_t r = 0; r < rows; r += EACH) {
         const void *at[HK_STREAMS];
         float *out[HK_STREAMS];
         for (size_t i = 0; i < HK_STREAMS; i++)
             at[i] = (const uint8_t *)w[i] + r * cols * (type == HK_F32 ? 4 : 2), out[i] = y[i] + r;
-        float_tile(type, at, HK_STREAMS, VF_LANES, cols, ahead, x, 0, 1, out, 0, accumulate);
+        for (size_t t = 0; t < tokens; t++)
+            float_tile(type, at, HK_STREAMS, VF_LANES, cols, prefetch_distance, x, t, 1, out, y_stride, accumulate);
     }
 }
+
+#endif

@@ -1,4 +1,8 @@
-/* Products with matrices in ggml's order: eight rows at a time, with the sums of packed ones. */
+/* Products with matrices in ggml's order: eight rows at a time, with the sums of packed ones.
+ *
+ * Requires: quant_arm-inl.h; HK_SDOT if the table has it. */
+#ifndef HYMBA_BLOCK_ARM_INL_H
+#define HYMBA_BLOCK_ARM_INL_H
 
 #define BLOCK_TOKENS 4 /* of a tile */
 
@@ -15,11 +19,12 @@ HK_INLINE uint8x16_t block_fifth(const uint8_t *bits) {
 
 HK_INLINE block_weights block_values(hk_type type, const uint8_t *block) {
     const uint8_t *head = block + scale_bytes(type) + (has_min(type) ? 2 : 0);
-    if (type == HK_Q8_0) return (block_weights){vld1q_s8((const int8_t *)head), vld1q_s8((const int8_t *)head + 16)};
+    if (code_bits(type) == 8)
+        return (block_weights){vld1q_s8((const int8_t *)head), vld1q_s8((const int8_t *)head + 16)};
     const uint8x16_t both = vld1q_u8(head + (has_fifth(type) ? 4 : 0));
     uint8x16_t lo = nibbles(both, 0), hi = nibbles(both, 4);
     if (has_fifth(type)) lo = vorrq_u8(lo, block_fifth(head)), hi = vorrq_u8(hi, block_fifth(head + 2));
-    const int8x16_t bias = vdupq_n_s8((int8_t)code_bias(type));
+    const int8x16_t bias = vdupq_n_s8((int8_t)code_zero_point(type));
     return (block_weights){vsubq_s8(code_values(type, lo), bias), vsubq_s8(code_values(type, hi), bias)};
 }
 
@@ -68,3 +73,5 @@ HK_INLINE void block_tile(hk_type type, const uint8_t *w, size_t rows, size_t co
     }
     for (size_t t = 0; t < tokens; t++) put_sums(y + (t0 + t) * y_stride, rows, sum[t], accumulate);
 }
+
+#endif

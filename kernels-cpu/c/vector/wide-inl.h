@@ -1,11 +1,16 @@
-/* Two vectors side by side: one register of AVX-512, elsewhere a pair. */
+/* Two vectors side by side: one register of AVX-512, elsewhere a pair.
+ *
+ * Requires: simd_avx2.h or simd_neon.h. */
+#ifndef HYMBA_WIDE_INL_H
+#define HYMBA_WIDE_INL_H
+
 #define VW_LANES (2 * VF_LANES)
 
 #ifdef __AVX512F__
 
 #define VW_WHOLE 1
 typedef __m512 vw;
-#define OPAQUE_WIDE(x) OPAQUE(x)
+#define OPT_BARRIER_WIDE(x) OPT_BARRIER(x)
 
 HK_INLINE vw vw_pair(vf a, vf b) {
     const __m512d low = _mm512_castpd256_pd512(_mm256_castps_pd(a));
@@ -37,10 +42,10 @@ HK_INLINE vw vw_load_f16(const void *p) { return _mm512_cvtph_ps(_mm256_loadu_si
 typedef struct vw {
     vf low, high;
 } vw;
-#define OPAQUE_WIDE(x)   \
-    do {                 \
-        OPAQUE((x).low);  \
-        OPAQUE((x).high); \
+#define OPT_BARRIER_WIDE(x)    \
+    do {                       \
+        OPT_BARRIER((x).low);  \
+        OPT_BARRIER((x).high); \
     } while (0)
 
 HK_INLINE vw vw_pair(vf a, vf b) { return (vw){a, b}; }
@@ -58,9 +63,11 @@ HK_INLINE vw vw_min(vw a, vw b) { return vw_pair(vf_min(a.low, b.low), vf_min(a.
 HK_INLINE vw vw_max(vw a, vw b) { return vw_pair(vf_max(a.low, b.low), vf_max(a.high, b.high)); }
 HK_INLINE vw vw_ldexp(vw x, vw t) { return vw_pair(vf_ldexp(x.low, t.low), vf_ldexp(x.high, t.high)); }
 HK_INLINE vw vw_fma(vw a, vw b, vw c) { return vw_pair(vf_fma(a.low, b.low, c.low), vf_fma(a.high, b.high, c.high)); }
-HK_INLINE vw vw_fnma(vw a, vw b, vw c) { return vw_pair(vf_fnma(a.low, b.low, c.low), vf_fnma(a.high, b.high, c.high)); }
-HK_INLINE vw vw_load_f16(const void *p) {
-    return vw_pair(vf_load_f16(p), vf_load_f16((const uint16_t *)p + VF_LANES));
+HK_INLINE vw vw_fnma(vw a, vw b, vw c) {
+    return vw_pair(vf_fnma(a.low, b.low, c.low), vf_fnma(a.high, b.high, c.high));
 }
+HK_INLINE vw vw_load_f16(const void *p) { return vw_pair(vf_load_f16(p), vf_load_f16((const uint16_t *)p + VF_LANES)); }
+
+#endif
 
 #endif

@@ -1,4 +1,8 @@
-/* Norms, rotary positions and the feed-forward activations. */
+/* Norms, rotary positions and the feed-forward activations.
+ *
+ * Requires: wide-inl.h, math-inl.h. */
+#ifndef HYMBA_ELEMENTWISE_INL_H
+#define HYMBA_ELEMENTWISE_INL_H
 
 static float inverse_rms(const float *x, float eps, size_t n) {
     vf s[4] = {vf_zero(), vf_zero(), vf_zero(), vf_zero()};
@@ -12,7 +16,7 @@ static float inverse_rms(const float *x, float eps, size_t n) {
         const vf v = n - i < VF_LANES ? vf_load_n(x + i, n - i) : vf_load(x + i);
         s[0] = vf_fma(v, v, s[0]);
     }
-    return 1.0f / sqrtf(vf_sum(vf_add(vf_add(s[0], s[1]), vf_add(s[2], s[3]))) / (float)n + eps);
+    return 1.0f / sqrtf(vf_reduce_sum(vf_add(vf_add(s[0], s[1]), vf_add(s[2], s[3]))) / (float)n + eps);
 }
 
 static void rms_norm(const float *x, const float *gain, float eps, size_t n, float *y) {
@@ -81,3 +85,5 @@ static void relu2(float *x, size_t n) {
         vf_store_n(x + i, n - i, vf_mul(v, v));
     }
 }
+
+#endif
