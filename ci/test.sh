@@ -27,5 +27,12 @@ else
     skip "transformers: PyPI has none for this machine"
 fi
 
+stage "Models by name, against Python's huggingface_hub"
+if quietly python3 -m pip install --target "$temp/hub" huggingface_hub; then
+    PYTHONPATH=$temp/hub HYMBA_HF_PYTHON=python3 timeout 180 cargo test --quiet --release --test pull_python
+else
+    skip "PyPI has no huggingface_hub"
+fi
+
 stage "A few tokens under valgrind"
 scripts/sanitize valgrind

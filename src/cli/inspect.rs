@@ -15,7 +15,7 @@ use report::Report;
 /// Show model metadata: dimensions, layers, tensor types, KV cache, tokenizer
 #[derive(clap::Args)]
 pub struct Args {
-    /// Model file (alternative to -m)
+    /// Model file, or name of an installed model (alternative to -m)
     #[arg(value_name = "FILE", conflicts_with = "model")]
     file: Option<PathBuf>,
     #[command(flatten)]

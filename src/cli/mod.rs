@@ -1,5 +1,6 @@
 //! The command line: one file a command; flags that several share are in [`options`], [`model`] and [`prompt`].
 
+pub mod ask;
 pub mod bar;
 pub mod bench;
 pub mod chat;
@@ -10,8 +11,11 @@ pub mod inspect;
 pub mod json;
 pub mod load;
 pub mod model;
+pub mod models;
+pub mod named;
 pub mod options;
 pub mod prompt;
+pub mod pull;
 pub mod quantize;
 pub mod run;
 pub mod signals;
@@ -41,6 +45,8 @@ use usage::Usage;
 Examples:
   hymba run \"Once upon a time\"
   hymba chat
+  hymba pull nvidia/Hymba-1.5B-Instruct
+  hymba chat -m nvidia/Hymba-1.5B-Instruct
   hymba quantize path/to/Hymba-1.5B-Base hymba-1.5b-q4.gguf
   hymba run -m hymba-1.5b-q4.gguf -n 200 \"The capital of France is\"
   hymba help run"
@@ -54,6 +60,8 @@ pub struct Cli {
 pub enum Command {
     Run(run::Args),
     Chat(chat::Args),
+    Pull(pull::Args),
+    Models(models::Args),
     Quantize(quantize::Args),
     Inspect(inspect::Args),
     Eval(eval::Args),
@@ -111,6 +119,7 @@ impl Command {
     /// Whether anything goes to standard output.
     pub fn writes_output(&self) -> bool {
         match self {
+            Self::Pull(args) => args.writes_output(),
             Self::Quantize(args) => args.writes_output(),
             Self::Eval(args) => args.writes_output(),
             _ => true,
@@ -122,6 +131,8 @@ impl Command {
         match self {
             Self::Run(args) => run::run(args, cancel),
             Self::Chat(args) => chat::run(args, cancel),
+            Self::Pull(args) => pull::run(args, cancel),
+            Self::Models(args) => models::run(args),
             Self::Quantize(args) => quantize::run(args, cancel),
             Self::Inspect(args) => inspect::run(args, cancel),
             Self::Eval(args) => eval::run(args, cancel),

@@ -8,7 +8,7 @@ use hymba::{
     format::{Blob, gguf::Gguf},
 };
 
-use super::{load::load, terminal, usage::Usage};
+use super::{load::load, named::resolve, terminal, usage::Usage};
 
 const VARIABLE: &str = "HYMBA_MODEL";
 
@@ -27,8 +27,9 @@ pub static EMBEDDED: &[u8] = &[];
 /// The model flag.
 #[derive(Debug, clap::Args)]
 pub struct ModelArgs {
-    /// Model file (GGUF) [default: $HYMBA_MODEL, else the built-in demo]
-    #[arg(short, long, value_name = "FILE")]
+    /// Model: a file (GGUF), or the name of one that `hymba models` lists or `hymba pull` gets [default: $HYMBA_MODEL, else
+    /// the built-in demo]
+    #[arg(short, long, value_name = "FILE|NAME")]
     pub model: Option<PathBuf>,
 }
 
@@ -39,9 +40,12 @@ enum Source {
     Embedded,
 }
 
-/// What that model is and is not, in a line.
+/// The model that this program is made for.
+pub const REAL_ONE: &str = "nvidia/Hymba-1.5B-Instruct";
+
+/// What the demo is and is not, and how to get the real one, in a line.
 pub const DEMO: &str = "The demo is a toy of 48 million parameters: it tells simple stories and chats a little; it knows few facts \
-and makes others up.";
+and makes others up; `hymba pull nvidia/Hymba-1.5B-Instruct` gets the real one.";
 
 /// What messages call the model that is part of this program.
 pub const EMBEDDED_NAME: &str = "the built-in demo";
@@ -72,9 +76,9 @@ impl ModelArgs {
         }
     }
 
-    fn source(&self, quiet: bool) -> Result<Source, Usage> {
+    fn source(&self, quiet: bool) -> anyhow::Result<Source> {
         if let Some(path) = &self.model {
-            return Ok(Source::Flag(path.clone()));
+            return Ok(Source::Flag(resolve(path)?));
         }
         let say = |message: String| {
             if !quiet {
@@ -82,15 +86,17 @@ impl ModelArgs {
             }
         };
         if let Some(path) = env::var_os(VARIABLE).filter(|path| !path.is_empty()) {
-            let path = PathBuf::from(path);
+            let path = resolve(&PathBuf::from(path)).context(VARIABLE)?;
             say(format!("using {} (from {VARIABLE})", path.display()));
             return Ok(Source::Variable(path));
         }
         if EMBEDDED.is_empty() {
             let what = format!("this hymba has no built-in model; name a model file with -m FILE or in {VARIABLE}");
-            return Err(Usage(what));
+            return Err(Usage(what).into());
         }
-        say(format!("no model given (-m or {VARIABLE}); using the built-in demo"));
+        say(format!(
+            "no model given (-m or {VARIABLE}); using the built-in demo; `hymba pull {REAL_ONE}` gets the real one"
+        ));
         Ok(Source::Embedded)
     }
 }

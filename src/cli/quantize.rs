@@ -87,6 +87,7 @@ pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
         name: args.name.clone(),
         force: args.force,
         threads: args.threads.and_then(NonZeroUsize::new),
+        ..Options::default()
     };
     let threads = args.threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, NonZeroUsize::get));
     let mut progress = Progress::new(args.quiet, &options, threads)?;

@@ -86,6 +86,11 @@ fn is_obeyed(c: char) -> bool {
     c.is_control() && !matches!(c, '\n' | '\t')
 }
 
+/// Writes a question to standard error; the answer is typed behind it.
+pub fn question(text: &str) -> io::Result<()> {
+    write!(io::stderr(), "{} ", printable(text))
+}
+
 /// Returns `text` with its control characters as escapes (`\x1b`), but for line breaks and tabs. What comes from files, or
 /// out of a model, may hold some, and a terminal must not obey them.
 pub fn printable(text: &str) -> Cow<'_, str> {

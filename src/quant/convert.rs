@@ -48,6 +48,7 @@ pub fn convert(
     let input = &checkpoint_folder(input);
     check_paths(input, output, options)?;
     let Checkpoint { config, mut metadata, tensors, notes, a_is_log } = Checkpoint::open(input)?;
+    options.metadata.iter().for_each(|(key, value)| metadata.set(key, value.clone()));
     if let Some(name) = &options.name {
         metadata.set("general.name", name.as_str());
     }

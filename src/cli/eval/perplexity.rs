@@ -12,7 +12,7 @@ use super::{
     args::Common,
     text::{CONTEXTS, TextArgs, bar, beside, divergence_json, tell},
 };
-use crate::cli::{json::JSON_VERSION, options::new_session, terminal};
+use crate::cli::{json::JSON_VERSION, named::resolve, options::new_session, terminal};
 
 #[derive(clap::Args)]
 #[command(after_help = CONTEXTS)]
@@ -29,7 +29,7 @@ pub struct Args {
 pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
     let model = args.common.model.open(args.text.json, cancel)?;
     let text = args.text.read(&model, 0, cancel)?;
-    let base = args.kl.as_ref().map(Model::open).transpose()?;
+    let base = args.kl.as_ref().map(|kl| anyhow::Ok(Model::open(resolve(kl)?)?)).transpose()?;
     let start = Instant::now();
     let options = args.common.machine.options(args.text.context);
     let found = base.as_ref().map(|base| beside(base, &model, &options, &text, cancel)).transpose()?;
