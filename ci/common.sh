@@ -2,6 +2,7 @@
 # Sourced by every script in this folder: where things are, and how a stage reports itself.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+exec </dev/null # prompts are joined with what a pipe brings: none is to come from there
 
 # Larger fixtures (golden/, official/, models/); without them the stages that need them are skipped.
 fixtures=$(realpath -m "${HYMBA_FIXTURES:-../shared}")

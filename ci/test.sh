@@ -16,5 +16,20 @@ fi
 cargo test --release --workspace 2>&1 | tee -a "$CI_TESTS"
 cargo build --quiet --release
 
+stage "Chat templates against transformers"
+python3 -m venv "$temp/python" # for transformers wants its own versions of much
+if quietly "$temp/python/bin/pip" install 'transformers==5.24.*' 'jinja2==3.1.*'; then
+    timeout 60 "$temp/python/bin/python" scripts/check-templates
+else
+    skip "transformers: PyPI has none for this machine"
+fi
+
+stage "Models by name, against Python's huggingface_hub"
+if quietly python3 -m pip install --target "$temp/hub" huggingface_hub; then
+    PYTHONPATH=$temp/hub HYMBA_HF_PYTHON=python3 timeout 180 cargo test --quiet --release --test pull_python
+else
+    skip "PyPI has no huggingface_hub"
+fi
+
 stage "A few tokens under valgrind"
 scripts/sanitize valgrind

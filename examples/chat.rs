@@ -20,6 +20,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         system: None,
         limit: Some(200),
         stops: Vec::new(),
+        parse_special: false,
         overflow: Overflow::Slide,
     };
     let checkpoints = 256 << 20; // bytes

@@ -62,8 +62,8 @@ pub enum Error {
     ContextFull { needed: usize, free: usize, context: usize },
     /// A conversation does not fit into the context, with what was to be added to it: it would be `needed` tokens long.
     #[error(
-        "the message does not fit: the context holds {context} tokens, {free} of them are free, and it would take \
-         {needed} with its reply's first"
+        "message too long: {} tokens with the first of its reply, but only {free} of {context} are left in the context",
+        .needed + 1 + .free - .context
     )]
     ConversationFull { needed: usize, free: usize, context: usize },
     /// A token id that the model does not have.
@@ -97,10 +97,10 @@ pub enum Error {
     NotFinite(String),
     /// There is no memory for a session of so many bytes; a shorter context takes less. `available` is `None` where the
     /// system does not tell what is free, or refused it.
-    #[error("there is no memory for {:.1} GB of cache{}", gigabytes(.wanted), free(.available))]
+    #[error("there is no memory for {} of cache{}", size(.wanted), free(.available))]
     OutOfMemory { wanted: u64, available: Option<u64> },
     /// The GPU has no memory for so many bytes more.
-    #[error("the GPU has no memory for {:.1} MB more", *.0 as f64 / 1e6)]
+    #[error("the GPU has no memory for {} more", size(&(*.0 as u64)))]
     GpuOutOfMemory(usize),
     /// There is no GPU, or it can't run this model: the whole sentence. The CPU can.
     #[error("{0}")]
@@ -190,10 +190,26 @@ fn line_number(line: &Option<usize>) -> String {
     line.map(|line| format!(", line {line}")).unwrap_or_default()
 }
 
-fn gigabytes(bytes: &u64) -> f64 {
-    *bytes as f64 / 1e9
+fn size(bytes: &u64) -> String {
+    match *bytes as f64 {
+        few if few < 1e5 => format!("{few} bytes"),
+        some if some < 1e9 => format!("{:.1} MB", some / 1e6),
+        many => format!("{:.1} GB", many / 1e9),
+    }
 }
 
 fn free(available: &Option<u64>) -> String {
-    available.as_ref().map_or(" and activations".into(), |bytes| format!(", {:.1} GB are free", gigabytes(bytes)))
+    available.as_ref().map_or(" and activations".into(), |bytes| format!(", {} are free", size(bytes)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_size_is_rounded_to_nothing() {
+        let said = |wanted, available| Error::OutOfMemory { wanted, available }.to_string();
+        assert_eq!(said(2_500_000_000, Some(1_000)), "there is no memory for 2.5 GB of cache, 1000 bytes are free");
+        assert_eq!(said(3_000_000, None), "there is no memory for 3.0 MB of cache and activations");
+    }
 }

@@ -31,8 +31,9 @@
 //! forward                                the forward pass, written once for every backend
 //! state  import                          KV rows, conv and SSM state; Hugging Face folders
 //! model  backend  text  sample           sizes and weights; operations and devices; tokens; from logits to a token
+//! hub                                    models by name: download, cache, what is installed
 //! format                                 number types, block codecs, GGUF, files that are replaced as a whole
-//! error  limits  system
+//! error  foreign  limits  system
 //! ```
 
 #[doc(hidden)]
@@ -43,9 +44,13 @@ mod error;
 #[doc(hidden)]
 pub mod eval;
 #[doc(hidden)]
+pub mod foreign;
+#[doc(hidden)]
 pub mod format;
 #[doc(hidden)]
 pub mod forward;
+#[doc(hidden)]
+pub mod hub;
 #[doc(hidden)]
 pub mod import;
 #[doc(hidden)]

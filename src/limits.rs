@@ -15,6 +15,10 @@ pub const ALIGNMENT: u64 = 65536;
 pub const LAYERS: usize = 1024;
 /// Any width or count that a model's configuration gives, but layers and context.
 pub const WIDTH: usize = 1 << 20;
+/// Meta tokens: the pass over them costs the square of their number, before anything else can be done.
+pub const META_TOKENS: usize = 2048;
+/// Items of all arrays in a GGUF file's keys; the largest vocabularies need a tenth of it. In memory one takes 8 bytes.
+pub const ARRAY_ITEMS: usize = 1 << 22;
 /// Tokens that a model may be trained for, or a session may hold.
 pub const CONTEXT: usize = 1 << 24;
 /// Bytes of a text file in a Hugging Face folder.
@@ -22,20 +26,38 @@ pub const FOLDER_TEXT: usize = 48 << 20;
 /// Bytes of a safetensors file's header; that of a file of ten thousand tensors takes a tenth of it.
 pub const SAFETENSORS_HEADER: usize = 16 << 20;
 /// How many times as long normalizers and decoders may make a text, between them.
-pub const TOKENIZER_GROWTH: usize = 64;
+pub const TOKENIZER_GROWTH: usize = 16;
+/// Normalizers, pre-tokenizers and decoders of a tokenizer: each takes its own pass over a text.
+pub const TOKENIZER_PARTS: usize = 16;
+/// Bytes of a token.
+pub const TOKEN: usize = 1024;
+/// Bytes of all tokens that are added to a vocabulary: a text is searched for them.
+pub const ADDED_TOKENS: usize = 1 << 20;
+/// Bytes that a part of a text may have for the tokenizer if it has no place to be divided, as much longer as normalizers
+/// may make it. A byte takes about 140 bytes of memory while it is split into tokens, and most of a microsecond.
+pub const UNDIVIDED: usize = 2 << 20;
 /// Bytes of a prompt, a message, or what a chat template makes of them: several times the largest context that can be
 /// asked for in practice.
 pub const PROMPT: usize = 16 << 20;
 /// Bytes of a chat template.
 pub const TEMPLATE: usize = 1 << 20;
-/// Steps of rendering a chat template: an instruction is one, and so are 64 bytes of text that it makes or looks at.
+/// Steps of rendering a chat template: a statement, an operation or an item is one, and so are 64 bytes of text that it
+/// makes or looks at.
 pub const TEMPLATE_STEPS: u64 = 2_000_000;
 /// How deep a chat template's macros and loops may call each other.
 pub const TEMPLATE_DEPTH: usize = 64;
+/// How deep a chat template's brackets, operations and blocks may be in each other.
+pub const TEMPLATE_NESTING: usize = 200;
+/// How deep all that may be in each other while it is done, calls included.
+pub const TEMPLATE_CALL_DEPTH: usize = 1000;
+/// How deep lists and dicts may be in each other.
+pub const TEMPLATE_VALUE_DEPTH: usize = 128;
 /// Stop strings.
 pub const STOPS: usize = 64;
 /// Bytes of a stop string.
 pub const STOP: usize = 1024;
+/// Tokens that end a text.
+pub const ENDS: usize = 64;
 /// Bytes of a session file's header: ids and texts of the conversation, which take a few times as much memory.
 pub const SESSION_HEADER: usize = 128 << 20;
 
@@ -68,17 +90,27 @@ mod tests {
             ("dimensions of a tensor", "4", DIMENSIONS as usize),
             ("alignment of tensors", "65,536 bytes", ALIGNMENT as usize),
             ("layers", "1,024", LAYERS),
+            ("meta tokens", "2,048", META_TOKENS),
             ("any other width or count of a model", "1,048,576", WIDTH),
+            ("items of all arrays in a GGUF file's keys", "4,194,304", ARRAY_ITEMS),
             ("context", "16,777,216 tokens", CONTEXT),
             ("text file of a Hugging Face folder", "48 MiB", FOLDER_TEXT),
             ("header of a safetensors file", "16 MiB", SAFETENSORS_HEADER),
-            ("growth of a text in the tokenizer", "64 times", TOKENIZER_GROWTH),
+            ("growth of a text in the tokenizer", "16 times", TOKENIZER_GROWTH),
+            ("parts of a tokenizer", "16", TOKENIZER_PARTS),
+            ("token", "1,024 bytes", TOKEN),
+            ("all added tokens", "1 MiB", ADDED_TOKENS),
+            ("part of a text without a place to divide it, grown", "2 MiB", UNDIVIDED),
             ("prompt or message, also as the template renders it", "16 MiB", PROMPT),
             ("chat template", "1 MiB", TEMPLATE),
             ("steps of rendering it", "2,000,000", TEMPLATE_STEPS as usize),
             ("depth of its calls", "64", TEMPLATE_DEPTH),
+            ("depth of its brackets, operations and blocks", "200", TEMPLATE_NESTING),
+            ("depth of all that while it is rendered", "1,000", TEMPLATE_CALL_DEPTH),
+            ("depth of its lists and dicts", "128", TEMPLATE_VALUE_DEPTH),
             ("stop strings", "64", STOPS),
             ("stop string", "1,024 bytes", STOP),
+            ("tokens that end a text", "64", ENDS),
             ("header of a session file", "128 MiB", SESSION_HEADER),
         ];
         for (what, number, value) in all {

@@ -4,6 +4,9 @@
 
 mod cli;
 mod closed;
+#[cfg(test)]
+#[path = "../tests/common/counting.rs"]
+mod counting;
 
 use std::{
     process::ExitCode,
@@ -20,17 +23,18 @@ fn main() -> ExitCode {
     let cli = cli::Cli::of_process();
     let writes = cli.as_ref().map_or_else(|answer| !answer.use_stderr(), |cli| cli.command.writes_output());
     if writes && closed::output_was_closed() {
-        terminal::note("cannot write to standard output: it is closed");
+        terminal::error("cannot write to standard output: it is closed");
         return ExitCode::FAILURE;
     }
     let cli = match cli {
         Ok(cli) => cli,
         Err(answer) => return terminal::show_parser_answer(&answer),
     };
+    hymba::foreign::silence_panics();
     hymba::format::exit_where_files_end();
     let cancel = Arc::new(AtomicBool::new(false));
     if let Err(error) = signals::watch(&cancel) {
-        terminal::note(&format!("cannot watch for signals: {error}"));
+        terminal::error(&format!("cannot watch for signals: {error}"));
         return ExitCode::FAILURE;
     }
     match cli.command.run(&cancel) {
@@ -50,6 +54,6 @@ fn exit_code(error: &anyhow::Error) -> ExitCode {
     if error.is::<Reported>() {
         return ExitCode::FAILURE;
     }
-    terminal::note(&terminal::one_line(error, Place::CommandLine));
+    terminal::error(&terminal::one_line(error, Place::CommandLine));
     ExitCode::from(if error.is::<Usage>() { 2 } else { 1 })
 }

@@ -4,11 +4,18 @@
 use std::{
     io,
     num::NonZeroUsize,
-    sync::{OnceLock, mpsc},
+    sync::{
+        OnceLock,
+        atomic::AtomicBool,
+        mpsc::{self, RecvTimeoutError},
+    },
     thread,
+    time::Duration,
 };
 
 use rayon::{ThreadBuilder, ThreadPool, ThreadPoolBuilder};
+
+use crate::{Error, Result};
 
 /// Returns a pool of so many threads, by default one a core, or of as many as the system allows; `None` if that is none.
 pub fn pool(threads: Option<NonZeroUsize>) -> Option<ThreadPool> {
@@ -36,6 +43,20 @@ pub fn pool(threads: Option<NonZeroUsize>) -> Option<ThreadPool> {
     ThreadPoolBuilder::new().num_threads(waiting.len()).spawn_handler(start).build().ok()
 }
 
+/// Returns what `work` returns, which is done on a thread of its own: once `cancel` is set, nobody waits for it any more.
+pub fn until<T: Send + 'static>(cancel: &AtomicBool, work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    let (send, receive) = mpsc::channel();
+    let started = thread::Builder::new().spawn(move || send.send(work()));
+    started.map_err(|_| Error::Request("the system allows this process no more threads".into()))?;
+    loop {
+        match receive.recv_timeout(Duration::from_millis(20)) {
+            Ok(done) => return Ok(done),
+            Err(RecvTimeoutError::Timeout) => Error::check_cancelled(cancel)?,
+            Err(RecvTimeoutError::Disconnected) => return Err(Error::Cancelled), // it panicked, and said so
+        }
+    }
+}
+
 /// Returns this process's pool with a thread a core.
 pub fn shared() -> Option<&'static ThreadPool> {
     static POOL: OnceLock<Option<ThreadPool>> = OnceLock::new();
@@ -48,4 +69,17 @@ pub fn hash(hasher: &mut blake3::Hasher, bytes: &[u8]) {
         Some(pool) => pool.install(|| hasher.update_rayon(bytes)),
         None => hasher.update(bytes),
     };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_waits_once_it_is_cancelled() {
+        assert_eq!(until(&AtomicBool::new(false), || 5).unwrap(), 5);
+        let (_end, ends) = mpsc::channel::<()>();
+        let never = move || ends.recv().is_ok();
+        assert!(matches!(until(&AtomicBool::new(true), never), Err(Error::Cancelled)));
+    }
 }

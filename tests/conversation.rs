@@ -34,6 +34,15 @@ const HYMBA: &str = "{{ '<extra_id_0>System' }}{% for m in messages %}{% if m['r
     {% if add_generation_prompt %}{{ '<extra_id_1>Assistant\\n' }}{% endif %}";
 const CHATML: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}\
     {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+const LLAMA: &str = "{% for m in messages %}{% if m.role == 'user' %}{{ bos_token }}[INST] {{ m.content }} [/INST]\
+    {% elif m.role == 'assistant' %} {{ m.content }} {{ eos_token }}{% endif %}{% endfor %}";
+/// Leaves out what past replies say up to their last space, as others do up to `</think>`.
+const FORGETFUL: &str = "{% for m in messages %}{{ m.role }}: {% if m.role == 'assistant' %}\
+    {{ m.content.split(' ')[-1].lstrip() }}{% else %}{{ m.content }}{% endif %}\n{% endfor %}assistant: ";
+/// Says of replies only the last one.
+const CURT: &str = "{% for m in messages %}{{ m.role + '\\n' }}\
+    {{ m.content if m.role != 'assistant' or loop.index0 + 2 >= messages|length else '...' }}{{ '\\n' }}{% endfor %}\
+    {{ 'assistant\\n' }}";
 /// Says the first messages again at the end, so that nothing of what was read can stay.
 const REWRITING: &str = "{% for m in messages %}{{ m.content }}|{% endfor %}{{ messages|length }}:";
 
@@ -80,7 +89,11 @@ impl Default for Setup {
 
 impl Setup {
     fn conversation(&self) -> Conversation<'static> {
-        let (model, tokenizer) = &*DEMO;
+        self.conversation_with(&DEMO.1)
+    }
+
+    fn conversation_with<'m>(&self, tokenizer: &'m Tokenizer) -> Conversation<'m> {
+        let model = &DEMO.0;
         let options = SessionOptions { context: Some(self.context), ..SessionOptions::default() };
         let timeline = Timeline::new(Session::new(model, &options).unwrap(), self.undo_memory);
         let sampler = Sampler::new(SamplingParams { temperature: self.temperature, ..SamplingParams::default() }, 1);
@@ -89,6 +102,7 @@ impl Setup {
             system: self.system.map(Into::into),
             limit: Some(self.limit),
             stops: self.stops.clone(),
+            parse_special: false,
             overflow: self.overflow,
         };
         Conversation::new(timeline, tokenizer, sampler, options).unwrap()
@@ -132,14 +146,26 @@ fn check(conversation: &mut Conversation<'_>) {
             messages.extend([Message::new(Role::User, &turn.user), Message::new(Role::Assistant, &turn.reply)]);
         }
         messages.push(Message::new(Role::User, &last.user));
-        let says = template.render(&messages, true).unwrap();
-        let read = tokenizer.decode(&conversation.timeline().ids());
-        // a reply keeps the white space before it, which templates take away; a special token has a space after it
-        let squeezed = |text: &str| {
-            let text = text.replace("> ", ">").replace("Assistant\n ", "Assistant\n");
-            text.replace("assistant\n ", "assistant\n")
-        };
-        assert!(squeezed(&read).starts_with(&squeezed(&says)), "the template says\n{says}\nthe session read\n{read}");
+        // white space between a prompt and the reply to it is as the model said it
+        const BARE: &str = "\u{e000}";
+        let indent = template.reply_indent();
+        let replies = messages.iter().filter(|message| message.role == Role::Assistant);
+        let contents: Vec<String> = replies
+            .map(|reply| match reply.content.strip_prefix(&*indent) {
+                Some(content) => content.into(),
+                None => format!("{BARE}{}", reply.content),
+            })
+            .collect();
+        let replies = messages.iter_mut().filter(|message| message.role == Role::Assistant);
+        replies.zip(&contents).for_each(|(message, content)| message.content = content);
+        let says = template.render(&messages, true).unwrap().replace(&format!("{indent}{BARE}"), "");
+        // special tokens have a space after them, or no text
+        let [says, read] =
+            [tokenizer.encode(&says, false).unwrap(), conversation.timeline().ids()].map(|ids| tokenizer.decode(&ids));
+        assert!(read.starts_with(&says), "the template says\n{says}\nthe session read\n{read}");
+        // where the context is full, the end of the reply is not read
+        let (reply, rest) = (&last.reply, &read[says.len()..]);
+        assert!(rest.starts_with(reply) || reply.starts_with(rest), "the reply is\n{reply}\nthe session read\n{read}");
     }
     if conversation.timeline().steps().len() > much(usize::MAX, 60) {
         return;
@@ -160,7 +186,10 @@ fn check(conversation: &mut Conversation<'_>) {
 
 #[test]
 fn a_conversation_reads_what_its_template_says() {
-    for &template in much(&[Some(HYMBA), Some(CHATML), Some(REWRITING), None][..], &[Some(REWRITING)]) {
+    for &template in much(
+        &[Some(HYMBA), Some(CHATML), Some(LLAMA), Some(FORGETFUL), Some(CURT), Some(REWRITING), None][..],
+        &[Some(REWRITING)],
+    ) {
         for &temperature in much(&[0.0, 1.0][..], &[1.0]) {
             let mut c = Setup { template, temperature, ..Setup::default() }.conversation();
             let messages = ["Hello", "A story of a king.\n\nA long one!", "Ünïcödé 🙂 日本", " ", "And then?"];
@@ -170,6 +199,84 @@ fn a_conversation_reads_what_its_template_says() {
             }
             assert_eq!(c.turns().len(), messages.len());
         }
+    }
+}
+
+/// What a template leaves out of the past is read anew from the prompt on that it says as before, and no more.
+#[test]
+fn a_template_that_rewrites_replies_costs_what_it_rewrites() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("talk");
+    for &template in much(&[FORGETFUL, CURT][..], &[FORGETFUL]) {
+        let mut c = Setup { template: Some(template), system: None, ..Setup::default() }.conversation();
+        let mut prompts = Vec::new();
+        for (i, message) in ["Hello", "Tell me a story.", "And then?", "The end."].into_iter().enumerate() {
+            let read = c.used();
+            let reply = send(&mut c, message);
+            prompts.push(c.used() - reply.generation.ids.len());
+            let first = if template == FORGETFUL { 1 } else { 2 };
+            assert_eq!(reply.rewritten > 0, i >= first, "{i}");
+            // the last prompt, or the first, which has no reply in it, stands, and so does its checkpoint
+            let stands = if template == FORGETFUL { prompts[i.saturating_sub(1)] } else { prompts[0] };
+            if i >= first {
+                let evaluated = reply.generation.timings.prompt_tokens;
+                assert!(evaluated <= prompts[i] - stands, "{evaluated} of {} read, {stands} stand", prompts[i]);
+                assert!(reply.rewritten <= read - stands);
+            }
+        }
+        regenerate(&mut c);
+        c.undo(1, &watch()).unwrap();
+        check(&mut c);
+        c.branch("other").unwrap();
+        send(&mut c, "Another end.");
+        c.switch("main", &watch()).unwrap();
+        check(&mut c);
+        c.save(&file, &watch()).unwrap();
+        let mut back = Setup { template: None, system: None, ..Setup::default() }.conversation();
+        back.load(&file, false).unwrap();
+        let before = back.timeline().evaluated();
+        let reply = send(&mut back, "Who?");
+        assert!(reply.rewritten > 0 && back.timeline().evaluated() - before < back.used() + reply.rewritten);
+        back.switch("other", &watch()).unwrap();
+        check(&mut back);
+        back.set_system(Some("You are a fox."), &watch()).unwrap();
+        check(&mut back);
+        send(&mut back, "And now?");
+        // another template says all of it in another way
+        let mut other = Setup { template: Some(CHATML), ..Setup::default() }.conversation();
+        other.load(&file, true).unwrap();
+        regenerate(&mut other);
+        other.load(&file, true).unwrap();
+        assert!(send(&mut other, "Hm.").rewritten > 0);
+
+        let setup = Setup { template: Some(template), system: None, context: 90, limit: 20, ..Setup::default() };
+        let mut c = Setup { overflow: Overflow::Slide, ..setup }.conversation();
+        let dropped: usize = (0..much(9, 7)).map(|i| send(&mut c, &format!("This is message {i}")).dropped).sum();
+        assert!(dropped > 0);
+    }
+}
+
+/// Each token is read once, each text split into tokens once, with a template that does not rewrite. It renders all of the
+/// conversation each time, which is bounded by what the context holds.
+#[test]
+fn twice_the_turns_are_twice_the_work() {
+    for (template, message) in [(HYMBA, "Hello"), (CHATML, "Hello <|im_start|>"), (FORGETFUL, "Hello")] {
+        let work = |turns: usize| {
+            let tokenizer = DEMO.0.tokenizer().unwrap();
+            let setup =
+                Setup { template: Some(template), context: 2000, limit: 3, temperature: 0.0, ..Setup::default() };
+            let mut c = setup.conversation_with(&tokenizer);
+            let before = tokenizer.bytes_encoded();
+            for _ in 0..turns {
+                c.send(message, &mut ReplySink { watch: watch(), text: &mut |_| Ok(()) }).unwrap();
+            }
+            let evaluated = c.timeline().evaluated();
+            assert!(template != CHATML || evaluated == c.used(), "{evaluated} tokens read for {}", c.used());
+            (evaluated, tokenizer.bytes_encoded() - before)
+        };
+        let (few, many) = (work(much(8, 2)), work(much(16, 4)));
+        assert!(many.0 <= few.0 * 5 / 2, "{few:?} {many:?} tokens read");
+        assert!(many.1 <= few.1 * 5 / 2, "{few:?} {many:?} bytes split");
     }
 }
 
@@ -192,6 +299,7 @@ fn a_reply_ends_where_the_template_ends_it() {
         system: None,
         limit: Some(200),
         stops: vec![" the ".into()],
+        parse_special: false,
         overflow: Overflow::Stop,
     };
     let (model, tokenizer) = &*DEMO;
@@ -281,13 +389,13 @@ fn a_full_context_stops_or_slides() {
     };
     assert!(c.used() <= 90 && c.used() > 60, "{} {stop:?}", c.used());
     let said = stream(&mut c, |c, sink| c.send(&long, sink)).err().unwrap().to_string();
-    assert!(said.contains("does not fit") && said.contains("90 tokens"), "{said}");
+    assert!(said.contains("message too long") && said.contains(" of 90 "), "{said}");
 
     let mut c = Setup { context: 120, limit: 40, overflow: Overflow::Slide, ..Setup::default() }.conversation();
     let (mut dropped, mut within) = (0, 0);
     for i in 0..much(12, 7) {
         let used = c.used();
-        let reply = send(&mut c, &format!("This is message {i}"));
+        let reply = send(&mut c, &format!("Tell me a story about fox number {i}"));
         dropped += reply.dropped;
         within += usize::from(reply.dropped > 0 && used < 95);
         assert_eq!(c.turns().len() + dropped, i + 1);
@@ -296,6 +404,26 @@ fn a_full_context_stops_or_slides() {
     }
     assert!(dropped > much(4, 1) && within > 0, "{dropped} turns were dropped, {within} times while the model spoke");
     assert!(stream(&mut c, |c, sink| c.send(&long.repeat(2), sink)).is_err(), "what does not fit alone does not fit");
+}
+
+/// Making room is ended too, and leaves the conversation as it was.
+#[test]
+fn an_interrupt_ends_a_slide() {
+    let mut c = Setup { context: 300, overflow: Overflow::Slide, ..Setup::default() }.conversation();
+    while c.used() < 270 {
+        send(&mut c, "Tell me more.");
+    }
+    let (before, used) = (c.turns().to_vec(), c.used());
+    let cancel = AtomicBool::new(true);
+    let watch = Watch { cancel: &cancel, progress: &|_, _| () };
+    let long = "Tell me a story about a fox and a wolf. ".repeat(3);
+    let stopped = c.send(&long, &mut ReplySink { watch, text: &mut |_| Ok(()) });
+    assert!(matches!(stopped, Err(Error::Cancelled)));
+    assert_eq!((c.turns(), c.used()), (&*before, used));
+    assert!(matches!(c.set_system(Some("Be a wolf."), &watch), Err(Error::Cancelled)));
+    assert_eq!((c.turns(), c.system()), (&*before, Some(" Be brief. ")));
+    check(&mut c);
+    assert!(send(&mut c, &long).dropped > 0);
 }
 
 #[test]
@@ -378,10 +506,10 @@ fn a_full_context_is_saved() {
     let file = tempfile::tempdir().unwrap();
     let file = file.path().join("talk");
     for overflow in [Overflow::Stop, Overflow::Slide] {
-        let setup = || Setup { context: 40, limit: 200, overflow, temperature: 2.0, ..Setup::default() }.conversation();
+        let setup = || Setup { context: 60, limit: 200, overflow, ..Setup::default() }.conversation();
         let mut c = setup();
-        assert_eq!(send(&mut c, "Hello").generation.stop, StopReason::ContextFull);
-        assert!(c.used() <= 40);
+        assert_eq!(send(&mut c, "Tell me a short story about a fox").generation.stop, StopReason::ContextFull);
+        assert!(c.used() <= 60);
         c.save(&file, &watch()).unwrap();
         setup().load(&file, false).unwrap();
     }

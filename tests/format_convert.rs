@@ -191,6 +191,45 @@ fn converts_a_folder() {
     assert_eq!(summary.types.iter().map(|t| t.1).sum::<usize>(), fixture.tensors.len());
 }
 
+/// Those of config.json and those of generation_config.json.
+#[test]
+fn all_end_tokens_are_kept() {
+    let mut fixture = Fixture::new();
+    fixture.config["eos_token_id"] = json!(2);
+    fixture.save();
+    fixture.save_tokenizer();
+    let ends = |path: &Path| {
+        let gguf = Gguf::open(path).unwrap();
+        let eot = gguf.metadata.uint("tokenizer.ggml.eot_token_id");
+        let tokenizer = Tokenizer::from_metadata(&gguf.metadata, "tiny").unwrap();
+        assert_eq!(tokenizer.eos(), Some(2));
+        (tokenizer.ends().to_vec(), eot, gguf.metadata.uints("hymba.eos_token_ids").map(<[u64]>::to_vec))
+    };
+    fixture.convert(DType::Q8_0).unwrap();
+    assert_eq!(ends(&fixture.output()), (vec![2], None, None));
+    let all = (vec![2, 3, 4], Some(3), Some(vec![2, 3, 4]));
+    for (config, generation) in
+        [(json!([2, 3, 2, 4]), json!(3)), (json!(2), json!([3, 2, 4])), (json!([2, 3]), json!([4]))]
+    {
+        fixture.config["eos_token_id"] = config;
+        fixture.save();
+        fixture.file("generation_config.json", &json!({ "eos_token_id": generation }).to_string());
+        fixture.convert(DType::Q8_0).unwrap();
+        assert_eq!(ends(&fixture.output()), all);
+    }
+    let again = fixture.dir.path().join("again.gguf");
+    to(&fixture.output(), &again, DType::Q4_0, &[]).unwrap();
+    assert_eq!(ends(&again), all);
+
+    fixture.file("generation_config.json", &json!({ "eos_token_id": [4, 99, null, -1, "a"] }).to_string());
+    let notes = fixture.convert(DType::Q8_0).unwrap().notes;
+    assert!(notes.iter().any(|note| note.contains("eos token id 99")), "{notes:?}");
+    assert_eq!(ends(&fixture.output()), all);
+    fixture.config["eos_token_id"] = json!([2, 10]);
+    fixture.save();
+    assert!(fixture.convert(DType::Q8_0).unwrap_err().to_string().contains("eos token id 10"));
+}
+
 #[test]
 fn gguf_to_gguf_gives_what_the_folder_gives() {
     let fixture = Fixture::new();
@@ -480,6 +519,82 @@ fn leaves_nothing_when_cancelled_or_failed() {
     }
     run(&fixture, false).unwrap();
     assert!(matches!(run(&fixture, false), Err(Error::Exists(_))));
+}
+
+/// What a model can do without does not stop it, whatever is wrong with it: it is said.
+#[test]
+fn optional_files_that_are_broken_are_left_out() {
+    let mut fixture = Fixture::new();
+    fixture.config["unused"] = json!("HERE");
+    fixture.save();
+    fixture.save_tokenizer();
+    let config = fixture.config.to_string().replace("\"HERE\"", "[Infinity, NaN, -Infinity]");
+    fixture.file("config.json", &config);
+    let notes = |fixture: &Fixture| fixture.convert(DType::F32).unwrap().notes.join("\n");
+    assert_eq!(notes(&fixture), "");
+    for (text, says, kept) in [
+        (r#"{"do_sample": true, "temperature": 0.5, "top_k": -1}"#, "", 2),
+        (r#"{"temperature": 0.5, "top_p": 1.5}"#, "top_p 1.5 must be from 0 to 1; it is left out", 1),
+        (r#"{"temperature": 0.5, "top_p": NaN, "min_p": "low"}"#, "top_p \"NaN\" is no number", 1),
+        (r#"{"temperature": -1, "top_k": 1.5}"#, "top_k 1.5 must be a whole number", 0),
+        (r#"{"temperature": 0.5, "#, "generation_config.json: is not the JSON that belongs there", 0),
+        (r#"{"do_sample": "maybe"}"#, "`do_sample`: invalid type", 0),
+    ] {
+        fixture.file("generation_config.json", text);
+        let said = notes(&fixture);
+        assert!(said.contains(says) && said.is_empty() == says.is_empty(), "{text}: {said}");
+        let meta = Gguf::open(&fixture.output()).unwrap().metadata;
+        assert_eq!(meta.iter().filter(|(key, _)| key.starts_with("general.sampling.")).count(), kept, "{text}");
+        Model::open(fixture.output()).unwrap().sampling().unwrap();
+    }
+    fixture.file("generation_config.json", "{}");
+    fixture.file("tokenizer_config.json", r#"{"add_bos_token": "yes"}"#);
+    fs::write(fixture.folder().join("chat_template.jinja"), [0xff]).unwrap();
+    let said = notes(&fixture);
+    assert!(said.contains("tokenizer_config.json") && said.contains("`add_bos_token`"), "{said}");
+    assert!(said.contains("chat_template.jinja: is not UTF-8 text"), "{said}");
+}
+
+#[cfg(unix)]
+#[test]
+fn what_a_download_lacks_is_named() {
+    let fixture = Fixture::new();
+    fixture.file("config.json", &fixture.config.to_string());
+    fixture.save_shard("model-00002-of-00002.safetensors", |_| true);
+    fixture.save_shard("model-00001-of-00002.safetensors", |_| false);
+    fixture
+        .refused("has model-00001-of-00002.safetensors, but not the list of all parts, model.safetensors.index.json");
+    for name in ["config.json", "model.safetensors"] {
+        fixture.save();
+        let path = fixture.folder().join(name);
+        fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink("../../blobs/4f2a", &path).unwrap();
+        fixture.refused(&format!("{name}: is a link to ../../blobs/4f2a, which does not exist; download it again"));
+        fs::remove_file(&path).unwrap();
+    }
+}
+
+/// A checkpoint that is overwritten while it is read makes no model, though nothing of it is missing.
+#[test]
+fn a_source_that_changes_meanwhile_makes_no_model() {
+    let fixture = Fixture::new();
+    fixture.save();
+    let gguf = fixture.dir.path().join("tiny/from.gguf");
+    to(&fixture.folder(), &gguf, DType::F32, &[]).unwrap();
+    for (input, file) in [(fixture.folder(), fixture.folder().join("model.safetensors")), (gguf.clone(), gguf)] {
+        let mut changed = false;
+        let mut change = |event: Event| {
+            if matches!(event, Event::Converted { .. }) && !std::mem::replace(&mut changed, true) {
+                std::thread::sleep(std::time::Duration::from_millis(20)); // a tick of the file system's clock
+                fs::write(&file, fs::read(&file).unwrap()).unwrap();
+            }
+        };
+        let made = convert(&input, &fixture.output(), &plain(), &mut change, &AtomicBool::new(false));
+        let said = made.unwrap_err().to_string();
+        let name = file.file_name().unwrap().to_str().unwrap();
+        assert!(said.contains(&format!("{name}: was shortened or overwritten")), "{said}");
+        assert!(!fixture.output().exists());
+    }
 }
 
 #[test]

@@ -220,8 +220,14 @@ fn conversations_go_on() {
         let replies: String = replies.map(|reply| format!("{reply}\n")).collect();
         computed(succeeds(chat.stdin(fs::File::open(&script).unwrap())), replies, file);
 
-        let options =
-            Options { template: None, system: None, limit: Some(LIMIT), stops: Vec::new(), overflow: Overflow::Stop };
+        let options = Options {
+            template: None,
+            system: None,
+            limit: Some(LIMIT),
+            stops: Vec::new(),
+            parse_special: false,
+            overflow: Overflow::Stop,
+        };
         let sampler = Sampler::new(SamplingParams::default(), 0);
         let mut talk = Conversation::new(timeline(cache), &tokenizer, sampler, options).unwrap();
         talk.load(&fixture(file), false).unwrap();

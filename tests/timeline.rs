@@ -270,6 +270,35 @@ fn files_that_do_not_belong_here_change_nothing() {
     assert_eq!(timeline.steps(), steps);
 }
 
+/// A file whose checksum is right may hold anything; the model is not to blame for it.
+#[test]
+fn a_session_of_no_numbers_is_damaged() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("bad");
+    let model = Model::open(golden("tiny-a", folder.path())).unwrap();
+    let steps: Vec<Step> = prefilled(&[1, 2, 3, 4, 5]).collect();
+    let mut timeline = Timeline::new(session(&model, 20, CacheType::F16, 1), 1 << 20);
+    timeline.seek(&steps, &watch(&GO_ON)).unwrap();
+    timeline.save(&file, &(), false).unwrap();
+    let good = fs::read(&file).unwrap();
+    let before = timeline.logits().to_vec();
+    let logits = 4 * before.len();
+    let header = 16 + u32::from_le_bytes(good[12..16].try_into().unwrap()) as usize;
+    // F16 keys first, logits last, states before them.
+    for at in [header, good.len() - 32 - logits - 4, good.len() - 32 - 4] {
+        let mut bad = good.clone();
+        bad[at..at + 4].copy_from_slice(&f32::INFINITY.to_le_bytes());
+        bad[at..at + 2].copy_from_slice(&if at == header { [0x00, 0x7c] } else { [0, 0] });
+        let end = bad.len() - 32;
+        let hash = blake3::hash(&bad[..end]);
+        bad[end..].copy_from_slice(hash.as_bytes());
+        fs::write(&file, bad).unwrap();
+        let said = timeline.load(&file, |(), _| Ok(())).unwrap_err().to_string();
+        assert!(said.contains("bad: is damaged: it holds values that are not finite"), "{at}: {said}");
+        assert!(timeline.steps() == steps && timeline.logits() == before);
+    }
+}
+
 /// What undo, regenerate and switch cost in the shape of the 1.5B model: less than 50 ms.
 #[test]
 fn the_1_5b_shape_goes_back_at_once() {

@@ -67,7 +67,7 @@ pub fn decode(data: &[u8]) -> bool {
         for tokens in [1, 3] {
             let x = MatRef { buffer: &x, rows: tokens, start: 0, cols, stride: cols };
             let out = MatMut { buffer: &mut out, rows: tokens, start: 0, cols: rows, stride: rows };
-            CPU.with_borrow_mut(|cpu| cpu.run(Op::MatMul { w: &matrix, x, out, accumulate: false }));
+            CPU.with_borrow_mut(|cpu| cpu.run(Op::MatMul { w: &matrix, x, out, spans: &[], accumulate: false }));
         }
         if let Ok(Some(other)) = requantize(&matrix, pick(to)) {
             assert!(finite, "what is no number was stored as one");

@@ -2,6 +2,7 @@
 //! `tests/fuzz.rs`, which replays what the fuzzers found worth keeping in `corpus/`.
 
 pub mod blocks;
+pub mod conversation;
 pub mod folder;
 pub mod gguf;
 pub mod model;
@@ -19,13 +20,14 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 9] = [
     Target { name: "gguf", run: gguf::read, seeds: gguf::seeds },
     Target { name: "config", run: folder::config, seeds: folder::config_seeds },
     Target { name: "import", run: folder::import, seeds: folder::import_seeds },
     Target { name: "tokenizer", run: text::tokenizer, seeds: text::tokenizer_seeds },
     Target { name: "template", run: text::template, seeds: text::template_seeds },
     Target { name: "session", run: session::load, seeds: session::seeds },
+    Target { name: "conversation", run: conversation::run, seeds: conversation::seeds },
     Target { name: "blocks", run: blocks::decode, seeds: blocks::seeds },
     Target { name: "run", run: model::run, seeds: model::seeds },
 ];

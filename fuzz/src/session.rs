@@ -53,6 +53,7 @@ fn conversation() -> Conversation<'static> {
         system: None,
         limit: Some(2),
         stops: Vec::new(),
+        parse_special: false,
         overflow: Overflow::Slide,
     };
     Conversation::new(timeline(), &MODEL.1, sampler(), options).expect("a conversation")
@@ -69,7 +70,8 @@ fn file(data: &[u8]) -> Vec<u8> {
         return data.to_vec();
     }
     let mut parts = data.splitn(2, |&b| b == 0);
-    let header = String::from_utf8_lossy(parts.next().unwrap_or_default()).replace(FINGERPRINT, MODEL.0.fingerprint());
+    let header =
+        String::from_utf8_lossy(parts.next().unwrap_or_default()).replace(FINGERPRINT, MODEL.0.fingerprint().unwrap());
     let fill = parts.next().unwrap_or_default();
     let size = serde_json::from_str(&header).ok().and_then(|h| payload_bytes(&h)).unwrap_or(fill.len());
     let mut file =
@@ -136,7 +138,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
         .map(|file| {
             let length = u32::from_le_bytes(file[12..16].try_into().expect("four bytes")) as usize;
             let header = std::str::from_utf8(&file[16..16 + length]).expect("JSON");
-            let header = header.replace(MODEL.0.fingerprint(), FINGERPRINT);
+            let header = header.replace(MODEL.0.fingerprint().unwrap(), FINGERPRINT);
             [header.as_bytes(), &[0], &[0x11, 0x2e, 0x01, 0x3c]].concat()
         })
         .into()

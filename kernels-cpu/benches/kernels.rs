@@ -114,16 +114,23 @@ fn mamba(c: &mut Criterion, cpu: &mut Cpu) {
         let a: Vec<f32> = (0..INNER * STATES).map(|i| -((i % STATES + 1) as f32)).collect();
         let (bias, d) = (vec![-4.6; INNER], vec![1.0; INNER]);
         let scan = Scan { dt: x, dt_bias: &bias, u: x, gate: x, b, c, a: &a, d: &d };
-        let (mut h, mut out) = (vec![0.0; INNER * STATES], vec![0.0; tokens * INNER]);
+        let [mut h, mut next] = [(); 2].map(|()| vec![0.0; INNER * STATES]);
+        let mut out = vec![0.0; tokens * INNER];
         group.throughput(Throughput::Elements((tokens * INNER) as u64));
         group.bench_function(BenchmarkId::new("scan", tokens), |bench| {
-            bench.iter(|| cpu.scan(&scan, &mut h, MatMut::new(&mut out, tokens, 0, INNER, INNER)));
+            bench.iter(|| {
+                cpu.scan(&scan, &h, &mut next, MatMut::new(&mut out, tokens, 0, INNER, INNER));
+                std::mem::swap(&mut h, &mut next);
+            });
         });
         let weight = values(INNER * TAPS);
         let conv = Conv { u: x, weight: &weight, bias: Some(&bias) };
-        let mut state = vec![0.0; (TAPS - 1) * INNER];
+        let [mut state, mut next] = [(); 2].map(|()| vec![0.0; (TAPS - 1) * INNER]);
         group.bench_function(BenchmarkId::new("conv", tokens), |bench| {
-            bench.iter(|| cpu.conv_silu(&conv, &mut state, MatMut::new(&mut out, tokens, 0, INNER, INNER)));
+            bench.iter(|| {
+                cpu.conv_silu(&conv, &state, &mut next, MatMut::new(&mut out, tokens, 0, INNER, INNER));
+                std::mem::swap(&mut state, &mut next);
+            });
         });
     }
 }

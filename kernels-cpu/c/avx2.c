@@ -12,8 +12,6 @@ const hk_kernels *hk_avx2(void) {
 
 #include "hymba_kernels.h"
 
-const hk_kernels *hk_avx2(void) {
-    return NULL;
-}
+const hk_kernels *hk_avx2(void) { return NULL; }
 
 #endif

@@ -5,7 +5,7 @@
 #define HK_DPBUSD_WIDE _mm512_dpbusd_epi32
 #define HK_LOOKUP32 _mm256_permutexvar_epi8
 #define HK_LOOKUP64 _mm512_permutexvar_epi8
-#define PACKED_TOKENS 6
+#define TILE_TOKENS 6
 
 #include "x86.h"
 
@@ -18,8 +18,6 @@ const hk_kernels *hk_avx512vbmi(void) {
 
 #include "hymba_kernels.h"
 
-const hk_kernels *hk_avx512vbmi(void) {
-    return NULL;
-}
+const hk_kernels *hk_avx512vbmi(void) { return NULL; }
 
 #endif

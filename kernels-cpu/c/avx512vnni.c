@@ -3,7 +3,7 @@
 
 #define HK_DPBUSD _mm256_dpbusd_epi32
 #define HK_DPBUSD_WIDE _mm512_dpbusd_epi32
-#define PACKED_TOKENS 6 /* and twice as many registers */
+#define TILE_TOKENS 6 /* and twice as many registers */
 
 #include "x86.h"
 
@@ -16,8 +16,6 @@ const hk_kernels *hk_avx512vnni(void) {
 
 #include "hymba_kernels.h"
 
-const hk_kernels *hk_avx512vnni(void) {
-    return NULL;
-}
+const hk_kernels *hk_avx512vnni(void) { return NULL; }
 
 #endif

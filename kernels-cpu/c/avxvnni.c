@@ -14,8 +14,6 @@ const hk_kernels *hk_avxvnni(void) {
 
 #include "hymba_kernels.h"
 
-const hk_kernels *hk_avxvnni(void) {
-    return NULL;
-}
+const hk_kernels *hk_avxvnni(void) { return NULL; }
 
 #endif

@@ -18,9 +18,7 @@ static inline float bits_to_f32(uint32_t bits) {
     return v;
 }
 
-static inline float bf16_to_f32(uint16_t h) {
-    return bits_to_f32((uint32_t)h << 16);
-}
+static inline float bf16_to_f32(uint16_t h) { return bits_to_f32((uint32_t)h << 16); }
 
 static inline float f16_to_f32(uint16_t h) {
     const uint32_t sign = (uint32_t)(h & 0x8000) << 16;
@@ -34,9 +32,7 @@ static inline float f16_to_f32(uint16_t h) {
 }
 
 /* Value i of blocks of 32 that are a half-float scale and 32 signed bytes each. */
-static inline size_t q8_offset(size_t i) {
-    return i / 32 * 34;
-}
+static inline size_t q8_offset(size_t i) { return i / 32 * 34; }
 
 static inline float q8_value(const void *blocks, size_t i) {
     const char *block = (const char *)blocks + q8_offset(i);
@@ -49,7 +45,7 @@ static inline uint16_t f32_to_f16(float x) {
     const uint16_t sign = (uint16_t)(bits >> 16 & 0x8000);
     bits &= 0x7fffffffu;
     if (bits > 0x7f800000u) return sign | 0x7e00 | (uint16_t)(bits >> 13 & 0x3ff); /* NaN */
-    if (bits >= 0x477ff000u) return sign | 0x7c00;                                  /* rounds to infinity */
+    if (bits >= 0x477ff000u) return sign | 0x7c00;                                 /* rounds to infinity */
     if (bits < 0x38800000u) { /* subnormal: adding 0.5 leaves the value in units of 2^-24, rounded by the FPU */
         const float v = bits_to_f32(bits) + 0.5f;
         memcpy(&bits, &v, sizeof bits);

@@ -12,8 +12,6 @@ const hk_kernels *hk_neon(void) {
 
 #include "hymba_kernels.h"
 
-const hk_kernels *hk_neon(void) {
-    return NULL;
-}
+const hk_kernels *hk_neon(void) { return NULL; }
 
 #endif

@@ -14,8 +14,6 @@ const hk_kernels *hk_neon_dotprod(void) {
 
 #include "hymba_kernels.h"
 
-const hk_kernels *hk_neon_dotprod(void) {
-    return NULL;
-}
+const hk_kernels *hk_neon_dotprod(void) { return NULL; }
 
 #endif

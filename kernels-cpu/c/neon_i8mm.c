@@ -15,8 +15,6 @@ const hk_kernels *hk_neon_i8mm(void) {
 
 #include "hymba_kernels.h"
 
-const hk_kernels *hk_neon_i8mm(void) {
-    return NULL;
-}
+const hk_kernels *hk_neon_i8mm(void) { return NULL; }
 
 #endif

@@ -6,13 +6,9 @@
 #include "tiles.h"
 #include "types.h"
 
-static float silu(float x) {
-    return x / (1.0f + expf(-x));
-}
+static float silu(float x) { return x / (1.0f + expf(-x)); }
 
-static float softplus(float x) {
-    return fmaxf(x, 0.0f) + log1pf(expf(-fabsf(x)));
-}
+static float softplus(float x) { return fmaxf(x, 0.0f) + log1pf(expf(-fabsf(x))); }
 
 /* ---- products ---- */
 
@@ -46,9 +42,9 @@ typedef struct block {
 
 /* That of row `lane` of `lanes` interleaved ones; in ggml's order of the only one. */
 static block load_block(hk_type type, const uint8_t *w, size_t lanes, size_t lane) {
-    const hk_type plain = plain_type(type);
+    const int8_t *levels = type_levels(type);
     block b = {.m = 0};
-    if (plain == HK_MXFP4)
+    if (scale_bytes(type) == 1)
         b.d = ldexpf(1, w[lane] - 128);
     else
         b.d = f16_to_f32(load_u16(w + 2 * lane));
@@ -60,18 +56,14 @@ static block load_block(hk_type type, const uint8_t *w, size_t lanes, size_t lan
     const uint8_t *fifth = w + 4 * lane;
     if (has_fifth(type)) w += lanes * 4;
     for (size_t i = 0; i < HK_BLOCK; i++) {
-        const size_t j = plain == HK_Q8_0 ? i : i % 16;
+        const size_t j = code_bits(type) == 8 ? i : i % 16;
         const uint8_t byte = w[(j / 4 * lanes + lane) * 4 + j % 4];
         int code = i < 16 ? byte & 15 : byte >> 4;
         if (has_fifth(type)) code |= (lanes > 1 ? fifth[i % 4] >> i / 4 & 1 : fifth[i / 8] >> i % 8 & 1) << 4;
-        switch (plain) {
-        case HK_Q8_0: b.q[i] = (int8_t)byte; break;
-        case HK_Q4_0: b.q[i] = (int8_t)(code - 8); break;
-        case HK_Q5_0: b.q[i] = (int8_t)(code - 16); break;
-        case HK_IQ4_NL: b.q[i] = IQ4_NL_LEVELS[code]; break;
-        case HK_MXFP4: b.q[i] = MXFP4_LEVELS[code]; break;
-        default: b.q[i] = (int8_t)code;
-        }
+        if (code_bits(type) == 8)
+            b.q[i] = (int8_t)byte;
+        else
+            b.q[i] = levels ? levels[code] : (int8_t)(code - zero_point(type));
     }
     return b;
 }
@@ -126,6 +118,25 @@ static void quantize(const float *x, size_t n, int8_t *q, float *d, int32_t *off
     }
 }
 
+const hk_type_facts *hk_facts(hk_type type) {
+#define FACTS(_, name, id, scale, min, fifth, bits, zero, table) \
+    {HK_##name, HK_##name##X8, scale, bits, min, fifth, zero, table},
+    static const hk_type_facts facts[] = {HK_QUANTIZED_TYPES(FACTS, _)};
+#undef FACTS
+    for (size_t i = 0; i < sizeof facts / sizeof *facts; i++)
+        if (facts[i].plain == type || facts[i].packed == type) return &facts[i];
+    return NULL;
+}
+
+void hk_interleave(const int8_t *q, const float *d, const int32_t *offset, size_t blocks, size_t tokens, int8_t *to_q,
+                   float *to_d, int32_t *to_offset) {
+    for (size_t b = 0; b < blocks; b++, q += HK_BLOCK, to_q += HK_BLOCK * tokens) {
+        for (size_t c = 0; c < HK_BLOCK / 4; c++) memcpy(to_q + 4 * c * tokens, q + 4 * c, 4);
+        to_d[b * tokens] = d[b];
+        to_offset[b * tokens] = offset[b];
+    }
+}
+
 /* ---- norms, positions, element by element ---- */
 
 static float inverse_rms(const float *x, float eps, size_t n) {
@@ -176,7 +187,7 @@ static float score(const hk_attend *a, const float *q, const void *k) {
 }
 
 /* Adds what has the maximum `more`: the factors of what was there, and of what is added. */
-static void add_part(float *max, float more, float *keep, float *add) {
+static void online_softmax_rescale(float *max, float more, float *keep, float *add) {
     const float most = more > *max ? more : *max;
     *keep = *max == most ? 1 : expf(*max - most);
     *add = more == most ? 1 : expf(more - most);
@@ -184,7 +195,8 @@ static void add_part(float *max, float more, float *keep, float *add) {
 }
 
 /* one tile: rows at .. at + rows, for query head h of token t */
-static void attend_tile(const hk_attend *a, size_t at, size_t rows, size_t t, size_t h, float *max, float *sum, float *out) {
+static void attend_tile(const hk_attend *a, size_t at, size_t rows, size_t t, size_t h, float *max, float *sum,
+                        float *out) {
     const float *q = a->q + t * a->q_stride + h * a->key_dim;
     const size_t head = h / a->group;
     float weights[HK_ATTEND_ROWS], most = -INFINITY, total = 0, keep, add;
@@ -192,16 +204,17 @@ static void attend_tile(const hk_attend *a, size_t at, size_t rows, size_t t, si
     const hk_rows *run = a->runs;
     for (size_t r = 0, row = at; r < rows; r++, row++) {
         for (; row >= run->rows; run++) row -= run->rows;
-        values[r] = kv_at(a->type, run->v, head * run->v_apart + row * a->value_dim);
+        values[r] = kv_at(a->type, run->v, head * run->v_head_stride + row * a->value_dim);
         const int seen = at + r < a->prefix || (at + r >= a->first[t] && at + r < a->end[t]);
-        weights[r] = seen ? score(a, q, kv_at(a->type, run->k, head * run->k_apart + row * a->key_dim)) : -INFINITY;
+        weights[r] =
+            seen ? score(a, q, kv_at(a->type, run->k, head * run->k_head_stride + row * a->key_dim)) : -INFINITY;
         most = fmaxf(most, weights[r]);
     }
     for (size_t r = 0; r < rows; r++) {
         weights[r] = weights[r] == -INFINITY ? 0 : expf(weights[r] - most);
         total += weights[r];
     }
-    add_part(max, most, &keep, &add);
+    online_softmax_rescale(max, most, &keep, &add);
     *sum = *sum * keep + total * add;
     for (size_t j = 0; j < a->value_dim; j++) {
         float v = 0;
@@ -228,15 +241,15 @@ static void attend(const hk_attend *a) {
         }
 }
 
-static void attend_merge(const float *max, const float *sum, size_t stride, const float *values, size_t values_stride,
-                         size_t n, size_t heads, size_t value_dim, float *y) {
+static void combine_partials(const float *max, const float *sum, size_t stride, const float *values,
+                             size_t values_stride, size_t n, size_t heads, size_t value_dim, float *y) {
     for (size_t h = 0; h < heads; h++, y += value_dim) {
         float most = max[h], total = sum[h];
         for (size_t j = 0; j < value_dim; j++) y[j] = values[h * value_dim + j];
         for (size_t i = 1; i < n; i++) {
             const float *v = values + i * values_stride + h * value_dim;
             float keep, add;
-            add_part(&most, max[i * stride + h], &keep, &add);
+            online_softmax_rescale(&most, max[i * stride + h], &keep, &add);
             total = total * keep + sum[i * stride + h] * add;
             for (size_t j = 0; j < value_dim; j++) y[j] = y[j] * keep + v[j] * add;
         }
@@ -250,7 +263,8 @@ static void conv_silu(const hk_conv *a) {
     const size_t past = a->taps - 1;
     for (size_t c = 0; c < a->channels; c++) {
         const float *w = a->weight + c * a->taps;
-        float *state = a->state + c;
+        float *state = a->next + c;
+        for (size_t j = 0; j < past; j++) state[j * a->state_stride] = a->state[j * a->state_stride + c];
         for (size_t t = 0; t < a->tokens; t++) {
             const float now = a->u[t * a->u_stride + c];
             float sum = a->bias ? a->bias[c] : 0;
@@ -265,7 +279,8 @@ static void conv_silu(const hk_conv *a) {
 
 static void scan(const hk_scan *a) {
     for (size_t c = 0; c < a->channels; c++) {
-        float *h = a->h + c * a->states;
+        float *h = a->next + c * a->states;
+        for (size_t n = 0; n < a->states; n++) h[n] = a->h[c * a->states + n];
         const float *rate = a->a + c * a->states;
         for (size_t t = 0; t < a->tokens; t++) {
             const float *b = a->b + t * a->bc_stride, *out = a->c + t * a->bc_stride;
@@ -310,7 +325,8 @@ static float float_rate(size_t rounds) {
 }
 
 const hk_kernels *hk_scalar(void) {
-    static const hk_kernels table = {"scalar",  matmul, NULL,     quantize, rms_norm, fuse,      rope,      to_f16, attend,
-                                     attend_merge, conv_silu, scan, silu_mul, relu2, read_all, int8_rate, float_rate};
+    static const hk_kernels table = {"scalar", matmul, NULL,     quantize,         rms_norm,  fuse,
+                                     rope,     to_f16, attend,   combine_partials, conv_silu, scan,
+                                     silu_mul, relu2,  read_all, int8_rate,        float_rate};
     return &table;
 }

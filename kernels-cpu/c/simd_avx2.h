@@ -12,20 +12,22 @@
 /* Bodies are instantiated with constant sizes: without inlining their sums would live in memory. */
 #define HK_INLINE static inline __attribute__((always_inline))
 
-/* keeps the compiler from seeing through a vector: it is in a register, and is what it is */
-#define OPAQUE(x) __asm__ volatile("" : "+x"(x))
-/* the same for a size */
-#define OPAQUE_SIZE(x) __asm__ volatile("" : "+r"(x))
+/* Optimization barriers: the compiler cannot see through a vector, or a size or pointer, whose value is in a register.
+ */
+#ifndef OPT_BARRIER
+#define OPT_BARRIER(x) __asm__ volatile("" : "+v"(x))
+#endif
+#define OPT_BARRIER_SIZE(x) __asm__ volatile("" : "+r"(x))
 
-/* asks for lines that are needed in some microseconds: into the second-level cache */
-HK_INLINE void prefetch_lines(const void *p, size_t bytes) {
+/* Prefetches lines that are needed in some microseconds into L2. */
+HK_INLINE void prefetch_l2(const void *p, size_t bytes) {
     for (size_t i = 0; i < bytes; i += 64) _mm_prefetch((const char *)p + i, _MM_HINT_T1);
 }
 
-/* asks for a line that is needed at once: into the first level */
-HK_INLINE void prefetch_near(const void *p) { _mm_prefetch((const char *)p, _MM_HINT_T0); }
+/* Prefetches a line that is needed at once into L1. */
+HK_INLINE void prefetch_l1(const void *p) { _mm_prefetch((const char *)p, _MM_HINT_T0); }
 
-/* asks for a line that is written soon; a CPU that cannot does nothing */
+/* Prefetches a line that is written soon; a CPU that cannot does nothing. */
 HK_INLINE void prefetch_write(const void *p) { __asm__ volatile("prefetchw %0" : : "m"(*(const char *)p)); }
 
 #define VF_LANES 8
@@ -41,7 +43,7 @@ HK_INLINE vf vf_mul(vf a, vf b) { return _mm256_mul_ps(a, b); }
 HK_INLINE vf vf_div(vf a, vf b) { return _mm256_div_ps(a, b); }
 HK_INLINE vf vf_min(vf a, vf b) { return _mm256_min_ps(a, b); }
 HK_INLINE vf vf_max(vf a, vf b) { return _mm256_max_ps(a, b); }
-HK_INLINE vf vf_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }  /* a*b + c */
+HK_INLINE vf vf_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }   /* a*b + c */
 HK_INLINE vf vf_fnma(vf a, vf b, vf c) { return _mm256_fnmadd_ps(a, b, c); } /* c - a*b */
 HK_INLINE vf vf_abs(vf x) { return _mm256_andnot_ps(vf_set1(-0.0f), x); }
 
@@ -71,12 +73,12 @@ HK_INLINE void vf_store_f16(uint16_t *p, vf x) {
     _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
 }
 
-HK_INLINE float vf_sum(vf x) {
+HK_INLINE float vf_reduce_sum(vf x) {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
 }
-HK_INLINE float vf_top(vf x) { /* the greatest lane */
+HK_INLINE float vf_reduce_max(vf x) { /* the greatest lane */
     __m128 s = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
     s = _mm_max_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));

@@ -21,16 +21,16 @@
 #define UNROLL _Pragma("GCC unroll 16")
 #endif
 
-/* asks for lines that are needed in some microseconds: into the second-level cache */
-HK_INLINE void prefetch_lines(const void *p, size_t bytes) {
+/* Prefetches lines that are needed in some microseconds into L2. */
+HK_INLINE void prefetch_l2(const void *p, size_t bytes) {
     for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch((const char *)p + i, 0, 2);
 }
 
-/* asks for a line that is needed at once: into the first level */
-HK_INLINE void prefetch_near(const void *p) { __builtin_prefetch(p); }
+/* Prefetches a line that is needed at once into L1. */
+HK_INLINE void prefetch_l1(const void *p) { __builtin_prefetch(p); }
 
 /* keeps the compiler from seeing through a vector */
-#define OPAQUE(x) __asm__ volatile("" : "+w"((x).lo), "+w"((x).hi))
+#define OPT_BARRIER(x) __asm__ volatile("" : "+w"((x).lo), "+w"((x).hi))
 
 #define VF_LANES 8
 typedef struct vf {
@@ -117,11 +117,11 @@ HK_INLINE void vf_store_f16(uint16_t *p, vf x) {
     vst1q_u16(p, vreinterpretq_u16_f16(vcvt_high_f16_f32(vcvt_f16_f32(x.lo), x.hi)));
 }
 
-HK_INLINE float vf_sum(vf x) {
+HK_INLINE float vf_reduce_sum(vf x) {
     const float32x4_t quad = vaddq_f32(x.lo, x.hi);
     return vpadds_f32(vadd_f32(vget_low_f32(quad), vget_high_f32(quad)));
 }
-HK_INLINE float vf_top(vf x) { return vmaxvq_f32(vmaxq_f32(x.lo, x.hi)); } /* the greatest lane */
+HK_INLINE float vf_reduce_max(vf x) { return vmaxvq_f32(vmaxq_f32(x.lo, x.hi)); } /* the greatest lane */
 
 HK_INLINE float32x4_t quarter_ldexp(float32x4_t x, float32x4_t t) {
     return vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(x), vshlq_n_s32(vreinterpretq_s32_f32(t), 23)));
@@ -142,7 +142,9 @@ HK_INLINE vf vf_pair(vf a, vf b) {
     return vf_of(vaddq_f32(vzip1q_f32(a.lo, b.lo), vzip2q_f32(a.lo, b.lo)),
                  vaddq_f32(vzip1q_f32(a.hi, b.hi), vzip2q_f32(a.hi, b.hi)));
 }
-HK_INLINE float32x4_t halves_sum(float32x4_t a, float32x4_t b) { return vaddq_f32(low_halves(a, b), high_halves(a, b)); }
+HK_INLINE float32x4_t halves_sum(float32x4_t a, float32x4_t b) {
+    return vaddq_f32(low_halves(a, b), high_halves(a, b));
+}
 /* the sum of the lanes of each of eight, in pairs: (0 + 2) + (1 + 3), and those of the other half */
 HK_INLINE vf vf_sums_of_pairs(const vf pair[4]) {
     return vf_of(vaddq_f32(halves_sum(pair[0].lo, pair[1].lo), halves_sum(pair[0].hi, pair[1].hi)),

@@ -17,18 +17,17 @@ static inline size_t kv_bytes(hk_type type, size_t n) {
 }
 
 /* where the values from i on are, which begin a block if there are blocks */
-static inline const char *kv_at(hk_type type, const void *p, size_t i) {
-    return (const char *)p + kv_bytes(type, i);
-}
+static inline const char *kv_at(hk_type type, const void *p, size_t i) { return (const char *)p + kv_bytes(type, i); }
 
 /* the place in its tile of row `at` of the sequence */
 static inline size_t tile_lane(const hk_attend *a, size_t at) {
-    return (at < a->prefix ? at : at - a->prefix + a->phase) % HK_ATTEND_ROWS;
+    return (at < a->prefix ? at : at - a->prefix + a->tile_offset) % HK_ATTEND_ROWS;
 }
 
 /* how many rows the tile has from there on, of those that the call looks at */
 static inline size_t tile_rows(const hk_attend *a, size_t at) {
-    const size_t room = HK_ATTEND_ROWS - tile_lane(a, at), end = at < a->prefix && a->prefix < a->to ? a->prefix : a->to;
+    const size_t room = HK_ATTEND_ROWS - tile_lane(a, at),
+                 end = at < a->prefix && a->prefix < a->to ? a->prefix : a->to;
     return end - at < room ? end - at : room;
 }
 

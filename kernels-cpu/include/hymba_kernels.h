@@ -14,17 +14,20 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "hk_types.h"
+
 /* Values in a block of a quantized type, and of quantized activations. */
 #define HK_BLOCK 32
 
-/* Rows of K and V that attention takes at once, the floats of scratch that it needs for each value of a key, and those for
- * each query of a single token: some more than rows may be written. */
+/* Rows of K and V that attention takes at once, the floats of scratch that it needs for each value of a key, and those
+ * for each query of a single token: some more than rows may be written. */
 #define HK_ATTEND_ROWS 128
 #define HK_ATTEND_SCRATCH 24
 #define HK_ATTEND_SCORES (HK_ATTEND_ROWS + 8)
 
-/* Runs of rows that `matvec` reads at once. */
+/* Runs of rows that `gemv` reads at once, and tokens that it takes at most. */
 #define HK_STREAMS 4
+#define HK_FEW_TOKENS 8
 
 /* Multiply-adds in a round of the loops that measure a core. */
 #define HK_ROUND 4608
@@ -35,55 +38,54 @@
 /* A block whose greatest magnitude is below this is taken as zeros: 127 / max must stay finite. */
 #define HK_TINY 1e-30f
 
-/* How a weight matrix or a KV row is stored (ggml's block formats). The d and m of a block are half floats, the e of
- * MXFP4 is a byte: d = 2^(e-128). Nibbles: byte j holds the code of column j low, that of column j+16 high. Fifth bits:
- * bit i of 32 is that of column i. */
+/* How a weight matrix or a KV row is stored: floats, or ggml's blocks, see hk_types.h. Nibbles: byte j holds the code
+ * of column j low, that of column j+16 high. Fifth bits: bit i of 32 is that of column i.
+ *
+ * X8: the same blocks of eight rows interleaved, so that a row is a lane; rows are padded to a multiple of 8. First
+ * come the eight scales, then the eight minima, then 32 bytes of fifth bits: bit c of byte 4r+j is that of column 4c+j
+ * of row r. Then chunks of 32 bytes: byte 4r+j of chunk c is column 4c+j of row r, or its nibbles columns 4c+j (low)
+ * and 16+4c+j. */
 typedef enum hk_type {
     HK_F32 = 0,
     HK_F16 = 1,
     HK_BF16 = 2,
-    HK_Q8_0 = 3,   /* 34 bytes: d, int8 q[32]; value d*q */
-    HK_Q4_0 = 4,   /* 18 bytes: d, nibbles q; value d*(q-8) */
-    HK_Q4_1 = 5,   /* 20 bytes: d, m, nibbles q; value d*q + m */
-    HK_Q5_0 = 6,   /* 22 bytes: d, fifth bits, nibbles; value d*(q-16) */
-    HK_Q5_1 = 7,   /* 24 bytes: d, m, fifth bits, nibbles; value d*q + m */
-    HK_IQ4_NL = 8, /* 18 bytes: d, nibbles q; value d*table[q] */
-    HK_MXFP4 = 9,  /* 17 bytes: e, nibbles q; value d*table[q] */
-    /* The same blocks of eight rows interleaved, so that a row is a lane; rows are padded to a multiple of 8. First come
-     * the eight d (or e), then the eight m, then 32 bytes of fifth bits: bit c of byte 4r+j is that of column 4c+j of row
-     * r. Then chunks of 32 bytes: byte 4r+j of chunk c is column 4c+j of row r, or its nibbles columns 4c+j (low) and
-     * 16+4c+j. */
-    HK_Q8_0X8 = HK_X8 + HK_Q8_0,
-    HK_Q4_0X8 = HK_X8 + HK_Q4_0,
-    HK_Q4_1X8 = HK_X8 + HK_Q4_1,
-    HK_Q5_0X8 = HK_X8 + HK_Q5_0,
-    HK_Q5_1X8 = HK_X8 + HK_Q5_1,
-    HK_IQ4_NLX8 = HK_X8 + HK_IQ4_NL,
-    HK_MXFP4X8 = HK_X8 + HK_MXFP4,
+#define HK_TYPE(_, name, id, ...) HK_##name = id, HK_##name##X8 = HK_X8 + id,
+    HK_QUANTIZED_TYPES(HK_TYPE, _)
+#undef HK_TYPE
 } hk_type;
 
-/* Activations [tokens, cols]. Matrices of F32, F16 and BF16 read `x`; quantized ones read `q`, `d` and `offset`. */
+/* A row of the table of quantized types. */
+typedef struct hk_type_facts {
+    hk_type plain, packed;
+    size_t scale_bytes, code_bits;
+    int has_min, has_fifth, zero_point;
+    const int8_t *levels; /* of 4-bit codes, or NULL */
+} hk_type_facts;
+
+/* Activations [tokens, cols]. Matrices of F32, F16 and BF16 read `x`; quantized ones read `q`, `d` and `offset`, which
+ * lie token by token, or interleaved: the tokens of a block of columns one after the other, of q in pieces of four
+ * columns. */
 typedef struct hk_act {
-    const float *x;  /* [tokens, cols], rows `stride` apart */
+    const float *x; /* [tokens, cols], rows `stride` apart */
     size_t stride;
-    const int8_t *q; /* [tokens, cols] */
-    const float *d;  /* [tokens, cols / 32]: value = d * q */
-    const int32_t *offset; /* [tokens, cols / 32]: -8 times the sum of the block's q: what -8 in every weight adds */
+    const int8_t *q;       /* [tokens, cols], or [cols / 32, 8, tokens, 4] and 12 bytes more that may be read */
+    const float *d;        /* [tokens, cols / 32], or [cols / 32, tokens]: value = d * q */
+    const int32_t *offset; /* as d: -8 times the sum of the block's q: what -8 in every weight adds */
 } hk_act;
 
 /* A run of KV cache rows that a query may see, in order of position. K and V are of one type. */
 typedef struct hk_rows {
-    const void *k; /* [kv_heads, rows, key_dim], heads `k_apart` values apart */
-    const void *v; /* [kv_heads, rows, value_dim], heads `v_apart` values apart */
-    size_t rows, k_apart, v_apart;
+    const void *k; /* [kv_heads, rows, key_dim], heads `k_head_stride` values apart */
+    const void *v; /* [kv_heads, rows, value_dim], heads `v_head_stride` values apart */
+    size_t rows, k_head_stride, v_head_stride;
 } hk_rows;
 
 /* Attention of some tokens, for kv heads that lie side by side and the query heads that share them. The runs are one
  * sequence of rows. Every token sees the first `prefix` rows; of the others, token t sees first[t] .. end[t].
  *
- * The rows are taken tile by tile: the prefix from its first row on, what follows from wherever `phase` plus the number of
- * the row behind the prefix is a multiple of HK_ATTEND_ROWS. A tile's part of the answer does not depend on what else a call
- * looks at, so that tiles with the same rows give the same bits. */
+ * The rows are taken tile by tile: the prefix from its first row on, what follows from wherever `tile_offset` plus the
+ * number of the row behind the prefix is a multiple of HK_ATTEND_ROWS. A tile's part of the answer does not depend on
+ * what else a call looks at, so that tiles with the same rows give the same bits. */
 typedef struct hk_attend {
     const float *q; /* [tokens, kv_heads * group, key_dim], tokens `q_stride` apart */
     size_t q_stride, tokens, kv_heads, group, key_dim, value_dim;
@@ -91,18 +93,19 @@ typedef struct hk_attend {
     const hk_rows *runs;
     size_t n_runs;
     size_t from, to; /* the rows of the sequence that this call looks at */
-    /* A single token asks memory for rows some time before it uses them, and does so up to row `soon` of the sequence: the
-     * next call takes those behind `to`. `begun`: the call before asked for the first rows of this one. */
-    size_t soon;
-    int begun;
-    size_t prefix, phase;
+    /* A single token prefetches rows some time before it uses them, up to row `prefetch_end` of the sequence: the next
+     * call takes those behind `to`. `prefetched`: the call before has prefetched the first rows of this one. */
+    size_t prefetch_end;
+    int prefetched;
+    size_t prefix, tile_offset;
     const size_t *first, *end; /* [tokens] */
     float scale;
-    float *scratch; /* [key_dim, HK_ATTEND_SCRATCH]; with a tile_stride [kv_heads * group, HK_ATTEND_SCORES], if that is more */
-    /* Parts of the answer: the scores' maximum and the sum of w = exp(score - max) [tokens, kv_heads * group]; of a token
-     * that sees none of the rows, -infinity and 0. out: the sum of w * V [tokens, kv_heads * group, value_dim], tokens
-     * `out_stride` apart. Those of each tile are `tile_stride` values behind those of the tile before; or, where that is 0,
-     * added to them. */
+    float *scratch; /* [key_dim, HK_ATTEND_SCRATCH]; with a tile_stride [kv_heads * group, HK_ATTEND_SCORES], if that is
+                       more */
+    /* Parts of the answer: the scores' maximum and the sum of w = exp(score - max) [tokens, kv_heads * group]; of a
+     * token that sees none of the rows, -infinity and 0. out: the sum of w * V [tokens, kv_heads * group, value_dim],
+     * tokens `out_stride` apart. Those of each tile are `tile_stride` values behind those of the tile before; or, where
+     * that is 0, added to them. */
     float *max, *sum, *out;
     size_t out_stride, tile_stride;
 } hk_attend;
@@ -113,7 +116,10 @@ typedef struct hk_conv {
     size_t u_stride, tokens, channels, taps;
     const float *weight; /* [channels, taps], the last tap meets the present */
     const float *bias;   /* [channels] or NULL */
-    float *state;        /* in, out: the last taps-1 inputs [taps-1, channels], rows `state_stride` apart */
+    /* The last taps-1 inputs before the first token and after the last [taps-1, channels], rows `state_stride` apart.
+     * `next` may be `state`. */
+    const float *state;
+    float *next;
     size_t state_stride;
     float *out; /* [tokens, channels], rows `out_stride` apart */
     size_t out_stride;
@@ -128,7 +134,8 @@ typedef struct hk_scan {
     size_t bc_stride;
     const float *dt_bias, *d; /* [channels] */
     const float *a;           /* [channels, states] */
-    float *h;                 /* in, out: [channels, states] */
+    const float *h;           /* before the first token [channels, states] */
+    float *next;              /* after the last; may be h */
     size_t tokens, channels, states;
     float *y; /* [tokens, channels], rows `y_stride` apart */
     size_t y_stride;
@@ -140,11 +147,12 @@ typedef struct hk_kernels {
      * run of whole groups of 8 rows, and the last group may lack rows. */
     void (*matmul)(hk_type type, const void *w, size_t rows, size_t cols, const hk_act *x, size_t tokens, float *y,
                    size_t y_stride, int accumulate);
-    /* The same products of packed or float matrices and a single token: y[i][r] = or += W[i][r] . x, each W[i] a run of
-     * `rows` rows, whole groups of 8. Memory is read at as many places at once, and asked for what is `ahead` bytes farther
-     * in each. NULL where the table has no such code. */
-    void (*matvec)(hk_type type, const void *const w[HK_STREAMS], size_t rows, size_t cols, size_t ahead, const hk_act *x,
-                   float *const y[HK_STREAMS], int accumulate);
+    /* The same products of packed or float matrices and few tokens, 1 to HK_FEW_TOKENS: y[i][t*y_stride + r] = or +=
+     * W[i][r] . x[t], each W[i] a run of `rows` rows, whole groups of 8. Memory is read at as many places at once, and
+     * prefetched `prefetch_distance` bytes farther in each. The quantized values of x are interleaved. NULL where the
+     * table has no such code. */
+    void (*gemv)(hk_type type, const void *const w[HK_STREAMS], size_t rows, size_t cols, size_t prefetch_distance,
+                 const hk_act *x, size_t tokens, float *const y[HK_STREAMS], size_t y_stride, int accumulate);
     /* x [n] to int8 blocks: d = max|x| / 127, q = x / d rounded to the nearest (ties to even), offset as in
      * hk_act.  n % 32 == 0 */
     void (*quantize)(const float *x, size_t n, int8_t *q, float *d, int32_t *offset);
@@ -158,25 +166,33 @@ typedef struct hk_kernels {
     /* x [n] to IEEE half, ties to even. */
     void (*to_f16)(const float *x, size_t n, uint16_t *y);
     void (*attend)(const hk_attend *a);
-    /* Softmax attention of heads that lie side by side from what `attend` made of `n` tiles, added in the order in which it
-     * adds them itself: max, sum [n, heads], tiles `stride` apart; values [n, heads, value_dim], tiles `values_stride` apart.
-     * y [heads, value_dim] may be values. */
-    void (*attend_merge)(const float *max, const float *sum, size_t stride, const float *values, size_t values_stride,
-                         size_t n, size_t heads, size_t value_dim, float *y);
+    /* Softmax attention of heads that lie side by side from what `attend` made of `n` tiles, added in the order in
+     * which it adds them itself: max, sum [n, heads], tiles `stride` apart; values [n, heads, value_dim], tiles
+     * `values_stride` apart. y [heads, value_dim] may be values. */
+    void (*combine_partials)(const float *max, const float *sum, size_t stride, const float *values,
+                             size_t values_stride, size_t n, size_t heads, size_t value_dim, float *y);
     void (*conv_silu)(const hk_conv *a);
     void (*scan)(const hk_scan *a);
     /* y = silu(gate) * up.  y may be up. */
     void (*silu_mul)(const float *gate, const float *up, size_t n, float *y);
     /* x = max(x, 0)^2, in place */
     void (*relu2)(float *x, size_t n);
-    /* Reads n bytes, or HK_STREAMS runs of n bytes at once, each `apart` bytes behind the one before unless that is 0, and
-     * returns something that depends on all of them: measures read bandwidth.  n % 128 == 0 */
+    /* Reads n bytes, or HK_STREAMS runs of n bytes at once, each `apart` bytes behind the one before unless that is 0,
+     * and returns something that depends on all of them: measures read bandwidth.  n % 128 == 0 */
     uint64_t (*read)(const void *p, size_t n, size_t apart);
     /* What a core can do at most, from registers: run a loop of `rounds` rounds and return something that depends on
      * it. A round is HK_ROUND 8-bit multiply-adds the way `matmul` does them, or HK_ROUND f32 ones. */
     uint32_t (*int8_rate)(size_t rounds);
     float (*float_rate)(size_t rounds);
 } hk_kernels;
+
+/* The facts of a quantized type, plain or packed; NULL of the others. */
+const hk_type_facts *hk_facts(hk_type type);
+
+/* Copies `blocks` blocks of one of `tokens` tokens to their place among them, as hk_act says: from `to_q` and so on,
+ * the token's first. */
+void hk_interleave(const int8_t *q, const float *d, const int32_t *offset, size_t blocks, size_t tokens, int8_t *to_q,
+                   float *to_d, int32_t *to_offset);
 
 const hk_kernels *hk_scalar(void);
 /* Needs AVX2, FMA and F16C. */

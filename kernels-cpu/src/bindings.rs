@@ -5,6 +5,7 @@ pub const HK_ATTEND_ROWS: u32 = 128;
 pub const HK_ATTEND_SCRATCH: u32 = 24;
 pub const HK_ATTEND_SCORES: u32 = 136;
 pub const HK_STREAMS: u32 = 4;
+pub const HK_FEW_TOKENS: u32 = 8;
 pub const HK_ROUND: u32 = 4608;
 pub const HK_X8: u32 = 16;
 pub const HK_TINY: f64 = 0.000000000000000000000000000001;
@@ -15,19 +16,31 @@ pub enum hk_type {
     HK_F16 = 1,
     HK_BF16 = 2,
     HK_Q8_0 = 3,
-    HK_Q4_0 = 4,
-    HK_Q4_1 = 5,
-    HK_Q5_0 = 6,
-    HK_Q5_1 = 7,
-    HK_IQ4_NL = 8,
-    HK_MXFP4 = 9,
     HK_Q8_0X8 = 19,
+    HK_Q4_0 = 4,
     HK_Q4_0X8 = 20,
+    HK_Q4_1 = 5,
     HK_Q4_1X8 = 21,
+    HK_Q5_0 = 6,
     HK_Q5_0X8 = 22,
+    HK_Q5_1 = 7,
     HK_Q5_1X8 = 23,
+    HK_IQ4_NL = 8,
     HK_IQ4_NLX8 = 24,
+    HK_MXFP4 = 9,
     HK_MXFP4X8 = 25,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct hk_type_facts {
+    pub plain: hk_type,
+    pub packed: hk_type,
+    pub scale_bytes: usize,
+    pub code_bits: usize,
+    pub has_min: ::core::ffi::c_int,
+    pub has_fifth: ::core::ffi::c_int,
+    pub zero_point: ::core::ffi::c_int,
+    pub levels: *const i8,
 }
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -44,8 +57,8 @@ pub struct hk_rows {
     pub k: *const ::core::ffi::c_void,
     pub v: *const ::core::ffi::c_void,
     pub rows: usize,
-    pub k_apart: usize,
-    pub v_apart: usize,
+    pub k_head_stride: usize,
+    pub v_head_stride: usize,
 }
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -62,10 +75,10 @@ pub struct hk_attend {
     pub n_runs: usize,
     pub from: usize,
     pub to: usize,
-    pub soon: usize,
-    pub begun: ::core::ffi::c_int,
+    pub prefetch_end: usize,
+    pub prefetched: ::core::ffi::c_int,
     pub prefix: usize,
-    pub phase: usize,
+    pub tile_offset: usize,
     pub first: *const usize,
     pub end: *const usize,
     pub scale: f32,
@@ -86,7 +99,8 @@ pub struct hk_conv {
     pub taps: usize,
     pub weight: *const f32,
     pub bias: *const f32,
-    pub state: *mut f32,
+    pub state: *const f32,
+    pub next: *mut f32,
     pub state_stride: usize,
     pub out: *mut f32,
     pub out_stride: usize,
@@ -106,7 +120,8 @@ pub struct hk_scan {
     pub dt_bias: *const f32,
     pub d: *const f32,
     pub a: *const f32,
-    pub h: *mut f32,
+    pub h: *const f32,
+    pub next: *mut f32,
     pub tokens: usize,
     pub channels: usize,
     pub states: usize,
@@ -130,15 +145,17 @@ pub struct hk_kernels {
             accumulate: ::core::ffi::c_int,
         ),
     >,
-    pub matvec: ::core::option::Option<
+    pub gemv: ::core::option::Option<
         unsafe extern "C" fn(
             type_: hk_type,
             w: *const *const ::core::ffi::c_void,
             rows: usize,
             cols: usize,
-            ahead: usize,
+            prefetch_distance: usize,
             x: *const hk_act,
+            tokens: usize,
             y: *const *mut f32,
+            y_stride: usize,
             accumulate: ::core::ffi::c_int,
         ),
     >,
@@ -163,7 +180,7 @@ pub struct hk_kernels {
     >,
     pub to_f16: ::core::option::Option<unsafe extern "C" fn(x: *const f32, n: usize, y: *mut u16)>,
     pub attend: ::core::option::Option<unsafe extern "C" fn(a: *const hk_attend)>,
-    pub attend_merge: ::core::option::Option<
+    pub combine_partials: ::core::option::Option<
         unsafe extern "C" fn(
             max: *const f32,
             sum: *const f32,
@@ -184,6 +201,21 @@ pub struct hk_kernels {
         ::core::option::Option<unsafe extern "C" fn(p: *const ::core::ffi::c_void, n: usize, apart: usize) -> u64>,
     pub int8_rate: ::core::option::Option<unsafe extern "C" fn(rounds: usize) -> u32>,
     pub float_rate: ::core::option::Option<unsafe extern "C" fn(rounds: usize) -> f32>,
+}
+unsafe extern "C" {
+    pub fn hk_facts(type_: hk_type) -> *const hk_type_facts;
+}
+unsafe extern "C" {
+    pub fn hk_interleave(
+        q: *const i8,
+        d: *const f32,
+        offset: *const i32,
+        blocks: usize,
+        tokens: usize,
+        to_q: *mut i8,
+        to_d: *mut f32,
+        to_offset: *mut i32,
+    );
 }
 unsafe extern "C" {
     pub fn hk_scalar() -> *const hk_kernels;

@@ -9,10 +9,12 @@ mod bindings;
 mod mat;
 mod ops;
 mod pool;
+mod types;
 
 pub use mat::{Mat, MatMut};
 pub use ops::{Attention, Conv, Cpu, KvRows, Run, Scan, Weight, WeightType};
 pub use pool::Pool;
+pub use types::TypeFacts;
 
 /// One set of kernels: the scalar reference, or an instruction set's.
 #[derive(Clone, Copy)]

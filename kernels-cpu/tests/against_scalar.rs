@@ -146,6 +146,44 @@ fn matmul() {
     }
 }
 
+/// Few tokens have kernels of their own, which read whole groups of rows at several places; other rows and more tokens do not.
+#[test]
+fn products_of_few_tokens() {
+    let mut rng = ChaCha8Rng::seed_from_u64(SEED);
+    let mut reference = scalar();
+    let mut cpus = cpus();
+    for q in &QUANTIZED {
+        for tokens in 1..=16 {
+            let (rows, cols) = (rng.random_range(1..200), 32 * rng.random_range(1..9));
+            let (start, gap) = (rng.random_range(0..5), rng.random_range(0..5));
+            let bytes = weight(&mut rng, q.packed, rows, cols);
+            let w = Weight { dtype: q.packed, rows, cols, bytes: &bytes[1..] };
+            let (stride, x_stride) = (start + rows + gap, cols + gap);
+            let x = random(&mut rng, tokens * x_stride, 2.0);
+            let before = random(&mut rng, tokens * stride, 1.0);
+            let accumulate = rng.random();
+            let product = |cpu: &mut Cpu, first: usize, tokens: usize| {
+                let out = output(tokens * stride, |out| {
+                    out.copy_from_slice(&before[first * stride..][..tokens * stride]);
+                    let x = Mat::new(&x[first * x_stride..], tokens, 0, cols, x_stride);
+                    cpu.matmul(w, x, MatMut::new(out, tokens, start, rows, stride), accumulate);
+                });
+                out.iter().map(|v| v.to_bits()).collect::<Vec<_>>()
+            };
+            let want = product(&mut reference, 0, tokens);
+            let floats = |bits: &[u32]| bits.iter().map(|&v| f32::from_bits(v)).collect::<Vec<_>>();
+            let all: Vec<_> = cpus.iter_mut().map(|cpu| product(cpu, 0, tokens)).collect();
+            for (got, cpu) in all.iter().zip(&mut cpus) {
+                let what = format!("{:?} [{rows}, {cols}] x {tokens}, {}", q.packed, cpu.kernels());
+                close(&what, &floats(&want), &floats(got), cols as f32 * 25.6, 1e-7);
+                assert_eq!(*got, all[0], "{what}: other bits");
+                let t = rng.random_range(0..tokens);
+                assert_eq!(product(cpu, t, 1), got[t * stride..][..stride], "{what}: token {t} alone");
+            }
+        }
+    }
+}
+
 /// A token's product does not depend on the tokens beside it, nor on the number of threads or of places that are read at
 /// once.
 #[test]
@@ -422,8 +460,7 @@ fn convolution() {
                 let mut carried = Vec::new();
                 let out = output(tokens * channels, |out| {
                     carried = output(state.len(), |now| {
-                        now.copy_from_slice(&state);
-                        cpu.conv_silu(&args, now, MatMut::new(out, tokens, 0, channels, channels));
+                        cpu.conv_silu(&args, &state, now, MatMut::new(out, tokens, 0, channels, channels));
                     });
                 });
                 (out, carried)
@@ -463,8 +500,7 @@ fn selective_scan() {
                 let mut carried = Vec::new();
                 let out = output(tokens * channels, |out| {
                     carried = output(h.len(), |now| {
-                        now.copy_from_slice(&h);
-                        cpu.scan(&args, now, MatMut::new(out, tokens, 0, channels, channels));
+                        cpu.scan(&args, &h, now, MatMut::new(out, tokens, 0, channels, channels));
                     });
                 });
                 (out, carried)

@@ -100,8 +100,8 @@ fn mamba() {
     let (channels, states, taps) = (11, 16, 4);
     each(channels + channels * taps, false, |cpu, x| {
         let (u, weight) = x.split_at(channels);
-        let mut state = vec![0.5; (taps - 1) * channels];
-        made(channels, |out| cpu.conv_silu(&Conv { u: row(u), weight, bias: None }, &mut state, out))
+        let (state, mut next) = (vec![0.5; (taps - 1) * channels], vec![0.0; (taps - 1) * channels]);
+        made(channels, |out| cpu.conv_silu(&Conv { u: row(u), weight, bias: None }, &state, &mut next, out))
     });
     // dt, u, gate, B, C, h
     each(3 * channels + 2 * states + channels * states, false, |cpu, x| {
@@ -110,9 +110,9 @@ fn mamba() {
         let (gate, rest) = rest.split_at(channels);
         let (b, rest) = rest.split_at(states);
         let (c, h) = rest.split_at(states);
-        let (zeros, a, mut h) = (vec![0.0; channels], vec![-1.0; channels * states], h.to_vec());
+        let (zeros, a, mut next) = (vec![0.0; channels], vec![-1.0; channels * states], h.to_vec());
         let args =
             Scan { dt: row(dt), dt_bias: &zeros, u: row(u), gate: row(gate), b: row(b), c: row(c), a: &a, d: &zeros };
-        made(channels, |out| cpu.scan(&args, &mut h, out))
+        made(channels, |out| cpu.scan(&args, h, &mut next, out))
     });
 }

@@ -1,4 +1,7 @@
-// Products with one token, or with each of a few: bound by reading the weights, each of which is read once.
+// Products with one token, or with a few: bound by reading the weights, each of which is read once for TOGETHER tokens.
+// A token's sums are in the same order whatever other tokens there are.
+
+constexpr constant uint TOGETHER = 8;
 
 struct ProductArgs {
     uint rows, cols, tokens, x_stride, y_stride, accumulate;
@@ -22,70 +25,93 @@ inline uint4 words4(device const uchar *p) {
     return uint4(low.x, low.y, high.x, high.y);
 }
 
-/// What a row's codes of a chunk add to its product: a word of them is of four columns, or of these and four others.
+/// What a row's codes of a chunk stand for: a word of them is of four columns, or of these and four others.
+struct Levels {
+    float4 low, high;
+};
 template <uint format>
-inline float chunk_dot(uint word, uint fifth, uint c, float4 low, float4 high) {
-    const float sum = dot(levels4<format>(codes4<format>(word, fifth, c)), low);
-    return plain(format) == Q8_0 ? sum : sum + dot(levels4<format>(codes4<format>(word, fifth, c + 4)), high);
+inline Levels chunk_levels(uint word, uint fifth, uint c) {
+    Levels levels;
+    levels.low = levels4<format>(codes4<format>(word, fifth, c));
+    levels.high = levels.low;
+    if (plain(format) != Q8_0) levels.high = levels4<format>(codes4<format>(word, fifth, c + 4));
+    return levels;
 }
 
-/// The shares of a lane in the products of eight interleaved rows with x: rows 4 * (lane % 2) .. + 3. Sixteen bytes of
-/// weights a lane are read at once, those of a simdgroup lying side by side.
+/// What they add to the row's product.
 template <uint format>
-inline float4 interleaved_dots(device const uchar *w, uint group, device const float *x, uint blocks, uint part,
-                               uint parts, uint lane) {
+inline float chunk_dot(Levels levels, float4 low, float4 high) {
+    const float sum = dot(levels.low, low);
+    return plain(format) == Q8_0 ? sum : sum + dot(levels.high, high);
+}
+
+/// The shares of a lane in the products of eight interleaved rows with `tokens` rows of x: rows 4 * (lane % 2) .. + 3.
+/// Sixteen bytes of weights a lane are read at once, those of a simdgroup lying side by side.
+template <uint format>
+inline void interleaved_dots(device const uchar *w, uint group, device const float *x, uint x_stride, uint tokens,
+                             uint blocks, uint part, uint parts, uint lane, thread float4 *sums) {
     const uint bytes = 8 * block_bytes(format);
     const uint lanes = plain(format) == Q8_0 ? 16 : 8; // that share a block of eight rows and 32 columns
     const uint piece = lane % lanes, c = piece / 2, first = piece % 2 * 4;
-    float4 sums = float4(0.0f);
     for (uint b = part * (32 / lanes) + lane / lanes; b < blocks; b += parts * (32 / lanes)) {
         device const uchar *block = w + (group * ulong(blocks) + b) * bytes;
         const float4 d = scales4<format>(block, first);
         const uint4 q = words4<format>(block + 8 * codes_at(format) + 16 * piece);
         uint4 fifth = q;
         if (has_fifth(format)) fifth = words4<format>(block + 8 * fifth_at(format) + 4 * first);
-        const float4 low = *(device const float4 *)(x + 32 * b + 4 * c);
-        float4 high = low;
-        if (plain(format) != Q8_0) high = *(device const float4 *)(x + 32 * b + 16 + 4 * c);
-        sums += d * float4(chunk_dot<format>(q.x, fifth.x, c, low, high), chunk_dot<format>(q.y, fifth.y, c, low, high),
-                           chunk_dot<format>(q.z, fifth.z, c, low, high), chunk_dot<format>(q.w, fifth.w, c, low, high));
-        if (is_shifted(format)) {
-            const float in = dot(low, float4(1.0f)) + dot(high, float4(1.0f));
-            sums += in * (has_min(format) ? scales4<format>(block + 16, first) : -zero_code(format) * d);
+        float4 shift = d;
+        if (is_shifted(format)) shift = has_min(format) ? scales4<format>(block + 16, first) : -zero_code(format) * d;
+        const Levels l0 = chunk_levels<format>(q.x, fifth.x, c), l1 = chunk_levels<format>(q.y, fifth.y, c);
+        const Levels l2 = chunk_levels<format>(q.z, fifth.z, c), l3 = chunk_levels<format>(q.w, fifth.w, c);
+        for (uint t = 0; t < TOGETHER; t++) { // so that sums can be registers
+            if (t >= tokens) continue;
+            device const float *in = x + ulong(t) * x_stride + 32 * b + 4 * c;
+            const float4 low = *(device const float4 *)in;
+            float4 high = low;
+            if (plain(format) != Q8_0) high = *(device const float4 *)(in + 16);
+            sums[t] += d * float4(chunk_dot<format>(l0, low, high), chunk_dot<format>(l1, low, high),
+                                  chunk_dot<format>(l2, low, high), chunk_dot<format>(l3, low, high));
+            if (is_shifted(format)) sums[t] += (dot(low, float4(1.0f)) + dot(high, float4(1.0f))) * shift;
         }
     }
-    return sums;
 }
 
-/// y[t] = or += W x[t], W in eight interleaved rows: a threadgroup for eight rows and a token, its simdgroups share the
-/// columns. Rows of x begin at multiples of 4. `shared` holds eight values for each simdgroup. Uses FORMAT.
+/// y[t] = or += W x[t], W in eight interleaved rows: a threadgroup for eight rows and TOGETHER tokens, its simdgroups share
+/// the columns. Rows of x begin at multiples of 4. `shared` holds eight values for each simdgroup and token. Uses FORMAT.
 kernel void matvec_x8(device const uchar *w [[buffer(0)]], device const float *x [[buffer(1)]],
                       device float *y [[buffer(2)]], constant ProductArgs &a [[buffer(3)]],
                       threadgroup float *shared [[threadgroup(0)]], uint3 group [[threadgroup_position_in_grid]],
                       uint tid [[thread_index_in_threadgroup]], uint lane [[thread_index_in_simdgroup]],
                       uint simd [[simdgroup_index_in_threadgroup]], uint simds [[simdgroups_per_threadgroup]]) {
-    device const float *in = x + ulong(group.y) * a.x_stride;
-    float4 sums = float4(0.0f);
+    const uint first = group.y * TOGETHER, tokens = min(TOGETHER, a.tokens - first);
+    device const float *in = x + ulong(first) * a.x_stride;
+    float4 sums[TOGETHER];
+    for (uint t = 0; t < TOGETHER; t++) sums[t] = float4(0.0f);
     switch (FORMAT) {
-        X8_FORMATS(sums = interleaved_dots<format>(w, group.x, in, a.cols / 32, simd, simds, lane))
+        X8_FORMATS(interleaved_dots<format>(w, group.x, in, a.x_stride, tokens, a.cols / 32, simd, simds, lane, sums))
     }
-    for (ushort step = 2; step < 32; step *= 2) {
-        sums += float4(simd_shuffle_xor(sums.x, step), simd_shuffle_xor(sums.y, step),
-                       simd_shuffle_xor(sums.z, step), simd_shuffle_xor(sums.w, step));
-    }
-    if (lane < 2) {
-        threadgroup float *mine = shared + 8 * simd + 4 * lane;
-        mine[0] = sums.x;
-        mine[1] = sums.y;
-        mine[2] = sums.z;
-        mine[3] = sums.w;
+    for (uint t = 0; t < TOGETHER; t++) {
+        if (t >= tokens) continue; // for all lanes
+        float4 sum = sums[t];
+        for (ushort step = 2; step < 32; step *= 2) {
+            sum += float4(simd_shuffle_xor(sum.x, step), simd_shuffle_xor(sum.y, step),
+                          simd_shuffle_xor(sum.z, step), simd_shuffle_xor(sum.w, step));
+        }
+        if (lane < 2) {
+            threadgroup float *mine = shared + 8 * (t * simds + simd) + 4 * lane;
+            mine[0] = sum.x;
+            mine[1] = sum.y;
+            mine[2] = sum.z;
+            mine[3] = sum.w;
+        }
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    const uint row = 8 * group.x + tid;
-    if (tid < 8 && row < a.rows) {
+    for (uint i = tid; i < 8 * tokens; i += 32 * simds) {
+        const uint t = i / 8, row = 8 * group.x + i % 8;
+        if (row >= a.rows) continue;
         float sum = 0.0f;
-        for (uint s = 0; s < simds; s++) sum += shared[8 * s + tid];
-        device float *out = y + ulong(group.y) * a.y_stride + row;
+        for (uint s = 0; s < simds; s++) sum += shared[8 * (t * simds + s) + i % 8];
+        device float *out = y + ulong(first + t) * a.y_stride + row;
         *out = a.accumulate != 0 ? *out + sum : sum;
     }
 }
@@ -104,58 +130,70 @@ inline float half_block_dot(device const uchar *w, uint blocks, uint row, uint b
     float dots = 0.0f;
     for (uint i = 0; i < words; i++) {
         const uint c = words * h + i, word = word_at<format>(block + codes_at(format) + 4 * c);
-        dots += chunk_dot<format>(word, fifth, c, x[i], x[(words + i) % 4]);
+        dots += chunk_dot<format>(chunk_levels<format>(word, fifth, c), x[i], x[(words + i) % 4]);
     }
     if (has_min(format)) return d * dots + float(halves[1]) * sum;
     return d * (dots - zero_code(format) * sum);
 }
 
-/// The shares of a lane in the products of rows row .. row + 3 with x. Formats of blocks: half a block of each row a time.
+/// The shares of a lane in the products of rows row .. row + 3 with `tokens` rows of x. Formats of blocks: half a block of
+/// each row a time.
 template <uint format>
-inline float4 row_dots(device const uchar *w, device const float *x, uint rows, uint cols, uint row, uint lane) {
-    float4 sums = float4(0.0f);
+inline void row_dots(device const uchar *w, device const float *x, uint x_stride, uint tokens, uint rows, uint cols,
+                     uint row, uint lane, thread float4 *sums) {
     const uint last = rows - 1; // is read again rather than what lies behind it
     const uint rest[3] = {min(row + 1, last), min(row + 2, last), min(row + 3, last)};
     if (format < Q8_0) {
         for (uint col = 4 * lane; col < cols; col += 128) {
-            const float4 in = load4(x, col, cols);
-            sums += float4(dot(weights4<format>(w, cols, row, col), in), dot(weights4<format>(w, cols, rest[0], col), in),
-                           dot(weights4<format>(w, cols, rest[1], col), in), dot(weights4<format>(w, cols, rest[2], col), in));
+            const float4 w0 = weights4<format>(w, cols, row, col), w1 = weights4<format>(w, cols, rest[0], col);
+            const float4 w2 = weights4<format>(w, cols, rest[1], col), w3 = weights4<format>(w, cols, rest[2], col);
+            for (uint t = 0; t < TOGETHER; t++) { // so that sums can be registers
+                if (t >= tokens) continue;
+                const float4 in = load4(x + ulong(t) * x_stride, col, cols);
+                sums[t] += float4(dot(w0, in), dot(w1, in), dot(w2, in), dot(w3, in));
+            }
         }
-        return sums;
+        return;
     }
     const uint h = lane % 2, blocks = cols / 32;
     for (uint b = lane / 2; b < blocks; b += 16) {
-        float4 in[4]; // of sixteen columns, or of eight that low nibbles are of and eight that high ones are
-        for (uint i = 0; i < 4; i++) {
-            const uint c = plain(format) == Q8_0 ? 4 * h + i : 2 * h + i % 2 + i / 2 * 4;
-            in[i] = load4(x, 32 * b + 4 * c, cols);
+        for (uint t = 0; t < TOGETHER; t++) {
+            if (t >= tokens) continue;
+            float4 in[4]; // of sixteen columns, or of eight that low nibbles are of and eight that high ones are
+            for (uint i = 0; i < 4; i++) {
+                const uint c = plain(format) == Q8_0 ? 4 * h + i : 2 * h + i % 2 + i / 2 * 4;
+                in[i] = load4(x + ulong(t) * x_stride, 32 * b + 4 * c, cols);
+            }
+            const float sum = is_shifted(format) ? dot(in[0] + in[1] + in[2] + in[3], float4(1.0f)) : 0.0f;
+            sums[t] += float4(half_block_dot<format>(w, blocks, row, b, h, in, sum),
+                              half_block_dot<format>(w, blocks, rest[0], b, h, in, sum),
+                              half_block_dot<format>(w, blocks, rest[1], b, h, in, sum),
+                              half_block_dot<format>(w, blocks, rest[2], b, h, in, sum));
         }
-        const float sum = is_shifted(format) ? dot(in[0] + in[1] + in[2] + in[3], float4(1.0f)) : 0.0f;
-        sums += float4(half_block_dot<format>(w, blocks, row, b, h, in, sum),
-                       half_block_dot<format>(w, blocks, rest[0], b, h, in, sum),
-                       half_block_dot<format>(w, blocks, rest[1], b, h, in, sum),
-                       half_block_dot<format>(w, blocks, rest[2], b, h, in, sum));
     }
-    return sums;
 }
 
-/// y[t] = or += W x[t], W row after row: a simdgroup for ROWS_AT_ONCE rows and a token. Uses FORMAT, ALIGNED.
+/// y[t] = or += W x[t], W row after row: a simdgroup for ROWS_AT_ONCE rows and TOGETHER tokens. Uses FORMAT, ALIGNED.
 kernel void matvec_rows(device const uchar *w [[buffer(0)]], device const float *x [[buffer(1)]],
                         device float *y [[buffer(2)]], constant ProductArgs &a [[buffer(3)]],
                         uint3 group [[threadgroup_position_in_grid]], uint lane [[thread_index_in_simdgroup]],
                         uint simd [[simdgroup_index_in_threadgroup]], uint simds [[simdgroups_per_threadgroup]]) {
     const uint row = (group.x * simds + simd) * ROWS_AT_ONCE;
     if (row >= a.rows) return; // a whole simdgroup
-    device const float *in = x + ulong(group.y) * a.x_stride;
-    float4 sums = float4(0.0f);
+    const uint first = group.y * TOGETHER, tokens = min(TOGETHER, a.tokens - first);
+    device const float *in = x + ulong(first) * a.x_stride;
+    float4 sums[TOGETHER];
+    for (uint t = 0; t < TOGETHER; t++) sums[t] = float4(0.0f);
     switch (FORMAT) {
-        ROW_FORMATS(sums = row_dots<format>(w, in, a.rows, a.cols, row, lane))
+        ROW_FORMATS(row_dots<format>(w, in, a.x_stride, tokens, a.rows, a.cols, row, lane, sums))
     }
-    sums = float4(simd_sum(sums.x), simd_sum(sums.y), simd_sum(sums.z), simd_sum(sums.w));
-    if (lane < ROWS_AT_ONCE && row + lane < a.rows) {
-        const float sum = lane == 0 ? sums.x : lane == 1 ? sums.y : lane == 2 ? sums.z : sums.w;
-        device float *out = y + ulong(group.y) * a.y_stride + row + lane;
-        *out = a.accumulate != 0 ? *out + sum : sum;
+    for (uint t = 0; t < TOGETHER; t++) {
+        if (t >= tokens) continue; // for all lanes
+        const float4 all = float4(simd_sum(sums[t].x), simd_sum(sums[t].y), simd_sum(sums[t].z), simd_sum(sums[t].w));
+        if (lane < ROWS_AT_ONCE && row + lane < a.rows) {
+            const float sum = lane == 0 ? all.x : lane == 1 ? all.y : lane == 2 ? all.z : all.w;
+            device float *out = y + ulong(first + t) * a.y_stride + row + lane;
+            *out = a.accumulate != 0 ? *out + sum : sum;
+        }
     }
 }

@@ -5,10 +5,10 @@ struct ConvArgs {
 };
 
 /// y = silu(conv(u) + bias); state [TAPS - 1, channels] holds the inputs before the first, oldest first. A thread for a
-/// channel and a token. With one token the state moves on too; with more, `conv_shift` moves it. Uses TAPS.
+/// channel and a token. With one token `next` gets the state after it; with more, by `conv_shift`. Uses TAPS.
 kernel void conv_silu(device const float *u [[buffer(0)]], device const float *weight [[buffer(1)]],
-                      device const float *bias [[buffer(2)]], device float *state [[buffer(3)]],
-                      device float *y [[buffer(4)]], constant ConvArgs &a [[buffer(5)]],
+                      device const float *bias [[buffer(2)]], device const float *state [[buffer(3)]],
+                      device float *next [[buffer(4)]], device float *y [[buffer(5)]], constant ConvArgs &a [[buffer(6)]],
                       uint3 position [[thread_position_in_grid]]) {
     const uint c = position.x, t = position.y, past = TAPS - 1;
     if (c >= a.channels) return;
@@ -20,19 +20,20 @@ kernel void conv_silu(device const float *u [[buffer(0)]], device const float *w
     }
     y[ulong(t) * a.y_stride + c] = silu(sum);
     if (a.tokens == 1 && past > 0) {
-        for (uint j = 0; j + 1 < past; j++) state[j * a.channels + c] = state[(j + 1) * a.channels + c];
-        state[(past - 1) * a.channels + c] = u[c];
+        for (uint j = 0; j + 1 < past; j++) next[j * a.channels + c] = state[(j + 1) * a.channels + c];
+        next[(past - 1) * a.channels + c] = u[c];
     }
 }
 
 /// The state after `tokens` inputs: a thread for a channel. Uses TAPS.
-kernel void conv_shift(device const float *u [[buffer(0)]], device float *state [[buffer(1)]],
-                       constant ConvArgs &a [[buffer(2)]], uint3 position [[thread_position_in_grid]]) {
+kernel void conv_shift(device const float *u [[buffer(0)]], device const float *state [[buffer(1)]],
+                       device float *next [[buffer(2)]], constant ConvArgs &a [[buffer(3)]],
+                       uint3 position [[thread_position_in_grid]]) {
     const uint c = position.x, past = TAPS - 1;
     if (c >= a.channels) return;
     for (uint j = 0; j < past; j++) {
         const uint from = j + a.tokens; // counted from the old state's first
-        state[j * a.channels + c] =
+        next[j * a.channels + c] =
             from < past ? state[from * a.channels + c] : u[ulong(from - past) * a.u_stride + c];
     }
 }
@@ -44,24 +45,24 @@ kernel void conv_shift(device const float *u [[buffer(0)]], device float *state 
 struct ScanArgs {
     uint channels, tokens, piece; // a piece has `piece` tokens, the last one what is left
     uint dt_stride, u_stride, gate_stride, bc_stride, y_stride;
-    uint keep; // 1: the only piece; its last state is kept where the first was
+    uint keep; // 1: the only piece; `last` gets its last state
 };
 
-/// Starts [pieces, channels, STATES] and h [channels, STATES] may be the same memory if there is one piece.
+/// Starts [pieces, channels, STATES]: the state before each piece; last [channels, STATES].
 /// Threadgroups: [channels / (threads / LANES), pieces]. Uses STATES, LANES.
 kernel void scan(device const float *dt [[buffer(0)]], device const float *dt_bias [[buffer(1)]],
                  device const float *u [[buffer(2)]], device const float *gate [[buffer(3)]],
                  device const float *b [[buffer(4)]], device const float *c [[buffer(5)]],
                  device const float *rates [[buffer(6)]], device const float *d [[buffer(7)]],
-                 device float *starts [[buffer(8)]], device float *y [[buffer(9)]],
-                 constant ScanArgs &a [[buffer(10)]], uint3 position [[thread_position_in_grid]],
+                 device const float *starts [[buffer(8)]], device float *last [[buffer(9)]],
+                 device float *y [[buffer(10)]], constant ScanArgs &a [[buffer(11)]], uint3 position [[thread_position_in_grid]],
                  uint3 group [[threadgroup_position_in_grid]]) {
     const uint channel = position.x / LANES, n = position.x % LANES;
     const bool live = channel < a.channels, holds = live && n < STATES;
     const uint at = live ? channel : 0, state = n < STATES ? n : 0;
-    device float *start = starts + (ulong(group.y) * a.channels + at) * STATES + state;
+    const ulong start = (ulong(group.y) * a.channels + at) * STATES + state;
     const float rate = rates[at * STATES + state], bias = dt_bias[at], skip = d[at];
-    float h = holds ? *start : 0.0f;
+    float h = holds ? starts[start] : 0.0f;
     const uint end = min(a.tokens, (group.y + 1) * a.piece);
     for (uint t = group.y * a.piece; t < end; t++) {
         const float delta = softplus(dt[ulong(t) * a.dt_stride + at] + bias), in = u[ulong(t) * a.u_stride + at];
@@ -72,7 +73,7 @@ kernel void scan(device const float *dt [[buffer(0)]], device const float *dt_bi
             y[ulong(t) * a.y_stride + at] = (sum + skip * in) * silu(gate[ulong(t) * a.gate_stride + at]);
         }
     }
-    if (holds && a.keep != 0) *start = h;
+    if (holds && a.keep != 0) last[start] = h;
 }
 
 /// Each piece scanned from zero: its last state, and what its decays multiply to; both [pieces, channels, STATES]. A
@@ -102,9 +103,10 @@ struct CarryArgs {
     uint states, pieces; // states: of all channels
 };
 
-/// From h, the state before all pieces, the state before each; h becomes the state after all. A thread for a state.
+/// From h, the state before all pieces, the state before each; `next` gets the state after all. A thread for a state.
 kernel void scan_carry(device float *lasts [[buffer(0)]], device const float *decays [[buffer(1)]],
-                       device float *h [[buffer(2)]], constant CarryArgs &a [[buffer(3)]],
+                       device const float *h [[buffer(2)]], device float *next [[buffer(3)]],
+                       constant CarryArgs &a [[buffer(4)]],
                        uint3 position [[thread_position_in_grid]]) {
     if (position.x >= a.states) return;
     float before = h[position.x];
@@ -114,5 +116,5 @@ kernel void scan_carry(device float *lasts [[buffer(0)]], device const float *de
         lasts[at] = before;
         before = decays[at] * before + last;
     }
-    h[position.x] = before;
+    next[position.x] = before;
 }

@@ -17,6 +17,7 @@ pub struct Run {
 }
 
 /// What [`Gpu::attention`] reads.
+#[derive(Clone, Copy)]
 pub struct Attention<'a> {
     /// Queries `[tokens, heads * key_dim]`.
     pub q: View<'a>,
@@ -36,6 +37,8 @@ pub struct Attention<'a> {
     pub half: bool,
     /// Per token, the rows it sees.
     pub visible: &'a [[Run; 4]],
+    /// Whether every token has the bits that it has alone.
+    pub decode: bool,
 }
 
 /// Rows of a slice, tokens of a tile, rows of a block: as in `shaders/attention.metal`.
@@ -81,7 +84,7 @@ impl Gpu {
             ..Constants::default()
         };
         let tiled = [a.key_dim, a.value_dim].iter().all(|&dim| dim.is_multiple_of(8) && dim <= MOST);
-        if tiled && tokens >= TILE {
+        if tiled && tokens >= TILE && !a.decode {
             self.attend_in_tiles(a, constants, ends, out);
         } else {
             self.attend_in_slices(a, constants, out);

@@ -202,10 +202,12 @@ impl Gpu {
         self.each("gather", constants, &bindings, args, table.cols.div_ceil(4), rows.len());
     }
 
-    /// out\[t\] = or += W·x\[t\]
-    pub fn matmul(&mut self, w: Weight<'_>, x: View<'_>, out: View<'_>, accumulate: bool) {
-        /// Up to as many tokens are multiplied one by one: reading the weights is what takes the time.
+    /// out\[t\] = or += W·x\[t\]. With `decode` every token has the bits that it has alone.
+    pub fn matmul(&mut self, w: Weight<'_>, x: View<'_>, out: View<'_>, accumulate: bool, decode: bool) {
+        /// Up to as many tokens are multiplied as one is: reading the weights is what takes the time.
         const FEW: usize = 4;
+        /// Tokens that share a read of the weights: as in `shaders/matvec.metal`.
+        const TOGETHER: usize = 8;
         /// Simdgroups that keep a GPU busy.
         const ENOUGH: usize = 4096;
         let tokens = x.rows;
@@ -214,7 +216,7 @@ impl Gpu {
         let constants = Constants { format: w.format as u32, aligned: u32::from(aligned), ..Constants::default() };
         let bindings = [self.weight(w.bytes), x.read(), out.write()];
         let args = [w.rows, w.cols, tokens, x.stride, out.stride, usize::from(accumulate)].map(|n| n as u32);
-        if tokens > FEW || (w.format.interleaved() && !aligned) {
+        if (tokens > FEW && !decode) || (w.format.interleaved() && !aligned) {
             let (rows, tokens, pitch) = (64, 32, 36);
             let groups = [groups(w.rows, rows), groups(x.rows, tokens), 1];
             self.launch("matmul", constants, &bindings, args, groups, 128, (rows + tokens) * pitch);
@@ -225,11 +227,12 @@ impl Gpu {
             while simds < 8 && eights * simds < ENOUGH && turns >= 3 * simds {
                 simds *= 2;
             }
-            let groups = [eights as u32, tokens as u32, 1];
-            self.launch("matvec_x8", constants, &bindings, args, groups, 32 * simds as u32, 8 * simds);
+            let groups = [eights as u32, groups(tokens, TOGETHER), 1];
+            let floats = 8 * simds * tokens.min(TOGETHER);
+            self.launch("matvec_x8", constants, &bindings, args, groups, 32 * simds as u32, floats);
         } else {
             let (simds, rows) = (4, 4);
-            let groups = [groups(w.rows, simds * rows), tokens as u32, 1];
+            let groups = [groups(w.rows, simds * rows), groups(tokens, TOGETHER), 1];
             self.launch("matvec_rows", constants, &bindings, args, groups, 32 * simds as u32, 0);
         }
     }

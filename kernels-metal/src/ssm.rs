@@ -1,6 +1,6 @@
 //! The Mamba heads' operations.
 
-use crate::{Buffer, Constants, Gpu, View, ops::whole};
+use crate::{Binding, Buffer, Constants, Gpu, View, ops::whole};
 
 /// What [`Gpu::conv_silu`] reads.
 pub struct Conv<'a> {
@@ -36,34 +36,36 @@ impl Gpu {
     /// States of a channel that [`Gpu::scan`] can hold.
     pub const MOST_STATES: usize = 32;
 
-    /// out = silu(conv(u)); `state [taps − 1, channels]` carries the last inputs from call to call.
-    pub fn conv_silu(&mut self, a: &Conv<'_>, state: &Buffer, out: View<'_>) {
+    /// out = silu(conv(u)); `state [taps − 1, channels]` holds the inputs before the first, and `next` gets the last ones.
+    pub fn conv_silu(&mut self, a: &Conv<'_>, state: &Buffer, next: &Buffer, out: View<'_>) {
         let (channels, tokens) = (a.u.cols, a.u.rows);
         let taps = a.weight.len() / channels;
         assert!(taps > 0 && a.weight.len() == taps * channels, "conv: the weight has no whole taps");
-        assert!(state.len() == 4 * (taps - 1) * channels, "conv: the state has the wrong size");
+        assert!([state.len(), next.len()] == [4 * (taps - 1) * channels; 2], "conv: the state has the wrong size");
         assert!(out.cols == channels && out.rows == tokens, "conv: shapes differ");
         assert!(a.bias.is_none_or(|b| b.len() == channels), "conv: the bias has the wrong size");
         let constants = Constants { taps: taps as u32, ..Constants::default() };
         let weight = self.weight(a.weight);
         let bias = a.bias.map_or_else(|| weight.clone(), |b| self.weight(b));
         let args = [channels, tokens, a.u.stride, out.stride, usize::from(a.bias.is_some())].map(|n| n as u32);
-        let bindings = [a.u.read(), weight, bias, whole(state, true), out.write()];
+        let (state, next) = (whole(state, false), whole(next, true));
+        let bindings = [a.u.read(), weight, bias, state.clone(), next.clone(), out.write()];
         self.each("conv_silu", constants, &bindings, args, channels, tokens);
         if tokens > 1 && taps > 1 {
-            self.each("conv_shift", constants, &[a.u.read(), whole(state, true)], args, channels, 1);
+            self.each("conv_shift", constants, &[a.u.read(), state, next], args, channels, 1);
         }
     }
 
-    /// The selective scan with its D term and gate; `h [channels, states]` carries the state from call to call. Texts of
-    /// two pieces or more are scanned in pieces side by side.
-    pub fn scan(&mut self, a: &Scan<'_>, h: &Buffer, out: View<'_>) {
+    /// The selective scan with its D term and gate; `h [channels, states]` is the state before the first token, and `next`
+    /// gets the one after the last. Texts of two pieces or more are scanned in pieces side by side.
+    pub fn scan(&mut self, a: &Scan<'_>, h: &Buffer, next: &Buffer, out: View<'_>) {
         const PIECE: usize = 32;
         const THREADS: usize = 128;
         let (tokens, channels, states) = (out.rows, out.cols, a.b.cols);
         assert!([a.dt.cols, a.u.cols, a.gate.cols, a.dt_bias.len(), a.d.len()] == [channels; 5], "scan: widths differ");
         assert!([a.dt.rows, a.u.rows, a.gate.rows, a.b.rows, a.c.rows] == [tokens; 5], "scan: tokens differ");
-        assert!(a.a.len() == channels * states && h.len() == 4 * a.a.len(), "scan: the state has the wrong size");
+        assert!(a.a.len() == channels * states, "scan: A has the wrong size");
+        assert!([h.len(), next.len()] == [4 * a.a.len(); 2], "scan: the state has the wrong size");
         assert!(a.c.cols == states && a.b.stride == a.c.stride, "scan: B and C differ");
         assert!(states <= Self::MOST_STATES, "scan: {states} states a channel are too many");
         let lanes = states.next_power_of_two();
@@ -77,7 +79,7 @@ impl Gpu {
         let [dt, dt_bias, u] = [a.dt.read(), self.weight(a.dt_bias), a.u.read()];
         let [b, c, rates, d] = [a.b.read(), a.c.read(), self.weight(a.a), self.weight(a.d)];
 
-        let mut starts = whole(h, true);
+        let (mut starts, next) = (whole(h, false), whole(next, true));
         if pieces > 1 {
             let bytes = pieces * h.len();
             let (Some(lasts), Some(decays)) = (self.scratch(0, bytes), self.scratch(1, bytes)) else { return };
@@ -85,12 +87,12 @@ impl Gpu {
             let bindings = [&dt, &dt_bias, &u, &b, &rates, &lasts, &decays].map(Clone::clone);
             let groups = [(channels * states).div_ceil(THREADS) as u32, pieces as u32, 1];
             self.launch("scan_local", constants, &bindings, args, groups, THREADS as u32, 0);
-            let bindings = [lasts.clone(), decays, whole(h, true)];
+            let bindings = [lasts.clone(), decays, starts, next.clone()];
             let n = channels * states;
             self.each("scan_carry", constants, &bindings, [n as u32, pieces as u32], n, 1);
-            starts = lasts;
+            starts = Binding { writable: false, ..lasts };
         }
-        let bindings = [dt, dt_bias, u, a.gate.read(), b, c, rates, d, starts, out.write()];
+        let bindings = [dt, dt_bias, u, a.gate.read(), b, c, rates, d, starts, next, out.write()];
         let groups = [(channels * lanes).div_ceil(THREADS) as u32, pieces as u32, 1];
         self.launch("scan", constants, &bindings, args, groups, THREADS as u32, 0);
     }

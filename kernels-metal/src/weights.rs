@@ -95,3 +95,33 @@ impl WeightMap {
         Binding { buffer: buffer.clone(), offset, len, writable: false }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Format;
+
+    /// The shaders' own enum is read from their source; its names are those of [`Format`], in capitals.
+    #[test]
+    fn the_shaders_have_the_same_numbers() {
+        use Format::*;
+        let source = include_str!("../shaders/common.metal");
+        let body = source.split_once("enum Format : uint {").unwrap().1.split_once('}').unwrap().0;
+        let mut numbers = std::collections::HashMap::new();
+        for (name, value) in body.split(',').filter_map(|entry| entry.split_once('=')) {
+            let value: u32 = value
+                .split('+')
+                .map(|term| numbers.get(term.trim()).copied().unwrap_or_else(|| term.trim().parse().unwrap()))
+                .sum();
+            numbers.insert(name.trim().to_uppercase(), value);
+        }
+        let formats = [
+            F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Iq4Nl, Mxfp4, Q8_0X8, Q4_0X8, Q4_1X8, Q5_0X8, Q5_1X8,
+            Iq4NlX8, Mxfp4X8,
+        ];
+        for format in formats {
+            let name = format!("{format:?}").to_uppercase().replace("IQ4NL", "IQ4_NL");
+            assert_eq!(numbers.remove(&name), Some(format as u32), "{name}");
+        }
+        assert_eq!(numbers.into_keys().collect::<Vec<_>>(), ["X8"], "the shaders have more formats");
+    }
+}

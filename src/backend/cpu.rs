@@ -11,16 +11,30 @@ use crate::{
     format::{CacheType, DType, Matrix, packed::Packing},
 };
 
+/// The environment variable that names the kernels to use; one that this CPU can't run is ignored.
+pub const KERNELS: &str = "HYMBA_KERNELS";
+
 /// The CPU with its threads.
 pub struct Cpu(hymba_kernels_cpu::Cpu);
 
 impl Cpu {
     /// The fastest kernels this CPU has, on `threads` threads. `HYMBA_KERNELS=scalar` asks for the plain reference.
     pub fn new(threads: NonZeroUsize) -> Self {
-        let wanted = std::env::var("HYMBA_KERNELS").ok();
+        let wanted = std::env::var(KERNELS).ok();
         let kernels = hymba_kernels_cpu::Kernels::all().into_iter().find(|k| Some(k.name()) == wanted.as_deref());
         let kernels = kernels.unwrap_or_else(hymba_kernels_cpu::Kernels::best);
         Self(hymba_kernels_cpu::Cpu::with_kernels(kernels, threads))
+    }
+
+    /// The names of the kernels that this CPU can run, the fastest first.
+    pub fn all_kernels() -> Vec<&'static str> {
+        hymba_kernels_cpu::Kernels::all().into_iter().map(hymba_kernels_cpu::Kernels::name).collect()
+    }
+
+    /// Each set of kernels that this CPU can run, on `threads` threads: the fastest first.
+    pub fn all(threads: NonZeroUsize) -> Vec<Self> {
+        let kernels = hymba_kernels_cpu::Kernels::all().into_iter();
+        kernels.map(|kernels| Self(hymba_kernels_cpu::Cpu::with_kernels(kernels, threads))).collect()
     }
 
     /// Threads at work.
@@ -72,9 +86,10 @@ fn mat_mut<'a>(m: MatMut<'a>) -> hymba_kernels_cpu::MatMut<'a> {
     hymba_kernels_cpu::MatMut::new(m.buffer.f32_mut(), m.rows, m.start, m.cols, m.stride)
 }
 
-fn weight(m: &Matrix) -> Weight<'_> {
+/// Returns the kernels' types of matrices whose rows lie one after the other, and interleaved.
+pub(super) fn weight_types(dtype: DType) -> [WeightType; 2] {
     use WeightType::*;
-    let [plain, packed] = match m.dtype {
+    match dtype {
         DType::F32 => [HK_F32; 2],
         DType::F16 => [HK_F16; 2],
         DType::BF16 => [HK_BF16; 2],
@@ -85,7 +100,11 @@ fn weight(m: &Matrix) -> Weight<'_> {
         DType::Q4_0 => [HK_Q4_0, HK_Q4_0X8],
         DType::Iq4Nl => [HK_IQ4_NL, HK_IQ4_NLX8],
         DType::Mxfp4 => [HK_MXFP4, HK_MXFP4X8],
-    };
+    }
+}
+
+fn weight(m: &Matrix) -> Weight<'_> {
+    let [plain, packed] = weight_types(m.dtype);
     let dtype = if m.packing == Packing::X8 { packed } else { plain };
     Weight { dtype, rows: m.rows, cols: m.cols, bytes: &m.data }
 }
@@ -117,14 +136,19 @@ impl Backend for Cpu {
                     table.row(row as usize, out.row_mut(i));
                 }
             }
-            Op::MatMul { w, x, out, accumulate } => cpu.matmul(weight(w), mat(x), mat_mut(out), accumulate),
-            Op::GatedMatMul { w, x, gate, out } => {
+            Op::MatMul { w, x, out, accumulate, .. } => cpu.matmul(weight(w), mat(x), mat_mut(out), accumulate),
+            Op::GatedMatMul { w, x, gate, out, .. } => {
                 cpu.gated_matmul(w.map(weight), mat(x), mat_mut(gate), mat_mut(out));
             }
             Op::AddBias { x, bias } => cpu.add_bias(mat_mut(x), bias),
             Op::RmsNorm { x, gain, eps, out } => cpu.rms_norm(mat(x), gain, eps, mat_mut(out)),
             Op::HeadNorm { x, gain, eps } => cpu.head_norm(mat_mut(x), gain, eps),
             Op::Rope { x, dim, angles } => cpu.rope(mat_mut(x), dim, &angles.cos, &angles.sin),
+            Op::StoreRows { x, out: Buffer::F32(out) } => {
+                let rows = out.chunks_exact_mut(x.cols.max(1)).enumerate().take(x.rows);
+                let x = mat(x);
+                rows.for_each(|(t, row)| row.copy_from_slice(x.row(t)));
+            }
             Op::StoreRows { x, out } => out.kv_mut().fill(cpu, mat(x)),
             Op::CopyRows { from: (from, a), to: (to, b), rows, width } => match (from, to) {
                 (Buffer::F32(from), Buffer::F32(to)) => {
@@ -135,9 +159,9 @@ impl Backend for Cpu {
             Op::Attention(args) => attention(cpu, args),
             Op::Conv { u, weight, bias, state, out } => {
                 let args = Conv { u: mat(u), weight, bias: bias.map(|b| &**b) };
-                cpu.conv_silu(&args, state.f32_mut(), mat_mut(out));
+                cpu.conv_silu(&args, state.from.f32(), state.to.f32_mut(), mat_mut(out));
             }
-            Op::Scan { input, weights: w, h, out } => {
+            Op::Scan { input, weights: w, state, out } => {
                 let args = Scan {
                     dt: mat(input.dt),
                     dt_bias: w.dt_bias,
@@ -148,7 +172,7 @@ impl Backend for Cpu {
                     a: w.a,
                     d: w.d,
                 };
-                cpu.scan(&args, h.f32_mut(), mat_mut(out));
+                cpu.scan(&args, state.from.f32(), state.to.f32_mut(), mat_mut(out));
             }
             Op::Fuse { a, b, eps, out } => cpu.fuse(mat(a.0), a.1, mat(b.0), b.1, eps, mat_mut(out)),
             Op::Relu2 { x } => cpu.relu2(mat_mut(x)),

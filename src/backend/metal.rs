@@ -9,7 +9,7 @@ use std::sync::{
 use half::f16;
 use hymba_kernels_metal::{Conv, Device, DeviceError, Format, Gpu, Scan, View, Weight, system};
 
-use super::{Backend, Buffer, GpuBuffer, KvSpan, MatMut, MatRef, Memory, Op};
+use super::{Backend, Buffer, GpuBuffer, KvSpan, MatMut, MatRef, Memory, Op, RowSpan};
 use crate::{
     Error, Result,
     format::{Blob, CacheType, DType, Matrix, packed::Packing},
@@ -80,8 +80,9 @@ fn view_mut<'a>(m: &'a MatMut<'_>) -> View<'a> {
     View { buffer: &m.buffer.gpu().buffer, rows: m.rows, start: m.start, cols: m.cols, stride: m.stride }
 }
 
-fn weight(m: &Matrix) -> Weight<'_> {
-    let [plain, interleaved] = match m.dtype {
+/// Returns the shaders' formats of matrices whose rows lie one after the other, and interleaved.
+pub(super) fn formats(dtype: DType) -> [Format; 2] {
+    match dtype {
         DType::F32 => [Format::F32; 2],
         DType::F16 => [Format::F16; 2],
         DType::BF16 => [Format::BF16; 2],
@@ -92,9 +93,22 @@ fn weight(m: &Matrix) -> Weight<'_> {
         DType::Q4_0 => [Format::Q4_0, Format::Q4_0X8],
         DType::Iq4Nl => [Format::Iq4Nl, Format::Iq4NlX8],
         DType::Mxfp4 => [Format::Mxfp4, Format::Mxfp4X8],
-    };
+    }
+}
+
+fn weight(m: &Matrix) -> Weight<'_> {
+    let [plain, interleaved] = formats(m.dtype);
     let format = if m.packing == Packing::X8 { interleaved } else { plain };
     Weight { format, rows: m.rows, cols: m.cols, bytes: &m.data }
+}
+
+fn matmul(gpu: &mut Gpu, w: &Matrix, [x, out]: [View<'_>; 2], accumulate: bool, spans: &[RowSpan]) {
+    let mut first = 0;
+    for &RowSpan { rows, decode } in spans {
+        let [x, out] = [x, out].map(|view| View { rows, start: view.start + first * view.stride, ..view });
+        gpu.matmul(weight(w), x, out, accumulate, decode);
+        first += rows;
+    }
 }
 
 fn attention(gpu: &mut Gpu, a: &super::Attention<'_>) {
@@ -115,6 +129,7 @@ fn attention(gpu: &mut Gpu, a: &super::Attention<'_>) {
         chunk: a.chunk.map(|buffer| &buffer.gpu().buffer),
         half: a.cache[0].gpu().cache == CacheType::F16,
         visible: &visible,
+        decode: a.decode,
     };
     gpu.attention(&args, view_mut(&a.out));
 }
@@ -125,10 +140,10 @@ impl Backend for Metal {
         let gpu = &mut self.gpu;
         match op {
             Op::Gather { table, rows, out } => gpu.gather(weight(table), rows, view_mut(&out)),
-            Op::MatMul { w, x, out, accumulate } => gpu.matmul(weight(w), view(x), view_mut(&out), accumulate),
-            Op::GatedMatMul { w: [g, u], x, gate, out } => {
-                gpu.matmul(weight(g), view(x), view_mut(&gate), false);
-                gpu.matmul(weight(u), view(x), view_mut(&out), false);
+            Op::MatMul { w, x, out, accumulate, spans } => matmul(gpu, w, [view(x), view_mut(&out)], accumulate, spans),
+            Op::GatedMatMul { w: [g, u], x, gate, out, spans } => {
+                matmul(gpu, g, [view(x), view_mut(&gate)], false, spans);
+                matmul(gpu, u, [view(x), view_mut(&out)], false, spans);
                 gpu.silu_mul(view_mut(&gate), view_mut(&out));
             }
             Op::AddBias { x, bias } => gpu.add_bias(view_mut(&x), bias),
@@ -149,9 +164,9 @@ impl Backend for Metal {
             Op::Attention(args) => attention(gpu, &args),
             Op::Conv { u, weight, bias, state, out } => {
                 let args = Conv { u: view(u), weight, bias: bias.map(|b| &**b) };
-                gpu.conv_silu(&args, &state.gpu().buffer, view_mut(&out));
+                gpu.conv_silu(&args, &state.from.gpu().buffer, &state.to.gpu().buffer, view_mut(&out));
             }
-            Op::Scan { input, weights: w, h, out } => {
+            Op::Scan { input, weights: w, state, out } => {
                 let args = Scan {
                     dt: view(input.dt),
                     dt_bias: w.dt_bias,
@@ -162,7 +177,7 @@ impl Backend for Metal {
                     a: w.a,
                     d: w.d,
                 };
-                gpu.scan(&args, &h.gpu().buffer, view_mut(&out));
+                gpu.scan(&args, &state.from.gpu().buffer, &state.to.gpu().buffer, view_mut(&out));
             }
             Op::Fuse { a, b, eps, out } => gpu.fuse((view(a.0), a.1), (view(b.0), b.1), eps, view_mut(&out)),
             Op::Relu2 { x } => gpu.relu2(view_mut(&x)),

@@ -31,6 +31,16 @@ pub struct MatMut<'a> {
     pub stride: usize,
 }
 
+/// Rows of a pass that follow each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RowSpan {
+    /// Number of rows.
+    pub rows: usize,
+    /// Whether every row has the bits that it has alone. Else they may depend on how many rows the span has; never on
+    /// other spans. On the CPU every row has them anyway.
+    pub decode: bool,
+}
+
 /// A span of KV rows that a token sees.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct KvSpan {
@@ -78,6 +88,8 @@ pub struct Attention<'a> {
     pub visible: &'a [[KvSpan; 4]],
     /// The position of the chunk's first token.
     pub position: usize,
+    /// As in [`RowSpan`].
+    pub decode: bool,
     /// `[tokens, heads * value_dim]`
     pub out: MatMut<'a>,
 }
@@ -96,6 +108,14 @@ pub struct ScanInput<'a> {
     pub c: MatRef<'a>,
 }
 
+/// A state that an operation carries on: read in one buffer, written to another.
+pub struct Carried<'a> {
+    /// The state before the first token.
+    pub from: &'a Buffer,
+    /// The state after the last.
+    pub to: &'a mut Buffer,
+}
+
 /// The weights of the selective scan.
 pub struct ScanWeights<'a> {
     /// Δ's bias `[inner]`.
@@ -111,10 +131,10 @@ pub struct ScanWeights<'a> {
 pub enum Op<'a> {
     /// Row `rows[i]` of the table, decoded, to row i of `out`.
     Gather { table: &'a Matrix, rows: &'a [u32], out: MatMut<'a> },
-    /// out\[t\] = or += W·x\[t\]
-    MatMul { w: &'a Matrix, x: MatRef<'a>, out: MatMut<'a>, accumulate: bool },
+    /// out\[t\] = or += W·x\[t\]; `spans` are all rows.
+    MatMul { w: &'a Matrix, x: MatRef<'a>, out: MatMut<'a>, accumulate: bool, spans: &'a [RowSpan] },
     /// out\[t\] = silu(gate\[t\]) ⊙ U·x\[t\] with gate\[t\] = G·x\[t\]; `w` is G and U, of one shape.
-    GatedMatMul { w: [&'a Matrix; 2], x: MatRef<'a>, gate: MatMut<'a>, out: MatMut<'a> },
+    GatedMatMul { w: [&'a Matrix; 2], x: MatRef<'a>, gate: MatMut<'a>, out: MatMut<'a>, spans: &'a [RowSpan] },
     /// x\[t\] += bias
     AddBias { x: MatMut<'a>, bias: &'a Vector },
     /// out\[t\] = x\[t\] / √(mean(x\[t\]²) + eps) ⊙ gain
@@ -123,16 +143,16 @@ pub enum Op<'a> {
     HeadNorm { x: MatMut<'a>, gain: &'a Vector, eps: f32 },
     /// Rotates the pairs (j, j + dim/2) of each head of `dim` columns, in place.
     Rope { x: MatMut<'a>, dim: usize, angles: &'a Angles },
-    /// x as keys or values of the buffer's type, which then holds no other rows.
+    /// x as rows of the buffer's type, close together; keys or values then hold no other rows.
     StoreRows { x: MatRef<'a>, out: &'a mut Buffer },
     /// Copies `rows` rows of `width` values from a row of one buffer to a row of another of its type.
     CopyRows { from: (&'a Buffer, usize), to: (&'a mut Buffer, usize), rows: usize, width: usize },
     /// See [`Attention`].
     Attention(Attention<'a>),
-    /// out = silu(causal convolution of u); the state `[taps − 1, inner]` is carried on.
-    Conv { u: MatRef<'a>, weight: &'a Vector, bias: Option<&'a Vector>, state: &'a mut Buffer, out: MatMut<'a> },
-    /// h = exp(ΔA)·h + Δ·u·B; out = (h·C + D·u) ⊙ silu(gate), with Δ = softplus(dt + bias); h `[inner, state]`.
-    Scan { input: ScanInput<'a>, weights: ScanWeights<'a>, h: &'a mut Buffer, out: MatMut<'a> },
+    /// out = silu(causal convolution of u) after the inputs in `state` `[taps − 1, inner]`.
+    Conv { u: MatRef<'a>, weight: &'a Vector, bias: Option<&'a Vector>, state: Carried<'a>, out: MatMut<'a> },
+    /// h = exp(ΔA)·h + Δ·u·B; out = (h·C + D·u) ⊙ silu(gate), with Δ = softplus(dt + bias); `state` is h `[inner, state]`.
+    Scan { input: ScanInput<'a>, weights: ScanWeights<'a>, state: Carried<'a>, out: MatMut<'a> },
     /// out = ½·(RMSNorm(a) + RMSNorm(b)), each with its gain.
     Fuse { a: (MatRef<'a>, &'a Vector), b: (MatRef<'a>, &'a Vector), eps: f32, out: MatMut<'a> },
     /// x = relu(x)²

@@ -3,28 +3,21 @@
 mod measure;
 mod report;
 
-use std::{
-    fs,
-    io::{self, IsTerminal, Write},
-    num::NonZeroUsize,
-    path::PathBuf,
-    sync::atomic::AtomicBool,
-    thread,
-    time::Instant,
-};
+use std::{fs, io::Write, num::NonZeroUsize, path::PathBuf, sync::atomic::AtomicBool, thread, time::Instant};
 
 use anyhow::Context;
 use clap::{ValueEnum, builder::PossibleValuesParser};
 use hymba::{
-    engine::{Model, Session, SessionOptions},
+    engine::{Model, SessionOptions},
     format::{CacheType, DType},
+    forward::DECODE_TOKENS,
     quant::{SHAPES, random_checkpoint},
 };
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{
     model::ModelArgs,
-    options::{cache_type, count},
+    options::{cache_type, count, new_session},
     terminal,
 };
 use measure::{Kind, Plan, measure};
@@ -42,6 +35,7 @@ Examples:
   hymba bench --shape hymba-1.5b -t 1,2
   hymba bench -m hymba-1.5b-q4_0.gguf -d 0,4096,8192 -t 1,2
   hymba bench -m hymba-1.5b-q4_0.gguf -p 0 -n 64 --profile
+  hymba bench --shape hymba-1.5b -p 0 --ttft 0 -b 1,2,4,8 --verify 1,2,3,4,6,8
   hymba bench -m hymba-1.5b-q4_0.gguf -o json > bench.json")]
 pub struct Args {
     #[command(flatten)]
@@ -54,22 +48,28 @@ pub struct Args {
           value_parser = PossibleValuesParser::new(DType::ALL.map(DType::name)))]
     r#type: String,
     /// Tokens of prompt to read; 0: do not measure prefill
-    #[arg(short, long, value_name = "N", default_value = "512", value_delimiter = ',', value_parser = count().range(0..=1 << 20))]
+    #[arg(short, long, value_name = "N", default_value = "512", value_delimiter = ',', value_parser = count(0..=1 << 20))]
     prompt: Vec<usize>,
     /// Tokens to generate; 0: do not measure decode
-    #[arg(short = 'n', long, value_name = "N", default_value = "128", value_delimiter = ',', value_parser = count().range(0..=1 << 20))]
+    #[arg(short = 'n', long, value_name = "N", default_value = "128", value_delimiter = ',', value_parser = count(0..=1 << 20))]
     predict: Vec<usize>,
     /// Tokens of text that come before
-    #[arg(short, long, value_name = "N", default_value = "0", value_delimiter = ',', value_parser = count().range(0..=1 << 20))]
+    #[arg(short, long, value_name = "N", default_value = "0", value_delimiter = ',', value_parser = count(0..=1 << 20))]
     depth: Vec<usize>,
     /// Tokens of the prompt whose first reply is timed; 0: do not measure that
-    #[arg(long, value_name = "N", default_value = "16", value_delimiter = ',', value_parser = count().range(0..=1 << 20))]
+    #[arg(long, value_name = "N", default_value = "16", value_delimiter = ',', value_parser = count(0..=1 << 20))]
     ttft: Vec<usize>,
+    /// Texts to decode together, --predict tokens each
+    #[arg(short, long, value_name = "N", value_delimiter = ',', value_parser = count(1..=256))]
+    batch: Vec<usize>,
+    /// Tokens of a decode segment, as a draft is verified with: passes of so many tokens, with logits for each
+    #[arg(long, value_name = "N", value_delimiter = ',', value_parser = count(1..=DECODE_TOKENS as u64))]
+    verify: Vec<usize>,
     /// Threads [default: one a core that this process may use]
-    #[arg(short, long, value_name = "N", value_delimiter = ',', value_parser = count().range(1..=512))]
+    #[arg(short, long, value_name = "N", value_delimiter = ',', value_parser = count(1..=512))]
     threads: Vec<usize>,
     /// Times to repeat each measurement, after one that warms up
-    #[arg(short, long, value_name = "N", default_value = "5", value_parser = count().range(1..=1000))]
+    #[arg(short, long, value_name = "N", default_value = "5", value_parser = count(1..=1000))]
     repeat: usize,
     /// Number type of the KV cache
     #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = cache_type())]
@@ -114,7 +114,7 @@ pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
     let start = Instant::now();
     let model = match &random {
         Some(file) => Model::open(file)?,
-        None => args.model.open(!matches!(args.output, Format::Md))?,
+        None => args.model.open(!matches!(args.output, Format::Md), cancel)?,
     };
     let cores = thread::available_parallelism().map_or(1, NonZeroUsize::get);
     let threads = if args.threads.is_empty() { vec![cores] } else { args.threads.clone() };
@@ -123,6 +123,8 @@ pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
         tests: tests
             .into_iter()
             .flat_map(|(kind, list)| list.iter().map(move |&n| (kind, n)))
+            .chain(args.predict.iter().flat_map(|&n| args.batch.iter().map(move |&texts| (Kind::Together(texts), n))))
+            .chain(args.verify.iter().map(|&n| (Kind::Verify, n)))
             .filter(|t| t.1 > 0)
             .collect(),
         depths: args.depth.clone(),
@@ -136,14 +138,14 @@ pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
         cache: args.cache_type,
         ..SessionOptions::default()
     };
-    let mut session = Session::new(&model, &options)?;
+    let mut session = new_session(&model, &options, cancel)?;
     let opening = start.elapsed();
-    let bar = if io::stderr().is_terminal() { ProgressBar::new(plan.steps()) } else { ProgressBar::hidden() };
+    let bar = if terminal::draws() { ProgressBar::new(plan.steps()) } else { ProgressBar::hidden() };
     bar.set_style(ProgressStyle::with_template("{bar:20} {percent:>3} % {elapsed:>4}  {wide_msg}")?);
     let mut failed = None;
     let result = measure(&model, &mut session, &plan, opening, cancel, &bar, &mut |row| {
         if matches!(args.output, Format::Jsonl) && failed.is_none() {
-            failed = writeln!(io::stdout(), "{}", report::row_json(row)).err();
+            failed = terminal::out().json(&report::row_json(row), false).err();
         }
     });
     bar.finish_and_clear();
@@ -151,12 +153,12 @@ pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
         return Err(error.into());
     }
     let results = result?;
-    let text = match args.output {
-        Format::Md => terminal::for_output(&report::markdown(&results)).into_owned(),
-        Format::Csv => report::csv(&results),
-        Format::Json => format!("{:#}\n", report::json(&results)),
-        Format::Jsonl => String::new(),
-    };
-    io::stdout().write_all(text.as_bytes())?;
+    let mut out = terminal::out();
+    match args.output {
+        Format::Md => out.write_all(report::markdown(&results).as_bytes())?,
+        Format::Csv => out.write_all(report::csv(&results).as_bytes())?,
+        Format::Json => out.json(&report::json(&results), true)?,
+        Format::Jsonl => {}
+    }
     Ok(())
 }

@@ -9,18 +9,19 @@ mod message;
 mod repl;
 mod screen;
 mod show;
+mod templates;
 
 use std::{
     io::{self, IsTerminal},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, atomic::AtomicBool},
 };
 
-use clap::{ValueEnum, builder::NonEmptyStringValueParser, value_parser};
+use clap::{ValueEnum, builder::NonEmptyStringValueParser};
 use hymba::{
     Error,
     engine::{
-        Conversation, Model, Timeline,
+        Conversation, Model, Session, SessionOptions, Timeline,
         conversation::{Kind, Options, Overflow, check_replaceable},
     },
     format::check_writable,
@@ -31,87 +32,106 @@ use hymba::{
 use super::{
     escape::EscapeArgs,
     hints::Place,
-    model::ModelArgs,
-    options::{SamplingArgs, SessionArgs, count, list_devices},
-    prompt, terminal,
-    usage::{Reported, Usage},
+    model::{DEMO, EMBEDDED_NAME, ModelArgs},
+    options::{Limit, REPLY_LIMIT, SamplingArgs, SessionArgs, count, limit, list_devices},
+    prompt::{self, StdinArgs},
+    terminal,
+    usage::{Reported, Usage, output_file},
 };
 use guard::guarded;
 use input::Input;
-use repl::Repl;
+use repl::{Repl, Setup};
 use screen::{ColorChoice, Screen};
 
 /// Talk with a model.
 ///
-/// At a terminal, lines are edited with the arrow keys, kept from one run to the next, and searched with Ctrl-R; `/help`
-/// lists the commands. Ctrl-C stops a reply, Ctrl-D leaves. From a pipe, each line is a message, whatever it begins with,
-/// and only the replies come out.
+/// At a terminal: line editing, persistent history, Ctrl-R search; `/help` lists the commands. Ctrl-C stops a reply, Ctrl-D
+/// exits. From a pipe, each line is a message, whatever it begins with, and only the replies are printed.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   hymba chat
   hymba chat -m hymba-1.5b-instruct.gguf --system \"Answer in one sentence.\"
   hymba chat -st -q \"Tell me a story\" > story.txt
-  hymba chat --resume talk.session --save-on-exit talk.session")]
+  cat article.txt | hymba chat -st \"Summarize this text:\"
+  hymba chat --session talk.session")]
 pub struct Args {
-    /// The first message
+    /// First message
     #[arg(value_name = "MESSAGE", conflicts_with = "prompt")]
     message: Option<String>,
-    /// The same as MESSAGE
+    /// First message (alternative to the positional argument)
     #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
     prompt: Option<String>,
-    /// One turn only: leave after the reply (also: -st)
+    /// Exit after one reply (also: -st). What a pipe brings is added to MESSAGE after a blank line
     #[arg(long)]
     single_turn: bool,
     #[command(flatten)]
+    stdin: StdinArgs,
+    #[command(flatten)]
     model: ModelArgs,
-    /// What the model should be: a text that comes before all messages
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, conflicts_with = "system_file")]
+    /// System prompt
+    #[arg(
+        long,
+        alias = "system-prompt",
+        value_name = "TEXT",
+        allow_hyphen_values = true,
+        conflicts_with = "system_file"
+    )]
     system: Option<String>,
-    /// Read the system text from a file
+    /// Read the system prompt from a file
     #[arg(long, value_name = "FILE")]
     system_file: Option<PathBuf>,
-    /// Chat template (Jinja), in place of the model's; `none`: messages and replies are one running text
-    #[arg(long, value_name = "JINJA", allow_hyphen_values = true, conflicts_with = "chat_template_file")]
+    /// Chat template, in place of the model's: Jinja, or chatml, hymba, llama3, llama2, gemma, phi3, zephyr, vicuna; `none`: no
+    /// template (plain continuation)
+    #[arg(long, value_name = "NAME|JINJA", allow_hyphen_values = true, conflicts_with = "chat_template_file")]
     chat_template: Option<String>,
     /// Read the chat template from a file
     #[arg(long, value_name = "FILE")]
     chat_template_file: Option<PathBuf>,
-    /// Go on with the conversation in FILE, which /save or --save-on-exit wrote
+    /// Parse special tokens and template markers in messages (`</s>`, `<extra_id_1>`) instead of reading them as text
+    #[arg(long)]
+    parse_special: bool,
+    /// Resume the conversation in FILE if it exists; save it to FILE on exit
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["resume", "save_on_exit"])]
+    session: Option<PathBuf>,
+    /// Resume the conversation saved in FILE
     #[arg(long, value_name = "FILE")]
     resume: Option<PathBuf>,
-    /// Write the conversation to FILE when leaving, whatever the reason
+    /// Save the conversation to FILE on exit, whatever the reason
     #[arg(long, value_name = "FILE")]
     save_on_exit: Option<PathBuf>,
-    /// Write the --save-on-exit file even where FILE holds something else; never over a model
+    /// Replace a --session or --save-on-exit file that holds something else; never a model
     #[arg(long)]
     force: bool,
-    /// Take lines of a pipe that begin with a slash for commands, as at a terminal
+    /// Treat lines of a pipe that begin with a slash as commands, as at a terminal
     #[arg(long)]
     commands: bool,
-    /// Tokens of a reply at most; -1: until the model ends it or the context is full
-    #[arg(short = 'n', long, value_name = "N", default_value = "-1", allow_negative_numbers = true,
-          value_parser = value_parser!(i64).range(-1..=i64::from(u32::MAX)))]
-    predict: i64,
-    /// End a reply where STRING appears, which is not shown; may be given several times
+    /// Maximum number of tokens of a reply (-1: no limit) [default: 512, or what the model file says]
+    #[arg(short = 'n', long, aliases = ["n-predict", "max-tokens"], value_name = "N", allow_negative_numbers = true,
+          value_parser = limit)]
+    predict: Option<Limit>,
+    /// Stop a reply at STRING (not printed); repeatable
     #[arg(long, value_name = "STRING", allow_hyphen_values = true, value_parser = NonEmptyStringValueParser::new())]
     stop: Vec<String>,
     #[command(flatten)]
     escape: EscapeArgs,
-    /// At the end of the context: stop the reply, or drop the oldest turns and read the others again
+    /// When the context is full: stop, or drop the oldest turns and reprocess the rest
     #[arg(long, value_name = "WHAT", default_value = "stop")]
     overflow: OverflowChoice,
-    /// Megabytes of memory for checkpoints that /undo, /regen and /switch go back to at once
-    #[arg(long, value_name = "MB", default_value = "256", value_parser = count().range(0..=1 << 30))]
+    /// Memory for undo checkpoints, in MB
+    #[arg(long, value_name = "MB", default_value = "256", value_parser = count(0..=1 << 30))]
     undo_memory: usize,
-    /// Colours and light Markdown
+    /// When to use colors and Markdown styling
     #[arg(long, value_name = "WHEN", default_value = "auto")]
     color: ColorChoice,
-    /// Say neither which model is used nor how fast it was
+    /// Print events as they happen, one JSON object per line
+    #[arg(long)]
+    jsonl: bool,
+    /// Suppress the model notice and the timing summary
     #[arg(short, long)]
     quiet: bool,
     #[command(flatten)]
-    session: SessionArgs,
+    runtime: SessionArgs,
     #[command(flatten)]
     pub sampling: SamplingArgs,
 }
@@ -123,49 +143,110 @@ enum OverflowChoice {
     Slide,
 }
 
+impl Args {
+    /// The file to resume from, if any.
+    fn resumed(&self) -> Option<&Path> {
+        // A file of another kind that --force replaces is not resumed.
+        let replaces = |path: &Path| self.force && check_replaceable(path, Kind::Chat, false).is_err();
+        let session = self.session.as_deref().filter(|path| path.exists() && !replaces(path));
+        self.resume.as_deref().or(session)
+    }
+
+    /// The file to save to at the end, if any.
+    fn saved(&self) -> Option<&Path> {
+        self.save_on_exit.as_deref().or(self.session.as_deref())
+    }
+
+    /// Refuses flags that make no sense, before anything takes time.
+    fn check(&self) -> anyhow::Result<()> {
+        self.sampling.apply(SamplingParams::default())?;
+        match self.saved() {
+            Some(path) => {
+                output_file("--session and --save-on-exit", path)?;
+                check_writable(path)?;
+                Ok(check_replaceable(path, Kind::Chat, self.force)?)
+            }
+            None if self.force => {
+                Err(Usage("--force: there is no file to write; add --session or --save-on-exit".into()).into())
+            }
+            None => Ok(()),
+        }
+    }
+}
+
 /// Talks until the person leaves.
 pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
-    if args.session.list_devices {
+    if args.runtime.list_devices {
         return Ok(list_devices()?);
     }
-    args.sampling.apply(SamplingParams::default())?;
+    args.check()?;
     let stops = args.escape.stops(&args.stop, args.quiet)?;
     StopMatcher::new(&stops).map_err(|e| Usage(format!("--stop: {e}")))?;
-    if let Some(path) = &args.save_on_exit {
-        // Not when all is said.
-        check_writable(path)?;
-        check_replaceable(path, Kind::Chat, args.force)?;
-    }
     let typed = io::stdin().is_terminal();
-    let terminal = typed && io::stdout().is_terminal();
-    let model = args.model.open(args.quiet)?;
-    let tokenizer = model.tokenizer()?;
-    if args.save_on_exit.is_some() {
-        model.fingerprint(); // of the file as it is now, whatever becomes of it
+    let terminal = typed && io::stdout().is_terminal() && !args.jsonl;
+    let model = args.model.open(args.quiet || terminal, cancel)?;
+    let tokenizer = model.tokenizer_until(cancel)?;
+    if args.saved().is_some() {
+        model.start_fingerprint(); // of the file as it is now, whatever becomes of it
     }
-    let params = args.sampling.apply(model.sampling()?)?;
+    let params = args.sampling.of_model(&model, args.quiet)?;
     let sampler = Sampler::new(params, args.sampling.seed()?);
-    let session = args.session.open(&model, args.quiet)?;
+    let session = args.runtime.open(&model, args.quiet, cancel)?;
     let undo_memory = args.undo_memory.saturating_mul(1_000_000);
     let timeline = Timeline::new(session, undo_memory);
     let system = match &args.system_file {
         Some(path) => Some(prompt::read_file(path, cancel)?),
         None => args.system.as_ref().map(|text| args.escape.text("--system", text)).transpose()?,
     };
+    let limit = match args.predict {
+        Some(Limit(limit)) => limit,
+        None => Some(model.reply_limit()?.unwrap_or(REPLY_LIMIT)),
+    };
     let options = Options {
-        template: template(args, &model, &tokenizer, cancel)?,
+        template: template(args, &model, &tokenizer, system.is_some(), cancel)?,
         system: system.clone(),
-        limit: usize::try_from(args.predict).ok(),
+        limit,
         stops,
+        parse_special: args.parse_special,
         overflow: match args.overflow {
             OverflowChoice::Stop => Overflow::Stop,
             OverflowChoice::Slide => Overflow::Slide,
         },
     };
     let conversation = Conversation::new(timeline, &tokenizer, sampler, options)?;
-    let screen = Screen::new(args.color, terminal, args.quiet);
-    let mut repl = Repl::new(conversation, model.file(), screen, cancel, keeps_template(args), undo_memory);
-    if let Some(path) = &args.resume {
+    let screen = Screen::new(args.color, terminal, args.quiet, args.jsonl);
+    let open = |context| {
+        let options = SessionOptions { context: Some(context), ..args.runtime.options() };
+        Ok(Timeline::new(Session::new(&model, &options)?, undo_memory))
+    };
+    let setup = Setup {
+        model: model.file().into(),
+        about: (model.file() == EMBEDDED_NAME).then_some(DEMO),
+        keep_template: keeps_template(args),
+        undo_memory,
+        default_limit: args.predict.is_none(),
+        open: Box::new(open),
+    };
+    let mut repl = Repl::new(conversation, setup, screen, cancel);
+    let first = args.message.as_ref().or(args.prompt.as_ref());
+    let first = first.map(|text| args.escape.text("the message", text)).transpose()?;
+    let mut input = if args.single_turn {
+        let message = args.stdin.join(first, cancel)?;
+        if message.is_empty() {
+            return Err(Usage("-st needs a message, for example: hymba chat -st \"Hello\"".into()).into());
+        }
+        Input::once(message)
+    } else if terminal {
+        repl.greet();
+        Input::terminal(first, screen.color, cancel)?
+    } else if args.stdin.is_off() {
+        let message =
+            first.ok_or_else(|| Usage("--no-stdin needs a message: hymba chat --no-stdin \"Hello\"".into()))?;
+        Input::once(message)
+    } else {
+        Input::pipe(first.filter(|message| message != "-"), args.commands || typed, cancel.clone())?
+    };
+    if let Some(path) = args.resumed() {
         repl.load(path)?;
         let params = args.sampling.apply_flags(repl.conversation().sampler().params().clone())?;
         repl.conversation().sampler().set_params(params);
@@ -176,23 +257,6 @@ pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
             repl.set_system(system.as_deref())?;
         }
     }
-
-    let first = args.message.as_ref().or(args.prompt.as_ref());
-    let first = first.map(|text| args.escape.text("the message", text)).transpose()?;
-    let first = first.as_deref();
-    let mut input = if args.single_turn {
-        let message = match first {
-            Some("-") | None if !terminal => prompt::standard_input(cancel)?,
-            Some(message) => message.into(),
-            None => return Err(Usage("-st needs a message: hymba chat -st \"Hello\"".into()).into()),
-        };
-        Input::once(message)
-    } else if terminal {
-        repl.greet();
-        Input::terminal(first.map(Into::into), cancel)?
-    } else {
-        Input::pipe(first.filter(|&message| message != "-").map(Into::into), args.commands || typed, cancel.clone())?
-    };
     let left = guarded(|| repl.run(&mut input));
     leave(&mut repl, args, left)
 }
@@ -201,8 +265,8 @@ pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
 fn leave(repl: &mut Repl<'_>, args: &Args, left: Result<anyhow::Result<()>, Reported>) -> anyhow::Result<()> {
     let panicked = left.is_err();
     let left = left.unwrap_or_else(|told| Err(told.into()));
-    let Some(path) = &args.save_on_exit else { return left };
-    let empty = args.resume.is_none() && repl.conversation().is_empty();
+    let Some(path) = args.saved() else { return left };
+    let empty = args.resumed().is_none() && repl.conversation().is_empty();
     if left.is_err() && empty && path.exists() {
         return left; // nothing is no reason to replace an earlier conversation
     }
@@ -210,7 +274,7 @@ fn leave(repl: &mut Repl<'_>, args: &Args, left: Result<anyhow::Result<()>, Repo
         if panicked {
             repl.forget_state()?;
         }
-        repl.save(path, args.force)
+        repl.save(path, args.force, &AtomicBool::new(false)) // also when a signal ended the conversation
     });
     match saved {
         Ok(Ok(())) => left,
@@ -227,7 +291,7 @@ fn tell(left: anyhow::Result<()>) {
     let Err(e) = left else { return };
     let cancelled = e.downcast_ref().is_some_and(|e| matches!(e, Error::Cancelled));
     if !cancelled && !e.is::<Reported>() && !terminal::is_broken_pipe(&e) {
-        terminal::note(&terminal::one_line(&e, Place::CommandLine));
+        terminal::error(&terminal::one_line(&e, Place::CommandLine));
     }
 }
 
@@ -240,21 +304,25 @@ fn template(
     args: &Args,
     model: &Model,
     tokenizer: &Tokenizer,
+    has_system: bool,
     cancel: &AtomicBool,
 ) -> anyhow::Result<Option<Template>> {
     let (source, origin) = match (&args.chat_template, &args.chat_template_file) {
-        (Some(text), _) if text == "none" => return Ok(None),
-        (Some(text), _) => (text.clone(), "--chat-template".to_owned()),
+        (Some(text), _) if text == templates::NONE => return Ok(None),
+        (Some(text), _) => (templates::source(text).to_owned(), "--chat-template".to_owned()),
         (None, Some(path)) => (prompt::read_whole(path, cancel)?, path.display().to_string()),
         (None, None) => {
             let template = model.chat_template(tokenizer)?;
             if template.is_none() && !args.quiet {
-                terminal::note(
-                    "this model has no chat template: messages and replies are one running text that it continues",
-                );
+                let system = if has_system { ", the system prompt in front" } else { "" };
+                terminal::warn(&format!(
+                    "the model has no chat template: it continues messages and replies as plain text{system}"
+                ));
             }
             return Ok(template);
         }
     };
-    Ok(Some(tokenizer.template(&source, &origin)?))
+    let template = tokenizer.template(&source, &origin)?;
+    templates::check(&source).map_err(|why| Usage(format!("{origin}: {why}")))?;
+    Ok(Some(template))
 }

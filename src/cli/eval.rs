@@ -10,7 +10,7 @@ mod text;
 
 use std::sync::{Arc, atomic::AtomicBool};
 
-/// Measure what a model computes: its logits, how well it predicts a text, how far it is from another
+/// Evaluate a model: perplexity, KL divergence, quantization sensitivity, logits
 #[derive(clap::Args)]
 pub struct Args {
     #[command(subcommand)]
@@ -21,13 +21,13 @@ pub struct Args {
 enum Command {
     /// Write the logits after each of the given token ids to a safetensors file
     Logits(logits::Args),
-    /// Average negative log-likelihood and perplexity of a text, and with --kl the divergence from a base model
+    /// Perplexity of a text, and with --kl the divergence from a base model
     Perplexity(perplexity::Args),
-    /// How far one model is from another on a text
+    /// KL divergence between two models on a text
     Compare(compare::Args),
-    /// What a text is predicted worse by when one class of tensors alone is quantized
+    /// Quantization sensitivity per tensor class
     Sensitivity(sensitivity::Args),
-    /// What rounding activations to 8 bits costs by itself
+    /// Effect of 8-bit activation quantization alone
     Activations(activations::Args),
 }
 

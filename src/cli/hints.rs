@@ -21,8 +21,8 @@ pub fn hint(error: &Error, place: Place) -> Option<Cow<'static, str>> {
         Error::NotReplaced { holds, .. } => match (holds, place) {
             (Holds::Model, _) => "name another file",
             (_, Place::Conversation) => "name another file, or replace it with /save --force",
-            (Holds::Conversation, _) => "go on with it with `hymba chat --resume`, or replace it with --force",
-            (Holds::Text, _) => "go on with it with `hymba run --session`, or replace it with --force",
+            (Holds::Conversation, _) => "resume it with `hymba chat --resume`, or replace it with --force",
+            (Holds::Text, _) => "resume it with `hymba run --session`, or replace it with --force",
             _ => "name another file, or replace it with --force",
         },
         Error::NotGguf { .. } => "name a GGUF file, or convert a Hugging Face folder with `hymba quantize`",
@@ -40,13 +40,13 @@ pub fn hint(error: &Error, place: Place) -> Option<Cow<'static, str>> {
         Error::ContextFull { .. } => "shorten the text or raise the context (-c)",
         Error::ConversationFull { .. } => match place {
             Place::CommandLine => "--overflow slide or a larger -c makes room",
-            Place::Conversation => "/undo, /clear, --overflow slide or a larger -c make room",
+            Place::Conversation => "/undo or /clear makes room, and so does /set context N or /set overflow slide",
         },
         Error::BranchExists(name) => return Some(format!("/switch {name} goes there").into()),
-        Error::CacheTypeWidth { .. } => "take --cache-type f16",
-        Error::GpuCacheType(_) => "take --cache-type f16, or --backend cpu",
-        Error::CacheRange { .. } => "take --cache-type f32",
-        Error::OutOfMemory { .. } => "ask for a shorter context (-c)",
+        Error::CacheTypeWidth { .. } => "use --cache-type f16",
+        Error::GpuCacheType(_) => "use --cache-type f16, or --backend cpu",
+        Error::CacheRange { .. } => "use --cache-type f32",
+        Error::OutOfMemory { .. } => "use a smaller -c",
         Error::GpuOutOfMemory(_) => "ask for a shorter context (-c) or use --backend cpu",
         Error::GpuUnsupported(_) => "use --backend cpu",
         Error::Gpu(_) => "try again, or use --backend cpu",
@@ -63,8 +63,8 @@ fn mismatch(why: &Mismatch, place: Place) -> Option<Cow<'static, str>> {
         }
         (Mismatch::Tokens { .. }, Place::CommandLine) => "raise it with -c".into(),
         (Mismatch::Tokens { .. }, Place::Conversation) => "start with a larger -c to load it".into(),
-        (Mismatch::Conversation, _) => "go on with it with `hymba chat --resume`".into(),
-        (Mismatch::Text, _) => "go on with it with `hymba run --session`".into(),
+        (Mismatch::Conversation, _) => "resume it with `hymba chat --resume`".into(),
+        (Mismatch::Text, _) => "resume it with `hymba run --session`".into(),
         (Mismatch::Model(_), _) => return None,
     };
     Some(hint)
@@ -142,7 +142,7 @@ mod tests {
     fn flags_and_commands_are_found() {
         let words = Words::new();
         for (source, found) in [
-            (r#"let a = "take --cache-type f16";"#, &["--cache-type"][..]),
+            (r#"let a = "use --cache-type f16";"#, &["--cache-type"][..]),
             ("/// See `--pure`.", &["--pure"]),
             (r#"say("a larger -c makes room")"#, &[" -c"]),
             (r#"say("a shorter context (-c)")"#, &["(-c"]),
@@ -174,17 +174,14 @@ mod tests {
                 session(Mismatch::Tokens { tokens: 5, context: 4 }),
                 "talk: holds 5 tokens, but the context has room for 4; raise it with -c",
             ),
-            (session(Mismatch::Text), "talk: holds a text; go on with it with `hymba run --session`"),
+            (session(Mismatch::Text), "talk: holds a text; resume it with `hymba run --session`"),
             (
                 template(Some(2)),
                 "t.jinja: is no usable chat template, line 2: no; give another with --chat-template-file",
             ),
             (template(None), "t.jinja: is no usable chat template: no; give another with --chat-template-file"),
-            (
-                memory(Some(1_000_000_000)),
-                "there is no memory for 2.5 GB of cache, 1.0 GB are free; ask for a shorter context (-c)",
-            ),
-            (memory(None), "there is no memory for 2.5 GB of cache and activations; ask for a shorter context (-c)"),
+            (memory(Some(1_000_000_000)), "there is no memory for 2.5 GB of cache, 1.0 GB are free; use a smaller -c"),
+            (memory(None), "there is no memory for 2.5 GB of cache and activations; use a smaller -c"),
             (
                 Error::ContextFull { needed: 5, free: 4, context: 9 },
                 "5 more tokens do not fit: the context holds 9, 4 of them free; shorten the text or raise the context (-c)",

@@ -4,21 +4,23 @@ mod page;
 mod report;
 
 use std::{
-    io::{self, IsTerminal, Write},
+    io::Write,
     path::PathBuf,
     sync::{Arc, atomic::AtomicBool},
 };
 
-use hymba::format::gguf::Gguf;
-
+use super::{model::ModelArgs, terminal};
 use report::Report;
 
-/// Show what a model file holds: sizes, layers, types, cache, tokenizer
+/// Show model metadata: dimensions, layers, tensor types, KV cache, tokenizer
 #[derive(clap::Args)]
 pub struct Args {
-    /// The GGUF file
-    model: PathBuf,
-    /// List every tensor too
+    /// Model file, or name of an installed model (alternative to -m)
+    #[arg(value_name = "FILE", conflicts_with = "model")]
+    file: Option<PathBuf>,
+    #[command(flatten)]
+    model: ModelArgs,
+    /// List every tensor, too
     #[arg(long)]
     tensors: bool,
     /// Print one JSON object instead, tensors included
@@ -28,14 +30,16 @@ pub struct Args {
 
 /// Runs the command: the report goes to stdout, as wide as the terminal is.
 pub fn run(args: &Args, _cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
-    let gguf = Gguf::open(&args.model)?;
+    let model = args.file.clone().or(args.model.model.clone());
+    let gguf = ModelArgs { model }.gguf(args.json)?;
     let report = Report::new(&gguf.file, gguf.bytes.len() as u64, &gguf.metadata, &gguf.tensors)?;
-    let mut out = io::BufWriter::new(io::stdout().lock());
+    let mut out = terminal::out();
     if args.json {
-        writeln!(out, "{}", serde_json::to_string_pretty(&report)?)?;
+        out.json(&report, true)?;
     } else {
-        let terminal = io::stdout().is_terminal().then(terminal_size::terminal_size).flatten();
-        page::write(&report, args.tensors, terminal.map_or(80, |(width, _)| width.0.into()), &mut out)?;
+        let mut page = Vec::new();
+        page::write(&report, args.tensors, terminal::out_width().unwrap_or(80), &mut page)?;
+        out.write_all(&page)?;
     }
     out.flush()?;
     Ok(())

@@ -1,5 +1,7 @@
 //! The command line: one file a command; flags that several share are in [`options`], [`model`] and [`prompt`].
 
+pub mod ask;
+pub mod bar;
 pub mod bench;
 pub mod chat;
 pub mod completions;
@@ -8,16 +10,23 @@ pub mod escape;
 pub mod eval;
 pub mod hints;
 pub mod inspect;
+pub mod json;
+pub mod load;
 pub mod man;
 pub mod model;
+pub mod models;
+pub mod named;
 pub mod options;
 pub mod prompt;
+pub mod pull;
 pub mod quantize;
 pub mod run;
 pub mod settings;
 pub mod signals;
 pub mod terminal;
 pub mod usage;
+pub mod wording;
+pub mod wrap;
 
 use std::{
     env,
@@ -26,8 +35,10 @@ use std::{
 };
 
 use clap::{CommandFactory, FromArgMatches, error::ErrorKind};
+use hymba::backend::{Cpu, KERNELS};
 use options::SamplingArgs;
 use settings::Setting;
+use usage::Usage;
 
 /// Run NVIDIA's Hymba language models on this machine.
 #[derive(clap::Parser)]
@@ -40,8 +51,10 @@ use settings::Setting;
 Examples:
   hymba run \"Once upon a time\"
   hymba chat
-  hymba quantize path/to/Hymba-1.5B-Base hymba-1.5b-q4_0.gguf --type q4_0
-  hymba run -m hymba-1.5b-q4_0.gguf -n 200 \"The capital of France is\"
+  hymba pull nvidia/Hymba-1.5B-Instruct
+  hymba chat -m nvidia/Hymba-1.5B-Instruct
+  hymba quantize path/to/Hymba-1.5B-Base hymba-1.5b-q4.gguf
+  hymba run -m hymba-1.5b-q4.gguf -n 200 \"The capital of France is\"
   hymba help run"
 )]
 pub struct Cli {
@@ -53,6 +66,8 @@ pub struct Cli {
 pub enum Command {
     Run(run::Args),
     Chat(chat::Args),
+    Pull(pull::Args),
+    Models(models::Args),
     Quantize(quantize::Args),
     Inspect(inspect::Args),
     Eval(eval::Args),
@@ -79,11 +94,16 @@ impl Cli {
     }
 
     fn of(mut line: Vec<OsString>, settings: &[Setting]) -> Result<Self, clap::Error> {
-        // llama.cpp's way to ask for a single turn; for the parser that would be two flags of one letter.
-        if line.get(1).is_some_and(|command| command == "chat") {
-            line.iter_mut()
-                .filter(|argument| *argument == "-st")
-                .for_each(|argument| *argument = "--single-turn".into());
+        // llama.cpp's flags of several letters after one dash; for the parser each letter would be a flag.
+        let rewritten: &[(&str, &str)] = match line.get(1).and_then(|command| command.to_str()) {
+            Some("chat") => &[("-st", "--single-turn"), ("-sys", "--system")],
+            Some("run") => &[("-sys", "--system")],
+            _ => &[],
+        };
+        for argument in &mut line {
+            if let Some((_, long)) = rewritten.iter().find(|(short, _)| argument == short) {
+                *argument = (*long).into();
+            }
         }
         let mut command = settings::apply(Self::command(), settings);
         // Otherwise a flag with a typing error would be taken for a text.
@@ -107,10 +127,22 @@ fn is_text(argument: &OsStr) -> bool {
     rest.split('=').next().is_some_and(|name| name.contains(char::is_whitespace))
 }
 
+/// Refuses a variable that asks for what there is not.
+fn check_environment() -> Result<(), Usage> {
+    let Some(wanted) = env::var_os(KERNELS).filter(|wanted| !wanted.is_empty()) else { return Ok(()) };
+    let known = Cpu::all_kernels();
+    if known.iter().any(|&known| wanted == known) {
+        return Ok(());
+    }
+    let wanted = wanted.to_string_lossy();
+    Err(Usage(format!("{KERNELS}={wanted}: this CPU does not have these kernels; available: {}", known.join(", "))))
+}
+
 impl Command {
     /// Whether anything goes to standard output.
     pub fn writes_output(&self) -> bool {
         match self {
+            Self::Pull(args) => args.writes_output(),
             Self::Quantize(args) => args.writes_output(),
             Self::Eval(args) => args.writes_output(),
             Self::Man(_) => false,
@@ -127,9 +159,12 @@ impl Command {
     }
 
     pub fn run(&self, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
+        check_environment()?;
         match self {
             Self::Run(args) => run::run(args, cancel),
             Self::Chat(args) => chat::run(args, cancel),
+            Self::Pull(args) => pull::run(args, cancel),
+            Self::Models(args) => models::run(args),
             Self::Quantize(args) => quantize::run(args, cancel),
             Self::Inspect(args) => inspect::run(args, cancel),
             Self::Eval(args) => eval::run(args, cancel),
@@ -187,7 +222,7 @@ mod tests {
         ];
         let Command::Run(args) = parse(&line).ok().unwrap().command else { panic!("not run") };
         let args = format!("{args:?}");
-        for part in ["predict: 5", "prompt: Some(\"b\")", "seed: Some(2)", "stop: [\"c\", \"d\"]"] {
+        for part in ["predict: Some(Limit(Some(5)))", "prompt: Some(\"b\")", "seed: Some(2)", "stop: [\"c\", \"d\"]"] {
             assert!(args.contains(part), "{part} is missing in {args}");
         }
         assert!(parse(&["quantize", "--type", "q4_0", "a", "b", "--type", "q8_0"]).is_ok());

@@ -1,14 +1,14 @@
 //! Which model a command works with: the one named with -m, else the environment's, else the one in this program.
 
-use std::{
-    env,
-    path::{Path, PathBuf},
-};
+use std::{env, path::PathBuf, sync::atomic::AtomicBool};
 
 use anyhow::Context;
-use hymba::engine::Model;
+use hymba::{
+    engine::Model,
+    format::{Blob, gguf::Gguf},
+};
 
-use super::{terminal, usage::Usage};
+use super::{load::load, named::resolve, terminal, usage::Usage};
 
 const VARIABLE: &str = "HYMBA_MODEL";
 
@@ -27,16 +27,58 @@ pub static EMBEDDED: &[u8] = &[];
 /// The model flag.
 #[derive(Debug, clap::Args)]
 pub struct ModelArgs {
-    /// Model file (GGUF) [default: $HYMBA_MODEL, else the built-in demo]
-    #[arg(short, long, value_name = "FILE")]
+    /// Model: a file (GGUF), or the name of one that `hymba models` lists or `hymba pull` gets [default: $HYMBA_MODEL, else
+    /// the built-in demo]
+    #[arg(short, long, value_name = "FILE|NAME")]
     pub model: Option<PathBuf>,
 }
 
+/// A model to open.
+enum Source {
+    Flag(PathBuf),
+    Variable(PathBuf),
+    Embedded,
+}
+
+/// The model that this program is made for.
+pub const REAL_ONE: &str = "nvidia/Hymba-1.5B-Instruct";
+
+/// What the demo is and is not, and how to get the real one, in a line.
+pub const DEMO: &str = "The demo is a toy of 48 million parameters: it tells simple stories and chats a little; it knows few facts \
+and makes others up; `hymba pull nvidia/Hymba-1.5B-Instruct` gets the real one.";
+
+/// What messages call the model that is part of this program.
+pub const EMBEDDED_NAME: &str = "the built-in demo";
+
 impl ModelArgs {
-    /// Opens the model; says which one it is, unless `quiet` or named by the flag.
-    pub fn open(&self, quiet: bool) -> anyhow::Result<Model> {
+    /// Opens the model; says which one it is, unless `quiet` or named by the flag. A file that is not in memory yet is read,
+    /// which `cancel` ends.
+    pub fn open(&self, quiet: bool, cancel: &AtomicBool) -> anyhow::Result<Model> {
+        match self.source(quiet)? {
+            Source::Flag(path) => {
+                load(&path, quiet, cancel)?;
+                Ok(Model::open(path)?)
+            }
+            Source::Variable(path) => {
+                load(&path, quiet, cancel)?;
+                Model::open(path).context(VARIABLE)
+            }
+            Source::Embedded => Ok(Model::from_static(EMBEDDED_NAME, EMBEDDED)?),
+        }
+    }
+
+    /// Opens the model's file as such.
+    pub fn gguf(&self, quiet: bool) -> anyhow::Result<Gguf> {
+        match self.source(quiet)? {
+            Source::Flag(path) => Ok(Gguf::open(&path)?),
+            Source::Variable(path) => Gguf::open(&path).context(VARIABLE),
+            Source::Embedded => Ok(Gguf::parse(EMBEDDED_NAME, Blob::from_static(EMBEDDED))?),
+        }
+    }
+
+    fn source(&self, quiet: bool) -> anyhow::Result<Source> {
         if let Some(path) = &self.model {
-            return Ok(Model::open(path)?);
+            return Ok(Source::Flag(resolve(path)?));
         }
         let say = |message: String| {
             if !quiet {
@@ -44,9 +86,9 @@ impl ModelArgs {
             }
         };
         if let Some(path) = env::var_os(VARIABLE).filter(|path| !path.is_empty()) {
-            let path = Path::new(&path);
-            say(format!("using {}, as {VARIABLE} says", path.display()));
-            return Model::open(path).context(VARIABLE);
+            let path = resolve(&PathBuf::from(path)).context(VARIABLE)?;
+            say(format!("using {} (from {VARIABLE})", path.display()));
+            return Ok(Source::Variable(path));
         }
         if EMBEDDED.is_empty() {
             let what = format!(
@@ -54,7 +96,9 @@ impl ModelArgs {
             );
             return Err(Usage(what).into());
         }
-        say(format!("using the built-in demo model, as neither -m nor {VARIABLE} names another"));
-        Ok(Model::from_static("the built-in demo", EMBEDDED)?)
+        say(format!(
+            "no model given (-m or {VARIABLE}); using the built-in demo; `hymba pull {REAL_ONE}` gets the real one"
+        ));
+        Ok(Source::Embedded)
     }
 }

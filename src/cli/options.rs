@@ -3,10 +3,12 @@
 use std::{
     io::{self, Write},
     num::NonZeroUsize,
+    ops::RangeInclusive,
+    sync::atomic::AtomicBool,
 };
 
 use anyhow::Context;
-use clap::builder::{PossibleValuesParser, RangedI64ValueParser, TypedValueParser};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use hymba::{
     backend::{DeviceChoice, devices},
     engine::{Model, Session, SessionOptions},
@@ -16,42 +18,67 @@ use hymba::{
 };
 use rand::{TryRng, rngs::SysRng};
 
-use super::{terminal, usage::Usage};
+use super::{terminal, usage::Usage, wording::grouped};
 
 /// How a session runs.
 #[derive(Debug, clap::Args)]
-#[command(next_help_heading = "Session")]
+#[command(next_help_heading = "Runtime options")]
 pub struct SessionArgs {
-    /// Tokens of text that fit, prompt and reply together [default: what the model was trained for]
-    #[arg(short, long, value_name = "N", allow_negative_numbers = true, value_parser = count().range(0..=limits::CONTEXT as i64))]
+    /// Context size in tokens [default: the model's training context]
+    #[arg(short, long, alias = "ctx-size", value_name = "N", allow_negative_numbers = true,
+          value_parser = count(0..=limits::CONTEXT as u64))]
     pub context: Option<usize>,
-    /// Threads to compute with [default: one a core that this process may use]
-    #[arg(short, long, value_name = "N", allow_negative_numbers = true, value_parser = count().range(1..=512))]
+    /// Number of threads [default: one per available core]
+    #[arg(short, long, value_name = "N", allow_negative_numbers = true, value_parser = count(1..=512))]
     pub threads: Option<usize>,
-    /// Number type of the KV cache
-    #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = cache_type())]
+    /// KV cache data type
+    #[arg(long, value_name = "TYPE", default_value = "f16", ignore_case = true, value_parser = cache_type())]
     pub cache_type: CacheType,
-    /// What to compute with; auto: the GPU of a Mac if it has one that can, else the CPU
-    #[arg(long, value_name = "NAME", default_value = "auto", value_parser = backend())]
+    /// Compute backend; auto: Metal if supported, otherwise CPU
+    #[arg(long, value_name = "NAME", default_value = "auto", ignore_case = true, value_parser = backend())]
     pub backend: DeviceChoice,
-    /// List what this machine has to compute with, and leave
+    /// List available devices and exit
     #[arg(long)]
     pub list_devices: bool,
 }
 
-/// A number of things, to be given a range.
-pub fn count() -> RangedI64ValueParser<usize> {
-    RangedI64ValueParser::new()
+/// Parses a number of things, within `range`.
+pub fn count(range: RangeInclusive<u64>) -> impl Fn(&str) -> Result<usize, String> + Clone + Send + Sync {
+    move |text| {
+        let number = text.parse::<u64>().ok().filter(|number| range.contains(number));
+        let number = number.and_then(|number| usize::try_from(number).ok());
+        number.ok_or_else(|| match range.end() {
+            &u64::MAX => format!("must be a whole number, at least {}", range.start()),
+            end => format!("must be a whole number from {} to {end}", range.start()),
+        })
+    }
 }
+
+/// A number of tokens at most.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Limit(pub Option<usize>);
+
+/// Parses a number of tokens at most, −1 for any number.
+pub fn limit(text: &str) -> Result<Limit, String> {
+    if text == "-1" {
+        return Ok(Limit(None));
+    }
+    let tokens =
+        count(0..=u32::MAX.into())(text).map_err(|_| "must be a whole number of tokens, or -1 for no limit")?;
+    Ok(Limit(Some(tokens)))
+}
+
+/// Tokens of a reply at most, where neither a flag nor the model file says otherwise.
+pub const REPLY_LIMIT: usize = 512;
 
 /// The types a KV cache can have.
 pub fn cache_type() -> impl TypedValueParser<Value = CacheType> {
     let kind = |name: String| CacheType::ALL.into_iter().find(|kind| kind.name() == name).unwrap_or_default();
-    PossibleValuesParser::new(CacheType::ALL.map(CacheType::name)).map(kind)
+    PossibleValuesParser::new(CacheType::ALL.map(CacheType::name)).map(move |name: String| kind(name.to_lowercase()))
 }
 
 fn backend() -> impl TypedValueParser<Value = DeviceChoice> {
-    PossibleValuesParser::new(["auto", "cpu", "metal"]).map(|name| match name.as_str() {
+    PossibleValuesParser::new(["auto", "cpu", "metal"]).map(|name| match name.to_lowercase().as_str() {
         "cpu" => DeviceChoice::Cpu,
         "metal" => DeviceChoice::Metal,
         _ => DeviceChoice::Auto,
@@ -60,16 +87,31 @@ fn backend() -> impl TypedValueParser<Value = DeviceChoice> {
 
 /// What `--list-devices` prints: the names that `--backend` takes, and what they stand for here.
 pub fn list_devices() -> io::Result<()> {
-    let mut out = io::stdout().lock();
+    let mut out = terminal::out();
     devices().iter().try_for_each(|(backend, what)| writeln!(out, "{backend:<6} {what}"))
 }
 
+/// Opens a session. `cancel` ends the pass over the meta tokens, if the model file does not hold the state after them.
+pub fn new_session<'m>(model: &'m Model, options: &SessionOptions, cancel: &AtomicBool) -> hymba::Result<Session<'m>> {
+    if options.stored_meta_state {
+        model.read_meta_tokens(options.threads, cancel)?;
+    }
+    Session::new(model, options)
+}
+
 impl SessionArgs {
-    /// An empty session on the machine that was asked for; says, unless `quiet`, if it had to be another.
-    pub fn open<'m>(&self, model: &'m Model, quiet: bool) -> hymba::Result<Session<'m>> {
-        let session = Session::new(model, &self.options())?;
-        if let Some(why) = session.fallback().filter(|_| !quiet) {
-            terminal::note(&terminal::instead(why));
+    /// An empty session on the machine that was asked for; says, unless `quiet`, if it had to be another, or if the model
+    /// was not trained for it.
+    pub fn open<'m>(&self, model: &'m Model, quiet: bool, cancel: &AtomicBool) -> hymba::Result<Session<'m>> {
+        let session = new_session(model, &self.options(), cancel)?;
+        if quiet {
+            return Ok(session);
+        }
+        if let Some(why) = session.fallback() {
+            terminal::warn(&terminal::instead(why));
+        }
+        if let Some(warning) = beyond_training(model, session.context()) {
+            terminal::warn(&warning);
         }
         Ok(session)
     }
@@ -86,30 +128,39 @@ impl SessionArgs {
     }
 }
 
+/// What there is to say of a context of `tokens`, if the model was trained on shorter ones.
+pub fn beyond_training(model: &Model, tokens: usize) -> Option<String> {
+    let trained = model.config().default_context();
+    (tokens > trained).then(|| {
+        let (tokens, trained) = (grouped(tokens), grouped(trained));
+        format!("a context of {tokens} tokens is longer than the {trained} that the model was trained on; quality may suffer")
+    })
+}
+
 /// How tokens are chosen. What a flag does not say, the model file recommends, or else llama.cpp's default holds.
 #[derive(Debug, clap::Args)]
-#[command(next_help_heading = "Sampling (a model file may bring defaults of its own)")]
+#[command(next_help_heading = "Sampling (the model file may override these defaults)")]
 pub struct SamplingArgs {
-    /// Randomness; 0 always takes the most likely token [default: 0.8]
-    #[arg(long, value_name = "T", allow_negative_numbers = true)]
+    /// Temperature; 0: greedy decoding [default: 0.8]
+    #[arg(long, alias = "temperature", value_name = "T", allow_negative_numbers = true)]
     pub temp: Option<f64>,
-    /// Choose among the N most likely tokens only; 0: among all [default: 40]
+    /// Top-k sampling (0: disabled) [default: 40]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub top_k: Option<f64>,
-    /// Choose among the most likely tokens that together have probability P; 1: among all [default: 0.95]
+    /// Top-p (nucleus) sampling (1: disabled) [default: 0.95]
     #[arg(long, value_name = "P", allow_negative_numbers = true)]
     pub top_p: Option<f64>,
-    /// Leave out tokens less than P times as likely as the most likely one; 0: none [default: 0.05]
+    /// Min-p sampling: minimum probability relative to the most likely token (0: disabled) [default: 0.05]
     #[arg(long, value_name = "P", allow_negative_numbers = true)]
     pub min_p: Option<f64>,
-    /// Make tokens that occurred lately less likely; 1: do not [default: 1]
+    /// Repetition penalty (1: disabled) [default: 1]
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     pub repeat_penalty: Option<f64>,
-    /// How many of the last tokens count as lately; -1: all [default: 64]
+    /// Tokens the repetition penalty looks back over (-1: whole context) [default: 64]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub repeat_last_n: Option<f64>,
-    /// Start of the random numbers: the same seed gives the same text [default: another each time]
-    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = whole_number)]
+    /// Random seed, for reproducible output [default: random]
+    #[arg(long, short_alias = 's', value_name = "N", allow_negative_numbers = true, value_parser = whole_number)]
     pub seed: Option<u64>,
     /// Which of the values above come from a variable or the configuration file.
     #[arg(skip)]
@@ -117,10 +168,17 @@ pub struct SamplingArgs {
 }
 
 fn whole_number(text: &str) -> Result<u64, &'static str> {
-    text.parse().map_err(|_| "a seed is a whole number from 0 to 18446744073709551615")
+    text.parse().map_err(|_| "must be a whole number, at least 0")
 }
 
 impl SamplingArgs {
+    /// What `model` recommends, with what the flags say in its place. Says, unless `quiet`, what can't be used of it.
+    pub fn of_model(&self, model: &Model, quiet: bool) -> Result<SamplingParams, Usage> {
+        let (params, refused) = model.usable_sampling();
+        refused.iter().filter(|_| !quiet).for_each(|what| terminal::note(what));
+        self.apply(params)
+    }
+
     /// Returns `params` with the values of flags and settings in their place.
     pub fn apply(&self, params: SamplingParams) -> Result<SamplingParams, Usage> {
         self.apply_if(params, |_| true)
@@ -150,11 +208,47 @@ impl SamplingArgs {
         Ok(params)
     }
 
-    /// The seed given, or a fresh one.
+    /// The seed given, or a fresh one: below 2^32, so that it is the same number in every language that reads JSON.
     pub fn seed(&self) -> anyhow::Result<u64> {
         match self.seed {
             Some(seed) => Ok(seed),
-            None => SysRng.try_next_u64().context("the system gives no random seed; name one with --seed"),
+            None => {
+                SysRng.try_next_u32().map(u64::from).context("the system gives no random seed; name one with --seed")
+            }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_out_of_range_are_refused_in_plain_words() {
+        let said = |text: &str| count(1..=512)(text).unwrap_err();
+        for text in ["0", "513", "-1", "x", "1.5", ""] {
+            assert_eq!(said(text), "must be a whole number from 1 to 512", "{text}");
+        }
+        assert_eq!(count(1..=512)("512"), Ok(512));
+        assert_eq!(limit("-1"), Ok(Limit(None)));
+        assert_eq!(limit("7"), Ok(Limit(Some(7))));
+        for text in ["-2", "99999999999", "many"] {
+            assert_eq!(limit(text).unwrap_err(), "must be a whole number of tokens, or -1 for no limit");
+        }
+    }
+
+    #[test]
+    fn a_drawn_seed_is_a_number_in_every_language() {
+        let args = SamplingArgs {
+            temp: None,
+            top_k: None,
+            top_p: None,
+            min_p: None,
+            repeat_penalty: None,
+            repeat_last_n: None,
+            seed: None,
+        };
+        assert!((0..64).all(|_| args.seed().unwrap() < 1 << 32));
+        assert_eq!(SamplingArgs { seed: Some(u64::MAX), ..args }.seed().unwrap(), u64::MAX);
     }
 }

@@ -2,52 +2,99 @@
 
 use std::{
     fs::File,
-    io::{self, BufRead, IsTerminal, Read},
+    io::{self, BufRead, Read},
     path::{Path, PathBuf},
     sync::{
         atomic::{AtomicBool, Ordering},
         mpsc::{self, RecvTimeoutError},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use hymba::{Error, Result, limits};
 
-use super::{escape::EscapeArgs, usage::Usage};
+use super::{escape::EscapeArgs, terminal, usage::Usage};
 
 /// The prompt flags; one of them at most.
 #[derive(Debug, clap::Args)]
-#[group(multiple = false)]
 pub struct PromptArgs {
-    /// Text to continue; `-` or a pipe: read it from standard input
-    #[arg(value_name = "PROMPT")]
+    /// Prompt. What a pipe brings on standard input is added after a blank line; `-`: standard input alone
+    #[arg(value_name = "PROMPT", conflicts_with_all = ["prompt", "file"])]
     pub text: Option<String>,
-    /// The same as PROMPT
-    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
+    /// Prompt (alternative to the positional argument)
+    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true, conflicts_with = "file")]
     pub prompt: Option<String>,
-    /// Read the prompt from a file, which must be UTF-8 text; one line break at its end is left out
+    /// Read the prompt from a UTF-8 file (`-`: standard input); a trailing newline is stripped
     #[arg(short, long, value_name = "FILE")]
     pub file: Option<PathBuf>,
+    #[command(flatten)]
+    pub stdin: StdinArgs,
+}
+
+/// Whether standard input is read.
+#[derive(Debug, clap::Args)]
+pub struct StdinArgs {
+    /// Do not read standard input, for example in a shell loop that reads it
+    #[arg(long)]
+    no_stdin: bool,
+}
+
+impl StdinArgs {
+    /// Returns `text` and, after a blank line, what standard input brings if it is a pipe or a file. `-` stands for standard
+    /// input alone.
+    pub fn join(&self, text: Option<String>, cancel: &AtomicBool) -> Result<String> {
+        let text = match text {
+            Some(dash) if dash == "-" => return standard_input(cancel),
+            text => text.unwrap_or_default(),
+        };
+        let more = if self.brings() { standard_input(cancel)? } else { String::new() };
+        Ok(if text.is_empty() || more.is_empty() { text + &more } else { text + "\n\n" + &more })
+    }
+
+    /// Whether standard input is not to be read.
+    pub fn is_off(&self) -> bool {
+        self.no_stdin
+    }
+
+    /// Whether standard input brings a text: it is a pipe or a file, and not wanted for something else.
+    pub fn brings(&self) -> bool {
+        !self.no_stdin && is_pipe_or_file()
+    }
+}
+
+/// Whether standard input is a pipe or a file. A device such as /dev/null, or the socket of a service manager, brings no
+/// text.
+#[cfg(unix)]
+fn is_pipe_or_file() -> bool {
+    use rustix::fs::{FileType, fstat};
+
+    fstat(io::stdin())
+        .is_ok_and(|stat| matches!(FileType::from_raw_mode(stat.st_mode), FileType::Fifo | FileType::RegularFile))
+}
+
+/// Whether standard input is a pipe or a file.
+#[cfg(not(unix))]
+fn is_pipe_or_file() -> bool {
+    !io::IsTerminal::is_terminal(&io::stdin())
 }
 
 impl PromptArgs {
     /// The prompt; empty where none is given and none is `needed`.
     pub fn read(&self, cancel: &AtomicBool, needed: bool, escape: &EscapeArgs) -> anyhow::Result<String> {
-        if let Some(path) = &self.file {
-            return Ok(read_file(path, cancel)?);
+        let given = match (&self.file, self.text.as_ref().or(self.prompt.as_ref())) {
+            (Some(path), _) if path.as_os_str() == "-" => Some("-".into()),
+            (Some(path), _) => Some(read_file(path, cancel)?),
+            (None, Some(text)) => Some(escape.text("the prompt", text)?),
+            (None, None) => None,
+        };
+        let nothing = given.is_none();
+        let text = self.stdin.join(given, cancel)?;
+        if needed && nothing && text.is_empty() {
+            let what = if self.stdin.brings() { "standard input is empty" } else { "no prompt given" };
+            return Err(Usage(format!("{what}; try: hymba run \"Once upon a time\"")).into());
         }
-        let none = |what: &str| Usage(format!("{what}; give a prompt: hymba run \"Once upon a time\""));
-        match self.text.as_deref().or(self.prompt.as_deref()) {
-            Some("-") => Ok(standard_input(cancel)?),
-            Some(text) => Ok(escape.text("the prompt", text)?),
-            None if !needed && io::stdin().is_terminal() => Ok(String::new()),
-            None if io::stdin().is_terminal() => Err(none("there is nothing to continue").into()),
-            None => match standard_input(cancel)? {
-                text if needed && text.is_empty() => Err(none("standard input is empty").into()),
-                text => Ok(text),
-            },
-        }
+        Ok(text)
     }
 }
 
@@ -56,23 +103,44 @@ pub fn read_file(path: &Path, cancel: &AtomicBool) -> Result<String> {
     read_whole(path, cancel).map(without_line_break)
 }
 
-/// The text of a file, which may be a pipe with a name.
+/// The text of a file, which may be a pipe with a name; `-` is standard input.
 pub fn read_whole(path: &Path, cancel: &AtomicBool) -> Result<String> {
+    if path.as_os_str() == "-" {
+        return read_standard_input(cancel);
+    }
     let file = path.to_owned();
-    let read = move || File::open(&file).and_then(read_limited);
-    let bytes = if path.is_file() { read() } else { wait_for(read, cancel)? };
+    let read = move || read_unchanged(&file);
+    let bytes = if path.is_file() { read() } else { wait_for(read, cancel, || ())? };
     text(bytes.map_err(|e| Error::io("cannot read", path, e))?, &path.display().to_string())
 }
 
-/// Everything on standard input.
+/// Everything on standard input, without the line break at its end.
 pub fn standard_input(cancel: &AtomicBool) -> Result<String> {
-    const NAME: &str = "standard input";
-    let bytes = wait_for(|| read_limited(io::stdin()), cancel)?;
-    text(bytes.map_err(|e| Error::io("cannot read", NAME, e))?, NAME).map(without_line_break)
+    read_standard_input(cancel).map(without_line_break)
 }
 
-/// Returns what `read` does. A thread of its own waits for it, so that a signal ends the wait.
-fn wait_for<T: Send + 'static>(read: impl Fn() -> T + Clone + Send + 'static, cancel: &AtomicBool) -> Result<T> {
+fn read_standard_input(cancel: &AtomicBool) -> Result<String> {
+    const NAME: &str = "standard input";
+    let bytes = wait_for(
+        || read_limited(io::stdin()),
+        cancel,
+        || {
+            terminal::note(
+                "reading standard input until it ends (Ctrl-D at a terminal; --no-stdin if it is not meant)",
+            );
+        },
+    )?;
+    text(bytes.map_err(|e| Error::io("cannot read", NAME, e))?, NAME)
+}
+
+/// Returns what `read` does. A thread of its own waits for it, so that a signal ends the wait. After a second of it, `say` is
+/// called.
+fn wait_for<T: Send + 'static>(
+    read: impl Fn() -> T + Clone + Send + 'static,
+    cancel: &AtomicBool,
+    say: impl FnOnce(),
+) -> Result<T> {
+    let (start, mut say) = (Instant::now(), Some(say));
     let (send, receive) = mpsc::channel();
     let reader = read.clone();
     if thread::Builder::new().spawn(move || send.send(reader())).is_err() {
@@ -81,10 +149,26 @@ fn wait_for<T: Send + 'static>(read: impl Fn() -> T + Clone + Send + 'static, ca
     loop {
         match receive.recv_timeout(Duration::from_millis(20)) {
             Ok(done) => return Ok(done),
-            Err(RecvTimeoutError::Timeout) if !cancel.load(Ordering::Relaxed) => {}
+            Err(RecvTimeoutError::Timeout) if !cancel.load(Ordering::Relaxed) => {
+                if let Some(say) = say.take_if(|_| start.elapsed() > Duration::from_secs(1)) {
+                    say();
+                }
+            }
             Err(_) => return Err(Error::Cancelled),
         }
     }
+}
+
+/// The bytes of the file at `path`, which nobody writes to meanwhile.
+fn read_unchanged(path: &Path) -> io::Result<Vec<u8>> {
+    let file = File::open(path)?;
+    let state = || file.metadata().map(|now| now.is_file().then(|| (now.len(), now.modified().ok())));
+    let before = state()?;
+    let bytes = read_limited(&file)?;
+    if state()? == before {
+        return Ok(bytes);
+    }
+    Err(io::Error::other("another program wrote to it meanwhile; try again"))
 }
 
 /// All bytes, or one more than may be.

@@ -1,48 +1,54 @@
-//! `hymba run`: continue a text.
+//! `hymba run`: generate text from a prompt.
 
 mod output;
 mod report;
 mod stored;
 
 use std::{
+    cell::{Cell, RefCell},
+    io::{self, IsTerminal},
     sync::{Arc, atomic::AtomicBool},
     time::{Duration, Instant},
 };
 
 use super::{
+    bar::Bar,
     escape::EscapeArgs,
     model::ModelArgs,
-    options::{SamplingArgs, SessionArgs, list_devices},
+    options::{Limit, REPLY_LIMIT, SamplingArgs, SessionArgs, limit, list_devices},
     prompt::PromptArgs,
     terminal,
     usage::Usage,
+    wording::{counted, grouped},
 };
-use anyhow::Context;
-use clap::{builder::NonEmptyStringValueParser, value_parser};
+use clap::builder::NonEmptyStringValueParser;
 use hymba::{
     Error,
     engine::{
         Model, Timeline,
         generate::{Generation, Request, StopReason, Timings, generate},
+        timeline::Watch,
     },
     sample::{Sampler, SamplingParams},
-    text::{StopMatcher, Tokenizer},
+    text::{Message, Role, StopMatcher, Tokenizer},
 };
-use output::Output;
+use output::{Format, Output};
 use report::Report;
 use stored::Checkpointed;
 
-/// Continue a text.
+/// Generate text from a prompt.
 ///
-/// The text comes as it is generated, on standard output; speed is told on standard error. It ends where the model
-/// ends it, where the context is full, or where a flag says so; Ctrl-C ends it too.
+/// Output is streamed to stdout, timings go to stderr. Generation stops at the end-of-sequence token, at -n or --stop, when
+/// the context is full, or at Ctrl-C.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   hymba run \"Once upon a time\"
-  hymba run -m hymba-1.5b-q8_0.gguf -n 100 --temp 0 \"The capital of France is\"
+  hymba run --chat \"What is the capital of France?\"
+  hymba run -m hymba-1.5b-q4.gguf -n 100 --temp 0 \"The capital of France is\"
+  cat article.txt | hymba run --chat \"Summarize this text:\"
   cat story.txt | hymba run --stop \"The end\" --no-display-prompt --quiet > rest.txt
-  hymba run --json --seed 7 -f prompt.txt | jq .text
+  hymba run --json --seed 7 -f prompt.txt | jq -r .text
   hymba run --session story.session -n 100 \"Once upon a time\"
   hymba run --session story.session -n 100")]
 pub struct Args {
@@ -50,27 +56,40 @@ pub struct Args {
     prompt: PromptArgs,
     #[command(flatten)]
     model: ModelArgs,
-    /// Tokens to generate at most; -1: until the text ends or the context is full
-    #[arg(short = 'n', long, value_name = "N", default_value = "-1", allow_negative_numbers = true,
-          value_parser = value_parser!(i64).range(-1..=i64::from(u32::MAX)))]
-    predict: i64,
-    /// End where STRING appears, which is not shown; may be given several times
+    /// Apply the model's chat template to the prompt
+    #[arg(long, conflicts_with_all = ["session", "prompt_cache"])]
+    chat: bool,
+    /// System prompt, with --chat
+    #[arg(long, alias = "system-prompt", value_name = "TEXT", allow_hyphen_values = true, requires = "chat")]
+    system: Option<String>,
+    /// Maximum number of tokens to generate (-1: no limit) [default: 512, or what the model file says, if text goes to a
+    /// terminal; else no limit]
+    #[arg(short = 'n', long, aliases = ["n-predict", "max-tokens"], value_name = "N", allow_negative_numbers = true,
+          value_parser = limit)]
+    predict: Option<Limit>,
+    /// Stop at STRING (not printed); repeatable
     #[arg(long, value_name = "STRING", allow_hyphen_values = true, value_parser = NonEmptyStringValueParser::new())]
     stop: Vec<String>,
     #[command(flatten)]
     escape: EscapeArgs,
-    /// Go on where the model would end the text
+    /// Ignore the end-of-sequence token
     #[arg(long)]
     ignore_eos: bool,
-    /// Show only what is generated
+    /// Do not echo the prompt
     #[arg(long)]
     no_display_prompt: bool,
-    /// Print one JSON object, and nothing else, when the text has ended
+    /// Print the result as one JSON object when generation finishes
     #[arg(long)]
     json: bool,
-    /// Say neither which model is used nor how fast it was
+    /// Print events as they happen, one JSON object per line
+    #[arg(long, conflicts_with = "json")]
+    jsonl: bool,
+    /// Suppress the model notice and the timing summary
     #[arg(short, long)]
     quiet: bool,
+    /// Add loading time and memory bandwidth to the timing summary
+    #[arg(short, long, conflicts_with = "quiet")]
+    verbose: bool,
     #[command(flatten)]
     stored: stored::StoredArgs,
     #[command(flatten)]
@@ -95,13 +114,37 @@ pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
     let text = args.prompt.read(cancel, args.stored.existing_session().is_none(), &args.escape)?;
 
     let start = Instant::now();
-    let model = args.model.open(args.quiet)?;
-    let tokenizer = model.tokenizer()?;
+    let model = args.model.open(args.quiet, cancel)?;
+    let tokenizer = model.tokenizer_until(cancel)?;
+    let chat = if args.chat { Some(ChatPrompt::new(args, &model, &tokenizer, &text)?) } else { None };
+    if chat.is_none() && !args.quiet && model.metadata().get("tokenizer.chat_template").is_some() {
+        terminal::note("the model has a chat template; --chat applies it, `hymba chat` talks");
+    }
     let mut run = Run::open(args, cancel, &model, &tokenizer)?;
     let load = start.elapsed();
-    let prompt = run.read_prompt(text)?;
+    let stops = [&*stops, chat.as_ref().map_or(&[], |chat| &*chat.stops)].concat();
+    let prompt = run.read_prompt(text, chat)?;
     let done = run.generate(&prompt, &stops)?;
     run.report(load, &prompt, &done)
+}
+
+/// A prompt as the chat template makes it.
+struct ChatPrompt {
+    ids: Vec<u32>,
+    /// Strings by which the model begins another turn.
+    stops: Vec<String>,
+}
+
+impl ChatPrompt {
+    fn new(args: &Args, model: &Model, tokenizer: &Tokenizer, text: &str) -> anyhow::Result<Self> {
+        let template = model.chat_template(tokenizer)?;
+        let template = template.ok_or_else(|| Usage("--chat: the model has no chat template; leave it out".into()))?;
+        let system = args.system.as_ref().map(|text| args.escape.text("--system", text)).transpose()?;
+        let system = system.as_deref().map(|text| Message::new(Role::System, text));
+        let messages: Vec<_> = system.into_iter().chain([Message::new(Role::User, text)]).collect();
+        let ids = tokenizer.encode(&template.render(&messages, true)?, false)?;
+        Ok(Self { ids, stops: template.stops()? })
+    }
 }
 
 /// A text that is continued.
@@ -112,12 +155,15 @@ struct Run<'a> {
     tokenizer: &'a Tokenizer,
     timeline: Timeline<'a>,
     sampler: Sampler,
+    limit: Option<usize>,
     output: Output,
 }
 
 /// What is continued.
 struct Prompt {
     text: String,
+    /// What is shown of it.
+    shown: String,
     /// Ids that are read already.
     history: Vec<u32>,
     /// Ids to read.
@@ -136,67 +182,114 @@ impl<'a> Run<'a> {
         model: &'a Model,
         tokenizer: &'a Tokenizer,
     ) -> anyhow::Result<Self> {
-        let params = args.sampling.apply(model.sampling()?)?;
+        let params = args.sampling.of_model(model, args.quiet)?;
         let mut sampler = Sampler::new(params, args.sampling.seed()?);
-        let mut timeline = Timeline::new(args.session.open(model, args.quiet)?, CHECKPOINT_BYTES);
+        let mut timeline = Timeline::new(args.session.open(model, args.quiet, cancel)?, CHECKPOINT_BYTES);
         if let Some(path) = args.stored.existing_session() {
+            model.fingerprint_until(cancel)?;
             sampler = stored::resume(&mut timeline, path)?;
             sampler.set_params(args.sampling.apply_flags(sampler.params().clone())?);
             if let Some(seed) = args.sampling.seed {
                 sampler.set_seed(seed);
             }
         }
-        if let Some(eos) = tokenizer.eos().filter(|_| args.ignore_eos) {
-            sampler.ban(eos);
+        if args.ignore_eos {
+            tokenizer.ends().iter().for_each(|&end| sampler.ban(end));
         }
-        Ok(Self { args, cancel, model, tokenizer, timeline, sampler, output: Output::new(args.json) })
+        let format = match (args.json, args.jsonl) {
+            (true, _) => Format::Json,
+            (_, true) => Format::JsonLines,
+            _ => Format::Text,
+        };
+        let reads_along = format == Format::Text && io::stdout().is_terminal();
+        let limit = match args.predict {
+            Some(Limit(limit)) => limit,
+            None if reads_along => Some(model.reply_limit()?.unwrap_or(REPLY_LIMIT)),
+            None => None,
+        };
+        Ok(Self { args, cancel, model, tokenizer, timeline, sampler, limit, output: Output::new(format) })
     }
 
-    /// Shows the prompt and, with a prompt cache, reads it.
-    fn read_prompt(&mut self, text: String) -> anyhow::Result<Prompt> {
+    /// Makes tokens of the prompt and, with a prompt cache, reads it.
+    fn read_prompt(&mut self, text: String, chat: Option<ChatPrompt>) -> anyhow::Result<Prompt> {
+        let timings = Timings::default();
+        if let Some(ChatPrompt { ids, .. }) = chat {
+            return Ok(Prompt { text, shown: String::new(), history: Vec::new(), ids, timings, cached: None });
+        }
         let history = self.timeline.ids();
         let begins = history.is_empty();
+        // Before the text takes memory many times its length, or is shown.
+        self.check_room(self.tokenizer.least_tokens(&text))?;
         let ids = match (begins, text.is_empty()) {
             (true, _) => self.tokenizer.encode(&text, true)?,
             (false, true) => Vec::new(),
             (false, false) => self.tokenizer.encode_more(&text)?,
         };
-        if !self.args.no_display_prompt {
-            let shown = if begins { &self.tokenizer.decode(&ids) } else { &text };
-            self.output.show(shown).context("cannot write the text")?;
-        }
-        let Some(path) = &self.args.stored.prompt_cache else {
-            return Ok(Prompt { text, history, ids, timings: Timings::default(), cached: None });
+        self.check_room(ids.len())?;
+        let shown = match (self.args.no_display_prompt, begins) {
+            (true, _) => String::new(),
+            (false, true) => self.tokenizer.decode(&ids),
+            (false, false) => text.clone(),
         };
-        let timings =
-            stored::read_cached(&mut self.timeline, &self.args.stored, path, &ids, &self.sampler, self.cancel)?;
+        let Some(path) = &self.args.stored.prompt_cache else {
+            return Ok(Prompt { text, shown, history, ids, timings, cached: None });
+        };
+        let bar = Bar::tokens(!self.args.quiet);
+        let watch = Watch { cancel: self.cancel, progress: &|done, total| bar.show(done, total) };
+        let timings = stored::read_cached(&mut self.timeline, &self.args.stored, path, &ids, &self.sampler, &watch)?;
         let cached = Some(ids.len().saturating_sub(timings.prompt_tokens));
-        Ok(Prompt { text, history: ids, ids: Vec::new(), timings, cached })
+        Ok(Prompt { text, shown, history: ids, ids: Vec::new(), timings, cached })
     }
 
-    /// Generates what follows, and shows it.
+    /// Fails unless `needed` more tokens fit.
+    fn check_room(&self, needed: usize) -> hymba::Result<()> {
+        let context = self.timeline.context();
+        let free = context - if self.args.stored.prompt_cache.is_some() { 0 } else { self.timeline.steps().len() };
+        if needed > free { Err(Error::ContextFull { needed, free, context }) } else { Ok(()) }
+    }
+
+    /// Generates what follows, and shows it after the prompt.
     fn generate(&mut self, prompt: &Prompt, stops: &[String]) -> anyhow::Result<Generation> {
-        let Self { args, cancel, tokenizer, timeline, sampler, output, .. } = self;
+        let Self { args, cancel, tokenizer, timeline, sampler, limit, output, .. } = self;
         let request = Request {
             history: &prompt.history,
             prompt: &prompt.ids,
-            limit: usize::try_from(args.predict).ok(),
+            limit: *limit,
             stops,
             timings: prompt.timings,
             cancel: Some(cancel),
         };
         let goes_back = !args.stop.is_empty() && args.stored.session.is_some() && !args.stored.session_ro;
-        let mut timeline = Checkpointed::new(timeline, goes_back);
-        let done = generate(&mut timeline, tokenizer, sampler, &request, &mut |text| output.show(text));
-        output.finish()?;
-        Ok(done?)
+        let (bar, output) = (Bar::tokens(!args.quiet), RefCell::new(output));
+        // The bar and the prompt would share a line: the one goes before the other comes.
+        let (prompt, failed) = (Cell::new(Some(&*prompt.shown)), RefCell::new(None));
+        let progress = |done, total| {
+            bar.show(done, total);
+            if done < total {
+                return;
+            }
+            if let Some(prompt) = prompt.take() {
+                *failed.borrow_mut() = output.borrow_mut().show_prompt(prompt).err();
+            }
+        };
+        let mut timeline = Checkpointed::new(timeline, goes_back, &progress);
+        let show = &mut |text: &str| match failed.take() {
+            Some(e) => Err(e),
+            None => output.borrow_mut().show(text),
+        };
+        let done = generate(&mut timeline, tokenizer, sampler, &request, show);
+        output.borrow_mut().finish()?;
+        match failed.take() {
+            Some(e) => Err(anyhow::Error::new(e).context("cannot write the text")),
+            None => Ok(done?),
+        }
     }
 
     /// Saves the session and reports how the text ended.
     fn report(self, load: Duration, prompt: &Prompt, done: &Generation) -> anyhow::Result<()> {
-        let Self { args, model, tokenizer, mut timeline, sampler, mut output, .. } = self;
+        let Self { args, model, tokenizer, mut timeline, sampler, limit, mut output, .. } = self;
         if let Some(why) = timeline.fallback_reason().filter(|_| !args.quiet) {
-            terminal::note(&terminal::instead(why));
+            terminal::warn(&terminal::instead(why));
         }
         if let Some(path) = args.stored.session.as_ref().filter(|_| !args.stored.session_ro) {
             stored::keep(&mut timeline, &args.stored, path, tokenizer, &sampler, done)?;
@@ -204,13 +297,27 @@ impl<'a> Run<'a> {
         let session = timeline.session();
         let report =
             Report { model, prompt: &prompt.text, cached: prompt.cached, seed: sampler.seed(), load, generation: done };
-        if args.json {
-            output.print(&report.json(session))?;
+        if args.json || args.jsonl {
+            output.print(report.json(session))?;
         } else if !args.quiet && done.stop != StopReason::BrokenPipe {
-            if done.stop == StopReason::ContextFull {
-                terminal::note(&format!("the context of {} tokens is full; -c makes it larger", session.context()));
+            match (done.stop, limit) {
+                (StopReason::ContextFull, _) => {
+                    let context = grouped(session.context());
+                    terminal::warn(&format!("context full ({context} tokens); increase it with -c"));
+                }
+                (StopReason::Limit, Some(limit)) if args.predict.is_none() => {
+                    terminal::note(&format!(
+                        "stopped after {}; -n sets another limit, -n -1 none",
+                        counted(limit, "token")
+                    ));
+                }
+                _ => {}
             }
             terminal::note(&report.summary(session));
+            // Who stopped it does not want to wait for a measurement.
+            if args.verbose && done.stop != StopReason::Interrupted {
+                terminal::note(&report.details(session));
+            }
         }
         if done.stop == StopReason::Interrupted { Err(Error::Cancelled.into()) } else { Ok(()) }
     }

@@ -3,7 +3,7 @@
 use std::{
     io,
     sync::{
-        Arc, LazyLock,
+        Arc, LazyLock, OnceLock,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
@@ -15,6 +15,14 @@ const SIGINT: u8 = 2;
 
 /// The number of the last signal that came; 0: none.
 static LAST: LazyLock<Arc<AtomicUsize>> = LazyLock::new(Arc::default);
+
+/// What the signals set.
+static CANCEL: OnceLock<Arc<AtomicBool>> = OnceLock::new();
+
+/// Returns what is set when a signal asks to stop, for work that is not handed it.
+pub fn cancel() -> Arc<AtomicBool> {
+    CANCEL.get().cloned().unwrap_or_default()
+}
 
 /// Returns the exit code of work that a signal stopped.
 pub fn exit_code() -> u8 {
@@ -36,6 +44,7 @@ pub fn watch(cancel: &Arc<AtomicBool>) -> io::Result<()> {
         flag,
     };
 
+    let cancel = CANCEL.get_or_init(|| cancel.clone());
     for signal in [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|&signal| !is_ignored(signal)) {
         // A terminal that closes may send two, which leave time to save.
         if signal != SIGHUP {
@@ -61,7 +70,7 @@ fn is_ignored(signal: libc::c_int) -> bool {
 /// From now on Ctrl-C sets `cancel`.
 #[cfg(not(unix))]
 pub fn watch(cancel: &Arc<AtomicBool>) -> io::Result<()> {
-    let cancel = cancel.clone();
+    let cancel = CANCEL.get_or_init(|| cancel.clone()).clone();
     let handler = move || {
         if cancel.swap(true, Ordering::Relaxed) {
             std::process::exit((BASE + SIGINT).into());

@@ -4,28 +4,102 @@ use std::{
     borrow::Cow,
     env,
     fmt::Write as _,
-    io::{self, IsTerminal, Write},
+    io::{self, IsTerminal, StdoutLock, Write},
     process::ExitCode,
 };
 
-use super::hints::{Place, hint};
+use serde::Serialize;
+
+use super::{
+    hints::{Place, hint},
+    wrap::wrapped,
+};
 
 /// Writes `hymba: message` to standard error. That nobody may be listening there is no reason to fail.
 pub fn note(message: &str) {
+    say("hymba: ", message);
+}
+
+/// Reports that something went otherwise than the user may expect.
+pub fn warn(message: &str) {
+    say("hymba: warning: ", message);
+}
+
+/// Reports that something failed.
+pub fn error(message: &str) {
+    say("hymba: error: ", message);
+}
+
+fn say(prefix: &str, message: &str) {
     let message = if io::stderr().is_terminal() { printable(message) } else { message.into() };
-    let _ = writeln!(io::stderr(), "hymba: {message}");
+    let _ = writeln!(io::stderr(), "{}", wrapped(&format!("{prefix}{message}"), width(&io::stderr())));
+}
+
+/// Whether the terminal knows nothing but text.
+fn is_dumb() -> bool {
+    env::var_os("TERM").is_some_and(|term| term == "dumb")
+}
+
+/// Whether standard output shall have colors.
+pub fn has_colors() -> bool {
+    colors(&io::stdout())
+}
+
+/// The columns of the terminal that standard output is; `None` if it is none.
+pub fn out_width() -> Option<usize> {
+    width(&io::stdout())
+}
+
+/// Begins a new line on standard error, if that is a terminal.
+pub fn new_line() {
+    if io::stderr().is_terminal() {
+        let _ = writeln!(io::stderr());
+    }
+}
+
+/// Whether `stream` shall have colors.
+fn colors(stream: &impl IsTerminal) -> bool {
+    stream.is_terminal() && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()) && !is_dumb()
+}
+
+/// Whether standard error is a terminal that can draw a bar.
+pub fn draws() -> bool {
+    io::stderr().is_terminal() && !is_dumb()
+}
+
+/// The columns of the terminal that `stream` is; `None` if it is none.
+#[cfg(unix)]
+fn width<S: IsTerminal + std::os::fd::AsFd>(stream: &S) -> Option<usize> {
+    let size = stream.is_terminal().then(|| terminal_size::terminal_size_of(stream)).flatten();
+    size.map(|(width, _)| usize::from(width.0)).filter(|&width| width > 0)
+}
+
+/// The columns of the terminal that `stream` is; `None` if it is none.
+#[cfg(windows)]
+fn width<S: IsTerminal + std::os::windows::io::AsHandle>(stream: &S) -> Option<usize> {
+    let size = stream.is_terminal().then(|| terminal_size::terminal_size_of(stream)).flatten();
+    size.map(|(width, _)| usize::from(width.0)).filter(|&width| width > 0)
+}
+
+/// Whether a terminal would obey `c`, or show nothing of it.
+fn is_obeyed(c: char) -> bool {
+    c.is_control() && !matches!(c, '\n' | '\t')
+}
+
+/// Writes a question to standard error; the answer is typed behind it.
+pub fn question(text: &str) -> io::Result<()> {
+    write!(io::stderr(), "{} ", printable(text))
 }
 
 /// Returns `text` with its control characters as escapes (`\x1b`), but for line breaks and tabs. What comes from files, or
 /// out of a model, may hold some, and a terminal must not obey them.
 pub fn printable(text: &str) -> Cow<'_, str> {
-    let obeyed = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
-    if !text.contains(obeyed) {
+    if !text.contains(is_obeyed) {
         return text.into();
     }
     let mut shown = String::with_capacity(text.len() + 8);
     for c in text.chars() {
-        if obeyed(c) {
+        if is_obeyed(c) {
             let _ = write!(shown, "\\x{:02x}", c as u32); // to a string, which takes all
         } else {
             shown.push(c);
@@ -34,16 +108,68 @@ pub fn printable(text: &str) -> Cow<'_, str> {
     shown.into()
 }
 
-/// Returns `text` as standard output shall have it: [`printable`] at a terminal, else as it is.
-pub fn for_output(text: &str) -> Cow<'_, str> {
-    if io::stdout().is_terminal() { printable(text) } else { text.into() }
+/// Standard output. A terminal gets what is [`printable`] of what is written; a file or a pipe gets it as it is. Nothing else
+/// writes there.
+pub struct Out {
+    out: StdoutLock<'static>,
+    terminal: bool,
+}
+
+/// Takes hold of standard output.
+pub fn out() -> Out {
+    let out = io::stdout().lock();
+    Out { terminal: out.is_terminal(), out }
+}
+
+impl Out {
+    /// Whether a person reads along.
+    pub fn is_terminal(&self) -> bool {
+        self.terminal
+    }
+
+    /// Writes a style of our own, which a terminal shall obey.
+    pub fn style(&mut self, escape: &str) -> io::Result<()> {
+        self.out.write_all(escape.as_bytes())
+    }
+
+    /// Writes `object` as JSON and a line break; for a terminal with all control characters as JSON's own escapes.
+    pub fn json(&mut self, object: &impl Serialize, pretty: bool) -> io::Result<()> {
+        let text = if pretty { serde_json::to_string_pretty(object) } else { serde_json::to_string(object) }?;
+        let escape = |c: char| if is_obeyed(c) { format!("\\u{:04x}", c as u32) } else { c.to_string() };
+        let text = if self.terminal { text.chars().map(escape).collect() } else { text };
+        writeln!(self.out, "{text}")
+    }
+}
+
+impl Write for Out {
+    /// Takes whole characters: what is written with `write!` is a text.
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.terminal {
+            self.out.write_all(printable(&String::from_utf8_lossy(bytes)).as_bytes())?;
+        } else {
+            self.out.write_all(bytes)?;
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+/// Writes a line of small print to standard error, dimmed if it may have styles. That nobody may be listening there is no
+/// reason to fail.
+pub fn small_print(line: &str, styled: bool) {
+    let (on, off) = if styled { ("\x1b[2m", "\x1b[0m") } else { ("", "") };
+    let line = if io::stderr().is_terminal() { printable(line) } else { line.into() };
+    let _ = writeln!(io::stderr(), "{on}{}{off}", wrapped(&line, width(&io::stderr())));
 }
 
 /// What is done in place of what failed.
 pub fn instead(why: &hymba::Error) -> String {
     let done = match why {
-        hymba::Error::CacheRange { .. } => "the KV cache is of type f32 now",
-        _ => "the CPU does the work",
+        hymba::Error::CacheRange { .. } => "switched the KV cache to f32",
+        _ => "falling back to CPU",
     };
     format!("{done}: {}", with_hint(why.to_string(), why, Place::CommandLine))
 }
@@ -62,7 +188,21 @@ pub fn one_line(error: &anyhow::Error, place: Place) -> String {
     if let Some(error) = error.chain().find_map(|cause| cause.downcast_ref()) {
         line = with_hint(line, error, place);
     }
-    line.split_whitespace().collect::<Vec<_>>().join(" ")
+    without_codes(&line).split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// Returns `text` without the numbers of errors that the standard library puts after their names: ` (os error 2)`.
+fn without_codes(text: &str) -> String {
+    const CODE: &str = " (os error ";
+    let mut parts = text.split(CODE);
+    let mut kept = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        match part.split_once(')') {
+            Some((code, rest)) if code.bytes().all(|byte| byte.is_ascii_digit()) => kept += rest,
+            _ => kept = kept + CODE + part,
+        }
+    }
+    kept
 }
 
 fn with_hint(said: String, error: &hymba::Error, place: Place) -> String {
@@ -88,11 +228,11 @@ pub fn show_parser_answer(answer: &clap::Error) -> ExitCode {
     let foreign = env::args_os().any(|argument| argument.to_string_lossy().contains(char::is_control));
     let text = match io::stderr().is_terminal() {
         true if foreign => printable(&text.to_string()).into_owned(),
-        true => text.ansi().to_string(),
-        false => text.to_string(),
+        true if colors(&io::stderr()) => text.ansi().to_string(),
+        _ => text.to_string(),
     };
     // As with all messages: a reader that went away is no error.
-    let _ = io::stderr().write_all(text.replacen("error:", "hymba:", 1).as_bytes());
+    let _ = io::stderr().write_all(text.replacen("error:", "hymba: error:", 1).as_bytes());
     ExitCode::from(2)
 }
 
@@ -100,7 +240,7 @@ pub fn show_parser_answer(answer: &clap::Error) -> ExitCode {
 pub fn end_of_output(written: io::Result<()>) -> ExitCode {
     match written.and_then(|()| io::stdout().flush()) {
         Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {
-            note(&format!("cannot write to standard output: {e}"));
+            error(&without_codes(&format!("cannot write to standard output: {e}")));
             ExitCode::FAILURE
         }
         _ => ExitCode::SUCCESS,
@@ -109,6 +249,8 @@ pub fn end_of_output(written: io::Result<()>) -> ExitCode {
 
 #[cfg(test)]
 mod tests {
+    use std::{fs, path::Path};
+
     use anyhow::Context;
 
     use super::*;
@@ -120,11 +262,55 @@ mod tests {
         let one_line = |error| one_line(&error, Place::CommandLine);
         assert_eq!(one_line(error), "HYMBA_MODEL: cannot open a.gguf: entity not found");
         assert_eq!(one_line(anyhow::anyhow!("two\n  lines")), "two lines");
+        let missing_file = hymba::Error::io("cannot open", "a (os error x)", io::Error::from_raw_os_error(2));
+        assert_eq!(one_line(missing_file.into()), "cannot open a (os error x): No such file or directory");
         let empty = anyhow::Error::from(hymba::Error::NoTokenizer("a.gguf".into())).context("HYMBA_MODEL");
         let said = one_line(empty);
         assert!(said.starts_with("HYMBA_MODEL: a.gguf: has no tokenizer; convert the model again with `"), "{said}");
         let error = Err::<(), _>(io::Error::from(io::ErrorKind::BrokenPipe)).context("while writing").unwrap_err();
         assert!(is_broken_pipe(&error) && !is_broken_pipe(&missing().into()));
+    }
+
+    /// What comes from files, or out of a model, passes through [`Out`], [`note`] or [`small_print`], or does not come out.
+    #[test]
+    fn nothing_else_prints() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+        let (mut folders, mut looked_at, mut found) = (vec![root.clone()], 0, Vec::new());
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    folders.push(path);
+                } else if path.extension().is_some_and(|e| e == "rs") && path != root.join("cli/terminal.rs") {
+                    looked_at += 1;
+                    let source = fs::read_to_string(&path).unwrap();
+                    let lines = source.split("#[cfg(test)]\nmod tests").next().unwrap().lines().enumerate();
+                    let printing = lines.filter(|(_, line)| prints(line));
+                    found.extend(printing.map(|(i, line)| format!("{}:{}: {line}", path.display(), i + 1)));
+                }
+            }
+        }
+        assert!(found.is_empty() && looked_at > 100, "{looked_at} files, {found:#?}");
+        for (line, does) in [
+            ("    writeln!(io::stdout(), \"{text}\")?;", true),
+            ("    println!(\"{text}\");", true),
+            ("    let out = stdout().lock();", true),
+            ("    if io::stdout().is_terminal() {", false),
+            ("    let use_stderr = answer.use_stderr();", false),
+            ("//! println!()", false),
+        ] {
+            assert_eq!(prints(line), does, "{line}");
+        }
+    }
+
+    fn prints(line: &str) -> bool {
+        let line = line.split("//").next().unwrap_or_default();
+        let rest = ["stdout", "stderr"]
+            .iter()
+            .fold(line.to_owned(), |line, stream| line.replace(&format!("{stream}().is_terminal()"), ""));
+        let is_word = |at: usize| !rest[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_');
+        let words = ["stdout()", "stderr()", "print!", "println!", "eprint!", "eprintln!"];
+        words.iter().any(|word| rest.match_indices(word).any(|(at, _)| is_word(at)))
     }
 
     #[test]

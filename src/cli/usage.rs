@@ -1,5 +1,7 @@
 //! Errors that end the program otherwise than others do.
 
+use std::path::Path;
+
 /// Flags that make no sense together or a value out of range: exit code 2.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -9,3 +11,11 @@ pub struct Usage(pub String);
 #[derive(Debug, thiserror::Error)]
 #[error("it was reported")]
 pub struct Reported;
+
+/// Refuses to write to a file called `-`, by which standard output would be meant.
+pub fn output_file(flag: &str, path: &Path) -> Result<(), Usage> {
+    if path.as_os_str() != "-" {
+        return Ok(());
+    }
+    Err(Usage(format!("{flag}: standard output cannot take this; name a file (./- for one called -)")))
+}

@@ -181,7 +181,7 @@ pub fn generate(
             done.timings.decode_steps += 1;
         }
         let id = sampler.sample(logits, &history);
-        if tokenizer.eos() == Some(id) {
+        if tokenizer.ends().contains(&id) {
             break StopReason::EndOfText;
         }
         history.push(id);
@@ -253,7 +253,10 @@ impl<'a> TextSink<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{sample::SamplingParams, text::small_tokenizer};
+    use crate::{
+        sample::SamplingParams,
+        text::{small_tokenizer, small_with_ends},
+    };
 
     /// Generates the ids of `script` one after the other, whatever it reads.
     struct Script {
@@ -329,6 +332,22 @@ mod tests {
         assert_eq!(session.read, [1, SPACE_A, SPACE_A, B]);
         let t = done.timings;
         assert_eq!((t.prompt_tokens, t.generated_tokens, t.decode_steps), (2, 2, 2));
+    }
+
+    #[test]
+    fn any_end_token_ends_the_text() {
+        for ends in [&[EOS, B][..], &[B, EOS]] {
+            let tokenizer = small_with_ends(ends);
+            let generated = |sampler: &mut Sampler| {
+                let request = Request { prompt: &[1], limit: Some(4), ..Request::default() };
+                generate(&mut Script::new(&[A, B, A]), &tokenizer, sampler, &request, &mut |_| Ok(())).unwrap()
+            };
+            let done = generated(&mut greedy());
+            assert_eq!((done.ids, done.stop), (vec![A], StopReason::EndOfText));
+            let mut sampler = greedy();
+            ends.iter().for_each(|&end| sampler.ban(end));
+            assert_eq!(generated(&mut sampler).stop, StopReason::Limit);
+        }
     }
 
     #[test]

@@ -29,44 +29,44 @@ impl Session<'_> {
         const BEYOND_CACHES: usize = 160 << 20;
         const PASSES: usize = 2;
         match self.model().bytes() {
-            few if few.len() < BEYOND_CACHES => self.device.cpu().read_bandwidth(&vec![1; BEYOND_CACHES], PASSES),
-            weights => self.device.cpu().read_bandwidth(weights, PASSES),
+            few if few.len() < BEYOND_CACHES => self.batch.device.cpu().read_bandwidth(&vec![1; BEYOND_CACHES], PASSES),
+            weights => self.batch.device.cpu().read_bandwidth(weights, PASSES),
         }
     }
 
     /// Measures what this session's threads can do at most.
     pub fn roofline(&mut self) -> Roofline {
-        let [int8_macs, float_macs] = self.device.cpu().rates(3);
+        let [int8_macs, float_macs] = self.batch.device.cpu().rates(3);
         Roofline { read_bytes: self.read_bandwidth(), int8_macs, float_macs }
     }
 
     /// Returns the name of the GPU at work, if one is.
     pub fn gpu(&self) -> Option<String> {
-        self.device.gpu().map(Metal::name)
+        self.batch.device.gpu().map(Metal::name)
     }
 
     /// Continues with another number of threads; results stay the same.
     pub fn set_threads(&mut self, threads: NonZeroUsize) {
-        *self.device.cpu() = Cpu::new(threads);
+        *self.batch.device.cpu() = Cpu::new(threads);
     }
 
     /// Returns the number of threads at work.
     pub fn threads(&mut self) -> usize {
-        self.device.cpu().threads()
+        self.batch.device.cpu().threads()
     }
 
     /// Returns the instruction set at work.
     pub fn kernels(&mut self) -> &'static str {
-        self.device.cpu().kernels()
+        self.batch.device.cpu().kernels()
     }
 
     /// Starts measuring where the time goes, or stops.
     pub fn measure(&mut self, on: bool) {
-        self.device.measure(on);
+        self.batch.device.measure(on);
     }
 
     /// Returns where the time went since [`Session::measure`].
     pub fn profile(&self) -> Profile {
-        self.device.profile()
+        self.batch.device.profile()
     }
 }

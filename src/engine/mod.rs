@@ -1,14 +1,18 @@
 //! Sessions and what they are for: open a model, generate, talk, go back, save.
 
+pub mod batch;
 pub mod conversation;
 pub mod generate;
 mod instrument;
 mod model;
 mod session;
+mod text;
 pub mod timeline;
 
+pub use batch::Batch;
 pub use conversation::Conversation;
 pub use instrument::Roofline;
 pub use model::Model;
 pub use session::{Session, SessionOptions};
+pub use text::Text;
 pub use timeline::Timeline;

@@ -1,13 +1,20 @@
 //! A model: weights on the memory map, sizes, metadata.
 
-use std::{path::Path, sync::OnceLock};
+use std::{
+    num::NonZeroUsize,
+    path::Path,
+    sync::{Arc, OnceLock, atomic::AtomicBool},
+    thread,
+};
 
 use crate::{
-    Result,
+    Error, Result,
+    backend::Device,
     format::{
         Blob, Matrix,
-        gguf::{Gguf, Metadata},
+        gguf::{Gguf, MAX_NEW_TOKENS, Metadata, Value},
     },
+    forward::MetaPass,
     model::{Config, Plan, Weights, tensors::specs},
     sample::SamplingParams,
     state::MetaState,
@@ -22,7 +29,8 @@ pub struct Model {
     plan: Plan,
     weights: Weights,
     stored_meta_state: Option<MetaState>,
-    fingerprint: OnceLock<String>,
+    computed_meta_state: OnceLock<MetaState>,
+    fingerprint: Arc<OnceLock<String>>,
 }
 
 impl Model {
@@ -41,8 +49,8 @@ impl Model {
         let config = Config::from_metadata(&gguf.metadata, &gguf.file)?;
         let weights = Weights::from_gguf(&gguf, &config)?;
         let stored_meta_state = if config.meta_tokens > 0 { MetaState::stored(&gguf, &config)? } else { None };
-        let fingerprint = OnceLock::new();
-        Ok(Self { plan: Plan::new(&config), weights, config, stored_meta_state, fingerprint, gguf })
+        let (plan, computed_meta_state, fingerprint) = (Plan::new(&config), OnceLock::new(), Arc::default());
+        Ok(Self { plan, weights, config, stored_meta_state, computed_meta_state, fingerprint, gguf })
     }
 
     /// The same model with other matrices: `change` gets each, with its tensor's name, and tells what takes its place, if
@@ -55,8 +63,9 @@ impl Model {
                 *matrix = other;
             }
         }
-        let (gguf, config, fingerprint) = (self.gguf.clone(), self.config.clone(), OnceLock::new());
-        Ok(Self { plan: Plan::new(&config), weights, config, stored_meta_state: None, fingerprint, gguf })
+        let (gguf, config, plan) = (self.gguf.clone(), self.config.clone(), self.plan.clone());
+        let (stored_meta_state, computed_meta_state, fingerprint) = (None, OnceLock::new(), Arc::default());
+        Ok(Self { plan, weights, config, stored_meta_state, computed_meta_state, fingerprint, gguf })
     }
 
     /// Returns the tokenizer that the file holds.
@@ -64,9 +73,29 @@ impl Model {
         Tokenizer::from_metadata(self.metadata(), self.file())
     }
 
+    /// The same; `cancel` ends it, and later the splitting of long texts.
+    pub fn tokenizer_until(&self, cancel: &Arc<AtomicBool>) -> Result<Tokenizer> {
+        Ok(Tokenizer::from_metadata_until(self.metadata(), self.file(), cancel)?.cancelled_by(cancel))
+    }
+
     /// Returns the sampling that the file recommends, or else the defaults.
     pub fn sampling(&self) -> Result<SamplingParams> {
         SamplingParams::from_metadata(self.metadata(), self.file())
+    }
+
+    /// The same with the defaults where the file recommends what can't be used, and a sentence for each.
+    pub fn usable_sampling(&self) -> (SamplingParams, Vec<String>) {
+        let (params, refused) = SamplingParams::usable(self.metadata());
+        (params, refused.iter().map(|what| format!("{}: {what}; the default holds", self.file())).collect())
+    }
+
+    /// Returns the longest reply that the file recommends, in tokens.
+    pub fn reply_limit(&self) -> Result<Option<usize>> {
+        match self.metadata().get(MAX_NEW_TOKENS) {
+            None => Ok(None),
+            Some(&Value::Uint(tokens @ 1..)) => Ok(usize::try_from(tokens).ok()),
+            Some(_) => Err(Error::model(self.file(), format!("has a {MAX_NEW_TOKENS} that is not a positive number"))),
+        }
     }
 
     /// Returns the chat template that the file holds, if it holds one.
@@ -100,13 +129,23 @@ impl Model {
         &self.gguf.file
     }
 
-    /// The BLAKE3 hash of the whole file, which a saved session belongs to. Computed when it is first asked for.
-    pub fn fingerprint(&self) -> &str {
-        self.fingerprint.get_or_init(|| {
-            let mut hasher = blake3::Hasher::new();
-            threads::hash(&mut hasher, &self.gguf.bytes);
-            hasher.finalize().to_hex().to_string()
-        })
+    /// The BLAKE3 hash of the whole file as it was opened, which a saved session belongs to. Computed when it is first asked
+    /// for; fails if another program has changed the file till then.
+    pub fn fingerprint(&self) -> Result<&str> {
+        self.fingerprint_until(&AtomicBool::new(false))
+    }
+
+    /// [`Model::fingerprint`], ended by `cancel`.
+    pub fn fingerprint_until(&self, cancel: &AtomicBool) -> Result<&str> {
+        fingerprint(&self.fingerprint, &self.gguf.bytes, cancel)
+    }
+
+    /// Begins to compute the fingerprint on a thread of its own, for those who will need it whatever becomes of the file.
+    pub fn start_fingerprint(&self) {
+        let (known, bytes) = (self.fingerprint.clone(), self.gguf.bytes.clone());
+        // What fails here is told when the fingerprint is needed.
+        let compute = move || drop(fingerprint(&known, &bytes, &AtomicBool::new(false)).map(str::len));
+        let _ = thread::Builder::new().spawn(compute);
     }
 
     /// An error if another program changed the file since it was opened.
@@ -119,14 +158,103 @@ impl Model {
         &self.gguf.bytes
     }
 
-    /// The state after the meta tokens, if the file holds it.
+    /// The state after the meta tokens, if the file holds it, or [`Model::read_meta_tokens`] has computed it.
     pub fn stored_meta_state(&self) -> Option<&MetaState> {
-        self.stored_meta_state.as_ref()
+        self.stored_meta_state.as_ref().or(self.computed_meta_state.get())
+    }
+
+    /// Computes the state after the meta tokens on the CPU, if the file does not hold it: sessions then begin with it. `cancel`
+    /// ends that.
+    pub fn read_meta_tokens(&self, threads: Option<NonZeroUsize>, cancel: &AtomicBool) -> Result<()> {
+        if self.config.meta_tokens == 0 || self.stored_meta_state().is_some() {
+            return Ok(());
+        }
+        let device = &mut Device::cpu_only(threads);
+        let pass = MetaPass { backend: device, config: &self.config, weights: &self.weights };
+        let state = pass.run(Some(&mut |_| Error::check_cancelled(cancel))).map_err(|e| match e {
+            Error::NotFinite(_) => Error::format(self.file(), e.to_string()),
+            e => e,
+        })?;
+        self.computed_meta_state.get_or_init(|| state);
+        Ok(())
     }
 
     /// Bytes of weights that a decode step reads: all of the layers, and the matrix that makes logits.
     pub fn weight_bytes_per_token(&self) -> u64 {
         let layers = self.gguf.tensors.iter().filter(|t| t.name.starts_with("blk."));
         (layers.map(|t| t.data.len()).sum::<usize>() + self.weights.head().data.len()) as u64
+    }
+}
+
+/// Returns what `known` knows, or gets to know: the hash of `bytes`.
+fn fingerprint<'k>(known: &'k OnceLock<String>, bytes: &Blob, cancel: &AtomicBool) -> Result<&'k str> {
+    /// Bytes that are hashed between two looks at `cancel`: some ten milliseconds.
+    const AT_ONCE: usize = 16 << 20;
+    if let Some(known) = known.get() {
+        return Ok(known);
+    }
+    let mut hasher = blake3::Hasher::new();
+    for bytes in bytes.chunks(AT_ONCE) {
+        Error::check_cancelled(cancel)?;
+        threads::hash(&mut hasher, bytes);
+    }
+    bytes.check()?;
+    Ok(known.get_or_init(|| hasher.finalize().to_hex().to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, time::Duration};
+
+    use super::*;
+    use crate::{
+        engine::{Session, SessionOptions},
+        format::DType,
+        quant::{Options, TypePlan, convert},
+    };
+
+    static GO_ON: AtomicBool = AtomicBool::new(false);
+    static STOP: AtomicBool = AtomicBool::new(true);
+
+    fn tiny(folder: &Path) -> std::path::PathBuf {
+        let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tiny-a");
+        let options = Options { types: TypePlan::Uniform(DType::F32), ..Options::default() };
+        convert(&from, &folder.join("tiny.gguf"), &options, &mut |_| {}, &GO_ON).unwrap();
+        folder.join("tiny.gguf")
+    }
+
+    #[test]
+    fn a_fingerprint_is_of_what_was_opened() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = tiny(folder.path());
+        let (early, late) = (Model::open(&path).unwrap(), Model::open(&path).unwrap());
+        assert!(matches!(early.fingerprint_until(&STOP), Err(Error::Cancelled)));
+        let known = early.fingerprint().unwrap().to_owned();
+        assert_eq!(known, blake3::hash(&fs::read(&path).unwrap()).to_hex().to_string());
+        thread::sleep(Duration::from_millis(20)); // a tick of the file system's clock
+        let mut other = fs::read(&path).unwrap();
+        other[100] ^= 1;
+        fs::write(&path, other).unwrap();
+        assert_eq!(early.fingerprint().unwrap(), known);
+        let said = late.fingerprint().unwrap_err().to_string();
+        assert!(said.contains("tiny.gguf: was shortened or overwritten"), "{said}");
+    }
+
+    #[test]
+    fn meta_tokens_are_read_before_a_session_or_by_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let model = Model::open(tiny(folder.path())).unwrap();
+        assert!(model.config().meta_tokens > 0);
+        let bare = || model.with_matrices(|_, _| Ok(None)).unwrap(); // without the stored state
+        let logits = |model: &Model| {
+            let mut session = Session::new(model, &SessionOptions::default()).unwrap();
+            session.prefill(&[1, 2, 3], &GO_ON).unwrap().to_vec()
+        };
+        let read = bare();
+        assert!(matches!(read.read_meta_tokens(None, &STOP), Err(Error::Cancelled)));
+        assert!(read.stored_meta_state().is_none());
+        read.read_meta_tokens(None, &GO_ON).unwrap();
+        assert!(read.stored_meta_state().is_some());
+        assert_eq!(logits(&read), logits(&bare()));
     }
 }

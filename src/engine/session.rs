@@ -1,15 +1,18 @@
 //! A session: a model, a device, and the state of the text read so far.
 
-use std::{num::NonZeroUsize, ops::Range, sync::atomic::AtomicBool};
+use std::{num::NonZeroUsize, sync::atomic::AtomicBool};
 
-use super::Model;
+use super::{
+    Model,
+    batch::{Batch, Pass, Read, Wanted},
+    text::Text,
+};
 use crate::{
     Error, Result,
-    backend::{Cpu, Device, DeviceChoice, Metal},
+    backend::{Buffer, Cpu, Device, DeviceChoice, Memory, Metal},
     format::CacheType,
-    forward::{CHUNK, Chunk, Input, MetaPass, Observer, Phase, Room, Scratch},
-    state::{Checkpoint, MetaState, State, image_bytes},
-    system,
+    forward::{CHUNK, Observer, Phase},
+    state::{Checkpoint, image_bytes},
 };
 
 /// How a session is set up.
@@ -44,18 +47,15 @@ impl Default for SessionOptions {
 
 /// A text being read and written.
 pub struct Session<'m> {
-    model: &'m Model,
-    pub(super) device: Device,
+    pub(super) batch: Batch<'m>,
+    text: Text,
     options: SessionOptions,
     /// Why the session is not what was asked for, if it is not.
     fallback: Option<Error>,
-    state: State,
-    scratch: Scratch,
-    context: usize,
-    /// Tokens of the last pass, whose activations are in the scratch.
-    last_pass: usize,
-    /// The state after the meta tokens, if it had to be computed.
-    meta_state: Option<MetaState>,
+    /// Tokens that a pass of a prompt reads at most.
+    chunk: usize,
+    /// The hidden state after the last token, where no logits were computed.
+    hidden: Buffer,
 }
 
 impl<'m> Session<'m> {
@@ -78,63 +78,47 @@ impl<'m> Session<'m> {
     /// [`Session::new`] on a device that is open already.
     pub fn on(model: &'m Model, options: &SessionOptions, device: Device) -> Result<Self> {
         let config = model.config();
-        let block = options.cache.dtype().block_len();
-        if !config.key_dim.is_multiple_of(block) || !config.value_dim.is_multiple_of(block) {
-            let (cache, key_dim, value_dim) = (options.cache.name(), config.key_dim, config.value_dim);
-            return Err(Error::CacheTypeWidth { cache, key_dim, value_dim, block });
-        }
         let context = options.context.unwrap_or_else(|| config.default_context());
-        let state = State::new(&device, config, context, options.cache)?;
-        let wanted = state.bytes as u64;
-        if let available @ Some(_) = system::available_memory().filter(|&there| wanted > there) {
-            return Err(Error::OutOfMemory { wanted, available });
-        }
         let chunk = options.chunk.clamp(1, context.max(1));
-        let mut scratch = Scratch::new(&device, Room { config, chunk, cache: options.cache })?;
-        scratch.hold_logits(&device, 1)?;
-        let mut session = Self {
-            model,
-            device,
-            options: options.clone(),
-            fallback: None,
-            state,
-            scratch,
-            context,
-            last_pass: 0,
-            meta_state: None,
-        };
-        match session.clear() {
+        let hidden = device.zeros(config.hidden)?;
+        let mut batch = Batch::new(model, device, chunk, options.stored_meta_state)?;
+        let (text, options, fallback) = match batch.text(context, options.cache) {
             Err(why @ Error::CacheRange { .. }) if options.cache != CacheType::F32 => {
-                let options = SessionOptions { cache: CacheType::F32, ..session.options };
-                Ok(Self { fallback: Some(why), ..Self::on(model, &options, session.device)? })
+                let options = SessionOptions { cache: CacheType::F32, ..options.clone() };
+                (batch.text(context, options.cache)?, options, Some(why))
             }
-            cleared => cleared.map(|()| session),
-        }
+            text => (text?, options.clone(), None),
+        };
+        Ok(Self { batch, text, options, fallback, chunk, hidden })
+    }
+
+    /// The device with the model, and the text: for passes over several texts, this one among them or not.
+    pub fn parts(&mut self) -> (&mut Batch<'m>, &mut Text) {
+        (&mut self.batch, &mut self.text)
     }
 
     /// Reads `ids` as a prompt; returns the logits `[vocab]` after the last.
     pub fn prefill(&mut self, ids: &[u32], cancel: &AtomicBool) -> Result<&[f32]> {
         self.prefill_chunks(ids, cancel, None)?;
-        self.logits(1)
+        Ok(self.batch.logits(0))
     }
 
     /// [`Session::prefill`] with a look at every layer.
     pub fn prefill_observed(&mut self, ids: &[u32], cancel: &AtomicBool, observe: Observer<'_>) -> Result<&[f32]> {
         self.prefill_chunks(ids, cancel, Some(observe))?;
-        self.logits(1)
+        Ok(self.batch.logits(0))
     }
 
     fn prefill_chunks(&mut self, ids: &[u32], cancel: &AtomicBool, mut observe: Option<Observer<'_>>) -> Result<()> {
         self.check(ids)?;
-        let mut chunks = ids.chunks(self.scratch.chunk()).peekable();
+        let mut chunks = ids.chunks(self.chunk).peekable();
         while let Some(chunk) = chunks.next() {
-            Error::check_cancelled(cancel)?;
-            let logits = if chunks.peek().is_none() { chunk.len() - 1..chunk.len() } else { 0..0 };
+            let logits = if chunks.peek().is_none() { Wanted::Last } else { Wanted::Nothing };
             let observe: Option<Observer<'_>> = match &mut observe {
                 Some(observe) => Some(*observe),
                 None => None,
             };
-            self.pass(chunk, Phase::Prefill, logits, observe)?;
+            self.pass(chunk, Phase::Prefill, logits, Some(cancel), observe)?.commit_only(None)?;
         }
         Ok(())
     }
@@ -147,12 +131,10 @@ impl<'m> Session<'m> {
         mut each: impl FnMut(usize, &[f32]) -> Result<()>,
     ) -> Result<()> {
         self.check(ids)?;
-        self.scratch.hold_logits(&self.device, ids.len().min(self.scratch.chunk()))?;
-        let (chunk, vocab) = (self.scratch.chunk(), self.model.config().vocab);
+        let (chunk, vocab) = (self.chunk, self.model().config().vocab);
         for (i, ids) in ids.chunks(chunk).enumerate() {
-            Error::check_cancelled(cancel)?;
-            self.pass(ids, Phase::Prefill, 0..ids.len(), None)?;
-            for (t, logits) in self.logits(ids.len())?.chunks(vocab).enumerate() {
+            self.pass(ids, Phase::Prefill, Wanted::All, Some(cancel), None)?.commit_only(None)?;
+            for (t, logits) in self.batch.logits(0).chunks(vocab).enumerate() {
                 each(i * chunk + t, logits)?;
             }
         }
@@ -161,61 +143,55 @@ impl<'m> Session<'m> {
 
     /// Reads a generated token; returns the logits `[vocab]` after it.
     pub fn decode(&mut self, id: u32) -> Result<&[f32]> {
-        self.check(&[id])?;
-        self.pass(&[id], Phase::Decode, 0..1, None)?;
-        self.logits(1)
+        self.pass(&[id], Phase::Decode, Wanted::Last, None, None)?.commit_only(None)?;
+        Ok(self.batch.logits(0))
+    }
+
+    /// Reads a generated token and guesses of those after it, [`DECODE_TOKENS`](crate::forward::DECODE_TOKENS) at most,
+    /// with logits after each. None is part of the text until the caller commits as many as are right: text 0 of the pass.
+    pub fn verify<'a>(&'a mut self, ids: &'a [u32], cancel: Option<&'a AtomicBool>) -> Result<Pass<'a, 'm>> {
+        self.pass(ids, Phase::Decode, Wanted::All, cancel, None)
     }
 
     /// Reads `ids` by the rule of `phase` and computes no logits: see [`Session::last_logits`].
-    pub(super) fn advance(&mut self, ids: &[u32], phase: Phase) -> Result<()> {
+    pub(super) fn advance(&mut self, ids: &[u32], phase: Phase, cancel: &AtomicBool) -> Result<()> {
         self.check(ids)?;
-        ids.chunks(self.scratch.chunk()).try_for_each(|chunk| self.pass(chunk, phase, 0..0, None))
+        for ids in ids.chunks(self.chunk) {
+            let Self { batch, text, hidden, .. } = self;
+            let read = Read { text, ids, phase, logits: Wanted::Nothing, cancel: Some(cancel) };
+            batch.run([read])?.commit_only(Some(hidden))?;
+        }
+        Ok(())
     }
 
-    /// Returns the logits `[vocab]` after the last token, which the last call has read.
+    /// Returns the logits `[vocab]` after the last token, which [`Session::advance`] has read.
     pub(super) fn last_logits(&mut self) -> Result<&[f32]> {
-        let tokens = self.last_pass;
-        let (mut chunk, weights) = self.chunk(tokens, Phase::Prefill);
-        chunk.logits(weights, tokens - 1..tokens)?;
-        self.logits(1)
+        self.batch.logits_after(&mut self.text, &self.hidden)
     }
 
     /// Forgets the text: the session is as new.
     pub fn clear(&mut self) -> Result<()> {
-        self.state.clear(&mut self.device);
-        let config = self.model.config();
-        if config.meta_tokens == 0 {
-            return Ok(());
-        }
-        let stored = if self.options.stored_meta_state { self.model.stored_meta_state() } else { None };
-        if stored.is_none() && self.meta_state.is_none() {
-            let pass = MetaPass { backend: &mut self.device, config, weights: self.model.weights() };
-            self.meta_state = Some(pass.run(None)?);
-        }
-        match stored.or(self.meta_state.as_ref()) {
-            Some(meta) => meta.put(&mut self.device, config, &mut self.state, self.options.cache),
-            None => Ok(()),
-        }
+        self.batch.clear(&mut self.text)
     }
 
     /// Returns how many tokens a pass reads at most.
     pub fn chunk_tokens(&self) -> usize {
-        self.scratch.chunk()
+        self.chunk
     }
 
     /// Returns how many tokens of text are read.
     pub fn tokens(&self) -> usize {
-        self.state.position - self.model.config().meta_tokens
+        self.text.tokens()
     }
 
     /// Returns how many tokens of text fit.
     pub fn context(&self) -> usize {
-        self.context
+        self.text.context()
     }
 
     /// Returns the bytes of keys, values, conv and SSM state.
     pub fn cache_bytes(&self) -> usize {
-        self.state.bytes
+        self.text.bytes()
     }
 
     /// How keys and values are stored.
@@ -225,7 +201,7 @@ impl<'m> Session<'m> {
 
     /// The model.
     pub fn model(&self) -> &'m Model {
-        self.model
+        self.batch.model()
     }
 
     /// Why the session is not what was asked for: it works on the CPU though a GPU was preferred, or its KV cache is wider.
@@ -246,7 +222,7 @@ impl<'m> Session<'m> {
     pub(super) fn fall_back(&mut self, reason: Error) -> Result<()> {
         let cache = if matches!(reason, Error::CacheRange { .. }) { CacheType::F32 } else { self.options.cache };
         let options = SessionOptions { device: DeviceChoice::Cpu, cache, ..self.options.clone() };
-        let session = Self::on(self.model, &options, Device::cpu_only(options.threads))?;
+        let session = Self::on(self.model(), &options, Device::cpu_only(options.threads))?;
         *self = Self { fallback: Some(reason), ..session };
         Ok(())
     }
@@ -255,7 +231,7 @@ impl<'m> Session<'m> {
     /// states, no evaluation. With the rows of global layers it can be restored after any text; without, it is good for
     /// as long as the text before it stays the same.
     pub fn checkpoint(&mut self, with_global_layers: bool) -> Result<Checkpoint> {
-        self.state.checkpoint(&mut self.device, self.model.config(), self.options.cache, with_global_layers)
+        self.batch.checkpoint(&self.text, with_global_layers)
     }
 
     /// Goes back to a checkpoint of this session's text; what comes after it is forgotten.
@@ -263,73 +239,46 @@ impl<'m> Session<'m> {
     /// # Panics
     /// If the text ends before the checkpoint, and the checkpoint is without global layers.
     pub fn restore(&mut self, checkpoint: &Checkpoint) {
-        self.state.restore(&mut self.device, self.model.config(), checkpoint);
+        self.batch.restore(&mut self.text, checkpoint);
     }
 
     /// Appends the state's bytes to `out`, for a file; without global layers those that such a checkpoint holds.
     pub(super) fn write_image(&mut self, with_global_layers: bool, out: &mut Vec<u8>) {
-        let (config, cache) = (self.model.config(), self.options.cache);
-        self.state.write_image(&mut self.device, config, cache, with_global_layers, out);
+        let (config, cache) = (self.model().config(), self.options.cache);
+        self.text.state.write_image(&mut self.batch.device, config, cache, with_global_layers, out);
     }
 
     /// Returns how many bytes [`Session::write_image`] appends after `tokens` tokens of text.
     pub(super) fn image_bytes(&self, tokens: usize, with_global_layers: bool) -> usize {
-        image_bytes(self.model.config(), self.options.cache, tokens, with_global_layers)
+        image_bytes(self.model().config(), self.options.cache, tokens, with_global_layers)
     }
 
     /// Becomes the state that was written after `tokens` tokens of text.
     pub(super) fn read_image(&mut self, tokens: usize, with_global_layers: bool, image: &[u8]) {
-        let (config, cache) = (self.model.config(), self.options.cache);
-        self.state.read_image(&mut self.device, config, cache, with_global_layers, tokens, image);
+        let (config, cache) = (self.model().config(), self.options.cache);
+        self.text.state.read_image(&mut self.batch.device, config, cache, with_global_layers, tokens, image);
     }
 
-    fn chunk(&mut self, tokens: usize, phase: Phase) -> (Chunk<'_>, &'m crate::model::Weights) {
-        let Self { model, device, state, scratch, .. } = self;
-        (Chunk { backend: device, config: model.config(), state, scratch, tokens, phase }, model.weights())
+    fn pass<'a>(
+        &'a mut self,
+        ids: &'a [u32],
+        phase: Phase,
+        logits: Wanted,
+        cancel: Option<&'a AtomicBool>,
+        observe: Option<Observer<'_>>,
+    ) -> Result<Pass<'a, 'm>> {
+        let Self { batch, text, .. } = self;
+        batch.run_observed([Read { text, ids, phase, logits, cancel }], observe)
     }
 
-    fn pass(&mut self, ids: &[u32], phase: Phase, logits: Range<usize>, observe: Option<Observer<'_>>) -> Result<()> {
-        self.last_pass = ids.len();
-        let (mut chunk, weights) = self.chunk(ids.len(), phase);
-        let observe = observe.map(|observe| observe as Observer<'_>); // of a lifetime as short as the chunk's
-        let input = Input { table: &weights.token_embd, rows: ids, observe };
-        let done = chunk.forward(weights, input).and_then(|()| match logits.is_empty() {
-            true => chunk.backend.finish(),
-            false => chunk.logits(weights, logits),
-        });
-        done.map_err(|e| match e {
-            Error::NotFinite(_) => Error::format(self.model.file(), e.to_string()),
-            e => e,
-        })
-    }
-
-    /// The last pass's first `rows` rows of logits.
-    fn logits(&self, rows: usize) -> Result<&[f32]> {
-        self.model.check_file()?;
-        let logits = &self.scratch.logits().f32()[..rows * self.model.config().vocab];
-        if logits.iter().all(|v| v.is_finite()) {
-            return Ok(logits);
-        }
-        Err(Error::format(
-            self.model.file(),
-            "made logits that are not finite: the weights are damaged, or do not bear this type; convert the model again",
-        ))
-    }
-
+    /// Fails unless all of `ids` can be read.
     fn check(&self, ids: &[u32]) -> Result<()> {
-        let vocab = self.model.config().vocab;
-        if ids.is_empty() {
-            return Err(Error::Request("there is nothing to read: give at least one token".into()));
-        }
-        if let Some(&id) = ids.iter().find(|&&id| id as usize >= vocab) {
-            return Err(Error::TokenOutOfRange { id, vocab });
-        }
+        Read::check_ids(ids, self.model().config().vocab)?;
         self.check_room(ids.len())
     }
 
     /// Fails unless `needed` more tokens fit.
     pub(super) fn check_room(&self, needed: usize) -> Result<()> {
-        let free = self.context - self.tokens();
-        if needed > free { Err(Error::ContextFull { needed, free, context: self.context }) } else { Ok(()) }
+        self.text.check_room(needed)
     }
 }

@@ -95,11 +95,12 @@ pub fn diverge(
         others.iter_mut().try_for_each(Session::clear)?;
         for (inputs, targets) in inputs.chunks(step).zip(targets.chunks(step)) {
             logits.clear();
+            let mut facts = Vec::with_capacity(inputs.len());
             base.prefill_all(inputs, cancel, |_, token| {
                 logits.extend_from_slice(token);
-                Ok(())
+                facts.push((log_sum_exp(token), top(token)));
+                Error::check_cancelled(cancel)
             })?;
-            let facts: Vec<_> = logits.chunks(vocab).map(|l| (log_sum_exp(l), top(l))).collect();
             for (other, result) in others.iter_mut().zip(&mut results) {
                 other.prefill_all(inputs, cancel, |i, token| {
                     let (base, target, (base_sum, base_top)) =
@@ -110,7 +111,7 @@ pub fn diverge(
                     result.nll.push(sum - f64::from(token[target]));
                     result.base_nll.push(base_sum - f64::from(base[target]));
                     result.same_top += usize::from(top(token) == base_top);
-                    Ok(())
+                    Error::check_cancelled(cancel)
                 })?;
             }
             done(inputs.len());

@@ -75,7 +75,7 @@ pub fn perplexity(
         session.clear()?;
         session.prefill_all(&inputs, cancel, |i, logits| {
             result.losses.push(log_sum_exp(logits) - f64::from(logits[targets[i] as usize]));
-            Ok(())
+            Error::check_cancelled(cancel)
         })?;
         result.contexts += 1;
         done(&result);

@@ -201,6 +201,11 @@ impl AtomicFile {
         Ok(file)
     }
 
+    /// The path that the file will have.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// A path at which this process can open the file as far as it is written.
     pub fn temporary_path(&self) -> &Path {
         match &self.temporary {

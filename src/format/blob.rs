@@ -1,6 +1,6 @@
 //! A piece of a file that stays where it is: in a memory map, in the binary itself, or in memory.
 
-use std::{ops::Deref, ops::Range, path::Path, sync::Arc};
+use std::{fs::File, ops::Deref, ops::Range, path::Path, sync::Arc};
 
 use super::{mapping::Mapping, open::open_file};
 use crate::{Error, Result};
@@ -31,7 +31,11 @@ pub struct Blob {
 impl Blob {
     /// Maps the whole file at `path`.
     pub fn map(path: &Path) -> Result<Self> {
-        let file = open_file(path)?;
+        Self::map_open(open_file(path)?, path)
+    }
+
+    /// Maps the whole `file`, which messages call `path`.
+    pub fn map_open(file: File, path: &Path) -> Result<Self> {
         let meta = file.metadata().map_err(|e| Error::io("cannot open", path, e))?;
         let name = || path.display().to_string();
         if meta.is_dir() {

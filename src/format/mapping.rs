@@ -13,8 +13,13 @@ use memmap2::Mmap;
 use crate::{Error, Result};
 
 /// What is said of a file that another program wrote to.
-const CHANGED: &str =
+pub(crate) const CHANGED: &str =
     "was shortened or overwritten by another program while it was in use; put it back, and start again";
+
+/// Whether a file that was like `then` has not been written to, as far as its length and time of change tell.
+pub(crate) fn is_unchanged(then: &Metadata, now: &Metadata) -> bool {
+    now.len() == then.len() && now.modified().ok() == then.modified().ok()
+}
 
 /// The mappings there are, with what to say when pages of them are gone.
 static MAPPINGS: Mutex<Vec<(Range<usize>, String)>> = Mutex::new(Vec::new());
@@ -51,9 +56,8 @@ impl Mapping {
     /// An error if another program wrote to the file, or shortened it, since it was mapped. A file that was given another
     /// name, or that another took the place of, is as it was.
     pub(super) fn check(&self) -> Result<()> {
-        let same = |now: &Metadata| now.len() == self.then.len() && now.modified().ok() == self.then.modified().ok();
         match self.file.metadata() {
-            Ok(now) if same(&now) => Ok(()),
+            Ok(now) if is_unchanged(&self.then, &now) => Ok(()),
             _ => Err(Error::format(&self.name, CHANGED)),
         }
     }

@@ -1,6 +1,10 @@
 //! Opening files to read.
 
-use std::{fs::File, path::Path};
+use std::{
+    fs::{self, File},
+    io,
+    path::Path,
+};
 
 use crate::{Error, Result};
 
@@ -12,7 +16,7 @@ pub fn open_file(path: &Path) -> Result<File> {
     options.read(true);
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, libc::O_NONBLOCK);
-    let file = options.open(path).map_err(failed)?;
+    let file = options.open(path).map_err(|e| dangling(path).unwrap_or_else(|| failed(e)))?;
     let kind = file.metadata().map_err(failed)?.file_type();
     if kind.is_file() || kind.is_dir() {
         return Ok(file);
@@ -26,4 +30,18 @@ pub fn open_file(path: &Path) -> Result<File> {
         path.display().to_string(),
         format!("is {what}, not a file; write what it gives to a file first"),
     ))
+}
+
+/// Whether there is a file or folder at `path`; an error if that is a link to something that is gone, as in a download
+/// that was not finished.
+pub fn is_there(path: &Path) -> Result<bool> {
+    if path.exists() { Ok(true) } else { dangling(path).map_or(Ok(false), Err) }
+}
+
+/// The error that `path` is a link to something that does not exist, if it is.
+fn dangling(path: &Path) -> Option<Error> {
+    let target = fs::read_link(path).ok()?;
+    let gone = fs::metadata(path).is_err_and(|e| e.kind() == io::ErrorKind::NotFound);
+    let what = format!("is a link to {}, which does not exist; download it again", target.display());
+    gone.then(|| Error::format(path.display().to_string(), what))
 }

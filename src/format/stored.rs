@@ -2,27 +2,45 @@
 //! stay in memory, so that files larger than memory can be converted.
 
 use std::{
-    fs::File,
+    fs::{File, Metadata},
     io,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use super::{DType, open::open_file, packed::Packing};
+use super::{
+    Blob, DType,
+    mapping::{CHANGED, is_unchanged},
+    open::open_file,
+    packed::Packing,
+};
 use crate::{Error, Result};
 
 /// What tensors are read from.
 pub(crate) enum Source {
-    /// A file.
-    File { path: PathBuf, file: File },
+    /// A file, and what it was like when it was opened.
+    File { path: PathBuf, file: File, then: Metadata },
     /// Bytes in memory.
     Memory(Vec<u8>),
 }
 
 impl Source {
-    /// Opens the file at `path`.
-    pub(crate) fn open(path: &Path) -> Result<Arc<Self>> {
-        Ok(Arc::new(Self::File { path: path.to_owned(), file: open_file(path)? }))
+    /// Opens the file at `path`, and maps it for its header.
+    pub(crate) fn open(path: &Path) -> Result<(Arc<Self>, Blob)> {
+        let failed = |e| Error::io("cannot open", path, e);
+        let file = open_file(path)?;
+        let then = file.metadata().map_err(failed)?;
+        let blob = Blob::map_open(file.try_clone().map_err(failed)?, path)?;
+        Ok((Arc::new(Self::File { path: path.to_owned(), file, then }), blob))
+    }
+
+    /// Fails if another program wrote to the file, or shortened it, since it was opened.
+    fn check(&self) -> Result<()> {
+        let Self::File { path, file, then } = self else { return Ok(()) };
+        match file.metadata() {
+            Ok(now) if is_unchanged(then, &now) => Ok(()),
+            _ => Err(Error::format(path.display().to_string(), CHANGED)),
+        }
     }
 }
 
@@ -45,15 +63,20 @@ impl Stored {
         Self { source: Arc::new(Source::Memory(bytes)), offset: 0, dims, dtype, packing: Packing::Plain }
     }
 
+    /// Fails if another program wrote to the file that the tensor is in since it was opened.
+    pub(crate) fn check_source(&self) -> Result<()> {
+        self.source.check()
+    }
+
     /// Fills `out` with the bytes that start `from` bytes after the tensor's first.
     pub fn read(&self, from: u64, out: &mut [u8]) -> Result<()> {
         match &*self.source {
-            Source::File { path, file } => read_exact_at(file, out, self.offset + from).map_err(|e| match e.kind() {
-                io::ErrorKind::UnexpectedEof => {
-                    Error::format(path.display().to_string(), "was cut short while it was read")
-                }
-                _ => Error::io("cannot read", path, e),
-            }),
+            Source::File { path, file, .. } => {
+                read_exact_at(file, out, self.offset + from).map_err(|e| match e.kind() {
+                    io::ErrorKind::UnexpectedEof => Error::format(path.display().to_string(), CHANGED),
+                    _ => Error::io("cannot read", path, e),
+                })
+            }
             Source::Memory(bytes) => {
                 out.copy_from_slice(&bytes[(self.offset + from) as usize..][..out.len()]);
                 Ok(())

@@ -1,6 +1,6 @@
 //! The pass over the meta tokens. The state after it depends on the weights alone: sessions begin with it.
 
-use super::{CHUNK, Chunk, Input, Observer, Phase, Room, Scratch};
+use super::{CHUNK, Chunk, Input, Observer, Phase, Room, Scratch, Segment};
 use crate::{
     Result,
     backend::Memory,
@@ -30,17 +30,25 @@ impl MetaPass<'_> {
             panic!("a model without meta tokens has no state after them");
         };
         let mut state = State::new(backend, config, 0, CacheType::F32)?;
-        let room = Room { config, chunk: CHUNK.min(table.rows), cache: CacheType::F32 };
+        let room = Room { config, rows: CHUNK.min(table.rows), cache: CacheType::F32 };
         let mut scratch = Scratch::new(backend, room)?;
         let all: Vec<u32> = (0..table.rows as u32).collect();
-        for rows in all.chunks(CHUNK) {
-            let (state, scratch, tokens) = (&mut state, &mut scratch, rows.len());
+        for ids in all.chunks(CHUNK) {
             let observe: Option<Observer<'_>> = match &mut observe {
                 Some(observe) => Some(*observe),
                 None => None,
             };
-            let mut chunk = Chunk { backend, config, state, scratch, tokens, phase: Phase::Prefill };
-            chunk.forward(weights, Input { table, rows, observe })?;
+            let tokens = ids.len();
+            let segment =
+                Segment { state: &mut state, tokens, phase: Phase::Prefill, logits: 0..0, cancel: None, failed: None };
+            let segments = &mut [segment];
+            scratch.prepare(backend, config, segments)?;
+            let mut chunk = Chunk { backend, config, segments, scratch: &mut scratch };
+            chunk.forward(weights, Input { ids, observe })?;
+            if let Some(error) = chunk.segments[0].failed.take() {
+                return Err(error);
+            }
+            chunk.commit(weights, 0, tokens);
             backend.finish()?;
         }
         Ok(MetaState::take(backend, config, &state))

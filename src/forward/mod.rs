@@ -3,9 +3,14 @@
 //! projected together.
 
 mod chunk;
+mod commit;
 mod meta;
+mod pending;
 mod scratch;
+mod segment;
 
-pub use chunk::{CHUNK, Chunk, Input, LayerView, Observer, Phase};
+pub use chunk::{CHUNK, Chunk, Input, LayerView, Observer};
 pub use meta::MetaPass;
+pub use pending::DECODE_TOKENS;
 pub use scratch::{Room, Scratch};
+pub use segment::{Phase, Segment};

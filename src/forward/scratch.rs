@@ -1,10 +1,14 @@
-//! Room for the activations of a chunk, used again by every layer.
+//! Room for the activations of a pass, used again by every layer.
 
 use std::ops::Range;
 
+use super::{
+    Phase, Segment,
+    pending::{DECODE_TOKENS, Pending},
+};
 use crate::{
     Result,
-    backend::{Angles, Buffer, MatMut, MatRef, Memory},
+    backend::{Angles, Buffer, MatMut, MatRef, Memory, RowSpan},
     format::CacheType,
     model::Config,
 };
@@ -16,36 +20,60 @@ pub(super) struct Acts {
 }
 
 impl Acts {
+    pub(super) fn part(&self, rows: Range<usize>, cols: Range<usize>) -> MatRef<'_> {
+        let start = rows.start * self.width + cols.start;
+        MatRef { buffer: &self.buffer, rows: rows.len(), start, cols: cols.len(), stride: self.width }
+    }
+
+    pub(super) fn part_mut(&mut self, rows: Range<usize>, cols: Range<usize>) -> MatMut<'_> {
+        let start = rows.start * self.width + cols.start;
+        MatMut { buffer: &mut self.buffer, rows: rows.len(), start, cols: cols.len(), stride: self.width }
+    }
+
     pub(super) fn cols(&self, tokens: usize, cols: Range<usize>) -> MatRef<'_> {
-        MatRef { buffer: &self.buffer, rows: tokens, start: cols.start, cols: cols.len(), stride: self.width }
+        self.part(0..tokens, cols)
     }
 
     pub(super) fn cols_mut(&mut self, tokens: usize, cols: Range<usize>) -> MatMut<'_> {
-        MatMut { buffer: &mut self.buffer, rows: tokens, start: cols.start, cols: cols.len(), stride: self.width }
+        self.part_mut(0..tokens, cols)
     }
 
     pub(super) fn rows(&self, rows: Range<usize>) -> MatRef<'_> {
-        MatRef { start: rows.start * self.width, ..self.all(rows.len()) }
+        self.part(rows, 0..self.width)
+    }
+
+    pub(super) fn rows_mut(&mut self, rows: Range<usize>) -> MatMut<'_> {
+        self.part_mut(rows, 0..self.width)
     }
 
     pub(super) fn all(&self, tokens: usize) -> MatRef<'_> {
-        self.cols(tokens, 0..self.width)
+        self.rows(0..tokens)
     }
 
     pub(super) fn all_mut(&mut self, tokens: usize) -> MatMut<'_> {
-        self.cols_mut(tokens, 0..self.width)
+        self.rows_mut(0..tokens)
     }
 
     /// Room for a matrix of another `width`, in place of the old one.
     pub(super) fn resized(&mut self, tokens: usize, width: usize) -> MatMut<'_> {
-        self.width = width;
+        self.set_width(width);
         self.all_mut(tokens)
+    }
+
+    /// [`Acts::resized`], for a matrix that is written part by part.
+    pub(super) fn set_width(&mut self, width: usize) {
+        self.width = width;
     }
 }
 
-/// Room for the activations of a chunk. A layer uses some of it twice, which saves memory; each field tells for what.
+/// Room for the activations of a pass, the rows of all segments one after the other. A layer uses some of it twice, which
+/// saves memory; each field tells for what.
 pub struct Scratch {
-    chunk: usize,
+    /// Rows that there is room for.
+    room: usize,
+    /// Rows of the pass.
+    pub(super) rows: usize,
+    pub(super) spans: Vec<RowSpan>,
     /// The residual stream `[tokens, hidden]`.
     pub(super) x: Acts,
     /// What the next product reads: x normed, the convolution's output, the average of the heads.
@@ -61,10 +89,13 @@ pub struct Scratch {
     /// Δ of the Mamba heads; then the feed-forward's hidden layer.
     pub(super) up: Acts,
     pub(super) logits: Acts,
-    logits_rows: usize,
-    /// Keys and values of the chunk in each producer; they enter the cache when the pass is over.
-    pub(super) kv: Vec<Option<[Buffer; 2]>>,
-    pub(super) cache: CacheType,
+    logits_room: usize,
+    /// The logits as they were when a GPU was done with them: it may be at work again.
+    pub(super) logits_read: Vec<f32>,
+    /// Of each segment, the rows of the logits.
+    pub(super) logits_rows: Vec<Range<usize>>,
+    /// What each segment leaves behind.
+    pub(super) pending: Vec<Pending>,
     pub(super) angles: Angles,
 }
 
@@ -72,63 +103,129 @@ pub struct Scratch {
 pub struct Room<'a> {
     /// The model's sizes.
     pub config: &'a Config,
-    /// Tokens of the longest chunk.
-    pub chunk: usize,
+    /// Rows of the longest pass.
+    pub rows: usize,
     /// How keys and values are stored.
     pub cache: CacheType,
 }
 
 impl Scratch {
-    /// Allocates room for chunks; none for logits yet.
+    /// Allocates room for passes over one text; none for logits yet.
     pub fn new(memory: &dyn Memory, room: Room<'_>) -> Result<Self> {
-        let Room { config: c, chunk, cache } = room;
-        let acts = |width: usize| Ok(Acts { buffer: memory.zeros(chunk * width)?, width });
-        let (k, v) = c.kv_widths();
-        let rows = |dim| memory.kv_rows(cache, chunk, c.kv_heads, dim);
-        let kv = |layer| c.is_producer(layer).then(|| Ok([rows(c.key_dim)?, rows(c.value_dim)?])).transpose();
+        let Room { config, rows, cache } = room;
+        let [x, input, mixed, attention, dt_b_c, mamba, up] = activations(memory, config, rows)?;
         Ok(Self {
-            chunk,
-            x: acts(c.hidden)?,
-            input: acts(c.hidden.max(c.inner))?,
-            mixed: acts((c.hidden + k + v + 2 * c.inner).max(c.ffn))?,
-            attention: acts(c.inner)?,
-            dt_b_c: acts(c.dt_rank + 2 * c.state)?,
-            mamba: acts(c.inner)?,
-            up: acts(c.inner.max(c.ffn))?,
-            logits: Acts { buffer: memory.zeros(0)?, width: c.vocab },
-            logits_rows: 0,
-            kv: (0..c.layers).map(kv).collect::<Result<_>>()?,
-            cache,
+            room: rows,
+            rows: 0,
+            spans: Vec::new(),
+            x,
+            input,
+            mixed,
+            attention,
+            dt_b_c,
+            mamba,
+            up,
+            logits: Acts { buffer: memory.zeros(0)?, width: config.vocab },
+            logits_room: 0,
+            logits_read: Vec::new(),
+            logits_rows: Vec::new(),
+            pending: vec![Pending::new(memory, config, rows, cache)?],
             angles: Angles::default(),
         })
     }
 
-    /// Makes room for the logits of `rows` tokens of a pass, if there is not: a row is as wide as the vocabulary.
-    pub fn hold_logits(&mut self, memory: &dyn Memory, rows: usize) -> Result<()> {
-        if self.logits_rows < rows {
-            self.logits.buffer = memory.zeros(rows * self.logits.width)?;
-            self.logits_rows = rows;
+    /// Prepares a pass over these segments, and makes room where there is none. To be called before every pass.
+    pub fn prepare(&mut self, memory: &dyn Memory, config: &Config, segments: &[Segment<'_>]) -> Result<()> {
+        self.rows = segments.iter().map(|segment| segment.tokens).sum();
+        self.spans = spans(segments.iter().map(|segment| (segment.tokens, segment.phase)));
+        if self.rows > self.room {
+            [self.x, self.input, self.mixed, self.attention, self.dt_b_c, self.mamba, self.up] =
+                activations(memory, config, self.rows)?;
+            self.room = self.rows;
+        }
+        let mut end = 0;
+        self.logits_rows.clear();
+        for segment in segments {
+            self.logits_rows.push(end..end + segment.logits.len());
+            end += segment.logits.len();
+        }
+        self.hold_logits(memory, end)?;
+        for (i, segment) in segments.iter().enumerate() {
+            self.hold_pending(memory, config, i, segment)?;
         }
         Ok(())
     }
 
-    /// Returns the longest chunk that there is room for.
-    pub fn chunk(&self) -> usize {
-        self.chunk
+    /// Makes `pending[i]` fit the segment: one of those that are not taken yet, or a new one.
+    fn hold_pending(&mut self, memory: &dyn Memory, config: &Config, i: usize, segment: &Segment<'_>) -> Result<()> {
+        let (tokens, cache) = (segment.tokens, segment.state.cache);
+        let fits = (i..self.pending.len()).filter(|&j| self.pending[j].holds(tokens, cache));
+        let j = fits.min_by_key(|&j| self.pending[j].rows).unwrap_or(self.pending.len());
+        if j == self.pending.len() {
+            let new = Pending::new(memory, config, tokens.max(DECODE_TOKENS), cache)?;
+            let too_small = (i..j).find(|&j| self.pending[j].cache == cache);
+            match too_small {
+                Some(old) => self.pending[old] = new,
+                None => self.pending.push(new),
+            }
+            self.pending.swap(i, too_small.unwrap_or(j));
+        } else {
+            self.pending.swap(i, j);
+        }
+        if segment.is_divisible() { self.pending[i].hold_inputs(memory, config) } else { Ok(()) }
     }
 
-    /// Returns the logits of the last pass `[rows, vocab]`.
-    pub fn logits(&self) -> &Buffer {
-        &self.logits.buffer
+    /// Makes room for the logits of `rows` tokens of a pass, if there is not: a row is as wide as the vocabulary.
+    pub fn hold_logits(&mut self, memory: &dyn Memory, rows: usize) -> Result<()> {
+        if self.logits_room < rows {
+            self.logits.buffer = memory.zeros(rows * self.logits.width)?;
+            self.logits_room = rows;
+        }
+        Ok(())
     }
 
-    /// Returns the residual stream of the chunk `[tokens, hidden]`, for callers that run the layers one by one.
+    /// Returns the logits of the last pass's segment `i` `[tokens, vocab]`.
+    pub fn logits(&self, i: usize) -> &[f32] {
+        let Range { start, end } = self.logits_rows[i];
+        let all = if let Buffer::Gpu(_) = self.logits.buffer { &self.logits_read } else { self.logits.buffer.f32() };
+        &all[start * self.logits.width..end * self.logits.width]
+    }
+
+    /// Returns the residual stream of the pass `[tokens, hidden]`, for callers that run the layers one by one.
     pub fn hidden_mut(&mut self) -> &mut Buffer {
         &mut self.x.buffer
     }
 
-    /// Returns the chunk's keys and values in a producer, `None` in a consumer.
+    /// Returns the keys and values of the first segment in a producer, `None` in a consumer.
     pub fn kv_mut(&mut self, layer: usize) -> Option<&mut [Buffer; 2]> {
-        self.kv[layer].as_mut()
+        self.pending[0].layers[layer].kv.as_mut()
     }
+}
+
+/// Room for `rows` rows: x, input, mixed, attention, dt_b_c, mamba, up.
+fn activations(memory: &dyn Memory, c: &Config, rows: usize) -> Result<[Acts; 7]> {
+    let acts = |width: usize| Ok(Acts { buffer: memory.zeros(rows * width)?, width });
+    let (k, v) = c.kv_widths();
+    Ok([
+        acts(c.hidden)?,
+        acts(c.hidden.max(c.inner))?,
+        acts((c.hidden + k + v + 2 * c.inner).max(c.ffn))?,
+        acts(c.inner)?,
+        acts((c.dt_rank + 2 * c.state).next_multiple_of(4))?, // rows that GPUs read four values a time
+        acts(c.inner)?,
+        acts(c.inner.max(c.ffn))?,
+    ])
+}
+
+/// The rows of segments by their phases: those of decode segments that follow each other are one span.
+fn spans(segments: impl Iterator<Item = (usize, Phase)>) -> Vec<RowSpan> {
+    let mut spans: Vec<RowSpan> = Vec::new();
+    for (rows, phase) in segments {
+        let decode = phase == Phase::Decode;
+        match spans.last_mut() {
+            Some(last) if decode && last.decode => last.rows += rows,
+            _ => spans.push(RowSpan { rows, decode }),
+        }
+    }
+    spans
 }

@@ -1,88 +1,151 @@
-//! What a folder says about its model: name, licence, and how it likes to be sampled.
+//! What a folder says about its model: name, license, and how it likes to be sampled.
 
 use std::{fs, io::Read, path::Path};
 
 use serde::Deserialize;
 
-use super::read::json;
+use super::{
+    cache,
+    read::{json, optional},
+};
 use crate::{
     Error, Result,
     format::{
-        gguf::{ARCHITECTURE, Metadata, Value},
+        gguf::{ARCHITECTURE, MAX_NEW_TOKENS, Metadata, Value},
         open_file,
     },
+    sample::{SamplingParams, Setting},
 };
 
 /// Adds `general.*`.
 pub(super) fn describe(folder: &Path, metadata: &mut Metadata) -> Result<()> {
     let folder = fs::canonicalize(folder).map_err(|e| Error::io("cannot open", folder, e))?;
+    let card = ["README.md", "MODEL_CARD.md"].iter().find_map(|card| Card::read(&folder.join(card)));
     metadata.set("general.architecture", ARCHITECTURE);
-    if let Some(name) = folder.file_name() {
-        metadata.set("general.name", name.to_string_lossy().into_owned());
+    let repository = cache::repository(&folder);
+    let organization = repository.as_ref().and_then(|repository| repository.organization.clone());
+    let named = repository.map(|repository| repository.name).or_else(|| card.as_ref()?.value("model_name"));
+    let folder = folder.file_name().map(|name| name.to_string_lossy().into_owned());
+    let named = named.or(folder.filter(|name| !cache::is_hash(name)));
+    if let Some(name) = named.or_else(|| card.as_ref()?.heading.clone()) {
+        metadata.set("general.name", name);
     }
-    if let Some(license) = ["README.md", "MODEL_CARD.md"].iter().find_map(|card| license(&folder.join(card))) {
+    if let Some(organization) = organization {
+        metadata.set("general.organization", organization);
+    }
+    if let Some(license) = card.as_ref().and_then(Card::license) {
         metadata.set("general.license", license);
     }
     Ok(())
 }
 
-/// The licence that a model card's front matter names.
-fn license(card: &Path) -> Option<String> {
-    let mut text = String::new();
-    open_file(card).ok()?.take(64 << 10).read_to_string(&mut text).ok()?;
-    let mut lines = text.lines();
-    if lines.next()?.trim_end() != "---" {
-        return None;
+/// A model card.
+struct Card {
+    /// The lines of its front matter.
+    front: Vec<String>,
+    /// The first heading of its text.
+    heading: Option<String>,
+}
+
+impl Card {
+    /// Reads the beginning of a card; `None` if there is none.
+    fn read(path: &Path) -> Option<Self> {
+        let mut bytes = Vec::new();
+        open_file(path).ok()?.take(64 << 10).read_to_end(&mut bytes).ok()?;
+        // The cut may fall within a character.
+        let text = String::from_utf8_lossy(&bytes);
+        let mut lines = text.trim_start_matches('\u{feff}').lines().map(str::trim_end).peekable();
+        let mut front = Vec::new();
+        if lines.next_if_eq(&"---").is_some() {
+            front.extend(lines.by_ref().take_while(|&line| line != "---").map(str::to_owned));
+        }
+        let heading = lines.find_map(|line| line.strip_prefix("# ")).map(|heading| heading.trim().to_owned());
+        let heading = heading.filter(|heading| !heading.is_empty());
+        Some(Self { front, heading })
     }
-    let front: Vec<&str> = lines.take_while(|line| line.trim_end() != "---").collect();
-    let value = |key: &str| {
-        let value = front.iter().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
+
+    /// The value of a key of the front matter; of a list, the first item.
+    fn value(&self, key: &str) -> Option<String> {
+        let at = self.front.iter().position(|line| line.strip_prefix(key).is_some_and(|rest| rest.starts_with(':')))?;
+        let same_line = self.front[at][key.len() + 1..].trim();
+        let item = || self.front.get(at + 1)?.trim_start().strip_prefix("- ");
+        let value = if same_line.is_empty() { item()? } else { same_line };
         let value = value.trim().trim_matches(['"', '\'']);
         (!value.is_empty()).then(|| value.to_owned())
-    };
-    match value("license")? {
-        other if other == "other" => value("license_name").or(Some(other)),
-        named => Some(named),
+    }
+
+    /// The license, by its own name where Hugging Face has none for it.
+    fn license(&self) -> Option<String> {
+        match self.value("license")? {
+            other if other == "other" => self.value("license_name").or(Some(other)),
+            named => Some(named),
+        }
     }
 }
 
+/// generation_config.json, with values of any kind.
 #[derive(Deserialize)]
 struct Generation {
     do_sample: Option<bool>,
-    temperature: Option<f32>,
-    top_k: Option<u32>,
-    top_p: Option<f32>,
-    min_p: Option<f32>,
-    repetition_penalty: Option<f32>,
+    temperature: Option<serde_json::Value>,
+    top_k: Option<serde_json::Value>,
+    top_p: Option<serde_json::Value>,
+    min_p: Option<serde_json::Value>,
+    repetition_penalty: Option<serde_json::Value>,
+    max_new_tokens: Option<serde_json::Value>,
 }
 
-/// Adds `general.sampling.*`, where generation_config.json asks for sampling.
-pub(super) fn sampling(folder: &Path, metadata: &mut Metadata) -> Result<()> {
+/// Adds `general.sampling.*`: the longest reply and, where generation_config.json asks for sampling, how to sample. What can't be
+/// used of it goes to `notes`.
+pub(super) fn sampling(folder: &Path, metadata: &mut Metadata, notes: &mut Vec<String>) {
     let path = folder.join("generation_config.json");
-    if !path.exists() {
-        return Ok(());
-    }
-    let wish: Generation = json(&path)?;
-    if !wish.do_sample.unwrap_or(wish.temperature.is_some()) {
-        return Ok(());
-    }
-    let floats = [
-        ("temp", wish.temperature),
-        ("top_p", wish.top_p),
-        ("min_p", wish.min_p),
-        ("penalty_repeat", wish.repetition_penalty),
-    ];
-    for (key, value) in floats {
-        if let Some(value) = value {
-            if !(value.is_finite() && value >= 0.0) {
-                let what = format!("has a value for {key} that makes no sense: {value}");
-                return Err(Error::format(path.display().to_string(), what));
-            }
-            metadata.set(format!("general.sampling.{key}"), value);
+    let Some(wish) = optional(&path, notes, json::<Generation>) else { return };
+    if let Some(value) = wish.max_new_tokens.filter(|value| !value.is_null()) {
+        match value.as_u64().and_then(|tokens| u32::try_from(tokens).ok()).filter(|&tokens| tokens > 0) {
+            Some(tokens) => metadata.set(MAX_NEW_TOKENS, tokens),
+            None => notes.push(format!("{}: max_new_tokens {value} is left out", path.display())),
         }
     }
-    if let Some(top_k) = wish.top_k {
-        metadata.set("general.sampling.top_k", Value::Int(top_k.into()));
+    if !wish.do_sample.unwrap_or(wish.temperature.is_some()) {
+        return;
     }
-    Ok(())
+    let wishes = [
+        (Setting::Temperature, "temperature", wish.temperature),
+        (Setting::TopK, "top_k", wish.top_k),
+        (Setting::TopP, "top_p", wish.top_p),
+        (Setting::MinP, "min_p", wish.min_p),
+        (Setting::RepeatPenalty, "repetition_penalty", wish.repetition_penalty),
+    ];
+    for (setting, name, value) in wishes {
+        let Some(value) = value else { continue };
+        let number = value.as_f64().ok_or("is no number");
+        match number.and_then(|number| SamplingParams::default().set(setting, number).map(|()| number)) {
+            Ok(number) if setting == Setting::TopK => metadata.set(setting.key(), Value::Int(number as i64)),
+            Ok(number) => metadata.set(setting.key(), number as f32),
+            Err(why) => notes.push(format!("{}: {name} {value} {why}; it is left out", path.display())),
+        }
+    }
+}
+
+/// Returns the tokens that end a text by generation_config.json, which Hugging Face's `generate` takes before those of
+/// config.json. The file may be absent, or useless: then there are none.
+pub(super) fn ends(folder: &Path, vocab: usize, notes: &mut Vec<String>) -> Vec<u64> {
+    let path = folder.join("generation_config.json");
+    let wish: serde_json::Value = json(&path).unwrap_or_default();
+    let ids = match &wish["eos_token_id"] {
+        serde_json::Value::Array(ids) => ids,
+        one => std::slice::from_ref(one),
+    };
+    let (mut ends, mut others) = (Vec::new(), Vec::new());
+    for id in ids.iter().filter(|id| !id.is_null() && id.as_i64() != Some(-1)) {
+        match id.as_u64().filter(|&id| id < vocab as u64) {
+            Some(id) => ends.push(id),
+            None => others.push(id),
+        }
+    }
+    if let Some(other) = others.first() {
+        let path = path.display();
+        notes.push(format!("{path} has the eos token id {other}, which is none of the vocabulary's; it is left out"));
+    }
+    ends
 }

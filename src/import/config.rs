@@ -1,10 +1,12 @@
 //! config.json, and what of it Hymba's forward pass needs.
 
+use std::collections::HashSet;
+
 use serde::Deserialize;
 
 use crate::{
     Error, Result,
-    format::gguf::{Metadata, Value},
+    format::gguf::{ENDS, Metadata, Value},
     limits,
     model::{Activation, Config, tensors::Spec},
 };
@@ -204,24 +206,45 @@ impl Raw {
         Ok((theta * stretch.powf(width / (width - 2.0))) as f32)
     }
 
-    /// Token ids with a meaning, as ggml's keys; of a list, the first counts.
-    pub(super) fn special_ids(&self, file: &str, metadata: &mut Metadata) -> Result<()> {
-        for (name, ids) in [("bos", &self.bos_token_id), ("eos", &self.eos_token_id), ("padding", &self.pad_token_id)] {
-            let id = match ids {
-                Some(Ids::One(id)) => *id,
-                Some(Ids::Many(ids)) if !ids.is_empty() => ids[0],
-                _ => continue,
-            };
-            // −1 stands for "none" in some exports.
-            if id == -1 {
-                continue;
+    /// Token ids with a meaning, as ggml's keys; of a list, the first counts. All that end a text are a list of their own,
+    /// with `more_ends`, if there are several; the second is also the end of a turn, for readers that know two.
+    pub(super) fn special_ids(&self, file: &str, more_ends: &[u64], metadata: &mut Metadata) -> Result<()> {
+        for (name, ids) in [("bos", &self.bos_token_id), ("padding", &self.pad_token_id)] {
+            if let Some(&id) = self.known_ids(file, name, ids)?.first() {
+                metadata.set(format!("tokenizer.ggml.{name}_token_id"), Value::Uint(id));
             }
-            let id = u64::try_from(id).ok().filter(|&id| id < self.vocab_size as u64).ok_or_else(|| {
-                Error::format(file, format!("has the {name} token id {id}, but a vocabulary of {}", self.vocab_size))
-            })?;
+        }
+        let mut ends = self.known_ids(file, "eos", &self.eos_token_id)?;
+        ends.extend(more_ends);
+        let mut seen = HashSet::new();
+        ends.retain(|&id| seen.insert(id));
+        if ends.len() > limits::ENDS {
+            let (count, limit) = (ends.len(), limits::ENDS);
+            return Err(Error::format(file, format!("has {count} tokens that end a text, but {limit} are the limit")));
+        }
+        for (name, &id) in ["eos", "eot"].iter().zip(&ends) {
             metadata.set(format!("tokenizer.ggml.{name}_token_id"), Value::Uint(id));
         }
+        if ends.len() > 1 {
+            metadata.set(ENDS, Value::Uints(ends));
+        }
         Ok(())
+    }
+
+    /// Returns `ids`, which must be in the vocabulary.
+    fn known_ids(&self, file: &str, name: &str, ids: &Option<Ids>) -> Result<Vec<u64>> {
+        let ids = match ids {
+            Some(Ids::One(id)) => std::slice::from_ref(id),
+            Some(Ids::Many(ids)) => ids,
+            None => &[],
+        };
+        // −1 stands for "none" in some exports.
+        let known = ids.iter().filter(|&&id| id != -1).map(|&id| {
+            u64::try_from(id).ok().filter(|&id| id < self.vocab_size as u64).ok_or_else(|| {
+                Error::format(file, format!("has the {name} token id {id}, but a vocabulary of {}", self.vocab_size))
+            })
+        });
+        known.collect()
     }
 
     /// Is an optional tensor none of this model's, whatever the folder holds?

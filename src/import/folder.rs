@@ -5,7 +5,7 @@ use std::path::Path;
 use super::{card, config, read::json, tokenizer, weights};
 use crate::{
     Error, Result,
-    format::{Stored, gguf::Metadata},
+    format::{Stored, gguf::Metadata, is_there},
     model::{
         Config,
         tensors::{Spec, specs},
@@ -28,7 +28,7 @@ impl Folder {
     /// Reads everything in the folder at `path` but the tensors' values.
     pub fn open(path: &Path) -> Result<Self> {
         let config_path = path.join("config.json");
-        if !config_path.exists() {
+        if !is_there(&config_path)? {
             return Err(Error::format(
                 path.display().to_string(),
                 "has no config.json; name a Hugging Face folder or a GGUF file",
@@ -46,8 +46,9 @@ impl Folder {
         }
         // The checks that a GGUF file would meet when it is opened.
         let config = Config::from_metadata(&metadata, &config_file)?;
-        card::sampling(path, &mut metadata)?;
-        raw.special_ids(&config_file, &mut metadata)?;
+        card::sampling(path, &mut metadata, &mut notes);
+        let ends = card::ends(path, config.vocab, &mut notes);
+        raw.special_ids(&config_file, &ends, &mut metadata)?;
         tokenizer::import(path, &config, &mut metadata, &mut notes)?;
         let tensors = match_tensors(path, &raw, &config, &mut notes)?;
         Ok(Self { config, metadata, tensors, notes })

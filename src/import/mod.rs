@@ -1,5 +1,6 @@
 //! Hugging Face folders: config.json, safetensors shards, tokenizer files. Read only.
 
+mod cache;
 mod card;
 mod config;
 mod folder;
@@ -7,4 +8,5 @@ mod read;
 mod tokenizer;
 mod weights;
 
+pub use cache::checkpoint_folder;
 pub use folder::Folder;

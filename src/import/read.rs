@@ -1,10 +1,14 @@
 //! Text and JSON files of a folder.
 
-use std::{io::Read, path::Path};
+use std::{borrow::Cow, io::Read, path::Path};
 
 use serde::de::DeserializeOwned;
 
-use crate::{Error, Result, format::open_file, limits};
+use crate::{
+    Error, Result,
+    format::{is_there, open_file},
+    limits,
+};
 
 /// Reads a text file of bounded length.
 pub(super) fn text(path: &Path) -> Result<String> {
@@ -23,8 +27,96 @@ pub(super) fn json<T: DeserializeOwned>(path: &Path) -> Result<T> {
     parse(path, &text(path)?)
 }
 
+/// Returns what `read` makes of a file that a model can do without; `None` if it is not there, or can't be used, which goes
+/// to `notes`.
+pub(super) fn optional<T>(path: &Path, notes: &mut Vec<String>, read: impl FnOnce(&Path) -> Result<T>) -> Option<T> {
+    match is_there(path).and_then(|there| there.then(|| read(path)).transpose()) {
+        Ok(read) => read,
+        Err(e) => {
+            notes.push(format!("{e}; the model does without this file"));
+            None
+        }
+    }
+}
+
 /// Reads the JSON `text` of the file at `path`.
 pub(super) fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T> {
-    serde_json::from_str(text)
-        .map_err(|e| Error::format(path.display().to_string(), format!("is not the JSON that belongs there: {e}")))
+    let text = without_numbers_of_python(text);
+    let json = &mut serde_json::Deserializer::from_str(&text);
+    let parsed = serde_path_to_error::deserialize(&mut *json).map_err(|e| {
+        let key = e.path().to_string();
+        let why = e.into_inner();
+        if key == "." || why.is_syntax() || why.is_eof() { why.to_string() } else { format!("`{key}`: {why}") }
+    });
+    let parsed = parsed.and_then(|parsed| json.end().map(|()| parsed).map_err(|e| e.to_string()));
+    parsed.map_err(|e| Error::format(path.display().to_string(), format!("is not the JSON that belongs there: {e}")))
+}
+
+/// Returns `text` with the numbers that Python writes and JSON does not know (`NaN`, `Infinity`) as strings: where nobody looks
+/// at them, they do no harm.
+fn without_numbers_of_python(text: &str) -> Cow<'_, str> {
+    const NUMBERS: [&str; 3] = ["NaN", "-Infinity", "Infinity"];
+    if !NUMBERS.iter().any(|number| text.contains(number)) {
+        return text.into();
+    }
+    let (mut out, mut copied, mut at, mut quoted) = (String::new(), 0, 0, false);
+    let bytes = text.as_bytes();
+    while at < bytes.len() {
+        match bytes[at] {
+            b'\\' if quoted => at += 1,
+            b'"' => quoted = !quoted,
+            b'N' | b'I' | b'-' if !quoted => {
+                if let Some(number) = NUMBERS.iter().find(|number| bytes[at..].starts_with(number.as_bytes())) {
+                    out += &text[copied..at];
+                    out += &format!("\"{number}\"");
+                    at += number.len();
+                    copied = at;
+                    continue;
+                }
+            }
+            _ => {}
+        }
+        at += 1;
+    }
+    (out + &text[copied..]).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use serde::Deserialize;
+
+    use super::*;
+
+    #[derive(Debug, Deserialize)]
+    #[allow(dead_code, reason = "what is read is not looked at")]
+    struct Sizes {
+        hidden: usize,
+        layers: Option<BTreeMap<String, Vec<usize>>>,
+    }
+
+    #[test]
+    fn numbers_that_are_none_harm_nobody_who_does_not_read_them() {
+        let parse = |text: &str| parse::<Sizes>(Path::new("config.json"), text).map_err(|e| e.to_string());
+        for text in [
+            r#"{"hidden": 4, "limit": Infinity, "low": [-Infinity, NaN]}"#,
+            r#"{"hidden": 4, "NaN": "a \" NaN \\", "Infinity": NaN}"#,
+        ] {
+            assert_eq!(parse(text).unwrap().hidden, 4, "{text}");
+        }
+        let said = parse(r#"{"hidden": NaN}"#).unwrap_err();
+        assert!(said.contains("`hidden`: invalid type: string \"NaN\""), "{said}");
+        assert_eq!(without_numbers_of_python(r#"["NaN", NaN, -Infinity]"#), r#"["NaN", "NaN", "-Infinity"]"#);
+    }
+
+    #[test]
+    fn errors_name_the_key() {
+        let said = |text: &str| parse::<Sizes>(Path::new("config.json"), text).unwrap_err().to_string();
+        let deep = said(r#"{"hidden": 4, "layers": {"a": [1, "b"]}}"#);
+        assert!(deep.contains("`layers.a[1]`: invalid type"), "{deep}");
+        assert!(said("{}").contains("missing field `hidden`"));
+        assert!(said(r#"{"hidden": 4} x"#).contains("trailing characters"));
+        assert!(!said(r#"{"hidden": "#).contains("`"), "{}", said(r#"{"hidden": "#));
+    }
 }

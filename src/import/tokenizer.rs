@@ -7,10 +7,13 @@ use std::{
 
 use serde::Deserialize;
 
-use super::read::{json, parse, text};
+use super::read::{json, optional, parse, text};
 use crate::{
     Error, Result,
-    format::gguf::{Metadata, Value},
+    format::{
+        gguf::{Metadata, Value},
+        is_there,
+    },
     model::Config,
 };
 
@@ -94,7 +97,7 @@ mod kind {
 /// Adds the tokenizer's keys, as far as the folder has files for them.
 pub(super) fn import(folder: &Path, config: &Config, metadata: &mut Metadata, notes: &mut Vec<String>) -> Result<()> {
     let path = folder.join("tokenizer.json");
-    if path.exists() {
+    if is_there(&path)? {
         let whole = text(&path)?;
         let tokenizer: Tokenizer = parse(&path, &whole)?;
         metadata.set("tokenizer.huggingface.json", whole);
@@ -103,19 +106,15 @@ pub(super) fn import(folder: &Path, config: &Config, metadata: &mut Metadata, no
         notes.push("the folder has no tokenizer.json; the file works with token ids only".into());
     }
     let path = folder.join("tokenizer_config.json");
-    let settings = if path.exists() { json(&path)? } else { TokenizerConfig::default() };
+    let settings = optional(&path, notes, json::<TokenizerConfig>).unwrap_or_default();
     if let Some(add) = settings.add_bos_token {
         metadata.set("tokenizer.ggml.add_bos_token", add);
     }
     let jinja = folder.join("chat_template.jinja");
-    let template = if jinja.exists() {
-        Some(text(&jinja)?)
-    } else {
-        settings.chat_template.and_then(|template| match template {
-            Template::One(text) => Some(text),
-            Template::Named(all) => all.into_iter().find(|t| t.name == "default").map(|t| t.template),
-        })
-    };
+    let template = optional(&jinja, notes, text).or_else(|| match settings.chat_template? {
+        Template::One(text) => Some(text),
+        Template::Named(all) => all.into_iter().find(|t| t.name == "default").map(|t| t.template),
+    });
     if let Some(template) = template {
         metadata.set("tokenizer.chat_template", template);
     }

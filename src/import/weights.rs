@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap, btree_map::Entry},
+    fs,
     path::{Component, Path},
 };
 
@@ -10,8 +11,8 @@ use serde::Deserialize;
 
 use super::read::json;
 use crate::{
-    Error, Result,
-    format::{Blob, DType, Source, Stored, packed::Packing},
+    Error, Result, foreign,
+    format::{DType, Source, Stored, is_there, packed::Packing},
     limits,
 };
 
@@ -26,12 +27,16 @@ struct Index {
 /// All tensors of the folder, by name.
 pub(super) fn open(folder: &Path) -> Result<BTreeMap<String, Stored>> {
     let mut tensors = BTreeMap::new();
-    if folder.join(SINGLE).exists() {
+    if is_there(&folder.join(SINGLE))? {
         add_file(&folder.join(SINGLE), &mut tensors)?;
         return Ok(tensors);
     }
     let index_path = folder.join(INDEX);
-    if !index_path.exists() {
+    if !is_there(&index_path)? {
+        if let Some(shard) = some_shard(folder) {
+            let what = format!("has {shard}, but not the list of all parts, {INDEX}; download it too");
+            return Err(Error::format(folder.display().to_string(), what));
+        }
         return Err(Error::format(
             folder.display().to_string(),
             format!("has neither {SINGLE} nor {INDEX}; weights in other formats can't be read"),
@@ -48,7 +53,7 @@ pub(super) fn open(folder: &Path) -> Result<BTreeMap<String, Stored>> {
             return Err(bad(format!("names the shard `{shard}`, which is no plain file name")));
         }
         let path = folder.join(shard);
-        if !path.exists() {
+        if !is_there(&path)? {
             return Err(bad(format!("names the shard {shard}, which is missing; download it too")));
         }
         for name in add_file(&path, &mut tensors)? {
@@ -66,10 +71,16 @@ pub(super) fn open(folder: &Path) -> Result<BTreeMap<String, Stored>> {
     }
 }
 
+/// Returns the name of a part of a model in `folder`, if there is one.
+fn some_shard(folder: &Path) -> Option<String> {
+    let names = fs::read_dir(folder).ok()?.flatten().filter_map(|file| file.file_name().into_string().ok());
+    names.filter(|name| name.starts_with("model-") && name.ends_with(".safetensors")).min()
+}
+
 /// Adds the tensors of one file, and returns their names.
 fn add_file(path: &Path, tensors: &mut BTreeMap<String, Stored>) -> Result<Vec<String>> {
     let bad = |what: String| Error::format(path.display().to_string(), what);
-    let blob = Blob::map(path)?;
+    let (source, blob) = Source::open(path)?;
     if blob.starts_with(b"version ") {
         return Err(bad("is a Git LFS pointer; fetch the file itself, for example with `git lfs pull`".into()));
     }
@@ -77,10 +88,10 @@ fn add_file(path: &Path, tensors: &mut BTreeMap<String, Stored>) -> Result<Vec<S
         return Err(bad("is no safetensors file, or its header is damaged; download it again".into()));
     }
     // Checks that the tensors fill the file exactly and that their sizes match their shapes.
-    let (header, parsed) = SafeTensors::read_metadata(&blob)
+    let (header, parsed) = foreign::call(|| SafeTensors::read_metadata(&blob).map_err(|e| e.to_string()))
+        .and_then(|read| read)
         .map_err(|e| bad(format!("is truncated or damaged ({e}); download it again")))?;
     let data_start = header as u64 + 8;
-    let source = Source::open(path)?;
     let names = parsed.offset_keys();
     for name in &names {
         let Some(info) = parsed.info(name) else { continue };

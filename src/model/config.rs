@@ -163,6 +163,7 @@ impl Config {
             .iter()
             .map(|&v| usize::try_from(v).unwrap_or(usize::MAX))
             .collect();
+        let rotated = size("rope.dimension_count")?;
         let config = Self {
             vocab: size("vocab_size")?,
             context_length: size("context_length")?,
@@ -180,7 +181,7 @@ impl Config {
             kv_source,
             qk_norm,
             meta_tokens: size("meta_token_count")?,
-            rope: size("rope.dimension_count")? > 0,
+            rope: rotated > 0,
             rope_base: float("rope.freq_base")?,
             conv_kernel: size("ssm.conv_kernel")?,
             inner: size("ssm.inner_size")?,
@@ -188,6 +189,12 @@ impl Config {
             dt_rank: size("ssm.time_step_rank")?,
             dt_b_c_norm: meta.bool("hymba.ssm.dt_b_c_rms").ok_or_else(|| missing("ssm.dt_b_c_rms"))?,
         };
+        if rotated > 0 && rotated != config.key_dim {
+            let key_dim = config.key_dim;
+            return Err(bad(format!(
+                "rotates {rotated} values of heads of {key_dim}; hymba rotates all of them, or none"
+            )));
+        }
         match config.contradiction() {
             Some(what) => Err(bad(format!("contradicts itself: {what}"))),
             None => Ok(config),
@@ -266,6 +273,9 @@ impl Config {
                 self.kv_source.len()
             ));
         }
+        if self.meta_tokens > limits::META_TOKENS {
+            return Some(format!("{} meta tokens; {} are the limit", self.meta_tokens, limits::META_TOKENS));
+        }
         let any_windowed = self.windowed.iter().any(|&w| w);
         if any_windowed && self.window.is_none() {
             return Some("a layer looks through a window whose size is 0".into());
@@ -307,5 +317,31 @@ impl Config {
     /// Text positions that fit what the model was trained for.
     pub fn default_context(&self) -> usize {
         self.context_length.saturating_sub(self.meta_tokens).max(1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(key: &str, value: usize) -> String {
+        let mut metadata = Metadata::default();
+        metadata.set("general.architecture", ARCHITECTURE);
+        Config::hymba_1_5b().to_metadata(&mut metadata);
+        assert_eq!(Config::from_metadata(&metadata, "m.gguf").unwrap(), Config::hymba_1_5b());
+        metadata.set(key, value);
+        Config::from_metadata(&metadata, "m.gguf").unwrap_err().to_string()
+    }
+
+    #[test]
+    fn heads_are_rotated_whole() {
+        let said = refusal("hymba.rope.dimension_count", 32);
+        assert_eq!(said, "m.gguf: rotates 32 values of heads of 64; hymba rotates all of them, or none");
+    }
+
+    #[test]
+    fn meta_tokens_have_a_limit() {
+        let said = refusal("hymba.meta_token_count", 1 << 20);
+        assert_eq!(said, "m.gguf: contradicts itself: 1048576 meta tokens; 2048 are the limit");
     }
 }

@@ -32,11 +32,11 @@ impl Checkpoint {
             let Folder { config, metadata, tensors, notes } = Folder::open(path)?;
             return Ok(Self { config, metadata, tensors, notes, a_is_log: true });
         }
-        let Gguf { file, mut metadata, tensors: stored, .. } = Gguf::open(path)?;
+        let (source, blob) = Source::open(path)?;
+        let Gguf { file, mut metadata, tensors: stored, .. } = Gguf::parse(&path.display().to_string(), blob)?;
         let bad = |what: String| Error::format(&file, what);
         let config = Config::from_metadata(&metadata, &file)?;
         metadata.remove(meta_state::KEY);
-        let source = Source::open(path)?;
         let mut stored: std::collections::BTreeMap<_, _> = stored.into_iter().map(|t| (t.name.clone(), t)).collect();
         let mut tensors = Vec::new();
         for spec in specs(&config) {

@@ -27,6 +27,7 @@ use crate::{
         gguf::{Layout, Metadata, Writer},
         packed::Packing,
     },
+    import::checkpoint_folder,
     model::{Config, tensors::Spec},
     threads,
 };
@@ -44,12 +45,20 @@ pub fn convert(
     cancel: &AtomicBool,
 ) -> Result<Summary> {
     let start = Instant::now();
+    let input = &checkpoint_folder(input);
     check_paths(input, output, options)?;
-    let Checkpoint { config, metadata, tensors, notes, a_is_log } = Checkpoint::open(input)?;
-    let mut summary = Summary { notes, ..Summary::default() };
+    let Checkpoint { config, mut metadata, tensors, notes, a_is_log } = Checkpoint::open(input)?;
+    options.metadata.iter().for_each(|(key, value)| metadata.set(key, value.clone()));
+    if let Some(name) = &options.name {
+        metadata.set("general.name", name.as_str());
+    }
+    let chats = metadata.get("tokenizer.chat_template").is_some();
+    let mut summary = Summary { notes, chats, ..Summary::default() };
+    let inputs: Vec<Stored> = tensors.iter().map(|(_, stored)| stored.clone()).collect();
     let mut plans = plan(tensors, a_is_log, options, &mut summary)?;
     let layout = layout(&config, metadata.clone(), &plans, options.types.main())?;
     summary.count(&layout, plans.len());
+    progress(Event::Opened { parameters: summary.parameters });
 
     let file = input.display().to_string();
     let pool = threads::pool(options.threads).ok_or_else(|| Error::Request(NO_THREAD.into()))?;
@@ -57,6 +66,8 @@ pub fn convert(
     let conversion = Conversion { file, config, metadata, options, pool, cancel };
     conversion.write_weights(&mut plans, &mut writer, progress)?;
     conversion.write_meta_state(&mut writer, progress)?;
+    // What was read may be half of one checkpoint and half of another.
+    inputs.iter().try_for_each(Stored::check_source)?;
     Error::check_cancelled(cancel)?;
     writer.finish()?;
     summary.seconds = start.elapsed().as_secs_f64();
@@ -118,7 +129,7 @@ fn plan(
     }
     if requantized > 0 {
         summary.notes.push(format!(
-            "{requantized} tensors were quantized before; converting from the original checkpoint gives better results"
+            "{requantized} already quantized tensors were quantized again; the original checkpoint gives better quality"
         ));
     }
     Ok(plans)
@@ -228,7 +239,7 @@ fn write_tensors(
         for piece in &receiver {
             Error::check_cancelled(cancel)?;
             let (plan, first_row, bytes) = piece?;
-            pool.install(|| plan.convert(first_row, &bytes, &mut out))?;
+            pool.install(|| plan.convert(first_row, &bytes, &mut out, cancel))?;
             writer.write(&out)?;
             progress(Event::Converted { tensor: &plan.spec.name, bytes: bytes.len() as u64 });
         }

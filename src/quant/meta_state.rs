@@ -7,7 +7,7 @@ use crate::{
     backend::Device,
     format::{
         DType,
-        gguf::{Gguf, Metadata, Writer},
+        gguf::{Metadata, Writer},
         packed::Packing,
     },
     forward::{LayerView, MetaPass},
@@ -39,7 +39,7 @@ pub(super) fn write(
     threads: Option<NonZeroUsize>,
     cancel: &AtomicBool,
 ) -> Result<()> {
-    let weights = Weights::from_gguf(&Gguf::open(writer.temporary_path()?)?, config)?;
+    let weights = Weights::from_gguf(&writer.read_back()?, config)?;
     let release = &mut |view: LayerView<'_>| {
         weights.layers[view.layer].matrices().for_each(|m| m.data.release());
         Error::check_cancelled(cancel)

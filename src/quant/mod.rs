@@ -16,7 +16,7 @@ mod tensor_type;
 pub use calibrate::Sample;
 pub use convert::convert;
 pub use options::{Calibration, Options, Rounding, TypePlan};
-pub use random::{SHAPES, random_checkpoint};
+pub use random::{SHAPES, random_checkpoint, random_weights};
 pub use recipe::Recipe;
 pub use requantize::requantize;
 pub use rounding::{Gptq, Order};

@@ -10,7 +10,10 @@ use super::{
     rounding::Gptq,
     tensor_type::{Choice, choose, overridden},
 };
-use crate::{format::DType, model::tensors::Spec};
+use crate::{
+    format::{DType, gguf::Metadata},
+    model::tensors::Spec,
+};
 
 /// How to convert.
 pub struct Options {
@@ -26,6 +29,10 @@ pub struct Options {
     pub calibration: Option<Calibration>,
     /// Where to save what was measured on the text.
     pub save_moments: Option<PathBuf>,
+    /// What the model is called, in place of what the checkpoint says.
+    pub name: Option<String>,
+    /// Keys that the file gets beside those of the checkpoint, or in their place.
+    pub metadata: Metadata,
     /// Replace an existing output?
     pub force: bool,
     /// Threads that convert; `None`: one a core.
@@ -41,6 +48,8 @@ impl Default for Options {
             rounding: Rounding::default(),
             calibration: None,
             save_moments: None,
+            name: None,
+            metadata: Metadata::default(),
             force: false,
             threads: None,
         }
@@ -58,6 +67,20 @@ pub enum TypePlan {
 }
 
 impl TypePlan {
+    /// The type or recipe of this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        let recipe = || Recipe::from_name(name).map(|recipe| Self::Recipe { recipe, pure: false });
+        DType::from_name(name).map(Self::Uniform).or_else(recipe)
+    }
+
+    /// Bits that a weight takes, about.
+    pub fn bits(self) -> f64 {
+        match self {
+            Self::Uniform(dtype) => 8.0 * dtype.block_bytes() as f64 / dtype.block_len() as f64,
+            Self::Recipe { recipe, .. } => recipe.bits(),
+        }
+    }
+
     /// The type that most weights take.
     pub(super) fn main(self) -> DType {
         match self {

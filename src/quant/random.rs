@@ -29,19 +29,23 @@ pub fn random_checkpoint(shape: &str, dtype: DType, output: &Path, cancel: &Atom
     if shape != SHAPES[0] {
         return Err(Error::Request(format!("no shape `{shape}` is known; there is {}", SHAPES.join(", "))));
     }
-    let config = Config::hymba_1_5b();
+    random_weights(&Config::hymba_1_5b(), &format!("random weights of the shape {shape}"), dtype, output, cancel)
+}
+
+/// Writes a checkpoint of any sizes, for tests; see [`random_checkpoint`].
+pub fn random_weights(config: &Config, name: &str, dtype: DType, output: &Path, cancel: &AtomicBool) -> Result<()> {
     let mut metadata = Metadata::default();
     metadata.set("general.architecture", ARCHITECTURE);
-    metadata.set("general.name", format!("random weights of the shape {shape}"));
+    metadata.set("general.name", name);
     config.to_metadata(&mut metadata);
     let place = |spec: &Spec| {
         let dtype = choose(spec, dtype, None).dtype;
         (spec.name.clone(), spec.shape.clone(), dtype, Packing::fastest(dtype))
     };
     let specs: Vec<Spec> =
-        specs(&config).into_iter().filter(|s| !s.optional || s.name.ends_with("conv1d.bias")).collect();
+        specs(config).into_iter().filter(|s| !s.optional || s.name.ends_with("conv1d.bias")).collect();
     let places: Vec<_> = specs.iter().map(place).collect();
-    let layout = places.iter().cloned().chain(meta_state::reserve(&config, &mut metadata)).collect();
+    let layout = places.iter().cloned().chain(meta_state::reserve(config, &mut metadata)).collect();
     let mut writer = Writer::create(output, Layout::new(metadata, layout)?, true)?;
     let mut rng = ChaCha8Rng::seed_from_u64(0);
     for (name, shape, dtype, packing) in places {
@@ -49,10 +53,13 @@ pub fn random_checkpoint(shape: &str, dtype: DType, output: &Path, cancel: &Atom
         let rows = shape.iter().product::<usize>() / cols;
         let groups = bank(&mut rng, &name, cols, dtype, packing)?;
         for _ in 0..rows.div_ceil(packing.stored_rows(1)) {
+            Error::check_cancelled(cancel)?;
             writer.write(&groups[rng.random_range(0..groups.len())])?;
         }
     }
-    meta_state::write(&mut writer, &config, None, cancel)?;
+    if config.meta_tokens > 0 {
+        meta_state::write(&mut writer, config, None, cancel)?;
+    }
     writer.finish()
 }
 

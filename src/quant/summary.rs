@@ -7,6 +7,8 @@ use crate::format::{DType, gguf::Layout};
 /// A step of a conversion.
 #[allow(missing_docs, reason = "a variant's text names its fields")]
 pub enum Event<'a> {
+    /// The checkpoint was read but for its weights, of which there are so many.
+    Opened { parameters: u64 },
     /// A calibration begins: so many steps, about equally long.
     Calibrate { steps: u64 },
     /// So many steps of the calibration are done, by work on `what`.
@@ -36,6 +38,8 @@ pub struct Summary {
     pub bits_per_weight: f64,
     /// How long it took.
     pub seconds: f64,
+    /// Whether the model has a chat template.
+    pub chats: bool,
 }
 
 impl Summary {
@@ -58,19 +62,18 @@ impl Summary {
 
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mib = |bytes: u64| bytes as f64 / (1 << 20) as f64;
         for &(dtype, count, bytes) in &self.types {
-            writeln!(f, "{:<5} {count:>4} tensors {:>9.1} MiB", dtype.name(), mib(bytes))?;
+            writeln!(f, "{:<6} {count:>4} tensors {:>9.1} MB", dtype.name(), bytes as f64 / 1e6)?;
         }
         for (name, wished, taken) in &self.fallbacks {
-            writeln!(f, "{name} is {taken}: its rows are no multiple of the block of {wished}")?;
+            writeln!(f, "{name} is stored as {taken}: its rows are not a multiple of {wished}'s block size")?;
         }
         for note in &self.notes {
             writeln!(f, "note: {note}")?;
         }
         let Self { parameters, bytes, bits_per_weight, seconds, .. } = self;
-        let parameters = size_label(*parameters);
-        write!(f, "{parameters} weights at {bits_per_weight:.2} bits, {:.1} MiB in {seconds:.1} s", mib(*bytes))
+        let (parameters, megabytes) = (size_label(*parameters), *bytes as f64 / 1e6);
+        write!(f, "{megabytes:.1} MB, {parameters} weights at {bits_per_weight:.2} bits each, in {seconds:.1} s")
     }
 }
 

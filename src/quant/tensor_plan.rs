@@ -1,6 +1,9 @@
 //! What becomes of one tensor: where it is read from, and how its rows are converted.
 
-use std::{ops::Range, sync::Arc};
+use std::{
+    ops::Range,
+    sync::{Arc, atomic::AtomicBool},
+};
 
 use rayon::prelude::*;
 
@@ -37,13 +40,13 @@ pub(super) struct TensorPlan {
 
 impl TensorPlan {
     /// The whole tensor in memory, as the checkpoint holds it: to compute with.
-    pub(super) fn load(&self) -> Result<Tensor> {
+    pub(super) fn load(&self, cancel: &AtomicBool) -> Result<Tensor> {
         let Self { spec, input, .. } = self;
         let dtype = if spec.role == Role::Exact { DType::F32 } else { input.dtype };
         let packing = Packing::fastest(dtype);
         let plain = Self { dtype, packing, searcher: None, importance: None, ..self.clone() };
         let mut out = Vec::new();
-        plain.convert(0, &self.read(0..self.input_rows())?, &mut out)?;
+        plain.convert(0, &self.read(0..self.input_rows())?, &mut out, cancel)?;
         let (name, dims) = (spec.name.clone(), spec.shape.clone());
         Ok(Tensor { name, dims, dtype, packing, offset: 0, data: Blob::from_vec(out) })
     }
@@ -83,8 +86,9 @@ impl TensorPlan {
         Ok(bytes)
     }
 
-    /// Converts the whole rows in `bytes`, of which the first is row `first`.
-    pub(super) fn convert(&self, first: usize, bytes: &[u8], out: &mut Vec<u8>) -> Result<()> {
+    /// Converts the whole rows in `bytes`, of which the first is row `first`. `cancel` is looked at before each: the search for
+    /// scales may take a second for what is read at once.
+    pub(super) fn convert(&self, first: usize, bytes: &[u8], out: &mut Vec<u8>, cancel: &AtomicBool) -> Result<()> {
         let (from, to) = (self.row_bytes(self.input.dtype), self.row_bytes(self.dtype));
         let (all_rows, cols) = self.rows_and_cols();
         let rows = (bytes.len() / from).min(all_rows - first);
@@ -102,6 +106,7 @@ impl TensorPlan {
         pairs.enumerate().with_min_len(8).try_for_each_init(
             || vec![0f32; cols],
             |values, (row, (bytes, out))| {
+                Error::check_cancelled(cancel)?;
                 self.convert_row(values, bytes, out).map_err(|unfit| self.unfit(first + row, unfit))
             },
         )?;

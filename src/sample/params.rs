@@ -73,20 +73,30 @@ impl Setting {
 impl SamplingParams {
     /// The defaults, with what the model file recommends in their place; `file` is the name for error messages.
     pub fn from_metadata(meta: &Metadata, file: &str) -> Result<Self> {
-        let mut params = Self::default();
+        let (params, refused) = Self::usable(meta);
+        refused.first().map_or(Ok(params), |what| Err(Error::format(file, what)))
+    }
+
+    /// The same with the defaults where the file recommends what can't be used, and what that is: phrases that go on after
+    /// the file's name.
+    pub fn usable(meta: &Metadata) -> (Self, Vec<String>) {
+        let (mut params, mut refused) = (Self::default(), Vec::new());
         for setting in Setting::ALL {
             let value = match meta.get(setting.key()) {
                 None => continue,
                 Some(&Value::Float(v)) => v,
                 Some(&Value::Uint(v)) => v as f64,
                 Some(&Value::Int(v)) => v as f64,
-                Some(_) => return Err(Error::format(file, format!("has a {} that is no number", setting.key()))),
+                Some(_) => {
+                    refused.push(format!("has a {} that is no number", setting.key()));
+                    continue;
+                }
             };
-            params
-                .set(setting, value)
-                .map_err(|why| Error::format(file, format!("recommends {} {value}, which {why}", setting.key())))?;
+            if let Err(why) = params.set(setting, value) {
+                refused.push(format!("recommends {} {value}, which {why}", setting.key()));
+            }
         }
-        Ok(params)
+        (params, refused)
     }
 
     /// The value of one knob, as [`SamplingParams::set`] takes it.
@@ -151,6 +161,8 @@ mod tests {
         meta.set("general.sampling.top_p", "high");
         let error = SamplingParams::from_metadata(&meta, "m.gguf").unwrap_err().to_string();
         assert_eq!(error, "m.gguf: has a general.sampling.top_p that is no number");
+        let (params, refused) = SamplingParams::usable(&meta);
+        assert_eq!((params.temperature, params.top_p, refused.len()), (0.5, 0.95, 1), "the rest holds");
     }
 
     #[test]

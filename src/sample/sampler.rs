@@ -37,7 +37,7 @@ pub struct Sampler {
     params: SamplingParams,
     seed: u64,
     rng: ChaCha8Rng,
-    banned: Option<u32>,
+    banned: Vec<u32>,
     /// Scratch, kept so that a token costs no allocation.
     candidates: Vec<Candidate>,
 }
@@ -45,7 +45,7 @@ pub struct Sampler {
 impl Sampler {
     /// A sampler whose draws follow from `seed`.
     pub fn new(params: SamplingParams, seed: u64) -> Self {
-        Self { params, seed, rng: ChaCha8Rng::seed_from_u64(seed), banned: None, candidates: Vec::new() }
+        Self { params, seed, rng: ChaCha8Rng::seed_from_u64(seed), banned: Vec::new(), candidates: Vec::new() }
     }
 
     /// The sampler that `saved` was taken from, or why there can be none: a phrase that goes on after "its sampler".
@@ -90,9 +90,9 @@ impl Sampler {
         (self.seed, self.rng) = (seed, ChaCha8Rng::seed_from_u64(seed));
     }
 
-    /// Never chooses `id` (the end token, when a text must go on), as long as there is another.
+    /// Never chooses `id` (an end token, when a text must go on), as long as there is another.
     pub fn ban(&mut self, id: u32) {
-        self.banned = Some(id);
+        self.banned.push(id);
     }
 
     /// Chooses the next token from `logits` `[vocab]`, which may hold anything, NaN (never chosen while there is a number)
@@ -102,10 +102,8 @@ impl Sampler {
         candidates.clear();
         candidates.extend(logits.iter().zip(0..).map(|(&logit, id)| Candidate { logit: finite(logit), id }));
         penalize(candidates, params, history);
-        if let Some(id) = *banned
-            && candidates.len() > 1
-        {
-            candidates.retain(|c| c.id != id);
+        if !banned.is_empty() && candidates.iter().any(|c| !banned.contains(&c.id)) {
+            candidates.retain(|c| !banned.contains(&c.id));
         }
         if params.temperature == 0.0 {
             return candidates.iter().min_by(|a, b| Candidate::order(a, b)).map_or(0, |c| c.id);

@@ -4,16 +4,16 @@
 //! of that. Little-endian.
 
 use std::{
-    fs::File,
-    io::{self, Read},
-    path::Path,
+    fs::{File, Metadata},
+    io::{self, Read, Seek, SeekFrom},
+    path::{Path, PathBuf},
 };
 
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
     Error, Result,
-    format::{Privacy, open_file, write_atomically},
+    format::{CHANGED, Privacy, is_unchanged, open_file, write_atomically},
     limits, threads,
 };
 
@@ -23,35 +23,72 @@ const VERSION: u32 = 1;
 const HASH: usize = 32;
 const PREFIX: usize = SESSION_MAGIC.len() + 4 + 4;
 
-/// Writes `header` and `payload` to `path`; a file that is there is replaced when the new one is on the disk.
-pub fn write_session(path: &Path, header: &impl Serialize, payload: &[u8]) -> Result<()> {
+/// Writes `header` and the payload to `path`; a file that is there is replaced when the new one is on the disk. `payload` gets
+/// a function that takes its next bytes.
+pub fn write_session(
+    path: &Path,
+    header: &impl Serialize,
+    payload: impl FnOnce(&mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::Result<()>,
+) -> Result<()> {
     let unfit = |e: String| Error::format(path.display().to_string(), format!("cannot be written: {e}"));
     let header = serde_json::to_vec(header).map_err(|e| unfit(e.to_string()))?;
     let length = Some(header.len()).filter(|&n| n <= limits::SESSION_HEADER).and_then(|n| u32::try_from(n).ok());
     let length = length.ok_or_else(|| unfit("the conversation is too long for a file".into()))?;
     let prefix = [&SESSION_MAGIC[..], &VERSION.to_le_bytes(), &length.to_le_bytes(), &header].concat();
     let mut hasher = blake3::Hasher::new();
-    hasher.update(&prefix);
-    threads::hash(&mut hasher, payload);
-    let hash = hasher.finalize();
     write_atomically(path, true, Privacy::Private, |file| {
-        file.write_all(&prefix)?;
-        file.write_all(payload)?;
-        file.write_all(hash.as_bytes())
+        let mut write = |bytes: &[u8]| {
+            threads::hash(&mut hasher, bytes);
+            file.write_all(bytes)
+        };
+        write(&prefix)?;
+        payload(&mut write)?;
+        file.write_all(hasher.finalize().as_bytes())
     })
 }
 
-/// What is in the session file at `path`: what `check` makes of the header, and the payload. `check` says how long the
-/// payload must be, so that no more is read than it asks for.
+/// The payload of a session file that was found whole.
+pub struct Payload {
+    file: File,
+    /// What the file was like before it was read.
+    then: Metadata,
+    path: PathBuf,
+    start: u64,
+}
+
+impl Payload {
+    /// Returns `length` bytes, which begin `from` bytes after the payload does.
+    pub fn read(&self, from: usize, length: usize) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; length];
+        let mut file = &self.file;
+        let read = file.seek(SeekFrom::Start(self.start + from as u64)).and_then(|_| file.read_exact(&mut bytes));
+        read.map(|()| bytes).map_err(|e| Error::io("cannot read", &self.path, e))
+    }
+
+    /// Fails if another program wrote to the file since it was found whole.
+    pub fn check(&self) -> Result<()> {
+        match self.file.metadata() {
+            Ok(now) if is_unchanged(&self.then, &now) => Ok(()),
+            _ => Err(Error::format(self.path.display().to_string(), CHANGED)),
+        }
+    }
+}
+
+/// Bytes of a payload that are hashed at once.
+const PIECE: usize = 4 << 20;
+
+/// What is in the session file at `path`: what `check` makes of the header, and the payload, whose bytes are still on the disk.
+/// `check` says how long the payload must be, so that no more is read than it asks for.
 pub fn read_session<H: DeserializeOwned, T>(
     path: &Path,
     check: impl FnOnce(H) -> Result<(T, usize)>,
-) -> Result<(T, Vec<u8>)> {
+) -> Result<(T, Payload)> {
     let failed = |e| Error::io("cannot open", path, e);
     let bad = |what: &str| Error::format(path.display().to_string(), what);
     const DAMAGED: &str = "is damaged: its checksum is wrong, or its end is missing; restore it from a copy";
     let mut file = open_file(path)?;
-    let size = file.metadata().map_err(failed)?.len();
+    let then = file.metadata().map_err(failed)?;
+    let size = then.len();
     let mut start = Vec::with_capacity(PREFIX);
     (&mut file).take(PREFIX as u64).read_to_end(&mut start).map_err(failed)?;
     if !start.starts_with(SESSION_MAGIC) {
@@ -78,27 +115,26 @@ pub fn read_session<H: DeserializeOwned, T>(
         .map_err(|e| bad(&format!("holds a session that this hymba does not understand: {e}")))
         .and_then(check)
         .and_then(|(checked, wanted)| match u64::try_from(wanted) {
-            Ok(wanted) if wanted == rest => Ok((checked, wanted as usize)),
+            Ok(wanted) if wanted == rest => Ok(checked),
             _ => Err(bad("contradicts itself; restore it from a copy")),
         });
+    drop(header);
     // Whatever is wrong with a damaged file, it is damaged that matters.
-    let is_whole = |file: &mut File, hasher: &blake3::Hasher| -> io::Result<bool> {
-        let mut hash = [0; HASH];
-        file.read_exact(&mut hash)?;
-        Ok(*hasher.finalize().as_bytes() == hash)
-    };
-    match checked {
-        Ok((checked, length)) => {
-            let mut payload = vec![0; length];
-            file.read_exact(&mut payload).map_err(failed)?;
-            threads::hash(&mut hasher, &payload);
-            if is_whole(&mut file, &hasher).map_err(failed)? { Ok((checked, payload)) } else { Err(bad(DAMAGED)) }
-        }
-        Err(why) => {
-            hasher.update_reader((&mut file).take(rest)).map_err(failed)?;
-            if is_whole(&mut file, &hasher).map_err(failed)? { Err(why) } else { Err(bad(DAMAGED)) }
-        }
+    let mut left = rest;
+    let mut piece = vec![0; PIECE.min(usize::try_from(rest).unwrap_or(PIECE))];
+    while left > 0 {
+        let bytes = usize::try_from(left).unwrap_or(PIECE).min(PIECE);
+        file.read_exact(&mut piece[..bytes]).map_err(failed)?;
+        threads::hash(&mut hasher, &piece[..bytes]);
+        left -= bytes as u64;
     }
+    let mut hash = [0; HASH];
+    file.read_exact(&mut hash).map_err(failed)?;
+    if *hasher.finalize().as_bytes() != hash {
+        return Err(bad(DAMAGED));
+    }
+    let start = (PREFIX + length) as u64;
+    checked.map(|checked| (checked, Payload { file, then, path: path.into(), start }))
 }
 
 /// Returns the header that follows [`SESSION_MAGIC`] in `file`; `None` if it is not one of this version, or no `H`. Whether
@@ -125,15 +161,17 @@ mod tests {
 
     /// The header and the payload, which is `length` bytes long.
     fn read<H: DeserializeOwned>(path: &Path, length: usize) -> Result<(H, Vec<u8>)> {
-        read_session(path, |header| Ok((header, length)))
+        let (header, payload) = read_session(path, |header| Ok((header, length)))?;
+        payload.check()?;
+        Ok((header, payload.read(0, length)?))
     }
 
     #[test]
     fn comes_back_as_it_was() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
-        for payload in [vec![], vec![7; 3], vec![1; 1 << 20]] {
-            write_session(&path, &"header", &payload).unwrap();
+        for payload in [vec![], vec![7; 3], vec![1; 9 << 20]] {
+            write_session(&path, &"header", |write| payload.chunks(1000).try_for_each(write)).unwrap();
             assert_eq!(read::<String>(&path, payload.len()).unwrap(), ("header".to_string(), payload));
         }
     }
@@ -142,7 +180,7 @@ mod tests {
     fn every_damage_is_seen() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
-        write_session(&path, &["header"], &[7; 5]).unwrap();
+        write_session(&path, &["header"], |write| write(&[7; 5])).unwrap();
         let whole = fs::read(&path).unwrap();
         let refusal = |bytes: &[u8]| {
             fs::write(&path, bytes).unwrap();
@@ -161,7 +199,7 @@ mod tests {
             assert!(refusal(&whole[..at]).contains(if at < 8 { "is no session" } else { "is damaged" }), "cut at {at}");
         }
         assert!(refusal(&[&whole[..], b"x"].concat()).contains("is damaged"));
-        write_session(&path, &1, &[]).unwrap();
+        write_session(&path, &1, |_| Ok(())).unwrap();
         assert!(read::<String>(&path, 0).unwrap_err().to_string().contains("does not understand"));
         assert!(read::<u32>(&path, usize::MAX).unwrap_err().to_string().contains("contradicts itself"));
         // nothing of that size is there, nor asked for

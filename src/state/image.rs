@@ -22,6 +22,27 @@ pub fn image_bytes(c: &Config, cache: CacheType, tokens: usize, grown: bool) -> 
     cache.size(rows * (k_width + v_width)) + CacheType::F32.size(values)
 }
 
+/// Whether all values of `image` are finite; it has [`image_bytes`] bytes.
+pub fn image_is_finite(c: &Config, cache: CacheType, tokens: usize, grown: bool, image: &[u8]) -> bool {
+    let (k_width, v_width) = c.kv_widths();
+    let mut rest = image;
+    let mut next = |cache: CacheType, values: usize| {
+        let (bytes, after) = rest.split_at(cache.size(values));
+        rest = after;
+        let mut read = vec![0.0; values];
+        decode_row(cache.dtype(), bytes, &mut read);
+        read.iter().all(|v| v.is_finite())
+    };
+    (0..c.layers).all(|layer| {
+        let has_rows = c.is_producer(layer) && (grown || c.windowed[layer]);
+        let rows = if has_rows { KvLayout::new(c, layer, tokens).rows() - c.meta_tokens } else { 0 };
+        next(cache, rows * k_width)
+            && next(cache, rows * v_width)
+            && next(CacheType::F32, (c.conv_kernel - 1) * c.inner)
+            && next(CacheType::F32, c.inner * c.state)
+    })
+}
+
 impl State {
     /// Appends the image to `out`.
     pub fn write_image(&self, b: &mut dyn Memory, c: &Config, cache: CacheType, grown: bool, out: &mut Vec<u8>) {

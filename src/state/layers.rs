@@ -22,6 +22,8 @@ pub struct LayerState {
 pub struct State {
     /// One a layer.
     pub layers: Vec<LayerState>,
+    /// How keys and values are stored.
+    pub cache: CacheType,
     /// Positions read so far, meta tokens included.
     pub position: usize,
     /// Bytes of all of it.
@@ -54,7 +56,7 @@ impl State {
             let (conv, ssm) = (zeros(c.conv_kernel - 1, c.inner)?, zeros(c.inner, c.state)?);
             layers.push(LayerState { kv, conv, ssm });
         }
-        Ok(Self { layers, position: 0, bytes })
+        Ok(Self { layers, cache, position: 0, bytes })
     }
 
     /// Becomes the state before the first token.

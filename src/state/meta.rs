@@ -7,7 +7,7 @@ use super::State;
 use crate::{
     Error, Result,
     backend::Memory,
-    format::{CacheType, Vector, gguf::Gguf},
+    format::{Vector, gguf::Gguf},
     model::{Config, tensors::meta_state_specs},
 };
 
@@ -78,8 +78,9 @@ impl MetaState {
         Self(all.into_iter().map(Values::Computed).collect())
     }
 
-    /// Puts the state into an empty `state` with a KV cache of type `cache`, which must be wide enough.
-    pub fn put(&self, memory: &mut dyn Memory, config: &Config, state: &mut State, cache: CacheType) -> Result<()> {
+    /// Puts the state into an empty `state`, whose KV cache must be wide enough.
+    pub fn put(&self, memory: &mut dyn Memory, config: &Config, state: &mut State) -> Result<()> {
+        let cache = state.cache;
         let fits = |values: &[f32]| values.iter().all(|v| v.abs() <= cache.limit());
         let mut vectors = self.0.iter();
         let mut next = || vectors.next().map_or(&[][..], |v| v);

@@ -6,10 +6,12 @@ mod image;
 mod kv;
 mod layers;
 mod meta;
+mod thin;
 
 pub use checkpoint::Checkpoint;
-pub use disk::{SESSION_MAGIC, read_session, session_header, write_session};
-pub use image::image_bytes;
+pub use disk::{Payload, SESSION_MAGIC, read_session, session_header, write_session};
+pub use image::{image_bytes, image_is_finite};
 pub use kv::{KvCache, KvLayout};
 pub use layers::{LayerState, State};
 pub use meta::MetaState;
+pub use thin::{ImageOf, thinned, thinned_bytes, whole};

@@ -1,15 +1,24 @@
 //! Text to token ids and back, a piece at a time, chat templates, and where to stop.
 
+mod divide;
+mod ends;
+mod jinja;
+mod literal;
+mod markers;
 mod parts;
+mod rendered;
 mod stop;
 mod stream;
 mod template;
 mod tokenizer;
 
+pub use ends::end_tokens;
+pub use markers::Markers;
+pub use rendered::Rendered;
 pub use stop::StopMatcher;
 pub use stream::Stream;
 pub use template::{Message, Role, Template};
 pub use tokenizer::Tokenizer;
 
 #[cfg(test)]
-pub(crate) use tokenizer::tests::small as small_tokenizer;
+pub(crate) use tokenizer::tests::{small as small_tokenizer, small_with_ends};

@@ -1,9 +1,14 @@
 //! What a tokenizer.json may be made of. The library that runs it knows parts that can make a text grow without end, that
 //! draw lots, or that panic at what they don't expect; Hymba's tokenizers have none of these.
 
-use serde::{Deserialize, de::IgnoredAny};
+use std::fmt;
 
-use crate::limits::TOKENIZER_GROWTH;
+use serde::{
+    Deserialize, Deserializer,
+    de::{IgnoredAny, MapAccess, SeqAccess, Visitor},
+};
+
+use crate::limits::{ADDED_TOKENS, TOKEN, TOKENIZER_GROWTH, TOKENIZER_PARTS};
 
 #[derive(Deserialize)]
 struct Parts {
@@ -11,15 +16,34 @@ struct Parts {
     pre_tokenizer: Option<Part>,
     decoder: Option<Part>,
     model: Model,
+    #[serde(default)]
+    added_tokens: Vec<Added>,
 }
 
 #[derive(Deserialize)]
 struct Model {
     #[serde(rename = "type")]
     kind: Option<String>,
+    #[serde(default)]
+    vocab: Longest,
     #[expect(dead_code, reason = "must be there")]
     merges: IgnoredAny,
     dropout: Option<f64>,
+    continuing_subword_prefix: Option<String>,
+    end_of_word_suffix: Option<String>,
+    #[serde(default)]
+    ignore_merges: bool,
+    #[serde(default)]
+    byte_fallback: bool,
+}
+
+#[derive(Deserialize)]
+struct Added {
+    content: String,
+    #[serde(default)]
+    lstrip: bool,
+    #[serde(default)]
+    rstrip: bool,
 }
 
 #[derive(Deserialize)]
@@ -40,7 +64,10 @@ enum Part {
         #[serde(default)]
         stop: usize,
     },
-    Metaspace,
+    Metaspace {
+        #[serde(default)]
+        replacement: String,
+    },
     ByteFallback,
     Fuse,
     /// Refused with a message of its own.
@@ -52,25 +79,130 @@ enum Pattern {
     String(String),
 }
 
-/// What makes `json`, the text of a tokenizer.json, unusable, if anything does.
-pub fn objection(json: &str) -> Option<String> {
-    let parts: Parts = match serde_json::from_str(json) {
-        Ok(parts) => parts,
-        Err(e) => return Some(format!("tokenizer.json says {e}")),
-    };
-    if parts.model.kind.is_some_and(|kind| kind != "BPE") {
-        return Some("it is no BPE tokenizer, which Hymba models use".into());
-    }
-    if parts.model.dropout.is_some_and(|share| share > 0.0) {
-        return Some("its dropout would split the same text in another way each time".into());
-    }
-    [parts.normalizer, parts.pre_tokenizer, parts.decoder].iter().flatten().find_map(|part| match growth(part) {
-        Err(what) => Some(what.into()),
-        Ok(times) if times > TOKENIZER_GROWTH as f64 => {
-            Some(format!("it can make a text {times} times as long, but {TOKENIZER_GROWTH} times is the limit"))
+/// The bytes of the longest key of an object; others are not looked at.
+#[derive(Default)]
+struct Longest(usize);
+
+impl<'de> Deserialize<'de> for Longest {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Keys;
+        impl<'de> Visitor<'de> for Keys {
+            type Value = Longest;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("tokens and their ids")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Longest, A::Error> {
+                let mut longest = 0;
+                while let Some((Length(key), IgnoredAny)) = map.next_entry()? {
+                    longest = longest.max(key);
+                }
+                Ok(Longest(longest))
+            }
+
+            /// Other models have lists, and are refused by their name.
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Longest, A::Error> {
+                while seq.next_element::<IgnoredAny>()?.is_some() {}
+                Ok(Longest(0))
+            }
         }
-        Ok(_) => None,
+        deserializer.deserialize_any(Keys)
+    }
+}
+
+/// The bytes of a text.
+struct Length(usize);
+
+impl<'de> Deserialize<'de> for Length {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Text;
+        impl Visitor<'_> for Text {
+            type Value = Length;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a token")
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Length, E> {
+                Ok(Length(text.len()))
+            }
+        }
+        deserializer.deserialize_str(Text)
+    }
+}
+
+/// What is known of a tokenizer that may be used.
+#[derive(Clone, Copy, Debug)]
+pub struct Traits {
+    /// How many times as long it may make a text.
+    pub growth: f64,
+    /// Whether all that happens to a text before pairs are merged is that spaces become `▁`, with one in front.
+    pub plain: bool,
+    /// Whether each byte of a text is a part of some token's text, or a token of its own.
+    pub keeps_all: bool,
+}
+
+/// Returns what is known of `json`, the text of a tokenizer.json, or what makes it unusable.
+pub fn check(json: &str) -> Result<Traits, String> {
+    let Parts { normalizer, pre_tokenizer, decoder, model, added_tokens } =
+        serde_json::from_str(json).map_err(|e| format!("tokenizer.json says {}", with_key(json, &e)))?;
+    if model.kind.is_some_and(|kind| kind != "BPE") {
+        return Err("it is no BPE tokenizer, which Hymba models use".into());
+    }
+    if model.dropout.is_some_and(|share| share > 0.0) {
+        return Err("its dropout would split the same text in another way each time".into());
+    }
+    // The library cuts the prefix off merges without a look at whether it is there.
+    for (name, mark) in [
+        ("continuing_subword_prefix", &model.continuing_subword_prefix),
+        ("end_of_word_suffix", &model.end_of_word_suffix),
+    ] {
+        if mark.as_ref().is_some_and(|mark| !mark.is_empty()) {
+            return Err(format!("its {name} marks parts of words, which Hymba's tokenizers don't"));
+        }
+    }
+    let longest = added_tokens.iter().map(|added| added.content.len()).fold(model.vocab.0, usize::max);
+    if longest > TOKEN {
+        return Err(format!("it has a token of {longest} bytes, but {TOKEN} are the limit"));
+    }
+    let added: usize = added_tokens.iter().map(|added| added.content.len()).sum();
+    if added > ADDED_TOKENS {
+        return Err(format!("its added tokens have {added} bytes, but {} MiB are the limit", ADDED_TOKENS >> 20));
+    }
+    for part in [&normalizer, &pre_tokenizer, &decoder].into_iter().flatten() {
+        let parts = count(part);
+        if parts > TOKENIZER_PARTS {
+            return Err(format!("a text would pass through {parts} parts, but {TOKENIZER_PARTS} are the limit"));
+        }
+        let times = growth(part)?;
+        if times > TOKENIZER_GROWTH as f64 {
+            return Err(format!("it can make a text {times} times as long, but {TOKENIZER_GROWTH} times is the limit"));
+        }
+    }
+    let before = || [&normalizer, &pre_tokenizer].into_iter().flatten();
+    Ok(Traits {
+        growth: before().try_fold(1.0, |all, part| Ok::<_, String>(all * growth(part)?))?,
+        plain: !model.ignore_merges && before().all(is_plain),
+        keeps_all: model.byte_fallback && !added_tokens.iter().any(|added| added.lstrip || added.rstrip),
     })
+}
+
+/// Returns what is wrong with `json` as `said`, with the key that it is about if there is one. To follow keys takes time, which
+/// a tokenizer that is right does not need.
+fn with_key(json: &str, said: &serde_json::Error) -> String {
+    match serde_path_to_error::deserialize::<_, Parts>(&mut serde_json::Deserializer::from_str(json)) {
+        Err(e) if said.is_data() && e.path().iter().next().is_some() => format!("`{}`: {said}", e.path()),
+        _ => said.to_string(),
+    }
+}
+
+/// How many parts `part` is made of.
+fn count(part: &Part) -> usize {
+    match part {
+        Part::Sequence { parts } => 1 + parts.iter().map(count).sum::<usize>(),
+        _ => 1,
+    }
 }
 
 /// How many times as long `part` may make a text.
@@ -83,8 +215,19 @@ fn growth(part: &Part) -> Result<f64, &'static str> {
             from => Ok((content.len() as f64 / from as f64).max(1.0)),
         },
         Part::Strip { stop: 1.. } => Err("it strips the ends of texts"),
-        Part::Metaspace => Ok(4.0), // one character for a space, and one in front
+        Part::Metaspace { .. } => Ok(4.0), // one character for a space, and one in front
         Part::Strip { .. } | Part::ByteFallback | Part::Fuse | Part::ByteLevel => Ok(1.0),
+    }
+}
+
+/// Whether `part`, which comes before pairs are merged, makes `▁` of spaces, or puts one in front, and nothing else.
+fn is_plain(part: &Part) -> bool {
+    match part {
+        Part::Sequence { parts } => parts.iter().all(is_plain),
+        Part::Prepend { prepend } => prepend == "▁",
+        Part::Replace { pattern: Pattern::String(from), content } => from == " " && content == "▁",
+        Part::Metaspace { replacement } => replacement == "▁",
+        _ => false,
     }
 }
 
@@ -94,27 +237,40 @@ mod tests {
 
     use super::*;
 
-    fn says(key: &str, part: Value) -> Option<String> {
+    fn whole(key: &str, part: Value) -> Result<Traits, String> {
         let mut whole = json!({"model": {"type": "BPE", "vocab": {}, "merges": []}});
         whole[key] = part;
-        objection(&whole.to_string())
+        check(&whole.to_string())
+    }
+
+    fn replace(from: &str, to: &str) -> Value {
+        json!({"type": "Replace", "pattern": {"String": from}, "content": to})
+    }
+
+    fn sequence(parts: Vec<Value>) -> Value {
+        json!({"type": "Sequence", "normalizers": parts})
     }
 
     #[test]
     fn hymbas_parts_are_fine_and_others_are_not() {
-        let replace = |from: &str, to: &str| json!({"type": "Replace", "pattern": {"String": from}, "content": to});
-        let sequence = |parts: Vec<Value>| json!({"type": "Sequence", "normalizers": parts});
         let prepend = json!({"type": "Prepend", "prepend": "▁"});
-        assert_eq!(says("normalizer", sequence(vec![prepend, replace(" ", "▁")])), None);
-        assert_eq!(says("pre_tokenizer", json!({"type": "Metaspace", "replacement": "▁", "split": false})), None);
+        assert_eq!(whole("normalizer", sequence(vec![prepend, replace(" ", "▁")])).unwrap().growth, 12.0);
+        assert!(whole("pre_tokenizer", json!({"type": "Metaspace", "replacement": "▁", "split": false})).is_ok());
         let strip = |stop| json!({"type": "Strip", "content": " ", "start": 1, "stop": stop});
-        assert_eq!(says("decoder", json!({"type": "Sequence", "decoders": [{"type": "Fuse"}, strip(0)]})), None);
+        assert!(whole("decoder", json!({"type": "Sequence", "decoders": [{"type": "Fuse"}, strip(0)]})).is_ok());
 
+        let model = |key: &str, value: Value| {
+            let mut model = json!({"type": "BPE", "vocab": {"a": 0}, "merges": []});
+            model[key] = value;
+            model
+        };
+        let added = |content: String| json!({"id": 0, "content": content});
         for (key, part, why) in [
             ("normalizer", json!({"type": "Precompiled", "precompiled_charsmap": "AAAA"}), "unknown variant"),
             ("normalizer", replace("", "a"), "empty pattern"),
             ("normalizer", sequence(vec![replace("a", "aaaaaaaaa"); 2]), "81 times as long"),
-            ("decoder", sequence(vec![replace("a", &"a".repeat(65))]), "65 times as long"),
+            ("normalizer", sequence(vec![replace("a", "b"); 16]), "17 parts"),
+            ("decoder", sequence(vec![replace("a", &"a".repeat(17))]), "17 times as long"),
             (
                 "normalizer",
                 json!({"type": "Replace", "pattern": {"Regex": "(a*)*b"}, "content": ""}),
@@ -122,12 +278,34 @@ mod tests {
             ),
             ("decoder", strip(9), "strips"),
             ("pre_tokenizer", json!({"type": "Split"}), "unknown variant"),
-            ("model", json!({"type": "Unigram", "merges": []}), "no BPE"),
-            ("model", json!({"type": "BPE", "merges": [], "dropout": 0.5}), "dropout"),
+            ("model", json!({"type": "Unigram", "vocab": [["a", 0.5]], "merges": []}), "no BPE"),
+            ("model", model("dropout", 0.5.into()), "dropout"),
+            ("model", model("continuing_subword_prefix", "##".into()), "continuing_subword_prefix"),
+            ("model", model("end_of_word_suffix", "</w>".into()), "end_of_word_suffix"),
+            ("model", model("vocab", json!({"a".repeat(1025): 0})), "a token of 1025 bytes"),
             ("model", json!({"vocab": {}}), "merges"),
+            ("added_tokens", vec![added("a".repeat(2000))].into(), "a token of 2000 bytes"),
+            ("added_tokens", vec![added("a".repeat(1000)); 1100].into(), "1100000 bytes"),
         ] {
-            let said = says(key, part).unwrap_or_default();
+            let said = whole(key, part).unwrap_err();
             assert!(said.contains(why), "{said:?} does not say {why:?}");
         }
+    }
+
+    #[test]
+    fn errors_name_the_key() {
+        let said = |key, part| whole(key, part).unwrap_err();
+        assert!(
+            said("added_tokens", json!([{"content": "a"}, {"content": 5}]))
+                .contains("`added_tokens[1].content`: invalid")
+        );
+        assert!(said("model", json!({"type": "BPE"})).contains("`model`: missing field `merges`"));
+    }
+
+    #[test]
+    fn what_may_be_divided_is_plain() {
+        let plain = |part| whole("normalizer", part).unwrap().plain;
+        assert!(plain(Value::Null) && plain(sequence(vec![replace(" ", "▁")])));
+        assert!(!plain(replace("a", "b")) && !plain(json!({"type": "Strip"})));
     }
 }

@@ -1,11 +1,13 @@
 //! Chat templates: the Jinja text that makes a prompt of messages, as Hugging Face's tokenizers carry it.
 
-use minijinja::{Environment, ErrorKind, Value, context, syntax::SyntaxConfig};
+use serde_json::json;
 
-use super::Tokenizer;
+use super::{
+    Tokenizer,
+    jinja::{Failure, Program, Variables},
+};
 use crate::{Error, Result, limits};
 
-const NAME: &str = "chat";
 /// A message that no text holds, to find out where the template puts messages.
 const MARK: &str = "\u{e000}message\u{e001}";
 
@@ -46,18 +48,10 @@ impl<'a> Message<'a> {
     }
 }
 
-/// What a template says between two replies.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Between {
-    /// The text.
-    pub text: String,
-    /// Does the template take white space off the end of a reply?
-    pub strips: bool,
-}
-
 /// A chat template, parsed.
+#[derive(Debug)]
 pub struct Template {
-    environment: Environment<'static>,
+    program: Program,
     source: String,
     /// Where it is from, for messages.
     origin: String,
@@ -83,30 +77,8 @@ impl Template {
                 format!("has a chat template of {bytes} bytes, but {limit} MiB is the limit; name a shorter one"),
             ));
         }
-        let mut template = Self {
-            environment: Environment::new(),
-            source: source.into(),
-            origin: origin.into(),
-            bos: bos.into(),
-            eos: eos.into(),
-        };
-        match template.prepare() {
-            Ok(()) => Ok(template),
-            Err(e) => Err(template.bad(&e)),
-        }
-    }
-
-    /// Parses the source the way Hugging Face's library does.
-    fn prepare(&mut self) -> std::result::Result<(), minijinja::Error> {
-        let e = &mut self.environment;
-        e.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
-        e.set_fuel(Some(limits::TEMPLATE_STEPS));
-        e.set_recursion_limit(limits::TEMPLATE_DEPTH);
-        e.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        e.add_function("raise_exception", |what: String| -> std::result::Result<String, minijinja::Error> {
-            Err(minijinja::Error::new(ErrorKind::InvalidOperation, what))
-        });
-        e.add_template_owned(NAME, self.source.clone())
+        let program = Program::parse(source).map_err(|failure| bad(origin, failure))?;
+        Ok(Self { program, source: source.into(), origin: origin.into(), bos: bos.into(), eos: eos.into() })
     }
 
     /// The Jinja text.
@@ -116,35 +88,30 @@ impl Template {
 
     /// The prompt that `messages` make; `ask` adds what makes the model reply.
     pub fn render(&self, messages: &[Message<'_>], ask: bool) -> Result<String> {
-        let messages: Vec<Value> =
-            messages.iter().map(|m| context! { role => m.role.name(), content => m.content }).collect();
-        let text = self
-            .environment
-            .get_template(NAME)
-            .and_then(|t| {
-                t.render(context! {
-                    messages, add_generation_prompt => ask, bos_token => &*self.bos, eos_token => &*self.eos,
-                })
-            })
-            .map_err(|e| self.bad(&e))?;
-        limits::check_prompt(&text, "the text that the chat template makes of the messages")?;
-        Ok(text)
+        let messages = messages.iter().map(|m| json!({ "role": m.role.name(), "content": m.content }));
+        let mut variables = Variables::new();
+        variables.insert("messages".into(), messages.collect());
+        variables.insert("add_generation_prompt".into(), ask.into());
+        self.render_with(&variables)
     }
 
-    /// What comes between a reply to `messages` and the reply to `next`: the reply's end, the message `next`, and what
-    /// makes the model reply again. `None` if this template says earlier messages in another way when there are more.
-    pub fn between(&self, messages: &[Message<'_>], next: &str) -> Result<Option<Between>> {
-        /// Stays where a template does not strip a message.
-        const TAIL: &str = "\t\t";
-        let before = self.render(messages, true)?;
-        let reply = format!("{MARK}{TAIL}");
-        let more = [Message::new(Role::Assistant, &reply), Message::new(Role::User, next)];
-        let after = self.render(&[messages, &more].concat(), true)?;
-        let Some(text) = after.strip_prefix(&before).and_then(|rest| rest.trim_start().strip_prefix(MARK)) else {
-            return Ok(None);
-        };
-        let unstripped = text.strip_prefix(TAIL);
-        Ok(Some(Between { strips: unstripped.is_none(), text: unstripped.unwrap_or(text).into() }))
+    /// Returns what the template makes of any variables: `messages`, `tools`, `documents`, `add_generation_prompt` and
+    /// whatever else it knows. The first three are `none` unless they are given, and the names of the tokens around a text
+    /// are known, as in `apply_chat_template` of Hugging Face's library.
+    pub fn render_with(&self, variables: &Variables) -> Result<String> {
+        let mut all = Variables::new();
+        for name in ["tools", "documents"] {
+            all.insert(name.into(), serde_json::Value::Null);
+        }
+        for (name, token) in [("bos_token", &self.bos), ("eos_token", &self.eos)] {
+            if !token.is_empty() {
+                all.insert(name.into(), token.as_str().into());
+            }
+        }
+        all.extend(variables.iter().map(|(name, value)| (name.clone(), value.clone())));
+        let text = self.program.render(&all).map_err(|failure| bad(&self.origin, failure))?;
+        limits::check_prompt(&text, "the text that the chat template makes of the messages")?;
+        Ok(text)
     }
 
     /// Strings by which the model begins another turn, so that its reply is over: the tags between a reply and the
@@ -173,15 +140,11 @@ impl Template {
         }
         Ok(stops)
     }
+}
 
-    /// What the template engine says, in one sentence.
-    fn bad(&self, error: &minijinja::Error) -> Error {
-        let what = match error.kind() {
-            ErrorKind::OutOfFuel => format!("it takes more than {} steps", limits::TEMPLATE_STEPS),
-            kind => error.detail().map_or_else(|| kind.to_string(), Into::into),
-        };
-        Error::Template { origin: self.origin.clone(), line: error.line(), what }
-    }
+/// Returns the error that a template is unusable, or fails.
+fn bad(origin: &str, failure: Failure) -> Error {
+    Error::Template { origin: origin.into(), line: failure.line, what: failure.what }
 }
 
 #[cfg(test)]
@@ -200,8 +163,6 @@ mod tests {
         {% else %} {{ m.content }} {{ eos_token }}{% endif %}{% endfor %}";
     const ALPACA: &str = "{% for m in messages %}{% if m.role == 'user' %}### Human: {{ m.content }}\n{% else %}\
         ### Bot: {{ m.content }}\n{% endif %}{% endfor %}{% if add_generation_prompt %}### Bot:{% endif %}";
-    /// Says the system message where the last user message is.
-    const MOVING: &str = "{% for m in messages %}{% if loop.last %}S {% endif %}{{ m.content }}|{% endfor %}";
 
     fn template(source: &str) -> Template {
         Template::new(source, "test", "<s>", "</s>").unwrap()
@@ -225,22 +186,6 @@ mod tests {
             template("{% if true %}\n  {% endif %}{{ messages[0].content }}").render(&[user("<&'\">")], true).unwrap(),
             "<&'\">"
         );
-    }
-
-    #[test]
-    fn finds_what_comes_between_two_replies() {
-        let between = |source: &str| {
-            let between = template(source).between(&[user("a")], "b").unwrap()?;
-            assert_eq!(between.strips, source == HYMBA);
-            Some(between.text)
-        };
-        assert_eq!(between(HYMBA).as_deref(), Some("\n<extra_id_1>User\nb\n<extra_id_1>Assistant\n"));
-        assert_eq!(
-            between(CHATML).as_deref(),
-            Some("<|im_end|>\n<|im_start|>user\nb<|im_end|>\n<|im_start|>assistant\n")
-        );
-        assert_eq!(between(LLAMA).as_deref(), Some(" </s><s>[INST] b [/INST]"));
-        assert_eq!(between(MOVING), None);
     }
 
     #[test]
@@ -278,10 +223,10 @@ mod tests {
             "{{ ('a' * 999999).replace('a', 'b' * 999999) }}",
         ] {
             let said = refusal(endless);
-            assert!(said.contains("more than 2000000 steps") || said.contains("too large"), "{endless}: {said}");
+            assert!(said.contains("more than 2000000 steps"), "{endless}: {said}");
         }
         let deep = "{% macro m(n) %}{{ m(n + 1) }}{% endmacro %}{{ m(0) }}";
-        assert!(refusal(deep).contains("recursion limit"), "{}", refusal(deep));
+        assert!(refusal(deep).contains("calls are nested more than 64 deep"), "{}", refusal(deep));
         let long = refusal("{% set s = 'a' * 999999 %}{% for i in range(17) %}{{ s }}{% endfor %}");
         assert!(long.contains("makes of the messages has 16999983 bytes, but 16 MiB are the limit"), "{long}");
         let source = refusal(&"a".repeat(limits::TEMPLATE + 1));

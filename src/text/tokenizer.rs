@@ -1,12 +1,24 @@
 //! The tokenizer that a model file carries: Hugging Face's `tokenizer.json` as one string.
 
+use std::sync::{
+    Arc, OnceLock,
+    atomic::{AtomicBool, AtomicU64, Ordering},
+};
+
 use tokenizers::{Decoder, DecoderWrapper, PostProcessorWrapper};
 
-use super::parts;
-use crate::{Error, Result, format::gguf::Metadata, limits};
+use super::{
+    divide::{PART, Seams, check_part},
+    ends::end_tokens,
+    parts::{self, Traits},
+};
+use crate::{Error, Result, foreign, format::gguf::Metadata, limits, threads};
 
 /// The whole of `tokenizer.json`.
 const JSON: &str = "tokenizer.huggingface.json";
+
+/// Bytes of it from which on it is parsed so that nobody has to wait: several times what those in use have.
+const LARGE: usize = 8 << 20;
 
 /// Splits text into tokens and puts them together again.
 ///
@@ -14,29 +26,43 @@ const JSON: &str = "tokenizer.huggingface.json";
 /// text; what is no UTF-8 becomes U+FFFD. So text that was shown never changes when more tokens arrive. Tokens that
 /// frame a text (begin, end, unknown, padding) have no text; other special tokens do.
 pub struct Tokenizer {
-    inner: tokenizers::Tokenizer,
+    pub(super) inner: tokenizers::Tokenizer,
     vocab: usize,
     bos: Option<u32>,
     eos: Option<u32>,
+    /// All that end a text.
+    ends: Vec<u32>,
+    pub(super) unknown: Option<u32>,
     add_bos: bool,
     /// Ids that decode to nothing.
     silent: Vec<u32>,
     /// Does the decoder take one space off the beginning of a text (as Llama's does)?
     strips_space: bool,
+    pub(super) traits: Traits,
+    seams: OnceLock<Seams>,
+    /// Ends the splitting of long texts.
+    pub(super) cancel: Option<Arc<AtomicBool>>,
+    encoded: AtomicU64,
 }
 
 impl Tokenizer {
     /// Reads the tokenizer out of a model file's metadata; `file` is the name for error messages.
     pub fn from_metadata(meta: &Metadata, file: &str) -> Result<Self> {
+        Self::from_metadata_until(meta, file, &AtomicBool::new(false))
+    }
+
+    /// [`Tokenizer::from_metadata`], ended by `cancel`.
+    pub fn from_metadata_until(meta: &Metadata, file: &str, cancel: &AtomicBool) -> Result<Self> {
         let json = meta.string(JSON).ok_or_else(|| Error::NoTokenizer(file.into()))?;
         let unusable = |what: String| Error::format(file, format!("has an unusable tokenizer: {what}"));
-        if let Some(what) = parts::objection(json) {
-            return Err(unusable(what));
+        // Those in use take a few hundredths of a second.
+        let (traits, inner) = if json.len() <= LARGE {
+            parse(json)
+        } else {
+            let json = json.to_owned();
+            threads::until(cancel, move || parse(&json))?
         }
-        let mut inner: tokenizers::Tokenizer =
-            json.parse().map_err(|e: tokenizers::Error| unusable(format!("tokenizer.json says {e}")))?;
-        inner.with_padding(None).with_truncation(None).map_err(|e| unusable(e.to_string()))?;
-        inner.with_post_processor(None::<PostProcessorWrapper>);
+        .map_err(unusable)?;
         let strips_space = match inner.get_decoder() {
             None => return Err(unusable("its tokenizer.json has no decoder".into())),
             // A token may then be a part of a character that no token text can hold.
@@ -45,7 +71,7 @@ impl Tokenizer {
                     "its tokens are byte-level (GPT-2's kind); Hymba's are SentencePiece-like".into(),
                 ));
             }
-            Some(decoder) => decoder.decode(vec!["▁a".into()]).is_ok_and(|text| text == "a"),
+            Some(decoder) => decoded(decoder, vec!["▁a".into()]).is_some_and(|text| text == "a"),
         };
         let id = |key: &str| meta.uint(&format!("tokenizer.ggml.{key}_token_id")).and_then(|v| u32::try_from(v).ok());
         Ok(Self {
@@ -53,36 +79,100 @@ impl Tokenizer {
             inner,
             bos: id("bos"),
             eos: id("eos"),
+            ends: end_tokens(meta).into_iter().filter_map(|id| u32::try_from(id).ok()).collect(),
+            unknown: id("unknown"),
             add_bos: meta.bool("tokenizer.ggml.add_bos_token").unwrap_or(true),
             silent: ["bos", "eos", "unknown", "padding"].into_iter().filter_map(id).collect(),
             strips_space,
+            traits,
+            seams: OnceLock::new(),
+            cancel: None,
+            encoded: AtomicU64::new(0),
+        })
+    }
+
+    /// Returns this tokenizer, whose splitting of long texts ends with [`Error::Cancelled`] once `cancel` is set.
+    pub fn cancelled_by(self, cancel: &Arc<AtomicBool>) -> Self {
+        Self { cancel: Some(cancel.clone()), ..self }
+    }
+
+    /// Returns how many tokens `text` makes at the least, at no cost to speak of; 0 where that can't be told.
+    pub fn least_tokens(&self, text: &str) -> usize {
+        if text.len() <= PART { 0 } else { self.seams().least_tokens(text) }
+    }
+
+    pub(super) fn seams(&self) -> &Seams {
+        self.seams.get_or_init(|| {
+            let vocabulary = self.inner.get_vocab(false);
+            let added = self.inner.get_added_tokens_decoder();
+            let keeps_all = self.traits.plain && self.traits.keeps_all;
+            Seams::new(
+                vocabulary.keys().map(String::as_str),
+                added.values().map(|token| token.content.as_str()),
+                keeps_all,
+            )
         })
     }
 
     /// The ids of `text`. The names of special tokens in it (`<s>`) become those tokens, as in llama.cpp and Hugging
     /// Face. `with_bos` puts the begin token in front, if the model wants one and the text does not name it itself.
     pub fn encode(&self, text: &str, with_bos: bool) -> Result<Vec<u32>> {
+        self.encode_until(text, with_bos, self.cancel.as_deref().unwrap_or(&AtomicBool::new(false)))
+    }
+
+    /// [`Tokenizer::encode`], ended by `cancel`.
+    pub fn encode_until(&self, text: &str, with_bos: bool, cancel: &AtomicBool) -> Result<Vec<u32>> {
         limits::check_prompt(text, "the text")?;
-        let encoding = self
-            .inner
-            .encode_fast(text, false)
-            .map_err(|e| Error::Request(format!("cannot split the text into tokens: {e}")))?;
-        let mut ids = encoding.get_ids().to_vec();
-        if let Some(bos) = self.bos.filter(|_| with_bos && self.add_bos)
+        let ids = self.split(text, cancel)?;
+        Ok(if with_bos { self.with_bos(ids) } else { ids })
+    }
+
+    /// `ids` with the begin token in front, if the model wants one and they do not begin with it.
+    pub fn with_bos(&self, mut ids: Vec<u32>) -> Vec<u32> {
+        if let Some(bos) = self.bos.filter(|_| self.add_bos)
             && ids.first() != Some(&bos)
         {
             ids.insert(0, bos);
         }
-        Ok(ids)
+        ids
     }
 
     /// The ids of `text` where it goes on after other text: without the begin token, and without the space that Llama's
     /// tokenizers put in front of a text.
     pub fn encode_more(&self, text: &str) -> Result<Vec<u32>> {
-        // Its byte is a token that joins with no other.
-        const BEFORE: &str = "\n";
         let (before, all) = (self.encode(BEFORE, false)?, self.encode(&format!("{BEFORE}{text}"), false)?);
         Ok(all.strip_prefix(&*before).map(Into::into).unwrap_or(self.encode(text, false)?))
+    }
+
+    /// The ids of a text of any length, a part at a time.
+    fn split(&self, text: &str, cancel: &AtomicBool) -> Result<Vec<u32>> {
+        if text.len() <= PART || !self.traits.plain {
+            return self.split_part(text);
+        }
+        let before = self.split_part(BEFORE)?;
+        let mut ids = Vec::new();
+        for part in self.seams().parts(text) {
+            Error::check_cancelled(cancel)?;
+            if ids.is_empty() {
+                ids = self.split_part(part)?;
+                continue;
+            }
+            // Not as the beginning of a text, which has a space in front.
+            let all = self.split_part(&format!("{BEFORE}{part}"))?;
+            match all.strip_prefix(&*before) {
+                Some(more) => ids.extend_from_slice(more),
+                None => return self.split_part(text),
+            }
+        }
+        Ok(ids)
+    }
+
+    fn split_part(&self, text: &str) -> Result<Vec<u32>> {
+        let failed = |what: String| Error::Request(format!("cannot split the text into tokens: {what}"));
+        check_part(text.len(), self.traits.growth).map_err(|what| Error::Request(format!("the text {what}")))?;
+        self.count_bytes(text);
+        let split = foreign::call(|| self.inner.encode_fast(text, false).map(|encoding| encoding.get_ids().to_vec()));
+        split.and_then(|split| split.map_err(|e| e.to_string())).map_err(failed)
     }
 
     /// The text of `ids`; ids beyond the vocabulary have none.
@@ -101,6 +191,25 @@ impl Tokenizer {
     /// The token that ends a text.
     pub fn eos(&self) -> Option<u32> {
         self.eos
+    }
+
+    /// The tokens that end a text.
+    pub fn ends(&self) -> &[u32] {
+        &self.ends
+    }
+
+    /// How many bytes of text were split into tokens so far: what it costs, for those who count it.
+    pub fn bytes_encoded(&self) -> u64 {
+        self.encoded.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn count_bytes(&self, text: &str) {
+        self.encoded.fetch_add(text.len() as u64, Ordering::Relaxed);
+    }
+
+    /// Is `id` the token of a byte?
+    pub(super) fn is_byte(&self, id: u32) -> bool {
+        self.inner.id_to_token(id).is_some_and(|token| byte_token(&token).is_some())
     }
 
     /// The name of a token, as templates may say it; empty if there is none.
@@ -129,12 +238,33 @@ impl Tokenizer {
         }
         // Something before it keeps the decoder from treating the token as the beginning of a text.
         const BEFORE: &str = "a";
-        let decoded = self.inner.get_decoder().and_then(|d| d.decode(vec![BEFORE.into(), token.clone()]).ok());
+        let decoded = self.inner.get_decoder().and_then(|d| decoded(d, vec![BEFORE.into(), token.clone()]));
         match decoded.as_deref().and_then(|text| text.strip_prefix(BEFORE)) {
             Some(text) => text.into(),
             None => token.into(),
         }
     }
+}
+
+/// Returns the tokenizer that `json` describes and what is known of it, or what makes it unusable.
+fn parse(json: &str) -> std::result::Result<(Traits, tokenizers::Tokenizer), String> {
+    let traits = parts::check(json)?;
+    let parsed = foreign::call(|| {
+        let mut inner: tokenizers::Tokenizer = json.parse()?;
+        inner.with_padding(None).with_truncation(None)?;
+        inner.with_post_processor(None::<PostProcessorWrapper>);
+        Ok(inner)
+    });
+    let inner = parsed.and_then(|parsed| parsed.map_err(|e: tokenizers::Error| e.to_string()));
+    Ok((traits, inner.map_err(|e| format!("tokenizer.json says {e}"))?))
+}
+
+/// Its byte is a token that joins with no other.
+const BEFORE: &str = "\n";
+
+/// The text that `decoder` makes of `tokens`, if it makes one.
+fn decoded(decoder: &DecoderWrapper, tokens: Vec<String>) -> Option<String> {
+    foreign::call(|| decoder.decode(tokens).ok()).ok()?
 }
 
 /// The byte that a token named like `<0x0A>` stands for.
@@ -194,6 +324,24 @@ pub(crate) mod tests {
         Tokenizer::from_metadata(&metadata(&json()), "small.gguf").unwrap()
     }
 
+    /// The same, with these tokens that end a text.
+    pub(crate) fn small_with_ends(ends: &[u32]) -> Tokenizer {
+        Tokenizer { ends: ends.into(), ..small() }
+    }
+
+    #[test]
+    fn several_tokens_may_end_a_text() {
+        let mut meta = metadata(&json());
+        let ends = |meta: &Metadata| Tokenizer::from_metadata(meta, "f").unwrap().ends().to_vec();
+        assert_eq!(ends(&meta), [2]);
+        meta.set("tokenizer.ggml.eot_token_id", 262u32);
+        assert_eq!(ends(&meta), [2, 262]);
+        meta.set("hymba.eos_token_ids", vec![262u64, 2, u64::MAX, 9]);
+        assert_eq!(ends(&meta), [2, 262, 9]);
+        meta.set("hymba.eos_token_ids", (0..1 << 20).collect::<Vec<u64>>());
+        assert!(ends(&meta).len() <= limits::ENDS + 2, "a list without end");
+    }
+
     #[test]
     fn encodes_with_and_without_the_begin_token() {
         let t = small();
@@ -218,6 +366,50 @@ pub(crate) mod tests {
         assert_eq!(t.encode_more("").unwrap(), [] as [u32; 0]);
         let whole = t.encode("ab ab", false).unwrap();
         assert_eq!([t.encode("ab", false).unwrap(), t.encode_more(" ab").unwrap()].concat(), whole);
+    }
+
+    /// A long text is split in parts, and the outcome is that of the library for the whole.
+    #[test]
+    fn parts_make_the_tokens_of_the_whole() {
+        let t = small();
+        let words = ["ab", " a", "a<extra_id_1>b", "é", "\n", "  ", "<s>", "ba", "▁b", "…"];
+        let mut state = 7usize;
+        let mut text = String::new();
+        while text.len() < 5 * PART {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            text += words[(state >> 33) % words.len()];
+        }
+        let whole = t.inner.encode_fast(&*text, false).unwrap();
+        assert!(t.seams().parts(&text).count() > 3);
+        assert_eq!(t.encode(&text, false).unwrap(), whole.get_ids());
+        let least = t.least_tokens(&text);
+        assert!(least > 0 && least <= whole.get_ids().len(), "{least}");
+    }
+
+    #[test]
+    fn splitting_ends_when_it_is_cancelled() {
+        let cancel = Arc::new(AtomicBool::new(true));
+        let t = small().cancelled_by(&cancel);
+        assert!(matches!(t.encode(&"ba".repeat(PART), true), Err(Error::Cancelled)));
+        assert!(t.encode("ba", true).is_ok(), "what takes no time is split even so");
+    }
+
+    /// What can't be divided would take memory and time without end.
+    #[test]
+    fn a_text_without_a_seam_has_a_limit() {
+        let said = small().encode(&"…".repeat(100_000), true).map(|ids| ids.len()).unwrap_err().to_string();
+        assert!(said.contains("has 300000 bytes without a place where it can be divided"), "{said}");
+        assert!(small().encode(&"ba".repeat(200_000), true).is_ok());
+    }
+
+    /// The library panics where a merge's second half is shorter than this prefix.
+    #[test]
+    fn what_makes_the_library_panic_is_refused() {
+        let mut value = json();
+        value["model"]["continuing_subword_prefix"] = "####".into();
+        let refusal = Tokenizer::from_metadata(&metadata(&value), "m.gguf").err().unwrap().to_string();
+        assert!(refusal.contains("continuing_subword_prefix"), "{refusal}");
+        assert!(foreign::call(|| value.to_string().parse::<tokenizers::Tokenizer>()).is_err(), "it panics no more");
     }
 
     #[test]

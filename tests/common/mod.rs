@@ -70,8 +70,8 @@ pub fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 
-/// What the binary says of a model that no flag names.
-const NOTICES: [&str; 2] = ["using the built-in demo", "first-layers.gguf, as HYMBA_MODEL says"];
+/// What the binary says of a model that no flag names, or that could chat.
+const NOTICES: [&str; 3] = ["using the built-in demo", "(from HYMBA_MODEL)", "has a chat template"];
 
 /// It fails with this code, in one sentence that holds all of `says`.
 #[track_caller]
@@ -79,7 +79,7 @@ pub fn fails(command: &mut Command, code: i32, says: &[&str]) {
     let Output { status, stderr, .. } = command.output().unwrap();
     let stderr = text(&stderr);
     assert_eq!(status.code(), Some(code), "{stderr}");
-    assert!(stderr.contains("hymba: ") && !stderr.contains("panicked"), "{stderr}");
+    assert!(stderr.contains("hymba: error: ") && !stderr.contains("panicked"), "{stderr}");
     for part in says {
         assert!(stderr.contains(part), "`{part}` is missing in: {stderr}");
     }

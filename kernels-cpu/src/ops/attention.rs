@@ -102,7 +102,7 @@ struct Sequence {
     first: Vec<usize>,
     end: Vec<usize>,
     /// Where in its tile the rest begins.
-    phase: usize,
+    tile_offset: usize,
 }
 
 impl Sequence {
@@ -121,14 +121,19 @@ impl Sequence {
             first.push(if seen > 0 { chunk - seen } else { chunk + own(token).start - start });
             end.push(chunk + own(token).end - start);
         }
-        let phase = (position + start).checked_sub(cached).expect("attention: rows from before the text") % ROWS;
-        Self { runs: [prefix, old, new, Run { chunk: true, first: start, rows: stop - start }], first, end, phase }
+        let tile_offset = (position + start).checked_sub(cached).expect("attention: rows from before the text") % ROWS;
+        Self {
+            runs: [prefix, old, new, Run { chunk: true, first: start, rows: stop - start }],
+            first,
+            end,
+            tile_offset,
+        }
     }
 
     /// Where tiles begin, and the end.
     fn tiles(&self) -> Vec<usize> {
         let [prefix, rows] = [self.runs[0].rows, self.rows()];
-        let rest = (prefix..prefix + 1).chain((prefix + ROWS - self.phase..rows).step_by(ROWS));
+        let rest = (prefix..prefix + 1).chain((prefix + ROWS - self.tile_offset..rows).step_by(ROWS));
         (0..prefix).step_by(ROWS).chain(rest).chain([rows]).collect()
     }
 
@@ -165,20 +170,20 @@ impl Cpu {
         let (kernels, heads) = (self.kernels, a.heads);
         let (y, stride) = (Shared(out.data.as_mut_ptr()), out.stride);
         let scale = 1.0 / (a.key_dim as f32).sqrt();
-        let turned = hk::HK_ATTEND_SCRATCH as usize * a.key_dim;
+        let keys_t = hk::HK_ATTEND_SCRATCH as usize * a.key_dim;
         // The call on tokens `t..` of a sequence, kv heads `h..`, with `scratch`; the caller says where parts go.
         let call = |s: &Sequence, t: usize, h: Range<usize>, scratch: *mut f32| {
             let runs = s.runs.map(|run| {
                 let [k, v] = if run.chunk { a.chunk } else { a.cache };
                 let [k_rows, v_rows] = rows(run);
-                let (k_apart, v_apart) = (k_rows * a.key_dim, v_rows * a.value_dim);
+                let (k_head_stride, v_head_stride) = (k_rows * a.key_dim, v_rows * a.value_dim);
                 let at = |rows: KvRows<'_>, i| if run.rows > 0 { rows.at(i) } else { std::ptr::null() };
                 hk::hk_rows {
-                    k: at(k, h.start * k_apart + run.first * a.key_dim),
-                    v: at(v, h.start * v_apart + run.first * a.value_dim),
+                    k: at(k, h.start * k_head_stride + run.first * a.key_dim),
+                    v: at(v, h.start * v_head_stride + run.first * a.value_dim),
                     rows: run.rows,
-                    k_apart,
-                    v_apart,
+                    k_head_stride,
+                    v_head_stride,
                 }
             });
             let args = hk::hk_attend {
@@ -194,10 +199,10 @@ impl Cpu {
                 n_runs: runs.len(),
                 from: 0,
                 to: s.rows(),
-                soon: s.rows(),
-                begun: 0,
+                prefetch_end: s.rows(),
+                prefetched: 0,
                 prefix: s.runs[0].rows,
-                phase: s.phase,
+                tile_offset: s.tile_offset,
                 first: s.first.as_ptr(),
                 end: s.end.as_ptr(),
                 scale,
@@ -218,7 +223,7 @@ impl Cpu {
             let (tiles, part) = (&s.tiles(), heads * (a.value_dim + 2));
             let cuts = &cut(tiles, a.kv_heads, self.pool.threads());
             let (tasks, parts) = (cuts.len() - 1, tiles.len() - 1);
-            let room = turned.max(heads * hk::HK_ATTEND_SCORES as usize);
+            let room = keys_t.max(heads * hk::HK_ATTEND_SCORES as usize);
             let n = self.pool.threads() * room;
             self.scores.resize(self.scores.len().max(n + parts * part), 0.0);
             let scratch = Shared(self.scores.as_mut_ptr());
@@ -232,8 +237,8 @@ impl Cpu {
                     args.runs = kv.as_ptr();
                     (args.from, args.to) = (tiles[tile.start], tiles[tile.end]);
                     let all = h.len() == a.kv_heads;
-                    args.soon = if all { tiles[whole.end] } else { args.to };
-                    args.begun = i32::from(all && tile.start > whole.start);
+                    args.prefetch_end = if all { tiles[whole.end] } else { args.to };
+                    args.prefetched = i32::from(all && tile.start > whole.start);
                     args.tile_stride = part;
                     let (first, at) = (h.start * group, n + tile.start * part);
                     args.max = scratch.at(at + first);
@@ -246,14 +251,14 @@ impl Cpu {
                 let h = head * group;
                 let (max, sum) = (scratch.at(n + h), scratch.at(n + heads + h));
                 let (values, y) = (scratch.at(n + 2 * heads + h * a.value_dim), y.at(h * a.value_dim));
-                call!(kernels, attend_merge(max, sum, part, values, part, parts, group, a.value_dim, y));
+                call!(kernels, combine_partials(max, sum, part, values, part, parts, group, a.value_dim, y));
             });
             return;
         }
 
-        // Many tokens: those of a tile share each row of keys, once it is turned.
+        // Many tokens: those of a tile share each row of keys, once it is transposed.
         let tile = (PREFILL_QUERIES / group).max(1);
-        let each = turned + 2 * tile * group;
+        let each = keys_t + 2 * tile * group;
         self.scores.resize(self.scores.len().max(self.pool.threads() * each), 0.0);
         let scratch = Shared(self.scores.as_mut_ptr());
         let sequences: Vec<_> = a.visible.chunks(tile).map(|visible| Sequence::new(visible, a.position)).collect();
@@ -265,13 +270,13 @@ impl Cpu {
             let (s, t, scratch) = (&sequences[i], i * tile, scratch.at(thread * each));
             let (mut args, runs) = call(s, t, head..head + 1, scratch);
             args.runs = runs.as_ptr();
-            args.max = scratch.wrapping_add(turned);
+            args.max = scratch.wrapping_add(keys_t);
             args.sum = args.max.wrapping_add(tile * group);
             call!(kernels, attend(&args));
             for t in 0..s.first.len() {
                 let out = args.out.wrapping_add(t * stride);
                 let (max, sum) = (args.max.wrapping_add(t * group), args.sum.wrapping_add(t * group));
-                call!(kernels, attend_merge(max, sum, 0, out, 0, 1, group, a.value_dim, out));
+                call!(kernels, combine_partials(max, sum, 0, out, 0, 1, group, a.value_dim, out));
             }
         });
     }

@@ -65,7 +65,7 @@ impl Bench {
         let (x, y) = (m.buffer(&vec![1.0; cols]), m.buffer(&vec![0.0; rows]));
         self.time(&mut m, &format!("{name} {rows}x{cols} {format:?}"), bytes + 4 * (rows + cols), copies, |m, i| {
             let w = matrix_weight(format, rows, cols, m.bytes(&all[i]));
-            m.gpu.matmul(w, row(&x, cols), row(&y, rows), false);
+            m.gpu.matmul(w, row(&x, cols), row(&y, rows), false, true);
         })
     }
 }
@@ -135,8 +135,9 @@ fn scan_and_conv(b: &Bench) {
     let rates: Vec<_> = (0..copies).map(|_| weights.add_floats(&vec![-1.0; INNER * STATES])).collect();
     let (ones, taps) = (weights.add_floats(&vec![1.0; INNER]), weights.add_floats(&vec![0.5; 4 * INNER]));
     let mut m = weights.machine_on(device(&b.stopwatch));
-    let states: Vec<_> = (0..copies).map(|_| m.buffer(&vec![0.1; INNER * STATES])).collect();
-    let pasts: Vec<_> = (0..copies).map(|_| m.buffer(&vec![0.1; 3 * INNER])).collect();
+    let [states, next_states] =
+        [0; 2].map(|_| (0..copies).map(|_| m.buffer(&vec![0.1; INNER * STATES])).collect::<Vec<_>>());
+    let [pasts, next_pasts] = [0; 2].map(|_| (0..copies).map(|_| m.buffer(&vec![0.1; 3 * INNER])).collect::<Vec<_>>());
     let [dt, u, gate, y] = [0; 4].map(|_| m.buffer(&vec![0.1; INNER]));
     let bc = m.buffer(&[0.1; 2 * STATES]);
     b.time(&mut m, "scan, one token", 4 * (3 * INNER * STATES + 6 * INNER), copies, |m, i| {
@@ -150,11 +151,11 @@ fn scan_and_conv(b: &Bench) {
             a: m.floats(&rates[i]),
             d: m.floats(&ones),
         };
-        m.gpu.scan(&args, &states[i], row(&y, INNER));
+        m.gpu.scan(&args, &states[i], &next_states[i], row(&y, INNER));
     });
     b.time(&mut m, "conv and SiLU, one token", 4 * (3 + 3 + 4 + 2) * INNER, copies, |m, i| {
         let args = Conv { u: row(&u, INNER), weight: m.floats(&taps), bias: None };
-        m.gpu.conv_silu(&args, &pasts[i], row(&y, INNER));
+        m.gpu.conv_silu(&args, &pasts[i], &next_pasts[i], row(&y, INNER));
     });
 }
 
@@ -182,6 +183,7 @@ fn attention(b: &Bench, rows: usize) {
             chunk: [&chunk[0], &chunk[1]],
             half: true,
             visible: &visible,
+            decode: true,
         };
         m.gpu.attention(&args, row(&y, heads * value_dim));
     });

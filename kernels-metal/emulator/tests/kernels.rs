@@ -9,7 +9,7 @@ mod common;
 use common::*;
 use half::f16;
 use hymba_kernels_cpu as cpu;
-use hymba_kernels_metal::{Attention, Conv, Format, Run, Scan};
+use hymba_kernels_metal::{Attention, Conv, Format, Run, Scan, View};
 use rand::RngExt;
 use std::num::NonZeroUsize;
 
@@ -48,7 +48,7 @@ fn products() {
                     let start = if accumulate { &before[..] } else { &[] };
                     let output = m.matrix(&mut rng, tokens, rows, false, start);
                     let w = matrix_weight(format, rows, cols, m.bytes(&w));
-                    m.gpu.matmul(w, input.view(), output.view(), accumulate);
+                    m.gpu.matmul(w, input.view(), output.view(), accumulate, false);
                     let got = m.read(&output);
                     let (mut want, mut sizes) = (Vec::new(), Vec::new());
                     for (t, x) in x.chunks(cols).enumerate() {
@@ -62,6 +62,37 @@ fn products() {
                     close(&what, &got, &want, |i| sizes[i], 1e-6);
                 }
             }
+        }
+    }
+}
+
+/// Tokens of a decode segment, on their way through one read of the weights or several.
+#[test]
+fn products_of_decode_segments_have_the_bits_of_single_tokens() {
+    let mut rng = rng(11);
+    for format in FORMATS {
+        let quantized = format as u32 >= Format::Q8_0 as u32;
+        let emulated = std::env::var_os("HYMBA_TEST_RUNNER").is_some();
+        for &tokens in if emulated { &[3, 8][..] } else { &[2, 3, 4, 5, 7, 8, 11] } {
+            let rows = rng.random_range(1..150usize);
+            let cols = if quantized { 32 * rng.random_range(1..20usize) } else { rng.random_range(1..300usize) };
+            let (bytes, _) = weight(&mut rng, format, rows, cols);
+            let mut weights = Weights::default();
+            let w = weights.add(&bytes);
+            let mut m = weights.machine();
+            let x = random(&mut rng, tokens * cols, 1.0);
+            let input = m.matrix(&mut rng, tokens, cols, true, &x);
+            let [output, alone] = [0; 2].map(|_| m.matrix(&mut rng, tokens, rows, false, &[]));
+            let w = matrix_weight(format, rows, cols, m.bytes(&w));
+            m.gpu.matmul(w, input.view(), output.view(), false, true);
+            for t in 0..tokens {
+                let [x, y] = [&input, &alone].map(|matrix| {
+                    let view = matrix.view();
+                    View { rows: 1, start: view.start + t * view.stride, ..view }
+                });
+                m.gpu.matmul(w, x, y, false, true);
+            }
+            assert_eq!(m.read(&output), m.read(&alone), "{format:?} {rows}x{cols}, {tokens} tokens");
         }
     }
 }
@@ -207,19 +238,21 @@ fn convolution() {
             let (w, b) = (weights.add_floats(&weight), weights.add_floats(&bias));
             let mut m = weights.machine();
             for with_bias in [true, false] {
-                let mut state = random(&mut rng, (taps - 1) * channels, 2.0);
+                let state = random(&mut rng, (taps - 1) * channels, 2.0);
+                let mut next = vec![0.0; state.len()];
                 let u = random(&mut rng, tokens * channels, 2.0);
-                let gpu_state = m.buffer(&state);
+                let [gpu_state, gpu_next] = [&state, &next].map(|values| m.buffer(values));
                 let input = m.matrix(&mut rng, tokens, channels, false, &u);
                 let out = m.matrix(&mut rng, tokens, channels, false, &[]);
                 let (w, b) = (m.floats(&w), m.floats(&b));
                 let args = Conv { u: input.view(), weight: w, bias: with_bias.then_some(b) };
-                m.gpu.conv_silu(&args, &gpu_state, out.view());
+                m.gpu.conv_silu(&args, &gpu_state, &gpu_next, out.view());
                 let got = m.read(&out);
                 let mut want = vec![0.0; tokens * channels];
                 let args = cpu::Conv { u: mat(&u, channels), weight: &weight, bias: with_bias.then_some(&bias) };
-                reference().conv_silu(&args, &mut state, mat_mut(&mut want, channels));
+                reference().conv_silu(&args, &state, &mut next, mat_mut(&mut want, channels));
                 close("conv_silu", &got, &want, |_| 1.0, 2e-6);
+                assert_eq!(read(&gpu_next, next.len()), next, "{tokens} tokens, {taps} taps");
                 assert_eq!(read(&gpu_state, state.len()), state, "{tokens} tokens, {taps} taps");
             }
         }
@@ -240,8 +273,8 @@ fn selective_scan() {
             let dt = random(&mut rng, tokens * channels, 4.0);
             let (u, gate) = (random(&mut rng, tokens * channels, 2.0), random(&mut rng, tokens * channels, 2.0));
             let bc = random(&mut rng, tokens * 2 * states, 1.0);
-            let mut h = random(&mut rng, channels * states, 1.0);
-            let gpu_h = m.buffer(&h);
+            let (h, mut next) = (random(&mut rng, channels * states, 1.0), vec![0.0; channels * states]);
+            let [gpu_h, gpu_next] = [&h, &next].map(|values| m.buffer(values));
             let [gpu_dt, gpu_u, gpu_gate] = [&dt, &u, &gate].map(|v| m.matrix(&mut rng, tokens, channels, false, v));
             let gpu_bc = m.buffer(&bc);
             let part = |start| hymba_kernels_metal::View {
@@ -262,7 +295,7 @@ fn selective_scan() {
                 a: m.floats(&wa),
                 d: m.floats(&wd),
             };
-            m.gpu.scan(&args, &gpu_h, out.view());
+            m.gpu.scan(&args, &gpu_h, &gpu_next, out.view());
             let got = m.read(&out);
             let mut want = vec![0.0; tokens * channels];
             let cpu_part = |start| cpu::Mat::new(&bc, tokens, start, states, 2 * states);
@@ -276,10 +309,11 @@ fn selective_scan() {
                 a: &a,
                 d: &d,
             };
-            reference().scan(&args, &mut h, mat_mut(&mut want, channels));
+            reference().scan(&args, &h, &mut next, mat_mut(&mut want, channels));
             let what = format!("{tokens} tokens, {channels} channels of {states} states");
             close(&what, &got, &want, |_| 5.0, 2e-6);
-            close(&what, &read(&gpu_h, h.len()), &h, |_| 5.0, 2e-6);
+            close(&what, &read(&gpu_next, next.len()), &next, |_| 5.0, 2e-6);
+            assert_eq!(read(&gpu_h, h.len()), h, "{what}");
         }
     }
 }
@@ -368,9 +402,20 @@ fn attention() {
                     chunk: [&buffers[2], &buffers[3]],
                     half,
                     visible: &runs,
+                    decode: false,
                 };
                 m.gpu.attention(&args, out.view());
                 let got = m.read(&out);
+                // in a decode segment every token has the bits that it has alone
+                m.gpu.attention(&Attention { decode: true, ..args }, out.view());
+                let together = m.read(&out);
+                for t in 0..tokens {
+                    let [q, one] = [queries.view(), out.view()];
+                    let q = View { rows: 1, start: q.start + t * q.stride, ..q };
+                    let one = View { rows: 1, start: one.start + t * one.stride, ..one };
+                    m.gpu.attention(&Attention { q, visible: &runs[t..t + 1], decode: true, ..args }, one);
+                }
+                assert_eq!(m.read(&out), together, "{tokens} tokens, each alone");
                 let kept = |(values, bits): &(Vec<f32>, Vec<u16>), dim| {
                     (by_head(values, kv_heads, dim), by_head(bits, kv_heads, dim))
                 };

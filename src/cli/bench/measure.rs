@@ -9,7 +9,11 @@ use std::{
 use hymba::{
     Error, Result,
     backend::Profile,
-    engine::{Model, Roofline, Session},
+    engine::{
+        Model, Roofline, Session, Text,
+        batch::{Read, Wanted},
+    },
+    forward::Phase,
     sample::{Sampler, SamplingParams},
     system,
 };
@@ -34,13 +38,28 @@ pub enum Kind {
     Prefill,
     Decode,
     FirstToken,
+    /// Texts that are decoded together, so many of them.
+    Together(usize),
+    /// Passes of one decode segment.
+    Verify,
 }
+
+/// Passes of a run of [`Kind::Verify`].
+const VERIFICATIONS: usize = 8;
 
 impl Plan {
     /// Tokens of text that the longest test needs.
     pub fn context(&self) -> usize {
-        let longest = self.tests.iter().map(|t| t.1).max().unwrap_or(1);
+        let needs =
+            |&(kind, tokens): &(Kind, usize)| if kind == Kind::Verify { tokens * VERIFICATIONS } else { tokens };
+        let longest = self.tests.iter().map(needs).max().unwrap_or(1);
         self.depths.iter().max().unwrap_or(&0) + longest
+    }
+
+    /// Texts that are decoded together at most.
+    fn texts(&self) -> usize {
+        let texts = |&(kind, _): &(Kind, usize)| if let Kind::Together(texts) = kind { texts } else { 1 };
+        self.tests.iter().map(texts).max().unwrap_or(1)
     }
 
     /// Runs of tests, for the bar.
@@ -80,13 +99,31 @@ impl Row {
             Kind::Prefill => format!("pp{}", self.tokens),
             Kind::Decode => format!("tg{}", self.tokens),
             Kind::FirstToken => format!("ttft {}", self.tokens),
+            Kind::Together(texts) => format!("tg{} b{texts}", self.tokens),
+            Kind::Verify => format!("verify {}", self.tokens),
         };
         if self.depth == 0 { name } else { format!("{name} @ d{}", self.depth) }
     }
 
-    /// What bounds this test: reads of memory in decode, 8-bit multiply-adds else. In the unit of the work a second.
+    /// Texts that were decoded together.
+    pub fn texts(&self) -> usize {
+        if let Kind::Together(texts) = self.kind { texts } else { 1 }
+    }
+
+    /// Milliseconds of a pass of a decode segment.
+    pub fn pass_milliseconds(&self) -> Option<f64> {
+        let values = self.values();
+        let mean = values.iter().sum::<f64>() / values.len() as f64;
+        (self.kind == Kind::Verify).then_some(1e3 * self.tokens as f64 / mean)
+    }
+
+    /// What bounds this test: reads of memory where little is computed with them, 8-bit multiply-adds else. In the unit of
+    /// the work a second.
     fn bound(&self, limits: &Roofline) -> f64 {
-        if self.kind == Kind::Decode { limits.read_bytes } else { limits.int8_macs }
+        match self.kind {
+            Kind::Prefill | Kind::FirstToken => limits.int8_macs,
+            Kind::Decode | Kind::Together(_) | Kind::Verify => limits.read_bytes,
+        }
     }
 
     /// Did the limit stay during the run?
@@ -113,7 +150,8 @@ impl Row {
     fn value(&self, run: &Run) -> f64 {
         match self.kind {
             Kind::FirstToken => run.time.as_secs_f64() * 1e3,
-            _ => self.tokens as f64 / run.time.as_secs_f64(),
+            Kind::Verify => (VERIFICATIONS * self.tokens) as f64 / run.time.as_secs_f64(),
+            _ => (self.texts() * self.tokens) as f64 / run.time.as_secs_f64(),
         }
     }
 
@@ -125,7 +163,7 @@ impl Row {
 
     /// The runs' mean share of the limit around them.
     pub fn share(&self) -> Option<f64> {
-        if self.kind == Kind::FirstToken {
+        if !matches!(self.kind, Kind::Prefill | Kind::Decode) {
             return None;
         }
         let runs = self.steady();
@@ -176,7 +214,10 @@ pub fn measure(
         if depth > 0 {
             session.prefill(&text(depth), cancel)?;
         }
-        let point = session.checkpoint(false)?;
+        let point = session.checkpoint(plan.texts() > 1)?;
+        let (batch, first) = session.parts();
+        let room = (first.context(), first.cache_type());
+        let mut others: Vec<Text> = (1..plan.texts()).map(|_| batch.text(room.0, room.1)).collect::<Result<_>>()?;
         bar.inc(1);
         for &threads in &plan.threads {
             session.set_threads(NonZeroUsize::new(threads).unwrap_or(NonZeroUsize::MIN));
@@ -203,11 +244,14 @@ pub fn measure(
                 bar.set_message(format!("{} on {threads} threads", row.name()));
                 for run in 0..=plan.repeat {
                     session.restore(&point);
+                    let others = &mut others[..row.texts() - 1];
+                    others.iter_mut().for_each(|text| session.parts().0.restore(text, &point));
                     session.measure(plan.profile);
                     let before = after;
-                    let (time, sampling) = once(session, kind, &prompt, cancel)?;
+                    let (time, sampling) = once((session, others), kind, &prompt, cancel)?;
                     let profile = plan.profile.then(|| (session.profile(), sampling));
                     session.measure(false);
+                    Error::check_cancelled(cancel)?;
                     after = session.roofline();
                     if run > 0 {
                         row.runs.push(Run { time, profile, before, after });
@@ -233,8 +277,14 @@ pub fn measure(
     })
 }
 
-/// One run of a test: how long it took, and how much of that went to choosing tokens.
-fn once(session: &mut Session<'_>, kind: Kind, prompt: &[u32], cancel: &AtomicBool) -> Result<(Duration, Duration)> {
+/// One run of a test, with other texts if they are decoded together: how long it took, and how much of that went to
+/// choosing tokens.
+fn once(
+    (session, others): (&mut Session<'_>, &mut [Text]),
+    kind: Kind,
+    prompt: &[u32],
+    cancel: &AtomicBool,
+) -> Result<(Duration, Duration)> {
     let mut sampler = Sampler::new(SamplingParams::default(), 0);
     let mut sampling = Duration::ZERO;
     let mut choose = |logits: &[f32], history: &[u32]| {
@@ -253,6 +303,37 @@ fn once(session: &mut Session<'_>, kind: Kind, prompt: &[u32], cancel: &AtomicBo
                 Error::check_cancelled(cancel)?;
                 let id = choose(session.decode(history[history.len() - 1])?, &history);
                 history.push(id);
+            }
+        }
+        Kind::Together(texts) => {
+            let (batch, first) = session.parts();
+            let mut ids = vec![prompt[0]; texts];
+            for _ in 0..prompt.len() {
+                Error::check_cancelled(cancel)?;
+                let texts = [&mut *first].into_iter().chain(&mut *others);
+                let read = |(text, id)| Read {
+                    text,
+                    ids: std::slice::from_ref(id),
+                    phase: Phase::Decode,
+                    logits: Wanted::Last,
+                    cancel: None,
+                };
+                let mut pass = batch.run(texts.zip(&ids).map(read))?;
+                let mut next = Vec::with_capacity(ids.len());
+                for i in 0..ids.len() {
+                    next.push(choose(pass.logits(i)?, &[]));
+                    pass.commit(i, 1);
+                }
+                drop(pass);
+                ids = next;
+            }
+        }
+        Kind::Verify => {
+            for _ in 0..VERIFICATIONS {
+                Error::check_cancelled(cancel)?;
+                let mut pass = session.verify(prompt, None)?;
+                pass.logits(0)?;
+                pass.commit(0, prompt.len());
             }
         }
     }

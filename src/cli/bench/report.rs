@@ -9,6 +9,7 @@ use hymba::{
 use serde_json::{Value, json};
 
 use super::measure::{Kind, Results, Row};
+use crate::cli::json::JSON_VERSION;
 
 /// Mean, sample deviation, least and greatest.
 fn spread(values: &[f64]) -> [f64; 4] {
@@ -47,6 +48,26 @@ pub fn markdown(results: &Results) -> String {
             row.steady().len(),
             if row.restless() { " !" } else { "" }
         );
+    }
+    if results.rows.iter().any(|r| matches!(r.kind, Kind::Together(_))) {
+        let _ = writeln!(
+            out,
+            "\n| decoded together | threads | texts | tok/s of all | tok/s of each |\n|---|---|---|---|---|"
+        );
+        for row in results.rows.iter().filter(|r| matches!(r.kind, Kind::Together(_))) {
+            let ([mean, ..], texts) = (spread(&row.values()), row.texts());
+            let each = mean / texts as f64;
+            let _ = writeln!(out, "| {} | {} | {texts} | {mean:.2} | {each:.2} |", row.name(), row.threads);
+        }
+    }
+    let passes = || results.rows.iter().filter_map(|row| Some((row, row.pass_milliseconds()?)));
+    if passes().next().is_some() {
+        let _ = writeln!(out, "\n| decode segment | threads | ms a pass | of one token's |\n|---|---|---|---|");
+        for (row, time) in passes() {
+            let same = |one: &&(&Row, f64)| (one.0.tokens, one.0.threads, one.0.depth) == (1, row.threads, row.depth);
+            let one = passes().find(|one| same(&one)).map_or("".into(), |(_, one)| format!("{:.2}", time / one));
+            let _ = writeln!(out, "| {} | {} | {time:.2} | {one} |", row.name(), row.threads);
+        }
     }
     if results.rows.iter().any(|r| profile(r).is_some()) {
         let names: Vec<_> = Operation::ALL.iter().map(|o| o.1).chain(["sampling", "waiting"]).collect();
@@ -116,6 +137,7 @@ pub fn row_json(row: &Row) -> Value {
     let [mean, deviation, min, max] = spread(&row.values());
     let numbers = json!({"mean": mean, "deviation": deviation, "min": min, "max": max, "runs": row.values()});
     let mut object = json!({
+        "version": JSON_VERSION,
         "test": row.name(),
         "depth": row.depth,
         "threads": row.threads,
@@ -123,6 +145,12 @@ pub fn row_json(row: &Row) -> Value {
         "runs_left_out": row.runs.len() - row.steady().len(),
         "restless": row.restless(),
     });
+    if let Kind::Together(texts) = row.kind {
+        object["texts"] = json!(texts);
+    }
+    if let Some(time) = row.pass_milliseconds() {
+        object["pass_milliseconds"] = json!(time);
+    }
     match row.kind {
         Kind::FirstToken => object["milliseconds"] = numbers,
         _ => object["tokens_per_second"] = numbers,
@@ -154,7 +182,8 @@ pub fn json(results: &Results) -> Value {
         .flat_map(|l| [limit(l.threads, l.depth, "before", l.before), limit(l.threads, l.depth, "after", l.after)])
         .collect();
     json!({
-        "version": env!("CARGO_PKG_VERSION"),
+        "version": JSON_VERSION,
+        "program_version": env!("CARGO_PKG_VERSION"),
         "model": results.model,
         "kernels": results.kernels,
         "weight_bytes_per_token": results.weight_bytes,

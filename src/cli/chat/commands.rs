@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
-use hymba::sample::Setting;
+use hymba::{engine::conversation::Overflow, limits, sample::Setting};
+
+use crate::cli::wording::nearest;
 
 /// A command, parsed.
 #[derive(Clone, Debug, PartialEq)]
@@ -13,6 +15,8 @@ pub enum Command {
     System(Option<String>),
     Set(Option<Knob>),
     Show,
+    /// The last turns; all, if there is no number.
+    History(Option<usize>),
     Undo(usize),
     Regen,
     Edit(Option<String>),
@@ -31,29 +35,33 @@ pub enum Knob {
     Seed(u64),
     /// Tokens of a reply at most.
     Predict(Option<usize>),
+    /// Tokens of the context.
+    Context(usize),
+    Overflow(Overflow),
 }
 
 /// Name, what comes after it, and what it does; in the order in which /help lists them.
-pub const COMMANDS: [(&str, &str, &str); 14] = [
+pub const COMMANDS: [(&str, &str, &str); 15] = [
     ("help", "", "list the commands"),
-    ("exit", "", "leave (also Ctrl-D)"),
-    ("clear", "", "forget what was said"),
-    ("system", "[TEXT]", "what the model should be; without TEXT: nothing"),
-    ("set", "[NAME VALUE]", "a sampling flag, seed or predict: /set temp 0.7"),
-    ("show", "", "settings, context, memory and speed"),
-    ("undo", "[N]", "take back the last N turns"),
-    ("regen", "", "another reply to the last message"),
-    ("edit", "[TEXT]", "change the last message and hear a new reply"),
-    ("save", "[--force] FILE", "write the conversation to a file; --force: over a file of another kind too"),
-    ("load", "FILE", "go on with a conversation from a file"),
-    ("read", "FILE", "put a file's text before the next message"),
-    ("branch", "[NAME]", "go on as a second continuation; without NAME: list them"),
-    ("switch", "NAME", "go to another continuation"),
+    ("exit", "", "exit (also Ctrl-D)"),
+    ("clear", "", "clear the conversation"),
+    ("system", "[TEXT]", "set the system prompt; without TEXT: remove it"),
+    ("set", "[NAME VALUE]", "change a setting: /set temp 0.7; without NAME: show them"),
+    ("show", "", "show settings, context, memory and speed"),
+    ("history", "[N]", "show the conversation, or its last N turns"),
+    ("undo", "[N]", "undo the last turn, or the last N"),
+    ("regen", "", "regenerate the last reply"),
+    ("edit", "[TEXT]", "edit the last message and regenerate the reply"),
+    ("save", "[--force] FILE", "save the conversation; --force: replace a file of another kind"),
+    ("load", "FILE", "load a conversation"),
+    ("read", "FILE", "attach a file to the next message"),
+    ("branch", "[NAME]", "create a branch; without NAME: list them"),
+    ("switch", "NAME", "switch to a branch"),
 ];
 
 /// Names that /set knows.
 pub fn knobs() -> impl Iterator<Item = &'static str> {
-    Setting::ALL.map(Setting::name).into_iter().chain(["seed", "predict"])
+    Setting::ALL.map(Setting::name).into_iter().chain(["seed", "predict", "context", "overflow"])
 }
 
 impl Command {
@@ -72,12 +80,14 @@ impl Command {
         };
         let file = || text().map(|text| path(&text)).ok_or_else(usage);
         let alone =
-            |command| if argument.is_empty() { Ok(command) } else { Err(format!("/{name} takes nothing more")) };
+            |command| if argument.is_empty() { Ok(command) } else { Err(format!("/{name} takes no arguments")) };
         match name {
             "help" | "?" => alone(Self::Help),
-            "exit" | "quit" => alone(Self::Exit),
+            "exit" | "quit" | "bye" => alone(Self::Exit),
             "clear" => alone(Self::Clear),
             "show" => alone(Self::Show),
+            "history" if argument.is_empty() => Ok(Self::History(None)),
+            "history" => number(name, argument).map(|turns| Self::History(Some(turns))),
             "regen" => alone(Self::Regen),
             "system" => Ok(Self::System(text())),
             "edit" => Ok(Self::Edit(text())),
@@ -90,29 +100,54 @@ impl Command {
             "load" => file().map(Self::Load),
             "read" => file().map(Self::Read),
             "undo" if argument.is_empty() => Ok(Self::Undo(1)),
-            "undo" => argument.parse().map(Self::Undo).map_err(|_| format!("/undo {argument}: a number is needed")),
+            "undo" => number(name, argument).map(Self::Undo),
             "set" if argument.is_empty() => Ok(Self::Set(None)),
             "set" => knob(argument).map(|knob| Self::Set(Some(knob))),
-            _ => Err(format!("there is no command /{name}; /help lists them, and // begins a message with a slash")),
+            _ => {
+                let meant = nearest(name, COMMANDS.iter().map(|command| command.0));
+                let hint = meant.map_or_else(|| "try /help".into(), |meant| format!("did you mean /{meant}?"));
+                Err(format!("unknown command /{name}; {hint} (to send a leading slash, type //)"))
+            }
         }
     }
 }
 
+fn number(name: &str, argument: &str) -> Result<usize, String> {
+    argument.parse().map_err(|_| format!("/{name} {argument}: must be a whole number"))
+}
+
 fn knob(text: &str) -> Result<Knob, String> {
+    let text = text.strip_prefix("parameter ").map_or(text, str::trim_start); // ollama's way to say it
     let (name, value) = text.split_once(['=', ' ']).unwrap_or((text, ""));
     let (name, value) = (name.trim_start_matches('-').replace('_', "-"), value.trim());
-    let number = || value.parse::<f64>().map_err(|_| format!("/set {name} {value}: a number is needed"));
+    let refuse = |must: &str| format!("/set {name} {value}: must be {must}");
+    let number = || value.parse::<f64>().map_err(|_| refuse("a number"));
     match &*name {
-        "seed" => value.parse().map(Knob::Seed).map_err(|_| format!("/set seed {value}: a whole number is needed")),
-        "predict" | "n" => match number()? {
+        "seed" => value.parse().map(Knob::Seed).map_err(|_| refuse("a whole number")),
+        "predict" | "n" | "num-predict" | "n-predict" | "max-tokens" => match number()? {
             -1.0 => Ok(Knob::Predict(None)),
             n if n >= 0.0 && n.fract() == 0.0 => Ok(Knob::Predict(Some(n as usize))),
-            _ => Err(format!("/set {name} {value}: a whole number is needed, or -1")),
+            _ => Err(refuse("a whole number, or -1 for no limit")),
         },
-        _ => match Setting::ALL.into_iter().find(|setting| setting.name() == name) {
-            Some(setting) => Ok(Knob::Sampling(setting, number()?)),
-            None => Err(format!("there is no setting `{name}`; there is {}", knobs().collect::<Vec<_>>().join(", "))),
+        "context" | "c" | "ctx-size" | "num-ctx" => match value.parse() {
+            Ok(tokens @ 1..=limits::CONTEXT) => Ok(Knob::Context(tokens)),
+            _ => Err(refuse(&format!("a whole number from 1 to {}", limits::CONTEXT))),
         },
+        "overflow" => match value {
+            "stop" => Ok(Knob::Overflow(Overflow::Stop)),
+            "slide" => Ok(Knob::Overflow(Overflow::Slide)),
+            _ => Err(refuse("stop or slide")),
+        },
+        _ => {
+            let known = match &*name {
+                "temperature" => "temp",
+                other => other,
+            };
+            match Setting::ALL.into_iter().find(|setting| setting.name() == known) {
+                Some(setting) => Ok(Knob::Sampling(setting, number()?)),
+                None => Err(format!("unknown setting `{name}`; available: {}", knobs().collect::<Vec<_>>().join(", "))),
+            }
+        }
     }
 }
 
@@ -145,17 +180,29 @@ mod tests {
         assert_eq!(parse("/set --top_k=5"), Some(Command::Set(Some(Knob::Sampling(Setting::TopK, 5.0)))));
         assert_eq!(parse("/set seed 7"), Some(Command::Set(Some(Knob::Seed(7)))));
         assert_eq!(parse("/set n -1"), Some(Command::Set(Some(Knob::Predict(None)))));
+        assert_eq!(parse("/set context 4096"), Some(Command::Set(Some(Knob::Context(4096)))));
+        assert_eq!(parse("/set overflow slide"), Some(Command::Set(Some(Knob::Overflow(Overflow::Slide)))));
+        let temperature = Some(Command::Set(Some(Knob::Sampling(Setting::Temperature, 0.5))));
+        assert_eq!(parse("/set parameter temperature 0.5"), temperature);
+        assert_eq!(
+            (parse("/history"), parse("/history 2")),
+            (Some(Command::History(None)), Some(Command::History(Some(2))))
+        );
+        assert_eq!(parse("/bye"), Some(Command::Exit));
     }
 
     #[test]
     fn what_is_wrong_is_said() {
         let refusal = |line| Command::parse(line).unwrap().unwrap_err();
-        assert!(refusal("/hlep").contains("no command /hlep"));
+        assert!(refusal("/hlep").starts_with("unknown command /hlep; did you mean /help?"));
+        assert!(refusal("/frobnicate").starts_with("unknown command /frobnicate; try /help"));
         assert!(refusal("/").contains("/help"));
         assert!(refusal("/undo x").contains("number"));
         assert!(refusal("/load").starts_with("/load FILE"));
-        assert!(refusal("/show me").contains("nothing more"));
-        assert!(refusal("/set temperature 1").contains("temp, top-k"));
+        assert!(refusal("/show me").contains("no arguments"));
+        assert!(refusal("/set heat 1").contains("temp, top-k"));
+        assert!(refusal("/set context 0").contains("from 1 to"));
+        assert!(refusal("/set overflow wrap").ends_with("must be stop or slide"));
         assert!(refusal("/set seed -1").contains("whole number"));
     }
 }

@@ -1,6 +1,7 @@
 //! The line editor: history from one run to the next, several lines, completion.
 
 use std::{
+    borrow::Cow,
     cell::Cell,
     fs, io,
     path::{Path, PathBuf},
@@ -25,6 +26,7 @@ use hymba::Error;
 use super::{
     commands::{COMMANDS, knobs},
     message::{Event, is_whole, typed},
+    screen::PROMPT_STYLE,
 };
 
 /// Messages that are remembered.
@@ -34,6 +36,7 @@ const HISTORY: usize = 1000;
 pub struct Editor {
     inner: rustyline::Editor<Helpers, DefaultHistory>,
     history: Option<PathBuf>,
+    color: bool,
     /// Is a line being typed?
     waiting: Arc<AtomicBool>,
     cancel: Arc<AtomicBool>,
@@ -42,16 +45,16 @@ pub struct Editor {
 impl Editor {
     /// An editor with the history of earlier runs. When `cancel` is set while it waits for a line (Ctrl-C does not do
     /// that, a signal from elsewhere does), the wait ends.
-    pub fn new(cancel: &Arc<AtomicBool>) -> anyhow::Result<Self> {
+    pub fn new(color: bool, cancel: &Arc<AtomicBool>) -> anyhow::Result<Self> {
         // Without a data folder there is no history, and no harm.
         let history = dirs::data_dir().map(|folder| folder.join("hymba")).and_then(|folder| {
             fs::create_dir_all(&folder).ok()?;
             Some(folder.join("history"))
         });
-        let inner = line_editor(history.as_deref())?;
+        let inner = line_editor(history.as_deref(), color)?;
         let waiting = Arc::new(AtomicBool::new(false));
         wake_when(cancel.clone(), waiting.clone());
-        Ok(Self { inner, history, waiting, cancel: cancel.clone() })
+        Ok(Self { inner, history, color, waiting, cancel: cancel.clone() })
     }
 
     /// The next message, whole.
@@ -80,7 +83,7 @@ impl Editor {
             Err(ReadlineError::Io(e)) if e.kind() == io::ErrorKind::InvalidData => {
                 // What comes after the byte was meant to belong to it: alone it may mean anything.
                 drop_typed_ahead();
-                self.inner = line_editor(self.history.as_deref())?;
+                self.inner = line_editor(self.history.as_deref(), self.color)?;
                 let what = "what was typed is not UTF-8 text and was dropped; set the terminal to UTF-8";
                 Ok(Event::Refused(Error::Request(what.into())))
             }
@@ -90,7 +93,7 @@ impl Editor {
 }
 
 /// A line editor with the lines in the file `history`, and nothing typed.
-fn line_editor(history: Option<&Path>) -> rustyline::Result<rustyline::Editor<Helpers, DefaultHistory>> {
+fn line_editor(history: Option<&Path>, color: bool) -> rustyline::Result<rustyline::Editor<Helpers, DefaultHistory>> {
     let config = Config::builder()
         .max_history_size(HISTORY)?
         .history_ignore_dups(true)?
@@ -98,8 +101,10 @@ fn line_editor(history: Option<&Path>) -> rustyline::Result<rustyline::Editor<He
         .auto_add_history(false)
         .build();
     let mut inner = rustyline::Editor::with_config(config)?;
-    inner.set_helper(Some(Helpers { files: FilenameCompleter::new(), branches: Vec::new(), typed: Cell::new(false) }));
-    if let Some(path) = history {
+    let (files, branches, typed) = (FilenameCompleter::new(), Vec::new(), Cell::new(false));
+    inner.set_helper(Some(Helpers { files, branches, typed, color }));
+    // A pipe in its place would have to wait for who writes to it.
+    if let Some(path) = history.filter(|path| path.is_file()) {
         let _ = inner.load_history(path);
     }
     Ok(inner)
@@ -155,10 +160,16 @@ struct Helpers {
     branches: Vec<String>,
     /// Is there anything on the line?
     typed: Cell<bool>,
+    color: bool,
 }
 
 impl Helper for Helpers {}
-impl Highlighter for Helpers {}
+
+impl Highlighter for Helpers {
+    fn highlight_prompt<'b, 's: 'b, 'p: 'b>(&'s self, prompt: &'p str, _default: bool) -> Cow<'b, str> {
+        if self.color { format!("{PROMPT_STYLE}{prompt}\x1b[0m").into() } else { prompt.into() }
+    }
+}
 
 impl Hinter for Helpers {
     type Hint = String;
@@ -174,6 +185,22 @@ impl Validator for Helpers {
     fn validate(&self, context: &mut ValidationContext<'_>) -> rustyline::Result<ValidationResult> {
         let whole = is_whole(context.input());
         Ok(if whole { ValidationResult::Valid(None) } else { ValidationResult::Incomplete })
+    }
+}
+
+impl Helpers {
+    /// Completes the name of a file at the end of `typed`, where `~/` is the home folder and stays.
+    fn complete_file(&self, typed: &str) -> rustyline::Result<(usize, Vec<Pair>)> {
+        let start = typed.rfind(" ~/").map(|space| space + 1);
+        let home = dirs::home_dir().map(|home| format!("{}/", home.display()));
+        let (Some(start), Some(home)) = (start, home) else { return self.files.complete_path(typed, typed.len()) };
+        let expanded = format!("{home}{}", &typed[start + 2..]);
+        let (_, pairs) = self.files.complete_path(&expanded, expanded.len())?;
+        let shorten = |pair: Pair| {
+            let rest = pair.replacement.strip_prefix(&home).map(|rest| format!("~/{rest}"));
+            Pair { replacement: rest.unwrap_or(pair.replacement), ..pair }
+        };
+        Ok((start, pairs.into_iter().map(shorten).collect()))
     }
 }
 
@@ -193,7 +220,7 @@ impl Completer for Helpers {
                 let mut names = COMMANDS.iter().map(|(name, after, _)| format!("/{name}{}", space(after)));
                 Ok(among(0, &mut names))
             }
-            Some(("load" | "read" | "save", _)) => self.files.complete_path(line, pos),
+            Some(("load" | "read" | "save", _)) => self.complete_file(typed),
             Some(("switch", _)) => Ok(among("/switch ".len(), &mut self.branches.iter().cloned())),
             Some(("set", _)) => Ok(among("/set ".len(), &mut knobs().map(|name| format!("{name} ")))),
             Some(_) => Ok((pos, Vec::new())),

@@ -51,8 +51,8 @@ impl Input {
     }
 
     /// A person at a terminal.
-    pub fn terminal(first: Option<String>, cancel: &Arc<AtomicBool>) -> anyhow::Result<Self> {
-        Ok(Self { first, source: Source::Terminal(Box::new(Editor::new(cancel)?)) })
+    pub fn terminal(first: Option<String>, color: bool, cancel: &Arc<AtomicBool>) -> anyhow::Result<Self> {
+        Ok(Self { first, source: Source::Terminal(Box::new(Editor::new(color, cancel)?)) })
     }
 
     /// The lines of standard input; they may be commands if that is said. A thread of its own reads them, so that a signal

@@ -1,7 +1,7 @@
 //! The loop: a message or a command comes in, a reply goes out.
 
 use std::{
-    io::{self, Write},
+    io,
     path::Path,
     sync::{
         Arc,
@@ -9,65 +9,79 @@ use std::{
     },
 };
 
+use anyhow::Context;
 use hymba::{
     Error, Result,
     engine::{
-        Conversation,
-        conversation::{Kind, Reply, ReplySink, check_replaceable},
-        generate::{StopReason, Timings},
+        Conversation, Timeline,
+        conversation::{Kind, Overflow, Reply, ReplySink, Saved, check_replaceable},
+        generate::{Generation, StopReason, Timings},
         timeline::Watch,
     },
     format::check_writable,
 };
+use serde_json::json;
 
 use super::{
     commands::{Command, Knob},
     input::Input,
     message::Event,
-    screen::Screen,
+    screen::{PROMPT, Screen},
     show::{self, turns},
 };
-use crate::cli::{hints::Place, prompt, signals, terminal, usage::Reported};
+use crate::cli::{
+    hints::Place,
+    options::beyond_training,
+    prompt, signals, terminal,
+    usage::{Reported, output_file},
+    wording::{counted, grouped, rate},
+};
+
+/// How a conversation is set up, beside what the library knows of it.
+pub struct Setup<'m> {
+    /// The model's file, or what stands for it.
+    pub model: String,
+    /// A line about the model.
+    pub about: Option<&'static str>,
+    pub keep_template: bool,
+    pub undo_memory: usize,
+    /// Whether nobody chose how long replies are.
+    pub default_limit: bool,
+    /// Opens an empty timeline with a context of so many tokens.
+    pub open: Box<dyn Fn(usize) -> Result<Timeline<'m>> + 'm>,
+}
 
 /// A conversation with a person.
 pub struct Repl<'m> {
     conversation: Conversation<'m>,
-    model: String,
+    setup: Setup<'m>,
     screen: Screen,
     cancel: Arc<AtomicBool>,
-    keep_template: bool,
-    undo_memory: usize,
     /// Text that /read put before the next message.
     attached: String,
     /// Is the next message the last one, changed?
     editing: bool,
     /// Is it said that the context is nearly full?
     announced: bool,
+    /// Was it said that the template rewrites what was read?
+    told_rewritten: bool,
     /// Tokens of the context that were used before the last turn.
     used_before: usize,
     last: Option<Timings>,
 }
 
 impl<'m> Repl<'m> {
-    /// Talks in `conversation` with the model in file `model`.
-    pub fn new(
-        conversation: Conversation<'m>,
-        model: &str,
-        screen: Screen,
-        cancel: &Arc<AtomicBool>,
-        keep_template: bool,
-        undo_memory: usize,
-    ) -> Self {
+    /// Talks in `conversation`.
+    pub fn new(conversation: Conversation<'m>, setup: Setup<'m>, screen: Screen, cancel: &Arc<AtomicBool>) -> Self {
         Self {
             conversation,
-            model: model.into(),
+            setup,
             screen,
             cancel: cancel.clone(),
-            keep_template,
-            undo_memory,
             attached: String::new(),
             editing: false,
             announced: false,
+            told_rewritten: false,
             used_before: 0,
             last: None,
         }
@@ -80,8 +94,12 @@ impl<'m> Repl<'m> {
 
     /// What a person sees first.
     pub fn greet(&mut self) {
-        let used = show::usage(&mut self.conversation);
-        self.screen.small(&format!("{}, {used}. /help lists the commands, Ctrl-D leaves.", self.model));
+        if let Some(about) = self.setup.about {
+            self.screen.small(about);
+        }
+        let context = counted(self.conversation.timeline().context(), "token");
+        self.screen.small(&format!("{}, context {context}", self.setup.model));
+        self.screen.small("/help lists the commands, Ctrl-D exits");
     }
 
     /// Talks until nothing more comes. What can't be done is told, and a person or the next line of a pipe goes on.
@@ -101,12 +119,12 @@ impl<'m> Repl<'m> {
                 None => String::new(),
             };
             let branches = self.conversation.branches().into_iter().map(Into::into).collect();
-            let done = match input.next("> ", &initial, branches)? {
+            let done = match input.next(PROMPT, &initial, branches)? {
                 Event::End => Ok(false),
                 Event::Interrupt if hinted => return Err(Error::Cancelled.into()),
                 Event::Interrupt => {
                     hinted = true;
-                    self.screen.note("Ctrl-C once more leaves, and so does Ctrl-D");
+                    self.screen.note("press Ctrl-C again (or Ctrl-D) to exit");
                     continue;
                 }
                 Event::Line(line) => self.take(&line),
@@ -122,13 +140,15 @@ impl<'m> Repl<'m> {
                 Err(e) if e.is::<io::Error>() => return Err(e),
                 Err(e) => match e.downcast_ref() {
                     Some(Error::Cancelled) if input.is_terminal() => {
-                        self.screen.note("stopped before a reply began; the conversation is as it was");
+                        self.screen.note("stopped before the reply began; the conversation is unchanged");
                     }
                     Some(Error::Cancelled) => return Err(e),
                     // No line will do better.
                     _ if !input.is_terminal() && self.model_is_gone() => return Err(e),
                     _ => {
-                        terminal::note(&terminal::one_line(&e, place));
+                        let message = terminal::one_line(&e, place);
+                        terminal::error(&message);
+                        self.screen.event("error", json!({ "message": message }))?;
                         failed = true;
                     }
                 },
@@ -169,46 +189,51 @@ impl<'m> Repl<'m> {
 
     fn command(&mut self, command: Command) -> anyhow::Result<bool> {
         match command {
-            Command::Help => print(&show::help())?,
+            Command::Help => self.screen.print(&show::help(self.screen.width()))?,
             Command::Exit => return Ok(false),
             Command::Clear => {
                 self.conversation.clear()?;
                 self.attached.clear();
-                self.screen.note("the conversation is empty");
+                self.screen.note("cleared the conversation");
             }
             Command::System(text) => self.set_system(text.as_deref())?,
             Command::Set(None) | Command::Show => {
-                print(&show::page(&mut self.conversation, &self.model, self.last.as_ref(), self.undo_memory))?;
+                let Setup { model, undo_memory, .. } = &self.setup;
+                let width = self.screen.width();
+                let page = show::page(&mut self.conversation, model, self.last.as_ref(), *undo_memory, width);
+                self.screen.print(&page)?;
             }
+            Command::History(count) => self.history(count.unwrap_or(usize::MAX))?,
             Command::Set(Some(knob)) => self.set(knob)?,
             Command::Undo(count) => {
                 let gone = self.waiting(|conversation, watch| conversation.undo(count, watch))?;
-                self.screen.note(&format!("took back {}", turns(gone.len())));
+                self.screen.note(&format!("undid {}", turns(gone.len())));
             }
             Command::Regen => self.stream_reply(|conversation, sink| conversation.regenerate(sink))?,
             Command::Edit(Some(text)) => self.replace(&text)?,
             Command::Edit(None) if self.conversation.turns().is_empty() => self.replace("")?,
             Command::Edit(None) if self.screen.terminal => self.editing = true,
-            Command::Edit(None) => return Err(Error::Request("/edit needs the new message after it".into()).into()),
-            Command::Save(path, force) => self.save(&path, force)?,
+            Command::Edit(None) => return Err(Error::Request("/edit: the new message must follow".into()).into()),
+            Command::Save(path, force) => {
+                output_file("/save", &path)?;
+                self.save(&path, force, &self.cancel.clone())?;
+            }
             Command::Load(path) => self.load(&path)?,
             Command::Read(path) => {
                 let text = prompt::read_file(&path, &self.cancel)?;
-                let characters = text.chars().count();
+                let characters = counted(text.chars().count(), "character");
                 self.attached += &text;
                 self.attached.push('\n');
-                self.screen
-                    .note(&format!("{characters} characters of {} come before your next message", path.display()));
+                self.screen.note(&format!("attached {} ({characters}) to the next message", path.display()));
             }
-            Command::Branch(None) => print(&format!("{}\n", self.conversation.branches().join("\n")))?,
+            Command::Branch(None) => self.screen.print(&format!("{}\n", self.conversation.branches().join("\n")))?,
             Command::Branch(Some(name)) => {
-                let from = self.conversation.branch_name().to_owned();
                 self.conversation.branch(&name)?;
-                self.screen.note(&format!("on branch {name}; {from} stays where it is"));
+                self.screen.note(&format!("created and switched to branch {name}"));
             }
             Command::Switch(name) => {
                 self.waiting(|conversation, watch| conversation.switch(&name, watch))?;
-                self.screen.note(&format!("on branch {name}, {}", turns(self.conversation.turns().len())));
+                self.screen.note(&format!("switched to branch {name}, {}", turns(self.conversation.turns().len())));
             }
         }
         Ok(true)
@@ -219,10 +244,15 @@ impl<'m> Repl<'m> {
         self.waiting(|conversation, watch| conversation.set_system(text, watch))
     }
 
-    fn set(&mut self, knob: Knob) -> Result<()> {
+    fn set(&mut self, knob: Knob) -> anyhow::Result<()> {
         match knob {
             Knob::Seed(seed) => self.conversation.sampler().set_seed(seed),
-            Knob::Predict(limit) => self.conversation.set_limit(limit),
+            Knob::Predict(limit) => {
+                self.conversation.set_limit(limit);
+                self.setup.default_limit = false;
+            }
+            Knob::Context(tokens) => self.set_context(tokens)?,
+            Knob::Overflow(overflow) => self.conversation.set_overflow(overflow),
             Knob::Sampling(setting, value) => {
                 let mut params = self.conversation.sampler().params().clone();
                 let refuse = |why| Error::Request(format!("/set {} {value}: the value {why}", setting.name()));
@@ -231,6 +261,44 @@ impl<'m> Repl<'m> {
             }
         }
         Ok(())
+    }
+
+    /// Moves the conversation to a context of `tokens`. What was read goes there by way of a file, as it does when a
+    /// conversation is resumed.
+    fn set_context(&mut self, tokens: usize) -> anyhow::Result<()> {
+        let used = self.conversation.used();
+        if tokens < used {
+            let (tokens, used) = (grouped(tokens), grouped(used));
+            let what =
+                format!("/set context {tokens}: the conversation already takes {used}; /undo or /clear makes room");
+            return Err(Error::Request(what).into());
+        }
+        let mut timeline = (self.setup.open)(tokens)?;
+        if used > 0 {
+            let folder = tempfile::tempdir().context("cannot create a temporary folder")?;
+            let file = folder.path().join("conversation");
+            self.waiting(|conversation, watch| {
+                let steps = conversation.timeline().steps().to_vec();
+                conversation.timeline().seek(&steps, watch)?;
+                let saved = Saved::text(conversation.sampler(), None);
+                conversation.timeline().save(&file, &saved, false)
+            })?;
+            timeline.load(&file, |_: Saved, _| Ok(()))?;
+            timeline.checkpoint()?;
+        }
+        self.conversation.set_timeline(timeline);
+        if let Some(warning) = beyond_training(self.conversation.timeline().session().model(), tokens) {
+            self.screen.warn(&warning);
+        }
+        self.announced = false;
+        Ok(())
+    }
+
+    /// Shows the last `count` turns.
+    fn history(&self, count: usize) -> io::Result<()> {
+        let all = self.conversation.turns();
+        let shown = &all[all.len() - all.len().min(count)..];
+        shown.iter().try_for_each(|turn| self.screen.turn(&turn.user, &turn.reply))
     }
 
     /// Sends `message` in place of the last one.
@@ -244,23 +312,31 @@ impl<'m> Repl<'m> {
         self.conversation.timeline().clear()
     }
 
-    /// Writes the conversation to a file, over one that is something else only if `force`.
-    pub fn save(&mut self, path: &Path, force: bool) -> Result<()> {
+    /// Writes the conversation to a file, over one that is something else only if `force`. `cancel` ends what takes time before.
+    pub fn save(&mut self, path: &Path, force: bool, cancel: &AtomicBool) -> Result<()> {
         check_writable(path)?;
         check_replaceable(path, Kind::Chat, force)?;
-        // Also when it was an interrupt that ended the conversation.
-        let go_on = AtomicBool::new(false);
+        self.conversation.timeline().session().model().fingerprint_until(cancel)?;
         let bar = self.screen.bar();
-        self.conversation.save(path, &Watch { cancel: &go_on, progress: &|done, total| bar.show(done, total) })?;
-        self.screen.note(&format!("wrote {}", path.display()));
+        self.conversation.save(path, &Watch { cancel, progress: &|done, total| bar.show(done, total) })?;
+        self.screen.note(&format!("saved {}", path.display()));
         Ok(())
     }
 
-    /// Goes on with a conversation from a file.
-    pub fn load(&mut self, path: &Path) -> Result<()> {
-        self.conversation.load(path, self.keep_template)?;
-        let turns = turns(self.conversation.turns().len());
-        self.screen.note(&format!("{turns} from {}, {}", path.display(), show::usage(&mut self.conversation)));
+    /// Resumes a conversation from a file; a person sees how it ended.
+    pub fn load(&mut self, path: &Path) -> anyhow::Result<()> {
+        const SHOWN: usize = 2;
+        self.conversation.timeline().session().model().fingerprint_until(&self.cancel)?;
+        self.conversation.load(path, self.setup.keep_template)?;
+        let count = self.conversation.turns().len();
+        if self.screen.terminal && !self.screen.quiet {
+            if count > SHOWN {
+                self.screen.small(&format!("{} earlier; /history shows them", turns(count - SHOWN)));
+            }
+            self.history(SHOWN)?;
+        }
+        let usage = show::usage(&mut self.conversation);
+        self.screen.note(&format!("loaded {} from {}, {usage}", turns(count), path.display()));
         Ok(())
     }
 
@@ -275,6 +351,7 @@ impl<'m> Repl<'m> {
         &mut self,
         send: impl FnOnce(&mut Conversation<'m>, &mut ReplySink<'_>) -> Result<Reply>,
     ) -> anyhow::Result<()> {
+        self.screen.event("start", json!({ "turn": self.conversation.turns().len() + 1 }))?;
         let mut writer = self.screen.reply();
         // To the conversation, every failure of the output is a reader that went away: what was said till then stays.
         let mut lost = None;
@@ -289,7 +366,7 @@ impl<'m> Repl<'m> {
             };
             send(&mut self.conversation, &mut ReplySink { watch, text: &mut text })
         };
-        let Reply { generation, dropped } = match done {
+        let Reply { generation, dropped, rewritten } = match done {
             Err(e) => {
                 writer.finish()?;
                 return Err(e.into());
@@ -301,11 +378,45 @@ impl<'m> Repl<'m> {
         }
         writer.finish()?;
         self.last = Some(generation.timings);
+        let reply = self.reply_json(&generation);
+        self.screen.event("end", reply)?;
         self.tell(&generation.timings, generation.stop, dropped);
+        self.tell_rewritten(rewritten);
         if generation.stop == StopReason::Interrupted && !self.screen.terminal {
             return Err(Error::Cancelled.into());
         }
         Ok(())
+    }
+
+    /// A reply for programs.
+    fn reply_json(&mut self, reply: &Generation) -> serde_json::Value {
+        let t = &reply.timings;
+        json!({
+            "turn": self.conversation.turns().len(),
+            "text": reply.text,
+            "prompt_tokens": t.prompt_tokens,
+            "generated_tokens": t.generated_tokens,
+            "stop_reason": reply.stop.name(),
+            "seed": self.conversation.sampler().seed(),
+            "context": self.conversation.timeline().context(),
+            "context_used": self.conversation.used(),
+            "timings": {
+                "prompt_seconds": t.prompt.as_secs_f64(),
+                "prompt_tokens_per_second": t.prompt_rate(),
+                "generation_seconds": t.generation.as_secs_f64(),
+                "generated_tokens_per_second": t.decode_rate(),
+            },
+        })
+    }
+
+    /// Says, the first time, that the template costs time.
+    fn tell_rewritten(&mut self, tokens: usize) {
+        if tokens > 0 && !std::mem::replace(&mut self.told_rewritten, true) {
+            self.screen.warn(&format!(
+                "the chat template says past turns in another way than they were read: {tokens} tokens were given up, and \
+                 what it says in their place was read before this reply; it may do so again (this is said once)"
+            ));
+        }
     }
 
     /// Says what is worth knowing after a reply.
@@ -314,29 +425,35 @@ impl<'m> Repl<'m> {
             self.screen.warn(&terminal::instead(why));
         }
         let usage = show::usage(&mut self.conversation);
-        let at_the_end = show::at_the_end(&self.conversation);
-        let stopped = if stop == StopReason::Interrupted { "stopped | " } else { "" };
-        self.screen.small(&format!("{stopped}{usage} | {:.1} tok/s", timings.decode_rate()));
+        let stopped = if stop == StopReason::Interrupted { "stopped · " } else { "" };
+        self.screen.small(&format!("[{stopped}{usage} · {}]", rate(timings.decode_rate())));
+        if let (StopReason::Limit, true, Some(limit)) =
+            (stop, self.setup.default_limit, self.conversation.options().limit)
+        {
+            let limit = counted(limit, "token");
+            let flag = if self.screen.terminal { "/set predict N changes that" } else { "-n N changes that" };
+            self.screen.tell(&format!("the reply was cut off after {limit}; {flag}, -1 is no limit"));
+        }
         if dropped > 0 {
-            let were = if dropped == 1 { "turn was" } else { &*format!("{dropped} turns were") };
-            self.screen.warn(&format!("the context was full: the oldest {were} dropped"));
+            self.screen.warn(&format!("the context was full: dropped the oldest {}", turns(dropped)));
         }
         let (used, context) = (self.conversation.used(), self.conversation.timeline().context());
         let free = context.saturating_sub(used);
-        let nearly_full = free < context / 10 || free < 2 * used.saturating_sub(self.used_before);
+        let another = used.saturating_sub(self.used_before);
+        let nearly_full = free < context / 10 || free < context / 5 && free < another;
         self.used_before = used;
+        let slides = self.conversation.options().overflow == Overflow::Slide;
+        let ways = match self.screen.terminal {
+            true => "/set context N makes it larger, /set overflow slide drops old turns",
+            false => "-c N makes it larger, --overflow slide drops old turns",
+        };
         if stop == StopReason::ContextFull {
             self.screen
-                .warn("the context is full, the reply ends here; /undo, /clear, --overflow slide or -c make room");
-        } else if nearly_full && !self.announced {
-            self.screen.warn(&format!("the context is nearly full, {usage}; at its end {at_the_end}"));
+                .warn(&format!("the context is full ({} tokens), the reply ends here; {ways}", grouped(context)));
+        } else if nearly_full && !self.announced && !slides {
+            let left = counted(free, "token");
+            self.screen.warn(&format!("the context is nearly full: {usage} used, {left} left; {ways}"));
         }
         self.announced = nearly_full;
     }
-}
-
-fn print(text: &str) -> io::Result<()> {
-    let mut out = io::stdout().lock();
-    out.write_all(text.as_bytes())?;
-    out.flush()
 }

@@ -1,22 +1,22 @@
 //! What a person sees: replies, notes, a bar when reading takes time. A pipe sees the replies only.
 
-use std::{
-    cell::{Cell, RefCell},
-    env,
-    io::{self, IsTerminal, Write},
-    time::{Duration, Instant},
-};
+use std::io::{self, Write};
 
 use clap::ValueEnum;
-use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
 
 use super::markdown::Markdown;
-use crate::cli::terminal;
+use crate::cli::{
+    bar::Bar,
+    json::event,
+    terminal,
+    wrap::{Wrap, wrapped},
+};
 
-/// When there are colours.
+/// When there are colors.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum ColorChoice {
-    /// At a terminal, unless NO_COLOR is set.
+    /// At a terminal, unless NO_COLOR is set or TERM is dumb
     Auto,
     Always,
     Never,
@@ -25,23 +25,23 @@ pub enum ColorChoice {
 /// Where things are shown.
 #[derive(Clone, Copy, Debug)]
 pub struct Screen {
-    color: bool,
+    pub color: bool,
     /// Is a person there?
     pub terminal: bool,
-    quiet: bool,
+    pub quiet: bool,
+    /// Whether standard output gets events.
+    json: bool,
 }
 
 impl Screen {
-    /// The screen of a person, if `terminal`, or else a pipe.
-    pub fn new(color: ColorChoice, terminal: bool, quiet: bool) -> Self {
-        let unset = |name| env::var_os(name).is_none_or(|value| value.is_empty());
-        let dumb = env::var_os("TERM").is_some_and(|term| term == "dumb");
+    /// The screen of a person, if `terminal`, or else a pipe; one that gets events, if `json`.
+    pub fn new(color: ColorChoice, terminal: bool, quiet: bool, json: bool) -> Self {
         let color = match color {
-            ColorChoice::Auto => io::stdout().is_terminal() && unset("NO_COLOR") && !dumb,
+            ColorChoice::Auto => terminal::has_colors(),
             ColorChoice::Always => true,
             ColorChoice::Never => false,
         };
-        Self { color, terminal, quiet }
+        Self { color: color && !json, terminal, quiet, json }
     }
 
     /// Says something that a person may want to know.
@@ -51,97 +51,115 @@ impl Screen {
         }
     }
 
+    /// Says something that whoever started this may want to know.
+    pub fn tell(&self, message: &str) {
+        if !self.quiet {
+            terminal::note(message);
+        }
+    }
+
     /// Says something that matters to whoever started this.
     pub fn warn(&self, message: &str) {
         if !self.quiet {
-            terminal::note(message);
+            terminal::warn(message);
         }
     }
 
     /// Shows a line of small print to a person.
     pub fn small(&self, line: &str) {
         if !self.quiet && self.terminal {
-            let (on, off) = if self.color { ("\x1b[2m", "\x1b[0m") } else { ("", "") };
-            let _ = writeln!(io::stderr(), "{on}{line}{off}");
+            terminal::small_print(line, self.color);
         }
+    }
+
+    /// Prints what a command shows.
+    pub fn print(&self, text: &str) -> io::Result<()> {
+        if self.json {
+            return self.event("output", json!({ "text": text }));
+        }
+        let mut out = terminal::out();
+        out.write_all(wrapped(text, self.width()).as_bytes())?;
+        out.flush()
+    }
+
+    /// The columns of the terminal that commands print on; `None` if there is none.
+    pub fn width(&self) -> Option<usize> {
+        if self.json { None } else { terminal::out_width() }
+    }
+
+    /// Prints an event, where standard output gets them.
+    pub fn event(&self, name: &str, object: Value) -> io::Result<()> {
+        if !self.json {
+            return Ok(());
+        }
+        let mut out = terminal::out();
+        out.json(&event(name, object), false)?;
+        out.flush()
+    }
+
+    /// Shows a turn of the past.
+    pub fn turn(&self, user: &str, reply: &str) -> io::Result<()> {
+        let text = format!("{PROMPT}{}\n{}\n\n", user.trim_end(), reply.trim_end());
+        if self.json || !self.color {
+            return self.print(&text);
+        }
+        let mut out = terminal::out();
+        out.style(PROMPT_STYLE)?;
+        out.write_all(PROMPT.as_bytes())?;
+        out.style("\x1b[0m")?;
+        out.write_all(&wrapped(&text, self.width()).as_bytes()[PROMPT.len()..])?;
+        out.flush()
     }
 
     /// Begins a reply.
     pub fn reply(&self) -> ReplyWriter {
-        ReplyWriter { markdown: self.color.then(Markdown::default), ends_line: true }
+        let wrap = Wrap::new(self.width());
+        ReplyWriter { screen: *self, markdown: self.color.then(Markdown::default), wrap, ends_line: true }
     }
 
     /// Begins to wait for reading.
     pub fn bar(&self) -> Bar {
-        Bar {
-            on: self.terminal && io::stderr().is_terminal(),
-            since: Cell::new(Instant::now()),
-            bar: RefCell::default(),
-        }
+        Bar::tokens(self.terminal)
     }
 }
 
+/// What stands before what a person types.
+pub const PROMPT: &str = "> ";
+/// How that is colored.
+pub const PROMPT_STYLE: &str = "\x1b[1;36m";
+
 /// A reply on its way to standard output.
 pub struct ReplyWriter {
+    screen: Screen,
     markdown: Option<Markdown>,
+    wrap: Wrap,
     ends_line: bool,
 }
 
 impl ReplyWriter {
     /// Shows the next piece.
     pub fn write(&mut self, text: &str) -> io::Result<()> {
+        if self.screen.json {
+            return self.screen.event("text", json!({ "text": text }));
+        }
         self.ends_line = text.ends_with('\n');
-        let styled = self.markdown.as_mut().map(|markdown| markdown.push(text));
-        let mut out = io::stdout().lock();
-        out.write_all(styled.as_deref().unwrap_or(text).as_bytes())?;
+        let mut out = terminal::out();
+        let shown = if out.is_terminal() { terminal::printable(text) } else { text.into() };
+        let styled = self.markdown.as_mut().map(|markdown| markdown.push(&shown));
+        // What is added are styles and line breaks; what the model says must not be any.
+        out.style(&self.wrap.push(styled.as_deref().unwrap_or(&shown)))?;
         out.flush()
     }
 
     /// Ends the reply, and its line.
     pub fn finish(mut self) -> io::Result<()> {
-        let mut end = self.markdown.as_mut().map(Markdown::finish).unwrap_or_default();
+        let end = self.markdown.as_mut().map(Markdown::finish).unwrap_or_default();
+        let mut end = self.wrap.push(&end) + &self.wrap.finish();
         if !self.ends_line {
             end.push('\n');
         }
-        let mut out = io::stdout().lock();
-        out.write_all(end.as_bytes())?;
+        let mut out = terminal::out();
+        out.style(&end)?;
         out.flush()
-    }
-}
-
-/// A bar that appears when something takes longer than a moment.
-pub struct Bar {
-    on: bool,
-    since: Cell<Instant>,
-    bar: RefCell<Option<ProgressBar>>,
-}
-
-impl Bar {
-    /// `done` of `total` tokens are read.
-    pub fn show(&self, done: usize, total: usize) {
-        const MOMENT: Duration = Duration::from_millis(300);
-        if done == total {
-            self.clear();
-            self.since.set(Instant::now());
-        } else if self.on && self.since.get().elapsed() > MOMENT {
-            let mut bar = self.bar.borrow_mut();
-            let bar = bar.get_or_insert_with(|| {
-                let style = ProgressStyle::with_template("reading {bar:20} {pos} of {len} tokens");
-                ProgressBar::new(total as u64).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
-            });
-            bar.set_position(done as u64);
-        }
-    }
-
-    fn clear(&self) {
-        if let Some(bar) = self.bar.borrow_mut().take() {
-            bar.finish_and_clear();
-        }
-    }
-}
-
-impl Drop for Bar {
-    fn drop(&mut self) {
-        self.clear();
     }
 }

@@ -6,73 +6,90 @@ use hymba::{
 };
 
 use super::commands::COMMANDS;
+use crate::cli::{
+    wording::{counted, grouped, rate},
+    wrap::wrapped,
+};
 
 /// The commands.
-pub fn help() -> String {
+pub fn help(width: Option<usize>) -> String {
+    let narrow = width.is_some_and(|width| width < 70);
     let mut text = String::new();
     for (name, after, what) in COMMANDS {
-        text += &format!("{:<22} {what}\n", format!("/{name} {after}"));
+        let command = format!("/{name} {after}");
+        text += &if narrow { format!("{command}\n  {what}\n") } else { format!("{command:<22} {what}\n") };
     }
-    text + "\nA message of several lines: a backslash at the end of a line, or \"\"\" before and after it.\n\
-            Ctrl-C stops a reply. Tab completes, Ctrl-R searches what was typed before.\n"
+    text + "\nMultiline message: end a line with a backslash, or put \"\"\" before and after it. // sends a leading slash.\n\
+            Ctrl-C stops a reply. Tab completes, Ctrl-R searches the history.\n"
 }
 
 /// A number of turns.
 pub fn turns(count: usize) -> String {
-    if count == 1 { "1 turn".into() } else { format!("{count} turns") }
+    counted(count, "turn")
 }
 
 /// How much of the context is used.
 pub fn usage(conversation: &mut Conversation<'_>) -> String {
     let (used, context) = (conversation.used(), conversation.timeline().context());
-    format!("{used} of {context} tokens ({} %)", 100 * used / context.max(1))
+    format!("{} of {} tokens", grouped(used), grouped(context))
 }
 
-/// What happens at the end of the context.
-pub fn at_the_end(conversation: &Conversation<'_>) -> &'static str {
+/// What happens when the context is full.
+pub fn overflow(conversation: &Conversation<'_>) -> &'static str {
     match conversation.options().overflow {
-        Overflow::Stop => "the reply stops there (--overflow slide drops the oldest turns instead; -c has more room)",
-        Overflow::Slide => "the oldest turns are dropped and the others read again",
+        Overflow::Stop => "stop",
+        Overflow::Slide => "slide",
     }
 }
 
 /// Settings, context, memory, speed.
-pub fn page(c: &mut Conversation<'_>, model: &str, last: Option<&Timings>, undo_memory: usize) -> String {
+pub fn page(
+    c: &mut Conversation<'_>,
+    model: &str,
+    last: Option<&Timings>,
+    undo_memory: usize,
+    width: Option<usize>,
+) -> String {
+    const NAMES: usize = 10;
     let mut lines = Vec::new();
-    let mut line = |name: &str, what: String| lines.push(format!("{name:<9} {what}"));
+    let width = width.map(|width| width.saturating_sub(NAMES));
+    let mut line = |name: &str, what: String| {
+        let what = wrapped(&what, width).replace('\n', &format!("\n{:NAMES$}", ""));
+        lines.push(format!("{name:<NAMES$}{what}"));
+    };
     line("model", model.into());
     line("system", c.system().map_or_else(|| "none".into(), |text| text.replace('\n', " ")));
-    let template = match (&c.options().template, c.stops()) {
-        (None, _) => "none: messages and replies are one running text".into(),
-        (Some(_), []) => "replies end where the model says so".into(),
-        (Some(_), stops) => format!("replies end at {} and where the model says so", stops.join(" ")),
-    };
-    line("template", template);
+    let stops: Vec<_> = c.stops().iter().map(String::as_str).chain(["EOS"]).collect();
+    let template = if c.options().template.is_some() { "chat template" } else { "none (plain continuation)" };
+    line("template", format!("{template}; stop: {}", stops.join(", ")));
     line("branch", format!("{} (of {}), {}", c.branch_name(), c.branches().join(", "), turns(c.turns().len())));
-    line("context", format!("{} used; at its end {}", usage(c), at_the_end(c)));
+    let what = match c.options().overflow {
+        Overflow::Stop => "stop (the reply stops there)",
+        Overflow::Slide => "slide (drops the oldest turns)",
+    };
+    line("context", format!("{} used; overflow {what}", usage(c)));
     let config = c.timeline().session().model().config();
     let windowed = config.windowed.iter().filter(|&&windowed| windowed).count();
     if let (Some(window), 1..) = (config.window, windowed) {
         let global = config.layers - windowed;
-        line("windows", format!("{windowed} layers keep the last {window} tokens and never fill; {global} keep all"));
+        line("attention", format!("{windowed} sliding-window layers ({window} tokens), {global} global"));
     }
     let cache = c.timeline().session().cache_type().name();
-    line("cache", format!("{:.1} MB, keys and values as {cache}", c.timeline().session().cache_bytes() as f64 / 1e6));
+    line("cache", format!("{:.1} MB, {cache}", c.timeline().session().cache_bytes() as f64 / 1e6));
     let bytes = c.timeline().checkpoint_bytes() as f64 / 1e6;
-    line("undo", format!("{bytes:.1} of {:.0} MB used for checkpoints to go back to", undo_memory as f64 / 1e6));
+    line("undo", format!("{bytes:.1} of {:.0} MB of checkpoints used", undo_memory as f64 / 1e6));
     if let Some(t) = last {
-        let (prompt, decode) = (t.prompt_rate(), t.decode_rate());
+        let (prompt, decode) = (rate(t.prompt_rate()), rate(t.decode_rate()));
         line(
             "speed",
-            format!(
-                "read {} tok, {prompt:.1} tok/s; wrote {} tok, {decode:.1} tok/s",
-                t.prompt_tokens, t.generated_tokens
-            ),
+            format!("prompt {} tok, {prompt}; generated {} tok, {decode}", t.prompt_tokens, t.generated_tokens),
         );
     }
     let limit = c.options().limit.map_or_else(|| "-1".into(), |limit| limit.to_string());
+    let (overflow, context) = (overflow(c), c.timeline().context());
     let sampler = c.sampler();
     let knobs = Setting::ALL.map(|setting| format!("{} {}", setting.name(), sampler.params().get(setting)));
-    line("sampling", format!("{}, seed {}, predict {limit}", knobs.join(", "), sampler.seed()));
+    let (knobs, seed) = (knobs.join(", "), sampler.seed());
+    line("settings", format!("{knobs}, seed {seed}, predict {limit}, context {context}, overflow {overflow}"));
     lines.join("\n") + "\n"
 }

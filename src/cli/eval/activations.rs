@@ -23,12 +23,13 @@ pub struct Args {
 }
 
 pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
-    let model = args.common.model.open(args.text.json)?;
+    let model = args.common.model.open(args.text.json, cancel)?;
     let text = args.text.read(&model, 0, cancel)?;
     let exact = model.with_matrices(|name, matrix| {
         if !matrix.dtype.is_quantized() {
             return Ok(None);
         }
+        Error::check_cancelled(cancel)?;
         requantize(matrix, DType::F32).map_err(|unfit| Error::format(model.file(), format!("tensor `{name}` {unfit}")))
     })?;
     // Both compute the state after the meta tokens: the file's was computed with rounded activations or without.

@@ -21,10 +21,10 @@ pub struct Common {
 /// How models run.
 #[derive(clap::Args)]
 pub struct RuntimeArgs {
-    /// Threads to compute with [default: one a core that this process may use]
-    #[arg(short, long, value_name = "N", value_parser = count().range(1..=512))]
+    /// Number of threads [default: one per available core]
+    #[arg(short, long, value_name = "N", value_parser = count(1..=512))]
     pub threads: Option<usize>,
-    /// How keys and values are stored; f32 adds nothing to the weights' own rounding
+    /// KV cache data type; f32 adds no error of its own
     #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = cache_type())]
     pub cache_type: CacheType,
 }

@@ -8,6 +8,7 @@ use super::{
     args::RuntimeArgs,
     text::{CONTEXTS, TextArgs, beside, report},
 };
+use crate::cli::named::resolve;
 
 #[derive(clap::Args)]
 #[command(after_help = CONTEXTS)]
@@ -23,7 +24,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
-    let [a, b] = [Model::open(&args.a)?, Model::open(&args.b)?];
+    let [a, b] = [Model::open(resolve(&args.a)?)?, Model::open(resolve(&args.b)?)?];
     let text = args.text.read(&a, 0, cancel)?;
     let found = beside(&a, &b, &args.machine.options(args.text.context), &text, cancel)?;
     report(&args.text, &text, b.file(), a.file(), &found)?;

@@ -8,14 +8,18 @@ use std::{
 use anyhow::Context;
 use hymba::{
     Error,
-    engine::{Session, SessionOptions},
+    engine::SessionOptions,
     format::{Privacy, write_atomically},
     sample::{Sampler, SamplingParams},
 };
 use safetensors::{Dtype, tensor::TensorView};
 
 use super::args::Common;
-use crate::cli::{options::count, prompt::read_whole, usage::Usage};
+use crate::cli::{
+    options::{count, new_session},
+    prompt::read_whole,
+    usage::Usage,
+};
 
 #[derive(clap::Args)]
 #[command(group(clap::ArgGroup::new("input").required(true).args(["ids", "ids_file"])))]
@@ -32,9 +36,9 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 0)]
     decode: usize,
     /// Read the prompt in chunks of this many tokens
-    #[arg(long, value_name = "N", default_value = "256", value_parser = count().range(1..))]
+    #[arg(long, value_name = "N", default_value = "256", value_parser = count(1..=u64::MAX))]
     chunk: usize,
-    /// Compute the state after the meta tokens rather than take it from the file
+    /// Recompute the meta-token state instead of loading it
     #[arg(long)]
     no_meta_state: bool,
     /// The safetensors file to write: `prefill` [T, vocab], and with --decode `decode` [N, vocab] and `tokens` [N]
@@ -54,7 +58,7 @@ pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
     if ids.is_empty() {
         return Err(Error::format(source, "holds no token id; at least one is needed").into());
     }
-    let model = args.common.model.open(false)?;
+    let model = args.common.model.open(false, cancel)?;
     let options = SessionOptions {
         stored_meta_state: !args.no_meta_state,
         chunk: args.chunk,
@@ -63,7 +67,7 @@ pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
     };
     let mut greedy =
         Sampler::new(SamplingParams { temperature: 0.0, repeat_penalty: 1.0, ..SamplingParams::default() }, 0);
-    let mut session = Session::new(&model, &options)?;
+    let mut session = new_session(&model, &options, cancel)?;
     let vocab = model.config().vocab;
     let mut prefill = Vec::new();
     let read = session.prefill_all(&ids, cancel, |_, logits| {

@@ -1,14 +1,9 @@
 //! `hymba eval perplexity`: how well a model predicts a text, alone or beside a base model.
 
-use std::{
-    io::{self, Write},
-    path::PathBuf,
-    sync::atomic::AtomicBool,
-    time::Instant,
-};
+use std::{io::Write, path::PathBuf, sync::atomic::AtomicBool, time::Instant};
 
 use hymba::{
-    engine::{Model, Session},
+    engine::Model,
     eval::{Estimate, perplexity},
 };
 use serde_json::json;
@@ -17,6 +12,7 @@ use super::{
     args::Common,
     text::{CONTEXTS, TextArgs, bar, beside, divergence_json, tell},
 };
+use crate::cli::{json::JSON_VERSION, named::resolve, options::new_session, terminal};
 
 #[derive(clap::Args)]
 #[command(after_help = CONTEXTS)]
@@ -25,22 +21,22 @@ pub struct Args {
     common: Common,
     #[command(flatten)]
     text: TextArgs,
-    /// Also tell how far the model is from this one, usually the one it was quantized from
+    /// Also report the KL divergence from this model, usually the one it was quantized from
     #[arg(long, value_name = "BASE")]
     kl: Option<PathBuf>,
 }
 
 pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
-    let model = args.common.model.open(args.text.json)?;
+    let model = args.common.model.open(args.text.json, cancel)?;
     let text = args.text.read(&model, 0, cancel)?;
-    let base = args.kl.as_ref().map(Model::open).transpose()?;
+    let base = args.kl.as_ref().map(|kl| anyhow::Ok(Model::open(resolve(kl)?)?)).transpose()?;
     let start = Instant::now();
     let options = args.common.machine.options(args.text.context);
     let found = base.as_ref().map(|base| beside(base, &model, &options, &text, cancel)).transpose()?;
     let nll = match &found {
         Some(found) => Estimate::of(found.nll.iter().copied()),
         None => {
-            let mut session = Session::new(&model, &args.common.machine.options(args.text.context))?;
+            let mut session = new_session(&model, &args.common.machine.options(args.text.context), cancel)?;
             let bar = bar(text.ids.len(), "perplexity ")?;
             let alone = perplexity(&mut session, text.bos, &text.ids, cancel, &mut |so_far| {
                 bar.set_position(so_far.predicted() as u64);
@@ -55,9 +51,10 @@ pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
     let contexts = tokens.div_ceil(args.text.context - 1);
     let bits_per_byte = text.whole.then(|| nll.mean * tokens as f64 / std::f64::consts::LN_2 / text.bytes as f64);
     let rate = tokens as f64 / seconds;
-    let mut out = io::stdout().lock();
+    let mut out = terminal::out();
     if args.text.json {
         let object = json!({
+            "version": JSON_VERSION,
             "model": model.file(),
             "file": text.name,
             "bytes": text.bytes,
@@ -74,12 +71,12 @@ pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
             "tokens_per_second": rate,
             "against": found.map(|found| divergence_json(base.as_ref().map_or("", Model::file), &found)),
         });
-        writeln!(out, "{object}")?;
+        out.json(&object, false)?;
         return Ok(());
     }
-    let bits = bits_per_byte.map(|bits| format!(", {bits:.5} bits a byte")).unwrap_or_default();
-    writeln!(out, "perplexity   {:.4} ± {:.4} a token", perplexity.mean, perplexity.error)?;
-    writeln!(out, "nll          {:.6} ± {:.6} nats a token{bits}", nll.mean, nll.error)?;
+    let bits = bits_per_byte.map(|bits| format!(", {bits:.5} bits/byte")).unwrap_or_default();
+    writeln!(out, "perplexity   {:.4} ± {:.4} per token", perplexity.mean, perplexity.error)?;
+    writeln!(out, "nll          {:.6} ± {:.6} nats/token{bits}", nll.mean, nll.error)?;
     writeln!(out, "tokens       {tokens} in {contexts} contexts of {}", args.text.context)?;
     if let (Some(found), Some(base)) = (&found, &base) {
         tell(&mut out, base.file(), found)?;

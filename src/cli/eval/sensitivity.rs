@@ -1,24 +1,16 @@
 //! `hymba eval sensitivity`: which tensors bear quantization, and which don't.
 
-use std::{
-    io::{self, Write},
-    sync::atomic::AtomicBool,
-};
+use std::{io::Write, sync::atomic::AtomicBool};
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use hymba::{
-    Error,
-    engine::{Model, Session},
-    eval::diverge,
-    format::DType,
-    quant::requantize,
-};
+use hymba::{Error, engine::Model, eval::diverge, format::DType, quant::requantize};
 use serde_json::{Value, json};
 
 use super::{
     args::Common,
     text::{CONTEXTS, TextArgs, bar, percent},
 };
+use crate::cli::{json::JSON_VERSION, options::new_session, terminal};
 
 #[derive(clap::Args)]
 #[command(
@@ -73,12 +65,13 @@ fn classes(layers: usize, each_layer: bool) -> Vec<Class> {
 }
 
 /// The model with the matrices of a class in another type; how many weights changed, and how many bytes that saves.
-fn quantized(model: &Model, class: &Class, dtype: DType) -> hymba::Result<(Model, u64, i64)> {
+fn quantized(model: &Model, class: &Class, dtype: DType, cancel: &AtomicBool) -> hymba::Result<(Model, u64, i64)> {
     let (mut weights, mut saved) = (0, 0);
     let changed = model.with_matrices(|name, matrix| {
         if name == "meta_embd.weight" || !(class.holds)(name) {
             return Ok(None);
         }
+        Error::check_cancelled(cancel)?;
         let other_matrix = requantize(matrix, dtype)
             .map_err(|unfit| Error::format(model.file(), format!("tensor `{name}` {unfit}")))?;
         if let Some(other) = &other_matrix {
@@ -91,25 +84,26 @@ fn quantized(model: &Model, class: &Class, dtype: DType) -> hymba::Result<(Model
 }
 
 pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
-    let model = args.common.model.open(args.text.json)?;
+    let model = args.common.model.open(args.text.json, cancel)?;
     let text = args.text.read(&model, 8192, cancel)?;
     let mut kept = Vec::new();
     for class in classes(model.config().layers, args.layers) {
-        let variant = quantized(&model, &class, args.dtype)?;
+        let variant = quantized(&model, &class, args.dtype, cancel)?;
         // A model may lack a class, or hold it in rows without whole blocks.
         if variant.1 > 0 {
             kept.push((class, variant));
         }
     }
     let options = args.common.machine.options(args.text.context);
-    let mut base = Session::new(&model, &options)?;
-    let mut sessions = kept.iter().map(|(_, v)| Session::new(&v.0, &options)).collect::<hymba::Result<Vec<_>>>()?;
+    let mut base = new_session(&model, &options, cancel)?;
+    let mut sessions =
+        kept.iter().map(|(_, v)| new_session(&v.0, &options, cancel)).collect::<hymba::Result<Vec<_>>>()?;
     let bar = bar(text.ids.len(), "")?;
     let found = diverge(&mut base, &mut sessions, text.bos, &text.ids, cancel, &mut |n| bar.inc(n as u64));
     bar.finish_and_clear();
     let found = found?;
 
-    let mut out = io::stdout().lock();
+    let mut out = terminal::out();
     if args.text.json {
         let rows = kept.iter().zip(&found).map(|((class, (_, weights, saved)), found)| {
             let (ratio, kl) = (found.perplexity_ratio(), found.mean_kl());
@@ -120,10 +114,10 @@ pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
             })
         });
         let object = json!({
-            "model": model.file(), "file": text.name, "tokens": text.ids.len(), "context": args.text.context,
+            "version": JSON_VERSION, "model": model.file(), "file": text.name, "tokens": text.ids.len(), "context": args.text.context,
             "type": args.dtype.name(), "classes": rows.collect::<Vec<Value>>(),
         });
-        writeln!(out, "{object}")?;
+        out.json(&object, false)?;
         return Ok(());
     }
     let base = found.first().map(|f| f.base_perplexity().mean).unwrap_or_default();

@@ -1,21 +1,26 @@
 //! The text that models predict, and how the comparison of two is told.
 
 use std::{
-    io::{self, IsTerminal, Write},
+    io::{self, Write},
     path::PathBuf,
     sync::atomic::AtomicBool,
 };
 
 use hymba::{
     Error,
-    engine::{Model, Session, SessionOptions},
+    engine::{Model, SessionOptions},
     eval::{Divergence, Estimate, diverge},
     limits,
 };
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
-use crate::cli::{options::count, prompt::read_whole, terminal};
+use crate::cli::{
+    json::JSON_VERSION,
+    options::{count, new_session},
+    prompt::read_whole,
+    terminal,
+};
 
 /// How a text is cut, for the end of help.
 pub const CONTEXTS: &str = "The text is encoded whole, without special tokens, and cut into consecutive runs of one token \
@@ -25,13 +30,13 @@ loss is the average of -ln p over them. What follows ± is the standard error of
 /// The text and how it is read.
 #[derive(clap::Args)]
 pub struct TextArgs {
-    /// The text, UTF-8
+    /// Text (UTF-8); `-`: standard input
     file: PathBuf,
-    /// Tokens of a context, BOS included
-    #[arg(short, long, value_name = "N", default_value = "1024", value_parser = count().range(2..=limits::CONTEXT as i64))]
+    /// Context size in tokens, BOS included
+    #[arg(short, long, value_name = "N", default_value = "1024", value_parser = count(2..=limits::CONTEXT as u64))]
     pub context: usize,
-    /// Read no more than the first N tokens of the text; 0 is all [default: 8192 for sensitivity, else all]
-    #[arg(long, value_name = "N", value_parser = count())]
+    /// Maximum number of tokens of the text (0: all) [default: 8192 for sensitivity, else all]
+    #[arg(long, value_name = "N", value_parser = count(0..=u64::MAX))]
     tokens: Option<usize>,
     /// Print one JSON object
     #[arg(long)]
@@ -62,7 +67,7 @@ impl TextArgs {
         let bos = tokenizer
             .bos()
             .ok_or_else(|| Error::format(model.file(), "names no BOS token, with which each context begins"))?;
-        let mut ids = tokenizer.encode(&text, false)?;
+        let mut ids = tokenizer.encode_until(&text, false, cancel)?;
         if ids.is_empty() {
             return Err(Error::format(name, "holds no text").into());
         }
@@ -76,7 +81,7 @@ impl TextArgs {
 
 /// A bar on the terminal that counts `tokens`.
 pub fn bar(tokens: usize, what: &str) -> anyhow::Result<ProgressBar> {
-    let bar = if io::stderr().is_terminal() { ProgressBar::new(tokens as u64) } else { ProgressBar::hidden() };
+    let bar = if terminal::draws() { ProgressBar::new(tokens as u64) } else { ProgressBar::hidden() };
     Ok(bar.with_style(ProgressStyle::with_template(&format!("{{bar:20}} {{percent:>3}} % {{eta:>4}}  {what}{{msg}}"))?))
 }
 
@@ -88,7 +93,8 @@ pub fn beside(
     text: &Text,
     cancel: &AtomicBool,
 ) -> anyhow::Result<Divergence> {
-    let (mut base, mut other) = (Session::new(base, options)?, [Session::new(model, options)?]);
+    let mut base = new_session(base, options, cancel)?;
+    let mut other = [new_session(model, options, cancel)?];
     let bar = bar(text.ids.len(), "")?;
     let found = diverge(&mut base, &mut other, text.bos, &text.ids, cancel, &mut |n| bar.inc(n as u64));
     bar.finish_and_clear();
@@ -97,9 +103,10 @@ pub fn beside(
 
 /// Prints how far `model` is from `base`.
 pub fn report(args: &TextArgs, text: &Text, model: &str, base: &str, found: &Divergence) -> io::Result<()> {
-    let (perplexity, mut out) = (found.perplexity(), io::stdout().lock());
+    let (perplexity, mut out) = (found.perplexity(), terminal::out());
     if args.json {
         let object = json!({
+            "version": JSON_VERSION,
             "model": model,
             "file": text.name,
             "tokens": text.ids.len(),
@@ -108,9 +115,8 @@ pub fn report(args: &TextArgs, text: &Text, model: &str, base: &str, found: &Div
             "perplexity_error": perplexity.error,
             "against": divergence_json(base, found),
         });
-        return writeln!(out, "{object}");
+        return out.json(&object, false);
     }
-    let model = terminal::for_output(model);
     writeln!(out, "model        {model}, perplexity {:.4} ± {:.4}", perplexity.mean, perplexity.error)?;
     tell(&mut out, base, found)
 }
@@ -123,17 +129,16 @@ pub fn percent(ratio: Estimate) -> Estimate {
 /// Tells how far a model is from `base`.
 pub fn tell(out: &mut impl Write, base: &str, found: &Divergence) -> io::Result<()> {
     let (kl, change, same) = (found.mean_kl(), percent(found.perplexity_ratio()), found.same_top());
-    let base = terminal::for_output(base);
     writeln!(out, "base         {base}, perplexity {:.4}", found.base_perplexity().mean)?;
     writeln!(out, "change       {:+.3} ± {:.3} % of perplexity", change.mean, change.error)?;
     writeln!(
         out,
-        "divergence   {:.6} ± {:.6} nats a token (KL), 99 % of tokens below {:.4}",
+        "divergence   {:.6} ± {:.6} nats/token (KL), 99 % of tokens below {:.4}",
         kl.mean,
         kl.error,
         found.kl_percentile(0.99)
     )?;
-    writeln!(out, "same top     {:.2} ± {:.2} % of tokens", 100.0 * same.mean, 100.0 * same.error)
+    writeln!(out, "top-1 agree  {:.2} ± {:.2} % of tokens", 100.0 * same.mean, 100.0 * same.error)
 }
 
 /// The same for programs.

@@ -86,14 +86,14 @@ impl Page<'_> {
         }
         let windowed = r.plan.layers.iter().filter(|l| l.windowed).count();
         writeln!(self.out)?;
-        writeln!(self.out, "  █ sees everything: {}", r.config.layers - windowed)?;
+        writeln!(self.out, "  █ full attention: {}", r.config.layers - windowed)?;
         if let (Some(window), true) = (r.config.window, windowed > 0) {
-            writeln!(self.out, "  ░ sees meta tokens and {} more: {windowed}", HumanCount(window as u64))?;
+            writeln!(self.out, "  ░ meta tokens and window of {}: {windowed}", HumanCount(window as u64))?;
         }
         let producers = r.plan.producers().count();
-        writeln!(self.out, "  ● keeps keys and values: {producers}")?;
+        writeln!(self.out, "  ● has its own KV cache: {producers}")?;
         if producers < r.config.layers {
-            writeln!(self.out, "  ╯ reads those of the ● it hangs on: {}", r.config.layers - producers)?;
+            writeln!(self.out, "  ╯ shares the cache of the linked ●: {}", r.config.layers - producers)?;
         }
         Ok(())
     }
@@ -151,12 +151,16 @@ impl Page<'_> {
         if t.tokens != vocabulary {
             self.fact("", format!("({} rows in the embedding)", HumanCount(vocabulary as u64)))?;
         }
-        let one = |(name, token): (&str, &Option<Token>)| {
-            let token = token.as_ref()?;
-            Some(format!("{name} {} {}", token.id, token.text.as_deref().unwrap_or("(not in the list)")))
+        let named = |name: &str, token: &Token| {
+            format!("{name} {} {}", token.id, token.text.as_deref().unwrap_or("(not in the list)"))
         };
-        let special = [("bos", &t.bos), ("eos", &t.eos), ("unk", &t.unk), ("pad", &t.pad)].into_iter().filter_map(one);
+        let special = [("bos", &t.bos), ("eos", &t.eos), ("unk", &t.unk), ("pad", &t.pad)];
+        let special = special.into_iter().filter_map(|(name, token)| Some(named(name, token.as_ref()?)));
         self.fact("special", special.collect::<Vec<_>>().join(", "))?;
+        if !t.more_ends.is_empty() {
+            let more: Vec<_> = t.more_ends.iter().map(|token| named("", token).trim().to_owned()).collect();
+            self.fact("", format!("a text ends at {} too", more.join(", ")))?;
+        }
         match t.add_bos {
             Some(true) => self.fact("plain text", "begins with bos"),
             Some(false) => self.fact("plain text", "begins without bos"),
@@ -309,6 +313,7 @@ mod tests {
         meta.set("tokenizer.ggml.tokens", vec!["<unk>".to_string(), "<s>".to_string(), "</s>".to_string()]);
         meta.set("tokenizer.ggml.bos_token_id", 1u32);
         meta.set("tokenizer.ggml.eos_token_id", 7u32);
+        meta.set("hymba.eos_token_ids", vec![7u64, 1]);
         meta.set("tokenizer.chat_template", "{{ 'a first line much longer than a narrow terminal' }}\nmore");
         config(32, &[(2, 1), (30, 29)]).to_metadata(&mut meta);
         meta
@@ -343,7 +348,15 @@ mod tests {
                 assert!(line.chars().count() <= width, "{} columns for {width}: {line}", line.chars().count());
             }
             assert!(!page.contains('\u{1b}'), "a control character reached the terminal");
-            for fact in ["80, 10.00 bits each", "8,192", "bos 1 <s>", "eos 7", "temp 0.8", "file, 48 B"] {
+            for fact in [
+                "80, 10.00 bits each",
+                "8,192",
+                "bos 1 <s>",
+                "eos 7",
+                "a text ends at 1 <s> too",
+                "temp 0.8",
+                "file, 48 B",
+            ] {
                 assert!(page.contains(fact), "{fact} is missing in:\n{page}");
             }
         }

@@ -9,9 +9,12 @@ use hymba::{
         Config,
         plan::{LayerPlan, Plan},
     },
+    text::end_tokens,
 };
 use serde::{Serialize, Serializer};
 use serde_json::json;
+
+use crate::cli::json::JSON_VERSION;
 
 /// Lengths of text for which the cache is worked out.
 const TEXTS: [usize; 3] = [1024, 8192, 32768];
@@ -19,6 +22,7 @@ const TEXTS: [usize; 3] = [1024, 8192, 32768];
 /// Everything the command shows, in the order of the JSON object.
 #[derive(Serialize)]
 pub struct Report<'a> {
+    pub version: u32,
     pub file: String,
     pub bytes: u64,
     pub name: Option<String>,
@@ -118,6 +122,8 @@ pub struct Tokenizer {
     pub tokens: usize,
     pub bos: Option<Token>,
     pub eos: Option<Token>,
+    /// Others that end a text too.
+    pub more_ends: Vec<Token>,
     pub unk: Option<Token>,
     pub pad: Option<Token>,
     pub add_bos: Option<bool>,
@@ -153,6 +159,7 @@ impl<'a> Report<'a> {
         };
         let text = |key| metadata.string(key).map(String::from);
         Ok(Self {
+            version: JSON_VERSION,
             file: file.into(),
             bytes: size,
             name: text("general.name"),
@@ -190,17 +197,18 @@ impl Tokenizer {
         let kind = metadata.string("tokenizer.ggml.model").map(String::from);
         let huggingface = metadata.string("tokenizer.huggingface.json").is_some();
         let pieces = metadata.strings("tokenizer.ggml.tokens");
-        let token = |role: &str| {
-            let id = metadata.uint(&format!("tokenizer.ggml.{role}_token_id"))?;
+        let named = |id: u64| {
             let text = usize::try_from(id).ok().and_then(|i| pieces?.get(i)).map(String::from);
-            Some(Token { id, text })
+            Token { id, text }
         };
+        let token = |role: &str| metadata.uint(&format!("tokenizer.ggml.{role}_token_id")).map(named);
         (kind.is_some() || huggingface).then(|| Self {
             kind,
             huggingface,
             tokens: pieces.map_or(0, Strings::len),
             bos: token("bos"),
             eos: token("eos"),
+            more_ends: end_tokens(metadata).into_iter().skip(1).map(named).collect(),
             unk: token("unknown"),
             pad: token("padding"),
             add_bos: metadata.bool("tokenizer.ggml.add_bos_token"),

@@ -10,39 +10,39 @@ use crate::cli::{options::count, prompt::read_whole, usage::Usage};
 #[derive(clap::Args)]
 #[command(next_help_heading = "Rounding")]
 pub struct RoundingArgs {
-    /// How values become blocks of the type
-    #[arg(long, value_enum, default_value = "search")]
-    rounding: Kind,
-    /// Let the model read this text (UTF-8), and keep what it is sensitive to: unlike the texts to judge it by
+    /// Rounding method [default: gptq with --calibrate, else search]
+    #[arg(long, value_enum)]
+    rounding: Option<Kind>,
+    /// Calibration text (UTF-8), like what the model will read; must not overlap the evaluation text
     #[arg(long, value_name = "FILE")]
     calibrate: Option<PathBuf>,
-    /// Use what --save-calibration kept, rather than read the text again
+    /// Load a saved importance matrix
     #[arg(long, value_name = "FILE", conflicts_with = "calibrate")]
     calibration: Option<PathBuf>,
-    /// Keep what was measured on the text (second moments by column, a GGUF file as llama.cpp's imatrix)
+    /// Save the importance matrix (GGUF, as llama.cpp's imatrix); rounds by search
     #[arg(long, value_name = "FILE", requires = "calibrate")]
     pub save_calibration: Option<PathBuf>,
-    /// Tokens of the text that are read at most, in pieces from all over it
-    #[arg(long, value_name = "N", default_value = "32768", value_parser = count().range(2..=1 << 30))]
-    calibration_tokens: usize,
-    /// Tokens of a piece, which the model reads as a text of its own
-    #[arg(long, value_name = "N", default_value = "512", value_parser = count().range(2..=1 << 16))]
-    calibration_context: usize,
-    /// With gptq: keeps few inputs from being trusted too far, as a share of their mean square
-    #[arg(long, value_name = "X", default_value_t = Gptq::default().damping, value_parser = damping)]
-    damping: f32,
-    /// With gptq: the order in which columns are rounded
-    #[arg(long, value_enum, default_value = "largest")]
-    column_order: ColumnOrder,
+    /// Maximum number of calibration tokens, sampled evenly [default: 32768]
+    #[arg(long, value_name = "N", requires = "calibrate", value_parser = count(2..=1 << 30))]
+    calibration_tokens: Option<usize>,
+    /// Length of a calibration sequence, in tokens [default: 512]
+    #[arg(long, value_name = "N", requires = "calibrate", value_parser = count(2..=1 << 16))]
+    calibration_context: Option<usize>,
+    /// GPTQ damping, relative to the mean diagonal of the Hessian [default: 0.01]
+    #[arg(long, value_name = "X", value_parser = damping)]
+    damping: Option<f32>,
+    /// Order in which GPTQ rounds columns [default: largest]
+    #[arg(long, value_enum)]
+    column_order: Option<ColumnOrder>,
 }
 
 #[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
 enum Kind {
-    /// Each for itself on the plainest scale: the bytes of ggml's reference code
+    /// Round to nearest, identical to ggml
     Nearest,
-    /// On the scale that loses least, by what --calibrate measured if it is given
+    /// Search for the scale with the least error, weighted by the importance matrix if there is one
     Search,
-    /// Later columns make up for the errors of earlier ones (needs --calibrate); takes minutes to hours
+    /// GPTQ error compensation (needs --calibrate); minutes to hours
     Gptq,
 }
 
@@ -66,7 +66,12 @@ impl RoundingArgs {
     pub fn rounding(&self) -> anyhow::Result<Rounding> {
         let has_text = self.calibrate.is_some();
         let wrong = |what: &str| Err(Usage(what.into()).into());
-        match self.rounding {
+        let by_default = if has_text && self.save_calibration.is_none() { Kind::Gptq } else { Kind::Search };
+        let kind = self.rounding.unwrap_or(by_default);
+        if kind != Kind::Gptq && (self.damping.is_some() || self.column_order.is_some()) {
+            return wrong("--damping and --column-order apply to --rounding gptq alone; leave them out or choose gptq");
+        }
+        match kind {
             Kind::Nearest if has_text || self.calibration.is_some() => {
                 wrong("--rounding nearest takes no calibration; leave it out, or take search or gptq")
             }
@@ -80,10 +85,11 @@ impl RoundingArgs {
             Kind::Search => Ok(Rounding::Search),
             Kind::Gptq => {
                 let order = match self.column_order {
-                    ColumnOrder::Largest => Order::Largest,
-                    ColumnOrder::Stored => Order::Stored,
+                    None | Some(ColumnOrder::Largest) => Order::Largest,
+                    Some(ColumnOrder::Stored) => Order::Stored,
                 };
-                Ok(Rounding::Gptq(Gptq { damping: self.damping, order }))
+                let damping = self.damping.unwrap_or(Gptq::default().damping);
+                Ok(Rounding::Gptq(Gptq { damping, order }))
             }
         }
     }
@@ -95,7 +101,7 @@ impl RoundingArgs {
         }
         let Some(path) = &self.calibrate else { return Ok(None) };
         let (text, name) = (read_whole(path, cancel)?, path.display().to_string());
-        let (tokens, context) = (self.calibration_tokens, self.calibration_context);
+        let (tokens, context) = (self.calibration_tokens.unwrap_or(32768), self.calibration_context.unwrap_or(512));
         Ok(Some(Calibration::Text(Sample { text, name, tokens, context })))
     }
 }

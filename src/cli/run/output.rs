@@ -1,45 +1,91 @@
 //! Where `run` shows the text.
 
-use std::io::{self, IsTerminal, StdoutLock, Write};
+use std::io::{self, Write};
 
-use crate::cli::terminal::printable;
+use serde_json::{Value, json};
+
+use crate::cli::{
+    json::event,
+    terminal::{self, Out, printable},
+    wrap::Wrap,
+};
+
+/// What standard output gets.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Format {
+    /// The text, as it comes.
+    Text,
+    /// One object at the end.
+    Json,
+    /// An object a line for everything that happens.
+    JsonLines,
+}
 
 /// Standard output.
 pub struct Output {
-    out: StdoutLock<'static>,
-    /// Whether the text is not shown: --json has standard output for itself.
-    json: bool,
-    /// Whether a person reads along.
-    terminal: bool,
+    out: Out,
+    format: Format,
+    wrap: Wrap,
     ends_line: bool,
 }
 
 impl Output {
     /// Takes hold of standard output.
-    pub fn new(json: bool) -> Self {
-        let out = io::stdout().lock();
-        Self { terminal: out.is_terminal(), out, json, ends_line: true }
+    pub fn new(format: Format) -> Self {
+        Self { out: terminal::out(), format, wrap: Wrap::new(terminal::out_width()), ends_line: true }
+    }
+
+    /// Shows the prompt.
+    pub fn show_prompt(&mut self, text: &str) -> io::Result<()> {
+        if self.format == Format::JsonLines { Ok(()) } else { self.show(text) }
     }
 
     /// Shows a piece of the text.
     pub fn show(&mut self, text: &str) -> io::Result<()> {
-        if self.json || text.is_empty() {
+        if text.is_empty() || self.format == Format::Json {
             return Ok(());
         }
+        if self.format == Format::JsonLines {
+            return self.event("text", json!({ "text": text }));
+        }
         self.ends_line = text.ends_with('\n');
-        let text = if self.terminal { printable(text) } else { text.into() };
-        self.out.write_all(text.as_bytes())?;
+        if self.out.is_terminal() {
+            let text = self.wrap.push(&printable(text));
+            self.out.style(&text)?;
+        } else {
+            self.out.write_all(text.as_bytes())?;
+        }
         self.out.flush()
     }
 
-    /// Gives a person a new line for what comes next, be it an error; a file gets the text as it is.
+    /// Gives a person a new line for what comes next, be it an error; a file gets the text as it is. Where standard output
+    /// goes elsewhere and messages to a terminal, that may show both.
     pub fn finish(&mut self) -> io::Result<()> {
-        if !self.ends_line && self.terminal { writeln!(self.out) } else { Ok(()) }
+        let rest = self.wrap.finish();
+        self.out.style(&rest)?;
+        self.out.flush()?;
+        if std::mem::replace(&mut self.ends_line, true) {
+            return Ok(());
+        }
+        if self.out.is_terminal() {
+            return writeln!(self.out);
+        }
+        terminal::new_line();
+        Ok(())
     }
 
-    /// Prints the object that --json asks for.
-    pub fn print(&mut self, object: &serde_json::Value) -> io::Result<()> {
-        writeln!(self.out, "{object}")?;
+    /// Prints the object of --json, or the last one of --jsonl.
+    pub fn print(&mut self, object: Value) -> io::Result<()> {
+        if self.format == Format::JsonLines {
+            return self.event("end", object);
+        }
+        self.out.json(&object, false)?;
+        self.out.flush()
+    }
+
+    /// Prints an event with the fields of `object`.
+    fn event(&mut self, name: &str, object: Value) -> io::Result<()> {
+        self.out.json(&event(name, object), false)?;
         self.out.flush()
     }
 }

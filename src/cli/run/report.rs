@@ -5,6 +5,11 @@ use std::time::Duration;
 use hymba::engine::{Model, Session, generate::Generation};
 use serde_json::json;
 
+use crate::cli::{
+    json::JSON_VERSION,
+    wording::{counted, rate},
+};
+
 /// A text, and what it took.
 pub struct Report<'a> {
     pub model: &'a Model,
@@ -21,6 +26,7 @@ impl Report<'_> {
     pub fn json(&self, session: &Session<'_>) -> serde_json::Value {
         let t = &self.generation.timings;
         json!({
+            "version": JSON_VERSION,
             "model": self.model.file(),
             "prompt": self.prompt,
             "text": self.generation.text,
@@ -41,28 +47,36 @@ impl Report<'_> {
         })
     }
 
-    /// Returns the line about speed. Each decode step reads the weights and the cache once, so its speed is told as a share
-    /// of what the memory allows.
-    pub fn summary(&self, session: &mut Session<'_>) -> String {
+    /// Returns the line about the text and its speed.
+    pub fn summary(&self, session: &Session<'_>) -> String {
         let t = &self.generation.timings;
-        let mut parts = vec![
-            format!("load {:.2} s", self.load.as_secs_f64()),
-            format!("prompt {} tok, {:.1} tok/s", t.prompt_tokens, t.prompt_rate()),
+        let with_rate = |what: String, tokens_per_second: f64| match tokens_per_second {
+            0.0 => what,
+            some => format!("{what}, {}", rate(some)),
+        };
+        let parts = [
+            with_rate(format!("prompt {}", counted(t.prompt_tokens, "token")), t.prompt_rate()),
+            with_rate(format!("generated {}", counted(t.generated_tokens, "token")), t.decode_rate()),
+            format!("cache {:.0} MB", session.cache_bytes() as f64 / 1e6),
+            format!("seed {}", self.seed),
         ];
-        parts.extend(self.cached.map(|tokens| format!("{tokens} tok from the prompt cache")));
-        let generated = format!("generated {} tok", t.generated_tokens);
+        parts.join(" · ")
+    }
+
+    /// Returns what --verbose adds. Each decode step reads the weights and the cache once, so that its speed is a share of
+    /// what the memory allows, which is measured for it.
+    pub fn details(&self, session: &mut Session<'_>) -> String {
+        let t = &self.generation.timings;
+        let mut parts = vec![format!("loaded in {:.0} ms", 1e3 * self.load.as_secs_f64())];
+        parts.extend(self.cached.map(|tokens| format!("{} from the prompt cache", counted(tokens, "token"))));
+        parts.push(format!("stopped at {}", self.generation.stop.name().replace('_', " ")));
         if let Some(gpu) = session.gpu() {
-            parts.push(format!("{generated}, {:.1} tok/s on {gpu}", t.decode_rate()));
+            parts.push(format!("decode on {gpu}"));
         } else if t.decode_steps > 0 {
             let read = (self.model.weight_bytes_per_token() + session.bytes_read_per_token()) as f64;
-            let limit = session.read_bandwidth();
-            let share = 100.0 * read * t.decode_rate() / limit;
-            parts.push(format!("{generated}, {:.1} tok/s", t.decode_rate()));
-            parts.push(format!("{share:.0}% of {:.1} GB/s", limit / 1e9));
-        } else {
-            parts.push(generated);
+            let (used, limit) = (read * t.decode_rate(), session.read_bandwidth());
+            parts.push(format!("decode reads {:.1} of {:.1} GB/s", used / 1e9, limit / 1e9));
         }
-        parts.push(format!("cache {:.1} MB", session.cache_bytes() as f64 / 1e6));
-        parts.join(" | ")
+        parts.join(" · ")
     }
 }

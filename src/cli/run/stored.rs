@@ -20,30 +20,37 @@ use hymba::{
     text::Tokenizer,
 };
 
+use crate::cli::usage::{Usage, output_file};
+
 /// Files of earlier runs.
 #[derive(Debug, clap::Args)]
-#[command(next_help_heading = "Files of earlier runs")]
+#[command(next_help_heading = "Saving and resuming")]
 pub struct StoredArgs {
-    /// Go on with the text in FILE if it exists, and write the text to it at the end
+    /// Resume from FILE if it exists; save the session to it on exit
     #[arg(long, value_name = "FILE")]
     pub session: Option<PathBuf>,
-    /// Leave the --session file as it is
+    /// Do not update the session file
     #[arg(long, requires = "session")]
     pub session_ro: bool,
-    /// Keep what was read of the prompt in FILE; a prompt that begins like the one there is read from where it differs
+    /// Cache the processed prompt in FILE; a later prompt with the same prefix is processed only from the first difference
     #[arg(long, value_name = "FILE", conflicts_with = "session")]
     pub prompt_cache: Option<PathBuf>,
-    /// Write the --session or --prompt-cache file even where FILE holds something else; never over a model
+    /// Replace a --session or --prompt-cache file that holds something else; never a model
     #[arg(long)]
     pub force: bool,
 }
 
 impl StoredArgs {
     /// Finds out whether what will be written can be and may be: early, not when the text is there already.
-    pub fn check(&self) -> Result<()> {
-        let Some((path, kind)) = self.written() else { return Ok(()) };
+    pub fn check(&self) -> anyhow::Result<()> {
+        let Some((path, kind)) = self.written() else {
+            let useless = self.force && self.session.is_none();
+            let what = "--force: there is no file to write; add --session or --prompt-cache";
+            return if useless { Err(Usage(what.into()).into()) } else { Ok(()) };
+        };
+        output_file("--session and --prompt-cache", path)?;
         check_writable(path)?;
-        check_replaceable(path, kind, self.force)
+        Ok(check_replaceable(path, kind, self.force)?)
     }
 
     /// The file that will be written, and what for.
@@ -90,7 +97,7 @@ pub fn keep(
         timeline.decode(id)?;
         unread = None;
     }
-    stored.check()?;
+    check_replaceable(path, Kind::Text, stored.force)?;
     timeline.save(path, &Saved::text(sampler, unread), false)
 }
 
@@ -109,26 +116,32 @@ fn go_back_to_shown(timeline: &mut Timeline<'_>, tokenizer: &Tokenizer, generate
     timeline.seek(&target, &Watch { cancel: &AtomicBool::new(false), progress: &|_, _| () })
 }
 
-/// A timeline that makes a checkpoint now and then, so that the end of a text can be taken back without reading all of it
-/// again.
+/// A timeline that shows how the reading of a prompt goes, and makes a checkpoint now and then, so that the end of a text can be
+/// taken back without reading all of it again.
 pub struct Checkpointed<'t, 'm> {
     timeline: &'t mut Timeline<'m>,
-    /// Whether it does.
+    /// Whether it makes checkpoints.
     on: bool,
     /// Tokens before the last one.
     last: Option<usize>,
+    /// Gets how much of a prompt is read.
+    progress: &'t dyn Fn(usize, usize),
 }
 
 impl<'t, 'm> Checkpointed<'t, 'm> {
-    /// Returns `timeline`, with checkpoints if `on`.
-    pub fn new(timeline: &'t mut Timeline<'m>, on: bool) -> Self {
-        Self { timeline, on, last: None }
+    /// Returns `timeline`, with checkpoints if `on`; `progress` gets how much of a prompt is read.
+    pub fn new(timeline: &'t mut Timeline<'m>, on: bool, progress: &'t dyn Fn(usize, usize)) -> Self {
+        Self { timeline, on, last: None, progress }
     }
 }
 
 impl TokenModel for Checkpointed<'_, '_> {
     fn prefill(&mut self, ids: &[u32], cancel: &AtomicBool) -> Result<&[f32]> {
-        self.timeline.prefill(ids, cancel)
+        let mut target = self.timeline.steps().to_vec();
+        target.extend(prefilled(ids));
+        self.timeline.seek(&target, &Watch { cancel, progress: self.progress })?;
+        (self.progress)(ids.len(), ids.len());
+        Ok(self.timeline.logits())
     }
 
     fn decode(&mut self, id: u32) -> Result<&[f32]> {
@@ -157,7 +170,7 @@ pub fn read_cached(
     path: &Path,
     ids: &[u32],
     sampler: &Sampler,
-    cancel: &AtomicBool,
+    watch: &Watch<'_>,
 ) -> Result<Timings> {
     /// The file has about this many checkpoints of the prompt, for other prompts that begin like it.
     const CHECKPOINTS: usize = 4;
@@ -175,14 +188,13 @@ pub fn read_cached(
     target.extend(prefilled(&ids[known..]));
     let apart = ids.len().div_ceil(CHECKPOINTS).next_multiple_of(CHUNK);
     // Where two prompts differ is where the next one may differ too.
-    let watch = Watch { cancel, progress: &|_, _| () };
     for at in (known..ids.len()).step_by(apart) {
-        timeline.seek(&target[..at], &watch)?;
+        timeline.seek(&target[..at], watch)?;
         timeline.checkpoint()?;
     }
-    timeline.seek(&target, &watch)?;
+    timeline.seek(&target, watch)?;
     if known < ids.len() {
-        stored.check()?;
+        check_replaceable(path, Kind::Prompt, stored.force)?;
         timeline.save(path, &Saved::prompt(sampler), true)?;
     }
     Ok(Timings { prompt_tokens: timeline.evaluated(), prompt: start.elapsed(), ..Timings::default() })

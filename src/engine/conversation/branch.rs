@@ -2,10 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    engine::timeline::{Step, common_steps, saved_steps},
-    text::{Message, Role},
-};
+use super::format::Said;
+use crate::engine::timeline::{Step, common_steps, saved_steps};
 
 /// A message and its reply.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -16,6 +14,9 @@ pub struct Turn {
     pub reply: String,
     /// How many steps, from the beginning of the conversation on, make the prompt; the reply's follow.
     pub(super) prompt: usize,
+    /// The text of that prompt; version 0.1 did not save it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) said: Option<Said>,
     /// How many steps at the beginning are those of the turn before.
     pub(super) kept: usize,
     /// The steps after them, to the end of the reply. They may lack the reply's last token, or have a part of a stop
@@ -59,12 +60,13 @@ impl Branch {
         steps
     }
 
-    /// Adds a turn that ends after `steps`, from the beginning of the conversation on; `prompt` of them make its prompt.
-    pub fn push(&mut self, user: &str, reply: &str, prompt: usize, mut steps: Vec<Step>) {
+    /// Adds a turn that ends after `steps`, from the beginning of the conversation on; `prompt` of them make its prompt, whose
+    /// text is `said`.
+    pub fn push(&mut self, user: &str, reply: &str, prompt: usize, said: Option<Said>, mut steps: Vec<Step>) {
         let common = common_steps(&self.steps(), &steps);
         let kept = (0..=common).rev().find(|&at| steps.get(at).is_none_or(|step| step.first)).unwrap_or(0);
         let (user, reply, steps) = (user.into(), reply.into(), steps.split_off(kept));
-        self.turns.push(Turn { user, reply, prompt, kept, steps });
+        self.turns.push(Turn { user, reply, prompt, said, kept, steps });
     }
 
     /// Whether every turn keeps what is there, and its prompt lies in its steps.
@@ -74,14 +76,6 @@ impl Branch {
             .iter()
             .try_fold(0, |before, turn| (turn.kept <= before && turn.prompt <= turn.end()).then(|| turn.end()));
         end.is_some()
-    }
-
-    /// Returns what was said so far.
-    pub fn messages(&self) -> Vec<Message<'_>> {
-        let system = self.system.iter().map(|text| Message::new(Role::System, text));
-        let turns = self.turns.iter();
-        let turns = turns.flat_map(|t| [Message::new(Role::User, &t.user), Message::new(Role::Assistant, &t.reply)]);
-        system.chain(turns).collect()
     }
 }
 
@@ -98,7 +92,7 @@ mod tests {
         let mut branch = Branch::default();
         for (i, (steps, kept)) in [(&first, 0), (&first, 5), (&other, 4), (&shorter, 2), (&first, 0)].iter().enumerate()
         {
-            branch.push("", "", 1, steps.to_vec());
+            branch.push("", "", 1, None, steps.to_vec());
             assert_eq!((branch.turns[i].kept, branch.end()), (*kept, steps.len()));
             assert!(branch.steps() == **steps && branch.is_consistent());
         }
@@ -111,7 +105,7 @@ mod tests {
     fn a_turn_can_keep_and_prompt_with_what_is_there_only() {
         let turn = |kept, prompt, new: &[u32]| {
             let steps = prefilled(new).collect();
-            Turn { user: String::new(), reply: String::new(), prompt, kept, steps }
+            Turn { user: String::new(), reply: String::new(), prompt, said: None, kept, steps }
         };
         for (kept, prompt, good) in [(5, 6, true), (6, 6, false), (usize::MAX, 6, false), (5, 7, false), (0, 1, true)] {
             let turns = vec![turn(0, 5, &[1; 5]), turn(kept, prompt, &[2])];

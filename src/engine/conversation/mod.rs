@@ -2,6 +2,7 @@
 //! shortened and saved.
 
 mod branch;
+mod format;
 mod kind;
 mod past;
 mod prompt;

@@ -2,7 +2,7 @@
 
 use std::{io, time::Instant};
 
-use super::{Conversation, Overflow};
+use super::{Branch, Conversation, Overflow, format::Said, prompt::Prompt};
 use crate::{
     Error, Result,
     engine::{
@@ -25,59 +25,82 @@ pub struct Reply {
     pub generation: Generation,
     /// Turns that were dropped to make room.
     pub dropped: usize,
+    /// Tokens read before that had to be given up, because the template says in another way now what was said.
+    pub rewritten: usize,
+}
+
+/// What a reply answers.
+struct Question {
+    message: String,
+    /// Steps of the prompt, and their text.
+    prompt: usize,
+    said: Option<Said>,
+    /// Whether the reply replaces the last one.
+    replaces: bool,
 }
 
 impl Conversation<'_> {
     /// Sends `message` and streams the reply. A message that got no reply, being cancelled before, leaves nothing behind.
     pub fn send(&mut self, message: &str, sink: &mut ReplySink<'_>) -> Result<Reply> {
+        // Before the message takes memory many times its length.
+        let least = self.tokenizer.least_tokens(message);
+        if least >= self.timeline.context() {
+            return Err(self.full(least));
+        }
         let mut prompt = self.prompt_after(&self.current, message)?;
         let mut dropped = 0;
-        if prompt.len() >= self.timeline.context() {
-            let (kept, shorter) = self.slide_window(Some(message)).unwrap_or_default();
-            if shorter.is_empty() {
-                return Err(self.full(prompt.len()));
-            }
+        if prompt.steps.len() >= self.timeline.context() {
+            let Some((kept, Some(shorter))) = self.slide_window(Some(message), &sink.watch)? else {
+                return Err(self.full(prompt.steps.len()));
+            };
             dropped = self.current.turns.len() - kept.turns.len();
             (self.current, prompt) = (kept, shorter);
         }
-        self.reply(message, &prompt, false, dropped, sink)
+        let Prompt { steps, said, rewritten } = prompt;
+        let question = Question { message: message.into(), prompt: steps.len(), said, replaces: false };
+        let reply = self.reply(question, &steps, sink)?;
+        Ok(Reply { dropped: dropped + reply.dropped, rewritten, ..reply })
     }
 
     /// Streams another reply to the last message, which replaces the one there is.
     pub fn regenerate(&mut self, sink: &mut ReplySink<'_>) -> Result<Reply> {
-        let mut prompt = self.current.steps();
-        let turn = self.current.turns.last().ok_or(Error::NothingSaid)?;
-        prompt.truncate(turn.prompt);
-        let message = turn.user.clone();
-        self.reply(&message, &prompt, true, 0, sink)
+        let Some((turn, before)) = self.current.turns.split_last() else { return Err(Error::NothingSaid) };
+        let mut prompt = Prompt { steps: self.current.steps(), said: turn.said.clone(), rewritten: 0 };
+        prompt.steps.truncate(turn.prompt);
+        if turn.said.is_some() {
+            // The template may be another since, or know what day it is.
+            let before = Branch { system: self.current.system.clone(), turns: before.to_vec() };
+            if Some(Said::new(&self.render(&before, &turn.user)?.text)) != turn.said {
+                prompt = self.prompt_after(&before, &turn.user)?;
+            }
+        }
+        let Prompt { steps, said, rewritten } = prompt;
+        let question = Question { message: turn.user.clone(), prompt: steps.len(), said, replaces: true };
+        Ok(Reply { rewritten, ..self.reply(question, &steps, sink)? })
     }
 
-    /// Streams a reply to `message`, as another turn or if `replaces` in place of the last one, which stays until then.
-    fn reply(
-        &mut self,
-        message: &str,
-        prompt: &[Step],
-        mut replaces: bool,
-        dropped: usize,
-        sink: &mut ReplySink<'_>,
-    ) -> Result<Reply> {
+    /// Streams a reply after `prompt`, as another turn or in place of the last one, which stays until then.
+    fn reply(&mut self, mut question: Question, prompt: &[Step], sink: &mut ReplySink<'_>) -> Result<Reply> {
         let timings = self.prefill_prompt(prompt, &sink.watch)?;
         let (text, ids, stop) = (String::new(), Vec::new(), StopReason::ContextFull);
-        let mut reply = Reply { generation: Generation { text, ids, unread: None, stop, timings }, dropped };
-        let mut prompt = prompt.len();
+        let generation = Generation { text, ids, unread: None, stop, timings };
+        let mut reply = Reply { generation, dropped: 0, rewritten: 0 };
         loop {
             self.generate_until_full(&mut reply.generation, sink)?;
             let steps = self.read_pending_token(&reply.generation)?;
-            if replaces {
+            if question.replaces {
                 self.current.turns.pop();
             }
-            self.current.push(message, &reply.generation.text, prompt, steps);
+            let Question { message, prompt, said, .. } = &question;
+            self.current.push(message, &reply.generation.text, *prompt, said.clone(), steps);
             if reply.generation.stop != StopReason::ContextFull || !self.slide(&mut reply, &sink.watch)? {
                 break;
             }
             // The turn goes on, and is replaced when its reply is longer.
-            replaces = true;
-            prompt = self.current.turns.last().map_or(prompt, |turn| turn.prompt);
+            question.replaces = true;
+            if let Some(turn) = self.current.turns.last() {
+                (question.prompt, question.said) = (turn.prompt, turn.said.clone());
+            }
         }
         self.timeline.checkpoint()?;
         Ok(reply)
@@ -99,7 +122,7 @@ impl Conversation<'_> {
             history: &self.timeline.ids(),
             prompt: &[],
             limit: self.options.limit.map(|limit| limit - reply.ids.len()),
-            stops: &self.stops,
+            stops: &self.format.stops,
             timings: reply.timings,
             cancel: Some(sink.watch.cancel),
         };
@@ -128,11 +151,18 @@ impl Conversation<'_> {
     /// Drops the oldest turns, if that makes room for the rest of `reply`, and reads the others again. Returns whether the
     /// reply can go on.
     fn slide(&mut self, reply: &mut Reply, watch: &Watch<'_>) -> Result<bool> {
-        let Some((kept, _)) = self.slide_window(None) else {
+        let window = match self.slide_window(None, watch) {
+            Err(Error::Cancelled) => {
+                reply.generation.stop = StopReason::Interrupted;
+                None
+            }
+            window => window?,
+        };
+        let Some((kept, _)) = window else {
             // Nor is there room for the token that was to be read then.
             let read = self.timeline.steps().to_vec();
             if let Some(turn) = self.current.turns.pop() {
-                self.current.push(&turn.user, &turn.reply, turn.prompt, read);
+                self.current.push(&turn.user, &turn.reply, turn.prompt, turn.said, read);
             }
             return Ok(false);
         };

@@ -4,11 +4,15 @@ use std::{collections::BTreeMap, path::Path};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Branch, Conversation, Kind, state::stops};
+use super::{
+    Branch, Conversation, Kind,
+    format::{Format, Said},
+};
 use crate::{
     Error, Mismatch, Result,
     engine::timeline::Watch,
     sample::{Sampler, SavedSampler},
+    text::Template,
 };
 
 /// What a session file holds beside the timeline.
@@ -80,9 +84,16 @@ impl Conversation<'_> {
             let SavedChat { template, name, mut branches } = saved.chat.ok_or_else(text)?;
             let adopt = |source: Option<String>| {
                 let template = source.map(|source| tokenizer.template(&source, &file)).transpose()?;
-                let stops = stops(template.as_ref(), &options.stops)?;
-                Ok::<_, Error>((template, stops))
+                let format = Format::new(tokenizer, template.as_ref(), &options.stops)?;
+                Ok::<_, Error>((template, format))
             };
+            let other_template =
+                keep_template && template.as_deref() != options.template.as_ref().map(Template::source);
+            if other_template {
+                // Versions before 0.2 did not save what it said.
+                let turns = branches.values_mut().flat_map(|branch| &mut branch.turns);
+                turns.for_each(|turn| turn.said = turn.said.take().or_else(|| Some(Said::something_else())));
+            }
             let adopted = (!keep_template).then(|| adopt(template)).transpose()?;
             let consistent = branches.values().all(Branch::is_consistent);
             let current = branches.remove(&name).filter(|current| consistent && current.steps() == steps);
@@ -90,8 +101,8 @@ impl Conversation<'_> {
             Ok((sampler, adopted, name, current, branches))
         })?;
         self.sampler = sampler;
-        if let Some((template, stops)) = adopted {
-            (self.options.template, self.stops) = (template, stops);
+        if let Some((template, format)) = adopted {
+            (self.options.template, self.format) = (template, format);
         }
         (self.name, self.current, self.branches) = (name, current, branches);
         self.timeline.checkpoint()

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use super::{Branch, Turn};
+use super::{Branch, Turn, format::Format};
 use crate::{
     Error, Result,
     engine::Timeline,
     sample::Sampler,
-    text::{StopMatcher, Template, Tokenizer},
+    text::{Template, Tokenizer},
 };
 
 /// What happens when the context is full.
@@ -29,6 +29,8 @@ pub struct Options {
     pub limit: Option<usize>,
     /// Strings that end a reply, beside those of the template.
     pub stops: Vec<String>,
+    /// Whether markers of the template and special tokens that messages name become these; otherwise they are text there.
+    pub parse_special: bool,
     /// What happens when the context is full.
     pub overflow: Overflow,
 }
@@ -39,8 +41,8 @@ pub struct Conversation<'m> {
     pub(super) tokenizer: &'m Tokenizer,
     pub(super) sampler: Sampler,
     pub(super) options: Options,
-    /// Those of the template and of the options.
-    pub(super) stops: Vec<String>,
+    /// What follows from the template.
+    pub(super) format: Format,
     /// Of the current branch.
     pub(super) name: String,
     pub(super) current: Branch,
@@ -51,15 +53,6 @@ pub struct Conversation<'m> {
 /// The branch that a conversation begins with.
 pub const FIRST_BRANCH: &str = "main";
 
-/// Returns the strings that end a reply: those of `template`, and `more`. Fails if they are too many or too long, or if the
-/// template does.
-pub(super) fn stops(template: Option<&Template>, more: &[String]) -> Result<Vec<String>> {
-    let mut stops = template.map(Template::stops).transpose()?.unwrap_or_default();
-    stops.extend_from_slice(more);
-    StopMatcher::new(&stops)?;
-    Ok(stops)
-}
-
 impl<'m> Conversation<'m> {
     /// Returns an empty conversation on an empty timeline.
     pub fn new(
@@ -69,9 +62,9 @@ impl<'m> Conversation<'m> {
         mut options: Options,
     ) -> Result<Self> {
         let current = Branch { system: options.system.take(), turns: Vec::new() };
-        let stops = stops(options.template.as_ref(), &options.stops)?;
+        let format = Format::new(tokenizer, options.template.as_ref(), &options.stops)?;
         let (name, branches) = (FIRST_BRANCH.into(), BTreeMap::new());
-        Ok(Self { timeline, tokenizer, sampler, options, stops, name, current, branches })
+        Ok(Self { timeline, tokenizer, sampler, options, format, name, current, branches })
     }
 
     /// Returns the turns so far.
@@ -108,12 +101,22 @@ impl<'m> Conversation<'m> {
 
     /// Returns the strings that end a reply.
     pub fn stops(&self) -> &[String] {
-        &self.stops
+        &self.format.stops
     }
 
     /// Lets replies have `limit` tokens at most from now on.
     pub fn set_limit(&mut self, limit: Option<usize>) {
         self.options.limit = limit;
+    }
+
+    /// Sets what happens when the context is full.
+    pub fn set_overflow(&mut self, overflow: Overflow) {
+        self.options.overflow = overflow;
+    }
+
+    /// Goes on with `timeline`, which has read what this conversation's has, and may have room for more.
+    pub fn set_timeline(&mut self, timeline: Timeline<'m>) {
+        self.timeline = timeline;
     }
 
     /// Returns the sampler.

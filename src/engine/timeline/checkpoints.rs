@@ -1,7 +1,8 @@
 //! The checkpoints of a timeline and of its stashed branches, within a budget of memory.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    cell::Cell,
+    collections::{BTreeMap, VecDeque},
     rc::Rc,
 };
 
@@ -13,10 +14,41 @@ use crate::state;
 pub struct Checkpoint {
     /// Steps before it.
     pub at: usize,
-    pub state: Rc<state::Checkpoint>,
-    pub logits: Rc<[f32]>,
     /// Those made later have a larger one; clones have the same.
     age: u64,
+    content: Rc<Content>,
+}
+
+/// What a checkpoint and its clones share.
+struct Content {
+    state: state::Checkpoint,
+    logits: Box<[f32]>,
+    /// The bytes of all checkpoints, this one's included.
+    total: Rc<Cell<usize>>,
+}
+
+impl Content {
+    fn bytes(&self) -> usize {
+        self.state.bytes() + size_of_val(&*self.logits)
+    }
+}
+
+impl Drop for Content {
+    fn drop(&mut self) {
+        self.total.set(self.total.get() - self.bytes());
+    }
+}
+
+impl Checkpoint {
+    /// Returns the state.
+    pub fn state(&self) -> &state::Checkpoint {
+        &self.content.state
+    }
+
+    /// Returns the logits after the last step before it.
+    pub fn logits(&self) -> &[f32] {
+        &self.content.logits
+    }
 }
 
 /// A branch to go on with later.
@@ -24,33 +56,41 @@ pub struct Stash {
     pub steps: Vec<Step>,
     /// The state at its end, with the rows of global layers; `None` once the budget needed the room.
     pub end: Option<Checkpoint>,
-    pub checkpoints: Vec<Checkpoint>,
+    pub checkpoints: VecDeque<Checkpoint>,
 }
 
 /// All checkpoints.
 pub struct Checkpoints {
-    /// Those of the present branch, in the order of their steps.
-    pub current: Vec<Checkpoint>,
+    /// Those of the present branch, in the order of their steps, which is that of their ages.
+    pub current: VecDeque<Checkpoint>,
     pub stashes: BTreeMap<String, Stash>,
     budget: usize,
     age: u64,
+    total: Rc<Cell<usize>>,
 }
 
 impl Checkpoints {
     /// Returns none yet; they will take `budget` bytes at most.
     pub fn new(budget: usize) -> Self {
-        Self { current: Vec::new(), stashes: BTreeMap::new(), budget, age: 0 }
+        Self { current: VecDeque::new(), stashes: BTreeMap::new(), budget, age: 0, total: Rc::default() }
+    }
+
+    /// Returns how many bytes they may take.
+    pub fn budget(&self) -> usize {
+        self.budget
     }
 
     /// Returns a checkpoint after `at` steps.
     pub fn make(&mut self, at: usize, state: state::Checkpoint, logits: &[f32]) -> Checkpoint {
         self.age += 1;
-        Checkpoint { at, state: state.into(), logits: logits.into(), age: self.age }
+        let content = Content { state, logits: logits.into(), total: self.total.clone() };
+        self.total.set(self.total.get() + content.bytes());
+        Checkpoint { at, age: self.age, content: content.into() }
     }
 
     /// Adds the last checkpoint of the present branch.
     pub fn push(&mut self, checkpoint: Checkpoint) {
-        self.current.push(checkpoint);
+        self.current.push_back(checkpoint);
         self.evict();
     }
 
@@ -63,32 +103,30 @@ impl Checkpoints {
 
     /// Drops all checkpoints; of stashed branches, the steps stay.
     pub fn drop_all(&mut self) {
-        self.drop_if(|_| true);
+        self.current.clear();
+        for stash in self.stashes.values_mut() {
+            stash.checkpoints.clear();
+            stash.end = None;
+        }
     }
 
     /// Returns how many bytes they take, each counted once.
     pub fn bytes(&self) -> usize {
-        let bytes = |c: &Checkpoint| (c.age, c.state.bytes() + size_of_val(&*c.logits));
-        self.all().map(bytes).collect::<HashMap<_, _>>().values().sum()
-    }
-
-    fn all(&self) -> impl Iterator<Item = &Checkpoint> {
-        self.current.iter().chain(self.stashes.values().flat_map(|stash| stash.checkpoints.iter().chain(&stash.end)))
+        self.total.get()
     }
 
     /// Drops the oldest until the rest is within the budget.
     fn evict(&mut self) {
         while self.bytes() > self.budget {
-            let Some(oldest) = self.all().map(|checkpoint| checkpoint.age).min() else { return };
-            self.drop_if(|checkpoint| checkpoint.age == oldest);
-        }
-    }
-
-    fn drop_if(&mut self, gone: impl Fn(&Checkpoint) -> bool) {
-        self.current.retain(|checkpoint| !gone(checkpoint));
-        for stash in self.stashes.values_mut() {
-            stash.checkpoints.retain(|checkpoint| !gone(checkpoint));
-            stash.end.take_if(|checkpoint| gone(checkpoint));
+            let stashed =
+                self.stashes.values().flat_map(|stash| stash.checkpoints.front().into_iter().chain(&stash.end));
+            let Some(oldest) = self.current.front().into_iter().chain(stashed).map(|c| c.age).min() else { return };
+            let is_oldest = |checkpoint: &mut Checkpoint| checkpoint.age == oldest;
+            self.current.pop_front_if(is_oldest);
+            for stash in self.stashes.values_mut() {
+                stash.checkpoints.pop_front_if(is_oldest);
+                stash.end.take_if(is_oldest);
+            }
         }
     }
 }

@@ -1,6 +1,6 @@
 //! A timeline in a file: the steps, the state at their end, and those at the checkpoints that are worth keeping.
 
-use std::path::Path;
+use std::{collections::VecDeque, path::Path};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -8,7 +8,9 @@ use super::{Step, Timeline, saved_steps};
 use crate::{
     Error, Mismatch, Result,
     engine::Session,
-    state::{read_session, write_session},
+    format::CacheType,
+    model::Config,
+    state::{ImageOf, Payload, image_is_finite, read_session, thinned, thinned_bytes, whole, write_session},
 };
 
 #[derive(Serialize, Deserialize)]
@@ -22,6 +24,9 @@ struct Header<T> {
     /// How many steps are before each checkpoint, the last first.
     #[serde(rename = "marks")]
     checkpoints: Vec<usize>,
+    /// Whether the image at each checkpoint lacks the rows that the image of the next later state has. Absent in version 0.1.
+    #[serde(default)]
+    thin: bool,
     /// What the caller saves with it.
     more: T,
 }
@@ -33,7 +38,7 @@ impl<T> Header<T> {
         let other = |why| Err(Error::SessionMismatch { file: file(), why });
         let model = session.model();
         let (context, cache) = (session.context(), session.cache_type().name());
-        if self.fingerprint != model.fingerprint() {
+        if self.fingerprint != model.fingerprint()? {
             return other(Mismatch::Model(self.model.clone()));
         }
         if self.cache_type != cache {
@@ -56,28 +61,43 @@ impl Timeline<'_> {
     /// Writes the steps and the state to `path`, with `more` and, if asked to, `with_checkpoints`.
     pub fn save(&mut self, path: &Path, more: &impl Serialize, with_checkpoints: bool) -> Result<()> {
         let model = self.session.model();
-        let checkpoints = if with_checkpoints { &*self.checkpoints.current } else { &[] };
+        let checkpoints = if with_checkpoints { self.checkpoints.current.clone() } else { VecDeque::new() };
         let header = Header {
             model: model.metadata().string("general.name").unwrap_or_default().into(),
-            fingerprint: model.fingerprint().into(),
+            fingerprint: model.fingerprint()?.into(),
             cache_type: self.session.cache_type().name().into(),
             steps: self.steps.clone(),
             checkpoints: checkpoints.iter().rev().map(|checkpoint| checkpoint.at).collect(),
+            thin: true,
             more,
         };
-        let mut payload = Vec::new();
-        if !checkpoints.is_empty() {
-            let end = self.session.checkpoint(true)?;
+        if checkpoints.is_empty() {
+            return write_session(path, &header, |write| write(&self.image(true, &self.logits.clone())));
+        }
+        let end = self.session.checkpoint(true)?;
+        let (config, cache) = (model.config(), self.session.cache_type());
+        let mut later = ImageOf { tokens: self.steps.len(), grown: true };
+        let written = write_session(path, &header, |write| {
             for checkpoint in checkpoints.iter().rev() {
-                self.session.restore(&checkpoint.state);
-                self.session.write_image(false, &mut payload);
-                write_logits(&checkpoint.logits, &mut payload);
+                self.session.restore(checkpoint.state());
+                let of = ImageOf { tokens: checkpoint.at, grown: false };
+                write(&thinned(config, cache, of, later, &self.image(false, &[])))?;
+                write(&logit_bytes(checkpoint.logits()))?;
+                later = of;
             }
             self.session.restore(&end);
-        }
-        self.session.write_image(true, &mut payload);
-        write_logits(&self.logits, &mut payload);
-        write_session(path, &header, &payload)
+            write(&self.image(true, &self.logits.clone()))
+        });
+        self.session.restore(&end); // a write may have failed in between
+        written
+    }
+
+    /// Returns the session's state, without global layers the part of it that a checkpoint has, and `logits` as bytes.
+    fn image(&mut self, with_global_layers: bool, logits: &[f32]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        self.session.write_image(with_global_layers, &mut bytes);
+        bytes.extend(logit_bytes(logits));
+        bytes
     }
 
     /// Becomes what was saved at `path`, and returns what `check` makes of what was saved with it and the steps. If that
@@ -87,41 +107,117 @@ impl Timeline<'_> {
         path: &Path,
         check: impl FnOnce(T, &[Step]) -> Result<U>,
     ) -> Result<U> {
-        let session = &self.session;
-        let image_bytes = |at, with_global_layers| session.image_bytes(at, with_global_layers);
-        let ((more, steps, images, logits_bytes), payload) = read_session(path, |header: Header<T>| {
+        let (session, budget) = (&self.session, self.checkpoints.budget());
+        let (config, cache) = (session.model().config(), session.cache_type());
+        let ((more, steps, images), payload) = read_session(path, |header: Header<T>| {
             header.check(session, path)?;
             let steps = header.steps;
-            let logits = if steps.is_empty() { 0 } else { session.model().config().vocab * size_of::<f32>() };
-            let images: Vec<_> = header.checkpoints.iter().map(|&at| (at, image_bytes(at, false))).collect();
-            let checkpoints: usize = images.iter().map(|(_, bytes)| bytes + logits).sum();
-            let payload = checkpoints + image_bytes(steps.len(), true) + logits;
+            let logits = if steps.is_empty() { 0 } else { config.vocab * size_of::<f32>() };
+            let end = ImageOf { tokens: steps.len(), grown: true };
+            let at = header.checkpoints.iter().map(|&tokens| ImageOf { tokens, grown: false }).chain([end]);
+            let (mut payload, mut later) = (0usize, end);
+            let image = |of: ImageOf| {
+                let all = session.image_bytes(of.tokens, of.grown);
+                let later = (header.thin && !of.grown).then(|| std::mem::replace(&mut later, of));
+                let stored = later.map_or(all, |later| thinned_bytes(config, cache, of, later));
+                let image = Image { of, later, start: payload, stored, all, logits };
+                payload = payload.saturating_add(image.bytes());
+                image
+            };
+            let images: Vec<Image> = at.map(image).collect();
             let more = check(header.more, &steps)?;
-            Ok(((more, steps, images, logits), payload))
+            Ok(((more, steps, images), payload))
+        })?;
+        // The last checkpoints come first: as many as there is room for, and the end.
+        let mut room = budget;
+        let kept: Vec<&Image> = images
+            .iter()
+            .filter(|image| {
+                let fits = image.of.grown || image.all + image.logits <= room;
+                room = if fits { room.saturating_sub(image.all + image.logits) } else { 0 };
+                fits
+            })
+            .collect();
+        for_each_image(&payload, config, cache, &kept, |image, state, logits| {
+            let finite = image_is_finite(config, cache, image.of.tokens, image.of.grown, state);
+            if finite && logits.iter().all(|v| v.is_finite()) {
+                return Ok(());
+            }
+            let what = "is damaged: it holds values that are not finite; restore it from a copy";
+            Err(Error::format(path.display().to_string(), what))
         })?;
 
         self.clear()?;
         self.checkpoints.stashes.clear();
-        let mut rest = &payload[..];
-        let mut read = |bytes| rest.split_off(..bytes).unwrap_or_default();
         let mut checkpoints = Vec::new();
-        for (at, bytes) in images {
-            self.session.read_image(at, false, read(bytes));
-            checkpoints.push((at, self.session.checkpoint(false)?, read_logits(read(logits_bytes))));
-        }
+        for_each_image(&payload, config, cache, &kept, |image, state, logits| {
+            self.session.read_image(image.of.tokens, image.of.grown, state);
+            if image.of.grown {
+                self.logits = logits;
+            } else {
+                checkpoints.push((image.of.tokens, self.session.checkpoint(false)?, logits));
+            }
+            Ok(())
+        })?;
         for (at, state, logits) in checkpoints.into_iter().rev() {
             let checkpoint = self.checkpoints.make(at, state, &logits);
             self.checkpoints.push(checkpoint);
         }
-        self.session.read_image(steps.len(), true, read(self.session.image_bytes(steps.len(), true)));
-        self.logits = read_logits(read(logits_bytes));
         self.steps = steps;
+        if let Err(e) = payload.check() {
+            self.clear()?;
+            return Err(e);
+        }
         Ok(more)
     }
 }
 
-fn write_logits(logits: &[f32], out: &mut Vec<u8>) {
-    out.extend(logits.iter().flat_map(|v| v.to_le_bytes()));
+/// A state in a session file.
+struct Image {
+    of: ImageOf,
+    /// The state whose image has the rows that this one lacks.
+    later: Option<ImageOf>,
+    /// Bytes before it.
+    start: usize,
+    /// Bytes of it in the file, of all of it, and of its logits.
+    stored: usize,
+    all: usize,
+    logits: usize,
+}
+
+impl Image {
+    fn bytes(&self) -> usize {
+        self.stored + self.logits
+    }
+}
+
+/// Calls `take` with each of `images`, the last of which is the end, its whole state, and its logits.
+fn for_each_image(
+    payload: &Payload,
+    config: &Config,
+    cache: CacheType,
+    images: &[&Image],
+    mut take: impl FnMut(&Image, &[u8], Vec<f32>) -> Result<()>,
+) -> Result<()> {
+    let Some((end, checkpoints)) = images.split_last() else { return Ok(()) };
+    let end_bytes = payload.read(end.start, end.bytes())?;
+    let (end_state, end_logits) = end_bytes.split_at(end.stored);
+    let mut later_state = end_state.to_vec();
+    for image in checkpoints {
+        let bytes = payload.read(image.start, image.bytes())?;
+        let (stored, logits) = bytes.split_at(image.stored);
+        let state = match image.later {
+            Some(later) => whole(config, cache, image.of, later, stored, &later_state),
+            None => stored.to_vec(),
+        };
+        take(image, &state, read_logits(logits))?;
+        later_state = state;
+    }
+    take(end, end_state, read_logits(end_logits))
+}
+
+fn logit_bytes(logits: &[f32]) -> Vec<u8> {
+    logits.iter().flat_map(|v| v.to_le_bytes()).collect()
 }
 
 fn read_logits(bytes: &[u8]) -> Vec<f32> {

@@ -2,7 +2,7 @@
 //! it are read again, each by the rule by which it was read and together with the tokens that were read with it, so that
 //! the outcome is the same to the last bit.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 use super::{
     Step,
@@ -87,7 +87,7 @@ impl<'m> Timeline<'m> {
 
     /// Makes a checkpoint after the last step.
     pub fn checkpoint(&mut self) -> Result<()> {
-        if !self.steps.is_empty() && self.checkpoints.current.last().is_none_or(|last| last.at < self.steps.len()) {
+        if !self.steps.is_empty() && self.checkpoints.current.back().is_none_or(|last| last.at < self.steps.len()) {
             let checkpoint = self.make_checkpoint(false)?;
             self.checkpoints.push(checkpoint);
         }
@@ -100,8 +100,8 @@ impl<'m> Timeline<'m> {
     }
 
     fn restore(&mut self, checkpoint: &Checkpoint) {
-        self.session.restore(&checkpoint.state);
-        self.logits = checkpoint.logits.to_vec();
+        self.session.restore(checkpoint.state());
+        self.logits = checkpoint.logits().to_vec();
     }
 
     /// Returns how many bytes checkpoints take, those of stashed branches included.
@@ -116,7 +116,10 @@ impl<'m> Timeline<'m> {
         // A pass that is longer in `target` is another pass.
         let ends_pass = |at: usize| target.get(at).is_none_or(|next| next.first);
         if common < self.steps.len() || !ends_pass(common) {
-            self.checkpoints.current.retain(|checkpoint| checkpoint.at <= common && ends_pass(checkpoint.at));
+            let checkpoints = &mut self.checkpoints.current;
+            while checkpoints.back().is_some_and(|last| last.at > common || !ends_pass(last.at)) {
+                checkpoints.pop_back();
+            }
             self.go_back()?;
         }
         self.read(&target[self.steps.len()..], watch)
@@ -132,7 +135,7 @@ impl<'m> Timeline<'m> {
 
     /// Goes back to the last checkpoint, or to the beginning if there is none.
     fn go_back(&mut self) -> Result<()> {
-        let Some(checkpoint) = self.checkpoints.current.last().cloned() else { return self.clear() };
+        let Some(checkpoint) = self.checkpoints.current.back().cloned() else { return self.clear() };
         self.restore(&checkpoint);
         self.steps.truncate(checkpoint.at);
         Ok(())
@@ -147,17 +150,9 @@ impl<'m> Timeline<'m> {
         self.session.check_room(steps.len())?;
         let mut done = 0;
         for pass in passes(steps) {
-            if watch.cancel.load(Ordering::Relaxed) {
-                if done > 0 {
-                    match self.session.last_logits().map(<[f32]>::to_vec) {
-                        Ok(logits) => self.logits = logits,
-                        Err(e) => return self.recover(e),
-                    }
-                }
-                return Err(Error::Cancelled);
-            }
-            match self.read_pass(pass, done + pass.len() == steps.len()) {
+            match self.read_pass(pass, done + pass.len() == steps.len(), watch.cancel) {
                 Ok(()) => {}
+                Err(Error::Cancelled) => return self.cancelled(done),
                 Err(lost) if self.session.can_fall_back(&lost) => {
                     let all = [&self.steps, &steps[done..]].concat();
                     self.checkpoints.drop_all(); // they are in its memory
@@ -176,13 +171,24 @@ impl<'m> Timeline<'m> {
         Ok(())
     }
 
-    /// Reads `pass` to its end, so that the steps are what the session has read; logits are computed after the last one
+    /// Ends a read that was cancelled after `done` tokens: the session has read those, and nothing of the pass it was in.
+    fn cancelled(&mut self, done: usize) -> Result<()> {
+        if done > 0 {
+            match self.session.last_logits().map(<[f32]>::to_vec) {
+                Ok(logits) => self.logits = logits,
+                Err(e) => return self.recover(e),
+            }
+        }
+        Err(Error::Cancelled)
+    }
+
+    /// Reads `pass` to its end or not at all, so that the steps are what the session has read; logits are computed after the last one
     /// only.
-    fn read_pass(&mut self, pass: &[Step], last: bool) -> Result<()> {
+    fn read_pass(&mut self, pass: &[Step], last: bool, cancel: &AtomicBool) -> Result<()> {
         let ids: Vec<u32> = pass.iter().map(|step| step.id).collect();
         let logits = match (last, pass[0].phase) {
-            (false, phase) => return self.session.advance(&ids, phase),
-            (true, Phase::Prefill) => self.session.prefill(&ids, &AtomicBool::new(false))?,
+            (false, phase) => return self.session.advance(&ids, phase, cancel),
+            (true, Phase::Prefill) => self.session.prefill(&ids, cancel)?,
             (true, Phase::Decode) => self.session.decode(pass[0].id)?,
         };
         self.logits = logits.to_vec();

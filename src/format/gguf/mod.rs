@@ -16,6 +16,11 @@ pub const ALIGNMENT: usize = 64;
 
 /// `general.architecture` of Hymba models.
 pub const ARCHITECTURE: &str = "hymba";
+/// The key of the longest reply that a model file recommends, in tokens.
+pub const MAX_NEW_TOKENS: &str = "general.sampling.max_new_tokens";
+
+/// The key of all tokens that end a text, where there are several.
+pub const ENDS: &str = "hymba.eos_token_ids";
 
 pub(crate) const MAGIC: [u8; 4] = *b"GGUF";
 const VERSION: u32 = 3;

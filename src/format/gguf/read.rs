@@ -59,8 +59,13 @@ impl Gguf {
     /// Reads the header of `blob`, a whole GGUF file; `file` is its name for messages.
     pub fn parse(file: &str, blob: Blob) -> Result<Self> {
         let size = blob.len();
-        let mut header =
-            Header { file, bytes: &blob[..size.min(limits::GGUF_HEADER)], at: 0, capped: size > limits::GGUF_HEADER };
+        let mut header = Header {
+            file,
+            bytes: &blob[..size.min(limits::GGUF_HEADER)],
+            at: 0,
+            capped: size > limits::GGUF_HEADER,
+            items: 0,
+        };
         header.magic_and_version()?;
         let tensor_count = header.u64("the number of tensors")?;
         let key_count = header.u64("the number of keys")?;
@@ -141,6 +146,8 @@ struct Header<'a> {
     bytes: &'a [u8],
     at: usize,
     capped: bool,
+    /// Items of arrays so far.
+    items: usize,
 }
 
 impl<'a> Header<'a> {
@@ -282,6 +289,13 @@ impl<'a> Header<'a> {
     fn array_value(&mut self, key: &str, what: &str) -> Result<Value> {
         let kind = self.u32(what)?;
         let count = self.u64(what)?;
+        self.items = self.items.saturating_add(self.check_count(count, 1, "array items")?);
+        if self.items > limits::ARRAY_ITEMS {
+            let limit = limits::ARRAY_ITEMS;
+            return Err(
+                self.bad(format!("has arrays of {} items and more in its keys, but {limit} are the limit", self.items))
+            );
+        }
         macro_rules! numbers {
             ($from:ty, $kind:ident, $to:ty) => {{
                 let (items, _) = self.items(count, size_of::<$from>(), what)?.as_chunks();

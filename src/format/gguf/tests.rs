@@ -134,6 +134,9 @@ fn an_unfinished_file_leaves_nothing() {
     writer.write(&[0; 15]).unwrap();
     // The others can look at the file before it is complete.
     assert_eq!(Gguf::open(writer.temporary_path().unwrap()).unwrap().tensors.len(), 1);
+    // Under the name that it will have: users know no other.
+    let back = writer.read_back().unwrap();
+    assert_eq!((back.file, back.tensors.len()), (path.display().to_string(), 1));
     assert!(writer.finish().is_err());
     let mut writer = Writer::create(&path, layout(), false).unwrap();
     assert!(writer.write(&[0; 17]).is_err());
@@ -161,6 +164,16 @@ fn refuses_impossible_counts_before_allocating() {
         let array = [&9u32.to_le_bytes()[..], &kind.to_le_bytes(), &(u64::MAX / 2).to_le_bytes()].concat();
         refused(file(&[("k", array)], &[]), "truncated");
     }
+}
+
+/// A byte in the file takes eight in memory.
+#[test]
+fn arrays_have_a_limit_together() {
+    let array = |count: usize| {
+        [&9u32.to_le_bytes()[..], &0u32.to_le_bytes(), &(count as u64).to_le_bytes(), &vec![1; count]].concat()
+    };
+    assert!(parse(file(&[("a", array(3 << 20)), ("b", array(1 << 20))], &[])).is_ok());
+    refused(file(&[("a", array(3 << 20)), ("b", array((1 << 20) + 1))], &[]), "arrays of 4194305 items");
 }
 
 #[test]

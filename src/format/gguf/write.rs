@@ -2,11 +2,11 @@
 
 use std::{io::Write, path::Path};
 
-use super::{ALIGNMENT, I8, MAGIC, Metadata, VERSION, Value, read::byte_len};
+use super::{ALIGNMENT, Gguf, I8, MAGIC, Metadata, VERSION, Value, read::byte_len};
 use crate::{
     Error, Result,
     format::{
-        AtomicFile, DType, Privacy,
+        AtomicFile, Blob, DType, Privacy, open_file,
         packed::{self, GROUP, Packing},
     },
 };
@@ -140,6 +140,13 @@ impl Writer {
     pub fn temporary_path(&mut self) -> Result<&Path> {
         self.flush(self.gathered.len())?;
         Ok(self.file.temporary_path())
+    }
+
+    /// Returns the file as far as it is written, under its final name.
+    pub fn read_back(&mut self) -> Result<Gguf> {
+        let file = open_file(self.temporary_path()?)?;
+        let path = self.file.path();
+        Gguf::parse(&path.display().to_string(), Blob::map_open(file, path)?)
     }
 
     /// Completes the file and gives it its name. Fails if values are missing.

@@ -116,7 +116,7 @@ impl Calibrator<'_> {
         let watch = &mut |matrix: &Matrix, x: MatRef<'_>| {
             if let Some(hessian) = hessians.get_mut(&matrix.id) {
                 let values = &x.buffer.f32()[x.start..];
-                self.pool.install(|| hessian.add(values, x.rows, x.stride));
+                self.pool.install(|| hessian.add(values, x.rows, x.stride, self.cancel));
             }
         };
         stream.pass(index, layer, Advance::Peek, watch, done)?;
@@ -137,7 +137,9 @@ impl Calibrator<'_> {
         let all: f64 = matrices.iter().map(ToRound::cost).sum();
         let mut done = 0.0;
         for (input, hessian) in hessians {
-            let factor = self.pool.install(|| Factor::new(&hessian, gptq)).ok_or_else(|| {
+            let factor = self.pool.install(|| Factor::new(&hessian, gptq, self.cancel));
+            Error::check_cancelled(self.cancel)?;
+            let factor = factor.ok_or_else(|| {
                 let what = format!("layer {index} multiplies values that are not finite: the weights are damaged");
                 Error::format(self.file, what)
             })?;
@@ -158,7 +160,7 @@ impl Calibrator<'_> {
             matrix.row(row, values);
         }
         let mut out = vec![0; matrix.rows * plan.row_bytes(plan.dtype)];
-        let rounded = self.pool.install(|| compensate(plan.dtype, &values, factor, &mut out));
+        let rounded = self.pool.install(|| compensate(plan.dtype, &values, factor, &mut out, self.cancel));
         rounded.map_err(|(row, unfit)| plan.unfit(row, unfit))?;
         plan.input = Stored::in_memory(out, plan.spec.shape.clone(), plan.dtype);
         Ok(())
@@ -166,7 +168,7 @@ impl Calibrator<'_> {
 
     /// The text in front of the first layer, and the number of its pieces.
     fn open(&self, plans: &[TensorPlan]) -> Result<(Stream<'_>, usize)> {
-        let pieces = self.sample.pieces(self.metadata, self.file)?;
+        let pieces = self.sample.pieces(self.metadata, self.file, self.cancel)?;
         let tables = ["token_embd.weight", "meta_embd.weight"].into_iter().filter_map(|name| named(plans, name));
         let tables = self.load(tables)?;
         let find = Finder::new(&tables, self.config);
@@ -189,7 +191,8 @@ impl Calibrator<'_> {
 
     /// The tensors as they are in the checkpoint, ready to compute with.
     fn load<'p>(&self, plans: impl IntoIterator<Item = &'p TensorPlan>) -> Result<Gguf> {
-        let tensors = plans.into_iter().map(|plan| self.pool.install(|| plan.load())).collect::<Result<_>>()?;
+        let tensors =
+            plans.into_iter().map(|plan| self.pool.install(|| plan.load(self.cancel))).collect::<Result<_>>()?;
         Ok(Gguf::in_memory(self.file, tensors))
     }
 

@@ -127,6 +127,7 @@ impl Moments {
         {
             return Err(bad(format!("lacks the tensor `{}` of this model", spec.name)));
         }
+        gguf.bytes.check()?; // half of it may be of another file
         let size = |key: &str| gguf.metadata.uint(key).and_then(|v| usize::try_from(v).ok()).unwrap_or(0);
         let dataset = gguf.metadata.strings("imatrix.datasets").and_then(|names| names.get(0)).map(String::from);
         Ok(Self {

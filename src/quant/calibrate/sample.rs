@@ -1,5 +1,7 @@
 //! The text that a model reads to find out what its matrices multiply.
 
+use std::sync::atomic::AtomicBool;
+
 use crate::{Error, Result, format::gguf::Metadata, text::Tokenizer};
 
 /// A text to calibrate on.
@@ -17,10 +19,15 @@ pub struct Sample {
 
 impl Sample {
     /// The pieces that the model with the keys `metadata`, of the file `file`, reads.
-    pub(in crate::quant) fn pieces(&self, metadata: &Metadata, file: &str) -> Result<Vec<Vec<u32>>> {
-        let tokenizer = Tokenizer::from_metadata(metadata, file)?;
+    pub(in crate::quant) fn pieces(
+        &self,
+        metadata: &Metadata,
+        file: &str,
+        cancel: &AtomicBool,
+    ) -> Result<Vec<Vec<u32>>> {
+        let tokenizer = Tokenizer::from_metadata_until(metadata, file, cancel)?;
         let bos: Vec<u32> = tokenizer.bos().into_iter().collect();
-        let ids = tokenizer.encode(&self.text, false)?;
+        let ids = tokenizer.encode_until(&self.text, false, cancel)?;
         let run = (self.context - bos.len()).max(1);
         let all: Vec<&[u32]> = ids.chunks_exact(run).collect();
         if all.is_empty() {

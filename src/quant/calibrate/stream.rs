@@ -7,7 +7,7 @@ use crate::{
     Result,
     backend::{Backend, Buffer, Cpu, MatRef, Memory, Op, Watched},
     format::{CacheType, Matrix, Vector},
-    forward::{Chunk, Phase, Room, Scratch},
+    forward::{Chunk, Phase, Room, Scratch, Segment},
     model::{Config, Plan, weights::Layer},
     state::State,
 };
@@ -52,11 +52,11 @@ impl<'a> Stream<'a> {
         let meta_ids: Vec<u32> = (0..config.meta_tokens as u32).collect();
         let mut hidden: Vec<_> = meta.into_iter().map(|meta| rows(meta, &meta_ids)).collect();
         hidden.extend(texts.iter().map(|ids| rows(embeddings, ids)));
-        let chunk = hidden.iter().map(|h| h.len() / config.hidden).max().unwrap_or(0);
+        let rows = hidden.iter().map(|h| h.len() / config.hidden).max().unwrap_or(0);
         Ok(Self {
             plan: Plan::new(config),
             state: State::new(&backend, config, 0, CacheType::F16)?,
-            scratch: Scratch::new(&backend, Room { config, chunk, cache: CacheType::F16 })?,
+            scratch: Scratch::new(&backend, Room { config, rows, cache: CacheType::F16 })?,
             kv: (0..config.layers).map(|_| Vec::new()).collect(),
             config,
             backend,
@@ -83,33 +83,27 @@ impl<'a> Stream<'a> {
         let source = c.kv_source[index];
         let has_readers = !self.plan.layers[index].readers.is_empty();
         self.state.position = 0;
-        let mut after_meta: Option<(Vec<f32>, Vec<f32>)> = None;
+        // Only the meta tokens are committed: every text begins behind them.
+        let memory = &mut self.state.layers[index];
+        self.backend.clear(&mut memory.conv);
+        self.backend.clear(&mut memory.ssm);
         for text in 0..self.hidden.len() {
             let tokens = self.hidden[text].len() / c.hidden;
-            let memory = &mut self.state.layers[index];
-            if let Some((conv, ssm)) = &after_meta {
-                self.backend.upload(conv, &mut memory.conv, 0);
-                self.backend.upload(ssm, &mut memory.ssm, 0);
-            } else {
-                self.backend.clear(&mut memory.conv);
-                self.backend.clear(&mut memory.ssm);
-            }
             self.backend.upload(&self.hidden[text], self.scratch.hidden_mut(), 0);
             if source != index
                 && let Some(kv) = self.scratch.kv_mut(source)
             {
                 std::mem::swap(kv, &mut self.kv[source][text]);
             }
+            let (state, phase) = (&mut self.state, Phase::Prefill);
+            let segments = &mut [Segment { state, tokens, phase, logits: 0..0, cancel: None, failed: None }];
+            self.scratch.prepare(&self.backend, c, segments)?;
             let mut backend = Watched { inner: &mut self.backend, watch: &mut *watch };
-            let (state, scratch) = (&mut self.state, &mut self.scratch);
-            let mut chunk = Chunk { backend: &mut backend, config: c, state, scratch, tokens, phase: Phase::Prefill };
+            let mut chunk = Chunk { backend: &mut backend, config: c, segments, scratch: &mut self.scratch };
             chunk.single_layer(index, layer)?;
             if c.meta_tokens > 0 && text == 0 {
-                chunk.commit_kv(index);
+                chunk.commit_layer((index, layer), 0, tokens);
                 self.state.position = tokens;
-                let memory = &self.state.layers[index];
-                let conv = self.backend.download(&memory.conv, (c.conv_kernel - 1) * c.inner);
-                after_meta = Some((conv, self.backend.download(&memory.ssm, c.inner * c.state)));
             }
             if source != index
                 && let Some(kv) = self.scratch.kv_mut(source)

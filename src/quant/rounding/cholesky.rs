@@ -1,5 +1,7 @@
 //! The Cholesky factor of a large matrix, and its inverse: in blocks, whose products take nearly all the time.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use ndarray::{ArrayView2, ArrayViewMut2, ShapeBuilder, linalg::general_mat_mul, s};
 use rayon::prelude::*;
 
@@ -16,10 +18,13 @@ pub(super) fn strided_mut(values: &mut [f32], rows: usize, cols: usize, stride: 
 }
 
 /// Replaces the lower half of `a` `[n, n]`, row-major, by L of L·Lᵀ = a. The upper half is neither read nor written, but
-/// inside the blocks of the diagonal. False if `a` is not positive definite, as far as 32 bits can tell; `a` is of no use
-/// then.
-pub fn cholesky(a: &mut [f32], n: usize) -> bool {
+/// inside the blocks of the diagonal. False if `a` is not positive definite, as far as 32 bits can tell, or `cancel` is set;
+/// `a` is of no use then.
+pub fn cholesky(a: &mut [f32], n: usize, cancel: &AtomicBool) -> bool {
     for start in (0..n).step_by(BLOCK) {
+        if cancel.load(Ordering::Relaxed) {
+            return false;
+        }
         let end = (start + BLOCK).min(n);
         let size = end - start;
         let (done, below) = a.split_at_mut(end * n);
@@ -71,10 +76,13 @@ pub fn cholesky(a: &mut [f32], n: usize) -> bool {
     true
 }
 
-/// The inverse of the lower half of `l` `[n, n]`, row-major; zeros above it.
-pub fn invert(l: &[f32], n: usize) -> Vec<f32> {
+/// The inverse of the lower half of `l` `[n, n]`, row-major; zeros above it. Of no use once `cancel` is set.
+pub fn invert(l: &[f32], n: usize, cancel: &AtomicBool) -> Vec<f32> {
     let mut inverse = vec![0.0; n * n];
     for start in (0..n).step_by(BLOCK) {
+        if cancel.load(Ordering::Relaxed) {
+            break;
+        }
         let end = (start + BLOCK).min(n);
         let (above, rows) = inverse.split_at_mut(start * n);
         let rows = &mut rows[..(end - start) * n];
@@ -121,8 +129,9 @@ mod tests {
         for n in [1, 5, 64, 96, 200] {
             let a = matrix(n);
             let mut l = a.clone();
-            assert!(cholesky(&mut l, n));
-            let inverse = invert(&l, n);
+            let (go_on, stop) = (AtomicBool::new(false), AtomicBool::new(true));
+            assert!(cholesky(&mut l, n, &go_on) && !cholesky(&mut a.clone(), n, &stop));
+            let inverse = invert(&l, n, &go_on);
             for i in 0..n {
                 for j in 0..n {
                     let product: f32 = (0..=i.min(j)).map(|k| l[i * n + k] * l[j * n + k]).sum();
@@ -138,7 +147,8 @@ mod tests {
     fn tells_what_has_no_factor() {
         let mut a = matrix(80);
         a[70 * 80 + 70] = -1.0;
-        assert!(!cholesky(&mut a, 80));
-        assert!(!cholesky(&mut [f32::NAN], 1));
+        let go_on = AtomicBool::new(false);
+        assert!(!cholesky(&mut a, 80, &go_on));
+        assert!(!cholesky(&mut [f32::NAN], 1, &go_on));
     }
 }

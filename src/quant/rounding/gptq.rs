@@ -1,6 +1,8 @@
 //! Error-compensating rounding (GPTQ, arXiv 2210.17323): the columns of a matrix are rounded one after the other, and those
 //! to come make up for the error that each leaves, as far as the inputs' second moments say they can.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use ndarray::{linalg::general_mat_mul, s};
 use rayon::prelude::*;
 
@@ -56,11 +58,14 @@ impl Hessian {
         Self { cols, sums: vec![0.0; cols * cols] }
     }
 
-    /// Adds `rows` inputs, of which one follows `stride` values after the other.
-    pub fn add(&mut self, values: &[f32], rows: usize, stride: usize) {
+    /// Adds `rows` inputs, of which one follows `stride` values after the other. `cancel` ends that: then the sums are of no use.
+    pub fn add(&mut self, values: &[f32], rows: usize, stride: usize, cancel: &AtomicBool) {
         let n = self.cols;
         let x = strided(values, rows, n, stride);
         self.sums.par_chunks_mut(PANEL_ROWS * n).enumerate().for_each(|(i, panel)| {
+            if cancel.load(Ordering::Relaxed) {
+                return;
+            }
             let height = panel.len() / n;
             let (start, end) = (i * PANEL_ROWS, i * PANEL_ROWS + height);
             let mut sums = strided_mut(panel, height, end, n);
@@ -82,9 +87,9 @@ pub struct Factor {
 }
 
 impl Factor {
-    /// Factors `hessian`, whose columns are whole blocks; `None` if inputs were not finite. Damps more than asked for where
+    /// Factors `hessian`, whose columns are whole blocks; `None` if inputs were not finite, or `cancel` is set. Damps more than asked for where
     /// that is needed for an inverse.
-    pub fn new(hessian: &Hessian, options: &Gptq) -> Option<Self> {
+    pub fn new(hessian: &Hessian, options: &Gptq, cancel: &AtomicBool) -> Option<Self> {
         let n = hessian.cols;
         if !(0..n).all(|i| hessian.at(i, i).is_finite()) {
             return None;
@@ -93,7 +98,7 @@ impl Factor {
         let mean = (0..n).map(|i| f64::from(hessian.at(i, i))).sum::<f64>() / n as f64;
         let mean = if mean > 0.0 { mean as f32 } else { 1.0 };
         let mut damping = options.damping.max(1e-6);
-        loop {
+        while !cancel.load(Ordering::Relaxed) {
             // H in the opposite order is L·Lᵀ, so that in the right order it is U·Uᵀ with U upper triangular; R is U⁻¹.
             let mut turned = vec![0.0; n * n];
             turned.par_chunks_exact_mut(n).enumerate().for_each(|(i, row)| {
@@ -101,8 +106,8 @@ impl Factor {
                 (0..=i).for_each(|j| row[j] = hessian.at(a, order[n - 1 - j]));
                 row[i] += damping * mean;
             });
-            if cholesky(&mut turned, n) {
-                let mut r = invert(&turned, n);
+            if cholesky(&mut turned, n, cancel) {
+                let mut r = invert(&turned, n, cancel);
                 drop(turned);
                 r.reverse();
                 if r.iter().all(|v| v.is_finite()) {
@@ -111,6 +116,7 @@ impl Factor {
             }
             damping *= 10.0;
         }
+        None
     }
 
     fn cols(&self) -> usize {
@@ -133,13 +139,22 @@ fn column_order(n: usize, order: Order, weight: impl Fn(usize) -> f32) -> Vec<us
 const TILE_ROWS: usize = 32;
 
 /// Rounds the matrix `values` `[rows, cols]` to blocks of `dtype` in `out`. Returns what that costs: Σ over rows of
-/// e·H·eᵀ, where e is what was changed. The error names a row that can't be stored.
-pub fn compensate(dtype: DType, values: &[f32], factor: &Factor, out: &mut [u8]) -> Result<f64, (usize, Unfit)> {
+/// e·H·eᵀ, where e is what was changed. The error names a row that can't be stored. `cancel` ends that: then `out` is of no use.
+pub fn compensate(
+    dtype: DType,
+    values: &[f32],
+    factor: &Factor,
+    out: &mut [u8],
+    cancel: &AtomicBool,
+) -> Result<f64, (usize, Unfit)> {
     let n = factor.cols();
     let row_bytes = dtype.row_bytes(n).unwrap_or(0);
     let grid = Grid::new(dtype);
     let tiles = values.par_chunks(TILE_ROWS * n).zip(out.par_chunks_mut(TILE_ROWS * row_bytes)).enumerate();
     let costs = tiles.map(|(tile, (values, out))| {
+        if cancel.load(Ordering::Relaxed) {
+            return Ok(0.0);
+        }
         let first = tile * TILE_ROWS;
         if let Some(bad) = values.iter().position(|v| !v.is_finite()) {
             return Err((first + bad / n, Unfit::NotFinite));

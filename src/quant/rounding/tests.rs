@@ -1,3 +1,5 @@
+use std::sync::atomic::AtomicBool;
+
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -6,6 +8,8 @@ use crate::format::{
     DType,
     codec::{BLOCK, Unfit, decode_row, encode_row, round_block},
 };
+
+static GO_ON: AtomicBool = AtomicBool::new(false);
 
 fn quantized() -> impl Iterator<Item = DType> {
     DType::ALL.into_iter().filter(|dtype| dtype.is_quantized())
@@ -124,13 +128,13 @@ fn compensation_costs_what_it_says_and_less_than_rounding_alone() {
     let x = inputs(&mut rng, tokens, cols);
     let mut hessian = Hessian::new(cols);
     // Added in two parts, the second out of wider rows.
-    hessian.add(&x[..200 * cols], 200, cols);
+    hessian.add(&x[..200 * cols], 200, cols, &GO_ON);
     let wide: Vec<f32> = x[200 * cols..].chunks(cols).flat_map(|row| row.iter().copied().chain([9.0; 5])).collect();
-    hessian.add(&wide, 300, cols + 5);
+    hessian.add(&wide, 300, cols + 5, &GO_ON);
     for dtype in quantized() {
         for order in [Order::Stored, Order::Largest] {
             let options = Gptq { damping: 0.01, order };
-            let factor = Factor::new(&hessian, &options).unwrap();
+            let factor = Factor::new(&hessian, &options, &GO_ON).unwrap();
             let row_bytes = dtype.row_bytes(cols).unwrap();
             let mut bytes = vec![0; rows * row_bytes];
             let change = |bytes: &[u8]| {
@@ -140,7 +144,7 @@ fn compensation_costs_what_it_says_and_less_than_rounding_alone() {
                 let e: Vec<f32> = w.iter().zip(back).map(|(a, b)| a - b).collect();
                 quadratic(&e, &x, cols, options.damping)
             };
-            let told = compensate(dtype, &w, &factor, &mut bytes).unwrap();
+            let told = compensate(dtype, &w, &factor, &mut bytes, &GO_ON).unwrap();
             let cost = change(&bytes);
             assert!((told / cost - 1.0).abs() < 0.01, "{dtype}, {order:?}: {told} told, {cost} found");
             let searcher = Searcher::new(dtype);
@@ -161,20 +165,20 @@ fn inputs_that_say_nothing_are_no_obstacle() {
     let mut x = inputs(&mut rng, 5, cols);
     x.iter_mut().step_by(3).for_each(|v| *v = 0.0);
     let mut few = Hessian::new(cols);
-    few.add(&x, 5, cols);
+    few.add(&x, 5, cols, &GO_ON);
     for hessian in [few, Hessian::new(cols)] {
-        let factor = Factor::new(&hessian, &Gptq { damping: 0.0, ..Gptq::default() }).unwrap();
+        let factor = Factor::new(&hessian, &Gptq { damping: 0.0, ..Gptq::default() }, &GO_ON).unwrap();
         let mut bytes = vec![0; rows * DType::Q4_0.row_bytes(cols).unwrap()];
-        assert!(compensate(DType::Q4_0, &w, &factor, &mut bytes).unwrap().is_finite());
+        assert!(compensate(DType::Q4_0, &w, &factor, &mut bytes, &GO_ON).unwrap().is_finite());
         let mut back = vec![0.0; cols];
         decode_row(DType::Q4_0, &bytes[..bytes.len() / rows], &mut back);
         assert!(back.iter().all(|v| v.is_finite()));
     }
     let nan = [f32::NAN].repeat(rows * cols);
-    let factor = Factor::new(&Hessian::new(cols), &Gptq::default()).unwrap();
+    let factor = Factor::new(&Hessian::new(cols), &Gptq::default(), &GO_ON).unwrap();
     let mut bytes = vec![0; rows * DType::Q4_0.row_bytes(cols).unwrap()];
-    assert_eq!(compensate(DType::Q4_0, &nan, &factor, &mut bytes), Err((0, Unfit::NotFinite)));
+    assert_eq!(compensate(DType::Q4_0, &nan, &factor, &mut bytes, &GO_ON), Err((0, Unfit::NotFinite)));
     let mut hessian = Hessian::new(cols);
-    hessian.add(&nan[..cols], 1, cols);
-    assert!(Factor::new(&hessian, &Gptq::default()).is_none());
+    hessian.add(&nan[..cols], 1, cols, &GO_ON);
+    assert!(Factor::new(&hessian, &Gptq::default(), &GO_ON).is_none());
 }

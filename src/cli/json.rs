@@ -1,0 +1,15 @@
+//! What all JSON output has in common; docs/json.md describes it.
+
+use serde_json::{Value, json};
+
+/// The version of the objects that commands print, in each of them.
+pub const JSON_VERSION: u32 = 1;
+
+/// Returns an event of --jsonl with the fields of `object`.
+pub fn event(name: &str, object: Value) -> Value {
+    let mut event = json!({ "event": name, "version": JSON_VERSION });
+    if let (Value::Object(event), Value::Object(fields)) = (&mut event, object) {
+        event.extend(fields);
+    }
+    event
+}

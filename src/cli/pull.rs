@@ -1,0 +1,331 @@
+//! `hymba pull`: from a name to a model that runs.
+
+use std::{
+    fs,
+    io::{self, Write},
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use anyhow::Context;
+use hymba::{
+    Model,
+    format::{Privacy, gguf::Metadata, write_atomically},
+    hub::{
+        Cache, Client, Fetch, Info, Installed, License, Lock, Name, Repo, Selection, Settings, Snapshot, Source, Store,
+        select,
+    },
+    quant::{Options, TypePlan, convert},
+};
+use indicatif::DecimalBytes;
+
+use self::{estimate::Estimate, progress::Progress};
+use super::{
+    ask::{ask, at_terminal},
+    options::count,
+    terminal,
+    usage::Usage,
+};
+
+mod estimate;
+mod progress;
+
+/// The type of those who name none.
+pub const USUAL_TYPE: &str = "q4";
+
+/// Download a model by its name and convert it
+///
+/// Downloads into the cache that Hugging Face's own tools use (HF_HOME, HF_HUB_CACHE), converts, and installs the result
+/// among the models that -m takes by name (HYMBA_MODELS). An interrupted download is resumed. HF_ENDPOINT, HF_TOKEN,
+/// HF_TOKEN_PATH, HF_HUB_OFFLINE, HTTPS_PROXY, NO_PROXY and SSL_CERT_FILE are honored.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Name of the model: OWNER/NAME, or OWNER/NAME:TYPE
+    #[arg(value_name = "NAME")]
+    name: Name,
+    /// Type or recipe to convert to, as for `hymba quantize`, or type of a file that is ready [default: q4]
+    #[arg(long = "type", value_name = "TYPE")]
+    kind: Option<String>,
+    /// Keep what was downloaded after the conversion [default: ask at a terminal, else yes]
+    #[arg(long, value_name = "WHEN")]
+    keep_original: Option<Keep>,
+    /// Branch, tag or commit
+    #[arg(long, value_name = "REVISION", default_value = "main")]
+    revision: String,
+    /// Show what would be downloaded, and what it needs on disk and in memory; download nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Convert again what is installed and up to date
+    #[arg(long)]
+    force: bool,
+    /// Number of threads that convert [default: one per available core]
+    #[arg(short = 't', long, value_name = "N", value_parser = count(1..=512))]
+    threads: Option<usize>,
+    /// Suppress progress and summary
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
+enum Keep {
+    Yes,
+    No,
+}
+
+impl Args {
+    /// Whether anything goes to standard output.
+    pub fn writes_output(&self) -> bool {
+        self.dry_run || !self.quiet
+    }
+}
+
+/// Runs the command.
+pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
+    let pull = Pull::new(args, cancel)?;
+    let Some(model) = pull.run()? else { return Ok(()) };
+    if !args.quiet {
+        writeln!(terminal::out(), "{}", next(&model)?)?;
+    }
+    Ok(())
+}
+
+/// The same for who named a model that is missing, and was asked.
+pub fn by_name(name: Name, cancel: &Arc<AtomicBool>) -> anyhow::Result<Installed> {
+    let args = Args {
+        name,
+        kind: None,
+        keep_original: None,
+        revision: "main".into(),
+        dry_run: false,
+        force: false,
+        threads: None,
+        quiet: false,
+    };
+    Pull::new(&args, cancel)?.run()?.context("nothing was installed")
+}
+
+/// What was made, and what to type next.
+fn next(model: &Installed) -> anyhow::Result<String> {
+    let gguf = Model::open(&model.path)?;
+    let chats = gguf.metadata().get("tokenizer.chat_template").is_some();
+    let name = if model.kind == USUAL_TYPE { model.repo.to_string() } else { model.name().to_string() };
+    let size = DecimalBytes(model.size_and_use()?.0);
+    let next =
+        if chats { format!("hymba chat -m {name}") } else { format!("hymba run -m {name} \"Once upon a time\"") };
+    Ok(format!("installed {} ({size}): {}\ntry it: {next}", model.name(), model.path.display()))
+}
+
+struct Pull<'a> {
+    args: &'a Args,
+    name: Name,
+    settings: Settings,
+    store: Store,
+    cancel: &'a Arc<AtomicBool>,
+}
+
+impl<'a> Pull<'a> {
+    fn new(args: &'a Args, cancel: &'a Arc<AtomicBool>) -> anyhow::Result<Self> {
+        let mut name = args.name.clone();
+        if let Some(kind) = args.kind.as_ref().map(|kind| kind.to_ascii_lowercase()) {
+            if name.kind.as_ref().is_some_and(|named| *named != kind) {
+                return Err(Usage(format!("{name} and --type {kind} are two types; name one")).into());
+            }
+            name = format!("{}:{kind}", name.repo).parse().map_err(Usage)?;
+        }
+        Ok(Self { args, name, settings: Settings::from_env()?, store: Store::from_env()?, cancel })
+    }
+
+    /// Installs the model; `None` after a dry run.
+    fn run(&self) -> anyhow::Result<Option<Installed>> {
+        if self.settings.offline {
+            return self.run_offline();
+        }
+        let client = Client::new(self.settings.clone(), self.cancel)?;
+        let info = client.info(&self.name.repo, &self.args.revision)?;
+        let name = Name { repo: info.repo.clone(), kind: self.name.kind.clone() };
+        let paths: Vec<String> = info.files.iter().map(|file| file.path.clone()).collect();
+        let selection = select(&name, &paths, USUAL_TYPE)?;
+        let model = self.model(&info.repo, &selection)?;
+        let is_new = self.store.list().iter().all(|model| model.repo != info.repo);
+        if let Some(model) = self.up_to_date(&model, &info.commit) {
+            return Ok(Some(model));
+        }
+        let files: Vec<_> = selection.files();
+        let files: Vec<_> = info.files.iter().filter(|file| files.contains(&&*file.path)).collect();
+        // The weights last: what is wrong with the others is known before hours of download.
+        let (weights, others): (Vec<_>, Vec<_>) =
+            files.into_iter().partition(|file| file.path.ends_with(".safetensors") || file.path.ends_with(".gguf"));
+        let files: Vec<_> = others.into_iter().chain(weights).collect();
+        let fetch = Fetch::new(&client, &info);
+        let plan = fetch.plan(&files)?;
+        let estimate = Estimate::new(&client, &info, &selection, &plan, &model)?;
+        if self.args.dry_run {
+            write!(terminal::out(), "{}", estimate.report(&info, &self.args.revision, &plan, &self.settings, &model))?;
+            return Ok(None);
+        }
+        if let Some(license) = info.license.as_ref().filter(|_| is_new && !self.args.quiet) {
+            terminal::note(&told(&info.repo, license));
+        }
+        estimate.check_disk(&plan, &self.settings.cache, self.store.folder())?;
+        let mut progress = Progress::new(self.args.quiet)?;
+        progress.begin_download(&plan);
+        let fetched = fetch.run(&plan, &self.args.revision, &mut |event| progress.download(&event));
+        progress.finish();
+        let snapshot = fetched?;
+        self.install(&model, &selection, &snapshot, Some(&info))?;
+        self.drop_original(&info.repo, &snapshot, plan.bytes())?;
+        Ok(Some(model))
+    }
+
+    /// The same without a network, from what is in the cache.
+    fn run_offline(&self) -> anyhow::Result<Option<Installed>> {
+        let (repo, revision) = (&self.name.repo, &self.args.revision);
+        let snapshot = Cache::new(&self.settings).find(repo, revision).with_context(|| {
+            format!(
+                "HF_HUB_OFFLINE forbids to download, and {} holds no {repo} at {revision}",
+                self.settings.cache.display()
+            )
+        })?;
+        let names =
+            fs::read_dir(&snapshot.folder).with_context(|| format!("cannot open {}", snapshot.folder.display()))?;
+        let names: Vec<String> = names.flatten().filter_map(|file| file.file_name().into_string().ok()).collect();
+        let selection = select(&self.name, &names, USUAL_TYPE)?;
+        let model = self.model(repo, &selection)?;
+        if let Some(model) = self.up_to_date(&model, &snapshot.commit) {
+            return Ok(Some(model));
+        }
+        if self.args.dry_run {
+            writeln!(
+                terminal::out(),
+                "nothing is downloaded; {} is made of {}",
+                model.name(),
+                snapshot.folder.display()
+            )?;
+            return Ok(None);
+        }
+        self.install(&model, &selection, &snapshot, None)?;
+        Ok(Some(model))
+    }
+
+    /// What is installed in the end.
+    fn model(&self, repo: &Repo, selection: &Selection) -> anyhow::Result<Installed> {
+        let kind = match selection {
+            Selection::Ready { kind, .. } => kind,
+            Selection::Checkpoint(_) => {
+                let kind = self.name.kind.as_deref().unwrap_or(USUAL_TYPE);
+                let known = || Usage(format!("`{kind}` is no type to convert to; `hymba quantize --help` lists them"));
+                TypePlan::from_name(kind).ok_or_else(known)?;
+                kind
+            }
+        };
+        Ok(self.store.model(repo, kind))
+    }
+
+    /// The model, if it is installed and was made of this commit.
+    fn up_to_date(&self, model: &Installed, commit: &str) -> Option<Installed> {
+        let same = model.path.is_file() && model.source().is_some_and(|source| source.commit == commit);
+        let found = (same && !self.args.force && !self.args.dry_run).then(|| model.clone())?;
+        if !self.args.quiet {
+            terminal::note(&format!("{} is installed and up to date", model.name()));
+        }
+        Some(found)
+    }
+
+    /// Makes the model of what the snapshot holds.
+    fn install(
+        &self,
+        model: &Installed,
+        selection: &Selection,
+        snapshot: &Snapshot,
+        info: Option<&Info>,
+    ) -> anyhow::Result<()> {
+        let folder = model.path.parent().unwrap_or(Path::new("."));
+        fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+        let waits = &mut || terminal::note(&format!("another hymba makes {}; waiting for it", model.name()));
+        let _lock = Lock::take(&self.store.lock(model), waits, self.cancel)?;
+        let source = Source { revision: self.args.revision.clone(), commit: snapshot.commit.clone() };
+        if !self.args.force && model.path.is_file() && model.source().as_ref() == Some(&source) {
+            return Ok(()); // by the one that was waited for
+        }
+        match selection {
+            Selection::Ready { file, .. } => take(&snapshot.folder.join(file), &model.path)?,
+            Selection::Checkpoint(_) => self.convert(model, snapshot, info)?,
+        }
+        Ok(model.set_source(&source)?)
+    }
+
+    fn convert(&self, model: &Installed, snapshot: &Snapshot, info: Option<&Info>) -> anyhow::Result<()> {
+        let options = Options {
+            types: TypePlan::from_name(&model.kind).context("the type is unknown")?,
+            metadata: self.metadata(&model.repo, &snapshot.commit, info.and_then(|info| info.license.as_ref())),
+            force: true,
+            threads: self.args.threads.and_then(NonZeroUsize::new),
+            ..Options::default()
+        };
+        let mut progress = Progress::new(self.args.quiet)?;
+        let converted =
+            convert(&snapshot.folder, &model.path, &options, &mut |event| progress.convert(event), self.cancel);
+        progress.finish();
+        let summary = converted?;
+        if !self.args.quiet {
+            summary.notes.iter().for_each(|note| terminal::note(note));
+        }
+        Ok(())
+    }
+
+    /// What the model file tells of where it is from.
+    fn metadata(&self, repo: &Repo, commit: &str, license: Option<&License>) -> Metadata {
+        let page = format!("{}/{repo}", self.settings.endpoint);
+        let mut metadata = Metadata::default();
+        metadata.set("general.name", repo.name());
+        metadata.set("general.organization", repo.owner());
+        metadata.set("general.source.url", format!("{page}/tree/{commit}"));
+        metadata.set("general.source.repo_url", page);
+        if let Some(License { id, name, link }) = license {
+            metadata.set("general.license", id.as_str());
+            metadata.set("general.license.link", link.as_str());
+            if let Some(name) = name {
+                metadata.set("general.license.name", name.as_str());
+            }
+        }
+        metadata
+    }
+
+    /// Removes what was downloaded, if the user wants that.
+    fn drop_original(&self, repo: &Repo, snapshot: &Snapshot, bytes: u64) -> anyhow::Result<()> {
+        let keep = match self.args.keep_original {
+            Some(keep) => keep == Keep::Yes,
+            None if self.args.quiet || !at_terminal() => true,
+            None => {
+                let size = DecimalBytes(bytes);
+                ask(&format!("Keep the original ({size}), for other types and programs?"), true, self.cancel)?
+            }
+        };
+        if !keep && !self.cancel.load(Ordering::Relaxed) {
+            Cache::new(&self.settings).remove(repo, snapshot)?;
+        }
+        Ok(())
+    }
+}
+
+fn told(repo: &Repo, License { id, name, link }: &License) -> String {
+    format!("{repo} has the license {}: {link}", name.as_ref().unwrap_or(id))
+}
+
+/// Installs a file that is ready: another name for the same bytes where the file system can, else a copy.
+fn take(from: &Path, to: &Path) -> anyhow::Result<()> {
+    Model::open(from).context("the file is no model of ours, and is not installed")?;
+    let bytes: PathBuf = fs::canonicalize(from).with_context(|| format!("cannot open {}", from.display()))?;
+    let name = to.file_name().unwrap_or_default().to_string_lossy();
+    let link = to.with_file_name(format!(".{name}.link"));
+    let _ = fs::remove_file(&link); // of a process that was killed
+    if fs::hard_link(&bytes, &link).is_ok() {
+        return fs::rename(&link, to).with_context(|| format!("cannot write {}", to.display()));
+    }
+    write_atomically(to, true, Privacy::Shared, |out| io::copy(&mut fs::File::open(&bytes)?, out).map(drop))?;
+    Ok(())
+}

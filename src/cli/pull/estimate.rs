@@ -1,0 +1,111 @@
+//! What a pull needs, told before it begins.
+
+use std::path::Path;
+
+use hymba::{
+    Error, Result,
+    hub::{Client, Info, Installed, Plan, Selection, Settings, free_space, same_disk},
+    quant::TypePlan,
+};
+use indicatif::DecimalBytes;
+use serde_json::Value;
+
+/// Bytes beside the weights: tokenizer, metadata, state after the meta tokens.
+const BESIDE: u64 = 24 << 20;
+/// Memory that a conversion takes, whatever the size of the model.
+const TO_CONVERT: u64 = 140_000_000;
+/// Memory that a conversation takes beside the weights.
+const TO_RUN: u64 = 150_000_000;
+
+/// What there is to make.
+pub struct Estimate {
+    /// Bytes of the model, about.
+    model: u64,
+    is_converted: bool,
+}
+
+impl Estimate {
+    pub fn new(client: &Client, info: &Info, selection: &Selection, plan: &Plan, model: &Installed) -> Result<Self> {
+        let ends_with =
+            |suffix: &str| plan.files().filter(|file| file.0.ends_with(suffix)).map(|file| file.1).sum::<u64>();
+        if matches!(selection, Selection::Ready { .. }) {
+            return Ok(Self { model: ends_with(".gguf"), is_converted: false });
+        }
+        let config: Value = serde_json::from_str(&client.file_text(info, "config.json")?).unwrap_or_default();
+        let wide = ["torch_dtype", "dtype"].iter().any(|key| config[key] == "float32");
+        let weights = ends_with(".safetensors") / if wide { 4 } else { 2 };
+        let bits = TypePlan::from_name(&model.kind).map_or(32.0, TypePlan::bits);
+        Ok(Self { model: (weights as f64 * bits / 8.0) as u64 + BESIDE, is_converted: true })
+    }
+
+    /// What a dry run prints.
+    pub fn report(&self, info: &Info, revision: &str, plan: &Plan, settings: &Settings, model: &Installed) -> String {
+        let mut text = String::new();
+        let mut line = |line: String| {
+            text += &line;
+            text.push('\n');
+        };
+        line(format!("{} at {} ({revision})", info.repo, &info.commit[..12]));
+        if let Some(license) = &info.license {
+            line(format!("license: {}, {}", license.name.as_ref().unwrap_or(&license.id), license.link));
+        }
+        for (path, size, there) in plan.files() {
+            let there = match there {
+                0 => String::new(),
+                there if there == size => ", there".into(),
+                there => format!(", {} of it there", DecimalBytes(there)),
+            };
+            line(format!("  {path} ({}{there})", DecimalBytes(size)));
+        }
+        let (all, missing, made) = (DecimalBytes(plan.bytes()), DecimalBytes(plan.missing()), DecimalBytes(self.model));
+        line(format!("to download: {missing} of {all}, into {}", settings.cache.display()));
+        let verb = if self.is_converted { "to convert" } else { "to install" };
+        line(format!("{verb}: {} ({made}), as {}", model.kind, model.path.display()));
+        let free = free_space(&settings.cache)
+            .map_or(String::new(), |free| format!(" of {} that are free", DecimalBytes(free)));
+        line(format!("on disk: {} more{free}", DecimalBytes(plan.missing() + self.model)));
+        let convert =
+            if self.is_converted { format!("{} to convert, ", DecimalBytes(TO_CONVERT)) } else { String::new() };
+        line(format!("in memory: {convert}about {} to run", DecimalBytes(self.model + TO_RUN)));
+        text
+    }
+
+    /// Fails if there is no room for what is to be downloaded into `cache` and made in `models`.
+    pub fn check_disk(&self, plan: &Plan, cache: &Path, models: &Path) -> Result<()> {
+        let download = plan.missing();
+        // A file that is ready gets a second name on the same disk.
+        let made = if self.is_converted || !same_disk(cache, models) { self.model } else { 0 };
+        let needs = if same_disk(cache, models) {
+            vec![(cache, download + made)]
+        } else {
+            vec![(cache, download), (models, made)]
+        };
+        for (path, needed) in needs {
+            check(path, needed, free_space(path))?;
+        }
+        Ok(())
+    }
+}
+
+fn check(path: &Path, needed: u64, free: Option<u64>) -> Result<()> {
+    match free {
+        Some(free) if free < needed => {
+            let (needed, free) = (DecimalBytes(needed), DecimalBytes(free));
+            Err(Error::Request(format!("{}: there is no room for {needed}, only {free} are free", path.display())))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn room_is_asked_for_before() {
+        let path = Path::new("/hub");
+        assert!(check(path, 10, Some(10)).is_ok() && check(path, u64::MAX, None).is_ok());
+        let refused = check(path, 3_000_000_000, Some(1_200_000_000)).unwrap_err().to_string();
+        assert_eq!(refused, "/hub: there is no room for 3.00 GB, only 1.20 GB are free");
+    }
+}

@@ -1,0 +1,78 @@
+//! Numbers and names as people read them.
+
+/// A number with a comma between thousands.
+pub fn grouped(number: usize) -> String {
+    let digits = number.to_string();
+    let first = (digits.len() - 1) % 3 + 1;
+    let mut text = digits[..first].to_owned();
+    for at in (first..digits.len()).step_by(3) {
+        text.push(',');
+        text += &digits[at..at + 3];
+    }
+    text
+}
+
+/// A number of things.
+pub fn counted(count: usize, thing: &str) -> String {
+    format!("{} {thing}{}", grouped(count), if count == 1 { "" } else { "s" })
+}
+
+/// Tokens per second, in as many digits as mean something.
+pub fn rate(tokens_per_second: f64) -> String {
+    let digits = usize::from(tokens_per_second < 9.95);
+    format!("{tokens_per_second:.digits$} tok/s")
+}
+
+/// The one of `names` that `typed` was probably meant to be.
+pub fn nearest<'a>(typed: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let (distance, name) = names.map(|name| (edits(typed, name), name)).min()?;
+    (distance <= 1 + typed.chars().count() / 4 && distance < name.len()).then_some(name)
+}
+
+/// How many letters have to be added, left out, replaced or swapped with the next to make `b` of `a`.
+fn edits(a: &str, b: &str) -> usize {
+    let (a, b): (Vec<char>, Vec<char>) = (a.chars().take(64).collect(), b.chars().collect());
+    let mut rows = vec![(0..=b.len()).collect::<Vec<_>>()];
+    for i in 1..=a.len() {
+        let mut row = vec![i];
+        for j in 1..=b.len() {
+            let differs = usize::from(a[i - 1] != b[j - 1]);
+            let mut least = (rows[i - 1][j] + 1).min(row[j - 1] + 1).min(rows[i - 1][j - 1] + differs);
+            if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
+                least = least.min(rows[i - 2][j - 2] + 1);
+            }
+            row.push(least);
+        }
+        rows.push(row);
+    }
+    rows[a.len()][b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn thousands_have_commas() {
+        let text: Vec<_> = [0, 7, 999, 1000, 12345, 1234567].map(grouped).into();
+        assert_eq!(text, ["0", "7", "999", "1,000", "12,345", "1,234,567"]);
+        assert_eq!((counted(1, "turn"), counted(2, "turn")), ("1 turn".into(), "2 turns".into()));
+        assert_eq!((rate(9.4), rate(92.04)), ("9.4 tok/s".into(), "92 tok/s".into()));
+    }
+
+    #[test]
+    fn near_names_are_found() {
+        let names = ["help", "exit", "regen", "history", "set"];
+        for (typed, meant) in [
+            ("hlep", Some("help")),
+            ("histroy", Some("history")),
+            ("regn", Some("regen")),
+            ("exti", Some("exit")),
+            ("frobnicate", None),
+            ("", None),
+            ("x", None),
+        ] {
+            assert_eq!(nearest(typed, names.into_iter()), meant, "{typed}");
+        }
+    }
+}

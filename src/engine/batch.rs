@@ -1,0 +1,262 @@
+//! Passes over several texts: the weights are read once for all of them.
+
+use std::{mem::replace, sync::atomic::AtomicBool};
+
+use super::{Model, text::Text};
+use crate::{
+    Error, Result,
+    backend::{Backend, Buffer, Device, Op},
+    format::CacheType,
+    forward::{Chunk, DECODE_TOKENS, Input, MetaPass, Observer, Phase, Room, Scratch, Segment},
+    state::{Checkpoint, MetaState},
+    system,
+};
+
+/// Which logits of a [`Read`] are wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// None.
+    Nothing,
+    /// Those after the last token.
+    Last,
+    /// Those after every token.
+    All,
+}
+
+/// What one text reads in a pass.
+pub struct Read<'a> {
+    /// The text, which is of the batch that runs the pass.
+    pub text: &'a mut Text,
+    /// Its next tokens. In the decode phase at most [`DECODE_TOKENS`]: a token that was chosen, and guesses of those after
+    /// it.
+    pub ids: &'a [u32],
+    /// How they are read.
+    pub phase: Phase,
+    /// Which logits are wanted.
+    pub logits: Wanted,
+    /// Gives this text's part of the pass up when it is set; looked at before every layer.
+    pub cancel: Option<&'a AtomicBool>,
+}
+
+/// A device with a model's weights, and room for passes over texts.
+pub struct Batch<'m> {
+    model: &'m Model,
+    pub(super) device: Device,
+    scratch: Scratch,
+    /// Whether texts start from the state after the meta tokens that the file holds.
+    stored_meta_state: bool,
+    /// That state, if it had to be computed.
+    meta_state: Option<MetaState>,
+}
+
+impl<'m> Batch<'m> {
+    /// A batch on `device`, with room for passes of `rows` tokens; longer ones make more.
+    pub fn new(model: &'m Model, device: Device, rows: usize, stored_meta_state: bool) -> Result<Self> {
+        let room = Room { config: model.config(), rows, cache: CacheType::default() };
+        let scratch = Scratch::new(&device, room)?;
+        Ok(Self { model, device, scratch, stored_meta_state, meta_state: None })
+    }
+
+    /// The model.
+    pub fn model(&self) -> &'m Model {
+        self.model
+    }
+
+    /// Returns an empty text with room for `context` tokens.
+    pub fn text(&mut self, context: usize, cache: CacheType) -> Result<Text> {
+        let mut text = Text::new(&self.device, self.model.config(), context, cache)?;
+        let wanted = text.state.bytes as u64;
+        if let available @ Some(_) = system::available_memory().filter(|&there| wanted > there) {
+            return Err(Error::OutOfMemory { wanted, available });
+        }
+        self.clear(&mut text)?;
+        Ok(text)
+    }
+
+    /// Makes `text` empty: the meta tokens are read, nothing more.
+    pub fn clear(&mut self, text: &mut Text) -> Result<()> {
+        text.state.clear(&mut self.device);
+        let config = self.model.config();
+        if config.meta_tokens == 0 {
+            return Ok(());
+        }
+        let stored = if self.stored_meta_state { self.model.stored_meta_state() } else { None };
+        if stored.is_none() && self.meta_state.is_none() {
+            let pass = MetaPass { backend: &mut self.device, config, weights: self.model.weights() };
+            self.meta_state = Some(pass.run(None)?);
+        }
+        match stored.or(self.meta_state.as_ref()) {
+            Some(meta) => meta.put(&mut self.device, config, &mut text.state),
+            None => Ok(()),
+        }
+    }
+
+    /// Runs a pass over some texts. They stay as they are until [`Pass::commit`]. An error is all texts'; what goes wrong in
+    /// one of them is its [`Pass::error`], and the others' bits are as without it.
+    pub fn run<'a>(&'a mut self, reads: impl IntoIterator<Item = Read<'a>>) -> Result<Pass<'a, 'm>> {
+        self.run_observed(reads, None)
+    }
+
+    /// [`Batch::run`] with a look at every layer.
+    pub fn run_observed<'a>(
+        &'a mut self,
+        reads: impl IntoIterator<Item = Read<'a>>,
+        observe: Option<Observer<'_>>,
+    ) -> Result<Pass<'a, 'm>> {
+        let (config, weights) = (self.model.config(), self.model.weights());
+        let (mut ids, mut segments) = (Vec::new(), Vec::new());
+        for read in reads {
+            let failed = read.check(config.vocab).err();
+            let tokens = if failed.is_none() { read.ids.len() } else { 0 };
+            ids.extend(&read.ids[..tokens]);
+            let logits = match read.logits {
+                Wanted::Nothing => 0..0,
+                Wanted::Last => tokens.saturating_sub(1)..tokens,
+                Wanted::All => 0..tokens,
+            };
+            let Read { text: Text { state, .. }, phase, cancel, .. } = read;
+            segments.push(Segment { state, tokens, phase, logits, cancel, failed });
+        }
+        let Self { device, scratch, .. } = self;
+        scratch.prepare(device, config, &segments)?;
+        let mut chunk = Chunk { backend: device, config, segments: &mut segments, scratch };
+        let observe = observe.map(|observe| observe as Observer<'_>); // of a lifetime as short as the ids'
+        chunk.forward(weights, Input { ids: &ids, observe })?;
+        chunk.logits(weights)?;
+        let mut pass = Pass { batch: self, segments };
+        pass.check()?;
+        Ok(pass)
+    }
+
+    /// Returns a checkpoint of a text as it is now, see [`Session::checkpoint`](super::Session::checkpoint).
+    pub fn checkpoint(&mut self, text: &Text, with_global_layers: bool) -> Result<Checkpoint> {
+        text.state.checkpoint(&mut self.device, self.model.config(), text.state.cache, with_global_layers)
+    }
+
+    /// Makes `text` what it was at a checkpoint; with global layers, of any text with such a cache and context.
+    ///
+    /// # Panics
+    /// If the text ends before the checkpoint, and the checkpoint is without global layers.
+    pub fn restore(&mut self, text: &mut Text, checkpoint: &Checkpoint) {
+        text.state.restore(&mut self.device, self.model.config(), checkpoint);
+    }
+
+    /// Copies the hidden state after the last token of the pass's first text to `to`, for [`Batch::logits_after`].
+    fn keep_hidden(&mut self, token: usize, to: &mut Buffer) {
+        let width = self.model.config().hidden;
+        let from = (&*self.scratch.hidden_mut(), token);
+        self.device.run(Op::CopyRows { from, to: (to, 0), rows: 1, width });
+    }
+
+    /// Returns the logits that follow from a hidden state.
+    pub(super) fn logits_after(&mut self, text: &mut Text, hidden: &Buffer) -> Result<&[f32]> {
+        let Self { model, device, scratch, .. } = self;
+        let (config, state) = (model.config(), &mut text.state);
+        let phase = Phase::Decode;
+        let segments = &mut [Segment { state, tokens: 1, phase, logits: 0..1, cancel: None, failed: None }];
+        scratch.prepare(device, config, segments)?;
+        let to = (scratch.hidden_mut(), 0);
+        device.run(Op::CopyRows { from: (hidden, 0), to, rows: 1, width: config.hidden });
+        Chunk { backend: device, config, segments, scratch }.logits(model.weights())?;
+        self.finite_logits(0)
+    }
+
+    /// Returns the logits of the last pass's text `i`.
+    pub(super) fn logits(&self, i: usize) -> &[f32] {
+        self.scratch.logits(i)
+    }
+
+    fn finite_logits(&self, i: usize) -> Result<&[f32]> {
+        let logits = self.scratch.logits(i);
+        if logits.iter().all(|v| v.is_finite()) {
+            return Ok(logits);
+        }
+        Err(Error::format(
+            self.model.file(),
+            "made logits that are not finite: the weights are damaged, or do not bear this type; convert the model again",
+        ))
+    }
+}
+
+impl Read<'_> {
+    /// Fails if there is nothing to read, or a token is none of the model's.
+    pub(super) fn check_ids(ids: &[u32], vocab: usize) -> Result<()> {
+        if ids.is_empty() {
+            return Err(Error::Request("there is nothing to read: give at least one token".into()));
+        }
+        match ids.iter().find(|&&id| id as usize >= vocab) {
+            Some(&id) => Err(Error::TokenOutOfRange { id, vocab }),
+            None => Ok(()),
+        }
+    }
+
+    /// Fails if the text can't read this.
+    fn check(&self, vocab: usize) -> Result<()> {
+        Self::check_ids(self.ids, vocab)?;
+        let tokens = self.ids.len();
+        if self.phase == Phase::Decode && tokens > DECODE_TOKENS {
+            return Err(Error::Request(format!("at most {DECODE_TOKENS} tokens are decoded in a pass, not {tokens}")));
+        }
+        self.text.check_room(tokens)
+    }
+}
+
+/// A pass that was run. What is not committed never was.
+pub struct Pass<'a, 'm> {
+    batch: &'a mut Batch<'m>,
+    segments: Vec<Segment<'a>>,
+}
+
+impl Pass<'_, '_> {
+    /// Gives up texts whose logits are no numbers, and names the file in what went wrong.
+    fn check(&mut self) -> Result<()> {
+        let file = self.batch.model.file();
+        if self.segments.iter().any(|segment| !segment.logits.is_empty()) {
+            self.batch.model.check_file()?;
+        }
+        for (i, segment) in self.segments.iter_mut().enumerate() {
+            segment.failed = match segment.failed.take() {
+                Some(e @ Error::NotFinite(_)) => Some(Error::format(file, e.to_string())),
+                Some(e) => Some(e),
+                None => self.batch.finite_logits(i).err(),
+            };
+        }
+        Ok(())
+    }
+
+    /// Returns what went wrong in text `i`, if anything did.
+    pub fn error(&self, i: usize) -> Option<&Error> {
+        self.segments[i].failed.as_ref()
+    }
+
+    /// Returns the logits of text `i` that were wanted `[tokens, vocab]`, or what went wrong in it: the first time as it
+    /// is, then as [`Error::Cancelled`].
+    pub fn logits(&mut self, i: usize) -> Result<&[f32]> {
+        match &mut self.segments[i].failed {
+            Some(error) => Err(replace(error, Error::Cancelled)),
+            None => Ok(self.batch.logits(i)),
+        }
+    }
+
+    /// Makes the first `accepted` tokens part of text `i`; the others never were. In the prefill phase all or none. To be
+    /// called once a text.
+    ///
+    /// # Panics
+    /// If something went wrong in the text, there are not as many tokens, or some but not all of a prefill.
+    pub fn commit(&mut self, i: usize, accepted: usize) {
+        let Batch { model, device, scratch, .. } = &mut *self.batch;
+        let mut chunk = Chunk { backend: device, config: model.config(), segments: &mut self.segments, scratch };
+        chunk.commit(model.weights(), i, accepted);
+    }
+
+    /// Commits all of the only text, and keeps the hidden state after its last token.
+    pub(super) fn commit_only(&mut self, keep: Option<&mut Buffer>) -> Result<()> {
+        self.logits(0)?;
+        let tokens = self.segments[0].tokens;
+        if let Some(keep) = keep {
+            self.batch.keep_hidden(tokens - 1, keep);
+        }
+        self.commit(0, tokens);
+        Ok(())
+    }
+}

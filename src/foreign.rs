@@ -1,0 +1,54 @@
+//! The boundary around code of others that may panic on input it does not expect: there, a panic becomes an error.
+
+use std::{
+    any::Any,
+    cell::Cell,
+    panic::{self, AssertUnwindSafe},
+};
+
+thread_local! {
+    static DEPTH: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Whether this thread is within the boundary: then a panic hook has nothing to report.
+pub fn is_within() -> bool {
+    DEPTH.get() > 0
+}
+
+/// From now on, panics within the boundary are not reported by the hook that this process has.
+pub fn silence_panics() {
+    let before = panic::take_hook();
+    panic::set_hook(Box::new(move |info| {
+        if !is_within() {
+            before(info);
+        }
+    }));
+}
+
+/// Returns what `work` returns; if it panics, what it said. What `work` changes must be of no use to anyone after that.
+pub fn call<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+    DEPTH.set(DEPTH.get() + 1);
+    let done = panic::catch_unwind(AssertUnwindSafe(work));
+    DEPTH.set(DEPTH.get() - 1);
+    done.map_err(|payload| message(&*payload))
+}
+
+/// What a panic said, in one line.
+pub fn message(payload: &(dyn Any + Send)) -> String {
+    let said = payload.downcast_ref::<String>().map(String::as_str).or(payload.downcast_ref::<&str>().copied());
+    said.unwrap_or("a panic").split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_becomes_what_it_said() {
+        assert_eq!(call(|| 5), Ok(5));
+        assert_eq!(call(|| "a"[9..].len()).unwrap_err().lines().count(), 1);
+        assert_eq!(call(|| -> u8 { panic!("two\n {}", "lines") }), Err("two lines".into()));
+        assert_eq!(call(|| -> u8 { panic::panic_any(5) }), Err("a panic".into()));
+        assert!(call(is_within).unwrap() && !is_within());
+    }
+}

@@ -1,0 +1,81 @@
+//! What a segment will leave behind: apart from its text's state until it is committed.
+
+use crate::{
+    Result,
+    backend::{Buffer, Memory},
+    format::CacheType,
+    model::Config,
+};
+
+/// The most tokens of a decode segment: one and a draft of seven.
+pub const DECODE_TOKENS: usize = 8;
+
+/// What a segment will leave behind in every layer. It is of its text's cache type, so that segments may have different
+/// ones.
+pub(super) struct Pending {
+    pub(super) cache: CacheType,
+    /// Tokens that there is room for.
+    pub(super) rows: usize,
+    has_inputs: bool,
+    pub(super) layers: Vec<PendingLayer>,
+}
+
+/// What a segment will leave behind in a layer.
+pub(super) struct PendingLayer {
+    /// Keys and values of its tokens, in producers.
+    pub(super) kv: Option<[Buffer; 2]>,
+    /// The convolution's state after its last token.
+    pub(super) conv: Buffer,
+    /// The SSM's state after its last token.
+    pub(super) ssm: Buffer,
+    /// In a decode segment of several tokens, what the Mamba heads read for each of them: if fewer are committed, the
+    /// states after these are computed from it again.
+    pub(super) inputs: Option<MambaInputs>,
+}
+
+/// What the Mamba heads read for each token of a decode segment.
+pub(super) struct MambaInputs {
+    /// The convolution's input `[tokens, inner]`.
+    pub(super) conv: Buffer,
+    /// Δ before bias and softplus `[tokens, inner]`.
+    pub(super) dt: Buffer,
+    /// The convolution's output `[tokens, inner]`.
+    pub(super) u: Buffer,
+    /// B `[tokens, state]`.
+    pub(super) b: Buffer,
+}
+
+impl Pending {
+    /// Returns room for segments of up to `rows` tokens.
+    pub(super) fn new(memory: &dyn Memory, c: &Config, rows: usize, cache: CacheType) -> Result<Self> {
+        let room = |dim| memory.kv_rows(cache, rows, c.kv_heads, dim);
+        let layer = |layer| {
+            Ok(PendingLayer {
+                kv: c.is_producer(layer).then(|| Ok([room(c.key_dim)?, room(c.value_dim)?])).transpose()?,
+                conv: memory.zeros((c.conv_kernel - 1) * c.inner)?,
+                ssm: memory.zeros(c.inner * c.state)?,
+                inputs: None,
+            })
+        };
+        let layers = (0..c.layers).map(layer).collect::<Result<_>>()?;
+        Ok(Self { cache, rows, has_inputs: false, layers })
+    }
+
+    /// Whether it has room for `rows` tokens of a text with such a cache.
+    pub(super) fn holds(&self, rows: usize, cache: CacheType) -> bool {
+        self.rows >= rows && self.cache == cache
+    }
+
+    /// Makes room for what the Mamba heads read in a decode segment, if there is not.
+    pub(super) fn hold_inputs(&mut self, memory: &dyn Memory, c: &Config) -> Result<()> {
+        if !self.has_inputs {
+            let room = |width| memory.zeros(DECODE_TOKENS * width);
+            for layer in &mut self.layers {
+                let [conv, dt, u] = [room(c.inner)?, room(c.inner)?, room(c.inner)?];
+                layer.inputs = Some(MambaInputs { conv, dt, u, b: room(c.state)? });
+            }
+            self.has_inputs = true;
+        }
+        Ok(())
+    }
+}

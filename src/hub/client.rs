@@ -1,0 +1,266 @@
+//! Requests to a hub and to where it redirects. The token goes to the hub alone.
+
+use std::{
+    io::Read,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use ureq::{
+    Agent, Body, Proxy,
+    config::Config,
+    http::{HeaderMap, Request, Response, StatusCode},
+    tls::{Certificate, RootCerts, TlsConfig},
+};
+
+use super::{
+    Settings,
+    retry::{Backoff, Failure},
+    url::{join, origin, shown},
+};
+use crate::{Error, Result, limits};
+
+/// What a server answered: status, headers, and a body that has not been read yet.
+pub(super) type Answer = Response<Body>;
+
+/// Redirects that are followed for one request.
+const REDIRECTS: usize = 5;
+/// How long it may take to connect.
+const CONNECT: Duration = Duration::from_secs(15);
+
+/// Speaks to a hub.
+pub struct Client {
+    settings: Settings,
+    direct: Agent,
+    /// For `https` and for `http` addresses.
+    proxied: [Option<Agent>; 2],
+    cancel: Arc<AtomicBool>,
+    done: Arc<AtomicBool>,
+}
+
+impl Client {
+    /// A client; once `cancel` is set, its connections are closed wherever they are.
+    pub fn new(settings: Settings, cancel: &Arc<AtomicBool>) -> Result<Self> {
+        if settings.offline {
+            return Err(Error::Request("HF_HUB_OFFLINE forbids to use the network".into()));
+        }
+        let tls = tls(&settings)?;
+        let agent = |proxy| -> Agent {
+            Config::builder()
+                .tls_config(tls.clone())
+                .proxy(proxy)
+                .http_status_as_error(false)
+                .max_redirects(0)
+                .max_redirects_will_error(false)
+                .user_agent(concat!("hymba/", env!("CARGO_PKG_VERSION")))
+                .timeout_connect(Some(CONNECT))
+                .timeout_per_read(Some(settings.patience))
+                .timeout_per_write(Some(settings.patience))
+                .build()
+                .into()
+        };
+        let through = |address: &Option<String>| {
+            let proxy = address.as_deref().map(Proxy::new).transpose();
+            // The address may hold a password.
+            let proxy =
+                proxy.map_err(|_| Error::Request("HTTPS_PROXY or HTTP_PROXY is not a proxy's address".into()))?;
+            Ok::<_, Error>(proxy.map(|proxy| agent(Some(proxy))))
+        };
+        let proxied = [through(&settings.proxies[0])?, through(&settings.proxies[1])?];
+        let client = Self { direct: agent(None), proxied, settings, cancel: cancel.clone(), done: Arc::default() };
+        client.watch();
+        Ok(client)
+    }
+
+    /// Closes the connections, on which others may wait, as soon as the user asks to stop.
+    fn watch(&self) {
+        let agents: Vec<Agent> = self.proxied.iter().flatten().chain([&self.direct]).cloned().collect();
+        let (cancel, done) = (self.cancel.clone(), self.done.clone());
+        thread::spawn(move || {
+            while !done.load(Ordering::Relaxed) {
+                if cancel.load(Ordering::Relaxed) {
+                    return agents.into_iter().for_each(Agent::shutdown);
+                }
+                thread::sleep(Duration::from_millis(50));
+            }
+        });
+    }
+
+    /// Whether the user asks to stop.
+    pub(super) fn cancel(&self) -> &AtomicBool {
+        &self.cancel
+    }
+
+    /// What it was made with.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Sends a request and returns whatever the answer is, a redirect too.
+    pub(super) fn send(
+        &self,
+        method: &str,
+        url: &str,
+        headers: &[(&str, &str)],
+    ) -> std::result::Result<Answer, Failure> {
+        Error::check_cancelled(&self.cancel)?;
+        let host = origin(url).ok_or_else(|| Error::Request(format!("{} is not an address of the web", shown(url))))?;
+        let mut request = Request::builder().method(method).uri(url).header("Accept-Encoding", "identity");
+        for &(name, value) in headers {
+            request = request.header(name, value);
+        }
+        let is_hub = origin(&self.settings.endpoint).is_some_and(|hub| hub == host);
+        if let Some(token) = self.settings.token.as_ref().filter(|_| is_hub) {
+            request = request.header("Authorization", token.header());
+        }
+        let request = request.body(()).map_err(|e| Error::Request(format!("{}: {e}", shown(url))))?;
+        let https = host.0 == "https";
+        let proxied = self.proxied[usize::from(!https)].as_ref();
+        let agent = proxied.filter(|_| self.settings.proxy(https, &host.1).is_some()).unwrap_or(&self.direct);
+        agent.run(request).map_err(|error| self.failure(error, url))
+    }
+
+    /// Sends a request and follows redirects as long as `goes_on` with their address.
+    pub(super) fn follow(
+        &self,
+        method: &str,
+        url: &str,
+        headers: &[(&str, &str)],
+        goes_on: impl Fn(&str) -> bool,
+    ) -> std::result::Result<(Answer, String), Failure> {
+        let mut url = url.to_owned();
+        for _ in 0..=REDIRECTS {
+            let answer = self.send(method, &url, headers)?;
+            let Some(next) = redirect(&answer, &url)? else { return Ok((answer, url)) };
+            if !goes_on(&next) {
+                return Ok((answer, url));
+            }
+            url = next;
+        }
+        Err(Error::Request(format!("{} redirects again and again", shown(&url))).into())
+    }
+
+    /// Whether an address is the hub's.
+    pub(super) fn is_hub(&self, url: &str) -> bool {
+        origin(url).is_some() && origin(url) == origin(&self.settings.endpoint)
+    }
+
+    /// A text of the hub's, of bounded length, retried as far as that helps.
+    pub(super) fn text(
+        &self,
+        url: &str,
+        check: impl Fn(&Answer) -> std::result::Result<(), Failure>,
+    ) -> Result<String> {
+        let mut backoff = Backoff::new(self.settings.pause, 4);
+        loop {
+            let ask = || {
+                let (mut answer, _) = self.follow("GET", url, &[], |_| true)?;
+                check(&answer)?;
+                let mut bytes = Vec::new();
+                let mut body = answer.body_mut().as_reader().take(limits::FOLDER_TEXT as u64 + 1);
+                body.read_to_end(&mut bytes).map_err(|e| self.broken(&e))?;
+                if bytes.len() > limits::FOLDER_TEXT {
+                    return Err(Error::Request(format!("{}: the answer is too long", shown(url))).into());
+                }
+                let text = String::from_utf8(bytes);
+                text.map_err(|_| Error::Request(format!("{}: the answer is not text", shown(url))).into())
+            };
+            match ask() {
+                Ok(text) => return Ok(text),
+                Err(failure) => backoff.wait(failure, shown(url), &mut |_, _| (), &self.cancel)?,
+            }
+        }
+    }
+
+    /// What it means that a body ended early.
+    pub(super) fn broken(&self, error: &std::io::Error) -> Failure {
+        match Error::check_cancelled(&self.cancel) {
+            Err(cancelled) => cancelled.into(),
+            Ok(()) => Failure::Again { why: format!("the connection broke: {error}"), after: None },
+        }
+    }
+
+    fn failure(&self, error: ureq::Error, url: &str) -> Failure {
+        if let Err(cancelled) = Error::check_cancelled(&self.cancel) {
+            return cancelled.into();
+        }
+        let url = shown(url);
+        let why = match error {
+            // What rustls finds wrong comes like this.
+            ureq::Error::Io(e) if e.kind() == std::io::ErrorKind::InvalidData => {
+                let what = format!("{url}: no safe connection: {e}; SSL_CERT_FILE can name certificates to trust");
+                return Error::Request(what).into();
+            }
+            ureq::Error::Io(e) => e.to_string(),
+            ureq::Error::HostNotFound => "there is no such host, or no network".into(),
+            ureq::Error::Timeout(_) => "no answer came in time".into(),
+            ureq::Error::ConnectionFailed => "no connection".into(),
+            ureq::Error::Protocol(e) => format!("the answer is not HTTP: {e}"),
+            other => return Error::Request(format!("{url}: {other}")).into(),
+        };
+        Failure::Again { why, after: None }
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.done.store(true, Ordering::Relaxed);
+    }
+}
+
+/// The certificates to trust: the system's, or those that SSL_CERT_FILE and SSL_CERT_DIR name.
+fn tls(settings: &Settings) -> Result<TlsConfig> {
+    let found = rustls_native_certs::load_native_certs();
+    if found.certs.is_empty() && settings.endpoint.starts_with("https") {
+        let why = found.errors.first().map(|error| format!(" ({error})")).unwrap_or_default();
+        let what = format!("there are no certificates to trust a hub by{why}; name a file of them in SSL_CERT_FILE");
+        return Err(Error::Request(what));
+    }
+    let certificates: Vec<_> = found.certs.iter().map(|der| Certificate::from_der(der).to_owned()).collect();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let roots = RootCerts::new_with_certs(&certificates);
+    Ok(TlsConfig::builder().root_certs(roots).unversioned_rustls_crypto_provider(provider).build())
+}
+
+/// A header's value, if it is text.
+pub(super) fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name)?.to_str().ok()
+}
+
+/// Where an answer redirects to, if it does.
+pub(super) fn redirect(answer: &Answer, url: &str) -> Result<Option<String>> {
+    if !matches!(answer.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
+        return Ok(None);
+    }
+    let to = header(answer.headers(), "Location").and_then(|to| join(url, to));
+    let is_safe = |to: &String| !url.starts_with("https:") || to.starts_with("https:");
+    match to.filter(is_safe) {
+        Some(to) => Ok(Some(to)),
+        None => Err(Error::Request(format!("{} redirects to no address that can be followed", shown(url)))),
+    }
+}
+
+/// How long a server asks to wait.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let seconds = header(headers, "Retry-After").and_then(|value| value.trim().parse().ok());
+    // The hub's own: `"api";r=0;t=55`, the last the seconds until the window ends.
+    let window = || {
+        let limit = header(headers, "RateLimit")?;
+        limit.split(';').find_map(|part| part.trim().strip_prefix("t=")?.parse().ok())
+    };
+    seconds.or_else(window).map(Duration::from_secs)
+}
+
+/// What an answer says that is not what was asked for, if asking again may help; else `None`.
+pub(super) fn passing(status: StatusCode, headers: &HeaderMap) -> Option<Failure> {
+    let why = match status.as_u16() {
+        429 => "too many requests".to_owned(),
+        408 | 425 | 500..=599 => format!("the server has trouble (status {})", status.as_u16()),
+        _ => return None,
+    };
+    Some(Failure::Again { why, after: retry_after(headers) })
+}

@@ -1,0 +1,59 @@
+//! How much room there is.
+
+use std::path::Path;
+
+/// The nearest folder around `path` that exists.
+fn existing(path: &Path) -> Option<&Path> {
+    path.ancestors().find(|folder| folder.exists())
+}
+
+/// Returns the bytes that may be written where `path` is or will be; `None` where the system does not tell.
+#[cfg(unix)]
+pub fn free_space(path: &Path) -> Option<u64> {
+    let stat = rustix::fs::statvfs(existing(path)?).ok()?;
+    stat.f_bavail.checked_mul(stat.f_frsize)
+}
+
+/// Returns the bytes that may be written where `path` is or will be; `None` where the system does not tell.
+#[cfg(windows)]
+pub fn free_space(path: &Path) -> Option<u64> {
+    use std::os::windows::ffi::OsStrExt;
+
+    use windows_sys::Win32::Storage::FileSystem::GetDiskFreeSpaceExW;
+
+    let folder: Vec<u16> = existing(path)?.as_os_str().encode_wide().chain([0]).collect();
+    let mut free = 0;
+    // SAFETY: the folder's name ends with a zero, and `free` outlives the call; what is null is not written.
+    let told =
+        unsafe { GetDiskFreeSpaceExW(folder.as_ptr(), &mut free, std::ptr::null_mut(), std::ptr::null_mut()) != 0 };
+    told.then_some(free)
+}
+
+/// Whether two paths are, or will be, on the same file system, so that what one takes the other lacks. Where the system
+/// does not tell, they are.
+pub fn same_disk(a: &Path, b: &Path) -> bool {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        let device = |path| Some(existing(path)?.metadata().ok()?.dev());
+        device(a) == device(b)
+    }
+    #[cfg(not(unix))]
+    {
+        let root = |path: &Path| path.components().next().map(|first| first.as_os_str().to_owned());
+        root(a) == root(b)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_system_tells() {
+        let dir = tempfile::tempdir().unwrap();
+        let missing = dir.path().join("not/yet/there");
+        assert!(free_space(&missing).is_some_and(|bytes| bytes > 0));
+        assert!(same_disk(&missing, dir.path()));
+    }
+}

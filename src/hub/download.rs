@@ -1,0 +1,343 @@
+//! One file from the hub to its blob in the cache: over several connections, checked before it gets its name.
+
+use std::{
+    collections::VecDeque,
+    io::Read,
+    iter,
+    ops::Range,
+    path::Path,
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{self, Sender},
+    },
+    thread,
+    time::Duration,
+};
+
+use super::{
+    Client, Info,
+    client::{header, passing},
+    info::Remote,
+    part::{PIECE, Part},
+    retry::{Backoff, Failure},
+};
+use crate::{Error, Result};
+
+/// A step of a download.
+#[allow(missing_docs, reason = "a variant's text names its fields")]
+pub enum Event<'a> {
+    /// A file comes next, of which so many bytes are there already.
+    File { path: &'a str, there: u64 },
+    /// So many bytes have come.
+    Fetched { bytes: u64 },
+    /// What is there of this file can't be used; so many bytes come again.
+    Again { path: &'a str, bytes: u64 },
+    /// Another process downloads this file, and is waited for.
+    Waiting { path: &'a str },
+    /// Something failed and is tried again after a pause.
+    Retry { path: &'a str, why: &'a str, pause: Duration },
+    /// The file is there and its hash is computed.
+    Checking { path: &'a str },
+}
+
+/// Connections for one file.
+const CONNECTIONS: usize = 4;
+/// Bytes that are asked for at once: a request each.
+const REQUEST: Range<u64> = 4 << 20..64 << 20;
+/// Attempts in a row that may bring nothing.
+const ATTEMPTS: u32 = 6;
+
+/// A download of one file.
+pub(super) struct Download<'a> {
+    pub client: &'a Client,
+    pub info: &'a Info,
+    pub remote: &'a Remote,
+}
+
+/// What the connections share.
+struct Shared {
+    part: Mutex<Part>,
+    queue: Mutex<VecDeque<Range<u64>>>,
+    source: Mutex<Source>,
+    /// Ends all of them: one has failed, or the user asks to stop.
+    stop: AtomicBool,
+}
+
+/// Where the bytes come from.
+#[derive(Clone, Default)]
+struct Source {
+    location: String,
+    /// The server's own tag of the file, by which it knows whether ranges are still of the same one.
+    tag: Option<String>,
+    /// Whether there are several servers, each with a tag of its own.
+    untagged: bool,
+}
+
+/// What a connection tells.
+enum Message {
+    Fetched(u64),
+    Retry(String, Duration),
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Download<'_> {
+    /// Makes `blob`, whose lock the caller holds, from what is there of it and what the hub sends.
+    pub fn run(&self, blob: &Path, progress: &mut dyn FnMut(Event)) -> Result<()> {
+        let Remote { path, hash, size, .. } = self.remote;
+        let cancel = self.client.cancel();
+        let mut part = Part::open(blob, *size, cancel)?;
+        progress(Event::File { path, there: part.bytes() });
+        loop {
+            let was_foreign = part.is_foreign();
+            part = self.fill(part, progress)?;
+            progress(Event::Checking { path });
+            if hash.matches(part.path(), &mut |_| (), cancel)? {
+                return part.finish(blob);
+            }
+            if !was_foreign {
+                let kept = part.put_aside()?;
+                return Err(Error::Request(format!(
+                    "{path}: what came is not what the hub announced ({hash}); it was put aside as {}, and the next \
+                     attempt begins anew",
+                    kept.display()
+                )));
+            }
+            // What another program had begun was not the beginning of this file.
+            progress(Event::Again { path, bytes: part.bytes() });
+            part.restart()?;
+        }
+    }
+
+    /// Fetches what is missing.
+    fn fill(&self, part: Part, progress: &mut dyn FnMut(Event)) -> Result<Part> {
+        let size = self.remote.size;
+        let step = (size / 16).next_multiple_of(PIECE as u64).clamp(REQUEST.start, REQUEST.end);
+        let queue: VecDeque<_> = part.missing(step).into();
+        let queue_length = queue.len();
+        let shared = Shared {
+            part: Mutex::new(part),
+            queue: Mutex::new(queue),
+            source: Mutex::new(Source { location: self.remote.location.clone(), ..Source::default() }),
+            stop: AtomicBool::new(false),
+        };
+        let mut connections = queue_length.min(CONNECTIONS);
+        let mut restarts = 0;
+        loop {
+            match self.connect(&shared, connections, progress) {
+                Ok(()) => break,
+                // Then there is one connection, and what it brings is of use only if it brings all.
+                Err(Failure::Unranged) if restarts < ATTEMPTS => {
+                    let mut part = lock(&shared.part);
+                    progress(Event::Again { path: &self.remote.path, bytes: part.bytes() });
+                    part.restart()?;
+                }
+                Err(failure) => return Err(failure.into_error(&self.remote.path)),
+            }
+            restarts += 1;
+            connections = 1;
+            *lock(&shared.queue) = iter::once(0..size).collect();
+            shared.stop.store(false, Ordering::Relaxed);
+        }
+        let part = shared.part.into_inner().unwrap_or_else(PoisonError::into_inner);
+        match part.missing(u64::MAX).first() {
+            None => Ok(part),
+            Some(range) => {
+                Err(Error::Request(format!("{}: nothing came from byte {} on", self.remote.path, range.start)))
+            }
+        }
+    }
+
+    /// Works the queue off with so many connections, and passes on what they tell.
+    fn connect(
+        &self,
+        shared: &Shared,
+        connections: usize,
+        progress: &mut dyn FnMut(Event),
+    ) -> std::result::Result<(), Failure> {
+        let path = &*self.remote.path;
+        let (sender, receiver) = mpsc::channel();
+        thread::scope(|scope| {
+            let mut workers = Vec::new();
+            for _ in 0..connections {
+                let sender = sender.clone();
+                let work = move || {
+                    let done = self.work(shared, &sender);
+                    if done.is_err() {
+                        shared.stop.store(true, Ordering::Relaxed);
+                    }
+                    done
+                };
+                match thread::Builder::new().spawn_scoped(scope, work) {
+                    Ok(worker) => workers.push(worker),
+                    Err(_) if !workers.is_empty() => break,
+                    Err(e) => return Err(Error::Request(format!("the system allows no more threads: {e}")).into()),
+                }
+            }
+            drop(sender);
+            for message in &receiver {
+                match message {
+                    Message::Fetched(bytes) => progress(Event::Fetched { bytes }),
+                    Message::Retry(why, pause) => progress(Event::Retry { path, why: &why, pause }),
+                }
+            }
+            let mut failed = None;
+            for worker in workers {
+                match worker.join() {
+                    Ok(Ok(())) => (),
+                    // That others were stopped is no reason to tell.
+                    Ok(Err(failure)) if matches!(failed, None | Some(Failure::Fatal(Error::Cancelled))) => {
+                        failed = Some(failure);
+                    }
+                    Ok(Err(_)) => (),
+                    Err(panic) => std::panic::resume_unwind(panic),
+                }
+            }
+            failed.map_or(Ok(()), Err)
+        })
+    }
+
+    /// Fetches ranges from the queue until it is empty.
+    fn work(&self, shared: &Shared, say: &Sender<Message>) -> std::result::Result<(), Failure> {
+        let path = &self.remote.path;
+        loop {
+            let next = lock(&shared.queue).pop_front();
+            let Some(mut range) = next else { return Ok(()) };
+            let mut backoff = Backoff::new(self.client.settings().pause, ATTEMPTS);
+            while !range.is_empty() {
+                let start = range.start;
+                let source = lock(&shared.source).clone();
+                let failure = match self.receive(&mut range, &source, shared, say) {
+                    Ok(()) => continue,
+                    Err(Failure::Unranged) => return Err(Failure::Unranged),
+                    Err(failure) => failure,
+                };
+                if range.start > start {
+                    backoff.reset();
+                }
+                let expired = matches!(failure, Failure::Expired(_));
+                let tell = &mut |why: &str, pause| drop(say.send(Message::Retry(why.into(), pause)));
+                backoff.wait(failure, path, tell, &shared.stop)?;
+                if expired {
+                    self.renew(shared, &source)?;
+                }
+            }
+        }
+    }
+
+    /// Asks the hub for a new address, unless another connection has done so.
+    fn renew(&self, shared: &Shared, old: &Source) -> std::result::Result<(), Failure> {
+        let mut source = lock(&shared.source);
+        if source.location != old.location {
+            return Ok(());
+        }
+        match self.client.head(self.info, &self.remote.path) {
+            Ok(new) if new.hash == self.remote.hash && new.size == self.remote.size => {
+                *source = Source { location: new.location, ..Source::default() };
+                Ok(())
+            }
+            Ok(_) => Err(Error::Request(format!("{}: the hub changed it meanwhile", self.remote.path)).into()),
+            Err(failure @ Failure::Fatal(_)) => Err(failure),
+            Err(_) => Ok(()), // the next attempt fails as this one did, and counts
+        }
+    }
+
+    /// Fetches bytes of `range`, and moves its start behind those that are stored.
+    fn receive(
+        &self,
+        range: &mut Range<u64>,
+        source: &Source,
+        shared: &Shared,
+        say: &Sender<Message>,
+    ) -> std::result::Result<(), Failure> {
+        let size = self.remote.size;
+        let whole = *range == (0..size);
+        let wanted = format!("bytes={}-{}", range.start, range.end - 1);
+        let mut headers = Vec::new();
+        if !whole {
+            headers.push(("Range", &*wanted));
+            headers.extend(source.tag.as_deref().map(|tag| ("If-Range", tag)));
+        }
+        let (mut answer, _) = self.client.follow("GET", &source.location, &headers, |_| true)?;
+        let (status, get) = (answer.status(), |name| header(answer.headers(), name));
+        let wrong = |what: String| Err(Failure::Again { why: what, after: None });
+        match status.as_u16() {
+            206 if whole => return wrong("the server sends a part that nobody asked for".into()),
+            206 => {
+                let there = get("Content-Range").and_then(content_range);
+                if there.is_none_or(|(start, total)| start != range.start || total != size) {
+                    return wrong(format!("the server sends another part than bytes {} on of {size}", range.start));
+                }
+            }
+            200 if whole => match get("Content-Length").and_then(|length| length.parse::<u64>().ok()) {
+                Some(length) if length != size => {
+                    let what = format!("the server has {length} bytes of it, but the hub announced {size}");
+                    return Err(Error::Request(format!("{}: {what}", self.remote.path)).into());
+                }
+                _ => (),
+            },
+            // The tag may be another server's, who has the same file.
+            200 if source.tag.is_some() => {
+                *lock(&shared.source) = Source { tag: None, untagged: true, ..source.clone() };
+                return wrong("the server has another tag for the file".into());
+            }
+            200 => return Err(Failure::Unranged),
+            status @ (401 | 403 | 404 | 410 | 416) => {
+                return Err(Failure::Expired(format!("the server gives the file no more (status {status})")));
+            }
+            other => {
+                let failed = passing(status, answer.headers());
+                return Err(failed.unwrap_or_else(|| Error::Request(format!("status {other}")).into()));
+            }
+        }
+        if let Some(tag) = get("ETag").filter(|tag| tag.starts_with('"')) {
+            let mut source = lock(&shared.source);
+            if !source.untagged {
+                source.tag.get_or_insert_with(|| tag.into());
+            }
+        }
+        let mut body = answer.body_mut().as_reader();
+        let mut bytes = Vec::with_capacity(PIECE);
+        while !range.is_empty() {
+            bytes.clear();
+            let most = (range.end - range.start).min(PIECE as u64);
+            let read = body.by_ref().take(most).read_to_end(&mut bytes);
+            // What came before the connection broke is as good as the rest.
+            if !bytes.is_empty() {
+                lock(&shared.part).write(range.start, &bytes)?;
+                range.start += bytes.len() as u64;
+                drop(say.send(Message::Fetched(bytes.len() as u64)));
+            }
+            read.map_err(|e| self.client.broken(&e))?;
+            if (bytes.len() as u64) < most {
+                return wrong("the connection ended early".into());
+            }
+            if shared.stop.load(Ordering::Relaxed) || Error::check_cancelled(self.client.cancel()).is_err() {
+                return Err(Error::Cancelled.into());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Start and total of `bytes START-END/TOTAL`.
+fn content_range(value: &str) -> Option<(u64, u64)> {
+    let (range, total) = value.trim().strip_prefix("bytes ")?.split_once('/')?;
+    Some((range.split_once('-')?.0.parse().ok()?, total.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn content_ranges_are_read() {
+        assert_eq!(content_range("bytes 5-9/100"), Some((5, 100)));
+        for other in ["bytes */100", "bytes 5-9/*", "5-9/100", ""] {
+            assert_eq!(content_range(other), None);
+        }
+    }
+}

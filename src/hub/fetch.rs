@@ -1,0 +1,90 @@
+//! A repository's files into the cache: what is missing first, then one after the other.
+
+use std::fs;
+
+use super::{
+    Cache, Client, Info, Lock, RemoteFile, Snapshot,
+    download::{Download, Event},
+    info::Remote,
+    part::Part,
+};
+use crate::{Error, Result};
+
+/// Fetches files of a repository.
+pub struct Fetch<'a> {
+    client: &'a Client,
+    cache: Cache,
+    info: &'a Info,
+}
+
+/// What there is to fetch.
+pub struct Plan {
+    files: Vec<(Remote, u64)>,
+}
+
+impl Plan {
+    /// Bytes of all files.
+    pub fn bytes(&self) -> u64 {
+        self.files.iter().map(|(remote, _)| remote.size).sum()
+    }
+
+    /// Bytes that are not there yet.
+    pub fn missing(&self) -> u64 {
+        self.files.iter().map(|(remote, there)| remote.size - there).sum()
+    }
+
+    /// Name, bytes and bytes that are there of each file.
+    pub fn files(&self) -> impl Iterator<Item = (&str, u64, u64)> {
+        self.files.iter().map(|(remote, there)| (&*remote.path, remote.size, *there))
+    }
+}
+
+impl<'a> Fetch<'a> {
+    /// Fetches from the repository that `info` tells of.
+    pub fn new(client: &'a Client, info: &'a Info) -> Self {
+        Self { cache: Cache::new(client.settings()), client, info }
+    }
+
+    /// Asks for the files' hashes and sizes, and looks what is there. Writes nothing.
+    pub fn plan(&self, files: &[&RemoteFile]) -> Result<Plan> {
+        let plan = |file: &&RemoteFile| {
+            let remote = self.client.remote(self.info, file)?;
+            let there = if self.is_there(&remote) {
+                remote.size
+            } else {
+                Part::peek(&self.cache.blob(&self.info.repo, remote.hash.hex()), remote.size)
+            };
+            Ok((remote, there))
+        };
+        Ok(Plan { files: files.iter().map(plan).collect::<Result<_>>()? })
+    }
+
+    /// Whether a file is there, as a blob or, where there are no links, in the snapshot. Its name is its hash, which was
+    /// checked; its size is checked here.
+    fn is_there(&self, remote: &Remote) -> bool {
+        let blob = self.cache.blob(&self.info.repo, remote.hash.hex());
+        let pointer = self.cache.snapshot(&self.info.repo, &self.info.commit).folder.join(&remote.path);
+        [blob, pointer].iter().any(|path| fs::metadata(path).is_ok_and(|m| m.is_file() && m.len() == remote.size))
+    }
+
+    /// Fetches what is missing, and returns the snapshot, to which `revision` leads from now on.
+    pub fn run(&self, plan: &Plan, revision: &str, progress: &mut dyn FnMut(Event)) -> Result<Snapshot> {
+        let (repo, cancel) = (&self.info.repo, self.client.cancel());
+        let snapshot = self.cache.snapshot(repo, &self.info.commit);
+        self.cache.prepare(repo, revision, &snapshot)?;
+        for (remote, _) in &plan.files {
+            let blob = self.cache.blob(repo, remote.hash.hex());
+            let waits = &mut || progress(Event::Waiting { path: &remote.path });
+            let _lock = Lock::take(&self.cache.lock(repo, remote.hash.hex()), waits, cancel)?;
+            if !self.is_there(remote) {
+                Download { client: self.client, info: self.info, remote }.run(&blob, progress)?;
+            }
+            if blob.exists() {
+                self.cache.link(&blob, &snapshot, &remote.path)?;
+            }
+        }
+        Error::check_cancelled(cancel)?;
+        self.cache.set_reference(repo, revision, &self.info.commit)?;
+        Ok(snapshot)
+    }
+}

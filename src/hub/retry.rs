@@ -1,0 +1,127 @@
+//! What is tried again, when, and how often.
+
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::{Error, Result};
+
+/// Why a request gave nothing, or not all.
+pub(super) enum Failure {
+    /// Asking again would not help.
+    Fatal(Error),
+    /// The network or the server failed; it may have said when to come again.
+    Again { why: String, after: Option<Duration> },
+    /// The address that a redirect gave is good no more.
+    Expired(String),
+    /// The server sends whole files only.
+    Unranged,
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Fatal(error)
+    }
+}
+
+impl Failure {
+    /// What a request that is not tried again fails with.
+    pub fn into_error(self, what: &str) -> Error {
+        match self {
+            Self::Fatal(error) => error,
+            Self::Again { why, .. } | Self::Expired(why) => Error::Request(format!("{what}: {why}")),
+            Self::Unranged => Error::Request(format!("{what}: the server sends whole files only")),
+        }
+    }
+}
+
+/// The longest pause of our own; a server may ask for more.
+const LONGEST: Duration = Duration::from_secs(30);
+/// The longest pause that a server is granted.
+const GRANTED: Duration = Duration::from_secs(600);
+
+/// Pauses between attempts, each twice as long as the one before.
+pub(super) struct Backoff {
+    first: Duration,
+    attempts: u32,
+    failures: u32,
+}
+
+impl Backoff {
+    /// So many attempts in a row may fail.
+    pub fn new(first: Duration, attempts: u32) -> Self {
+        Self { first, attempts, failures: 0 }
+    }
+
+    /// Something came: the server and the network are there.
+    pub fn reset(&mut self) {
+        self.failures = 0;
+    }
+
+    /// Waits before the next attempt, or fails if there shall be none. `tell` gets the reason and the pause; `stop` ends
+    /// the pause.
+    pub fn wait(
+        &mut self,
+        failure: Failure,
+        what: &str,
+        tell: &mut dyn FnMut(&str, Duration),
+        stop: &AtomicBool,
+    ) -> Result<()> {
+        self.failures += 1;
+        if self.failures >= self.attempts {
+            return Err(failure.into_error(what));
+        }
+        let (why, after) = match failure {
+            Failure::Again { why, after } => (why, after),
+            Failure::Expired(why) => (why, None),
+            other => return Err(other.into_error(what)),
+        };
+        let own = self.first.saturating_mul(1 << (self.failures - 1).min(16)).min(LONGEST);
+        let pause = after.map_or(own, |after| after.max(own));
+        if pause > GRANTED {
+            let minutes = pause.as_secs() / 60;
+            return Err(Error::Request(format!("{what}: {why}; the server wants no request for {minutes} minutes")));
+        }
+        tell(&why, pause);
+        let end = Instant::now() + pause;
+        while !stop.load(Ordering::Relaxed) {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(());
+            }
+            thread::sleep(left.min(Duration::from_millis(50)));
+        }
+        Err(Error::Cancelled)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_and_attempts_end() {
+        let mut backoff = Backoff::new(Duration::from_millis(1), 4);
+        let no = AtomicBool::new(false);
+        let mut pauses = Vec::new();
+        let mut fail = |backoff: &mut Backoff, after| {
+            let failure = Failure::Again { why: "it broke".into(), after };
+            backoff.wait(failure, "a.bin", &mut |_, pause| pauses.push(pause.as_millis()), &no)
+        };
+        assert!(fail(&mut backoff, None).is_ok() && fail(&mut backoff, None).is_ok());
+        backoff.reset();
+        assert!(fail(&mut backoff, Some(Duration::from_millis(3))).is_ok() && fail(&mut backoff, None).is_ok());
+        assert!(fail(&mut backoff, None).is_ok());
+        assert_eq!(fail(&mut backoff, None).unwrap_err().to_string(), "a.bin: it broke");
+        backoff.reset();
+        let later = fail(&mut backoff, Some(Duration::from_secs(1200))).unwrap_err().to_string();
+        assert!(later.ends_with("no request for 20 minutes"), "{later}");
+        assert_eq!(pauses, [1, 2, 3, 2, 4]);
+        backoff.reset();
+        assert!(backoff.wait(Failure::Fatal(Error::NothingSaid), "", &mut |_, _| panic!(), &no).is_err());
+        let failure = Failure::Expired("it is old".into());
+        assert!(matches!(backoff.wait(failure, "", &mut |_, _| (), &AtomicBool::new(true)), Err(Error::Cancelled)));
+    }
+}

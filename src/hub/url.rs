@@ -1,0 +1,85 @@
+//! Addresses, as far as a client of the hub looks into them.
+
+/// Scheme, host and port: what a token may be sent to, and what not.
+pub(super) fn origin(url: &str) -> Option<(String, String, u16)> {
+    let (scheme, rest) = url.split_once("://")?;
+    let scheme = scheme.to_lowercase();
+    let usual = match &*scheme {
+        "http" => 80,
+        "https" => 443,
+        _ => return None,
+    };
+    let authority = rest.split(['/', '?', '#']).next()?;
+    // What stands before an @ is no host, and nothing that an address of ours would have.
+    if authority.contains(['@', '\\']) {
+        return None;
+    }
+    let (host, port) = match authority.rsplit_once(':') {
+        Some((host, port)) if !port.ends_with(']') => (host, port.parse().ok()?),
+        _ => (authority, usual),
+    };
+    (!host.is_empty()).then(|| (scheme, host.to_lowercase(), port))
+}
+
+/// Where `location`, as a redirect from `base` has it, leads.
+pub(super) fn join(base: &str, location: &str) -> Option<String> {
+    let (scheme, rest) = base.split_once("://")?;
+    let host = rest.split(['/', '?', '#']).next()?;
+    if location.contains("://") && origin(location).is_some() {
+        return Some(location.into());
+    }
+    if let Some(other) = location.strip_prefix("//") {
+        return Some(format!("{scheme}://{other}"));
+    }
+    location.starts_with('/').then(|| format!("{scheme}://{host}{location}"))
+}
+
+/// `text` as part of a path: `/` is kept where `keep_slash`.
+pub(super) fn encode(text: &str, keep_slash: bool) -> String {
+    let mut encoded = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'/' if keep_slash => encoded.push('/'),
+            b'-' | b'_' | b'.' | b'~' => encoded.push(byte.into()),
+            _ if byte.is_ascii_alphanumeric() => encoded.push(byte.into()),
+            _ => encoded.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    encoded
+}
+
+/// An address for messages: without its query, which may hold a signature that gives access.
+pub(super) fn shown(url: &str) -> &str {
+    url.split(['?', '#']).next().unwrap_or(url)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_origin_is_scheme_host_and_port() {
+        let same = |a: &str, b: &str| origin(a).is_some() && origin(a) == origin(b);
+        assert!(same("https://a.b/c?d", "HTTPS://A.b:443/e"));
+        assert!(same("http://[::1]:8080/x", "http://[::1]:8080"));
+        for other in ["http://a.b/c", "https://a.b:444/", "https://b.a.b/", "https://a.b.c/", "https://a.b@c/", "//a.b"]
+        {
+            assert!(!same("https://a.b", other), "{other}");
+        }
+    }
+
+    #[test]
+    fn redirects_are_followed_from_where_they_come() {
+        for (location, wanted) in [
+            ("/x/y", Some("https://a:1/x/y")),
+            ("http://b/z?s", Some("http://b/z?s")),
+            ("//c/d", Some("https://c/d")),
+            ("file:///etc/passwd", None),
+            ("other", None),
+        ] {
+            assert_eq!(join("https://a:1/b?c", location).as_deref(), wanted);
+        }
+        assert_eq!(shown("https://a/b?Signature=s#f"), "https://a/b");
+        assert_eq!((&*encode("refs/pr/1", false), &*encode("a b/c+ä", true)), ("refs%2Fpr%2F1", "a%20b/c%2B%C3%A4"));
+    }
+}

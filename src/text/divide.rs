@@ -1,0 +1,156 @@
+//! Places where a text can be divided so that its parts make the same tokens as the whole. The library takes 140 bytes of
+//! memory for a byte of text and can't be stopped: a long text goes through it a part at a time.
+//!
+//! Pairs are merged to tokens of the vocabulary alone. Where no token has two characters beside each other, no merge
+//! crosses from one to the other, and what is merged on one side does not depend on the other side.
+
+use std::{collections::HashSet, iter};
+
+use crate::limits::UNDIVIDED;
+
+/// Bytes of a part, about: some twenty milliseconds of work.
+pub const PART: usize = 32 << 10;
+
+/// What decides where a text can be divided.
+pub struct Seams {
+    /// Characters beside each other in some token.
+    beside: HashSet<(char, char)>,
+    /// Characters that are tokens: all others become bytes, or one unknown token for several of them.
+    tokens: HashSet<char>,
+    /// First and last characters of added tokens, which are found before everything else.
+    first: HashSet<char>,
+    last: HashSet<char>,
+    /// Bytes of the longest token; `None` if bytes of a text may be in no token.
+    longest: Option<usize>,
+}
+
+/// A character as pairs are merged.
+fn merged(c: char) -> char {
+    if c == ' ' { '▁' } else { c }
+}
+
+impl Seams {
+    /// Returns the seams of texts for a tokenizer with these tokens. `keeps_all`: each byte of a text is a part of a token, or a
+    /// byte token if there is one.
+    pub fn new<'t>(
+        vocabulary: impl Iterator<Item = &'t str>,
+        added: impl Iterator<Item = &'t str>,
+        keeps_all: bool,
+    ) -> Self {
+        let none = HashSet::new;
+        let mut seams = Self { beside: HashSet::new(), tokens: none(), first: none(), last: none(), longest: None };
+        let (mut longest, mut bytes) = (1, 0);
+        for token in vocabulary {
+            let mut chars = token.chars().map(merged);
+            longest = longest.max(token.len());
+            bytes += usize::from(token.len() == 6 && token.starts_with("<0x") && token.ends_with('>'));
+            let Some(first) = chars.next() else { continue };
+            let mut before = first;
+            for c in chars {
+                seams.beside.insert((before, c));
+                before = c;
+            }
+            if token.chars().nth(1).is_none() {
+                seams.tokens.insert(first);
+            }
+        }
+        for token in added {
+            longest = longest.max(token.len());
+            let chars: Vec<char> = token.chars().map(merged).collect();
+            seams.beside.extend(chars.windows(2).map(|pair| (pair[0], pair[1])));
+            seams.first.extend(chars.first());
+            seams.last.extend(chars.last());
+        }
+        seams.longest = (keeps_all && bytes == 256).then_some(longest);
+        seams
+    }
+
+    /// Whether a text can be divided between `a` and `b`.
+    fn between(&self, a: char, b: char) -> bool {
+        let (a, b) = (merged(a), merged(b));
+        self.tokens.contains(&a)
+            && self.tokens.contains(&b)
+            && !self.beside.contains(&(a, b))
+            && !self.last.contains(&a)
+            && !self.first.contains(&b)
+    }
+
+    /// Returns how many tokens `text` makes at the least; 0 if that can't be told.
+    pub fn least_tokens(&self, text: &str) -> usize {
+        let spaces = text.bytes().filter(|&b| b == b' ').count(); // each becomes three bytes
+        self.longest.map_or(0, |longest| (text.len() + 2 * spaces) / longest)
+    }
+
+    /// Returns the parts of `text`, each of [`PART`] bytes or more.
+    pub fn parts<'s>(&self, text: &'s str) -> impl Iterator<Item = &'s str> {
+        let mut rest = text;
+        iter::from_fn(move || {
+            if rest.is_empty() {
+                return None;
+            }
+            let (part, after) = rest.split_at(self.end_of_part(rest));
+            rest = after;
+            Some(part)
+        })
+    }
+
+    fn end_of_part(&self, text: &str) -> usize {
+        let start = text.floor_char_boundary(PART);
+        let mut before = None;
+        for (at, c) in text[start..].char_indices() {
+            if before.is_some_and(|before| self.between(before, c)) {
+                return start + at;
+            }
+            before = Some(c);
+        }
+        text.len()
+    }
+}
+
+/// An error that goes on after "the text", if a part of `bytes` bytes, which are to become `growth` times as many, is too long.
+pub fn check_part(bytes: usize, growth: f64) -> Result<(), String> {
+    let limit = (UNDIVIDED as f64 / growth) as usize;
+    if bytes <= limit {
+        return Ok(());
+    }
+    Err(format!(
+        "has {bytes} bytes without a place where it can be divided, but {limit} are the limit; give a part of it"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_token_lies_across_a_seam() {
+        let vocabulary = ["a", "b", "c", "▁", "ab", "▁a", "<x>"];
+        let seams = Seams::new(vocabulary.into_iter(), ["<x>"].into_iter(), true);
+        for (pair, divides) in [
+            ("ba", true),
+            ("b ", true),
+            ("ab", false), // a token
+            (" a", false), // a token, as pairs are merged
+            ("bé", false), // é is no token
+            ("b<", false), // an added token may begin
+            (">a", false), // or end
+            ("  ", true),
+        ] {
+            let [a, b]: [char; 2] = pair.chars().collect::<Vec<_>>().try_into().unwrap();
+            assert_eq!(seams.between(a, b), divides, "{pair:?}");
+        }
+        assert_eq!(seams.least_tokens("abab"), 0, "bytes may be lost: there are no byte tokens");
+    }
+
+    #[test]
+    fn parts_are_the_whole_text() {
+        let seams = Seams::new(["a", "b", "ab"].into_iter(), [].into_iter(), true);
+        for text in [String::new(), "ab".repeat(PART), "ab".repeat(PART / 2 - 1), "é".repeat(PART)] {
+            let parts: Vec<_> = seams.parts(&text).collect();
+            assert_eq!(parts.concat(), text);
+            assert!(parts.iter().all(|part| part.len() < PART + 5 || !text.starts_with('a')));
+        }
+        assert_eq!(seams.parts(&"ab".repeat(PART)).count(), 2);
+        assert!(check_part(UNDIVIDED / 4, 4.0).is_ok() && check_part(UNDIVIDED / 4 + 1, 4.0).is_err());
+    }
+}

@@ -1,0 +1,19 @@
+//! Which tokens end a text. ggml has keys for the end of a text and for the end of a turn; a model may have more.
+
+use crate::{
+    format::gguf::{ENDS, Metadata},
+    limits,
+};
+
+/// Returns the tokens that end a text, as a model file's metadata has them; the one that is called the end of a text first.
+pub fn end_tokens(metadata: &Metadata) -> Vec<u64> {
+    let named = ["eos", "eot", "eom"].map(|name| metadata.uint(&format!("tokenizer.ggml.{name}_token_id")));
+    let mut ends = Vec::new();
+    for id in named.into_iter().flatten().chain(metadata.uints(ENDS).into_iter().flatten().copied().take(limits::ENDS))
+    {
+        if !ends.contains(&id) {
+            ends.push(id);
+        }
+    }
+    ends
+}

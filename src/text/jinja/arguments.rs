@@ -1,0 +1,49 @@
+//! What a function is called with.
+
+use std::sync::Arc;
+
+use super::{Failure, value::Value};
+
+/// Arguments, evaluated.
+#[derive(Debug, Default)]
+pub struct Arguments {
+    /// By place.
+    pub positional: Vec<Value>,
+    /// By name.
+    pub named: Vec<(Arc<str>, Value)>,
+}
+
+impl Arguments {
+    /// Returns the argument of that name.
+    pub fn get(&self, name: &str) -> Option<&Value> {
+        self.named.iter().find(|(of, _)| **of == *name).map(|(_, value)| value)
+    }
+
+    /// Returns the arguments of a function with these parameters, of which the first `required` must be given.
+    pub fn bind<const N: usize>(
+        &self,
+        function: &str,
+        names: [&str; N],
+        required: usize,
+    ) -> Result<[Option<Value>; N], Failure> {
+        if self.positional.len() > N {
+            let given = self.positional.len();
+            return Err(Failure::new(format!("{function}() takes at most {N} arguments ({given} given)")));
+        }
+        let mut bound = [const { None }; N];
+        for (place, value) in self.positional.iter().enumerate() {
+            bound[place] = Some(value.clone());
+        }
+        for (name, value) in &self.named {
+            let place = names.iter().position(|of| **of == **name);
+            let place = place.filter(|&place| bound[place].is_none()).ok_or_else(|| {
+                Failure::new(format!("{function}() got an unexpected argument '{name}', or got it twice"))
+            })?;
+            bound[place] = Some(value.clone());
+        }
+        match bound[..required].iter().position(Option::is_none) {
+            Some(place) => Err(Failure::new(format!("{function}() is missing an argument: '{}'", names[place]))),
+            None => Ok(bound),
+        }
+    }
+}

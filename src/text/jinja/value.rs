@@ -1,0 +1,363 @@
+//! The values of a template. They are never changed, but for the attributes of a namespace, and those are held by the
+//! interpreter: so no value holds itself, and none is deeper than [`limits::TEMPLATE_VALUE_DEPTH`].
+
+use std::{
+    cmp::Ordering,
+    hash::{Hash, Hasher},
+    sync::Arc,
+};
+
+use indexmap::IndexMap;
+
+use super::{
+    Failure,
+    meter::{ITEM, Meter},
+};
+use crate::limits;
+
+/// A value.
+#[derive(Clone, Debug)]
+pub enum Value {
+    /// There is none, and why.
+    Undefined(Arc<str>),
+    /// `none`
+    None,
+    /// `true` or `false`
+    Bool(bool),
+    /// A whole number.
+    Int(i128),
+    /// Any other number.
+    Float(f64),
+    /// A text.
+    Str(Arc<str>),
+    /// A list or something like it.
+    Seq(Arc<Seq>),
+    /// A dict.
+    Dict(Arc<Dict>),
+    /// What the interpreter holds under this number.
+    Object(usize),
+    /// A function that every template knows.
+    Function(&'static str),
+    /// A method of a value.
+    Method(Arc<(Value, Arc<str>)>),
+}
+
+/// Several values.
+#[derive(Debug)]
+pub struct Seq {
+    /// What Python has them in.
+    pub kind: SeqKind,
+    /// The values.
+    pub items: Vec<Value>,
+    depth: usize,
+}
+
+/// What Python has values in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SeqKind {
+    /// A list.
+    List,
+    /// A tuple.
+    Tuple,
+    /// A tuple of a key and the items that have it.
+    Group,
+    /// A dict's keys.
+    Keys,
+    /// A dict's values.
+    Values,
+    /// A dict's pairs.
+    Items,
+    /// Numbers: first, end, step.
+    Range(i128, i128, i128),
+}
+
+/// Values under keys, in the order in which the keys came.
+#[derive(Debug, Default)]
+pub struct Dict {
+    entries: IndexMap<Key, Value>,
+    depth: usize,
+}
+
+/// A value that others can be found by.
+#[derive(Debug)]
+pub struct Key(Value);
+
+impl PartialEq for Key {
+    fn eq(&self, other: &Self) -> bool {
+        same(&self.0, &other.0)
+    }
+}
+
+impl Eq for Key {}
+
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        match &self.0 {
+            Value::Str(text) => text.hash(state),
+            Value::Seq(seq) => seq.items.iter().for_each(|item| Self(item.clone()).hash(state)),
+            Value::Bool(value) => i128::from(*value).hash(state),
+            Value::Int(value) => value.hash(state),
+            // The same as a whole number's, where it is one.
+            Value::Float(value) if value.fract() == 0.0 && value.abs() < 1e30 => (*value as i128).hash(state),
+            Value::Float(value) => value.to_bits().hash(state),
+            Value::Object(id) => id.hash(state),
+            _ => {}
+        }
+    }
+}
+
+fn deeper(depth: usize, item: &Value) -> Result<usize, Failure> {
+    let depth = depth.max(1 + item.depth());
+    if depth > limits::TEMPLATE_VALUE_DEPTH {
+        return Err(Failure::new(format!(
+            "it makes values that are nested more than {} deep",
+            limits::TEMPLATE_VALUE_DEPTH
+        )));
+    }
+    Ok(depth)
+}
+
+impl Seq {
+    /// Returns a list of `items`, which are paid for.
+    pub fn list(items: Vec<Value>, meter: &Meter) -> Result<Value, Failure> {
+        Self::of(SeqKind::List, items, meter)
+    }
+
+    /// Returns `items` in what Python would have them in.
+    pub fn of(kind: SeqKind, items: Vec<Value>, meter: &Meter) -> Result<Value, Failure> {
+        meter.charge_for(items.len() + 1, ITEM)?;
+        let depth = items.iter().try_fold(1, deeper)?;
+        Ok(Value::Seq(Arc::new(Self { kind, items, depth })))
+    }
+}
+
+impl Dict {
+    /// Puts `value` under `key`, in the place of what is there.
+    pub fn insert(&mut self, key: Value, value: Value, meter: &Meter) -> Result<(), Failure> {
+        check_key(&key, meter)?;
+        meter.charge(2 * ITEM)?;
+        self.depth = deeper(deeper(self.depth, &key)?, &value)?;
+        self.entries.insert(Key(key), value);
+        Ok(())
+    }
+
+    /// Returns what is under `key`.
+    pub fn get(&self, key: &Value, meter: &Meter) -> Result<Option<&Value>, Failure> {
+        check_key(key, meter)?;
+        Ok(self.entries.get(&Key(key.clone())))
+    }
+
+    /// Returns keys and values.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = (&Value, &Value)> {
+        self.entries.iter().map(|(key, value)| (&key.0, value))
+    }
+
+    /// Returns the number of keys.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+}
+
+/// Pays for looking at all of a key; lists and dicts are none.
+fn check_key(key: &Value, meter: &Meter) -> Result<(), Failure> {
+    meter.charge(ITEM)?;
+    match key {
+        Value::Str(text) => meter.charge(text.len()),
+        Value::Seq(seq) if matches!(seq.kind, SeqKind::Tuple | SeqKind::Group) => {
+            seq.items.iter().try_for_each(|item| check_key(item, meter))
+        }
+        Value::Seq(seq) if matches!(seq.kind, SeqKind::Values | SeqKind::Range(..)) => {
+            meter.charge_for(seq.items.len(), ITEM)
+        }
+        Value::Seq(_) | Value::Dict(_) => Err(Failure::new(format!("unhashable type: '{}'", key.type_name()))),
+        _ => Ok(()),
+    }
+}
+
+impl From<String> for Value {
+    fn from(text: String) -> Self {
+        Self::Str(text.into())
+    }
+}
+
+impl From<&str> for Value {
+    fn from(text: &str) -> Self {
+        Self::Str(text.into())
+    }
+}
+
+impl From<usize> for Value {
+    fn from(count: usize) -> Self {
+        Self::Int(count as i128)
+    }
+}
+
+impl Value {
+    /// Returns no value, because of `what`.
+    pub fn undefined(what: impl Into<Arc<str>>) -> Self {
+        Self::Undefined(what.into())
+    }
+
+    /// Returns what JSON says.
+    pub fn from_json(json: &serde_json::Value, meter: &Meter) -> Result<Self, Failure> {
+        Ok(match json {
+            serde_json::Value::Null => Self::None,
+            serde_json::Value::Bool(value) => Self::Bool(*value),
+            serde_json::Value::Number(number) => match number.as_i128() {
+                Some(value) => Self::Int(value),
+                None => Self::Float(number.as_f64().unwrap_or(f64::NAN)),
+            },
+            serde_json::Value::String(text) => {
+                meter.charge(text.len())?;
+                Self::from(text.as_str())
+            }
+            serde_json::Value::Array(items) => {
+                let items = items.iter().map(|item| Self::from_json(item, meter)).collect::<Result<_, _>>()?;
+                Seq::list(items, meter)?
+            }
+            serde_json::Value::Object(entries) => {
+                let mut dict = Dict { depth: 1, ..Dict::default() };
+                for (key, value) in entries {
+                    dict.insert(Self::from(key.as_str()), Self::from_json(value, meter)?, meter)?;
+                }
+                Self::Dict(Arc::new(dict))
+            }
+        })
+    }
+
+    fn depth(&self) -> usize {
+        match self {
+            Self::Seq(seq) => seq.depth,
+            Self::Dict(dict) => dict.depth,
+            Self::Method(method) => method.0.depth(),
+            _ => 0,
+        }
+    }
+
+    /// Whether it counts as true.
+    pub fn is_true(&self) -> bool {
+        match self {
+            Self::Undefined(_) | Self::None => false,
+            Self::Bool(value) => *value,
+            Self::Int(value) => *value != 0,
+            Self::Float(value) => *value != 0.0,
+            Self::Str(text) => !text.is_empty(),
+            Self::Seq(seq) => !seq.items.is_empty(),
+            Self::Dict(dict) => dict.len() > 0,
+            Self::Object(_) | Self::Function(_) | Self::Method(_) => true,
+        }
+    }
+
+    /// Whether there is a value.
+    pub fn is_defined(&self) -> bool {
+        !matches!(self, Self::Undefined(_))
+    }
+
+    /// Returns the text, if it is one.
+    pub fn as_str(&self) -> Option<&str> {
+        match self {
+            Self::Str(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// Returns the whole number, if it is one, or `true` or `false`, which Python counts as numbers.
+    pub fn as_int(&self) -> Option<i128> {
+        match self {
+            Self::Int(value) => Some(*value),
+            Self::Bool(value) => Some((*value).into()),
+            _ => None,
+        }
+    }
+
+    /// Returns the number, if it is one.
+    pub fn as_float(&self) -> Option<f64> {
+        match self {
+            Self::Float(value) => Some(*value),
+            _ => self.as_int().map(|value| value as f64),
+        }
+    }
+
+    /// Returns what Python calls the type.
+    pub fn type_name(&self) -> &'static str {
+        match self {
+            Self::Undefined(_) => "Undefined",
+            Self::None => "NoneType",
+            Self::Bool(_) => "bool",
+            Self::Int(_) => "int",
+            Self::Float(_) => "float",
+            Self::Str(_) => "str",
+            Self::Seq(seq) => match seq.kind {
+                SeqKind::List => "list",
+                SeqKind::Tuple | SeqKind::Group => "tuple",
+                SeqKind::Keys => "dict_keys",
+                SeqKind::Values => "dict_values",
+                SeqKind::Items => "dict_items",
+                SeqKind::Range(..) => "range",
+            },
+            Self::Dict(_) => "dict",
+            Self::Object(_) => "object",
+            Self::Function(_) | Self::Method(_) => "function",
+        }
+    }
+
+    /// Returns the error that there is no value, if so.
+    pub fn check_defined(&self) -> Result<(), Failure> {
+        match self {
+            Self::Undefined(what) => Err(Failure::new(&**what)),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Returns whether two keys are equal: whoever looks for one has paid for all of it.
+pub fn same(left: &Value, right: &Value) -> bool {
+    same_for(left, right, &mut |_| true)
+}
+
+/// The same; `pay` says whether a step of that cost can be paid for, and ends it if not.
+pub fn same_for(left: &Value, right: &Value, pay: &mut dyn FnMut(usize) -> bool) -> bool {
+    if !pay(ITEM / 4) {
+        return false;
+    }
+    match (left, right) {
+        (Value::Undefined(_), Value::Undefined(_)) | (Value::None, Value::None) => true,
+        (Value::Str(a), Value::Str(b)) => a.len() == b.len() && pay(a.len()) && a == b,
+        (Value::Seq(a), Value::Seq(b)) => {
+            Arc::ptr_eq(a, b)
+                || left.type_name() == right.type_name()
+                    && a.items.len() == b.items.len()
+                    && a.items.iter().zip(&b.items).all(|(a, b)| same_for(a, b, pay))
+        }
+        (Value::Dict(a), Value::Dict(b)) => {
+            Arc::ptr_eq(a, b)
+                || a.len() == b.len()
+                    && a.iter().all(|(key, value)| {
+                        let free = Meter::new(u64::MAX);
+                        let cost = key.as_str().map_or(ITEM, str::len);
+                        pay(cost) && b.get(key, &free).ok().flatten().is_some_and(|other| same_for(value, other, pay))
+                    })
+        }
+        (Value::Object(a), Value::Object(b)) => a == b,
+        (Value::Function(a), Value::Function(b)) => a == b,
+        _ => number_order(left, right) == Some(Ordering::Equal),
+    }
+}
+
+/// Returns the order of two numbers; `None` if they are none, or one is not a number.
+pub fn number_order(left: &Value, right: &Value) -> Option<Ordering> {
+    match (left.as_int(), right.as_int()) {
+        (Some(a), Some(b)) => Some(a.cmp(&b)),
+        (Some(a), None) => float_order(right.as_float()?, a).map(Ordering::reverse),
+        (None, Some(b)) => float_order(left.as_float()?, b),
+        (None, None) => left.as_float()?.partial_cmp(&right.as_float()?),
+    }
+}
+
+/// Compares exactly, where the whole number is no float.
+fn float_order(float: f64, int: i128) -> Option<Ordering> {
+    if float.is_nan() || float.abs() >= 1.7e38 {
+        return float.partial_cmp(&0.0);
+    }
+    Some((float.floor() as i128).cmp(&int).then(float.partial_cmp(&float.floor())?))
+}

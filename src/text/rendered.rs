@@ -1,0 +1,234 @@
+//! A prompt that a template made of messages, and which parts of it are from the messages. The template may do with them
+//! what it likes, so that is found out by rendering the messages a second time, with signs in them.
+
+use std::{collections::HashMap, ops::Range};
+
+use super::{Markers, Message, Template};
+use crate::Result;
+
+/// A text to read, and where in it is what was said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rendered {
+    /// The text.
+    pub text: String,
+    /// What is from the messages, in order; empty if no marker can arise from them.
+    pub literal: Vec<Range<usize>>,
+}
+
+/// Characters for private use, two for each message: they frame what it says.
+const FRAMES: Range<u32> = 0xF0000..0x10FFFE;
+/// More of them, which stand for characters of messages.
+const SIGNS: Range<u32> = 0xE000..0xF900;
+
+impl Template {
+    /// Returns the prompt that `messages` make, as [`Template::render`] does, and which parts of it are theirs, as far as one
+    /// of `markers` could arise from them.
+    ///
+    /// First the messages are rendered with a sign before and behind each, inside of its white space; if the template then
+    /// says the same but for the signs, they show where the messages are. If it looked at how a message begins or ends,
+    /// characters with which markers begin and end are replaced instead. If it says something else then too (it counts or
+    /// splits), and says more markers than for messages without any, all of the text is taken for theirs.
+    pub fn render_literal(&self, messages: &[Message<'_>], ask: bool, markers: &Markers) -> Result<Rendered> {
+        let text = self.render(messages, ask)?;
+        let contents: Vec<&str> = messages.iter().map(|message| message.content).collect();
+        if !markers.may_hold(contents.iter().copied()) {
+            return Ok(Rendered { text, literal: Vec::new() });
+        }
+        let render = |contents: &[String]| {
+            let with = messages.iter().zip(contents).map(|(message, content)| Message::new(message.role, content));
+            self.render(&with.collect::<Vec<_>>(), ask).ok()
+        };
+        let literal = literal(&text, &contents, markers, &render);
+        Ok(Rendered { text, literal })
+    }
+
+    /// Returns the white space that this template puts between a prompt and the reply to it: the model says it too.
+    pub fn reply_indent(&self) -> String {
+        const MARK: &str = "\u{e000}\u{e001}";
+        use super::Role::{Assistant, User};
+        let said = [Message::new(User, "a"), Message::new(Assistant, MARK), Message::new(User, "a")];
+        let both = self.render(&said[..1], true).and_then(|before| Ok((before, self.render(&said, true)?)));
+        let Ok((before, after)) = both else { return String::new() };
+        let indent = after.strip_prefix(&*before).and_then(|rest| rest.split(MARK).next());
+        indent.filter(|indent| indent.trim().is_empty()).unwrap_or_default().into()
+    }
+}
+
+/// Returns where in `text`, which `render` makes of `contents`, is what they say.
+fn literal(
+    text: &str,
+    contents: &[&str],
+    markers: &Markers,
+    render: &dyn Fn(&[String]) -> Option<String>,
+) -> Vec<Range<usize>> {
+    if let Some(ranges) = framed(text, contents, render).or_else(|| replaced(text, contents, markers.edges(), render)) {
+        return joined(ranges);
+    }
+    let without: Vec<String> = contents.iter().map(|content| content.replace(markers.edges(), "x")).collect();
+    let harmless = render(&without).is_some_and(|without| markers.count(text) <= markers.count(&without));
+    let all = 0..text.len();
+    if harmless { Vec::new() } else { vec![all] }
+}
+
+/// Returns what comes between signs that are put around each content; `None` if the text changes with them.
+fn framed(text: &str, contents: &[&str], render: &dyn Fn(&[String]) -> Option<String>) -> Option<Vec<Range<usize>>> {
+    let is_sign = |c: char| FRAMES.contains(&u32::from(c));
+    if contents.len() > FRAMES.len() / 2 || contents.iter().any(|content| content.contains(is_sign)) {
+        return None;
+    }
+    let sign = |i: usize| char::from_u32(FRAMES.start + i as u32).unwrap_or_default();
+    let frame = |(i, content): (usize, &&str)| {
+        let inner = content.trim();
+        let start = content.len() - content.trim_start().len();
+        let (before, after) = (&content[..start], &content[start + inner.len()..]);
+        if inner.is_empty() {
+            return content.to_string();
+        }
+        format!("{before}{}{inner}{}{after}", sign(2 * i), sign(2 * i + 1))
+    };
+    let rendered = render(&contents.iter().enumerate().map(frame).collect::<Vec<_>>())?;
+
+    let (mut plain, mut ranges) = (String::new(), Vec::new());
+    let (mut open, mut ends) = (HashMap::new(), Vec::new());
+    for c in rendered.chars() {
+        if !is_sign(c) {
+            plain.push(c);
+            continue;
+        }
+        let (i, at) = ((u32::from(c) - FRAMES.start) as usize, plain.len());
+        let content = contents.get(i / 2)?.trim();
+        if i % 2 == 0 {
+            ends.extend(open.insert(i, at).map(|start| (content, start)));
+        } else {
+            // What comes before it was cut off; or else the same content came twice, as far as here.
+            let start =
+                open.remove(&(i - 1)).unwrap_or_else(|| at - common(plain.chars().rev(), content.chars().rev()));
+            ranges.push(start..at);
+        }
+    }
+    if plain != text {
+        return None;
+    }
+    ends.extend(open.into_iter().filter_map(|(i, start)| Some((contents.get(i / 2)?.trim(), start))));
+    // What comes behind these was cut off.
+    ranges
+        .extend(ends.into_iter().map(|(content, start)| start..start + common(text[start..].chars(), content.chars())));
+    Some(ranges)
+}
+
+/// Returns how many bytes of `text` are how `content` goes, whatever the case.
+fn common(text: impl Iterator<Item = char>, content: impl Iterator<Item = char>) -> usize {
+    let same = |(a, b): &(char, char)| a == b || a.to_lowercase().eq(b.to_lowercase());
+    text.zip(content).take_while(same).map(|(a, _)| a.len_utf8()).sum()
+}
+
+/// Returns where characters are, among `edges`, that come from `contents`: each is replaced by a sign there. `None` if the
+/// text changes in another way too.
+fn replaced(
+    text: &str,
+    contents: &[&str],
+    edges: &[char],
+    render: &dyn Fn(&[String]) -> Option<String>,
+) -> Option<Vec<Range<usize>>> {
+    let is_sign = |c: char| SIGNS.contains(&u32::from(c));
+    if edges.len() > SIGNS.len() || contents.iter().any(|content| content.contains(is_sign)) {
+        return None;
+    }
+    let sign = |c: char| edges.iter().position(|&edge| edge == c).and_then(|i| char::from_u32(SIGNS.start + i as u32));
+    let replace = |content: &&str| content.chars().map(|c| sign(c).unwrap_or(c)).collect();
+    let rendered = render(&contents.iter().map(replace).collect::<Vec<String>>())?;
+    let (mut ranges, mut others) = (Vec::new(), rendered.chars());
+    for (at, c) in text.char_indices() {
+        let other = others.next()?;
+        if other != c {
+            if sign(c) != Some(other) {
+                return None;
+            }
+            ranges.push(at..at + c.len_utf8());
+        }
+    }
+    others.next().is_none().then_some(ranges)
+}
+
+/// Returns the bytes of `ranges` as ranges that are in order and apart.
+pub(super) fn joined(mut ranges: Vec<Range<usize>>) -> Vec<Range<usize>> {
+    ranges.retain(|range| !range.is_empty());
+    ranges.sort_by_key(|range| range.start);
+    let mut joined: Vec<Range<usize>> = Vec::new();
+    for range in ranges {
+        match joined.last_mut().filter(|last| range.start <= last.end) {
+            Some(last) => last.end = last.end.max(range.end),
+            None => joined.push(range),
+        }
+    }
+    joined
+}
+
+impl Rendered {
+    /// Returns a text that is all from messages.
+    pub fn running(text: String, markers: &Markers) -> Self {
+        let all = 0..text.len();
+        let literal = if markers.may_hold([&*text].into_iter()) { vec![all] } else { Vec::new() };
+        Self { text, literal: joined(literal) }
+    }
+
+    /// Returns which parts after the first `start` bytes are from messages, counted from there.
+    pub fn literal_after(&self, start: usize) -> Vec<Range<usize>> {
+        let after = self.literal.iter().filter(|range| range.end > start);
+        after.map(|range| range.start.max(start) - start..range.end - start).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::text::{Role, small_tokenizer};
+
+    /// What of the prompt for `said`, by the user and the model in turn, is theirs.
+    fn theirs(source: &str, said: &[&str]) -> Vec<String> {
+        let template = Template::new(source, "test", "<s>", "</s>").unwrap();
+        let markers = small_tokenizer().markers(&template.markers()).unwrap();
+        let roles = [Role::User, Role::Assistant].into_iter().cycle();
+        let messages: Vec<_> = roles.zip(said).map(|(role, content)| Message::new(role, content)).collect();
+        let Rendered { text, literal } = template.render_literal(&messages, true, &markers).unwrap();
+        assert_eq!(text, template.render(&messages, true).unwrap());
+        literal.into_iter().map(|range| text[range].into()).collect()
+    }
+
+    #[test]
+    fn what_was_said_is_found_whatever_the_template_does() {
+        let each = |what: &str| "{% for m in messages %}<a>{{ WHAT }}</a>{% endfor %}".replace("WHAT", what);
+        let said = [" <a> ", "b<b>"];
+        assert_eq!(theirs(&each("m.content"), &["a", "b"]), [""; 0], "no marker can arise");
+        assert_eq!(theirs(&each("m.content"), &said), ["<a>", "b<b>"]);
+        assert_eq!(theirs(&each("'<b>' + m.content.strip() + '<b>'"), &said), ["<a>", "b<b>"]);
+        assert_eq!(theirs(&each("m.content|upper"), &said), ["<A>", "B<B>"]);
+        assert_eq!(theirs(&each("m.content|tojson"), &[" <a> "]).len(), 1);
+        assert_eq!(theirs(&each("m.content ~ m.content"), &["<a>"]), ["<a><a>"]);
+        let thought = each("m.content.split('</think>')[-1].lstrip('\\n')");
+        assert_eq!(theirs(&thought, &["a", "<think>b</think>\n\n<a>"]), ["a", "<a>"]);
+        assert_eq!(theirs(&each("m.content.split('|')[0]"), &["<a>b|c"]), ["<a>b"]);
+        // how it begins and ends
+        let first = each("m.content[0] + '.' + m.content[1:]");
+        assert_eq!(theirs(&first, &["b<a>"]), ["<", ">"]);
+        let ends = each("m.content if m.content.endswith('>') else 'c'");
+        assert_eq!(theirs(&ends, &["<a>"]), ["<a><a></a>"]);
+        // by the two together nothing can be found: all is theirs, but only where it matters
+        let both = each("m.content[0] ~ m.content[1:] if m.content[0] == '<' else m.content|length");
+        assert_eq!(theirs(&both, &["<a>"]), ["<a><a></a>"]);
+        assert_eq!(theirs(&both, &["c>"]), [""; 0]);
+        // signs in a message help nobody
+        let private = ["\u{f0000}<a>\u{f0001}\u{e000}"];
+        assert_eq!(theirs(&each("m.content"), &private), [format!("<a>{}</a>", private[0])]);
+    }
+
+    #[test]
+    fn a_template_may_say_white_space_before_a_reply() {
+        let indent = |source: &str| Template::new(source, "test", "<s>", "</s>").unwrap().reply_indent();
+        let llama = "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]{% else %} \
+            {{ m.content }} </s>{% endif %}{% endfor %}";
+        assert_eq!(indent(llama), " ");
+        assert_eq!(indent("{% for m in messages %}{{ m.content }}{% endfor %}"), "");
+        assert_eq!(indent("{{ messages[2].content }}"), "");
+    }
+}

@@ -1,0 +1,270 @@
+//! Small random models, and passes over several texts of them.
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
+use std::{
+    ops::Range,
+    path::Path,
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use hymba::{
+    Result,
+    backend::{Backend, Buffer, Cpu, MatMut, MatRef, Op},
+    engine::Model,
+    format::{CacheType, DType},
+    forward::{Chunk, DECODE_TOKENS, Input, MetaPass, Phase, Room, Scratch, Segment},
+    model::{Activation, Config},
+    quant::random_weights,
+    state::{Checkpoint, MetaState, State},
+};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+pub static GO_ON: AtomicBool = AtomicBool::new(false);
+/// Tokens of text that fit.
+pub const CONTEXT: usize = 200;
+
+pub fn rng(seed: u64) -> ChaCha8Rng {
+    ChaCha8Rng::seed_from_u64(seed)
+}
+
+pub fn one_of<T: Copy>(rng: &mut ChaCha8Rng, values: &[T]) -> T {
+    values[rng.random_range(0..values.len())]
+}
+
+/// Sizes of a model that computes fast, with every kind of layer: global and windowed, producers and consumers.
+pub fn small_config(rng: &mut ChaCha8Rng) -> Config {
+    let (kv_heads, group, key_dim) = (rng.random_range(1..3), rng.random_range(1..4), one_of(rng, &[32, 32, 64]));
+    let heads = kv_heads * group;
+    let layers = 5;
+    Config {
+        vocab: 64,
+        context_length: 256,
+        hidden: heads * key_dim,
+        layers,
+        ffn: one_of(rng, &[0, 32, 96, 160]),
+        activation: one_of(rng, &[Activation::Silu, Activation::Relu2]),
+        heads,
+        kv_heads,
+        key_dim,
+        value_dim: 2 * key_dim,
+        rms_eps: 1e-6,
+        window: Some(one_of(rng, &[1, 2, 3, 5, 9])),
+        windowed: vec![false, true, true, true, false],
+        kv_source: one_of(rng, &[[0, 1, 1, 1, 4], [0, 1, 1, 3, 4], [0, 1, 2, 2, 0]]).to_vec(),
+        qk_norm: rng.random_bool(0.3),
+        meta_tokens: one_of(rng, &[0, 1, 5, 8]),
+        rope: rng.random_bool(0.8),
+        rope_base: 10_000.0,
+        conv_kernel: rng.random_range(1..6),
+        inner: 2 * heads * key_dim,
+        state: one_of(rng, &[3, 8, 16, 17]),
+        dt_rank: one_of(rng, &[3, 8, 32]),
+        dt_b_c_norm: rng.random_bool(0.7),
+    }
+}
+
+/// A model with random weights; its file goes to `folder`.
+pub fn model(config: &Config, dtype: DType, folder: &Path) -> Model {
+    assert_eq!(config.contradiction(), None);
+    let file = folder.join("random.gguf");
+    random_weights(config, "random", dtype, &file, &GO_ON).unwrap();
+    Model::open(&file).unwrap()
+}
+
+/// What a text reads in a pass, and how much of it is committed.
+#[derive(Clone, Debug)]
+pub struct Part {
+    pub ids: Vec<u32>,
+    pub phase: Phase,
+    pub accepted: usize,
+}
+
+impl Part {
+    pub fn prefill(rng: &mut ChaCha8Rng, vocab: usize, tokens: usize) -> Self {
+        Self { phase: Phase::Prefill, ..Self::decode(rng, vocab, tokens, tokens) }
+    }
+
+    pub fn decode(rng: &mut ChaCha8Rng, vocab: usize, tokens: usize, accepted: usize) -> Self {
+        let ids = (0..tokens).map(|_| rng.random_range(0..vocab as u32)).collect();
+        Self { ids, phase: Phase::Decode, accepted }
+    }
+
+    pub fn random(rng: &mut ChaCha8Rng, vocab: usize) -> Self {
+        let tokens = rng.random_range(1..=DECODE_TOKENS);
+        if rng.random_bool(0.5) {
+            let accepted = rng.random_range(0..=tokens);
+            return Self::decode(rng, vocab, tokens, accepted);
+        }
+        let tokens = rng.random_range(1..30);
+        Self::prefill(rng, vocab, tokens)
+    }
+}
+
+/// What comes of a part: the bits of the logits after every token, or what went wrong.
+pub type Outcome = std::result::Result<Vec<u32>, String>;
+
+/// Something that happens to some rows of a pass while a layer is computed.
+#[derive(Clone, Debug)]
+pub struct Planted {
+    pub layer: usize,
+    pub rows: Range<usize>,
+    pub what: What,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum What {
+    /// in_proj makes NaN.
+    Nan,
+    /// in_proj makes large values.
+    Large,
+    /// The reader of the first text has had enough.
+    Cancel,
+}
+
+/// A backend during whose operations something happens.
+struct Planting<'a> {
+    inner: &'a mut Cpu,
+    model: &'a Model,
+    planted: &'a Planted,
+    cancel: &'a AtomicBool,
+}
+
+impl Backend for Planting<'_> {
+    fn run(&mut self, op: Op<'_>) {
+        let Planted { layer, rows, what } = self.planted;
+        match op {
+            Op::MatMul { w, x, out, accumulate, spans } if w.id == self.model.weights().layers[*layer].in_proj.id => {
+                let MatMut { buffer, rows: all, start, cols, stride } = out;
+                let out = MatMut { buffer: &mut *buffer, rows: all, start, cols, stride };
+                self.inner.run(Op::MatMul { w, x, out, accumulate, spans });
+                let Buffer::F32(values) = buffer else { panic!("activations are f32") };
+                match what {
+                    What::Cancel => self.cancel.store(true, Ordering::Relaxed),
+                    What::Nan | What::Large => rows.clone().for_each(|t| {
+                        values[start + t * stride..][..cols].fill(if *what == What::Nan { f32::NAN } else { 1e6 });
+                    }),
+                }
+            }
+            op => self.inner.run(op),
+        }
+    }
+
+    fn max_abs(&mut self, x: MatRef<'_>) -> Option<f32> {
+        self.inner.max_abs(x)
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        self.inner.finish()
+    }
+}
+
+/// A CPU with room for passes of a model.
+pub struct Machine<'m> {
+    model: &'m Model,
+    cpu: Cpu,
+    scratch: Scratch,
+    meta: Option<MetaState>,
+}
+
+impl<'m> Machine<'m> {
+    pub fn new(model: &'m Model, cpu: Cpu) -> Self {
+        let room = Room { config: model.config(), rows: 1, cache: CacheType::F16 };
+        let (scratch, mut cpu) = (Scratch::new(&cpu, room).unwrap(), cpu);
+        let (config, weights) = (model.config(), model.weights());
+        let meta = MetaPass { backend: &mut cpu, config, weights };
+        let meta = (config.meta_tokens > 0).then(|| meta.run(None).unwrap());
+        Self { model, cpu, scratch, meta }
+    }
+
+    /// The same model with other kernels, or more threads.
+    pub fn set_cpu(&mut self, cpu: Cpu) {
+        self.cpu = cpu;
+    }
+
+    pub fn kernels(&self) -> &'static str {
+        self.cpu.kernels()
+    }
+
+    /// Room for a text, in which the meta tokens are not read.
+    pub fn nothing(&self, cache: CacheType) -> State {
+        State::new(&self.cpu, self.model.config(), CONTEXT, cache).unwrap()
+    }
+
+    /// An empty text.
+    pub fn empty(&mut self, cache: CacheType) -> State {
+        let mut state = self.nothing(cache);
+        self.clear(&mut state);
+        state
+    }
+
+    pub fn clear(&mut self, state: &mut State) {
+        state.clear(&mut self.cpu);
+        let meta = self.meta.as_ref();
+        meta.into_iter().for_each(|meta| meta.put(&mut self.cpu, self.model.config(), state).unwrap());
+    }
+
+    /// All of a state, to go back to.
+    pub fn checkpoint(&mut self, state: &State) -> Checkpoint {
+        state.checkpoint(&mut self.cpu, self.model.config(), state.cache, true).unwrap()
+    }
+
+    pub fn restore(&mut self, state: &mut State, checkpoint: &Checkpoint) {
+        state.restore(&mut self.cpu, self.model.config(), checkpoint);
+    }
+
+    /// The bytes of a state.
+    pub fn image(&mut self, state: &State) -> Vec<u8> {
+        let mut image = Vec::new();
+        state.write_image(&mut self.cpu, self.model.config(), state.cache, true, &mut image);
+        image.extend(state.position.to_le_bytes());
+        image
+    }
+
+    /// A pass over some texts, of which those are committed that nothing went wrong in. What is planted is planted, and may
+    /// make the first text's reader have had enough.
+    pub fn pass(&mut self, texts: &mut [(&mut State, &Part)], planted: Option<&Planted>) -> Vec<Outcome> {
+        let Self { model, cpu, scratch, .. } = self;
+        let (config, weights, cancel) = (model.config(), model.weights(), AtomicBool::new(false));
+        let ids: Vec<u32> = texts.iter().flat_map(|(_, part)| part.ids.clone()).collect();
+        let accepted: Vec<usize> = texts.iter().map(|(_, part)| part.accepted).collect();
+        let mut segments: Vec<Segment<'_>> = texts
+            .iter_mut()
+            .enumerate()
+            .map(|(i, (state, part))| {
+                let tokens = part.ids.len();
+                let cancel = (i == 0).then_some(&cancel);
+                Segment { state, tokens, phase: part.phase, logits: 0..tokens, cancel, failed: None }
+            })
+            .collect();
+        scratch.prepare(cpu, config, &segments).unwrap();
+        let input = Input { ids: &ids, observe: None };
+        let mut planting;
+        let backend: &mut dyn Backend = match planted {
+            Some(planted) => {
+                planting = Planting { inner: cpu, model, planted, cancel: &cancel };
+                &mut planting
+            }
+            None => cpu,
+        };
+        let mut chunk = Chunk { backend, config, segments: &mut segments, scratch };
+        chunk.forward(weights, input).unwrap();
+        chunk.logits(weights).unwrap();
+        let outcome = |(i, segment): (usize, &Segment<'_>)| match &segment.failed {
+            Some(error) => Err(error.to_string()),
+            None => Ok(chunk.scratch.logits(i).iter().map(|v| v.to_bits()).collect()),
+        };
+        let outcomes: Vec<Outcome> = chunk.segments.iter().enumerate().map(outcome).collect();
+        for i in (0..outcomes.len()).rev() {
+            if outcomes[i].is_ok() {
+                chunk.commit(weights, i, accepted[i]);
+            }
+        }
+        outcomes
+    }
+
+    /// A pass over one text.
+    pub fn read(&mut self, state: &mut State, part: &Part) -> Outcome {
+        self.pass(&mut [(state, part)], None).remove(0)
+    }
+}

@@ -1,0 +1,329 @@
+//! The first five minutes with the binary: what is typed, piped and named is taken or refused, never dropped.
+
+mod common;
+
+use std::{
+    fs,
+    io::Write,
+    path::Path,
+    process::{Command, Output, Stdio},
+    thread,
+    time::Duration,
+};
+
+use common::{demo, demo_of_any_depth, fails, golden, hymba, runner, session_header, succeeds, text, write_again};
+use hymba::format::gguf::Gguf;
+use serde_json::Value;
+
+/// What the command prints when a pipe brings it `input`.
+#[track_caller]
+fn piped(command: &mut Command, input: &str) -> Output {
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let _ = child.stdin.take().unwrap().write_all(input.as_bytes()); // a command need not read it
+    child.wait_with_output().unwrap()
+}
+
+fn json(text: &str) -> Value {
+    serde_json::from_str(text).unwrap()
+}
+
+/// The prompt that `run` takes from its arguments and `input`.
+#[track_caller]
+fn prompt(args: &[&str], input: &str) -> String {
+    let Output { status, stdout, stderr } = piped(&mut hymba([&["run", "--json", "-n", "1"], args].concat()), input);
+    assert!(status.success(), "{}", text(&stderr));
+    json(&text(&stdout))["prompt"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn prompt_and_pipe_are_joined() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
+    fs::write(&file, "From a file:\n").unwrap();
+    let file = file.to_str().unwrap();
+    for (args, expected) in [
+        (&["Summarize:"][..], "Summarize:\n\na\nb"),
+        (&["-p", "Summarize:"], "Summarize:\n\na\nb"),
+        (&["-f", file], "From a file:\n\na\nb"),
+        (&["-f", "-"], "a\nb"),
+        (&["-"], "a\nb"),
+        (&[], "a\nb"),
+        (&["--no-stdin", "Summarize:"], "Summarize:"),
+    ] {
+        assert_eq!(prompt(args, "a\nb\n"), expected, "{args:?}");
+    }
+    assert_eq!(prompt(&["Hello"], ""), "Hello", "a pipe may be empty");
+    // a file is a text too, a device is none
+    let output = hymba(["run", "--json", "-n", "1", "Hello"]).stdin(fs::File::open(file).unwrap()).output().unwrap();
+    assert_eq!(json(&text(&output.stdout))["prompt"], "Hello\n\nFrom a file:");
+    assert_eq!(json(&succeeds(&mut hymba(["run", "--json", "-n", "1", "Hello"])))["prompt"], "Hello");
+    fails(&mut hymba(["run", "--no-stdin"]), 2, &["no prompt given"]);
+}
+
+#[test]
+fn a_single_turn_takes_all_of_its_input() {
+    let dir = tempfile::tempdir().unwrap();
+    let talk = dir.path().join("talk").display().to_string();
+    for (args, message) in [(&["-st"][..], "one\n\ntwo"), (&["-st", "Summarize:"], "Summarize:\n\none\n\ntwo")] {
+        let mut command = hymba([&["chat", "-q", "-n", "1", "--save-on-exit", &talk], args].concat());
+        assert!(piped(&mut command, "one\n\ntwo\n").status.success());
+        let turns = session_header(talk.as_ref())["more"]["chat"]["branches"]["main"]["turns"].clone();
+        assert_eq!((turns.as_array().unwrap().len(), &turns[0]["user"]), (1, &message.into()), "{args:?}");
+    }
+    fails(&mut hymba(["chat", "-st"]), 2, &["-st needs a message"]);
+    let alone = succeeds(&mut hymba(["chat", "-q", "-n", "2", "--no-stdin", "--seed", "1", "Hello"]));
+    assert_eq!(alone, succeeds(&mut hymba(["chat", "-q", "-n", "2", "-st", "--seed", "1", "Hello"])));
+}
+
+#[test]
+fn a_silent_pipe_is_told_after_a_second() {
+    let mut child = hymba(["run", "-q", "-n", "1", "Hello"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let input = child.stdin.take();
+    thread::sleep(Duration::from_millis(2500));
+    drop(input);
+    let Output { status, stderr, .. } = child.wait_with_output().unwrap();
+    assert!(status.success() && text(&stderr).contains("--no-stdin"), "{}", text(&stderr));
+}
+
+#[test]
+fn the_seed_is_shown_and_fits_every_language() {
+    for _ in 0..3 {
+        let report = json(&succeeds(&mut hymba(["run", "--json", "-n", "1", "Hello"])));
+        assert!(report["seed"].as_u64().unwrap() < 1 << 32);
+    }
+    let Output { stderr, .. } = hymba(["run", "-n", "3", "-s", "4711", "Hello"]).output().unwrap();
+    let told = text(&stderr);
+    let summary = told.lines().last().unwrap();
+    let form = regex::Regex::new(
+        r"^hymba: prompt \d+ tokens?, \d[\d.]* tok/s · generated 3 tokens, \d[\d.]* tok/s · cache \d+ MB · seed 4711$",
+    );
+    assert!(form.unwrap().is_match(summary), "{summary}");
+    let Output { stderr, .. } = hymba(["run", "-n", "3", "--verbose", "Hello"]).output().unwrap();
+    let told = text(&stderr);
+    assert!(told.contains("loaded in ") && told.contains(" GB/s") && told.contains("stopped at limit"), "{told}");
+}
+
+#[test]
+fn values_that_would_be_ignored_are_refused() {
+    let (model, dir) = (golden("tiny-a"), tempfile::tempdir().unwrap());
+    let out = dir.path().join("out.gguf").display().to_string();
+    fails(hymba(["run", "-n", "1", "a"]).env("HYMBA_KERNELS", "foo"), 2, &["HYMBA_KERNELS=foo", "scalar"]);
+    for (line, says) in [
+        (&["quantize", &model, "-"][..], "name a file"),
+        (&["quantize", &model, &out, "--damping", "0.1"], "--rounding gptq"),
+        (&["quantize", &model, &out, "--column-order", "stored"], "--rounding gptq"),
+        (&["quantize", &model, &out, "--calibration-tokens", "64"], "--calibrate"),
+        (&["run", "a", "--session", "-"], "name a file"),
+        (&["run", "a", "--prompt-cache", "-"], "name a file"),
+        (&["run", "a", "--force"], "--force: there is no file to write"),
+        (&["run", "a", "--system", "b"], "--chat"),
+        (&["chat", "-st", "a", "--force"], "--force: there is no file to write"),
+        (&["chat", "-st", "a", "--session", "-"], "name a file"),
+        (&["chat", "-st", "a", "--session", "a", "--resume", "b"], "--resume"),
+        (&["chat", "-st", "a", "--chat-template", "chatlm"], "known by name: chatml, hymba"),
+        (&["chat", "-st", "a", "--chat-template", "{{ bos_token }}"], "`messages`"),
+        (&["run", "a", "-n", "99999999999"], "a whole number of tokens, or -1 for no limit"),
+        (&["run", "a", "-t", "1000"], "a whole number from 1 to 512"),
+        (&["quantize", &model, &out, "--type", "Q4_K_M"], "use q4"),
+    ] {
+        fails(&mut hymba(line), 2, &[says]);
+    }
+    fails(&mut hymba(["run", "a", "-m", "no/such.gguf"]), 1, &["no/such.gguf: No such file or directory"]);
+    let Output { stderr, .. } = hymba(["run", "a", "-m", "no/such.gguf"]).output().unwrap();
+    assert!(!text(&stderr).contains("os error"));
+    // what still works is warned about
+    let warned = |args: &[&str], says: &str| {
+        let Output { status, stderr, .. } = hymba(args).output().unwrap();
+        assert!(status.success() && text(&stderr).contains(&format!("hymba: warning: {says}")), "{}", text(&stderr));
+    };
+    warned(&["run", "-n", "1", "-c", "2000", "a"], "a context of 2,000 tokens is longer than the 1,024");
+    let plain = dir.path().join("plain.gguf");
+    let gguf = Gguf::open(Path::new(&demo_of_any_depth())).unwrap();
+    let mut metadata = gguf.metadata.clone();
+    metadata.remove("tokenizer.chat_template");
+    write_again(&gguf, metadata, &plain);
+    let plain = plain.to_str().unwrap();
+    warned(&["chat", "-m", plain, "-n", "1", "-st", "a", "--system", "b"], "the model has no chat template");
+    fails(&mut hymba(["run", "-m", plain, "--chat", "a"]), 2, &["--chat: the model has no chat template"]);
+}
+
+/// A reply that would not end: every token is as likely as the next.
+const HOT: [&str; 12] =
+    ["--temp", "1000", "--top-k", "0", "--top-p", "1", "--min-p", "0", "--repeat-penalty", "1", "--seed", "1"];
+
+#[test]
+fn replies_end() {
+    if runner().is_some() {
+        eprintln!("SKIPPED: under emulation 512 tokens take minutes");
+        return;
+    }
+    let chat = |more: &[&str]| {
+        let Output { status, stdout, stderr } =
+            hymba([&["chat", "-st", "--jsonl", "-c", "700", "Hello"], &HOT[..], more].concat()).output().unwrap();
+        assert!(status.success(), "{}", text(&stderr));
+        (json(text(&stdout).lines().last().unwrap()), text(&stderr))
+    };
+    let (end, told) = chat(&[]);
+    assert_eq!((&end["generated_tokens"], &end["stop_reason"]), (&512.into(), &"limit".into()));
+    assert!(told.contains("cut off after 512 tokens; -n N changes that, -1 is no limit"), "{told}");
+    let (end, told) = chat(&["-n", "4"]);
+    assert!(end["generated_tokens"] == 4 && !told.contains("cut off"), "{told}");
+    let (end, _) = chat(&["-n", "-1"]);
+    assert_eq!(end["stop_reason"], "context_full");
+    // a pipe gets all of a text
+    let run = ["run", "--json", "--ignore-eos", "-c", "600", "Hello"];
+    let whole = json(&succeeds(hymba(run).args(HOT)));
+    assert!(whole["stop_reason"] == "context_full" && whole["generated_tokens"].as_u64() > Some(512));
+    // the model file may say how long replies are
+    let dir = tempfile::tempdir().unwrap();
+    let short = dir.path().join("short.gguf");
+    let gguf = Gguf::open(Path::new(&demo_of_any_depth())).unwrap();
+    let mut metadata = gguf.metadata.clone();
+    metadata.set("general.sampling.max_new_tokens", 7u32);
+    write_again(&gguf, metadata, &short);
+    assert_eq!(chat(&["-m", short.to_str().unwrap()]).0["generated_tokens"], 7);
+}
+
+#[test]
+fn run_applies_the_chat_template() {
+    let asked = ["--seed", "3", "-n", "30", "What is the capital of France?"];
+    let ran = succeeds(&mut hymba([&["run", "-q", "--chat", "--no-display-prompt"], &asked[..]].concat()));
+    let chatted = succeeds(&mut hymba([&["chat", "-q", "-st"], &asked[..]].concat()));
+    assert_eq!(ran.trim_end(), chatted.trim_end());
+    let brief = ["--system", "Be brief."];
+    let ran = succeeds(hymba([&["run", "-q", "--chat", "--no-display-prompt"], &asked[..]].concat()).args(brief));
+    let chatted = succeeds(hymba([&["chat", "-q", "-st"], &asked[..]].concat()).args(brief));
+    assert_eq!(ran.trim_end(), chatted.trim_end());
+    let told = |args: &[&str]| text(&hymba(args).output().unwrap().stderr).contains("--chat applies it");
+    assert!(told(&["run", "-n", "1", "Hello"]) && !told(&["run", "-n", "1", "--chat", "Hello"]));
+    assert!(!told(&["run", "-q", "-n", "1", "Hello"]));
+}
+
+#[test]
+fn a_chat_session_is_created_and_resumed() {
+    let dir = tempfile::tempdir().unwrap();
+    let talk = dir.path().join("talk").display().to_string();
+    let turns = |message: &str| {
+        succeeds(&mut hymba(["chat", "-q", "-n", "2", "--session", &talk, "-st", message]));
+        let turns = session_header(talk.as_ref())["more"]["chat"]["branches"]["main"]["turns"].clone();
+        turns.as_array().unwrap().len()
+    };
+    assert_eq!((turns("Hello"), turns("And then?")), (1, 2));
+    fs::write(&talk, "mine").unwrap();
+    fails(&mut hymba(["chat", "-q", "--session", &talk, "-st", "a"]), 1, &["is not replaced"]);
+    succeeds(&mut hymba(["chat", "-q", "-n", "1", "--force", "--session", &talk, "-st", "a"]));
+    assert_eq!(session_header(talk.as_ref())["more"]["kind"], "chat");
+}
+
+#[test]
+fn the_past_is_shown_and_the_context_changes_size() {
+    let lines =
+        "Hello\nAnd then?\n/history 1\n/set context 2000\n/set overflow slide\n/show\n/regen\n/set context 3\n/bye\n";
+    let Output { stdout, stderr, .. } = piped(&mut hymba(["chat", "-n", "3", "--seed", "1", "--commands"]), lines);
+    let (shown, told) = (text(&stdout), text(&stderr));
+    assert!(shown.contains("> And then?\n") && !shown.contains("> Hello"), "{shown}");
+    assert!(shown.contains(" of 2,000 tokens used; overflow slide"), "{shown}");
+    assert!(told.contains("longer than the 1,024") && told.contains("/set context 3: the conversation"), "{told}");
+    // what was read is there in the larger context: the same reply as if it had been so all along
+    let said = |lines: &str, more: &[&str]| {
+        text(&piped(hymba(["chat", "-q", "-n", "8", "--seed", "1", "--commands"]).args(more), lines).stdout)
+    };
+    assert_eq!(said("Hello\n/set context 2000\nAnd then?\n", &[]), said("Hello\nAnd then?\n", &["-c", "2000"]));
+}
+
+#[test]
+fn events_are_lines_of_json() {
+    let lines = |command: &mut Command, input: &str| -> Vec<Value> {
+        let Output { status, stdout, stderr } = piped(command, input);
+        assert!(status.success(), "{}", text(&stderr));
+        text(&stdout).lines().map(json).collect()
+    };
+    let said = |events: &[Value]| {
+        let pieces =
+            events.iter().filter(|event| event["event"] == "text").map(|event| event["text"].as_str().unwrap());
+        pieces.collect::<String>()
+    };
+    let run = lines(&mut hymba(["run", "--jsonl", "-n", "6", "--seed", "2", "Once upon a time"]), "");
+    let end = run.last().unwrap();
+    assert!(run.iter().all(|event| event["version"] == 1));
+    assert_eq!((&end["event"], end["text"].as_str()), (&"end".into(), Some(&*said(&run))));
+    assert_eq!(end["generated_tokens"], 6);
+    let chat = lines(&mut hymba(["chat", "--jsonl", "-n", "4", "--seed", "2", "--commands"]), "Hello\n/show\nBye\n");
+    let of = |event: &str| chat.iter().filter(|line| line["event"] == event).collect::<Vec<_>>();
+    assert_eq!(of("start").iter().map(|event| &event["turn"]).collect::<Vec<_>>(), [1, 2]);
+    assert_eq!(of("end").iter().map(|event| event["text"].as_str().unwrap()).collect::<String>(), said(&chat));
+    assert!(of("output")[0]["text"].as_str().unwrap().contains("settings"));
+    for command in [&["run", "--json", "-n", "1", "a"][..], &["inspect", "--json"]] {
+        assert_eq!(json(&succeeds(&mut hymba(command)))["version"], 1, "{command:?}");
+    }
+}
+
+#[test]
+fn spellings_of_other_programs() {
+    let ours = ["-n", "3", "-c", "300", "--temp", "0.5", "--seed", "4", "Hello"];
+    let theirs = ["--n-predict", "3", "--ctx-size", "300", "--temperature", "0.5", "-s", "4", "Hello"];
+    let others = ["--max-tokens", "3", "--ctx-size", "300", "--temperature", "0.5", "-s", "4", "Hello"];
+    let run = |args: &[&str]| succeeds(&mut hymba([&["run", "-q"], args].concat()));
+    assert!(run(&ours) == run(&theirs) && run(&ours) == run(&others));
+    let chat = |flag| succeeds(&mut hymba(["chat", "-q", "-st", "-n", "5", "--temp", "0", flag, "Be brief.", "Hello"]));
+    assert!(chat("--system") == chat("--system-prompt") && chat("--system") == chat("-sys"));
+    for hidden in ["--ctx-size", "--n-predict", "--max-tokens", "--temperature", "--system-prompt"] {
+        assert!(!succeeds(&mut hymba(["help", "chat"])).contains(hidden), "{hidden}");
+    }
+}
+
+#[test]
+fn a_conversion_ends_with_what_to_type_next() {
+    let dir = tempfile::tempdir().unwrap();
+    let repository = dir.path().join("models--nvidia--Hymba-1.5B-Base");
+    let snapshot = repository.join("snapshots").join("0a".repeat(20));
+    fs::create_dir_all(&snapshot).unwrap();
+    for file in ["config.json", "model.safetensors"] {
+        fs::copy(Path::new(&golden("tiny-a")).join(file), snapshot.join(file)).unwrap();
+    }
+    fs::write(snapshot.join("README.md"), "---\nlicense: other\nlicense_name: some-license\n---\n# A heading\n")
+        .unwrap();
+    let out = dir.path().join("out.gguf");
+    let quantize = |input: &Path, more: &[&str]| {
+        let told = succeeds(hymba(["quantize", "--force"]).arg(input).arg(&out).args(more));
+        (told, Gguf::open(&out).unwrap().metadata)
+    };
+    for input in [&snapshot, &repository, &repository.join("snapshots")] {
+        let (told, metadata) = quantize(input, &[]);
+        assert_eq!(metadata.string("general.name"), Some("Hymba-1.5B-Base"));
+        assert_eq!(metadata.string("general.organization"), Some("nvidia"));
+        assert_eq!(metadata.string("general.license"), Some("some-license"));
+        let last: Vec<_> = told.lines().rev().take(2).collect();
+        assert!(last[1].contains("out.gguf: 0.") && last[1].contains(" MB, "), "{told}");
+        assert!(last[0].starts_with("try it: hymba run -m ") && last[0].contains("out.gguf"), "{told}");
+    }
+    assert_eq!(quantize(&repository, &["--name", "mine"]).1.string("general.name"), Some("mine"));
+    // without the cache: the card's name, the folder's, or a heading where the folder's name is a hash
+    let plain = dir.path().join("a-folder");
+    fs::rename(&snapshot, &plain).unwrap();
+    assert_eq!(quantize(&plain, &[]).1.string("general.name"), Some("a-folder"));
+    fs::write(plain.join("README.md"), "---\nmodel_name: A Model\n---\n# A heading\n").unwrap();
+    assert_eq!(quantize(&plain, &[]).1.string("general.name"), Some("A Model"));
+    let hash = dir.path().join("0b".repeat(20));
+    fs::rename(&plain, &hash).unwrap();
+    fs::write(hash.join("README.md"), "# A heading\n").unwrap();
+    assert_eq!(quantize(&hash, &["--type", "Q8_0"]).1.string("general.name"), Some("A heading"));
+}
+
+#[test]
+fn a_text_or_a_model_may_go_unnamed() {
+    let Output { status, stdout, .. } =
+        piped(&mut hymba(["eval", "perplexity", "-", "--json"]), "Once upon a time there was a fox.");
+    assert!(status.success() && json(&text(&stdout))["tokens"].as_u64() > Some(5));
+    let whole = succeeds(&mut hymba(["inspect", "--json"]));
+    assert_eq!(
+        json(&whole)["parameters"],
+        json(&succeeds(hymba(["inspect", "--json", "-m"]).arg(demo_of_any_depth())))["parameters"]
+    );
+    fails(&mut hymba(["inspect", &demo(), "-m", &demo()]), 2, &["--model"]);
+}

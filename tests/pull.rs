@@ -1,0 +1,448 @@
+//! Models by name: the binary against a hub that behaves, and against one that does not.
+
+mod common;
+#[path = "common/hub.rs"]
+mod hub;
+
+use std::{
+    fs,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use common::{fails, golden, quantize, succeeds, text};
+use hub::{Fault, REPO, Side, World, checkpoint, commit};
+use hymba::format::gguf::Gguf;
+use sha2::{Digest, Sha256};
+
+/// A vocabulary with which weights are 20 MB, which four connections fetch in five ranges.
+const LARGE: usize = 76_000;
+const SMALL: usize = 128;
+/// A conversion that takes no time.
+const QUICK: [&str; 5] = ["pull", REPO, "-q", "--type", "f16"];
+
+/// Names of the files in a folder.
+fn names(folder: impl AsRef<Path>) -> Vec<String> {
+    let mut names: Vec<String> =
+        fs::read_dir(folder).unwrap().map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+/// The blobs are whole, bear their hashes, and nothing else is there.
+#[track_caller]
+fn blobs_are_right(world: &World) {
+    let blobs = world.cache().join("blobs");
+    for name in names(&blobs) {
+        let bytes = fs::read(blobs.join(&name)).unwrap();
+        assert!(name.len() == 40 || name.len() == 64, "{name} is left");
+        if name.len() == 64 {
+            let hash: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+            assert_eq!(hash, name);
+        }
+    }
+}
+
+/// What was pulled is what `quantize` makes of the same files.
+#[track_caller]
+fn is_installed(world: &World, kind: &str, vocab: usize) {
+    let installed = Gguf::open(&world.installed(kind)).unwrap();
+    let folder = world.dir.path().join("original");
+    fs::create_dir_all(&folder).unwrap();
+    for (name, bytes) in checkpoint(vocab) {
+        fs::write(folder.join(name), bytes).unwrap();
+    }
+    let same = world.dir.path().join("same.gguf");
+    quantize(folder.to_str().unwrap(), &same, &["--type", kind, "--force"]);
+    let same = Gguf::open(&same).unwrap();
+    assert_eq!(installed.tensors.len(), same.tensors.len());
+    for (a, b) in installed.tensors.iter().zip(&same.tensors) {
+        assert!(a.name == b.name && *a.data == *b.data, "{} differs", a.name);
+    }
+}
+
+#[test]
+fn a_model_is_pulled_by_its_name() {
+    let world = World::with_model(LARGE);
+    let output = world.hymba(["pull", REPO]).output().unwrap();
+    let (out, err) = (text(&output.stdout), text(&output.stderr));
+    assert!(output.status.success(), "{err}");
+    assert!(out.contains("installed a/Tiny-Model:q4") && out.contains("try it: hymba run -m a/Tiny-Model"), "{out}");
+    assert!(err.contains("has the license tiny-license: ") && err.contains("/a/Tiny-Model/blob/main/LICENSE"), "{err}");
+
+    // What conversion reads, and card and license; in the layout of Python's tools.
+    let commit = fs::read_to_string(world.cache().join("refs/main")).unwrap();
+    let snapshot = world.cache().join("snapshots").join(&commit);
+    assert_eq!(names(&snapshot), ["LICENSE", "README.md", "config.json", "model.safetensors"]);
+    assert!(fs::read_link(snapshot.join("config.json")).unwrap().starts_with("../../blobs"));
+    blobs_are_right(&world);
+    let requests = world.hub.requests();
+    assert!(!requests.iter().any(|r| r.path.contains("pytorch") || r.path.contains("modeling")));
+    let data = requests.iter().filter(|r| r.is_get_of_data());
+    assert!(data.clone().count() > 4 && data.clone().all(|r| r.header("range").is_some()));
+    assert!(data.clone().any(|r| r.header("if-range").is_some()));
+
+    is_installed(&world, "q4", LARGE);
+    let metadata = Gguf::open(&world.installed("q4")).unwrap().metadata;
+    for (key, value) in
+        [("general.name", "Tiny-Model"), ("general.license", "other"), ("general.license.name", "tiny-license")]
+    {
+        assert_eq!(metadata.string(key), Some(value));
+    }
+    assert!(metadata.string("general.license.link").unwrap().ends_with("/LICENSE"));
+    assert!(metadata.string("general.source.url").unwrap().ends_with(&commit));
+
+    // Again: nothing to do. As another type: nothing to download.
+    world.hub.forget_requests();
+    let again = world.hymba(["pull", REPO]).output().unwrap();
+    assert!(text(&again.stderr).contains("is installed and up to date"));
+    let second = world.hymba(["pull", "a/Tiny-Model:q8_0"]).output().unwrap();
+    assert!(second.status.success() && !text(&second.stderr).contains("license"));
+    assert!(!world.hub.requests().iter().any(|r| r.is_get_of_data()));
+    is_installed(&world, "q8_0", LARGE);
+}
+
+#[test]
+fn names_work_where_files_do() {
+    let world = World::with_model(SMALL);
+    succeeds(&mut world.hymba(["pull", REPO, "-q", "--type", "f32"]));
+    let path = succeeds(&mut world.hymba(["models", "path", "tiny-model"]));
+    assert_eq!(Path::new(path.trim_end()), world.installed("f32"));
+    let logits = |model: &str, out: &str| {
+        let out = world.dir.path().join(out);
+        succeeds(world.hymba(["eval", "logits", "--ids", "1,2,3", "-m", model, "-o"]).arg(&out));
+        fs::read(out).unwrap()
+    };
+    let by_path = logits(path.trim_end(), "a");
+    for name in [REPO, "a/Tiny-Model:f32", "tiny", "model:f32"] {
+        assert_eq!(logits(name, &name.replace(['/', ':'], "_")), by_path);
+    }
+    assert!(succeeds(&mut world.hymba(["inspect", "tiny"])).contains("f32"));
+    let variable = world
+        .hymba(["eval", "logits", "--ids", "1", "--force", "-o"])
+        .arg(world.dir.path().join("a"))
+        .env("HYMBA_MODEL", "tiny")
+        .output();
+    assert!(variable.unwrap().status.success());
+
+    let list = succeeds(&mut world.hymba(["models"]));
+    let row: Vec<&str> = list.lines().nth(1).unwrap().split_whitespace().collect();
+    assert_eq!((row[0], row[1], row[4]), (REPO, "f32", "248"), "{list}");
+    fails(&mut world.hymba(["run", "-m", "a/Other", "x"]), 1, &["no such model is installed", "`hymba pull a/Other`"]);
+    fails(&mut world.hymba(["run", "-m", "other", "x"]), 1, &["no installed model of this name"]);
+    succeeds(&mut world.hymba(["pull", "a/Tiny-Model:q8_0", "-q"]));
+    fails(&mut world.hymba(["run", "-m", "tiny", "x"]), 1, &["may be a/Tiny-Model:f32 or a/Tiny-Model:q8_0"]);
+    fails(&mut world.hymba(["models", "rm", "tiny"]), 1, &["name one of them"]);
+    // A file of this name is meant first.
+    let here = world.dir.path().join("tiny");
+    fs::copy(world.installed("f32"), &here).unwrap();
+    assert!(succeeds(world.hymba(["inspect", "tiny"]).current_dir(&world.dir)).contains("f32"));
+    succeeds(&mut world.hymba(["models", "rm", "tiny:f32", "tiny:q8_0"]));
+    assert!(names(world.dir.path().join("models")).is_empty());
+    let empty = world.hymba(["models"]).output().unwrap();
+    assert!(empty.stdout.is_empty() && text(&empty.stderr).contains("no models are installed"));
+}
+
+#[test]
+fn a_ready_file_is_taken_as_it_is() {
+    let world = World::new();
+    let file = world.dir.path().join("made.gguf");
+    quantize(&golden("tiny-a"), &file, &["--type", "q4_0"]);
+    let bytes = fs::read(&file).unwrap();
+    let files = [("Tiny-q4_0.gguf", &bytes[..]), ("Tiny-q8_0.gguf", b"GGUF but no model"), ("README.md", b"# Hi")];
+    commit(&world.hub, REPO, &files.map(|(name, bytes)| (name.to_owned(), bytes.to_vec())));
+    succeeds(&mut world.hymba(["pull", "a/Tiny-Model:q4_0", "--keep-original", "no"]));
+    assert!(fs::read(world.installed("q4_0")).unwrap() == bytes);
+    assert!(!world.cache().exists());
+    fails(&mut world.hymba(["pull", "a/Tiny-Model:q8_0", "-q"]), 1, &["is not installed"]);
+    fails(&mut world.hymba(["pull", "a/Tiny-Model:q5"]), 1, &["has no q5, but q4_0, q8_0"]);
+    assert!(!world.installed("q8_0").exists());
+}
+
+#[test]
+fn a_dry_run_writes_nothing() {
+    let world = World::with_model(LARGE);
+    let told = succeeds(&mut world.hymba(["pull", REPO, "--dry-run"]));
+    for part in ["license: tiny-license", "model.safetensors (2", "to download: 2", "to convert: q4", "in memory: "] {
+        assert!(told.contains(part), "{part} is missing in {told}");
+    }
+    assert!(names(&world.dir).is_empty());
+    assert!(!world.hub.requests().iter().any(|r| r.is_get_of_data()));
+}
+
+#[test]
+fn what_can_not_be_had_is_told_in_a_sentence() {
+    let world = World::with_model(SMALL);
+    let pull = |args: &[&str]| world.hymba(["pull"].iter().chain(args));
+    fails(&mut pull(&["a/b/c"]), 2, &["is not a model's name"]);
+    fails(&mut pull(&["a/b:q4", "--type", "q5"]), 2, &["two types"]);
+    fails(&mut pull(&["a/Missing"]), 1, &["there is no a/Missing at http://127.0.0.1", "HF_TOKEN"]);
+    fails(&mut pull(&[REPO, "--revision", "v9"]), 1, &["has no revision `v9`"]);
+    fails(&mut pull(&[REPO, "--type", "q3"]), 2, &["`q3` is no type"]);
+    fails(pull(&[REPO]).env("HF_HUB_OFFLINE", "1"), 1, &["HF_HUB_OFFLINE", "holds no a/Tiny-Model"]);
+    fails(pull(&[REPO]).env("HF_ENDPOINT", "ftp://a"), 1, &["HF_ENDPOINT is `ftp://a`"]);
+    world.hub.on(|_| Fault::Header("X-Repo-Commit", None));
+    fails(&mut pull(&[REPO, "-q"]), 1, &["names no commit"]);
+    world.hub.on(|_| Fault::Header("X-Linked-ETag", Some("\"?\"".into())));
+    fails(&mut pull(&[REPO, "-q"]), 1, &["no hash"]);
+    world.hub.on(|_| Fault::Header("X-Linked-Size", Some("1".into())));
+    fails(&mut pull(&[REPO, "-q"]), 1, &["two sizes"]);
+    assert!(!world.dir.path().join("models").exists());
+}
+
+#[test]
+fn a_token_goes_to_the_hub_alone() {
+    let world = World::with_model(SMALL);
+    world.hub.gate(REPO, "hf_right");
+    let page = format!("{}/a/Tiny-Model", world.hub.endpoint());
+    fails(&mut world.hymba(QUICK), 1, &["accept its license: do so at", &page, "HF_TOKEN"]);
+    fails(world.hymba(QUICK).env("HF_TOKEN", "hf_wrong"), 1, &["accept its license", &page]);
+    world.hub.forget_requests();
+    let cut = AtomicBool::new(false);
+    world.hub.on(
+        move |r| if r.is_get_of_data() && !cut.swap(true, Ordering::Relaxed) { Fault::Cut(1000) } else { Fault::None },
+    );
+    let output = world.hymba(&QUICK[..2]).env("HF_TOKEN", "hf_right").output().unwrap();
+    let said = text(&output.stdout) + &text(&output.stderr);
+    assert!(!said.contains("hf_right") && !said.contains("secret-of-the-cdn"), "{said}");
+    world.hub.on(|_| Fault::None);
+    fs::create_dir_all(world.dir.path().join("hf")).unwrap();
+    fs::write(world.dir.path().join("hf/token"), "hf_right\n").unwrap();
+    succeeds(&mut world.hymba(QUICK));
+    let requests = world.hub.requests();
+    assert!(requests.iter().any(|r| r.side == Side::Cdn));
+    for request in requests {
+        let token = request.header("authorization");
+        assert_eq!(token, (request.side == Side::Hub).then_some("Bearer hf_right"), "{request:?}");
+    }
+}
+
+/// What is wrong with the answer of this number.
+type Trouble = Box<dyn Fn(usize) -> Fault + Send + Sync>;
+
+/// Whatever breaks and mends itself is no reason to fail, and what came is not fetched again.
+#[test]
+fn trouble_on_the_way_is_overcome() {
+    let troubles: [(&str, Trouble); 6] = [
+        ("cut", Box::new(|n| if n < 8 { Fault::Cut(3_000_000) } else { Fault::None })),
+        ("5xx", Box::new(|n| if n % 3 == 0 { Fault::Status(503, vec![]) } else { Fault::None })),
+        ("429", Box::new(|n| if n == 2 { Fault::Status(429, vec![("Retry-After", "1".into())]) } else { Fault::None })),
+        ("stall", Box::new(|n| if n == 1 { Fault::Stall(2_000_000) } else { Fault::None })),
+        ("expired", Box::new(|n| if n == 3 { Fault::Status(403, vec![]) } else { Fault::None })),
+        ("tag", Box::new(|n| Fault::Header("ETag", Some(format!("\"{}\"", n % 2))))),
+    ];
+    for (name, trouble) in troubles {
+        let world = World::with_model(LARGE);
+        let size = checkpoint(LARGE)[3].1.len() as u64;
+        let count = AtomicUsize::new(0);
+        world
+            .hub
+            .on(move |r| if r.is_get_of_data() { trouble(count.fetch_add(1, Ordering::Relaxed)) } else { Fault::None });
+        let output = world.hymba(["pull", REPO, "--type", "f16"]).env("HF_HUB_DOWNLOAD_TIMEOUT", "1").output().unwrap();
+        assert!(output.status.success(), "{name}: {}", text(&output.stderr));
+        blobs_are_right(&world);
+        assert!(text(&output.stderr).contains("trying again in"), "{name}");
+        let sent = world.hub.sent();
+        // An answer with another tag is sent for nothing, as far as it goes before the connection closes.
+        assert!(name == "tag" || sent >= size && sent < size + (4 << 20), "{name}: {sent} bytes were sent of {size}");
+    }
+}
+
+#[test]
+fn trouble_that_does_not_end_is_told() {
+    let world = World::with_model(SMALL);
+    let later = || Fault::Status(429, vec![("Retry-After", "7200".into())]);
+    world.hub.on(move |r| if r.is_get_of_data() { later() } else { Fault::None });
+    fails(&mut world.hymba(QUICK), 1, &["model.safetensors", "no request for 120 minutes"]);
+    world.hub.on(|r| if r.is_get_of_data() { Fault::Status(418, vec![]) } else { Fault::None });
+    fails(&mut world.hymba(QUICK), 1, &["status 418"]);
+}
+
+#[test]
+fn servers_without_ranges_will_do() {
+    let world = World::with_model(LARGE);
+    world.hub.on(|r| if r.is_get_of_data() { Fault::Unranged } else { Fault::None });
+    succeeds(&mut world.hymba(QUICK));
+    blobs_are_right(&world);
+}
+
+#[test]
+fn wrong_bytes_never_get_a_name() {
+    let world = World::with_model(LARGE);
+    let bad = Arc::new(AtomicBool::new(true));
+    let first = bad.clone();
+    world.hub.on(move |r| {
+        if r.is_get_of_data() && first.swap(false, Ordering::Relaxed) { Fault::WrongByte } else { Fault::None }
+    });
+    let why = ["model.safetensors: what came is not what the hub announced (SHA-256 ", ".hymba-bad"];
+    fails(&mut world.hymba(QUICK), 1, &why);
+    let blobs = names(world.cache().join("blobs"));
+    assert!(!blobs.iter().any(|name| name.len() == 64) && blobs.iter().any(|name| name.ends_with(".hymba-bad")));
+    assert!(!world.cache().join("refs/main").exists() && !world.installed("f16").exists());
+    succeeds(&mut world.hymba(QUICK));
+    is_installed(&world, "f16", LARGE);
+
+    // Plain files have git's hash.
+    let world = World::with_model(SMALL);
+    world
+        .hub
+        .on(|r| if r.method == "GET" && r.path.ends_with("/config.json") { Fault::WrongByte } else { Fault::None });
+    fails(&mut world.hymba(QUICK), 1, &["config.json: what came is not", "git blob"]);
+}
+
+#[test]
+fn wrong_lengths_are_no_files() {
+    let world = World::with_model(SMALL);
+    world.hub.on(|r| if r.is_get_of_data() { Fault::Longer(5) } else { Fault::None });
+    fails(&mut world.hymba(QUICK), 1, &["bytes of it, but the hub announced"]);
+    // A blob of the wrong length, as a full disk may have left it, does not count.
+    world.hub.on(|_| Fault::None);
+    let blob = world.cache().join("blobs").join({
+        let bytes = &checkpoint(SMALL)[3].1;
+        Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect::<String>()
+    });
+    fs::write(&blob, "short").unwrap();
+    succeeds(&mut world.hymba(QUICK));
+    blobs_are_right(&world);
+}
+
+#[test]
+fn a_revision_that_moves_does_not_mix() {
+    let world = World::with_model(LARGE);
+    let commits = world.dir.path().join("hf/hub/models--a--Tiny-Model/refs/main");
+    let world = Arc::new(world);
+    let (moved, weak) = (AtomicBool::new(false), Arc::downgrade(&world));
+    world.hub.on(move |r| {
+        if r.is_get_of_data() && !moved.swap(true, Ordering::Relaxed) {
+            let mut files = checkpoint(LARGE);
+            files[2].1.push(b' ');
+            commit(&weak.upgrade().unwrap().hub, REPO, &files);
+        }
+        Fault::None
+    });
+    succeeds(&mut world.hymba(QUICK));
+    let first = fs::read_to_string(&commits).unwrap();
+    let config = |commit: &str| fs::read(world.cache().join("snapshots").join(commit).join("config.json")).unwrap();
+    assert_eq!(config(&first), checkpoint(LARGE)[2].1);
+    world.hub.forget_requests();
+    succeeds(&mut world.hymba(QUICK));
+    let second = fs::read_to_string(&commits).unwrap();
+    assert!(first != second && config(&second).ends_with(b" "));
+    assert!(!world.hub.requests().iter().any(|r| r.is_get_of_data()), "the weights are the same");
+}
+
+#[test]
+fn a_renamed_repository_is_found() {
+    let world = World::with_model(SMALL);
+    world.hub.rename(REPO, "b/New-Name");
+    succeeds(&mut world.hymba(["pull", REPO, "-q", "--type", "f32"]));
+    assert!(world.dir.path().join("models/b/New-Name-f32.gguf").exists());
+}
+
+#[test]
+fn two_pulls_share_one_download() {
+    let world = World::with_model(LARGE);
+    let size = checkpoint(LARGE)[3].1.len() as u64;
+    world.hub.on(|r| if r.is_get_of_data() { Fault::Slow(Duration::from_millis(5)) } else { Fault::None });
+    let mut children: Vec<_> =
+        ["f16", "f32"].map(|kind| world.hymba(["pull", REPO, "-q", "--type", kind]).spawn().unwrap()).into();
+    assert!(children.iter_mut().all(|child| child.wait().unwrap().success()));
+    assert!(world.hub.sent() < size + 10_000, "{} bytes were sent of {size}", world.hub.sent());
+    is_installed(&world, "f16", LARGE);
+    is_installed(&world, "f32", LARGE);
+}
+
+#[test]
+fn what_python_left_is_gone_on_with() {
+    for right in [true, false] {
+        let world = World::with_model(LARGE);
+        let weights = &checkpoint(LARGE)[3].1;
+        let hash: String = Sha256::digest(weights).iter().map(|byte| format!("{byte:02x}")).collect();
+        let blobs = world.cache().join("blobs");
+        fs::create_dir_all(&blobs).unwrap();
+        let mut left = weights[..13_000_000].to_vec();
+        left[12_999_999] ^= u8::from(!right);
+        fs::write(blobs.join(format!("{hash}.incomplete")), left).unwrap();
+        succeeds(&mut world.hymba(QUICK));
+        blobs_are_right(&world);
+        let (sent, size) = (world.hub.sent(), weights.len() as u64);
+        let wanted = if right { size - 13_000_000 } else { 2 * size - 13_000_000 };
+        assert!(sent >= wanted && sent < wanted + 10_000, "{sent} bytes were sent, not {wanted}");
+    }
+}
+
+#[test]
+fn a_cache_without_links_holds_files() {
+    let world = World::with_model(SMALL);
+    let pull =
+        |kind: &str| succeeds(world.hymba(["pull", REPO, "-q", "--type", kind]).env("HF_HUB_DISABLE_SYMLINKS", "1"));
+    pull("q4");
+    let commit = fs::read_to_string(world.cache().join("refs/main")).unwrap();
+    let file = world.cache().join("snapshots").join(commit).join("model.safetensors");
+    assert!(fs::symlink_metadata(&file).unwrap().is_file());
+    world.hub.forget_requests();
+    pull("q8_0");
+    assert_eq!(
+        world.hub.sent(),
+        fs::metadata(file.with_file_name("config.json")).unwrap().len(),
+        "config.json was looked at"
+    );
+}
+
+#[test]
+fn offline_the_cache_is_enough() {
+    let world = World::with_model(SMALL);
+    succeeds(&mut world.hymba(QUICK));
+    world.hub.forget_requests();
+    let offline = |args: &[&str]| {
+        let mut command = world.hymba(["pull", REPO].iter().chain(args));
+        command.env("HF_HUB_OFFLINE", "1");
+        command
+    };
+    succeeds(&mut offline(&["--type", "q8_0"]));
+    is_installed(&world, "q8_0", SMALL);
+    fails(&mut offline(&["--revision", "other"]), 1, &["holds no a/Tiny-Model at other"]);
+    assert!(world.hub.requests().is_empty());
+    succeeds(&mut world.hymba(["pull", REPO, "-q", "--type", "f32", "--keep-original", "no"]));
+    assert!(!world.cache().exists() && world.installed("f32").exists());
+}
+
+/// A proxy is asked to connect, and a host that needs none is not.
+#[test]
+fn proxies_are_used() {
+    let world = World::with_model(SMALL);
+    let proxy = hub::TestHub::start(); // it answers CONNECT with an error
+    let mut pull = world.hymba(QUICK);
+    pull.env("HF_ENDPOINT", "https://hub.example").env("HTTPS_PROXY", proxy.endpoint());
+    fails(&mut pull, 1, &["hub.example"]);
+    let asked = proxy.requests();
+    assert!(
+        !asked.is_empty() && asked.iter().all(|r| r.method == "CONNECT" && r.path == "hub.example:443"),
+        "{asked:?}"
+    );
+    let mut pull = world.hymba(QUICK);
+    succeeds(pull.env("HTTP_PROXY", proxy.endpoint()).env("NO_PROXY", "127.0.0.1"));
+    assert_eq!(proxy.requests().len(), asked.len());
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupt_ends_a_stalled_pull() {
+    let world = World::with_model(LARGE);
+    world.hub.on(|r| if r.is_get_of_data() { Fault::Stall(1_500_000) } else { Fault::None });
+    let mut child = world.hymba(QUICK).spawn().unwrap();
+    while world.hub.sent() < 4_000_000 {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::INT).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    world.hub.on(|_| Fault::None);
+    let before = world.hub.sent();
+    succeeds(&mut world.hymba(QUICK));
+    let size = checkpoint(LARGE)[3].1.len() as u64;
+    assert!(world.hub.sent() - before < size - 3_000_000, "what came is fetched again");
+}
