@@ -1,11 +1,11 @@
 //! `hymba completions`: what a shell needs to complete a command line.
 
-use std::io::{self, Write};
+use std::io::Write;
 
-use clap::CommandFactory;
+use clap::Command;
 use clap_complete::Shell;
 
-use super::Cli;
+use super::terminal;
 
 /// Print the completion script of a shell.
 #[derive(Debug, clap::Args)]
@@ -19,9 +19,9 @@ pub struct Args {
     shell: Shell,
 }
 
-/// Runs the command.
-pub fn run(args: &Args) -> anyhow::Result<()> {
+/// Prints the script for `program`.
+pub fn run(args: &Args, mut program: Command) -> anyhow::Result<()> {
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut Cli::command(), "hymba", &mut script);
-    Ok(io::stdout().write_all(&script)?)
+    clap_complete::generate(args.shell, &mut program, "hymba", &mut script);
+    Ok(terminal::out().write_all(&script)?)
 }

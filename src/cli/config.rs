@@ -1,6 +1,6 @@
 //! `hymba config`: the settings in force.
 
-use std::io::{self, Write};
+use std::io::Write;
 
 use super::{settings, terminal, usage::Usage};
 
@@ -20,17 +20,16 @@ pub struct Args {}
 /// Runs the command.
 pub fn run() -> anyhow::Result<()> {
     let settings = settings::read().map_err(Usage)?;
-    let mut out = io::stdout().lock();
+    let mut out = terminal::out();
     match settings::file() {
-        Some(path) if path.exists() => writeln!(out, "# {}", terminal::for_output(&path.display().to_string()))?,
-        Some(path) => writeln!(out, "# {} (no such file)", terminal::for_output(&path.display().to_string()))?,
+        Some(path) if path.exists() => writeln!(out, "# {}", path.display())?,
+        Some(path) => writeln!(out, "# {} (no such file)", path.display())?,
         None => writeln!(out, "# no configuration file")?,
     }
     for name in settings::NAMES {
         match settings.iter().find(|setting| setting.name == name) {
             Some(setting) => {
-                let line = format!("{name} = {}  # {}", setting.value.display(), setting.origin.name());
-                writeln!(out, "{}", terminal::for_output(&line))?;
+                writeln!(out, "{name} = {}  # {}", setting.value.display(), setting.origin.name())?;
             }
             None => writeln!(out, "# {name}: default ({})", settings::variable(name))?,
         }

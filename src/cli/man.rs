@@ -6,11 +6,9 @@ use std::{
 };
 
 use anyhow::Context;
-use clap::{Command, CommandFactory};
+use clap::Command;
 use clap_mangen::Man;
 use hymba::format::{Privacy, write_atomically};
-
-use super::Cli;
 
 /// Write the manual pages into a folder.
 ///
@@ -25,10 +23,10 @@ pub struct Args {
     folder: PathBuf,
 }
 
-/// Runs the command.
-pub fn run(args: &Args) -> anyhow::Result<()> {
+/// Writes the pages of `program`.
+pub fn run(args: &Args, program: Command) -> anyhow::Result<()> {
     fs::create_dir_all(&args.folder).with_context(|| format!("cannot create {}", args.folder.display()))?;
-    let mut command = Cli::command().disable_help_subcommand(true);
+    let mut command = program.disable_help_subcommand(true);
     command.build();
     pages(&command, &args.folder)
 }

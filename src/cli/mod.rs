@@ -170,8 +170,8 @@ impl Command {
             Self::Eval(args) => eval::run(args, cancel),
             Self::Bench(args) => bench::run(args, cancel),
             Self::Config(_) => config::run(),
-            Self::Completions(args) => completions::run(args),
-            Self::Man(args) => man::run(args),
+            Self::Completions(args) => completions::run(args, Cli::command()),
+            Self::Man(args) => man::run(args, Cli::command()),
         }
     }
 }
