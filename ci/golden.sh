@@ -2,6 +2,9 @@
 # Converted files and their perplexity against other programs. Needs the binary that test.sh builds.
 source "$(dirname "$0")/common.sh"
 
+stage "The page about the command line"
+scripts/cli-docs --check --hymba "$hymba"
+
 stage "Converted files against ggml's Python package"
 scripts/make-random-model --shape tiny --shards 3 "$temp/tiny"
 scripts/check-gguf --hymba "$hymba" tests/golden/tiny-* "$temp/tiny"
