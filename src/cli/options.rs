@@ -247,6 +247,7 @@ mod tests {
             repeat_penalty: None,
             repeat_last_n: None,
             seed: None,
+            settings: Vec::new(),
         };
         assert!((0..64).all(|_| args.seed().unwrap() < 1 << 32));
         assert_eq!(SamplingArgs { seed: Some(u64::MAX), ..args }.seed().unwrap(), u64::MAX);

@@ -95,7 +95,7 @@ impl Seams {
     }
 
     fn end_of_part(&self, text: &str) -> usize {
-        let start = text.floor_char_boundary(PART);
+        let start = (0..=PART.min(text.len())).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
         let mut before = None;
         for (at, c) in text[start..].char_indices() {
             if before.is_some_and(|before| self.between(before, c)) {

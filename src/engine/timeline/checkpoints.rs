@@ -121,12 +121,18 @@ impl Checkpoints {
             let stashed =
                 self.stashes.values().flat_map(|stash| stash.checkpoints.front().into_iter().chain(&stash.end));
             let Some(oldest) = self.current.front().into_iter().chain(stashed).map(|c| c.age).min() else { return };
-            let is_oldest = |checkpoint: &mut Checkpoint| checkpoint.age == oldest;
-            self.current.pop_front_if(is_oldest);
+            drop_front(&mut self.current, oldest);
             for stash in self.stashes.values_mut() {
-                stash.checkpoints.pop_front_if(is_oldest);
-                stash.end.take_if(is_oldest);
+                drop_front(&mut stash.checkpoints, oldest);
+                stash.end.take_if(|checkpoint| checkpoint.age == oldest);
             }
         }
+    }
+}
+
+/// Drops the first of `checkpoints` if it is of this age.
+fn drop_front(checkpoints: &mut VecDeque<Checkpoint>, age: u64) {
+    if checkpoints.front().is_some_and(|checkpoint| checkpoint.age == age) {
+        checkpoints.pop_front();
     }
 }

@@ -72,7 +72,7 @@ impl Interpreter<'_> {
             "in" => return with(Compare::In),
             "divisibleby" => {
                 let [by] = arguments.bind(name, ["num"], 1)?;
-                return Ok(operators::equal(&remainder(by.unwrap_or(Value::None))?, &Value::Int(0), meter)?);
+                return operators::equal(&remainder(by.unwrap_or(Value::None))?, &Value::Int(0), meter);
             }
             "sameas" => {
                 let [other] = arguments.bind(name, ["other"], 1)?;

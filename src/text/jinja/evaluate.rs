@@ -164,10 +164,10 @@ impl<'t> Interpreter<'t> {
         if let Some(found) = self.own_attribute(value, name)? {
             return Ok(found);
         }
-        if let Value::Dict(dict) = value {
-            if let Some(found) = dict.get(&Value::from(name), self.meter)? {
-                return Ok(found.clone());
-            }
+        if let Value::Dict(dict) = value
+            && let Some(found) = dict.get(&Value::from(name), self.meter)?
+        {
+            return Ok(found.clone());
         }
         Ok(Value::undefined(format!("'{}' has no attribute '{name}'", described(value))))
     }
@@ -215,10 +215,10 @@ impl<'t> Interpreter<'t> {
                 _ => None,
             });
         }
-        if let (Value::Seq(seq), "grouper" | "list") = (value, name) {
-            if seq.kind == SeqKind::Group {
-                return Ok(seq.items.get(usize::from(name == "list")).cloned());
-            }
+        if let (Value::Seq(seq), "grouper" | "list") = (value, name)
+            && seq.kind == SeqKind::Group
+        {
+            return Ok(seq.items.get(usize::from(name == "list")).cloned());
         }
         if methods::changes(value, name) {
             return Err(Failure::new(format!(

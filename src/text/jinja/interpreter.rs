@@ -474,10 +474,10 @@ impl<'t> Interpreter<'t> {
 
     /// Returns the next item of a loop.
     fn next_item(&mut self, id: usize) -> Result<Option<Value>, Failure> {
-        if let Some(Object::Loop(state)) = self.objects.get_mut(id) {
-            if let Some(item) = state.ahead.pop_front() {
-                return Ok(Some(item));
-            }
+        if let Some(Object::Loop(state)) = self.objects.get_mut(id)
+            && let Some(item) = state.ahead.pop_front()
+        {
+            return Ok(Some(item));
         }
         self.look_further(id)
     }
@@ -515,10 +515,10 @@ impl<'t> Interpreter<'t> {
 
     /// Returns the item after the present one, which stays the next one.
     fn peek_item(&mut self, id: usize) -> Result<Option<Value>, Failure> {
-        if let Some(Object::Loop(state)) = self.objects.get(id) {
-            if let Some(item) = state.ahead.front() {
-                return Ok(Some(item.clone()));
-            }
+        if let Some(Object::Loop(state)) = self.objects.get(id)
+            && let Some(item) = state.ahead.front()
+        {
+            return Ok(Some(item.clone()));
         }
         let item = self.look_further(id)?;
         if let (Some(Object::Loop(state)), Some(item)) = (self.objects.get_mut(id), &item) {

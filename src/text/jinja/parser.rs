@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{
     Failure, frames,
     lexer::{self, Token},
-    syntax::{Action, Args, Expr, For, Kind, Macro, Statement, Target, Uses},
+    syntax::{Action, Args, Expr, For, Kind, Macro, Parameters, Statement, Target, Uses},
 };
 use crate::limits;
 
@@ -290,8 +290,8 @@ impl Parser {
     }
 
     /// Parameters, after `(`.
-    fn parameters(&mut self) -> Result<Vec<(Arc<str>, Option<Expr>)>, Failure> {
-        let mut parameters: Vec<(Arc<str>, Option<Expr>)> = Vec::new();
+    fn parameters(&mut self) -> Result<Parameters, Failure> {
+        let mut parameters: Parameters = Vec::new();
         while !self.skip_op(")") {
             if !parameters.is_empty() {
                 self.expect_op(",")?;
@@ -306,12 +306,7 @@ impl Parser {
         Ok(parameters)
     }
 
-    fn macro_body(
-        &mut self,
-        name: Arc<str>,
-        parameters: Vec<(Arc<str>, Option<Expr>)>,
-        end: &str,
-    ) -> Result<Macro, Failure> {
+    fn macro_body(&mut self, name: Arc<str>, parameters: Parameters, end: &str) -> Result<Macro, Failure> {
         let around = std::mem::take(&mut self.uses);
         let body = self.block_to(end)?;
         let uses = std::mem::replace(&mut self.uses, around);

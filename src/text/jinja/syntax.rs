@@ -185,13 +185,16 @@ pub struct For {
     pub otherwise: Vec<Statement>,
 }
 
+/// The parameters of a macro, with their defaults.
+pub type Parameters = Vec<(Arc<str>, Option<Expr>)>;
+
 /// A macro, or the body of a call block.
 #[derive(Debug)]
 pub struct Macro {
     /// Its name.
     pub name: Arc<str>,
-    /// Its parameters, with their defaults.
-    pub parameters: Vec<(Arc<str>, Option<Expr>)>,
+    /// Its parameters.
+    pub parameters: Parameters,
     /// What it does.
     pub body: Vec<Statement>,
     /// Whether it looks at `caller`, `varargs`, `kwargs`.
