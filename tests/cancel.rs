@@ -78,7 +78,7 @@ fn a_text_beyond_the_context_is_refused_first() {
         assert!(said.contains(says) && said.contains("-c"), "{said}");
     };
     refused(hymba(["run", "-q", "-c", "1024", "-f"]).arg(&long), "more tokens do not fit: the context holds 1024");
-    refused(hymba(["chat", "-q", "-c", "1024", "-st"]).stdin(fs::File::open(&long).unwrap()), "does not fit");
+    refused(hymba(["chat", "-q", "-c", "1024", "-st"]).stdin(fs::File::open(&long).unwrap()), "message too long");
     refused(
         hymba(["run", "-q", "-c", "1024", "--prompt-cache"]).arg(dir.path().join("cache")).arg("-f").arg(&long),
         "the context holds 1024",

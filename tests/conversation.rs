@@ -146,13 +146,14 @@ fn check(conversation: &mut Conversation<'_>) {
             messages.extend([Message::new(Role::User, &turn.user), Message::new(Role::Assistant, &turn.reply)]);
         }
         messages.push(Message::new(Role::User, &last.user));
-        // white space between a prompt and the reply to it is as the model said it
+        // white space between a prompt and the reply to it is as the model said it, and as the template has it if it said nothing
         const BARE: &str = "\u{e000}";
         let indent = template.reply_indent();
         let replies = messages.iter().filter(|message| message.role == Role::Assistant);
         let contents: Vec<String> = replies
             .map(|reply| match reply.content.strip_prefix(&*indent) {
                 Some(content) => content.into(),
+                None if reply.content.is_empty() => String::new(),
                 None => format!("{BARE}{}", reply.content),
             })
             .collect();

@@ -55,7 +55,7 @@ fn a_model_file_that_is_shortened_or_replaced() {
     let dir = tempfile::tempdir().unwrap();
     let model = dir.path().join("model.gguf");
     let endless = ["-q", "-c", "100000", "-m"];
-    let run = || piped(hymba(["run", "Once upon a time", "--ignore-eos"]).args(endless).arg(&model));
+    let run = || piped(hymba(["run", "Once upon a time", "--ignore-eos", "--no-stdin"]).args(endless).arg(&model));
     let chat = || {
         let mut child = piped(hymba(["chat"]).args(endless).arg(&model));
         // an answer may be short: more are asked for at once
@@ -414,8 +414,10 @@ fn a_closed_pipe() {
 fn termination_keeps_what_was_said() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| -> PathBuf { dir.path().join(name) };
-    let mut child =
-        piped(hymba(["run", "Once upon a time", "-q", "--ignore-eos", "-c", "100000", "--session"]).arg(path("run")));
+    let mut child = piped(
+        hymba(["run", "Once upon a time", "-q", "--no-stdin", "--ignore-eos", "-c", "100000", "--session"])
+            .arg(path("run")),
+    );
     begins(&mut child);
     signal(&child, "TERM");
     assert_eq!(ends(child), (Some(143), String::new()));
@@ -445,7 +447,7 @@ fn termination_keeps_what_was_said() {
 /// The exit code tells which signal it was; one that is ignored at the start, as nohup and background jobs have it, stays so.
 #[test]
 fn signals_have_their_codes_and_may_be_ignored() {
-    let endless = || hymba(["run", "Once upon a time", "-q", "--ignore-eos", "-c", "100000"]);
+    let endless = || hymba(["run", "Once upon a time", "-q", "--no-stdin", "--ignore-eos", "-c", "100000"]);
     for (name, code) in [("INT", 130), ("TERM", 143), ("HUP", 129)] {
         let mut child = piped(&mut endless());
         begins(&mut child);

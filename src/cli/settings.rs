@@ -5,10 +5,11 @@ use std::{
     env,
     ffi::OsString,
     fs,
+    io::ErrorKind,
     path::{Path, PathBuf},
 };
 
-use clap::{Arg, ArgMatches, Command, Error, builder::StyledStr, error::ErrorKind, parser::ValueSource};
+use clap::{Arg, ArgMatches, Command, Error, builder::StyledStr, error::ErrorKind as Refusal, parser::ValueSource};
 
 /// The commands that take every setting; the others take those of [`COMMON`].
 const SESSIONS: [&str; 2] = ["run", "chat"];
@@ -100,7 +101,11 @@ fn read_file(path: &Path) -> Result<Vec<Setting>, String> {
         Ok(meta) if meta.len() > FILE_BYTES => return Err(fail("is too large for a configuration file".into())),
         Ok(meta) if !meta.is_file() => return Err(fail("is not a file; put the settings into a file".into())),
         Ok(_) => {}
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        // After `su` the home folder may be another user's.
+        Err(e) if e.kind() == ErrorKind::PermissionDenied && env::var_os(FILE_VARIABLE).is_none() => {
+            return Ok(Vec::new());
+        }
         Err(e) => return Err(fail(format!("cannot be read: {e}"))),
     }
     let text = fs::read_to_string(path).map_err(|e| fail(format!("cannot be read: {e}")))?;
@@ -192,7 +197,7 @@ pub fn blame(
     parse: impl Fn(&[Setting]) -> Result<(), Error>,
     command: &mut Command,
 ) -> Error {
-    if !matches!(error.kind(), ErrorKind::InvalidValue | ErrorKind::ValueValidation) {
+    if !matches!(error.kind(), Refusal::InvalidValue | Refusal::ValueValidation) {
         return error;
     }
     let refused = settings.iter().find_map(|setting| {

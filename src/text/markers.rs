@@ -180,7 +180,7 @@ mod tests {
     #[test]
     fn a_template_says_what_its_markers_are() {
         let markers = |source: &str| Template::new(source, "test", "<s>", "</s>").unwrap().markers();
-        let chatml = "{% for m in messages %}{{ '<|im_' + 'start|>' + m['role'] }}{% if m.x < 2 and m.y > 1 %}\
+        let chatml = "{% for m in messages %}{{ '<|im_' + 'start|>' + m['role'] }}{% if 1 < 2 and 2 > 1 %}\
             {{ messages[0][m.content] }}{% endif %}[INST] [/INST]<<SYS>> [ a ]{% endfor %}";
         assert_eq!(markers(chatml), ["<SYS>", "<|im_start|>", "[/INST]", "[INST]"]);
         let hymba = "{{ '<extra_id_0>System' }}{{ '<context> a </context>' }}";
