@@ -246,7 +246,7 @@ fn gguf_to_gguf_gives_what_the_folder_gives() {
         assert!(again.notes.is_empty());
     }
     let summary = to(&path("a.gguf"), &path("b.gguf"), DType::Q8_0, &[]).unwrap();
-    assert!(summary.notes[0].contains("quantized before"), "{:?}", summary.notes);
+    assert!(summary.notes[0].contains("quantized again"), "{:?}", summary.notes);
 }
 
 #[test]

@@ -154,7 +154,7 @@ fn the_commands_get_along_with_large_values() {
         let mut command = hymba(["run", "--temp", "0", "-n", "16", "Once upon a time there was", "-m"]);
         let done = command.arg(path(model)).args(more).output().unwrap();
         assert!(done.status.success(), "{}", text(&done.stderr));
-        (text(&done.stdout), text(&done.stderr).contains("KV cache is of type f32 now: layer 0"))
+        (text(&done.stdout), text(&done.stderr).contains("switched the KV cache to f32: layer 0"))
     };
     let (plain, told) = story("plain.gguf", &[]);
     assert!(!told);

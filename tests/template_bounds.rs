@@ -80,7 +80,7 @@ fn source_that_is_nested_or_chained() {
     let pairs = [("(", ")"), ("[", "]"), ("{1:", "}"), ("x(", ")"), ("x[", "]"), ("x|f(", ")"), ("[1,", "]")];
     templates.extend(pairs.map(|(open, close)| repeated(&repeated("{{ ", open, "1"), close, " }}")));
     templates.push(repeated("{{ 1", " if 1 else 1", " }}"));
-    templates.push(repeated("{% set ", "(", "a = 1 %}"));
+    templates.push(repeated(&repeated("{% set ", "(", "a"), ")", " = 1 %}"));
     for open in ["{% if 1 %}", "{% for i in x %}", "{% with %}", "{% macro m() %}", "{% filter e %}", "{% set a %}"] {
         templates.push(open.repeat(20_000));
     }

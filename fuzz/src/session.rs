@@ -14,7 +14,7 @@ use hymba::{
     },
     format::{Blob, CacheType, gguf::Gguf},
     sample::{Sampler, SamplingParams},
-    state::image_bytes,
+    state::{ImageOf, image_bytes, thinned_bytes},
     text::{Template, Tokenizer},
 };
 use serde_json::Value;
@@ -86,9 +86,16 @@ fn payload_bytes(header: &Value) -> Option<usize> {
     let tokens = header["steps"]["ids"].as_array()?.len();
     let marks = header["marks"].as_array()?;
     let logits = if tokens > 0 { 4 * MODEL.0.config().vocab } else { 0 };
-    let image = |at: usize, grown| image_bytes(MODEL.0.config(), kind, at.min(100), grown) + logits;
-    let marks = marks.iter().take(50).map(|at| Some(image(usize::try_from(at.as_u64()?).ok()?, false)));
-    Some(marks.sum::<Option<usize>>()? + image(tokens, true))
+    let (config, thin) = (MODEL.0.config(), header["thin"].as_bool() == Some(true));
+    let mut later = ImageOf { tokens: tokens.min(100), grown: true };
+    let end = image_bytes(config, kind, later.tokens, true) + logits;
+    let marks = marks.iter().take(50).map(|at| {
+        let of = ImageOf { tokens: usize::try_from(at.as_u64()?).ok()?.min(100), grown: false };
+        let later = std::mem::replace(&mut later, of);
+        let whole = || image_bytes(config, kind, of.tokens, false);
+        Some(logits + if thin { thinned_bytes(config, kind, of, later) } else { whole() })
+    });
+    Some(marks.sum::<Option<usize>>()? + end)
 }
 
 pub fn load(data: &[u8]) -> bool {
