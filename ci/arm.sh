@@ -14,7 +14,7 @@ on_arm() {
         cargo test "${@:2}" 2>&1 | tee -a "$CI_TESTS" | sed -u "s/^/$1: /" || return 255 # at which xargs starts no more
 }
 if [[ $(uname -m) != x86_64 ]]; then
-    skip "this machine is no x86-64"
+    skip "this machine is not x86-64"
 elif ! quietly as_root apt-get install --yes --no-install-recommends {gcc,g++}-aarch64-linux-gnu libc6-dev-arm64-cross; then
     skip "there are no cross compilers for 64-bit Arm"
 else

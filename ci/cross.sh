@@ -61,5 +61,5 @@ if [[ $(uname -m) == x86_64 ]]; then
     printf 'here:  %s\nthere: %s\n' "$here" "$there"
     [[ -n $here && $here == "$there" ]]
 else
-    skip "this machine is no x86-64"
+    skip "this machine is not x86-64"
 fi

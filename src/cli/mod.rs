@@ -86,8 +86,8 @@ impl Cli {
                 settings::blame(e, &settings, |some| Self::of(line.clone(), some).map(drop), &mut Self::command())
             }),
             // Help and what else needs no setting stays in reach.
-            Err(why) => match Self::of(line, &[])?.command {
-                Command::Completions(_) | Command::Man(_) => Self::of(env::args_os().collect(), &[]),
+            Err(why) => match Self::of(line, &[])? {
+                cli @ Self { command: Command::Completions(_) | Command::Man(_) } => Ok(cli),
                 _ => Err(Self::command().error(ErrorKind::InvalidValue, why)),
             },
         }
