@@ -3,15 +3,12 @@
 use std::{
     io,
     sync::atomic::{AtomicBool, Ordering},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
-use super::Session;
-use crate::{
-    Error, Result,
-    sample::Sampler,
-    text::{StopMatcher, Stream, Tokenizer},
-};
+pub use super::generation::{Generation, StopReason, Timings};
+use super::{Session, generator::Generator};
+use crate::{Error, Result, sample::Sampler, text::Tokenizer};
 
 /// What generation needs of a [`Session`], or of what reads with one.
 pub trait TokenModel {
@@ -58,83 +55,6 @@ pub struct Request<'a> {
     pub cancel: Option<&'a AtomicBool>,
 }
 
-/// Why a text ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StopReason {
-    /// The model said that the text is over.
-    EndOfText,
-    /// The limit of tokens is reached.
-    Limit,
-    /// One of the stop strings appeared.
-    StopString,
-    /// The session's context is full.
-    ContextFull,
-    /// The caller's `cancel` was set.
-    Interrupted,
-    /// Whoever read the text went away.
-    BrokenPipe,
-}
-
-impl StopReason {
-    /// Returns the name in machine-readable output.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::EndOfText => "end_of_text",
-            Self::Limit => "limit",
-            Self::StopString => "stop_string",
-            Self::ContextFull => "context_full",
-            Self::Interrupted => "interrupted",
-            Self::BrokenPipe => "broken_pipe",
-        }
-    }
-}
-
-/// How long it took.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Timings {
-    /// Ids of the prompt.
-    pub prompt_tokens: usize,
-    /// Time to read the prompt.
-    pub prompt: Duration,
-    /// Ids of the text. The first of them costs no decode step, it follows from the prompt.
-    pub generated_tokens: usize,
-    /// Decode steps.
-    pub decode_steps: usize,
-    /// Time from the end of the prompt to the end of the text: decode steps, sampling and the sink.
-    pub generation: Duration,
-}
-
-impl Timings {
-    /// Returns prompt tokens read per second.
-    pub fn prompt_rate(&self) -> f64 {
-        rate(self.prompt_tokens, self.prompt)
-    }
-
-    /// Returns decode steps per second; 0 if there was none.
-    pub fn decode_rate(&self) -> f64 {
-        rate(self.decode_steps, self.generation)
-    }
-}
-
-fn rate(count: usize, time: Duration) -> f64 {
-    if count == 0 { 0.0 } else { count as f64 / time.as_secs_f64().max(1e-9) }
-}
-
-/// A generated text.
-#[derive(Clone, Debug)]
-pub struct Generation {
-    /// What went to the sink.
-    pub text: String,
-    /// The tokens chosen, without the one that ends the text; after a stop string they go on behind `text`.
-    pub ids: Vec<u32>,
-    /// The last of them, if the session has not read it.
-    pub unread: Option<u32>,
-    /// Why the text ended.
-    pub stop: StopReason,
-    /// How long it took.
-    pub timings: Timings,
-}
-
 /// Reads `request.prompt` and generates what follows. `sink` gets the text as it comes, in pieces of whole characters;
 /// what it gets was checked for stop strings. A `BrokenPipe` from the sink ends the text, any other failure of it is
 /// an error.
@@ -145,109 +65,48 @@ pub fn generate(
     request: &Request,
     sink: &mut dyn FnMut(&str) -> io::Result<()>,
 ) -> Result<Generation> {
-    let go_on = AtomicBool::new(false);
-    let cancel = request.cancel.unwrap_or(&go_on);
+    let never = AtomicBool::new(false);
+    let cancel = request.cancel.unwrap_or(&never);
     if request.prompt.is_empty() && model.tokens() == 0 {
         return Err(Error::Request("the prompt is empty, so that there is nothing to go on from".into()));
     }
-    let mut history = [request.history, request.prompt].concat();
-    let mut text = TextSink::new(tokenizer.stream_after(&history), request.stops, sink)?;
-    let (ids, timings) = (Vec::new(), request.timings);
-    let mut done = Generation { text: String::new(), ids, unread: None, stop: StopReason::Interrupted, timings };
+    let history = [request.history, request.prompt].concat();
+    let mut text = Generator::new(tokenizer, history, request.limit, request.stops)?;
+    let mut timings = request.timings;
 
     let start = Instant::now();
     let read = model.prefill(request.prompt, cancel);
-    done.timings.prompt_tokens += request.prompt.len();
-    done.timings.prompt += start.elapsed();
+    timings.prompt_tokens += request.prompt.len();
+    timings.prompt += start.elapsed();
     let mut logits = match read {
-        Err(Error::Cancelled) => return Ok(done),
+        Err(Error::Cancelled) => return text.finish(StopReason::Interrupted, timings, sink),
         logits => logits?,
     };
 
     let start = Instant::now();
-    done.stop = loop {
-        if Some(done.ids.len()) == request.limit {
+    let stop = loop {
+        if text.at_limit() {
             break StopReason::Limit;
         }
         if cancel.load(Ordering::Relaxed) {
             break StopReason::Interrupted;
         }
-        if let Some(id) = done.unread {
+        if let Some(id) = text.unread() {
             if model.tokens() >= model.context() {
                 break StopReason::ContextFull;
             }
             logits = model.decode(id)?;
-            done.unread = None;
-            done.timings.decode_steps += 1;
+            text.mark_read();
+            timings.decode_steps += 1;
         }
-        let id = sampler.sample(logits, &history);
-        if tokenizer.ends().contains(&id) {
-            break StopReason::EndOfText;
-        }
-        history.push(id);
-        done.ids.push(id);
-        done.unread = Some(id);
-        if let Some(stop) = text.push(id)? {
+        if let Some(stop) = text.choose(logits, sampler, sink)? {
             break stop;
         }
     };
-    if !matches!(done.stop, StopReason::StopString | StopReason::BrokenPipe) {
-        done.stop = text.finish()?.unwrap_or(done.stop);
-    }
-    done.text = text.shown;
+    timings.generated_tokens += text.ids().len();
+    let mut done = text.finish(stop, timings, sink)?;
     done.timings.generation += start.elapsed();
-    done.timings.generated_tokens += done.ids.len();
     Ok(done)
-}
-
-/// A text that goes to the caller's sink.
-struct TextSink<'a> {
-    /// What the sink got.
-    shown: String,
-    stream: Stream<'a>,
-    stops: StopMatcher,
-    sink: &'a mut dyn FnMut(&str) -> io::Result<()>,
-}
-
-impl<'a> TextSink<'a> {
-    /// Returns a text that goes on where `stream` is, and ends at one of `stops`.
-    fn new(stream: Stream<'a>, stops: &[String], sink: &'a mut dyn FnMut(&str) -> io::Result<()>) -> Result<Self> {
-        Ok(Self { shown: String::new(), stream, stops: StopMatcher::new(stops)?, sink })
-    }
-
-    /// Shows what is complete with the next id; returns why, if the text ends here.
-    fn push(&mut self, id: u32) -> Result<Option<StopReason>> {
-        let piece = self.stream.push(id);
-        self.push_text(&piece)
-    }
-
-    /// Shows what was held back, after the last id; returns why, if the text ends otherwise now.
-    fn finish(&mut self) -> Result<Option<StopReason>> {
-        let piece = self.stream.finish();
-        if let Some(stop) = self.push_text(&piece)? {
-            return Ok(Some(stop));
-        }
-        let held = self.stops.finish();
-        self.show(&held)
-    }
-
-    fn push_text(&mut self, piece: &str) -> Result<Option<StopReason>> {
-        let (text, hit) = self.stops.push(piece);
-        let broken = self.show(&text)?;
-        Ok(if hit { Some(StopReason::StopString) } else { broken })
-    }
-
-    fn show(&mut self, text: &str) -> Result<Option<StopReason>> {
-        if text.is_empty() {
-            return Ok(None);
-        }
-        self.shown.push_str(text);
-        match (self.sink)(text) {
-            Ok(()) => Ok(None),
-            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(Some(StopReason::BrokenPipe)),
-            Err(e) => Err(Error::io("cannot write", "the text", e)),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -3,6 +3,8 @@
 pub mod batch;
 pub mod conversation;
 pub mod generate;
+mod generation;
+pub mod generator;
 mod instrument;
 mod model;
 mod session;

@@ -1,0 +1,80 @@
+//! What generation yields: a text, why it ended, how long it took.
+
+use std::time::Duration;
+
+/// Why a text ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopReason {
+    /// The model said that the text is over.
+    EndOfText,
+    /// The limit of tokens is reached.
+    Limit,
+    /// One of the stop strings appeared.
+    StopString,
+    /// The session's context is full.
+    ContextFull,
+    /// The caller's `cancel` was set.
+    Interrupted,
+    /// Whoever read the text went away.
+    BrokenPipe,
+}
+
+impl StopReason {
+    /// Returns the name in machine-readable output.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::EndOfText => "end_of_text",
+            Self::Limit => "limit",
+            Self::StopString => "stop_string",
+            Self::ContextFull => "context_full",
+            Self::Interrupted => "interrupted",
+            Self::BrokenPipe => "broken_pipe",
+        }
+    }
+}
+
+/// How long it took.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Timings {
+    /// Ids of the prompt.
+    pub prompt_tokens: usize,
+    /// Time to read the prompt.
+    pub prompt: Duration,
+    /// Ids of the text. The first of them costs no decode step, it follows from the prompt.
+    pub generated_tokens: usize,
+    /// Decode steps.
+    pub decode_steps: usize,
+    /// Time from the end of the prompt to the end of the text: decode steps, sampling and the sink.
+    pub generation: Duration,
+}
+
+impl Timings {
+    /// Returns prompt tokens read per second.
+    pub fn prompt_rate(&self) -> f64 {
+        rate(self.prompt_tokens, self.prompt)
+    }
+
+    /// Returns decode steps per second; 0 if there was none.
+    pub fn decode_rate(&self) -> f64 {
+        rate(self.decode_steps, self.generation)
+    }
+}
+
+fn rate(count: usize, time: Duration) -> f64 {
+    if count == 0 { 0.0 } else { count as f64 / time.as_secs_f64().max(1e-9) }
+}
+
+/// A generated text.
+#[derive(Clone, Debug)]
+pub struct Generation {
+    /// What went to the sink.
+    pub text: String,
+    /// The tokens chosen, without the one that ends the text; after a stop string they go on behind `text`.
+    pub ids: Vec<u32>,
+    /// The last of them, if the session has not read it.
+    pub unread: Option<u32>,
+    /// Why the text ended.
+    pub stop: StopReason,
+    /// How long it took.
+    pub timings: Timings,
+}

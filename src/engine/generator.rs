@@ -1,0 +1,114 @@
+//! A text being generated, whoever runs the passes: what was chosen, and what decides whether it goes on.
+
+use std::io;
+
+use super::generation::{Generation, StopReason, Timings};
+use crate::{
+    Error, Result,
+    sample::Sampler,
+    text::{StopMatcher, Stream, Tokenizer},
+};
+
+/// Gets text as it comes.
+pub type Sink<'a> = dyn FnMut(&str) -> io::Result<()> + 'a;
+
+/// A text being generated. Whoever runs the passes gives it the logits after each token, in the order of the text, until
+/// there is a reason to stop; reads the token it chose, or several in a pass, and says so by [`Generator::mark_read`].
+pub struct Generator<'t> {
+    tokenizer: &'t Tokenizer,
+    /// All ids: those before the text, and those chosen.
+    history: Vec<u32>,
+    /// How many of them come before the text.
+    before: usize,
+    /// Whether the model has yet to read the last of them.
+    unread: bool,
+    limit: Option<usize>,
+    /// What the sink got.
+    shown: String,
+    stream: Stream<'t>,
+    stops: StopMatcher,
+}
+
+impl<'t> Generator<'t> {
+    /// A text that goes on after the ids of `history`, for at most `limit` tokens, and ends before one of `stops`.
+    pub fn new(tokenizer: &'t Tokenizer, history: Vec<u32>, limit: Option<usize>, stops: &[String]) -> Result<Self> {
+        let (stream, stops) = (tokenizer.stream_after(&history), StopMatcher::new(stops)?);
+        let before = history.len();
+        Ok(Self { tokenizer, history, before, unread: false, limit, shown: String::new(), stream, stops })
+    }
+
+    /// Returns all ids: those before the text, and those chosen.
+    pub fn history(&self) -> &[u32] {
+        &self.history
+    }
+
+    /// Returns the ids chosen so far.
+    pub fn ids(&self) -> &[u32] {
+        &self.history[self.before..]
+    }
+
+    /// Whether as many tokens were chosen as were wanted.
+    pub fn at_limit(&self) -> bool {
+        self.limit.is_some_and(|limit| self.ids().len() >= limit)
+    }
+
+    /// Returns the last token chosen, if the model has yet to read it.
+    pub fn unread(&self) -> Option<u32> {
+        self.history.last().copied().filter(|_| self.unread)
+    }
+
+    /// Notes that the model has read the last token chosen.
+    pub fn mark_read(&mut self) {
+        self.unread = false;
+    }
+
+    /// Chooses the next token from the logits `[vocab]` after all ids so far, and shows the text that is complete with it.
+    /// Returns why the text ends, if it does; a token that says so is not one of its ids.
+    pub fn choose(&mut self, logits: &[f32], sampler: &mut Sampler, sink: &mut Sink<'_>) -> Result<Option<StopReason>> {
+        let id = sampler.sample(logits, &self.history);
+        if self.tokenizer.ends().contains(&id) {
+            return Ok(Some(StopReason::EndOfText));
+        }
+        self.history.push(id);
+        self.unread = true;
+        let piece = self.stream.push(id);
+        self.push_text(&piece, sink)
+    }
+
+    /// Shows what was held back, unless `stop` says that nothing may follow, and returns the whole. A stop string or a
+    /// sink that closes in what was held back is the reason then.
+    pub fn finish(mut self, mut stop: StopReason, timings: Timings, sink: &mut Sink<'_>) -> Result<Generation> {
+        if !matches!(stop, StopReason::StopString | StopReason::BrokenPipe) {
+            stop = self.flush(sink)?.unwrap_or(stop);
+        }
+        let (ids, unread) = (self.ids().to_vec(), self.unread());
+        Ok(Generation { text: self.shown, ids, unread, stop, timings })
+    }
+
+    fn flush(&mut self, sink: &mut Sink<'_>) -> Result<Option<StopReason>> {
+        let piece = self.stream.finish();
+        if let Some(stop) = self.push_text(&piece, sink)? {
+            return Ok(Some(stop));
+        }
+        let held = self.stops.finish();
+        self.show(&held, sink)
+    }
+
+    fn push_text(&mut self, piece: &str, sink: &mut Sink<'_>) -> Result<Option<StopReason>> {
+        let (text, hit) = self.stops.push(piece);
+        let closed = self.show(&text, sink)?;
+        Ok(if hit { Some(StopReason::StopString) } else { closed })
+    }
+
+    fn show(&mut self, text: &str, sink: &mut Sink<'_>) -> Result<Option<StopReason>> {
+        if text.is_empty() {
+            return Ok(None);
+        }
+        self.shown.push_str(text);
+        match sink(text) {
+            Ok(()) => Ok(None),
+            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(Some(StopReason::BrokenPipe)),
+            Err(e) => Err(Error::io("cannot write", "the text", e)),
+        }
+    }
+}
