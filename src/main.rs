@@ -31,7 +31,7 @@ fn main() -> ExitCode {
         Err(answer) => return terminal::show_parser_answer(&answer),
     };
     hymba::foreign::silence_panics();
-    hymba::format::exit_where_files_end();
+    hymba::format::install_sigbus_handler();
     let cancel = Arc::new(AtomicBool::new(false));
     if let Err(error) = signals::watch(&cancel) {
         terminal::error(&format!("cannot watch for signals: {error}"));

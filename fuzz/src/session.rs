@@ -87,10 +87,10 @@ fn payload_bytes(header: &Value) -> Option<usize> {
     let marks = header["marks"].as_array()?;
     let logits = if tokens > 0 { 4 * MODEL.0.config().vocab } else { 0 };
     let (config, thin) = (MODEL.0.config(), header["thin"].as_bool() == Some(true));
-    let mut later = ImageOf { tokens: tokens.min(100), grown: true };
+    let mut later = ImageOf { tokens: tokens.min(100), global_layers: true };
     let end = image_bytes(config, kind, later.tokens, true) + logits;
     let marks = marks.iter().take(50).map(|at| {
-        let of = ImageOf { tokens: usize::try_from(at.as_u64()?).ok()?.min(100), grown: false };
+        let of = ImageOf { tokens: usize::try_from(at.as_u64()?).ok()?.min(100), global_layers: false };
         let later = std::mem::replace(&mut later, of);
         let whole = || image_bytes(config, kind, of.tokens, false);
         Some(logits + if thin { thinned_bytes(config, kind, of, later) } else { whole() })

@@ -20,7 +20,7 @@ use super::{
     options::{cache_type, count, new_session},
     terminal,
 };
-use measure::{Kind, Plan, measure};
+use measure::{BenchPlan, Test, measure};
 
 /// Measure speed, as a share of the machine's limits.
 ///
@@ -118,13 +118,13 @@ pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
     };
     let cores = thread::available_parallelism().map_or(1, NonZeroUsize::get);
     let threads = if args.threads.is_empty() { vec![cores] } else { args.threads.clone() };
-    let tests = [(Kind::Prefill, &args.prompt), (Kind::Decode, &args.predict), (Kind::FirstToken, &args.ttft)];
-    let plan = Plan {
+    let tests = [(Test::Prefill, &args.prompt), (Test::Decode, &args.predict), (Test::FirstToken, &args.ttft)];
+    let plan = BenchPlan {
         tests: tests
             .into_iter()
             .flat_map(|(kind, list)| list.iter().map(move |&n| (kind, n)))
-            .chain(args.predict.iter().flat_map(|&n| args.batch.iter().map(move |&texts| (Kind::Together(texts), n))))
-            .chain(args.verify.iter().map(|&n| (Kind::Verify, n)))
+            .chain(args.predict.iter().flat_map(|&n| args.batch.iter().map(move |&texts| (Test::Together(texts), n))))
+            .chain(args.verify.iter().map(|&n| (Test::Verify, n)))
             .filter(|t| t.1 > 0)
             .collect(),
         depths: args.depth.clone(),

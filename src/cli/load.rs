@@ -40,11 +40,11 @@ pub fn load(path: &Path, quiet: bool, cancel: &AtomicBool) -> Result<()> {
 fn is_cached(file: &File, size: usize) -> bool {
     use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
-    const PLACES: usize = 64;
-    (0..PLACES).all(|place| {
+    const SAMPLES: usize = 64;
+    (0..SAMPLES).all(|place| {
         let mut byte = [0];
         let mut buffers = [std::io::IoSliceMut::new(&mut byte)];
-        let at = (size / PLACES * place) as u64;
+        let at = (size / SAMPLES * place) as u64;
         preadv2(file, &mut buffers, at, ReadWriteFlags::NOWAIT) != Err(Errno::AGAIN)
     })
 }

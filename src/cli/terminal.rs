@@ -17,20 +17,20 @@ use super::{
 
 /// Writes `hymba: message` to standard error. That nobody may be listening there is no reason to fail.
 pub fn note(message: &str) {
-    say("hymba: ", message);
+    report("hymba: ", message);
 }
 
 /// Reports that something went otherwise than the user may expect.
 pub fn warn(message: &str) {
-    say("hymba: warning: ", message);
+    report("hymba: warning: ", message);
 }
 
 /// Reports that something failed.
 pub fn error(message: &str) {
-    say("hymba: error: ", message);
+    report("hymba: error: ", message);
 }
 
-fn say(prefix: &str, message: &str) {
+fn report(prefix: &str, message: &str) {
     let message = if io::stderr().is_terminal() { printable(message) } else { message.into() };
     let _ = writeln!(io::stderr(), "{}", wrapped(&format!("{prefix}{message}"), width(&io::stderr())));
 }

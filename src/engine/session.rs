@@ -66,7 +66,7 @@ impl<'m> Session<'m> {
             return on_cpu();
         }
         let gpu = || {
-            let metal = Metal::open(model.weights().token_embd.data.whole(), model.config().state)?;
+            let metal = Metal::open(model.weights().token_embd.data.entire(), model.config().state)?;
             Self::on(model, options, Device::new(Cpu::new(NonZeroUsize::MIN), Some(metal)))
         };
         match gpu() {

@@ -1,12 +1,12 @@
 //! Sums of many exponentials, a few nanoseconds each, for those who look at the logits of every token.
 
 /// Values that are added as F32 before they go to a sum in double precision.
-const PIECE: usize = 256;
+const ACCUMULATE: usize = 256;
 
 /// ln Σ eˣ of `logits`.
 pub(super) fn log_sum_exp(logits: &[f32]) -> f64 {
     let max = logits.iter().fold(f32::NEG_INFINITY, |m, &v| m.max(v));
-    let sum: f64 = logits.chunks(PIECE).map(|x| sum(x, |x| exp(x - max))).sum();
+    let sum: f64 = logits.chunks(ACCUMULATE).map(|x| sum(x, |x| exp(x - max))).sum();
     f64::from(max) + sum.ln()
 }
 
@@ -30,7 +30,7 @@ pub(super) fn divergence(base: &[f32], other: &[f32], sums: [f64; 2]) -> f64 {
         let rest = a_rest.iter().zip(b_rest).map(|(&a, &b)| term(a, b));
         lanes.into_iter().chain(rest).map(f64::from).sum()
     };
-    base.chunks(PIECE).zip(other.chunks(PIECE)).map(piece).sum()
+    base.chunks(ACCUMULATE).zip(other.chunks(ACCUMULATE)).map(piece).sum()
 }
 
 /// The place of the largest value, the first of several.
@@ -54,11 +54,11 @@ fn sum(x: &[f32], f: impl Fn(f32) -> f32) -> f64 {
 #[inline]
 fn exp(x: f32) -> f32 {
     // Adding it leaves a whole number in the low bits.
-    const WHOLE: f32 = 12_582_912.0;
+    const ROUND_MAGIC: f32 = 12_582_912.0;
     const LN_2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4]; // the first has few bits, so that products with it are exact
     let x = x.max(-87.0);
-    let t = x * std::f32::consts::LOG2_E + WHOLE;
-    let n = t - WHOLE;
+    let t = x * std::f32::consts::LOG2_E + ROUND_MAGIC;
+    let n = t - ROUND_MAGIC;
     let r = x - n * LN_2[0] - n * LN_2[1];
     let series = [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0];
     let power = series.into_iter().fold(1.0 / 5040.0, |sum, c| sum * r + c);

@@ -61,7 +61,7 @@ impl Blob {
     }
 
     /// All of the file that these bytes are a part of.
-    pub fn whole(&self) -> Self {
+    pub fn entire(&self) -> Self {
         Self { source: self.source.clone(), range: 0..self.source.bytes().len() }
     }
 

@@ -92,7 +92,7 @@ impl Deref for Mapping {
 
 /// From now on, reading pages that a mapped file no longer has ends this process with a sentence and exit code 1, whichever
 /// thread it is. Other reasons for the signal go to who handled it before. (Windows lets nobody shorten a mapped file.)
-pub fn exit_where_files_end() {
+pub fn install_sigbus_handler() {
     #[cfg(unix)]
     signal::install();
 }

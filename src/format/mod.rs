@@ -17,7 +17,7 @@ pub use atomic::{AtomicFile, Privacy, check_output, check_writable, write_atomic
 pub use blob::Blob;
 pub use cache_type::CacheType;
 pub use dtype::DType;
-pub use mapping::exit_where_files_end;
+pub use mapping::install_sigbus_handler;
 pub(crate) use mapping::{CHANGED, is_unchanged};
 pub use open::{is_there, open_file};
 pub(crate) use stored::Source;

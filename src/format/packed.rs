@@ -8,7 +8,7 @@ use super::{DType, gguf::Metadata};
 /// Rows of a group.
 pub const GROUP: usize = 8;
 /// Bytes of a row's codes that stay together: of four columns, or four pairs of columns.
-const PIECE: usize = 4;
+const CODE_PIECE: usize = 4;
 
 /// The order of a tensor's blocks in the file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -46,14 +46,14 @@ pub(super) fn format_name(dtype: DType) -> String {
 }
 
 /// What the metadata says of a packed tensor: type, rows, columns.
-pub(super) type Announced<'a> = HashMap<&'a str, (DType, usize, usize)>;
+pub(super) type PackedIndex<'a> = HashMap<&'a str, (DType, usize, usize)>;
 
 const NAMES: &str = "hymba.packed.name";
 const FORMATS: &str = "hymba.packed.format";
 const SHAPES: &str = "hymba.packed.shape";
 
 /// Writes which tensors are packed into `metadata`, in place of what it said before.
-pub(super) fn announce<'a>(metadata: &mut Metadata, tensors: impl Iterator<Item = (&'a str, DType, &'a [usize])>) {
+pub(super) fn write_index<'a>(metadata: &mut Metadata, tensors: impl Iterator<Item = (&'a str, DType, &'a [usize])>) {
     let (mut names, mut formats, mut shapes) = (Vec::new(), Vec::new(), Vec::new());
     for (name, dtype, dims) in tensors {
         names.push(name.to_owned());
@@ -69,7 +69,7 @@ pub(super) fn announce<'a>(metadata: &mut Metadata, tensors: impl Iterator<Item 
 }
 
 /// Reads which tensors are packed; an error is what is wrong, as a verb phrase.
-pub(super) fn announced(metadata: &Metadata) -> Result<Announced<'_>, String> {
+pub(super) fn read_index(metadata: &Metadata) -> Result<PackedIndex<'_>, String> {
     let Some(names) = metadata.strings(NAMES) else { return Ok(HashMap::new()) };
     let (formats, shapes) = match (metadata.strings(FORMATS), metadata.uints(SHAPES)) {
         (Some(f), Some(s)) if f.len() == names.len() && s.len() == 2 * names.len() => (f, s),
@@ -134,10 +134,10 @@ fn pieces(dtype: DType, row_len: usize, lane: usize) -> impl Iterator<Item = Pie
     let scale = if dtype == DType::Mxfp4 { 1 } else { 2 };
     let codes = if dtype.has_min() { 2 * scale } else { scale };
     let fifth_at = dtype.has_fifth_bits().then_some(codes);
-    let offsets = move || (0..codes).step_by(scale).chain((codes..block).step_by(PIECE));
+    let offsets = move || (0..codes).step_by(scale).chain((codes..block).step_by(CODE_PIECE));
     (0..row_len).step_by(block).flat_map(move |start| {
         offsets().map(move |at| {
-            let len = if at < codes { scale } else { PIECE };
+            let len = if at < codes { scale } else { CODE_PIECE };
             let group = GROUP * (start + at) + lane * len;
             Piece { row: start + at, group, len, fifth_bits: fifth_at == Some(at) }
         })

@@ -19,7 +19,7 @@ use super::{
     Client, Info,
     client::{header, passing},
     info::Remote,
-    part::{PIECE, Part},
+    part::{PIECE_BYTES, Part},
     retry::{Backoff, Failure},
 };
 use crate::{Error, Result};
@@ -99,7 +99,7 @@ impl Download<'_> {
                 return part.finish(blob);
             }
             if !was_foreign {
-                let kept = part.put_aside()?;
+                let kept = part.quarantine()?;
                 return Err(Error::Request(format!(
                     "{path}: what came is not what the hub announced ({hash}); it was put aside as {}, and the next \
                      attempt begins anew",
@@ -115,7 +115,7 @@ impl Download<'_> {
     /// Fetches what is missing.
     fn fill(&self, part: Part, progress: &mut dyn FnMut(Event)) -> Result<Part> {
         let size = self.remote.size;
-        let step = (size / 16).next_multiple_of(PIECE as u64).clamp(REQUEST.start, REQUEST.end);
+        let step = (size / 16).next_multiple_of(PIECE_BYTES as u64).clamp(REQUEST.start, REQUEST.end);
         let queue: VecDeque<_> = part.missing(step).into();
         let queue_length = queue.len();
         let shared = Shared {
@@ -300,10 +300,10 @@ impl Download<'_> {
             }
         }
         let mut body = answer.body_mut().as_reader();
-        let mut bytes = Vec::with_capacity(PIECE);
+        let mut bytes = Vec::with_capacity(PIECE_BYTES);
         while !range.is_empty() {
             bytes.clear();
-            let most = (range.end - range.start).min(PIECE as u64);
+            let most = (range.end - range.start).min(PIECE_BYTES as u64);
             let read = body.by_ref().take(most).read_to_end(&mut bytes);
             // What came before the connection broke is as good as the rest.
             if !bytes.is_empty() {

@@ -17,7 +17,7 @@ use super::ranges::Ranges;
 use crate::{Error, Result};
 
 /// Bytes that a line of the journal stands for, at most: what a connection may lose when the process is killed.
-pub(super) const PIECE: usize = 1 << 20;
+pub(super) const PIECE_BYTES: usize = 1 << 20;
 
 /// A file on its way to the name of a blob.
 pub(super) struct Part {
@@ -70,7 +70,7 @@ impl Line {
         let range: Range<u64> = words.next()?.parse().ok()?..words.next()?.parse().ok()?;
         let length = range.end.checked_sub(range.start)?;
         let hash = words.next()?.to_owned();
-        let fits = range.end <= size && length <= PIECE as u64;
+        let fits = range.end <= size && length <= PIECE_BYTES as u64;
         fits.then(|| Self { range, hash, is_foreign: words.next().is_some() })
     }
 
@@ -93,7 +93,7 @@ impl Part {
     pub fn open(blob: &Path, size: u64, cancel: &AtomicBool) -> Result<Self> {
         let paths = Paths::of(blob);
         if !paths.part.exists() {
-            take_over(blob, size, &paths)?;
+            adopt_incomplete(blob, size, &paths)?;
         }
         let open = |path: &Path| {
             let file = File::options().create(true).truncate(false).read(true).write(true).open(path);
@@ -158,7 +158,7 @@ impl Part {
         self.is_foreign
     }
 
-    /// Stores bytes that have come, at most [`PIECE`].
+    /// Stores bytes that have come, at most [`PIECE_BYTES`].
     pub fn write(&mut self, start: u64, bytes: &[u8]) -> Result<()> {
         let line = Line::new(start, bytes, false);
         let written = self.file.seek(SeekFrom::Start(start)).and_then(|_| self.file.write_all(bytes));
@@ -189,7 +189,7 @@ impl Part {
     }
 
     /// Puts a file aside that is whole and wrong, and returns where.
-    pub fn put_aside(self) -> Result<PathBuf> {
+    pub fn quarantine(self) -> Result<PathBuf> {
         let Self { paths, file, journal, .. } = self;
         drop((file, journal));
         fs::remove_file(&paths.journal).map_err(|e| Error::io("cannot remove", &paths.journal, e))?;
@@ -218,10 +218,10 @@ fn incomplete(blob: &Path, size: u64) -> Option<(PathBuf, u64)> {
 }
 
 /// Makes what Python's client left a part of ours, with a journal that says so.
-fn take_over(blob: &Path, size: u64, paths: &Paths) -> Result<()> {
+fn adopt_incomplete(blob: &Path, size: u64, paths: &Paths) -> Result<()> {
     let Some((left, _)) = incomplete(blob, size) else { return Ok(()) };
     let failed = |e: io::Error| Error::io("cannot read", &left, e);
-    let mut reader = BufReader::with_capacity(PIECE, File::open(&left).map_err(failed)?);
+    let mut reader = BufReader::with_capacity(PIECE_BYTES, File::open(&left).map_err(failed)?);
     let mut journal = header(size);
     let mut start = 0;
     loop {
@@ -244,7 +244,7 @@ fn take_over(blob: &Path, size: u64, paths: &Paths) -> Result<()> {
 mod tests {
     use super::*;
 
-    const SIZE: u64 = 3 * PIECE as u64 + 100;
+    const SIZE: u64 = 3 * PIECE_BYTES as u64 + 100;
 
     fn bytes() -> Vec<u8> {
         (0..SIZE).map(|i| (i * i / 7) as u8).collect()
@@ -259,19 +259,19 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (blob, all) = (dir.path().join("ab"), bytes());
         let mut part = open(&blob);
-        part.write(PIECE as u64, &all[PIECE..2 * PIECE]).unwrap();
+        part.write(PIECE_BYTES as u64, &all[PIECE_BYTES..2 * PIECE_BYTES]).unwrap();
         part.write(0, &all[..10]).unwrap();
         drop(part);
-        assert_eq!(Part::peek(&blob, SIZE), PIECE as u64 + 10);
+        assert_eq!(Part::peek(&blob, SIZE), PIECE_BYTES as u64 + 10);
         // A line that was cut, one of bytes that are not there, and one that is wrong.
         let mut journal = fs::read_to_string(dir.path().join("ab.hymba-ranges")).unwrap();
-        journal += &Line::new(2 * PIECE as u64, &all[..5], false).text();
+        journal += &Line::new(2 * PIECE_BYTES as u64, &all[..5], false).text();
         journal += "7 9999999999999 00\nno line\n3145728 31457";
         fs::write(dir.path().join("ab.hymba-ranges"), journal).unwrap();
         let mut part = open(&blob);
-        assert_eq!(part.missing(u64::MAX), [10..PIECE as u64, 2 * PIECE as u64..SIZE]);
+        assert_eq!(part.missing(u64::MAX), [10..PIECE_BYTES as u64, 2 * PIECE_BYTES as u64..SIZE]);
         assert!(!part.is_foreign());
-        for range in part.missing(PIECE as u64) {
+        for range in part.missing(PIECE_BYTES as u64) {
             part.write(range.start, &all[range.start as usize..range.end as usize]).unwrap();
         }
         drop(part);
@@ -287,11 +287,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (blob, all) = (dir.path().join("ab"), bytes());
         let mut part = open(&blob);
-        part.write(0, &all[..PIECE]).unwrap();
-        part.write(PIECE as u64, &all[PIECE..PIECE + 9]).unwrap();
+        part.write(0, &all[..PIECE_BYTES]).unwrap();
+        part.write(PIECE_BYTES as u64, &all[PIECE_BYTES..PIECE_BYTES + 9]).unwrap();
         part.file.seek(SeekFrom::Start(77)).and_then(|_| part.file.write_all(&[0; 9])).unwrap();
         drop(part);
-        assert_eq!(open(&blob).missing(u64::MAX), [0..PIECE as u64, PIECE as u64 + 9..SIZE]);
+        assert_eq!(open(&blob).missing(u64::MAX), [0..PIECE_BYTES as u64, PIECE_BYTES as u64 + 9..SIZE]);
         // A file of another size begins anew.
         assert_eq!(Part::open(&blob, 50, &AtomicBool::new(false)).unwrap().missing(99), vec![0..50; 1]);
     }
@@ -300,21 +300,22 @@ mod tests {
     fn what_python_left_is_taken_over() {
         let dir = tempfile::tempdir().unwrap();
         let (blob, all) = (dir.path().join("ab"), bytes());
-        for (name, length) in [("ab.incomplete", 10), ("ab.0f0f0f0f.incomplete", 2 * PIECE + 5), ("ac.incomplete", 20)]
+        for (name, length) in
+            [("ab.incomplete", 10), ("ab.0f0f0f0f.incomplete", 2 * PIECE_BYTES + 5), ("ac.incomplete", 20)]
         {
             fs::write(dir.path().join(name), &all[..length]).unwrap();
         }
         fs::write(dir.path().join("ab.00000000.incomplete"), vec![0; SIZE as usize + 1]).unwrap();
-        assert_eq!(Part::peek(&blob, SIZE), 2 * PIECE as u64 + 5);
+        assert_eq!(Part::peek(&blob, SIZE), 2 * PIECE_BYTES as u64 + 5);
         let mut part = open(&blob);
-        assert_eq!(part.missing(u64::MAX), vec![2 * PIECE as u64 + 5..SIZE; 1]);
+        assert_eq!(part.missing(u64::MAX), vec![2 * PIECE_BYTES as u64 + 5..SIZE; 1]);
         assert!(part.is_foreign() && open(&blob).is_foreign());
         assert!(!dir.path().join("ab.0f0f0f0f.incomplete").exists() && dir.path().join("ab.incomplete").exists());
         part.restart().unwrap();
         assert_eq!(part.missing(u64::MAX), vec![0..SIZE; 1]);
         let part = open(&blob);
         assert!(!part.is_foreign());
-        let bad = part.put_aside().unwrap();
+        let bad = part.quarantine().unwrap();
         assert!(bad.ends_with("ab.hymba-bad") && bad.exists() && !dir.path().join("ab.hymba-ranges").exists());
     }
 }

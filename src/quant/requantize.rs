@@ -17,7 +17,7 @@ pub fn requantize(matrix: &Matrix, dtype: DType) -> Result<Option<Matrix>, Unfit
     let packing = Packing::fastest(dtype);
     let mut data = vec![0; packing.stored_rows(matrix.rows) * row_bytes];
     let buffers = || (vec![0f32; matrix.cols], vec![0u8; GROUP * row_bytes]);
-    let recode_group = |(values, plain): &mut (Vec<f32>, Vec<u8>), (group, out): (usize, &mut [u8])| {
+    let requantize_group = |(values, plain): &mut (Vec<f32>, Vec<u8>), (group, out): (usize, &mut [u8])| {
         plain.fill(0); // what pads the last group
         for (row, bytes) in (group * GROUP..matrix.rows).zip(plain.chunks_exact_mut(row_bytes)) {
             matrix.row(row, values);
@@ -32,11 +32,11 @@ pub fn requantize(matrix: &Matrix, dtype: DType) -> Result<Option<Matrix>, Unfit
     let groups = GROUP * row_bytes;
     match threads::shared() {
         Some(pool) => {
-            pool.install(|| data.par_chunks_mut(groups).enumerate().try_for_each_init(buffers, recode_group))?
+            pool.install(|| data.par_chunks_mut(groups).enumerate().try_for_each_init(buffers, requantize_group))?
         }
         None => {
             let mut buffers = buffers();
-            data.chunks_mut(groups).enumerate().try_for_each(|group| recode_group(&mut buffers, group))?;
+            data.chunks_mut(groups).enumerate().try_for_each(|group| requantize_group(&mut buffers, group))?;
         }
     }
     Ok(Some(Matrix { id: matrix.id, dtype, packing, rows: matrix.rows, cols: matrix.cols, data: Blob::from_vec(data) }))

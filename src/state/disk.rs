@@ -75,7 +75,7 @@ impl Payload {
 }
 
 /// Bytes of a payload that are hashed at once.
-const PIECE: usize = 4 << 20;
+const READ_BYTES: usize = 4 << 20;
 
 /// What is in the session file at `path`: what `check` makes of the header, and the payload, whose bytes are still on the disk.
 /// `check` says how long the payload must be, so that no more is read than it asks for.
@@ -121,9 +121,9 @@ pub fn read_session<H: DeserializeOwned, T>(
     drop(header);
     // Whatever is wrong with a damaged file, it is damaged that matters.
     let mut left = rest;
-    let mut piece = vec![0; PIECE.min(usize::try_from(rest).unwrap_or(PIECE))];
+    let mut piece = vec![0; READ_BYTES.min(usize::try_from(rest).unwrap_or(READ_BYTES))];
     while left > 0 {
-        let bytes = usize::try_from(left).unwrap_or(PIECE).min(PIECE);
+        let bytes = usize::try_from(left).unwrap_or(READ_BYTES).min(READ_BYTES);
         file.read_exact(&mut piece[..bytes]).map_err(failed)?;
         threads::hash(&mut hasher, &piece[..bytes]);
         left -= bytes as u64;

@@ -11,11 +11,11 @@ use crate::{
     model::Config,
 };
 
-/// How many bytes the image of a state after `tokens` tokens of text has; `grown`: with the rows of global layers.
-pub fn image_bytes(c: &Config, cache: CacheType, tokens: usize, grown: bool) -> usize {
+/// How many bytes the image of a state after `tokens` tokens of text has; `global_layers`: with the rows of global layers.
+pub fn image_bytes(c: &Config, cache: CacheType, tokens: usize, global_layers: bool) -> usize {
     let (k_width, v_width) = c.kv_widths();
     let rows: usize = (0..c.layers)
-        .filter(|&layer| c.is_producer(layer) && (grown || c.windowed[layer]))
+        .filter(|&layer| c.is_producer(layer) && (global_layers || c.windowed[layer]))
         .map(|layer| KvLayout::new(c, layer, tokens).rows() - c.meta_tokens)
         .sum();
     let values = c.layers * c.inner * (c.conv_kernel - 1 + c.state);
@@ -23,7 +23,7 @@ pub fn image_bytes(c: &Config, cache: CacheType, tokens: usize, grown: bool) -> 
 }
 
 /// Whether all values of `image` are finite; it has [`image_bytes`] bytes.
-pub fn image_is_finite(c: &Config, cache: CacheType, tokens: usize, grown: bool, image: &[u8]) -> bool {
+pub fn image_is_finite(c: &Config, cache: CacheType, tokens: usize, global_layers: bool, image: &[u8]) -> bool {
     let (k_width, v_width) = c.kv_widths();
     let mut rest = image;
     let mut next = |cache: CacheType, values: usize| {
@@ -34,7 +34,7 @@ pub fn image_is_finite(c: &Config, cache: CacheType, tokens: usize, grown: bool,
         read.iter().all(|v| v.is_finite())
     };
     (0..c.layers).all(|layer| {
-        let has_rows = c.is_producer(layer) && (grown || c.windowed[layer]);
+        let has_rows = c.is_producer(layer) && (global_layers || c.windowed[layer]);
         let rows = if has_rows { KvLayout::new(c, layer, tokens).rows() - c.meta_tokens } else { 0 };
         next(cache, rows * k_width)
             && next(cache, rows * v_width)
@@ -45,10 +45,17 @@ pub fn image_is_finite(c: &Config, cache: CacheType, tokens: usize, grown: bool,
 
 impl State {
     /// Appends the image to `out`.
-    pub fn write_image(&self, b: &mut dyn Memory, c: &Config, cache: CacheType, grown: bool, out: &mut Vec<u8>) {
+    pub fn write_image(
+        &self,
+        b: &mut dyn Memory,
+        c: &Config,
+        cache: CacheType,
+        global_layers: bool,
+        out: &mut Vec<u8>,
+    ) {
         let (k_width, v_width) = c.kv_widths();
         for layer in &self.layers {
-            if let Some(kv) = layer.kv.as_ref().filter(|kv| grown || kv.layout.is_ring()) {
+            if let Some(kv) = layer.kv.as_ref().filter(|kv| global_layers || kv.layout.is_ring()) {
                 let rows = kv.layout.text_rows(self.position);
                 let oldest = self.position - rows.len();
                 for (memory, width) in [(&kv.k, k_width), (&kv.v, v_width)] {
@@ -63,14 +70,14 @@ impl State {
         }
     }
 
-    /// Becomes what `image`, of [`image_bytes`] bytes, shows: the state after `tokens` tokens of text. Without `grown`
+    /// Becomes what `image`, of [`image_bytes`] bytes, shows: the state after `tokens` tokens of text. Without `global_layers`
     /// the rows of global layers stay as they are.
     pub fn read_image(
         &mut self,
         b: &mut dyn Memory,
         c: &Config,
         cache: CacheType,
-        grown: bool,
+        global_layers: bool,
         tokens: usize,
         image: &[u8],
     ) {
@@ -85,7 +92,7 @@ impl State {
         };
         self.position = c.meta_tokens + tokens;
         for layer in &mut self.layers {
-            if let Some(kv) = layer.kv.as_mut().filter(|kv| grown || kv.layout.is_ring()) {
+            if let Some(kv) = layer.kv.as_mut().filter(|kv| global_layers || kv.layout.is_ring()) {
                 let (rows, row) = (kv.layout.text_rows(self.position), kv.layout.row(self.position));
                 // The oldest position follows the newest in a ring that is full.
                 let until_end = if rows.len() == tokens { rows.len() } else { rows.end - row };

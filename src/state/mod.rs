@@ -14,4 +14,4 @@ pub use image::{image_bytes, image_is_finite};
 pub use kv::{KvCache, KvLayout};
 pub use layers::{LayerState, State};
 pub use meta::MetaState;
-pub use thin::{ImageOf, thinned, thinned_bytes, whole};
+pub use thin::{ImageOf, restored, thinned, thinned_bytes};

@@ -6,33 +6,33 @@ use std::ops::Range;
 use super::KvLayout;
 use crate::{format::CacheType, model::Config};
 
-/// Which image: that of the state after `tokens` tokens of text; `grown`: with the rows of global layers.
+/// Which image: that of the state after `tokens` tokens of text; `global_layers`: with the rows of global layers.
 #[derive(Clone, Copy, Debug)]
 pub struct ImageOf {
     pub tokens: usize,
-    pub grown: bool,
+    pub global_layers: bool,
 }
 
 /// A part of an image: rows of this many bytes for these positions of the text. Conv and SSM states are a row that no other
 /// image has.
-struct Part {
+struct Rows {
     rows: Range<usize>,
     row_bytes: usize,
 }
 
 /// The parts of an image; `None` stands for rows that it does not have, so that the parts of all images correspond.
-fn parts(c: &Config, cache: CacheType, of: ImageOf) -> Vec<Option<Part>> {
+fn parts(c: &Config, cache: CacheType, of: ImageOf) -> Vec<Option<Rows>> {
     let (k_width, v_width) = c.kv_widths();
     let states = CacheType::F32.size(c.inner * (c.conv_kernel - 1 + c.state));
     let mut parts = Vec::new();
     for layer in 0..c.layers {
-        let has_rows = c.is_producer(layer) && (of.grown || c.windowed[layer]);
+        let has_rows = c.is_producer(layer) && (of.global_layers || c.windowed[layer]);
         let kept = KvLayout::new(c, layer, of.tokens).rows() - c.meta_tokens;
         for width in [k_width, v_width] {
             let rows = of.tokens - kept..of.tokens;
-            parts.push(has_rows.then(|| Part { rows, row_bytes: cache.size(width) }));
+            parts.push(has_rows.then(|| Rows { rows, row_bytes: cache.size(width) }));
         }
-        parts.push(Some(Part { rows: 0..1, row_bytes: states }));
+        parts.push(Some(Rows { rows: 0..1, row_bytes: states }));
     }
     parts
 }
@@ -44,7 +44,7 @@ fn shared(c: &Config, cache: CacheType, of: ImageOf, later: ImageOf) -> Vec<(usi
     let mut shared = Vec::new();
     for (i, (part, other)) in parts(c, cache, of).into_iter().zip(parts(c, cache, later)).enumerate() {
         let is_state = i % 3 == 2;
-        if let Some(Part { rows, row_bytes }) = part {
+        if let Some(Rows { rows, row_bytes }) = part {
             let common = match &other {
                 Some(other) if !is_state => other.rows.start.max(rows.start)..rows.end.min(other.rows.end),
                 _ => 0..0,
@@ -77,7 +77,7 @@ pub fn thinned(c: &Config, cache: CacheType, of: ImageOf, later: ImageOf, image:
 }
 
 /// Returns the image `of` which [`thinned`] made `thin`, given that of `later`.
-pub fn whole(c: &Config, cache: CacheType, of: ImageOf, later: ImageOf, thin: &[u8], later_image: &[u8]) -> Vec<u8> {
+pub fn restored(c: &Config, cache: CacheType, of: ImageOf, later: ImageOf, thin: &[u8], later_image: &[u8]) -> Vec<u8> {
     let (mut rest, mut image) = (thin, Vec::new());
     for (rows, common, bytes, place) in shared(c, cache, of, later) {
         let (before, after) = rest.split_at(common.start * bytes);
@@ -112,13 +112,13 @@ mod tests {
         let config = Config { window: Some(16), ..Config::hymba_1_5b() };
         for cache in CacheType::ALL {
             for (tokens, later) in [(3, 9), (9, 9), (9, 16), (9, 20), (9, 25), (20, 30), (20, 50), (16, 17)] {
-                let of = ImageOf { tokens, grown: false };
-                for later in [true, false].map(|grown| ImageOf { tokens: later, grown }) {
+                let of = ImageOf { tokens, global_layers: false };
+                for later in [true, false].map(|global_layers| ImageOf { tokens: later, global_layers }) {
                     let (full, other) = (image(&config, cache, of), image(&config, cache, later));
-                    assert_eq!(full.len(), image_bytes(&config, cache, of.tokens, of.grown));
+                    assert_eq!(full.len(), image_bytes(&config, cache, of.tokens, of.global_layers));
                     let thin = thinned(&config, cache, of, later, &full);
                     assert_eq!(thin.len(), thinned_bytes(&config, cache, of, later));
-                    assert_eq!(whole(&config, cache, of, later, &thin, &other), full, "{of:?}, {later:?}");
+                    assert_eq!(restored(&config, cache, of, later, &thin, &other), full, "{of:?}, {later:?}");
                     let states = image_bytes(&config, cache, 0, false);
                     assert!(later.tokens > 16 || thin.len() == states, "a short text shares all rows");
                     assert!(later.tokens < tokens + 16 || thin.len() == full.len(), "far texts share none");

@@ -8,7 +8,7 @@ use super::{Message, Role, Template, Tokenizer};
 use crate::Result;
 
 /// Markers of a template at most; those in use have a dozen.
-const MOST: usize = 256;
+const MAX_MARKERS: usize = 256;
 /// Characters of a marker at most.
 const LONGEST: usize = 64;
 
@@ -152,7 +152,7 @@ impl Template {
         }
         markers.sort_unstable();
         markers.dedup();
-        markers.truncate(MOST);
+        markers.truncate(MAX_MARKERS);
         markers
     }
 }

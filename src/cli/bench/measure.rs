@@ -22,9 +22,9 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 /// Everything to measure; the lists multiply.
-pub struct Plan {
+pub struct BenchPlan {
     /// The tests, each with its number of tokens.
-    pub tests: Vec<(Kind, usize)>,
+    pub tests: Vec<(Test, usize)>,
     /// Tokens of text before.
     pub depths: Vec<usize>,
     pub threads: Vec<usize>,
@@ -34,7 +34,7 @@ pub struct Plan {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum Test {
     Prefill,
     Decode,
     FirstToken,
@@ -44,21 +44,21 @@ pub enum Kind {
     Verify,
 }
 
-/// Passes of a run of [`Kind::Verify`].
+/// Passes of a run of [`Test::Verify`].
 const VERIFICATIONS: usize = 8;
 
-impl Plan {
+impl BenchPlan {
     /// Tokens of text that the longest test needs.
     pub fn context(&self) -> usize {
         let needs =
-            |&(kind, tokens): &(Kind, usize)| if kind == Kind::Verify { tokens * VERIFICATIONS } else { tokens };
+            |&(kind, tokens): &(Test, usize)| if kind == Test::Verify { tokens * VERIFICATIONS } else { tokens };
         let longest = self.tests.iter().map(needs).max().unwrap_or(1);
         self.depths.iter().max().unwrap_or(&0) + longest
     }
 
     /// Texts that are decoded together at most.
     fn texts(&self) -> usize {
-        let texts = |&(kind, _): &(Kind, usize)| if let Kind::Together(texts) = kind { texts } else { 1 };
+        let texts = |&(kind, _): &(Test, usize)| if let Test::Together(texts) = kind { texts } else { 1 };
         self.tests.iter().map(texts).max().unwrap_or(1)
     }
 
@@ -69,7 +69,7 @@ impl Plan {
 }
 
 /// One run of a test, and what the threads could do at most just before and just after it.
-pub struct Run {
+pub struct Trial {
     pub time: Duration,
     /// Time by operation, and sampling, if it was asked for.
     pub profile: Option<(Profile, Duration)>,
@@ -78,15 +78,15 @@ pub struct Run {
 }
 
 /// A limit that changes by more during a run says that something else used the machine.
-const MOVED: f64 = 0.1;
+const LIMIT_TOLERANCE: f64 = 0.1;
 
 /// One line of the result.
 pub struct Row {
-    pub kind: Kind,
+    pub kind: Test,
     pub tokens: usize,
     pub depth: usize,
     pub threads: usize,
-    pub runs: Vec<Run>,
+    pub runs: Vec<Trial>,
     /// Reads of memory a token, in decode; multiply-adds a token, in prefill.
     pub work_per_token: f64,
     pub cache_bytes: usize,
@@ -96,50 +96,50 @@ impl Row {
     /// The row's name, as llama.cpp's users know it.
     pub fn name(&self) -> String {
         let name = match self.kind {
-            Kind::Prefill => format!("pp{}", self.tokens),
-            Kind::Decode => format!("tg{}", self.tokens),
-            Kind::FirstToken => format!("ttft {}", self.tokens),
-            Kind::Together(texts) => format!("tg{} b{texts}", self.tokens),
-            Kind::Verify => format!("verify {}", self.tokens),
+            Test::Prefill => format!("pp{}", self.tokens),
+            Test::Decode => format!("tg{}", self.tokens),
+            Test::FirstToken => format!("ttft {}", self.tokens),
+            Test::Together(texts) => format!("tg{} b{texts}", self.tokens),
+            Test::Verify => format!("verify {}", self.tokens),
         };
         if self.depth == 0 { name } else { format!("{name} @ d{}", self.depth) }
     }
 
     /// Texts that were decoded together.
     pub fn texts(&self) -> usize {
-        if let Kind::Together(texts) = self.kind { texts } else { 1 }
+        if let Test::Together(texts) = self.kind { texts } else { 1 }
     }
 
     /// Milliseconds of a pass of a decode segment.
     pub fn pass_milliseconds(&self) -> Option<f64> {
         let values = self.values();
         let mean = values.iter().sum::<f64>() / values.len() as f64;
-        (self.kind == Kind::Verify).then_some(1e3 * self.tokens as f64 / mean)
+        (self.kind == Test::Verify).then_some(1e3 * self.tokens as f64 / mean)
     }
 
     /// What bounds this test: reads of memory where little is computed with them, 8-bit multiply-adds else. In the unit of
     /// the work a second.
     fn bound(&self, limits: &Roofline) -> f64 {
         match self.kind {
-            Kind::Prefill | Kind::FirstToken => limits.int8_macs,
-            Kind::Decode | Kind::Together(_) | Kind::Verify => limits.read_bytes,
+            Test::Prefill | Test::FirstToken => limits.int8_macs,
+            Test::Decode | Test::Together(_) | Test::Verify => limits.read_bytes,
         }
     }
 
     /// Did the limit stay during the run?
-    fn is_steady(&self, run: &Run) -> bool {
-        (self.bound(&run.before) / self.bound(&run.after)).ln().abs() <= MOVED
+    fn is_steady(&self, run: &Trial) -> bool {
+        (self.bound(&run.before) / self.bound(&run.after)).ln().abs() <= LIMIT_TOLERANCE
     }
 
     /// Did the limit move during every run?
-    pub fn restless(&self) -> bool {
+    pub fn is_unstable(&self) -> bool {
         !self.runs.iter().any(|run| self.is_steady(run))
     }
 
     /// The runs to count: those during which the limit stayed, or all if it never did.
-    pub fn steady(&self) -> Vec<&Run> {
-        let restless = self.restless();
-        self.runs.iter().filter(|run| restless || self.is_steady(run)).collect()
+    pub fn steady(&self) -> Vec<&Trial> {
+        let unstable = self.is_unstable();
+        self.runs.iter().filter(|run| unstable || self.is_steady(run)).collect()
     }
 
     /// The runs' tokens a second; of the time to the first token, its milliseconds.
@@ -147,10 +147,10 @@ impl Row {
         self.steady().into_iter().map(|run| self.value(run)).collect()
     }
 
-    fn value(&self, run: &Run) -> f64 {
+    fn value(&self, run: &Trial) -> f64 {
         match self.kind {
-            Kind::FirstToken => run.time.as_secs_f64() * 1e3,
-            Kind::Verify => (VERIFICATIONS * self.tokens) as f64 / run.time.as_secs_f64(),
+            Test::FirstToken => run.time.as_secs_f64() * 1e3,
+            Test::Verify => (VERIFICATIONS * self.tokens) as f64 / run.time.as_secs_f64(),
             _ => (self.texts() * self.tokens) as f64 / run.time.as_secs_f64(),
         }
     }
@@ -163,12 +163,12 @@ impl Row {
 
     /// The runs' mean share of the limit around them.
     pub fn share(&self) -> Option<f64> {
-        if !matches!(self.kind, Kind::Prefill | Kind::Decode) {
+        if !matches!(self.kind, Test::Prefill | Test::Decode) {
             return None;
         }
         let runs = self.steady();
         let share =
-            |r: &&Run| self.value(r) * self.work_per_token * 2.0 / (self.bound(&r.before) + self.bound(&r.after));
+            |r: &&Trial| self.value(r) * self.work_per_token * 2.0 / (self.bound(&r.before) + self.bound(&r.after));
         Some(runs.iter().map(share).sum::<f64>() / runs.len() as f64)
     }
 }
@@ -197,7 +197,7 @@ pub struct Results {
 pub fn measure(
     model: &Model,
     session: &mut Session<'_>,
-    plan: &Plan,
+    plan: &BenchPlan,
     opening: Duration,
     cancel: &AtomicBool,
     bar: &ProgressBar,
@@ -232,7 +232,7 @@ pub fn measure(
                     threads,
                     runs: Vec::new(),
                     work_per_token: match kind {
-                        Kind::Decode => {
+                        Test::Decode => {
                             let middle = depth + tokens / 2;
                             let cache = model.plan().read_bytes(middle, session.cache_type());
                             (model.weight_bytes_per_token() + cache) as f64
@@ -254,7 +254,7 @@ pub fn measure(
                     Error::check_cancelled(cancel)?;
                     after = session.roofline();
                     if run > 0 {
-                        row.runs.push(Run { time, profile, before, after });
+                        row.runs.push(Trial { time, profile, before, after });
                     }
                     bar.inc(1);
                 }
@@ -281,7 +281,7 @@ pub fn measure(
 /// choosing tokens.
 fn once(
     (session, others): (&mut Session<'_>, &mut [Text]),
-    kind: Kind,
+    kind: Test,
     prompt: &[u32],
     cancel: &AtomicBool,
 ) -> Result<(Duration, Duration)> {
@@ -295,9 +295,9 @@ fn once(
     };
     let start = Instant::now();
     match kind {
-        Kind::Prefill => drop(session.prefill(prompt, cancel)?),
-        Kind::FirstToken => drop(choose(session.prefill(prompt, cancel)?, prompt)),
-        Kind::Decode => {
+        Test::Prefill => drop(session.prefill(prompt, cancel)?),
+        Test::FirstToken => drop(choose(session.prefill(prompt, cancel)?, prompt)),
+        Test::Decode => {
             let mut history = vec![prompt[0]];
             for _ in 0..prompt.len() {
                 Error::check_cancelled(cancel)?;
@@ -305,7 +305,7 @@ fn once(
                 history.push(id);
             }
         }
-        Kind::Together(texts) => {
+        Test::Together(texts) => {
             let (batch, first) = session.parts();
             let mut ids = vec![prompt[0]; texts];
             for _ in 0..prompt.len() {
@@ -328,7 +328,7 @@ fn once(
                 ids = next;
             }
         }
-        Kind::Verify => {
+        Test::Verify => {
             for _ in 0..VERIFICATIONS {
                 Error::check_cancelled(cancel)?;
                 let mut pass = session.verify(prompt, None)?;

@@ -8,7 +8,7 @@ use hymba::{
 };
 use serde_json::{Value, json};
 
-use super::measure::{Kind, Results, Row};
+use super::measure::{Results, Row, Test};
 use crate::cli::json::JSON_VERSION;
 
 /// Mean, sample deviation, least and greatest.
@@ -38,7 +38,7 @@ pub fn markdown(results: &Results) -> String {
     let _ = writeln!(out, "| test | threads | tok/s | min | of the limit | runs |\n|---|---|---|---|---|---|");
     for row in &results.rows {
         let [mean, deviation, least, _] = spread(&row.values());
-        let unit = if row.kind == Kind::FirstToken { " ms" } else { "" };
+        let unit = if row.kind == Test::FirstToken { " ms" } else { "" };
         let share = row.share().map_or("".into(), |s| format!("{:.1} %", 100.0 * s));
         let _ = writeln!(
             out,
@@ -46,15 +46,15 @@ pub fn markdown(results: &Results) -> String {
             row.name(),
             row.threads,
             row.steady().len(),
-            if row.restless() { " !" } else { "" }
+            if row.is_unstable() { " !" } else { "" }
         );
     }
-    if results.rows.iter().any(|r| matches!(r.kind, Kind::Together(_))) {
+    if results.rows.iter().any(|r| matches!(r.kind, Test::Together(_))) {
         let _ = writeln!(
             out,
             "\n| decoded together | threads | texts | tok/s of all | tok/s of each |\n|---|---|---|---|---|"
         );
-        for row in results.rows.iter().filter(|r| matches!(r.kind, Kind::Together(_))) {
+        for row in results.rows.iter().filter(|r| matches!(r.kind, Test::Together(_))) {
             let ([mean, ..], texts) = (spread(&row.values()), row.texts());
             let each = mean / texts as f64;
             let _ = writeln!(out, "| {} | {} | {texts} | {mean:.2} | {each:.2} |", row.name(), row.threads);
@@ -88,7 +88,7 @@ pub fn markdown(results: &Results) -> String {
             let _ = writeln!(out, "| {name} | {} | {:.1} | {:.1} |", l.threads, before[i], after[i]);
         }
     }
-    if results.rows.iter().any(|r| r.steady().len() < r.runs.len() || r.restless()) {
+    if results.rows.iter().any(|r| r.steady().len() < r.runs.len() || r.is_unstable()) {
         let _ = writeln!(
             out,
             "\nRuns during which the limit moved by more than 10 % are left out: something else used the machine. In rows \
@@ -116,7 +116,7 @@ pub fn csv(results: &Results) -> String {
         "test,depth,threads,unit,mean,deviation,min,max,runs,share_of_limit,work_per_token,limit\n".to_owned();
     for row in &results.rows {
         let [mean, deviation, least, greatest] = spread(&row.values());
-        let unit = if row.kind == Kind::FirstToken { "ms" } else { "tok/s" };
+        let unit = if row.kind == Test::FirstToken { "ms" } else { "tok/s" };
         let share = row.share().map_or(String::new(), |s| format!("{s:.4}"));
         let _ = writeln!(
             out,
@@ -143,20 +143,20 @@ pub fn row_json(row: &Row) -> Value {
         "threads": row.threads,
         "cache_bytes": row.cache_bytes,
         "runs_left_out": row.runs.len() - row.steady().len(),
-        "restless": row.restless(),
+        "unstable": row.is_unstable(),
     });
-    if let Kind::Together(texts) = row.kind {
+    if let Test::Together(texts) = row.kind {
         object["texts"] = json!(texts);
     }
     if let Some(time) = row.pass_milliseconds() {
         object["pass_milliseconds"] = json!(time);
     }
     match row.kind {
-        Kind::FirstToken => object["milliseconds"] = numbers,
+        Test::FirstToken => object["milliseconds"] = numbers,
         _ => object["tokens_per_second"] = numbers,
     }
     match row.kind {
-        Kind::Decode => object["bytes_per_token"] = json!(row.work_per_token),
+        Test::Decode => object["bytes_per_token"] = json!(row.work_per_token),
         _ => object["macs_per_token"] = json!(row.work_per_token),
     }
     if let Some(share) = row.share() {

@@ -128,7 +128,7 @@ impl<'m> Repl<'m> {
                     continue;
                 }
                 Event::Line(line) => self.take(&line),
-                Event::Message(text) => self.say(&text),
+                Event::Message(text) => self.send(&text),
                 Event::Refused(why) => Err(why.into()),
             };
             hinted = false;
@@ -168,12 +168,12 @@ impl<'m> Repl<'m> {
                 self.editing = false;
                 self.command(command.map_err(Error::Request)?)
             }
-            None => self.say(&line.strip_prefix("//").map_or(line.into(), |rest| format!("/{rest}"))),
+            None => self.send(&line.strip_prefix("//").map_or(line.into(), |rest| format!("/{rest}"))),
         }
     }
 
     /// Takes a message.
-    fn say(&mut self, text: &str) -> anyhow::Result<bool> {
+    fn send(&mut self, text: &str) -> anyhow::Result<bool> {
         let editing = std::mem::take(&mut self.editing);
         if text.trim().is_empty() && self.attached.is_empty() {
             return Ok(true);

@@ -47,17 +47,17 @@ impl Progress {
             Event::File { path, .. } => {
                 self.message(path);
                 if self.bar.is_hidden() {
-                    self.say(&format!("downloading {path}"));
+                    self.print(&format!("downloading {path}"));
                 }
             }
             Event::Fetched { bytes } => self.bar.inc(*bytes),
             Event::Again { path, bytes } => {
                 self.bar.dec(*bytes);
-                self.say(&format!("{path}: what is there can't be gone on with, and is fetched anew"));
+                self.print(&format!("{path}: what is there can't be gone on with, and is fetched anew"));
             }
-            Event::Waiting { path } => self.say(&format!("another program downloads {path}; waiting for it")),
+            Event::Waiting { path } => self.print(&format!("another program downloads {path}; waiting for it")),
             Event::Retry { path, why, pause } => {
-                self.say(&format!("{path}: {why}; trying again in {:.1} s", pause.as_secs_f64()));
+                self.print(&format!("{path}: {why}; trying again in {:.1} s", pause.as_secs_f64()));
             }
             Event::Checking { path } => self.message(&format!("checking {path}")),
         }
@@ -93,7 +93,7 @@ impl Progress {
     }
 
     /// Four connections have the same trouble at once.
-    fn say(&mut self, text: &str) {
+    fn print(&mut self, text: &str) {
         if !self.quiet && self.said != text {
             self.bar.suspend(|| note(text));
             self.said = text.into();

@@ -10,7 +10,7 @@ use crate::{
     engine::Session,
     format::CacheType,
     model::Config,
-    state::{ImageOf, Payload, image_is_finite, read_session, thinned, thinned_bytes, whole, write_session},
+    state::{ImageOf, Payload, image_is_finite, read_session, restored, thinned, thinned_bytes, write_session},
 };
 
 #[derive(Serialize, Deserialize)]
@@ -76,11 +76,11 @@ impl Timeline<'_> {
         }
         let end = self.session.checkpoint(true)?;
         let (config, cache) = (model.config(), self.session.cache_type());
-        let mut later = ImageOf { tokens: self.steps.len(), grown: true };
+        let mut later = ImageOf { tokens: self.steps.len(), global_layers: true };
         let written = write_session(path, &header, |write| {
             for checkpoint in checkpoints.iter().rev() {
                 self.session.restore(checkpoint.state());
-                let of = ImageOf { tokens: checkpoint.at, grown: false };
+                let of = ImageOf { tokens: checkpoint.at, global_layers: false };
                 write(&thinned(config, cache, of, later, &self.image(false, &[])))?;
                 write(&logit_bytes(checkpoint.logits()))?;
                 later = of;
@@ -113,12 +113,12 @@ impl Timeline<'_> {
             header.check(session, path)?;
             let steps = header.steps;
             let logits = if steps.is_empty() { 0 } else { config.vocab * size_of::<f32>() };
-            let end = ImageOf { tokens: steps.len(), grown: true };
-            let at = header.checkpoints.iter().map(|&tokens| ImageOf { tokens, grown: false }).chain([end]);
+            let end = ImageOf { tokens: steps.len(), global_layers: true };
+            let at = header.checkpoints.iter().map(|&tokens| ImageOf { tokens, global_layers: false }).chain([end]);
             let (mut payload, mut later) = (0usize, end);
             let image = |of: ImageOf| {
-                let all = session.image_bytes(of.tokens, of.grown);
-                let later = (header.thin && !of.grown).then(|| std::mem::replace(&mut later, of));
+                let all = session.image_bytes(of.tokens, of.global_layers);
+                let later = (header.thin && !of.global_layers).then(|| std::mem::replace(&mut later, of));
                 let stored = later.map_or(all, |later| thinned_bytes(config, cache, of, later));
                 let image = Image { of, later, start: payload, stored, all, logits };
                 payload = payload.saturating_add(image.bytes());
@@ -133,13 +133,13 @@ impl Timeline<'_> {
         let kept: Vec<&Image> = images
             .iter()
             .filter(|image| {
-                let fits = image.of.grown || image.all + image.logits <= room;
+                let fits = image.of.global_layers || image.all + image.logits <= room;
                 room = if fits { room.saturating_sub(image.all + image.logits) } else { 0 };
                 fits
             })
             .collect();
         for_each_image(&payload, config, cache, &kept, |image, state, logits| {
-            let finite = image_is_finite(config, cache, image.of.tokens, image.of.grown, state);
+            let finite = image_is_finite(config, cache, image.of.tokens, image.of.global_layers, state);
             if finite && logits.iter().all(|v| v.is_finite()) {
                 return Ok(());
             }
@@ -151,8 +151,8 @@ impl Timeline<'_> {
         self.checkpoints.stashes.clear();
         let mut checkpoints = Vec::new();
         for_each_image(&payload, config, cache, &kept, |image, state, logits| {
-            self.session.read_image(image.of.tokens, image.of.grown, state);
-            if image.of.grown {
+            self.session.read_image(image.of.tokens, image.of.global_layers, state);
+            if image.of.global_layers {
                 self.logits = logits;
             } else {
                 checkpoints.push((image.of.tokens, self.session.checkpoint(false)?, logits));
@@ -207,7 +207,7 @@ fn for_each_image(
         let bytes = payload.read(image.start, image.bytes())?;
         let (stored, logits) = bytes.split_at(image.stored);
         let state = match image.later {
-            Some(later) => whole(config, cache, image.of, later, stored, &later_state),
+            Some(later) => restored(config, cache, image.of, later, stored, &later_state),
             None => stored.to_vec(),
         };
         take(image, &state, read_logits(logits))?;

@@ -341,7 +341,7 @@ impl<'a> Header<'a> {
     fn tensor_infos(&mut self, count: u64, alignment: u64, metadata: &Metadata) -> Result<Vec<TensorInfo>> {
         // The shortest entry: an empty name's length, the number of dimensions, one of them, type and offset.
         let count = self.check_count(count, 32, "tensors")?;
-        let mut announced = packed::announced(metadata).map_err(|what| self.bad(what))?;
+        let mut index = packed::read_index(metadata).map_err(|what| self.bad(what))?;
         let mut seen = HashSet::with_capacity(count);
         let mut infos = Vec::with_capacity(count);
         for _ in 0..count {
@@ -365,7 +365,7 @@ impl<'a> Header<'a> {
                 }
             }
             let id = self.u32(&what)?;
-            let packed = announced.remove(name).filter(|_| id == I8);
+            let packed = index.remove(name).filter(|_| id == I8);
             let (dtype, packing) = match packed {
                 Some((dtype, ..)) => (dtype, Packing::X8),
                 None => (DType::from_ggml_id(id).ok_or_else(|| self.unknown_type(name, id, metadata))?, Packing::Plain),
@@ -387,7 +387,7 @@ impl<'a> Header<'a> {
             }
             infos.push(TensorInfo { name: name.to_owned(), dims: real, dtype, packing, offset, bytes });
         }
-        if let Some(name) = announced.keys().next() {
+        if let Some(name) = index.keys().next() {
             return Err(self.bad(format!("is damaged: it announces a packed tensor `{name}` that is not there")));
         }
         Ok(infos)

@@ -43,7 +43,10 @@ impl Layout {
     pub fn new(mut metadata: Metadata, tensors: Vec<(String, Vec<usize>, DType, Packing)>) -> Result<Self> {
         let aligned = |n: u64| n.next_multiple_of(ALIGNMENT as u64);
         let packed = tensors.iter().filter(|t| t.3 == Packing::X8);
-        packed::announce(&mut metadata, packed.map(|(name, dims, dtype, _)| (name.as_str(), *dtype, dims.as_slice())));
+        packed::write_index(
+            &mut metadata,
+            packed.map(|(name, dims, dtype, _)| (name.as_str(), *dtype, dims.as_slice())),
+        );
         metadata.remove("general.alignment");
         metadata.set("general.alignment", ALIGNMENT);
         let mut header = Vec::new();

@@ -11,7 +11,7 @@ use crate::format::{
 const STEPS: f32 = 4.0;
 /// Levels and scaled values are in −`REACH`..`REACH`.
 const REACH: f32 = 128.0;
-const PLACES: usize = 1024; // 2 · REACH · STEPS
+const TABLE_LEN: usize = 1024; // 2 · REACH · STEPS
 
 /// The values that the codes of a quantized type stand for.
 pub struct Grid {
@@ -29,7 +29,7 @@ enum Kind {
     /// Whole numbers, from the first to the last.
     Even { low: f32, high: f32 },
     /// Any: for every step the code of the nearest level, and the level.
-    Table { codes: Box<[u8; PLACES]>, levels: Box<[f32; PLACES]> },
+    Table { codes: Box<[u8; TABLE_LEN]>, levels: Box<[f32; TABLE_LEN]> },
 }
 
 impl Grid {
@@ -43,7 +43,7 @@ impl Grid {
         let kind = if even {
             Kind::Even { low, high }
         } else {
-            let codes: [u8; PLACES] = std::array::from_fn(|i| {
+            let codes: [u8; TABLE_LEN] = std::array::from_fn(|i| {
                 let v = (i as f32 + 0.5) / STEPS - REACH;
                 let distance = |&code: &usize| (levels[code] - v).abs();
                 (0..levels.len()).min_by(|a, b| distance(a).total_cmp(&distance(b))).unwrap_or(0) as u8
@@ -57,7 +57,7 @@ impl Grid {
     #[inline]
     pub fn nearest(&self, v: &[f32; BLOCK]) -> [f32; BLOCK] {
         match &self.kind {
-            Kind::Even { low, high } => v.map(|v| whole(v.clamp(*low, *high))),
+            Kind::Even { low, high } => v.map(|v| round_to_integer(v.clamp(*low, *high))),
             Kind::Table { levels, .. } => v.map(place).map(|place| levels[place]),
         }
     }
@@ -66,7 +66,7 @@ impl Grid {
     #[inline]
     pub fn nearest_one(&self, v: f32) -> f32 {
         match &self.kind {
-            Kind::Even { low, high } => whole(v.clamp(*low, *high)),
+            Kind::Even { low, high } => round_to_integer(v.clamp(*low, *high)),
             Kind::Table { levels, .. } => levels[place(v)],
         }
     }
@@ -93,7 +93,7 @@ impl Grid {
 
 /// The nearest whole number of a small one: what is added and taken away leaves no room for more.
 #[inline]
-fn whole(v: f32) -> f32 {
+fn round_to_integer(v: f32) -> f32 {
     const ROOM: f32 = 12_582_912.0; // 1.5 · 2²³
     (v + ROOM) - ROOM
 }
@@ -102,6 +102,6 @@ fn whole(v: f32) -> f32 {
 #[inline]
 fn place(v: f32) -> usize {
     // Half a step less, since the nearest is taken; what is added puts the whole number into the lowest bits.
-    let at = ((v + REACH) * STEPS - 0.5).clamp(0.0, (PLACES - 1) as f32);
-    (at + 8_388_608.0).to_bits() as usize % PLACES
+    let at = ((v + REACH) * STEPS - 0.5).clamp(0.0, (TABLE_LEN - 1) as f32);
+    (at + 8_388_608.0).to_bits() as usize % TABLE_LEN
 }

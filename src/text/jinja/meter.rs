@@ -12,7 +12,7 @@ pub const STEP: usize = 64;
 pub const ITEM: usize = 64;
 
 /// What a piece of a text costs beside its bytes.
-const PIECE: usize = 8;
+const TEXT_OVERHEAD: usize = 8;
 
 /// The budget of one rendering.
 pub struct Meter {
@@ -65,14 +65,14 @@ impl<'m> Writer<'m> {
 
     /// Appends `text`.
     pub fn push(&mut self, text: &str) -> Result<(), Failure> {
-        self.meter.charge(PIECE + 2 * text.len())?;
+        self.meter.charge(TEXT_OVERHEAD + 2 * text.len())?;
         self.text.push_str(text);
         Ok(())
     }
 
     /// Appends a character.
     pub fn push_char(&mut self, c: char) -> Result<(), Failure> {
-        self.meter.charge(PIECE)?;
+        self.meter.charge(TEXT_OVERHEAD)?;
         self.text.push(c);
         Ok(())
     }
