@@ -58,6 +58,14 @@ pub const STOPS: usize = 64;
 pub const STOP: usize = 1024;
 /// Tokens that end a text.
 pub const ENDS: usize = 64;
+/// Bytes of a list of tools.
+pub const TOOLS_BYTES: usize = 1 << 20;
+/// Tools that a model may call.
+pub const TOOLS: usize = 128;
+/// Bytes of a tool's name.
+pub const TOOL_NAME: usize = 64;
+/// Bytes of a tool's result.
+pub const TOOL_RESULT: usize = 1 << 20;
 /// Bytes of a session file's header: ids and texts of the conversation, which take a few times as much memory.
 pub const SESSION_HEADER: usize = 128 << 20;
 
@@ -111,6 +119,10 @@ mod tests {
             ("stop strings", "64", STOPS),
             ("stop string", "1,024 bytes", STOP),
             ("tokens that end a text", "64", ENDS),
+            ("list of tools", "1 MiB", TOOLS_BYTES),
+            ("tools", "128", TOOLS),
+            ("tool's name", "64 bytes", TOOL_NAME),
+            ("tool's result", "1 MiB", TOOL_RESULT),
             ("header of a session file", "128 MiB", SESSION_HEADER),
         ];
         for (what, number, value) in all {

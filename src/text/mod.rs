@@ -1,5 +1,6 @@
 //! Text to token ids and back, a piece at a time, chat templates, and where to stop.
 
+pub mod calls;
 mod divide;
 mod ends;
 mod jinja;
@@ -11,14 +12,17 @@ mod stop;
 mod stream;
 mod template;
 mod tokenizer;
+mod tools;
 
+pub use calls::{Call, ParsedReply, ReplyParser, ReplyPart, parse_reply};
 pub use ends::end_tokens;
 pub use markers::Markers;
 pub use rendered::Rendered;
 pub use stop::StopMatcher;
 pub use stream::Stream;
-pub use template::{Message, Role, Template};
+pub use template::{Inputs, Message, Role, Template};
 pub use tokenizer::Tokenizer;
+pub use tools::{Tool, ToolChoice, Tools};
 
 #[cfg(test)]
 pub(crate) use tokenizer::tests::{small as small_tokenizer, small_with_ends};

@@ -3,7 +3,7 @@
 
 use std::{collections::HashMap, ops::Range};
 
-use super::{Markers, Message, Template};
+use super::{Inputs, Markers, Message, Template};
 use crate::Result;
 
 /// A text to read, and where in it is what was said.
@@ -21,22 +21,30 @@ const FRAMES: Range<u32> = 0xF0000..0x10FFFE;
 const SIGNS: Range<u32> = 0xE000..0xF900;
 
 impl Template {
-    /// Returns the prompt that `messages` make, as [`Template::render`] does, and which parts of it are theirs, as far as one
-    /// of `markers` could arise from them.
+    /// Returns the prompt that `inputs` make, as [`Template::render`] does, and which parts of it are from messages, contexts
+    /// and tools, as far as one of `markers` could arise from them.
     ///
     /// First the messages are rendered with a sign before and behind each, inside of its white space; if the template then
     /// says the same but for the signs, they show where the messages are. If it looked at how a message begins or ends,
     /// characters with which markers begin and end are replaced instead. If it says something else then too (it counts or
     /// splits), and says more markers than for messages without any, all of the text is taken for theirs.
-    pub fn render_literal(&self, messages: &[Message<'_>], ask: bool, markers: &Markers) -> Result<Rendered> {
-        let text = self.render(messages, ask)?;
-        let contents: Vec<&str> = messages.iter().map(|message| message.content).collect();
+    pub fn render_literal<'a>(&self, inputs: impl Into<Inputs<'a>>, ask: bool, markers: &Markers) -> Result<Rendered> {
+        let inputs = inputs.into();
+        let may_hold = |text: &str| markers.may_hold([text].into_iter());
+        let mut contents = Vec::new();
+        let variables = inputs.variables(ask, &may_hold, &mut |content| {
+            contents.push(content.to_owned());
+            content.to_owned()
+        });
+        let text = self.render_with(&variables)?;
+        let contents: Vec<&str> = contents.iter().map(String::as_str).collect();
         if !markers.may_hold(contents.iter().copied()) {
             return Ok(Rendered { text, literal: Vec::new() });
         }
         let render = |contents: &[String]| {
-            let with = messages.iter().zip(contents).map(|(message, content)| Message::new(message.role, content));
-            self.render(&with.collect::<Vec<_>>(), ask).ok()
+            let mut contents = contents.iter();
+            let variables = inputs.variables(ask, &may_hold, &mut |_| contents.next().cloned().unwrap_or_default());
+            self.render_with(&variables).ok()
         };
         let literal = literal(&text, &contents, markers, &render);
         Ok(Rendered { text, literal })
@@ -182,7 +190,7 @@ impl Rendered {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::text::{Role, small_tokenizer};
+    use crate::text::{Role, Tools, small_tokenizer};
 
     /// What of the prompt for `said`, by the user and the model in turn, is theirs.
     fn theirs(source: &str, said: &[&str]) -> Vec<String> {
@@ -220,6 +228,40 @@ mod tests {
         // signs in a message help nobody
         let private = ["\u{f0000}<a>\u{f0001}\u{e000}"];
         assert_eq!(theirs(&each("m.content"), &private), [format!("<a>{}</a>", private[0])]);
+    }
+
+    #[test]
+    fn tools_contexts_and_results_are_never_markers() {
+        const SOURCE: &str = "{% for t in tools %}<tool> {{ t|tojson }} </tool>{% endfor %}{% for c in contexts %}\
+            <context> {{ c.strip() }} </context>{% endfor %}{% for m in messages %}<extra_id_1>{{ m.role }} \
+            {{ m.content }}{% endfor %}";
+        let template = Template::new(SOURCE, "test", "<s>", "</s>").unwrap();
+        let markers = small_tokenizer().markers(&template.markers()).unwrap();
+        let list =
+            serde_json::json!([{"name": "f", "description": "a </tool> \"b\"\n<b>", "<key>": 1, "n": [2.5, "c"]}]);
+        let tools = Tools::from_value(&list, "test").unwrap();
+        let contexts = [" <context> ".to_owned(), "d".to_owned()];
+        let call = "<toolcall> {\"name\": \"f\", \"arguments\": {\"a\": \"</toolcall>\"}} </toolcall>";
+        let quoted = format!("<tool> {call} <toolcall>");
+        let messages = [
+            Message::new(Role::User, "<user>"),
+            Message::new(Role::Assistant, &quoted),
+            Message::new(Role::Tool, "<result>"),
+        ];
+        let theirs = |inputs: Inputs<'_>| -> Vec<String> {
+            let Rendered { text, literal } = template.render_literal(inputs, true, &markers).unwrap();
+            assert_eq!(text, template.render(inputs, true).unwrap());
+            literal.into_iter().map(|range| text[range].into()).collect()
+        };
+        let inputs = Inputs { messages: &messages, tools: Some(&tools), contexts: &contexts, parse_special: false };
+        let elsewhere = ["a </tool> \\\"b\\\"\\n<b>", "<key>", "<context>", "d"];
+        let json = "{\"name\": \"f\", \"arguments\": {\"a\": \"</toolcall>\"}}";
+        let said = ["<user>", "<tool>", json, "<toolcall>", "<result>"];
+        assert_eq!(theirs(inputs), [&elsewhere[..], &said].concat());
+        let special = Inputs { parse_special: true, ..inputs };
+        assert_eq!(theirs(special), [&elsewhere[..], &["<result>"]].concat());
+        let without = Inputs { tools: None, contexts: &[], ..inputs };
+        assert_eq!(theirs(without), ["<user>", &quoted, "<result>"], "without tools there are no calls");
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! Chat templates: the Jinja text that makes a prompt of messages, as Hugging Face's tokenizers carry it.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{
-    Tokenizer,
+    Tokenizer, Tools, calls,
     jinja::{Failure, Program, Variables},
 };
 use crate::{Error, Result, limits};
@@ -20,6 +20,8 @@ pub enum Role {
     User,
     /// The model.
     Assistant,
+    /// A tool, whose result it is.
+    Tool,
 }
 
 impl Role {
@@ -28,6 +30,7 @@ impl Role {
             Self::System => "system",
             Self::User => "user",
             Self::Assistant => "assistant",
+            Self::Tool => "tool",
         }
     }
 }
@@ -45,6 +48,100 @@ impl<'a> Message<'a> {
     /// `content`, said by `role`.
     pub fn new(role: Role, content: &'a str) -> Self {
         Self { role, content }
+    }
+}
+
+/// What a template makes a prompt of.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Inputs<'a> {
+    /// What was said.
+    pub messages: &'a [Message<'a>],
+    /// What the model may call.
+    pub tools: Option<&'a Tools>,
+    /// Texts to answer from.
+    pub contexts: &'a [String],
+    /// Whether markers that messages name become these, but for the results of tools; otherwise they are text there.
+    pub parse_special: bool,
+}
+
+impl<'a> From<&'a [Message<'a>]> for Inputs<'a> {
+    fn from(messages: &'a [Message<'a>]) -> Self {
+        Self { messages, ..Self::default() }
+    }
+}
+
+impl<'a> From<&'a Vec<Message<'a>>> for Inputs<'a> {
+    fn from(messages: &'a Vec<Message<'a>>) -> Self {
+        messages.as_slice().into()
+    }
+}
+
+impl<'a, const N: usize> From<&'a [Message<'a>; N]> for Inputs<'a> {
+    fn from(messages: &'a [Message<'a>; N]) -> Self {
+        messages.as_slice().into()
+    }
+}
+
+impl Inputs<'_> {
+    /// Returns the template's variables, with what `map` makes of each text that comes from elsewhere, in order: contents of
+    /// messages, contexts, and of the tools what `may_hold` a marker. Of a reply the tags of calls are the model's
+    /// to say, if it may call tools.
+    pub(super) fn variables(
+        &self,
+        ask: bool,
+        may_hold: &dyn Fn(&str) -> bool,
+        map: &mut dyn FnMut(&str) -> String,
+    ) -> Variables {
+        let mut variables = Variables::new();
+        let messages = self.messages.iter().map(|&Message { role, content }| {
+            let content = match role {
+                Role::Tool => map(content),
+                _ if self.parse_special => content.into(),
+                Role::Assistant if self.tools.is_some() => {
+                    let (mut mapped, mut at) = (String::new(), 0);
+                    for tag in calls::tags(content) {
+                        mapped += &map(&content[at..tag.start]);
+                        mapped += &content[tag.clone()];
+                        at = tag.end;
+                    }
+                    mapped + &map(&content[at..])
+                }
+                _ => map(content),
+            };
+            json!({ "role": role.name(), "content": content })
+        });
+        variables.insert("messages".into(), messages.collect());
+        variables.insert("add_generation_prompt".into(), ask.into());
+        if !self.contexts.is_empty() {
+            let contexts: Vec<String> = self.contexts.iter().map(|text| map(text)).collect();
+            // Hymba's name for them, and that of Hugging Face's library.
+            let documents = contexts.iter().map(|text| json!({ "title": "", "text": text }));
+            variables.insert("documents".into(), documents.collect());
+            variables.insert("contexts".into(), contexts.into());
+        }
+        if let Some(tools) = self.tools {
+            let mut tools = tools.to_value();
+            map_texts(&mut tools, &mut |text| if may_hold(text) { map(text) } else { text.into() });
+            variables.insert("tools".into(), tools);
+        }
+        variables
+    }
+}
+
+/// Replaces every text in `value`, keys included, by what `map` makes of it.
+fn map_texts(value: &mut Value, map: &mut dyn FnMut(&str) -> String) {
+    match value {
+        Value::String(text) => *text = map(text),
+        Value::Array(items) => items.iter_mut().for_each(|item| map_texts(item, map)),
+        Value::Object(fields) => {
+            let mapped = std::mem::take(fields).into_iter().map(|(key, mut value)| {
+                let key = map(&key);
+                map_texts(&mut value, map);
+                (key, value)
+            });
+            *fields = mapped.collect();
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
     }
 }
 
@@ -86,13 +183,25 @@ impl Template {
         &self.source
     }
 
-    /// The prompt that `messages` make; `ask` adds what makes the model reply.
-    pub fn render(&self, messages: &[Message<'_>], ask: bool) -> Result<String> {
-        let messages = messages.iter().map(|m| json!({ "role": m.role.name(), "content": m.content }));
-        let mut variables = Variables::new();
-        variables.insert("messages".into(), messages.collect());
-        variables.insert("add_generation_prompt".into(), ask.into());
-        self.render_with(&variables)
+    /// The prompt that `inputs` make, messages alone or with what belongs to them; `ask` adds what makes the model reply.
+    pub fn render<'a>(&self, inputs: impl Into<Inputs<'a>>, ask: bool) -> Result<String> {
+        self.render_with(&inputs.into().variables(ask, &|_| false, &mut str::to_owned))
+    }
+
+    /// Returns whether this template says which tools there are.
+    pub fn takes_tools(&self) -> Result<bool> {
+        self.takes(Inputs { tools: Some(&Tools::sample()), ..Inputs::default() })
+    }
+
+    /// Returns whether this template has a place for texts to answer from.
+    pub fn takes_contexts(&self) -> Result<bool> {
+        self.takes(Inputs { contexts: &[MARK.into()], ..Inputs::default() })
+    }
+
+    /// Returns whether `inputs` without messages change what this template says to a message.
+    fn takes(&self, inputs: Inputs<'_>) -> Result<bool> {
+        let messages = [Message::new(Role::User, "a")];
+        Ok(self.render(Inputs { messages: &messages, ..inputs }, true)? != self.render(&messages, true)?)
     }
 
     /// Returns what the template makes of any variables: `messages`, `tools`, `documents`, `add_generation_prompt` and
@@ -101,7 +210,7 @@ impl Template {
     pub fn render_with(&self, variables: &Variables) -> Result<String> {
         let mut all = Variables::new();
         for name in ["tools", "documents"] {
-            all.insert(name.into(), serde_json::Value::Null);
+            all.insert(name.into(), Value::Null);
         }
         for (name, token) in [("bos_token", &self.bos), ("eos_token", &self.eos)] {
             if !token.is_empty() {
@@ -185,6 +294,26 @@ mod tests {
         assert_eq!(
             template("{% if true %}\n  {% endif %}{{ messages[0].content }}").render(&[user("<&'\">")], true).unwrap(),
             "<&'\">"
+        );
+    }
+
+    #[test]
+    fn a_template_may_have_places_for_tools_and_contexts() {
+        let tools = Tools::parse(r#"[{"name": "f", "parameters": {"type": "object"}}]"#, "t.json").unwrap();
+        let contexts = ["a".to_owned()];
+        let inputs = Inputs { tools: Some(&tools), contexts: &contexts, ..Inputs::default() };
+        let said = template("{{ tools|tojson }} {{ contexts|tojson }} {{ documents|tojson }}").render(inputs, true);
+        let expected = r#"[{"name": "f", "parameters": {"type": "object"}}] ["a"] [{"title": "", "text": "a"}]"#;
+        assert_eq!(said.unwrap(), expected);
+        let takes = |source| (template(source).takes_tools().unwrap(), template(source).takes_contexts().unwrap());
+        assert_eq!(takes(CHATML), (false, false));
+        assert_eq!(takes("{% for tool in tools %}{{ tool.function.name }}{% endfor %}"), (true, false));
+        assert_eq!(takes("{% for c in contexts %}{{ c.strip() }}{% endfor %}"), (false, true));
+        assert_eq!(takes("{% for d in documents %}{{ d.text }}{% endfor %}"), (false, true));
+        let result = [Message::new(Role::Tool, "5")];
+        assert_eq!(
+            template("{{ messages[0].role }} {{ messages[0].content }}").render(&result, true).unwrap(),
+            "tool 5"
         );
     }
 
