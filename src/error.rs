@@ -108,6 +108,9 @@ pub enum Error {
     /// The GPU stopped while it was at work. What it was working on is lost.
     #[error("the GPU failed: {0}")]
     Gpu(String),
+    /// What a text should match can't be enforced; `place` is where in it, as a JSON pointer or a line.
+    #[error("{}{what}", .place.as_ref().map(|place| format!("at {place}: ")).unwrap_or_default())]
+    Constraint { place: Option<String>, what: String },
     /// The user asked to stop.
     #[error("interrupted")]
     Cancelled,

@@ -28,7 +28,7 @@
 //! ```text
 //! eval                                   perplexity, divergence
 //! engine        quant                    sessions and conversations; conversion and calibration
-//! forward                                the forward pass, written once for every backend
+//! forward  constrain                     the forward pass, written once for every backend; what texts have to match
 //! state  import                          KV rows, conv and SSM state; Hugging Face folders
 //! model  backend  text  sample           sizes and weights; operations and devices; tokens; from logits to a token
 //! hub                                    models by name: download, cache, what is installed
@@ -38,6 +38,8 @@
 
 #[doc(hidden)]
 pub mod backend;
+#[doc(hidden)]
+pub mod constrain;
 #[doc(hidden)]
 pub mod engine;
 mod error;
@@ -70,6 +72,7 @@ pub mod text;
 mod threads;
 
 pub use backend::DeviceChoice;
+pub use constrain::{Constraint, Shape, Vocabulary};
 pub use engine::{
     Conversation, Model, Session, SessionOptions, Timeline, conversation,
     generate::{Generation, Request, StopReason, Timings, TokenModel, generate},

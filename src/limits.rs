@@ -52,6 +52,10 @@ pub const TEMPLATE_NESTING: usize = 200;
 pub const TEMPLATE_CALL_DEPTH: usize = 1000;
 /// How deep lists and dicts may be in each other.
 pub const TEMPLATE_VALUE_DEPTH: usize = 128;
+/// Bytes of a JSON schema, a regular expression or a grammar that texts are held against.
+pub const CONSTRAINT: usize = 256 << 10;
+/// How deep brackets of a regular expression or a grammar may be in each other.
+pub const CONSTRAINT_DEPTH: usize = 64;
 /// Stop strings.
 pub const STOPS: usize = 64;
 /// Bytes of a stop string.

@@ -10,7 +10,7 @@ use std::{
         mpsc::{self, RecvTimeoutError},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rayon::{ThreadBuilder, ThreadPool, ThreadPoolBuilder};
@@ -45,12 +45,34 @@ pub fn pool(threads: Option<NonZeroUsize>) -> Option<ThreadPool> {
 
 /// Returns what `work` returns, which is done on a thread of its own: once `cancel` is set, nobody waits for it any more.
 pub fn until<T: Send + 'static>(cancel: &AtomicBool, work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    wait(thread::Builder::new(), cancel, None, work)?.ok_or(Error::Cancelled)
+}
+
+/// [`until`], with a stack of so many bytes; `None` where `work` takes longer than `patience`.
+pub fn bounded<T: Send + 'static>(
+    cancel: &AtomicBool,
+    stack: usize,
+    patience: Duration,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<Option<T>> {
+    wait(thread::Builder::new().stack_size(stack), cancel, Some(Instant::now() + patience), work)
+}
+
+fn wait<T: Send + 'static>(
+    thread: thread::Builder,
+    cancel: &AtomicBool,
+    deadline: Option<Instant>,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<Option<T>> {
     let (send, receive) = mpsc::channel();
-    let started = thread::Builder::new().spawn(move || send.send(work()));
+    let started = thread.spawn(move || send.send(work()));
     started.map_err(|_| Error::Request("the system allows this process no more threads".into()))?;
     loop {
         match receive.recv_timeout(Duration::from_millis(20)) {
-            Ok(done) => return Ok(done),
+            Ok(done) => return Ok(Some(done)),
+            Err(RecvTimeoutError::Timeout) if deadline.is_some_and(|deadline| Instant::now() >= deadline) => {
+                return Ok(None);
+            }
             Err(RecvTimeoutError::Timeout) => Error::check_cancelled(cancel)?,
             Err(RecvTimeoutError::Disconnected) => return Err(Error::Cancelled), // it panicked, and said so
         }
@@ -81,5 +103,8 @@ mod tests {
         let (_end, ends) = mpsc::channel::<()>();
         let never = move || ends.recv().is_ok();
         assert!(matches!(until(&AtomicBool::new(true), never), Err(Error::Cancelled)));
+        let (_end, ends) = mpsc::channel::<()>();
+        let never = move || ends.recv().is_ok();
+        assert!(bounded(&AtomicBool::new(false), 1 << 20, Duration::from_millis(1), never).unwrap().is_none());
     }
 }

@@ -6,7 +6,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use super::{SamplingParams, Setting};
+use super::{SamplingParams, Setting, TokenSet};
 
 /// A token that can still be chosen. Sorts most likely first, the lower id first among equals.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -98,10 +98,24 @@ impl Sampler {
     /// Chooses the next token from `logits` `[vocab]`, which may hold anything, NaN (never chosen while there is a number)
     /// and infinities included. `history` is the ids so far, which the repeat penalty looks back on.
     pub fn sample(&mut self, logits: &[f32], history: &[u32]) -> u32 {
+        self.candidates.clear();
+        self.candidates.extend(logits.iter().zip(0..).map(|(&logit, id)| Candidate { logit: finite(logit), id }));
+        penalize(&mut self.candidates, &self.params, history);
+        self.choose()
+    }
+
+    /// [`Sampler::sample`] among the tokens of `allowed`. Nothing is penalized: what a constraint asks for again and again,
+    /// such as quotation marks, would be.
+    pub fn sample_among(&mut self, logits: &[f32], allowed: &TokenSet) -> u32 {
+        self.candidates.clear();
+        let logit = |id: u32| logits.get(id as usize).copied().map(finite);
+        self.candidates.extend(allowed.iter().filter_map(|id| Some(Candidate { logit: logit(id)?, id })));
+        self.choose()
+    }
+
+    /// Chooses one of the candidates.
+    fn choose(&mut self) -> u32 {
         let Self { params, rng, banned, candidates, .. } = self;
-        candidates.clear();
-        candidates.extend(logits.iter().zip(0..).map(|(&logit, id)| Candidate { logit: finite(logit), id }));
-        penalize(candidates, params, history);
         if !banned.is_empty() && candidates.iter().any(|c| !banned.contains(&c.id)) {
             candidates.retain(|c| !banned.contains(&c.id));
         }
@@ -281,6 +295,22 @@ mod tests {
         sampler.ban(1);
         assert_eq!(sampler.sample(&[1.0, 5.0, 5.0], &[]), 2);
         assert_eq!(sampler.sample(&[-0.0, 0.0], &[]), 0);
+    }
+
+    #[test]
+    fn only_what_is_allowed_is_chosen() {
+        let logits = [9.0, 1.0, 5.0, 3.0];
+        let allowed: TokenSet = [1, 3, 999].into_iter().collect();
+        let mut sampler = Sampler::new(SamplingParams { temperature: 0.0, repeat_penalty: 1000.0, ..PLAIN }, 0);
+        assert_eq!(sampler.sample_among(&logits, &allowed), 3);
+        sampler.ban(3);
+        assert_eq!(sampler.sample_among(&logits, &allowed), 1);
+        let (mut free, mut among) = (Sampler::new(PLAIN, 7), Sampler::new(PLAIN, 7));
+        let all: TokenSet = (0..4).collect();
+        for _ in 0..100 {
+            assert_eq!(free.sample(&logits, &[]), among.sample_among(&logits, &all), "one path for both");
+            assert!(allowed.contains(among.clone().sample_among(&[f32::NAN; 4], &allowed)));
+        }
     }
 
     #[test]

@@ -21,7 +21,7 @@ pub use rendered::Rendered;
 pub use stop::StopMatcher;
 pub use stream::Stream;
 pub use template::{Inputs, Message, Role, Template};
-pub use tokenizer::Tokenizer;
+pub use tokenizer::{Entry, Tokenizer};
 pub use tools::{Tool, ToolChoice, Tools};
 
 #[cfg(test)]

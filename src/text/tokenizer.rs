@@ -26,7 +26,7 @@ const LARGE: usize = 8 << 20;
 /// text; what is no UTF-8 becomes U+FFFD. So text that was shown never changes when more tokens arrive. Tokens that
 /// frame a text (begin, end, unknown, padding) have no text; other special tokens do.
 pub struct Tokenizer {
-    pub(super) inner: tokenizers::Tokenizer,
+    pub(super) inner: Arc<tokenizers::Tokenizer>,
     vocab: usize,
     bos: Option<u32>,
     eos: Option<u32>,
@@ -43,6 +43,15 @@ pub struct Tokenizer {
     /// Ends the splitting of long texts.
     pub(super) cancel: Option<Arc<AtomicBool>>,
     encoded: AtomicU64,
+}
+
+/// What a token stands for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// These bytes of a text; none, where no token has the id.
+    Text(Vec<u8>),
+    /// Something of its own, by its name: it begins or ends a text, or marks a place in it.
+    Special(String),
 }
 
 impl Tokenizer {
@@ -76,7 +85,7 @@ impl Tokenizer {
         let id = |key: &str| meta.uint(&format!("tokenizer.ggml.{key}_token_id")).and_then(|v| u32::try_from(v).ok());
         Ok(Self {
             vocab: inner.get_vocab_size(true),
-            inner,
+            inner: Arc::new(inner),
             bos: id("bos"),
             eos: id("eos"),
             ends: end_tokens(meta).into_iter().filter_map(|id| u32::try_from(id).ok()).collect(),
@@ -89,6 +98,19 @@ impl Tokenizer {
             cancel: None,
             encoded: AtomicU64::new(0),
         })
+    }
+
+    /// Returns another hold of this tokenizer, which costs little and outlives it; nothing cancels what it does.
+    pub fn share(&self) -> Self {
+        Self {
+            inner: self.inner.clone(),
+            ends: self.ends.clone(),
+            silent: self.silent.clone(),
+            seams: OnceLock::new(),
+            cancel: None,
+            encoded: AtomicU64::new(0),
+            ..*self
+        }
     }
 
     /// Returns this tokenizer, whose splitting of long texts ends with [`Error::Cancelled`] once `cancel` is set.
@@ -225,6 +247,20 @@ impl Tokenizer {
     /// Does a text lose one space at its beginning when it is decoded?
     pub(super) fn strips_space(&self) -> bool {
         self.strips_space
+    }
+
+    /// Returns what each id stands for, up to the last one that there is.
+    pub fn entries(&self) -> Vec<Entry> {
+        let added = self.inner.get_added_tokens_decoder();
+        let ids = self.inner.get_vocab(true).into_values().max().map_or(0, |last| last + 1);
+        let entry = |id: u32| {
+            let special = added.get(&id).is_some_and(|token| token.special);
+            if special || self.silent.contains(&id) || self.ends.contains(&id) {
+                return Entry::Special(self.name(Some(id)));
+            }
+            Entry::Text(self.piece(id))
+        };
+        (0..ids).map(entry).collect()
     }
 
     /// The bytes that `id` stands for in the middle of a text.

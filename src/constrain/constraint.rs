@@ -1,0 +1,100 @@
+//! What a text has to match.
+
+use std::{fmt, sync::atomic::AtomicBool};
+
+use llguidance::{Matcher, api::TopLevelGrammar};
+use serde_json::json;
+
+use super::{Matching, Vocabulary, compile::compile, place, schema};
+use crate::{Error, Result, limits};
+
+/// What a text has to match, as it is written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// A JSON value that this JSON schema (draft 2020-12, or the one it names) accepts.
+    JsonSchema(String),
+    /// Any JSON object.
+    JsonObject,
+    /// This regular expression, from the beginning to the end of the text.
+    Regex(String),
+    /// This grammar in the Lark syntax of llguidance.
+    Lark(String),
+}
+
+/// What a text has to match, compiled for a vocabulary. Texts are held against it with [`Constraint::begin`].
+pub struct Constraint {
+    matcher: Matcher,
+    vocabulary: Vocabulary,
+}
+
+impl fmt::Debug for Constraint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Constraint").field("vocabulary", &self.vocabulary).finish_non_exhaustive()
+    }
+}
+
+impl Constraint {
+    /// Compiles `shape`. What can't be enforced to the letter is an error that names the place.
+    pub fn new(vocabulary: &Vocabulary, shape: &Shape) -> Result<Self> {
+        Self::new_until(vocabulary, shape, &AtomicBool::new(false))
+    }
+
+    /// [`Constraint::new`], ended by `cancel`.
+    pub fn new_until(vocabulary: &Vocabulary, shape: &Shape, cancel: &AtomicBool) -> Result<Self> {
+        let compile = |grammar| compile(&vocabulary.factory, grammar, cancel);
+        let compiled = match shape {
+            Shape::JsonSchema(text) => {
+                check_size(text)?;
+                let schema = schema::parse(text)?;
+                compile(schema::grammar(schema.clone()))?.map_err(|why| place::in_schema(schema, why, cancel))
+            }
+            Shape::JsonObject => compile(schema::grammar(json!({"type": "object"})))?.map_err(place::of_refusal),
+            Shape::Regex(text) => {
+                check_size(text)?;
+                check_depth(text)?;
+                compile(TopLevelGrammar::from_regex(text))?.map_err(place::of_refusal)
+            }
+            Shape::Lark(text) => {
+                check_size(text)?;
+                check_depth(text)?;
+                compile(TopLevelGrammar::from_lark(text.clone()))?.map_err(place::of_refusal)
+            }
+        };
+        Ok(Self { matcher: compiled?, vocabulary: vocabulary.clone() })
+    }
+
+    /// Begins a text.
+    pub fn begin(&self) -> Matching {
+        // Texts of one constraint share nothing, so that none depends on others that there were.
+        Matching::new(self.matcher.deep_clone(), self.vocabulary.clone())
+    }
+}
+
+fn refused(what: impl Into<String>) -> Error {
+    Error::Constraint { place: None, what: what.into() }
+}
+
+fn check_size(text: &str) -> Result<()> {
+    if text.len() <= limits::CONSTRAINT {
+        return Ok(());
+    }
+    let (bytes, limit) = (text.len(), limits::CONSTRAINT >> 10);
+    Err(refused(format!("{bytes} bytes are too many; the limit is {limit} KiB")))
+}
+
+/// Refuses brackets in brackets in brackets, which parsers follow by recursion.
+fn check_depth(text: &str) -> Result<()> {
+    let mut depth = 0usize;
+    for byte in text.bytes() {
+        match byte {
+            b'(' | b'[' | b'{' => depth += 1,
+            b')' | b']' | b'}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        if depth > limits::CONSTRAINT_DEPTH {
+            let limit = limits::CONSTRAINT_DEPTH;
+            return Err(refused(format!("brackets are more than {limit} deep in each other")));
+        }
+    }
+    Ok(())
+}

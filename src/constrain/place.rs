@@ -1,0 +1,142 @@
+//! Where in a schema it is that it can't be enforced, and why.
+
+use std::{collections::HashSet, sync::atomic::AtomicBool};
+
+use serde_json::{Value, json};
+
+use super::{compile, schema};
+use crate::Error;
+
+/// Parts of a schema that are tried, one after the other, at most.
+const TRIALS: usize = 1000;
+
+/// Keywords whose value is a schema.
+const ONE: [&str; 12] = [
+    "additionalProperties",
+    "items",
+    "additionalItems",
+    "not",
+    "if",
+    "then",
+    "else",
+    "contains",
+    "propertyNames",
+    "unevaluatedItems",
+    "unevaluatedProperties",
+    "contentSchema",
+];
+/// Keywords whose value is a list of schemas.
+const LIST: [&str; 5] = ["allOf", "anyOf", "oneOf", "prefixItems", "items"];
+/// Keywords whose value is an object of schemas.
+const NAMED: [&str; 3] = ["properties", "patternProperties", "dependentSchemas"];
+
+/// The error of a schema that the crate refused because of `why`.
+pub(super) fn in_schema(schema: Value, why: String, cancel: &AtomicBool) -> Error {
+    let (first, root) = (why.clone(), schema.clone());
+    let found = compile::bounded(cancel, move || Ok(Search::new(root).from("", why)));
+    match found {
+        Ok(Ok((pointer, why))) => Error::Constraint { place: Some(format!("#{pointer}")), what: reason(&why) },
+        Err(Error::Cancelled) => Error::Cancelled,
+        _ => of_refusal(first),
+    }
+}
+
+/// The error of what the crate refused because of `why`.
+pub(super) fn of_refusal(why: String) -> Error {
+    Error::Constraint { place: None, what: reason(&why) }
+}
+
+/// What the crate said, in one line and in our words where they are better.
+fn reason(why: &str) -> String {
+    let why = why.split("\n<").next().unwrap_or_default().trim();
+    if let Some(keys) = why.strip_prefix("Unimplemented keys: ") {
+        let keys: Vec<String> = serde_json::from_str(keys).unwrap_or_default();
+        let named: Vec<_> = keys.iter().map(|key| format!("`{key}`")).collect();
+        return format!("{} cannot be enforced", named.join(", "));
+    }
+    if why.starts_with("oneOf constraints are not supported") {
+        return "the options of `oneOf` may overlap, which cannot be ruled out; use `anyOf`".into();
+    }
+    if let Some(format) = why.strip_prefix("Unknown format: ") {
+        return format!("the format `{format}` is not known");
+    }
+    let why = why.replace("Unsatisfiable schema: ", "nothing can match: ");
+    let line = why.split_whitespace().collect::<Vec<_>>().join(" ");
+    match line.chars().next() {
+        None => "cannot be compiled".into(),
+        Some(first) => first.to_lowercase().chain(line.chars().skip(1)).take(400).collect(),
+    }
+}
+
+/// A search for the smallest part of a schema that is refused.
+struct Search {
+    schema: Value,
+    seen: HashSet<String>,
+    trials: usize,
+}
+
+impl Search {
+    fn new(schema: Value) -> Self {
+        Self { schema, seen: HashSet::new(), trials: TRIALS }
+    }
+
+    /// Returns the smallest part of the part at `pointer` that is refused, and why; the whole is, because of `why`.
+    fn from(&mut self, pointer: &str, why: String) -> (String, String) {
+        let (mut pointer, mut why) = (pointer.to_owned(), why);
+        'down: loop {
+            for part in self.parts(&pointer) {
+                if self.trials == 0 || !self.seen.insert(part.clone()) {
+                    continue;
+                }
+                self.trials -= 1;
+                let refusal = self.refusal(&part);
+                // A part that nothing matches may be optional: then it is not why the whole is refused.
+                if let Some(more) = refusal.filter(|more| !is_unsatisfiable(more) || is_unsatisfiable(&why)) {
+                    (pointer, why) = (part, more);
+                    continue 'down;
+                }
+            }
+            return (pointer, why);
+        }
+    }
+
+    /// Returns the pointers of the schemas in the one at `pointer`, and of the one that it refers to.
+    fn parts(&self, pointer: &str) -> Vec<String> {
+        let Some(Value::Object(schema)) = self.schema.pointer(pointer) else { return Vec::new() };
+        let escaped = |name: &str| name.replace('~', "~0").replace('/', "~1");
+        let mut parts = Vec::new();
+        for (key, value) in schema {
+            let at = format!("{pointer}/{}", escaped(key));
+            match value {
+                Value::Array(list) if LIST.contains(&&**key) => parts.extend((0..list.len()).map(|i| format!("{at}/{i}"))),
+                Value::Object(named) if NAMED.contains(&&**key) => {
+                    parts.extend(named.keys().map(|name| format!("{at}/{}", escaped(name))));
+                }
+                Value::Object(_) if ONE.contains(&&**key) => parts.push(at),
+                Value::String(target) if key == "$ref" => parts.extend(target.strip_prefix('#').map(String::from)),
+                _ => {}
+            }
+        }
+        parts.retain(|part| !part.is_empty() && self.schema.pointer(part).is_some());
+        parts
+    }
+
+    /// Returns why the part at `pointer` is refused, if it is.
+    fn refusal(&self, pointer: &str) -> Option<String> {
+        let root = "hymba:root";
+        let mut schema = self.schema.clone();
+        let base = schema.get("$id").and_then(Value::as_str).unwrap_or(root).to_owned();
+        schema["$id"] = json!(base);
+        // The fragment of a URI.
+        let fragment: String = pointer.bytes().fold(String::new(), |text, byte| match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'/' | b'-' | b'_' | b'.' | b'~' | b'$' => text + &char::from(byte).to_string(),
+            _ => text + &format!("%{byte:02X}"),
+        });
+        let part = json!({"$id": "hymba:part", "$ref": format!("{base}#{fragment}"), "$defs": {"root": schema}});
+        compile::refusal(schema::grammar(part))
+    }
+}
+
+fn is_unsatisfiable(why: &str) -> bool {
+    why.contains("Unsatisfiable schema")
+}

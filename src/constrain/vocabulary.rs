@@ -1,0 +1,154 @@
+//! The tokenizer's vocabulary as a trie of bytes.
+
+use std::{fmt, sync::Arc};
+
+use llguidance::{ParserFactory, earley::SlicedBiasComputer, toktrie};
+use toktrie::{InferenceCapabilities, TokEnv, TokRxInfo, TokTrie, TokenId, TokenizerEnv};
+
+use super::compile;
+use crate::{
+    Error, Result, foreign,
+    text::{Entry, Tokenizer},
+};
+
+/// Bytes of a token that can be a part of constrained text; longer ones never are. The trie's depth has a limit.
+const LONGEST: usize = 512;
+
+/// A tokenizer's vocabulary, prepared for constraints: all of a tokenizer can share one. A clone is the same one.
+#[derive(Clone)]
+pub struct Vocabulary {
+    pub(super) factory: Arc<ParserFactory>,
+    /// Ids of the vocabulary are below this.
+    pub(super) tokens: u32,
+    /// The tokens that end a text.
+    pub(super) ends: Arc<[u32]>,
+}
+
+impl fmt::Debug for Vocabulary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Vocabulary").field("tokens", &self.tokens).field("ends", &self.ends).finish_non_exhaustive()
+    }
+}
+
+/// What llguidance asks of a tokenizer.
+struct Env {
+    trie: TokTrie,
+    tokenizer: Tokenizer,
+}
+
+impl TokenizerEnv for Env {
+    fn tok_trie(&self) -> &TokTrie {
+        &self.trie
+    }
+
+    /// The tokens that the model knows `bytes` by, where they are in the middle of a text.
+    fn tokenize_bytes(&self, bytes: &[u8]) -> Vec<TokenId> {
+        self.trie.tokenize_with_greedy_fallback(bytes, |text| {
+            // The name of a special token is text here, and so is ▁ itself, which the tokenizer takes for a space.
+            let ids = self.tokenizer.encode_more(text).ok();
+            let same = ids.filter(|ids| self.trie.decode_raw(ids) == text.as_bytes());
+            same.unwrap_or_else(|| self.trie.greedy_tokenize(text.as_bytes()))
+        })
+    }
+}
+
+impl Vocabulary {
+    /// Prepares the vocabulary of `tokenizer`.
+    pub fn new(tokenizer: &Tokenizer) -> Result<Self> {
+        let mut words: Vec<_> = tokenizer.entries().into_iter().map(word).collect();
+        let tokens = words.len() as u32;
+        let mut ends: Vec<u32> = tokenizer.ends().iter().copied().filter(|&end| end < tokens).collect();
+        let known = ends.clone();
+        if ends.is_empty() {
+            // The crate wants one; this id is none of the model's, so that it never comes.
+            words.push(Vec::new());
+            ends.push(tokens);
+        }
+        let tokenizer = tokenizer.share();
+        let prepared = foreign::call(|| {
+            let trie = TokTrie::from(&TokRxInfo::new(words.len() as u32, ends[0]), &words).with_eos_tokens(&ends);
+            let env: TokEnv = Arc::new(Env { trie, tokenizer });
+            let caps = InferenceCapabilities { ff_tokens: true, ..InferenceCapabilities::default() };
+            let mut factory = ParserFactory::new(&env, caps, &SlicedBiasComputer::general_slices())?;
+            *factory.limits_mut() = compile::limits();
+            factory.quiet();
+            Ok::<_, anyhow::Error>(factory)
+        });
+        let unusable = |why: String| Error::Request(format!("the model's vocabulary cannot be constrained: {why}"));
+        let factory = prepared.and_then(|done| done.map_err(|e| e.to_string())).map_err(unusable)?;
+        Ok(Self { factory: Arc::new(factory), tokens, ends: known.into() })
+    }
+}
+
+/// The bytes by which the trie knows a token.
+fn word(entry: Entry) -> Vec<u8> {
+    const MARKER: u8 = TokTrie::SPECIAL_TOKEN_MARKER;
+    match entry {
+        // No UTF-8 text has this byte, and to the trie it means something else.
+        Entry::Text(bytes) if bytes == [MARKER] || bytes.len() > LONGEST => Vec::new(),
+        Entry::Text(bytes) => bytes,
+        Entry::Special(name) if name.is_empty() || name.len() > LONGEST => Vec::new(),
+        Entry::Special(name) => [&[MARKER], name.as_bytes()].concat(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        Model,
+        text::{small_tokenizer, small_with_ends},
+    };
+
+    fn demo_tokenizer() -> Tokenizer {
+        Model::open(concat!(env!("CARGO_MANIFEST_DIR"), "/models/hymba-demo.gguf")).unwrap().tokenizer().unwrap()
+    }
+
+    /// What the trie takes a token for is what the text shows of it.
+    fn assert_same_text(tokenizer: &Tokenizer) {
+        let vocabulary = Vocabulary::new(tokenizer).unwrap();
+        let trie = vocabulary.factory.tok_env().tok_trie();
+        let entries = tokenizer.entries();
+        assert_eq!(entries.len(), vocabulary.tokens as usize);
+        for (entry, id) in entries.into_iter().zip(0..) {
+            // In the middle of a text, where no space goes.
+            let mut stream = tokenizer.stream_after(&tokenizer.encode("a", false).unwrap());
+            let shown = stream.push(id) + &stream.finish();
+            let bytes = trie.token(id);
+            match entry {
+                Entry::Special(name) => assert_eq!(bytes, [b"\xff", name.as_bytes()].concat(), "{id}"),
+                Entry::Text(_) if bytes.is_empty() => assert!(shown.is_empty() || shown == "\u{fffd}", "{id} {shown}"),
+                Entry::Text(_) => assert_eq!(String::from_utf8_lossy(bytes), shown, "{id}"),
+            }
+        }
+    }
+
+    #[test]
+    fn the_trie_reads_tokens_as_the_text_shows_them() {
+        assert_same_text(&small_tokenizer());
+        assert_same_text(&demo_tokenizer());
+    }
+
+    #[test]
+    fn forced_text_is_made_of_the_tokens_that_the_model_knows() {
+        let tokenizer = demo_tokenizer();
+        let vocabulary = Vocabulary::new(&tokenizer).unwrap();
+        let env = vocabulary.factory.tok_env();
+        for text in ["{\"name\": \"Lily\"}", "Once upon a time", " a", "a", "é🙂\n", ""] {
+            assert_eq!(env.tokenize(text), tokenizer.encode_more(text).unwrap(), "{text}");
+        }
+        for text in ["</s>", "▁▁a", "x<s>", "<extra_id_1>", "\u{0}"] {
+            let ids = env.tokenize(text);
+            assert_eq!(env.tok_trie().decode_raw(&ids), text.as_bytes(), "{text} is text, whatever it is called");
+        }
+        let half = env.tokenize_bytes(b"a\xe2\x82");
+        assert_eq!(env.tok_trie().decode_raw(&half), b"a\xe2\x82");
+    }
+
+    #[test]
+    fn a_model_may_have_no_end_token() {
+        let vocabulary = Vocabulary::new(&small_with_ends(&[])).unwrap();
+        assert_eq!(vocabulary.ends.len(), 0);
+        assert_eq!(&*Vocabulary::new(&small_with_ends(&[2, 9999])).unwrap().ends, [2]);
+    }
+}
