@@ -120,6 +120,8 @@ mod tests {
             ("depth of its brackets, operations and blocks", "200", TEMPLATE_NESTING),
             ("depth of all that while it is rendered", "1,000", TEMPLATE_CALL_DEPTH),
             ("depth of its lists and dicts", "128", TEMPLATE_VALUE_DEPTH),
+            ("JSON schema, regular expression or grammar", "262,144 bytes", CONSTRAINT),
+            ("depth of brackets in the last two", "64", CONSTRAINT_DEPTH),
             ("stop strings", "64", STOPS),
             ("stop string", "1,024 bytes", STOP),
             ("tokens that end a text", "64", ENDS),

@@ -104,6 +104,7 @@ impl Setup {
             stops: self.stops.clone(),
             parse_special: false,
             overflow: self.overflow,
+            constraint: None,
         };
         Conversation::new(timeline, tokenizer, sampler, options).unwrap()
     }
@@ -302,6 +303,7 @@ fn a_reply_ends_where_the_template_ends_it() {
         stops: vec![" the ".into()],
         parse_special: false,
         overflow: Overflow::Stop,
+        constraint: None,
     };
     let (model, tokenizer) = &*DEMO;
     let timeline = Timeline::new(Session::new(model, &SessionOptions::default()).unwrap(), 1 << 28);

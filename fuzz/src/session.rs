@@ -55,6 +55,7 @@ fn conversation() -> Conversation<'static> {
         stops: Vec::new(),
         parse_special: false,
         overflow: Overflow::Slide,
+        constraint: None,
     };
     Conversation::new(timeline(), &MODEL.1, sampler(), options).expect("a conversation")
 }

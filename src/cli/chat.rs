@@ -212,6 +212,7 @@ pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
             OverflowChoice::Stop => Overflow::Stop,
             OverflowChoice::Slide => Overflow::Slide,
         },
+        constraint: None,
     };
     let conversation = Conversation::new(timeline, &tokenizer, sampler, options)?;
     let screen = Screen::new(args.color, terminal, args.quiet, args.jsonl);

@@ -258,6 +258,7 @@ impl<'a> Run<'a> {
             stops,
             timings: prompt.timings,
             cancel: Some(cancel),
+            ..Request::default()
         };
         let goes_back = !args.stop.is_empty() && args.stored.session.is_some() && !args.stored.session_ro;
         let (bar, output) = (Bar::tokens(!args.quiet), RefCell::new(output));

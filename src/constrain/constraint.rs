@@ -34,7 +34,28 @@ impl fmt::Debug for Constraint {
 }
 
 impl Constraint {
-    /// Compiles `shape`. What can't be enforced to the letter is an error that names the place.
+    /// Compiles `shape`.
+    ///
+    /// ```
+    /// # use hymba::{Constraint, Model, Request, Sampler, Session, SessionOptions, Shape, Vocabulary, generate};
+    /// # fn main() -> hymba::Result<()> {
+    /// let model = Model::open("models/hymba-demo.gguf")?;
+    /// let (tokenizer, mut sampler) = (model.tokenizer()?, Sampler::new(model.sampling()?, 42));
+    /// let schema = r#"{"type": "object", "properties": {"age": {"type": "integer", "maximum": 99, "minimum": 0}},
+    ///     "required": ["age"], "additionalProperties": false}"#;
+    /// let constraint = Constraint::new(&Vocabulary::new(&tokenizer)?, &Shape::JsonSchema(schema.into()))?;
+    /// let mut session = Session::new(&model, &SessionOptions::default())?;
+    /// let prompt = tokenizer.encode("Lily is", true)?;
+    /// let request = Request { prompt: &prompt, constraint: Some(&constraint), ..Request::default() };
+    /// let done = generate(&mut session, &tokenizer, &mut sampler, &request, &mut |_| Ok(()))?;
+    /// assert!(done.text.starts_with(r#"{"age": "#) && done.text.ends_with('}'));
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Constraint`] where something can't be enforced to the letter; it names the place.
     pub fn new(vocabulary: &Vocabulary, shape: &Shape) -> Result<Self> {
         Self::new_until(vocabulary, shape, &AtomicBool::new(false))
     }
@@ -67,6 +88,13 @@ impl Constraint {
     pub fn begin(&self) -> Matching {
         // Texts of one constraint share nothing, so that none depends on others that there were.
         Matching::new(self.matcher.deep_clone(), self.vocabulary.clone())
+    }
+
+    /// Begins a text of which `ids` are there already.
+    pub fn begin_with(&self, ids: &[u32]) -> Result<Matching> {
+        let mut matching = self.begin();
+        ids.iter().try_for_each(|&id| matching.accept(id))?;
+        Ok(matching)
     }
 }
 

@@ -29,7 +29,10 @@ pub enum Next<'a> {
 
 impl fmt::Debug for Matching {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Matching").field("vocabulary", &self.vocabulary).field("ended", &self.ended).finish_non_exhaustive()
+        f.debug_struct("Matching")
+            .field("vocabulary", &self.vocabulary)
+            .field("ended", &self.ended)
+            .finish_non_exhaustive()
     }
 }
 

@@ -108,7 +108,9 @@ impl Search {
         for (key, value) in schema {
             let at = format!("{pointer}/{}", escaped(key));
             match value {
-                Value::Array(list) if LIST.contains(&&**key) => parts.extend((0..list.len()).map(|i| format!("{at}/{i}"))),
+                Value::Array(list) if LIST.contains(&&**key) => {
+                    parts.extend((0..list.len()).map(|i| format!("{at}/{i}")))
+                }
                 Value::Object(named) if NAMED.contains(&&**key) => {
                     parts.extend(named.keys().map(|name| format!("{at}/{}", escaped(name))));
                 }
@@ -129,7 +131,9 @@ impl Search {
         schema["$id"] = json!(base);
         // The fragment of a URI.
         let fragment: String = pointer.bytes().fold(String::new(), |text, byte| match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'/' | b'-' | b'_' | b'.' | b'~' | b'$' => text + &char::from(byte).to_string(),
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'/' | b'-' | b'_' | b'.' | b'~' | b'$' => {
+                text + &char::from(byte).to_string()
+            }
             _ => text + &format!("%{byte:02X}"),
         });
         let part = json!({"$id": "hymba:part", "$ref": format!("{base}#{fragment}"), "$defs": {"root": schema}});

@@ -8,7 +8,7 @@ use std::{
 
 pub use super::generation::{Generation, StopReason, Timings};
 use super::{Session, generator::Generator};
-use crate::{Error, Result, sample::Sampler, text::Tokenizer};
+use crate::{Error, Result, constrain::Constraint, sample::Sampler, text::Tokenizer};
 
 /// What generation needs of a [`Session`], or of what reads with one.
 pub trait TokenModel {
@@ -49,6 +49,10 @@ pub struct Request<'a> {
     pub limit: Option<usize>,
     /// Strings that end the text when they appear in it; they do not become part of it.
     pub stops: &'a [String],
+    /// What the text has to match.
+    pub constraint: Option<&'a Constraint>,
+    /// Ids at the end of `history` and `prompt` with which that text has begun already.
+    pub begun: &'a [u32],
     /// What it took so far, for instance to read `history`; the generation's are added.
     pub timings: Timings,
     /// Ends the text when it is set; looked at before every step.
@@ -72,6 +76,9 @@ pub fn generate(
     }
     let history = [request.history, request.prompt].concat();
     let mut text = Generator::new(tokenizer, history, request.limit, request.stops)?;
+    if let Some(constraint) = request.constraint {
+        text.hold_to(constraint.begin_with(request.begun)?);
+    }
     let mut timings = request.timings;
 
     let start = Instant::now();

@@ -9,6 +9,8 @@ pub enum StopReason {
     EndOfText,
     /// The limit of tokens is reached.
     Limit,
+    /// The limit of tokens or the end of the context cut the text before it matched its constraint.
+    Length,
     /// One of the stop strings appeared.
     StopString,
     /// The session's context is full.
@@ -25,6 +27,7 @@ impl StopReason {
         match self {
             Self::EndOfText => "end_of_text",
             Self::Limit => "limit",
+            Self::Length => "length",
             Self::StopString => "stop_string",
             Self::ContextFull => "context_full",
             Self::Interrupted => "interrupted",

@@ -5,6 +5,7 @@ use std::io;
 use super::generation::{Generation, StopReason, Timings};
 use crate::{
     Error, Result,
+    constrain::{Matching, Next},
     sample::Sampler,
     text::{StopMatcher, Stream, Tokenizer},
 };
@@ -27,6 +28,8 @@ pub struct Generator<'t> {
     shown: String,
     stream: Stream<'t>,
     stops: StopMatcher,
+    /// What the text has to match.
+    matching: Option<Matching>,
 }
 
 impl<'t> Generator<'t> {
@@ -34,7 +37,16 @@ impl<'t> Generator<'t> {
     pub fn new(tokenizer: &'t Tokenizer, history: Vec<u32>, limit: Option<usize>, stops: &[String]) -> Result<Self> {
         let (stream, stops) = (tokenizer.stream_after(&history), StopMatcher::new(stops)?);
         let before = history.len();
-        Ok(Self { tokenizer, history, before, unread: false, limit, shown: String::new(), stream, stops })
+        let (shown, matching) = (String::new(), None);
+        Ok(Self { tokenizer, history, before, unread: false, limit, shown, stream, stops, matching })
+    }
+
+    /// Holds what follows to `matching`: tokens that it rules out are not chosen, and where it leaves one alone, that one
+    /// follows whatever the logits and the sampler's random numbers are.
+    pub fn hold_to(&mut self, matching: Matching) {
+        // The constraint knows tokens by what they say in the middle of a text.
+        self.stream.keep_space();
+        self.matching = Some(matching);
     }
 
     /// Returns all ids: those before the text, and those chosen.
@@ -65,14 +77,32 @@ impl<'t> Generator<'t> {
     /// Chooses the next token from the logits `[vocab]` after all ids so far, and shows the text that is complete with it.
     /// Returns why the text ends, if it does; a token that says so is not one of its ids.
     pub fn choose(&mut self, logits: &[f32], sampler: &mut Sampler, sink: &mut Sink<'_>) -> Result<Option<StopReason>> {
-        let id = sampler.sample(logits, &self.history);
+        let id = match &mut self.matching {
+            None => sampler.sample(logits, &self.history),
+            Some(matching) => match matching.next_tokens()? {
+                Next::End => return Ok(Some(StopReason::EndOfText)),
+                Next::Token(id) => id,
+                Next::Tokens(allowed) => sampler.sample_among(logits, allowed),
+            },
+        };
         if self.tokenizer.ends().contains(&id) {
             return Ok(Some(StopReason::EndOfText));
+        }
+        if let Some(matching) = &mut self.matching {
+            matching.accept(id)?;
         }
         self.history.push(id);
         self.unread = true;
         let piece = self.stream.push(id);
-        self.push_text(&piece, sink)
+        let stop = self.push_text(&piece, sink)?;
+        let over = self.matching.as_ref().is_some_and(Matching::is_over);
+        Ok(stop.or(over.then_some(StopReason::EndOfText)))
+    }
+
+    /// Returns tokens that will most likely be chosen next, whatever the logits: those that the constraint leaves no choice
+    /// about.
+    pub fn forced(&mut self) -> Vec<u32> {
+        self.matching.as_mut().map(Matching::forced).unwrap_or_default()
     }
 
     /// Shows what was held back, unless `stop` says that nothing may follow, and returns the whole. A stop string or a
@@ -80,6 +110,11 @@ impl<'t> Generator<'t> {
     pub fn finish(mut self, mut stop: StopReason, timings: Timings, sink: &mut Sink<'_>) -> Result<Generation> {
         if !matches!(stop, StopReason::StopString | StopReason::BrokenPipe) {
             stop = self.flush(sink)?.unwrap_or(stop);
+        }
+        if let (StopReason::Limit | StopReason::ContextFull, Some(matching)) = (stop, &mut self.matching)
+            && !matching.is_complete()
+        {
+            stop = StopReason::Length;
         }
         let (ids, unread) = (self.ids().to_vec(), self.unread());
         Ok(Generation { text: self.shown, ids, unread, stop, timings })

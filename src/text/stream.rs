@@ -77,6 +77,11 @@ impl Stream<'_> {
         text
     }
 
+    /// Takes a space at the beginning, if none came yet, for a part of the text.
+    pub fn keep_space(&mut self) {
+        self.at_start = false;
+    }
+
     /// Has the text of all ids come out?
     pub fn is_whole(&self) -> bool {
         self.pending.is_empty()
@@ -130,6 +135,10 @@ mod tests {
         assert_eq!(pieces(&[1, 262, 262]), ["", "a", " a", ""]);
         assert_eq!(pieces(&[259, 262]), ["", " a", ""]);
         assert_eq!(pieces(&[260, 262]), ["a", " a", ""]);
+        let tokenizer = small();
+        let mut stream = tokenizer.stream();
+        stream.keep_space();
+        assert_eq!(stream.push(262), " a");
     }
 
     #[test]

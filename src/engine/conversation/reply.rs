@@ -85,8 +85,8 @@ impl Conversation<'_> {
         let (text, ids, stop) = (String::new(), Vec::new(), StopReason::ContextFull);
         let generation = Generation { text, ids, unread: None, stop, timings };
         let mut reply = Reply { generation, dropped: 0, rewritten: 0 };
-        loop {
-            self.generate_until_full(&mut reply.generation, sink)?;
+        let incomplete = loop {
+            let incomplete = self.generate_until_full(&mut reply.generation, sink)?;
             let steps = self.read_pending_token(&reply.generation)?;
             if question.replaces {
                 self.current.turns.pop();
@@ -94,13 +94,16 @@ impl Conversation<'_> {
             let Question { message, prompt, said, .. } = &question;
             self.current.push(message, &reply.generation.text, *prompt, said.clone(), steps);
             if reply.generation.stop != StopReason::ContextFull || !self.slide(&mut reply, &sink.watch)? {
-                break;
+                break incomplete;
             }
             // The turn goes on, and is replaced when its reply is longer.
             question.replaces = true;
             if let Some(turn) = self.current.turns.last() {
                 (question.prompt, question.said) = (turn.prompt, turn.said.clone());
             }
+        };
+        if incomplete && reply.generation.stop == StopReason::ContextFull {
+            reply.generation.stop = StopReason::Length;
         }
         self.timeline.checkpoint()?;
         Ok(reply)
@@ -116,20 +119,29 @@ impl Conversation<'_> {
         Ok(Timings { prompt_tokens, prompt: start.elapsed(), ..Timings::default() })
     }
 
-    /// Adds to `reply` until it ends, or the context does.
-    fn generate_until_full(&mut self, reply: &mut Generation, sink: &mut ReplySink<'_>) -> Result<()> {
+    /// Adds to `reply` until it ends, or the context does. Returns whether it falls short of its constraint then.
+    fn generate_until_full(&mut self, reply: &mut Generation, sink: &mut ReplySink<'_>) -> Result<bool> {
         let request = Request {
             history: &self.timeline.ids(),
             prompt: &[],
             limit: self.options.limit.map(|limit| limit - reply.ids.len()),
             stops: &self.format.stops,
+            constraint: self.options.constraint.as_deref(),
+            begun: &reply.ids,
             timings: reply.timings,
             cancel: Some(sink.watch.cancel),
         };
         let more = generate(&mut self.timeline, self.tokenizer, &mut self.sampler, &request, sink.text)?;
         let (text, ids) = (reply.text.clone() + &more.text, [&*reply.ids, &more.ids].concat());
         *reply = Generation { text, ids, ..more };
-        if reply.ids.is_empty() && reply.stop == StopReason::Interrupted { Err(Error::Cancelled) } else { Ok(()) }
+        if reply.ids.is_empty() && reply.stop == StopReason::Interrupted {
+            return Err(Error::Cancelled);
+        }
+        let incomplete = reply.stop == StopReason::Length;
+        if incomplete && self.options.limit.is_none_or(|limit| reply.ids.len() < limit) {
+            reply.stop = StopReason::ContextFull; // room may be made
+        }
+        Ok(incomplete)
     }
 
     /// Reads the last token of `reply`, unless the text ended before it, and returns all

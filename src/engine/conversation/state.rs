@@ -1,10 +1,11 @@
 //! A conversation's state: its timeline, its branches, and what it was set up with.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use super::{Branch, Turn, format::Format};
 use crate::{
     Error, Result,
+    constrain::Constraint,
     engine::Timeline,
     sample::Sampler,
     text::{Template, Tokenizer},
@@ -33,6 +34,8 @@ pub struct Options {
     pub parse_special: bool,
     /// What happens when the context is full.
     pub overflow: Overflow,
+    /// What each reply has to match.
+    pub constraint: Option<Arc<Constraint>>,
 }
 
 /// A conversation.

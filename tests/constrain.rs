@@ -1,0 +1,180 @@
+//! Texts that have to match something.
+
+use hymba::{
+    Constraint, Error, Generation, Model, Request, Sampler, SamplingParams, Session, SessionOptions, Shape, StopReason,
+    Tokenizer, Vocabulary, generate,
+};
+use serde_json::{Value, json};
+
+struct Demo {
+    model: Model,
+    tokenizer: Tokenizer,
+    vocabulary: Vocabulary,
+}
+
+impl Demo {
+    fn new() -> Self {
+        let model = Model::open(concat!(env!("CARGO_MANIFEST_DIR"), "/models/hymba-demo.gguf")).unwrap();
+        let tokenizer = model.tokenizer().unwrap();
+        let vocabulary = Vocabulary::new(&tokenizer).unwrap();
+        Self { model, tokenizer, vocabulary }
+    }
+
+    fn constraint(&self, shape: &Shape) -> Constraint {
+        Constraint::new(&self.vocabulary, shape).unwrap()
+    }
+
+    fn refusal(&self, shape: &Shape) -> String {
+        let refused = Constraint::new(&self.vocabulary, shape).err();
+        let refused = refused.unwrap_or_else(|| panic!("{shape:?} is not refused"));
+        assert!(matches!(refused, Error::Constraint { .. }), "{refused}");
+        refused.to_string()
+    }
+
+    fn generate(&self, sampler: &mut Sampler, request: Request<'_>) -> Generation {
+        let mut session = Session::new(&self.model, &SessionOptions::default()).unwrap();
+        let prompt = self.tokenizer.encode("Once upon a time", true).unwrap();
+        let mut shown = String::new();
+        let request = Request { prompt: &prompt, limit: request.limit.or(Some(100)), ..request };
+        let done = generate(&mut session, &self.tokenizer, sampler, &request, &mut |piece| {
+            shown += piece;
+            Ok(())
+        });
+        let done = done.unwrap();
+        assert_eq!(done.text, shown);
+        done
+    }
+}
+
+fn sampler(temperature: f32, seed: u64) -> Sampler {
+    Sampler::new(SamplingParams { temperature, ..SamplingParams::default() }, seed)
+}
+
+fn schema(value: &Value) -> Shape {
+    Shape::JsonSchema(value.to_string())
+}
+
+/// Temperatures and seeds for a text each.
+fn samplers() -> impl Iterator<Item = Sampler> {
+    [0.0, 0.8, 1.5].into_iter().flat_map(|temperature| (0..3).map(move |seed| sampler(temperature, seed)))
+}
+
+#[test]
+fn every_text_matches_its_schema() {
+    let demo = Demo::new();
+    let cases: [(Value, fn(&Value) -> bool); 6] = [
+        (json!({"type": "boolean"}), Value::is_boolean),
+        (json!({"enum": ["red", "green", 5, null]}), |v| {
+            [json!("red"), json!("green"), json!(5), json!(null)].contains(v)
+        }),
+        (json!({"type": "integer", "minimum": 10, "maximum": 99}), |v| (10..=99).contains(&v.as_i64().unwrap())),
+        (json!({"type": "array", "items": {"type": "string", "maxLength": 5}, "minItems": 1, "maxItems": 3}), |v| {
+            (1..=3).contains(&v.as_array().unwrap().len())
+        }),
+        (
+            json!({"type": "object", "properties": {"naïve ☃": {"type": "string", "pattern": "^[a-f]{2,4}$"}},
+                "required": ["naïve ☃"], "additionalProperties": false}),
+            |v| (2..=4).contains(&v["naïve ☃"].as_str().unwrap().len()),
+        ),
+        (
+            json!({"$ref": "#/$defs/node", "$defs": {"node": {"type": "object", "additionalProperties": false,
+                "properties": {"next": {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/node"}]}}, "required": ["next"]}}}),
+            |v| v["next"].is_null() || v["next"].is_object(),
+        ),
+    ];
+    let mut completed = 0;
+    for (value, is_right) in cases {
+        let constraint = demo.constraint(&schema(&value));
+        for mut sampler in samplers() {
+            let done = demo.generate(&mut sampler, Request { constraint: Some(&constraint), ..Request::default() });
+            if done.stop == StopReason::Length {
+                continue;
+            }
+            completed += 1;
+            assert_eq!(done.stop, StopReason::EndOfText);
+            let said = serde_json::from_str(&done.text).unwrap_or_else(|e| panic!("{value}: {} {e}", done.text));
+            assert!(is_right(&said), "{value}: {said}");
+        }
+    }
+    assert!(completed > 40, "{completed} of 54 texts came to an end");
+}
+
+#[test]
+fn what_follows_is_not_drawn() {
+    let demo = Demo::new();
+    let constraint = demo.constraint(&schema(&json!({"const": {"a": "Once upon a time", "b": [1, 2, 3]}})));
+    let mut sampler = sampler(1.5, 3);
+    let before = sampler.saved();
+    let done = demo.generate(&mut sampler, Request { constraint: Some(&constraint), ..Request::default() });
+    assert_eq!(done.text, r#"{"a": "Once upon a time", "b": [1, 2, 3]}"#);
+    assert_eq!(sampler.saved(), before);
+    assert_eq!(
+        done.ids,
+        demo.tokenizer.encode_more(&done.text).unwrap(),
+        "the tokens that the model knows the text by"
+    );
+}
+
+#[test]
+fn a_text_that_is_cut_says_so() {
+    let demo = Demo::new();
+    let constraint = demo.constraint(&schema(&json!({"const": "Once upon a time there was a dragon"})));
+    let request = Request { constraint: Some(&constraint), limit: Some(4), ..Request::default() };
+    assert_eq!(demo.generate(&mut sampler(0.0, 0), request).stop, StopReason::Length);
+    let complete = demo.constraint(&Shape::Regex("[a-z ]*".into()));
+    let request = Request { constraint: Some(&complete), limit: Some(4), ..Request::default() };
+    let mut sampler = sampler(0.0, 0);
+    demo.tokenizer.ends().iter().for_each(|&end| sampler.ban(end));
+    assert_eq!(demo.generate(&mut sampler, request).stop, StopReason::Limit, "it matches as it is");
+}
+
+#[test]
+fn a_text_goes_on_where_it_was_cut() {
+    let demo = Demo::new();
+    let constraint = demo.constraint(&schema(&json!({"const": ["one", "two", "three"]})));
+    let whole = demo.generate(&mut sampler(0.0, 0), Request { constraint: Some(&constraint), ..Request::default() });
+    let (begun, rest) = whole.ids.split_at(4);
+    let request = Request { constraint: Some(&constraint), begun, ..Request::default() };
+    assert_eq!(demo.generate(&mut sampler(0.0, 0), request).ids, rest);
+    let other = Request { constraint: Some(&constraint), begun: &rest[1..], ..Request::default() };
+    let mut session = Session::new(&demo.model, &SessionOptions::default()).unwrap();
+    let prompt = demo.tokenizer.encode("a", true).unwrap();
+    let request = Request { prompt: &prompt, ..other };
+    assert!(generate(&mut session, &demo.tokenizer, &mut sampler(0.0, 0), &request, &mut |_| Ok(())).is_err());
+}
+
+#[test]
+fn a_space_at_the_beginning_is_a_part_of_the_text() {
+    let demo = Demo::new();
+    let constraint = demo.constraint(&Shape::Regex(" (yes|no)".into()));
+    let mut session = Session::new(&demo.model, &SessionOptions::default()).unwrap();
+    let request =
+        Request { prompt: &[demo.tokenizer.bos().unwrap()], constraint: Some(&constraint), ..Request::default() };
+    let done = generate(&mut session, &demo.tokenizer, &mut sampler(0.0, 0), &request, &mut |_| Ok(())).unwrap();
+    assert!([" yes", " no"].contains(&&*done.text), "{:?}", done.text);
+}
+
+#[test]
+fn what_cannot_be_enforced_is_refused_by_its_place() {
+    let demo = Demo::new();
+    let said = |value: Value| demo.refusal(&schema(&value));
+    assert_eq!(said(json!({"properties": {"a/b": {"not": {}}}})), "at #/properties/a~1b: `not` cannot be enforced");
+    assert_eq!(
+        said(json!({"items": {"$ref": "#/$defs/x"}, "$defs": {"x": {"format": "color"}}})),
+        "at #/$defs/x: the format `color` is not known"
+    );
+    assert_eq!(
+        said(json!({"anyOf": [{"type": "null"}, {"type": "string", "pattern": "(?=a)b"}]})).split(": ").next().unwrap(),
+        "at #/anyOf/1"
+    );
+    assert!(said(json!({"type": "integer", "minimum": 5, "maximum": 4})).starts_with("at #: nothing can match: "));
+    assert!(said(json!({"oneOf": [{"type": "integer"}, {"type": "number"}]})).contains("may overlap"));
+    let text = |text: &str| demo.refusal(&Shape::JsonSchema(text.into()));
+    assert!(text("{\"type\": ").starts_with("is not JSON: "));
+    assert_eq!(text("[]"), "a JSON schema is an object, or `true`");
+    assert!(text("false").contains("nothing matches"));
+    let optional = json!({"properties": {"never": false, "x": {"if": {}}}});
+    assert_eq!(said(optional), "at #/properties/x: `if` cannot be enforced");
+    let lenient = json!({"x-guidance": {"lenient": true}, "not": {}});
+    assert_eq!(said(lenient), "at #: `not` cannot be enforced");
+}
