@@ -1,6 +1,6 @@
 //! The CPU as a backend: an adapter from buffers and views to the kernels' matrices.
 
-use std::{num::NonZeroUsize, time::Duration};
+use std::{num::NonZeroUsize, sync::atomic::AtomicBool, time::Duration};
 
 use bytemuck::allocation::try_zeroed_vec;
 use hymba_kernels_cpu::{Conv, Mat, Scan, Weight, WeightType};
@@ -52,9 +52,10 @@ impl Cpu {
         [self.0.int8_rate(rounds), self.0.float_rate(rounds)]
     }
 
-    /// Bytes a second that these threads read from `bytes`: the best of `rounds` passes.
-    pub fn read_bandwidth(&mut self, bytes: &[u8], rounds: usize) -> f64 {
-        self.0.read_bandwidth(bytes, rounds)
+    /// Bytes a second that these threads read from `bytes`: the best of `rounds` passes. `cancel` ends that.
+    pub fn read_bandwidth(&mut self, bytes: &[u8], rounds: usize, cancel: &AtomicBool) -> Result<f64> {
+        let best = self.0.read_bandwidth(bytes, rounds, cancel);
+        Error::check_cancelled(cancel).map(|()| best)
     }
 
     /// Starts, or ends, measuring how long the calling thread waits for others.

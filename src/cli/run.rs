@@ -288,7 +288,7 @@ impl<'a> Run<'a> {
 
     /// Saves the session and reports how the text ended.
     fn report(self, load: Duration, prompt: &Prompt, done: &Generation) -> anyhow::Result<()> {
-        let Self { args, model, tokenizer, mut timeline, sampler, limit, mut output, .. } = self;
+        let Self { args, cancel, model, tokenizer, mut timeline, sampler, limit, mut output } = self;
         if let Some(why) = timeline.fallback_reason().filter(|_| !args.quiet) {
             terminal::warn(&terminal::instead(why));
         }
@@ -317,7 +317,7 @@ impl<'a> Run<'a> {
             terminal::note(&report.summary(session));
             // Who stopped it does not want to wait for a measurement.
             if args.verbose && done.stop != StopReason::Interrupted {
-                terminal::note(&report.details(session));
+                terminal::note(&report.details(session, cancel)?);
             }
         }
         if done.stop == StopReason::Interrupted { Err(Error::Cancelled.into()) } else { Ok(()) }

@@ -34,7 +34,7 @@ pub struct Read<'a> {
     pub phase: Phase,
     /// Which logits are wanted.
     pub logits: Wanted,
-    /// Gives this text's part of the pass up when it is set; looked at before every layer.
+    /// Gives this text's part of the pass up when it is set; looked at several times a layer.
     pub cancel: Option<&'a AtomicBool>,
 }
 
@@ -82,7 +82,8 @@ impl<'m> Batch<'m> {
         }
         let stored = if self.stored_meta_state { self.model.stored_meta_state() } else { None };
         if stored.is_none() && self.meta_state.is_none() {
-            let pass = MetaPass { backend: &mut self.device, config, weights: self.model.weights() };
+            let (backend, weights) = (&mut self.device, self.model.weights());
+            let pass = MetaPass { backend, config, weights, cancel: None };
             self.meta_state = Some(pass.run(None)?);
         }
         match stored.or(self.meta_state.as_ref()) {

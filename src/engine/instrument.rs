@@ -1,9 +1,12 @@
 //! What a session's device can do at most, and where its time goes.
 
-use std::num::NonZeroUsize;
+use std::{num::NonZeroUsize, sync::atomic::AtomicBool};
 
 use super::Session;
-use crate::backend::{Cpu, Metal, Profile};
+use crate::{
+    Result,
+    backend::{Cpu, Metal, Profile},
+};
 
 /// What a number of threads can do at most, in a second.
 #[derive(Clone, Copy, Debug)]
@@ -24,20 +27,25 @@ impl Session<'_> {
     }
 
     /// Measures how many bytes a second this session's threads read from memory: from the mapped weights, all of them, as
-    /// decode reads them; or, if they are few, from several times what most last-level caches hold.
-    pub fn read_bandwidth(&mut self) -> f64 {
+    /// decode reads them; or, if they are few, from several times what most last-level caches hold. `cancel` ends that.
+    pub fn read_bandwidth(&mut self, cancel: &AtomicBool) -> Result<f64> {
         const BEYOND_CACHES: usize = 160 << 20;
         const PASSES: usize = 2;
-        match self.model().bytes() {
-            few if few.len() < BEYOND_CACHES => self.batch.device.cpu().read_bandwidth(&vec![1; BEYOND_CACHES], PASSES),
-            weights => self.batch.device.cpu().read_bandwidth(weights, PASSES),
-        }
+        let beyond_caches;
+        let bytes = match self.model().bytes() {
+            few if few.len() < BEYOND_CACHES => {
+                beyond_caches = vec![1; BEYOND_CACHES];
+                &beyond_caches
+            }
+            weights => weights,
+        };
+        self.batch.device.cpu().read_bandwidth(bytes, PASSES, cancel)
     }
 
-    /// Measures what this session's threads can do at most.
-    pub fn roofline(&mut self) -> Roofline {
+    /// Measures what this session's threads can do at most. `cancel` ends that.
+    pub fn roofline(&mut self, cancel: &AtomicBool) -> Result<Roofline> {
         let [int8_macs, float_macs] = self.batch.device.cpu().rates(3);
-        Roofline { read_bytes: self.read_bandwidth(), int8_macs, float_macs }
+        Ok(Roofline { read_bytes: self.read_bandwidth(cancel)?, int8_macs, float_macs })
     }
 
     /// Returns the name of the GPU at work, if one is.

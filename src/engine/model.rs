@@ -170,8 +170,8 @@ impl Model {
             return Ok(());
         }
         let device = &mut Device::cpu_only(threads);
-        let pass = MetaPass { backend: device, config: &self.config, weights: &self.weights };
-        let state = pass.run(Some(&mut |_| Error::check_cancelled(cancel))).map_err(|e| match e {
+        let (config, weights, cancel) = (&self.config, &self.weights, Some(cancel));
+        let state = MetaPass { backend: device, config, weights, cancel }.run(None).map_err(|e| match e {
             Error::NotFinite(_) => Error::format(self.file(), e.to_string()),
             e => e,
         })?;

@@ -62,11 +62,10 @@ impl Chunk<'_, '_> {
         self.embed(weights, ids);
         self.check_finite(|| "the embedding".into());
         for (index, layer) in weights.layers.iter().enumerate() {
-            self.segments.iter_mut().for_each(Segment::check_cancelled);
-            if self.segments.iter().all(|segment| segment.failed.is_some()) {
+            self.layer(index, layer);
+            if self.is_given_up() {
                 break;
             }
-            self.layer(index, layer);
             if let Some(observe) = &mut observe {
                 self.backend.finish()?;
                 let s = &*self.scratch;
@@ -77,8 +76,12 @@ impl Chunk<'_, '_> {
         Ok(())
     }
 
-    /// Computes the logits that the segments want, after [`Chunk::forward`], and waits for everything.
+    /// Computes the logits that the segments want, after [`Chunk::forward`], and waits for everything. Segments that were
+    /// given up get none that mean anything.
     pub fn logits(&mut self, weights: &Weights) -> Result<()> {
+        if self.is_given_up() {
+            return self.backend.finish();
+        }
         let (b, c, s) = (&mut *self.backend, self.config, &mut *self.scratch);
         let (mut spans, mut first) = (Vec::with_capacity(self.segments.len()), 0);
         s.input.set_width(c.hidden);
@@ -126,12 +129,27 @@ impl Chunk<'_, '_> {
     }
 
     fn layer(&mut self, index: usize, w: &Layer) {
-        self.in_proj(index, w); //         [q|k|v|u|gate] = in_proj(norm(x))
-        self.attention_heads(index, w); // softmax(q·kᵀ)·v over meta tokens, window and chunk
-        self.mamba_heads(index, w); //     conv → Δ, B, C → selective scan → gate
-        self.fuse(w); //                   x += out_proj(½·(norm(attention) + norm(mamba)))
-        self.feed_forward(w); //           x += down(act(norm(x)))
+        let parts: [fn(&mut Self, usize, &Layer); 5] = [
+            Self::in_proj,         // [q|k|v|u|gate] = in_proj(norm(x))
+            Self::attention_heads, // softmax(q·kᵀ)·v over meta tokens, window and chunk
+            Self::mamba_heads,     // conv → Δ, B, C → selective scan → gate
+            Self::fuse,            // x += out_proj(½·(norm(attention) + norm(mamba)))
+            Self::feed_forward,    // x += down(act(norm(x)))
+        ];
+        for part in parts {
+            // A layer of a long prompt may take longer than anybody wants to wait.
+            self.segments.iter_mut().for_each(Segment::check_cancelled);
+            if self.is_given_up() {
+                return;
+            }
+            part(self, index, w);
+        }
         self.check_finite(|| format!("layer {index}"));
+    }
+
+    /// Whether no segment is left that anybody waits for.
+    fn is_given_up(&self) -> bool {
+        self.segments.iter().all(|segment| segment.failed.is_some())
     }
 
     /// [q|k|v|u|gate] = in_proj(norm(x)); a consumer's has neither k nor v.
@@ -239,7 +257,7 @@ impl Chunk<'_, '_> {
     }
 
     /// x += out_proj(½·(norm(attention heads) + norm(Mamba heads)))
-    fn fuse(&mut self, w: &Layer) {
+    fn fuse(&mut self, _: usize, w: &Layer) {
         let (b, c, s) = (&mut *self.backend, self.config, &mut *self.scratch);
         let t = s.rows;
         let (attention, mamba) = ((s.attention.all(t), &w.attn_out_norm), (s.mamba.all(t), &w.ssm_out_norm));
@@ -251,7 +269,7 @@ impl Chunk<'_, '_> {
     }
 
     /// x += down(act(norm(x)))
-    fn feed_forward(&mut self, w: &Layer) {
+    fn feed_forward(&mut self, _: usize, w: &Layer) {
         let Some(f) = &w.feed_forward else { return };
         let (b, c, s) = (&mut *self.backend, self.config, &mut *self.scratch);
         let t = s.rows;

@@ -1,5 +1,7 @@
 //! The pass over the meta tokens. The state after it depends on the weights alone: sessions begin with it.
 
+use std::sync::atomic::AtomicBool;
+
 use super::{CHUNK, Chunk, Input, Observer, Phase, Room, Scratch, Segment};
 use crate::{
     Result,
@@ -17,6 +19,8 @@ pub struct MetaPass<'a> {
     pub config: &'a Config,
     /// Its weights.
     pub weights: &'a Weights,
+    /// Ends the pass when it is set; looked at several times a layer.
+    pub cancel: Option<&'a AtomicBool>,
 }
 
 impl MetaPass<'_> {
@@ -25,7 +29,7 @@ impl MetaPass<'_> {
     /// # Panics
     /// If the model has no meta tokens.
     pub fn run(self, mut observe: Option<Observer<'_>>) -> Result<MetaState> {
-        let Self { backend, config, weights } = self;
+        let Self { backend, config, weights, cancel } = self;
         let Some(table) = &weights.meta_embd else {
             panic!("a model without meta tokens has no state after them");
         };
@@ -39,8 +43,8 @@ impl MetaPass<'_> {
                 None => None,
             };
             let tokens = ids.len();
-            let segment =
-                Segment { state: &mut state, tokens, phase: Phase::Prefill, logits: 0..0, cancel: None, failed: None };
+            let (state, phase) = (&mut state, Phase::Prefill);
+            let segment = Segment { state, tokens, phase, logits: 0..0, cancel, failed: None };
             let segments = &mut [segment];
             scratch.prepare(backend, config, segments)?;
             let mut chunk = Chunk { backend, config, segments, scratch: &mut scratch };

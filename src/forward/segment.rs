@@ -28,7 +28,7 @@ pub struct Segment<'a> {
     pub phase: Phase,
     /// Which tokens' logits are wanted.
     pub logits: Range<usize>,
-    /// Gives the segment up when it is set; looked at before every layer.
+    /// Gives the segment up when it is set; looked at before every part of a layer.
     pub cancel: Option<&'a AtomicBool>,
     /// Why the segment was given up, if it was. Its rows mean nothing then; other segments go on as if it had never been.
     pub failed: Option<Error>,

@@ -3,7 +3,7 @@
 use std::{num::NonZeroUsize, sync::atomic::AtomicBool};
 
 use crate::{
-    Error, Result,
+    Result,
     backend::Device,
     format::{
         DType,
@@ -42,9 +42,10 @@ pub(super) fn write(
     let weights = Weights::from_gguf(&writer.read_back()?, config)?;
     let release = &mut |view: LayerView<'_>| {
         weights.layers[view.layer].matrices().for_each(|m| m.data.release());
-        Error::check_cancelled(cancel)
+        Ok(())
     };
-    let pass = MetaPass { backend: &mut Device::cpu_only(threads), config, weights: &weights };
+    let (backend, weights) = (&mut Device::cpu_only(threads), &weights);
+    let pass = MetaPass { backend, config, weights, cancel: Some(cancel) };
     let state = pass.run(Some(release))?.into_vectors();
     state.iter().try_for_each(|values| writer.write(bytemuck::cast_slice(values)))
 }

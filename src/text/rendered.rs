@@ -47,6 +47,7 @@ impl Template {
             self.render_with(&variables).ok()
         };
         let literal = literal(&text, &contents, markers, &render);
+        self.check_cancelled()?;
         Ok(Rendered { text, literal })
     }
 

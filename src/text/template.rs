@@ -1,5 +1,7 @@
 //! Chat templates: the Jinja text that makes a prompt of messages, as Hugging Face's tokenizers carry it.
 
+use std::sync::{Arc, atomic::AtomicBool};
+
 use serde_json::{Value, json};
 
 use super::{
@@ -155,12 +157,16 @@ pub struct Template {
     /// What templates may put around a text.
     bos: String,
     eos: String,
+    /// Ends a rendering.
+    cancel: Option<Arc<AtomicBool>>,
 }
 
 impl Tokenizer {
-    /// Parses a chat template that knows the names of this tokenizer's tokens; `origin` says where it is from.
+    /// Parses a chat template that knows the names of this tokenizer's tokens; `origin` says where it is from. What cancels
+    /// the tokenizer ends its rendering too.
     pub fn template(&self, source: &str, origin: &str) -> Result<Template> {
-        Template::new(source, origin, &self.name(self.bos()), &self.name(self.eos()))
+        let template = Template::new(source, origin, &self.name(self.bos()), &self.name(self.eos()))?;
+        Ok(Template { cancel: self.cancel.clone(), ..template })
     }
 }
 
@@ -175,7 +181,24 @@ impl Template {
             ));
         }
         let program = Program::parse(source).map_err(|failure| bad(origin, failure))?;
-        Ok(Self { program, source: source.into(), origin: origin.into(), bos: bos.into(), eos: eos.into() })
+        Ok(Self {
+            program,
+            source: source.into(),
+            origin: origin.into(),
+            bos: bos.into(),
+            eos: eos.into(),
+            cancel: None,
+        })
+    }
+
+    /// Returns this template, whose rendering ends with [`Error::Cancelled`] once `cancel` is set.
+    pub fn cancelled_by(self, cancel: &Arc<AtomicBool>) -> Self {
+        Self { cancel: Some(cancel.clone()), ..self }
+    }
+
+    /// Fails once its rendering is cancelled.
+    pub(crate) fn check_cancelled(&self) -> Result<()> {
+        self.cancel.as_deref().map_or(Ok(()), Error::check_cancelled)
     }
 
     /// The Jinja text.
@@ -218,7 +241,7 @@ impl Template {
             }
         }
         all.extend(variables.iter().map(|(name, value)| (name.clone(), value.clone())));
-        let text = self.program.render(&all).map_err(|failure| bad(&self.origin, failure))?;
+        let text = self.program.render(&all, self.cancel.as_ref()).map_err(|failure| bad(&self.origin, failure))?;
         limits::check_prompt(&text, "the text that the chat template makes of the messages")?;
         Ok(text)
     }
@@ -253,11 +276,16 @@ impl Template {
 
 /// Returns the error that a template is unusable, or fails.
 fn bad(origin: &str, failure: Failure) -> Error {
+    if failure.cancelled {
+        return Error::Cancelled;
+    }
     Error::Template { origin: origin.into(), line: failure.line, what: failure.what }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::Ordering;
+
     use super::*;
 
     /// A template in Hymba-Instruct's manner.
@@ -335,6 +363,19 @@ mod tests {
         assert!(refusal("a\n{% for %}").starts_with("t.jinja: is no usable chat template, line 2: "));
         assert!(refusal("{{ raise_exception('roles must alternate') }}").contains("roles must alternate"));
         assert!(refusal("{{ messages[0].content.no_such() }}").contains("no_such"));
+    }
+
+    #[test]
+    fn rendering_ends_when_it_is_cancelled() {
+        let cancel = Arc::new(AtomicBool::new(false));
+        let long = "{% for i in range(100000) %}{% endfor %}{{ messages[0].content }}";
+        let template = template(long).cancelled_by(&cancel);
+        assert_eq!(template.render(&[user("a")], true).unwrap(), "a");
+        cancel.store(true, Ordering::Relaxed);
+        assert!(matches!(template.render(&[user("a")], true), Err(Error::Cancelled)));
+        assert!(matches!(template.stops(), Err(Error::Cancelled)));
+        let markers = crate::text::small_tokenizer().markers(&[]).unwrap();
+        assert!(matches!(template.render_literal(&[user("<")], true, &markers), Err(Error::Cancelled)));
     }
 
     #[test]

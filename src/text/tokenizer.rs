@@ -113,7 +113,8 @@ impl Tokenizer {
         }
     }
 
-    /// Returns this tokenizer, whose splitting of long texts ends with [`Error::Cancelled`] once `cancel` is set.
+    /// Returns this tokenizer, whose splitting of long texts, and its [templates](Tokenizer::template)' rendering, end with
+    /// [`Error::Cancelled`] once `cancel` is set.
     pub fn cancelled_by(self, cancel: &Arc<AtomicBool>) -> Self {
         Self { cancel: Some(cancel.clone()), ..self }
     }

@@ -172,7 +172,7 @@ impl<'m> Machine<'m> {
         let room = Room { config: model.config(), rows: 1, cache: CacheType::F16 };
         let (scratch, mut cpu) = (Scratch::new(&cpu, room).unwrap(), cpu);
         let (config, weights) = (model.config(), model.weights());
-        let meta = MetaPass { backend: &mut cpu, config, weights };
+        let meta = MetaPass { backend: &mut cpu, config, weights, cancel: None };
         let meta = (config.meta_tokens > 0).then(|| meta.run(None).unwrap());
         Self { model, cpu, scratch, meta }
     }

@@ -1,20 +1,26 @@
 //! What the machine can do at most, by the same threads and instructions.
 
-use std::time::Instant;
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Instant,
+};
 
 use super::{Cpu, STREAMS, call};
 use crate::bindings as hk;
 
 impl Cpu {
     /// Bytes a second that these threads read from `bytes`: the best of `rounds` passes over all of it at one place after
-    /// another, and of as many at four places at once.
-    pub fn read_bandwidth(&mut self, bytes: &[u8], rounds: usize) -> f64 {
+    /// another, and of as many at four places at once. `cancel` ends that: what is returned then means nothing.
+    pub fn read_bandwidth(&mut self, bytes: &[u8], rounds: usize, cancel: &AtomicBool) -> f64 {
         const PART: usize = 1 << 20;
         let kernels = self.kernels;
         let mut best = 0f64;
         for runs in [1, STREAMS].repeat(rounds) {
             let start = Instant::now();
             self.pool.run(bytes.len().div_ceil(PART), |task, _| {
+                if cancel.load(Ordering::Relaxed) {
+                    return;
+                }
                 let part = &bytes[task * PART..][..PART.min(bytes.len() - task * PART)];
                 let run = part.len() / runs / 128 * 128;
                 let apart = if runs > 1 { run } else { 0 };

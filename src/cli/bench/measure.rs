@@ -221,7 +221,7 @@ pub fn measure(
         bar.inc(1);
         for &threads in &plan.threads {
             session.set_threads(NonZeroUsize::new(threads).unwrap_or(NonZeroUsize::MIN));
-            let before = session.roofline();
+            let before = session.roofline(cancel)?;
             let mut after = before;
             for &(kind, tokens) in &plan.tests {
                 let prompt = text(tokens.max(1));
@@ -252,7 +252,7 @@ pub fn measure(
                     let profile = plan.profile.then(|| (session.profile(), sampling));
                     session.measure(false);
                     Error::check_cancelled(cancel)?;
-                    after = session.roofline();
+                    after = session.roofline(cancel)?;
                     if run > 0 {
                         row.runs.push(Trial { time, profile, before, after });
                     }
@@ -316,7 +316,7 @@ fn once(
                     ids: std::slice::from_ref(id),
                     phase: Phase::Decode,
                     logits: Wanted::Last,
-                    cancel: None,
+                    cancel: Some(cancel),
                 };
                 let mut pass = batch.run(texts.zip(&ids).map(read))?;
                 let mut next = Vec::with_capacity(ids.len());
@@ -331,7 +331,7 @@ fn once(
         Test::Verify => {
             for _ in 0..VERIFICATIONS {
                 Error::check_cancelled(cancel)?;
-                let mut pass = session.verify(prompt, None)?;
+                let mut pass = session.verify(prompt, Some(cancel))?;
                 pass.logits(0)?;
                 pass.commit(0, prompt.len());
             }

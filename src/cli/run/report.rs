@@ -1,6 +1,6 @@
 //! What `run` reports when the text has ended.
 
-use std::time::Duration;
+use std::{sync::atomic::AtomicBool, time::Duration};
 
 use hymba::engine::{Model, Session, generate::Generation};
 use serde_json::json;
@@ -64,8 +64,8 @@ impl Report<'_> {
     }
 
     /// Returns what --verbose adds. Each decode step reads the weights and the cache once, so that its speed is a share of
-    /// what the memory allows, which is measured for it.
-    pub fn details(&self, session: &mut Session<'_>) -> String {
+    /// what the memory allows, which is measured for it; `cancel` ends that.
+    pub fn details(&self, session: &mut Session<'_>, cancel: &AtomicBool) -> hymba::Result<String> {
         let t = &self.generation.timings;
         let mut parts = vec![format!("loaded in {:.0} ms", 1e3 * self.load.as_secs_f64())];
         parts.extend(self.cached.map(|tokens| format!("{} from the prompt cache", counted(tokens, "token"))));
@@ -74,9 +74,9 @@ impl Report<'_> {
             parts.push(format!("decode on {gpu}"));
         } else if t.decode_steps > 0 {
             let read = (self.model.weight_bytes_per_token() + session.bytes_read_per_token()) as f64;
-            let (used, limit) = (read * t.decode_rate(), session.read_bandwidth());
+            let (used, limit) = (read * t.decode_rate(), session.read_bandwidth(cancel)?);
             parts.push(format!("decode reads {:.1} of {:.1} GB/s", used / 1e9, limit / 1e9));
         }
-        parts.join(" · ")
+        Ok(parts.join(" · "))
     }
 }

@@ -26,6 +26,7 @@ impl Format {
         StopMatcher::new(&all)?;
         let markers = tokenizer.markers(&template.map(Template::markers).unwrap_or_default())?;
         let indent = template.map(Template::reply_indent).unwrap_or_default();
+        template.map_or(Ok(()), Template::check_cancelled)?; // the markers are not all there then
         Ok(Self { stops: all, markers, indent })
     }
 }

@@ -7,6 +7,8 @@ pub struct Failure {
     pub line: Option<usize>,
     /// What is wrong.
     pub what: String,
+    /// Whether it is that the caller wanted no more of it.
+    pub cancelled: bool,
 }
 
 /// Characters of a message: templates write some of them.
@@ -19,7 +21,12 @@ impl Failure {
         if let Some((end, _)) = what.char_indices().nth(LONGEST) {
             what.replace_range(end.., " …");
         }
-        Self { line: None, what }
+        Self { line: None, what, cancelled: false }
+    }
+
+    /// Returns the failure of work that was cancelled.
+    pub(super) fn cancelled() -> Self {
+        Self { line: None, what: "it was cancelled".into(), cancelled: true }
     }
 
     /// The same, with the line.

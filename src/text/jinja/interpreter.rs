@@ -1,4 +1,4 @@
-//! Statements, done.
+//! Statements, done: what is known, what is written, where the work stands.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -9,13 +9,12 @@ use indexmap::IndexMap;
 
 use super::{
     Failure,
-    arguments::Arguments,
+    loops::Loop,
     meter::{ITEM, Meter, STEP, Writer},
     python,
-    syntax::{Action, Expr, For, Kind, Macro, Statement, Target},
-    value::{Seq, Value},
+    syntax::{Action, Expr, Kind, Macro, Statement, Target},
+    value::Value,
 };
-use crate::limits;
 
 /// Does what a template says.
 ///
@@ -24,20 +23,20 @@ use crate::limits;
 pub struct Interpreter<'t> {
     pub(super) meter: &'t Meter,
     pub(super) objects: Vec<Object<'t>>,
-    scopes: Vec<Scope<'t>>,
+    pub(super) scopes: Vec<Scope<'t>>,
     /// Scopes below this are seen by a macro, and stay.
-    pinned: usize,
+    pub(super) pinned: usize,
     out: Writer<'t>,
     /// What the filters of a block are applied to.
     pub(super) captured: Vec<Value>,
-    line: usize,
+    pub(super) line: usize,
     depth: usize,
     /// How deep statements and expressions may be in each other, calls included.
     most: usize,
-    calls: usize,
+    pub(super) calls: usize,
 }
 
-struct Scope<'t> {
+pub(super) struct Scope<'t> {
     parent: Option<usize>,
     variables: HashMap<&'t str, Value>,
 }
@@ -58,31 +57,9 @@ pub enum Object<'t> {
     Joiner(Value, bool),
 }
 
-/// A loop that is going on.
-pub struct Loop<'t> {
-    of: &'t For,
-    scope: usize,
-    items: Source,
-    /// Looked at already.
-    ahead: VecDeque<Value>,
-    /// Where it is, from 0.
-    pub(super) index: usize,
-    /// Loops of the same kind around it.
-    pub(super) outer: usize,
-    pub(super) previous: Option<Value>,
-    pub(super) current: Option<Value>,
-    pub(super) changed: Option<Vec<Value>>,
-}
-
-/// What a loop goes through.
-enum Source {
-    Seq(Arc<Seq>, usize),
-    Generator(usize),
-}
-
 /// How a statement ends.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Flow {
+pub(super) enum Flow {
     Next,
     Break,
     Continue,
@@ -129,14 +106,14 @@ impl<'t> Interpreter<'t> {
     }
 
     /// Returns a scope inside of `parent`.
-    fn enter(&mut self, parent: usize) -> Result<usize, Failure> {
+    pub(super) fn enter(&mut self, parent: usize) -> Result<usize, Failure> {
         self.meter.charge(2 * ITEM)?;
         self.scopes.push(Scope { parent: Some(parent), variables: HashMap::new() });
         Ok(self.scopes.len() - 1)
     }
 
     /// Forgets a scope, unless a macro sees it.
-    fn leave(&mut self, scope: usize) {
+    pub(super) fn leave(&mut self, scope: usize) {
         if scope >= self.pinned {
             self.scopes.truncate(scope);
         }
@@ -162,13 +139,13 @@ impl<'t> Interpreter<'t> {
         Ok(None)
     }
 
-    fn set(&mut self, name: &'t str, value: Value, scope: usize) -> Result<(), Failure> {
+    pub(super) fn set(&mut self, name: &'t str, value: Value, scope: usize) -> Result<(), Failure> {
         self.meter.charge(ITEM)?;
         self.scopes[scope].variables.insert(name, value);
         Ok(())
     }
 
-    fn assign(&mut self, target: &'t Target, value: Value, scope: usize) -> Result<(), Failure> {
+    pub(super) fn assign(&mut self, target: &'t Target, value: Value, scope: usize) -> Result<(), Failure> {
         match target {
             Target::Name(name) => self.set(name, value, scope),
             Target::Attr(name, attribute) => {
@@ -247,7 +224,7 @@ impl<'t> Interpreter<'t> {
         Ok((text, result?))
     }
 
-    fn body(&mut self, body: &'t [Statement], scope: usize) -> Result<Flow, Failure> {
+    pub(super) fn body(&mut self, body: &'t [Statement], scope: usize) -> Result<Flow, Failure> {
         for statement in body {
             self.line = statement.line;
             let flow = self.deeper(|this| this.statement(&statement.action, scope))?;
@@ -259,7 +236,7 @@ impl<'t> Interpreter<'t> {
     }
 
     /// Does `body` in a scope of its own.
-    fn inner_body(&mut self, body: &'t [Statement], parent: usize) -> Result<Flow, Failure> {
+    pub(super) fn inner_body(&mut self, body: &'t [Statement], parent: usize) -> Result<Flow, Failure> {
         let scope = self.enter(parent)?;
         let flow = self.body(body, scope)?;
         self.leave(scope);
@@ -346,239 +323,5 @@ impl<'t> Interpreter<'t> {
         let value = self.value(filters, scope)?;
         self.captured.pop();
         Ok(value)
-    }
-
-    // ---- macros --------------------------------------------------------------------------------------------------
-
-    fn define(&mut self, of: &'t Macro, scope: usize) -> Result<Value, Failure> {
-        self.pinned = self.scopes.len();
-        self.hold(Object::Macro(of, scope))
-    }
-
-    /// Calls the macro `of`, which was defined in `scope`.
-    pub(super) fn call_macro(&mut self, of: &'t Macro, scope: usize, arguments: Arguments) -> Result<Value, Failure> {
-        let (given, known) = (arguments.positional.len(), of.parameters.len());
-        self.meter.charge_for(known + 1, arguments.named.len() + 1)?;
-        if given > known && !of.uses.varargs {
-            return Err(Failure::new(format!("macro '{}' takes not more than {known} argument(s)", of.name)));
-        }
-        let inner = self.enter(scope)?;
-        let mut named = IndexMap::new();
-        named.extend(arguments.named);
-        let mut positional = arguments.positional.into_iter();
-        for (i, (name, default)) in of.parameters.iter().enumerate() {
-            let by_name = named.shift_remove(name);
-            let value = match positional.next() {
-                Some(_) if by_name.is_some() => {
-                    return Err(Failure::new(format!("macro '{}' got argument '{name}' twice", of.name)));
-                }
-                Some(value) => value,
-                None => match (by_name, default) {
-                    (Some(value), _) => value,
-                    (None, Some(default)) => self.value(default, inner)?,
-                    (None, None) => Value::undefined(format!("parameter '{name}' was not provided ({i})")),
-                },
-            };
-            self.set(name, value, inner)?;
-        }
-        let rest: Vec<_> = positional.collect();
-        let caller = named.shift_remove("caller");
-        if of.uses.caller {
-            let none = || Value::undefined("No caller defined");
-            self.set("caller", caller.unwrap_or_else(none), inner)?;
-        } else if caller.is_some() {
-            return Err(Failure::new(format!(
-                "macro '{}' was invoked with two values for the special caller argument, or uses none",
-                of.name
-            )));
-        }
-        if of.uses.varargs {
-            let rest = Seq::of(super::value::SeqKind::Tuple, rest, self.meter)?;
-            self.set("varargs", rest, inner)?;
-        }
-        if of.uses.kwargs {
-            let rest = self.dict_of(named.into_iter().map(|(name, value)| (Value::Str(name), value)))?;
-            self.set("kwargs", rest, inner)?;
-        } else if let Some(name) = named.keys().next() {
-            return Err(Failure::new(format!("macro '{}' takes no keyword argument '{name}'", of.name)));
-        }
-        let line = self.line;
-        let text = self.called(|this| this.body(&of.body, inner))?;
-        self.line = line;
-        self.leave(inner);
-        Ok(text)
-    }
-
-    /// Does what is called, and returns what it writes.
-    fn called(&mut self, body: impl FnOnce(&mut Self) -> Result<Flow, Failure>) -> Result<Value, Failure> {
-        if self.calls == limits::TEMPLATE_DEPTH {
-            return Err(Failure::new(format!("calls are nested more than {} deep", limits::TEMPLATE_DEPTH)));
-        }
-        self.calls += 1;
-        let (text, _) = self.capture(body)?;
-        self.calls -= 1;
-        Ok(text.into())
-    }
-
-    // ---- loops ---------------------------------------------------------------------------------------------------
-
-    fn for_loop(&mut self, of: &'t For, over: &Value, scope: usize, outer: usize) -> Result<(), Failure> {
-        let items = match over {
-            Value::Seq(seq) => Source::Seq(seq.clone(), 0),
-            Value::Object(id) if matches!(self.objects.get(*id), Some(Object::Generator(_))) => Source::Generator(*id),
-            _ => {
-                let items = self.items_of(over)?;
-                match Seq::list(items, self.meter)? {
-                    Value::Seq(seq) => Source::Seq(seq, 0),
-                    _ => return Ok(()),
-                }
-            }
-        };
-        let state = Loop {
-            of,
-            scope,
-            items,
-            ahead: VecDeque::new(),
-            index: 0,
-            outer,
-            previous: None,
-            current: None,
-            changed: None,
-        };
-        let handle = self.hold(Object::Loop(Box::new(state)))?;
-        let Value::Object(id) = handle else { return Ok(()) };
-        let (mut started, mut completed) = (false, false);
-        while let Some(item) = self.next_item(id)? {
-            self.meter.charge(STEP)?;
-            let inner = self.enter(scope)?;
-            if let Some(Object::Loop(state)) = self.objects.get_mut(id) {
-                state.index += usize::from(started);
-                state.previous = state.current.replace(item.clone());
-            }
-            started = true;
-            self.set("loop", handle.clone(), inner)?;
-            self.assign(&of.target, item, inner)?;
-            let flow = self.body(&of.body, inner)?;
-            self.leave(inner);
-            // Jinja2 takes an item that `break` or `continue` left for none, where there is an `else`.
-            completed |= flow == Flow::Next;
-            if flow == Flow::Break {
-                break;
-            }
-        }
-        if !completed {
-            self.inner_body(&of.otherwise, scope)?;
-        }
-        Ok(())
-    }
-
-    /// Returns the next item of a loop.
-    fn next_item(&mut self, id: usize) -> Result<Option<Value>, Failure> {
-        if let Some(Object::Loop(state)) = self.objects.get_mut(id)
-            && let Some(item) = state.ahead.pop_front()
-        {
-            return Ok(Some(item));
-        }
-        self.look_further(id)
-    }
-
-    /// Returns the item of a loop that comes next after those that were looked at.
-    fn look_further(&mut self, id: usize) -> Result<Option<Value>, Failure> {
-        loop {
-            self.meter.charge(STEP / 4)?;
-            let Some(Object::Loop(state)) = self.objects.get_mut(id) else { return Ok(None) };
-            let (of, scope) = (state.of, state.scope);
-            let item = match &mut state.items {
-                Source::Seq(seq, at) => {
-                    *at += 1;
-                    seq.items.get(*at - 1).cloned()
-                }
-                Source::Generator(generator) => {
-                    let generator = *generator;
-                    match self.objects.get_mut(generator) {
-                        Some(Object::Generator(items)) => items.pop_front(),
-                        _ => None,
-                    }
-                }
-            };
-            let Some(item) = item else { return Ok(None) };
-            let Some(test) = &of.test else { return Ok(Some(item)) };
-            let inner = self.enter(scope)?;
-            self.assign(&of.target, item.clone(), inner)?;
-            let counts = self.value(test, inner)?.is_true();
-            self.leave(inner);
-            if counts {
-                return Ok(Some(item));
-            }
-        }
-    }
-
-    /// Returns the item after the present one, which stays the next one.
-    fn peek_item(&mut self, id: usize) -> Result<Option<Value>, Failure> {
-        if let Some(Object::Loop(state)) = self.objects.get(id)
-            && let Some(item) = state.ahead.front()
-        {
-            return Ok(Some(item.clone()));
-        }
-        let item = self.look_further(id)?;
-        if let (Some(Object::Loop(state)), Some(item)) = (self.objects.get_mut(id), &item) {
-            state.ahead.push_back(item.clone());
-        }
-        Ok(item)
-    }
-
-    /// Returns the number of a loop's items.
-    fn loop_length(&mut self, id: usize) -> Result<usize, Failure> {
-        let known = match self.objects.get(id) {
-            Some(Object::Loop(state)) => match &state.items {
-                Source::Seq(seq, at) if state.of.test.is_none() => Some(seq.items.len().saturating_sub(*at)),
-                _ => None,
-            },
-            _ => None,
-        };
-        if known.is_none() {
-            while let Some(item) = self.look_further(id)? {
-                self.meter.charge(ITEM)?;
-                if let Some(Object::Loop(state)) = self.objects.get_mut(id) {
-                    state.ahead.push_back(item);
-                }
-            }
-        }
-        let rest = known.unwrap_or_default();
-        match self.objects.get(id) {
-            Some(Object::Loop(state)) => Ok(state.index + 1 + state.ahead.len() + rest),
-            _ => Ok(0),
-        }
-    }
-
-    /// Returns what `loop` says under a name.
-    pub(super) fn loop_attribute(&mut self, id: usize, name: &str) -> Result<Option<Value>, Failure> {
-        let Some(Object::Loop(state)) = self.objects.get(id) else { return Ok(None) };
-        let (index, outer) = (state.index, state.outer);
-        Ok(Some(match name {
-            "index" => (index + 1).into(),
-            "index0" => index.into(),
-            "first" => Value::Bool(index == 0),
-            "depth" => (outer + 1).into(),
-            "depth0" => outer.into(),
-            "previtem" => state.previous.clone().unwrap_or_else(|| Value::undefined("there is no previous item")),
-            "last" => Value::Bool(self.peek_item(id)?.is_none()),
-            "nextitem" => self.peek_item(id)?.unwrap_or_else(|| Value::undefined("there is no next item")),
-            "length" => self.loop_length(id)?.into(),
-            "revindex" => (self.loop_length(id)? - index).into(),
-            "revindex0" => (self.loop_length(id)? - index - 1).into(),
-            "cycle" | "changed" => Value::Method(Arc::new((Value::Object(id), name.into()))),
-            _ => return Ok(None),
-        }))
-    }
-
-    /// Does a loop again, for other items.
-    pub(super) fn recurse(&mut self, id: usize, over: &Value) -> Result<Value, Failure> {
-        let Some(Object::Loop(state)) = self.objects.get(id) else { return Ok(Value::None) };
-        let (of, scope, outer) = (state.of, state.scope, state.outer);
-        if !of.recursive {
-            return Err(Failure::new("the loop is not recursive: it is not marked as `recursive`"));
-        }
-        self.called(|this| this.for_loop(of, over, scope, outer + 1).map(|()| Flow::Next))
     }
 }

@@ -1,7 +1,13 @@
 //! What rendering may cost. Whatever is made, looked at or visited is paid for before it is made, and nothing is given
 //! back: the budget bounds time and memory at once, and nothing can be made that was not paid for.
 
-use std::cell::Cell;
+use std::{
+    cell::Cell,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use super::Failure;
 use crate::limits;
@@ -14,23 +20,37 @@ pub const ITEM: usize = 64;
 /// What a piece of a text costs beside its bytes.
 const TEXT_OVERHEAD: usize = 8;
 
+/// How much is spent between two looks at what cancels a rendering: a power of two, less than a millisecond's work.
+const LOOK: usize = 1024 * STEP;
+
 /// The budget of one rendering.
 pub struct Meter {
     left: Cell<usize>,
+    cancel: Option<Arc<AtomicBool>>,
 }
 
 impl Meter {
     /// Returns a budget of so many steps.
     pub fn new(steps: u64) -> Self {
         let steps = usize::try_from(steps).unwrap_or(usize::MAX);
-        Self { left: Cell::new(steps.saturating_mul(STEP)) }
+        Self { left: Cell::new(steps.saturating_mul(STEP)), cancel: None }
+    }
+
+    /// The same; once `cancel` is set, nothing more can be paid for.
+    pub fn cancelled_by(self, cancel: Option<Arc<AtomicBool>>) -> Self {
+        Self { cancel, ..self }
     }
 
     /// Takes `cost` out of the budget.
     pub fn charge(&self, cost: usize) -> Result<(), Failure> {
-        match self.left.get().checked_sub(cost) {
+        let before = self.left.get();
+        match before.checked_sub(cost) {
             Some(left) => {
                 self.left.set(left);
+                let looks = (before ^ left) >= LOOK;
+                if looks && self.cancel.as_ref().is_some_and(|cancel| cancel.load(Ordering::Relaxed)) {
+                    return Err(Failure::cancelled());
+                }
                 Ok(())
             }
             None => {

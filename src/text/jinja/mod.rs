@@ -18,6 +18,8 @@ mod interpreter;
 mod json;
 mod lexer;
 mod list_filters;
+mod loops;
+mod macros;
 mod meter;
 mod methods;
 mod number_format;
@@ -29,7 +31,11 @@ mod syntax;
 mod texts;
 mod value;
 
-use std::{collections::HashMap, thread};
+use std::{
+    collections::HashMap,
+    sync::{Arc, atomic::AtomicBool},
+    thread,
+};
 
 pub use failure::Failure;
 
@@ -48,10 +54,10 @@ impl Program {
         on_own_stack(|_| parser::parse(source)).map(Self)
     }
 
-    /// Returns what the template makes of `variables`.
-    pub fn render(&self, variables: &Variables) -> Result<String, Failure> {
+    /// Returns what the template makes of `variables`; `cancel` ends that.
+    pub fn render(&self, variables: &Variables, cancel: Option<&Arc<AtomicBool>>) -> Result<String, Failure> {
         on_own_stack(|depth| {
-            let meter = meter::Meter::new(limits::TEMPLATE_STEPS);
+            let meter = meter::Meter::new(limits::TEMPLATE_STEPS).cancelled_by(cancel.cloned());
             let mut values = HashMap::new();
             for (name, value) in variables {
                 values.insert(name.as_str(), value::Value::from_json(value, &free())?);
