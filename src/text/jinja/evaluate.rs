@@ -6,9 +6,11 @@ use super::{
     Failure,
     arguments::Arguments,
     functions::FUNCTIONS,
-    interpreter::{Interpreter, Object},
+    interpreter::Interpreter,
     meter::{ITEM, STEP, Writer},
-    methods, operators, python,
+    methods,
+    objects::Object,
+    operators, python,
     syntax::{Args, Expr, Kind},
     value::{Dict, Seq, SeqKind, Value},
 };

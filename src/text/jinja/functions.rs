@@ -6,8 +6,9 @@ use super::{
     Failure,
     arguments::Arguments,
     clock,
-    interpreter::{Interpreter, Object},
+    interpreter::Interpreter,
     meter::ITEM,
+    objects::Object,
     value::{Dict, Seq, SeqKind, Value},
 };
 

@@ -1,18 +1,13 @@
 //! Statements, done: what is known, what is written, where the work stands.
 
-use std::{
-    collections::{HashMap, VecDeque},
-    sync::Arc,
-};
-
-use indexmap::IndexMap;
+use std::collections::HashMap;
 
 use super::{
     Failure,
-    loops::Loop,
     meter::{ITEM, Meter, STEP, Writer},
+    objects::Object,
     python,
-    syntax::{Action, Expr, Kind, Macro, Statement, Target},
+    syntax::{Action, Expr, Kind, Statement, Target},
     value::Value,
 };
 
@@ -39,22 +34,6 @@ pub struct Interpreter<'t> {
 pub(super) struct Scope<'t> {
     parent: Option<usize>,
     variables: HashMap<&'t str, Value>,
-}
-
-/// What is held by the interpreter: it changes, or leads to other values.
-pub enum Object<'t> {
-    /// `namespace()`
-    Namespace(IndexMap<Arc<str>, Value>),
-    /// `loop`
-    Loop(Box<Loop<'t>>),
-    /// A macro, and the scope that it was defined in.
-    Macro(&'t Macro, usize),
-    /// What can be gone through once.
-    Generator(VecDeque<Value>),
-    /// `cycler()`
-    Cycler(Vec<Value>, usize),
-    /// `joiner()`, and whether it was called.
-    Joiner(Value, bool),
 }
 
 /// How a statement ends.

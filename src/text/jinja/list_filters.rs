@@ -3,9 +3,11 @@
 use super::{
     Failure,
     arguments::Arguments,
-    interpreter::{Interpreter, Object},
+    interpreter::Interpreter,
     meter::{ITEM, Writer},
-    methods, operators,
+    methods,
+    objects::Object,
+    operators,
     sorting::sort_by,
     syntax::Binary,
     value::{Dict, Seq, SeqKind, Value},

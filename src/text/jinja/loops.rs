@@ -4,33 +4,12 @@ use std::{collections::VecDeque, sync::Arc};
 
 use super::{
     Failure,
-    interpreter::{Flow, Interpreter, Object},
+    interpreter::{Flow, Interpreter},
     meter::{ITEM, STEP},
+    objects::{Loop, Object, Source},
     syntax::For,
     value::{Seq, Value},
 };
-
-/// A loop that is going on.
-pub struct Loop<'t> {
-    of: &'t For,
-    scope: usize,
-    items: Source,
-    /// Looked at already.
-    ahead: VecDeque<Value>,
-    /// Where it is, from 0.
-    pub(super) index: usize,
-    /// Loops of the same kind around it.
-    pub(super) outer: usize,
-    pub(super) previous: Option<Value>,
-    pub(super) current: Option<Value>,
-    pub(super) changed: Option<Vec<Value>>,
-}
-
-/// What a loop goes through.
-enum Source {
-    Seq(Arc<Seq>, usize),
-    Generator(usize),
-}
 
 impl<'t> Interpreter<'t> {
     pub(super) fn for_loop(&mut self, of: &'t For, over: &Value, scope: usize, outer: usize) -> Result<(), Failure> {

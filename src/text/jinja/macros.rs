@@ -5,7 +5,8 @@ use indexmap::IndexMap;
 use super::{
     Failure,
     arguments::Arguments,
-    interpreter::{Flow, Interpreter, Object},
+    interpreter::{Flow, Interpreter},
+    objects::Object,
     syntax::Macro,
     value::{Seq, SeqKind, Value},
 };

@@ -23,6 +23,7 @@ mod macros;
 mod meter;
 mod methods;
 mod number_format;
+mod objects;
 mod operators;
 mod parser;
 mod python;
