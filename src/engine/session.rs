@@ -97,6 +97,11 @@ impl<'m> Session<'m> {
         (&mut self.batch, &mut self.text)
     }
 
+    /// The device with the model, and the text, apart from each other.
+    pub(super) fn into_parts(self) -> (Batch<'m>, Text) {
+        (self.batch, self.text)
+    }
+
     /// Reads `ids` as a prompt; returns the logits `[vocab]` after the last.
     pub fn prefill(&mut self, ids: &[u32], cancel: &AtomicBool) -> Result<&[f32]> {
         self.prefill_chunks(ids, cancel, None)?;

@@ -6,6 +6,7 @@ mod image;
 mod kv;
 mod layers;
 mod meta;
+mod rows;
 mod thin;
 
 pub use checkpoint::Checkpoint;
@@ -14,4 +15,5 @@ pub use image::{image_bytes, image_is_finite};
 pub use kv::{KvCache, KvLayout};
 pub use layers::{LayerState, State};
 pub use meta::MetaState;
+pub use rows::{Recurrent, Rows};
 pub use thin::{ImageOf, restored, thinned, thinned_bytes};

@@ -1,0 +1,167 @@
+//! What the scheduler's thread and its callers share: the queue, the wish to end, the metrics.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use super::{Job, Metrics, Refused};
+
+/// A job and when it came.
+pub(super) struct Queued {
+    pub job: Job,
+    pub since: Instant,
+}
+
+/// How far the scheduler is from its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Ending {
+    /// It takes jobs.
+    Not,
+    /// It takes no more, and finishes those it has.
+    Draining,
+    /// It has cancelled those too.
+    Cancelled,
+}
+
+/// What is shared.
+pub(super) struct Inbox {
+    shared: Mutex<Shared>,
+    changed: Condvar,
+}
+
+/// What the lock guards.
+pub(super) struct Shared {
+    pub queue: VecDeque<Queued>,
+    /// Jobs that fit in the queue.
+    room: usize,
+    pub ending: Ending,
+    /// What cancels the jobs at work.
+    pub running: Vec<Arc<AtomicBool>>,
+    pub metrics: Metrics,
+    /// A mean of how long jobs were at work.
+    pub usual: Duration,
+}
+
+impl Inbox {
+    /// Returns an inbox with room for `room` jobs in the queue.
+    pub fn new(room: usize, slots: usize) -> Self {
+        let metrics = Metrics { slots, ..Metrics::default() };
+        let (queue, running) = (VecDeque::new(), Vec::new());
+        let shared = Shared { queue, room, ending: Ending::Not, running, metrics, usual: Duration::ZERO };
+        Self { shared: Mutex::new(shared), changed: Condvar::new() }
+    }
+
+    /// Returns what is shared. A panic elsewhere leaves nothing half done in it.
+    pub fn lock(&self) -> MutexGuard<'_, Shared> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts a job into the queue, or says why not.
+    pub fn submit(&self, job: Job) -> Result<(), Refused> {
+        let mut shared = self.lock();
+        if shared.ending > Ending::Not {
+            return Err(Refused::Stopping);
+        }
+        // A free slot is room too: its job leaves the queue at once.
+        let free = shared.metrics.slots.saturating_sub(shared.running.len());
+        if shared.queue.len() >= shared.room + free {
+            shared.metrics.refused += 1;
+            return Err(Refused::Full(shared.until_room()));
+        }
+        shared.queue.push_back(Queued { job, since: Instant::now() });
+        self.changed.notify_one();
+        Ok(())
+    }
+
+    /// Comes nearer to the end.
+    pub fn end(&self, ending: Ending) {
+        let mut shared = self.lock();
+        shared.ending = shared.ending.max(ending);
+        if ending == Ending::Cancelled {
+            let queued = shared.queue.iter().map(|queued| &queued.job.cancel);
+            shared.running.iter().chain(queued).for_each(|cancel| cancel.store(true, Ordering::Relaxed));
+        }
+        self.changed.notify_one();
+    }
+
+    /// Waits until there is a job or the end is near, no longer than `limit`.
+    pub fn wait(&self, limit: Option<Duration>) {
+        let idle = |shared: &mut Shared| shared.queue.is_empty() && shared.ending == Ending::Not;
+        let shared = self.lock();
+        match limit {
+            None => drop(self.changed.wait_while(shared, idle)),
+            Some(limit) => drop(self.changed.wait_timeout(shared, limit)),
+        }
+    }
+}
+
+impl Shared {
+    /// Takes the next job out of the queue: the oldest of the owner who has the fewest at work.
+    pub fn next(&mut self, at_work: impl Fn(&str) -> usize) -> Option<Queued> {
+        let next = (0..self.queue.len()).min_by_key(|&i| at_work(&self.queue[i].job.owner))?;
+        self.queue.remove(next)
+    }
+
+    /// Returns the metrics as they are now.
+    pub fn snapshot(&self) -> Metrics {
+        Metrics { queued: self.queue.len(), running: self.running.len(), ..self.metrics }
+    }
+
+    /// A guess of when the queue has room.
+    fn until_room(&self) -> Duration {
+        let slots = self.metrics.slots.max(1) as u32;
+        (self.usual / slots).clamp(Duration::from_secs(1), Duration::from_secs(60))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::sync_channel;
+
+    use super::*;
+
+    fn job(owner: &str, seed: u64) -> Job {
+        Job { owner: owner.into(), seed, ..Job::new(vec![1], Box::new(sync_channel(1).0)) }
+    }
+
+    #[test]
+    fn a_full_queue_refuses_and_an_ending_one_too() {
+        let inbox = Inbox::new(1, 1);
+        for _ in 0..2 {
+            inbox.submit(job("", 0)).unwrap();
+        }
+        assert_eq!(inbox.submit(job("", 0)), Err(Refused::Full(Duration::from_secs(1))));
+        inbox.lock().running.push(Arc::default());
+        inbox.lock().queue.pop_front();
+        assert!(matches!(inbox.submit(job("", 0)), Err(Refused::Full(_))), "the slot is taken");
+        assert_eq!(inbox.lock().metrics.refused, 2);
+        inbox.end(Ending::Draining);
+        assert_eq!(inbox.submit(job("", 0)), Err(Refused::Stopping));
+        assert!(!inbox.lock().running[0].load(Ordering::Relaxed));
+        inbox.end(Ending::Cancelled);
+        assert!(inbox.lock().running[0].load(Ordering::Relaxed));
+        assert!(inbox.lock().queue[0].job.cancel.load(Ordering::Relaxed));
+        inbox.end(Ending::Draining);
+        assert_eq!(inbox.lock().ending, Ending::Cancelled);
+    }
+
+    #[test]
+    fn owners_take_turns() {
+        let inbox = Inbox::new(9, 1);
+        for (owner, seed) in [("a", 0), ("a", 1), ("b", 2), ("a", 3), ("b", 4)] {
+            inbox.submit(job(owner, seed)).unwrap();
+        }
+        let mut at_work: Vec<String> = Vec::new();
+        let mut order = Vec::new();
+        while let Some(next) = inbox.lock().next(|owner| at_work.iter().filter(|&other| other == owner).count()) {
+            at_work.push(next.job.owner);
+            order.push(next.job.seed);
+        }
+        assert_eq!(order, [0, 2, 1, 4, 3]);
+    }
+}

@@ -1,0 +1,152 @@
+//! How much of a prompt a pass reads beside texts that are being written: by what passes have cost so far.
+
+use std::time::Duration;
+
+/// A pass beside a prompt takes at most so many times as long as one without.
+const LONGEST_GAP: f64 = 2.5;
+/// What is aimed at, so that noise stays below that.
+const GAP: f64 = 2.0;
+/// How long a pass may take that no text waits for: as long as a new job may have to wait for its first pass.
+const ALONE: f64 = 0.4;
+/// Rows of a pass that no text waits for, as long as nothing is known of them.
+const FIRST: usize = 16;
+/// How much of what is known a new measurement replaces.
+const WEIGHT: f64 = 0.25;
+
+/// What passes cost.
+#[derive(Default)]
+pub(super) struct Pace {
+    /// Seconds of a pass by its number of decoded rows; 0: unknown.
+    decode: Vec<f64>,
+    /// Seconds that a row of a prompt adds to a pass beside decoded rows; 0: unknown.
+    added: f64,
+    /// Seconds of such a pass by its rows, all of them: less than that where more are read, as they share the weights.
+    mean: f64,
+    /// The most rows of a prompt that were right beside decoded rows.
+    tried: usize,
+    /// Seconds that a row of a prompt takes in a pass of its own; 0: unknown.
+    alone: f64,
+}
+
+impl Pace {
+    /// Returns how many rows of prompts a pass reads beside `decoded` rows: from 1 to `most`.
+    pub fn rows(&self, decoded: usize, most: usize) -> usize {
+        let rows = match self.usual(decoded) {
+            _ if decoded == 0 && self.alone == 0.0 => FIRST,
+            _ if decoded == 0 => ((ALONE / self.alone) as usize).max(FIRST),
+            // As many again take twice as long at most.
+            Some(usual) if self.added > 0.0 => {
+                let by_added = usual * (GAP - 1.0) / self.added;
+                let by_mean = usual * GAP / self.mean - decoded as f64;
+                (by_added.min(by_mean) as usize).min(2 * self.tried.max(decoded))
+            }
+            _ => decoded,
+        };
+        rows.clamp(1, most.max(1))
+    }
+
+    /// Learns from a pass that took `elapsed`.
+    pub fn learn(&mut self, decoded: usize, prompt: usize, elapsed: Duration) {
+        let elapsed = elapsed.as_secs_f64().max(1e-9);
+        match (decoded, prompt) {
+            (0, 0) => {}
+            (0, prompt) => blend(&mut self.alone, elapsed / prompt as f64),
+            (decoded, 0) => {
+                if self.decode.len() <= decoded {
+                    self.decode.resize(decoded + 1, 0.0);
+                }
+                blend(&mut self.decode[decoded], elapsed);
+            }
+            (decoded, prompt) => {
+                let Some(usual) = self.usual(decoded) else { return };
+                let added = (elapsed - usual).max(usual * 0.01) / prompt as f64;
+                let mean = elapsed / (decoded + prompt) as f64;
+                let is_long = elapsed > usual * LONGEST_GAP;
+                for (known, new) in [(&mut self.added, added), (&mut self.mean, mean)] {
+                    if is_long { *known = known.max(new) } else { blend(known, new) }
+                }
+                self.tried = if is_long { prompt / 2 } else { self.tried.max(prompt) };
+            }
+        }
+    }
+
+    /// Whether a pass without a prompt should be measured before one with it.
+    pub fn is_unknown(&self, decoded: usize) -> bool {
+        decoded > 0 && self.usual(decoded).is_none()
+    }
+
+    /// Returns what a pass of `decoded` rows takes: as measured, or as one of fewer rows.
+    fn usual(&self, decoded: usize) -> Option<f64> {
+        let known = self.decode.iter().take(decoded + 1).rev().copied().find(|&cost| cost > 0.0);
+        known.or_else(|| self.decode.iter().copied().find(|&cost| cost > 0.0).map(|cost| cost * 0.5))
+    }
+}
+
+fn blend(known: &mut f64, new: f64) {
+    *known = if *known == 0.0 { new } else { *known + WEIGHT * (new - *known) };
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::{RngExt, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
+
+    use super::*;
+
+    /// Seconds of a pass on some machine.
+    type Machine = fn(usize, usize) -> f64;
+
+    /// Gaps between tokens of `decoded` texts, as shares of the usual one, while a prompt of `prompt` tokens is read; and
+    /// how many passes that took.
+    fn gaps(machine: Machine, pace: &mut Pace, decoded: usize, mut prompt: usize) -> Vec<f64> {
+        let mut rng = ChaCha8Rng::seed_from_u64(7);
+        let mut gaps = Vec::new();
+        while prompt > 0 {
+            let rows = if pace.is_unknown(decoded) { 0 } else { pace.rows(decoded, 240).min(prompt) };
+            let noise = 1.0 + 0.1 * rng.random::<f64>();
+            let cost = machine(decoded, rows) * noise;
+            pace.learn(decoded, rows, Duration::from_secs_f64(cost));
+            gaps.push(cost / (machine(decoded, 0) * 1.05));
+            prompt -= rows;
+        }
+        gaps
+    }
+
+    #[test]
+    fn gaps_stay_short_on_any_machine() {
+        let machines: [Machine; 4] = [
+            |decoded, rows| 0.1 + 0.01 * (decoded + rows) as f64, // most of it is reading weights
+            |decoded, rows| 0.001 * (decoded + rows) as f64,      // no weights to speak of
+            |decoded, rows| (0.05 + 0.001 * decoded as f64).max(0.004 * (decoded + rows) as f64),
+            |decoded, rows| 0.03 + 0.002 * decoded as f64 + if rows < 12 { 0.003 } else { 0.0015 } * rows as f64,
+        ];
+        for (i, machine) in machines.into_iter().enumerate() {
+            for texts in [1, 2, 8] {
+                let pace = &mut Pace::default();
+                let first = gaps(machine, pace, texts, 2000);
+                let worst = first.iter().copied().fold(0.0, f64::max);
+                assert!(worst <= LONGEST_GAP, "machine {i}, {texts} texts: a gap of {worst}");
+                let later = gaps(machine, pace, texts, 2000);
+                let worst = later.iter().copied().fold(0.0, f64::max);
+                assert!(worst <= LONGEST_GAP, "machine {i}, {texts} texts: a later gap of {worst}");
+                let mean = later.iter().sum::<f64>() / later.len() as f64;
+                assert!(mean > 1.4, "machine {i}, {texts} texts: the prompt gets too little, {mean}");
+                // more texts: nothing is known of them but what fewer cost
+                let more = gaps(machine, pace, texts + 3, 2000);
+                let worst = more.iter().copied().fold(0.0, f64::max);
+                assert!(worst <= LONGEST_GAP, "machine {i}, {texts} texts and three: a gap of {worst}");
+            }
+        }
+    }
+
+    #[test]
+    fn alone_a_prompt_gets_long_passes() {
+        let mut pace = Pace::default();
+        assert_eq!(pace.rows(0, 240), FIRST);
+        pace.learn(0, 16, Duration::from_millis(16));
+        assert_eq!(pace.rows(0, 240), 240);
+        assert_eq!(pace.rows(0, 5), 5);
+        (0..20).for_each(|_| pace.learn(0, 16, Duration::from_millis(160)));
+        assert!((35..50).contains(&pace.rows(0, 240)), "{}", pace.rows(0, 240));
+    }
+}

@@ -1,0 +1,335 @@
+//! A job at work: what it has read, what it reads next, and what comes out.
+
+use std::{
+    collections::VecDeque,
+    io::ErrorKind,
+    ops::Range,
+    sync::atomic::Ordering,
+    time::{Duration, Instant},
+};
+
+use super::{
+    Cached, Event, Job, Taken, Usage,
+    choice::{Bias, logprobs},
+    inbox::Queued,
+};
+use crate::{
+    Error, Result,
+    engine::{
+        generate::{StopReason, Timings},
+        generator::Generator,
+        text::Text,
+    },
+    forward::{DECODE_TOKENS, Phase},
+    sample::Sampler,
+    text::Tokenizer,
+};
+
+/// A token and how it is read.
+pub(super) type Step = (u32, Phase);
+
+/// Tokens of a prompt in a pass whose log probabilities are wanted: a row of logits is as wide as the vocabulary.
+const ROWS_WITH_LOGITS: usize = 16;
+
+/// A job at work.
+pub(super) struct Running<'t> {
+    pub job: Job,
+    /// `None` once the text is over.
+    text: Option<Generator<'t>>,
+    sampler: Sampler,
+    bias: Bias,
+    /// The tokens that the text's state is made of, and those that are to be read next.
+    pub steps: Vec<Step>,
+    /// How many of them are read.
+    pub read: usize,
+    /// Logits after these, if they are known.
+    pub logits: Vec<f32>,
+    /// Where the reading of the prompt pauses for a moment, so that a prefix state can be kept.
+    pub cuts: Vec<usize>,
+    pub cached: Cached,
+    /// When a part of its prompt was last read: a count of passes.
+    pub turn: u64,
+    /// The slot's text, while a wider one is in its place.
+    pub narrow: Option<Text>,
+    /// Events that could not be delivered yet.
+    outbox: VecDeque<Event>,
+    is_gone: bool,
+    /// Tokens of the prompt whose log probabilities were told.
+    told: usize,
+    /// How and when it ended.
+    pub end: Option<(End, Instant)>,
+    queued: Duration,
+    since: Instant,
+    first: Option<Instant>,
+}
+
+/// How a job ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    Done,
+    Failed,
+    Cancelled,
+}
+
+impl<'t> Running<'t> {
+    /// Returns a job that has read nothing yet, or has failed already.
+    pub fn new(tokenizer: &'t Tokenizer, queued: Queued, vocab: usize, context: usize) -> Self {
+        let Queued { job, since } = queued;
+        let now = Instant::now();
+        let text = Self::check(&job, vocab, context)
+            .and_then(|()| Generator::new(tokenizer, job.prompt.clone(), job.limit, &job.stops));
+        let is_refused = text.is_err();
+        let (text, failure) = match text {
+            Ok(text) => (Some(text), None),
+            Err(e) => (None, Some(Event::Failed(e))),
+        };
+        Self {
+            sampler: Sampler::new(job.sampling.clone(), job.seed),
+            bias: Bias::new(&job),
+            steps: job.prompt.iter().map(|&id| (id, Phase::Prefill)).collect(),
+            text,
+            read: 0,
+            logits: Vec::new(),
+            cuts: Vec::new(),
+            cached: Cached::default(),
+            turn: 0,
+            narrow: None,
+            outbox: failure.into_iter().collect(),
+            is_gone: false,
+            told: 1,
+            end: is_refused.then_some((End::Failed, now)),
+            queued: now.saturating_duration_since(since),
+            since: now,
+            first: None,
+            job,
+        }
+    }
+
+    /// Fails if the prompt can't be read.
+    fn check(job: &Job, vocab: usize, context: usize) -> Result<()> {
+        if job.prompt.is_empty() {
+            return Err(Error::Request("the prompt is empty, so that there is nothing to go on from".into()));
+        }
+        if let Some(&id) = job.prompt.iter().find(|&&id| id as usize >= vocab) {
+            return Err(Error::TokenOutOfRange { id, vocab });
+        }
+        let needed = job.prompt.len();
+        if needed > context { Err(Error::ContextFull { needed, free: context, context }) } else { Ok(()) }
+    }
+
+    /// Tells that the job has left the queue, and begins with a known prefix or not.
+    pub fn start(&mut self, cached: Cached, context: usize) {
+        if self.is_over() {
+            return;
+        }
+        self.cached = cached.clone();
+        self.tell(Event::Started(cached));
+        if self.job.prompt_logprobs {
+            self.tell(Event::Prompt(vec![None]));
+        }
+        if self.is_complete() {
+            self.choose(context);
+        }
+    }
+
+    /// Whether the text is over; its last events may still have to be delivered.
+    pub fn is_over(&self) -> bool {
+        self.text.is_none()
+    }
+
+    /// Whether everything was delivered.
+    pub fn is_delivered(&self) -> bool {
+        self.is_gone || self.outbox.is_empty()
+    }
+
+    /// Whether all its tokens are read, so that another can be chosen.
+    fn is_complete(&self) -> bool {
+        self.read == self.steps.len()
+    }
+
+    /// Whether it is reading its prompt.
+    pub fn is_in_prompt(&self) -> bool {
+        !self.is_over() && self.steps.get(self.read).is_some_and(|step| step.1 == Phase::Prefill)
+    }
+
+    /// What it reads in a pass, at most `most` tokens of a prompt.
+    pub fn next(&self, most: usize) -> Range<usize> {
+        let Some(&(_, phase)) = self.steps.get(self.read) else { return self.read..self.read };
+        let most = match phase {
+            Phase::Decode => DECODE_TOKENS,
+            Phase::Prefill if self.job.prompt_logprobs => most.min(ROWS_WITH_LOGITS),
+            Phase::Prefill => most,
+        };
+        let cut = self.cuts.iter().copied().filter(|&cut| cut > self.read).min().unwrap_or(usize::MAX);
+        let same = self.steps[self.read..].iter().take(most).take_while(|step| step.1 == phase).count();
+        self.read..(self.read + same).min(cut)
+    }
+
+    /// Whether the logits after every one of the prompt's tokens are wanted now.
+    pub fn wants_all_logits(&self) -> bool {
+        self.job.prompt_logprobs && self.text.as_ref().is_some_and(|text| text.ids().is_empty())
+    }
+
+    /// Takes the logits after `tokens` more steps: of all of them, of the last, or of none.
+    pub fn has_read(&mut self, tokens: usize, logits: &[f32], vocab: usize) {
+        let before = self.read;
+        self.read += tokens;
+        if self.wants_all_logits() {
+            let known = logits.chunks(vocab).zip(self.job.prompt.iter().enumerate().skip(before + 1));
+            let new = known.filter(|(_, (i, _))| *i >= self.told);
+            let top = self.job.logprobs.unwrap_or(0);
+            let all: Vec<_> = new.map(|(logits, (_, &id))| Some(logprobs(logits, id, top))).collect();
+            if !all.is_empty() {
+                self.told += all.len();
+                self.tell(Event::Prompt(all));
+            }
+        }
+        self.logits.clear();
+        if logits.len() >= vocab {
+            self.logits.extend_from_slice(&logits[logits.len() - vocab..]);
+        }
+        if let Some(text) = self.text.as_mut().filter(|_| self.read == self.steps.len()) {
+            text.mark_read();
+        }
+    }
+
+    /// Chooses the next token, if all are read, and ends the text if there is a reason. Returns whether there is a token.
+    pub fn choose(&mut self, context: usize) -> bool {
+        let Some(text) = self.text.as_ref().filter(|_| self.is_complete() && !self.logits.is_empty()) else {
+            return false;
+        };
+        let before = text.ids().len();
+        self.first.get_or_insert_with(Instant::now);
+        let chosen = self.try_choose(context);
+        let is_longer = self.text.as_ref().is_some_and(|text| text.ids().len() > before);
+        match chosen {
+            Ok(None) => {}
+            Ok(Some(stop)) => self.end(stop),
+            Err(e) => self.fail(e),
+        }
+        is_longer
+    }
+
+    fn try_choose(&mut self, context: usize) -> Result<Option<StopReason>> {
+        let Some(text) = &mut self.text else { return Ok(None) };
+        if text.at_limit() {
+            return Ok(Some(StopReason::Limit));
+        }
+        if self.job.cancel.load(Ordering::Relaxed) {
+            return Ok(Some(StopReason::Interrupted));
+        }
+        let (before, mut shown) = (text.ids().len(), String::new());
+        let logits = self.bias.applied(&self.logits);
+        let stop = text.choose(logits, &mut self.sampler, &mut |piece| {
+            shown.push_str(piece);
+            Ok(())
+        })?;
+        let stop = match text.unread() {
+            Some(id) if text.ids().len() > before => {
+                self.bias.count(id);
+                let logprobs = self.job.logprobs.map(|top| logprobs(&self.logits, id, top));
+                let stop = match stop {
+                    None if text.at_limit() => Some(StopReason::Limit),
+                    None if self.read >= context => Some(StopReason::ContextFull),
+                    stop => stop,
+                };
+                if stop.is_none() {
+                    self.steps.push((id, Phase::Decode));
+                }
+                self.tell(Event::Token { id, text: shown, logprobs });
+                stop
+            }
+            _ => stop,
+        };
+        Ok(stop)
+    }
+
+    /// Ends the text.
+    pub fn end(&mut self, stop: StopReason) {
+        let Some(text) = self.text.take() else { return };
+        let how = if stop == StopReason::Interrupted { End::Cancelled } else { End::Done };
+        self.end = Some((how, Instant::now()));
+        let mut rest = String::new();
+        let generated_tokens = text.ids().len();
+        let done = text.finish(stop, Timings::default(), &mut |piece| {
+            rest.push_str(piece);
+            Ok(())
+        });
+        match done {
+            Ok(done) => {
+                let usage = self.usage(generated_tokens);
+                self.tell(Event::Done { text: rest, stop: done.stop, usage });
+            }
+            Err(e) => self.tell_failure(e),
+        }
+    }
+
+    fn tell_failure(&mut self, error: Error) {
+        (self.text, self.end) = (None, Some((End::Failed, Instant::now())));
+        self.tell(Event::Failed(error));
+    }
+
+    /// Ends the text with an error.
+    pub fn fail(&mut self, error: Error) {
+        match error {
+            Error::Cancelled => self.end(StopReason::Interrupted),
+            // No reader: as if it had been cancelled.
+            Error::Io { source, .. } if source.kind() == ErrorKind::BrokenPipe => self.end(StopReason::Interrupted),
+            error => self.tell_failure(error),
+        }
+    }
+
+    /// Ends the text if it was cancelled.
+    pub fn check_cancelled(&mut self) {
+        if self.is_gone || self.job.cancel.load(Ordering::Relaxed) {
+            self.end(StopReason::Interrupted);
+        }
+    }
+
+    /// Whether nothing is left to do for it: it is over, and whoever cancelled it had a while to take the last events.
+    pub fn is_left(&self) -> bool {
+        const PATIENCE: Duration = Duration::from_secs(1);
+        self.end.is_some_and(|(_, at)| {
+            self.is_delivered() || (self.job.cancel.load(Ordering::Relaxed) && at.elapsed() > PATIENCE)
+        })
+    }
+
+    fn tell(&mut self, event: Event) {
+        if !self.is_gone {
+            self.outbox.push_back(event);
+            self.deliver();
+        }
+    }
+
+    /// Delivers what can be delivered.
+    pub fn deliver(&mut self) {
+        while let Some(event) = self.outbox.pop_front() {
+            match self.job.events.take(event) {
+                Taken::Yes => {}
+                Taken::Later(event) => return self.outbox.push_front(event),
+                Taken::Gone => {
+                    self.outbox.clear();
+                    self.is_gone = true;
+                }
+            }
+        }
+    }
+
+    /// Returns how long it has been at work.
+    pub fn age(&self) -> Duration {
+        self.since.elapsed()
+    }
+
+    fn usage(&self, generated_tokens: usize) -> Usage {
+        let now = Instant::now();
+        let first = self.first.unwrap_or(now);
+        Usage {
+            prompt_tokens: self.job.prompt.len(),
+            cached_tokens: self.cached.tokens,
+            generated_tokens,
+            queued: self.queued,
+            prompt: first.saturating_duration_since(self.since),
+            generation: now.saturating_duration_since(first),
+        }
+    }
+}

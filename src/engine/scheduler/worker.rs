@@ -1,0 +1,361 @@
+//! The thread that owns the model: which texts are in a pass, and what becomes of it.
+
+use std::{
+    iter::repeat_with,
+    sync::{Arc, atomic::AtomicBool},
+    time::{Duration, Instant},
+};
+
+use super::{
+    Cached, SchedulerOptions,
+    inbox::{Ending, Inbox, Queued},
+    pace::Pace,
+    running::{End, Running},
+};
+use crate::{
+    Error, Result,
+    backend::DeviceChoice,
+    engine::{
+        Batch, Model, Session, SessionOptions,
+        batch::{Read, Wanted},
+        text::Text,
+    },
+    format::CacheType,
+    forward::Phase,
+    text::Tokenizer,
+};
+
+/// How long to wait for readers who have no room for their events.
+const POLL: Duration = Duration::from_millis(5);
+
+/// What runs the passes.
+pub(super) struct Worker<'w> {
+    model: &'w Model,
+    tokenizer: &'w Tokenizer,
+    inbox: &'w Inbox,
+    options: SessionOptions,
+    batch: Batch<'w>,
+    fallback: Option<String>,
+    context: usize,
+    cache: CacheType,
+    /// Tokens of prompts that a pass reads at most.
+    chunk: usize,
+    texts: Vec<Text>,
+    /// The job that each text is.
+    jobs: Vec<Option<Running<'w>>>,
+    /// Jobs that are over, but whose readers have yet to take the last events.
+    leaving: Vec<Running<'w>>,
+    pace: Pace,
+    passes: u64,
+}
+
+/// What a text reads in a pass.
+struct Part {
+    slot: usize,
+    ids: Vec<u32>,
+    phase: Phase,
+    wanted: Wanted,
+    cancel: Arc<AtomicBool>,
+}
+
+impl<'w> Worker<'w> {
+    /// Opens the device, and makes room for the texts.
+    pub fn new(
+        model: &'w Model,
+        tokenizer: &'w Tokenizer,
+        inbox: &'w Inbox,
+        options: SchedulerOptions,
+    ) -> Result<Self> {
+        let SchedulerOptions { session: options, slots, measure, .. } = options;
+        let mut session = Session::new(model, &options)?;
+        let read_limit = measure.then(|| session.read_bandwidth());
+        let fallback = session.fallback().map(Error::to_string);
+        let (context, cache, chunk) = (session.context(), session.cache_type(), session.chunk_tokens());
+        let (mut batch, text) = session.into_parts();
+        let mut texts = vec![text];
+        while texts.len() < slots {
+            texts.push(batch.text(context, cache)?);
+        }
+        let mut shared = inbox.lock();
+        shared.metrics.read_limit = read_limit;
+        shared.metrics.text_bytes = texts.iter().map(|text| text.bytes() as u64).sum();
+        drop(shared);
+        let jobs = repeat_with(|| None).take(slots).collect();
+        let (leaving, pace) = (Vec::new(), Pace::default());
+        Ok(Self {
+            model,
+            tokenizer,
+            inbox,
+            options,
+            batch,
+            fallback,
+            context,
+            cache,
+            chunk,
+            texts,
+            jobs,
+            leaving,
+            pace,
+            passes: 0,
+        })
+    }
+
+    /// Returns how many tokens fit into a text.
+    pub fn context(&self) -> usize {
+        self.context
+    }
+
+    /// Returns why the texts are not as was asked for, if they are not.
+    pub fn fallback(&self) -> Option<String> {
+        self.fallback.clone()
+    }
+
+    /// Works until the inbox ends.
+    pub fn run(&mut self) {
+        loop {
+            self.admit();
+            self.attend();
+            let parts = self.plan();
+            if !parts.is_empty() {
+                self.pass(&parts);
+                continue;
+            }
+            if self.jobs.iter().any(Option::is_some) || !self.leaving.is_empty() {
+                self.inbox.wait(Some(POLL));
+                continue;
+            }
+            let shared = self.inbox.lock();
+            match (shared.queue.is_empty(), shared.ending) {
+                (true, Ending::Not) => {
+                    drop(shared);
+                    self.inbox.wait(None);
+                }
+                (true, _) => return,
+                (false, _) => {}
+            }
+        }
+    }
+
+    /// Gives free texts to jobs of the queue.
+    fn admit(&mut self) {
+        while let Some(slot) = self.jobs.iter().position(Option::is_none) {
+            let at_work = |owner: &str| self.jobs.iter().flatten().filter(|job| job.job.owner == owner).count();
+            let next = {
+                let mut shared = self.inbox.lock();
+                let next = shared.next(at_work);
+                if let Some(next) = &next {
+                    shared.running.push(next.job.cancel.clone());
+                }
+                next
+            };
+            let Some(next) = next else { return };
+            self.begin(slot, next);
+        }
+    }
+
+    fn begin(&mut self, slot: usize, queued: Queued) {
+        let mut job = Running::new(self.tokenizer, queued, self.model.config().vocab, self.context);
+        job.check_cancelled();
+        if !job.is_over() {
+            match self.batch.clear(&mut self.texts[slot]) {
+                Ok(()) => job.start(Cached::default(), self.context),
+                Err(e) => job.fail(e),
+            }
+        }
+        self.jobs[slot] = Some(job);
+    }
+
+    /// Delivers events, and parts with jobs that are over.
+    fn attend(&mut self) {
+        for slot in 0..self.jobs.len() {
+            let Some(job) = &mut self.jobs[slot] else { continue };
+            job.deliver();
+            job.check_cancelled();
+            if job.is_over()
+                && let Some(job) = self.jobs[slot].take()
+            {
+                self.part_with(slot, job);
+            }
+        }
+        self.leaving.iter_mut().for_each(Running::deliver);
+        self.leaving.retain(|job| !job.is_left());
+    }
+
+    fn part_with(&mut self, slot: usize, mut job: Running<'w>) {
+        if let Some(narrow) = job.narrow.take() {
+            self.texts[slot] = narrow;
+        }
+        let mut shared = self.inbox.lock();
+        if let Some(at) = shared.running.iter().position(|cancel| Arc::ptr_eq(cancel, &job.job.cancel)) {
+            shared.running.swap_remove(at);
+        }
+        match job.end {
+            Some((End::Failed, _)) => shared.metrics.failed += 1,
+            Some((End::Cancelled, _)) => shared.metrics.cancelled += 1,
+            _ => {
+                shared.metrics.done += 1;
+                let usual = shared.usual;
+                shared.usual = if usual.is_zero() { job.age() } else { (usual * 7 + job.age()) / 8 };
+            }
+        }
+        drop(shared);
+        self.leaving.push(job);
+    }
+
+    /// Returns what the next pass reads: a token of each text that is being written, and of prompts as much as the pace
+    /// allows, first of those that waited longest.
+    fn plan(&mut self) -> Vec<Part> {
+        let ready = |job: &&Running<'_>| !job.is_over() && job.is_delivered();
+        let slots: Vec<usize> =
+            (0..self.jobs.len()).filter(|&slot| self.jobs[slot].as_ref().filter(ready).is_some()).collect();
+        let (mut prompts, written): (Vec<usize>, Vec<usize>) =
+            slots.into_iter().partition(|&slot| self.jobs[slot].as_ref().is_some_and(Running::is_in_prompt));
+        let mut parts: Vec<Part> = written.into_iter().filter_map(|slot| self.part(slot, usize::MAX)).collect();
+        let decoded = rows(&parts);
+        if self.pace.is_unknown(decoded) {
+            return parts;
+        }
+        let mut left = self.pace.rows(decoded, self.chunk);
+        prompts.sort_by_key(|&slot| self.jobs[slot].as_ref().map_or(0, |job| job.turn));
+        for slot in prompts {
+            if let Some(part) = self.part(slot, left).filter(|_| left > 0) {
+                left -= part.ids.len();
+                if let Some(job) = &mut self.jobs[slot] {
+                    job.turn = self.passes + 1;
+                }
+                parts.push(part);
+            }
+        }
+        parts
+    }
+
+    /// Returns what a text reads next.
+    fn part(&self, slot: usize, most: usize) -> Option<Part> {
+        let job = self.jobs[slot].as_ref()?;
+        let next = job.next(most);
+        let phase = job.steps.get(next.start)?.1;
+        let wanted = match next.end == job.steps.len() {
+            _ if job.wants_all_logits() => Wanted::All,
+            true => Wanted::Last,
+            false => Wanted::Nothing,
+        };
+        let ids = job.steps[next].iter().map(|step| step.0).collect();
+        Some(Part { slot, ids, phase, wanted, cancel: job.job.cancel.clone() })
+    }
+
+    /// Runs a pass.
+    fn pass(&mut self, parts: &[Part]) {
+        let start = Instant::now();
+        let mut failures = Vec::new();
+        match self.read(parts, &mut failures) {
+            Ok(()) => {}
+            Err(e) => return self.lose(e),
+        }
+        let elapsed = start.elapsed();
+        self.measured(parts, elapsed);
+        for (slot, error) in failures {
+            self.failed(slot, error);
+        }
+        let mut chosen = 0;
+        for part in parts {
+            if let Some(job) = &mut self.jobs[part.slot] {
+                chosen += u64::from(job.choose(self.context));
+            }
+        }
+        self.inbox.lock().metrics.generated_tokens += chosen;
+    }
+
+    /// Reads the parts; what goes wrong in one of them goes to `failures`.
+    fn read(&mut self, parts: &[Part], failures: &mut Vec<(usize, Error)>) -> Result<()> {
+        let vocab = self.model.config().vocab;
+        let mut texts: Vec<Option<&mut Text>> = self.texts.iter_mut().map(Some).collect();
+        let reads = parts.iter().filter_map(|part| {
+            let Part { slot, ids, phase, wanted, cancel } = part;
+            let text = texts[*slot].take()?; // a text is in a pass once
+            Some(Read { text, ids, phase: *phase, logits: *wanted, cancel: Some(cancel) })
+        });
+        let mut pass = self.batch.run(reads)?;
+        for (i, part) in parts.iter().enumerate() {
+            let Some(job) = &mut self.jobs[part.slot] else { continue };
+            match pass.logits(i) {
+                Ok(logits) => job.has_read(part.ids.len(), logits, vocab),
+                Err(e) => {
+                    failures.push((part.slot, e));
+                    continue;
+                }
+            }
+            pass.commit(i, part.ids.len());
+        }
+        Ok(())
+    }
+
+    /// Keeps what the pass tells about this machine.
+    fn measured(&mut self, parts: &[Part], elapsed: Duration) {
+        let of = |phase| parts.iter().filter(move |part| part.phase == phase);
+        let count = |phase| of(phase).map(|part| part.ids.len()).sum::<usize>();
+        let (decoded, prompt) = (count(Phase::Decode), count(Phase::Prefill));
+        self.pace.learn(decoded, prompt, elapsed);
+        self.passes += 1;
+        let plan = self.model.plan();
+        let read_bytes = |part: &Part| plan.read_bytes(self.texts[part.slot].tokens(), self.cache);
+        let bytes = self.model.weight_bytes_per_token() + of(Phase::Decode).map(read_bytes).sum::<u64>();
+        let mut shared = self.inbox.lock();
+        let metrics = &mut shared.metrics;
+        metrics.passes += 1;
+        metrics.rows += (decoded + prompt) as u64;
+        metrics.busy += elapsed;
+        metrics.prompt_tokens += prompt as u64;
+        if prompt == 0 {
+            metrics.decode_bytes += bytes;
+            metrics.decode_time += elapsed;
+        }
+    }
+
+    /// What went wrong in one text. Values beyond its cache's type: it reads everything anew into a wider one.
+    fn failed(&mut self, slot: usize, error: Error) {
+        let Some(job) = &mut self.jobs[slot] else { return };
+        if !matches!(error, Error::CacheRange { .. }) || self.texts[slot].cache_type() == CacheType::F32 {
+            return job.fail(error);
+        }
+        match self.batch.text(self.context, CacheType::F32) {
+            Ok(wide) => {
+                job.narrow = Some(std::mem::replace(&mut self.texts[slot], wide));
+                (job.read, job.logits) = (0, Vec::new());
+            }
+            Err(e) => job.fail(e),
+        }
+    }
+
+    /// What went wrong in a pass is everyone's. If it was a GPU that the CPU can take over from, all texts are read anew.
+    fn lose(&mut self, error: Error) {
+        let can_go_on = matches!(error, Error::Gpu(_)) && self.options.device == DeviceChoice::Auto;
+        if can_go_on && self.go_on_with_cpu(&error).is_ok() {
+            return;
+        }
+        let said = error.to_string();
+        let mut first = Some(error);
+        for job in self.jobs.iter_mut().flatten() {
+            job.fail(first.take().unwrap_or_else(|| Error::Request(said.clone())));
+        }
+    }
+
+    fn go_on_with_cpu(&mut self, why: &Error) -> Result<()> {
+        self.options.device = DeviceChoice::Cpu;
+        let options = SessionOptions { cache: self.cache, context: Some(self.context), ..self.options.clone() };
+        let (mut batch, text) = Session::new(self.model, &options)?.into_parts();
+        let mut texts = vec![text];
+        while texts.len() < self.texts.len() {
+            texts.push(batch.text(self.context, self.cache)?);
+        }
+        (self.batch, self.texts, self.fallback) = (batch, texts, Some(why.to_string()));
+        for job in self.jobs.iter_mut().flatten() {
+            (job.read, job.logits, job.narrow) = (0, Vec::new(), None);
+        }
+        self.pace = Pace::default();
+        Ok(())
+    }
+}
+
+fn rows(parts: &[Part]) -> usize {
+    parts.iter().map(|part| part.ids.len()).sum()
+}
