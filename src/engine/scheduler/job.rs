@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use crate::{Error, engine::generate::StopReason, sample::SamplingParams};
+use crate::{Error, constrain::Matching, engine::generate::StopReason, sample::SamplingParams};
 
 /// A text to generate.
 ///
@@ -34,6 +34,8 @@ pub struct Job {
     pub frequency_penalty: f32,
     /// What is subtracted from a token's logit if it was generated.
     pub presence_penalty: f32,
+    /// What the text has to match, from its first token on.
+    pub matching: Option<Matching>,
     /// How many of the most likely tokens come with each token and its log probability; `None`: nothing does. Log
     /// probabilities are the model's, before bias, penalties, temperature and filters.
     pub logprobs: Option<usize>,
@@ -59,6 +61,7 @@ impl Job {
             bias: Vec::new(),
             frequency_penalty: 0.0,
             presence_penalty: 0.0,
+            matching: None,
             logprobs: None,
             prompt_logprobs: false,
             owner: String::new(),

@@ -8,6 +8,7 @@
 mod choice;
 mod inbox;
 mod job;
+mod options;
 mod pace;
 mod running;
 mod worker;
@@ -19,29 +20,11 @@ use std::{
 
 use inbox::{Ending, Inbox};
 pub use job::{Cached, Event, Events, Job, Logprobs, Metrics, Refused, Taken, Usage};
+pub use options::SchedulerOptions;
 use worker::Worker;
 
-use super::{Model, SessionOptions};
+use super::Model;
 use crate::{Error, Result, text::Tokenizer};
-
-/// How a scheduler is set up.
-#[derive(Clone, Debug)]
-pub struct SchedulerOptions {
-    /// Device, threads, KV cache, and the tokens that fit into each text.
-    pub session: SessionOptions,
-    /// Texts at work at once.
-    pub slots: usize,
-    /// Jobs that wait at most, beside those at work.
-    pub queue: usize,
-    /// Whether to measure at the start what the threads can read, for [`Metrics::read_limit`].
-    pub measure: bool,
-}
-
-impl Default for SchedulerOptions {
-    fn default() -> Self {
-        Self { session: SessionOptions::default(), slots: 4, queue: 64, measure: false }
-    }
-}
 
 /// A thread that reads and writes texts.
 pub struct Scheduler {

@@ -74,10 +74,15 @@ pub(super) enum End {
 impl<'t> Running<'t> {
     /// Returns a job that has read nothing yet, or has failed already.
     pub fn new(tokenizer: &'t Tokenizer, queued: Queued, vocab: usize, context: usize) -> Self {
-        let Queued { job, since } = queued;
+        let Queued { mut job, since } = queued;
         let now = Instant::now();
         let text = Self::check(&job, vocab, context)
             .and_then(|()| Generator::new(tokenizer, job.prompt.clone(), job.limit, &job.stops));
+        let matching = job.matching.take();
+        let text = text.map(|mut text| {
+            matching.into_iter().for_each(|matching| text.hold_to(matching));
+            text
+        });
         let is_refused = text.is_err();
         let (text, failure) = match text {
             Ok(text) => (Some(text), None),

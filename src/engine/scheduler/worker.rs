@@ -7,8 +7,9 @@ use std::{
 };
 
 use super::{
-    Cached, SchedulerOptions,
+    Cached,
     inbox::{Ending, Inbox, Queued},
+    options::SchedulerOptions,
     pace::Pace,
     running::{End, Running},
 };
