@@ -69,7 +69,7 @@ impl<'w> Worker<'w> {
     ) -> Result<Self> {
         let SchedulerOptions { session: options, slots, measure, .. } = options;
         let mut session = Session::new(model, &options)?;
-        let read_limit = measure.then(|| session.read_bandwidth());
+        let read_limit = measure.then(|| session.read_bandwidth(&AtomicBool::new(false))).transpose()?;
         let fallback = session.fallback().map(Error::to_string);
         let (context, cache, chunk) = (session.context(), session.cache_type(), session.chunk_tokens());
         let (mut batch, text) = session.into_parts();
