@@ -1,6 +1,7 @@
 //! The `hymba` command: parse, dispatch, exit code.
 //!
-//! 0: done, or the reader of the output went away · 1: it failed · 2: wrong usage · 128 + n: signal n asked it to stop.
+//! 0: done, or the reader of the output went away · 1: it failed · 2: wrong usage · 3: a text was cut before it matched
+//! what it has to · 128 + n: signal n asked it to stop.
 
 mod cli;
 mod closed;
@@ -16,7 +17,7 @@ use std::{
 use cli::{
     hints::Place,
     signals, terminal,
-    usage::{Reported, Usage},
+    usage::{Incomplete, Reported, Usage},
 };
 
 fn main() -> ExitCode {
@@ -50,6 +51,9 @@ fn exit_code(error: &anyhow::Error) -> ExitCode {
     }
     if terminal::is_broken_pipe(error) {
         return ExitCode::SUCCESS;
+    }
+    if error.is::<Incomplete>() {
+        return ExitCode::from(3);
     }
     if error.is::<Reported>() {
         return ExitCode::FAILURE;

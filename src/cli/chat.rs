@@ -30,6 +30,7 @@ use hymba::{
 };
 
 use super::{
+    constraint::{self, ConstraintArgs},
     escape::EscapeArgs,
     hints::Place,
     model::{DEMO, EMBEDDED_NAME, ModelArgs},
@@ -131,6 +132,8 @@ pub struct Args {
     #[arg(short, long)]
     quiet: bool,
     #[command(flatten)]
+    constraint: ConstraintArgs,
+    #[command(flatten)]
     runtime: SessionArgs,
     #[command(flatten)]
     pub sampling: SamplingArgs,
@@ -182,10 +185,13 @@ pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
     args.check()?;
     let stops = args.escape.stops(&args.stop, args.quiet)?;
     StopMatcher::new(&stops).map_err(|e| Usage(format!("--stop: {e}")))?;
+    let shape = args.constraint.shape(cancel)?;
     let typed = io::stdin().is_terminal();
     let terminal = typed && io::stdout().is_terminal() && !args.jsonl;
     let model = args.model.open(args.quiet || terminal, cancel)?;
     let tokenizer = model.tokenizer_until(cancel)?;
+    let compile = |(name, shape): (String, _)| constraint::compile(&name, &shape, &tokenizer, cancel);
+    let constraint = shape.map(compile).transpose()?;
     if args.saved().is_some() {
         model.start_fingerprint(); // of the file as it is now, whatever becomes of it
     }
@@ -212,7 +218,7 @@ pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
             OverflowChoice::Stop => Overflow::Stop,
             OverflowChoice::Slide => Overflow::Slide,
         },
-        constraint: None,
+        constraint,
     };
     let conversation = Conversation::new(timeline, &tokenizer, sampler, options)?;
     let screen = Screen::new(args.color, terminal, args.quiet, args.jsonl);

@@ -6,6 +6,7 @@ pub mod bench;
 pub mod chat;
 pub mod completions;
 pub mod config;
+mod constraint;
 pub mod escape;
 pub mod eval;
 pub mod hints;

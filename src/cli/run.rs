@@ -13,17 +13,19 @@ use std::{
 
 use super::{
     bar::Bar,
+    constraint::{self, ConstraintArgs},
     escape::EscapeArgs,
     model::ModelArgs,
     options::{Limit, REPLY_LIMIT, SamplingArgs, SessionArgs, limit, list_devices},
     prompt::PromptArgs,
     terminal,
-    usage::Usage,
+    usage::{Incomplete, Usage},
     wording::{counted, grouped},
 };
 use clap::builder::NonEmptyStringValueParser;
 use hymba::{
     Error,
+    constrain::Constraint,
     engine::{
         Model, Timeline,
         generate::{Generation, Request, StopReason, Timings, generate},
@@ -50,7 +52,8 @@ Examples:
   cat story.txt | hymba run --stop \"The end\" --no-display-prompt --quiet > rest.txt
   hymba run --json --seed 7 -f prompt.txt | jq -r .text
   hymba run --session story.session -n 100 \"Once upon a time\"
-  hymba run --session story.session -n 100")]
+  hymba run --session story.session -n 100
+  hymba run --chat --json-schema person.json \"Tell me about a girl.\"")]
 pub struct Args {
     #[command(flatten)]
     prompt: PromptArgs,
@@ -91,6 +94,8 @@ pub struct Args {
     #[arg(short, long, conflicts_with = "quiet")]
     verbose: bool,
     #[command(flatten)]
+    constraint: ConstraintArgs,
+    #[command(flatten)]
     stored: stored::StoredArgs,
     #[command(flatten)]
     session: SessionArgs,
@@ -111,11 +116,14 @@ pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
     let stops = args.escape.stops(&args.stop, args.quiet)?;
     StopMatcher::new(&stops).map_err(|e| Usage(format!("--stop: {e}")))?;
     args.stored.check()?;
+    let shape = args.constraint.shape(cancel)?;
     let text = args.prompt.read(cancel, args.stored.existing_session().is_none(), &args.escape)?;
 
     let start = Instant::now();
     let model = args.model.open(args.quiet, cancel)?;
     let tokenizer = model.tokenizer_until(cancel)?;
+    let compile = |(name, shape): (String, _)| constraint::compile(&name, &shape, &tokenizer, cancel);
+    let constraint = shape.map(compile).transpose()?;
     let chat = if args.chat { Some(ChatPrompt::new(args, &model, &tokenizer, &text)?) } else { None };
     if chat.is_none() && !args.quiet && model.metadata().get("tokenizer.chat_template").is_some() {
         terminal::note("the model has a chat template; --chat applies it, `hymba chat` talks");
@@ -124,7 +132,7 @@ pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
     let load = start.elapsed();
     let stops = [&*stops, chat.as_ref().map_or(&[], |chat| &*chat.stops)].concat();
     let prompt = run.read_prompt(text, chat)?;
-    let done = run.generate(&prompt, &stops)?;
+    let done = run.generate(&prompt, &stops, constraint.as_deref())?;
     run.report(load, &prompt, &done)
 }
 
@@ -249,7 +257,12 @@ impl<'a> Run<'a> {
     }
 
     /// Generates what follows, and shows it after the prompt.
-    fn generate(&mut self, prompt: &Prompt, stops: &[String]) -> anyhow::Result<Generation> {
+    fn generate(
+        &mut self,
+        prompt: &Prompt,
+        stops: &[String],
+        constraint: Option<&Constraint>,
+    ) -> anyhow::Result<Generation> {
         let Self { args, cancel, tokenizer, timeline, sampler, limit, output, .. } = self;
         let request = Request {
             history: &prompt.history,
@@ -258,6 +271,7 @@ impl<'a> Run<'a> {
             stops,
             timings: prompt.timings,
             cancel: Some(cancel),
+            constraint,
             ..Request::default()
         };
         let goes_back = !args.stop.is_empty() && args.stored.session.is_some() && !args.stored.session_ro;
@@ -306,6 +320,10 @@ impl<'a> Run<'a> {
                     let context = grouped(session.context());
                     terminal::warn(&format!("context full ({context} tokens); increase it with -c"));
                 }
+                (StopReason::Length, _) => terminal::warn(&format!(
+                    "the output is incomplete: it was cut after {}; raise the limit (-n) or the context (-c)",
+                    counted(done.ids.len(), "token")
+                )),
                 (StopReason::Limit, Some(limit)) if args.predict.is_none() => {
                     terminal::note(&format!(
                         "stopped after {}; -n sets another limit, -n -1 none",
@@ -320,6 +338,10 @@ impl<'a> Run<'a> {
                 terminal::note(&report.details(session, cancel)?);
             }
         }
-        if done.stop == StopReason::Interrupted { Err(Error::Cancelled.into()) } else { Ok(()) }
+        match done.stop {
+            StopReason::Interrupted => Err(Error::Cancelled.into()),
+            StopReason::Length => Err(Incomplete.into()),
+            _ => Ok(()),
+        }
     }
 }

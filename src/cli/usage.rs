@@ -12,6 +12,11 @@ pub struct Usage(pub String);
 #[error("it was reported")]
 pub struct Reported;
 
+/// A text that was cut before it matched what it has to, which the user has read about: exit code 3.
+#[derive(Debug, thiserror::Error)]
+#[error("the text is incomplete")]
+pub struct Incomplete;
+
 /// Refuses to write to a file called `-`, by which standard output would be meant.
 pub fn output_file(flag: &str, path: &Path) -> Result<(), Usage> {
     if path.as_os_str() != "-" {

@@ -5,7 +5,7 @@ use std::{fmt, sync::atomic::AtomicBool};
 use llguidance::{Matcher, api::TopLevelGrammar};
 use serde_json::json;
 
-use super::{Matching, Vocabulary, compile::compile, place, schema};
+use super::{Matching, Vocabulary, compile::compile, gbnf, place, schema};
 use crate::{Error, Result, limits};
 
 /// What a text has to match, as it is written.
@@ -19,6 +19,17 @@ pub enum Shape {
     Regex(String),
     /// This grammar in the Lark syntax of llguidance.
     Lark(String),
+    /// This grammar in llama.cpp's GBNF.
+    Gbnf(String),
+}
+
+impl Shape {
+    /// A grammar in GBNF, where `text` has a rule in it (`name ::= …`), or else in Lark.
+    pub fn grammar(text: String) -> Self {
+        let is_name = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+        let rule = |line: &str| line.trim_start().trim_start_matches(is_name).trim_start().starts_with("::=");
+        if text.lines().any(rule) { Self::Gbnf(text) } else { Self::Lark(text) }
+    }
 }
 
 /// What a text has to match, compiled for a vocabulary. Texts are held against it with [`Constraint::begin`].
@@ -73,7 +84,12 @@ impl Constraint {
             Shape::Regex(text) => {
                 check_size(text)?;
                 check_depth(text)?;
-                compile(TopLevelGrammar::from_regex(text))?.map_err(place::of_refusal)
+                compile(regex(text))?.map_err(place::of_refusal)
+            }
+            Shape::Gbnf(text) => {
+                check_size(text)?;
+                check_depth(text)?;
+                compile(TopLevelGrammar::from_lark(gbnf::to_lark(text)?))?.map_err(place::of_refusal)
             }
             Shape::Lark(text) => {
                 check_size(text)?;
@@ -95,6 +111,16 @@ impl Constraint {
         let mut matching = self.begin();
         ids.iter().try_for_each(|&id| matching.accept(id))?;
         Ok(matching)
+    }
+}
+
+/// The grammar of the texts that `pattern` matches as a whole; it may say so itself.
+fn regex(pattern: &str) -> TopLevelGrammar {
+    let inner = pattern.strip_prefix('^').unwrap_or(pattern);
+    let end = inner.strip_suffix('$').filter(|rest| rest.bytes().rev().take_while(|&b| b == b'\\').count() % 2 == 0);
+    match end.unwrap_or(inner) {
+        "" => TopLevelGrammar::from_lark("start: \"\"".into()),
+        inner => TopLevelGrammar::from_regex(inner),
     }
 }
 

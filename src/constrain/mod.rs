@@ -3,6 +3,7 @@
 
 mod compile;
 mod constraint;
+mod gbnf;
 mod matching;
 mod place;
 mod schema;

@@ -43,7 +43,16 @@ pub(super) fn in_schema(schema: Value, why: String, cancel: &AtomicBool) -> Erro
 
 /// The error of what the crate refused because of `why`.
 pub(super) fn of_refusal(why: String) -> Error {
-    Error::Constraint { place: None, what: reason(&why) }
+    // Of a grammar, the crate gives the line and the column.
+    let located = why.strip_prefix("at ").and_then(|rest| {
+        let (place, what) = rest.split_once("): ")?;
+        let (line, column) = place.split_once('(')?;
+        Some((format!("line {line}, column {column}"), what.lines().next().unwrap_or_default()))
+    });
+    match located {
+        Some((place, what)) => Error::Constraint { place: Some(place), what: reason(what) },
+        None => Error::Constraint { place: None, what: reason(&why) },
+    }
 }
 
 /// What the crate said, in one line and in our words where they are better.

@@ -24,6 +24,8 @@ pub enum Command {
     Save(PathBuf, bool),
     Load(PathBuf),
     Read(PathBuf),
+    /// What replies have to match; nothing, if there is no file.
+    Format(Option<PathBuf>),
     Branch(Option<String>),
     Switch(String),
 }
@@ -41,7 +43,7 @@ pub enum Knob {
 }
 
 /// Name, what comes after it, and what it does; in the order in which /help lists them.
-pub const COMMANDS: [(&str, &str, &str); 15] = [
+pub const COMMANDS: [(&str, &str, &str); 16] = [
     ("help", "", "list the commands"),
     ("exit", "", "exit (also Ctrl-D)"),
     ("clear", "", "clear the conversation"),
@@ -55,6 +57,7 @@ pub const COMMANDS: [(&str, &str, &str); 15] = [
     ("save", "[--force] FILE", "save the conversation; --force: replace a file of another kind"),
     ("load", "FILE", "load a conversation"),
     ("read", "FILE", "attach a file to the next message"),
+    ("format", "FILE|off", "constrain replies to a JSON schema or a grammar; off: stop that"),
     ("branch", "[NAME]", "create a branch; without NAME: list them"),
     ("switch", "NAME", "switch to a branch"),
 ];
@@ -99,6 +102,8 @@ impl Command {
             },
             "load" => file().map(Self::Load),
             "read" => file().map(Self::Read),
+            "format" if argument == "off" => Ok(Self::Format(None)),
+            "format" => file().map(|file| Self::Format(Some(file))),
             "undo" if argument.is_empty() => Ok(Self::Undo(1)),
             "undo" => number(name, argument).map(Self::Undo),
             "set" if argument.is_empty() => Ok(Self::Set(None)),
@@ -189,6 +194,8 @@ mod tests {
             (Some(Command::History(None)), Some(Command::History(Some(2))))
         );
         assert_eq!(parse("/bye"), Some(Command::Exit));
+        assert_eq!(parse("/format off"), Some(Command::Format(None)));
+        assert_eq!(parse("/format a.json"), Some(Command::Format(Some("a.json".into()))));
     }
 
     #[test]
@@ -199,6 +206,7 @@ mod tests {
         assert!(refusal("/").contains("/help"));
         assert!(refusal("/undo x").contains("number"));
         assert!(refusal("/load").starts_with("/load FILE"));
+        assert!(refusal("/format").starts_with("/format FILE|off"));
         assert!(refusal("/show me").contains("no arguments"));
         assert!(refusal("/set heat 1").contains("temp, top-k"));
         assert!(refusal("/set context 0").contains("from 1 to"));

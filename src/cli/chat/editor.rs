@@ -220,7 +220,7 @@ impl Completer for Helpers {
                 let mut names = COMMANDS.iter().map(|(name, after, _)| format!("/{name}{}", space(after)));
                 Ok(among(0, &mut names))
             }
-            Some(("load" | "read" | "save", _)) => self.complete_file(typed),
+            Some(("load" | "read" | "save" | "format", _)) => self.complete_file(typed),
             Some(("switch", _)) => Ok(among("/switch ".len(), &mut self.branches.iter().cloned())),
             Some(("set", _)) => Ok(among("/set ".len(), &mut knobs().map(|name| format!("{name} ")))),
             Some(_) => Ok((pos, Vec::new())),

@@ -30,10 +30,11 @@ use super::{
     show::{self, turns},
 };
 use crate::cli::{
+    constraint,
     hints::Place,
     options::beyond_training,
     prompt, signals, terminal,
-    usage::{Reported, output_file},
+    usage::{Incomplete, Reported, output_file},
     wording::{counted, grouped, rate},
 };
 
@@ -68,6 +69,8 @@ pub struct Repl<'m> {
     /// Tokens of the context that were used before the last turn.
     used_before: usize,
     last: Option<Timings>,
+    /// Was a reply cut before it matched what it has to?
+    incomplete: bool,
 }
 
 impl<'m> Repl<'m> {
@@ -84,6 +87,7 @@ impl<'m> Repl<'m> {
             told_rewritten: false,
             used_before: 0,
             last: None,
+            incomplete: false,
         }
     }
 
@@ -135,6 +139,7 @@ impl<'m> Repl<'m> {
             match done {
                 Ok(true) => {}
                 Ok(false) if failed && !input.is_terminal() => return Err(Reported.into()),
+                Ok(false) if self.incomplete && !input.is_terminal() => return Err(Incomplete.into()),
                 Ok(false) => return Ok(()),
                 // Nobody reads the replies any more.
                 Err(e) if e.is::<io::Error>() => return Err(e),
@@ -226,6 +231,7 @@ impl<'m> Repl<'m> {
                 self.attached.push('\n');
                 self.screen.note(&format!("attached {} ({characters}) to the next message", path.display()));
             }
+            Command::Format(file) => self.set_format(file.as_deref())?,
             Command::Branch(None) => self.screen.print(&format!("{}\n", self.conversation.branches().join("\n")))?,
             Command::Branch(Some(name)) => {
                 self.conversation.branch(&name)?;
@@ -242,6 +248,21 @@ impl<'m> Repl<'m> {
     /// Sets the system message.
     pub fn set_system(&mut self, text: Option<&str>) -> Result<()> {
         self.waiting(|conversation, watch| conversation.set_system(text, watch))
+    }
+
+    /// Holds replies to what a file says, or to nothing.
+    fn set_format(&mut self, file: Option<&Path>) -> anyhow::Result<()> {
+        let Some(path) = file else {
+            self.conversation.set_constraint(None);
+            self.screen.note("replies are free");
+            return Ok(());
+        };
+        let shape = constraint::format_file(path, &self.cancel)?;
+        let name = format!("/format {}", path.display());
+        let constraint = constraint::compile(&name, &shape, self.conversation.tokenizer(), &self.cancel)?;
+        self.conversation.set_constraint(Some(constraint));
+        self.screen.note(&format!("replies are held to {}", path.display()));
+        Ok(())
     }
 
     fn set(&mut self, knob: Knob) -> anyhow::Result<()> {
@@ -380,6 +401,7 @@ impl<'m> Repl<'m> {
         self.last = Some(generation.timings);
         let reply = self.reply_json(&generation);
         self.screen.event("end", reply)?;
+        self.incomplete |= generation.stop == StopReason::Length;
         self.tell(&generation.timings, generation.stop, dropped);
         self.tell_rewritten(rewritten);
         if generation.stop == StopReason::Interrupted && !self.screen.terminal {
@@ -433,6 +455,13 @@ impl<'m> Repl<'m> {
             let limit = counted(limit, "token");
             let flag = if self.screen.terminal { "/set predict N changes that" } else { "-n N changes that" };
             self.screen.tell(&format!("the reply was cut off after {limit}; {flag}, -1 is no limit"));
+        }
+        if stop == StopReason::Length {
+            let ways = match self.screen.terminal {
+                true => "/set predict N or /set context N allows more",
+                false => "a larger -n or -c allows more",
+            };
+            self.screen.warn(&format!("the reply is incomplete: it was cut before it matched its format; {ways}"));
         }
         if dropped > 0 {
             self.screen.warn(&format!("the context was full: dropped the oldest {}", turns(dropped)));

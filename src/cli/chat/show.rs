@@ -68,6 +68,9 @@ pub fn page(
         Overflow::Slide => "slide (drops the oldest turns)",
     };
     line("context", format!("{} used; overflow {what}", usage(c)));
+    if c.options().constraint.is_some() {
+        line("format", "constrained; /format off ends that".into());
+    }
     let config = c.timeline().session().model().config();
     let windowed = config.windowed.iter().filter(|&&windowed| windowed).count();
     if let (Some(window), 1..) = (config.window, windowed) {

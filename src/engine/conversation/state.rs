@@ -117,6 +117,16 @@ impl<'m> Conversation<'m> {
         self.options.overflow = overflow;
     }
 
+    /// Sets what each reply has to match from now on.
+    pub fn set_constraint(&mut self, constraint: Option<Arc<Constraint>>) {
+        self.options.constraint = constraint;
+    }
+
+    /// Returns the tokenizer.
+    pub fn tokenizer(&self) -> &'m Tokenizer {
+        self.tokenizer
+    }
+
     /// Goes on with `timeline`, which has read what this conversation's has, and may have room for more.
     pub fn set_timeline(&mut self, timeline: Timeline<'m>) {
         self.timeline = timeline;

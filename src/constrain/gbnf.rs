@@ -1,0 +1,429 @@
+//! llama.cpp's GBNF, made into Lark.
+//!
+//! Rules that refer to each other in a circle become rules of the Lark grammar; what they are made of, terminals: a terminal
+//! takes as much text as it can, as in Lark. A grammar without circles is one terminal as a whole, that is a regular
+//! expression.
+
+use std::{collections::HashMap, fmt::Write};
+
+use crate::{Error, Result, limits};
+
+/// Rules at most.
+const RULES: usize = 4096;
+/// Repetitions of a repetition at most.
+const REPEATS: usize = 8;
+
+/// Returns the Lark grammar of the texts that the rule `root` of `source` derives.
+pub(super) fn to_lark(source: &str) -> Result<String> {
+    let rules = Parser::new(source).rules()?;
+    let root = *rules.index.get("root").ok_or_else(|| error(None, "there is no rule `root`"))?;
+    rules.check_names()?;
+    let regular = rules.regular();
+    if regular[root] {
+        let mut lark = format!("start: T{root}\n");
+        rules.write(&mut lark, |_| true);
+        return Ok(lark);
+    }
+    let mut lark = format!("start: r{root}\n");
+    rules.write(&mut lark, |rule| regular[rule]);
+    Ok(lark)
+}
+
+fn error(line: Option<usize>, what: impl Into<String>) -> Error {
+    Error::Constraint { place: line.map(|line| format!("line {line}")), what: what.into() }
+}
+
+/// A part of a rule.
+enum Part {
+    /// This text.
+    Text(String),
+    /// A character that this regular expression matches.
+    Character(String),
+    /// What this rule derives.
+    Rule(usize),
+    /// One of these.
+    Any(Vec<Vec<Part>>),
+    /// The part so many times.
+    Times(Box<Part>, u32, Option<u32>),
+}
+
+struct Rules {
+    /// Numbers of rules by their names.
+    index: HashMap<String, usize>,
+    /// Names, and the line that they are first found in.
+    names: Vec<(String, usize)>,
+    /// What each derives: one of these.
+    bodies: Vec<Option<Vec<Vec<Part>>>>,
+}
+
+impl Rules {
+    fn number(&mut self, name: &str, line: usize) -> usize {
+        if let Some(&number) = self.index.get(name) {
+            return number;
+        }
+        self.index.insert(name.into(), self.names.len());
+        self.names.push((name.into(), line));
+        self.bodies.push(None);
+        self.names.len() - 1
+    }
+
+    fn check_names(&self) -> Result<()> {
+        let missing = self.names.iter().zip(&self.bodies).find(|(_, body)| body.is_none());
+        missing.map_or(Ok(()), |((name, line), _)| Err(error(Some(*line), format!("there is no rule `{name}`"))))
+    }
+
+    /// Returns of which rules `holds` is true, given of which rules it is known to be.
+    fn fixpoint(&self, holds: impl Fn(&[Vec<Part>], &[bool]) -> bool) -> Vec<bool> {
+        let mut known = vec![false; self.bodies.len()];
+        loop {
+            let mut changed = false;
+            for (rule, body) in self.bodies.iter().enumerate() {
+                if !known[rule] && holds(body.as_deref().unwrap_or_default(), &known) {
+                    (known[rule], changed) = (true, true);
+                }
+            }
+            if !changed {
+                return known;
+            }
+        }
+    }
+
+    /// Returns which rules lead to no circle of rules.
+    fn regular(&self) -> Vec<bool> {
+        self.fixpoint(|body, known| body.iter().flatten().all(|part| uses_only(part, known)))
+    }
+
+    /// Returns which rules derive the empty text.
+    fn empty(&self) -> Vec<bool> {
+        self.fixpoint(|body, known| may_be_empty(body, known))
+    }
+
+    /// Writes the rules; those that are `terminal` as terminals.
+    fn write(&self, lark: &mut String, terminal: impl Fn(usize) -> bool) {
+        let empty = self.empty();
+        for (number, body) in self.bodies.iter().enumerate() {
+            let body = body.as_deref().unwrap_or_default();
+            if terminal(number) {
+                let _ = writeln!(lark, "T{number}: {}", alternatives(body, true));
+                // Where a rule uses it: a terminal that is no text is none.
+                let _ = writeln!(lark, "U{number}: T{number} & /(?s:.+)/");
+                let optional = if empty[number] { "?" } else { "" };
+                let _ = writeln!(lark, "r{number}: U{number}{optional}");
+            } else {
+                let _ = writeln!(lark, "r{number}: {}", alternatives(body, false));
+            }
+        }
+    }
+}
+
+/// Whether all rules in `part` are among those `known`.
+fn uses_only(part: &Part, known: &[bool]) -> bool {
+    match part {
+        Part::Rule(rule) => known[*rule],
+        Part::Times(part, ..) => uses_only(part, known),
+        Part::Any(alternatives) => alternatives.iter().flatten().all(|part| uses_only(part, known)),
+        Part::Text(_) | Part::Character(_) => true,
+    }
+}
+
+/// Whether one of `alternatives` derives the empty text, given which rules do.
+fn may_be_empty(alternatives: &[Vec<Part>], rules: &[bool]) -> bool {
+    fn part_may(part: &Part, rules: &[bool]) -> bool {
+        match part {
+            Part::Text(text) => text.is_empty(),
+            Part::Character(_) => false,
+            Part::Any(alternatives) => may_be_empty(alternatives, rules),
+            Part::Times(part, least, _) => *least == 0 || part_may(part, rules),
+            Part::Rule(rule) => rules[*rule],
+        }
+    }
+    alternatives.iter().any(|parts| parts.iter().all(|part| part_may(part, rules)))
+}
+
+fn alternatives(all: &[Vec<Part>], in_terminal: bool) -> String {
+    let sequence = |parts: &Vec<Part>| {
+        let parts: Vec<_> = parts.iter().map(|part| written(part, in_terminal)).collect();
+        if parts.is_empty() { "\"\"".into() } else { parts.join(" ") }
+    };
+    all.iter().map(sequence).collect::<Vec<_>>().join(" | ")
+}
+
+fn written(part: &Part, in_terminal: bool) -> String {
+    match part {
+        Part::Text(text) => {
+            let quoted = serde_json::to_string(text).unwrap_or_default();
+            quoted.replace('\u{7f}', "\\u007f")
+        }
+        Part::Character(regex) => format!("/{regex}/"),
+        Part::Rule(rule) if in_terminal => format!("T{rule}"),
+        Part::Rule(rule) => format!("r{rule}"),
+        Part::Any(all) => format!("({})", alternatives(all, in_terminal)),
+        Part::Times(part, least, most) => {
+            let part = written(part, in_terminal);
+            match (least, most) {
+                (0, None) => format!("({part})*"),
+                (1, None) => format!("({part})+"),
+                (0, Some(1)) => format!("({part})?"),
+                (least, None) => format!("({part}){{{least},}}"),
+                (least, Some(most)) => format!("({part}){{{least},{most}}}"),
+            }
+        }
+    }
+}
+
+struct Parser<'s> {
+    rest: &'s str,
+    line: usize,
+    depth: usize,
+    rules: Rules,
+}
+
+impl<'s> Parser<'s> {
+    fn new(source: &'s str) -> Self {
+        let rules = Rules { index: HashMap::new(), names: Vec::new(), bodies: Vec::new() };
+        Self { rest: source, line: 1, depth: 0, rules }
+    }
+
+    fn rules(mut self) -> Result<Rules> {
+        self.skip(true);
+        while !self.rest.is_empty() {
+            let name = self.name().ok_or_else(|| self.wrong("the name of a rule should begin here"))?;
+            self.skip(false);
+            if !self.eat("::=") {
+                return Err(self.wrong(format!("`::=` should follow the name `{name}`")));
+            }
+            self.skip(true);
+            let line = self.line;
+            let body = self.alternatives()?;
+            if self.rules.names.len() > RULES {
+                return Err(self.wrong(format!("more than {RULES} rules")));
+            }
+            let number = self.rules.number(&name, line);
+            if self.rules.bodies[number].replace(body).is_some() {
+                return Err(self.wrong(format!("there is a rule `{name}` already")));
+            }
+            if !self.rest.is_empty() && !self.rest.starts_with(['\n', '\r']) {
+                return Err(self.wrong("a rule should end with its line"));
+            }
+            self.skip(true);
+        }
+        Ok(self.rules)
+    }
+
+    fn wrong(&self, what: impl Into<String>) -> Error {
+        error(Some(self.line), what)
+    }
+
+    /// Goes over white space and comments; over ends of lines only where a rule goes on.
+    fn skip(&mut self, lines: bool) {
+        loop {
+            let at = self.rest.find(|c| !matches!(c, ' ' | '\t')).unwrap_or(self.rest.len());
+            self.rest = &self.rest[at..];
+            if self.rest.starts_with('#') {
+                self.rest = &self.rest[self.rest.find('\n').unwrap_or(self.rest.len())..];
+            }
+            match self.rest.strip_prefix('\n').or(self.rest.strip_prefix("\r\n")) {
+                Some(rest) if lines => (self.rest, self.line) = (rest, self.line + 1),
+                _ => return,
+            }
+        }
+    }
+
+    fn eat(&mut self, text: &str) -> bool {
+        let rest = self.rest.strip_prefix(text);
+        self.rest = rest.unwrap_or(self.rest);
+        rest.is_some()
+    }
+
+    fn name(&mut self) -> Option<String> {
+        let is_name = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+        let end = self.rest.find(|c| !is_name(c)).unwrap_or(self.rest.len());
+        let (name, rest) = self.rest.split_at(end);
+        self.rest = rest;
+        Some(name.to_owned()).filter(|name| !name.is_empty())
+    }
+
+    fn alternatives(&mut self) -> Result<Vec<Vec<Part>>> {
+        let mut all = vec![self.sequence()?];
+        while self.eat("|") {
+            self.skip(true);
+            all.push(self.sequence()?);
+        }
+        Ok(all)
+    }
+
+    fn sequence(&mut self) -> Result<Vec<Part>> {
+        let mut parts = Vec::new();
+        loop {
+            let part = match self.rest.chars().next() {
+                Some('"') => self.text()?,
+                Some('[') => self.class()?,
+                Some('.') => {
+                    self.rest = &self.rest[1..];
+                    Part::Character("(?s:.)".into())
+                }
+                Some('(') => self.group()?,
+                Some(c) if c.is_ascii_alphanumeric() || c == '_' || c == '-' => {
+                    let (line, name) = (self.line, self.name().unwrap_or_default());
+                    Part::Rule(self.rules.number(&name, line))
+                }
+                Some('<' | '!') => return Err(self.wrong("tokens by their names cannot be used; write their text")),
+                Some('*' | '+' | '?' | '{') => return Err(self.wrong("there is nothing to repeat here")),
+                _ => return Ok(parts),
+            };
+            let part = self.repeated(part)?;
+            parts.push(part);
+            self.skip(self.depth > 0);
+        }
+    }
+
+    fn group(&mut self) -> Result<Part> {
+        self.rest = &self.rest[1..];
+        self.depth += 1;
+        if self.depth > limits::CONSTRAINT_DEPTH {
+            return Err(self.wrong("brackets are too deep in each other"));
+        }
+        self.skip(true);
+        let all = self.alternatives()?;
+        self.depth -= 1;
+        if self.eat(")") { Ok(Part::Any(all)) } else { Err(self.wrong("a bracket `(` is not closed")) }
+    }
+
+    fn repeated(&mut self, mut part: Part) -> Result<Part> {
+        for _ in 0..REPEATS {
+            self.skip(self.depth > 0);
+            let (least, most) = match self.rest.chars().next() {
+                Some('*') => (0, None),
+                Some('+') => (1, None),
+                Some('?') => (0, Some(1)),
+                Some('{') => {
+                    let end = self.rest.find('}').ok_or_else(|| self.wrong("`{` is not closed"))?;
+                    let range = &self.rest[1..end];
+                    self.rest = &self.rest[end..];
+                    self.range(range)?
+                }
+                _ => return Ok(part),
+            };
+            self.rest = &self.rest[1..];
+            part = Part::Times(Box::new(part), least, most);
+        }
+        Err(self.wrong("too many repetitions of a repetition"))
+    }
+
+    /// The numbers in `{m}`, `{m,}`, `{,n}` or `{m,n}`.
+    fn range(&self, text: &str) -> Result<(u32, Option<u32>)> {
+        let number = |text: &str| text.trim().parse::<u32>().ok().filter(|&n| n <= 100_000);
+        let parsed = match text.split_once(',') {
+            None => number(text).map(|n| (n, Some(n))),
+            Some((least, most)) => {
+                let least = if least.trim().is_empty() { Some(0) } else { number(least) };
+                let most = if most.trim().is_empty() { Some(None) } else { number(most).map(Some) };
+                least.zip(most)
+            }
+        };
+        let in_order = parsed.filter(|&(least, most)| most.is_none_or(|most| least <= most));
+        in_order.ok_or_else(|| self.wrong(format!("`{{{text}}}` is no number of times")))
+    }
+
+    fn text(&mut self) -> Result<Part> {
+        self.rest = &self.rest[1..];
+        let mut text = String::new();
+        loop {
+            match self.character('"')? {
+                None => return Ok(Part::Text(text)),
+                Some(c) => text.push(c),
+            }
+        }
+    }
+
+    fn class(&mut self) -> Result<Part> {
+        self.rest = &self.rest[1..];
+        let mut class = if self.eat("^") { "[^".to_owned() } else { "[".to_owned() };
+        let begin = class.len();
+        while let Some(first) = self.character(']')? {
+            let _ = write!(class, "\\x{{{:X}}}", u32::from(first));
+            if self.rest.starts_with('-') && !self.rest.starts_with("-]") {
+                self.rest = &self.rest[1..];
+                let last = self.character(']')?.ok_or_else(|| self.wrong("a range of characters has no end"))?;
+                if last < first {
+                    return Err(self.wrong(format!("`{first}-{last}` is not in order")));
+                }
+                let _ = write!(class, "-\\x{{{:X}}}", u32::from(last));
+            }
+        }
+        match (class.len() == begin, class.starts_with("[^")) {
+            (true, true) => Ok(Part::Character("(?s:.)".into())),
+            (true, false) => Err(self.wrong("`[]` matches nothing")),
+            _ => Ok(Part::Character(class + "]")),
+        }
+    }
+
+    /// The next character of a text or a class; `None` for the one that ends it.
+    fn character(&mut self, end: char) -> Result<Option<char>> {
+        let mut rest = self.rest.chars();
+        let found = match rest.next() {
+            None | Some('\n') => return Err(self.wrong(format!("`{end}` is missing at the end of the line"))),
+            Some(c) if c == end => None,
+            Some('\\') => {
+                let escape = rest.next();
+                let digits = match escape {
+                    Some('x') => 2,
+                    Some('u') => 4,
+                    Some('U') => 8,
+                    _ => 0,
+                };
+                let c = match escape {
+                    Some('n') => Some('\n'),
+                    Some('r') => Some('\r'),
+                    Some('t') => Some('\t'),
+                    Some('x' | 'u' | 'U') => {
+                        let text = rest.as_str().get(..digits).filter(|hex| hex.bytes().all(|b| b.is_ascii_hexdigit()));
+                        rest = rest.as_str().get(digits..).unwrap_or_default().chars();
+                        text.and_then(|hex| u32::from_str_radix(hex, 16).ok()).and_then(char::from_u32)
+                    }
+                    Some(
+                        c @ ('"' | '[' | ']' | '\\' | '-' | '^' | '/' | '.' | '(' | ')' | '{' | '}' | '|' | '*' | '+'
+                        | '?'),
+                    ) => Some(c),
+                    _ => None,
+                };
+                Some(c.ok_or_else(|| self.wrong("an escape that is not known"))?)
+            }
+            Some(c) => Some(c),
+        };
+        self.rest = rest.as_str();
+        Ok(found)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(source: &str) -> String {
+        to_lark(source).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn what_has_no_circle_is_one_terminal() {
+        let lark =
+            to_lark("# comment\nroot ::= word (\" \" word){0,3} \".\"\nword ::= [a-z]+ | \n  \"I\\u0027m\"").unwrap();
+        assert!(lark.starts_with("start: T1\n"), "{lark}");
+        assert!(lark.contains("(/[\\x{61}-\\x{7A}]/)+ | \"I'm\""), "{lark}");
+        let lark = to_lark("root ::= \"(\" root \")\" | ws\nws ::= [ \\t]*").unwrap();
+        assert!(lark.starts_with("start: r1\n") && lark.contains("r0: U0?"), "{lark}");
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_with_its_line() {
+        assert_eq!(refusal("a ::= \"x\""), "there is no rule `root`");
+        assert_eq!(refusal("root ::= \"x\" |\n b"), "at line 2: there is no rule `b`");
+        assert_eq!(refusal("root ::= \"x\n"), "at line 1: `\"` is missing at the end of the line");
+        assert_eq!(refusal("\nroot ::= (\"x\" "), "at line 2: a bracket `(` is not closed");
+        assert_eq!(refusal("root ::= [z-a]"), "at line 1: `z-a` is not in order");
+        assert_eq!(refusal("root ::= \"a\"{3,2}"), "at line 1: `{3,2}` is no number of times");
+        assert_eq!(refusal("root ::= <think>"), "at line 1: tokens by their names cannot be used; write their text");
+        assert_eq!(refusal("root ::= \"\\q\""), "at line 1: an escape that is not known");
+        assert_eq!(refusal("root = \"a\""), "at line 1: `::=` should follow the name `root`");
+    }
+}
