@@ -15,7 +15,7 @@ use crate::{Error, Result, foreign, threads};
 /// Stack for compiling: references that lead to references take some of it each. Only what is used is memory.
 const STACK: usize = 128 << 20;
 /// The limits below end what takes long; this is for what they do not foresee.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Limits of the crate, below its own where those would take hundreds of megabytes.
 pub(super) fn limits() -> ParserLimits {

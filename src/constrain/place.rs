@@ -1,6 +1,10 @@
 //! Where in a schema it is that it can't be enforced, and why.
 
-use std::{collections::HashSet, sync::atomic::AtomicBool};
+use std::{
+    collections::HashSet,
+    sync::atomic::AtomicBool,
+    time::{Duration, Instant},
+};
 
 use serde_json::{Value, json};
 
@@ -9,6 +13,9 @@ use crate::Error;
 
 /// Parts of a schema that are tried, one after the other, at most.
 const TRIALS: usize = 1000;
+
+/// How long a search goes on; the place is then that of a larger part.
+const PATIENCE: Duration = Duration::from_millis(1500);
 
 /// Keywords whose value is a schema.
 const ONE: [&str; 12] = [
@@ -50,6 +57,10 @@ pub(super) fn of_refusal(why: String) -> Error {
         Some((format!("line {line}, column {column}"), what.lines().next().unwrap_or_default()))
     });
     match located {
+        // A regular expression is one line of a grammar, which nobody wrote.
+        Some((place, _)) if why.contains("(in regex)") => {
+            Error::Constraint { place: Some(place).filter(|_| !why.contains("(in regex)")), what: reason(&why) }
+        }
         Some((place, what)) => Error::Constraint { place: Some(place), what: reason(what) },
         None => Error::Constraint { place: None, what: reason(&why) },
     }
@@ -58,6 +69,10 @@ pub(super) fn of_refusal(why: String) -> Error {
 /// What the crate said, in one line and in our words where they are better.
 fn reason(why: &str) -> String {
     let why = why.split("\n<").next().unwrap_or_default().trim();
+    if let Some((_, what)) = why.split_once("regex parse error:") {
+        let what = what.rsplit_once("error: ").map_or("it does not parse", |(_, what)| what);
+        return format!("not a regular expression: {}", what.lines().next().unwrap_or_default());
+    }
     if let Some(keys) = why.strip_prefix("Unimplemented keys: ") {
         let keys: Vec<String> = serde_json::from_str(keys).unwrap_or_default();
         let named: Vec<_> = keys.iter().map(|key| format!("`{key}`")).collect();
@@ -82,11 +97,12 @@ struct Search {
     schema: Value,
     seen: HashSet<String>,
     trials: usize,
+    deadline: Instant,
 }
 
 impl Search {
     fn new(schema: Value) -> Self {
-        Self { schema, seen: HashSet::new(), trials: TRIALS }
+        Self { schema, seen: HashSet::new(), trials: TRIALS, deadline: Instant::now() + PATIENCE }
     }
 
     /// Returns the smallest part of the part at `pointer` that is refused, and why; the whole is, because of `why`.
@@ -94,7 +110,7 @@ impl Search {
         let (mut pointer, mut why) = (pointer.to_owned(), why);
         'down: loop {
             for part in self.parts(&pointer) {
-                if self.trials == 0 || !self.seen.insert(part.clone()) {
+                if self.trials == 0 || Instant::now() > self.deadline || !self.seen.insert(part.clone()) {
                     continue;
                 }
                 self.trials -= 1;
