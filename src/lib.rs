@@ -26,6 +26,7 @@
 //! Imports point down. What is not listed on this page serves the program, the tests and the fuzzers, and may change.
 //!
 //! ```text
+//! server                                 the HTTP API
 //! eval                                   perplexity, divergence
 //! engine        quant                    sessions and conversations; conversion and calibration
 //! forward  constrain                     the forward pass, written once for every backend; what texts have to match
@@ -63,6 +64,9 @@ pub mod model;
 pub mod quant;
 #[doc(hidden)]
 pub mod sample;
+#[cfg(feature = "serve")]
+#[doc(hidden)]
+pub mod server;
 #[doc(hidden)]
 pub mod state;
 #[doc(hidden)]

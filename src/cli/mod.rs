@@ -22,6 +22,8 @@ pub mod prompt;
 pub mod pull;
 pub mod quantize;
 pub mod run;
+#[cfg_attr(not(feature = "serve"), path = "serve_off.rs")]
+pub mod serve;
 pub mod settings;
 pub mod signals;
 pub mod terminal;
@@ -52,6 +54,7 @@ use usage::Usage;
 Examples:
   hymba run \"Once upon a time\"
   hymba chat
+  hymba serve
   hymba pull nvidia/Hymba-1.5B-Instruct
   hymba chat -m nvidia/Hymba-1.5B-Instruct
   hymba quantize path/to/Hymba-1.5B-Base hymba-1.5b-q4.gguf
@@ -67,6 +70,7 @@ pub struct Cli {
 pub enum Command {
     Run(run::Args),
     Chat(chat::Args),
+    Serve(serve::Args),
     Pull(pull::Args),
     Models(models::Args),
     Quantize(quantize::Args),
@@ -155,6 +159,8 @@ impl Command {
         match self {
             Self::Run(args) => Some(&mut args.sampling),
             Self::Chat(args) => Some(&mut args.sampling),
+            #[cfg(feature = "serve")]
+            Self::Serve(args) => Some(&mut args.sampling),
             _ => None,
         }
     }
@@ -164,6 +170,7 @@ impl Command {
         match self {
             Self::Run(args) => run::run(args, cancel),
             Self::Chat(args) => chat::run(args, cancel),
+            Self::Serve(args) => serve::run(args, cancel),
             Self::Pull(args) => pull::run(args, cancel),
             Self::Models(args) => models::run(args),
             Self::Quantize(args) => quantize::run(args, cancel),

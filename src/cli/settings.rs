@@ -12,11 +12,11 @@ use std::{
 use clap::{Arg, ArgMatches, Command, Error, builder::StyledStr, error::ErrorKind as Refusal, parser::ValueSource};
 
 /// The commands that take every setting; the others take those of [`COMMON`].
-const SESSIONS: [&str; 2] = ["run", "chat"];
+const SESSIONS: [&str; 3] = ["run", "chat", "serve"];
 /// Settings that mean the same in every command that has the flag.
 const COMMON: [&str; 3] = ["model", "threads", "backend"];
 /// The names of all settings: long flags.
-pub const NAMES: [&str; 12] = [
+pub const NAMES: [&str; 16] = [
     "model",
     "context",
     "threads",
@@ -29,7 +29,14 @@ pub const NAMES: [&str; 12] = [
     "repeat-penalty",
     "repeat-last-n",
     "color",
+    "host",
+    "port",
+    "parallel",
+    "api-key-file",
 ];
+
+/// Those that name a file.
+const FILES: [&str; 2] = ["model", "api-key-file"];
 
 /// The variable that names the configuration file; empty: none is read.
 const FILE_VARIABLE: &str = "HYMBA_CONFIG";
@@ -119,7 +126,7 @@ fn read_file(path: &Path) -> Result<Vec<Setting>, String> {
             .find(|name| name == key)
             .ok_or_else(|| fail(format!("unknown setting `{key}`; available: {}", NAMES.join(", "))))?;
         let value = match value {
-            toml::Value::String(text) if name == "model" => expand_home(text),
+            toml::Value::String(text) if FILES.contains(&name) => expand_home(text),
             toml::Value::String(text) => text.into(),
             toml::Value::Integer(number) => number.to_string().into(),
             toml::Value::Float(number) => number.to_string().into(),

@@ -265,7 +265,7 @@ impl Tokenizer {
     }
 
     /// The bytes that `id` stands for in the middle of a text.
-    pub(super) fn piece(&self, id: u32) -> Vec<u8> {
+    pub fn piece(&self, id: u32) -> Vec<u8> {
         if self.silent.contains(&id) {
             return Vec::new();
         }

@@ -1,0 +1,359 @@
+//! `hymba serve`: a server that other programs talk to.
+
+use std::{
+    env, fs,
+    io::Write,
+    net::{IpAddr, SocketAddr, ToSocketAddrs},
+    path::{Path, PathBuf},
+    sync::{Arc, atomic::AtomicBool},
+};
+
+use anyhow::Context;
+use clap::builder::NonEmptyStringValueParser;
+use hymba::{
+    Error,
+    engine::{
+        Model,
+        scheduler::{Scheduler, SchedulerOptions},
+    },
+    hub::Store,
+    sample::SamplingParams,
+    server::{self, Access, ChatFormat, Listener, ModelCard, Options, Server},
+};
+
+use super::{
+    model::{EMBEDDED_NAME, ModelArgs},
+    options::{SamplingArgs, SessionArgs, beyond_training, count, list_devices},
+    prompt, terminal,
+    usage::Usage,
+};
+
+/// Serve a model over HTTP, to programs that speak OpenAI's API.
+///
+/// Several conversations are read and written in common passes. Ctrl-C and SIGTERM let answers end that have begun; a second
+/// one ends at once.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  hymba serve -m hymba-1.5b-q4.gguf
+  hymba serve --host 0.0.0.0 --api-key-file keys.txt
+  hymba serve --unix /run/user/1000/hymba.sock
+  curl http://127.0.0.1:8080/v1/chat/completions -H 'Content-Type: application/json' \\
+       -d '{\"messages\": [{\"role\": \"user\", \"content\": \"Hello\"}]}'")]
+pub struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Address or name to listen on
+    #[arg(long, value_name = "HOST", default_value = "127.0.0.1", value_parser = NonEmptyStringValueParser::new())]
+    host: String,
+    /// Port to listen on (0: any that is free)
+    #[arg(long, value_name = "PORT", default_value = "8080")]
+    port: u16,
+    /// Listen on a Unix socket instead, which the owner alone can use
+    #[arg(long, value_name = "FILE")]
+    unix: Option<PathBuf>,
+    /// Require KEY of every request; repeatable [default: $HYMBA_API_KEY, if set]. Other users of the machine can read command lines:
+    /// prefer --api-key-file
+    #[arg(long, value_name = "KEY", value_parser = NonEmptyStringValueParser::new())]
+    api_key: Vec<String>,
+    /// Require one of the keys in FILE, one per line
+    #[arg(long, value_name = "FILE")]
+    api_key_file: Option<PathBuf>,
+    /// Serve without a key although other machines can connect, or any page
+    #[arg(long)]
+    no_auth: bool,
+    /// Answer to NAME in Host headers, beside addresses, localhost and --host; repeatable
+    #[arg(long, value_name = "NAME")]
+    allow_host: Vec<String>,
+    /// Let web pages of ORIGIN (https://chat.example.org, or * for all) use the server; repeatable
+    #[arg(long, value_name = "ORIGIN", value_parser = origin)]
+    cors: Vec<String>,
+    /// Name of the model in the API; the first replaces its own; repeatable
+    #[arg(long, value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
+    alias: Vec<String>,
+    /// Number of texts that are generated at once
+    #[arg(long, short_alias = 'n', value_name = "N", default_value = "4", value_parser = count(1..=256))]
+    parallel: usize,
+    /// Number of texts that wait for a place; beyond it requests get status 429
+    #[arg(long, value_name = "N", default_value = "64", value_parser = count(0..=65536))]
+    queue: usize,
+    /// Suppress all messages but errors
+    #[arg(short, long)]
+    quiet: bool,
+    #[command(flatten)]
+    runtime: SessionArgs,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+}
+
+/// Parses the origin of pages.
+fn origin(text: &str) -> Result<String, &'static str> {
+    let host = text.strip_prefix("http://").or(text.strip_prefix("https://"));
+    match host {
+        _ if text == "*" => Ok(text.into()),
+        Some(host) if !host.is_empty() && !host.contains(['/', '*', ' ']) => Ok(text.to_ascii_lowercase()),
+        _ => Err("must be an origin such as https://chat.example.org, without a path, or *"),
+    }
+}
+
+/// Serves until a signal asks to stop.
+pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
+    if args.runtime.list_devices {
+        return Ok(list_devices()?);
+    }
+    args.sampling.apply(SamplingParams::default())?;
+    let keys = args.keys(cancel)?;
+    let socket = Socket::bind(args, !keys.is_empty())?; // before the model is loaded, which may take time
+    let access = args.access(&keys);
+
+    let model = Arc::new(args.model.open(args.quiet, cancel)?);
+    let tokenizer = Arc::new(model.tokenizer()?);
+    let chat = ChatFormat::of(&model, &tokenizer)?;
+    if chat.is_none() && !args.quiet {
+        terminal::warn("the model has no chat template: /v1/chat/completions is not served, /v1/completions is");
+    }
+    let (sampling, seed) = (args.sampling.of_model(&model, args.quiet)?, args.sampling.seed);
+    model.read_meta_tokens(args.runtime.options().threads, cancel)?;
+    let options = SchedulerOptions {
+        session: args.runtime.options(),
+        slots: args.parallel,
+        queue: args.queue,
+        ..SchedulerOptions::default()
+    };
+    let scheduler = Scheduler::start(model.clone(), tokenizer.clone(), &options)?;
+    let context = scheduler.context();
+    if !args.quiet {
+        scheduler.fallback().into_iter().for_each(terminal::warn);
+        beyond_training(&model, context).iter().for_each(|warning| terminal::warn(warning));
+    }
+    let server = Server::new(Options {
+        scheduler,
+        chat,
+        card: card(args, &model),
+        context,
+        vocab: tokenizer.vocab().min(model.config().vocab),
+        tokenizer,
+        sampling,
+        seed,
+        reply_limit: model.reply_limit()?,
+        access,
+        stop: cancel.clone(),
+    })?;
+    serve(&server, socket, args.quiet)?;
+    Err(Error::Cancelled.into()) // exit code of the signal
+}
+
+/// Runs the server on threads of its own.
+fn serve(server: &Arc<Server>, socket: Socket, quiet: bool) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(4)
+        .thread_name("http")
+        .enable_all()
+        .build()
+        .context("cannot start the threads that serve connections")?;
+    let (listeners, place, _socket) = {
+        let _entered = runtime.enter();
+        socket.listeners()?
+    };
+    let mut out = terminal::out();
+    if !quiet {
+        writeln!(out, "hymba: {} is served at {place}", server.model_id())?;
+        out.flush()?;
+    }
+    let router = server::router(server);
+    runtime.block_on(server::serve(server, &router, listeners));
+    Ok(())
+}
+
+impl Args {
+    /// Returns the keys that are accepted.
+    fn keys(&self, cancel: &AtomicBool) -> anyhow::Result<Vec<String>> {
+        let mut keys = self.api_key.clone();
+        if let Some(path) = &self.api_key_file {
+            let text = prompt::read_whole(path, cancel)?;
+            let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+            let before = keys.len();
+            keys.extend(lines.map(str::to_owned));
+            if keys.len() == before {
+                return Err(
+                    Usage(format!("--api-key-file {}: holds no key; write one per line", path.display())).into()
+                );
+            }
+        }
+        if keys.is_empty()
+            && let Ok(key) = env::var(KEY_VARIABLE)
+            && !key.trim().is_empty()
+        {
+            keys.push(key.trim().into());
+        }
+        let is_token = |key: &String| key.bytes().all(|byte| byte.is_ascii_graphic());
+        if !keys.iter().all(is_token) {
+            return Err(Usage("an API key may hold visible ASCII characters only, and no space".into()).into());
+        }
+        if keys.is_empty() && !self.no_auth && self.cors.iter().any(|origin| origin == "*") {
+            let what = "--cors '*' lets every web page that is open on this machine use the model; add --api-key-file, or \
+                --no-auth if that is meant";
+            return Err(Usage(what.into()).into());
+        }
+        Ok(keys)
+    }
+
+    fn access(&self, keys: &[String]) -> Access {
+        let hosts = [&self.host].into_iter().chain(&self.allow_host).cloned().collect();
+        Access::new(keys, self.unix.is_none().then_some(hosts), self.cors.clone())
+    }
+}
+
+/// A key from the environment, which other users of the machine can't read.
+const KEY_VARIABLE: &str = "HYMBA_API_KEY";
+
+/// A bound socket that does not listen yet.
+enum Socket {
+    Tcp(Vec<std::net::TcpListener>),
+    #[cfg(unix)]
+    Unix(std::os::unix::net::UnixListener, PathBuf),
+}
+
+impl Socket {
+    /// Binds where `args` say, unless that lets in others without a key.
+    fn bind(args: &Args, has_key: bool) -> anyhow::Result<Self> {
+        if let Some(path) = &args.unix {
+            return Self::bind_unix(path);
+        }
+        let place = format!("{}:{}", args.host, args.port);
+        let resolved = (args.host.trim_matches(['[', ']']), args.port).to_socket_addrs();
+        let mut addresses: Vec<SocketAddr> = resolved.with_context(|| format!("--host {}", args.host))?.collect();
+        addresses.sort_unstable();
+        addresses.dedup();
+        if let Some(open) = addresses.iter().find(|address| !is_loopback(address.ip()))
+            && !has_key
+            && !args.no_auth
+        {
+            let what = format!(
+                "--host {}: {} can be reached from other machines; add --api-key-file, or --no-auth if anybody may use it",
+                args.host,
+                open.ip()
+            );
+            return Err(Usage(what).into());
+        }
+        let mut listeners: Vec<std::net::TcpListener> = Vec::new();
+        let mut failed = None;
+        for mut address in addresses {
+            if let (0, Some(first)) = (args.port, listeners.first()) {
+                address.set_port(first.local_addr()?.port());
+            }
+            match std::net::TcpListener::bind(address) {
+                Ok(listener) => listeners.push(listener),
+                // A name such as localhost may have an address that this machine does not.
+                Err(e) if e.kind() == std::io::ErrorKind::AddrNotAvailable => failed = Some(e),
+                Err(e) => return Err(e).context(format!("cannot listen on {place}")),
+            }
+        }
+        match failed {
+            Some(e) if listeners.is_empty() => Err(e).context(format!("cannot listen on {place}")),
+            _ => Ok(Self::Tcp(listeners)),
+        }
+    }
+
+    #[cfg(unix)]
+    fn bind_unix(path: &Path) -> anyhow::Result<Self> {
+        use std::os::unix::{
+            fs::FileTypeExt,
+            net::{UnixListener, UnixStream},
+        };
+
+        use rustix::{fs::Mode, process::umask};
+
+        let doing = || format!("cannot listen on {}", path.display());
+        let is_socket = fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket());
+        if is_socket {
+            match UnixStream::connect(path) {
+                Ok(_) => anyhow::bail!("{}: another server listens there", doing()),
+                Err(_) => fs::remove_file(path).with_context(doing)?, // a server that was killed left it behind
+            }
+        }
+        // No other thread runs that could create a file meanwhile.
+        let before = umask(Mode::from_raw_mode(0o177));
+        let bound = UnixListener::bind(path);
+        umask(before);
+        Ok(Self::Unix(bound.with_context(doing)?, path.into()))
+    }
+
+    #[cfg(not(unix))]
+    fn bind_unix(_path: &Path) -> anyhow::Result<Self> {
+        Err(Usage("--unix: this system has no Unix sockets; use --host and --port".into()).into())
+    }
+
+    /// Returns the listeners, where they listen, and what removes their file at the end.
+    fn listeners(self) -> anyhow::Result<(Vec<Listener>, String, Option<Removed>)> {
+        match self {
+            Self::Tcp(listeners) => {
+                let place = listeners.first().context("--host: no address")?.local_addr()?;
+                let listen = |listener: std::net::TcpListener| {
+                    listener.set_nonblocking(true)?;
+                    Ok(Listener::Tcp(tokio::net::TcpListener::from_std(listener)?))
+                };
+                let listeners = listeners.into_iter().map(listen).collect::<std::io::Result<_>>()?;
+                Ok((listeners, format!("http://{place}"), None))
+            }
+            #[cfg(unix)]
+            Self::Unix(listener, path) => {
+                listener.set_nonblocking(true)?;
+                let listener = tokio::net::UnixListener::from_std(listener)?;
+                let place = format!("the Unix socket {}", path.display());
+                Ok((vec![Listener::Unix(listener)], place, Some(Removed(path))))
+            }
+        }
+    }
+}
+
+/// A file that is removed at the end.
+struct Removed(PathBuf);
+
+impl Drop for Removed {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0); // it is nothing to anybody any more
+    }
+}
+
+fn is_loopback(address: IpAddr) -> bool {
+    address.to_canonical().is_loopback()
+}
+
+/// Returns what is told of the model.
+fn card(args: &Args, model: &Model) -> ModelCard {
+    let mut names = args.alias.clone();
+    let path = Path::new(model.file());
+    let installed = Store::from_env().ok().and_then(|store| {
+        let all = store.list();
+        all.into_iter().find(|installed| installed.path == path)
+    });
+    if let Some(installed) = installed {
+        names.push(installed.name().to_string());
+        names.push(installed.repo.to_string());
+    }
+    let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
+    names.push(if model.file() == EMBEDDED_NAME { "hymba-demo".into() } else { stem.unwrap_or_default() });
+    names.extend(model.metadata().string("general.name").map(str::to_owned));
+    names.push("hymba".into());
+    let mut known = std::collections::HashSet::new();
+    names.retain(|name| !name.is_empty() && known.insert(name.clone()));
+    let created = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |time| time.as_secs());
+    ModelCard { names, created, trained_context: model.config().default_context(), bytes: model.bytes().len() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn origins_have_no_path() {
+        for good in ["*", "https://chat.example.org", "http://localhost:3000"] {
+            assert_eq!(origin(good).as_deref(), Ok(good));
+        }
+        for bad in ["chat.example.org", "https://a/", "https://*.a", "https://", "null"] {
+            assert!(origin(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! Who may ask: hosts and origins, against pages that reach for servers on the machine of whoever reads them; keys; the
+//! type of what is posted.
+
+use std::net::IpAddr;
+
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header, request::Parts, uri::Authority};
+use subtle::{Choice, ConstantTimeEq};
+
+use super::error::{ApiError, Result};
+
+/// What is allowed.
+#[derive(Default)]
+pub struct Access {
+    /// BLAKE3 hashes of the keys; none: nobody needs one.
+    keys: Vec<blake3::Hash>,
+    /// Names by which the server may be called, beside `localhost` and addresses; `None`: any, for a Unix socket, which no
+    /// page reaches.
+    hosts: Option<Vec<String>>,
+    /// Pages that may use the server, as `https://chat.example.org`; `*`: all.
+    origins: Vec<String>,
+}
+
+/// Who asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Caller {
+    /// Follows from the key; empty without one. What was read for one owner is never used for another.
+    pub owner: String,
+}
+
+impl Access {
+    /// Lets in whoever has one of `keys` (without any: everybody), calls the server by one of `hosts`, and is no page or one
+    /// of `origins`.
+    pub fn new(keys: &[String], hosts: Option<Vec<String>>, origins: Vec<String>) -> Self {
+        Self { keys: keys.iter().map(|key| blake3::hash(key.as_bytes())).collect(), hosts, origins }
+    }
+
+    /// Returns who asks, or why they may not. Whether a key is needed depends on the route.
+    pub fn check(&self, request: &Parts, needs_key: bool) -> Result<Caller> {
+        self.check_host(request)?;
+        self.check_origin(&request.headers)?;
+        let caller = if needs_key { self.caller(&request.headers)? } else { Caller { owner: String::new() } };
+        if request.method == Method::POST {
+            check_type(&request.headers)?;
+        }
+        Ok(caller)
+    }
+
+    /// A page whose name resolves to this machine (DNS rebinding) calls the server by that name.
+    fn check_host(&self, request: &Parts) -> Result<()> {
+        let mut named = request.headers.get_all(header::HOST).iter();
+        let (Some(host), None) = (named.next(), named.next()) else {
+            return Err(ApiError::bad("the request must have one Host header"));
+        };
+        let Some(hosts) = &self.hosts else { return Ok(()) };
+        let authority = host.to_str().ok().and_then(|host| host.parse::<Authority>().ok());
+        let authorities = [authority.as_ref(), request.uri.authority()];
+        if authorities[0].is_some() && authorities.into_iter().flatten().all(|a| is_known(a.host(), hosts)) {
+            return Ok(());
+        }
+        let message = "the server does not answer to the name in the Host header; --allow-host NAME allows one";
+        Err(ApiError::new(StatusCode::FORBIDDEN, message).with_code("host_not_allowed"))
+    }
+
+    /// A browser names the page that asks.
+    fn check_origin(&self, headers: &HeaderMap) -> Result<()> {
+        let Some(origin) = headers.get(header::ORIGIN) else { return Ok(()) };
+        let own = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+        let is_own = |origin: &str| {
+            let host = origin.strip_prefix("http://").or(origin.strip_prefix("https://"));
+            host.is_some() && host == own
+        };
+        if self.allows(origin) || origin.to_str().is_ok_and(is_own) {
+            return Ok(());
+        }
+        let message = "pages of this origin may not use the server; --cors ORIGIN allows it";
+        Err(ApiError::new(StatusCode::FORBIDDEN, message).with_code("origin_not_allowed"))
+    }
+
+    /// Whether pages of another origin were allowed.
+    fn allows(&self, origin: &HeaderValue) -> bool {
+        self.origins.iter().any(|allowed| allowed == "*" || origin == allowed.as_str())
+    }
+
+    /// Compares with all keys, in a time that says nothing of them.
+    fn caller(&self, headers: &HeaderMap) -> Result<Caller> {
+        if self.keys.is_empty() {
+            return Ok(Caller { owner: String::new() });
+        }
+        let given = headers.get(header::AUTHORIZATION).and_then(|value| bearer(value.as_bytes()));
+        let hash = blake3::hash(given.unwrap_or_default());
+        let same = |key: &blake3::Hash| key.as_bytes().ct_eq(hash.as_bytes());
+        let known = self.keys.iter().fold(Choice::from(0), |known, key| known | same(key));
+        if given.is_some() && bool::from(known) {
+            return Ok(Caller { owner: hash.to_hex().to_string() });
+        }
+        let message = match given {
+            Some(_) => "the API key is wrong",
+            None => "an API key is needed, in the header `Authorization: Bearer KEY`",
+        };
+        Err(ApiError::new(StatusCode::UNAUTHORIZED, message).with_code("invalid_api_key"))
+    }
+
+    /// Adds to `answer` what lets a page of an allowed origin read it; `asked` are the headers of the request.
+    pub fn add_cors(&self, asked: &HeaderMap, answer: &mut HeaderMap) {
+        if self.origins.is_empty() {
+            return;
+        }
+        answer.append(header::VARY, HeaderValue::from_static("Origin"));
+        let Some(origin) = asked.get(header::ORIGIN).filter(|origin| self.allows(origin)) else { return };
+        answer.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
+        answer.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static("Retry-After"));
+        if asked.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD) {
+            answer.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST, OPTIONS"));
+            answer.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600"));
+            if let Some(wanted) = asked.get(header::ACCESS_CONTROL_REQUEST_HEADERS) {
+                answer.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, wanted.clone());
+            }
+        }
+    }
+}
+
+/// Whether a server may be called `host`: no page can have an address of this machine, or `localhost`, as its own name.
+fn is_known(host: &str, known: &[String]) -> bool {
+    let host = host.strip_suffix('.').unwrap_or(host);
+    let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    address.parse::<IpAddr>().is_ok()
+        || host.eq_ignore_ascii_case("localhost")
+        || known.iter().any(|name| host.eq_ignore_ascii_case(name))
+}
+
+/// Returns the key in the value of an Authorization header.
+fn bearer(value: &[u8]) -> Option<&[u8]> {
+    let (scheme, key) = value.split_at_checked(7)?;
+    scheme.eq_ignore_ascii_case(b"Bearer ").then(|| key.trim_ascii())
+}
+
+/// A page can post other types than JSON without being asked whether it may.
+fn check_type(headers: &HeaderMap) -> Result<()> {
+    let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let mime = value.split(';').next().unwrap_or_default().trim();
+    if mime.eq_ignore_ascii_case("application/json") {
+        return Ok(());
+    }
+    let message = "the body must be JSON, with the header `Content-Type: application/json`";
+    Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message).with_code("unsupported_media_type"))
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::Request;
+
+    use super::*;
+
+    fn status(access: &Access, headers: &[(&str, &str)], post: bool) -> u16 {
+        let mut request = Request::builder().uri("/v1/models").method(if post { "POST" } else { "GET" });
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let (parts, ()) = request.body(()).unwrap().into_parts();
+        access.check(&parts, true).map_or_else(|e| e.status.as_u16(), |_| 200)
+    }
+
+    #[test]
+    fn names_that_a_page_can_have_are_refused() {
+        let access = Access::new(&[], Some(vec!["llm.example.org".into()]), Vec::new());
+        for host in ["localhost", "LOCALHOST:8080", "127.0.0.1:8080", "[::1]:1", "10.0.0.7", "llm.example.org:443"] {
+            assert_eq!(status(&access, &[("host", host)], false), 200, "{host}");
+        }
+        for host in ["evil.example", "localhost.evil.example", "127.0.0.1.nip.io:8080", "", "a b"] {
+            assert_eq!(status(&access, &[("host", host)], false), 403, "{host}");
+        }
+        assert_eq!(status(&access, &[], false), 400);
+        assert_eq!(status(&access, &[("host", "localhost"), ("host", "localhost")], false), 400);
+        let socket = Access::new(&[], None, Vec::new());
+        assert_eq!(status(&socket, &[("host", "anything")], false), 200);
+    }
+
+    #[test]
+    fn pages_of_other_origins_are_refused() {
+        let access = Access::new(&[], Some(Vec::new()), vec!["https://chat.example.org".into()]);
+        let host = ("host", "localhost:8080");
+        for (origin, expected) in [
+            ("http://localhost:8080", 200),
+            ("https://chat.example.org", 200),
+            ("http://localhost:3000", 403),
+            ("https://chat.example.org.evil", 403),
+            ("null", 403),
+        ] {
+            assert_eq!(status(&access, &[host, ("origin", origin)], false), expected, "{origin}");
+        }
+    }
+
+    #[test]
+    fn keys_are_needed_and_tell_owners_apart() {
+        let access = Access::new(&["one".into(), "two".into()], Some(Vec::new()), Vec::new());
+        let host = ("host", "localhost");
+        for (key, expected) in
+            [("Bearer one", 200), ("bearer two ", 200), ("Bearer ", 401), ("one", 401), ("Bearer on", 401)]
+        {
+            assert_eq!(status(&access, &[host, ("authorization", key)], false), expected, "{key}");
+        }
+        assert_eq!(status(&access, &[host], false), 401);
+        let owner = |key: &str| {
+            let headers = HeaderMap::from_iter([(header::AUTHORIZATION, format!("Bearer {key}").parse().unwrap())]);
+            access.caller(&headers).unwrap().owner
+        };
+        assert!(owner("one") != owner("two") && !owner("one").contains("one"));
+    }
+
+    #[test]
+    fn only_json_is_posted() {
+        let access = Access::new(&[], Some(Vec::new()), Vec::new());
+        for (kind, expected) in
+            [("application/json; charset=utf-8", 200), ("text/plain", 415), ("application/x-www-form-urlencoded", 415)]
+        {
+            assert_eq!(status(&access, &[("host", "localhost"), ("content-type", kind)], true), expected, "{kind}");
+        }
+        assert_eq!(status(&access, &[("host", "localhost")], true), 415);
+    }
+}

@@ -1,0 +1,162 @@
+//! Which ids the answers of this server have: a client sends back their text alone, and a text can be split into tokens in
+//! more ways than the one in which it was generated.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+/// Ids that are remembered at most; the oldest go first.
+const IDS: usize = 2 << 20;
+/// Answers to one prompt that are remembered.
+const PER_PROMPT: usize = 8;
+
+/// Answers by their prompts.
+#[derive(Default)]
+pub struct Answers {
+    known: Mutex<Memory>,
+}
+
+/// A prompt, and the answers to it.
+#[derive(Clone)]
+pub struct Known {
+    /// Bytes of the prompt's text.
+    pub bytes: usize,
+    /// Its ids.
+    pub prompt: Arc<[u32]>,
+    /// Answers to it, the latest last.
+    pub answers: Vec<Arc<Answer>>,
+}
+
+/// An answer.
+pub struct Answer {
+    /// Its ids.
+    pub ids: Vec<u32>,
+    /// Whether it begins with the white space that the template says before a reply.
+    pub indented: bool,
+}
+
+#[derive(Default)]
+struct Memory {
+    /// By the hash of the owner and the prompt's text.
+    prompts: HashMap<blake3::Hash, (Known, u64)>,
+    /// The same by when they were used last.
+    order: BTreeMap<u64, blake3::Hash>,
+    /// How many prompts have texts of so many bytes.
+    lengths: BTreeMap<usize, usize>,
+    clock: u64,
+    ids: usize,
+}
+
+impl Answers {
+    /// Remembers that `owner`'s prompt, with this text and these ids, got this answer.
+    pub fn remember(&self, owner: &str, text: &str, prompt: &[u32], answer: Answer) {
+        let key = begin(owner).update(text.as_bytes()).finalize();
+        let mut memory = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = memory.prompts.get(&key).map(|(known, _)| known.clone()).filter(|known| *known.prompt == *prompt);
+        let mut known =
+            known.unwrap_or_else(|| Known { bytes: text.len(), prompt: prompt.into(), answers: Vec::new() });
+        known.answers.retain(|other| other.ids != answer.ids);
+        if known.answers.len() >= PER_PROMPT {
+            known.answers.remove(0);
+        }
+        known.answers.push(Arc::new(answer));
+        memory.remove(&key);
+        memory.insert(key, known);
+        while memory.ids > IDS {
+            let Some(&oldest) = memory.order.values().next() else { break };
+            memory.remove(&oldest);
+        }
+    }
+
+    /// Returns the longest of `owner`'s prompts with which `text` begins.
+    pub fn find(&self, owner: &str, text: &str) -> Option<Known> {
+        let mut memory = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut hasher, mut hashed, mut found) = (begin(owner), 0, None);
+        for &bytes in memory.lengths.range(..=text.len()).map(|(bytes, _)| bytes) {
+            hasher.update(&text.as_bytes()[hashed..bytes]);
+            hashed = bytes;
+            let key = hasher.finalize();
+            if memory.prompts.contains_key(&key) && text.is_char_boundary(bytes) {
+                found = Some(key);
+            }
+        }
+        let known = memory.remove(&found?)?;
+        memory.insert(found?, known.clone());
+        Some(known)
+    }
+}
+
+/// Begins the hash of a text of `owner`'s.
+fn begin(owner: &str) -> blake3::Hasher {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(blake3::hash(owner.as_bytes()).as_bytes());
+    hasher
+}
+
+impl Memory {
+    fn insert(&mut self, key: blake3::Hash, known: Known) {
+        self.clock += 1;
+        self.ids += known.size();
+        *self.lengths.entry(known.bytes).or_default() += 1;
+        self.order.insert(self.clock, key);
+        self.prompts.insert(key, (known, self.clock));
+    }
+
+    fn remove(&mut self, key: &blake3::Hash) -> Option<Known> {
+        let (known, used) = self.prompts.remove(key)?;
+        self.order.remove(&used);
+        self.ids -= known.size();
+        if let Some(count) = self.lengths.get_mut(&known.bytes) {
+            *count -= 1;
+            if *count == 0 {
+                self.lengths.remove(&known.bytes);
+            }
+        }
+        Some(known)
+    }
+}
+
+impl Known {
+    /// Returns about how many ids this takes the memory of.
+    fn size(&self) -> usize {
+        const BESIDE: usize = 64;
+        BESIDE + self.prompt.len() + self.answers.iter().map(|answer| answer.ids.len() + BESIDE).sum::<usize>()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(ids: &[u32]) -> Answer {
+        Answer { ids: ids.into(), indented: false }
+    }
+
+    #[test]
+    fn the_longest_prompt_is_found_and_only_by_its_owner() {
+        let answers = Answers::default();
+        answers.remember("a", "one", &[1], answer(&[2]));
+        answers.remember("a", "one two", &[1, 2], answer(&[3]));
+        answers.remember("a", "one two", &[1, 2], answer(&[4]));
+        answers.remember("b", "one two three", &[9], answer(&[9]));
+        let found = answers.find("a", "one two three").unwrap();
+        assert_eq!((found.bytes, &*found.prompt), (7, &[1, 2][..]));
+        assert_eq!(found.answers.iter().map(|answer| answer.ids[0]).collect::<Vec<_>>(), [3, 4]);
+        assert_eq!(&*answers.find("a", "one tw").unwrap().prompt, [1]);
+        assert!(answers.find("a", "on").is_none() && answers.find("", "one").is_none());
+    }
+
+    #[test]
+    fn the_oldest_are_forgotten() {
+        let answers = Answers::default();
+        let long = vec![7; IDS / 4];
+        for text in ["a", "b", "c", "d"] {
+            answers.remember("", text, &long, answer(&[]));
+            assert!(answers.find("", "a").is_some());
+        }
+        assert!(answers.find("", "b").is_none() && answers.find("", "d").is_some());
+        let memory = answers.known.lock().unwrap();
+        assert!(memory.ids <= IDS && memory.lengths[&1] == memory.prompts.len());
+    }
+}

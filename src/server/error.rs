@@ -1,0 +1,127 @@
+//! Errors, in the form that OpenAI's clients parse.
+
+use std::time::Duration;
+
+use axum::{
+    Json,
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde_json::{Value, json};
+
+use crate::Error;
+
+/// What a request is answered with instead of what it asked for.
+#[derive(Debug)]
+pub struct ApiError {
+    pub status: StatusCode,
+    message: String,
+    /// The field that the message is about.
+    param: Option<String>,
+    code: Option<&'static str>,
+    /// Seconds after which another try may succeed.
+    retry_after: Option<u32>,
+}
+
+/// A result of a route.
+pub type Result<T> = std::result::Result<T, ApiError>;
+
+impl ApiError {
+    /// An error of this status, with a message that is one sentence.
+    pub fn new(status: StatusCode, message: impl Into<String>) -> Self {
+        Self { status, message: message.into(), param: None, code: None, retry_after: None }
+    }
+
+    /// A request that is wrong.
+    pub fn bad(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, message)
+    }
+
+    /// A field whose value is wrong; `what` goes on after the field's name.
+    pub fn field(path: &str, what: impl std::fmt::Display) -> Self {
+        Self { param: Some(path.into()), ..Self::bad(format!("`{path}`: {what}")) }.with_code("invalid_value")
+    }
+
+    /// A field that is known, but can't be done.
+    pub fn unsupported(path: &str, what: impl std::fmt::Display) -> Self {
+        Self::field(path, what).with_code("unsupported_parameter")
+    }
+
+    /// More tokens than the context holds.
+    pub fn context_length(tokens: usize, context: usize) -> Self {
+        let message = format!(
+            "the prompt has {tokens} tokens, but the context holds {context} tokens, one of them for the answer; shorten \
+             the prompt"
+        );
+        Self::bad(message).with_code("context_length_exceeded")
+    }
+
+    /// All places in the queue are taken, most likely for so long.
+    pub fn busy(after: Duration) -> Self {
+        let message = "the server is busy and its queue is full; try again later";
+        let seconds = after.as_secs_f64().ceil().clamp(1.0, 600.0) as u32;
+        Self { retry_after: Some(seconds), ..Self::new(StatusCode::TOO_MANY_REQUESTS, message) }.with_code("queue_full")
+    }
+
+    /// The server is about to end.
+    pub fn draining() -> Self {
+        let message = "the server is shutting down and takes no new requests";
+        Self { retry_after: Some(5), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, message) }.with_code("shutting_down")
+    }
+
+    /// The same with a code for programs.
+    pub fn with_code(self, code: &'static str) -> Self {
+        Self { code: Some(code), ..self }
+    }
+
+    /// The same as an error of the field `path`, unless it names one.
+    pub fn of_field(self, path: &str) -> Self {
+        if self.param.is_some() || self.status != StatusCode::BAD_REQUEST {
+            return self;
+        }
+        Self { param: Some(path.into()), message: format!("`{path}`: {}", self.message), ..self }
+    }
+
+    /// Returns the error's kind, by its status.
+    fn kind(&self) -> &'static str {
+        match self.status {
+            StatusCode::UNAUTHORIZED => "authentication_error",
+            StatusCode::FORBIDDEN => "permission_error",
+            StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
+            status if status.is_server_error() => "server_error",
+            _ => "invalid_request_error",
+        }
+    }
+
+    /// Returns the body, which is also what a stream that has begun ends with.
+    pub fn body(&self) -> Value {
+        json!({ "error": { "message": self.message, "type": self.kind(), "param": self.param, "code": self.code } })
+    }
+}
+
+impl From<Error> for ApiError {
+    fn from(error: Error) -> Self {
+        let message = error.to_string();
+        match error {
+            Error::ContextFull { needed, free, context } => Self::context_length(needed + context - free, context),
+            Error::Request(_) | Error::TokenOutOfRange { .. } | Error::Template { .. } | Error::Constraint { .. } => {
+                Self::bad(message)
+            }
+            Error::Cancelled => Self::draining(),
+            _ => Self::new(StatusCode::INTERNAL_SERVER_ERROR, message),
+        }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = (self.status, Json(self.body())).into_response();
+        if let Some(seconds) = self.retry_after {
+            response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}

@@ -1,0 +1,179 @@
+//! The fields of a JSON object in a request. Each is taken out by name and type; what is left at the end is refused, so that
+//! nothing is ever ignored in silence.
+
+use std::{fmt::Display, ops::RangeInclusive};
+
+use serde_json::{Map, Value};
+
+use super::error::{ApiError, Result};
+
+/// An object whose fields are taken one by one. A field that is `null` counts as absent, as in OpenAI's API.
+#[derive(Debug)]
+pub struct Fields {
+    /// Where the object is in the body; empty for the body itself.
+    path: String,
+    map: Map<String, Value>,
+}
+
+impl Fields {
+    /// Parses a body.
+    pub fn parse(body: &[u8]) -> Result<Self> {
+        let text = std::str::from_utf8(body)
+            .map_err(|e| ApiError::bad(format!("the body is not UTF-8 from byte {} on", e.valid_up_to())))?;
+        let value = serde_json::from_str(text).map_err(|e| ApiError::bad(format!("the body is not JSON: {e}")))?;
+        match value {
+            Value::Object(map) => Ok(Self { path: String::new(), map }),
+            other => Err(ApiError::bad(format!("the body must be a JSON object, not {}", kind(&other)))),
+        }
+    }
+
+    /// The object `value` at `path`.
+    pub fn of(path: &str, value: Value) -> Result<Self> {
+        match value {
+            Value::Object(map) => Ok(Self { path: path.into(), map }),
+            other => Err(mismatch(path, "an object", &other)),
+        }
+    }
+
+    /// Returns the path of a field.
+    pub fn path(&self, name: &str) -> String {
+        if self.path.is_empty() { name.into() } else { format!("{}.{name}", self.path) }
+    }
+
+    /// Takes any value.
+    pub fn value(&mut self, name: &str) -> Option<Value> {
+        self.map.shift_remove(name).filter(|value| !value.is_null())
+    }
+
+    /// Takes `true` or `false`.
+    pub fn flag(&mut self, name: &str) -> Result<Option<bool>> {
+        self.typed(name, "true or false", |value| value.as_bool())
+    }
+
+    /// Takes a string.
+    pub fn text(&mut self, name: &str) -> Result<Option<String>> {
+        self.typed(name, "a string", |value| value.as_str().map(str::to_owned))
+    }
+
+    /// Takes a whole number within `range`.
+    pub fn whole(&mut self, name: &str, range: RangeInclusive<u64>) -> Result<Option<usize>> {
+        let wanted = match range.end() {
+            &u64::MAX => format!("a whole number, at least {}", range.start()),
+            end => format!("a whole number from {} to {end}", range.start()),
+        };
+        let number = |value: &Value| value.as_u64().filter(|number| range.contains(number))?.try_into().ok();
+        self.typed(name, wanted, number)
+    }
+
+    /// Takes any whole number that has 64 bits, with or without a sign.
+    pub fn seed(&mut self, name: &str) -> Result<Option<u64>> {
+        self.typed(name, "a whole number of at most 64 bits", |value| {
+            value.as_u64().or(value.as_i64().map(|n| n as u64))
+        })
+    }
+
+    /// Takes a number within `range`.
+    pub fn number(&mut self, name: &str, range: RangeInclusive<f64>) -> Result<Option<f64>> {
+        let wanted = match (*range.start(), *range.end()) {
+            (f64::MIN, f64::MAX) => "a number".into(),
+            (least, f64::MAX) => format!("a number, at least {least}"),
+            (least, most) => format!("a number from {least} to {most}"),
+        };
+        self.typed(name, wanted, |value| value.as_f64().filter(|number| range.contains(number)))
+    }
+
+    /// Takes a list.
+    pub fn list(&mut self, name: &str) -> Result<Option<Vec<Value>>> {
+        self.typed(name, "a list", |value| value.as_array().cloned())
+    }
+
+    fn typed<T>(&mut self, name: &str, wanted: impl Display, read: impl Fn(&Value) -> Option<T>) -> Result<Option<T>> {
+        let Some(value) = self.value(name) else { return Ok(None) };
+        read(&value).map(Some).ok_or_else(|| mismatch(&self.path(name), wanted, &value))
+    }
+
+    /// Takes `name`, which can't be done, if its value asks for nothing: it is one of `harmless`.
+    pub fn only(&mut self, name: &str, harmless: &[Value], why: &str) -> Result<()> {
+        match self.value(name) {
+            Some(value) if !harmless.contains(&value) => Err(ApiError::unsupported(&self.path(name), why)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses fields that were not taken.
+    pub fn finish(self) -> Result<()> {
+        match self.map.iter().find(|(_, value)| !value.is_null()) {
+            Some((name, _)) => {
+                let unknown = "this field is unknown here, and nothing is ignored in silence; leave it out";
+                Err(ApiError::field(&self.path(name), unknown).with_code("unknown_parameter"))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+/// Returns the error that `value` at `path` is not what is `wanted`.
+pub fn mismatch(path: &str, wanted: impl Display, value: &Value) -> ApiError {
+    let found = match value {
+        Value::Bool(_) | Value::Number(_) => value.to_string(),
+        other => kind(other).into(),
+    };
+    ApiError::field(path, format!("must be {wanted}, not {found}"))
+}
+
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "true or false",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fields(text: &str) -> Fields {
+        Fields::parse(text.as_bytes()).unwrap()
+    }
+
+    fn said<T: std::fmt::Debug>(result: Result<T>) -> String {
+        result.unwrap_err().body()["error"]["message"].as_str().unwrap().to_owned()
+    }
+
+    #[test]
+    fn what_is_left_is_refused() {
+        let mut body = fields(r#"{"a": 1, "b": null, "c": 2}"#);
+        assert_eq!(body.whole("a", 0..=1).unwrap(), Some(1));
+        let error = body.finish().unwrap_err().body();
+        assert_eq!(
+            (error["error"]["param"].as_str(), error["error"]["code"].as_str()),
+            (Some("c"), Some("unknown_parameter"))
+        );
+        assert!(fields(r#"{"b": null}"#).finish().is_ok());
+    }
+
+    #[test]
+    fn messages_name_the_field_and_the_range() {
+        let mut body = fields(r#"{"n": 1.5, "t": -1, "s": "x", "f": 1, "l": {}}"#);
+        assert_eq!(said(body.whole("n", 1..=8)), "`n`: must be a whole number from 1 to 8, not 1.5");
+        assert_eq!(said(body.number("t", 0.0..=2.0)), "`t`: must be a number from 0 to 2, not -1");
+        assert_eq!(said(body.seed("s")), "`s`: must be a whole number of at most 64 bits, not a string");
+        assert_eq!(said(body.flag("f")), "`f`: must be true or false, not 1");
+        assert_eq!(said(body.list("l")), "`l`: must be a list, not an object");
+        let mut inner = Fields::of("a[1]", serde_json::json!({ "b": 5 })).unwrap();
+        assert_eq!(said(inner.text("b")), "`a[1].b`: must be a string, not 5");
+    }
+
+    #[test]
+    fn a_body_is_an_object_in_utf8() {
+        assert_eq!(said(Fields::parse(b"[1]")), "the body must be a JSON object, not a list");
+        assert_eq!(said(Fields::parse(b"{\"a\": \xff}")), "the body is not UTF-8 from byte 6 on");
+        assert!(said(Fields::parse(b"{\"a\" 1}")).starts_with("the body is not JSON: expected `:` at line 1 column 6"));
+        let deep = "[".repeat(1 << 20);
+        assert!(said(Fields::parse(deep.as_bytes())).contains("recursion limit"));
+    }
+}

@@ -1,0 +1,142 @@
+//! Connections: as many as there is room for, within bounds of time, and an end that lets answers end.
+
+use std::{
+    io,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    server::graceful::GracefulShutdown,
+    service::TowerToHyperService,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt},
+    net::TcpListener,
+    time::{interval, sleep, timeout},
+};
+
+use super::{Server, bounds, stalled::Stalled};
+
+/// Where connections come from.
+pub enum Listener {
+    Tcp(TcpListener),
+    #[cfg(unix)]
+    Unix(tokio::net::UnixListener),
+}
+
+/// Serves connections until the server's `stop` is set, and then until the answers that have begun are complete.
+pub async fn serve(server: &Arc<Server>, router: &Router, listeners: Vec<Listener>) {
+    let graceful = GracefulShutdown::new();
+    let accept = |listener: Listener| {
+        let (server, router, graceful) = (server.clone(), router.clone(), &graceful);
+        async move {
+            loop {
+                match &listener {
+                    Listener::Tcp(listener) => match listener.accept().await {
+                        Ok((stream, _)) => {
+                            let _ = stream.set_nodelay(true); // tokens are small, and not to wait for each other
+                            begin(&server, &router, graceful, stream);
+                        }
+                        Err(error) => wait(&error).await,
+                    },
+                    #[cfg(unix)]
+                    Listener::Unix(listener) => match listener.accept().await {
+                        Ok((stream, _)) => begin(&server, &router, graceful, stream),
+                        Err(error) => wait(&error).await,
+                    },
+                }
+            }
+        }
+    };
+    let all = futures_util::future::join_all(listeners.into_iter().map(accept));
+    tokio::select! {
+        _ = all => {}
+        () = stopped(server) => {}
+    }
+    server.draining.store(true, Ordering::Relaxed);
+    graceful.shutdown().await;
+}
+
+/// Waits until somebody asks to stop: signals set a flag, which is looked at.
+async fn stopped(server: &Server) {
+    let mut looks = interval(Duration::from_millis(50));
+    while !server.stop.load(Ordering::Relaxed) {
+        looks.tick().await;
+    }
+}
+
+/// Waits after a failed accept: where the system has no file descriptors left, trying at once would take a core.
+async fn wait(error: &io::Error) {
+    let gone = matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset);
+    if !gone {
+        sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// Serves a connection, if there is room for it.
+fn begin<S>(server: &Arc<Server>, router: &Router, graceful: &GracefulShutdown, mut stream: S)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let open = Open::new(server);
+    if open.number > bounds::CONNECTIONS {
+        tokio::spawn(async move {
+            let _ = timeout(bounds::LINGER, stream.write_all(FULL)).await;
+            drop(open);
+        });
+        return;
+    }
+    let io = TokioIo::new(Stalled::new(stream, bounds::WRITE_TIME));
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(bounds::HEAD_TIME)
+        .max_headers(bounds::HEADERS)
+        .max_buf_size(bounds::HEAD_BYTES)
+        .serve_connection(io, TowerToHyperService::new(router.clone()));
+    let connection = graceful.watch(connection);
+    tokio::spawn(async move {
+        let _ = connection.await; // a client that breaks off is no matter of ours
+        drop(open);
+    });
+}
+
+/// What a client is told for which there is no room.
+const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 5\r\n\
+    Connection: close\r\nContent-Length: 122\r\n\r\n\
+    {\"error\":{\"message\":\"too many connections; try again later\",\"type\":\"server_error\",\"param\":null,\
+    \"code\":\"connections_full\"}}";
+
+/// An open connection, which is counted.
+struct Open {
+    server: Arc<Server>,
+    /// How many there were with it.
+    number: usize,
+}
+
+impl Open {
+    fn new(server: &Arc<Server>) -> Self {
+        let number = server.counters.connections.fetch_add(1, Ordering::Relaxed) + 1;
+        Self { server: server.clone(), number }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.server.counters.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn what_a_client_without_room_is_told_is_whole() {
+        let text = std::str::from_utf8(super::FULL).unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        assert!(head.ends_with(&format!("Content-Length: {}", body.len())), "{}", body.len());
+        assert!(serde_json::from_str::<serde_json::Value>(body).is_ok());
+    }
+}

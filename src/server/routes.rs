@@ -1,0 +1,86 @@
+//! Which path leads where, and what every request passes through.
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    extract::{Request, State},
+    http::{Method, StatusCode},
+    middleware::{Next, from_fn_with_state},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+
+use super::{Server, chat, completions, error::ApiError, metrics, models, openapi, tokens};
+
+/// The paths, as they are counted and described.
+pub const PATHS: [&str; 11] = [
+    "/v1/models",
+    "/v1/models/{model}",
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/tokenize",
+    "/detokenize",
+    "/apply-template",
+    "/health",
+    "/metrics",
+    "/openapi.json",
+    "other",
+];
+
+/// Returns the routes of `server`.
+pub fn router(server: &Arc<Server>) -> Router {
+    Router::new()
+        .route("/v1/models", get(models::list))
+        .route("/v1/models/{*model}", get(models::one))
+        .route("/v1/chat/completions", post(chat::completions))
+        .route("/v1/completions", post(completions::completions))
+        .route("/tokenize", post(tokens::tokenize))
+        .route("/detokenize", post(tokens::detokenize))
+        .route("/apply-template", post(tokens::apply_template))
+        .route("/health", get(metrics::health))
+        .route("/metrics", get(metrics::metrics))
+        .route("/openapi.json", get(openapi::document))
+        .fallback(no_such_path)
+        .method_not_allowed_fallback(no_such_method)
+        .layer(from_fn_with_state(server.clone(), guard))
+        .with_state(server.clone())
+}
+
+/// Lets through who may ask, and counts.
+async fn guard(State(server): State<Arc<Server>>, request: Request, next: Next) -> Response {
+    let (mut parts, body) = request.into_parts();
+    let route = route(parts.uri.path());
+    let asked = parts.headers.clone();
+    let is_preflight = parts.method == Method::OPTIONS;
+    let checked = server.access.check(&parts, route != "/health" && !is_preflight);
+    let mut answer = match checked {
+        Err(error) => error.into_response(),
+        Ok(_) if is_preflight => StatusCode::NO_CONTENT.into_response(),
+        Ok(caller) => {
+            parts.extensions.insert(caller);
+            next.run(Request::from_parts(parts, body)).await
+        }
+    };
+    server.access.add_cors(&asked, answer.headers_mut());
+    server.counters.count(route, answer.status());
+    answer
+}
+
+/// Returns which of [`PATHS`] a path is.
+fn route(path: &str) -> &'static str {
+    if path.starts_with("/v1/models/") {
+        return "/v1/models/{model}";
+    }
+    PATHS.into_iter().find(|known| *known == path).unwrap_or("other")
+}
+
+async fn no_such_path(request: Request) -> ApiError {
+    let message = format!("there is no {} here; /openapi.json lists what there is", request.uri().path());
+    ApiError::new(StatusCode::NOT_FOUND, message).with_code("unknown_path")
+}
+
+async fn no_such_method(request: Request) -> ApiError {
+    let message = format!("{} does not take {}", request.uri().path(), request.method());
+    ApiError::new(StatusCode::METHOD_NOT_ALLOWED, message).with_code("method_not_allowed")
+}

@@ -1,0 +1,155 @@
+//! What an answer has to look like: `response_format`, and calls that a request wants.
+
+use serde_json::{Value, json};
+
+use super::{
+    error::{ApiError, Result},
+    fields::Fields,
+};
+use crate::{
+    Error,
+    constrain::Shape,
+    text::{
+        ToolChoice, Tools,
+        calls::{CLOSE, OPEN},
+    },
+};
+
+/// Takes the form that an answer is wanted in, if there is one.
+pub fn response_format(fields: &mut Fields) -> Result<Option<Shape>> {
+    let path = fields.path("response_format");
+    let Some(value) = fields.value("response_format") else { return Ok(None) };
+    let mut format = Fields::of(&path, value)?;
+    let kind = format.text("type")?.ok_or_else(|| ApiError::field(&format.path("type"), "is missing"))?;
+    let shape = match &*kind {
+        "text" => None,
+        "json_object" => Some(Shape::JsonObject),
+        "json_schema" => {
+            let path = format.path("json_schema");
+            let schema = format.value("json_schema").ok_or_else(|| ApiError::field(&path, "is missing"))?;
+            let mut named = Fields::of(&path, schema)?;
+            named.text("name")?;
+            named.text("description")?;
+            named.flag("strict")?; // it always is
+            let path = named.path("schema");
+            let schema = named.value("schema").ok_or_else(|| ApiError::field(&path, "is missing"))?;
+            named.finish()?;
+            Some(Shape::JsonSchema(schema.to_string()))
+        }
+        other => {
+            let what = format!("must be text, json_object or json_schema, not {other}");
+            return Err(ApiError::field(&format.path("type"), what));
+        }
+    };
+    format.finish()?;
+    Ok(shape)
+}
+
+/// Takes the functions that the model may call, and whether it has to.
+pub fn tools(fields: &mut Fields) -> Result<(Option<Tools>, ToolChoice)> {
+    let path = fields.path("tools");
+    let tools = match fields.value("tools") {
+        None => None,
+        Some(Value::Array(list)) if list.is_empty() => None,
+        Some(list) => Some(Tools::from_value(&list, &path).map_err(|error| match error {
+            Error::Format { what, .. } => ApiError::field(&path, what),
+            other => ApiError::from(other).of_field(&path),
+        })?),
+    };
+    let path = fields.path("tool_choice");
+    let choice = match fields.value("tool_choice") {
+        None => ToolChoice::Auto,
+        Some(Value::String(word)) if !["auto", "none", "required"].contains(&&*word) => {
+            return Err(ApiError::field(&path, format!("must be auto, none, required or a function, not {word}")));
+        }
+        Some(value) => {
+            ToolChoice::from_value(&value, tools.as_ref()).map_err(|error| ApiError::from(error).of_field(&path))?
+        }
+    };
+    Ok((tools.filter(|_| choice != ToolChoice::None), choice))
+}
+
+/// Returns what an answer has to look like that calls one of `tools`, if `choice` says that it has to.
+pub fn of_calls(tools: &Tools, choice: &ToolChoice) -> Option<Shape> {
+    let wanted = |name: &str| match choice {
+        ToolChoice::Required => true,
+        ToolChoice::Named(only) => only == name,
+        ToolChoice::Auto | ToolChoice::None => false,
+    };
+    let calls: Vec<_> = tools.iter().filter(|tool| wanted(&tool.name)).collect();
+    if calls.is_empty() {
+        return None;
+    }
+    let names: Vec<_> = (0..calls.len()).map(|i| format!("call_{i}")).collect();
+    let mut grammar = format!("start: \"{OPEN} \" ({}) \" {CLOSE}\"\n", names.join(" | "));
+    for (name, tool) in names.iter().zip(calls) {
+        let mut arguments = tool.parameters.clone().unwrap_or_else(|| json!({ "type": "object" }));
+        move_references(&mut arguments);
+        let call = json!({
+            "type": "object",
+            "properties": { "name": { "const": tool.name }, "arguments": arguments },
+            "required": ["name", "arguments"],
+            "additionalProperties": false,
+        });
+        grammar += &format!("{name}: %json {call}\n");
+    }
+    Some(Shape::Lark(grammar))
+}
+
+/// Lets references within a schema lead to where it is in that of a call.
+fn move_references(schema: &mut Value) {
+    match schema {
+        Value::Object(map) => map.iter_mut().for_each(|(key, value)| match value {
+            Value::String(to) if key == "$ref" && to.starts_with('#') => to.insert_str(1, "/properties/arguments"),
+            value => move_references(value),
+        }),
+        Value::Array(list) => list.iter_mut().for_each(move_references),
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(body: Value) -> String {
+        let mut fields = Fields::of("", body).unwrap();
+        let error = response_format(&mut fields).map(drop).and_then(|()| tools(&mut fields).map(drop)).unwrap_err();
+        error.body()["error"]["message"].as_str().unwrap().to_owned()
+    }
+
+    #[test]
+    fn forms_that_are_not_known_are_refused() {
+        for (body, says) in [
+            (json!({"response_format": {"type": "xml"}}), "`response_format.type`: must be text"),
+            (json!({"response_format": {"type": "json_schema"}}), "`response_format.json_schema`: is missing"),
+            (
+                json!({"response_format": {"type": "json_schema", "json_schema": {"name": "a"}}}),
+                "`response_format.json_schema.schema`: is missing",
+            ),
+            (json!({"tools": [{"type": "function"}]}), "`tools`: "),
+            (json!({"tools": [{"name": "f"}], "tool_choice": "g"}), "`tool_choice`: must be auto"),
+            (json!({"tool_choice": "required"}), "`tool_choice`: "),
+        ] {
+            let said = refused(body);
+            assert!(said.starts_with(says), "{said}");
+        }
+    }
+
+    #[test]
+    fn a_call_that_is_wanted_has_its_schema() {
+        let list = json!([
+            {"name": "f", "parameters": {"type": "object", "properties": {"a": {"$ref": "#/$defs/b"}}, "$defs": {"b": {}}}},
+            {"name": "g"},
+        ]);
+        let tools = Tools::from_value(&list, "tools").unwrap();
+        let grammar = |choice| match of_calls(&tools, &choice) {
+            Some(Shape::Lark(grammar)) => grammar,
+            other => panic!("{other:?}"),
+        };
+        let one = grammar(ToolChoice::Named("f".into()));
+        assert!(one.contains("#/properties/arguments/$defs/b") && !one.contains("call_1"), "{one}");
+        assert!(grammar(ToolChoice::Required).contains("(call_0 | call_1)"));
+        assert_eq!(of_calls(&tools, &ToolChoice::Auto), None);
+    }
+}

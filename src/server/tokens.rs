@@ -1,0 +1,59 @@
+//! Our own routes between text and tokens: `/tokenize`, `/detokenize`, `/apply-template`.
+
+use std::sync::Arc;
+
+use axum::{
+    Json,
+    extract::{Request, State},
+};
+use serde_json::{Value, json};
+
+use super::{
+    Server, body,
+    choice::token_text,
+    completions::ids,
+    error::{ApiError, Result},
+    messages, shape,
+};
+
+/// `POST /tokenize`: the ids of `content`; `add_special` puts the begin token in front, `with_pieces` gives their texts.
+pub async fn tokenize(State(server): State<Arc<Server>>, request: Request) -> Result<Json<Value>> {
+    let answer = body::prepare(&server, request, |server, mut fields| {
+        let content = fields.text("content")?.ok_or_else(|| ApiError::field("content", "is missing"))?;
+        let with_bos = fields.flag("add_special")?.unwrap_or(false);
+        let with_pieces = fields.flag("with_pieces")?.unwrap_or(false);
+        fields.finish()?;
+        let ids = server.tokenizer.encode(&content, with_bos)?;
+        if !with_pieces {
+            return Ok(json!({ "tokens": ids }));
+        }
+        let tokenizer = &server.tokenizer;
+        let pieces = ids.iter().map(|&id| json!({ "id": id, "piece": token_text(tokenizer, id) }));
+        Ok(json!({ "tokens": pieces.collect::<Vec<_>>() }))
+    });
+    Ok(Json(answer.await?))
+}
+
+/// `POST /detokenize`: the text of `tokens`.
+pub async fn detokenize(State(server): State<Arc<Server>>, request: Request) -> Result<Json<Value>> {
+    let answer = body::prepare(&server, request, |server, mut fields| {
+        let tokens = fields.value("tokens").ok_or_else(|| ApiError::field("tokens", "is missing"))?;
+        fields.finish()?;
+        Ok(json!({ "content": server.tokenizer.decode(&ids("tokens", &tokens, server.vocab)?) }))
+    });
+    Ok(Json(answer.await?))
+}
+
+/// `POST /apply-template`: the prompt that the model's chat template makes of `messages` and `tools`.
+pub async fn apply_template(State(server): State<Arc<Server>>, request: Request) -> Result<Json<Value>> {
+    let answer = body::prepare(&server, request, |server, mut fields| {
+        let messages = messages::take(&mut fields)?;
+        server.check_model(fields.text("model")?)?;
+        let (tools, _) = shape::tools(&mut fields)?;
+        fields.finish()?;
+        let format = server.chat_format()?;
+        format.check_tools(tools.as_ref())?;
+        Ok(json!({ "prompt": format.render(&messages, tools.as_ref())?.text }))
+    });
+    Ok(Json(answer.await?))
+}
