@@ -7,14 +7,14 @@ use std::{
     cell::RefCell,
     path::Path,
     sync::{
-        LazyLock,
+        Arc, LazyLock,
         atomic::{AtomicBool, Ordering},
     },
 };
 
 use common::much;
 use hymba::{
-    Error, Mismatch,
+    Constraint, Error, Mismatch, Shape, Vocabulary,
     engine::{
         Conversation, Model, Session, SessionOptions, Timeline,
         conversation::{Options, Overflow, Reply, ReplySink},
@@ -61,6 +61,7 @@ fn template(source: &str) -> Template {
     Template::new(source, "test", "<s>", "</s>").unwrap()
 }
 
+#[derive(Clone)]
 struct Setup {
     template: Option<&'static str>,
     system: Option<&'static str>,
@@ -70,6 +71,8 @@ struct Setup {
     stops: Vec<String>,
     temperature: f32,
     undo_memory: usize,
+    /// What replies have to match.
+    regex: Option<&'static str>,
 }
 
 impl Default for Setup {
@@ -83,6 +86,7 @@ impl Default for Setup {
             stops: Vec::new(),
             temperature: 0.8,
             undo_memory: 256 << 20,
+            regex: None,
         }
     }
 }
@@ -104,7 +108,10 @@ impl Setup {
             stops: self.stops.clone(),
             parse_special: false,
             overflow: self.overflow,
-            constraint: None,
+            constraint: self.regex.map(|regex| {
+                let vocabulary = Vocabulary::new(tokenizer).unwrap();
+                Arc::new(Constraint::new(&vocabulary, &Shape::Regex(regex.into())).unwrap())
+            }),
         };
         Conversation::new(timeline, tokenizer, sampler, options).unwrap()
     }
@@ -407,6 +414,30 @@ fn a_full_context_stops_or_slides() {
     }
     assert!(dropped > much(4, 1) && within > 0, "{dropped} turns were dropped, {within} times while the model spoke");
     assert!(stream(&mut c, |c, sink| c.send(&long.repeat(2), sink)).is_err(), "what does not fit alone does not fit");
+}
+
+/// Room is made at each byte of a character, and at each of a stop string: nothing of either is seen.
+#[test]
+fn a_slide_holds_back_what_is_not_whole() {
+    let setup = Setup { limit: 200, overflow: Overflow::Slide, temperature: 0.0, ..Setup::default() };
+    for context in much(130..134, 130..131) {
+        let mut c = Setup { context, regex: Some("(🙂){15}"), ..setup.clone() }.conversation();
+        send(&mut c, "Hello");
+        let reply = send(&mut c, "Hello");
+        assert!(reply.dropped > 0, "there was room, {} of {context}", c.used());
+        assert_eq!(reply.generation.text, "🙂".repeat(15), "context {context}");
+
+        let stops = vec!["🙂🙂!".into()];
+        let mut c = Setup { context, regex: Some("(🙂){15}!"), stops, ..setup.clone() }.conversation();
+        send(&mut c, "Hello");
+        let reply = send(&mut c, "Hello");
+        assert_eq!((&*reply.generation.text, reply.generation.stop), (&*"🙂".repeat(13), StopReason::StopString));
+        assert!(reply.dropped > 0);
+    }
+    // The end of a reply shows what there is.
+    let mut c = Setup { context: 130, limit: 58, regex: Some("(🙂){15}"), ..setup }.conversation();
+    send(&mut c, "Hello");
+    assert!(send(&mut c, "Hello").generation.text.ends_with("🙂\u{fffd}"));
 }
 
 /// Making room is ended too, and leaves the conversation as it was.

@@ -51,8 +51,11 @@ pub struct Request<'a> {
     pub stops: &'a [String],
     /// What the text has to match.
     pub constraint: Option<&'a Constraint>,
-    /// Ids at the end of `history` and `prompt` with which that text has begun already.
+    /// Ids at the end of `history` and `prompt` with which the text has begun already.
     pub begun: &'a [u32],
+    /// Whether the caller may make room when the context is full, and go on with all ids so far as `begun`: half a character
+    /// and the beginning of a stop string are held back over the pause.
+    pub pauses: bool,
     /// What it took so far, for instance to read `history`; the generation's are added.
     pub timings: Timings,
     /// Ends the text when it is set; looked at before every step.
@@ -78,6 +81,10 @@ pub fn generate(
     let mut text = Generator::new(tokenizer, history, request.limit, request.stops)?;
     if let Some(constraint) = request.constraint {
         text.hold_to(constraint.begin_with(request.begun)?);
+    }
+    text.resume(request.begun.len());
+    if request.pauses {
+        text.pause_when_full();
     }
     let mut timings = request.timings;
 

@@ -72,6 +72,10 @@ fn rate(count: usize, time: Duration) -> f64 {
 pub struct Generation {
     /// What went to the sink.
     pub text: String,
+    /// What would follow it if the text were over: what was held back where it may go on, see [`Request::pauses`].
+    ///
+    /// [`Request::pauses`]: super::generate::Request::pauses
+    pub held: String,
     /// The tokens chosen, without the one that ends the text; after a stop string they go on behind `text`.
     pub ids: Vec<u32>,
     /// The last of them, if the session has not read it.

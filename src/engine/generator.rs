@@ -30,6 +30,8 @@ pub struct Generator<'t> {
     stops: StopMatcher,
     /// What the text has to match.
     matching: Option<Matching>,
+    /// Whether the text may go on after the context was full.
+    pauses: bool,
 }
 
 impl<'t> Generator<'t> {
@@ -37,8 +39,8 @@ impl<'t> Generator<'t> {
     pub fn new(tokenizer: &'t Tokenizer, history: Vec<u32>, limit: Option<usize>, stops: &[String]) -> Result<Self> {
         let (stream, stops) = (tokenizer.stream_after(&history), StopMatcher::new(stops)?);
         let before = history.len();
-        let (shown, matching) = (String::new(), None);
-        Ok(Self { tokenizer, history, before, unread: false, limit, shown, stream, stops, matching })
+        let (shown, matching, pauses) = (String::new(), None, false);
+        Ok(Self { tokenizer, history, before, unread: false, limit, shown, stream, stops, matching, pauses })
     }
 
     /// Holds what follows to `matching`: tokens that it rules out are not chosen, and where it leaves one alone, that one
@@ -47,6 +49,24 @@ impl<'t> Generator<'t> {
         // The constraint knows tokens by what they say in the middle of a text.
         self.stream.keep_space();
         self.matching = Some(matching);
+    }
+
+    /// Takes up a text that paused: the last `begun` ids of its history were chosen for it before. Half a character and the
+    /// beginning of a stop string are held back again.
+    pub fn resume(&mut self, begun: usize) {
+        let (before, begun) = self.history.split_at(self.history.len().saturating_sub(begun));
+        self.stream = self.tokenizer.stream_after(before);
+        if self.matching.is_some() {
+            self.stream.keep_space();
+        }
+        for &id in begun {
+            self.stops.push(&self.stream.push(id)); // what comes out was shown
+        }
+    }
+
+    /// From now on, the end of the context is a pause: what is held back then does not go to the sink.
+    pub fn pause_when_full(&mut self) {
+        self.pauses = true;
     }
 
     /// Returns all ids: those before the text, and those chosen.
@@ -108,8 +128,15 @@ impl<'t> Generator<'t> {
     /// Shows what was held back, unless `stop` says that nothing may follow, and returns the whole. A stop string or a
     /// sink that closes in what was held back is the reason then.
     pub fn finish(mut self, mut stop: StopReason, timings: Timings, sink: &mut Sink<'_>) -> Result<Generation> {
-        if !matches!(stop, StopReason::StopString | StopReason::BrokenPipe) {
-            stop = self.flush(sink)?.unwrap_or(stop);
+        let mut held = String::new();
+        match stop {
+            StopReason::StopString | StopReason::BrokenPipe => {}
+            StopReason::ContextFull if self.pauses => {
+                let shown = self.shown.len();
+                self.flush(&mut |_| Ok(()))?;
+                held = self.shown.split_off(shown);
+            }
+            _ => stop = self.flush(sink)?.unwrap_or(stop),
         }
         if let (StopReason::Limit | StopReason::ContextFull, Some(matching)) = (stop, &mut self.matching)
             && !matching.is_complete()
@@ -117,7 +144,7 @@ impl<'t> Generator<'t> {
             stop = StopReason::Length;
         }
         let (ids, unread) = (self.ids().to_vec(), self.unread());
-        Ok(Generation { text: self.shown, ids, unread, stop, timings })
+        Ok(Generation { text: self.shown, held, ids, unread, stop, timings })
     }
 
     fn flush(&mut self, sink: &mut Sink<'_>) -> Result<Option<StopReason>> {

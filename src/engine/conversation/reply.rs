@@ -83,7 +83,7 @@ impl Conversation<'_> {
     fn reply(&mut self, mut question: Question, prompt: &[Step], sink: &mut ReplySink<'_>) -> Result<Reply> {
         let timings = self.prefill_prompt(prompt, &sink.watch)?;
         let (text, ids, stop) = (String::new(), Vec::new(), StopReason::ContextFull);
-        let generation = Generation { text, ids, unread: None, stop, timings };
+        let generation = Generation { text, held: String::new(), ids, unread: None, stop, timings };
         let mut reply = Reply { generation, dropped: 0, rewritten: 0 };
         let incomplete = loop {
             let incomplete = self.generate_until_full(&mut reply.generation, sink)?;
@@ -105,8 +105,26 @@ impl Conversation<'_> {
         if incomplete && reply.generation.stop == StopReason::ContextFull {
             reply.generation.stop = StopReason::Length;
         }
+        self.show_held(&mut reply.generation, sink)?;
         self.timeline.checkpoint()?;
         Ok(reply)
+    }
+
+    /// Shows what was held back of a reply that could have gone on, and does not.
+    fn show_held(&mut self, reply: &mut Generation, sink: &mut ReplySink<'_>) -> Result<()> {
+        let held = std::mem::take(&mut reply.held);
+        if held.is_empty() {
+            return Ok(());
+        }
+        reply.text.push_str(&held);
+        if let Some(turn) = self.current.turns.last_mut() {
+            turn.reply.push_str(&held);
+        }
+        match (sink.text)(&held) {
+            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => reply.stop = StopReason::BrokenPipe,
+            shown => shown.map_err(|e| Error::io("cannot write", "the text", e))?,
+        }
+        Ok(())
     }
 
     /// Reads the prompt, as much of it as is not read already, and returns what it took.
@@ -128,6 +146,7 @@ impl Conversation<'_> {
             stops: &self.format.stops,
             constraint: self.options.constraint.as_deref(),
             begun: &reply.ids,
+            pauses: self.options.overflow == Overflow::Slide,
             timings: reply.timings,
             cancel: Some(sink.watch.cancel),
         };
