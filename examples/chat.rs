@@ -22,7 +22,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         stops: Vec::new(),
         parse_special: false,
         overflow: Overflow::Slide,
-        constraint: None,
+        ..Options::default()
     };
     let checkpoints = 256 << 20; // bytes
     let timeline = Timeline::new(session, checkpoints);

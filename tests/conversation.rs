@@ -112,6 +112,7 @@ impl Setup {
                 let vocabulary = Vocabulary::new(tokenizer).unwrap();
                 Arc::new(Constraint::new(&vocabulary, &Shape::Regex(regex.into())).unwrap())
             }),
+            ..Options::default()
         };
         Conversation::new(timeline, tokenizer, sampler, options).unwrap()
     }
@@ -310,7 +311,7 @@ fn a_reply_ends_where_the_template_ends_it() {
         stops: vec![" the ".into()],
         parse_special: false,
         overflow: Overflow::Stop,
-        constraint: None,
+        ..Options::default()
     };
     let (model, tokenizer) = &*DEMO;
     let timeline = Timeline::new(Session::new(model, &SessionOptions::default()).unwrap(), 1 << 28);

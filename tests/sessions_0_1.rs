@@ -227,7 +227,7 @@ fn conversations_go_on() {
             stops: Vec::new(),
             parse_special: false,
             overflow: Overflow::Stop,
-            constraint: None,
+            ..Options::default()
         };
         let sampler = Sampler::new(SamplingParams::default(), 0);
         let mut talk = Conversation::new(timeline(cache), &tokenizer, sampler, options).unwrap();

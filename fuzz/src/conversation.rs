@@ -129,7 +129,7 @@ impl Setup {
             stops: vec!["|s".into()],
             parse_special: self.parse_special,
             overflow: self.overflow,
-            constraint: None,
+            ..Options::default()
         };
         let timeline = Timeline::new(session(self.context), self.budget);
         Conversation::new(timeline, &MODEL.1, Sampler::new(params, 1), options).expect("a conversation")

@@ -55,7 +55,7 @@ fn conversation() -> Conversation<'static> {
         stops: Vec::new(),
         parse_special: false,
         overflow: Overflow::Slide,
-        constraint: None,
+        ..Options::default()
     };
     Conversation::new(timeline(), &MODEL.1, sampler(), options).expect("a conversation")
 }

@@ -3,13 +3,40 @@
 use serde::{Deserialize, Serialize};
 
 use super::format::Said;
-use crate::engine::timeline::{Step, common_steps, saved_steps};
+use crate::{
+    engine::timeline::{Step, common_steps, saved_steps},
+    text::{Message, Role},
+};
 
-/// A message and its reply.
+/// What a reply answers.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Query<'a> {
+    /// What the person said.
+    User(&'a str),
+    /// The results of the calls in the reply before.
+    Results(&'a [String]),
+}
+
+impl<'a> Query<'a> {
+    /// Returns its messages.
+    pub fn messages(self) -> impl Iterator<Item = Message<'a>> {
+        let (user, results) = match self {
+            Self::User(user) => (Some(user), &[][..]),
+            Self::Results(results) => (None, results),
+        };
+        let user = user.into_iter().map(|user| Message::new(Role::User, user));
+        user.chain(results.iter().map(|result| Message::new(Role::Tool, result)))
+    }
+}
+
+/// A message, or the results of calls, and the reply.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Turn {
-    /// What the person said.
+    /// What the person said; nothing where results of calls are answered.
     pub user: String,
+    /// The results of the calls in the reply before, if the reply answers these.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub results: Vec<String>,
     /// What the model said.
     pub reply: String,
     /// How many steps, from the beginning of the conversation on, make the prompt; the reply's follow.
@@ -26,6 +53,16 @@ pub struct Turn {
 }
 
 impl Turn {
+    /// Whether it goes on with results of calls, and no message of the person begins it.
+    pub fn answers_results(&self) -> bool {
+        !self.results.is_empty()
+    }
+
+    /// Returns what its reply answers.
+    pub(super) fn query(&self) -> Query<'_> {
+        if self.answers_results() { Query::Results(&self.results) } else { Query::User(&self.user) }
+    }
+
     /// Returns how many steps there are from the beginning of the conversation to the end of the reply.
     pub(super) fn end(&self) -> usize {
         self.kept + self.steps.len()
@@ -62,15 +99,46 @@ impl Branch {
 
     /// Adds a turn that ends after `steps`, from the beginning of the conversation on; `prompt` of them make its prompt, whose
     /// text is `said`.
-    pub fn push(&mut self, user: &str, reply: &str, prompt: usize, said: Option<Said>, mut steps: Vec<Step>) {
+    pub(super) fn push(
+        &mut self,
+        query: Query<'_>,
+        reply: &str,
+        prompt: usize,
+        said: Option<Said>,
+        mut steps: Vec<Step>,
+    ) {
         let common = common_steps(&self.steps(), &steps);
         let kept = (0..=common).rev().find(|&at| steps.get(at).is_none_or(|step| step.first)).unwrap_or(0);
-        let (user, reply, steps) = (user.into(), reply.into(), steps.split_off(kept));
-        self.turns.push(Turn { user, reply, prompt, said, kept, steps });
+        let (user, results) = match query {
+            Query::User(user) => (user.into(), Vec::new()),
+            Query::Results(results) => (String::new(), results.to_vec()),
+        };
+        let (reply, steps) = (reply.into(), steps.split_off(kept));
+        self.turns.push(Turn { user, results, reply, prompt, said, kept, steps });
     }
 
-    /// Whether every turn keeps what is there, and its prompt lies in its steps.
+    /// Returns where the first exchange at or after turn `at` begins: with a message of the person. The turns after that
+    /// answer results of calls.
+    pub(super) fn exchange_from(&self, at: usize) -> usize {
+        self.turns[at..].iter().position(|turn| !turn.answers_results()).map_or(self.turns.len(), |i| at + i)
+    }
+
+    /// Returns where the last `count` exchanges begin; `None` if there are not so many.
+    pub(super) fn last_exchanges(&self, count: usize) -> Option<usize> {
+        let mut starts = self.turns.iter().enumerate().rev().filter(|(_, turn)| !turn.answers_results());
+        starts.nth(count.checked_sub(1)?).map(|(start, _)| start)
+    }
+
+    /// Returns how many exchanges there are.
+    pub(super) fn exchanges(&self) -> usize {
+        self.turns.iter().filter(|turn| !turn.answers_results()).count()
+    }
+
+    /// Whether a message begins it, every turn keeps what is there, and its prompt lies in its steps.
     pub fn is_consistent(&self) -> bool {
+        if self.turns.first().is_some_and(Turn::answers_results) {
+            return false;
+        }
         let end = self
             .turns
             .iter()
@@ -92,7 +160,7 @@ mod tests {
         let mut branch = Branch::default();
         for (i, (steps, kept)) in [(&first, 0), (&first, 5), (&other, 4), (&shorter, 2), (&first, 0)].iter().enumerate()
         {
-            branch.push("", "", 1, None, steps.to_vec());
+            branch.push(Query::User(""), "", 1, None, steps.to_vec());
             assert_eq!((branch.turns[i].kept, branch.end()), (*kept, steps.len()));
             assert!(branch.steps() == **steps && branch.is_consistent());
         }
@@ -105,11 +173,30 @@ mod tests {
     fn a_turn_can_keep_and_prompt_with_what_is_there_only() {
         let turn = |kept, prompt, new: &[u32]| {
             let steps = prefilled(new).collect();
-            Turn { user: String::new(), reply: String::new(), prompt, said: None, kept, steps }
+            let (user, results, reply) = (String::new(), Vec::new(), String::new());
+            Turn { user, results, reply, prompt, said: None, kept, steps }
         };
         for (kept, prompt, good) in [(5, 6, true), (6, 6, false), (usize::MAX, 6, false), (5, 7, false), (0, 1, true)] {
             let turns = vec![turn(0, 5, &[1; 5]), turn(kept, prompt, &[2])];
             assert_eq!(Branch { system: None, turns }.is_consistent(), good, "{kept}, {prompt}");
         }
+    }
+
+    #[test]
+    fn an_exchange_begins_with_a_message() {
+        let mut branch = Branch::default();
+        let results = ["5".to_owned()];
+        for query in [Query::User("a"), Query::User("b"), Query::Results(&results), Query::Results(&results)] {
+            branch.push(query, "", 1, None, prefilled(&[1]).collect());
+        }
+        branch.push(Query::User("c"), "", 1, None, prefilled(&[1]).collect());
+        assert_eq!([0, 1, 2, 3, 4, 5].map(|at| branch.exchange_from(at)), [0, 1, 4, 4, 4, 5]);
+        assert_eq!([0, 1, 2, 3, 4].map(|count| branch.last_exchanges(count)), [None, Some(4), Some(1), Some(0), None]);
+        assert_eq!(branch.exchanges(), 3);
+        let saved = serde_json::to_string(&branch).unwrap();
+        assert_eq!(serde_json::from_str::<Branch>(&saved).unwrap(), branch);
+        assert!(branch.is_consistent());
+        branch.turns.drain(..2);
+        assert!(!branch.is_consistent());
     }
 }

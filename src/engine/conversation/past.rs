@@ -1,20 +1,21 @@
 //! What can be done about the past: take turns back, change the system message, branch, make room.
 
-use super::{Branch, Conversation, Overflow, Turn, prompt::Prompt};
+use super::{Branch, Conversation, Overflow, Turn, branch::Query, prompt::Prompt};
 use crate::{
     Error, Result,
     engine::timeline::{Step, Watch, prefilled},
 };
 
 impl Conversation<'_> {
-    /// Takes back the last `count` turns and returns them, the first first.
+    /// Takes back the last `count` messages, with all that answers them, and returns these turns, the first first: calls of
+    /// tools and their results go with the message that led to them.
     pub fn undo(&mut self, count: usize, watch: &Watch<'_>) -> Result<Vec<Turn>> {
-        let turns = self.current.turns.len();
-        if count == 0 || count > turns {
+        let Some(start) = self.current.last_exchanges(count) else {
+            let turns = self.current.exchanges();
             let what = format!("there are {turns} turns to take back; name a number from 1 to {turns}");
             return Err(if turns == 0 { Error::NothingSaid } else { Error::Request(what) });
-        }
-        let gone = self.current.turns.split_off(turns - count);
+        };
+        let gone = self.current.turns.split_off(start);
         self.sync(watch)?;
         Ok(gone)
     }
@@ -53,11 +54,11 @@ impl Conversation<'_> {
             Error::check_cancelled(watch.cancel)?;
             read.truncate(turn.kept);
             read.extend(&turn.steps);
-            let Prompt { mut steps, said, .. } = self.prompt_after(&replayed, &turn.user)?;
+            let Prompt { mut steps, said, .. } = self.prompt_after(&replayed, turn.query())?;
             let prompt = steps.len();
             let reply: Vec<u32> = read[turn.prompt..].iter().map(|step| step.id).collect();
             steps.extend(prefilled(&reply));
-            replayed.push(&turn.user, &turn.reply, prompt, said, steps);
+            replayed.push(turn.query(), &turn.reply, prompt, said, steps);
             if replayed.end() > self.timeline.context() {
                 break;
             }
@@ -65,26 +66,30 @@ impl Conversation<'_> {
         Ok(replayed)
     }
 
-    /// Returns a branch of the last turns that leave half of the context free, and the prompt that `message` makes after
-    /// them; at least without the oldest turn. `None` if turns are not to be dropped, or there is no room even so.
+    /// Returns a branch of the last turns that leave half of the context free, and the prompt that `query` makes after
+    /// them; at least without the oldest turn. A message begins it, and what results answer stays. `None` if turns are not to
+    /// be dropped, or there is no room even so.
     pub(super) fn slide_window(
         &self,
-        message: Option<&str>,
+        query: Option<Query<'_>>,
         watch: &Watch<'_>,
     ) -> Result<Option<(Branch, Option<Prompt>)>> {
         if self.options.overflow == Overflow::Stop {
             return Ok(None);
         }
         let context = self.timeline.context();
-        let turns = self.current.turns.len();
-        let last = if message.is_some() { turns } else { turns.saturating_sub(1) };
+        let last = match query {
+            Some(Query::User(_)) => self.current.turns.len(),
+            Some(Query::Results(_)) | None => self.current.last_exchanges(1).unwrap_or(0),
+        };
         // What is left without the first `dropped` turns, if it is short enough.
         let without = |dropped: usize| -> Result<Option<(Branch, Option<Prompt>)>> {
+            let dropped = self.current.exchange_from(dropped);
             let kept = self.replay_turns(self.current.system.clone(), dropped, watch)?;
             if kept.end() > context {
                 return Ok(None);
             }
-            let prompt = message.map(|message| self.prompt_after(&kept, message)).transpose()?;
+            let prompt = query.map(|query| self.prompt_after(&kept, query)).transpose()?;
             let length = prompt.as_ref().map_or(0, |prompt| prompt.steps.len()).max(kept.end());
             Ok((length <= context / 2 || dropped == last && length < context).then_some((kept, prompt)))
         };

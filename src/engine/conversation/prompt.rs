@@ -2,13 +2,14 @@
 //! conversation now, and the ids of the rest.
 
 use super::{
-    Branch, Conversation, Turn,
+    Branch, Conversation,
+    branch::Query,
     format::{Format, Said},
 };
 use crate::{
     Result,
     engine::timeline::{Step, prefilled},
-    text::{Message, Rendered, Role},
+    text::{Inputs, Message, Rendered, Role},
 };
 
 /// A prompt to read.
@@ -22,10 +23,10 @@ pub(super) struct Prompt {
 }
 
 impl Conversation<'_> {
-    /// Returns the prompt that leads to a reply to `message`, after the turns of `branch`. What was read stays as it was read,
+    /// Returns the prompt that leads to a reply to `query`, after the turns of `branch`. What was read stays as it was read,
     /// as far as the text is the same: to the end of the last prompt that is, and of the reply to it.
-    pub(super) fn prompt_after(&self, branch: &Branch, message: &str) -> Result<Prompt> {
-        let rendered = self.render(branch, message)?;
+    pub(super) fn prompt_after(&self, branch: &Branch, query: Query<'_>) -> Result<Prompt> {
+        let rendered = self.render(branch, query)?;
         let said = Some(Said::new(&rendered.text));
         let Some(last) = branch.turns.last() else {
             let ids = self.encode_after(&rendered, None)?;
@@ -52,28 +53,33 @@ impl Conversation<'_> {
         Ok(Prompt { steps, said, rewritten })
     }
 
-    /// Returns the text of `branch` and `message`, to the point where the model replies.
-    pub(super) fn render(&self, branch: &Branch, message: &str) -> Result<Rendered> {
+    /// Returns the text of `branch` and `query`, to the point where the model replies.
+    pub(super) fn render(&self, branch: &Branch, query: Query<'_>) -> Result<Rendered> {
         let Format { markers, indent, .. } = &self.format;
+        let parse_special = self.options.parse_special;
         let Some(template) = &self.options.template else {
-            return Ok(Rendered::running(running_text(branch, message), markers));
+            let text = running_text(branch, query);
+            return Ok(if parse_special {
+                Rendered { text, literal: Vec::new() }
+            } else {
+                Rendered::running(text, markers)
+            });
         };
         let mut messages: Vec<_> = branch.system.iter().map(|text| Message::new(Role::System, text)).collect();
-        for Turn { user, reply, .. } in &branch.turns {
-            let reply = reply.strip_prefix(&**indent).unwrap_or(reply);
-            messages.extend([Message::new(Role::User, user), Message::new(Role::Assistant, reply)]);
+        for turn in &branch.turns {
+            messages.extend(turn.query().messages());
+            let reply = turn.reply.strip_prefix(&**indent).unwrap_or(&turn.reply);
+            messages.push(Message::new(Role::Assistant, reply));
         }
-        messages.push(Message::new(Role::User, message));
-        if self.options.parse_special {
-            return Ok(Rendered { text: template.render(&messages, true)?, literal: Vec::new() });
-        }
-        template.render_literal(&messages, true, markers)
+        messages.extend(query.messages());
+        let inputs = Inputs { messages: &messages, tools: self.tools(), contexts: &self.contexts, parse_special };
+        template.render_literal(inputs, true, markers)
     }
 
     /// Returns the ids of `rendered` after its first `read` bytes, which were read already; `None`: from the beginning on.
     fn encode_after(&self, rendered: &Rendered, read: Option<usize>) -> Result<Vec<u32>> {
         let start = read.unwrap_or(0);
-        let literal = if self.options.parse_special { Vec::new() } else { rendered.literal_after(start) };
+        let literal = rendered.literal_after(start);
         let text = rendered.text.get(start..).unwrap_or_default();
         let ids = self.tokenizer.encode_literal(text, &literal, &self.format.markers, read.is_some())?;
         let with_bos = read.is_none() && self.options.template.is_none();
@@ -88,7 +94,7 @@ impl Conversation<'_> {
             // Version 0.1 saved it: the template was this one.
             None => {
                 let before = Branch { system: branch.system.clone(), turns: before.to_vec() };
-                Said::new(&self.render(&before, &last.user)?.text)
+                Said::new(&self.render(&before, last.query())?.text)
             }
         };
         if said.begins(text) {
@@ -109,15 +115,17 @@ impl Conversation<'_> {
 }
 
 /// Returns what was said as one text: a message begins a line, a reply goes on where the message ends.
-fn running_text(branch: &Branch, message: &str) -> String {
+fn running_text(branch: &Branch, query: Query<'_>) -> String {
     let mut text = branch.system.clone().unwrap_or_default();
     let mut begin_line = branch.system.is_some();
-    let users = branch.turns.iter().map(|turn| (&*turn.user, &*turn.reply)).chain([(message, "")]);
-    for (user, reply) in users {
-        if begin_line {
-            text.push('\n');
+    let turns = branch.turns.iter().map(|turn| (turn.query(), &*turn.reply)).chain([(query, "")]);
+    for (query, reply) in turns {
+        for message in query.messages() {
+            if std::mem::replace(&mut begin_line, true) {
+                text.push('\n');
+            }
+            text.push_str(message.content);
         }
-        text.push_str(user);
         text.push_str(reply);
         begin_line = !reply.ends_with('\n');
     }

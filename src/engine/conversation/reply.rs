@@ -2,13 +2,14 @@
 
 use std::{io, time::Instant};
 
-use super::{Branch, Conversation, Overflow, format::Said, prompt::Prompt};
+use super::{Branch, Conversation, Overflow, branch::Query, format::Said, prompt::Prompt};
 use crate::{
     Error, Result,
     engine::{
         generate::{Generation, Request, StopReason, Timings, TokenModel, generate},
         timeline::{Step, Watch, prefilled},
     },
+    text::{Call, parse_reply},
 };
 
 /// What a reply goes to.
@@ -30,8 +31,8 @@ pub struct Reply {
 }
 
 /// What a reply answers.
-struct Question {
-    message: String,
+struct Question<'a> {
+    query: Query<'a>,
     /// Steps of the prompt, and their text.
     prompt: usize,
     said: Option<Said>,
@@ -42,22 +43,47 @@ struct Question {
 impl Conversation<'_> {
     /// Sends `message` and streams the reply. A message that got no reply, being cancelled before, leaves nothing behind.
     pub fn send(&mut self, message: &str, sink: &mut ReplySink<'_>) -> Result<Reply> {
+        self.send_query(Query::User(message), sink)
+    }
+
+    /// Returns the calls of tools in the last reply, which wait for their results.
+    pub fn calls(&self) -> Vec<Call> {
+        match (self.current.turns.last(), self.tools()) {
+            (Some(turn), Some(tools)) => parse_reply(&turn.reply, tools).calls,
+            _ => Vec::new(),
+        }
+    }
+
+    /// Sends the results of the last reply's calls, one for each in order, and streams the reply, as [`Self::send`] does.
+    pub fn send_results(&mut self, results: &[String], sink: &mut ReplySink<'_>) -> Result<Reply> {
+        let calls = self.calls().len();
+        if calls == 0 {
+            return Err(Error::Request("the last reply calls no tool, so that there is nothing to answer".into()));
+        }
+        if results.len() != calls {
+            let given = results.len();
+            return Err(Error::Request(format!("{given} results were given for {calls} calls; give one for each")));
+        }
+        self.send_query(Query::Results(results), sink)
+    }
+
+    fn send_query(&mut self, query: Query<'_>, sink: &mut ReplySink<'_>) -> Result<Reply> {
         // Before the message takes memory many times its length.
-        let least = self.tokenizer.least_tokens(message);
+        let least = query.messages().map(|message| self.tokenizer.least_tokens(message.content)).sum();
         if least >= self.timeline.context() {
             return Err(self.full(least));
         }
-        let mut prompt = self.prompt_after(&self.current, message)?;
+        let mut prompt = self.prompt_after(&self.current, query)?;
         let mut dropped = 0;
         if prompt.steps.len() >= self.timeline.context() {
-            let Some((kept, Some(shorter))) = self.slide_window(Some(message), &sink.watch)? else {
+            let Some((kept, Some(shorter))) = self.slide_window(Some(query), &sink.watch)? else {
                 return Err(self.full(prompt.steps.len()));
             };
             dropped = self.current.turns.len() - kept.turns.len();
             (self.current, prompt) = (kept, shorter);
         }
         let Prompt { steps, said, rewritten } = prompt;
-        let question = Question { message: message.into(), prompt: steps.len(), said, replaces: false };
+        let question = Question { query, prompt: steps.len(), said, replaces: false };
         let reply = self.reply(question, &steps, sink)?;
         Ok(Reply { dropped: dropped + reply.dropped, rewritten, ..reply })
     }
@@ -65,22 +91,23 @@ impl Conversation<'_> {
     /// Streams another reply to the last message, which replaces the one there is.
     pub fn regenerate(&mut self, sink: &mut ReplySink<'_>) -> Result<Reply> {
         let Some((turn, before)) = self.current.turns.split_last() else { return Err(Error::NothingSaid) };
+        let turn = turn.clone();
         let mut prompt = Prompt { steps: self.current.steps(), said: turn.said.clone(), rewritten: 0 };
         prompt.steps.truncate(turn.prompt);
         if turn.said.is_some() {
             // The template may be another since, or know what day it is.
             let before = Branch { system: self.current.system.clone(), turns: before.to_vec() };
-            if Some(Said::new(&self.render(&before, &turn.user)?.text)) != turn.said {
-                prompt = self.prompt_after(&before, &turn.user)?;
+            if Some(Said::new(&self.render(&before, turn.query())?.text)) != turn.said {
+                prompt = self.prompt_after(&before, turn.query())?;
             }
         }
         let Prompt { steps, said, rewritten } = prompt;
-        let question = Question { message: turn.user.clone(), prompt: steps.len(), said, replaces: true };
+        let question = Question { query: turn.query(), prompt: steps.len(), said, replaces: true };
         Ok(Reply { rewritten, ..self.reply(question, &steps, sink)? })
     }
 
     /// Streams a reply after `prompt`, as another turn or in place of the last one, which stays until then.
-    fn reply(&mut self, mut question: Question, prompt: &[Step], sink: &mut ReplySink<'_>) -> Result<Reply> {
+    fn reply(&mut self, mut question: Question<'_>, prompt: &[Step], sink: &mut ReplySink<'_>) -> Result<Reply> {
         let timings = self.prefill_prompt(prompt, &sink.watch)?;
         let (text, ids, stop) = (String::new(), Vec::new(), StopReason::ContextFull);
         let generation = Generation { text, held: String::new(), ids, unread: None, stop, timings };
@@ -91,8 +118,8 @@ impl Conversation<'_> {
             if question.replaces {
                 self.current.turns.pop();
             }
-            let Question { message, prompt, said, .. } = &question;
-            self.current.push(message, &reply.generation.text, *prompt, said.clone(), steps);
+            let Question { query, prompt, said, .. } = &question;
+            self.current.push(*query, &reply.generation.text, *prompt, said.clone(), steps);
             if reply.generation.stop != StopReason::ContextFull || !self.slide(&mut reply, &sink.watch)? {
                 break incomplete;
             }
@@ -193,7 +220,7 @@ impl Conversation<'_> {
             // Nor is there room for the token that was to be read then.
             let read = self.timeline.steps().to_vec();
             if let Some(turn) = self.current.turns.pop() {
-                self.current.push(&turn.user, &turn.reply, turn.prompt, turn.said, read);
+                self.current.push(turn.query(), &turn.reply, turn.prompt, turn.said.clone(), read);
             }
             return Ok(false);
         };

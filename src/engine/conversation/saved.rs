@@ -3,16 +3,18 @@
 use std::{collections::BTreeMap, path::Path};
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::{
     Branch, Conversation, Kind,
     format::{Format, Said},
+    state::check_places,
 };
 use crate::{
     Error, Mismatch, Result,
     engine::timeline::Watch,
     sample::{Sampler, SavedSampler},
-    text::Template,
+    text::{Template, Tools},
 };
 
 /// What a session file holds beside the timeline.
@@ -31,6 +33,11 @@ pub struct Saved {
 #[derive(Debug, Serialize, Deserialize)]
 struct SavedChat {
     template: Option<String>,
+    /// As they were given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    tools: Option<Value>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    contexts: Vec<String>,
     name: String,
     branches: BTreeMap<String, Branch>,
 }
@@ -68,42 +75,54 @@ impl Conversation<'_> {
         let mut branches = self.branches.clone();
         branches.insert(self.name.clone(), self.current.clone());
         let template = self.options.template.as_ref().map(|template| template.source().to_owned());
-        let chat = SavedChat { template, name: self.name.clone(), branches };
+        let (tools, contexts) = (self.tools.as_ref().map(Tools::to_value), self.contexts.clone());
+        let chat = SavedChat { template, tools, contexts, name: self.name.clone(), branches };
         let saved = Saved { kind: Some(Kind::Chat), chat: Some(chat), ..Saved::text(&self.sampler, None) };
         self.timeline.save(path, &saved, false)
     }
 
-    /// Becomes the conversation that was saved at `path`. Its sampler is taken over, and its template too
-    /// unless `keep_template`. If the file is refused, nothing has changed.
+    /// Becomes the conversation that was saved at `path`. Its sampler is taken over, its template too unless
+    /// `keep_template`, and its tools and contexts unless this conversation was set up with some. If the file is refused,
+    /// nothing has changed.
     pub fn load(&mut self, path: &Path, keep_template: bool) -> Result<()> {
         let file = path.display().to_string();
         let Self { timeline, tokenizer, options, .. } = self;
-        let (sampler, adopted, name, current, branches) = timeline.load(path, |saved: Saved, steps| {
-            let sampler = saved.sampler(path)?;
-            let text = || Error::SessionMismatch { file: file.clone(), why: Mismatch::Text };
-            let SavedChat { template, name, mut branches } = saved.chat.ok_or_else(text)?;
-            let adopt = |source: Option<String>| {
-                let template = source.map(|source| tokenizer.template(&source, &file)).transpose()?;
-                let format = Format::new(tokenizer, template.as_ref(), &options.stops)?;
-                Ok::<_, Error>((template, format))
-            };
-            let other_template =
-                keep_template && template.as_deref() != options.template.as_ref().map(Template::source);
-            if other_template {
-                // Versions before 0.2 did not save what it said.
-                let turns = branches.values_mut().flat_map(|branch| &mut branch.turns);
-                turns.for_each(|turn| turn.said = turn.said.take().or_else(|| Some(Said::something_else())));
-            }
-            let adopted = (!keep_template).then(|| adopt(template)).transpose()?;
-            let consistent = branches.values().all(Branch::is_consistent);
-            let current = branches.remove(&name).filter(|current| consistent && current.steps() == steps);
-            let current = current.ok_or_else(|| Error::format(&file, "contradicts itself; restore it from a copy"))?;
-            Ok((sampler, adopted, name, current, branches))
-        })?;
+        let (sampler, adopted, tools, contexts, name, current, branches) =
+            timeline.load(path, |saved: Saved, steps| {
+                let sampler = saved.sampler(path)?;
+                let text = || Error::SessionMismatch { file: file.clone(), why: Mismatch::Text };
+                let SavedChat { template, tools, contexts, name, mut branches } = saved.chat.ok_or_else(text)?;
+                let saved_tools = tools.map(|tools| Tools::from_value(&tools, &file)).transpose()?;
+                let tools = options.tools.clone().or_else(|| saved_tools.clone());
+                let other_contexts = !options.contexts.is_empty() && options.contexts != contexts;
+                let other_inputs = tools != saved_tools || other_contexts;
+                let contexts = if other_contexts { options.contexts.clone() } else { contexts };
+                let adopt = |source: Option<String>| {
+                    let template = source.map(|source| tokenizer.template(&source, &file)).transpose()?;
+                    let format = Format::new(tokenizer, template.as_ref(), &options.stops)?;
+                    Ok::<_, Error>((template, format))
+                };
+                let other_template =
+                    keep_template && template.as_deref() != options.template.as_ref().map(Template::source);
+                if other_template || other_inputs {
+                    // Versions before 0.2 did not save what it said.
+                    let turns = branches.values_mut().flat_map(|branch| &mut branch.turns);
+                    turns.for_each(|turn| turn.said = turn.said.take().or_else(|| Some(Said::something_else())));
+                }
+                let adopted = (!keep_template).then(|| adopt(template)).transpose()?;
+                let template = adopted.as_ref().map_or(options.template.as_ref(), |(template, _)| template.as_ref());
+                check_places(template, tools.as_ref(), &contexts)?;
+                let consistent = branches.values().all(Branch::is_consistent);
+                let current = branches.remove(&name).filter(|current| consistent && current.steps() == steps);
+                let current =
+                    current.ok_or_else(|| Error::format(&file, "contradicts itself; restore it from a copy"))?;
+                Ok((sampler, adopted, tools, contexts, name, current, branches))
+            })?;
         self.sampler = sampler;
         if let Some((template, format)) = adopted {
             (self.options.template, self.format) = (template, format);
         }
+        (self.tools, self.contexts) = (tools, contexts);
         (self.name, self.current, self.branches) = (name, current, branches);
         self.timeline.checkpoint()
     }

@@ -8,19 +8,21 @@ use crate::{
     constrain::Constraint,
     engine::Timeline,
     sample::Sampler,
-    text::{Template, Tokenizer},
+    text::{Template, Tokenizer, ToolChoice, Tools},
 };
 
 /// What happens when the context is full.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Overflow {
     /// The reply ends there.
+    #[default]
     Stop,
     /// The oldest turns are dropped, the system message is kept, and what is left is read again.
     Slide,
 }
 
 /// What a conversation is set up with.
+#[derive(Default)]
 pub struct Options {
     /// Makes prompts of messages; `None`: the messages and replies are one running text.
     pub template: Option<Template>,
@@ -36,6 +38,12 @@ pub struct Options {
     pub overflow: Overflow,
     /// What each reply has to match.
     pub constraint: Option<Arc<Constraint>>,
+    /// What the model may call.
+    pub tools: Option<Tools>,
+    /// Whether it does. A choice that asks for a call is about replies to messages, not about those to results.
+    pub tool_choice: ToolChoice,
+    /// Texts to answer from.
+    pub contexts: Vec<String>,
 }
 
 /// A conversation.
@@ -46,6 +54,9 @@ pub struct Conversation<'m> {
     pub(super) options: Options,
     /// What follows from the template.
     pub(super) format: Format,
+    /// Those of the options, or where these have none, of the file that the conversation is from.
+    pub(super) tools: Option<Tools>,
+    pub(super) contexts: Vec<String>,
     /// Of the current branch.
     pub(super) name: String,
     pub(super) current: Branch,
@@ -66,8 +77,10 @@ impl<'m> Conversation<'m> {
     ) -> Result<Self> {
         let current = Branch { system: options.system.take(), turns: Vec::new() };
         let format = Format::new(tokenizer, options.template.as_ref(), &options.stops)?;
+        let (tools, contexts) = (options.tools.clone(), options.contexts.clone());
+        check_places(options.template.as_ref(), tools.as_ref(), &contexts)?;
         let (name, branches) = (FIRST_BRANCH.into(), BTreeMap::new());
-        Ok(Self { timeline, tokenizer, sampler, options, format, name, current, branches })
+        Ok(Self { timeline, tokenizer, sampler, options, format, tools, contexts, name, current, branches })
     }
 
     /// Returns the turns so far.
@@ -105,6 +118,16 @@ impl<'m> Conversation<'m> {
     /// Returns the strings that end a reply.
     pub fn stops(&self) -> &[String] {
         &self.format.stops
+    }
+
+    /// Returns what the model may call, unless it is not to call anything.
+    pub fn tools(&self) -> Option<&Tools> {
+        self.tools.as_ref().filter(|_| self.options.tool_choice != ToolChoice::None)
+    }
+
+    /// Returns the texts to answer from.
+    pub fn contexts(&self) -> &[String] {
+        &self.contexts
     }
 
     /// Lets replies have `limit` tokens at most from now on.
@@ -153,4 +176,16 @@ impl<'m> Conversation<'m> {
         let free = context - self.used().min(context);
         Error::ConversationFull { needed, free, context }
     }
+}
+
+/// Fails if `template` has no place for what is to stand in it.
+pub(super) fn check_places(template: Option<&Template>, tools: Option<&Tools>, contexts: &[String]) -> Result<()> {
+    let missing = |what: &str| Error::Request(format!("the chat template has no place for {what}"));
+    if tools.is_some() && !template.map(Template::takes_tools).transpose()?.unwrap_or(false) {
+        return Err(missing("tools"));
+    }
+    if !contexts.is_empty() && !template.map(Template::takes_contexts).transpose()?.unwrap_or(false) {
+        return Err(missing("texts to answer from"));
+    }
+    Ok(())
 }
