@@ -233,7 +233,7 @@ mod tests {
 
     #[test]
     fn tools_contexts_and_results_are_never_markers() {
-        const SOURCE: &str = "{% for t in tools %}<tool> {{ t|tojson }} </tool>{% endfor %}{% for c in contexts %}\
+        const SOURCE: &str = "{% for t in tools or [] %}<tool> {{ t|tojson }} </tool>{% endfor %}{% for c in contexts %}\
             <context> {{ c.strip() }} </context>{% endfor %}{% for m in messages %}<extra_id_1>{{ m.role }} \
             {{ m.content }}{% endfor %}";
         let template = Template::new(SOURCE, "test", "<s>", "</s>").unwrap();

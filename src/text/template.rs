@@ -335,9 +335,9 @@ mod tests {
         assert_eq!(said.unwrap(), expected);
         let takes = |source| (template(source).takes_tools().unwrap(), template(source).takes_contexts().unwrap());
         assert_eq!(takes(CHATML), (false, false));
-        assert_eq!(takes("{% for tool in tools %}{{ tool.function.name }}{% endfor %}"), (true, false));
+        assert_eq!(takes("{% for tool in tools or [] %}{{ tool.function.name }}{% endfor %}"), (true, false));
         assert_eq!(takes("{% for c in contexts %}{{ c.strip() }}{% endfor %}"), (false, true));
-        assert_eq!(takes("{% for d in documents %}{{ d.text }}{% endfor %}"), (false, true));
+        assert_eq!(takes("{% for d in documents or [] %}{{ d.text }}{% endfor %}"), (false, true));
         let result = [Message::new(Role::Tool, "5")];
         assert_eq!(
             template("{{ messages[0].role }} {{ messages[0].content }}").render(&result, true).unwrap(),
