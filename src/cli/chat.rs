@@ -219,6 +219,7 @@ pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
             OverflowChoice::Slide => Overflow::Slide,
         },
         constraint,
+        ..Options::default()
     };
     let conversation = Conversation::new(timeline, &tokenizer, sampler, options)?;
     let screen = Screen::new(args.color, terminal, args.quiet, args.jsonl);
