@@ -80,6 +80,7 @@ pub use constrain::{Constraint, Shape, Vocabulary};
 pub use engine::{
     Conversation, Model, Session, SessionOptions, Timeline, conversation,
     generate::{Generation, Request, StopReason, Timings, TokenModel, generate},
+    scheduler,
     timeline::Watch,
 };
 pub use error::{Error, Holds, Mismatch, Result};

@@ -6,28 +6,32 @@ mod runner;
 mod texts;
 
 use std::{
+    fs,
+    ops::Range,
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
         mpsc::{Receiver, sync_channel},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use hymba::{
-    Generation, Request, Sampler, SamplingParams, StopReason, Tokenizer,
+    Generation, Request, Sampler, SamplingParams, StopReason, Timeline, TokenModel, Tokenizer,
     engine::{
         Model, Session, SessionOptions,
-        scheduler::{Event, Job, Logprobs, Scheduler, SchedulerOptions, Usage},
+        scheduler::{Cached, Event, Job, Logprobs, Refused, Scheduler, SchedulerOptions, Usage},
     },
-    format::{CacheType, DType},
+    format::{Blob, CacheType, DType, gguf::Gguf},
     generate,
+    state::Recurrent,
 };
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use runner::much;
-use texts::{CONTEXT, model, one_of, rng, small_config};
+use texts::{CONTEXT, GO_ON, model, one_of, rng, small_config};
 
 /// The demo's tokenizer, of which the small models have the first tokens.
 fn tokenizer() -> Arc<Tokenizer> {
@@ -68,9 +72,9 @@ impl Ask {
         }
     }
 
-    /// The text that comes of it alone.
-    fn alone(&self, model: &Model, tokenizer: &Tokenizer, options: &SessionOptions) -> Generation {
-        let mut session = Session::new(model, options).unwrap();
+    /// The text that comes of it alone, if some of the prompt's tokens are read as an answer's.
+    fn after(&self, model: &Model, tokenizer: &Tokenizer, options: &SessionOptions, cached: &Cached) -> Generation {
+        let mut session = Replay { session: Session::new(model, options).unwrap(), decoded: cached.decoded.clone() };
         let mut sampler = Sampler::new(self.sampling.clone(), self.seed);
         let request = Request { prompt: &self.prompt, limit: self.limit, stops: &self.stops, ..Request::default() };
         generate(&mut session, tokenizer, &mut sampler, &request, &mut |_| Ok(())).unwrap()
@@ -96,6 +100,37 @@ impl Ask {
     }
 }
 
+/// A session that reads some tokens of a prompt as an answer's.
+struct Replay<'m> {
+    session: Session<'m>,
+    decoded: Vec<Range<usize>>,
+}
+
+impl TokenModel for Replay<'_> {
+    fn prefill(&mut self, ids: &[u32], cancel: &AtomicBool) -> hymba::Result<&[f32]> {
+        let (mut done, mut logits) = (0, Vec::new());
+        for decoded in self.decoded.iter().chain([&(ids.len()..ids.len())]) {
+            if done < decoded.start {
+                logits = self.session.prefill(&ids[done..decoded.start], cancel)?.to_vec();
+            }
+            for &id in &ids[decoded.clone()] {
+                logits = self.session.decode(id)?.to_vec();
+            }
+            done = decoded.end;
+        }
+        Ok(logits.leak())
+    }
+    fn decode(&mut self, id: u32) -> hymba::Result<&[f32]> {
+        self.session.decode(id)
+    }
+    fn tokens(&self) -> usize {
+        self.session.tokens()
+    }
+    fn context(&self) -> usize {
+        self.session.context()
+    }
+}
+
 /// What came out for a job.
 #[derive(Debug, Default)]
 struct Answer {
@@ -103,7 +138,7 @@ struct Answer {
     text: String,
     logprobs: Vec<Logprobs>,
     prompt: Vec<Option<Logprobs>>,
-    cached: hymba::engine::scheduler::Cached,
+    cached: Cached,
     end: Option<std::result::Result<(StopReason, Usage), String>>,
 }
 
@@ -141,7 +176,33 @@ fn options(rng: &mut ChaCha8Rng, slots: usize) -> SchedulerOptions {
         threads: one_of(rng, &[1, 2]).try_into().ok(),
         ..SessionOptions::default()
     };
-    SchedulerOptions { session, slots, ..SchedulerOptions::default() }
+    SchedulerOptions { session, slots, cache_memory: Some(0), ..SchedulerOptions::default() }
+}
+
+/// Checks an answer against the same text alone, begun as the answer was.
+fn check(ask: &Ask, answer: &Answer, model: &Model, tokenizer: &Tokenizer, options: &SchedulerOptions) {
+    let want = ask.after(model, tokenizer, &options.session, &answer.cached);
+    let what = format!("{ask:?}, {:?}, {options:?}, {:?}", answer.cached, model.config());
+    let (stop, usage) = answer.end.as_ref().unwrap().as_ref().unwrap();
+    if *stop == StopReason::Interrupted {
+        assert!(ask.cancel_after.is_some(), "{what}");
+        assert!(want.ids.starts_with(&answer.ids) && want.text.starts_with(&answer.text), "{what}");
+    } else {
+        assert_eq!((&answer.ids, &answer.text, *stop), (&want.ids, &want.text, want.stop), "{what}");
+        assert_eq!((usage.prompt_tokens, usage.generated_tokens), (ask.prompt.len(), want.ids.len()), "{what}");
+    }
+}
+
+/// Answers to all of them, which come when they like.
+fn answers(scheduler: &Scheduler, asks: &[(Ask, u64)]) -> Vec<Answer> {
+    thread::scope(|scope| {
+        let ask = |(ask, wait): &(Ask, u64)| {
+            thread::sleep(Duration::from_millis(*wait));
+            ask.submit(scheduler)
+        };
+        let threads: Vec<_> = asks.iter().map(|one| scope.spawn(move || ask(one))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    })
 }
 
 /// Jobs of all kinds come when they like, to more or fewer slots than there are of them.
@@ -157,34 +218,376 @@ fn a_text_is_the_same_in_any_company() {
         let scheduler = Scheduler::start(model.clone(), tokenizer.clone(), &options).unwrap();
         let asks: Vec<(Ask, u64)> =
             (0..much(24, 4)).map(|_| (Ask::random(rng, config.vocab), rng.random_range(0..20))).collect();
-        let answers: Vec<Answer> = thread::scope(|scope| {
-            let threads: Vec<_> = asks
-                .iter()
-                .map(|(ask, wait)| {
-                    let scheduler = &scheduler;
-                    scope.spawn(move || {
-                        thread::sleep(Duration::from_millis(*wait));
-                        ask.submit(scheduler)
-                    })
-                })
-                .collect();
-            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
-        });
-        for ((ask, _), answer) in asks.iter().zip(answers) {
-            let want = ask.alone(&model, &tokenizer, &options.session);
-            let what = format!("{ask:?}, {options:?}, {config:?}");
-            let (stop, usage) = answer.end.unwrap().unwrap();
-            if stop == StopReason::Interrupted {
-                assert!(ask.cancel_after.is_some(), "{what}");
-                assert!(want.ids.starts_with(&answer.ids) && want.text.starts_with(&answer.text), "{what}");
-            } else {
-                assert_eq!((answer.ids, answer.text, stop), (want.ids.clone(), want.text, want.stop), "{what}");
-                assert_eq!((usage.prompt_tokens, usage.generated_tokens), (ask.prompt.len(), want.ids.len()), "{what}");
-            }
+        for ((ask, _), answer) in asks.iter().zip(answers(&scheduler, &asks)) {
+            assert_eq!(answer.cached, Cached::default());
+            check(ask, &answer, &model, &tokenizer, &options);
         }
         let metrics = scheduler.metrics();
         assert_eq!((metrics.done + metrics.cancelled, metrics.failed), (asks.len() as u64, 0));
         scheduler.drain();
         assert!(scheduler.join());
     }
+}
+
+/// Jobs that go on with, change or repeat what others have read and written, at once or after them.
+#[test]
+fn an_answer_is_defined_by_the_prefix_found() {
+    let tokenizer = tokenizer();
+    let (mut hits, mut decoded) = (0, 0);
+    for seed in 0..much(8, 1) {
+        let rng = &mut rng(100 + seed);
+        let (config, folder) = (small_config(rng), tempfile::tempdir().unwrap());
+        let model = Arc::new(model(&config, one_of(rng, &DType::ALL), folder.path()));
+        let slots = one_of(rng, &[1, 2, 4]);
+        let few = Recurrent::bytes(&config) * rng.random_range(3..12);
+        let options = SchedulerOptions {
+            cache_memory: Some(if rng.random_bool(0.5) { few } else { 1 << 30 }),
+            ..options(rng, slots)
+        };
+        let scheduler = Scheduler::start(model.clone(), tokenizer.clone(), &options).unwrap();
+        let mut texts: Vec<Vec<u32>> = vec![Vec::new()];
+        for _ in 0..much(6, 2) {
+            let asks: Vec<(Ask, u64)> = (0..5)
+                .map(|_| {
+                    let ask = Ask::random(rng, config.vocab);
+                    let known = &texts[rng.random_range(0..texts.len())];
+                    let keep = if rng.random_bool(0.5) { known.len() } else { rng.random_range(0..=known.len()) };
+                    let more =
+                        if keep > 0 && rng.random_bool(0.3) { 0 } else { rng.random_range(1..=ask.prompt.len()) };
+                    let mut prompt = [&known[..keep], &ask.prompt[..more]].concat();
+                    prompt.truncate(CONTEXT - 10);
+                    (Ask { prompt, ..ask }, rng.random_range(0..20))
+                })
+                .collect();
+            for ((ask, _), answer) in asks.iter().zip(answers(&scheduler, &asks)) {
+                check(ask, &answer, &model, &tokenizer, &options);
+                hits += usize::from(answer.cached.tokens > 0);
+                decoded += answer.cached.decoded.len();
+                texts.push([&ask.prompt[..], &answer.ids].concat());
+            }
+            let metrics = scheduler.metrics();
+            assert!(metrics.prefix_bytes <= metrics.prefix_limit);
+        }
+        let metrics = scheduler.metrics();
+        assert!(metrics.prefixes > 0 && metrics.prefix_bytes > 0);
+    }
+    assert!(hits > 10 && decoded > 5, "{hits} hits, {decoded} parts of answers among them");
+}
+
+/// A small model and a scheduler of it.
+fn small(seed: u64, options: &SchedulerOptions, folder: &Path) -> (Arc<Model>, Scheduler) {
+    let rng = &mut rng(seed);
+    let model = Arc::new(model(&small_config(rng), DType::F32, folder));
+    let scheduler = Scheduler::start(model.clone(), tokenizer(), options).unwrap();
+    (model, scheduler)
+}
+
+fn defaults() -> SchedulerOptions {
+    let session = SessionOptions { context: Some(CONTEXT), ..SessionOptions::default() };
+    SchedulerOptions { session, ..SchedulerOptions::default() }
+}
+
+fn ask(prompt: Vec<u32>, limit: usize) -> Ask {
+    let (stops, sampling, seed) = (Vec::new(), SamplingParams::default(), 0);
+    Ask { prompt, limit: Some(limit), stops, sampling, seed, cancel_after: None, room: 1000 }
+}
+
+/// Ids that no token ends a text with.
+fn ids(count: u32) -> Vec<u32> {
+    (0..count).map(|i| 3 + i * 7 % 60).collect()
+}
+
+#[test]
+fn branches_of_a_prompt_share_its_reading() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_, scheduler) = small(1, &defaults(), folder.path());
+    let asks: Vec<(Ask, u64)> = (0..6).map(|seed| (Ask { seed, ..ask(ids(100), 20) }, 0)).collect();
+    let answers = answers(&scheduler, &asks);
+    let metrics = scheduler.metrics();
+    assert_eq!((metrics.prompt_tokens, metrics.cached_tokens), (100, 500));
+    assert!(answers.iter().any(|answer| answer.ids != answers[0].ids), "each has its own random numbers");
+    // others that begin alike read the rest alone
+    let begin = |more: &[u32]| (ask([&ids(60)[..], more].concat(), 5), 0);
+    let answers = self::answers(&scheduler, &[begin(&[1, 9]), begin(&[9, 8, 7])]);
+    let cached: Vec<usize> = answers.iter().map(|answer| answer.cached.tokens).collect();
+    assert!(cached == [0, 60] || cached == [60, 0], "{cached:?}");
+}
+
+#[test]
+fn an_owner_never_sees_what_others_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_, scheduler) = small(2, &defaults(), folder.path());
+    let cached = |owner: &str| {
+        let (job, events, cancel) = ask(ids(50), 3).job();
+        scheduler.submit(Job { owner: owner.into(), ..job }).unwrap();
+        answer(events, &cancel, None).cached.tokens
+    };
+    assert_eq!([cached("a"), cached("b"), cached("a"), cached("b"), cached("")], [0, 0, 50, 50, 0]);
+    let jobs: Vec<_> = ["c", "d", "d"]
+        .map(|owner| {
+            let (job, events, cancel) = ask(ids(100), 3).job();
+            scheduler.submit(Job { owner: owner.into(), ..job }).unwrap();
+            (events, cancel)
+        })
+        .into_iter()
+        .map(|(events, cancel)| answer(events, &cancel, None).cached.tokens)
+        .collect();
+    assert_eq!(jobs, [0, 0, 100], "nor waits for them");
+}
+
+#[test]
+fn log_probabilities_are_those_of_the_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let (model, scheduler) = small(3, &defaults(), folder.path());
+    let prompt = ids(40);
+    for prompt_logprobs in [false, true, true] {
+        let (job, events, cancel) = ask(prompt.clone(), 4).job();
+        let job = Job { logprobs: Some(3), prompt_logprobs, bias: vec![(11, 1e9)], ..job };
+        scheduler.submit(job).unwrap();
+        let answer = answer(events, &cancel, None);
+        assert_eq!(answer.ids, [11; 4], "the bias says so");
+        let mut session = Session::new(&model, &defaults().session).unwrap();
+        let mut all: Vec<Vec<f32>> = Vec::new();
+        let read = [&prompt[..], &[11; 3]].concat();
+        session
+            .prefill_all(&prompt, &GO_ON, |_, logits| {
+                all.push(logits.to_vec());
+                Ok(())
+            })
+            .unwrap();
+        (0..3).for_each(|_| all.push(session.decode(11).unwrap().to_vec()));
+        let want = |position: usize, id: u32| {
+            let logits = &all[position - 1];
+            let sum: f64 = logits.iter().map(|&v| f64::from(v).exp()).sum();
+            (f64::from(logits[id as usize]) - sum.ln()) as f32
+        };
+        let is = |got: &Logprobs, position: usize, id: u32| {
+            assert!((got.logprob - want(position, id)).abs() < 1e-4, "token {position}");
+            assert!(got.top.len() == 3 && got.top.iter().all(|&(id, p)| (p - want(position, id)).abs() < 1e-4));
+            let best = all[position - 1].iter().copied().fold(f32::MIN, f32::max);
+            assert_eq!(all[position - 1][got.top[0].0 as usize], best);
+        };
+        assert_eq!(answer.logprobs.len(), 4);
+        answer.logprobs.iter().enumerate().for_each(|(i, got)| is(got, 40 + i, 11));
+        assert_eq!(answer.prompt.len(), if prompt_logprobs { 40 } else { 0 });
+        for (i, got) in answer.prompt.iter().enumerate() {
+            match got {
+                Some(got) => is(got, i, read[i]),
+                None => assert_eq!(i, 0),
+            }
+        }
+    }
+}
+
+#[test]
+fn what_can_not_be_read_fails_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let (model, scheduler) = small(4, &defaults(), folder.path());
+    let long = [(ask(ids(60), 100), 0), (ask(ids(50), 100), 0)];
+    let fine: Vec<Answer> = thread::scope(|scope| {
+        let fine = scope.spawn(|| answers(&scheduler, &long));
+        let failure = |ask: Ask| ask.submit(&scheduler).end.unwrap().unwrap_err();
+        assert!(failure(ask(vec![], 1)).starts_with("the prompt is empty"));
+        assert!(failure(ask(vec![1, 64], 1)).starts_with("token id 64 is out of the vocabulary"));
+        assert!(failure(ask(ids(201), 1)).starts_with("201 more tokens do not fit"));
+        let stops = vec!["a".into(); 100];
+        assert!(failure(Ask { stops, ..ask(ids(2), 1) }).starts_with("100 stop strings are too many"));
+        fine.join().unwrap()
+    });
+    for ((ask, _), answer) in long.iter().zip(fine) {
+        check(ask, &answer, &model, &tokenizer(), &defaults());
+    }
+    let full = ask(ids(200), 9).submit(&scheduler);
+    assert_eq!((full.ids.len(), full.end.unwrap().unwrap().0), (1, StopReason::ContextFull));
+    assert_eq!(scheduler.metrics().failed, 4);
+}
+
+/// A model that makes NaN of token 40, and values beyond F16 of token 41.
+fn delicate(folder: &Path) -> Arc<Model> {
+    let config = hymba::model::Config { meta_tokens: 0, ..small_config(&mut rng(5)) };
+    drop(model(&config, DType::F32, folder));
+    let mut gguf = Gguf::open(&folder.join("random.gguf")).unwrap();
+    let (k, v) = config.kv_widths();
+    let mut change = |name: &str, change: &dyn Fn(usize, usize, f32) -> f32| {
+        let tensor = gguf.tensors.iter_mut().find(|tensor| tensor.name == name).unwrap();
+        assert_eq!(tensor.dtype, DType::F32);
+        let mut bytes = tensor.data.to_vec();
+        for (i, value) in bytes.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+            let (row, col) = (i / config.hidden, i % config.hidden);
+            *value = change(row, col, f32::from_le_bytes(*value)).to_le_bytes();
+        }
+        tensor.data = Blob::from_vec(bytes);
+    };
+    // Of all embeddings that of token 41 alone reaches column 0 of the first layer's values.
+    change("token_embd.weight", &|row, col, value| match (row, col) {
+        (40, 1) => f32::NAN,
+        (41, 0) => 1.0,
+        (_, 0) => 0.0,
+        _ => value,
+    });
+    let values = config.hidden + k..config.hidden + k + v;
+    change("blk.0.in_proj.weight", &|row, col, value| if values.contains(&row) && col == 0 { 1e8 } else { value });
+    Arc::new(Model::from_gguf(gguf).unwrap())
+}
+
+#[test]
+fn what_goes_wrong_in_a_text_stays_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = delicate(folder.path());
+    let options = SchedulerOptions { slots: 8, ..defaults() };
+    let scheduler = Scheduler::start(model.clone(), tokenizer(), &options).unwrap();
+    let quiet = |i: usize| ids(30 + i as u32).into_iter().map(|id| id % 40).collect::<Vec<_>>();
+    let bias = || vec![(40, -1e9), (41, -1e9)];
+    let jobs: Vec<_> = (0..8)
+        .map(|i| {
+            let mut prompt = quiet(i);
+            match i {
+                2 => prompt[20] = 40,
+                4 => prompt[20] = 41,
+                _ => {}
+            }
+            let (mut job, events, cancel) = ask(prompt.clone(), 20).job();
+            // the sixth says the loud token itself, after some others
+            job.bias = if i == 6 { vec![(41, 1e9)] } else { bias() };
+            scheduler.submit(job).unwrap();
+            (i, prompt, events, cancel)
+        })
+        .collect();
+    for (i, prompt, events, cancel) in jobs {
+        let got = answer(events, &cancel, None);
+        if i == 2 {
+            let said = got.end.unwrap().unwrap_err();
+            assert!(said.contains("not finite"), "{said}");
+            continue;
+        }
+        assert_eq!(got.end.as_ref().unwrap().as_ref().map(|end| end.0), Ok(StopReason::Limit), "{i}: {got:?}");
+        // The same by a timeline, which falls back to a wider cache by itself.
+        let mut timeline = Timeline::new(Session::new(&model, &options.session).unwrap(), 0);
+        let mut logits = timeline.prefill(&prompt, &GO_ON).unwrap().to_vec();
+        let mut sampler = Sampler::new(SamplingParams::default(), 0);
+        let mut history = prompt.clone();
+        for (j, &id) in got.ids.iter().enumerate() {
+            let bias = if i == 6 { vec![(41, 1e9)] } else { bias() };
+            bias.iter().for_each(|&(id, bias): &(u32, f32)| logits[id as usize] += bias);
+            assert_eq!(sampler.sample(&logits, &history), id, "text {i}, token {j}");
+            history.push(id);
+            logits = timeline.decode(id).unwrap().to_vec();
+        }
+        let wide = timeline.session().cache_type() == CacheType::F32;
+        assert_eq!(wide, i == 4 || i == 6, "text {i}");
+    }
+    assert_eq!((scheduler.metrics().done, scheduler.metrics().failed), (7, 1));
+    // and the slots have their narrow caches again
+    let again = ask(quiet(3), 5).submit(&scheduler);
+    assert_eq!(again.cached.tokens, quiet(3).len());
+}
+
+#[test]
+fn a_full_queue_refuses_and_a_stop_ends_all() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = SchedulerOptions { slots: 2, queue: 3, ..defaults() };
+    let (_, scheduler) = small(6, &options, folder.path());
+    // Readers who take nothing: their texts wait, and hold the slots.
+    let stuck: Vec<_> = (0..5).map(|_| Ask { room: 1, ..ask(ids(9), 50) }.job()).collect();
+    let mut readers = Vec::new();
+    for (job, events, _) in stuck {
+        scheduler.submit(job).unwrap();
+        readers.push(events);
+    }
+    let refused = scheduler.submit(ask(ids(9), 1).job().0);
+    assert!(matches!(refused, Err(Refused::Full(_))), "{refused:?}");
+    assert_eq!((scheduler.metrics().queued + scheduler.metrics().running, scheduler.metrics().refused), (5, 1));
+    // One goes away: the next gets its slot.
+    let last = readers.pop().unwrap();
+    drop(readers);
+    let got = answer(last, &AtomicBool::new(false), None);
+    assert!(got.end.is_some_and(|end| end.is_ok()), "the reader who stays gets all of it");
+    // A drain finishes what there is, a stop does not.
+    let (job, events, cancel) = Ask { room: 1, limit: None, ..ask(ids(9), 0) }.job();
+    scheduler.submit(job).unwrap();
+    scheduler.drain();
+    assert!(matches!(scheduler.submit(ask(ids(9), 1).job().0), Err(Refused::Stopping)));
+    assert!(!scheduler.is_ended());
+    scheduler.stop();
+    let got = answer(events, &cancel, None);
+    assert!(got.end.is_none_or(|end| end.unwrap().0 == StopReason::Interrupted));
+    assert!(scheduler.join());
+}
+
+#[test]
+fn a_cancel_ends_a_long_prompt_at_once() {
+    let demo = Model::open(format!("{}/models/hymba-demo.gguf", env!("CARGO_MANIFEST_DIR"))).unwrap();
+    let (model, tokenizer) = (Arc::new(demo), tokenizer());
+    let session = SessionOptions { context: Some(20_000), ..SessionOptions::default() };
+    let scheduler = Scheduler::start(model, tokenizer, &SchedulerOptions { session, ..defaults() }).unwrap();
+    let (job, events, cancel) = ask(vec![5; 20_000], 1).job();
+    scheduler.submit(job).unwrap();
+    assert!(matches!(events.recv().unwrap(), Event::Started(_)));
+    thread::sleep(Duration::from_millis(300));
+    cancel.store(true, Ordering::Relaxed);
+    let start = Instant::now();
+    let ended = events.recv().unwrap();
+    let took = start.elapsed();
+    assert!(matches!(ended, Event::Done { stop: StopReason::Interrupted, .. }), "{ended:?}");
+    assert!(took < Duration::from_secs(much(2, 60)), "{took:?}");
+}
+
+#[test]
+fn prefix_states_survive_a_restart() {
+    let (folder, cache) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let states = cache.path().join("states");
+    let options = SchedulerOptions { cache_folder: Some(states.clone()), ..defaults() };
+    let (model, scheduler) = small(7, &options, folder.path());
+    let first = ask(ids(50), 30);
+    let answer = first.submit(&scheduler);
+    let longer = ask([&first.prompt[..], &answer.ids, &[9, 8, 7]].concat(), 10);
+    let owned = |scheduler: &Scheduler, owner: &str| {
+        let (job, events, cancel) = longer.job();
+        scheduler.submit(Job { owner: owner.into(), ..job }).unwrap();
+        self::answer(events, &cancel, None)
+    };
+    let branch = ask([&first.prompt[..30], &[50; 20]].concat(), 4); // splits a node
+    branch.submit(&scheduler);
+    let want = owned(&scheduler, "");
+    assert!(want.cached.tokens >= 79, "{:?}", want.cached);
+    scheduler.drain();
+    assert!(scheduler.join());
+    let files: Vec<_> = fs::read_dir(&states).unwrap().map(|file| file.unwrap().path()).collect();
+    assert!(files.len() >= 5, "{files:?}");
+    #[cfg(unix)]
+    for file in &files {
+        use std::os::unix::fs::PermissionsExt;
+        assert_eq!(fs::metadata(file).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+    let restart = || Scheduler::start(model.clone(), tokenizer(), &options).unwrap();
+    let scheduler = restart();
+    assert_eq!(owned(&scheduler, "another").cached.tokens, 0);
+    let got = owned(&scheduler, "");
+    assert_eq!((got.cached.tokens, &got.ids), (longer.prompt.len(), &want.ids));
+    let answer = branch.submit(&scheduler);
+    assert_eq!(answer.cached.tokens, branch.prompt.len());
+    for (ask, answer) in [(&longer, &got), (&branch, &answer)] {
+        check(ask, answer, &model, &tokenizer(), &options);
+    }
+    drop(scheduler);
+    // Nothing of another model's is taken, or touched.
+    let before = fs::read_dir(&states).unwrap().count();
+    let other = tempfile::tempdir().unwrap();
+    let (_, scheduler) = small(8, &options, other.path());
+    assert_eq!(scheduler.metrics().prefixes, 0);
+    drop(scheduler);
+    assert_eq!(fs::read_dir(&states).unwrap().count(), before);
+    // What is damaged is read again.
+    for file in fs::read_dir(&states).unwrap() {
+        let path = file.unwrap().path();
+        let mut bytes = fs::read(&path).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        fs::write(&path, bytes).unwrap();
+    }
+    let scheduler = restart();
+    assert_eq!(fs::read_dir(&states).unwrap().count(), 0);
+    let got = owned(&scheduler, "");
+    assert_eq!(got.cached.tokens, 0);
+    check(&longer, &got, &model, &tokenizer(), &options);
 }

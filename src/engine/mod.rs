@@ -7,6 +7,7 @@ mod generation;
 pub mod generator;
 mod instrument;
 mod model;
+pub mod prefix;
 pub mod scheduler;
 mod session;
 mod text;

@@ -153,7 +153,7 @@ impl Rows {
     }
 
     /// Takes from `more`, rows of the same tokens, those layers that have more of them.
-    pub fn complete(&mut self, more: Self) {
+    pub fn complete_with(&mut self, more: Self) {
         for (layer, more) in self.layers.iter_mut().zip(more.layers) {
             let Some(more) = more else { continue };
             if layer.as_ref().is_none_or(|layer| layer.first > more.first) {

@@ -45,6 +45,8 @@ pub(super) struct Shared {
     pub metrics: Metrics,
     /// A mean of how long jobs were at work.
     pub usual: Duration,
+    /// Why prefix states are not written to the folder any more.
+    pub cache_failure: Option<String>,
 }
 
 impl Inbox {
@@ -52,7 +54,8 @@ impl Inbox {
     pub fn new(room: usize, slots: usize) -> Self {
         let metrics = Metrics { slots, ..Metrics::default() };
         let (queue, running) = (VecDeque::new(), Vec::new());
-        let shared = Shared { queue, room, ending: Ending::Not, running, metrics, usual: Duration::ZERO };
+        let shared =
+            Shared { queue, room, ending: Ending::Not, running, metrics, usual: Duration::ZERO, cache_failure: None };
         Self { shared: Mutex::new(shared), changed: Condvar::new() }
     }
 

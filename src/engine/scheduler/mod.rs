@@ -83,6 +83,11 @@ impl Scheduler {
         self.fallback.as_deref()
     }
 
+    /// Returns why prefix states are not written to the folder any more, if they are not.
+    pub fn cache_failure(&self) -> Option<String> {
+        self.inbox.lock().cache_failure.clone()
+    }
+
     /// Takes no more jobs; those it has are finished.
     pub fn drain(&self) {
         self.inbox.end(Ending::Draining);

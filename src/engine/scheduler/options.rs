@@ -1,5 +1,7 @@
 //! How a scheduler is set up.
 
+use std::path::PathBuf;
+
 use crate::engine::SessionOptions;
 
 /// How a scheduler is set up.
@@ -11,12 +13,17 @@ pub struct SchedulerOptions {
     pub slots: usize,
     /// Jobs that wait at most, beside those at work.
     pub queue: usize,
+    /// Bytes that prefix states take at most, 0: there are none; by default a quarter of the free memory, at most 4 GB.
+    pub cache_memory: Option<usize>,
+    /// A folder in which prefix states survive a restart.
+    pub cache_folder: Option<PathBuf>,
     /// Whether to measure at the start what the threads can read, for [`Metrics::read_limit`].
     pub measure: bool,
 }
 
 impl Default for SchedulerOptions {
     fn default() -> Self {
-        Self { session: SessionOptions::default(), slots: 4, queue: 64, measure: false }
+        let session = SessionOptions::default();
+        Self { session, slots: 4, queue: 64, cache_memory: None, cache_folder: None, measure: false }
     }
 }

@@ -18,15 +18,13 @@ use crate::{
     engine::{
         generate::{StopReason, Timings},
         generator::Generator,
+        prefix::{Step, decoded},
         text::Text,
     },
     forward::{DECODE_TOKENS, Phase},
     sample::Sampler,
     text::Tokenizer,
 };
-
-/// A token and how it is read.
-pub(super) type Step = (u32, Phase);
 
 /// Tokens of a prompt in a pass whose log probabilities are wanted: a row of logits is as wide as the vocabulary.
 const ROWS_WITH_LOGITS: usize = 16;
@@ -46,7 +44,12 @@ pub(super) struct Running<'t> {
     pub logits: Vec<f32>,
     /// Where the reading of the prompt pauses for a moment, so that a prefix state can be kept.
     pub cuts: Vec<usize>,
-    pub cached: Cached,
+    cached: Cached,
+    /// Which job it is: a count.
+    pub serial: u64,
+    /// The job that will have read so many of its tokens, if it waits for one.
+    pub awaits: Option<(u64, usize)>,
+    is_started: bool,
     /// When a part of its prompt was last read: a count of passes.
     pub turn: u64,
     /// The slot's text, while a wider one is in its place.
@@ -73,7 +76,7 @@ pub(super) enum End {
 
 impl<'t> Running<'t> {
     /// Returns a job that has read nothing yet, or has failed already.
-    pub fn new(tokenizer: &'t Tokenizer, queued: Queued, vocab: usize, context: usize) -> Self {
+    pub fn new(serial: u64, tokenizer: &'t Tokenizer, queued: Queued, vocab: usize, context: usize) -> Self {
         let Queued { mut job, since } = queued;
         let now = Instant::now();
         let text = Self::check(&job, vocab, context)
@@ -97,6 +100,9 @@ impl<'t> Running<'t> {
             logits: Vec::new(),
             cuts: Vec::new(),
             cached: Cached::default(),
+            serial,
+            awaits: None,
+            is_started: false,
             turn: 0,
             narrow: None,
             outbox: failure.into_iter().collect(),
@@ -122,19 +128,34 @@ impl<'t> Running<'t> {
         if needed > context { Err(Error::ContextFull { needed, free: context, context }) } else { Ok(()) }
     }
 
-    /// Tells that the job has left the queue, and begins with a known prefix or not.
-    pub fn start(&mut self, cached: Cached, context: usize) {
+    /// Begins with `known` steps read, and the logits after them if they are known.
+    pub fn start(&mut self, known: Vec<Step>, logits: Vec<f32>, context: usize) {
         if self.is_over() {
             return;
         }
-        self.cached = cached.clone();
-        self.tell(Event::Started(cached));
+        self.cached = Cached { tokens: known.len(), decoded: decoded(&known) };
+        (self.read, self.logits, self.is_started, self.awaits) = (known.len(), logits, true, None);
+        self.steps[..known.len()].copy_from_slice(&known);
+        self.tell(Event::Started(self.cached.clone()));
         if self.job.prompt_logprobs {
             self.tell(Event::Prompt(vec![None]));
         }
-        if self.is_complete() {
-            self.choose(context);
-        }
+        self.choose(context);
+    }
+
+    /// Whether it may be in the next pass.
+    pub fn is_ready(&self) -> bool {
+        self.is_started && !self.is_over() && self.is_delivered()
+    }
+
+    /// Whether it is at a place where a prefix state is to be kept: at the end of its prompt, or at a cut.
+    pub fn is_at_cut(&self) -> bool {
+        self.read > self.cached.tokens && (self.read == self.job.prompt.len() || self.cuts.contains(&self.read))
+    }
+
+    /// Whether another job may wait until it has read a prompt.
+    pub fn is_awaitable(&self) -> bool {
+        self.is_in_prompt() && !self.job.prompt_logprobs && self.narrow.is_none()
     }
 
     /// Whether the text is over; its last events may still have to be delivered.
@@ -291,11 +312,13 @@ impl<'t> Running<'t> {
         }
     }
 
-    /// Whether nothing is left to do for it: it is over, and whoever cancelled it had a while to take the last events.
-    pub fn is_left(&self) -> bool {
+    /// Whether nothing is left to do for it: it is over, and whoever cancelled it, or all, had a while to take the last
+    /// events.
+    pub fn is_left(&self, all_cancelled: bool) -> bool {
         const PATIENCE: Duration = Duration::from_secs(1);
         self.end.is_some_and(|(_, at)| {
-            self.is_delivered() || (self.job.cancel.load(Ordering::Relaxed) && at.elapsed() > PATIENCE)
+            let cancelled = all_cancelled || self.job.cancel.load(Ordering::Relaxed);
+            self.is_delivered() || (cancelled && at.elapsed() > PATIENCE)
         })
     }
 

@@ -7,7 +7,6 @@ use std::{
 };
 
 use super::{
-    Cached,
     inbox::{Ending, Inbox, Queued},
     options::SchedulerOptions,
     pace::Pace,
@@ -19,15 +18,21 @@ use crate::{
     engine::{
         Batch, Model, Session, SessionOptions,
         batch::{Read, Wanted},
+        prefix::{Folder, Found, Prefixes},
         text::Text,
     },
     format::CacheType,
     forward::Phase,
+    system::available_memory,
     text::Tokenizer,
 };
 
 /// How long to wait for readers who have no room for their events.
 const POLL: Duration = Duration::from_millis(5);
+
+/// Tokens that two prompts must have in common beyond what is known, for the second to wait for the first, and for a state
+/// to be kept where they part.
+const WORTH_KEEPING: usize = 16;
 
 /// What runs the passes.
 pub(super) struct Worker<'w> {
@@ -46,8 +51,11 @@ pub(super) struct Worker<'w> {
     jobs: Vec<Option<Running<'w>>>,
     /// Jobs that are over, but whose readers have yet to take the last events.
     leaving: Vec<Running<'w>>,
+    /// `None` if nothing is to be kept.
+    prefixes: Option<Prefixes>,
     pace: Pace,
     passes: u64,
+    serial: u64,
 }
 
 /// What a text reads in a pass.
@@ -67,7 +75,7 @@ impl<'w> Worker<'w> {
         inbox: &'w Inbox,
         options: SchedulerOptions,
     ) -> Result<Self> {
-        let SchedulerOptions { session: options, slots, measure, .. } = options;
+        let SchedulerOptions { session: options, slots, cache_memory, cache_folder, measure, .. } = options;
         let mut session = Session::new(model, &options)?;
         let read_limit = measure.then(|| session.read_bandwidth(&AtomicBool::new(false))).transpose()?;
         let fallback = session.fallback().map(Error::to_string);
@@ -77,9 +85,18 @@ impl<'w> Worker<'w> {
         while texts.len() < slots {
             texts.push(batch.text(context, cache)?);
         }
+        let text_bytes = texts.iter().map(|text| text.bytes() as u64).sum();
+        let limit = cache_memory.unwrap_or_else(|| default_cache_memory(text_bytes));
+        let mut prefixes = (limit > 0).then(|| Prefixes::new(limit, tokens_alike(&batch)));
+        if let (Some(prefixes), Some(path)) = (&mut prefixes, &cache_folder) {
+            prefixes.keep_in(Folder::open(path, model, cache)?, &mut batch)?;
+        }
         let mut shared = inbox.lock();
-        shared.metrics.read_limit = read_limit;
-        shared.metrics.text_bytes = texts.iter().map(|text| text.bytes() as u64).sum();
+        (shared.metrics.read_limit, shared.metrics.text_bytes) = (read_limit, text_bytes);
+        shared.metrics.prefix_limit = limit as u64;
+        if let Some(prefixes) = &prefixes {
+            (shared.metrics.prefix_bytes, shared.metrics.prefixes) = (prefixes.bytes() as u64, prefixes.states());
+        }
         drop(shared);
         let jobs = repeat_with(|| None).take(slots).collect();
         let (leaving, pace) = (Vec::new(), Pace::default());
@@ -96,8 +113,10 @@ impl<'w> Worker<'w> {
             texts,
             jobs,
             leaving,
+            prefixes,
             pace,
             passes: 0,
+            serial: 0,
         })
     }
 
@@ -125,16 +144,27 @@ impl<'w> Worker<'w> {
                 self.inbox.wait(Some(POLL));
                 continue;
             }
-            let shared = self.inbox.lock();
-            match (shared.queue.is_empty(), shared.ending) {
-                (true, Ending::Not) => {
-                    drop(shared);
-                    self.inbox.wait(None);
-                }
-                (true, _) => return,
-                (false, _) => {}
+            let (is_empty, ending) = {
+                let shared = self.inbox.lock();
+                (shared.queue.is_empty(), shared.ending)
+            };
+            match ending {
+                _ if !is_empty => {}
+                _ if self.save_one() => {}
+                Ending::Not => self.inbox.wait(None),
+                _ => return,
             }
         }
+    }
+
+    /// Writes a prefix state to the folder, while there is nothing else to do. A folder that can't be written is given up.
+    fn save_one(&mut self) -> bool {
+        let Some(prefixes) = &mut self.prefixes else { return false };
+        prefixes.save_one(&mut self.batch).unwrap_or_else(|e| {
+            self.inbox.lock().cache_failure = Some(e.to_string());
+            prefixes.forget_folder();
+            false
+        })
     }
 
     /// Gives free texts to jobs of the queue.
@@ -155,15 +185,78 @@ impl<'w> Worker<'w> {
     }
 
     fn begin(&mut self, slot: usize, queued: Queued) {
-        let mut job = Running::new(self.tokenizer, queued, self.model.config().vocab, self.context);
+        self.serial += 1;
+        let (vocab, context) = (self.model.config().vocab, self.context);
+        let mut job = Running::new(self.serial, self.tokenizer, queued, vocab, context);
         job.check_cancelled();
-        if !job.is_over() {
-            match self.batch.clear(&mut self.texts[slot]) {
-                Ok(()) => job.start(Cached::default(), self.context),
-                Err(e) => job.fail(e),
-            }
+        let awaits = self.shared_with_others(&job);
+        if let Some((serial, at)) = awaits {
+            let other = self.jobs.iter_mut().flatten().find(|other| other.serial == serial);
+            other.into_iter().for_each(|other| other.cuts.push(at));
         }
+        job.awaits = awaits;
+        let is_over = job.is_over();
         self.jobs[slot] = Some(job);
+        if !is_over && awaits.is_none() {
+            self.start(slot);
+        }
+    }
+
+    /// Returns the job that is about to read more of this one's prompt than is known, and how much.
+    fn shared_with_others(&self, job: &Running<'_>) -> Option<(u64, usize)> {
+        let known = self.find(job)?.tokens;
+        let prompt = &job.job.prompt;
+        let others = self.jobs.iter().flatten();
+        let awaitable = others.filter(|other| other.is_awaitable() && other.job.owner == job.job.owner);
+        let shared = awaitable.filter_map(|other| {
+            let common = prompt.iter().zip(&other.job.prompt).take_while(|(a, b)| a == b).count();
+            let is_whole = common == prompt.len() && common == other.job.prompt.len();
+            let at = if is_whole { common } else { common.min(prompt.len() - 1) };
+            let is_worth_it = at > other.read && at >= known + if is_whole { 1 } else { WORTH_KEEPING };
+            is_worth_it.then_some((other.serial, at))
+        });
+        shared.max_by_key(|&(_, at)| at)
+    }
+
+    /// Returns what is known of a job's prompt, if prefix states are of use to it.
+    fn find(&self, job: &Running<'_>) -> Option<Found> {
+        let is_of_use = !job.is_over() && !job.job.prompt_logprobs;
+        let prefixes = self.prefixes.as_ref().filter(|_| is_of_use)?;
+        Some(prefixes.find(&job.job.owner, &job.job.prompt))
+    }
+
+    /// Begins to read a job's prompt, after what is known of it.
+    fn start(&mut self, slot: usize) {
+        let found = self.jobs[slot].as_ref().and_then(|job| self.find(job));
+        let Some(job) = &mut self.jobs[slot] else { return };
+        let text = &mut self.texts[slot];
+        if let Err(e) = self.batch.clear(text) {
+            return job.fail(e);
+        }
+        let (mut known, mut logits) = Default::default();
+        if let (Some(found), Some(prefixes)) = (found, &mut self.prefixes) {
+            (known, logits) = prefixes.restore(&mut self.batch, text, found);
+            if found.shared >= found.tokens + WORTH_KEEPING && found.shared < job.job.prompt.len() {
+                job.cuts.push(found.shared);
+            }
+            let mut shared = self.inbox.lock();
+            shared.metrics.cached_tokens += known.len() as u64;
+            *(if known.is_empty() { &mut shared.metrics.prefix_misses } else { &mut shared.metrics.prefix_hits }) += 1;
+        }
+        job.start(known, logits, self.context);
+    }
+
+    /// Keeps the state of a text for others that begin alike. One that can't be kept is none.
+    fn keep(&mut self, slot: usize) {
+        let (Some(prefixes), Some(job)) = (&mut self.prefixes, &self.jobs[slot]) else { return };
+        let text = &self.texts[slot];
+        if text.cache_type() == self.cache && job.read > 0 && text.tokens() == job.read {
+            let steps = &job.steps[..job.read];
+            let _ = prefixes.insert(&mut self.batch, text, &job.job.owner, steps, &job.logits);
+            let mut shared = self.inbox.lock();
+            shared.metrics.prefix_bytes = prefixes.bytes() as u64;
+            shared.metrics.prefixes = prefixes.states();
+        }
     }
 
     /// Delivers events, and parts with jobs that are over.
@@ -172,17 +265,30 @@ impl<'w> Worker<'w> {
             let Some(job) = &mut self.jobs[slot] else { continue };
             job.deliver();
             job.check_cancelled();
-            if job.is_over()
-                && let Some(job) = self.jobs[slot].take()
-            {
-                self.part_with(slot, job);
+            if job.is_over() {
+                self.keep(slot);
+                self.part_with(slot);
+            }
+        }
+        for slot in 0..self.jobs.len() {
+            let awaits = self.jobs[slot].as_ref().and_then(|job| job.awaits);
+            let is_to_come = |(serial, at): (u64, usize)| {
+                let mut others = self.jobs.iter().flatten();
+                others.any(|other| other.serial == serial && !other.is_over() && other.read < at)
+            };
+            if awaits.is_some_and(|awaits| !is_to_come(awaits)) {
+                self.start(slot);
             }
         }
         self.leaving.iter_mut().for_each(Running::deliver);
-        self.leaving.retain(|job| !job.is_left());
+        if !self.leaving.is_empty() {
+            let all_cancelled = self.inbox.lock().ending == Ending::Cancelled;
+            self.leaving.retain(|job| !job.is_left(all_cancelled));
+        }
     }
 
-    fn part_with(&mut self, slot: usize, mut job: Running<'w>) {
+    fn part_with(&mut self, slot: usize) {
+        let Some(mut job) = self.jobs[slot].take() else { return };
         if let Some(narrow) = job.narrow.take() {
             self.texts[slot] = narrow;
         }
@@ -206,9 +312,8 @@ impl<'w> Worker<'w> {
     /// Returns what the next pass reads: a token of each text that is being written, and of prompts as much as the pace
     /// allows, first of those that waited longest.
     fn plan(&mut self) -> Vec<Part> {
-        let ready = |job: &&Running<'_>| !job.is_over() && job.is_delivered();
-        let slots: Vec<usize> =
-            (0..self.jobs.len()).filter(|&slot| self.jobs[slot].as_ref().filter(ready).is_some()).collect();
+        let is_ready = |&slot: &usize| self.jobs[slot].as_ref().is_some_and(Running::is_ready);
+        let slots: Vec<usize> = (0..self.jobs.len()).filter(is_ready).collect();
         let (mut prompts, written): (Vec<usize>, Vec<usize>) =
             slots.into_iter().partition(|&slot| self.jobs[slot].as_ref().is_some_and(Running::is_in_prompt));
         let mut parts: Vec<Part> = written.into_iter().filter_map(|slot| self.part(slot, usize::MAX)).collect();
@@ -259,6 +364,9 @@ impl<'w> Worker<'w> {
         }
         let mut chosen = 0;
         for part in parts {
+            if self.jobs[part.slot].as_ref().is_some_and(|job| !job.is_over() && job.is_at_cut()) {
+                self.keep(part.slot);
+            }
             if let Some(job) = &mut self.jobs[part.slot] {
                 chosen += u64::from(job.choose(self.context));
             }
@@ -349,6 +457,8 @@ impl<'w> Worker<'w> {
             texts.push(batch.text(self.context, self.cache)?);
         }
         (self.batch, self.texts, self.fallback) = (batch, texts, Some(why.to_string()));
+        let limit = self.prefixes.as_ref().map(Prefixes::limit);
+        self.prefixes = limit.map(|limit| Prefixes::new(limit, tokens_alike(&self.batch)));
         for job in self.jobs.iter_mut().flatten() {
             (job.read, job.logits, job.narrow) = (0, Vec::new(), None);
         }
@@ -359,4 +469,19 @@ impl<'w> Worker<'w> {
 
 fn rows(parts: &[Part]) -> usize {
     parts.iter().map(|part| part.ids.len()).sum()
+}
+
+/// How many tokens from the first on leave the same behind whether they were read as a prompt or as an answer: on a GPU
+/// the last bits depend on that from the beginning.
+fn tokens_alike(batch: &Batch<'_>) -> usize {
+    let config = batch.model().config();
+    let window = config.window.filter(|_| config.windowed.contains(&true));
+    if batch.device.gpu().is_some() { 0 } else { window.unwrap_or(usize::MAX) }
+}
+
+/// A quarter of the memory that is free once the texts are full, at most 4 GB.
+fn default_cache_memory(text_bytes: u64) -> usize {
+    const MOST: u64 = 4_000_000_000;
+    let free = available_memory().map_or(MOST, |free| free.saturating_sub(text_bytes) / 4);
+    usize::try_from(free.min(MOST)).unwrap_or(0)
 }

@@ -1,0 +1,324 @@
+//! The tree of prefixes, within a budget.
+
+use std::{collections::HashMap, iter::successors};
+
+use super::{
+    disk::Folder,
+    node::{End, Node, Step},
+};
+use crate::{
+    Result,
+    engine::{Batch, text::Text},
+    forward::Phase,
+    model::Config,
+    state::Recurrent,
+};
+
+/// What texts of one cache type had read, by owner. Nothing of one owner's is found for another, nor is it seen in the time
+/// that an answer takes, but that states are dropped when others need the room.
+pub struct Prefixes {
+    /// The key is what stands for an owner, see [`Prefixes::owner`].
+    pub(super) roots: HashMap<String, usize>,
+    pub(super) nodes: Vec<Option<Node>>,
+    free: Vec<usize>,
+    bytes: usize,
+    limit: usize,
+    /// Counts uses.
+    pub(super) now: u64,
+    /// How many tokens from the first on are the same however they were read.
+    alike: usize,
+    pub(super) folder: Option<Folder>,
+}
+
+/// What is known of a prompt.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// The node at whose end the text can go on.
+    node: Option<usize>,
+    /// How many tokens that spares.
+    pub tokens: usize,
+    /// How many tokens another text has in common with the prompt, whether it can be gone on with after them or not.
+    pub shared: usize,
+}
+
+impl Prefixes {
+    /// Returns an empty tree that takes `limit` bytes at most. `alike`: how many tokens from the first on leave the same
+    /// behind however they were read.
+    pub fn new(limit: usize, alike: usize) -> Self {
+        let (roots, nodes, free, folder) = (HashMap::new(), Vec::new(), Vec::new(), None);
+        Self { roots, nodes, free, bytes: 0, limit, now: 0, alike, folder }
+    }
+
+    /// Returns what stands for an owner: nobody can tell the owner from it.
+    pub(super) fn owner(name: &str) -> String {
+        blake3::Hasher::new_derive_key("hymba prefix states: owner")
+            .update(name.as_bytes())
+            .finalize()
+            .to_hex()
+            .to_string()
+    }
+
+    /// Returns the bytes that the states take.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Returns the bytes that they may take.
+    pub fn limit(&self) -> usize {
+        self.limit
+    }
+
+    /// Returns how many states there are.
+    pub fn states(&self) -> usize {
+        self.nodes.iter().flatten().filter(|node| node.end.is_some()).count()
+    }
+
+    /// Steps as they are told apart here.
+    pub(super) fn alike(&self, steps: &[Step]) -> Vec<Step> {
+        let phase = |i: usize, phase| if i < self.alike { Phase::Prefill } else { phase };
+        steps.iter().enumerate().map(|(i, &(id, was))| (id, phase(i, was))).collect()
+    }
+
+    /// Looks for the longest known prefix of `prompt`. All of it is only good if the logits after it are known.
+    pub fn find(&self, owner: &str, prompt: &[u32]) -> Found {
+        let mut best = Found::default();
+        let root = self.roots.get(&Self::owner(owner)).copied();
+        let mut open: Vec<usize> = root.into_iter().collect();
+        while let Some(at) = open.pop() {
+            let Some(node) = &self.nodes[at] else { continue };
+            let rest = &prompt[node.start.min(prompt.len())..];
+            let common = node.steps.iter().zip(rest).take_while(|(step, id)| step.0 == **id).count();
+            best.shared = best.shared.max(node.start + common);
+            if common < node.steps.len() {
+                continue;
+            }
+            let knows_more = |end: &End| node.stop() < prompt.len() || !end.logits.is_empty();
+            if node.stop() > best.tokens && node.end.as_ref().is_some_and(knows_more) {
+                (best.node, best.tokens) = (Some(at), node.stop());
+            }
+            // Prompts before answers, where both were read alike: the last in is the first out.
+            open.extend(node.children.iter().filter(|&&child| self.begins(child, Phase::Decode)));
+            open.extend(node.children.iter().filter(|&&child| self.begins(child, Phase::Prefill)));
+        }
+        best
+    }
+
+    fn begins(&self, node: usize, phase: Phase) -> bool {
+        self.nodes[node].as_ref().and_then(|node| node.steps.first()).is_some_and(|step| step.1 == phase)
+    }
+
+    /// The nodes on the way from the root to `node`, the other way round.
+    fn way(&self, node: usize) -> impl Iterator<Item = usize> {
+        successors(Some(node), |&node| self.nodes[node].as_ref()?.parent)
+    }
+
+    /// Makes `text`, which is empty, what had read the prefix that was found. Returns its steps and the logits after it, if
+    /// they are known.
+    pub fn restore(&mut self, batch: &mut Batch<'_>, text: &mut Text, found: Found) -> (Vec<Step>, Vec<f32>) {
+        let Some(last) = found.node else { return Default::default() };
+        let config = batch.model().config();
+        let mut way: Vec<usize> = self.way(last).collect();
+        way.reverse();
+        let mut steps = Vec::with_capacity(found.tokens);
+        for &node in &way {
+            let Some(node) = &self.nodes[node] else { continue };
+            steps.extend(&node.steps);
+            if let Some(rows) = &node.rows {
+                text.state.put_rows(&mut batch.device, config, rows);
+            }
+        }
+        self.now += 1;
+        let now = self.now;
+        let Some(end) = self.nodes[last].as_mut().and_then(|node| node.end.as_mut()) else { return Default::default() };
+        end.used = now;
+        text.state.put_recurrent(&mut batch.device, config, &end.recurrent, found.tokens);
+        (steps, end.logits.clone())
+    }
+
+    /// Keeps the state of `text`, which has read `steps`; with the `logits` after them, unless there are none.
+    pub fn insert(
+        &mut self,
+        batch: &mut Batch<'_>,
+        text: &Text,
+        owner: &str,
+        steps: &[Step],
+        logits: &[f32],
+    ) -> Result<()> {
+        let config = batch.model().config();
+        if steps.is_empty() || Recurrent::bytes(config) > self.limit {
+            return Ok(());
+        }
+        let at = self.node_for(batch, text, owner, &self.alike(steps))?;
+        self.complete(batch, text, at, steps.len())?;
+        self.now += 1;
+        let now = self.now;
+        let recurrent = match self.nodes[at].as_ref().is_some_and(|node| node.end.is_some()) {
+            true => None,
+            false => Some(text.state.recurrent(&mut batch.device, config)?),
+        };
+        self.change(config, at, |node| match (&mut node.end, recurrent) {
+            (Some(end), _) => {
+                end.used = now;
+                if end.logits.is_empty() && !logits.is_empty() {
+                    (end.logits, node.is_saved) = (logits.to_vec(), false);
+                }
+            }
+            (end, Some(recurrent)) => {
+                *end = Some(End { recurrent, logits: logits.to_vec(), used: now });
+                node.is_saved = false;
+            }
+            _ => {}
+        });
+        self.shrink(config);
+        Ok(())
+    }
+
+    /// Returns the node that ends after `steps`, a new one if there is none.
+    fn node_for(&mut self, batch: &mut Batch<'_>, text: &Text, owner: &str, steps: &[Step]) -> Result<usize> {
+        let config = batch.model().config();
+        let owner = Self::owner(owner);
+        let mut at = match self.roots.get(&owner) {
+            Some(&root) => root,
+            None => {
+                let root = self.add(config, Node::root());
+                self.roots.insert(owner, root);
+                root
+            }
+        };
+        let mut done = 0;
+        while done < steps.len() {
+            let rest = &steps[done..];
+            let children = self.nodes[at].as_ref().map(|node| node.children.clone()).unwrap_or_default();
+            let common = |child: &usize| {
+                let steps = self.nodes[*child].as_ref().map_or(&[][..], |node| &node.steps);
+                steps.iter().zip(rest).take_while(|(a, b)| a == b).count()
+            };
+            let next = children.iter().map(|child| (*child, common(child))).find(|(_, common)| *common > 0);
+            let Some((child, common)) = next else {
+                let rows = text.state.rows(&mut batch.device, config, done..steps.len())?;
+                let node =
+                    Node { parent: Some(at), start: done, steps: rest.to_vec(), rows: Some(rows), ..Node::root() };
+                return Ok(self.add(config, Node { is_saved: false, ..node }));
+            };
+            at = self.split(batch, child, common)?;
+            done += common;
+        }
+        Ok(at)
+    }
+
+    /// Returns the node of the first `count` steps of `node`, which is split if it has more.
+    fn split(&mut self, batch: &mut Batch<'_>, node: usize, count: usize) -> Result<usize> {
+        let config = batch.model().config();
+        let Some(lower) = &mut self.nodes[node] else { return Ok(node) };
+        if lower.steps.len() == count {
+            return Ok(node);
+        }
+        let before = lower.bytes(config);
+        let upper = lower.split_off_first(&mut batch.device, config, count)?;
+        self.bytes = self.bytes - before + lower.bytes(config);
+        let parent = upper.parent;
+        let upper = self.add(config, upper);
+        if let Some(parent) = parent.and_then(|parent| self.nodes[parent].as_mut()) {
+            parent.children.retain(|&child| child != node);
+        }
+        if let Some(lower) = &mut self.nodes[node] {
+            lower.parent = Some(upper);
+        }
+        if let Some(upper) = &mut self.nodes[upper] {
+            upper.children.push(node);
+        }
+        Ok(upper)
+    }
+
+    /// Gives the nodes on the way to `last` those rows of windowed layers that a text of `tokens` tokens sees. They lack
+    /// some where a longer text was split, which had forgotten them.
+    fn complete(&mut self, batch: &mut Batch<'_>, text: &Text, last: usize, tokens: usize) -> Result<()> {
+        let config = batch.model().config();
+        let way: Vec<usize> = self.way(last).collect();
+        for at in way {
+            let Some(rows) = self.nodes[at].as_ref().and_then(|node| node.rows.as_ref()) else { continue };
+            if rows.lack(config, tokens) {
+                let more = text.state.rows(&mut batch.device, config, rows.tokens())?;
+                self.change(config, at, |node| {
+                    if let Some(rows) = &mut node.rows {
+                        rows.complete_with(more);
+                    }
+                    node.is_saved = false;
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds a node under its parent.
+    pub(super) fn add(&mut self, config: &Config, node: Node) -> usize {
+        self.bytes += node.bytes(config);
+        let parent = node.parent;
+        let at = match self.free.pop() {
+            Some(at) => {
+                self.nodes[at] = Some(node);
+                at
+            }
+            None => {
+                self.nodes.push(Some(node));
+                self.nodes.len() - 1
+            }
+        };
+        if let Some(parent) = parent.and_then(|parent| self.nodes[parent].as_mut()) {
+            parent.children.push(at);
+        }
+        at
+    }
+
+    /// Changes a node, and counts its bytes anew.
+    fn change(&mut self, config: &Config, at: usize, change: impl FnOnce(&mut Node)) {
+        if let Some(node) = &mut self.nodes[at] {
+            let before = node.bytes(config);
+            change(node);
+            self.bytes = self.bytes - before + node.bytes(config);
+        }
+    }
+
+    /// Drops the states that were not used for longest, until the others fit.
+    pub(super) fn shrink(&mut self, config: &Config) {
+        while self.bytes > self.limit {
+            let states = self.nodes.iter().enumerate();
+            let used = states.filter_map(|(at, node)| Some((node.as_ref()?.end.as_ref()?.used, at)));
+            let Some((_, oldest)) = used.min() else { return };
+            self.change(config, oldest, |node| (node.end, node.is_saved) = (None, false));
+            self.prune(config, oldest);
+        }
+    }
+
+    /// Removes `node` if nobody can go on after it, and then its parents likewise.
+    pub(super) fn prune(&mut self, config: &Config, node: usize) {
+        let mut next = Some(node);
+        while let Some(at) = next {
+            let Some(node) = self.nodes[at].as_ref().filter(|node| node.children.is_empty() && node.end.is_none())
+            else {
+                return;
+            };
+            self.bytes -= node.bytes(config);
+            if let Some(folder) = &self.folder {
+                let (owner, steps) = self.path(at);
+                folder.remove(&owner, &steps);
+            }
+            next = self.nodes[at].as_ref().and_then(|node| node.parent);
+            match next.and_then(|parent| self.nodes[parent].as_mut()) {
+                Some(parent) => parent.children.retain(|&child| child != at),
+                None => self.roots.retain(|_, &mut root| root != at),
+            }
+            self.nodes[at] = None;
+            self.free.push(at);
+        }
+    }
+
+    /// The steps on the way to `node`, and whose they are.
+    pub(super) fn path(&self, node: usize) -> (String, Vec<Step>) {
+        let way: Vec<usize> = self.way(node).collect();
+        let root = way.last().copied();
+        let owner = self.roots.iter().find(|(_, at)| Some(**at) == root).map(|(owner, _)| owner.clone());
+        let steps = way.iter().rev().filter_map(|&at| self.nodes[at].as_ref()).flat_map(|node| node.steps.clone());
+        (owner.unwrap_or_default(), steps.collect())
+    }
+}
