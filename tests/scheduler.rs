@@ -418,15 +418,19 @@ fn delicate(folder: &Path) -> Arc<Model> {
         }
         tensor.data = Blob::from_vec(bytes);
     };
-    // Of all embeddings that of token 41 alone reaches column 0 of the first layer's values.
+    // Of all embeddings that of token 40 alone has something in column 1, and that of token 41 in column 0.
     change("token_embd.weight", &|row, col, value| match (row, col) {
-        (40, 1) => f32::NAN,
-        (41, 0) => 1.0,
-        (_, 0) => 0.0,
+        (40, 1) | (41, 0) => 8.0,
+        (_, 0 | 1) => 0.0,
         _ => value,
     });
     let values = config.hidden + k..config.hidden + k + v;
-    change("blk.0.in_proj.weight", &|row, col, value| if values.contains(&row) && col == 0 { 1e8 } else { value });
+    let u = values.end..values.end + config.inner;
+    change("blk.0.in_proj.weight", &|row, col, value| match col {
+        0 if values.contains(&row) => 1e8,
+        1 if u.contains(&row) => 3e38,
+        _ => value,
+    });
     Arc::new(Model::from_gguf(gguf).unwrap())
 }
 
