@@ -78,9 +78,10 @@ mod threads;
 pub use backend::DeviceChoice;
 pub use constrain::{Constraint, Shape, Vocabulary};
 pub use engine::{
-    Conversation, Model, Session, SessionOptions, Timeline, conversation,
-    generate::{Generation, Request, StopReason, Timings, TokenModel, generate},
+    Conversation, Model, Session, SessionOptions, Timeline, TokenModel, conversation,
+    generate::{Generation, Request, StopReason, Timings, generate, generate_with},
     scheduler,
+    speculate::{Speculate, Speculator},
     timeline::Watch,
 };
 pub use error::{Error, Holds, Mismatch, Result};

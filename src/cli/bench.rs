@@ -2,6 +2,7 @@
 
 mod measure;
 mod report;
+mod speculate;
 
 use std::{fs, io::Write, num::NonZeroUsize, path::PathBuf, sync::atomic::AtomicBool, thread, time::Instant};
 
@@ -19,8 +20,10 @@ use super::{
     model::ModelArgs,
     options::{cache_type, count, new_session},
     terminal,
+    usage::Usage,
 };
 use measure::{BenchPlan, Test, measure};
+use speculate::{Extent, SpeculateArgs};
 
 /// Measure speed, as a share of the machine's limits.
 ///
@@ -36,7 +39,9 @@ Examples:
   hymba bench -m hymba-1.5b-q4_0.gguf -d 0,4096,8192 -t 1,2
   hymba bench -m hymba-1.5b-q4_0.gguf -p 0 -n 64 --profile
   hymba bench --shape hymba-1.5b -p 0 --ttft 0 -b 1,2,4,8 --verify 1,2,3,4,6,8
-  hymba bench -m hymba-1.5b-q4_0.gguf -o json > bench.json")]
+  hymba bench -m hymba-1.5b-q4_0.gguf -o json > bench.json
+  hymba bench --speculate --tasks tests/data/speculate/tasks.json -o json > tasks.json
+  hymba bench --shape hymba-1.5b --speculate --replay tasks.json")]
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
@@ -65,6 +70,8 @@ pub struct Args {
     /// Tokens of a decode segment, as a draft is verified with: passes of so many tokens, with logits for each
     #[arg(long, value_name = "N", value_delimiter = ',', value_parser = count(1..=DECODE_TOKENS as u64))]
     verify: Vec<usize>,
+    #[command(flatten)]
+    speculate: SpeculateArgs,
     /// Threads [default: one a core that this process may use]
     #[arg(short, long, value_name = "N", value_delimiter = ',', value_parser = count(1..=512))]
     threads: Vec<usize>,
@@ -116,6 +123,9 @@ pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
         Some(file) => Model::open(file)?,
         None => args.model.open(!matches!(args.output, Format::Md), cancel)?,
     };
+    if args.speculate.speculate {
+        return measure_speculation(args, &model, cancel);
+    }
     let cores = thread::available_parallelism().map_or(1, NonZeroUsize::get);
     let threads = if args.threads.is_empty() { vec![cores] } else { args.threads.clone() };
     let tests = [(Test::Prefill, &args.prompt), (Test::Decode, &args.predict), (Test::FirstToken, &args.ttft)];
@@ -159,6 +169,30 @@ pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
         Format::Csv => out.write_all(report::csv(&results).as_bytes())?,
         Format::Json => out.json(&report::json(&results), true)?,
         Format::Jsonl => {}
+    }
+    Ok(())
+}
+
+/// `--speculate`.
+fn measure_speculation(args: &Args, model: &Model, cancel: &AtomicBool) -> anyhow::Result<()> {
+    if matches!(args.output, Format::Csv | Format::Jsonl) {
+        return Err(Usage("--speculate prints md or json; choose one with -o".into()).into());
+    }
+    let predict = args.predict.first().copied().unwrap_or_default();
+    let extent = Extent { depths: &args.depth, repeat: args.repeat, predict };
+    let prepared = speculate::prepare(&args.speculate, model, &extent)?;
+    let options = SessionOptions {
+        context: Some(prepared.context),
+        threads: args.threads.first().and_then(|&n| NonZeroUsize::new(n)),
+        cache: args.cache_type,
+        ..SessionOptions::default()
+    };
+    let mut session = new_session(model, &options, cancel)?;
+    let results = speculate::measure(prepared, model, &mut session, &extent, cancel)?;
+    let mut out = terminal::out();
+    match args.output {
+        Format::Json => out.json(&speculate::json(&results), true)?,
+        _ => out.write_all(speculate::markdown(&results).as_bytes())?,
     }
     Ok(())
 }

@@ -36,6 +36,7 @@ use super::{
     model::{DEMO, EMBEDDED_NAME, ModelArgs},
     options::{Limit, REPLY_LIMIT, SamplingArgs, SessionArgs, count, limit, list_devices},
     prompt::{self, StdinArgs},
+    speculate::SpeculateArgs,
     terminal,
     usage::{Reported, Usage, output_file},
 };
@@ -136,6 +137,8 @@ pub struct Args {
     #[command(flatten)]
     runtime: SessionArgs,
     #[command(flatten)]
+    speculate: SpeculateArgs,
+    #[command(flatten)]
     pub sampling: SamplingArgs,
 }
 
@@ -221,7 +224,8 @@ pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
         constraint,
         ..Options::default()
     };
-    let conversation = Conversation::new(timeline, &tokenizer, sampler, options)?;
+    let mut conversation = Conversation::new(timeline, &tokenizer, sampler, options)?;
+    conversation.set_speculator(args.speculate.speculator(&tokenizer, cancel)?);
     let screen = Screen::new(args.color, terminal, args.quiet, args.jsonl);
     let open = |context| {
         let options = SessionOptions { context: Some(context), ..args.runtime.options() };

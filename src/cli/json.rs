@@ -1,5 +1,6 @@
 //! What all JSON output has in common; docs/json.md describes it.
 
+use hymba::Timings;
 use serde_json::{Value, json};
 
 /// The version of the objects that commands print, in each of them.
@@ -12,4 +13,15 @@ pub fn event(name: &str, object: Value) -> Value {
         event.extend(fields);
     }
     event
+}
+
+/// What guessing tokens has brought.
+pub fn speculation(t: &Timings) -> Value {
+    json!({
+        "passes": t.passes,
+        "tokens_per_pass": t.tokens_per_pass(),
+        "drafted_tokens": t.drafted,
+        "accepted_tokens": t.accepted,
+        "accepted_share": t.accepted_share(),
+    })
 }

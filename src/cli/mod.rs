@@ -26,6 +26,7 @@ pub mod run;
 pub mod serve;
 pub mod settings;
 pub mod signals;
+pub mod speculate;
 pub mod terminal;
 pub mod usage;
 pub mod wording;

@@ -18,6 +18,7 @@ use super::{
     model::ModelArgs,
     options::{Limit, REPLY_LIMIT, SamplingArgs, SessionArgs, limit, list_devices},
     prompt::PromptArgs,
+    speculate::SpeculateArgs,
     terminal,
     usage::{Incomplete, Usage},
     wording::{counted, grouped},
@@ -28,7 +29,8 @@ use hymba::{
     constrain::Constraint,
     engine::{
         Model, Timeline,
-        generate::{Generation, Request, StopReason, Timings, generate},
+        generate::{Generation, Request, StopReason, Timings, generate_with},
+        speculate::Speculator,
         timeline::Watch,
     },
     sample::{Sampler, SamplingParams},
@@ -100,6 +102,8 @@ pub struct Args {
     #[command(flatten)]
     session: SessionArgs,
     #[command(flatten)]
+    speculate: SpeculateArgs,
+    #[command(flatten)]
     pub sampling: SamplingArgs,
 }
 
@@ -163,6 +167,7 @@ struct Run<'a> {
     tokenizer: &'a Tokenizer,
     timeline: Timeline<'a>,
     sampler: Sampler,
+    speculator: Speculator,
     limit: Option<usize>,
     output: Output,
 }
@@ -215,7 +220,9 @@ impl<'a> Run<'a> {
             None if reads_along => Some(model.reply_limit()?.unwrap_or(REPLY_LIMIT)),
             None => None,
         };
-        Ok(Self { args, cancel, model, tokenizer, timeline, sampler, limit, output: Output::new(format) })
+        let speculator = args.speculate.speculator(tokenizer, cancel)?;
+        let output = Output::new(format);
+        Ok(Self { args, cancel, model, tokenizer, timeline, sampler, speculator, limit, output })
     }
 
     /// Makes tokens of the prompt and, with a prompt cache, reads it.
@@ -263,7 +270,7 @@ impl<'a> Run<'a> {
         stops: &[String],
         constraint: Option<&Constraint>,
     ) -> anyhow::Result<Generation> {
-        let Self { args, cancel, tokenizer, timeline, sampler, limit, output, .. } = self;
+        let Self { args, cancel, tokenizer, timeline, sampler, speculator, limit, output, .. } = self;
         let request = Request {
             history: &prompt.history,
             prompt: &prompt.ids,
@@ -292,7 +299,7 @@ impl<'a> Run<'a> {
             Some(e) => Err(e),
             None => output.borrow_mut().show(text),
         };
-        let done = generate(&mut timeline, tokenizer, sampler, &request, show);
+        let done = generate_with(&mut timeline, tokenizer, sampler, &request, speculator, show);
         output.borrow_mut().finish()?;
         match failed.take() {
             Some(e) => Err(anyhow::Error::new(e).context("cannot write the text")),
@@ -302,7 +309,7 @@ impl<'a> Run<'a> {
 
     /// Saves the session and reports how the text ended.
     fn report(self, load: Duration, prompt: &Prompt, done: &Generation) -> anyhow::Result<()> {
-        let Self { args, cancel, model, tokenizer, mut timeline, sampler, limit, mut output } = self;
+        let Self { args, cancel, model, tokenizer, mut timeline, sampler, limit, mut output, .. } = self;
         if let Some(why) = timeline.fallback_reason().filter(|_| !args.quiet) {
             terminal::warn(&terminal::instead(why));
         }

@@ -1,5 +1,7 @@
 //! Numbers and names as people read them.
 
+use hymba::Timings;
+
 /// A number with a comma between thousands.
 pub fn grouped(number: usize) -> String {
     let digits = number.to_string();
@@ -21,6 +23,12 @@ pub fn counted(count: usize, thing: &str) -> String {
 pub fn rate(tokens_per_second: f64) -> String {
     let digits = usize::from(tokens_per_second < 9.95);
     format!("{tokens_per_second:.digits$} tok/s")
+}
+
+/// How well tokens were guessed, if any were.
+pub fn drafts(t: &Timings) -> Option<String> {
+    let (per_pass, share) = (t.tokens_per_pass()?, t.accepted_share()?);
+    Some(format!("{per_pass:.1} tokens a pass, {:.0} % of drafts accepted", 1e2 * share))
 }
 
 /// The one of `names` that `typed` was probably meant to be.

@@ -1,4 +1,5 @@
-//! From a prompt to a text: prefill, then sample and decode until a stop reason appears.
+//! From a prompt to a text: prefill, then sample and decode, several tokens a pass where they can be guessed, until a stop
+//! reason appears.
 
 use std::{
     io,
@@ -6,37 +7,15 @@ use std::{
     time::Instant,
 };
 
-pub use super::generation::{Generation, StopReason, Timings};
-use super::{Session, generator::Generator};
+pub use super::{
+    generation::{Generation, StopReason, Timings},
+    token_model::TokenModel,
+};
+use super::{
+    generator::Generator,
+    speculate::{Forced, Speculate, Speculator},
+};
 use crate::{Error, Result, constrain::Constraint, sample::Sampler, text::Tokenizer};
-
-/// What generation needs of a [`Session`], or of what reads with one.
-pub trait TokenModel {
-    /// Reads `ids` and returns the logits `[vocab]` after the last of them. What knows the logits of what was read before
-    /// takes no ids too.
-    fn prefill(&mut self, ids: &[u32], cancel: &AtomicBool) -> Result<&[f32]>;
-    /// Reads one id and returns the logits `[vocab]` after it.
-    fn decode(&mut self, id: u32) -> Result<&[f32]>;
-    /// Returns how many ids were read so far.
-    fn tokens(&self) -> usize;
-    /// Returns how many ids fit.
-    fn context(&self) -> usize;
-}
-
-impl TokenModel for Session<'_> {
-    fn prefill(&mut self, ids: &[u32], cancel: &AtomicBool) -> Result<&[f32]> {
-        Session::prefill(self, ids, cancel)
-    }
-    fn decode(&mut self, id: u32) -> Result<&[f32]> {
-        Session::decode(self, id)
-    }
-    fn tokens(&self) -> usize {
-        Session::tokens(self)
-    }
-    fn context(&self) -> usize {
-        Session::context(self)
-    }
-}
 
 /// What to generate.
 #[derive(Clone, Copy, Debug, Default)]
@@ -72,6 +51,18 @@ pub fn generate(
     request: &Request,
     sink: &mut dyn FnMut(&str) -> io::Result<()>,
 ) -> Result<Generation> {
+    generate_with(model, tokenizer, sampler, request, &mut Speculator::new(Speculate::Auto), sink)
+}
+
+/// [`generate`] with `speculator`, which knows what other texts of the same session have said. The text does not depend on it.
+pub fn generate_with(
+    model: &mut impl TokenModel,
+    tokenizer: &Tokenizer,
+    sampler: &mut Sampler,
+    request: &Request,
+    speculator: &mut Speculator,
+    sink: &mut dyn FnMut(&str) -> io::Result<()>,
+) -> Result<Generation> {
     let never = AtomicBool::new(false);
     let cancel = request.cancel.unwrap_or(&never);
     if request.prompt.is_empty() && model.tokens() == 0 {
@@ -92,30 +83,39 @@ pub fn generate(
     let read = model.prefill(request.prompt, cancel);
     timings.prompt_tokens += request.prompt.len();
     timings.prompt += start.elapsed();
-    let mut logits = match read {
+    let logits = match read {
         Err(Error::Cancelled) => return text.finish(StopReason::Interrupted, timings, sink),
         logits => logits?,
     };
 
     let start = Instant::now();
+    // Looked at before each token, whether it is read alone or was guessed.
+    let reason_to_stop = |text: &Generator<'_>| match cancel.load(Ordering::Relaxed) {
+        _ if text.at_limit() => Some(StopReason::Limit),
+        true => Some(StopReason::Interrupted),
+        false => None,
+    };
+    speculator.read(text.history());
+    let mut stop = match reason_to_stop(&text) {
+        None => text.choose(logits, sampler, sink)?,
+        stop => stop,
+    };
     let stop = loop {
-        if text.at_limit() {
-            break StopReason::Limit;
-        }
-        if cancel.load(Ordering::Relaxed) {
-            break StopReason::Interrupted;
-        }
-        if let Some(id) = text.unread() {
-            if model.tokens() >= model.context() {
-                break StopReason::ContextFull;
-            }
-            logits = model.decode(id)?;
-            text.mark_read();
-            timings.decode_steps += 1;
-        }
-        if let Some(stop) = text.choose(logits, sampler, sink)? {
+        if let Some(stop) = stop.or_else(|| reason_to_stop(&text)) {
             break stop;
         }
+        let Some(id) = text.unread().filter(|_| model.tokens() < model.context()) else {
+            break StopReason::ContextFull;
+        };
+        // Every guess that is right leads to a token after it.
+        let most = text.left().map_or(usize::MAX, |left| left - 1);
+        let forced = if speculator.is_on() && most > 0 { text.forced() } else { Vec::new() };
+        let counts = speculator.advance(model, id, most, &Forced(&forced), &mut |logits| {
+            text.mark_read();
+            stop = text.choose(logits, sampler, sink)?;
+            Ok(text.unread().filter(|_| stop.is_none() && reason_to_stop(&text).is_none()))
+        })?;
+        timings.add(counts);
     };
     timings.generated_tokens += text.ids().len();
     let mut done = text.finish(stop, timings, sink)?;

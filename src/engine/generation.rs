@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::speculate::Counts;
+
 /// Why a text ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StopReason {
@@ -45,8 +47,16 @@ pub struct Timings {
     pub prompt: Duration,
     /// Ids of the text. The first of them costs no decode step, it follows from the prompt.
     pub generated_tokens: usize,
-    /// Decode steps.
+    /// Ids of the text that were read: as many decode steps, or fewer passes.
     pub decode_steps: usize,
+    /// Passes that read them.
+    pub passes: usize,
+    /// Guesses of tokens that were read with them.
+    pub drafted: usize,
+    /// Those of the guesses that were right.
+    pub accepted: usize,
+    /// Time to find the guesses, and to choose among them.
+    pub drafting: Duration,
     /// Time from the end of the prompt to the end of the text: decode steps, sampling and the sink.
     pub generation: Duration,
 }
@@ -57,9 +67,33 @@ impl Timings {
         rate(self.prompt_tokens, self.prompt)
     }
 
-    /// Returns decode steps per second; 0 if there was none.
+    /// Returns ids of the text read per second; 0 if there was none.
     pub fn decode_rate(&self) -> f64 {
         rate(self.decode_steps, self.generation)
+    }
+
+    /// Returns passes per second that read the text; 0 if there was none.
+    pub fn pass_rate(&self) -> f64 {
+        rate(self.passes, self.generation)
+    }
+
+    /// Returns how many tokens a pass has read; `None` if there was no pass.
+    pub fn tokens_per_pass(&self) -> Option<f64> {
+        (self.passes > 0).then(|| self.decode_steps as f64 / self.passes as f64)
+    }
+
+    /// Returns which share of the guesses was right; `None` if there was none.
+    pub fn accepted_share(&self) -> Option<f64> {
+        (self.drafted > 0).then(|| self.accepted as f64 / self.drafted as f64)
+    }
+
+    /// Adds what was read.
+    pub fn add(&mut self, counts: Counts) {
+        self.decode_steps += counts.tokens;
+        self.passes += counts.passes;
+        self.drafted += counts.drafted;
+        self.accepted += counts.accepted;
+        self.drafting += counts.drafting;
     }
 }
 

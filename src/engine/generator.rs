@@ -84,6 +84,11 @@ impl<'t> Generator<'t> {
         self.limit.is_some_and(|limit| self.ids().len() >= limit)
     }
 
+    /// Returns how many tokens may still be chosen; `None`: any number.
+    pub fn left(&self) -> Option<usize> {
+        self.limit.map(|limit| limit.saturating_sub(self.ids().len()))
+    }
+
     /// Returns the last token chosen, if the model has yet to read it.
     pub fn unread(&self) -> Option<u32> {
         self.history.last().copied().filter(|_| self.unread)

@@ -10,8 +10,10 @@ mod model;
 pub mod prefix;
 pub mod scheduler;
 mod session;
+pub mod speculate;
 mod text;
 pub mod timeline;
+mod token_model;
 
 pub use batch::Batch;
 pub use conversation::Conversation;
@@ -20,3 +22,4 @@ pub use model::Model;
 pub use session::{Session, SessionOptions};
 pub use text::Text;
 pub use timeline::Timeline;
+pub use token_model::TokenModel;

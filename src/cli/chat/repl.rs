@@ -32,10 +32,11 @@ use super::{
 use crate::cli::{
     constraint,
     hints::Place,
+    json::speculation,
     options::beyond_training,
     prompt, signals, terminal,
     usage::{Incomplete, Reported, output_file},
-    wording::{counted, grouped, rate},
+    wording::{counted, drafts, grouped, rate},
 };
 
 /// How a conversation is set up, beside what the library knows of it.
@@ -422,6 +423,7 @@ impl<'m> Repl<'m> {
             "seed": self.conversation.sampler().seed(),
             "context": self.conversation.timeline().context(),
             "context_used": self.conversation.used(),
+            "speculation": speculation(t),
             "timings": {
                 "prompt_seconds": t.prompt.as_secs_f64(),
                 "prompt_tokens_per_second": t.prompt_rate(),
@@ -448,7 +450,8 @@ impl<'m> Repl<'m> {
         }
         let usage = show::usage(&mut self.conversation);
         let stopped = if stop == StopReason::Interrupted { "stopped · " } else { "" };
-        self.screen.small(&format!("[{stopped}{usage} · {}]", rate(timings.decode_rate())));
+        let drafts = drafts(timings).map(|drafts| format!(" · {drafts}")).unwrap_or_default();
+        self.screen.small(&format!("[{stopped}{usage} · {}{drafts}]", rate(timings.decode_rate())));
         if let (StopReason::Limit, true, Some(limit)) =
             (stop, self.setup.default_limit, self.conversation.options().limit)
         {

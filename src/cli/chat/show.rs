@@ -7,7 +7,7 @@ use hymba::{
 
 use super::commands::COMMANDS;
 use crate::cli::{
-    wording::{counted, grouped, rate},
+    wording::{counted, drafts, grouped, rate},
     wrap::wrapped,
 };
 
@@ -83,10 +83,9 @@ pub fn page(
     line("undo", format!("{bytes:.1} of {:.0} MB of checkpoints used", undo_memory as f64 / 1e6));
     if let Some(t) = last {
         let (prompt, decode) = (rate(t.prompt_rate()), rate(t.decode_rate()));
-        line(
-            "speed",
-            format!("prompt {} tok, {prompt}; generated {} tok, {decode}", t.prompt_tokens, t.generated_tokens),
-        );
+        let drafts = drafts(t).map(|drafts| format!("; {drafts}")).unwrap_or_default();
+        let (read, generated) = (t.prompt_tokens, t.generated_tokens);
+        line("speed", format!("prompt {read} tok, {prompt}; generated {generated} tok, {decode}{drafts}"));
     }
     let limit = c.options().limit.map_or_else(|| "-1".into(), |limit| limit.to_string());
     let (overflow, context) = (overflow(c), c.timeline().context());

@@ -6,8 +6,8 @@ use hymba::engine::{Model, Session, generate::Generation};
 use serde_json::json;
 
 use crate::cli::{
-    json::JSON_VERSION,
-    wording::{counted, rate},
+    json::{JSON_VERSION, speculation},
+    wording::{counted, drafts, rate},
 };
 
 /// A text, and what it took.
@@ -37,6 +37,7 @@ impl Report<'_> {
             "stop_reason": self.generation.stop.name(),
             "seed": self.seed,
             "cache_bytes": session.cache_bytes(),
+            "speculation": speculation(t),
             "timings": {
                 "load_seconds": self.load.as_secs_f64(),
                 "prompt_seconds": t.prompt.as_secs_f64(),
@@ -54,16 +55,17 @@ impl Report<'_> {
             0.0 => what,
             some => format!("{what}, {}", rate(some)),
         };
-        let parts = [
+        let mut parts = vec![
             with_rate(format!("prompt {}", counted(t.prompt_tokens, "token")), t.prompt_rate()),
             with_rate(format!("generated {}", counted(t.generated_tokens, "token")), t.decode_rate()),
-            format!("cache {:.0} MB", session.cache_bytes() as f64 / 1e6),
-            format!("seed {}", self.seed),
         ];
+        parts.extend(drafts(t));
+        parts.push(format!("cache {:.0} MB", session.cache_bytes() as f64 / 1e6));
+        parts.push(format!("seed {}", self.seed));
         parts.join(" · ")
     }
 
-    /// Returns what --verbose adds. Each decode step reads the weights and the cache once, so that its speed is a share of
+    /// Returns what --verbose adds. Each pass of decode reads the weights and the cache once, so that its speed is a share of
     /// what the memory allows, which is measured for it; `cancel` ends that.
     pub fn details(&self, session: &mut Session<'_>, cancel: &AtomicBool) -> hymba::Result<String> {
         let t = &self.generation.timings;

@@ -116,6 +116,9 @@ fn go_back_to_shown(timeline: &mut Timeline<'_>, tokenizer: &Tokenizer, generate
     timeline.seek(&target, &Watch { cancel: &AtomicBool::new(false), progress: &|_, _| () })
 }
 
+/// Tokens between two checkpoints.
+const APART: usize = 64;
+
 /// A timeline that shows how the reading of a prompt goes, and makes a checkpoint now and then, so that the end of a text can be
 /// taken back without reading all of it again.
 pub struct Checkpointed<'t, 'm> {
@@ -133,6 +136,19 @@ impl<'t, 'm> Checkpointed<'t, 'm> {
     pub fn new(timeline: &'t mut Timeline<'m>, on: bool, progress: &'t dyn Fn(usize, usize)) -> Self {
         Self { timeline, on, last: None, progress }
     }
+
+    /// Returns how many tokens may be read before a checkpoint is due; `None`: it is due now.
+    fn until_checkpoint(&self) -> Option<usize> {
+        (self.last? + APART).checked_sub(self.tokens()).filter(|&left| left > 0)
+    }
+
+    fn checkpoint_if_due(&mut self) -> Result<()> {
+        if self.on && self.until_checkpoint().is_none() {
+            self.timeline.checkpoint()?;
+            self.last = Some(self.tokens());
+        }
+        Ok(())
+    }
 }
 
 impl TokenModel for Checkpointed<'_, '_> {
@@ -145,12 +161,19 @@ impl TokenModel for Checkpointed<'_, '_> {
     }
 
     fn decode(&mut self, id: u32) -> Result<&[f32]> {
-        const APART: usize = 64;
-        if self.on && self.last.is_none_or(|last| self.tokens() >= last + APART) {
-            self.timeline.checkpoint()?;
-            self.last = Some(self.tokens());
-        }
+        self.checkpoint_if_due()?;
         self.timeline.decode(id)
+    }
+
+    fn most_guesses(&self) -> usize {
+        // Where single steps make a checkpoint, a pass ends.
+        let left = if self.on { self.until_checkpoint().unwrap_or(APART) - 1 } else { usize::MAX };
+        self.timeline.most_guesses().min(left)
+    }
+
+    fn verify(&mut self, ids: &[u32], is_right: &mut dyn FnMut(&[f32]) -> Result<bool>) -> Result<()> {
+        self.checkpoint_if_due()?;
+        self.timeline.verify(ids, is_right)
     }
 
     fn tokens(&self) -> usize {

@@ -28,6 +28,7 @@ impl Conversation<'_> {
     /// Forgets all turns of this branch.
     pub fn clear(&mut self) -> Result<()> {
         self.current.turns.clear();
+        self.speculator.clear();
         self.timeline.clear()
     }
 

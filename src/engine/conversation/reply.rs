@@ -6,7 +6,7 @@ use super::{Branch, Conversation, Overflow, branch::Query, format::Said, prompt:
 use crate::{
     Error, Result,
     engine::{
-        generate::{Generation, Request, StopReason, Timings, TokenModel, generate},
+        generate::{Generation, Request, StopReason, Timings, TokenModel, generate_with},
         timeline::{Step, Watch, prefilled},
     },
     text::{Call, parse_reply},
@@ -16,7 +16,7 @@ use crate::{
 pub struct ReplySink<'a> {
     /// Ends it; gets the progress of reading that takes time.
     pub watch: Watch<'a>,
-    /// Gets the text as it comes, see [`generate`].
+    /// Gets the text as it comes, see [`generate`](crate::generate).
     pub text: &'a mut dyn FnMut(&str) -> io::Result<()>,
 }
 
@@ -177,7 +177,8 @@ impl Conversation<'_> {
             timings: reply.timings,
             cancel: Some(sink.watch.cancel),
         };
-        let more = generate(&mut self.timeline, self.tokenizer, &mut self.sampler, &request, sink.text)?;
+        let Self { timeline, tokenizer, sampler, speculator, .. } = self;
+        let more = generate_with(timeline, tokenizer, sampler, &request, speculator, sink.text)?;
         let (text, ids) = (reply.text.clone() + &more.text, [&*reply.ids, &more.ids].concat());
         *reply = Generation { text, ids, ..more };
         if reply.ids.is_empty() && reply.stop == StopReason::Interrupted {

@@ -124,6 +124,7 @@ impl Conversation<'_> {
         }
         (self.tools, self.contexts) = (tools, contexts);
         (self.name, self.current, self.branches) = (name, current, branches);
+        self.speculator.clear();
         self.timeline.checkpoint()
     }
 }

@@ -6,7 +6,10 @@ use super::{Branch, Turn, format::Format};
 use crate::{
     Error, Result,
     constrain::Constraint,
-    engine::Timeline,
+    engine::{
+        Timeline,
+        speculate::{Speculate, Speculator},
+    },
     sample::Sampler,
     text::{Template, Tokenizer, ToolChoice, Tools},
 };
@@ -51,6 +54,8 @@ pub struct Conversation<'m> {
     pub(super) timeline: Timeline<'m>,
     pub(super) tokenizer: &'m Tokenizer,
     pub(super) sampler: Sampler,
+    /// Knows what all branches have said.
+    pub(super) speculator: Speculator,
     pub(super) options: Options,
     /// What follows from the template.
     pub(super) format: Format,
@@ -80,7 +85,8 @@ impl<'m> Conversation<'m> {
         let (tools, contexts) = (options.tools.clone(), options.contexts.clone());
         check_places(options.template.as_ref(), tools.as_ref(), &contexts)?;
         let (name, branches) = (FIRST_BRANCH.into(), BTreeMap::new());
-        Ok(Self { timeline, tokenizer, sampler, options, format, tools, contexts, name, current, branches })
+        let speculator = Speculator::new(Speculate::Auto);
+        Ok(Self { timeline, tokenizer, sampler, speculator, options, format, tools, contexts, name, current, branches })
     }
 
     /// Returns the turns so far.
@@ -148,6 +154,11 @@ impl<'m> Conversation<'m> {
     /// Returns the tokenizer.
     pub fn tokenizer(&self) -> &'m Tokenizer {
         self.tokenizer
+    }
+
+    /// Lets `speculator` guess the tokens of replies from now on.
+    pub fn set_speculator(&mut self, speculator: Speculator) {
+        self.speculator = speculator;
     }
 
     /// Goes on with `timeline`, which has read what this conversation's has, and may have room for more.

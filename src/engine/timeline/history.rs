@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     Error, Result,
-    engine::{Session, generate::TokenModel},
+    engine::{Session, TokenModel},
     forward::Phase,
 };
 
@@ -231,6 +231,28 @@ impl TokenModel for Timeline<'_> {
     fn decode(&mut self, id: u32) -> Result<&[f32]> {
         self.read(&[decoded(id)], &Watch { cancel: &AtomicBool::new(false), progress: &|_, _| () })?;
         Ok(&self.logits)
+    }
+
+    fn most_guesses(&self) -> usize {
+        self.session.most_guesses()
+    }
+
+    fn verify(&mut self, ids: &[u32], is_right: &mut dyn FnMut(&[f32]) -> Result<bool>) -> Result<()> {
+        let Self { session, logits, .. } = self;
+        let mut read = 0;
+        let verified = session.verify_guesses(ids, &mut |after| {
+            read += 1;
+            logits.clear();
+            logits.extend_from_slice(after);
+            is_right(after)
+        });
+        self.steps.extend(ids[..read].iter().map(|&id| decoded(id)));
+        self.evaluated += read;
+        match verified {
+            Some(outcome) => outcome,
+            // Alone the token may do, or need what takes over from the GPU or the cache.
+            None => is_right(self.decode(ids[0])?).map(drop),
+        }
     }
 
     fn tokens(&self) -> usize {

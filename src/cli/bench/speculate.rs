@@ -1,0 +1,386 @@
+//! `hymba bench --speculate`: what passes of several tokens cost, and what guessing them brings.
+
+use std::{
+    fmt::Write,
+    fs,
+    path::{Path, PathBuf},
+    sync::atomic::AtomicBool,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context;
+use hymba::{
+    Error, Speculate, Speculator,
+    engine::{
+        Model, Session,
+        generate::{Request, TokenModel, generate_with},
+        speculate::{Counts, Forced},
+    },
+    forward::DECODE_TOKENS,
+    sample::{Sampler, SamplingParams},
+    text::{Message, Role},
+};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::cli::json::JSON_VERSION;
+
+/// What to measure with.
+#[derive(Debug, clap::Args)]
+pub struct SpeculateArgs {
+    /// Measure speculation instead: passes of 1 to 8 tokens at each depth, and the tasks of --tasks or --replay
+    #[arg(long)]
+    pub speculate: bool,
+    /// Tasks for the model: a JSON list of objects with `name`, `prompt` (or `text`, for plain continuation) and, to measure a
+    /// given answer as well, `answer`
+    #[arg(long, value_name = "FILE", requires = "speculate", conflicts_with = "replay")]
+    tasks: Option<PathBuf>,
+    /// Replay the texts that a run with --tasks wrote with -o json, whatever this model would say
+    #[arg(long, value_name = "FILE", requires = "speculate")]
+    replay: Option<PathBuf>,
+}
+
+/// A task as its file has it.
+#[derive(Deserialize)]
+struct Task {
+    name: String,
+    prompt: Option<String>,
+    text: Option<String>,
+    answer: Option<String>,
+}
+
+/// A text to read one token after the other, as if the model chose them.
+#[derive(Clone, Deserialize, Serialize)]
+struct Replayed {
+    task: String,
+    prompt_ids: Vec<u32>,
+    ids: Vec<u32>,
+}
+
+#[derive(Deserialize)]
+struct Written {
+    texts: Vec<Replayed>,
+}
+
+/// What passes of a number of tokens take.
+struct Pass {
+    depth: usize,
+    tokens: usize,
+    seconds: f64,
+    /// In passes of one token.
+    ratio: f64,
+}
+
+/// What speculation brings for a text.
+struct Gain {
+    text: Replayed,
+    /// Seconds with single steps and with speculation, in the order of the runs.
+    runs: Vec<[f64; 2]>,
+    /// Of the last run.
+    counts: Counts,
+}
+
+/// How much to measure.
+pub struct Extent<'a> {
+    pub depths: &'a [usize],
+    pub repeat: usize,
+    /// Tokens of an answer at most.
+    pub predict: usize,
+}
+
+/// Returns how many tokens of context the measurements need, and the texts.
+pub fn prepare(args: &SpeculateArgs, model: &Model, extent: &Extent<'_>) -> anyhow::Result<Prepared> {
+    let read = |path: &Path| fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()));
+    let broken = |path: &Path| format!("{} is not a list of tasks", path.display());
+    let mut texts = Vec::new();
+    if let Some(path) = &args.replay {
+        let vocab = model.config().vocab as u32;
+        let written: Written = serde_json::from_str(&read(path)?).with_context(|| broken(path))?;
+        texts = written.texts;
+        if texts.iter().flat_map(|text| text.prompt_ids.iter().chain(&text.ids)).any(|&id| id >= vocab) {
+            anyhow::bail!("{}: it has tokens that this model does not have", path.display());
+        }
+    } else if let Some(path) = &args.tasks {
+        let tasks: Vec<Task> = serde_json::from_str(&read(path)?).with_context(|| broken(path))?;
+        let tokenizer = model.tokenizer()?;
+        let template = model.chat_template(&tokenizer)?;
+        for Task { name, prompt, text, answer } in tasks {
+            let prompt_ids = match (prompt, text, &template) {
+                (Some(prompt), None, Some(template)) => {
+                    tokenizer.encode(&template.render(&[Message::new(Role::User, &prompt)], true)?, false)?
+                }
+                (Some(text), None, None) | (None, Some(text), _) => tokenizer.encode(&text, true)?,
+                _ => anyhow::bail!("{}: the task {name} needs either a prompt or a text", path.display()),
+            };
+            let mut add = |task, ids| texts.push(Replayed { task, prompt_ids: prompt_ids.clone(), ids });
+            add(name.clone(), Vec::new()); // what the model says is found out later
+            if let Some(answer) = answer {
+                add(format!("{name}, given answer"), tokenizer.encode_more(&answer)?);
+            }
+        }
+    }
+    let longest = texts.iter().map(|text| text.prompt_ids.len() + text.ids.len().max(extent.predict)).max();
+    let passes = extent.depths.iter().max().unwrap_or(&0) + DECODE_TOKENS;
+    Ok(Prepared { texts, context: longest.unwrap_or(0).max(passes) })
+}
+
+/// What was read before a session is opened.
+pub struct Prepared {
+    texts: Vec<Replayed>,
+    /// Tokens of context that the measurements need.
+    pub context: usize,
+}
+
+/// Everything that was measured.
+pub struct Results {
+    model: String,
+    kernels: &'static str,
+    threads: usize,
+    passes: Vec<Pass>,
+    gains: Vec<Gain>,
+}
+
+/// Measures.
+pub fn measure(
+    prepared: Prepared,
+    model: &Model,
+    session: &mut Session<'_>,
+    extent: &Extent<'_>,
+    cancel: &AtomicBool,
+) -> anyhow::Result<Results> {
+    let mut passes = Vec::new();
+    for &depth in extent.depths {
+        passes.extend(measure_passes(session, depth, extent.repeat, cancel)?);
+    }
+    let mut gains = Vec::new();
+    for mut text in prepared.texts {
+        if text.ids.is_empty() {
+            text.ids = say(model, session, &text.prompt_ids, extent.predict, cancel)?;
+        }
+        gains.push(measure_text(session, text, extent.repeat, cancel)?);
+    }
+    let (kernels, threads) = (session.kernels(), session.threads());
+    Ok(Results { model: model.file().to_owned(), kernels, threads, passes, gains })
+}
+
+/// Measures passes of 1 to 8 tokens, one after the other, several times.
+fn measure_passes(
+    session: &mut Session<'_>,
+    depth: usize,
+    repeat: usize,
+    cancel: &AtomicBool,
+) -> hymba::Result<Vec<Pass>> {
+    let vocab = session.model().config().vocab as u32;
+    let mut rng = ChaCha8Rng::seed_from_u64(depth as u64);
+    let mut ids = |n: usize| -> Vec<u32> { (0..n).map(|_| rng.random_range(0..vocab)).collect() };
+    session.clear()?;
+    if depth > 0 {
+        session.prefill(&ids(depth), cancel)?;
+    }
+    let start = session.checkpoint(false)?;
+    let mut times = vec![Vec::new(); DECODE_TOKENS];
+    for run in 0..=2 * repeat {
+        for tokens in 1..=DECODE_TOKENS {
+            Error::check_cancelled(cancel)?;
+            let (ids, begin) = (ids(tokens), Instant::now());
+            let mut pass = session.verify(&ids, None)?;
+            pass.logits(0)?;
+            pass.commit(0, tokens);
+            drop(pass);
+            if run > 0 {
+                times[tokens - 1].push(begin.elapsed().as_secs_f64());
+            }
+            session.restore(&start);
+        }
+    }
+    let seconds: Vec<f64> = times.iter_mut().map(|times| median(times)).collect();
+    let pass = |(&time, tokens)| Pass { depth, tokens, seconds: time, ratio: time / seconds[0] };
+    Ok(seconds.iter().zip(1..).map(pass).collect())
+}
+
+/// Returns what the model says after a prompt, at a temperature of 0.
+fn say(
+    model: &Model,
+    session: &mut Session<'_>,
+    prompt: &[u32],
+    most: usize,
+    cancel: &AtomicBool,
+) -> hymba::Result<Vec<u32>> {
+    session.clear()?;
+    let tokenizer = model.tokenizer()?;
+    let mut sampler = Sampler::new(SamplingParams { temperature: 0.0, ..model.sampling()? }, 0);
+    let request = Request { prompt, limit: Some(most), cancel: Some(cancel), ..Request::default() };
+    let speculator = &mut Speculator::new(Speculate::Off);
+    Ok(generate_with(session, &tokenizer, &mut sampler, &request, speculator, &mut |_| Ok(()))?.ids)
+}
+
+/// Reads a text with single steps and with speculation, in turn.
+fn measure_text(session: &mut Session<'_>, text: Replayed, repeat: usize, cancel: &AtomicBool) -> hymba::Result<Gain> {
+    session.clear()?;
+    session.prefill(&text.prompt_ids, cancel)?;
+    let start = session.checkpoint(false)?;
+    let (mut runs, mut counts) = (Vec::new(), Counts::default());
+    for run in 0..=repeat {
+        let mut seconds = [0.0; 2];
+        for (speculate, seconds) in [Speculate::Off, Speculate::Auto].into_iter().zip(&mut seconds) {
+            session.restore(&start);
+            let time;
+            (time, counts) = replay(session, &text, speculate, cancel)?;
+            *seconds = time.as_secs_f64();
+        }
+        if run > 0 {
+            runs.push(seconds);
+        }
+    }
+    Ok(Gain { text, runs, counts })
+}
+
+/// Reads a text as if the model chose it, and returns what that took. As in a session that begins, nothing is known of what
+/// passes cost.
+fn replay(
+    session: &mut Session<'_>,
+    text: &Replayed,
+    speculate: Speculate,
+    cancel: &AtomicBool,
+) -> hymba::Result<(Duration, Counts)> {
+    let mut sampler = Sampler::new(SamplingParams { temperature: 0.0, ..SamplingParams::default() }, 0);
+    let (mut speculator, mut counts) = (Speculator::new(speculate), Counts::default());
+    let begin = Instant::now();
+    speculator.read(&text.prompt_ids);
+    while let Some(&id) = text.ids.get(counts.tokens) {
+        Error::check_cancelled(cancel)?;
+        let (mut at, left) = (counts.tokens, text.ids.len() - counts.tokens - 1);
+        let most = left.min(session.most_guesses());
+        let more = speculator.advance(session, id, most, &Forced(&[]), &mut |logits| {
+            sampler.sample(logits, &[]);
+            at += 1;
+            Ok(text.ids.get(at).copied())
+        })?;
+        counts.add(more);
+    }
+    Ok((begin.elapsed(), counts))
+}
+
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_unstable_by(f64::total_cmp);
+    values.get(values.len().saturating_sub(1) / 2).copied().unwrap_or(f64::NAN)
+}
+
+impl Pass {
+    /// Returns how often each guess has to be right for a pass to be worth its time.
+    fn break_even(&self) -> Option<f64> {
+        let expected = |p: f64| (0..self.tokens).map(|guesses| p.powi(guesses as i32)).sum::<f64>();
+        if self.tokens == 1 || self.ratio > self.tokens as f64 {
+            return None;
+        }
+        let (mut low, mut high) = (0.0, 1.0);
+        for _ in 0..40 {
+            let middle = (low + high) / 2.0;
+            if expected(middle) < self.ratio { low = middle } else { high = middle }
+        }
+        Some(high)
+    }
+}
+
+impl Gain {
+    /// Returns tokens per second with single steps and with speculation: the medians of the runs.
+    fn rates(&self) -> [f64; 2] {
+        [0, 1].map(|i| {
+            let mut seconds: Vec<f64> = self.runs.iter().map(|run| run[i]).collect();
+            self.text.ids.len() as f64 / median(&mut seconds)
+        })
+    }
+
+    /// Returns how many times as fast the text comes with speculation: the median of the runs' pairs.
+    fn speedup(&self) -> f64 {
+        let mut all: Vec<f64> = self.runs.iter().map(|[single, several]| single / several).collect();
+        median(&mut all)
+    }
+
+    fn per_pass(&self) -> f64 {
+        self.counts.tokens as f64 / self.counts.passes.max(1) as f64
+    }
+
+    /// Returns the share of the time that went into finding guesses.
+    fn drafting(&self) -> f64 {
+        self.counts.drafting.as_secs_f64() / self.runs.last().map_or(f64::NAN, |run| run[1])
+    }
+
+    fn accepted(&self) -> Option<f64> {
+        (self.counts.drafted > 0).then(|| self.counts.accepted as f64 / self.counts.drafted as f64)
+    }
+}
+
+/// Tables for people.
+pub fn markdown(results: &Results) -> String {
+    let mut out = String::new();
+    let Results { model, kernels, threads, passes, gains } = results;
+    let _ = writeln!(out, "model: {model} · kernels: {kernels} · threads: {threads}\n");
+    let _ =
+        writeln!(out, "| tokens a pass | depth | ms | of one token's | break-even acceptance |\n|---|---|---|---|---|");
+    for pass in passes {
+        let even = pass.break_even().map_or(String::new(), |share| format!("{:.0} %", 1e2 * share));
+        let (ms, ratio) = (1e3 * pass.seconds, pass.ratio);
+        let _ = writeln!(out, "| {} | {} | {ms:.2} | {ratio:.2} | {even} |", pass.tokens, pass.depth);
+    }
+    if !gains.is_empty() {
+        let _ = writeln!(
+            out,
+            "\n| task | tokens | tok/s, single steps | tok/s | times as fast | tokens a pass | accepted | drafting |\n\
+             |---|---|---|---|---|---|---|---|"
+        );
+    }
+    for gain in gains {
+        let [single, several] = gain.rates();
+        let accepted = gain.accepted().map_or(String::new(), |share| format!("{:.0} %", 1e2 * share));
+        let _ = writeln!(
+            out,
+            "| {} | {} | {single:.1} | {several:.1} | {:.2} | {:.2} | {accepted} | {:.2} % |",
+            gain.text.task,
+            gain.text.ids.len(),
+            gain.speedup(),
+            gain.per_pass(),
+            1e2 * gain.drafting()
+        );
+    }
+    out
+}
+
+/// Everything as one JSON object, which --replay reads.
+pub fn json(results: &Results) -> Value {
+    let Results { model, kernels, threads, passes, gains } = results;
+    let pass = |pass: &Pass| {
+        json!({"tokens": pass.tokens, "depth": pass.depth, "seconds": pass.seconds, "ratio": pass.ratio,
+               "break_even_acceptance": pass.break_even()})
+    };
+    let text = |gain: &Gain| {
+        let [single, several] = gain.rates();
+        json!({
+            "task": gain.text.task, "prompt_ids": gain.text.prompt_ids, "ids": gain.text.ids,
+            "tokens_per_second": {"off": single, "auto": several}, "speedup": gain.speedup(), "runs": gain.runs,
+            "passes": gain.counts.passes, "tokens_per_pass": gain.per_pass(), "drafted_tokens": gain.counts.drafted,
+            "accepted_tokens": gain.counts.accepted, "accepted_share": gain.accepted(),
+            "drafting_share": gain.drafting(),
+        })
+    };
+    json!({
+        "version": JSON_VERSION, "program_version": env!("CARGO_PKG_VERSION"), "model": model, "kernels": kernels,
+        "threads": threads, "passes": passes.iter().map(pass).collect::<Vec<_>>(),
+        "texts": gains.iter().map(text).collect::<Vec<_>>(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pass_is_worth_its_time_where_guesses_are_right_often_enough() {
+        let even = |tokens, ratio| Pass { depth: 0, tokens, seconds: 1.0, ratio }.break_even();
+        assert!((even(2, 1.1).unwrap() - 0.1).abs() < 1e-6);
+        assert!((even(3, 1.75).unwrap() - 0.5).abs() < 1e-6);
+        assert_eq!((even(1, 1.0), even(3, 3.5)), (None, None));
+    }
+}

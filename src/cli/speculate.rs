@@ -1,0 +1,81 @@
+//! Flags that say how the next tokens are guessed.
+
+use std::{path::PathBuf, sync::atomic::AtomicBool};
+
+use hymba::{
+    engine::speculate::{Speculate, Speculator},
+    text::Tokenizer,
+};
+
+use super::{prompt::read_whole, usage::Usage, wording::grouped};
+
+/// How the next tokens are guessed.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Speculation")]
+pub struct SpeculateArgs {
+    /// Guess the next tokens from earlier text and verify several per pass, with the same output. auto: where it is faster;
+    /// K: always up to K tokens (1 to 7)
+    #[arg(long, value_name = "auto|off|K", default_value = "auto", value_parser = speculate)]
+    speculate: Speculate,
+    /// Guess from the text in FILE, too, without reading it into the context; repeatable
+    #[arg(long, value_name = "FILE")]
+    draft_from: Vec<PathBuf>,
+}
+
+/// Tokens of the files to copy from, at most.
+const FILE_TOKENS: usize = 1 << 18;
+
+fn speculate(text: &str) -> Result<Speculate, String> {
+    match (text, text.parse()) {
+        ("auto", _) => Ok(Speculate::Auto),
+        ("off", _) => Ok(Speculate::Off),
+        (_, Ok(guesses @ 1..=Speculate::MOST)) => Ok(Speculate::Fixed(guesses)),
+        _ => Err(format!("must be `auto`, `off` or a number of tokens from 1 to {}", Speculate::MOST)),
+    }
+}
+
+impl SpeculateArgs {
+    /// Returns what guesses tokens that way.
+    pub fn speculator(&self, tokenizer: &Tokenizer, cancel: &AtomicBool) -> anyhow::Result<Speculator> {
+        let mut speculator = Speculator::new(self.speculate);
+        if self.speculate == Speculate::Off {
+            return Ok(speculator);
+        }
+        let mut left = FILE_TOKENS;
+        for path in &self.draft_from {
+            let text = read_whole(path, cancel)?;
+            let too_long = || {
+                let most = grouped(FILE_TOKENS);
+                Usage(format!("--draft-from {}: the files have more than {most} tokens; cut them", path.display()))
+            };
+            if tokenizer.least_tokens(&text) > left {
+                return Err(too_long().into());
+            }
+            let ids = tokenizer.encode(&text, false)?;
+            left = left.checked_sub(ids.len()).ok_or_else(too_long)?;
+            speculator.add_text(&ids);
+        }
+        Ok(speculator)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn drafts_are_automatic_off_or_of_a_length() {
+        for (text, speculate_so) in [
+            ("auto", Some(Speculate::Auto)),
+            ("off", Some(Speculate::Off)),
+            ("1", Some(Speculate::Fixed(1))),
+            ("7", Some(Speculate::Fixed(7))),
+            ("0", None),
+            ("8", None),
+            ("on", None),
+            ("", None),
+        ] {
+            assert_eq!(speculate(text).ok(), speculate_so, "{text}");
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! How often guesses are right.
+
+use super::Class;
+
+/// How often guesses of a class were right lately.
+#[derive(Clone, Copy)]
+struct Share {
+    right: f64,
+    all: f64,
+}
+
+/// How often guesses were right, by their class. Guesses that are not drafted count too, so that it costs nothing to find out.
+pub struct Acceptance {
+    shares: [Share; Class::COUNT],
+}
+
+/// As many guesses are remembered, older ones less and less.
+const MEMORY: f64 = 64.0;
+/// What is expected at first counts as so many guesses.
+const EXPECTED: f64 = 6.0;
+
+impl Default for Acceptance {
+    fn default() -> Self {
+        let expected = |index: usize| match index.checked_sub(1) {
+            None => 0.97,
+            Some(place) => {
+                let certain = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85][place / 2];
+                if place % 2 == 1 { 0.5 * certain } else { certain }
+            }
+        };
+        let share = |index| Share { right: EXPECTED * expected(index), all: EXPECTED };
+        Self { shares: std::array::from_fn(share) }
+    }
+}
+
+impl Acceptance {
+    /// Returns how probable it is that a guess is right.
+    pub fn of(&self, class: Class) -> f64 {
+        let Share { right, all } = self.shares[class.index()];
+        right / all
+    }
+
+    /// Takes into account whether a guess was right.
+    pub fn record(&mut self, class: Class, right: bool) {
+        let share = &mut self.shares[class.index()];
+        share.right += f64::from(u8::from(right));
+        share.all += 1.0;
+        if share.all > MEMORY {
+            let less = MEMORY / share.all;
+            *share = Share { right: share.right * less, all: MEMORY };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_right_is_likely() {
+        let mut acceptance = Acceptance::default();
+        let [long, short] = [12, 1].map(|length| Class::of_match(length, 1.0));
+        assert!(acceptance.of(long) > acceptance.of(short));
+        (0..40).for_each(|_| acceptance.record(long, false));
+        (0..40).for_each(|_| acceptance.record(short, true));
+        assert!(acceptance.of(long) < 0.15 && acceptance.of(short) > 0.85);
+        (0..200).for_each(|_| acceptance.record(long, true));
+        assert!(acceptance.of(long) > 0.9, "what is long ago counts less");
+        assert!(acceptance.of(Class::FORCED) > 0.9);
+    }
+}

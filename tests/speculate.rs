@@ -1,0 +1,491 @@
+//! With speculation the text, its ids, logits, state and saved files are those of single steps, to the bit, whatever is
+//! guessed and wherever the text ends.
+
+#[path = "common/runner.rs"]
+mod runner;
+#[path = "common/texts.rs"]
+mod texts;
+
+use std::{
+    cell::{Cell, RefCell},
+    fs, io,
+    path::Path,
+    rc::Rc,
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use hymba::{
+    Error,
+    engine::{
+        Conversation, Model, Session, SessionOptions, Timeline, TokenModel,
+        conversation::{Options, Overflow, Reply, ReplySink},
+        generate::{Generation, Request, StopReason, Timings, generate_with},
+        speculate::{Class, DraftSource, Guess, Speculate, Speculator},
+        timeline::Watch,
+    },
+    format::{CacheType, DType, gguf::Metadata},
+    sample::{Sampler, SamplingParams},
+    text::{Template, Tokenizer, ToolChoice},
+};
+use rand::{RngExt, seq::IndexedRandom};
+use rand_chacha::ChaCha8Rng;
+use runner::much;
+use serde_json::{Map, Value, json};
+use texts::{GO_ON, model, one_of, rng, small_config};
+
+const VOCAB: usize = 272;
+const CHATML: &str = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}\
+    {% if add_generation_prompt %}<a>{% endif %}";
+
+/// A tokenizer of all bytes and some words.
+fn tokenizer() -> Tokenizer {
+    let mut words: Vec<String> = ["<unk>", "<s>", "</s>"].map(String::from).into();
+    words.extend((0..256).map(|byte| format!("<0x{byte:02X}>")));
+    words.extend("▁ a b c d e f g h i j k l".split(' ').map(String::from));
+    assert_eq!(words.len(), VOCAB);
+    let added = |id: usize| {
+        json!({"id": id, "content": words[id], "special": true, "single_word": false, "lstrip": false, "rstrip": false,
+               "normalized": false})
+    };
+    let vocab: Map<String, Value> = words.iter().cloned().zip(0..).map(|(word, id)| (word, id.into())).collect();
+    let tokenizer = json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [added(0), added(1), added(2)],
+        "pre_tokenizer": null, "post_processor": null,
+        "normalizer": {"type": "Sequence", "normalizers": [
+            {"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]},
+        "decoder": {"type": "Sequence", "decoders": [
+            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"},
+            {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
+        "model": {"type": "BPE", "dropout": null, "unk_token": "<unk>", "continuing_subword_prefix": null,
+            "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true, "ignore_merges": false,
+            "vocab": vocab, "merges": []},
+    });
+    let mut metadata = Metadata::default();
+    metadata.set("tokenizer.huggingface.json", tokenizer.to_string());
+    for (key, id) in [("unknown", 0u32), ("bos", 1), ("eos", 2)] {
+        metadata.set(format!("tokenizer.ggml.{key}_token_id"), id);
+    }
+    Tokenizer::from_metadata(&metadata, "test").unwrap()
+}
+
+/// A small model with random weights, for texts of all bytes.
+fn random_model(rng: &mut ChaCha8Rng, folder: &Path) -> Model {
+    let mut config = small_config(rng);
+    config.vocab = VOCAB;
+    model(&config, one_of(rng, &[DType::F32, DType::Q8_0, DType::Q4_0]), folder)
+}
+
+/// Knows what will be said, and tells some of it, or something else.
+#[derive(Clone, Default)]
+struct Oracle {
+    /// The ids of the text with single steps, which begin with a part of those that are asked about.
+    ids: Rc<RefCell<Vec<u32>>>,
+    /// Of 8 guesses, how many are right.
+    right: u32,
+}
+
+impl DraftSource for Oracle {
+    fn guess(&self, text: &[u32], most: usize, guesses: &mut Vec<Guess>) {
+        let ids = self.ids.borrow();
+        let Some(next) = ids.get(text.len()..).filter(|_| ids.starts_with(text)) else { return };
+        for (i, &id) in next.iter().take(most).enumerate() {
+            let mixed = (text.len() + i).wrapping_mul(2_654_435_761) as u32 >> 13;
+            let id = if mixed % 8 < self.right { id } else { mixed % VOCAB as u32 };
+            guesses.push(Guess { id, class: Class::of_match(8, 1.0) });
+        }
+    }
+}
+
+/// What ends a text early, after so many pieces of it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum End {
+    No,
+    Cancel(usize),
+    Closed(usize),
+    Full(usize),
+}
+
+/// Runs `work` with a sink that ends the text so; returns the pieces too.
+fn ended<T>(end: End, work: impl FnOnce(&AtomicBool, &mut dyn FnMut(&str) -> io::Result<()>) -> T) -> (T, Vec<String>) {
+    let (cancel, mut pieces) = (AtomicBool::new(false), Vec::new());
+    let done = work(&cancel, &mut |piece: &str| {
+        match end {
+            End::Closed(after) if pieces.len() == after => return Err(io::ErrorKind::BrokenPipe.into()),
+            End::Full(after) if pieces.len() == after => return Err(io::ErrorKind::StorageFull.into()),
+            End::Cancel(after) if pieces.len() == after => cancel.store(true, Ordering::Relaxed),
+            _ => {}
+        }
+        pieces.push(piece.to_owned());
+        Ok(())
+    });
+    (done, pieces)
+}
+
+/// What can be compared of a text: all but how long it took.
+fn compared(done: hymba::Result<Generation>) -> Result<(String, Vec<u32>, Option<u32>, StopReason, usize), String> {
+    let done = done.map_err(|e| e.to_string())?;
+    Ok((done.text, done.ids, done.unread, done.stop, done.timings.decode_steps))
+}
+
+fn params(rng: &mut ChaCha8Rng) -> SamplingParams {
+    SamplingParams {
+        temperature: one_of(rng, &[0.0, 0.0, 0.02, 0.3, 0.8]),
+        top_k: one_of(rng, &[0, 3, 40]),
+        top_p: one_of(rng, &[1.0, 0.9]),
+        min_p: one_of(rng, &[0.0, 0.05]),
+        repeat_penalty: one_of(rng, &[1.0, 1.0, 1.1, 1.5]),
+        repeat_last_n: one_of(rng, &[4, 64]),
+    }
+}
+
+fn speculate(rng: &mut ChaCha8Rng) -> Speculate {
+    one_of(rng, &[Speculate::Fixed(1), Speculate::Fixed(3), Speculate::Fixed(7), Speculate::Fixed(7), Speculate::Auto])
+}
+
+fn end(rng: &mut ChaCha8Rng) -> End {
+    let after = rng.random_range(0..12);
+    one_of(rng, &[End::No, End::No, End::No, End::Cancel(after), End::Closed(after), End::Full(after)])
+}
+
+/// Strings that such a text may say.
+fn stops(rng: &mut ChaCha8Rng) -> Vec<String> {
+    let all = ["a", "b", "ab", " c", "é", "e", "the", "\n"];
+    (0..one_of(rng, &[0, 0, 1, 2])).map(|_| (*all.choose(rng).unwrap()).to_owned()).collect()
+}
+
+/// Guesses that were read, and right, so far: a test in which none are tells nothing.
+#[derive(Default)]
+struct Guessed {
+    drafted: Cell<usize>,
+    accepted: Cell<usize>,
+}
+
+impl Guessed {
+    fn add(&self, timings: &Timings) {
+        self.drafted.set(self.drafted.get() + timings.drafted);
+        self.accepted.set(self.accepted.get() + timings.accepted);
+    }
+
+    #[track_caller]
+    fn check(&self, least: usize) {
+        let (drafted, accepted) = (self.drafted.get(), self.accepted.get());
+        assert!(accepted >= least && drafted - accepted >= least, "{accepted} of {drafted} guesses were right");
+    }
+}
+
+/// Texts on a session, one after the other.
+fn check_texts(model: &Model, tokenizer: &Tokenizer, rng: &mut ChaCha8Rng, guessed: &Guessed, what: &str) {
+    let options = SessionOptions {
+        context: Some(rng.random_range(20..120)),
+        threads: 1.try_into().ok(),
+        cache: one_of(rng, &CacheType::ALL),
+        ..SessionOptions::default()
+    };
+    let oracle = Oracle { right: rng.random_range(3..=8), ..Oracle::default() };
+    let sampler = Sampler::new(params(rng), rng.random());
+    let mut speculators = [Speculate::Off, speculate(rng)].map(Speculator::new);
+    if rng.random_bool(0.6) {
+        speculators[1].add_source(Box::new(oracle.clone()));
+    }
+    let mut samplers = [sampler.clone(), sampler];
+    let mut sessions = [(); 2].map(|()| Session::new(model, &options).unwrap());
+    let mut history: Vec<u32> = Vec::new();
+    for text in 0..rng.random_range(1..4) {
+        let prompt: Vec<u32> = (0..rng.random_range(1..12)).map(|_| rng.random_range(3..VOCAB as u32)).collect();
+        if history.len() + prompt.len() > options.context.unwrap() {
+            return;
+        }
+        let (limit, stops, end) = (one_of(rng, &[None, Some(0), Some(1), Some(9), Some(40)]), stops(rng), end(rng));
+        let mut outcomes = Vec::new();
+        for i in 0..2 {
+            let (done, pieces) = ended(end, |cancel, sink| {
+                let cancel = Some(cancel);
+                let request =
+                    Request { history: &history, prompt: &prompt, limit, stops: &stops, cancel, ..Request::default() };
+                generate_with(&mut sessions[i], tokenizer, &mut samplers[i], &request, &mut speculators[i], sink)
+            });
+            if let Ok(done) = &done {
+                guessed.add(&done.timings);
+                *oracle.ids.borrow_mut() = [&*history, &prompt, &done.ids].concat();
+            }
+            let read = sessions[i].tokens();
+            // What the session has left behind shows in what it says next.
+            let state = sessions[i].checkpoint(true).unwrap();
+            let room = read < sessions[i].context();
+            let next: Option<Vec<u32>> =
+                room.then(|| sessions[i].decode(7).unwrap().iter().map(|logit| logit.to_bits()).collect());
+            sessions[i].restore(&state);
+            outcomes.push((compared(done), pieces, read, next, samplers[i].saved()));
+        }
+        let with = outcomes.pop().unwrap();
+        assert!(
+            with == outcomes[0],
+            "{what}, text {text}, {limit:?}, {stops:?}, {end:?}:\n{with:?}\n{:?}",
+            outcomes[0]
+        );
+        let Ok((_, ids, ..)) = with.0 else { return };
+        history.extend(prompt.iter().chain(&ids).take(with.2 - history.len()));
+        assert_eq!(history.len(), with.2);
+    }
+}
+
+/// What a person may do in a conversation.
+#[derive(Clone, Debug)]
+enum Move {
+    Send(String, End),
+    Regenerate(End),
+    Undo,
+    Branch(String),
+    Switch(String),
+    Save,
+    Load,
+    Clear,
+    Params(SamplingParams),
+    Limit(Option<usize>),
+}
+
+fn random_move(rng: &mut ChaCha8Rng, number: usize) -> Move {
+    let words = ["a b c d", "abc abc abc", "the end", "é", "a b c d e f g h", "x"];
+    let name = one_of(rng, &["main", "one", "two"]).to_owned();
+    match rng.random_range(0..16) {
+        _ if number == 0 => Move::Send(words[0].into(), End::No),
+        0..=5 => Move::Send((*words.choose(rng).unwrap()).into(), end(rng)),
+        6 | 7 => Move::Regenerate(end(rng)),
+        8 => Move::Undo,
+        9 => Move::Branch(name),
+        10 => Move::Switch(name),
+        11 => Move::Save,
+        12 => Move::Load,
+        13 => Move::Params(params(rng)),
+        14 => Move::Limit(one_of(rng, &[None, Some(1), Some(6), Some(25)])),
+        _ if rng.random_bool(0.2) => Move::Clear,
+        _ => Move::Undo,
+    }
+}
+
+/// What comes of a move; of a failure, what it says.
+type Outcome = Result<Option<(Result<(String, Vec<u32>, Option<u32>, StopReason, usize), String>, usize)>, String>;
+
+fn play(c: &mut Conversation<'_>, what: &Move, file: &Path, guessed: &Guessed) -> (Outcome, Vec<String>) {
+    let watch = Watch { cancel: &GO_ON, progress: &|_, _| () };
+    let reply = |end: End, send: &mut dyn FnMut(&mut ReplySink<'_>) -> hymba::Result<Reply>| {
+        ended(end, |cancel, text| {
+            let watch = Watch { cancel, progress: &|_, _| () };
+            let reply = send(&mut ReplySink { watch, text }).map_err(|e| e.to_string())?;
+            guessed.add(&reply.generation.timings);
+            Ok(Some((compared(Ok(reply.generation)), reply.dropped)))
+        })
+    };
+    let done = |done: hymba::Result<()>| (done.map(|()| None).map_err(|e| e.to_string()), Vec::new());
+    match what {
+        Move::Send(text, end) => reply(*end, &mut |sink| c.send(text, sink)),
+        Move::Regenerate(end) => reply(*end, &mut |sink| c.regenerate(sink)),
+        Move::Undo => done(c.undo(1, &watch).map(drop)),
+        Move::Branch(name) => done(c.branch(name)),
+        Move::Switch(name) => done(c.switch(name, &watch)),
+        Move::Save => done(c.save(file, &watch)),
+        Move::Load if file.exists() => done(c.load(file, false)),
+        Move::Load => done(Ok(())),
+        Move::Clear => done(c.clear()),
+        Move::Params(params) => {
+            c.sampler().set_params(params.clone());
+            done(Ok(()))
+        }
+        Move::Limit(limit) => {
+            c.set_limit(*limit);
+            done(Ok(()))
+        }
+    }
+}
+
+/// Conversations that take the same moves.
+fn check_conversation(model: &Model, tokenizer: &Tokenizer, rng: &mut ChaCha8Rng, guessed: &Guessed, what: &str) {
+    let folder = tempfile::tempdir().unwrap();
+    let files = ["single", "several"].map(|name| folder.path().join(name));
+    let options = SessionOptions {
+        context: Some(rng.random_range(60..200)),
+        threads: 1.try_into().ok(),
+        cache: one_of(rng, &CacheType::ALL),
+        ..SessionOptions::default()
+    };
+    let oracle = Oracle { right: rng.random_range(3..=8), ..Oracle::default() };
+    let mut speculators = [Speculate::Off, speculate(rng)].map(Speculator::new);
+    if rng.random_bool(0.5) {
+        speculators[1].add_source(Box::new(oracle.clone()));
+    }
+    let sampler = Sampler::new(params(rng), rng.random());
+    let (template, stops) = (rng.random_bool(0.7), stops(rng));
+    let (overflow, limit) = (one_of(rng, &[Overflow::Stop, Overflow::Slide]), one_of(rng, &[Some(12), Some(30), None]));
+    let budget = one_of(rng, &[0, 1 << 16, 64 << 20]);
+    let mut talks = speculators.map(|speculator| {
+        let timeline = Timeline::new(Session::new(model, &options).unwrap(), budget);
+        let options = Options {
+            template: template.then(|| Template::new(CHATML, "test", "<s>", "</s>").unwrap()),
+            system: Some("abcabc".into()),
+            limit: if overflow == Overflow::Slide { limit.or(Some(50)) } else { limit },
+            stops: stops.clone(),
+            parse_special: false,
+            overflow,
+            constraint: None,
+            tools: None,
+            tool_choice: ToolChoice::Auto,
+            contexts: Vec::new(),
+        };
+        let mut talk = Conversation::new(timeline, tokenizer, sampler.clone(), options).unwrap();
+        talk.set_speculator(speculator);
+        talk
+    });
+    let mut moves = Vec::new();
+    for number in 0..rng.random_range(3..9) {
+        let next = random_move(rng, number);
+        moves.push(next.clone());
+        let mut outcomes = Vec::new();
+        for (talk, file) in talks.iter_mut().zip(&files) {
+            let (outcome, pieces) = play(talk, &next, file, guessed);
+            let ids = talk.timeline().ids();
+            if let Ok(Some((Ok((_, _, unread, ..)), _))) = &outcome {
+                *oracle.ids.borrow_mut() = ids.iter().copied().chain(*unread).collect();
+            }
+            let logits: Vec<u32> = talk.timeline().logits().iter().map(|logit| logit.to_bits()).collect();
+            let steps = talk.timeline().steps().to_vec();
+            let (sampler, turns) = (talk.sampler().saved(), talk.turns().to_vec());
+            let checkpoints = talk.timeline().checkpoint_bytes();
+            outcomes.push((outcome, pieces, steps, logits, sampler, turns, talk.used(), checkpoints));
+        }
+        let with = outcomes.pop().unwrap();
+        assert!(
+            with == outcomes[0],
+            "{what}, {moves:?}:\n{:?}\n{:?}\n{:?}\n{:?}",
+            with.0,
+            outcomes[0].0,
+            with.2,
+            outcomes[0].2
+        );
+    }
+    let saved = talks.each_mut().map(|talk| {
+        let file = folder.path().join("last");
+        talk.save(&file, &Watch { cancel: &GO_ON, progress: &|_, _| () }).unwrap();
+        fs::read(file).unwrap()
+    });
+    assert!(saved[0] == saved[1], "{what}, {moves:?}: the saved files differ");
+}
+
+#[test]
+fn a_thousand_texts_are_those_of_single_steps() {
+    let (tokenizer, guessed) = (tokenizer(), [Guessed::default(), Guessed::default()]);
+    for seed in 0..much(20, 1) {
+        let (mut rng, folder) = (rng(500 + seed), tempfile::tempdir().unwrap());
+        let model = random_model(&mut rng, folder.path());
+        for script in 0..much(25, 3) {
+            let what = format!("model {seed}, script {script}");
+            check_texts(&model, &tokenizer, &mut rng, &guessed[0], &what);
+            check_conversation(&model, &tokenizer, &mut rng, &guessed[1], &what);
+        }
+    }
+    guessed.iter().for_each(|guessed| guessed.check(much(1000, 1)));
+}
+
+/// A text that is guessed as a whole, seven tokens at a time, ends within such a draft as it does otherwise.
+#[test]
+fn a_text_ends_in_the_middle_of_a_draft() {
+    let (tokenizer, folder) = (tokenizer(), tempfile::tempdir().unwrap());
+    let model = random_model(&mut rng(1), folder.path());
+    let options = SessionOptions { context: Some(64), threads: 1.try_into().ok(), ..SessionOptions::default() };
+    let params = SamplingParams { temperature: 0.5, ..SamplingParams::default() };
+    let text = |guesses: Option<&[u32]>, limit, stops: &[String], end: End, last: Option<u32>| {
+        let (mut session, mut sampler) = (Session::new(&model, &options).unwrap(), Sampler::new(params.clone(), 5));
+        let speculate = if guesses.is_some() { Speculate::Fixed(7) } else { Speculate::Off };
+        let mut speculator = Speculator::new(speculate);
+        if let Some(ids) = guesses {
+            let ids = Rc::new(RefCell::new([&[1, 7], ids].concat()));
+            speculator.add_source(Box::new(Oracle { ids, right: 8 }));
+        }
+        let (done, pieces) = ended(end, |cancel, sink| {
+            let prompt = &[1, 7];
+            let request = Request { prompt, limit, stops, cancel: Some(cancel), ..Request::default() };
+            generate_with(&mut session, &tokenizer, &mut sampler, &request, &mut speculator, sink)
+        });
+        let tokens = session.tokens();
+        let logits = last.map(|last| session.decode(last).unwrap().to_vec());
+        (done, pieces, tokens, logits, sampler.saved())
+    };
+    let whole = text(None, Some(30), &[], End::No, None).0.unwrap();
+    assert_eq!(whole.ids.len(), 30);
+    let drafted = text(Some(&whole.ids), Some(30), &[], End::No, None).0.unwrap();
+    assert_eq!((drafted.timings.passes, drafted.timings.decode_steps), (4, 29), "as few passes as can be");
+    // Bytes at the end of the text: a stop string appears with each of its tokens.
+    let shown: Vec<char> = whole.text.chars().filter(|c| *c != '\u{fffd}').collect();
+    let stop = |i: usize| shown.get(i..i + 2).map(|chars| chars.iter().collect::<String>());
+    let mut ends = vec![];
+    ends.extend((1..20).map(|limit| (Some(limit), Vec::new(), End::No)));
+    ends.extend((0..8).filter_map(stop).map(|stop| (Some(30), vec![stop], End::No)));
+    for after in 0..8 {
+        ends.extend([End::Cancel(after), End::Closed(after), End::Full(after)].map(|end| (Some(30), Vec::new(), end)));
+    }
+    ends.push((None, Vec::new(), End::No)); // the context is full
+    for (limit, stops, end) in ends {
+        let what = format!("{limit:?}, {stops:?}, {end:?}");
+        let last = limit.map(|_| 9);
+        let single = text(None, limit, &stops, end, last);
+        let several = text(Some(&whole.ids), limit, &stops, end, last);
+        assert_eq!(compared(single.0), compared(several.0), "{what}");
+        assert_eq!((single.1, single.2, single.4), (several.1, several.2, several.4), "{what}");
+        assert!(single.3 == several.3, "{what}: other logits after it");
+    }
+}
+
+/// A model that guesses are read with, but of which some make a pass fail.
+struct Fragile<'m>(Session<'m>);
+
+impl TokenModel for Fragile<'_> {
+    fn prefill(&mut self, ids: &[u32], cancel: &AtomicBool) -> hymba::Result<&[f32]> {
+        self.0.prefill(ids, cancel)
+    }
+    fn decode(&mut self, id: u32) -> hymba::Result<&[f32]> {
+        self.0.decode(id)
+    }
+    fn tokens(&self) -> usize {
+        self.0.tokens()
+    }
+    fn context(&self) -> usize {
+        self.0.context()
+    }
+    fn most_guesses(&self) -> usize {
+        self.0.most_guesses()
+    }
+    fn verify(&mut self, ids: &[u32], is_right: &mut dyn FnMut(&[f32]) -> hymba::Result<bool>) -> hymba::Result<()> {
+        let mut ids = ids.to_vec();
+        if ids.len() > 2 {
+            ids[2] = VOCAB as u32; // no token of the model: the pass can't be run
+        }
+        TokenModel::verify(&mut self.0, &ids, is_right)
+    }
+}
+
+#[test]
+fn a_guess_that_a_pass_fails_at_does_no_harm() {
+    let (tokenizer, folder) = (tokenizer(), tempfile::tempdir().unwrap());
+    let model = random_model(&mut rng(2), folder.path());
+    let options = SessionOptions { context: Some(64), threads: 1.try_into().ok(), ..SessionOptions::default() };
+    let text = |speculator: &mut Speculator| {
+        let mut model = Fragile(Session::new(&model, &options).unwrap());
+        let mut sampler = Sampler::new(SamplingParams { temperature: 0.0, ..SamplingParams::default() }, 0);
+        let request = Request { prompt: &[1, 7], limit: Some(30), ..Request::default() };
+        let done = generate_with(&mut model, &tokenizer, &mut sampler, &request, speculator, &mut |_| Ok(())).unwrap();
+        (done.timings, compared(Ok(done)), model.0.decode(9).unwrap().to_vec())
+    };
+    let single = text(&mut Speculator::new(Speculate::Off));
+    let mut speculator = Speculator::new(Speculate::Fixed(7));
+    let ids = single.1.as_ref().unwrap().1.clone();
+    let ids = Rc::new(RefCell::new([&[1, 7], &*ids].concat()));
+    speculator.add_source(Box::new(Oracle { ids, right: 8 }));
+    let several = text(&mut speculator);
+    assert_eq!(single.1, several.1);
+    assert!(single.2 == several.2);
+    assert!(several.0.drafted > 0);
+    let mut session = Session::new(&model, &options).unwrap();
+    session.prefill(&[1, 7], &GO_ON).unwrap();
+    let bad = TokenModel::verify(&mut session, &[VOCAB as u32, 3], &mut |_| Ok(true));
+    assert!(matches!(bad, Err(Error::TokenOutOfRange { .. })));
+    assert_eq!(session.tokens(), 2);
+}
