@@ -1,4 +1,4 @@
-//! The boundary around code of others that may panic on input it does not expect: there, a panic becomes an error.
+//! Converts panics in third-party code, on input that it does not expect, to errors.
 
 use std::{
     any::Any,
@@ -10,12 +10,12 @@ thread_local! {
     static DEPTH: Cell<usize> = const { Cell::new(0) };
 }
 
-/// Whether this thread is within the boundary: then a panic hook has nothing to report.
+/// Whether this thread is within [`call`]: then panics are not reported.
 pub fn is_within() -> bool {
     DEPTH.get() > 0
 }
 
-/// From now on, panics within the boundary are not reported by the hook that this process has.
+/// Installs a panic hook that ignores panics within [`call`] and passes on all others.
 pub fn silence_panics() {
     let before = panic::take_hook();
     panic::set_hook(Box::new(move |info| {
@@ -25,7 +25,7 @@ pub fn silence_panics() {
     }));
 }
 
-/// Returns what `work` returns; if it panics, what it said. What `work` changes must be of no use to anyone after that.
+/// Returns the result of `work`, or the message of its panic; after a panic, nothing that `work` modified may be used.
 pub fn call<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     DEPTH.set(DEPTH.get() + 1);
     let done = panic::catch_unwind(AssertUnwindSafe(work));
@@ -33,7 +33,7 @@ pub fn call<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     done.map_err(|payload| message(&*payload))
 }
 
-/// What a panic said, in one line.
+/// Returns the message of a panic as one line.
 pub fn message(payload: &(dyn Any + Send)) -> String {
     let said = payload.downcast_ref::<String>().map(String::as_str).or(payload.downcast_ref::<&str>().copied());
     said.unwrap_or("a panic").split_whitespace().collect::<Vec<_>>().join(" ")
@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_panic_becomes_what_it_said() {
+    fn a_panic_becomes_its_message() {
         assert_eq!(call(|| 5), Ok(5));
         assert_eq!(call(|| "a"[9..].len()).unwrap_err().lines().count(), 1);
         assert_eq!(call(|| -> u8 { panic!("two\n {}", "lines") }), Err("two lines".into()));

@@ -18,12 +18,12 @@
 //! }
 //! ```
 //!
-//! [`Session`] reads and writes one text; [`Timeline`] remembers how it was read, so that it can go back, branch and be
-//! saved; [`Conversation`] is a chat on a timeline. The folder `examples` has a program for each.
+//! [`Session`] processes one text; [`Timeline`] records how, so that it can rewind, branch and be saved;
+//! [`Conversation`] is a chat on a timeline. The folder `examples` has a program for each.
 //!
 //! # Layers
 //!
-//! Imports point down. What is not listed on this page serves the program, the tests and the fuzzers, and may change.
+//! Imports point down. Items not listed on this page serve the program, the tests and the fuzzers, and may change.
 //!
 //! ```text
 //! server                                 the HTTP API

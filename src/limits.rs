@@ -1,56 +1,54 @@
-//! What is refused before anything is allocated for it. No Hymba, no text that a context holds and no session of one
-//! comes near these; a file beyond them is damaged or hostile. The table in `docs/trust.md` is checked against them.
+//! Limits that are checked before allocating. They are far beyond any Hymba model, text or session; a file that exceeds
+//! them is damaged or hostile. A test compares them with the table in `docs/trust.md`.
 
 use crate::{Error, Result};
 
-/// Bytes of a GGUF file before the tensors' values: keys and tensor list. The largest tokenizers need a quarter of it.
+/// Bytes of a GGUF header: metadata and tensor list. The largest tokenizers need a quarter of it.
 pub const GGUF_HEADER: usize = 64 << 20;
-/// Bytes of a key or a tensor's name. Those in use have a quarter of this.
+/// Bytes of a key or tensor name; names in use have at most a quarter of this.
 pub const NAME: usize = 256;
-/// Dimensions of a tensor: more do not exist in GGUF.
+/// Dimensions of a tensor, as in GGUF.
 pub const DIMENSIONS: u32 = 4;
-/// Bytes that tensors may be asked to be aligned to, from 8 up.
+/// Largest tensor alignment in bytes; the smallest is 8.
 pub const ALIGNMENT: u64 = 65536;
 /// Layers.
 pub const LAYERS: usize = 1024;
-/// Any width or count that a model's configuration gives, but layers and context.
+/// Any width or count in a model's configuration, except layers and context.
 pub const WIDTH: usize = 1 << 20;
-/// Meta tokens: the pass over them costs the square of their number, before anything else can be done.
+/// Meta tokens; the pass over them, which comes first, takes time quadratic in their number.
 pub const META_TOKENS: usize = 2048;
-/// Items of all arrays in a GGUF file's keys; the largest vocabularies need a tenth of it. In memory one takes 8 bytes.
+/// Array items in GGUF metadata; the largest vocabularies need a tenth of it. An item takes 8 bytes in memory.
 pub const ARRAY_ITEMS: usize = 1 << 22;
-/// Tokens that a model may be trained for, or a session may hold.
+/// Context size in tokens, of models and sessions.
 pub const CONTEXT: usize = 1 << 24;
 /// Bytes of a text file in a Hugging Face folder.
 pub const FOLDER_TEXT: usize = 48 << 20;
-/// Bytes of a safetensors file's header; that of a file of ten thousand tensors takes a tenth of it.
+/// Bytes of a safetensors header; ten thousand tensors need a tenth of it.
 pub const SAFETENSORS_HEADER: usize = 16 << 20;
-/// How many times as long normalizers and decoders may make a text, between them.
+/// Maximum growth factor of a text in a tokenizer's normalizers and decoders combined.
 pub const TOKENIZER_GROWTH: usize = 16;
-/// Normalizers, pre-tokenizers and decoders of a tokenizer: each takes its own pass over a text.
+/// Normalizers, pre-tokenizers and decoders of a tokenizer; each takes one pass over a text.
 pub const TOKENIZER_PARTS: usize = 16;
 /// Bytes of a token.
 pub const TOKEN: usize = 1024;
-/// Bytes of all tokens that are added to a vocabulary: a text is searched for them.
+/// Total bytes of added tokens, which every text is searched for.
 pub const ADDED_TOKENS: usize = 1 << 20;
-/// Bytes that a part of a text may have for the tokenizer if it has no place to be divided, as much longer as normalizers
-/// may make it. A byte takes about 140 bytes of memory while it is split into tokens, and most of a microsecond.
+/// Bytes, after normalization, of a piece of text that the tokenizer cannot divide further. Tokenizing takes about 140
+/// bytes of memory and most of a microsecond per byte.
 pub const UNDIVIDED: usize = 2 << 20;
-/// Bytes of a prompt, a message, or what a chat template makes of them: several times the largest context that can be
-/// asked for in practice.
+/// Bytes of a prompt, a message or a rendered chat template: several times the largest practical context.
 pub const PROMPT: usize = 16 << 20;
 /// Bytes of a chat template.
 pub const TEMPLATE: usize = 1 << 20;
-/// Steps of rendering a chat template: a statement, an operation or an item is one, and so are 64 bytes of text that it
-/// makes or looks at.
+/// Steps of rendering a chat template: a statement, an operation, an item, or 64 bytes of text processed count as one.
 pub const TEMPLATE_STEPS: u64 = 2_000_000;
-/// How deep a chat template's macros and loops may call each other.
+/// Nesting depth of macro calls and recursive loops.
 pub const TEMPLATE_DEPTH: usize = 64;
-/// How deep a chat template's brackets, operations and blocks may be in each other.
+/// Nesting depth of brackets, operations and blocks in a chat template's source.
 pub const TEMPLATE_NESTING: usize = 200;
-/// How deep all that may be in each other while it is done, calls included.
+/// Total nesting depth during rendering, including calls.
 pub const TEMPLATE_CALL_DEPTH: usize = 1000;
-/// How deep lists and dicts may be in each other.
+/// Nesting depth of lists and dicts.
 pub const TEMPLATE_VALUE_DEPTH: usize = 128;
 /// Bytes of a JSON schema, a regular expression or a grammar that texts are held against.
 pub const CONSTRAINT: usize = 256 << 10;
@@ -70,15 +68,15 @@ pub const TOOLS: usize = 128;
 pub const TOOL_NAME: usize = 64;
 /// Bytes of a tool's result.
 pub const TOOL_RESULT: usize = 1 << 20;
-/// Bytes of a session file's header: ids and texts of the conversation, which take a few times as much memory.
+/// Bytes of a session file's header: ids and texts of the conversation, which take a few times as much in memory.
 pub const SESSION_HEADER: usize = 128 << 20;
 
-/// An error that goes on after "{what} "..., if `text` is longer than a prompt may be.
+/// Fails if `text` is longer than a prompt may be; `what` is the subject of the message.
 pub fn check_prompt(text: &str, what: &str) -> Result<()> {
     check_length(text.len(), what)
 }
 
-/// The same for a text of so many bytes.
+/// Fails if a text of `bytes` bytes is longer than a prompt may be.
 pub fn check_length(bytes: usize, what: &str) -> Result<()> {
     if bytes <= PROMPT {
         return Ok(());
@@ -144,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn a_prompt_has_an_end() {
+    fn prompts_have_a_maximum_length() {
         assert!(check_prompt(&"a".repeat(PROMPT), "the text").is_ok());
         let error = check_prompt(&"a".repeat(PROMPT + 1), "the text").unwrap_err().to_string();
         assert_eq!(error, "the text has 16777217 bytes, but 16 MiB are the limit; give a part of it");

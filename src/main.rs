@@ -35,7 +35,7 @@ fn main() -> ExitCode {
     hymba::format::install_sigbus_handler();
     let cancel = Arc::new(AtomicBool::new(false));
     if let Err(error) = signals::watch(&cancel) {
-        terminal::error(&format!("cannot watch for signals: {error}"));
+        terminal::error(&format!("cannot install signal handlers: {error}"));
         return ExitCode::FAILURE;
     }
     match cli.command.run(&cancel) {
@@ -44,7 +44,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Reports `error`, if it is one that the user should read about.
+/// Reports `error`, unless it was already reported.
 fn exit_code(error: &anyhow::Error) -> ExitCode {
     if error.downcast_ref::<hymba::Error>().is_some_and(|e| matches!(e, hymba::Error::Cancelled)) {
         return ExitCode::from(signals::exit_code());

@@ -1,7 +1,7 @@
-//! The memory of the machine and of this process.
+//! Memory of the machine and of this process.
 
-/// Returns the bytes that this process could still use: those of the machine, or of the container if that may use less;
-/// `None` where the system does not tell. Linux hands out more than it has, and kills the process that uses it.
+/// Returns the bytes still available to this process, on the machine or within its container's limit; `None` if
+/// unknown. Linux overcommits, and kills processes that use more.
 pub fn available_memory() -> Option<u64> {
     let read = |path: &str| std::fs::read_to_string(path).ok();
     let number = |path: &str| read(path)?.trim().parse::<u64>().ok();
@@ -13,7 +13,7 @@ pub fn available_memory() -> Option<u64> {
     Some(container.map_or(machine, |container| container.min(machine)))
 }
 
-/// Returns the most bytes of memory that this process ever held; `None` where the system does not tell (all but Linux).
+/// Returns the peak memory of this process in bytes; `None` except on Linux.
 pub fn peak_memory() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
@@ -23,7 +23,7 @@ pub fn peak_memory() -> Option<u64> {
 #[cfg(all(test, target_os = "linux"))]
 mod tests {
     #[test]
-    fn the_system_tells() {
+    fn linux_reports_both() {
         assert!(super::available_memory().is_some_and(|bytes| bytes > 1 << 20));
     }
 }

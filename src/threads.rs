@@ -1,5 +1,4 @@
-//! Threads for work that is cut into many pieces at once. A system that refuses threads gets by with fewer, where rayon
-//! itself would panic.
+//! Thread pools that cope with a limit on threads, where rayon itself would panic.
 
 use std::{
     io,
@@ -17,11 +16,11 @@ use rayon::{ThreadBuilder, ThreadPool, ThreadPoolBuilder};
 
 use crate::{Error, Result};
 
-/// Returns a pool of so many threads, by default one a core, or of as many as the system allows; `None` if that is none.
+/// Returns a pool of `threads` threads, by default one per core, or as many as the system allows; `None` if none.
 pub fn pool(threads: Option<NonZeroUsize>) -> Option<ThreadPool> {
     let cores = || thread::available_parallelism().ok();
     let wanted = threads.or_else(cores).map_or(1, NonZeroUsize::get);
-    // Started first: a pool takes all the threads that it was promised, or none.
+    // Test first how many threads can be started: rayon needs all of them.
     let waiting: Vec<_> = (0..wanted)
         .map_while(|_| {
             let (send, receive) = mpsc::channel::<ThreadBuilder>();
@@ -43,7 +42,7 @@ pub fn pool(threads: Option<NonZeroUsize>) -> Option<ThreadPool> {
     ThreadPoolBuilder::new().num_threads(waiting.len()).spawn_handler(start).build().ok()
 }
 
-/// Returns what `work` returns, which is done on a thread of its own: once `cancel` is set, nobody waits for it any more.
+/// Runs `work` on a separate thread and returns its result; once `cancel` is set, it is abandoned.
 pub fn until<T: Send + 'static>(cancel: &AtomicBool, work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
     wait(thread::Builder::new(), cancel, None, work)?.ok_or(Error::Cancelled)
 }
@@ -74,12 +73,12 @@ fn wait<T: Send + 'static>(
                 return Ok(None);
             }
             Err(RecvTimeoutError::Timeout) => Error::check_cancelled(cancel)?,
-            Err(RecvTimeoutError::Disconnected) => return Err(Error::Cancelled), // it panicked, and said so
+            Err(RecvTimeoutError::Disconnected) => return Err(Error::Cancelled), // it panicked, which was reported
         }
     }
 }
 
-/// Returns this process's pool with a thread a core.
+/// Returns this process's pool with one thread per core.
 pub fn shared() -> Option<&'static ThreadPool> {
     static POOL: OnceLock<Option<ThreadPool>> = OnceLock::new();
     POOL.get_or_init(|| pool(None)).as_ref()
@@ -98,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nobody_waits_once_it_is_cancelled() {
+    fn cancelling_ends_the_wait() {
         assert_eq!(until(&AtomicBool::new(false), || 5).unwrap(), 5);
         let (_end, ends) = mpsc::channel::<()>();
         let never = move || ends.recv().is_ok();

@@ -23,7 +23,7 @@ fn start(args: &[&str]) -> Child {
     command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
-/// The replies to `lines`; nothing else may come out.
+/// Returns the replies to `lines`; nothing else may come out.
 #[track_caller]
 fn replies(args: &[&str], lines: &str) -> String {
     let Output { status, stdout, stderr } = piped(&[&["-q"], args].concat(), lines);
@@ -93,7 +93,7 @@ fn a_conversation_is_saved_whatever_ends_it() {
         (&[][..], b"caf\xE9 au lait".as_slice(), "not UTF-8 text (see its byte 3)"),
         (&[], b"\"\"\"\ncaf\xE9\nau lait\n\"\"\"", "not UTF-8"),
         (&["--commands"], b"/hlep", "unknown command /hlep"),
-        (&["--commands"], b"/switch x", "no branch `x`"),
+        (&["--commands"], b"/switch x", "unknown branch `x`"),
         (&[], long.as_bytes(), "16 MiB are the limit"),
         (&["-c", "100"], "word ".repeat(100).as_bytes(), "message too long"),
     ] {
@@ -129,7 +129,7 @@ fn a_conversation_is_saved_whatever_ends_it() {
     drop(input);
     let Output { status, stderr, .. } = child.wait_with_output().unwrap();
     assert_eq!(status.code(), Some(1));
-    assert!(text(&stderr).contains("the conversation is not saved: cannot open directory"), "{}", text(&stderr));
+    assert!(text(&stderr).contains("the conversation was not saved: cannot open directory"), "{}", text(&stderr));
 }
 
 /// What was said before the model's file was changed is saved, and goes on with the file as it was.
@@ -199,7 +199,7 @@ fn a_file_is_replaced_by_its_own_kind() {
                 };
                 assert_eq!(status.code(), Some(1), "{kind} over {file}, {args:?}");
                 let said = text(&stderr);
-                assert!(said.contains("is not replaced; ") && said.lines().count() == 1, "{said}");
+                assert!(said.contains("was not replaced; ") && said.lines().count() == 1, "{said}");
                 assert!(fs::read(file).unwrap() == before, "{kind} over {file}, {args:?}");
             }
         }
@@ -275,9 +275,9 @@ fn a_message_names_no_special_tokens() {
 fn a_template_that_rewrites_is_noticed() {
     let template = "{% for m in messages %}{{ m.role }}: {{ m.content.split(' ')[-1] }}\n{% endfor %}assistant:";
     let said = piped(&["-n", "8", "--temp", "0", "--chat-template", template], "Hello\nAnd now?\nAnd then?\n");
-    assert_eq!(text(&said.stderr).matches("in another way than they were read").count(), 1, "{}", text(&said.stderr));
+    assert_eq!(text(&said.stderr).matches("renders past turns differently").count(), 1, "{}", text(&said.stderr));
     let said = piped(&["-n", "8", "--temp", "0"], "Hello\nAnd now?\n");
-    assert!(!text(&said.stderr).contains("in another way"), "{}", text(&said.stderr));
+    assert!(!text(&said.stderr).contains("renders past turns differently"), "{}", text(&said.stderr));
 }
 
 #[test]
@@ -301,9 +301,9 @@ fn wrong_commands_and_flags() {
         ("/hlep", "unknown command /hlep"),
         ("/load none.session", "none.session"),
         ("/read none.txt", "none.txt"),
-        ("/undo", "nothing was said"),
-        ("/regen", "nothing was said"),
-        ("/switch x", "no branch `x`"),
+        ("/undo", "no messages yet"),
+        ("/regen", "no messages yet"),
+        ("/switch x", "unknown branch `x`"),
         ("/set temp hot", "must be a number"),
         ("/set temp -1", "must be from 0"),
         ("/save no/such/folder/file", "no/such/folder"),
@@ -367,14 +367,14 @@ fn a_conversation_outlives_its_process() {
     fs::write(path("cut"), &bytes[..middle]).unwrap();
     refused(&path("cut"), "is damaged");
     fs::write(path("text"), "Once upon a time").unwrap();
-    refused(&path("text"), "is no session file");
+    refused(&path("text"), "is not a hymba session file");
     succeeds(&mut hymba(["run", "-q", "-n", "1", "Once", "--session", &path("run")]));
     refused(&path("run"), "hymba run --session");
     // the same weights in another file are another model
     let other = path("other.gguf");
     quantize(&common::demo(), Path::new(&other), &["--layout", "standard", "--rounding", "nearest"]);
     replies(&["-m", &other, "-n", "4", "--save-on-exit", &path("other")], "Hello\n");
-    refused(&path("other"), "belongs to another model file");
+    refused(&path("other"), "was created with a different model");
     fails(&mut hymba(["chat", "-q", "-st", "a", "--cache-type", "f32", "--resume", &a]), 1, &["--cache-type f16"]);
     fails(&mut hymba(["chat", "-q", "-st", "a", "-c", "10", "--resume", &a]), 1, &["-c"]);
 }
@@ -404,7 +404,7 @@ fn a_text_goes_on_where_it_was() {
     fails(&mut run(&["-n", "1"]), 2, &["prompt"]);
     fails(&mut run(&["-n", "1", "x", "--session", "no/such/folder/s"]), 1, &["no/such/folder"]);
     fs::write(path("junk"), "junk").unwrap();
-    fails(&mut run(&["-n", "1", "x", "--session", &session("junk")]), 1, &["junk", "no session file"]);
+    fails(&mut run(&["-n", "1", "x", "--session", &session("junk")]), 1, &["junk", "not a hymba session file"]);
     assert_eq!(fs::read(path("junk")).unwrap(), b"junk");
     succeeds(hymba(["chat", "-q", "-st", "-n", "1", "a", "--save-on-exit"]).arg(path("chat")));
     fails(&mut run(&["x", "--session", &session("chat")]), 1, &["hymba chat --resume"]);

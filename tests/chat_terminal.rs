@@ -95,7 +95,7 @@ impl Person {
         self.says(message)
     }
 
-    /// The reply: what stands between the line that was typed and the small print.
+    /// Returns the reply: what stands between the line that was typed and the small print.
     #[track_caller]
     fn reply(&mut self) -> String {
         self.sees("\x1b[?2004l");
@@ -339,15 +339,15 @@ fn on_a_terminal(command: &mut Command) -> (OwnedFd, Child) {
 
 /// A byte that is no UTF-8 ends neither the conversation nor the paste that it is in: what comes after it is not typed.
 #[test]
-fn a_byte_that_is_no_text_is_told() {
+fn invalid_utf8_is_reported() {
     let home = tempfile::tempdir().unwrap();
     let mut p = Person::new(home.path(), (80, 24), &["--color", "never", "-n", "3"]);
     p.sees(PROMPT);
     p.session.send(b"caf\xe9 ").unwrap();
-    p.sees("what was typed is not UTF-8 text");
+    p.sees("dropped input that is not valid UTF-8");
     p.sees(PROMPT);
     p.session.send(b"\x1b[200~caf\xe9 au lait\r/branch pasted\r\x1b[201~").unwrap();
-    p.sees("what was typed is not UTF-8 text");
+    p.sees("dropped input that is not valid UTF-8");
     p.sees(PROMPT);
     p.says("Hello");
     p.sees(PROMPT);
@@ -383,7 +383,7 @@ fn a_paste_is_no_command() {
     p.sees(PROMPT);
     // nothing but /save --force replaces what is something else
     p.types(&format!("/save {}\r", file.display()));
-    p.sees("is not replaced; name another file, or replace it with /save --force");
+    p.sees("was not replaced; name another file, or replace it with /save --force");
     p.sees(PROMPT);
     assert_eq!(fs::read(&file).unwrap(), b"mine");
     p.types(&format!("/save --force {}\r", file.display()));
@@ -610,7 +610,10 @@ fn a_dumb_terminal_gets_text() {
     seen.extend_from_slice(start(&["run", "--nonsense"]).expect(expectrl::Eof).unwrap().as_bytes());
     let seen = String::from_utf8(seen).unwrap();
     assert!(seen.contains("--nonsense") && !seen.contains('\x1b'), "{seen:?}");
-    assert!(runner().is_some() || seen.contains("The demo is a toy of"), "what the demo is comes first: {seen}");
+    assert!(
+        runner().is_some() || seen.contains("The demo is a toy model with"),
+        "what the demo is comes first: {seen}"
+    );
 }
 
 /// At a terminal a text ends by itself, and says so.

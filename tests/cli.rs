@@ -14,7 +14,7 @@ use hymba::format::{
     gguf::{Gguf, Layout, Metadata, Strings, Value, Writer},
 };
 
-/// A converted model in a folder of its own.
+/// Returns a converted model in a folder of its own.
 fn tiny(dir: &Path) -> PathBuf {
     let path = dir.join("tiny.gguf");
     quantize(&golden("tiny-a"), &path, &["--type", "f32"]);
@@ -35,7 +35,7 @@ fn files_that_are_no_model() {
     fails(hymba(["run", "x", "-m"]).arg(dir.path()), 1, &["is a directory", "quantize"]);
     refused("empty", b"", "is empty");
     let whole = fs::read(&model).unwrap();
-    refused("magic", &[b"JUNK", &whole[4..]].concat(), "no GGUF file");
+    refused("magic", &[b"JUNK", &whole[4..]].concat(), "not a GGUF file");
     for cut in 1..=20 {
         let path = dir.path().join("cut");
         fs::write(&path, &whole[..whole.len() * cut / 21]).unwrap();
@@ -73,7 +73,7 @@ fn models_that_contradict_themselves() {
     });
     refused("blk.1.ffn_up.weight");
     changed(&model, &bad, |meta, _| meta.set("hymba.attention.head_count", 3u32));
-    refused("contradicts itself");
+    refused("is inconsistent");
     let keys: Vec<String> = Gguf::open(&model).unwrap().metadata.iter().map(|(key, _)| key.to_owned()).collect();
     for key in keys.iter().filter(|k| k.starts_with("hymba.") && !k.contains("meta_state") && !k.contains("scaling")) {
         changed(&model, &bad, |meta, _| meta.remove(key));
@@ -165,7 +165,7 @@ fn prompts_and_ids_that_do_not_fit() {
     fails(&mut hymba(["run"]), 2, &["prompt"]);
     fails(&mut hymba(["run", "a", "--temp", "-3"]), 2, &["--temp"]);
     fails(&mut hymba(["run", "a", "-t", "0"]), 2, &["--threads"]);
-    fails(hymba(["run", "a", "--stop"]).arg("b".repeat(1025)), 2, &["--stop", "1025 bytes", "1024 are the limit"]);
+    fails(hymba(["run", "a", "--stop"]).arg("b".repeat(1025)), 2, &["--stop", "1025 bytes", "the limit is 1024"]);
     fails(hymba(["chat"]).args(["--stop", "b"].repeat(65)), 2, &["--stop", "65 stop strings", "64 at most"]);
     fails(&mut hymba(["quantise", "a", "b"]), 2, &["quantize"]);
     assert!(!out.exists());
@@ -299,7 +299,7 @@ fn endless_texts() {
         &["chat", "--system-file", "/dev/zero"],
         &["quantize", &model, out.to_str().unwrap(), "--calibrate", "/dev/zero"],
     ] {
-        fails(&mut hymba(command), 1, &["/dev/zero: is larger than 16 MiB"]);
+        fails(&mut hymba(command), 1, &["/dev/zero: is larger than the limit of 16 MiB"]);
     }
 }
 
@@ -412,7 +412,7 @@ fn a_recommendation_out_of_range_is_left_out() {
         let Output { status, stderr, .. } = hymba(command).arg("-m").arg(&model).output().unwrap();
         let said = text(&stderr);
         assert!(status.success(), "{said}");
-        for part in ["recommends general.sampling.top_p 1.5, which must be from 0 to 1", "temp that is no number"] {
+        for part in ["recommends general.sampling.top_p 1.5, which must be from 0 to 1", "temp that is not a number"] {
             assert!(said.contains(part), "{said}");
         }
         let quiet = hymba(command).args(["-q", "--top-p", "0.5", "-m"]).arg(&model).output().unwrap();

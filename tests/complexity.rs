@@ -31,7 +31,7 @@ fn demo() -> Model {
     Model::open(Path::new(env!("CARGO_MANIFEST_DIR")).join("models/hymba-demo.gguf")).unwrap()
 }
 
-/// A small random model, in F32.
+/// Returns a small random model, in F32.
 fn tiny(folder: &Path) -> Model {
     let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tiny-a");
     let options = Options { types: TypePlan::Uniform(DType::F32), ..Options::default() };

@@ -252,7 +252,7 @@ fn a_template_that_rewrites_replies_costs_what_it_rewrites() {
         back.set_system(Some("You are a fox."), &watch()).unwrap();
         check(&mut back);
         send(&mut back, "And now?");
-        // another template says all of it in another way
+        // another template says all of it renders past turns differently
         let mut other = Setup { template: Some(CHATML), ..Setup::default() }.conversation();
         other.load(&file, true).unwrap();
         regenerate(&mut other);
@@ -354,7 +354,7 @@ fn undo_and_regenerate_evaluate_nothing() {
         assert!(c.undo(2, &watch()).unwrap_err().to_string().contains("1 turns to take back"));
         c.undo(1, &watch()).unwrap();
         assert_eq!((c.used(), c.timeline().steps().len()), (0, 0));
-        assert!(c.undo(1, &watch()).unwrap_err().to_string().contains("nothing was said"));
+        assert!(c.undo(1, &watch()).unwrap_err().to_string().contains("no messages yet"));
         send(&mut c, "Hello again");
     }
 }

@@ -20,7 +20,7 @@ use std::{
 use common::{demo, fails, golden, hymba, hymba_at, much, quantize, runner, succeeds, text};
 use hymba::format::gguf::Gguf;
 
-/// What is in a folder.
+/// Returns what is in a folder.
 fn names(folder: &Path) -> Vec<String> {
     let mut names: Vec<_> =
         fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
@@ -101,7 +101,7 @@ fn a_model_file_that_is_shortened_or_replaced() {
     assert_eq!(child.wait_with_output().unwrap().status.signal(), Some(7));
 }
 
-/// The command in a shell that lets it do less, as `limit` says; `$@` is the command.
+/// Returns the command in a shell that lets it do less, as `limit` says; `$@` is the command.
 fn limited(limit: &str, command: &Command) -> Command {
     let mut shell = Command::new("bash");
     shell.args(["-c", &format!("{limit}; exec \"$@\""), "bash"]).arg(command.get_program()).args(command.get_args());
@@ -371,13 +371,13 @@ fn a_context_that_is_too_long_for_the_memory() {
         command.args(["-c", "16777216", "-t", "1"]);
         let Output { status, stdout, stderr } = limited("ulimit -v 4000000", &command).output().unwrap();
         assert_eq!(status.code(), Some(1), "{}", text(&stderr));
-        assert!(text(&stderr).contains("no memory for") && text(&stderr).contains("-c"), "{}", text(&stderr));
+        assert!(text(&stderr).contains("not enough memory for") && text(&stderr).contains("-c"), "{}", text(&stderr));
         assert!(stdout.is_empty());
     }
     // more than the machine has, where that is less than 70 GB
     if hymba::system::available_memory().is_some_and(|bytes| bytes < 70_000_000_000) {
         let long = ["run", "-q", "-n", "1", "Once", "-c", "16777216", "--cache-type", "f32"];
-        fails(&mut hymba(long), 1, &["no memory for", "-c"]);
+        fails(&mut hymba(long), 1, &["not enough memory for", "-c"]);
     }
 }
 
@@ -472,7 +472,7 @@ fn pipes_with_names() {
     let (pipe, folder, out) = (dir.path().join("pipe"), dir.path().join("folder"), dir.path().join("out"));
     fifo(&pipe);
     let (pipe, model, out) = (pipe.to_str().unwrap(), demo(), out.to_str().unwrap());
-    let no_file = "is a pipe, not a file";
+    let no_file = "is a pipe, not a regular file";
     for command in [
         &["run", "-q", "Once", "-m", pipe][..],
         &["run", "-q", "Once", "--session-ro", "--session", pipe],
@@ -484,7 +484,7 @@ fn pipes_with_names() {
     ] {
         fails(&mut hymba(command), 1, &["pipe", no_file]);
     }
-    fails(&mut hymba(["inspect", "/dev/zero"]), 1, &["/dev/zero: is a device, not a file"]);
+    fails(&mut hymba(["inspect", "/dev/zero"]), 1, &["/dev/zero: is a device, not a regular file"]);
     for name in ["config.json", "model.safetensors"] {
         let _ = fs::remove_dir_all(&folder);
         fs::create_dir(&folder).unwrap();

@@ -15,7 +15,7 @@ use common::{demo, demo_of_any_depth, fails, golden, hymba, runner, session_head
 use hymba::format::gguf::Gguf;
 use serde_json::Value;
 
-/// What the command prints when a pipe brings it `input`.
+/// Returns what the command prints when a pipe brings it `input`.
 #[track_caller]
 fn piped(command: &mut Command, input: &str) -> Output {
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -27,7 +27,7 @@ fn json(text: &str) -> Value {
     serde_json::from_str(text).unwrap()
 }
 
-/// The prompt that `run` takes from its arguments and `input`.
+/// Returns the prompt that `run` takes from its arguments and `input`.
 #[track_caller]
 fn prompt(args: &[&str], input: &str) -> String {
     let Output { status, stdout, stderr } = piped(&mut hymba([&["run", "--json", "-n", "1"], args].concat()), input);
@@ -120,12 +120,12 @@ fn values_that_would_be_ignored_are_refused() {
         (&["quantize", &model, &out, "--calibration-tokens", "64"], "--calibrate"),
         (&["run", "a", "--session", "-"], "name a file"),
         (&["run", "a", "--prompt-cache", "-"], "name a file"),
-        (&["run", "a", "--force"], "--force: there is no file to write"),
+        (&["run", "a", "--force"], "--force applies to"),
         (&["run", "a", "--system", "b"], "--chat"),
-        (&["chat", "-st", "a", "--force"], "--force: there is no file to write"),
+        (&["chat", "-st", "a", "--force"], "--force applies to"),
         (&["chat", "-st", "a", "--session", "-"], "name a file"),
         (&["chat", "-st", "a", "--session", "a", "--resume", "b"], "--resume"),
-        (&["chat", "-st", "a", "--chat-template", "chatlm"], "known by name: chatml, hymba"),
+        (&["chat", "-st", "a", "--chat-template", "chatlm"], "built-in templates: chatml, hymba"),
         (&["chat", "-st", "a", "--chat-template", "{{ bos_token }}"], "`messages`"),
         (&["run", "a", "-n", "99999999999"], "a whole number of tokens, or -1 for no limit"),
         (&["run", "a", "-t", "1000"], "a whole number from 1 to 512"),
@@ -141,7 +141,7 @@ fn values_that_would_be_ignored_are_refused() {
         let Output { status, stderr, .. } = hymba(args).output().unwrap();
         assert!(status.success() && text(&stderr).contains(&format!("hymba: warning: {says}")), "{}", text(&stderr));
     };
-    warned(&["run", "-n", "1", "-c", "2000", "a"], "a context of 2,000 tokens is longer than the 1,024");
+    warned(&["run", "-n", "1", "-c", "2000", "a"], "the context of 2,000 tokens exceeds the model's training context of 1,024");
     let plain = dir.path().join("plain.gguf");
     let gguf = Gguf::open(Path::new(&demo_of_any_depth())).unwrap();
     let mut metadata = gguf.metadata.clone();
@@ -199,7 +199,7 @@ fn run_applies_the_chat_template() {
     let ran = succeeds(hymba([&["run", "-q", "--chat", "--no-display-prompt"], &asked[..]].concat()).args(brief));
     let chatted = succeeds(hymba([&["chat", "-q", "-st"], &asked[..]].concat()).args(brief));
     assert_eq!(ran.trim_end(), chatted.trim_end());
-    let told = |args: &[&str]| text(&hymba(args).output().unwrap().stderr).contains("--chat applies it");
+    let told = |args: &[&str]| text(&hymba(args).output().unwrap().stderr).contains("apply it with --chat");
     assert!(told(&["run", "-n", "1", "Hello"]) && !told(&["run", "-n", "1", "--chat", "Hello"]));
     assert!(!told(&["run", "-q", "-n", "1", "Hello"]));
 }
@@ -215,7 +215,7 @@ fn a_chat_session_is_created_and_resumed() {
     };
     assert_eq!((turns("Hello"), turns("And then?")), (1, 2));
     fs::write(&talk, "mine").unwrap();
-    fails(&mut hymba(["chat", "-q", "--session", &talk, "-st", "a"]), 1, &["is not replaced"]);
+    fails(&mut hymba(["chat", "-q", "--session", &talk, "-st", "a"]), 1, &["was not replaced"]);
     succeeds(&mut hymba(["chat", "-q", "-n", "1", "--force", "--session", &talk, "-st", "a"]));
     assert_eq!(session_header(talk.as_ref())["more"]["kind"], "chat");
 }

@@ -246,7 +246,7 @@ fn gguf_to_gguf_gives_what_the_folder_gives() {
         assert!(again.notes.is_empty());
     }
     let summary = to(&path("a.gguf"), &path("b.gguf"), DType::Q8_0, &[]).unwrap();
-    assert!(summary.notes[0].contains("quantized again"), "{:?}", summary.notes);
+    assert!(summary.notes[0].contains("requantized"), "{:?}", summary.notes);
 }
 
 #[test]
@@ -307,13 +307,13 @@ fn reads_shards_and_checks_their_index() {
     fixture.refused("does not list `model.memory_tokens`");
     wrong.insert("model.memory_tokens", "../a.safetensors");
     index(&wrong);
-    fixture.refused("no plain file name");
+    fixture.refused("not a plain file name");
     wrong.insert("model.memory_tokens", "c.safetensors");
     index(&wrong);
     fixture.refused("c.safetensors, which is missing");
     index(&map);
     fixture.save_shard("b.safetensors", |n| shard(n) == "b.safetensors" || n == "model.memory_tokens");
-    fixture.refused("another shard holds too");
+    fixture.refused("another shard also contains");
     fixture.save_shard("b.safetensors", |n| shard(n) == "b.safetensors");
     fixture.convert(DType::Q4_0).unwrap();
 }
@@ -335,10 +335,10 @@ fn refuses_what_it_cannot_run() {
         ("num_hidden_layers", json!(u64::MAX), "layers"),
         ("hidden_size", json!(null), "invalid type: null"),
         ("hidden_size", json!(63), "evenly"),
-        ("vocab_size", json!(1u64 << 40), "no Hymba is that large"),
-        ("max_position_embeddings", json!((1u64 << 24) + 1), "no Hymba is that large"),
+        ("vocab_size", json!(1u64 << 40), "which is too large"),
+        ("max_position_embeddings", json!((1u64 << 24) + 1), "which is too large"),
         ("eos_token_id", json!(10), "eos token id 10"),
-        ("intermediate_size", json!(128), "[96, 64], but config.json asks for [128, 64]"),
+        ("intermediate_size", json!(128), "[96, 64], but config.json requires [128, 64]"),
         ("num_memory_tokens", json!(0), "`model.memory_tokens`"),
         ("mamba_proj_bias", json!(true), "lacks the tensor `model.layers.0.mamba.in_proj.bias`"),
         ("tie_word_embeddings", json!(false), "lacks the tensor `lm_head.weight`"),
@@ -356,7 +356,7 @@ fn refuses_broken_folders() {
     fs::create_dir(fixture.folder()).unwrap();
     fixture.refused("has no config.json");
     fixture.file("config.json", "{");
-    fixture.refused("not the JSON");
+    fixture.refused("is not valid: ");
     fs::write(fixture.folder().join("config.json"), [0xff, 0xfe]).unwrap();
     fixture.refused("UTF-8");
     fixture.file("config.json", &fixture.config.to_string());
@@ -381,7 +381,7 @@ fn refuses_values_that_no_type_holds() {
     fixture.tensors.get_mut("model.layers.0.moe.experts.0.up_proj.weight").unwrap().1[64 * 3] = f32::NAN;
     fixture.save();
     fixture
-        .refused("`blk.0.ffn_up.weight` (model.layers.0.moe.experts.0.up_proj.weight) holds NaN or infinity in row 3");
+        .refused("`blk.0.ffn_up.weight` (model.layers.0.moe.experts.0.up_proj.weight) contains NaN or infinity in row 3");
     let mut fixture = Fixture::new();
     fixture.tensors.get_mut("model.memory_tokens").unwrap().1[0] = 1e6;
     fixture.save();
@@ -534,10 +534,10 @@ fn optional_files_that_are_broken_are_left_out() {
     assert_eq!(notes(&fixture), "");
     for (text, says, kept) in [
         (r#"{"do_sample": true, "temperature": 0.5, "top_k": -1}"#, "", 2),
-        (r#"{"temperature": 0.5, "top_p": 1.5}"#, "top_p 1.5 must be from 0 to 1; it is left out", 1),
-        (r#"{"temperature": 0.5, "top_p": NaN, "min_p": "low"}"#, "top_p \"NaN\" is no number", 1),
+        (r#"{"temperature": 0.5, "top_p": 1.5}"#, "top_p 1.5 must be from 0 to 1; ignored", 1),
+        (r#"{"temperature": 0.5, "top_p": NaN, "min_p": "low"}"#, "top_p \"NaN\" is not a number", 1),
         (r#"{"temperature": -1, "top_k": 1.5}"#, "top_k 1.5 must be a whole number", 0),
-        (r#"{"temperature": 0.5, "#, "generation_config.json: is not the JSON that belongs there", 0),
+        (r#"{"temperature": 0.5, "#, "generation_config.json: is not valid", 0),
         (r#"{"do_sample": "maybe"}"#, "`do_sample`: invalid type", 0),
     ] {
         fixture.file("generation_config.json", text);
@@ -563,7 +563,7 @@ fn what_a_download_lacks_is_named() {
     fixture.save_shard("model-00002-of-00002.safetensors", |_| true);
     fixture.save_shard("model-00001-of-00002.safetensors", |_| false);
     fixture
-        .refused("has model-00001-of-00002.safetensors, but not the list of all parts, model.safetensors.index.json");
+        .refused("has model-00001-of-00002.safetensors, but not the index of all shards, model.safetensors.index.json");
     for name in ["config.json", "model.safetensors"] {
         fixture.save();
         let path = fixture.folder().join(name);
@@ -719,5 +719,5 @@ fn calibration_changes_the_blocks_and_is_the_same_from_its_file() {
     other.config["kv_reuse_group"] = json!([]);
     other.save();
     let message = calibrated(&other, "f.gguf", &loaded).unwrap_err().to_string();
-    assert!(message.contains("of another model"), "{message}");
+    assert!(message.contains("for another model"), "{message}");
 }

@@ -19,7 +19,7 @@ use hymba::{
 static GO_ON: AtomicBool = AtomicBool::new(false);
 const META: &str = "hymba.meta_state.version";
 
-/// A golden checkpoint, converted.
+/// Returns a golden checkpoint, converted.
 fn converted(case: &str, dtype: DType, packed: bool, folder: &Path) -> PathBuf {
     let file = folder.join("model.gguf");
     let options = Options {
@@ -75,13 +75,13 @@ fn what_is_not_finite_is_told_with_its_layer() {
             let what = format!("{case}, {dtype}, {}", tensor.name);
             let said = told.map(|_| ()).expect_err(&what).to_string();
             assert!(said.contains("bad.gguf"), "{what}: {said}");
-            let layer = format!("layer {layer} made values that are not finite");
+            let layer = format!("layer {layer} produced values that are not finite");
             assert!(said.contains(&layer) || said.contains(&tensor.name), "{what}: {said}");
         }
     }
 }
 
-/// The model with values (of attention) 2^20 times as large, which the norm after it takes back.
+/// Returns the model with values (of attention) 2^20 times as large, which the norm after it takes back.
 fn loud(case: &str, folder: &Path) -> PathBuf {
     let mut gguf = Gguf::open(&converted(case, DType::F32, false, folder)).unwrap();
     let model = Model::open(folder.join("model.gguf")).unwrap();

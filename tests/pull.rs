@@ -72,7 +72,10 @@ fn a_model_is_pulled_by_its_name() {
     let (out, err) = (text(&output.stdout), text(&output.stderr));
     assert!(output.status.success(), "{err}");
     assert!(out.contains("installed a/Tiny-Model:q4") && out.contains("try it: hymba run -m a/Tiny-Model"), "{out}");
-    assert!(err.contains("has the license tiny-license: ") && err.contains("/a/Tiny-Model/blob/main/LICENSE"), "{err}");
+    assert!(
+        err.contains("license of a/Tiny-Model: tiny-license (") && err.contains("/a/Tiny-Model/blob/main/LICENSE"),
+        "{err}"
+    );
 
     // What conversion reads, and card and license; in the layout of Python's tools.
     let commit = fs::read_to_string(world.cache().join("refs/main")).unwrap();
@@ -132,11 +135,11 @@ fn names_work_where_files_do() {
     let list = succeeds(&mut world.hymba(["models"]));
     let row: Vec<&str> = list.lines().nth(1).unwrap().split_whitespace().collect();
     assert_eq!((row[0], row[1], row[4]), (REPO, "f32", "248"), "{list}");
-    fails(&mut world.hymba(["run", "-m", "a/Other", "x"]), 1, &["no such model is installed", "`hymba pull a/Other`"]);
-    fails(&mut world.hymba(["run", "-m", "other", "x"]), 1, &["no installed model of this name"]);
+    fails(&mut world.hymba(["run", "-m", "a/Other", "x"]), 1, &["no such file or installed model", "`hymba pull a/Other`"]);
+    fails(&mut world.hymba(["run", "-m", "other", "x"]), 1, &["no such file or installed model"]);
     succeeds(&mut world.hymba(["pull", "a/Tiny-Model:q8_0", "-q"]));
-    fails(&mut world.hymba(["run", "-m", "tiny", "x"]), 1, &["may be a/Tiny-Model:f32 or a/Tiny-Model:q8_0"]);
-    fails(&mut world.hymba(["models", "rm", "tiny"]), 1, &["name one of them"]);
+    fails(&mut world.hymba(["run", "-m", "tiny", "x"]), 1, &["is ambiguous; use one of a/Tiny-Model:f32 or a/Tiny-Model:q8_0"]);
+    fails(&mut world.hymba(["models", "rm", "tiny"]), 1, &["is ambiguous; use one of"]);
     // A file of this name is meant first.
     let here = world.dir.path().join("tiny");
     fs::copy(world.installed("f32"), &here).unwrap();
@@ -158,7 +161,7 @@ fn a_ready_file_is_taken_as_it_is() {
     succeeds(&mut world.hymba(["pull", "a/Tiny-Model:q4_0", "--keep-original", "no"]));
     assert!(fs::read(world.installed("q4_0")).unwrap() == bytes);
     assert!(!world.cache().exists());
-    fails(&mut world.hymba(["pull", "a/Tiny-Model:q8_0", "-q"]), 1, &["is not installed"]);
+    fails(&mut world.hymba(["pull", "a/Tiny-Model:q8_0", "-q"]), 1, &["was not installed"]);
     fails(&mut world.hymba(["pull", "a/Tiny-Model:q5"]), 1, &["has no q5, but q4_0, q8_0"]);
     assert!(!world.installed("q8_0").exists());
 }
@@ -178,15 +181,15 @@ fn a_dry_run_writes_nothing() {
 fn what_can_not_be_had_is_told_in_a_sentence() {
     let world = World::with_model(SMALL);
     let pull = |args: &[&str]| world.hymba(["pull"].iter().chain(args));
-    fails(&mut pull(&["a/b/c"]), 2, &["is not a model's name"]);
-    fails(&mut pull(&["a/b:q4", "--type", "q5"]), 2, &["two types"]);
-    fails(&mut pull(&["a/Missing"]), 1, &["there is no a/Missing at http://127.0.0.1", "HF_TOKEN"]);
+    fails(&mut pull(&["a/b/c"]), 2, &["is not a model name"]);
+    fails(&mut pull(&["a/b:q4", "--type", "q5"]), 2, &["different types"]);
+    fails(&mut pull(&["a/Missing"]), 1, &["a/Missing was not found at http://127.0.0.1", "HF_TOKEN"]);
     fails(&mut pull(&[REPO, "--revision", "v9"]), 1, &["has no revision `v9`"]);
-    fails(&mut pull(&[REPO, "--type", "q3"]), 2, &["`q3` is no type"]);
+    fails(&mut pull(&[REPO, "--type", "q3"]), 2, &["unknown type `q3`"]);
     fails(pull(&[REPO]).env("HF_HUB_OFFLINE", "1"), 1, &["HF_HUB_OFFLINE", "holds no a/Tiny-Model"]);
     fails(pull(&[REPO]).env("HF_ENDPOINT", "ftp://a"), 1, &["HF_ENDPOINT is `ftp://a`"]);
     world.hub.on(|_| Fault::Header("X-Repo-Commit", None));
-    fails(&mut pull(&[REPO, "-q"]), 1, &["names no commit"]);
+    fails(&mut pull(&[REPO, "-q"]), 1, &["has no commit"]);
     world.hub.on(|_| Fault::Header("X-Linked-ETag", Some("\"?\"".into())));
     fails(&mut pull(&[REPO, "-q"]), 1, &["no hash"]);
     world.hub.on(|_| Fault::Header("X-Linked-Size", Some("1".into())));
@@ -199,8 +202,8 @@ fn a_token_goes_to_the_hub_alone() {
     let world = World::with_model(SMALL);
     world.hub.gate(REPO, "hf_right");
     let page = format!("{}/a/Tiny-Model", world.hub.endpoint());
-    fails(&mut world.hymba(QUICK), 1, &["accept its license: do so at", &page, "HF_TOKEN"]);
-    fails(world.hymba(QUICK).env("HF_TOKEN", "hf_wrong"), 1, &["accept its license", &page]);
+    fails(&mut world.hymba(QUICK), 1, &["requires accepting its license: do so at", &page, "HF_TOKEN"]);
+    fails(world.hymba(QUICK).env("HF_TOKEN", "hf_wrong"), 1, &["accepting its license", &page]);
     world.hub.forget_requests();
     let cut = AtomicBool::new(false);
     world.hub.on(
@@ -278,7 +281,7 @@ fn wrong_bytes_never_get_a_name() {
     world.hub.on(move |r| {
         if r.is_get_of_data() && first.swap(false, Ordering::Relaxed) { Fault::WrongByte } else { Fault::None }
     });
-    let why = ["model.safetensors: what came is not what the hub announced (SHA-256 ", ".hymba-bad"];
+    let why = ["model.safetensors: the download does not match the hub's hash (SHA-256 ", ".hymba-bad"];
     fails(&mut world.hymba(QUICK), 1, &why);
     let blobs = names(world.cache().join("blobs"));
     assert!(!blobs.iter().any(|name| name.len() == 64) && blobs.iter().any(|name| name.ends_with(".hymba-bad")));
@@ -291,14 +294,14 @@ fn wrong_bytes_never_get_a_name() {
     world
         .hub
         .on(|r| if r.method == "GET" && r.path.ends_with("/config.json") { Fault::WrongByte } else { Fault::None });
-    fails(&mut world.hymba(QUICK), 1, &["config.json: what came is not", "git blob"]);
+    fails(&mut world.hymba(QUICK), 1, &["config.json: the download does not match", "git blob"]);
 }
 
 #[test]
 fn wrong_lengths_are_no_files() {
     let world = World::with_model(SMALL);
     world.hub.on(|r| if r.is_get_of_data() { Fault::Longer(5) } else { Fault::None });
-    fails(&mut world.hymba(QUICK), 1, &["bytes of it, but the hub announced"]);
+    fails(&mut world.hymba(QUICK), 1, &["bytes of it, but the hub reported"]);
     // A blob of the wrong length, as a full disk may have left it, does not count.
     world.hub.on(|_| Fault::None);
     let blob = world.cache().join("blobs").join({
@@ -444,5 +447,5 @@ fn an_interrupt_ends_a_stalled_pull() {
     let before = world.hub.sent();
     succeeds(&mut world.hymba(QUICK));
     let size = checkpoint(LARGE)[3].1.len() as u64;
-    assert!(world.hub.sent() - before < size - 3_000_000, "what came is fetched again");
+    assert!(world.hub.sent() - before < size - 3_000_000, "damaged data is downloaded again");
 }

@@ -33,7 +33,7 @@ use rand_chacha::ChaCha8Rng;
 use runner::much;
 use texts::{CONTEXT, GO_ON, model, one_of, rng, small_config};
 
-/// The demo's tokenizer, of which the small models have the first tokens.
+/// Returns the demo's tokenizer, of which the small models have the first tokens.
 fn tokenizer() -> Arc<Tokenizer> {
     let demo = Model::open(format!("{}/models/hymba-demo.gguf", env!("CARGO_MANIFEST_DIR"))).unwrap();
     Arc::new(demo.tokenizer().unwrap())
@@ -388,7 +388,7 @@ fn what_can_not_be_read_fails_alone() {
         let fine = scope.spawn(|| answers(&scheduler, &long));
         let failure = |ask: Ask| ask.submit(&scheduler).end.unwrap().unwrap_err();
         assert!(failure(ask(vec![], 1)).starts_with("the prompt is empty"));
-        assert!(failure(ask(vec![1, 64], 1)).starts_with("token id 64 is out of the vocabulary"));
+        assert!(failure(ask(vec![1, 64], 1)).starts_with("token id 64 is out of range"));
         assert!(failure(ask(ids(201), 1)).starts_with("201 more tokens do not fit"));
         let stops = vec!["a".into(); 100];
         assert!(failure(Ask { stops, ..ask(ids(2), 1) }).starts_with("100 stop strings are too many"));

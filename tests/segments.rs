@@ -37,12 +37,12 @@ fn threads(seed: u64) -> usize {
     counts[seed as usize % counts.len()]
 }
 
-/// What a text has read before: lengths on both sides of every window.
+/// Returns what a text has read before: lengths on both sides of every window.
 fn history(rng: &mut ChaCha8Rng, vocab: usize) -> Vec<Part> {
     (0..rng.random_range(0..4)).map(|_| Part::random(rng, vocab)).collect()
 }
 
-/// A text that has read `history`, in memory that held another one if `dirty`.
+/// Returns a text that has read `history`, in memory that held another one if `dirty`.
 fn text(machine: &mut Machine<'_>, cache: CacheType, history: &[Part], dirty: Option<&mut ChaCha8Rng>) -> State {
     let mut state = machine.empty(cache);
     if let Some(rng) = dirty {
@@ -221,8 +221,8 @@ fn what_goes_wrong_in_a_text_stays_there() {
                     }
                     let said = outcome.expect_err(&told);
                     let expected = match what {
-                        What::Nan => format!("layer {layer} made values that are not finite"),
-                        What::Large => format!("layer {layer} makes keys or values that are too large"),
+                        What::Nan => format!("layer {layer} produced values that are not finite"),
+                        What::Large => format!("layer {layer} produces keys or values that are too large"),
                         What::Cancel => "interrupted".into(),
                     };
                     assert!(said.starts_with(&expected), "{told}: {said}");
@@ -248,9 +248,9 @@ fn a_text_that_can_not_go_on_leaves_the_others_alone() {
     let (long, unknown) = ([7; 13], [1, config.vocab as u32]);
     for (ids, phase, said) in [
         (&long[..], Phase::Prefill, "13 more tokens do not fit"),
-        (&unknown, Phase::Prefill, "token id 64 is out of the vocabulary"),
-        (&[], Phase::Decode, "there is nothing to read"),
-        (&[7; DECODE_TOKENS + 1], Phase::Decode, "at most 8 tokens are decoded in a pass"),
+        (&unknown, Phase::Prefill, "token id 64 is out of range"),
+        (&[], Phase::Decode, "no tokens to process"),
+        (&[7; DECODE_TOKENS + 1], Phase::Decode, "a decode pass takes at most 8 tokens"),
     ] {
         let mut session = Session::new(&model, &options).unwrap();
         let (batch, _) = session.parts();

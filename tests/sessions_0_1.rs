@@ -104,7 +104,7 @@ fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/sessions-0.1").join(name)
 }
 
-/// A copy in `folder`: the program writes to some of the files that it reads.
+/// Returns a copy in `folder`: the program writes to some of the files that it reads.
 fn copied(name: &str, folder: &Path) -> PathBuf {
     let copy = folder.join(name);
     fs::copy(fixture(name), &copy).unwrap();
@@ -115,7 +115,7 @@ fn watch() -> Watch<'static> {
     Watch { cancel: &GO_ON, progress: &|_, _| () }
 }
 
-/// A beginning of the hash of their bits.
+/// Returns a beginning of the hash of their bits.
 fn hash(logits: &[f32]) -> String {
     let bytes: Vec<u8> = logits.iter().flat_map(|v| v.to_le_bytes()).collect();
     blake3::hash(&bytes).to_hex()[..16].into()
@@ -136,7 +136,7 @@ fn computed<A: PartialEq<B> + Debug, B: Debug>(seen: A, expected: B, what: &str)
     }
 }
 
-/// What `hymba run --json` prints about the fixtures' model.
+/// Returns what `hymba run --json` prints about the fixtures' model.
 fn run(cache: &str, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> serde_json::Value {
     let mut command = hymba(["run", "--json", "--quiet", "--backend", "cpu", "--cache-type", cache, "--model"]);
     serde_json::from_str(&succeeds(command.arg(fixture("model.gguf")).args(args))).unwrap()

@@ -65,7 +65,7 @@ fn a_setting_that_cannot_be_used_is_named_with_its_place() {
     fails(run().env("HYMBA_CONFIG", with("force = true\n")), 2, &["config.toml", "unknown setting `force`"]);
     fails(run().env("HYMBA_CONFIG", with("context = \"much\"\n")), 2, &["config.toml", "'much'", "--context"]);
     fails(run().env("HYMBA_THREADS", "none"), 2, &["HYMBA_THREADS", "'none'", "--threads"]);
-    fails(run().env("HYMBA_CONFIG", dir.path()), 2, &["is not a file"]);
+    fails(run().env("HYMBA_CONFIG", dir.path()), 2, &["is not a regular file"]);
     // One that a flag overrides is not looked at, and help is always there.
     succeeds(run().args(["-c", "64"]).env("HYMBA_CONTEXT", "much"));
     succeeds(hymba(["run", "--help"]).env("HYMBA_CONFIG", with("a line\n")));

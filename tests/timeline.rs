@@ -32,7 +32,7 @@ fn watch(cancel: &AtomicBool) -> Watch<'_> {
     Watch { cancel, progress: &|_, _| () }
 }
 
-/// A small random model, in F32, with the window that `case` has.
+/// Returns a small random model, in F32, with the window that `case` has.
 fn golden(case: &str, folder: &Path) -> PathBuf {
     let file = folder.join(format!("{case}.gguf"));
     let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(case);
@@ -51,7 +51,7 @@ fn session(model: &Model, context: usize, cache: CacheType, threads: usize) -> S
     Session::new(model, &options).unwrap()
 }
 
-/// The logits after `steps`, read by a new session.
+/// Returns the logits after `steps`, read by a new session.
 fn replayed(model: &Model, context: usize, cache: CacheType, steps: &[Step]) -> Vec<f32> {
     let mut session = session(model, context, cache, 1);
     let mut logits = Vec::new();
@@ -255,11 +255,11 @@ fn files_that_do_not_belong_here_change_nothing() {
     let before = timeline.logits().to_vec();
     for (name, says) in [
         ("none", "cannot open"),
-        ("tiny-a.gguf", "is no session file"),
+        ("tiny-a.gguf", "is not a hymba session file"),
         ("damaged", "is damaged"),
-        ("other", "belongs to another model file"),
+        ("other", "was created with a different model"),
         ("f32", "has a KV cache of type f32, this is f16"),
-        ("good", "holds 5 tokens, but the context has room for 4"),
+        ("good", "has 5 tokens, but the context size is 4"),
     ] {
         let said = timeline.load(&path(name), |more: String, _| Ok(more)).unwrap_err().to_string();
         assert!(said.contains(name) && said.contains(says), "{said}");

@@ -9,12 +9,12 @@ use hymba::Error;
 
 use super::terminal;
 
-/// Whether somebody can be asked.
+/// Whether a user is there to answer.
 pub fn at_terminal() -> bool {
     io::stdin().is_terminal() && io::stderr().is_terminal()
 }
 
-/// Asks at the terminal; an empty line is what is `usual`.
+/// Asks a yes/no question at the terminal; an empty answer means `usual`.
 pub fn ask(question: &str, usual: bool, cancel: &AtomicBool) -> anyhow::Result<bool> {
     loop {
         terminal::question(&format!("{question} [{}]", if usual { "Y/n" } else { "y/N" }))?;

@@ -1,4 +1,4 @@
-//! A bar that appears when something takes longer than a moment.
+//! A progress bar that appears only for slow operations.
 
 use std::{
     cell::{Cell, RefCell},
@@ -18,12 +18,12 @@ pub struct Bar {
 }
 
 impl Bar {
-    /// Follows the reading of tokens, if `on`.
+    /// Returns a bar for tokens being processed, if `on`.
     pub fn tokens(on: bool) -> Self {
-        Self::new("reading {bar:20} {pos} of {len} tokens", on)
+        Self::new("processing {bar:20} {pos} of {len} tokens", on)
     }
 
-    /// Follows the reading of a file.
+    /// Returns a bar for a file being loaded.
     pub fn bytes(on: bool) -> Self {
         Self::new("loading the model {bar:20} {percent} % of {decimal_total_bytes}", on)
     }
@@ -32,7 +32,7 @@ impl Bar {
         Self { template, on: on && terminal::draws(), since: Cell::new(Instant::now()), bar: RefCell::default() }
     }
 
-    /// `done` of `total` is done.
+    /// Sets the position to `done` of `total`.
     pub fn show(&self, done: usize, total: usize) {
         const MOMENT: Duration = Duration::from_millis(300);
         if done == total {

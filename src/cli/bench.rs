@@ -1,4 +1,4 @@
-//! `hymba bench`: how fast a model runs, as a share of what the machine could do at most.
+//! `hymba bench`: prefill and decode speed, absolute and as a share of the machine's limits.
 
 mod measure;
 mod report;
@@ -25,12 +25,12 @@ use super::{
 use measure::{BenchPlan, Test, measure};
 use speculate::{Extent, SpeculateArgs};
 
-/// Measure speed, as a share of the machine's limits.
+/// Benchmark prefill and decode speed.
 ///
-/// Measures prefill (pp), decode (tg) and the time to the first token (ttft), at every depth with every number of
-/// threads, and in the same run what these threads can do at most: how fast they read memory, which bounds decode, and
-/// their rate of 8-bit multiply-adds, which bounds prefill. The limits are measured before and after every run: where
-/// they differ by more than 10 %, something else used the machine, and the run is left out.
+/// Measures prefill (pp), decode (tg) and time to first token (ttft) at each depth and thread count. Each run is
+/// bracketed by measurements of the machine's limits: memory read bandwidth, which bounds decode, and the rate of 8-bit
+/// multiply-adds, which bounds prefill. Runs whose limits differ by more than 10 % before and after are discarded: the
+/// machine was not idle.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -45,46 +45,46 @@ Examples:
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
-    /// Measure a model of these sizes with random weights, made once and kept in the user's cache folder
+    /// Benchmark a randomly initialized model of this shape (generated once, then cached)
     #[arg(long, value_name = "SHAPE", conflicts_with = "model", value_parser = PossibleValuesParser::new(SHAPES))]
     shape: Option<String>,
-    /// Number type of the random weights
+    /// Quantization type of the random weights
     #[arg(long, value_name = "TYPE", default_value = "q4_0", requires = "shape",
           value_parser = PossibleValuesParser::new(DType::ALL.map(DType::name)))]
     r#type: String,
-    /// Tokens of prompt to read; 0: do not measure prefill
+    /// Prompt lengths in tokens (0: skip prefill)
     #[arg(short, long, value_name = "N", default_value = "512", value_delimiter = ',', value_parser = count(0..=1 << 20))]
     prompt: Vec<usize>,
-    /// Tokens to generate; 0: do not measure decode
+    /// Numbers of tokens to generate (0: skip decode)
     #[arg(short = 'n', long, value_name = "N", default_value = "128", value_delimiter = ',', value_parser = count(0..=1 << 20))]
     predict: Vec<usize>,
-    /// Tokens of text that come before
+    /// Context depths in tokens
     #[arg(short, long, value_name = "N", default_value = "0", value_delimiter = ',', value_parser = count(0..=1 << 20))]
     depth: Vec<usize>,
-    /// Tokens of the prompt whose first reply is timed; 0: do not measure that
+    /// Prompt lengths for time to first token (0: skip)
     #[arg(long, value_name = "N", default_value = "16", value_delimiter = ',', value_parser = count(0..=1 << 20))]
     ttft: Vec<usize>,
-    /// Texts to decode together, --predict tokens each
+    /// Batch sizes: texts decoded together, --predict tokens each
     #[arg(short, long, value_name = "N", value_delimiter = ',', value_parser = count(1..=256))]
     batch: Vec<usize>,
-    /// Tokens of a decode segment, as a draft is verified with: passes of so many tokens, with logits for each
+    /// Decode segment lengths, as in draft verification: passes of N tokens with logits for each
     #[arg(long, value_name = "N", value_delimiter = ',', value_parser = count(1..=DECODE_TOKENS as u64))]
     verify: Vec<usize>,
     #[command(flatten)]
     speculate: SpeculateArgs,
-    /// Threads [default: one a core that this process may use]
+    /// Thread counts [default: one thread per available core]
     #[arg(short, long, value_name = "N", value_delimiter = ',', value_parser = count(1..=512))]
     threads: Vec<usize>,
-    /// Times to repeat each measurement, after one that warms up
+    /// Repetitions of each measurement, after one warm-up run
     #[arg(short, long, value_name = "N", default_value = "5", value_parser = count(1..=1000))]
     repeat: usize,
-    /// Number type of the KV cache
+    /// KV cache data type
     #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = cache_type())]
     cache_type: CacheType,
-    /// Tell where the time goes, by operation, too
+    /// Also show a per-operation time breakdown
     #[arg(long)]
     profile: bool,
-    /// How to print the results
+    /// Output format
     #[arg(short, long, value_name = "FORMAT", default_value = "md")]
     output: Format,
 }
@@ -97,21 +97,23 @@ enum Format {
     Csv,
     /// One JSON object
     Json,
-    /// A JSON object a line, as soon as its row is measured
+    /// JSON Lines, one object per row as it is measured
     Jsonl,
 }
 
-/// Changes when the random weights do.
+/// Version of the random weights.
 const RANDOM_VERSION: u32 = 2;
 
-/// The file of a model with random weights, in the cache folder; made if it is not there yet.
+/// Returns the path of the randomly initialized model in the cache folder, generating it first if it is missing.
 fn random_model(shape: &str, dtype: &str, cancel: &AtomicBool) -> anyhow::Result<PathBuf> {
-    let folder = dirs::cache_dir().context("this system names no cache folder for the random model")?.join("hymba");
+    let folder = dirs::cache_dir()
+        .context("there is no cache folder on this system for the random model; use -m FILE")?
+        .join("hymba");
     let file = folder.join(format!("random-{shape}-{dtype}-{RANDOM_VERSION}.gguf"));
     if !file.exists() {
-        fs::create_dir_all(&folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
-        terminal::note(&format!("making a model with random weights, once: {}", file.display()));
-        random_checkpoint(shape, DType::from_name(dtype).context("the type is unknown")?, &file, cancel)?;
+        fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+        terminal::note(&format!("generating a randomly initialized model (once): {}", file.display()));
+        random_checkpoint(shape, DType::from_name(dtype).context("unknown type")?, &file, cancel)?;
     }
     Ok(file)
 }

@@ -45,7 +45,7 @@ use input::Input;
 use repl::{Repl, Setup};
 use screen::{ColorChoice, Screen};
 
-/// Talk with a model.
+/// Chat with a model.
 ///
 /// At a terminal: line editing, persistent history, Ctrl-R search; `/help` lists the commands. Ctrl-C stops a reply, Ctrl-D
 /// exits. From a pipe, each line is a message, whatever it begins with, and only the replies are printed.
@@ -64,7 +64,7 @@ pub struct Args {
     /// First message (alternative to the positional argument)
     #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
     prompt: Option<String>,
-    /// Exit after one reply (also: -st). What a pipe brings is added to MESSAGE after a blank line
+    /// Exit after one reply (also: -st). Piped input is appended to MESSAGE after a blank line
     #[arg(long)]
     single_turn: bool,
     #[command(flatten)]
@@ -83,8 +83,8 @@ pub struct Args {
     /// Read the system prompt from a file
     #[arg(long, value_name = "FILE")]
     system_file: Option<PathBuf>,
-    /// Chat template, in place of the model's: Jinja, or chatml, hymba, llama3, llama2, gemma, phi3, zephyr, vicuna; `none`: no
-    /// template (plain continuation)
+    /// Override the chat template: Jinja source, chatml, hymba, llama3, llama2, gemma, phi3, zephyr or vicuna; `none`:
+    /// no template (plain continuation)
     #[arg(long, value_name = "NAME|JINJA", allow_hyphen_values = true, conflicts_with = "chat_template_file")]
     chat_template: Option<String>,
     /// Read the chat template from a file
@@ -102,13 +102,13 @@ pub struct Args {
     /// Save the conversation to FILE on exit, whatever the reason
     #[arg(long, value_name = "FILE")]
     save_on_exit: Option<PathBuf>,
-    /// Replace a --session or --save-on-exit file that holds something else; never a model
+    /// Replace a --session or --save-on-exit file of another kind; model files are never replaced
     #[arg(long)]
     force: bool,
-    /// Treat lines of a pipe that begin with a slash as commands, as at a terminal
+    /// Run piped lines that begin with a slash as commands, as at a terminal
     #[arg(long)]
     commands: bool,
-    /// Maximum number of tokens of a reply (-1: no limit) [default: 512, or what the model file says]
+    /// Maximum number of tokens per reply (-1: no limit) [default: the model file's, else 512]
     #[arg(short = 'n', long, aliases = ["n-predict", "max-tokens"], value_name = "N", allow_negative_numbers = true,
           value_parser = limit)]
     predict: Option<Limit>,
@@ -150,7 +150,7 @@ enum OverflowChoice {
 }
 
 impl Args {
-    /// The file to resume from, if any.
+    /// Returns the file to resume from, if any.
     fn resumed(&self) -> Option<&Path> {
         // A file of another kind that --force replaces is not resumed.
         let replaces = |path: &Path| self.force && check_replaceable(path, Kind::Chat, false).is_err();
@@ -158,12 +158,12 @@ impl Args {
         self.resume.as_deref().or(session)
     }
 
-    /// The file to save to at the end, if any.
+    /// Returns the file to save to on exit, if any.
     fn saved(&self) -> Option<&Path> {
         self.save_on_exit.as_deref().or(self.session.as_deref())
     }
 
-    /// Refuses flags that make no sense, before anything takes time.
+    /// Checks the flags before any slow work starts.
     fn check(&self) -> anyhow::Result<()> {
         self.sampling.apply(SamplingParams::default())?;
         match self.saved() {
@@ -173,14 +173,14 @@ impl Args {
                 Ok(check_replaceable(path, Kind::Chat, self.force)?)
             }
             None if self.force => {
-                Err(Usage("--force: there is no file to write; add --session or --save-on-exit".into()).into())
+                Err(Usage("--force applies to --session or --save-on-exit; add one of them".into()).into())
             }
             None => Ok(()),
         }
     }
 }
 
-/// Talks until the person leaves.
+/// Runs the conversation until the user exits.
 pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
     if args.runtime.list_devices {
         return Ok(list_devices()?);
@@ -196,7 +196,7 @@ pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
     let compile = |(name, shape): (String, _)| constraint::compile(&name, &shape, &tokenizer, cancel);
     let constraint = shape.map(compile).transpose()?;
     if args.saved().is_some() {
-        model.start_fingerprint(); // of the file as it is now, whatever becomes of it
+        model.start_fingerprint(); // hash the file as it is now: it may change later
     }
     let params = args.sampling.of_model(&model, args.quiet)?;
     let sampler = Sampler::new(params, args.sampling.seed()?);
@@ -273,32 +273,32 @@ pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
     leave(&mut repl, args, left)
 }
 
-/// Saves the conversation, whatever it was that ended it: an error, or a panic that was told already.
+/// Saves the conversation on exit, whatever ended it, including an error or a panic that was already reported.
 fn leave(repl: &mut Repl<'_>, args: &Args, left: Result<anyhow::Result<()>, Reported>) -> anyhow::Result<()> {
     let panicked = left.is_err();
     let left = left.unwrap_or_else(|told| Err(told.into()));
     let Some(path) = args.saved() else { return left };
     let empty = args.resumed().is_none() && repl.conversation().is_empty();
     if left.is_err() && empty && path.exists() {
-        return left; // nothing is no reason to replace an earlier conversation
+        return left; // an empty conversation does not replace an earlier one
     }
     let saved = guarded(|| {
         if panicked {
             repl.forget_state()?;
         }
-        repl.save(path, args.force, &AtomicBool::new(false)) // also when a signal ended the conversation
+        repl.save(path, args.force, &AtomicBool::new(false)) // a signal that ended the conversation must not cancel this
     });
     match saved {
         Ok(Ok(())) => left,
         Ok(Err(e)) => {
             tell(left);
-            Err(anyhow::Error::from(e).context("the conversation is not saved"))
+            Err(anyhow::Error::from(e).context("the conversation was not saved"))
         }
         Err(told) => Err(told.into()),
     }
 }
 
-/// Says why the conversation ended, if that is an error, when another is to be told too.
+/// Reports the error that ended the conversation when a second one follows.
 fn tell(left: anyhow::Result<()>) {
     let Err(e) = left else { return };
     let cancelled = e.downcast_ref().is_some_and(|e| matches!(e, Error::Cancelled));
@@ -326,9 +326,9 @@ fn template(
         (None, None) => {
             let template = model.chat_template(tokenizer)?;
             if template.is_none() && !args.quiet {
-                let system = if has_system { ", the system prompt in front" } else { "" };
+                let system = if has_system { ", after the system prompt" } else { "" };
                 terminal::warn(&format!(
-                    "the model has no chat template: it continues messages and replies as plain text{system}"
+                    "the model has no chat template: messages and replies are continued as plain text{system}"
                 ));
             }
             return Ok(template);

@@ -1,4 +1,4 @@
-//! `hymba completions`: what a shell needs to complete a command line.
+//! `hymba completions`: shell completion scripts.
 
 use std::io::Write;
 
@@ -7,7 +7,7 @@ use clap_complete::Shell;
 
 use super::terminal;
 
-/// Print the completion script of a shell.
+/// Print the completion script for a shell.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -15,11 +15,11 @@ Examples:
   hymba completions zsh > \"${fpath[1]}/_hymba\"
   hymba completions fish > ~/.config/fish/completions/hymba.fish")]
 pub struct Args {
-    /// Shell to complete for
+    /// Shell
     shell: Shell,
 }
 
-/// Prints the script for `program`.
+/// Prints the completion script of `program`.
 pub fn run(args: &Args, mut program: Command) -> anyhow::Result<()> {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut program, "hymba", &mut script);

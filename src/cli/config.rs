@@ -1,14 +1,14 @@
-//! `hymba config`: the settings in force.
+//! `hymba config`: effective settings.
 
 use std::io::Write;
 
 use super::{settings, terminal, usage::Usage};
 
-/// Show the settings in force and where each comes from.
+/// Show the effective settings and where each comes from.
 ///
-/// Settings are flags that may also stand in an environment variable (HYMBA_CONTEXT, HYMBA_TOP_K, ...) or in the
-/// configuration file, under the name of the flag. A flag wins over a variable, a variable over the file. HYMBA_CONFIG
-/// names another file.
+/// A setting is a flag that can also be given as an environment variable (HYMBA_CONTEXT, HYMBA_TOP_K, ...) or in the
+/// configuration file, under the name of the flag. Flags override variables, and variables override the file.
+/// HYMBA_CONFIG selects another file.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Example of a configuration file:

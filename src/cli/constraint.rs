@@ -47,7 +47,7 @@ impl ConstraintArgs {
     }
 }
 
-/// The value of --json-schema: a file, or the text itself.
+/// Returns the value of --json-schema: a file, or the text itself.
 fn json_schema(value: &str, cancel: &AtomicBool) -> anyhow::Result<(String, Shape)> {
     if value.trim_start().starts_with('{') {
         return Ok(("--json-schema".into(), Shape::JsonSchema(value.into())));

@@ -1,36 +1,39 @@
-//! Escapes in texts of the command line, where a shell's quotes leave a backslash as it is.
+//! Escape sequences in command-line texts, where shell quoting keeps backslashes.
 
 use super::{terminal, usage::Usage};
 
-/// The flag that asks for them.
+/// The --escape flag.
 #[derive(Debug, clap::Args)]
 pub struct EscapeArgs {
-    /// Replace \n, \t, \\, \", \xNN, \uNNNN and the like in texts of the command line by what they stand for
+    /// Process escape sequences (\n, \t, \\, \", \xNN, \uNNNN, ...) in texts given on the command line
     #[arg(short, long)]
     escape: bool,
 }
 
 impl EscapeArgs {
-    /// Returns what is meant by `text`, which `flag` gave.
+    /// Returns the value of `text`, given by `flag`, with escapes processed if requested.
     pub fn text(&self, flag: &str, text: &str) -> Result<String, Usage> {
         if !self.escape {
             return Ok(text.into());
         }
-        unescape(text)
-            .ok_or_else(|| Usage(format!("{flag}: its escapes make no UTF-8 text; write \\uNNNN for a character")))
+        unescape(text).ok_or_else(|| {
+            Usage(format!("{flag}: the escape sequences are not valid UTF-8; write a character as \\uNNNN"))
+        })
     }
 
-    /// Returns what is meant by the texts of --stop. Says, unless `quiet`, if one of them will hardly ever appear.
+    /// Returns the stop strings. Notes, unless `quiet`, a string that is unlikely to occur.
     pub fn stops(&self, stops: &[String], quiet: bool) -> Result<Vec<String>, Usage> {
         let escaped = |stop: &&String| unescape(stop).is_none_or(|meant| meant != **stop);
         if let Some(stop) = stops.iter().find(escaped).filter(|_| !self.escape && !quiet) {
-            terminal::note(&format!("--stop {stop}: the backslash is taken as it is; with --escape it is not"));
+            terminal::note(&format!(
+                "--stop {stop}: the backslash is literal; add --escape to process escape sequences"
+            ));
         }
         stops.iter().map(|stop| self.text("--stop", stop)).collect()
     }
 }
 
-/// Returns `text` with its escapes replaced; what is none stays. `None` if that makes no UTF-8.
+/// Returns `text` with its escape sequences replaced; unknown ones are kept. `None` if the result is not UTF-8.
 fn unescape(text: &str) -> Option<String> {
     let (mut out, mut rest) = (Vec::with_capacity(text.len()), text);
     while let Some((before, after)) = rest.split_once('\\') {

@@ -1,4 +1,4 @@
-//! `hymba eval`: numbers about a model, for people who check or compare.
+//! `hymba eval`: model evaluation.
 
 mod activations;
 mod args;
@@ -19,20 +19,20 @@ pub struct Args {
 
 #[derive(clap::Subcommand)]
 enum Command {
-    /// Write the logits after each of the given token ids to a safetensors file
+    /// Write the logits for each of the given token ids to a safetensors file
     Logits(logits::Args),
-    /// Perplexity of a text, and with --kl the divergence from a base model
+    /// Measure perplexity on a text, and with --kl the divergence from a base model
     Perplexity(perplexity::Args),
-    /// KL divergence between two models on a text
+    /// Measure the KL divergence between two models on a text
     Compare(compare::Args),
-    /// Quantization sensitivity per tensor class
+    /// Measure quantization sensitivity per tensor class
     Sensitivity(sensitivity::Args),
-    /// Effect of 8-bit activation quantization alone
+    /// Measure the effect of 8-bit activation quantization alone
     Activations(activations::Args),
 }
 
 impl Args {
-    /// Whether anything goes to standard output.
+    /// Whether it writes to standard output.
     pub fn writes_output(&self) -> bool {
         !matches!(self.command, Command::Logits(_))
     }

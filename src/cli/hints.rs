@@ -1,20 +1,20 @@
-//! What to do about an error, in flags and slash commands. The library knows neither: what it says ends where the hint
-//! goes on.
+//! Advice for errors in terms of flags and slash commands, which the library does not know; it is appended to the
+//! library's messages.
 
 use std::borrow::Cow;
 
 use hymba::{Error, Holds, Mismatch};
 
-/// Where the hint is read.
+/// Where the hint is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// In a shell, once the program has ended: flags help.
+    /// In a shell, after the program exited: advise on flags.
     CommandLine,
-    /// In a conversation that goes on: slash commands help, and flags the next time.
+    /// In a running conversation: advise on slash commands.
     Conversation,
 }
 
-/// Returns what to do about `error`, to be read after it and a semicolon; `None` if it says all there is to say.
+/// Returns advice to append to `error` after a semicolon, if there is any.
 pub fn hint(error: &Error, place: Place) -> Option<Cow<'static, str>> {
     let hint = match error {
         Error::Exists(_) => "add --force to replace it",
@@ -30,24 +30,24 @@ pub fn hint(error: &Error, place: Place) -> Option<Cow<'static, str>> {
         Error::NoTokenizer(_) => {
             "convert the model again with `hymba quantize` from a folder that holds tokenizer.json"
         }
-        Error::Template { .. } => "give another with --chat-template-file",
+        Error::Template { .. } => "use another one with --chat-template-file",
         Error::SessionMismatch { why, .. } => return mismatch(why, place),
-        Error::Calibration { .. } => "make one for this model with --calibrate",
+        Error::Calibration { .. } => "create one for this model with --calibrate",
         Error::NoSuchTensor { .. } => "names for --tensor-type look like blk.0.ffn_up.weight",
         Error::TensorRange { name, .. } => {
             return Some(format!("keep it wider, for example with --tensor-type {name}=f32").into());
         }
-        Error::ContextFull { .. } => "shorten the text or raise the context (-c)",
+        Error::ContextFull { .. } => "shorten the text or use a larger -c",
         Error::ConversationFull { .. } => match place {
-            Place::CommandLine => "--overflow slide or a larger -c makes room",
-            Place::Conversation => "/undo or /clear makes room, and so does /set context N or /set overflow slide",
+            Place::CommandLine => "use --overflow slide or a larger -c",
+            Place::Conversation => "use /undo, /clear, /set context N or /set overflow slide",
         },
-        Error::BranchExists(name) => return Some(format!("/switch {name} goes there").into()),
+        Error::BranchExists(name) => return Some(format!("switch to it with /switch {name}").into()),
         Error::CacheTypeWidth { .. } => "use --cache-type f16",
         Error::GpuCacheType(_) => "use --cache-type f16, or --backend cpu",
         Error::CacheRange { .. } => "use --cache-type f32",
         Error::OutOfMemory { .. } => "use a smaller -c",
-        Error::GpuOutOfMemory(_) => "ask for a shorter context (-c) or use --backend cpu",
+        Error::GpuOutOfMemory(_) => "use a smaller -c, or --backend cpu",
         Error::GpuUnsupported(_) => "use --backend cpu",
         Error::Gpu(_) => "try again, or use --backend cpu",
         _ => return None,
@@ -80,8 +80,7 @@ mod tests {
     use super::*;
     use crate::cli::{Cli, chat::commands::COMMANDS};
 
-    /// The words of this program's users in Rust source: flags and slash commands anywhere, short flags and
-    /// subcommands in string literals.
+    /// Finds flags and slash commands anywhere in Rust source, and short flags and subcommands in string literals.
     struct Words {
         token: Regex,
         anywhere: Regex,
@@ -108,7 +107,7 @@ mod tests {
         }
     }
 
-    /// The library's sources, by their path from the repository's root.
+    /// Returns the library's sources by path from the repository root.
     fn sources() -> Vec<(String, String)> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let mut folders = ["src", "kernels-cpu/src", "kernels-metal/src"].map(|folder| root.join(folder)).to_vec();
@@ -128,13 +127,13 @@ mod tests {
     }
 
     #[test]
-    fn the_library_knows_no_flag_and_no_command() {
+    fn the_library_mentions_no_flags_or_commands() {
         let (words, sources) = (Words::new(), sources());
         let found: Vec<_> = sources.iter().map(|(name, source)| (name, words.found(source))).collect();
         let found: Vec<_> = found.into_iter().filter(|(_, words)| !words.is_empty()).collect();
         assert!(found.is_empty(), "{found:?}");
         for part in ["src/error.rs", "src/engine/session.rs", "kernels-metal/src/device.rs"] {
-            assert!(sources.iter().any(|(name, _)| Path::new(name) == Path::new(part)), "{part} was not looked at");
+            assert!(sources.iter().any(|(name, _)| Path::new(name) == Path::new(part)), "{part} was not checked");
         }
     }
 
@@ -161,32 +160,35 @@ mod tests {
         let template = |line| Error::Template { origin: "t.jinja".into(), line, what: "no".into() };
         let memory = |available| Error::OutOfMemory { wanted: 2_500_000_000, available };
         for (error, said) in [
-            (Error::Exists("out.gguf".into()), "out.gguf: exists already; add --force to replace it"),
+            (Error::Exists("out.gguf".into()), "out.gguf: already exists; add --force to replace it"),
             (
                 Error::NotReplaced { path: "notes".into(), holds: Holds::Other },
-                "notes: is no session file of hymba, and is not replaced; name another file, or replace it with --force",
+                "notes: is not a hymba session file, and was not replaced; name another file, or replace it with --force",
             ),
             (
                 Error::NotReplaced { path: "m.gguf".into(), holds: Holds::Model },
-                "m.gguf: is a model file (GGUF), and is not replaced; name another file",
+                "m.gguf: is a model file (GGUF), and was not replaced; name another file",
             ),
             (
                 session(Mismatch::Tokens { tokens: 5, context: 4 }),
-                "talk: holds 5 tokens, but the context has room for 4; raise it with -c",
+                "talk: has 5 tokens, but the context size is 4; raise it with -c",
             ),
-            (session(Mismatch::Text), "talk: holds a text; resume it with `hymba run --session`"),
+            (session(Mismatch::Text), "talk: contains a text; resume it with `hymba run --session`"),
             (
                 template(Some(2)),
-                "t.jinja: is no usable chat template, line 2: no; give another with --chat-template-file",
+                "t.jinja: is not a usable chat template, line 2: no; use another one with --chat-template-file",
             ),
-            (template(None), "t.jinja: is no usable chat template: no; give another with --chat-template-file"),
-            (memory(Some(1_000_000_000)), "there is no memory for 2.5 GB of cache, 1.0 GB are free; use a smaller -c"),
-            (memory(None), "there is no memory for 2.5 GB of cache and activations; use a smaller -c"),
+            (template(None), "t.jinja: is not a usable chat template: no; use another one with --chat-template-file"),
+            (
+                memory(Some(1_000_000_000)),
+                "not enough memory for the KV cache: 2.5 GB needed, 1.0 GB available; use a smaller -c",
+            ),
+            (memory(None), "not enough memory for the KV cache and activations: 2.5 GB needed; use a smaller -c"),
             (
                 Error::ContextFull { needed: 5, free: 4, context: 9 },
-                "5 more tokens do not fit: the context holds 9, 4 of them free; shorten the text or raise the context (-c)",
+                "5 more tokens do not fit: 4 of 9 tokens are left in the context; shorten the text or use a larger -c",
             ),
-            (Error::BranchExists("b".into()), "there is a branch `b` already; /switch b goes there"),
+            (Error::BranchExists("b".into()), "branch `b` already exists; switch to it with /switch b"),
             (Error::Gpu("it was lost".into()), "the GPU failed: it was lost; try again, or use --backend cpu"),
         ] {
             assert_eq!(format!("{error}; {}", hint(&error, Place::CommandLine).unwrap()), said);
@@ -194,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn hints_fit_the_place() {
+    fn hints_depend_on_the_place() {
         let full = Error::ConversationFull { needed: 9, free: 3, context: 3 };
         assert!(!hint(&full, Place::CommandLine).unwrap().contains('/'));
         assert!(hint(&full, Place::Conversation).unwrap().starts_with("/undo"));

@@ -1,4 +1,4 @@
-//! `hymba inspect`: what a model file holds, and what running it will take.
+//! `hymba inspect`: model metadata and memory needs.
 
 mod page;
 mod report;
@@ -20,15 +20,15 @@ pub struct Args {
     file: Option<PathBuf>,
     #[command(flatten)]
     model: ModelArgs,
-    /// List every tensor, too
+    /// Also list every tensor
     #[arg(long)]
     tensors: bool,
-    /// Print one JSON object instead, tensors included
+    /// Print one JSON object, including tensors
     #[arg(long)]
     json: bool,
 }
 
-/// Runs the command: the report goes to stdout, as wide as the terminal is.
+/// Runs the command: prints the report at the terminal's width.
 pub fn run(args: &Args, _cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
     let model = args.file.clone().or(args.model.model.clone());
     let gguf = ModelArgs { model }.gguf(args.json)?;

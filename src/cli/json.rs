@@ -1,9 +1,9 @@
-//! What all JSON output has in common; docs/json.md describes it.
+//! Common parts of JSON output; see docs/json.md.
 
 use hymba::Timings;
 use serde_json::{Value, json};
 
-/// The version of the objects that commands print, in each of them.
+/// The format version, part of every printed object.
 pub const JSON_VERSION: u32 = 1;
 
 /// Returns an event of --jsonl with the fields of `object`.

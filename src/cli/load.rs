@@ -1,5 +1,5 @@
-//! Reads a model from a cold disk, where that can be seen. A model is mapped into memory, and would otherwise come a page at a
-//! time while the first tokens are computed, without a word.
+//! Reads a model that is not in the page cache, with a progress bar. It is memory-mapped, and would otherwise be paged
+//! in during the first tokens without any sign of progress.
 
 use std::{
     fs::File,
@@ -12,7 +12,8 @@ use hymba::{Error, Result};
 
 use super::{bar::Bar, terminal};
 
-/// Reads the file at `path` if it is not in memory and somebody may watch. What is wrong with the file is for others to say.
+/// Reads the file at `path` if it is not in the page cache and progress is shown. Errors are ignored: opening the model
+/// reports them.
 pub fn load(path: &Path, quiet: bool, cancel: &AtomicBool) -> Result<()> {
     if quiet || !terminal::draws() {
         return Ok(());
@@ -35,7 +36,7 @@ pub fn load(path: &Path, quiet: bool, cancel: &AtomicBool) -> Result<()> {
     Ok(())
 }
 
-/// Whether the system has the file in memory: a few places of it are asked for.
+/// Whether the file is in the page cache, judged by a sample of its pages.
 #[cfg(target_os = "linux")]
 fn is_cached(file: &File, size: usize) -> bool {
     use rustix::io::{Errno, ReadWriteFlags, preadv2};
@@ -49,7 +50,7 @@ fn is_cached(file: &File, size: usize) -> bool {
     })
 }
 
-/// Elsewhere nobody tells.
+/// Other systems have no such call.
 #[cfg(not(target_os = "linux"))]
 fn is_cached(_file: &File, _size: usize) -> bool {
     true
@@ -62,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_written_is_in_memory() {
+    fn a_file_just_written_is_in_the_page_cache() {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(&[1; 1 << 20]).unwrap();
         assert!(is_cached(&file, 1 << 20));

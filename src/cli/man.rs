@@ -10,15 +10,15 @@ use clap::Command;
 use clap_mangen::Man;
 use hymba::format::{Privacy, write_atomically};
 
-/// Write the manual pages into a folder.
+/// Write the manual pages to a folder.
 ///
-/// Makes hymba.1 and a page for each command (hymba-run.1, ...); existing pages are replaced.
+/// Writes hymba.1 and one page per command (hymba-run.1, ...), replacing existing pages.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Example:
   hymba man ~/.local/share/man/man1")]
 pub struct Args {
-    /// Folder to write to; it is created if missing
+    /// Output folder; created if missing
     #[arg(value_name = "DIR")]
     folder: PathBuf,
 }

@@ -1,4 +1,4 @@
-//! The command line: one file a command; flags that several share are in [`options`], [`model`] and [`prompt`].
+//! The command line: one file per command; shared flags are in [`options`], [`model`] and [`prompt`].
 
 pub mod ask;
 pub mod bar;
@@ -84,14 +84,14 @@ pub enum Command {
 }
 
 impl Cli {
-    /// Parses the command line of this program, with the settings of the environment and the configuration file.
+    /// Parses the command line, with settings from the environment and the configuration file.
     pub fn of_process() -> Result<Self, clap::Error> {
         let line: Vec<_> = env::args_os().collect();
         match settings::read() {
             Ok(settings) => Self::of(line.clone(), &settings).map_err(|e| {
                 settings::blame(e, &settings, |some| Self::of(line.clone(), some).map(drop), &mut Self::command())
             }),
-            // Help and what else needs no setting stays in reach.
+            // Commands that need no settings, such as help, still work.
             Err(why) => match Self::of(line, &[])? {
                 cli @ Self { command: Command::Completions(_) | Command::Man(_) } => Ok(cli),
                 _ => Err(Self::command().error(ErrorKind::InvalidValue, why)),
@@ -100,7 +100,7 @@ impl Cli {
     }
 
     fn of(mut line: Vec<OsString>, settings: &[Setting]) -> Result<Self, clap::Error> {
-        // llama.cpp's flags of several letters after one dash; for the parser each letter would be a flag.
+        // llama.cpp's multi-letter flags with one dash, which clap would split into single-letter flags.
         let rewritten: &[(&str, &str)] = match line.get(1).and_then(|command| command.to_str()) {
             Some("chat") => &[("-st", "--single-turn"), ("-sys", "--system")],
             Some("run") => &[("-sys", "--system")],
@@ -112,7 +112,7 @@ impl Cli {
             }
         }
         let mut command = settings::apply(Self::command(), settings);
-        // Otherwise a flag with a typing error would be taken for a text.
+        // Otherwise a misspelled flag would be parsed as the prompt.
         if line.iter().any(|argument| is_text(argument)) {
             for (name, text) in [("run", "text"), ("chat", "message")] {
                 command = command.mut_subcommand(name, |c| c.mut_arg(text, |arg| arg.allow_hyphen_values(true)));
@@ -127,13 +127,13 @@ impl Cli {
     }
 }
 
-/// Whether an argument begins as flags do, and yet can't be one.
+/// Whether an argument starts with a dash but cannot be a flag.
 fn is_text(argument: &OsStr) -> bool {
     let Some(rest) = argument.to_str().and_then(|argument| argument.strip_prefix('-')) else { return false };
     rest.split('=').next().is_some_and(|name| name.contains(char::is_whitespace))
 }
 
-/// Refuses a variable that asks for what there is not.
+/// Rejects kernels that this CPU does not support.
 fn check_environment() -> Result<(), Usage> {
     let Some(wanted) = env::var_os(KERNELS).filter(|wanted| !wanted.is_empty()) else { return Ok(()) };
     let known = Cpu::all_kernels();
@@ -145,7 +145,7 @@ fn check_environment() -> Result<(), Usage> {
 }
 
 impl Command {
-    /// Whether anything goes to standard output.
+    /// Whether it writes to standard output.
     pub fn writes_output(&self) -> bool {
         match self {
             Self::Pull(args) => args.writes_output(),
@@ -196,12 +196,12 @@ mod tests {
     }
 
     #[test]
-    fn the_flags_fit_together() {
+    fn the_flag_definitions_are_consistent() {
         Cli::command().debug_assert();
     }
 
     #[test]
-    fn a_text_may_begin_like_a_flag() {
+    fn a_text_may_start_with_a_dash() {
         for line in [
             &["run", "- an item", "-n", "3"][..],
             &["run", "-n", "3", "--hm, a text", "-q"],
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn of_flags_given_twice_the_last_one_holds() {
+    fn the_last_of_repeated_flags_wins() {
         let line = [
             "run", "-q", "-q", "-n", "3", "-p", "a", "--seed", "1", "-n", "5", "-p", "b", "--seed", "2", "--stop", "c",
             "--stop", "d",

@@ -1,4 +1,4 @@
-//! Which model a command works with: the one named with -m, else the environment's, else the one in this program.
+//! Model selection: -m, else HYMBA_MODEL, else the built-in demo.
 
 use std::{env, path::PathBuf, sync::atomic::AtomicBool};
 
@@ -12,10 +12,10 @@ use super::{load::load, named::resolve, terminal, usage::Usage};
 
 const VARIABLE: &str = "HYMBA_MODEL";
 
-/// The demo checkpoint that is part of this program; empty if it was built without.
+/// The built-in demo checkpoint; empty if built without it.
 #[cfg(embedded_demo)]
 pub static EMBEDDED: &[u8] = {
-    /// As a memory map would be, so that tensors lie on cache lines.
+    /// Aligned like a memory map, so that tensors start on cache lines.
     #[repr(C, align(64))]
     struct Aligned<T: ?Sized>(T);
     static DEMO: &Aligned<[u8]> = &Aligned(*include_bytes!("../../models/hymba-demo.gguf"));
@@ -27,8 +27,8 @@ pub static EMBEDDED: &[u8] = &[];
 /// The model flag.
 #[derive(Debug, clap::Args)]
 pub struct ModelArgs {
-    /// Model: a file (GGUF), or the name of one that `hymba models` lists or `hymba pull` gets [default: $HYMBA_MODEL, else
-    /// the built-in demo]
+    /// Model: a GGUF file, or a name as in `hymba models` or `hymba pull` [default: $HYMBA_MODEL, else the built-in
+    /// demo]
     #[arg(short, long, value_name = "FILE|NAME")]
     pub model: Option<PathBuf>,
 }
@@ -40,19 +40,18 @@ enum Source {
     Embedded,
 }
 
-/// The model that this program is made for.
-pub const REAL_ONE: &str = "nvidia/Hymba-1.5B-Instruct";
+/// The official model.
+pub const OFFICIAL: &str = "nvidia/Hymba-1.5B-Instruct";
 
-/// What the demo is and is not, and how to get the real one, in a line.
-pub const DEMO: &str = "The demo is a toy of 48 million parameters: it tells simple stories and chats a little; it knows few facts \
-and makes others up; `hymba pull nvidia/Hymba-1.5B-Instruct` gets the real one.";
+/// One line on the demo's limits and how to get the official model.
+pub const DEMO: &str = "The demo is a toy model with 48 million parameters: it tells simple stories, chats a little, and makes up most facts; get the official model with `hymba pull nvidia/Hymba-1.5B-Instruct`.";
 
-/// What messages call the model that is part of this program.
+/// The built-in model's name in messages.
 pub const EMBEDDED_NAME: &str = "the built-in demo";
 
 impl ModelArgs {
-    /// Opens the model; says which one it is, unless `quiet` or named by the flag. A file that is not in memory yet is read,
-    /// which `cancel` ends.
+    /// Opens the model; notes which one it is, unless `quiet` or given by -m. A file that is not in the page cache is
+    /// read first, until `cancel`.
     pub fn open(&self, quiet: bool, cancel: &AtomicBool) -> anyhow::Result<Model> {
         match self.source(quiet)? {
             Source::Flag(path) => {
@@ -67,7 +66,7 @@ impl ModelArgs {
         }
     }
 
-    /// Opens the model's file as such.
+    /// Opens the model file as GGUF.
     pub fn gguf(&self, quiet: bool) -> anyhow::Result<Gguf> {
         match self.source(quiet)? {
             Source::Flag(path) => Ok(Gguf::open(&path)?),
@@ -92,12 +91,12 @@ impl ModelArgs {
         }
         if EMBEDDED.is_empty() {
             let what = format!(
-                "this hymba has no built-in model; name a model file with -m FILE or in {VARIABLE} (`hymba quantize` makes one of a Hugging Face folder)"
+                "this build has no built-in model; use -m FILE or {VARIABLE} (`hymba pull` or `hymba quantize` creates a model file)"
             );
             return Err(Usage(what).into());
         }
         say(format!(
-            "no model given (-m or {VARIABLE}); using the built-in demo; `hymba pull {REAL_ONE}` gets the real one"
+            "no model given (-m or {VARIABLE}); using the built-in demo; get the official model with `hymba pull {OFFICIAL}`"
         ));
         Ok(Source::Embedded)
     }

@@ -1,4 +1,4 @@
-//! `hymba models`: what is installed.
+//! `hymba models`: installed models.
 
 use std::{io::Write, time::SystemTime};
 
@@ -8,9 +8,9 @@ use hymba::{
 };
 use indicatif::{DecimalBytes, HumanDuration};
 
-use super::{model::REAL_ONE, named::find, terminal};
+use super::{model::OFFICIAL, named::find, terminal};
 
-/// List, remove and locate the models that `hymba pull` installed
+/// List, remove and locate installed models
 #[derive(clap::Args)]
 pub struct Args {
     #[command(subcommand)]
@@ -19,17 +19,17 @@ pub struct Args {
 
 #[derive(clap::Subcommand)]
 enum Action {
-    /// List all: name, type, size, context, last use
+    /// List installed models: name, type, size, context, last use
     List,
-    /// Remove models; what was downloaded to make them stays in the cache
+    /// Remove models; original downloads stay in the Hugging Face cache
     Rm {
-        /// Names, as `list` shows them or shorter; with several types of a model, NAME:TYPE
+        /// Names as in `list`, or abbreviated; NAME:TYPE if a model is installed in several types
         #[arg(required = true)]
         names: Vec<String>,
     },
-    /// Print the file of a model
+    /// Print the path of a model
     Path {
-        /// Its name, as `list` shows it or shorter
+        /// Name as in `list`, or abbreviated
         name: String,
     },
 }
@@ -55,7 +55,7 @@ fn list(store: &Store) -> anyhow::Result<()> {
     let models = store.list();
     if models.is_empty() {
         let folder = store.folder().display();
-        terminal::note(&format!("no models are installed in {folder}; `hymba pull {REAL_ONE}` gets one"));
+        terminal::note(&format!("no models are installed in {folder}; get one with `hymba pull {OFFICIAL}`"));
         return Ok(());
     }
     let head = ["NAME", "TYPE", "SIZE", "CONTEXT", "LAST USE"].map(str::to_owned);
@@ -74,7 +74,7 @@ fn row(model: &Installed) -> anyhow::Result<[String; 5]> {
     let (size, used) = model.size_and_use()?;
     let context = match Gguf::open(&model.path) {
         Ok(gguf) => {
-            // What is left for text.
+            // The rest of the width is for names.
             let uint = |key| gguf.metadata.uint(key);
             let meta = uint("hymba.meta_token_count").unwrap_or(0);
             uint("hymba.context_length").map_or("?".into(), |context| context.saturating_sub(meta).to_string())

@@ -1,4 +1,4 @@
-//! Models by name: what `-m` may be beside a file.
+//! Models by name, for `-m`.
 
 use std::path::{Path, PathBuf};
 
@@ -10,8 +10,8 @@ use super::{
     signals,
 };
 
-/// Returns the file that `given` means: a path that exists, or an installed model. Offers to pull one that is missing, if
-/// there is somebody to answer. What can't be a name is taken for a path.
+/// Resolves `given` to a file: an existing path, or an installed model. Offers to pull a missing model if there is a
+/// user to answer. Anything that cannot be a name is a path.
 pub fn resolve(given: &Path) -> anyhow::Result<PathBuf> {
     let Some(text) = given.to_str().filter(|text| !given.exists() && may_be_name(text)) else {
         return Ok(given.into());
@@ -35,23 +35,23 @@ pub fn resolve(given: &Path) -> anyhow::Result<PathBuf> {
     }
 }
 
-/// Returns the one installed model that `text` means.
+/// Returns the installed model that `text` names.
 pub fn find(store: &Store, text: &str) -> anyhow::Result<Installed> {
     let mut found = store.find(text, USUAL_TYPE);
     match &found[..] {
         [_] => Ok(found.remove(0)),
         [] if text.parse::<Name>().is_ok() => {
-            anyhow::bail!("there is no file {text}, and no such model is installed; get it with `hymba pull {text}`")
+            anyhow::bail!("{text}: no such file or installed model; get it with `hymba pull {text}`")
         }
-        [] => anyhow::bail!("there is no file {text}, and no installed model of this name; `hymba models` lists them"),
+        [] => anyhow::bail!("{text}: no such file or installed model; see `hymba models` for the installed ones"),
         several => {
             let names: Vec<String> = several.iter().map(|model| model.name().to_string()).collect();
-            anyhow::bail!("`{text}` may be {}; name one of them", names.join(" or "))
+            anyhow::bail!("`{text}` is ambiguous; use one of {}", names.join(" or "))
         }
     }
 }
 
-/// Whether a text that is no file's name could be a model's.
+/// Whether a text could be a model's name.
 fn may_be_name(text: &str) -> bool {
     let is_file = text.to_ascii_lowercase().ends_with(".gguf") || text.starts_with(['.', '/', '~']);
     !is_file && !text.contains('\\') && text.matches('/').count() <= 1 && !text.ends_with('/')
@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_are_no_names() {
+    fn paths_are_not_names() {
         for name in ["nvidia/Hymba-1.5B-Instruct", "a/b:q4", "instruct", "hymba-1.5b"] {
             assert!(may_be_name(name), "{name}");
         }

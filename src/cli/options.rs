@@ -1,4 +1,4 @@
-//! Flags that several commands share: how a session runs, how tokens are chosen.
+//! Flags shared by several commands: runtime options and sampling.
 
 use std::{
     io::{self, Write},
@@ -20,7 +20,7 @@ use rand::{TryRng, rngs::SysRng};
 
 use super::{terminal, usage::Usage, wording::grouped};
 
-/// How a session runs.
+/// Runtime flags.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Runtime options")]
 pub struct SessionArgs {
@@ -42,7 +42,7 @@ pub struct SessionArgs {
     pub list_devices: bool,
 }
 
-/// Parses a number of things, within `range`.
+/// Returns a parser for whole numbers within `range`.
 pub fn count(range: RangeInclusive<u64>) -> impl Fn(&str) -> Result<usize, String> + Clone + Send + Sync {
     move |text| {
         let number = text.parse::<u64>().ok().filter(|number| range.contains(number));
@@ -54,11 +54,11 @@ pub fn count(range: RangeInclusive<u64>) -> impl Fn(&str) -> Result<usize, Strin
     }
 }
 
-/// A number of tokens at most.
+/// A token limit.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Limit(pub Option<usize>);
 
-/// Parses a number of tokens at most, −1 for any number.
+/// Parses a token limit; −1: no limit.
 pub fn limit(text: &str) -> Result<Limit, String> {
     if text == "-1" {
         return Ok(Limit(None));
@@ -68,10 +68,10 @@ pub fn limit(text: &str) -> Result<Limit, String> {
     Ok(Limit(Some(tokens)))
 }
 
-/// Tokens of a reply at most, where neither a flag nor the model file says otherwise.
+/// The default token limit of replies.
 pub const REPLY_LIMIT: usize = 512;
 
-/// The types a KV cache can have.
+/// Returns a parser for KV cache types.
 pub fn cache_type() -> impl TypedValueParser<Value = CacheType> {
     let kind = |name: String| CacheType::ALL.into_iter().find(|kind| kind.name() == name).unwrap_or_default();
     PossibleValuesParser::new(CacheType::ALL.map(CacheType::name)).map(move |name: String| kind(name.to_lowercase()))
@@ -85,13 +85,13 @@ fn backend() -> impl TypedValueParser<Value = DeviceChoice> {
     })
 }
 
-/// What `--list-devices` prints: the names that `--backend` takes, and what they stand for here.
+/// Prints the output of `--list-devices`: values of `--backend` and the devices behind them.
 pub fn list_devices() -> io::Result<()> {
     let mut out = terminal::out();
     devices().iter().try_for_each(|(backend, what)| writeln!(out, "{backend:<6} {what}"))
 }
 
-/// Opens a session. `cancel` ends the pass over the meta tokens, if the model file does not hold the state after them.
+/// Opens a session. `cancel` interrupts the pass over the meta tokens, if their state is not stored in the model file.
 pub fn new_session<'m>(model: &'m Model, options: &SessionOptions, cancel: &AtomicBool) -> hymba::Result<Session<'m>> {
     if options.stored_meta_state {
         model.read_meta_tokens(options.threads, cancel)?;
@@ -100,8 +100,8 @@ pub fn new_session<'m>(model: &'m Model, options: &SessionOptions, cancel: &Atom
 }
 
 impl SessionArgs {
-    /// An empty session on the machine that was asked for; says, unless `quiet`, if it had to be another, or if the model
-    /// was not trained for it.
+    /// Opens an empty session on the requested device; unless `quiet`, warns about a fallback or a context beyond the
+    /// training context.
     pub fn open<'m>(&self, model: &'m Model, quiet: bool, cancel: &AtomicBool) -> hymba::Result<Session<'m>> {
         let session = new_session(model, &self.options(), cancel)?;
         if quiet {
@@ -116,7 +116,7 @@ impl SessionArgs {
         Ok(session)
     }
 
-    /// The engine's options; a context of 0 is the default, as in llama.cpp.
+    /// Returns the session options; a context of 0 is the default, as in llama.cpp.
     pub fn options(&self) -> SessionOptions {
         SessionOptions {
             context: self.context.filter(|&n| n > 0),
@@ -128,16 +128,16 @@ impl SessionArgs {
     }
 }
 
-/// What there is to say of a context of `tokens`, if the model was trained on shorter ones.
+/// Returns a warning if the model was trained on contexts shorter than `tokens`.
 pub fn beyond_training(model: &Model, tokens: usize) -> Option<String> {
     let trained = model.config().default_context();
     (tokens > trained).then(|| {
         let (tokens, trained) = (grouped(tokens), grouped(trained));
-        format!("a context of {tokens} tokens is longer than the {trained} that the model was trained on; quality may suffer")
+        format!("the context of {tokens} tokens exceeds the model's training context of {trained}; quality may degrade")
     })
 }
 
-/// How tokens are chosen. What a flag does not say, the model file recommends, or else llama.cpp's default holds.
+/// Sampling flags. Precedence: flags, the model file, llama.cpp's defaults.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Sampling (the model file may override these defaults)")]
 pub struct SamplingArgs {
@@ -162,7 +162,7 @@ pub struct SamplingArgs {
     /// Random seed, for reproducible output [default: random]
     #[arg(long, short_alias = 's', value_name = "N", allow_negative_numbers = true, value_parser = whole_number)]
     pub seed: Option<u64>,
-    /// Which of the values above come from a variable or the configuration file.
+    /// The values above that come from a variable or the configuration file.
     #[arg(skip)]
     pub settings: Vec<&'static str>,
 }
@@ -172,20 +172,19 @@ fn whole_number(text: &str) -> Result<u64, &'static str> {
 }
 
 impl SamplingArgs {
-    /// What `model` recommends, with what the flags say in its place. Says, unless `quiet`, what can't be used of it.
+    /// Returns the model's sampling defaults overridden by flags. Warns, unless `quiet`, about invalid defaults.
     pub fn of_model(&self, model: &Model, quiet: bool) -> Result<SamplingParams, Usage> {
         let (params, refused) = model.usable_sampling();
         refused.iter().filter(|_| !quiet).for_each(|what| terminal::note(what));
         self.apply(params)
     }
 
-    /// Returns `params` with the values of flags and settings in their place.
+    /// Returns `params` overridden by flags and settings.
     pub fn apply(&self, params: SamplingParams) -> Result<SamplingParams, Usage> {
         self.apply_if(params, |_| true)
     }
 
-    /// Returns `params` with the values of flags in their place: a text that is resumed keeps its own where a flag does not
-    /// say otherwise.
+    /// Returns `params` overridden by flags only: a resumed text keeps its own parameters otherwise.
     pub fn apply_flags(&self, params: SamplingParams) -> Result<SamplingParams, Usage> {
         self.apply_if(params, |name| !self.settings.contains(&name))
     }
@@ -208,12 +207,12 @@ impl SamplingArgs {
         Ok(params)
     }
 
-    /// The seed given, or a fresh one: below 2^32, so that it is the same number in every language that reads JSON.
+    /// Returns the given seed, or a random one below 2^32, which every JSON parser reads exactly.
     pub fn seed(&self) -> anyhow::Result<u64> {
         match self.seed {
             Some(seed) => Ok(seed),
             None => {
-                SysRng.try_next_u32().map(u64::from).context("the system gives no random seed; name one with --seed")
+                SysRng.try_next_u32().map(u64::from).context("the system provides no random seed; set one with --seed")
             }
         }
     }
@@ -238,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn a_drawn_seed_is_a_number_in_every_language() {
+    fn random_seeds_are_exact_in_json() {
         let args = SamplingArgs {
             temp: None,
             top_k: None,

@@ -16,10 +16,10 @@ use hymba::{Error, Result, limits};
 
 use super::{escape::EscapeArgs, terminal, usage::Usage};
 
-/// The prompt flags; one of them at most.
+/// The prompt flags, which exclude each other.
 #[derive(Debug, clap::Args)]
 pub struct PromptArgs {
-    /// Prompt. What a pipe brings on standard input is added after a blank line; `-`: standard input alone
+    /// Prompt. Piped input is appended after a blank line; `-`: standard input only
     #[arg(value_name = "PROMPT", conflicts_with_all = ["prompt", "file"])]
     pub text: Option<String>,
     /// Prompt (alternative to the positional argument)
@@ -35,14 +35,14 @@ pub struct PromptArgs {
 /// Whether standard input is read.
 #[derive(Debug, clap::Args)]
 pub struct StdinArgs {
-    /// Do not read standard input, for example in a shell loop that reads it
+    /// Do not read standard input (for example inside a `while read` loop)
     #[arg(long)]
     no_stdin: bool,
 }
 
 impl StdinArgs {
-    /// Returns `text` and, after a blank line, what standard input brings if it is a pipe or a file. `-` stands for standard
-    /// input alone.
+    /// Returns `text` followed by a blank line and standard input, if that is a pipe or a file. `-` means standard
+    /// input only.
     pub fn join(&self, text: Option<String>, cancel: &AtomicBool) -> Result<String> {
         let text = match text {
             Some(dash) if dash == "-" => return standard_input(cancel),
@@ -52,18 +52,18 @@ impl StdinArgs {
         Ok(if text.is_empty() || more.is_empty() { text + &more } else { text + "\n\n" + &more })
     }
 
-    /// Whether standard input is not to be read.
+    /// Whether reading standard input is disabled.
     pub fn is_off(&self) -> bool {
         self.no_stdin
     }
 
-    /// Whether standard input brings a text: it is a pipe or a file, and not wanted for something else.
+    /// Whether standard input provides text: it is a pipe or a file, and not otherwise used.
     pub fn brings(&self) -> bool {
         !self.no_stdin && is_pipe_or_file()
     }
 }
 
-/// Whether standard input is a pipe or a file. A device such as /dev/null, or the socket of a service manager, brings no
+/// Whether standard input is a pipe or a file. A device such as /dev/null or a service manager's socket provides no
 /// text.
 #[cfg(unix)]
 fn is_pipe_or_file() -> bool {
@@ -80,7 +80,7 @@ fn is_pipe_or_file() -> bool {
 }
 
 impl PromptArgs {
-    /// The prompt; empty where none is given and none is `needed`.
+    /// Returns the prompt; empty if none is given and none is `needed`.
     pub fn read(&self, cancel: &AtomicBool, needed: bool, escape: &EscapeArgs) -> anyhow::Result<String> {
         let given = match (&self.file, self.text.as_ref().or(self.prompt.as_ref())) {
             (Some(path), _) if path.as_os_str() == "-" => Some("-".into()),
@@ -98,12 +98,12 @@ impl PromptArgs {
     }
 }
 
-/// The text of a file, without the line break at its end.
+/// Reads a file without its trailing line break.
 pub fn read_file(path: &Path, cancel: &AtomicBool) -> Result<String> {
     read_whole(path, cancel).map(without_line_break)
 }
 
-/// The text of a file, which may be a pipe with a name; `-` is standard input.
+/// Reads a file, which may be a FIFO; `-` is standard input.
 pub fn read_whole(path: &Path, cancel: &AtomicBool) -> Result<String> {
     if path.as_os_str() == "-" {
         return read_standard_input(cancel);
@@ -114,7 +114,7 @@ pub fn read_whole(path: &Path, cancel: &AtomicBool) -> Result<String> {
     text(bytes.map_err(|e| Error::io("cannot read", path, e))?, &path.display().to_string())
 }
 
-/// Everything on standard input, without the line break at its end.
+/// Reads standard input without its trailing line break.
 pub fn standard_input(cancel: &AtomicBool) -> Result<String> {
     read_standard_input(cancel).map(without_line_break)
 }
@@ -125,16 +125,14 @@ fn read_standard_input(cancel: &AtomicBool) -> Result<String> {
         || read_limited(io::stdin()),
         cancel,
         || {
-            terminal::note(
-                "reading standard input until it ends (Ctrl-D at a terminal; --no-stdin if it is not meant)",
-            );
+            terminal::note("reading standard input until end of file (Ctrl-D at a terminal; disable with --no-stdin)");
         },
     )?;
     text(bytes.map_err(|e| Error::io("cannot read", NAME, e))?, NAME)
 }
 
-/// Returns what `read` does. A thread of its own waits for it, so that a signal ends the wait. After a second of it, `say` is
-/// called.
+/// Runs `read` on a separate thread, so that a signal can end the wait, and returns its result. After a second, `say`
+/// is called.
 fn wait_for<T: Send + 'static>(
     read: impl Fn() -> T + Clone + Send + 'static,
     cancel: &AtomicBool,
@@ -144,7 +142,7 @@ fn wait_for<T: Send + 'static>(
     let (send, receive) = mpsc::channel();
     let reader = read.clone();
     if thread::Builder::new().spawn(move || send.send(reader())).is_err() {
-        return Ok(read()); // a system that refuses threads lets a second signal end the wait
+        return Ok(read()); // without a thread, a second signal still ends the wait
     }
     loop {
         match receive.recv_timeout(Duration::from_millis(20)) {
@@ -159,7 +157,7 @@ fn wait_for<T: Send + 'static>(
     }
 }
 
-/// The bytes of the file at `path`, which nobody writes to meanwhile.
+/// Reads the file at `path`, which must not change meanwhile.
 fn read_unchanged(path: &Path) -> io::Result<Vec<u8>> {
     let file = File::open(path)?;
     let state = || file.metadata().map(|now| now.is_file().then(|| (now.len(), now.modified().ok())));
@@ -168,21 +166,21 @@ fn read_unchanged(path: &Path) -> io::Result<Vec<u8>> {
     if state()? == before {
         return Ok(bytes);
     }
-    Err(io::Error::other("another program wrote to it meanwhile; try again"))
+    Err(io::Error::other("it changed while being read; try again"))
 }
 
-/// All bytes, or one more than may be.
+/// Reads all bytes, up to one more than the limit.
 fn read_limited(from: impl Read) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     from.take(limits::PROMPT as u64 + 1).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
-/// The text of `bytes`, without a byte order mark; `name` says where they are from.
+/// Decodes `bytes` without a byte order mark; `name` is their source.
 fn text(mut bytes: Vec<u8>, name: &str) -> Result<String> {
     if bytes.len() > limits::PROMPT {
         let limit = limits::PROMPT >> 20;
-        return Err(Error::format(name, format!("is larger than {limit} MiB, too much for a text; give a part of it")));
+        return Err(Error::format(name, format!("is larger than the limit of {limit} MiB; use a part of it")));
     }
     if bytes.starts_with(BYTE_ORDER_MARK) {
         bytes.drain(..BYTE_ORDER_MARK.len());
@@ -193,10 +191,10 @@ fn text(mut bytes: Vec<u8>, name: &str) -> Result<String> {
     })
 }
 
-/// What some editors, on Windows above all, begin a UTF-8 text with.
+/// The UTF-8 byte order mark that some Windows editors write.
 const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 
-/// Goes on behind the byte order mark of a text, if it begins with one.
+/// Skips the byte order mark, if there is one.
 pub fn skip_byte_order_mark(text: &mut impl BufRead) -> io::Result<()> {
     if text.fill_buf()?.starts_with(BYTE_ORDER_MARK) {
         text.consume(BYTE_ORDER_MARK.len());
@@ -216,18 +214,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_line_break_goes() {
+    fn one_trailing_line_break_is_stripped() {
         for (given, kept) in [("a\n", "a"), ("a\r\n", "a"), ("a\n\n", "a\n"), ("a ", "a "), ("\n", ""), ("", "")] {
             assert_eq!(without_line_break(given.into()), kept);
         }
     }
 
     #[test]
-    fn bytes_that_are_no_prompt_are_refused() {
+    fn invalid_prompts_are_rejected() {
         let error = text(b"caf\xE9".into(), "f.txt").unwrap_err().to_string();
         assert_eq!(error, "f.txt: is not UTF-8 text (see byte 3); convert it first, for example with iconv");
         assert_eq!(text("\u{feff}a\u{feff}".into(), "f.txt").unwrap(), "a\u{feff}");
         let endless = read_limited(io::repeat(b'a')).unwrap();
-        assert!(text(endless, "zeros").unwrap_err().to_string().starts_with("zeros: is larger than 16 MiB"));
+        assert!(
+            text(endless, "zeros").unwrap_err().to_string().starts_with("zeros: is larger than the limit of 16 MiB")
+        );
     }
 }

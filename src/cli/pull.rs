@@ -34,35 +34,35 @@ use super::{
 mod estimate;
 mod progress;
 
-/// The type of those who name none.
+/// The default type.
 pub const USUAL_TYPE: &str = "q4";
 
-/// Download a model by its name and convert it
+/// Download a model by name and convert it
 ///
-/// Downloads into the cache that Hugging Face's own tools use (HF_HOME, HF_HUB_CACHE), converts, and installs the result
-/// among the models that -m takes by name (HYMBA_MODELS). An interrupted download is resumed. HF_ENDPOINT, HF_TOKEN,
-/// HF_TOKEN_PATH, HF_HUB_OFFLINE, HTTPS_PROXY, NO_PROXY and SSL_CERT_FILE are honored.
+/// Downloads to the Hugging Face cache (HF_HOME, HF_HUB_CACHE), converts the model, and installs it under its name for
+/// -m (HYMBA_MODELS). Interrupted downloads are resumed. HF_ENDPOINT, HF_TOKEN, HF_TOKEN_PATH, HF_HUB_OFFLINE,
+/// HTTPS_PROXY, NO_PROXY and SSL_CERT_FILE are honored.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Name of the model: OWNER/NAME, or OWNER/NAME:TYPE
+    /// Model name: OWNER/NAME or OWNER/NAME:TYPE
     #[arg(value_name = "NAME")]
     name: Name,
-    /// Type or recipe to convert to, as for `hymba quantize`, or type of a file that is ready [default: q4]
+    /// Type or recipe as for `hymba quantize`, or type of a ready GGUF file [default: q4]
     #[arg(long = "type", value_name = "TYPE")]
     kind: Option<String>,
-    /// Keep what was downloaded after the conversion [default: ask at a terminal, else yes]
+    /// Keep the original download after conversion [default: ask at a terminal, else yes]
     #[arg(long, value_name = "WHEN")]
     keep_original: Option<Keep>,
     /// Branch, tag or commit
     #[arg(long, value_name = "REVISION", default_value = "main")]
     revision: String,
-    /// Show what would be downloaded, and what it needs on disk and in memory; download nothing
+    /// Show download size, disk and memory needs without downloading
     #[arg(long)]
     dry_run: bool,
-    /// Convert again what is installed and up to date
+    /// Convert again even if installed and up to date
     #[arg(long)]
     force: bool,
-    /// Number of threads that convert [default: one per available core]
+    /// Number of threads [default: one per available core]
     #[arg(short = 't', long, value_name = "N", value_parser = count(1..=512))]
     threads: Option<usize>,
     /// Suppress progress and summary
@@ -77,7 +77,7 @@ enum Keep {
 }
 
 impl Args {
-    /// Whether anything goes to standard output.
+    /// Whether it writes to standard output.
     pub fn writes_output(&self) -> bool {
         self.dry_run || !self.quiet
     }
@@ -93,7 +93,7 @@ pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The same for who named a model that is missing, and was asked.
+/// Pulls a missing model after the user agreed.
 pub fn by_name(name: Name, cancel: &Arc<AtomicBool>) -> anyhow::Result<Installed> {
     let args = Args {
         name,
@@ -108,7 +108,7 @@ pub fn by_name(name: Name, cancel: &Arc<AtomicBool>) -> anyhow::Result<Installed
     Pull::new(&args, cancel)?.run()?.context("nothing was installed")
 }
 
-/// What was made, and what to type next.
+/// Returns the summary and the next command.
 fn next(model: &Installed) -> anyhow::Result<String> {
     let gguf = Model::open(&model.path)?;
     let chats = gguf.metadata().get("tokenizer.chat_template").is_some();
@@ -132,14 +132,14 @@ impl<'a> Pull<'a> {
         let mut name = args.name.clone();
         if let Some(kind) = args.kind.as_ref().map(|kind| kind.to_ascii_lowercase()) {
             if name.kind.as_ref().is_some_and(|named| *named != kind) {
-                return Err(Usage(format!("{name} and --type {kind} are two types; name one")).into());
+                return Err(Usage(format!("{name} and --type {kind} name different types; give one")).into());
             }
             name = format!("{}:{kind}", name.repo).parse().map_err(Usage)?;
         }
         Ok(Self { args, name, settings: Settings::from_env()?, store: Store::from_env()?, cancel })
     }
 
-    /// Installs the model; `None` after a dry run.
+    /// Installs the model; `None` for a dry run.
     fn run(&self) -> anyhow::Result<Option<Installed>> {
         if self.settings.offline {
             return self.run_offline();
@@ -156,7 +156,7 @@ impl<'a> Pull<'a> {
         }
         let files: Vec<_> = selection.files();
         let files: Vec<_> = info.files.iter().filter(|file| files.contains(&&*file.path)).collect();
-        // The weights last: what is wrong with the others is known before hours of download.
+        // The weights last: problems with other files show before hours of download.
         let (weights, others): (Vec<_>, Vec<_>) =
             files.into_iter().partition(|file| file.path.ends_with(".safetensors") || file.path.ends_with(".gguf"));
         let files: Vec<_> = others.into_iter().chain(weights).collect();
@@ -181,12 +181,12 @@ impl<'a> Pull<'a> {
         Ok(Some(model))
     }
 
-    /// The same without a network, from what is in the cache.
+    /// Resolves the model offline, from the cache.
     fn run_offline(&self) -> anyhow::Result<Option<Installed>> {
         let (repo, revision) = (&self.name.repo, &self.args.revision);
         let snapshot = Cache::new(&self.settings).find(repo, revision).with_context(|| {
             format!(
-                "HF_HUB_OFFLINE forbids to download, and {} holds no {repo} at {revision}",
+                "HF_HUB_OFFLINE is set, and {repo} at {revision} is not in the cache ({})",
                 self.settings.cache.display()
             )
         })?;
@@ -201,7 +201,7 @@ impl<'a> Pull<'a> {
         if self.args.dry_run {
             writeln!(
                 terminal::out(),
-                "nothing is downloaded; {} is made of {}",
+                "no download needed; {} is converted from {}",
                 model.name(),
                 snapshot.folder.display()
             )?;
@@ -211,13 +211,13 @@ impl<'a> Pull<'a> {
         Ok(Some(model))
     }
 
-    /// What is installed in the end.
+    /// Returns the model to install.
     fn model(&self, repo: &Repo, selection: &Selection) -> anyhow::Result<Installed> {
         let kind = match selection {
             Selection::Ready { kind, .. } => kind,
             Selection::Checkpoint(_) => {
                 let kind = self.name.kind.as_deref().unwrap_or(USUAL_TYPE);
-                let known = || Usage(format!("`{kind}` is no type to convert to; `hymba quantize --help` lists them"));
+                let known = || Usage(format!("unknown type `{kind}`; see `hymba quantize --help`"));
                 TypePlan::from_name(kind).ok_or_else(known)?;
                 kind
             }
@@ -225,7 +225,7 @@ impl<'a> Pull<'a> {
         Ok(self.store.model(repo, kind))
     }
 
-    /// The model, if it is installed and was made of this commit.
+    /// Returns the model if it is installed from this commit.
     fn up_to_date(&self, model: &Installed, commit: &str) -> Option<Installed> {
         let same = model.path.is_file() && model.source().is_some_and(|source| source.commit == commit);
         let found = (same && !self.args.force && !self.args.dry_run).then(|| model.clone())?;
@@ -235,7 +235,7 @@ impl<'a> Pull<'a> {
         Some(found)
     }
 
-    /// Makes the model of what the snapshot holds.
+    /// Converts the snapshot.
     fn install(
         &self,
         model: &Installed,
@@ -245,11 +245,12 @@ impl<'a> Pull<'a> {
     ) -> anyhow::Result<()> {
         let folder = model.path.parent().unwrap_or(Path::new("."));
         fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
-        let waits = &mut || terminal::note(&format!("another hymba makes {}; waiting for it", model.name()));
+        let waits =
+            &mut || terminal::note(&format!("another hymba process is creating {}; waiting for it", model.name()));
         let _lock = Lock::take(&self.store.lock(model), waits, self.cancel)?;
         let source = Source { revision: self.args.revision.clone(), commit: snapshot.commit.clone() };
         if !self.args.force && model.path.is_file() && model.source().as_ref() == Some(&source) {
-            return Ok(()); // by the one that was waited for
+            return Ok(()); // by the other process
         }
         match selection {
             Selection::Ready { file, .. } => take(&snapshot.folder.join(file), &model.path)?,
@@ -260,7 +261,7 @@ impl<'a> Pull<'a> {
 
     fn convert(&self, model: &Installed, snapshot: &Snapshot, info: Option<&Info>) -> anyhow::Result<()> {
         let options = Options {
-            types: TypePlan::from_name(&model.kind).context("the type is unknown")?,
+            types: TypePlan::from_name(&model.kind).context("unknown type")?,
             metadata: self.metadata(&model.repo, &snapshot.commit, info.and_then(|info| info.license.as_ref())),
             force: true,
             threads: self.args.threads.and_then(NonZeroUsize::new),
@@ -277,7 +278,7 @@ impl<'a> Pull<'a> {
         Ok(())
     }
 
-    /// What the model file tells of where it is from.
+    /// Returns the provenance metadata of the model file.
     fn metadata(&self, repo: &Repo, commit: &str, license: Option<&License>) -> Metadata {
         let page = format!("{}/{repo}", self.settings.endpoint);
         let mut metadata = Metadata::default();
@@ -295,14 +296,14 @@ impl<'a> Pull<'a> {
         metadata
     }
 
-    /// Removes what was downloaded, if the user wants that.
+    /// Removes the original download if the user wants that.
     fn drop_original(&self, repo: &Repo, snapshot: &Snapshot, bytes: u64) -> anyhow::Result<()> {
         let keep = match self.args.keep_original {
             Some(keep) => keep == Keep::Yes,
             None if self.args.quiet || !at_terminal() => true,
             None => {
                 let size = DecimalBytes(bytes);
-                ask(&format!("Keep the original ({size}), for other types and programs?"), true, self.cancel)?
+                ask(&format!("Keep the original ({size}) for other types and programs?"), true, self.cancel)?
             }
         };
         if !keep && !self.cancel.load(Ordering::Relaxed) {
@@ -313,16 +314,16 @@ impl<'a> Pull<'a> {
 }
 
 fn told(repo: &Repo, License { id, name, link }: &License) -> String {
-    format!("{repo} has the license {}: {link}", name.as_ref().unwrap_or(id))
+    format!("license of {repo}: {} ({link})", name.as_ref().unwrap_or(id))
 }
 
-/// Installs a file that is ready: another name for the same bytes where the file system can, else a copy.
+/// Installs a ready GGUF file: as a hard link where possible, else as a copy.
 fn take(from: &Path, to: &Path) -> anyhow::Result<()> {
-    Model::open(from).context("the file is no model of ours, and is not installed")?;
+    Model::open(from).context("the file is not a hymba model and was not installed")?;
     let bytes: PathBuf = fs::canonicalize(from).with_context(|| format!("cannot open {}", from.display()))?;
     let name = to.file_name().unwrap_or_default().to_string_lossy();
     let link = to.with_file_name(format!(".{name}.link"));
-    let _ = fs::remove_file(&link); // of a process that was killed
+    let _ = fs::remove_file(&link); // left by a killed process
     if fs::hard_link(&bytes, &link).is_ok() {
         return fs::rename(&link, to).with_context(|| format!("cannot write {}", to.display()));
     }

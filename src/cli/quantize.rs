@@ -1,4 +1,4 @@
-//! `hymba quantize`: a Hugging Face folder or a GGUF file in, a GGUF file of another type out.
+//! `hymba quantize`: converts a Hugging Face folder or a GGUF file to a quantized GGUF file.
 
 use std::{
     io::Write,
@@ -26,23 +26,23 @@ mod target;
 #[derive(clap::Args)]
 #[command(after_help = target::TABLE)]
 pub struct Args {
-    /// Hugging Face folder (config.json and safetensors), also as its download cache keeps it, or GGUF file of a Hymba model
+    /// Hugging Face folder (config.json and safetensors, or a download cache entry) or GGUF file of a Hymba model
     input: PathBuf,
-    /// GGUF file to write
+    /// Output GGUF file
     output: PathBuf,
     /// Quantization type, or mixed-precision recipe with a target size in bits per weight; see the table below
     #[arg(long = "type", value_name = "TYPE", default_value = "q4", ignore_case = true, value_parser = target::parse)]
     target: Target,
-    /// Disable mixed precision: one type for all matrices, a recipe's main one (q6: q5_1, q5: q5_0, q4: q4_0, small: mxfp4)
+    /// Disable mixed precision: one type for all matrices (q6: q5_1, q5: q5_0, q4: q4_0, small: mxfp4)
     #[arg(long)]
     pure: bool,
-    /// Store the tensors whose name matches in another type; the last match wins
+    /// Override the type of tensors whose name matches REGEX; the last match wins
     #[arg(long = "tensor-type", value_name = "REGEX=TYPE", value_parser = target::parse_override)]
     overrides: Vec<(Regex, DType)>,
     /// Tensor layout: packed (fastest) or standard ggml (readable by other tools); lossless either way
     #[arg(long, value_enum, default_value = "packed")]
     layout: BlockOrder,
-    /// Name of the model, in place of the repository's, the model card's or the folder's
+    /// Model name [default: from the repository, the model card or the folder]
     #[arg(long, value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
     name: Option<String>,
     #[command(flatten)]
@@ -65,13 +65,13 @@ enum BlockOrder {
 }
 
 impl Args {
-    /// Whether anything goes to standard output.
+    /// Whether it writes to standard output.
     pub fn writes_output(&self) -> bool {
         !self.quiet
     }
 }
 
-/// Converts. `cancel` turning true stops it and leaves nothing.
+/// Runs the conversion. Setting `cancel` stops it without leaving a file.
 pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
     output_file("OUTPUT", &args.output)?;
     let options = Options {
@@ -101,7 +101,7 @@ pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What was made, and what to type next.
+/// Returns the summary and the next command.
 fn report(output: &Path, summary: &Summary) -> String {
     let text = summary.to_string();
     let (details, last) = text.rsplit_once('\n').map_or(("", &*text), |(details, last)| (details, last));

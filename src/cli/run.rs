@@ -42,8 +42,8 @@ use stored::Checkpointed;
 
 /// Generate text from a prompt.
 ///
-/// Output is streamed to stdout, timings go to stderr. Generation stops at the end-of-sequence token, at -n or --stop, when
-/// the context is full, or at Ctrl-C.
+/// Output is streamed to stdout, timings go to stderr. Generation stops at the end-of-sequence token, at -n or --stop,
+/// when the context is full, or on Ctrl-C.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -67,8 +67,8 @@ pub struct Args {
     /// System prompt, with --chat
     #[arg(long, alias = "system-prompt", value_name = "TEXT", allow_hyphen_values = true, requires = "chat")]
     system: Option<String>,
-    /// Maximum number of tokens to generate (-1: no limit) [default: 512, or what the model file says, if text goes to a
-    /// terminal; else no limit]
+    /// Maximum number of tokens to generate (-1: no limit) [default at a terminal: the model file's, else 512;
+    /// otherwise no limit]
     #[arg(short = 'n', long, aliases = ["n-predict", "max-tokens"], value_name = "N", allow_negative_numbers = true,
           value_parser = limit)]
     predict: Option<Limit>,
@@ -107,7 +107,7 @@ pub struct Args {
     pub sampling: SamplingArgs,
 }
 
-/// Memory for the checkpoints that --prompt-cache keeps, and for those to go back to before a stop string.
+/// Memory for checkpoints: those of --prompt-cache, and those to rewind to before a stop string.
 const CHECKPOINT_BYTES: usize = 256_000_000;
 
 /// Continues the prompt.
@@ -115,7 +115,7 @@ pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
     if args.session.list_devices {
         return Ok(list_devices()?);
     }
-    // Flags first: a wrong one should not have to wait for the prompt or the model.
+    // Check flags before reading the prompt or loading the model.
     args.sampling.apply(SamplingParams::default())?;
     let stops = args.escape.stops(&args.stop, args.quiet)?;
     StopMatcher::new(&stops).map_err(|e| Usage(format!("--stop: {e}")))?;
@@ -130,7 +130,7 @@ pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
     let constraint = shape.map(compile).transpose()?;
     let chat = if args.chat { Some(ChatPrompt::new(args, &model, &tokenizer, &text)?) } else { None };
     if chat.is_none() && !args.quiet && model.metadata().get("tokenizer.chat_template").is_some() {
-        terminal::note("the model has a chat template; --chat applies it, `hymba chat` talks");
+        terminal::note("the model has a chat template; apply it with --chat, or use `hymba chat`");
     }
     let mut run = Run::open(args, cancel, &model, &tokenizer)?;
     let load = start.elapsed();
@@ -140,17 +140,17 @@ pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
     run.report(load, &prompt, &done)
 }
 
-/// A prompt as the chat template makes it.
+/// The prompt as rendered by the chat template.
 struct ChatPrompt {
     ids: Vec<u32>,
-    /// Strings by which the model begins another turn.
+    /// Strings that begin another turn.
     stops: Vec<String>,
 }
 
 impl ChatPrompt {
     fn new(args: &Args, model: &Model, tokenizer: &Tokenizer, text: &str) -> anyhow::Result<Self> {
         let template = model.chat_template(tokenizer)?;
-        let template = template.ok_or_else(|| Usage("--chat: the model has no chat template; leave it out".into()))?;
+        let template = template.ok_or_else(|| Usage("--chat: the model has no chat template".into()))?;
         let system = args.system.as_ref().map(|text| args.escape.text("--system", text)).transpose()?;
         let system = system.as_deref().map(|text| Message::new(Role::System, text));
         let messages: Vec<_> = system.into_iter().chain([Message::new(Role::User, text)]).collect();
@@ -159,7 +159,7 @@ impl ChatPrompt {
     }
 }
 
-/// A text that is continued.
+/// The text being continued.
 struct Run<'a> {
     args: &'a Args,
     cancel: &'a AtomicBool,
@@ -172,23 +172,23 @@ struct Run<'a> {
     output: Output,
 }
 
-/// What is continued.
+/// The full prompt.
 struct Prompt {
     text: String,
-    /// What is shown of it.
+    /// The part of it that is shown.
     shown: String,
-    /// Ids that are read already.
+    /// Ids that are already processed.
     history: Vec<u32>,
-    /// Ids to read.
+    /// Ids to process.
     ids: Vec<u32>,
-    /// What it took to read `history`.
+    /// Timings of processing `history`.
     timings: Timings,
-    /// How many ids the prompt cache knew.
+    /// Number of ids restored from the prompt cache.
     cached: Option<usize>,
 }
 
 impl<'a> Run<'a> {
-    /// Opens a session: a new one, or that of the --session file.
+    /// Opens a new session or the one in the --session file.
     fn open(
         args: &'a Args,
         cancel: &'a AtomicBool,
@@ -225,7 +225,7 @@ impl<'a> Run<'a> {
         Ok(Self { args, cancel, model, tokenizer, timeline, sampler, speculator, limit, output })
     }
 
-    /// Makes tokens of the prompt and, with a prompt cache, reads it.
+    /// Tokenizes the prompt and, with a prompt cache, processes it.
     fn read_prompt(&mut self, text: String, chat: Option<ChatPrompt>) -> anyhow::Result<Prompt> {
         let timings = Timings::default();
         if let Some(ChatPrompt { ids, .. }) = chat {
@@ -233,7 +233,7 @@ impl<'a> Run<'a> {
         }
         let history = self.timeline.ids();
         let begins = history.is_empty();
-        // Before the text takes memory many times its length, or is shown.
+        // Before the text is tokenized, which takes many times its length in memory, or shown.
         self.check_room(self.tokenizer.least_tokens(&text))?;
         let ids = match (begins, text.is_empty()) {
             (true, _) => self.tokenizer.encode(&text, true)?,
@@ -263,7 +263,7 @@ impl<'a> Run<'a> {
         if needed > free { Err(Error::ContextFull { needed, free, context }) } else { Ok(()) }
     }
 
-    /// Generates what follows, and shows it after the prompt.
+    /// Generates the continuation and shows it after the prompt.
     fn generate(
         &mut self,
         prompt: &Prompt,
@@ -283,7 +283,7 @@ impl<'a> Run<'a> {
         };
         let goes_back = !args.stop.is_empty() && args.stored.session.is_some() && !args.stored.session_ro;
         let (bar, output) = (Bar::tokens(!args.quiet), RefCell::new(output));
-        // The bar and the prompt would share a line: the one goes before the other comes.
+        // The bar and the prompt would share a line: clear the bar first.
         let (prompt, failed) = (Cell::new(Some(&*prompt.shown)), RefCell::new(None));
         let progress = |done, total| {
             bar.show(done, total);
@@ -333,14 +333,14 @@ impl<'a> Run<'a> {
                 )),
                 (StopReason::Limit, Some(limit)) if args.predict.is_none() => {
                     terminal::note(&format!(
-                        "stopped after {}; -n sets another limit, -n -1 none",
+                        "stopped after {}; change the limit with -n (-1: none)",
                         counted(limit, "token")
                     ));
                 }
                 _ => {}
             }
             terminal::note(&report.summary(session));
-            // Who stopped it does not want to wait for a measurement.
+            // After an interrupt, do not wait for the measurement.
             if args.verbose && done.stop != StopReason::Interrupted {
                 terminal::note(&report.details(session, cancel)?);
             }

@@ -1,5 +1,5 @@
-//! Settings: flags that may also stand in an environment variable or in the configuration file. A flag wins over a
-//! variable, a variable over the file. Never among them: prompts, files to write, and what lifts a protection.
+//! Settings: flags that can also be given as environment variables or in the configuration file. Flags override
+//! variables, and variables override the file. Prompts, output files and safety overrides are never settings.
 
 use std::{
     env,
@@ -11,7 +11,7 @@ use std::{
 
 use clap::{Arg, ArgMatches, Command, Error, builder::StyledStr, error::ErrorKind as Refusal, parser::ValueSource};
 
-/// The commands that take every setting; the others take those of [`COMMON`].
+/// The commands that accept every setting; the others accept those of [`COMMON`].
 const SESSIONS: [&str; 3] = ["run", "chat", "serve"];
 /// Settings that mean the same in every command that has the flag.
 const COMMON: [&str; 3] = ["model", "threads", "backend"];
@@ -39,12 +39,12 @@ pub const NAMES: [&str; 17] = [
 /// Those that name a file.
 const FILES: [&str; 2] = ["model", "api-key-file"];
 
-/// The variable that names the configuration file; empty: none is read.
+/// The variable for the configuration file; if empty, none is read.
 const FILE_VARIABLE: &str = "HYMBA_CONFIG";
-/// A larger file is no configuration of ours.
+/// Maximum size of a configuration file.
 const FILE_BYTES: u64 = 64 << 10;
 
-/// Where the value of a setting comes from.
+/// The source of a setting.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
     Variable(String),
@@ -52,7 +52,7 @@ pub enum Origin {
 }
 
 impl Origin {
-    /// Returns its name: that of the variable, or the file's path.
+    /// Returns the variable's name or the file's path.
     pub fn name(&self) -> String {
         match self {
             Self::Variable(name) => name.clone(),
@@ -61,7 +61,7 @@ impl Origin {
     }
 }
 
-/// A setting that is not at its default.
+/// A setting with a value.
 #[derive(Clone, Debug)]
 pub struct Setting {
     /// One of [`NAMES`].
@@ -89,7 +89,7 @@ pub fn file() -> Option<PathBuf> {
     Some(folder?.join("hymba").join("config.toml"))
 }
 
-/// Returns what the environment and the configuration file set.
+/// Returns the settings from the environment and the configuration file.
 pub fn read() -> Result<Vec<Setting>, String> {
     let in_file = match file() {
         Some(path) => read_file(&path)?,
@@ -107,10 +107,10 @@ fn read_file(path: &Path) -> Result<Vec<Setting>, String> {
     let fail = |why: String| format!("{}: {why}", path.display());
     match fs::metadata(path) {
         Ok(meta) if meta.len() > FILE_BYTES => return Err(fail("is too large for a configuration file".into())),
-        Ok(meta) if !meta.is_file() => return Err(fail("is not a file; put the settings into a file".into())),
+        Ok(meta) if !meta.is_file() => return Err(fail("is not a regular file".into())),
         Ok(_) => {}
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-        // After `su` the home folder may be another user's.
+        // After `su`, the home folder may belong to another user.
         Err(e) if e.kind() == ErrorKind::PermissionDenied && env::var_os(FILE_VARIABLE).is_none() => {
             return Ok(Vec::new());
         }
@@ -163,7 +163,7 @@ fn apply_to(command: Command, all: bool, settings: &[Setting]) -> Command {
         command.mut_arg(id, |arg| {
             let arg = show_variable(arg, name);
             match settings.iter().find(|setting| setting.name == name) {
-                // Which variable named the model is said when it is opened.
+                // The source of the model is reported when it is opened.
                 Some(Setting { name: "model", origin: Origin::Variable(_), .. }) | None => arg,
                 Some(setting) => arg.default_value(setting.value.clone()),
             }
@@ -172,7 +172,7 @@ fn apply_to(command: Command, all: bool, settings: &[Setting]) -> Command {
     command.mut_subcommands(|sub| apply_to(sub, all, settings))
 }
 
-/// Returns the settings of `flags` that have their value from elsewhere than the command line.
+/// Returns the settings of `flags` whose value is not from the command line.
 pub fn not_flags(flags: &ArgMatches) -> Vec<&'static str> {
     let is_default = |name: &str| {
         let id = name.replace('-', "_");
@@ -183,7 +183,7 @@ pub fn not_flags(flags: &ArgMatches) -> Vec<&'static str> {
 
 fn show_variable(arg: Arg, name: &str) -> Arg {
     if name == "model" {
-        return arg; // its help says so
+        return arg; // its help already mentions it
     }
     let shown = |help: &StyledStr| format!("{help} [env: {}]", variable(name));
     let (help, long) = (arg.get_help().map(shown), arg.get_long_help().map(shown));
@@ -197,8 +197,8 @@ fn show_variable(arg: Arg, name: &str) -> Arg {
     }
 }
 
-/// Returns `error` with the variable or the file in front of it that holds the value which `parse` refuses; `parse` takes a
-/// command and parses the command line.
+/// Prefixes `error` with the variable or file whose value `parse` rejects; `parse` takes a command and parses the
+/// command line.
 pub fn blame(
     error: Error,
     settings: &[Setting],
@@ -209,7 +209,7 @@ pub fn blame(
         return error;
     }
     let refused = settings.iter().find_map(|setting| {
-        // The value of one flag is parsed before another's, whoever set it: so each setting is tried alone.
+        // clap does not report the source of an invalid value, so each setting is tried alone.
         let why = parse(std::slice::from_ref(setting)).err()?;
         parse(&[]).is_ok().then_some((setting, why))
     });

@@ -1,4 +1,4 @@
-//! What the user reads that is not a result: messages on standard error, each with the program's name in front.
+//! Messages on standard error, prefixed with the program's name, and terminal output.
 
 use std::{
     borrow::Cow,
@@ -15,17 +15,17 @@ use super::{
     wrap::wrapped,
 };
 
-/// Writes `hymba: message` to standard error. That nobody may be listening there is no reason to fail.
+/// Writes `hymba: message` to standard error, ignoring write errors.
 pub fn note(message: &str) {
     report("hymba: ", message);
 }
 
-/// Reports that something went otherwise than the user may expect.
+/// Prints a warning.
 pub fn warn(message: &str) {
     report("hymba: warning: ", message);
 }
 
-/// Reports that something failed.
+/// Prints an error.
 pub fn error(message: &str) {
     report("hymba: error: ", message);
 }
@@ -35,29 +35,29 @@ fn report(prefix: &str, message: &str) {
     let _ = writeln!(io::stderr(), "{}", wrapped(&format!("{prefix}{message}"), width(&io::stderr())));
 }
 
-/// Whether the terminal knows nothing but text.
+/// Whether the terminal is dumb.
 fn is_dumb() -> bool {
     env::var_os("TERM").is_some_and(|term| term == "dumb")
 }
 
-/// Whether standard output shall have colors.
+/// Whether to use colors on standard output.
 pub fn has_colors() -> bool {
     colors(&io::stdout())
 }
 
-/// The columns of the terminal that standard output is; `None` if it is none.
+/// Returns the width of the terminal on standard output; `None` if it is not a terminal.
 pub fn out_width() -> Option<usize> {
     width(&io::stdout())
 }
 
-/// Begins a new line on standard error, if that is a terminal.
+/// Starts a new line on standard error, if that is a terminal.
 pub fn new_line() {
     if io::stderr().is_terminal() {
         let _ = writeln!(io::stderr());
     }
 }
 
-/// Whether `stream` shall have colors.
+/// Whether to use colors on `stream`.
 fn colors(stream: &impl IsTerminal) -> bool {
     stream.is_terminal() && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()) && !is_dumb()
 }
@@ -67,32 +67,32 @@ pub fn draws() -> bool {
     io::stderr().is_terminal() && !is_dumb()
 }
 
-/// The columns of the terminal that `stream` is; `None` if it is none.
+/// Returns the width of the terminal on `stream`; `None` if it is not a terminal.
 #[cfg(unix)]
 fn width<S: IsTerminal + std::os::fd::AsFd>(stream: &S) -> Option<usize> {
     let size = stream.is_terminal().then(|| terminal_size::terminal_size_of(stream)).flatten();
     size.map(|(width, _)| usize::from(width.0)).filter(|&width| width > 0)
 }
 
-/// The columns of the terminal that `stream` is; `None` if it is none.
+/// Returns the width of the terminal on `stream`; `None` if it is not a terminal.
 #[cfg(windows)]
 fn width<S: IsTerminal + std::os::windows::io::AsHandle>(stream: &S) -> Option<usize> {
     let size = stream.is_terminal().then(|| terminal_size::terminal_size_of(stream)).flatten();
     size.map(|(width, _)| usize::from(width.0)).filter(|&width| width > 0)
 }
 
-/// Whether a terminal would obey `c`, or show nothing of it.
+/// Whether `c` is a control or invisible character.
 fn is_obeyed(c: char) -> bool {
     c.is_control() && !matches!(c, '\n' | '\t')
 }
 
-/// Writes a question to standard error; the answer is typed behind it.
+/// Writes a question to standard error, without a line break.
 pub fn question(text: &str) -> io::Result<()> {
     write!(io::stderr(), "{} ", printable(text))
 }
 
-/// Returns `text` with its control characters as escapes (`\x1b`), but for line breaks and tabs. What comes from files, or
-/// out of a model, may hold some, and a terminal must not obey them.
+/// Returns `text` with control characters except line breaks and tabs escaped (`\x1b`). Text from files or models may
+/// contain them, and must not control the terminal.
 pub fn printable(text: &str) -> Cow<'_, str> {
     if !text.contains(is_obeyed) {
         return text.into();
@@ -100,7 +100,7 @@ pub fn printable(text: &str) -> Cow<'_, str> {
     let mut shown = String::with_capacity(text.len() + 8);
     for c in text.chars() {
         if is_obeyed(c) {
-            let _ = write!(shown, "\\x{:02x}", c as u32); // to a string, which takes all
+            let _ = write!(shown, "\\x{:02x}", c as u32); // writing to a string cannot fail
         } else {
             shown.push(c);
         }
@@ -108,31 +108,31 @@ pub fn printable(text: &str) -> Cow<'_, str> {
     shown.into()
 }
 
-/// Standard output. A terminal gets what is [`printable`] of what is written; a file or a pipe gets it as it is. Nothing else
-/// writes there.
+/// Standard output, and the only writer to it. Text for a terminal is escaped by [`printable`]; files and pipes receive
+/// it unchanged.
 pub struct Out {
     out: StdoutLock<'static>,
     terminal: bool,
 }
 
-/// Takes hold of standard output.
+/// Locks standard output.
 pub fn out() -> Out {
     let out = io::stdout().lock();
     Out { terminal: out.is_terminal(), out }
 }
 
 impl Out {
-    /// Whether a person reads along.
+    /// Whether it is a terminal.
     pub fn is_terminal(&self) -> bool {
         self.terminal
     }
 
-    /// Writes a style of our own, which a terminal shall obey.
+    /// Writes an escape sequence of our own, unescaped.
     pub fn style(&mut self, escape: &str) -> io::Result<()> {
         self.out.write_all(escape.as_bytes())
     }
 
-    /// Writes `object` as JSON and a line break; for a terminal with all control characters as JSON's own escapes.
+    /// Writes `object` as JSON and a line break; at a terminal, control characters are JSON-escaped.
     pub fn json(&mut self, object: &impl Serialize, pretty: bool) -> io::Result<()> {
         let text = if pretty { serde_json::to_string_pretty(object) } else { serde_json::to_string(object) }?;
         let escape = |c: char| if is_obeyed(c) { format!("\\u{:04x}", c as u32) } else { c.to_string() };
@@ -142,7 +142,7 @@ impl Out {
 }
 
 impl Write for Out {
-    /// Takes whole characters: what is written with `write!` is a text.
+    /// Receives whole characters: `write!` writes strings.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.terminal {
             self.out.write_all(printable(&String::from_utf8_lossy(bytes)).as_bytes())?;
@@ -157,15 +157,14 @@ impl Write for Out {
     }
 }
 
-/// Writes a line of small print to standard error, dimmed if it may have styles. That nobody may be listening there is no
-/// reason to fail.
+/// Writes a line to standard error, dimmed if styles are allowed, ignoring write errors.
 pub fn small_print(line: &str, styled: bool) {
     let (on, off) = if styled { ("\x1b[2m", "\x1b[0m") } else { ("", "") };
     let line = if io::stderr().is_terminal() { printable(line) } else { line.into() };
     let _ = writeln!(io::stderr(), "{on}{}{off}", wrapped(&line, width(&io::stderr())));
 }
 
-/// What is done in place of what failed.
+/// Returns the description of a fallback.
 pub fn instead(why: &hymba::Error) -> String {
     let done = match why {
         hymba::Error::CacheRange { .. } => "switched the KV cache to f32",
@@ -174,8 +173,8 @@ pub fn instead(why: &hymba::Error) -> String {
     format!("{done}: {}", with_hint(why.to_string(), why, Place::CommandLine))
 }
 
-/// The error, what caused it, and what to do about it at this `place`, in one line; a cause that the line ends with
-/// already is not repeated.
+/// Returns the error, its causes and the hint for this `place` in one line; a cause already at the end of the line is
+/// not repeated.
 pub fn one_line(error: &anyhow::Error, place: Place) -> String {
     let mut line = String::new();
     for cause in error.chain().map(ToString::to_string) {
@@ -191,7 +190,7 @@ pub fn one_line(error: &anyhow::Error, place: Place) -> String {
     without_codes(&line).split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// Returns `text` without the numbers of errors that the standard library puts after their names: ` (os error 2)`.
+/// Returns `text` without the standard library's error numbers: ` (os error 2)`.
 fn without_codes(text: &str) -> String {
     const CODE: &str = " (os error ";
     let mut parts = text.split(CODE);
@@ -212,31 +211,31 @@ fn with_hint(said: String, error: &hymba::Error, place: Place) -> String {
     }
 }
 
-/// Did the reader of our output go away?
+/// Whether the error is a closed pipe.
 pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.chain().filter_map(|e| e.downcast_ref::<io::Error>()).any(|e| e.kind() == io::ErrorKind::BrokenPipe)
 }
 
-/// Shows what clap has to say instead of running: help or the version on standard output, or what is wrong with the
-/// flags on standard error, with our name in front of it.
+/// Prints clap's output: help or version on standard output, usage errors on standard error, prefixed with the
+/// program's name.
 pub fn show_parser_answer(answer: &clap::Error) -> ExitCode {
     if !answer.use_stderr() {
         return end_of_output(answer.print());
     }
     let text = answer.render();
-    // The parser repeats what was typed, or what a shell found for `*`.
+    // clap quotes the arguments, which may contain file names expanded from `*`.
     let foreign = env::args_os().any(|argument| argument.to_string_lossy().contains(char::is_control));
     let text = match io::stderr().is_terminal() {
         true if foreign => printable(&text.to_string()).into_owned(),
         true if colors(&io::stderr()) => text.ansi().to_string(),
         _ => text.to_string(),
     };
-    // As with all messages: a reader that went away is no error.
+    // As for all messages, a closed pipe is not an error.
     let _ = io::stderr().write_all(text.replacen("error:", "hymba: error:", 1).as_bytes());
     ExitCode::from(2)
 }
 
-/// Returns the exit code when all is written, or as `written` says was not.
+/// Returns the exit code after writing all output, whose result is `written`.
 pub fn end_of_output(written: io::Result<()>) -> ExitCode {
     match written.and_then(|()| io::stdout().flush()) {
         Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {
@@ -256,7 +255,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn causes_come_in_one_line_and_once() {
+    fn causes_are_listed_once_in_one_line() {
         let missing = || io::Error::from(io::ErrorKind::NotFound);
         let error = anyhow::Error::from(hymba::Error::io("cannot open", "a.gguf", missing())).context("HYMBA_MODEL");
         let one_line = |error| one_line(&error, Place::CommandLine);
@@ -271,7 +270,7 @@ mod tests {
         assert!(is_broken_pipe(&error) && !is_broken_pipe(&missing().into()));
     }
 
-    /// What comes from files, or out of a model, passes through [`Out`], [`note`] or [`small_print`], or does not come out.
+    /// All output passes through [`Out`], [`note`] or [`small_print`], which escape text from files and models.
     #[test]
     fn nothing_else_prints() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
@@ -314,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn a_terminal_obeys_nothing() {
+    fn control_characters_are_escaped() {
         for (text, shown) in [
             ("a\x1b[31mb\u{9b}0m\r\x7f\0", r"a\x1b[31mb\x9b0m\x0d\x7f\x00"),
             ("one\n\ttwo – é", "one\n\ttwo – é"),

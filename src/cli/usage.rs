@@ -1,15 +1,15 @@
-//! Errors that end the program otherwise than others do.
+//! Errors with their own exit behavior.
 
 use std::path::Path;
 
-/// Flags that make no sense together or a value out of range: exit code 2.
+/// Incompatible flags or an invalid value: exit code 2.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct Usage(pub String);
 
-/// What the user has read about already: there is nothing to add, but the exit code is 1.
+/// An error that was already reported: exit code 1 without a message.
 #[derive(Debug, thiserror::Error)]
-#[error("it was reported")]
+#[error("already reported")]
 pub struct Reported;
 
 /// A text that was cut before it matched what it has to, which the user has read about: exit code 3.
@@ -17,10 +17,10 @@ pub struct Reported;
 #[error("the text is incomplete")]
 pub struct Incomplete;
 
-/// Refuses to write to a file called `-`, by which standard output would be meant.
+/// Rejects the output file `-`, which would mean standard output.
 pub fn output_file(flag: &str, path: &Path) -> Result<(), Usage> {
     if path.as_os_str() != "-" {
         return Ok(());
     }
-    Err(Usage(format!("{flag}: standard output cannot take this; name a file (./- for one called -)")))
+    Err(Usage(format!("{flag}: cannot write to standard output; name a file (./- for one called -)")))
 }

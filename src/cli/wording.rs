@@ -1,8 +1,8 @@
-//! Numbers and names as people read them.
+//! Formatting of numbers, and name suggestions.
 
 use hymba::Timings;
 
-/// A number with a comma between thousands.
+/// Formats a number with commas between thousands.
 pub fn grouped(number: usize) -> String {
     let digits = number.to_string();
     let first = (digits.len() - 1) % 3 + 1;
@@ -14,12 +14,12 @@ pub fn grouped(number: usize) -> String {
     text
 }
 
-/// A number of things.
+/// Formats a count of things.
 pub fn counted(count: usize, thing: &str) -> String {
     format!("{} {thing}{}", grouped(count), if count == 1 { "" } else { "s" })
 }
 
-/// Tokens per second, in as many digits as mean something.
+/// Formats tokens per second with the significant digits.
 pub fn rate(tokens_per_second: f64) -> String {
     let digits = usize::from(tokens_per_second < 9.95);
     format!("{tokens_per_second:.digits$} tok/s")
@@ -31,13 +31,13 @@ pub fn drafts(t: &Timings) -> Option<String> {
     Some(format!("{per_pass:.1} tokens a pass, {:.0} % of drafts accepted", 1e2 * share))
 }
 
-/// The one of `names` that `typed` was probably meant to be.
+/// Returns the one of `names` closest to `typed`, if it is close.
 pub fn nearest<'a>(typed: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let (distance, name) = names.map(|name| (edits(typed, name), name)).min()?;
     (distance <= 1 + typed.chars().count() / 4 && distance < name.len()).then_some(name)
 }
 
-/// How many letters have to be added, left out, replaced or swapped with the next to make `b` of `a`.
+/// Returns the edit distance with transpositions (Damerau–Levenshtein).
 fn edits(a: &str, b: &str) -> usize {
     let (a, b): (Vec<char>, Vec<char>) = (a.chars().take(64).collect(), b.chars().collect());
     let mut rows = vec![(0..=b.len()).collect::<Vec<_>>()];
@@ -69,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn near_names_are_found() {
+    fn similar_names_are_found() {
         let names = ["help", "exit", "regen", "history", "set"];
         for (typed, meant) in [
             ("hlep", Some("help")),

@@ -1,38 +1,38 @@
-//! Breaks lines at words, as text streams in.
+//! Word wrap of streamed text.
 
 use unicode_width::UnicodeWidthChar;
 
-/// Begins and ends a block of code, whose lines stay as they are.
+/// Code fence; lines of code blocks are not wrapped.
 const FENCE: &str = "```";
 
-/// A text on its way to a terminal of some width. A word comes out when it is complete; escape sequences take no room.
+/// Word wrap at a terminal's width. A word is written once it is complete; escape sequences have no width.
 #[derive(Debug)]
 pub struct Wrap {
-    /// Columns of a line; `None`: lines are not broken.
+    /// Line width; `None`: no wrapping.
     width: Option<usize>,
-    /// Columns of the line that are taken.
+    /// Used columns of the line.
     column: usize,
     /// Spaces before the word.
     spaces: String,
     word: String,
     word_width: usize,
-    /// Whether an escape sequence is under way.
+    /// Whether within an escape sequence.
     escape: bool,
-    /// Whether nothing but spaces was on the line before the word.
+    /// Whether only spaces precede the word on its line.
     fresh: bool,
-    /// Whether this is a block of code.
+    /// Whether within a code block.
     code: bool,
 }
 
 impl Wrap {
-    /// A text on lines of `width` columns.
+    /// Returns a wrapper for lines of `width` columns.
     pub fn new(width: Option<usize>) -> Self {
         let width = width.filter(|&width| width >= MIN_WIDTH);
         let (spaces, word) = (String::new(), String::new());
         Self { width, column: 0, spaces, word, word_width: 0, escape: false, fresh: true, code: false }
     }
 
-    /// Returns what to write for `text`.
+    /// Returns the wrapped `text`, without an incomplete last word.
     pub fn push(&mut self, text: &str) -> String {
         let Some(width) = self.width else { return text.into() };
         let mut out = String::with_capacity(text.len() + 8);
@@ -57,7 +57,7 @@ impl Wrap {
         out
     }
 
-    /// Returns what to write at the end.
+    /// Returns the rest at the end of the text.
     pub fn finish(&mut self) -> String {
         let mut out = String::new();
         if let Some(width) = self.width {
@@ -77,7 +77,7 @@ impl Wrap {
 
     fn add(&mut self, c: char, width: usize, out: &mut String) {
         let columns = c.width().unwrap_or(0);
-        // Scripts with wide characters have no spaces, and a line may end anywhere. So it may in an endless word.
+        // Scripts with wide characters have no spaces: lines may break anywhere, as in overlong words.
         if columns == 2 || self.word_width + columns > width {
             self.flush(width, out);
         }
@@ -113,10 +113,10 @@ impl Wrap {
     }
 }
 
-/// Below this, words are no longer than lines.
+/// Minimum width for wrapping.
 const MIN_WIDTH: usize = 10;
 
-/// Returns `text` with its lines broken.
+/// Returns `text` wrapped.
 pub fn wrapped(text: &str, width: Option<usize>) -> String {
     let mut wrap = Wrap::new(width);
     wrap.push(text) + &wrap.finish()
@@ -126,7 +126,7 @@ pub fn wrapped(text: &str, width: Option<usize>) -> String {
 mod tests {
     use super::*;
 
-    /// Broken at ten columns, in one piece or in many.
+    /// Wraps at ten columns, in one piece or in many.
     fn at_ten(text: &str) -> String {
         let whole = wrapped(text, Some(10));
         let mut wrap = Wrap::new(Some(10));
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_end_between_words() {
+    fn lines_break_between_words() {
         for (text, broken) in [
             ("one two three", "one two\nthree"),
             ("one two six", "one two\nsix"),
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn escapes_take_no_room_and_code_stays() {
+    fn escapes_have_no_width_and_code_is_not_wrapped() {
         assert_eq!(at_ten("\x1b[1mone two\x1b[0m 3"), "\x1b[1mone two\x1b[0m 3");
         let code = "```\nlet a = b + c + d;\n```\nand then more";
         assert_eq!(at_ten(code), "```\nlet a = b + c + d;\n```\nand then\nmore");

@@ -1,4 +1,4 @@
-//! Passes over several texts: the weights are read once for all of them.
+//! Batched passes: the weights are read once for several texts.
 
 use std::{mem::replace, sync::atomic::AtomicBool};
 
@@ -23,14 +23,13 @@ pub enum Wanted {
     All,
 }
 
-/// What one text reads in a pass.
+/// One text's part of a pass.
 pub struct Read<'a> {
-    /// The text, which is of the batch that runs the pass.
+    /// The text, which must belong to the batch that runs the pass.
     pub text: &'a mut Text,
-    /// Its next tokens. In the decode phase at most [`DECODE_TOKENS`]: a token that was chosen, and guesses of those after
-    /// it.
+    /// Its next tokens. In the decode phase at most [`DECODE_TOKENS`]: a sampled token followed by a draft.
     pub ids: &'a [u32],
-    /// How they are read.
+    /// The phase that they are processed in.
     pub phase: Phase,
     /// Which logits are wanted.
     pub logits: Wanted,
@@ -38,31 +37,31 @@ pub struct Read<'a> {
     pub cancel: Option<&'a AtomicBool>,
 }
 
-/// A device with a model's weights, and room for passes over texts.
+/// A device with a model's weights and buffers for passes over texts.
 pub struct Batch<'m> {
     model: &'m Model,
     pub(super) device: Device,
     scratch: Scratch,
-    /// Whether texts start from the state after the meta tokens that the file holds.
+    /// Whether texts start from the stored state after the meta tokens.
     stored_meta_state: bool,
-    /// That state, if it had to be computed.
+    /// The computed state after the meta tokens, if it was not stored.
     meta_state: Option<MetaState>,
 }
 
 impl<'m> Batch<'m> {
-    /// A batch on `device`, with room for passes of `rows` tokens; longer ones make more.
+    /// Returns a batch on `device` with buffers for passes of `rows` tokens; they grow for longer passes.
     pub fn new(model: &'m Model, device: Device, rows: usize, stored_meta_state: bool) -> Result<Self> {
         let room = Room { config: model.config(), rows, cache: CacheType::default() };
         let scratch = Scratch::new(&device, room)?;
         Ok(Self { model, device, scratch, stored_meta_state, meta_state: None })
     }
 
-    /// The model.
+    /// Returns the model.
     pub fn model(&self) -> &'m Model {
         self.model
     }
 
-    /// Returns an empty text with room for `context` tokens.
+    /// Returns an empty text with a context of `context` tokens.
     pub fn text(&mut self, context: usize, cache: CacheType) -> Result<Text> {
         let mut text = Text::new(&self.device, self.model.config(), context, cache)?;
         let wanted = text.state.bytes as u64;
@@ -73,7 +72,7 @@ impl<'m> Batch<'m> {
         Ok(text)
     }
 
-    /// Makes `text` empty: the meta tokens are read, nothing more.
+    /// Resets `text` to the state after the meta tokens.
     pub fn clear(&mut self, text: &mut Text) -> Result<()> {
         text.state.clear(&mut self.device);
         let config = self.model.config();
@@ -92,13 +91,13 @@ impl<'m> Batch<'m> {
         }
     }
 
-    /// Runs a pass over some texts. They stay as they are until [`Pass::commit`]. An error is all texts'; what goes wrong in
-    /// one of them is its [`Pass::error`], and the others' bits are as without it.
+    /// Runs a pass over some texts, which are unchanged until [`Pass::commit`]. An error concerns all texts; a failure
+    /// of one text is its [`Pass::error`] and does not affect the bits of the others.
     pub fn run<'a>(&'a mut self, reads: impl IntoIterator<Item = Read<'a>>) -> Result<Pass<'a, 'm>> {
         self.run_observed(reads, None)
     }
 
-    /// [`Batch::run`] with a look at every layer.
+    /// [`Batch::run`] with an observer of every layer.
     pub fn run_observed<'a>(
         &'a mut self,
         reads: impl IntoIterator<Item = Read<'a>>,
@@ -121,7 +120,7 @@ impl<'m> Batch<'m> {
         let Self { device, scratch, .. } = self;
         scratch.prepare(device, config, &segments)?;
         let mut chunk = Chunk { backend: device, config, segments: &mut segments, scratch };
-        let observe = observe.map(|observe| observe as Observer<'_>); // of a lifetime as short as the ids'
+        let observe = observe.map(|observe| observe as Observer<'_>); // shortened to the ids' lifetime
         chunk.forward(weights, Input { ids: &ids, observe })?;
         chunk.logits(weights)?;
         let mut pass = Pass { batch: self, segments };
@@ -134,10 +133,10 @@ impl<'m> Batch<'m> {
         text.state.checkpoint(&mut self.device, self.model.config(), text.state.cache, with_global_layers)
     }
 
-    /// Makes `text` what it was at a checkpoint; with global layers, of any text with such a cache and context.
+    /// Restores `text` to a checkpoint; with global layers, a checkpoint of any text with this cache type and context.
     ///
     /// # Panics
-    /// If the text ends before the checkpoint, and the checkpoint is without global layers.
+    /// If the text is shorter than at the checkpoint and the checkpoint has no global layers.
     pub fn restore(&mut self, text: &mut Text, checkpoint: &Checkpoint) {
         text.state.restore(&mut self.device, self.model.config(), checkpoint);
     }
@@ -149,7 +148,7 @@ impl<'m> Batch<'m> {
         self.device.run(Op::CopyRows { from, to: (to, 0), rows: 1, width });
     }
 
-    /// Returns the logits that follow from a hidden state.
+    /// Returns the logits computed from a hidden state.
     pub(super) fn logits_after(&mut self, text: &mut Text, hidden: &Buffer) -> Result<&[f32]> {
         let Self { model, device, scratch, .. } = self;
         let (config, state) = (model.config(), &mut text.state);
@@ -174,16 +173,16 @@ impl<'m> Batch<'m> {
         }
         Err(Error::format(
             self.model.file(),
-            "made logits that are not finite: the weights are damaged, or do not bear this type; convert the model again",
+            "produced logits that are not finite: the weights are damaged or too sensitive for their quantization type; convert the model again",
         ))
     }
 }
 
 impl Read<'_> {
-    /// Fails if there is nothing to read, or a token is none of the model's.
+    /// Fails if there are no tokens, or one is not in the vocabulary.
     pub(super) fn check_ids(ids: &[u32], vocab: usize) -> Result<()> {
         if ids.is_empty() {
-            return Err(Error::Request("there is nothing to read: give at least one token".into()));
+            return Err(Error::Request("no tokens to process: at least one is needed".into()));
         }
         match ids.iter().find(|&&id| id as usize >= vocab) {
             Some(&id) => Err(Error::TokenOutOfRange { id, vocab }),
@@ -191,25 +190,25 @@ impl Read<'_> {
         }
     }
 
-    /// Fails if the text can't read this.
+    /// Fails if the text cannot take these tokens.
     fn check(&self, vocab: usize) -> Result<()> {
         Self::check_ids(self.ids, vocab)?;
         let tokens = self.ids.len();
         if self.phase == Phase::Decode && tokens > DECODE_TOKENS {
-            return Err(Error::Request(format!("at most {DECODE_TOKENS} tokens are decoded in a pass, not {tokens}")));
+            return Err(Error::Request(format!("a decode pass takes at most {DECODE_TOKENS} tokens, not {tokens}")));
         }
         self.text.check_room(tokens)
     }
 }
 
-/// A pass that was run. What is not committed never was.
+/// A completed pass. Tokens that are not committed have no effect.
 pub struct Pass<'a, 'm> {
     batch: &'a mut Batch<'m>,
     segments: Vec<Segment<'a>>,
 }
 
 impl Pass<'_, '_> {
-    /// Gives up texts whose logits are no numbers, and names the file in what went wrong.
+    /// Fails texts whose logits are not finite, and adds the file's name to errors.
     fn check(&mut self) -> Result<()> {
         let file = self.batch.model.file();
         if self.segments.iter().any(|segment| !segment.logits.is_empty()) {
@@ -225,13 +224,13 @@ impl Pass<'_, '_> {
         Ok(())
     }
 
-    /// Returns what went wrong in text `i`, if anything did.
+    /// Returns the error of text `i`, if any.
     pub fn error(&self, i: usize) -> Option<&Error> {
         self.segments[i].failed.as_ref()
     }
 
-    /// Returns the logits of text `i` that were wanted `[tokens, vocab]`, or what went wrong in it: the first time as it
-    /// is, then as [`Error::Cancelled`].
+    /// Returns the requested logits of text `i` `[tokens, vocab]`, or its error: the original one on the first call,
+    /// then [`Error::Cancelled`].
     pub fn logits(&mut self, i: usize) -> Result<&[f32]> {
         match &mut self.segments[i].failed {
             Some(error) => Err(replace(error, Error::Cancelled)),
@@ -239,18 +238,18 @@ impl Pass<'_, '_> {
         }
     }
 
-    /// Makes the first `accepted` tokens part of text `i`; the others never were. In the prefill phase all or none. To be
-    /// called once a text.
+    /// Commits the first `accepted` tokens to text `i` and drops the others; in the prefill phase all or none. To be
+    /// called once per text.
     ///
     /// # Panics
-    /// If something went wrong in the text, there are not as many tokens, or some but not all of a prefill.
+    /// If the text failed, has fewer tokens, or `accepted` is some but not all of a prefill.
     pub fn commit(&mut self, i: usize, accepted: usize) {
         let Batch { model, device, scratch, .. } = &mut *self.batch;
         let mut chunk = Chunk { backend: device, config: model.config(), segments: &mut self.segments, scratch };
         chunk.commit(model.weights(), i, accepted);
     }
 
-    /// Commits all of the only text, and keeps the hidden state after its last token.
+    /// Commits all tokens of the only text, and stores the hidden state after the last one.
     pub(super) fn commit_only(&mut self, keep: Option<&mut Buffer>) -> Result<()> {
         self.logits(0)?;
         let tokens = self.segments[0].tokens;

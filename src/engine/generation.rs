@@ -1,4 +1,4 @@
-//! What generation yields: a text, why it ended, how long it took.
+//! The result of generation: text, stop reason, timings.
 
 use std::time::Duration;
 
@@ -7,9 +7,9 @@ use super::speculate::Counts;
 /// Why a text ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StopReason {
-    /// The model said that the text is over.
+    /// The model generated an end-of-sequence token.
     EndOfText,
-    /// The limit of tokens is reached.
+    /// The token limit was reached.
     Limit,
     /// The limit of tokens or the end of the context cut the text before it matched its constraint.
     Length,
@@ -19,7 +19,7 @@ pub enum StopReason {
     ContextFull,
     /// The caller's `cancel` was set.
     Interrupted,
-    /// Whoever read the text went away.
+    /// The reader of the text closed the pipe.
     BrokenPipe,
 }
 
@@ -38,14 +38,14 @@ impl StopReason {
     }
 }
 
-/// How long it took.
+/// Timings.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Timings {
     /// Ids of the prompt.
     pub prompt_tokens: usize,
-    /// Time to read the prompt.
+    /// Time to process the prompt.
     pub prompt: Duration,
-    /// Ids of the text. The first of them costs no decode step, it follows from the prompt.
+    /// Generated ids. The first one needs no decode step, it follows from the prompt.
     pub generated_tokens: usize,
     /// Ids of the text that were read: as many decode steps, or fewer passes.
     pub decode_steps: usize,
@@ -62,7 +62,7 @@ pub struct Timings {
 }
 
 impl Timings {
-    /// Returns prompt tokens read per second.
+    /// Returns prompt tokens processed per second.
     pub fn prompt_rate(&self) -> f64 {
         rate(self.prompt_tokens, self.prompt)
     }
@@ -104,18 +104,18 @@ fn rate(count: usize, time: Duration) -> f64 {
 /// A generated text.
 #[derive(Clone, Debug)]
 pub struct Generation {
-    /// What went to the sink.
+    /// The text passed to the sink.
     pub text: String,
     /// What would follow it if the text were over: what was held back where it may go on, see [`Request::pauses`].
     ///
     /// [`Request::pauses`]: super::generate::Request::pauses
     pub held: String,
-    /// The tokens chosen, without the one that ends the text; after a stop string they go on behind `text`.
+    /// The chosen tokens without the end token; with a stop string they extend beyond `text`.
     pub ids: Vec<u32>,
-    /// The last of them, if the session has not read it.
+    /// The last of them, if the session has not processed it.
     pub unread: Option<u32>,
     /// Why the text ended.
     pub stop: StopReason,
-    /// How long it took.
+    /// Timings.
     pub timings: Timings,
 }

@@ -1,4 +1,4 @@
-//! Sessions and what they are for: open a model, generate, talk, go back, save.
+//! Models, sessions, generation, conversations, rewinding and saving.
 
 pub mod batch;
 pub mod conversation;

@@ -1,4 +1,4 @@
-//! A model: weights on the memory map, sizes, metadata.
+//! A model: memory-mapped weights, configuration, metadata.
 
 use std::{
     num::NonZeroUsize,
@@ -22,7 +22,7 @@ use crate::{
     threads,
 };
 
-/// An open model. Opening copies and converts nothing.
+/// An open model. Opening neither copies nor converts weights.
 pub struct Model {
     gguf: Gguf,
     config: Config,
@@ -44,7 +44,7 @@ impl Model {
         Self::from_gguf(Gguf::parse(name, Blob::from_static(bytes))?)
     }
 
-    /// The model that `gguf` holds.
+    /// Returns the model in `gguf`.
     pub fn from_gguf(gguf: Gguf) -> Result<Self> {
         let config = Config::from_metadata(&gguf.metadata, &gguf.file)?;
         let weights = Weights::from_gguf(&gguf, &config)?;
@@ -53,8 +53,8 @@ impl Model {
         Ok(Self { plan, weights, config, stored_meta_state, computed_meta_state, fingerprint, gguf })
     }
 
-    /// The same model with other matrices: `change` gets each, with its tensor's name, and tells what takes its place, if
-    /// anything does. A state after the meta tokens that the file holds is not this model's, and is left out.
+    /// Returns the model with matrices replaced: `change` receives each one with its tensor's name and returns its
+    /// replacement, if any. The stored state after the meta tokens does not apply and is dropped.
     pub fn with_matrices(&self, mut change: impl FnMut(&str, &Matrix) -> Result<Option<Matrix>>) -> Result<Self> {
         let mut weights = self.weights.clone();
         let specs = specs(&self.config);
@@ -68,28 +68,28 @@ impl Model {
         Ok(Self { plan, weights, config, stored_meta_state, computed_meta_state, fingerprint, gguf })
     }
 
-    /// Returns the tokenizer that the file holds.
+    /// Returns the file's tokenizer.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
         Tokenizer::from_metadata(self.metadata(), self.file())
     }
 
-    /// The same; `cancel` ends it, and later the splitting of long texts.
+    /// [`Model::tokenizer`], interrupted by `cancel`, as is later tokenization of long texts.
     pub fn tokenizer_until(&self, cancel: &Arc<AtomicBool>) -> Result<Tokenizer> {
         Ok(Tokenizer::from_metadata_until(self.metadata(), self.file(), cancel)?.cancelled_by(cancel))
     }
 
-    /// Returns the sampling that the file recommends, or else the defaults.
+    /// Returns the file's recommended sampling parameters, or the defaults.
     pub fn sampling(&self) -> Result<SamplingParams> {
         SamplingParams::from_metadata(self.metadata(), self.file())
     }
 
-    /// The same with the defaults where the file recommends what can't be used, and a sentence for each.
+    /// [`Model::sampling`] with defaults in place of invalid recommendations, and a sentence for each.
     pub fn usable_sampling(&self) -> (SamplingParams, Vec<String>) {
         let (params, refused) = SamplingParams::usable(self.metadata());
-        (params, refused.iter().map(|what| format!("{}: {what}; the default holds", self.file())).collect())
+        (params, refused.iter().map(|what| format!("{}: {what}; using the default", self.file())).collect())
     }
 
-    /// Returns the longest reply that the file recommends, in tokens.
+    /// Returns the file's recommended reply limit in tokens.
     pub fn reply_limit(&self) -> Result<Option<usize>> {
         match self.metadata().get(MAX_NEW_TOKENS) {
             None => Ok(None),
@@ -98,73 +98,74 @@ impl Model {
         }
     }
 
-    /// Returns the chat template that the file holds, if it holds one.
+    /// Returns the file's chat template, if any.
     pub fn chat_template(&self, tokenizer: &Tokenizer) -> Result<Option<Template>> {
         let source = self.metadata().string("tokenizer.chat_template");
         source.map(|source| tokenizer.template(source, self.file())).transpose()
     }
 
-    /// The hyper-parameters.
+    /// Returns the hyper-parameters.
     pub fn config(&self) -> &Config {
         &self.config
     }
 
-    /// What each layer keeps, and how much room it takes.
+    /// Returns the layer plan: KV producers, sizes.
     pub fn plan(&self) -> &Plan {
         &self.plan
     }
 
-    /// The weights.
+    /// Returns the weights.
     pub fn weights(&self) -> &Weights {
         &self.weights
     }
 
-    /// The file's keys and values.
+    /// Returns the file's keys and values.
     pub fn metadata(&self) -> &Metadata {
         &self.gguf.metadata
     }
 
-    /// The file's name, for messages.
+    /// Returns the file's name, for messages.
     pub fn file(&self) -> &str {
         &self.gguf.file
     }
 
-    /// The BLAKE3 hash of the whole file as it was opened, which a saved session belongs to. Computed when it is first asked
-    /// for; fails if another program has changed the file till then.
+    /// Returns the BLAKE3 hash of the file as opened, which identifies it in saved sessions. Computed on first use;
+    /// fails if another program changed the file before that.
     pub fn fingerprint(&self) -> Result<&str> {
         self.fingerprint_until(&AtomicBool::new(false))
     }
 
-    /// [`Model::fingerprint`], ended by `cancel`.
+    /// [`Model::fingerprint`], interrupted by `cancel`.
     pub fn fingerprint_until(&self, cancel: &AtomicBool) -> Result<&str> {
         fingerprint(&self.fingerprint, &self.gguf.bytes, cancel)
     }
 
-    /// Begins to compute the fingerprint on a thread of its own, for those who will need it whatever becomes of the file.
+    /// Starts computing the fingerprint on a separate thread, so that it is known even if the file changes later.
     pub fn start_fingerprint(&self) {
         let (known, bytes) = (self.fingerprint.clone(), self.gguf.bytes.clone());
-        // What fails here is told when the fingerprint is needed.
+        // A failure is reported when the fingerprint is needed.
         let compute = move || drop(fingerprint(&known, &bytes, &AtomicBool::new(false)).map(str::len));
         let _ = thread::Builder::new().spawn(compute);
     }
 
-    /// An error if another program changed the file since it was opened.
+    /// Fails if another program changed the file since it was opened.
     pub fn check_file(&self) -> Result<()> {
         self.gguf.bytes.check()
     }
 
-    /// The whole file, as it is mapped.
+    /// Returns the whole mapped file.
     pub fn bytes(&self) -> &[u8] {
         &self.gguf.bytes
     }
 
-    /// The state after the meta tokens, if the file holds it, or [`Model::read_meta_tokens`] has computed it.
+    /// Returns the state after the meta tokens, if it is stored in the file or was computed by
+    /// [`Model::read_meta_tokens`].
     pub fn stored_meta_state(&self) -> Option<&MetaState> {
         self.stored_meta_state.as_ref().or(self.computed_meta_state.get())
     }
 
-    /// Computes the state after the meta tokens on the CPU, if the file does not hold it: sessions then begin with it. `cancel`
-    /// ends that.
+    /// Computes the state after the meta tokens on the CPU, unless it is stored in the file; sessions then start from
+    /// it. `cancel` interrupts that.
     pub fn read_meta_tokens(&self, threads: Option<NonZeroUsize>, cancel: &AtomicBool) -> Result<()> {
         if self.config.meta_tokens == 0 || self.stored_meta_state().is_some() {
             return Ok(());
@@ -179,16 +180,16 @@ impl Model {
         Ok(())
     }
 
-    /// Bytes of weights that a decode step reads: all of the layers, and the matrix that makes logits.
+    /// Returns the bytes of weights that a decode step reads: all layers and the output matrix.
     pub fn weight_bytes_per_token(&self) -> u64 {
         let layers = self.gguf.tensors.iter().filter(|t| t.name.starts_with("blk."));
         (layers.map(|t| t.data.len()).sum::<usize>() + self.weights.head().data.len()) as u64
     }
 }
 
-/// Returns what `known` knows, or gets to know: the hash of `bytes`.
+/// Returns the hash of `bytes`, cached in `known`.
 fn fingerprint<'k>(known: &'k OnceLock<String>, bytes: &Blob, cancel: &AtomicBool) -> Result<&'k str> {
-    /// Bytes that are hashed between two looks at `cancel`: some ten milliseconds.
+    /// Bytes hashed between checks of `cancel`: some ten milliseconds.
     const AT_ONCE: usize = 16 << 20;
     if let Some(known) = known.get() {
         return Ok(known);
@@ -224,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fingerprint_is_of_what_was_opened() {
+    fn a_fingerprint_identifies_the_file_as_opened() {
         let folder = tempfile::tempdir().unwrap();
         let path = tiny(folder.path());
         let (early, late) = (Model::open(&path).unwrap(), Model::open(&path).unwrap());

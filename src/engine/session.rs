@@ -1,4 +1,4 @@
-//! A session: a model, a device, and the state of the text read so far.
+//! A session: a model, a device, and the state of one text.
 
 use std::{num::NonZeroUsize, sync::atomic::AtomicBool};
 
@@ -15,20 +15,20 @@ use crate::{
     state::{Checkpoint, image_bytes},
 };
 
-/// How a session is set up.
+/// Session options.
 #[derive(Clone, Debug)]
 pub struct SessionOptions {
-    /// Tokens of text that fit; by default what the model was trained for.
+    /// Context size in tokens; by default the model's training context.
     pub context: Option<usize>,
-    /// Threads; by default one for each core that the process may use.
+    /// Number of threads; by default one per available core.
     pub threads: Option<NonZeroUsize>,
-    /// What to compute with.
+    /// The device.
     pub device: DeviceChoice,
-    /// How keys and values are stored.
+    /// The KV cache type.
     pub cache: CacheType,
-    /// Whether to start from the state after the meta tokens that the file holds, or to compute it.
+    /// Whether to start from the stored state after the meta tokens rather than compute it.
     pub stored_meta_state: bool,
-    /// Tokens that a pass reads at most.
+    /// Maximum tokens per pass.
     pub chunk: usize,
 }
 
@@ -45,21 +45,21 @@ impl Default for SessionOptions {
     }
 }
 
-/// A text being read and written.
+/// A text being processed.
 pub struct Session<'m> {
     pub(super) batch: Batch<'m>,
     text: Text,
     options: SessionOptions,
-    /// Why the session is not what was asked for, if it is not.
+    /// The reason for a fallback, if any.
     fallback: Option<Error>,
-    /// Tokens that a pass of a prompt reads at most.
+    /// Maximum tokens per prefill pass.
     chunk: usize,
-    /// The hidden state after the last token, where no logits were computed.
+    /// The hidden state after the last token, if no logits were computed for it.
     hidden: Buffer,
 }
 
 impl<'m> Session<'m> {
-    /// An empty text: the meta tokens are read, nothing more.
+    /// Returns a session with an empty text, in the state after the meta tokens.
     pub fn new(model: &'m Model, options: &SessionOptions) -> Result<Self> {
         let on_cpu = || Self::on(model, options, Device::cpu_only(options.threads));
         if options.device == DeviceChoice::Cpu || (options.device == DeviceChoice::Auto && Metal::names().is_empty()) {
@@ -75,7 +75,7 @@ impl<'m> Session<'m> {
         }
     }
 
-    /// [`Session::new`] on a device that is open already.
+    /// [`Session::new`] on an open device.
     pub fn on(model: &'m Model, options: &SessionOptions, device: Device) -> Result<Self> {
         let config = model.config();
         let context = options.context.unwrap_or_else(|| config.default_context());
@@ -92,23 +92,23 @@ impl<'m> Session<'m> {
         Ok(Self { batch, text, options, fallback, chunk, hidden })
     }
 
-    /// The device with the model, and the text: for passes over several texts, this one among them or not.
+    /// Returns the batch and the text, for passes over several texts.
     pub fn parts(&mut self) -> (&mut Batch<'m>, &mut Text) {
         (&mut self.batch, &mut self.text)
     }
 
-    /// The device with the model, and the text, apart from each other.
+    /// Returns the device with the model, and the text, apart from each other.
     pub(super) fn into_parts(self) -> (Batch<'m>, Text) {
         (self.batch, self.text)
     }
 
-    /// Reads `ids` as a prompt; returns the logits `[vocab]` after the last.
+    /// Prefills `ids`; returns the logits `[vocab]` after the last.
     pub fn prefill(&mut self, ids: &[u32], cancel: &AtomicBool) -> Result<&[f32]> {
         self.prefill_chunks(ids, cancel, None)?;
         Ok(self.batch.logits(0))
     }
 
-    /// [`Session::prefill`] with a look at every layer.
+    /// [`Session::prefill`] with an observer of every layer.
     pub fn prefill_observed(&mut self, ids: &[u32], cancel: &AtomicBool, observe: Observer<'_>) -> Result<&[f32]> {
         self.prefill_chunks(ids, cancel, Some(observe))?;
         Ok(self.batch.logits(0))
@@ -128,7 +128,7 @@ impl<'m> Session<'m> {
         Ok(())
     }
 
-    /// Reads `ids` as a prompt, and hands the logits `[vocab]` after each of them to `each`.
+    /// Prefills `ids` and passes the logits `[vocab]` after each of them to `each`.
     pub fn prefill_all(
         &mut self,
         ids: &[u32],
@@ -146,19 +146,20 @@ impl<'m> Session<'m> {
         Ok(())
     }
 
-    /// Reads a generated token; returns the logits `[vocab]` after it.
+    /// Decodes one token; returns the logits `[vocab]` after it.
     pub fn decode(&mut self, id: u32) -> Result<&[f32]> {
         self.pass(&[id], Phase::Decode, Wanted::Last, None, None)?.commit_only(None)?;
         Ok(self.batch.logits(0))
     }
 
-    /// Reads a generated token and guesses of those after it, [`DECODE_TOKENS`](crate::forward::DECODE_TOKENS) at most,
-    /// with logits after each. None is part of the text until the caller commits as many as are right: text 0 of the pass.
+    /// Verifies a draft: decodes a token and guesses of the next ones, at most
+    /// [`DECODE_TOKENS`](crate::forward::DECODE_TOKENS) in all, with logits after each. None is part of the text until
+    /// the caller commits the accepted ones as text 0 of the pass.
     pub fn verify<'a>(&'a mut self, ids: &'a [u32], cancel: Option<&'a AtomicBool>) -> Result<Pass<'a, 'm>> {
         self.pass(ids, Phase::Decode, Wanted::All, cancel, None)
     }
 
-    /// Reads `ids` by the rule of `phase` and computes no logits: see [`Session::last_logits`].
+    /// Processes `ids` in `phase` without computing logits: see [`Session::last_logits`].
     pub(super) fn advance(&mut self, ids: &[u32], phase: Phase, cancel: &AtomicBool) -> Result<()> {
         self.check(ids)?;
         for ids in ids.chunks(self.chunk) {
@@ -169,52 +170,53 @@ impl<'m> Session<'m> {
         Ok(())
     }
 
-    /// Returns the logits `[vocab]` after the last token, which [`Session::advance`] has read.
+    /// Returns the logits `[vocab]` after the last token, which [`Session::advance`] processed.
     pub(super) fn last_logits(&mut self) -> Result<&[f32]> {
         self.batch.logits_after(&mut self.text, &self.hidden)
     }
 
-    /// Forgets the text: the session is as new.
+    /// Resets the session to an empty text.
     pub fn clear(&mut self) -> Result<()> {
         self.batch.clear(&mut self.text)
     }
 
-    /// Returns how many tokens a pass reads at most.
+    /// Returns the maximum number of tokens per prefill pass.
     pub fn chunk_tokens(&self) -> usize {
         self.chunk
     }
 
-    /// Returns how many tokens of text are read.
+    /// Returns the number of tokens processed.
     pub fn tokens(&self) -> usize {
         self.text.tokens()
     }
 
-    /// Returns how many tokens of text fit.
+    /// Returns the context size in tokens.
     pub fn context(&self) -> usize {
         self.text.context()
     }
 
-    /// Returns the bytes of keys, values, conv and SSM state.
+    /// Returns the size of the KV cache, conv and SSM state in bytes.
     pub fn cache_bytes(&self) -> usize {
         self.text.bytes()
     }
 
-    /// How keys and values are stored.
+    /// The KV cache type.
     pub fn cache_type(&self) -> CacheType {
         self.options.cache
     }
 
-    /// The model.
+    /// Returns the model.
     pub fn model(&self) -> &'m Model {
         self.batch.model()
     }
 
-    /// Why the session is not what was asked for: it works on the CPU though a GPU was preferred, or its KV cache is wider.
+    /// Returns the fallback reason: why the session runs on the CPU instead of a GPU, or with a wider KV cache.
     pub fn fallback(&self) -> Option<&Error> {
         self.fallback.as_ref()
     }
 
-    /// Whether [`Session::fall_back`] can continue after `failed`: a lost GPU, a value beyond the KV cache's type.
+    /// Whether [`Session::fall_back`] can continue after the error `failed`: a lost GPU, or a value beyond the KV
+    /// cache's range.
     pub(super) fn can_fall_back(&self, failed: &Error) -> bool {
         match failed {
             Error::Gpu(_) => self.options.device == DeviceChoice::Auto,
@@ -223,7 +225,7 @@ impl<'m> Session<'m> {
         }
     }
 
-    /// Becomes an empty session on the CPU, with a wider KV cache if that was the `reason`; the text is lost.
+    /// Restarts as an empty session on the CPU, with a wider KV cache if that is the `reason`; the text is lost.
     pub(super) fn fall_back(&mut self, reason: Error) -> Result<()> {
         let cache = if matches!(reason, Error::CacheRange { .. }) { CacheType::F32 } else { self.options.cache };
         let options = SessionOptions { device: DeviceChoice::Cpu, cache, ..self.options.clone() };
@@ -232,14 +234,14 @@ impl<'m> Session<'m> {
         Ok(())
     }
 
-    /// Returns a checkpoint of the text as it is now. It costs a copy of the windowed layers' rows and the conv and SSM
-    /// states, no evaluation. With the rows of global layers it can be restored after any text; without, it is good for
-    /// as long as the text before it stays the same.
+    /// Returns a checkpoint of the text. It copies the windowed layers' KV rows and the conv and SSM states. With the
+    /// rows of global layers it can be restored after any text; without, it is valid while the text before it is
+    /// unchanged.
     pub fn checkpoint(&mut self, with_global_layers: bool) -> Result<Checkpoint> {
         self.batch.checkpoint(&self.text, with_global_layers)
     }
 
-    /// Goes back to a checkpoint of this session's text; what comes after it is forgotten.
+    /// Restores a checkpoint of this session's text and drops the text after it.
     ///
     /// # Panics
     /// If the text ends before the checkpoint, and the checkpoint is without global layers.
@@ -247,7 +249,7 @@ impl<'m> Session<'m> {
         self.batch.restore(&mut self.text, checkpoint);
     }
 
-    /// Appends the state's bytes to `out`, for a file; without global layers those that such a checkpoint holds.
+    /// Appends the state's bytes to `out`, for a file; without global layers, those of such a checkpoint.
     pub(super) fn write_image(&mut self, with_global_layers: bool, out: &mut Vec<u8>) {
         let (config, cache) = (self.model().config(), self.options.cache);
         self.text.state.write_image(&mut self.batch.device, config, cache, with_global_layers, out);
@@ -258,7 +260,7 @@ impl<'m> Session<'m> {
         image_bytes(self.model().config(), self.options.cache, tokens, with_global_layers)
     }
 
-    /// Becomes the state that was written after `tokens` tokens of text.
+    /// Restores the state that was written after `tokens` tokens of text.
     pub(super) fn read_image(&mut self, tokens: usize, with_global_layers: bool, image: &[u8]) {
         let (config, cache) = (self.model().config(), self.options.cache);
         self.text.state.read_image(&mut self.batch.device, config, cache, with_global_layers, tokens, image);
@@ -276,7 +278,7 @@ impl<'m> Session<'m> {
         batch.run_observed([Read { text, ids, phase, logits, cancel }], observe)
     }
 
-    /// Fails unless all of `ids` can be read.
+    /// Fails unless all of `ids` can be processed.
     fn check(&self, ids: &[u32]) -> Result<()> {
         Read::check_ids(ids, self.model().config().vocab)?;
         self.check_room(ids.len())

@@ -1,8 +1,9 @@
-//! A text in a batch: what it has left behind.
+//! The state of one text in a batch.
 
 use crate::{Error, Result, backend::Memory, format::CacheType, model::Config, state::State};
 
-/// A text being read: the state after its tokens. What it reads next goes through the [`Batch`](super::Batch) whose it is.
+/// A text being processed: the state after its tokens. Passes over it go through the [`Batch`](super::Batch) that it
+/// belongs to.
 pub struct Text {
     pub(super) state: State,
     context: usize,
@@ -10,7 +11,7 @@ pub struct Text {
 }
 
 impl Text {
-    /// Nothing is read yet, not even the meta tokens.
+    /// Not even the meta tokens were processed yet.
     pub(super) fn new(memory: &dyn Memory, config: &Config, context: usize, cache: CacheType) -> Result<Self> {
         let block = cache.dtype().block_len();
         let (key_dim, value_dim) = (config.key_dim, config.value_dim);
@@ -20,22 +21,22 @@ impl Text {
         Ok(Self { state: State::new(memory, config, context, cache)?, context, meta: config.meta_tokens })
     }
 
-    /// Returns how many tokens are read.
+    /// Returns the number of tokens processed.
     pub fn tokens(&self) -> usize {
         self.state.position - self.meta
     }
 
-    /// Returns how many tokens fit.
+    /// Returns the context size in tokens.
     pub fn context(&self) -> usize {
         self.context
     }
 
-    /// Returns how keys and values are stored.
+    /// Returns the KV cache type.
     pub fn cache_type(&self) -> CacheType {
         self.state.cache
     }
 
-    /// Returns the bytes of keys, values, conv and SSM state.
+    /// Returns the size of the KV cache, conv and SSM state in bytes.
     pub fn bytes(&self) -> usize {
         self.state.bytes
     }

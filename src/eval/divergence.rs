@@ -1,4 +1,4 @@
-//! How far models are from a base model, token by token of a text.
+//! Divergence of models from a base model, token by token.
 
 use std::sync::atomic::AtomicBool;
 
@@ -8,26 +8,26 @@ use super::{
 };
 use crate::{Error, Result, engine::Session};
 
-/// How a model predicts a text, beside a base model.
+/// A model's predictions of a text, compared with a base model.
 #[derive(Clone, Debug, Default)]
 pub struct Divergence {
-    /// Kullback-Leibler divergence of the base model's prediction from this one's, in nats, token by token.
+    /// KL divergence from the base model for each token, in nats.
     pub kl: Vec<f64>,
     /// −ln p of each token of the text.
     pub nll: Vec<f64>,
-    /// The same, as the base model has it.
+    /// The same for the base model.
     pub base_nll: Vec<f64>,
-    /// How often both models hold the same token for the most probable.
+    /// Number of tokens on which both models' most probable token agrees.
     pub same_top: usize,
 }
 
 impl Divergence {
-    /// Mean divergence in nats a token.
+    /// Returns the mean divergence in nats per token.
     pub fn mean_kl(&self) -> Estimate {
         Estimate::of(self.kl.iter().copied())
     }
 
-    /// The divergence that a share of `part` of the tokens does not exceed.
+    /// Returns the divergence that the fraction `part` of the tokens does not exceed.
     pub fn kl_percentile(&self, part: f64) -> f64 {
         let mut sorted = self.kl.clone();
         sorted.sort_by(f64::total_cmp);
@@ -35,7 +35,7 @@ impl Divergence {
         sorted.get((part * last as f64).round() as usize).copied().unwrap_or(0.0)
     }
 
-    /// The share of tokens for which both models hold the same for the most probable.
+    /// Returns the fraction of tokens on which the most probable token agrees.
     pub fn same_top(&self) -> Estimate {
         let n = self.kl.len().max(1) as f64;
         let mean = self.same_top as f64 / n;
@@ -47,21 +47,21 @@ impl Divergence {
         Estimate::of(self.nll.iter().copied()).exp()
     }
 
-    /// The base model's perplexity.
+    /// Returns the base model's perplexity.
     pub fn base_perplexity(&self) -> Estimate {
         Estimate::of(self.base_nll.iter().copied()).exp()
     }
 
-    /// Perplexity divided by the base model's. The tokens that are hard for one are hard for the other, so that this is
-    /// known much better than either.
+    /// Returns the ratio to the base model's perplexity. The models' losses are correlated, so its error is much
+    /// smaller than that of either perplexity.
     pub fn perplexity_ratio(&self) -> Estimate {
         Estimate::of(self.nll.iter().zip(&self.base_nll).map(|(a, b)| a - b)).exp()
     }
 }
 
-/// Compares each of `others` with `base` on the tokens of `ids`, all of which are predicted as by
-/// [`perplexity`](super::perplexity()). The models read the text side by side, some tokens at a time, so that no more
-/// logits are in memory than a session reads at once. `done` hears how many tokens were predicted.
+/// Compares each of `others` with `base` on the tokens of `ids`, predicted as by [`perplexity`](super::perplexity()).
+/// The models process the text in lockstep, chunk by chunk, which bounds the logits in memory. `done` receives the
+/// number of predicted tokens.
 pub fn diverge(
     base: &mut Session<'_>,
     others: &mut [Session<'_>],
@@ -77,7 +77,7 @@ pub fn diverge(
             return Err(Error::format(
                 model.file(),
                 format!(
-                    "has a vocabulary of {size} tokens, and {} one of {vocab}: they can't be compared",
+                    "has a vocabulary of {size} tokens, but {} has {vocab}: they cannot be compared",
                     base.model().file()
                 ),
             ));
@@ -85,7 +85,7 @@ pub fn diverge(
     }
     let (run, step) = (base.context() - 1, base.chunk_tokens());
     if run == 0 {
-        return Err(Error::Request("a context of one token predicts nothing; it must hold at least two".into()));
+        return Err(Error::Request("the context must be at least two tokens".into()));
     }
     let mut results = vec![Divergence::default(); others.len()];
     let mut logits = Vec::with_capacity(step * vocab);
@@ -106,7 +106,7 @@ pub fn diverge(
                     let (base, target, (base_sum, base_top)) =
                         (&logits[i * vocab..][..vocab], targets[i] as usize, facts[i]);
                     let sum = log_sum_exp(token);
-                    // Rounding can make it a little less than nothing.
+                    // Rounding can make it slightly negative.
                     result.kl.push(divergence(base, token, [base_sum, sum]).max(0.0));
                     result.nll.push(sum - f64::from(token[target]));
                     result.base_nll.push(base_sum - f64::from(base[target]));

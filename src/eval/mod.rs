@@ -1,4 +1,4 @@
-//! How well a model predicts a text, alone or beside another.
+//! Evaluation: perplexity and divergence.
 
 mod divergence;
 mod perplexity;

@@ -1,11 +1,11 @@
-//! Perplexity: how well a model predicts a text.
+//! Perplexity.
 
 use std::sync::atomic::AtomicBool;
 
 use super::softmax::log_sum_exp;
 use crate::{Error, Result, engine::Session};
 
-/// A mean and its standard error, from values that are taken to be independent.
+/// A mean and its standard error, assuming independent values.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Estimate {
     /// The mean.
@@ -15,7 +15,7 @@ pub struct Estimate {
 }
 
 impl Estimate {
-    /// The mean of some values; all zeros if there are none.
+    /// Returns the mean of `values`; zeros if there are none.
     pub fn of(values: impl Iterator<Item = f64> + Clone) -> Self {
         let n = values.clone().count().max(1) as f64;
         let mean = values.clone().sum::<f64>() / n;
@@ -23,41 +23,41 @@ impl Estimate {
         Self { mean, error: (squares / (n - 1.0).max(1.0) / n).sqrt() }
     }
 
-    /// e to it.
+    /// Returns its exponential.
     pub fn exp(self) -> Self {
         let mean = self.mean.exp();
         Self { mean, error: self.error * mean }
     }
 }
 
-/// How a text was predicted.
+/// A model's predictions of a text.
 #[derive(Clone, Debug, Default)]
 pub struct Perplexity {
     /// −ln p of each token that was predicted.
     pub losses: Vec<f64>,
-    /// Contexts the text was cut into.
+    /// Number of contexts.
     pub contexts: usize,
 }
 
 impl Perplexity {
-    /// Tokens that were predicted.
+    /// Returns the tokens that were predicted.
     pub fn predicted(&self) -> usize {
         self.losses.len()
     }
 
-    /// Average −ln p, in nats a token.
+    /// Returns the mean −ln p in nats per token.
     pub fn nll(&self) -> Estimate {
         Estimate::of(self.losses.iter().copied())
     }
 
-    /// e to the average −ln p.
+    /// Returns exp(mean −ln p).
     pub fn perplexity(&self) -> Estimate {
         self.nll().exp()
     }
 }
 
-/// Predicts every token of `ids`. The text is cut into consecutive runs of one token less than the session's context;
-/// each run is a context of its own: a fresh session, `bos`, the run. `done` hears of every context.
+/// Predicts every token of `ids`. The text is divided into consecutive runs of one token less than the session's
+/// context; each run is a separate context: an empty session, `bos`, the run. `done` is called after every context.
 pub fn perplexity(
     session: &mut Session<'_>,
     bos: u32,
@@ -67,7 +67,7 @@ pub fn perplexity(
 ) -> Result<Perplexity> {
     let run = session.context() - 1;
     if run == 0 {
-        return Err(Error::Request("a context of one token predicts nothing; it must hold at least two".into()));
+        return Err(Error::Request("the context must be at least two tokens".into()));
     }
     let mut result = Perplexity::default();
     for targets in ids.chunks(run) {

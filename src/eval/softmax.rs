@@ -1,6 +1,6 @@
-//! Sums of many exponentials, a few nanoseconds each, for those who look at the logits of every token.
+//! Fast vectorizable exponentials, for evaluations that use the logits of every token.
 
-/// Values that are added as F32 before they go to a sum in double precision.
+/// Values accumulated in F32 before they are added to an F64 sum.
 const ACCUMULATE: usize = 256;
 
 /// ln Σ eˣ of `logits`.
@@ -33,7 +33,7 @@ pub(super) fn divergence(base: &[f32], other: &[f32], sums: [f64; 2]) -> f64 {
     base.chunks(ACCUMULATE).zip(other.chunks(ACCUMULATE)).map(piece).sum()
 }
 
-/// The place of the largest value, the first of several.
+/// Returns the index of the first largest value.
 pub(super) fn top(logits: &[f32]) -> usize {
     let max = logits.iter().fold(f32::NEG_INFINITY, |m, &v| m.max(v));
     logits.iter().position(|&v| v == max).unwrap_or(0)
@@ -50,12 +50,12 @@ fn sum(x: &[f32], f: impl Fn(f32) -> f32) -> f64 {
     lanes.into_iter().chain(rest.iter().map(|&x| f(x))).map(f64::from).sum()
 }
 
-/// eˣ for x of at most about 1, within 3·10⁻⁷ of it, in steps that vectorize; at least e⁻⁸⁷, which is nothing beside 1.
+/// Returns eˣ for x up to about 1, within 3·10⁻⁷, with vectorizable steps; at least e⁻⁸⁷, which is negligible beside 1.
 #[inline]
 fn exp(x: f32) -> f32 {
-    // Adding it leaves a whole number in the low bits.
+    // Adding it leaves an integer in the low bits.
     const ROUND_MAGIC: f32 = 12_582_912.0;
-    const LN_2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4]; // the first has few bits, so that products with it are exact
+    const LN_2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4]; // the first has few bits, so that its products are exact
     let x = x.max(-87.0);
     let t = x * std::f32::consts::LOG2_E + ROUND_MAGIC;
     let n = t - ROUND_MAGIC;
@@ -75,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn exponentials_are_right() {
+    fn exponentials_are_accurate() {
         for i in -87_000..1000 {
             let x = i as f32 / 1000.0;
             let want = f64::from(x).exp();

@@ -1,9 +1,9 @@
-//! Files that appear whole or not at all.
+//! Atomic files: they appear complete or not at all.
 //!
-//! On Linux what is written has no name until it is whole, so that a killed process leaves nothing. To replace a file takes
-//! a temporary name for the moment between two system calls; elsewhere, and on file systems that know no files without a
-//! name, there is one from the beginning. What a killed process leaves there, the next one that writes the same file
-//! takes away: whoever is alive holds a lock on his.
+//! On Linux a file is anonymous (O_TMPFILE) until it is complete, so a killed process leaves nothing; only replacing a
+//! file takes a temporary name, between two system calls. Other systems, and file systems without anonymous files, use
+//! a temporary name from the start. The next writer of the same file removes leftovers of killed processes: a running
+//! writer holds a lock on its temporary file.
 
 use std::{
     fs::{self, File},
@@ -15,7 +15,7 @@ use tempfile::{Builder, NamedTempFile};
 
 use crate::{Error, Result};
 
-/// A file on its way to its name; dropped before [`commit`](Self::commit), it leaves nothing.
+/// A file being written; if dropped before [`commit`](Self::commit), it leaves nothing.
 pub struct AtomicFile {
     path: PathBuf,
     temporary: Temporary,
@@ -24,23 +24,22 @@ pub struct AtomicFile {
 
 enum Temporary {
     Named(NamedTempFile),
-    /// What has no name can be opened at this path.
+    /// Path at which an anonymous file can be opened.
     #[cfg(target_os = "linux")]
     Unnamed(File, PathBuf),
 }
 
-/// Who may read a file that is new. One that is replaced keeps its mode.
+/// Permissions of a new file. A replaced file keeps its mode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Privacy {
-    /// Whoever the umask lets.
+    /// According to the umask.
     Shared,
-    /// Its owner alone: it holds what somebody wrote to the model.
+    /// Owner only, for private conversations.
     Private,
 }
 
-/// Finds out whether a file could be created at `path`, before any work is spent on it. An existing file is refused
-/// unless `force`, and always if it may not be written. Returns the path to rename to: where `path` is a symbolic link,
-/// the file that it names.
+/// Checks in advance whether a file can be created at `path`. An existing file is rejected unless `force`, and always
+/// if it is not writable. Returns the path to rename to: the target, if `path` is a symbolic link.
 pub fn check_output(path: &Path, force: bool) -> Result<PathBuf> {
     let name = || path.display().to_string();
     if let Ok(meta) = fs::metadata(path) {
@@ -50,9 +49,9 @@ pub fn check_output(path: &Path, force: bool) -> Result<PathBuf> {
         if !force {
             return Err(Error::Exists(path.into()));
         }
-        // To rename over a file takes no right to write it, so this must be asked.
+        // Renaming over a file needs no write permission for it, so check that separately.
         if meta.permissions().readonly() {
-            return Err(Error::format(name(), "is read-only and not replaced; name another file"));
+            return Err(Error::format(name(), "is read-only and was not replaced; name another file"));
         }
         File::options().write(true).open(path).map_err(|e| Error::io("cannot replace", path, e))?;
         return fs::canonicalize(path).map_err(|e| Error::io("cannot open", path, e));
@@ -66,7 +65,9 @@ pub fn check_output(path: &Path, force: bool) -> Result<PathBuf> {
     }
     match fs::metadata(parent(path)) {
         Ok(meta) if meta.is_dir() => Ok(path.to_owned()),
-        Ok(_) => Err(Error::format(name(), format!("cannot be written: {} is no directory", parent(path).display()))),
+        Ok(_) => {
+            Err(Error::format(name(), format!("cannot be written: {} is not a directory", parent(path).display())))
+        }
         Err(e) => Err(Error::io("cannot open directory", parent(path), e)),
     }
 }
@@ -75,7 +76,8 @@ fn parent(path: &Path) -> &Path {
     path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// What temporary names of `path` begin with; six letters and digits follow. Of a long name a part, so that there is room.
+/// Returns the prefix of temporary names for `path`, which six alphanumeric characters follow. Long names are
+/// truncated.
 fn prefix(path: &Path) -> String {
     const ROOM: usize = 200; // of the 255 bytes that file systems allow
     let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -83,13 +85,13 @@ fn prefix(path: &Path) -> String {
     format!(".{}.hymba-", &name[..end])
 }
 
-/// Takes a lock that lasts as long as the open file. Where there are none, nothing is taken for left behind either.
+/// Locks the open file until it is closed. Without lock support, no file counts as a leftover.
 #[cfg(unix)]
 fn lock(file: &File) -> bool {
     rustix::fs::flock(file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_ok()
 }
 
-/// Removes what killed processes left of `path`.
+/// Removes leftovers of killed writers of `path`.
 #[cfg(unix)]
 fn sweep(path: &Path) {
     use std::os::unix::ffi::OsStrExt;
@@ -107,7 +109,7 @@ fn sweep(path: &Path) {
 
 #[cfg(unix)]
 impl Privacy {
-    /// The mode that a new file asks for: the umask takes away from it.
+    /// Returns the mode of a new file, before the umask.
     fn mode(self) -> u32 {
         match self {
             Self::Shared => 0o666,
@@ -134,7 +136,7 @@ impl Temporary {
             builder.permissions(fs::Permissions::from_mode(privacy.mode()));
             loop {
                 let file = builder.tempfile_in(parent(path))?;
-                // Who swept before the lock was there took it for left behind.
+                // A sweep before the lock was taken may have removed it.
                 if !lock(file.as_file()) || file.as_file().metadata()?.nlink() > 0 {
                     return Ok(Self::Named(file));
                 }
@@ -144,7 +146,7 @@ impl Temporary {
         Ok(Self::Named(builder.tempfile_in(parent(path))?))
     }
 
-    /// A file without a name, if the file system knows such and it can be given one later.
+    /// Creates an anonymous file, if the file system supports it and it can be linked later.
     #[cfg(target_os = "linux")]
     fn unnamed(folder: &Path, mode: u32) -> Option<Self> {
         use std::os::{fd::AsRawFd, unix::fs::OpenOptionsExt};
@@ -156,7 +158,7 @@ impl Temporary {
         path.exists().then_some(Self::Unnamed(file, path))
     }
 
-    /// Gives the file its name.
+    /// Links the file to its name.
     fn persist(self, path: &Path, force: bool) -> io::Result<()> {
         match self {
             Self::Named(file) => {
@@ -182,7 +184,7 @@ impl Temporary {
 }
 
 impl AtomicFile {
-    /// Opens a file that will be `path`. An existing one is refused unless `force`.
+    /// Starts writing the file `path`. An existing one is rejected unless `force`.
     pub fn create(path: &Path, force: bool, privacy: Privacy) -> Result<Self> {
         Self::create_as(path, force, privacy, true)
     }
@@ -190,7 +192,7 @@ impl AtomicFile {
     fn create_as(path: &Path, force: bool, privacy: Privacy, unnamed: bool) -> Result<Self> {
         let path = check_output(path, force)?;
         let temporary = Temporary::create(&path, privacy, unnamed).map_err(|e| {
-            // tempfile's message repeats its path; ours names the file that the user asked for.
+            // tempfile's message contains the temporary path; ours names the requested file.
             Error::io("cannot create", &path, e.raw_os_error().map_or(e, io::Error::from_raw_os_error))
         })?;
         let mut file = Self { path, temporary, force };
@@ -201,12 +203,12 @@ impl AtomicFile {
         Ok(file)
     }
 
-    /// The path that the file will have.
+    /// Returns the path that the file will have.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// A path at which this process can open the file as far as it is written.
+    /// Returns a path at which this process can open the incomplete file.
     pub fn temporary_path(&self) -> &Path {
         match &self.temporary {
             Temporary::Named(file) => file.path(),
@@ -215,7 +217,7 @@ impl AtomicFile {
         }
     }
 
-    /// The open file.
+    /// Returns the open file.
     pub fn file(&mut self) -> &mut File {
         match &mut self.temporary {
             Temporary::Named(file) => file.as_file_mut(),
@@ -224,32 +226,33 @@ impl AtomicFile {
         }
     }
 
-    /// An error of the operating system while writing, told with the final path.
+    /// Returns a write error that names the final path.
     pub fn error(&self, source: io::Error) -> Error {
         Error::io("cannot write", &self.path, source)
     }
 
-    /// Puts the file on the disk and gives it its final name.
+    /// Syncs the file to disk and gives it its final name.
     pub fn commit(mut self) -> Result<()> {
         let synced = self.file().sync_all();
         let Self { path, temporary, force } = self;
         synced.and_then(|()| temporary.persist(&path, force)).map_err(|e| Error::io("cannot write", &path, e))?;
         #[cfg(unix)]
         if let Ok(directory) = File::open(parent(&path)) {
-            // The name survives a power failure only once the directory is written too; some file systems can't say.
+            // The name survives a power failure only once the directory is synced, which some file systems do not
+            // support.
             let _ = directory.sync_all();
         }
         Ok(())
     }
 }
 
-/// Finds out whether a file could be written at `path`, one that exists or not, and leaves everything as it is.
+/// Checks whether a file can be written or replaced at `path`, without changing anything.
 pub fn check_writable(path: &Path) -> Result<()> {
     AtomicFile::create(path, true, Privacy::Private).map(drop)
 }
 
-/// Writes a whole file: `fill` gets a buffered writer, and `path` changes only after it has succeeded and everything
-/// is on the disk. An existing file is refused unless `force`.
+/// Writes a file atomically: `fill` receives a buffered writer, and `path` changes only after success and a sync to
+/// disk. An existing file is rejected unless `force`.
 pub fn write_atomically(
     path: &Path,
     force: bool,
@@ -259,7 +262,7 @@ pub fn write_atomically(
     let mut file = AtomicFile::create(path, force, privacy)?;
     let mut buffered = BufWriter::new(file.file());
     let filled = fill(&mut buffered).and_then(|()| buffered.flush());
-    // Without its buffer: a failed write must not be tried again on drop.
+    // Discard the buffer: a failed write must not be retried on drop.
     let _ = buffered.into_parts();
     filled.map_err(|e| file.error(e))?;
     file.commit()
@@ -270,7 +273,7 @@ mod tests {
     use super::{Privacy::*, *};
 
     #[test]
-    fn appears_whole_or_not_at_all() {
+    fn a_file_appears_complete_or_not_at_all() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
         let failed = write_atomically(&path, false, Shared, |w| {
@@ -289,9 +292,9 @@ mod tests {
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
-    /// The same where files have a name from the beginning.
+    /// The same with temporary names.
     #[test]
-    fn named_files_too() {
+    fn temporary_names_work_too() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
         let write = |bytes: &[u8], force| {
@@ -309,7 +312,7 @@ mod tests {
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
-    /// What a killed process left goes; what belongs to a living one, or to somebody else, stays.
+    /// Leftovers of killed writers are removed; files of running writers and other files stay.
     #[cfg(unix)]
     #[test]
     fn leftovers_are_swept() {
@@ -331,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_cannot_be_a_file() {
+    fn invalid_targets_are_rejected() {
         let dir = tempfile::tempdir().unwrap();
         assert!(check_output(dir.path(), true).is_err());
         assert!(check_output(&dir.path().join("missing/file"), false).is_err());
@@ -339,7 +342,7 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn keeps_symbolic_links() {
+    fn symbolic_links_are_kept() {
         let dir = tempfile::tempdir().unwrap();
         let (target, link) = (dir.path().join("target"), dir.path().join("link"));
         fs::write(&target, "old").unwrap();
@@ -386,7 +389,7 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn a_dangling_link_is_refused_before_the_work() {
+    fn dangling_links_are_rejected_early() {
         let dir = tempfile::tempdir().unwrap();
         let link = dir.path().join("link");
         std::os::unix::fs::symlink("gone", &link).unwrap();

@@ -1,4 +1,4 @@
-//! A piece of a file that stays where it is: in a memory map, in the binary itself, or in memory.
+//! Shared bytes: part of a memory map, of the binary, or of a buffer.
 
 use std::{fs::File, ops::Deref, ops::Range, path::Path, sync::Arc};
 
@@ -21,7 +21,7 @@ impl Source {
     }
 }
 
-/// Bytes shared by reference; cloning and slicing copy nothing.
+/// Bytes shared by reference; cloning and slicing do not copy.
 #[derive(Clone)]
 pub struct Blob {
     source: Arc<Source>,
@@ -34,7 +34,7 @@ impl Blob {
         Self::map_open(open_file(path)?, path)
     }
 
-    /// Maps the whole `file`, which messages call `path`.
+    /// Maps the whole `file`; `path` is its name in messages.
     pub fn map_open(file: File, path: &Path) -> Result<Self> {
         let meta = file.metadata().map_err(|e| Error::io("cannot open", path, e))?;
         let name = || path.display().to_string();
@@ -49,23 +49,23 @@ impl Blob {
         Ok(Self { source: Arc::new(Source::Mapped(map)), range })
     }
 
-    /// Bytes that are part of the program.
+    /// Returns a view of static bytes.
     pub fn from_static(bytes: &'static [u8]) -> Self {
         Self { source: Arc::new(Source::Static(bytes)), range: 0..bytes.len() }
     }
 
-    /// Bytes in memory.
+    /// Returns the bytes in memory.
     pub fn from_vec(bytes: Vec<u8>) -> Self {
         let range = 0..bytes.len();
         Self { source: Arc::new(Source::Owned(bytes)), range }
     }
 
-    /// All of the file that these bytes are a part of.
+    /// Returns the whole file that these bytes belong to.
     pub fn entire(&self) -> Self {
         Self { source: self.source.clone(), range: 0..self.source.bytes().len() }
     }
 
-    /// A part of these bytes; `None` if `range` is not inside them.
+    /// Returns a part of these bytes; `None` if `range` is out of bounds.
     pub fn slice(&self, range: Range<usize>) -> Option<Self> {
         if range.start > range.end || range.end > self.len() {
             return None;
@@ -74,15 +74,14 @@ impl Blob {
         Some(Self { source: self.source.clone(), range: start..start + range.len() })
     }
 
-    /// Tells the system that these bytes are not needed soon: their pages leave this process's memory, and come back
-    /// from the file when they are read again.
+    /// Releases the pages of these bytes (MADV_DONTNEED); they are read from the file again when needed.
     pub fn release(&self) {
         if let Source::Mapped(map) = &*self.source {
             map.release(&self.range);
         }
     }
 
-    /// An error if these bytes are a mapped file's, and another program changed the file since it was mapped.
+    /// Fails if the bytes are mapped from a file that another program changed since.
     pub fn check(&self) -> Result<()> {
         match &*self.source {
             Source::Mapped(map) => map.check(),

@@ -1,8 +1,8 @@
-//! The number types of a KV cache.
+//! KV cache data types.
 
 use super::DType;
 
-/// How a buffer stores its values.
+/// Data type of a buffer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum CacheType {
     /// 16-bit floats: the default of the KV cache.
@@ -10,20 +10,20 @@ pub enum CacheType {
     F16,
     /// 32-bit floats: activations, conv and SSM state.
     F32,
-    /// Blocks of 32 signed bytes with a scale: a KV cache of half the size.
+    /// Blocks of 32 signed bytes with a scale: half the size of F16.
     Q8_0,
 }
 
 impl CacheType {
-    /// All of them.
+    /// All types.
     pub const ALL: [Self; 3] = [Self::F16, Self::F32, Self::Q8_0];
 
-    /// The name that users type and see.
+    /// Returns the type's name.
     pub fn name(self) -> &'static str {
         self.dtype().name()
     }
 
-    /// The same type in a file.
+    /// Returns the corresponding tensor type.
     pub fn dtype(self) -> DType {
         match self {
             Self::F16 => DType::F16,
@@ -32,7 +32,7 @@ impl CacheType {
         }
     }
 
-    /// The largest magnitude that it can store, at any place in a block.
+    /// Returns the largest magnitude that it can store at any position of a block.
     pub fn limit(self) -> f32 {
         match self {
             Self::F16 => 65504.0,
@@ -41,7 +41,7 @@ impl CacheType {
         }
     }
 
-    /// Bytes of `values` values, a whole number of blocks.
+    /// Returns the bytes of `values` values, which are whole blocks.
     pub fn size(self, values: usize) -> usize {
         (values / self.dtype().block_len()).saturating_mul(self.dtype().block_bytes())
     }

@@ -1,4 +1,4 @@
-//! How a tensor's values are stored: ggml's types, as far as Hymba files use them.
+//! Tensor data types: the subset of ggml's types that Hymba files use.
 
 use std::fmt;
 
@@ -30,7 +30,7 @@ pub enum DType {
     Mxfp4,
 }
 
-/// What there is to know about a type.
+/// Properties of a type.
 struct Facts {
     name: &'static str,
     ggml_id: u32,
@@ -40,7 +40,7 @@ struct Facts {
 }
 
 impl DType {
-    /// Every type, in the order in which help texts list them.
+    /// Every type, in the order of help texts.
     pub const ALL: [DType; 10] = [
         Self::F32,
         Self::F16,
@@ -70,57 +70,58 @@ impl DType {
         Facts { name, ggml_id, file_type, block_len, block_bytes }
     }
 
-    /// The name users type and see, ggml's own in lower case.
+    /// Returns the type's name: ggml's in lower case.
     pub const fn name(self) -> &'static str {
         self.facts().name
     }
 
-    /// The type called `name`, if there is one.
+    /// Returns the type called `name`, if there is one.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|t| t.name() == name)
     }
 
-    /// ggml's number for the type (`enum ggml_type`).
+    /// Returns ggml's number of the type (`enum ggml_type`).
     pub const fn ggml_id(self) -> u32 {
         self.facts().ggml_id
     }
 
-    /// The type with ggml's number `id`, if we know it.
+    /// Returns the type with ggml's number `id`, if supported.
     pub fn from_ggml_id(id: u32) -> Option<Self> {
         Self::ALL.into_iter().find(|t| t.ggml_id() == id)
     }
 
-    /// llama.cpp's `general.file_type` for a file that is mostly of this type.
+    /// Returns llama.cpp's `general.file_type` for a file mostly of this type.
     pub const fn file_type(self) -> u32 {
         self.facts().file_type
     }
 
-    /// Values in a block; rows must be a multiple of it.
+    /// Returns the block length in values; row lengths must be a multiple of it.
     pub const fn block_len(self) -> usize {
         self.facts().block_len
     }
 
-    /// Bytes of a block.
+    /// Returns the bytes of a block.
     pub const fn block_bytes(self) -> usize {
         self.facts().block_bytes
     }
 
-    /// Are values rounded to a few levels, a block of them on one scale?
+    /// Whether values are quantized in blocks with a common scale.
     pub const fn is_quantized(self) -> bool {
         self.block_len() > 1
     }
 
-    /// Has a block a minimum beside its scale?
+    /// Whether a block has a minimum besides its scale.
     pub const fn has_min(self) -> bool {
         matches!(self, Self::Q4_1 | Self::Q5_1)
     }
 
-    /// Have codes a fifth bit, stored apart from the other four?
+    /// Whether codes have a fifth bit, stored separately.
     pub const fn has_fifth_bits(self) -> bool {
         matches!(self, Self::Q5_0 | Self::Q5_1)
     }
 
-    /// Bytes of a row of `cols` values; `None` if `cols` is no multiple of the block, or beyond any memory.
+    /// Returns the bytes of a row of `cols` values; `None` if `cols` is not a multiple of the block length, or too
+    /// large.
     pub fn row_bytes(self, cols: usize) -> Option<usize> {
         if cols.is_multiple_of(self.block_len()) {
             (cols / self.block_len()).checked_mul(self.block_bytes())

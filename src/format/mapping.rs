@@ -1,5 +1,5 @@
-//! A file in memory, and what happens when another program takes away what is mapped: reading pages that the file no
-//! longer has raises SIGBUS, which would end the process without a word.
+//! Memory-mapped files, and a handler for SIGBUS, which reading pages beyond the end of a shortened file raises and
+//! which would kill the process without a message.
 
 use std::{
     fs::{File, Metadata},
@@ -12,40 +12,40 @@ use memmap2::Mmap;
 
 use crate::{Error, Result};
 
-/// What is said of a file that another program wrote to.
+/// The error for a file that another program wrote to.
 pub(crate) const CHANGED: &str =
-    "was shortened or overwritten by another program while it was in use; put it back, and start again";
+    "was shortened or overwritten by another program while in use; restore it and try again";
 
-/// Whether a file that was like `then` has not been written to, as far as its length and time of change tell.
+/// Whether a file is unchanged since the metadata `then`, judging by length and modification time.
 pub(crate) fn is_unchanged(then: &Metadata, now: &Metadata) -> bool {
     now.len() == then.len() && now.modified().ok() == then.modified().ok()
 }
 
-/// The mappings there are, with what to say when pages of them are gone.
+/// Active mappings, with the messages for lost pages.
 static MAPPINGS: Mutex<Vec<(Range<usize>, String)>> = Mutex::new(Vec::new());
 
 fn mappings() -> std::sync::MutexGuard<'static, Vec<(Range<usize>, String)>> {
     MAPPINGS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A whole file, mapped.
+/// A memory-mapped file.
 pub(super) struct Mapping {
     map: Mmap,
     file: File,
     name: String,
-    /// What the file was like when it was mapped.
+    /// The file's metadata when it was mapped.
     then: Metadata,
 }
 
 impl Mapping {
-    /// Maps `file`, which is not empty, and was opened at `path`.
+    /// Maps the non-empty `file`, opened at `path`.
     pub(super) fn new(file: File, path: &Path) -> Result<Self> {
         let failed = |e| Error::io("cannot map", path, e);
         let then = file.metadata().map_err(failed)?;
-        // SAFETY: the map is private and read-only. Another process can still change what it shows: that is noticed by
-        // `check`, and pages that are gone by the signal handler. Our own writers replace files, and change none.
+        // SAFETY: the map is private and read-only. Another process may still modify the file, which `check` detects;
+        // lost pages are caught by the signal handler. Our own writers replace files rather than modify them.
         let map = unsafe { Mmap::map(&file) }.map_err(failed)?;
-        // What is not in memory yet comes in big pages then, where the file system can: decode reads 8 % faster from them.
+        // Request huge pages where the file system supports them: decode reads 8 % faster.
         #[cfg(target_os = "linux")]
         let _ = map.advise(memmap2::Advice::HugePage);
         let (start, name) = (map.as_ptr() as usize, path.display().to_string());
@@ -53,8 +53,8 @@ impl Mapping {
         Ok(Self { map, file, name, then })
     }
 
-    /// An error if another program wrote to the file, or shortened it, since it was mapped. A file that was given another
-    /// name, or that another took the place of, is as it was.
+    /// Fails if another program modified or shortened the file since it was mapped. Renaming or replacing it is
+    /// harmless.
     pub(super) fn check(&self) -> Result<()> {
         match self.file.metadata() {
             Ok(now) if is_unchanged(&self.then, &now) => Ok(()),
@@ -62,15 +62,15 @@ impl Mapping {
         }
     }
 
-    /// Tells the system that these bytes are not needed soon.
+    /// Releases the pages of these bytes.
     pub(super) fn release(&self, _bytes: &Range<usize>) {
         #[cfg(unix)]
         {
-            // SAFETY: the map is read-only and backed by the file, so that a dropped page is read again unchanged.
+            // SAFETY: the map is read-only and file-backed, so released pages are read again unchanged.
             let advice = unsafe {
                 self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, _bytes.start, _bytes.len())
             };
-            // Advice that is not taken costs memory, not correctness.
+            // Ignored advice costs memory, not correctness.
             let _ = advice;
         }
     }
@@ -90,8 +90,8 @@ impl Deref for Mapping {
     }
 }
 
-/// From now on, reading pages that a mapped file no longer has ends this process with a sentence and exit code 1, whichever
-/// thread it is. Other reasons for the signal go to who handled it before. (Windows lets nobody shorten a mapped file.)
+/// Installs a SIGBUS handler: reading lost pages of a mapped file on any thread exits with a message and exit code 1.
+/// Other causes of the signal go to the previous handler. (Windows does not allow shortening mapped files.)
 pub fn install_sigbus_handler() {
     #[cfg(unix)]
     signal::install();
@@ -110,7 +110,7 @@ mod signal {
         let handler: Handler = on_bus_error;
         let mut before = MaybeUninit::uninit();
         // SAFETY: both structures live through the calls; zeros are a valid `sigaction`, with an empty mask. The first
-        // call only asks, so that the handler finds what was before it.
+        // call only queries, so that the handler knows its predecessor.
         unsafe {
             if libc::sigaction(libc::SIGBUS, std::ptr::null(), before.as_mut_ptr()) == 0
                 && BEFORE.set(before.assume_init()).is_ok()
@@ -123,22 +123,22 @@ mod signal {
         }
     }
 
-    /// A load from a mapping raises the signal in the thread that loads, and none does so with the list of mappings in hand:
-    /// the lock is free, or soon will be. Writing and leaving are allowed in a handler.
+    /// The faulting thread cannot hold the lock of the mapping list, so taking it cannot deadlock. Writing and exiting
+    /// are async-signal-safe.
     extern "C" fn on_bus_error(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
         // SAFETY: the system hands a valid structure to handlers that were installed with SA_SIGINFO.
         let (code, address) = unsafe { ((*info).si_code, (*info).si_addr() as usize) };
-        // One that was sent by a process has no address, and may have come while the list was in hand.
+        // A signal sent by a process has no address, and may arrive while the list is locked.
         let sent = code <= 0;
         if !sent && let Some((_, message)) = mappings().iter().find(|(range, _)| range.contains(&address)) {
-            // SAFETY: the message is as long as it says, and the process ends without running anything else of it.
+            // SAFETY: the message has the given length, and the process exits without running other code.
             unsafe {
                 libc::write(libc::STDERR_FILENO, message.as_ptr().cast(), message.len());
                 libc::_exit(1);
             }
         }
-        // SAFETY: who is installed now is the system's default, or who was before, as the system gave it. A load is tried
-        // again when this returns, and its signal goes there; one that was sent is sent again.
+        // SAFETY: reinstalls the previous handler or the default, as returned by the system. A faulting load is retried
+        // on return and raises the signal again; a sent signal is sent again.
         unsafe {
             if sent {
                 libc::signal(signal, libc::SIG_DFL);
@@ -157,7 +157,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_changed_file_is_noticed_and_a_replaced_one_is_not() {
+    fn changes_to_a_file_are_detected_and_replacing_it_is_harmless() {
         let dir = tempfile::tempdir().unwrap();
         let (path, other) = (dir.path().join("file"), dir.path().join("other"));
         fs::write(&path, [1; 5000]).unwrap();
@@ -169,7 +169,7 @@ mod tests {
         first.check().unwrap();
         assert_eq!(first[4999], 1);
         let second = map();
-        std::thread::sleep(Duration::from_millis(20)); // longer than a tick of the file system's clock
+        std::thread::sleep(Duration::from_millis(20)); // longer than the file system's timestamp granularity
         File::options().write(true).open(&path).unwrap().write_all(&[3]).unwrap();
         let said = second.check().unwrap_err().to_string();
         assert!(said.contains("file: was shortened or overwritten"), "{said}");

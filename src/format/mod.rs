@@ -1,5 +1,5 @@
-//! Files and how they store values: GGUF v3 (read through a memory map, written as a stream), number types, block
-//! codecs, packed matrices, and files that are replaced as a whole.
+//! File formats: GGUF v3 (memory-mapped reader, streaming writer), data types, block codecs, packed matrices, atomic
+//! files.
 
 mod atomic;
 mod blob;

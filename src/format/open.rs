@@ -1,4 +1,4 @@
-//! Opening files to read.
+//! Opening files for reading.
 
 use std::{
     fs::{self, File},
@@ -8,8 +8,8 @@ use std::{
 
 use crate::{Error, Result};
 
-/// Opens the file or folder at `path` to read from any place of it. A pipe with a name, which would have to wait for who
-/// writes to it, is refused at once, and so are devices.
+/// Opens the file or folder at `path` for random access. FIFOs, which would block until a writer appears, and devices
+/// are rejected.
 pub fn open_file(path: &Path) -> Result<File> {
     let failed = |e| Error::io("cannot open", path, e);
     let mut options = File::options();
@@ -28,17 +28,16 @@ pub fn open_file(path: &Path) -> Result<File> {
     let what = if pipe { "a pipe" } else { "a device" };
     Err(Error::format(
         path.display().to_string(),
-        format!("is {what}, not a file; write what it gives to a file first"),
+        format!("is {what}, not a regular file; save its contents to a file first"),
     ))
 }
 
-/// Whether there is a file or folder at `path`; an error if that is a link to something that is gone, as in a download
-/// that was not finished.
+/// Whether there is a file or folder at `path`; fails for a dangling link, as in an incomplete download.
 pub fn is_there(path: &Path) -> Result<bool> {
     if path.exists() { Ok(true) } else { dangling(path).map_or(Ok(false), Err) }
 }
 
-/// The error that `path` is a link to something that does not exist, if it is.
+/// Returns the error for a dangling link, if `path` is one.
 fn dangling(path: &Path) -> Option<Error> {
     let target = fs::read_link(path).ok()?;
     let gone = fs::metadata(path).is_err_and(|e| e.kind() == io::ErrorKind::NotFound);

@@ -1,19 +1,19 @@
-//! Matrices whose rows are interleaved by eight, so that the file's layout is the kernel's: see `docs/file-format.md`.
-//! A permutation of the same blocks; rows are padded to whole groups with blocks of zeros.
+//! Matrices with rows interleaved by eight, the layout that the kernels use: see `docs/file-format.md`. It is a
+//! permutation of the same blocks; rows are padded to whole groups with zero blocks.
 
 use std::collections::HashMap;
 
 use super::{DType, gguf::Metadata};
 
-/// Rows of a group.
+/// Rows per group.
 pub const GROUP: usize = 8;
-/// Bytes of a row's codes that stay together: of four columns, or four pairs of columns.
+/// Bytes of codes per row and piece: four columns, or four pairs of columns.
 const CODE_PIECE: usize = 4;
 
-/// The order of a tensor's blocks in the file.
+/// Block order of a tensor.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Packing {
-    /// Row after row, as every reader of ggml's types expects.
+    /// Row-major, as ggml's readers expect.
     #[default]
     Plain,
     /// Groups of eight rows, interleaved.
@@ -21,17 +21,17 @@ pub enum Packing {
 }
 
 impl Packing {
-    /// Can matrices of `dtype` be packed?
+    /// Whether matrices of `dtype` can be packed.
     pub fn fits(dtype: DType) -> bool {
         dtype.is_quantized()
     }
 
-    /// The order in which the kernels read a matrix of `dtype` fastest.
+    /// Returns the fastest order for the kernels.
     pub fn fastest(dtype: DType) -> Self {
         if Self::fits(dtype) { Self::X8 } else { Self::Plain }
     }
 
-    /// Rows that are stored for a matrix of `rows` rows.
+    /// Returns the number of stored rows of a matrix with `rows` rows.
     pub fn stored_rows(self, rows: usize) -> usize {
         match self {
             Self::Plain => rows,
@@ -40,19 +40,19 @@ impl Packing {
     }
 }
 
-/// The name of packed blocks of `dtype` in the file's metadata.
+/// Returns the metadata name of packed blocks of `dtype`.
 pub(super) fn format_name(dtype: DType) -> String {
     format!("{dtype}x{GROUP}")
 }
 
-/// What the metadata says of a packed tensor: type, rows, columns.
+/// Packed tensors by name: type, rows, columns.
 pub(super) type PackedIndex<'a> = HashMap<&'a str, (DType, usize, usize)>;
 
 const NAMES: &str = "hymba.packed.name";
 const FORMATS: &str = "hymba.packed.format";
 const SHAPES: &str = "hymba.packed.shape";
 
-/// Writes which tensors are packed into `metadata`, in place of what it said before.
+/// Writes the index of packed tensors to `metadata`, replacing an existing one.
 pub(super) fn write_index<'a>(metadata: &mut Metadata, tensors: impl Iterator<Item = (&'a str, DType, &'a [usize])>) {
     let (mut names, mut formats, mut shapes) = (Vec::new(), Vec::new(), Vec::new());
     for (name, dtype, dims) in tensors {
@@ -68,7 +68,7 @@ pub(super) fn write_index<'a>(metadata: &mut Metadata, tensors: impl Iterator<It
     }
 }
 
-/// Reads which tensors are packed; an error is what is wrong, as a verb phrase.
+/// Reads the index of packed tensors; an error is a verb phrase.
 pub(super) fn read_index(metadata: &Metadata) -> Result<PackedIndex<'_>, String> {
     let Some(names) = metadata.strings(NAMES) else { return Ok(HashMap::new()) };
     let (formats, shapes) = match (metadata.strings(FORMATS), metadata.uints(SHAPES)) {
@@ -78,7 +78,7 @@ pub(super) fn read_index(metadata: &Metadata) -> Result<PackedIndex<'_>, String>
     let mut all = HashMap::with_capacity(names.len());
     for ((name, format), shape) in names.iter().zip(formats.iter()).zip(shapes.chunks_exact(2)) {
         let dtype = DType::ALL.into_iter().find(|&d| Packing::fits(d) && format_name(d) == format);
-        let dtype = dtype.ok_or_else(|| format!("packs tensor `{name}` as {format}, which hymba does not know"))?;
+        let dtype = dtype.ok_or_else(|| format!("packs tensor `{name}` in the unknown format {format}"))?;
         let [rows, cols] = [shape[0], shape[1]].map(|n| usize::try_from(n).unwrap_or(usize::MAX));
         if rows == 0 || cols == 0 || all.insert(name, (dtype, rows, cols)).is_some() {
             return Err(format!("is damaged: {NAMES} or {SHAPES} is wrong about `{name}`; convert it again"));
@@ -87,7 +87,7 @@ pub(super) fn read_index(metadata: &Metadata) -> Result<PackedIndex<'_>, String>
     Ok(all)
 }
 
-/// Interleaves eight rows of `dtype`, which lie one after the other in `rows`, into `group` of the same length.
+/// Interleaves eight consecutive rows of `dtype` from `rows` into `group`, of the same length.
 pub fn pack(dtype: DType, rows: &[u8], group: &mut [u8]) {
     let row_len = rows.len() / GROUP;
     for (lane, row) in rows.chunks_exact(row_len).enumerate() {
@@ -100,7 +100,7 @@ pub fn pack(dtype: DType, rows: &[u8], group: &mut [u8]) {
     }
 }
 
-/// The opposite of [`pack`].
+/// The inverse of [`pack`].
 pub fn unpack(dtype: DType, group: &[u8], rows: &mut [u8]) {
     let row_len = group.len() / GROUP;
     for (lane, row) in rows.chunks_exact_mut(row_len).enumerate() {
@@ -108,7 +108,7 @@ pub fn unpack(dtype: DType, group: &[u8], rows: &mut [u8]) {
     }
 }
 
-/// Row `lane` of `group`, as it is stored in plain order.
+/// Extracts row `lane` of `group` in plain order.
 pub fn unpack_row(dtype: DType, group: &[u8], lane: usize, row: &mut [u8]) {
     debug_assert_eq!(group.len(), GROUP * row.len());
     for piece in pieces(dtype, row.len(), lane) {
@@ -119,16 +119,16 @@ pub fn unpack_row(dtype: DType, group: &[u8], lane: usize, row: &mut [u8]) {
     }
 }
 
-/// Bytes that stay together, at offsets in a row and in its group.
+/// A contiguous piece, with its offsets in the row and in the group.
 struct Piece {
     row: usize,
     group: usize,
     len: usize,
-    /// The fifth bits of codes, which change places within the piece.
+    /// Fifth bits of codes, which are permuted within the piece.
     fifth_bits: bool,
 }
 
-/// The pieces of row `lane`, `row_len` bytes long: of each block the scale, the minimum, the fifth bits, and the codes.
+/// Returns the pieces of row `lane`, `row_len` bytes long: for each block the scale, minimum, fifth bits and codes.
 fn pieces(dtype: DType, row_len: usize, lane: usize) -> impl Iterator<Item = Piece> {
     let block = dtype.block_bytes();
     let scale = if dtype == DType::Mxfp4 { 1 } else { 2 };
@@ -148,7 +148,7 @@ fn copy(from: &[u8], to: &mut [u8], len: usize) {
     to[..len].copy_from_slice(&from[..len]);
 }
 
-/// Puts each bit i of the first 32 in place `to(i)`.
+/// Moves each bit i of the first 32 to position `to(i)`.
 fn turn(bits: &mut [u8], to: impl Fn(u32) -> u32) {
     let Some(bits) = bits.first_chunk_mut::<4>() else { return };
     let old = u32::from_le_bytes(*bits);
@@ -159,7 +159,7 @@ fn turn(bits: &mut [u8], to: impl Fn(u32) -> u32) {
 mod tests {
     use super::*;
 
-    /// Three blocks of eight rows, as bytes that all differ from their neighbours.
+    /// Three blocks of eight rows, as bytes that all differ from their neighbors.
     fn rows(dtype: DType) -> (usize, Vec<u8>) {
         let row_len = dtype.row_bytes(96).unwrap();
         (row_len, (0..GROUP * row_len).map(|i| (i * 7 + i / 251) as u8).collect())

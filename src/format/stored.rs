@@ -1,5 +1,5 @@
-//! A tensor in a file that is read piece by piece. Unlike pages of a [`Blob`](super::Blob), what has been read does not
-//! stay in memory, so that files larger than memory can be converted.
+//! Tensors that are read from a file in pieces. Unlike pages of a [`Blob`](super::Blob), the data does not stay in
+//! memory, so that files larger than memory can be converted.
 
 use std::{
     fs::{File, Metadata},
@@ -16,16 +16,16 @@ use super::{
 };
 use crate::{Error, Result};
 
-/// What tensors are read from.
+/// A source of tensors.
 pub(crate) enum Source {
-    /// A file, and what it was like when it was opened.
+    /// A file, with its metadata when it was opened.
     File { path: PathBuf, file: File, then: Metadata },
     /// Bytes in memory.
     Memory(Vec<u8>),
 }
 
 impl Source {
-    /// Opens the file at `path`, and maps it for its header.
+    /// Opens the file at `path`, mapping it to read its header.
     pub(crate) fn open(path: &Path) -> Result<(Arc<Self>, Blob)> {
         let failed = |e| Error::io("cannot open", path, e);
         let file = open_file(path)?;
@@ -44,7 +44,7 @@ impl Source {
     }
 }
 
-/// A tensor's values, still in the file.
+/// A tensor whose values are in the file.
 #[derive(Clone)]
 pub struct Stored {
     pub(crate) source: Arc<Source>,
@@ -53,17 +53,17 @@ pub struct Stored {
     pub dims: Vec<usize>,
     /// How the values are stored.
     pub dtype: DType,
-    /// In which order the blocks are stored.
+    /// The order of the stored blocks.
     pub packing: Packing,
 }
 
 impl Stored {
-    /// Values that are in memory, row after row.
+    /// Returns a tensor in memory, row-major.
     pub(crate) fn in_memory(bytes: Vec<u8>, dims: Vec<usize>, dtype: DType) -> Self {
         Self { source: Arc::new(Source::Memory(bytes)), offset: 0, dims, dtype, packing: Packing::Plain }
     }
 
-    /// Fails if another program wrote to the file that the tensor is in since it was opened.
+    /// Fails if another program wrote to the tensor's file since it was opened.
     pub(crate) fn check_source(&self) -> Result<()> {
         self.source.check()
     }

@@ -1,4 +1,4 @@
-//! Matrices and vectors as a file stores them: views of the memory map, nothing is copied.
+//! Stored matrices and vectors: views of the memory map, without copies.
 
 use std::ops::Deref;
 
@@ -10,14 +10,14 @@ use super::{
 };
 use crate::{Error, Result};
 
-/// A matrix `[rows, cols]` as the file stores it.
+/// A stored matrix `[rows, cols]`.
 #[derive(Clone)]
 pub struct Matrix {
     /// The tensor's number in the model's list of tensors (`model::tensors::specs`).
     pub id: usize,
     /// How the values are stored.
     pub dtype: DType,
-    /// In which order the blocks are stored.
+    /// The order of the stored blocks.
     pub packing: Packing,
     /// Rows: outputs of a product.
     pub rows: usize,
@@ -48,7 +48,7 @@ impl Matrix {
 pub struct Vector(Blob);
 
 impl Vector {
-    /// The values of an F32 tensor, on the map.
+    /// Returns the values of an F32 tensor, on the map.
     pub(crate) fn new(file: &str, tensor: &Tensor) -> Result<Self> {
         let name = &tensor.name;
         if tensor.dtype != DType::F32 {

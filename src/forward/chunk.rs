@@ -1,4 +1,4 @@
-//! A pass: segments of several texts on their way through the model.
+//! A pass: segments of several texts run through the model together.
 
 use std::ops::Range;
 
@@ -9,7 +9,7 @@ use crate::{
     model::{Config, Weights, weights::Layer},
 };
 
-/// Tokens of a prompt that one pass reads: whole tiles (of 5, 8 and 12 tokens) of every kernel.
+/// Prompt tokens per pass: whole tiles (of 5, 8 and 12 tokens) of every kernel.
 pub const CHUNK: usize = 240;
 
 /// The epsilon of the per-head norms, fixed in the official code.
@@ -30,32 +30,32 @@ pub struct LayerView<'a> {
 /// Receives every layer's outputs; its error ends the pass.
 pub type Observer<'a> = &'a mut dyn FnMut(LayerView<'_>) -> Result<()>;
 
-/// What a pass reads, and who looks on.
+/// The input and the observer of a pass.
 pub struct Input<'a> {
-    /// An id for each token of each segment: of a meta token, as long as a text has not read all of them.
+    /// An id for each token of each segment: meta tokens first, until a text has processed all of them.
     pub ids: &'a [u32],
-    /// Sees every layer.
+    /// Receives every layer's outputs.
     pub observe: Option<Observer<'a>>,
 }
 
-/// Segments of several texts on their way through the model. Products, norms and activations run over the rows of all of
-/// them, one segment after the other; what depends on the text so far runs for each on its own state.
+/// A pass over segments of several texts. Products, norms and activations run over the concatenated rows of all
+/// segments; operations that depend on the text so far run per segment on its own state.
 ///
-/// The texts' states stay as they are until [`Chunk::commit`]. On the CPU every row has the bits that it has alone.
+/// The texts' states are unchanged until [`Chunk::commit`]. On the CPU, a row's bits do not depend on the other rows.
 pub struct Chunk<'a, 's> {
     /// Executes the operations.
     pub backend: &'a mut dyn Backend,
     /// The model's sizes.
     pub config: &'a Config,
-    /// What each text reads.
+    /// The segments.
     pub segments: &'a mut [Segment<'s>],
     /// The activations, [prepared](Scratch::prepare) for these segments.
     pub scratch: &'a mut Scratch,
 }
 
 impl Chunk<'_, '_> {
-    /// Runs the model over the segments. What goes wrong in one of them is its [`Segment::failed`] afterwards; an error is
-    /// everyone's. What is enqueued may not be executed yet.
+    /// Runs the model over the segments. The failure of one segment is its [`Segment::failed`]; a returned error
+    /// concerns all. On a GPU, enqueued work may still be running.
     pub fn forward(&mut self, weights: &Weights, input: Input<'_>) -> Result<()> {
         let Input { ids, mut observe } = input;
         self.rotate();
@@ -76,8 +76,8 @@ impl Chunk<'_, '_> {
         Ok(())
     }
 
-    /// Computes the logits that the segments want, after [`Chunk::forward`], and waits for everything. Segments that were
-    /// given up get none that mean anything.
+    /// Computes the requested logits after [`Chunk::forward`], and waits for completion. Segments that were given up
+    /// get none that mean anything.
     pub fn logits(&mut self, weights: &Weights) -> Result<()> {
         if self.is_given_up() {
             return self.backend.finish();
@@ -116,7 +116,7 @@ impl Chunk<'_, '_> {
         self.segments.iter_mut().find_map(|segment| segment.failed.take()).map_or(Ok(()), Err)
     }
 
-    /// Row by row the embedding of an id, or a meta token.
+    /// Gathers the embedding of each id, or meta tokens.
     fn embed(&mut self, weights: &Weights, ids: &[u32]) {
         let mut first = 0;
         let in_meta = |segment: &Segment<'_>| segment.state.position < self.config.meta_tokens;
@@ -285,8 +285,8 @@ impl Chunk<'_, '_> {
         b.run(Op::MatMul { w: &f.down, x: s.up.all(t), out: s.x.all_mut(t), accumulate: true, spans: &s.spans });
     }
 
-    /// Gives up segments with NaN or infinity in the residual stream, which `what` produced. Once a layer suffices: kernels
-    /// propagate values that are not finite.
+    /// Fails segments with NaN or infinity in the residual stream, which `what` produced. Once per layer suffices:
+    /// kernels propagate non-finite values.
     fn check_finite(&mut self, what: impl Fn() -> String) {
         let Scratch { x, pending, .. } = &mut *self.scratch;
         for (rows, segment, _) in live(self.segments, pending) {

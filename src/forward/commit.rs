@@ -1,4 +1,4 @@
-//! Commit: what a segment has computed becomes part of its text's state.
+//! Commit: a segment's results become part of its text's state.
 
 use std::mem::swap;
 
@@ -9,11 +9,11 @@ use crate::{
 };
 
 impl Chunk<'_, '_> {
-    /// Makes the first `accepted` tokens of segment `i` part of its text, the others never were. To be called once after
-    /// [`Chunk::forward`], or not at all. What is enqueued may not be executed yet.
+    /// Commits the first `accepted` tokens of segment `i` to its text and drops the others. To be called at most once
+    /// after [`Chunk::forward`]. On a GPU, enqueued work may still be running.
     ///
     /// # Panics
-    /// If the segment was given up, or has not as many tokens, or is a prefill segment and they are neither all nor none.
+    /// If the segment failed, has fewer tokens, or is a prefill segment and `accepted` is neither all nor none.
     pub fn commit(&mut self, weights: &Weights, i: usize, accepted: usize) {
         if accepted > 0 {
             weights.layers.iter().enumerate().for_each(|(index, layer)| self.commit_layer((index, layer), i, accepted));
@@ -24,11 +24,11 @@ impl Chunk<'_, '_> {
     /// [`Chunk::commit`] of one layer; the state's position stays.
     pub fn commit_layer(&mut self, (index, w): (usize, &Layer), i: usize, accepted: usize) {
         let segment = &mut self.segments[i];
-        assert!(segment.failed.is_none(), "a segment that was given up is not committed");
+        assert!(segment.failed.is_none(), "a failed segment cannot be committed");
         let whole = accepted == segment.tokens;
         assert!(whole || (segment.is_divisible() && accepted < segment.tokens), "prefill is committed as a whole");
-        // Not before all layers are done: a ring's oldest rows make way for the newest, and the first tokens, in
-        // consumers too, still see them.
+        // Only after all layers: the newest rows replace a ring's oldest, which the first tokens still see, also in
+        // consumers.
         let position = segment.state.position;
         if !whole {
             self.recompute((index, w), i, accepted);
@@ -52,7 +52,7 @@ impl Chunk<'_, '_> {
         let (state, pending) = (&self.segments[i].state.layers[index], &mut self.scratch.pending[i].layers[index]);
         let Some(inputs) = &pending.inputs else { unreachable!("the inputs of a decode segment are kept") };
         let past = c.conv_kernel - 1;
-        let old = past.saturating_sub(tokens); // inputs before the segment that are still among the last
+        let old = past.saturating_sub(tokens); // earlier inputs that remain in the state
         let mut copy = |from, to, rows| {
             b.run(Op::CopyRows { from, to: (&mut pending.conv, to), rows, width: c.inner });
         };
@@ -61,7 +61,7 @@ impl Chunk<'_, '_> {
         let rows = |buffer, cols: usize| MatRef { buffer, rows: tokens, start: 0, cols, stride: cols };
         let u = rows(&inputs.u, c.inner);
         let states: MatRef<'_> = rows(&inputs.b, c.state);
-        // What comes out was computed already: neither gate nor C matters.
+        // The outputs were computed before: neither gate nor C matters.
         let input = ScanInput { dt: rows(&inputs.dt, c.inner), u, gate: u, b: states, c: states };
         let weights = ScanWeights { dt_bias: &w.dt_bias, a: &w.a, d: &w.d };
         let carried = Carried { from: &state.ssm, to: &mut pending.ssm };

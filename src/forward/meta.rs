@@ -11,7 +11,7 @@ use crate::{
     state::{MetaState, State},
 };
 
-/// Reads the meta tokens into a state of their own.
+/// Computes the state after the meta tokens.
 pub struct MetaPass<'a> {
     /// Executes the operations.
     pub backend: &'a mut dyn Memory,

@@ -1,4 +1,4 @@
-//! What a segment will leave behind: apart from its text's state until it is committed.
+//! Pending results of segments, separate from their texts' state until commit.
 
 use crate::{
     Result,
@@ -7,20 +7,19 @@ use crate::{
     model::Config,
 };
 
-/// The most tokens of a decode segment: one and a draft of seven.
+/// Maximum tokens of a decode segment: one and a draft of seven.
 pub const DECODE_TOKENS: usize = 8;
 
-/// What a segment will leave behind in every layer. It is of its text's cache type, so that segments may have different
-/// ones.
+/// Pending results of a segment in every layer, in its text's cache type, which may differ between segments.
 pub(super) struct Pending {
     pub(super) cache: CacheType,
-    /// Tokens that there is room for.
+    /// Capacity in tokens.
     pub(super) rows: usize,
     has_inputs: bool,
     pub(super) layers: Vec<PendingLayer>,
 }
 
-/// What a segment will leave behind in a layer.
+/// Pending results of a segment in a layer.
 pub(super) struct PendingLayer {
     /// Keys and values of its tokens, in producers.
     pub(super) kv: Option<[Buffer; 2]>,
@@ -28,12 +27,12 @@ pub(super) struct PendingLayer {
     pub(super) conv: Buffer,
     /// The SSM's state after its last token.
     pub(super) ssm: Buffer,
-    /// In a decode segment of several tokens, what the Mamba heads read for each of them: if fewer are committed, the
-    /// states after these are computed from it again.
+    /// In a decode segment of several tokens, the Mamba heads' inputs: if only some tokens are committed, the states
+    /// are recomputed from them.
     pub(super) inputs: Option<MambaInputs>,
 }
 
-/// What the Mamba heads read for each token of a decode segment.
+/// The Mamba heads' inputs for each token of a decode segment.
 pub(super) struct MambaInputs {
     /// The convolution's input `[tokens, inner]`.
     pub(super) conv: Buffer,
@@ -46,7 +45,7 @@ pub(super) struct MambaInputs {
 }
 
 impl Pending {
-    /// Returns room for segments of up to `rows` tokens.
+    /// Returns buffers for segments of up to `rows` tokens.
     pub(super) fn new(memory: &dyn Memory, c: &Config, rows: usize, cache: CacheType) -> Result<Self> {
         let room = |dim| memory.kv_rows(cache, rows, c.kv_heads, dim);
         let layer = |layer| {
@@ -61,12 +60,12 @@ impl Pending {
         Ok(Self { cache, rows, has_inputs: false, layers })
     }
 
-    /// Whether it has room for `rows` tokens of a text with such a cache.
+    /// Whether it has capacity for `rows` tokens of a text with this cache type.
     pub(super) fn holds(&self, rows: usize, cache: CacheType) -> bool {
         self.rows >= rows && self.cache == cache
     }
 
-    /// Makes room for what the Mamba heads read in a decode segment, if there is not.
+    /// Allocates buffers for the Mamba heads' inputs, if missing.
     pub(super) fn hold_inputs(&mut self, memory: &dyn Memory, c: &Config) -> Result<()> {
         if !self.has_inputs {
             let room = |width| memory.zeros(DECODE_TOKENS * width);

@@ -1,4 +1,4 @@
-//! Room for the activations of a pass, used again by every layer.
+//! Activation buffers of a pass, reused by every layer.
 
 use std::ops::Range;
 
@@ -54,29 +54,29 @@ impl Acts {
         self.rows_mut(0..tokens)
     }
 
-    /// Room for a matrix of another `width`, in place of the old one.
+    /// Resizes the buffer to another `width`, dropping its contents.
     pub(super) fn resized(&mut self, tokens: usize, width: usize) -> MatMut<'_> {
         self.set_width(width);
         self.all_mut(tokens)
     }
 
-    /// [`Acts::resized`], for a matrix that is written part by part.
+    /// [`Acts::resized`], for a matrix that is written in parts.
     pub(super) fn set_width(&mut self, width: usize) {
         self.width = width;
     }
 }
 
-/// Room for the activations of a pass, the rows of all segments one after the other. A layer uses some of it twice, which
-/// saves memory; each field tells for what.
+/// Activation buffers of a pass, with the rows of all segments concatenated. To save memory, a layer uses some of them
+/// twice, as each field notes.
 pub struct Scratch {
-    /// Rows that there is room for.
+    /// Capacity in rows.
     room: usize,
     /// Rows of the pass.
     pub(super) rows: usize,
     pub(super) spans: Vec<RowSpan>,
     /// The residual stream `[tokens, hidden]`.
     pub(super) x: Acts,
-    /// What the next product reads: x normed, the convolution's output, the average of the heads.
+    /// Input of the next product: x normed, the convolution's output, the average of the heads.
     pub(super) input: Acts,
     /// in_proj's output `[q|k|v|u|gate]` or `[q|u|gate]`; then the feed-forward's gate.
     pub(super) mixed: Acts,
@@ -90,16 +90,16 @@ pub struct Scratch {
     pub(super) up: Acts,
     pub(super) logits: Acts,
     logits_room: usize,
-    /// The logits as they were when a GPU was done with them: it may be at work again.
+    /// A copy of the logits, since a GPU may be overwriting the original.
     pub(super) logits_read: Vec<f32>,
-    /// Of each segment, the rows of the logits.
+    /// Rows of the logits of each segment.
     pub(super) logits_rows: Vec<Range<usize>>,
-    /// What each segment leaves behind.
+    /// Pending results of each segment.
     pub(super) pending: Vec<Pending>,
     pub(super) angles: Angles,
 }
 
-/// What a [`Scratch`] has room for.
+/// Dimensions of a [`Scratch`].
 pub struct Room<'a> {
     /// The model's sizes.
     pub config: &'a Config,
@@ -110,7 +110,7 @@ pub struct Room<'a> {
 }
 
 impl Scratch {
-    /// Allocates room for passes over one text; none for logits yet.
+    /// Allocates buffers for passes over one text, without logits.
     pub fn new(memory: &dyn Memory, room: Room<'_>) -> Result<Self> {
         let Room { config, rows, cache } = room;
         let [x, input, mixed, attention, dt_b_c, mamba, up] = activations(memory, config, rows)?;
@@ -134,7 +134,7 @@ impl Scratch {
         })
     }
 
-    /// Prepares a pass over these segments, and makes room where there is none. To be called before every pass.
+    /// Prepares a pass over these segments, growing buffers as needed. To be called before every pass.
     pub fn prepare(&mut self, memory: &dyn Memory, config: &Config, segments: &[Segment<'_>]) -> Result<()> {
         self.rows = segments.iter().map(|segment| segment.tokens).sum();
         self.spans = spans(segments.iter().map(|segment| (segment.tokens, segment.phase)));
@@ -156,7 +156,7 @@ impl Scratch {
         Ok(())
     }
 
-    /// Makes `pending[i]` fit the segment: one of those that are not taken yet, or a new one.
+    /// Makes `pending[i]` fit the segment, from unused ones or newly allocated.
     fn hold_pending(&mut self, memory: &dyn Memory, config: &Config, i: usize, segment: &Segment<'_>) -> Result<()> {
         let (tokens, cache) = (segment.tokens, segment.state.cache);
         let fits = (i..self.pending.len()).filter(|&j| self.pending[j].holds(tokens, cache));
@@ -175,7 +175,7 @@ impl Scratch {
         if segment.is_divisible() { self.pending[i].hold_inputs(memory, config) } else { Ok(()) }
     }
 
-    /// Makes room for the logits of `rows` tokens of a pass, if there is not: a row is as wide as the vocabulary.
+    /// Grows the logits buffer to `rows` rows of the vocabulary's width.
     pub fn hold_logits(&mut self, memory: &dyn Memory, rows: usize) -> Result<()> {
         if self.logits_room < rows {
             self.logits.buffer = memory.zeros(rows * self.logits.width)?;
@@ -202,7 +202,7 @@ impl Scratch {
     }
 }
 
-/// Room for `rows` rows: x, input, mixed, attention, dt_b_c, mamba, up.
+/// Allocates `rows` rows of: x, input, mixed, attention, dt_b_c, mamba, up.
 fn activations(memory: &dyn Memory, c: &Config, rows: usize) -> Result<[Acts; 7]> {
     let acts = |width: usize| Ok(Acts { buffer: memory.zeros(rows * width)?, width });
     let (k, v) = c.kv_widths();
@@ -211,13 +211,13 @@ fn activations(memory: &dyn Memory, c: &Config, rows: usize) -> Result<[Acts; 7]
         acts(c.hidden.max(c.inner))?,
         acts((c.hidden + k + v + 2 * c.inner).max(c.ffn))?,
         acts(c.inner)?,
-        acts((c.dt_rank + 2 * c.state).next_multiple_of(4))?, // rows that GPUs read four values a time
+        acts((c.dt_rank + 2 * c.state).next_multiple_of(4))?, // GPUs read rows four values at a time
         acts(c.inner)?,
         acts(c.inner.max(c.ffn))?,
     ])
 }
 
-/// The rows of segments by their phases: those of decode segments that follow each other are one span.
+/// Groups the rows of segments by phase: consecutive decode segments form one span.
 fn spans(segments: impl Iterator<Item = (usize, Phase)>) -> Vec<RowSpan> {
     let mut spans: Vec<RowSpan> = Vec::new();
     for (rows, phase) in segments {

@@ -1,4 +1,4 @@
-//! The part of a pass that belongs to one text.
+//! A segment: one text's part of a pass.
 
 use std::{
     ops::Range,
@@ -8,39 +8,39 @@ use std::{
 use super::pending::Pending;
 use crate::{Error, state::State};
 
-/// Which positions a windowed layer sees; the official code has a rule for each.
+/// The mask of windowed layers; the official code has one for each phase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// Reading a prompt: W positions back, W + 1 with oneself.
+    /// Processing a prompt: W positions back, W + 1 including the current one.
     Prefill,
-    /// Generating: W − 1 positions back, W with oneself.
+    /// Generating: W − 1 positions back, W including the current one.
     Decode,
 }
 
 /// Tokens of one text in a pass. In the decode phase up to [`DECODE_TOKENS`](super::DECODE_TOKENS) of them, of which any
 /// number can be committed.
 pub struct Segment<'a> {
-    /// What the text so far has left behind; a pass leaves it as it is until [`Chunk::commit`](super::Chunk::commit).
+    /// The text's state, unchanged by a pass until [`Chunk::commit`](super::Chunk::commit).
     pub state: &'a mut State,
     /// Number of tokens.
     pub tokens: usize,
-    /// What windowed layers see.
+    /// The phase, which determines the mask of windowed layers.
     pub phase: Phase,
-    /// Which tokens' logits are wanted.
+    /// The tokens whose logits are requested.
     pub logits: Range<usize>,
     /// Gives the segment up when it is set; looked at before every part of a layer.
     pub cancel: Option<&'a AtomicBool>,
-    /// Why the segment was given up, if it was. Its rows mean nothing then; other segments go on as if it had never been.
+    /// The segment's error, if it failed. Its rows are meaningless then; other segments are not affected.
     pub failed: Option<Error>,
 }
 
 impl Segment<'_> {
-    /// Whether commit may take a part of it.
+    /// Whether it can be committed partially.
     pub(super) fn is_divisible(&self) -> bool {
         self.phase == Phase::Decode && self.tokens > 1
     }
 
-    /// Gives it up if its caller wants that.
+    /// Fails it if cancelled.
     pub(super) fn check_cancelled(&mut self) {
         if self.failed.is_none() && self.cancel.is_some_and(|cancel| cancel.load(Ordering::Relaxed)) {
             self.failed = Some(Error::Cancelled);
@@ -48,7 +48,7 @@ impl Segment<'_> {
     }
 }
 
-/// The segments that were not given up, each with its rows in the pass, and what it will leave behind.
+/// Returns the segments that did not fail, with their rows in the pass and their pending results.
 pub(super) fn live<'b, 's>(
     segments: &'b mut [Segment<'s>],
     pending: &'b mut [Pending],

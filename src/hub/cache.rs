@@ -20,7 +20,7 @@ pub struct Cache {
     links: bool,
 }
 
-/// The files of a repository at one commit, as far as they are there.
+/// The local files of a repository at one commit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot {
     /// The commit.
@@ -30,12 +30,12 @@ pub struct Snapshot {
 }
 
 impl Cache {
-    /// The cache that the settings name.
+    /// Returns the cache of the settings.
     pub fn new(settings: &Settings) -> Self {
         Self { root: settings.cache.clone(), links: settings.links }
     }
 
-    /// The folder of all repositories.
+    /// Returns the folder of all repositories.
     pub fn root(&self) -> &Path {
         &self.root
     }
@@ -44,22 +44,22 @@ impl Cache {
         self.root.join(repo.folder())
     }
 
-    /// Where the blob named `hash` lies or will lie.
+    /// Returns the path of the blob named `hash`.
     pub(super) fn blob(&self, repo: &Repo, hash: &str) -> PathBuf {
         self.folder(repo).join("blobs").join(hash)
     }
 
-    /// The lock that whoever makes a blob must hold.
+    /// Returns the path of the lock for writing a blob.
     pub(super) fn lock(&self, repo: &Repo, hash: &str) -> PathBuf {
         self.root.join(".locks").join(repo.folder()).join(format!("{hash}.lock"))
     }
 
-    /// The snapshot of a commit, there or not.
+    /// Returns the snapshot of a commit, whether or not it exists.
     pub(super) fn snapshot(&self, repo: &Repo, commit: &str) -> Snapshot {
         Snapshot { commit: commit.into(), folder: self.folder(repo).join("snapshots").join(commit) }
     }
 
-    /// The snapshot that `revision` was when it was last asked for; `None` if there is none.
+    /// Returns the last known snapshot of `revision`, if any.
     pub fn find(&self, repo: &Repo, revision: &str) -> Option<Snapshot> {
         let commit = if is_commit(revision) {
             revision.to_owned()
@@ -77,18 +77,18 @@ impl Cache {
             !part.is_empty() && !part.starts_with('.') && part.chars().all(inner)
         };
         if !revision.split('/').all(is_name) {
-            return Err(Error::Request(format!("`{revision}` is no name of a branch, tag or commit")));
+            return Err(Error::Request(format!("`{revision}` is not a name of a branch, tag or commit")));
         }
         Ok(self.folder(repo).join("refs").join(revision))
     }
 
-    /// Makes the folders for a repository.
+    /// Creates the folders of a repository.
     pub(super) fn prepare(&self, repo: &Repo, revision: &str, snapshot: &Snapshot) -> Result<()> {
         self.reference(repo, revision)?;
         for folder in [&self.folder(repo).join("blobs"), &snapshot.folder] {
             fs::create_dir_all(folder).map_err(|e| Error::io("cannot create", folder, e))?;
         }
-        // Backups leave out folders with this file; that there is none is no reason to fail.
+        // Backups skip folders with this file; failing to create it is harmless.
         let tag = self.root.join("CACHEDIR.TAG");
         if !tag.exists() {
             let _ = fs::write(tag, "Signature: 8a477f597d28d172789f06886806bc55\n");
@@ -96,7 +96,7 @@ impl Cache {
         Ok(())
     }
 
-    /// Notes that `revision` is `commit` now.
+    /// Records that `revision` is now `commit`.
     pub(super) fn set_reference(&self, repo: &Repo, revision: &str, commit: &str) -> Result<()> {
         let path = self.reference(repo, revision)?;
         if revision == commit || fs::read_to_string(&path).is_ok_and(|there| there == commit) {
@@ -108,7 +108,7 @@ impl Cache {
         write_atomically(&path, true, Privacy::Shared, |file| file.write_all(commit.as_bytes()))
     }
 
-    /// Puts the blob into the snapshot as `name`: a link, or where there are none the file itself.
+    /// Adds the blob to the snapshot as `name`: as a link, or without link support as the file itself.
     pub(super) fn link(&self, blob: &Path, snapshot: &Snapshot, name: &str) -> Result<()> {
         let pointer = snapshot.folder.join(name);
         if same_size(&pointer, blob) {
@@ -127,7 +127,7 @@ impl Cache {
         }
     }
 
-    /// Removes what the snapshot alone needs: its links, its blobs, and the refs to it.
+    /// Removes the snapshot: its links, refs, and blobs that no other snapshot uses.
     pub fn remove(&self, repo: &Repo, snapshot: &Snapshot) -> Result<()> {
         let folder = self.folder(repo);
         let blobs_of = |snapshot: &Path| -> HashSet<PathBuf> {
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn revisions_lead_to_snapshots() {
+    fn revisions_resolve_to_snapshots() {
         for links in [true, false] {
             let dir = tempfile::tempdir().unwrap();
             let (cache, repo) = cache(dir.path(), links);
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn what_others_need_stays() {
+    fn shared_blobs_are_kept() {
         let dir = tempfile::tempdir().unwrap();
         let (cache, repo) = cache(dir.path(), true);
         let first = put(&cache, &repo, COMMITS[0], "x", "aa");

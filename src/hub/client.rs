@@ -24,15 +24,15 @@ use super::{
 };
 use crate::{Error, Result, limits};
 
-/// What a server answered: status, headers, and a body that has not been read yet.
+/// A server's response: status, headers, and an unread body.
 pub(super) type Answer = Response<Body>;
 
-/// Redirects that are followed for one request.
+/// Maximum redirects per request.
 const REDIRECTS: usize = 5;
-/// How long it may take to connect.
+/// Connection timeout.
 const CONNECT: Duration = Duration::from_secs(15);
 
-/// Speaks to a hub.
+/// A hub client.
 pub struct Client {
     settings: Settings,
     direct: Agent,
@@ -43,10 +43,10 @@ pub struct Client {
 }
 
 impl Client {
-    /// A client; once `cancel` is set, its connections are closed wherever they are.
+    /// Returns a client; setting `cancel` closes its connections.
     pub fn new(settings: Settings, cancel: &Arc<AtomicBool>) -> Result<Self> {
         if settings.offline {
-            return Err(Error::Request("HF_HUB_OFFLINE forbids to use the network".into()));
+            return Err(Error::Request("HF_HUB_OFFLINE is set; unset it to use the network".into()));
         }
         let tls = tls(&settings)?;
         let agent = |proxy| -> Agent {
@@ -65,9 +65,9 @@ impl Client {
         };
         let through = |address: &Option<String>| {
             let proxy = address.as_deref().map(Proxy::new).transpose();
-            // The address may hold a password.
+            // The address may contain a password.
             let proxy =
-                proxy.map_err(|_| Error::Request("HTTPS_PROXY or HTTP_PROXY is not a proxy's address".into()))?;
+                proxy.map_err(|_| Error::Request("HTTPS_PROXY or HTTP_PROXY is not a valid proxy address".into()))?;
             Ok::<_, Error>(proxy.map(|proxy| agent(Some(proxy))))
         };
         let proxied = [through(&settings.proxies[0])?, through(&settings.proxies[1])?];
@@ -76,7 +76,7 @@ impl Client {
         Ok(client)
     }
 
-    /// Closes the connections, on which others may wait, as soon as the user asks to stop.
+    /// Closes the connections, on which threads may block, on cancellation.
     fn watch(&self) {
         let agents: Vec<Agent> = self.proxied.iter().flatten().chain([&self.direct]).cloned().collect();
         let (cancel, done) = (self.cancel.clone(), self.done.clone());
@@ -90,17 +90,17 @@ impl Client {
         });
     }
 
-    /// Whether the user asks to stop.
+    /// Whether the operation is cancelled.
     pub(super) fn cancel(&self) -> &AtomicBool {
         &self.cancel
     }
 
-    /// What it was made with.
+    /// Returns its settings.
     pub fn settings(&self) -> &Settings {
         &self.settings
     }
 
-    /// Sends a request and returns whatever the answer is, a redirect too.
+    /// Sends a request and returns the response, which may be a redirect.
     pub(super) fn send(
         &self,
         method: &str,
@@ -108,7 +108,7 @@ impl Client {
         headers: &[(&str, &str)],
     ) -> std::result::Result<Answer, Failure> {
         Error::check_cancelled(&self.cancel)?;
-        let host = origin(url).ok_or_else(|| Error::Request(format!("{} is not an address of the web", shown(url))))?;
+        let host = origin(url).ok_or_else(|| Error::Request(format!("{} is not an HTTP address", shown(url))))?;
         let mut request = Request::builder().method(method).uri(url).header("Accept-Encoding", "identity");
         for &(name, value) in headers {
             request = request.header(name, value);
@@ -124,7 +124,7 @@ impl Client {
         agent.run(request).map_err(|error| self.failure(error, url))
     }
 
-    /// Sends a request and follows redirects as long as `goes_on` with their address.
+    /// Sends a request and follows redirects while `goes_on` accepts their address.
     pub(super) fn follow(
         &self,
         method: &str,
@@ -141,15 +141,15 @@ impl Client {
             }
             url = next;
         }
-        Err(Error::Request(format!("{} redirects again and again", shown(&url))).into())
+        Err(Error::Request(format!("{}: too many redirects", shown(&url))).into())
     }
 
-    /// Whether an address is the hub's.
+    /// Whether an address belongs to the hub.
     pub(super) fn is_hub(&self, url: &str) -> bool {
         origin(url).is_some() && origin(url) == origin(&self.settings.endpoint)
     }
 
-    /// A text of the hub's, of bounded length, retried as far as that helps.
+    /// Fetches a text of bounded length from the hub, with retries.
     pub(super) fn text(
         &self,
         url: &str,
@@ -164,10 +164,10 @@ impl Client {
                 let mut body = answer.body_mut().as_reader().take(limits::FOLDER_TEXT as u64 + 1);
                 body.read_to_end(&mut bytes).map_err(|e| self.broken(&e))?;
                 if bytes.len() > limits::FOLDER_TEXT {
-                    return Err(Error::Request(format!("{}: the answer is too long", shown(url))).into());
+                    return Err(Error::Request(format!("{}: the response is too long", shown(url))).into());
                 }
                 let text = String::from_utf8(bytes);
-                text.map_err(|_| Error::Request(format!("{}: the answer is not text", shown(url))).into())
+                text.map_err(|_| Error::Request(format!("{}: the response is not text", shown(url))).into())
             };
             match ask() {
                 Ok(text) => return Ok(text),
@@ -176,7 +176,7 @@ impl Client {
         }
     }
 
-    /// What it means that a body ended early.
+    /// Converts an error while reading a body.
     pub(super) fn broken(&self, error: &std::io::Error) -> Failure {
         match Error::check_cancelled(&self.cancel) {
             Err(cancelled) => cancelled.into(),
@@ -192,14 +192,14 @@ impl Client {
         let why = match error {
             // What rustls finds wrong comes like this.
             ureq::Error::Io(e) if e.kind() == std::io::ErrorKind::InvalidData => {
-                let what = format!("{url}: no safe connection: {e}; SSL_CERT_FILE can name certificates to trust");
+                let what = format!("{url}: no secure connection: {e}; set SSL_CERT_FILE to trust other certificates");
                 return Error::Request(what).into();
             }
             ureq::Error::Io(e) => e.to_string(),
-            ureq::Error::HostNotFound => "there is no such host, or no network".into(),
-            ureq::Error::Timeout(_) => "no answer came in time".into(),
+            ureq::Error::HostNotFound => "unknown host, or no network".into(),
+            ureq::Error::Timeout(_) => "timed out".into(),
             ureq::Error::ConnectionFailed => "no connection".into(),
-            ureq::Error::Protocol(e) => format!("the answer is not HTTP: {e}"),
+            ureq::Error::Protocol(e) => format!("the response is not HTTP: {e}"),
             other => return Error::Request(format!("{url}: {other}")).into(),
         };
         Failure::Again { why, after: None }
@@ -212,12 +212,12 @@ impl Drop for Client {
     }
 }
 
-/// The certificates to trust: the system's, or those that SSL_CERT_FILE and SSL_CERT_DIR name.
+/// Returns the trusted certificates: the system's, or those of SSL_CERT_FILE and SSL_CERT_DIR.
 fn tls(settings: &Settings) -> Result<TlsConfig> {
     let found = rustls_native_certs::load_native_certs();
     if found.certs.is_empty() && settings.endpoint.starts_with("https") {
         let why = found.errors.first().map(|error| format!(" ({error})")).unwrap_or_default();
-        let what = format!("there are no certificates to trust a hub by{why}; name a file of them in SSL_CERT_FILE");
+        let what = format!("no CA certificates found{why}; set SSL_CERT_FILE to a file of them");
         return Err(Error::Request(what));
     }
     let certificates: Vec<_> = found.certs.iter().map(|der| Certificate::from_der(der).to_owned()).collect();
@@ -226,12 +226,12 @@ fn tls(settings: &Settings) -> Result<TlsConfig> {
     Ok(TlsConfig::builder().root_certs(roots).unversioned_rustls_crypto_provider(provider).build())
 }
 
-/// A header's value, if it is text.
+/// Returns a header's value, if it is text.
 pub(super) fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name)?.to_str().ok()
 }
 
-/// Where an answer redirects to, if it does.
+/// Returns the target of a redirect.
 pub(super) fn redirect(answer: &Answer, url: &str) -> Result<Option<String>> {
     if !matches!(answer.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
         return Ok(None);
@@ -240,11 +240,11 @@ pub(super) fn redirect(answer: &Answer, url: &str) -> Result<Option<String>> {
     let is_safe = |to: &String| !url.starts_with("https:") || to.starts_with("https:");
     match to.filter(is_safe) {
         Some(to) => Ok(Some(to)),
-        None => Err(Error::Request(format!("{} redirects to no address that can be followed", shown(url)))),
+        None => Err(Error::Request(format!("{} redirects to an invalid address", shown(url)))),
     }
 }
 
-/// How long a server asks to wait.
+/// Returns the wait that a server requests.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let seconds = header(headers, "Retry-After").and_then(|value| value.trim().parse().ok());
     // The hub's own: `"api";r=0;t=55`, the last the seconds until the window ends.
@@ -255,11 +255,11 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     seconds.or_else(window).map(Duration::from_secs)
 }
 
-/// What an answer says that is not what was asked for, if asking again may help; else `None`.
+/// Returns the reason of a status that may succeed on retry; else `None`.
 pub(super) fn passing(status: StatusCode, headers: &HeaderMap) -> Option<Failure> {
     let why = match status.as_u16() {
         429 => "too many requests".to_owned(),
-        408 | 425 | 500..=599 => format!("the server has trouble (status {})", status.as_u16()),
+        408 | 425 | 500..=599 => format!("server error (status {})", status.as_u16()),
         _ => return None,
     };
     Some(Failure::Again { why, after: retry_after(headers) })

@@ -1,20 +1,20 @@
-//! How much room there is.
+//! Free disk space.
 
 use std::path::Path;
 
-/// The nearest folder around `path` that exists.
+/// Returns the nearest existing ancestor of `path`.
 fn existing(path: &Path) -> Option<&Path> {
     path.ancestors().find(|folder| folder.exists())
 }
 
-/// Returns the bytes that may be written where `path` is or will be; `None` where the system does not tell.
+/// Returns the free bytes on the file system of `path`, which need not exist yet; `None` if unknown.
 #[cfg(unix)]
 pub fn free_space(path: &Path) -> Option<u64> {
     let stat = rustix::fs::statvfs(existing(path)?).ok()?;
     stat.f_bavail.checked_mul(stat.f_frsize)
 }
 
-/// Returns the bytes that may be written where `path` is or will be; `None` where the system does not tell.
+/// Returns the free bytes on the file system of `path`, which need not exist yet; `None` if unknown.
 #[cfg(windows)]
 pub fn free_space(path: &Path) -> Option<u64> {
     use std::os::windows::ffi::OsStrExt;
@@ -23,14 +23,13 @@ pub fn free_space(path: &Path) -> Option<u64> {
 
     let folder: Vec<u16> = existing(path)?.as_os_str().encode_wide().chain([0]).collect();
     let mut free = 0;
-    // SAFETY: the folder's name ends with a zero, and `free` outlives the call; what is null is not written.
+    // SAFETY: the folder's name is zero-terminated, and `free` outlives the call; null outputs are not written.
     let told =
         unsafe { GetDiskFreeSpaceExW(folder.as_ptr(), &mut free, std::ptr::null_mut(), std::ptr::null_mut()) != 0 };
     told.then_some(free)
 }
 
-/// Whether two paths are, or will be, on the same file system, so that what one takes the other lacks. Where the system
-/// does not tell, they are.
+/// Whether two paths, which need not exist yet, share a file system. If unknown, they do.
 pub fn same_disk(a: &Path, b: &Path) -> bool {
     #[cfg(unix)]
     {
@@ -50,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_system_tells() {
+    fn unix_reports_free_space() {
         let dir = tempfile::tempdir().unwrap();
         let missing = dir.path().join("not/yet/there");
         assert!(free_space(&missing).is_some_and(|bytes| bytes > 0));

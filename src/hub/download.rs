@@ -1,4 +1,4 @@
-//! One file from the hub to its blob in the cache: over several connections, checked before it gets its name.
+//! Downloads one file to its blob in the cache over several connections, and verifies it before it gets its name.
 
 use std::{
     collections::VecDeque,
@@ -24,28 +24,28 @@ use super::{
 };
 use crate::{Error, Result};
 
-/// A step of a download.
+/// A download event.
 #[allow(missing_docs, reason = "a variant's text names its fields")]
 pub enum Event<'a> {
-    /// A file comes next, of which so many bytes are there already.
+    /// A download of a file starts, with `present` bytes already there.
     File { path: &'a str, there: u64 },
-    /// So many bytes have come.
+    /// Bytes were received.
     Fetched { bytes: u64 },
-    /// What is there of this file can't be used; so many bytes come again.
+    /// The partial file is unusable; these bytes are downloaded again.
     Again { path: &'a str, bytes: u64 },
-    /// Another process downloads this file, and is waited for.
+    /// Waiting for another process that downloads this file.
     Waiting { path: &'a str },
-    /// Something failed and is tried again after a pause.
+    /// A failure is retried after a pause.
     Retry { path: &'a str, why: &'a str, pause: Duration },
-    /// The file is there and its hash is computed.
+    /// The file is complete and is being verified.
     Checking { path: &'a str },
 }
 
-/// Connections for one file.
+/// Connections per file.
 const CONNECTIONS: usize = 4;
-/// Bytes that are asked for at once: a request each.
+/// Bytes per range request.
 const REQUEST: Range<u64> = 4 << 20..64 << 20;
-/// Attempts in a row that may bring nothing.
+/// Maximum consecutive attempts without progress.
 const ATTEMPTS: u32 = 6;
 
 /// A download of one file.
@@ -55,26 +55,26 @@ pub(super) struct Download<'a> {
     pub remote: &'a Remote,
 }
 
-/// What the connections share.
+/// State shared by the connections.
 struct Shared {
     part: Mutex<Part>,
     queue: Mutex<VecDeque<Range<u64>>>,
     source: Mutex<Source>,
-    /// Ends all of them: one has failed, or the user asks to stop.
+    /// Stops all of them: one failed, or the user cancelled.
     stop: AtomicBool,
 }
 
-/// Where the bytes come from.
+/// The source of the bytes.
 #[derive(Clone, Default)]
 struct Source {
     location: String,
-    /// The server's own tag of the file, by which it knows whether ranges are still of the same one.
+    /// The server's ETag, for If-Range.
     tag: Option<String>,
-    /// Whether there are several servers, each with a tag of its own.
+    /// Whether several servers with different ETags respond.
     untagged: bool,
 }
 
-/// What a connection tells.
+/// A message from a connection.
 enum Message {
     Fetched(u64),
     Retry(String, Duration),
@@ -85,7 +85,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Download<'_> {
-    /// Makes `blob`, whose lock the caller holds, from what is there of it and what the hub sends.
+    /// Completes `blob`, whose lock the caller holds, from the partial file and the hub.
     pub fn run(&self, blob: &Path, progress: &mut dyn FnMut(Event)) -> Result<()> {
         let Remote { path, hash, size, .. } = self.remote;
         let cancel = self.client.cancel();
@@ -101,18 +101,17 @@ impl Download<'_> {
             if !was_foreign {
                 let kept = part.quarantine()?;
                 return Err(Error::Request(format!(
-                    "{path}: what came is not what the hub announced ({hash}); it was put aside as {}, and the next \
-                     attempt begins anew",
+                    "{path}: the download does not match the hub's hash ({hash}); it was moved to {}, and the next attempt starts over",
                     kept.display()
                 )));
             }
-            // What another program had begun was not the beginning of this file.
+            // Another program's partial download was not a prefix of this file.
             progress(Event::Again { path, bytes: part.bytes() });
             part.restart()?;
         }
     }
 
-    /// Fetches what is missing.
+    /// Downloads the missing ranges.
     fn fill(&self, part: Part, progress: &mut dyn FnMut(Event)) -> Result<Part> {
         let size = self.remote.size;
         let step = (size / 16).next_multiple_of(PIECE_BYTES as u64).clamp(REQUEST.start, REQUEST.end);
@@ -129,7 +128,7 @@ impl Download<'_> {
         loop {
             match self.connect(&shared, connections, progress) {
                 Ok(()) => break,
-                // Then there is one connection, and what it brings is of use only if it brings all.
+                // Without ranges there is one connection, which must deliver the whole file.
                 Err(Failure::Unranged) if restarts < ATTEMPTS => {
                     let mut part = lock(&shared.part);
                     progress(Event::Again { path: &self.remote.path, bytes: part.bytes() });
@@ -146,12 +145,12 @@ impl Download<'_> {
         match part.missing(u64::MAX).first() {
             None => Ok(part),
             Some(range) => {
-                Err(Error::Request(format!("{}: nothing came from byte {} on", self.remote.path, range.start)))
+                Err(Error::Request(format!("{}: no data received from byte {} on", self.remote.path, range.start)))
             }
         }
     }
 
-    /// Works the queue off with so many connections, and passes on what they tell.
+    /// Processes the queue with `connections` connections, and passes on their messages.
     fn connect(
         &self,
         shared: &Shared,
@@ -188,7 +187,7 @@ impl Download<'_> {
             for worker in workers {
                 match worker.join() {
                     Ok(Ok(())) => (),
-                    // That others were stopped is no reason to tell.
+                    // Connections stopped by another's failure are not reported.
                     Ok(Err(failure)) if matches!(failed, None | Some(Failure::Fatal(Error::Cancelled))) => {
                         failed = Some(failure);
                     }
@@ -200,7 +199,7 @@ impl Download<'_> {
         })
     }
 
-    /// Fetches ranges from the queue until it is empty.
+    /// Downloads ranges from the queue until it is empty.
     fn work(&self, shared: &Shared, say: &Sender<Message>) -> std::result::Result<(), Failure> {
         let path = &self.remote.path;
         loop {
@@ -228,7 +227,7 @@ impl Download<'_> {
         }
     }
 
-    /// Asks the hub for a new address, unless another connection has done so.
+    /// Requests a new address from the hub, unless another connection has done so.
     fn renew(&self, shared: &Shared, old: &Source) -> std::result::Result<(), Failure> {
         let mut source = lock(&shared.source);
         if source.location != old.location {
@@ -239,13 +238,13 @@ impl Download<'_> {
                 *source = Source { location: new.location, ..Source::default() };
                 Ok(())
             }
-            Ok(_) => Err(Error::Request(format!("{}: the hub changed it meanwhile", self.remote.path)).into()),
+            Ok(_) => Err(Error::Request(format!("{}: it changed on the hub during the download", self.remote.path)).into()),
             Err(failure @ Failure::Fatal(_)) => Err(failure),
-            Err(_) => Ok(()), // the next attempt fails as this one did, and counts
+            Err(_) => Ok(()), // the next attempt fails likewise, and counts
         }
     }
 
-    /// Fetches bytes of `range`, and moves its start behind those that are stored.
+    /// Downloads bytes of `range`, advancing its start past the stored ones.
     fn receive(
         &self,
         range: &mut Range<u64>,
@@ -265,28 +264,28 @@ impl Download<'_> {
         let (status, get) = (answer.status(), |name| header(answer.headers(), name));
         let wrong = |what: String| Err(Failure::Again { why: what, after: None });
         match status.as_u16() {
-            206 if whole => return wrong("the server sends a part that nobody asked for".into()),
+            206 if whole => return wrong("the server sent a range for a full request".into()),
             206 => {
                 let there = get("Content-Range").and_then(content_range);
                 if there.is_none_or(|(start, total)| start != range.start || total != size) {
-                    return wrong(format!("the server sends another part than bytes {} on of {size}", range.start));
+                    return wrong(format!("the server did not send the range from byte {} of {size}", range.start));
                 }
             }
             200 if whole => match get("Content-Length").and_then(|length| length.parse::<u64>().ok()) {
                 Some(length) if length != size => {
-                    let what = format!("the server has {length} bytes of it, but the hub announced {size}");
+                    let what = format!("the server has {length} bytes of it, but the hub reported {size}");
                     return Err(Error::Request(format!("{}: {what}", self.remote.path)).into());
                 }
                 _ => (),
             },
-            // The tag may be another server's, who has the same file.
+            // The ETag may be another server's for the same file.
             200 if source.tag.is_some() => {
                 *lock(&shared.source) = Source { tag: None, untagged: true, ..source.clone() };
-                return wrong("the server has another tag for the file".into());
+                return wrong("the server reports another ETag for the file".into());
             }
             200 => return Err(Failure::Unranged),
             status @ (401 | 403 | 404 | 410 | 416) => {
-                return Err(Failure::Expired(format!("the server gives the file no more (status {status})")));
+                return Err(Failure::Expired(format!("the server no longer serves the file (status {status})")));
             }
             other => {
                 let failed = passing(status, answer.headers());
@@ -305,7 +304,7 @@ impl Download<'_> {
             bytes.clear();
             let most = (range.end - range.start).min(PIECE_BYTES as u64);
             let read = body.by_ref().take(most).read_to_end(&mut bytes);
-            // What came before the connection broke is as good as the rest.
+            // Data received before the connection broke is valid.
             if !bytes.is_empty() {
                 lock(&shared.part).write(range.start, &bytes)?;
                 range.start += bytes.len() as u64;
@@ -323,7 +322,7 @@ impl Download<'_> {
     }
 }
 
-/// Start and total of `bytes START-END/TOTAL`.
+/// Parses start and total of `bytes START-END/TOTAL`.
 fn content_range(value: &str) -> Option<(u64, u64)> {
     let (range, total) = value.trim().strip_prefix("bytes ")?.split_once('/')?;
     Some((range.split_once('-')?.0.parse().ok()?, total.parse().ok()?))

@@ -1,4 +1,4 @@
-//! A repository's files into the cache: what is missing first, then one after the other.
+//! Downloads a repository's missing files to the cache.
 
 use std::fs;
 
@@ -10,42 +10,42 @@ use super::{
 };
 use crate::{Error, Result};
 
-/// Fetches files of a repository.
+/// A download of a repository's files.
 pub struct Fetch<'a> {
     client: &'a Client,
     cache: Cache,
     info: &'a Info,
 }
 
-/// What there is to fetch.
+/// The files to download.
 pub struct Plan {
     files: Vec<(Remote, u64)>,
 }
 
 impl Plan {
-    /// Bytes of all files.
+    /// Returns the bytes of all files.
     pub fn bytes(&self) -> u64 {
         self.files.iter().map(|(remote, _)| remote.size).sum()
     }
 
-    /// Bytes that are not there yet.
+    /// Bytes still missing.
     pub fn missing(&self) -> u64 {
         self.files.iter().map(|(remote, there)| remote.size - there).sum()
     }
 
-    /// Name, bytes and bytes that are there of each file.
+    /// Name, size and present bytes of each file.
     pub fn files(&self) -> impl Iterator<Item = (&str, u64, u64)> {
         self.files.iter().map(|(remote, there)| (&*remote.path, remote.size, *there))
     }
 }
 
 impl<'a> Fetch<'a> {
-    /// Fetches from the repository that `info` tells of.
+    /// Returns a download from the repository of `info`.
     pub fn new(client: &'a Client, info: &'a Info) -> Self {
         Self { cache: Cache::new(client.settings()), client, info }
     }
 
-    /// Asks for the files' hashes and sizes, and looks what is there. Writes nothing.
+    /// Requests the files' hashes and sizes, and checks which are present. Writes nothing.
     pub fn plan(&self, files: &[&RemoteFile]) -> Result<Plan> {
         let plan = |file: &&RemoteFile| {
             let remote = self.client.remote(self.info, file)?;
@@ -59,15 +59,15 @@ impl<'a> Fetch<'a> {
         Ok(Plan { files: files.iter().map(plan).collect::<Result<_>>()? })
     }
 
-    /// Whether a file is there, as a blob or, where there are no links, in the snapshot. Its name is its hash, which was
-    /// checked; its size is checked here.
+    /// Whether a file is present, as a blob or, without links, in the snapshot. Its name is its verified hash; its size
+    /// is checked here.
     fn is_there(&self, remote: &Remote) -> bool {
         let blob = self.cache.blob(&self.info.repo, remote.hash.hex());
         let pointer = self.cache.snapshot(&self.info.repo, &self.info.commit).folder.join(&remote.path);
         [blob, pointer].iter().any(|path| fs::metadata(path).is_ok_and(|m| m.is_file() && m.len() == remote.size))
     }
 
-    /// Fetches what is missing, and returns the snapshot, to which `revision` leads from now on.
+    /// Downloads the missing files, records `revision`, and returns its snapshot.
     pub fn run(&self, plan: &Plan, revision: &str, progress: &mut dyn FnMut(Event)) -> Result<Snapshot> {
         let (repo, cancel) = (&self.info.repo, self.client.cancel());
         let snapshot = self.cache.snapshot(repo, &self.info.commit);

@@ -1,4 +1,4 @@
-//! The hash that a file's name in the cache is: SHA-256 of large files, and of others git's SHA-1.
+//! The hashes that name blobs in the cache: SHA-256 for large files, git's SHA-1 for others.
 
 use std::{
     fmt,
@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 
 use crate::{Error, Result, format::open_file};
 
-/// What a file's bytes must hash to.
+/// The expected hash of a file.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Hash {
     /// Of the bytes, in hex.
@@ -23,7 +23,7 @@ pub(super) enum Hash {
 }
 
 impl Hash {
-    /// The hash that an entity tag is, if it is one.
+    /// Parses an ETag as a hash.
     pub fn from_etag(etag: &str) -> Option<Self> {
         let hex = etag.trim().trim_start_matches("W/").trim_matches('"');
         let is_hex = hex.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
@@ -40,7 +40,7 @@ impl Hash {
         hex
     }
 
-    /// Whether the file at `path` has this hash. `progress` gets the bytes that were read, piece by piece.
+    /// Whether the file at `path` has this hash. `progress` receives the number of bytes read in each step.
     pub fn matches(&self, path: &Path, progress: &mut dyn FnMut(u64), cancel: &AtomicBool) -> Result<bool> {
         let mut file = open_file(path)?;
         let failed = |e: io::Error| Error::io("cannot read", path, e);
@@ -89,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_hashes_are_those_of_their_tools() {
+    fn hashes_match_sha256sum_and_git() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
         std::fs::write(&path, "hello\n").unwrap();

@@ -1,5 +1,4 @@
-//! Locks between processes. They are the files and the system calls of Python's `filelock`, so that its downloads and ours
-//! wait for each other.
+//! Locks between processes, compatible with Python's `filelock`, so that its downloads and ours wait for each other.
 
 use std::{
     fs::{self, File, TryLockError},
@@ -11,7 +10,7 @@ use std::{
 
 use crate::{Error, Result};
 
-/// How often a lock is tried that another process has.
+/// Polling interval of a lock held by another process.
 const PERIOD: Duration = Duration::from_millis(100);
 
 /// A lock, held until it is dropped or the process ends.
@@ -20,8 +19,8 @@ pub struct Lock {
 }
 
 impl Lock {
-    /// Takes the lock on the file at `path`; `waits` is told once if another process has it. Where the file system knows no
-    /// locks there is none: what they guard stays right without, and is done twice at worst.
+    /// Locks the file at `path`; `waits` is called once if another process holds the lock. Without file system support
+    /// there is no lock, and work may be done twice, but correctly.
     pub fn take(path: &Path, waits: &mut dyn FnMut(), cancel: &AtomicBool) -> Result<Self> {
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder).map_err(|e| Error::io("cannot create", folder, e))?;
@@ -31,7 +30,7 @@ impl Lock {
             let file = File::options().create(true).truncate(false).read(true).write(true).open(path);
             let file = file.map_err(|e| Error::io("cannot open", path, e))?;
             match file.try_lock() {
-                // One that its last owner removed is nobody's lock any more.
+                // A lock file that its last owner removed protects nothing.
                 Ok(()) if !is_at(&file, path) => continue,
                 Ok(()) => return Ok(Self { _file: Some(file) }),
                 Err(TryLockError::Error(_)) => return Ok(Self { _file: None }),
@@ -47,7 +46,7 @@ impl Lock {
     }
 }
 
-/// Whether `file` is still what `path` names.
+/// Whether `path` still refers to `file`.
 fn is_at(file: &File, path: &Path) -> bool {
     #[cfg(unix)]
     {
@@ -58,7 +57,7 @@ fn is_at(file: &File, path: &Path) -> bool {
     }
     #[cfg(not(unix))]
     {
-        let _ = (file, path); // an open file can't be removed there
+        let _ = (file, path); // open files cannot be removed on this system
         true
     }
 }
@@ -70,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_at_a_time() {
+    fn locks_are_exclusive() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a/lock");
         let no = AtomicBool::new(false);

@@ -1,8 +1,8 @@
 //! Models by name: from `owner/name` on a Hugging Face hub to files on this disk.
 //!
-//! What is downloaded lies in the cache that Python's tools use too, in their layout; what is made of it, or taken as it
-//! is, lies in a folder of our own ([`Store`]). Nothing here uses the network but [`Client`], which nobody makes without
-//! being asked to.
+//! Downloads go to the cache of Python's tools, in their layout; converted and ready models to a folder of our own
+//! ([`Store`]). Only [`Client`] uses the network, and only `hymba pull`, or a pull that the user agreed to, creates
+//! one.
 
 mod cache;
 mod client;

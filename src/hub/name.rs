@@ -9,20 +9,20 @@ pub struct Repo {
     name: String,
 }
 
-/// A model as users name it.
+/// A model's name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Name {
-    /// Where it is from.
+    /// Its repository.
     pub repo: Repo,
-    /// How its matrices are stored, in lower case; `None`: whatever there is, or is usual.
+    /// Its type in lower case; `None`: any, or the default.
     pub kind: Option<String>,
 }
 
 impl Repo {
-    /// The longest name that the hub allows.
+    /// Maximum length of a name on the hub.
     const LENGTH: usize = 96;
 
-    /// Who published it.
+    /// Its owner.
     pub fn owner(&self) -> &str {
         &self.owner
     }
@@ -32,13 +32,13 @@ impl Repo {
         &self.name
     }
 
-    /// The folder of the cache that holds it.
+    /// Returns its folder in the cache.
     pub fn folder(&self) -> String {
         format!("models--{}--{}", self.owner, self.name)
     }
 }
 
-/// Whether the hub allows this as the name of an owner or of a repository. No such name is a path.
+/// Whether this is a valid name of an owner or repository, none of which is a path.
 fn is_allowed(part: &str) -> bool {
     let inner = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     !part.is_empty()
@@ -57,7 +57,7 @@ impl FromStr for Repo {
             Some((owner, name)) if text.len() <= Self::LENGTH && is_allowed(owner) && is_allowed(name) => {
                 Ok(Self { owner: owner.into(), name: name.into() })
             }
-            _ => Err(format!("`{text}` is not a model's name, which looks like nvidia/Hymba-1.5B-Instruct")),
+            _ => Err(format!("`{text}` is not a model name such as nvidia/Hymba-1.5B-Instruct")),
         }
     }
 }
@@ -78,7 +78,7 @@ impl FromStr for Name {
     }
 }
 
-/// Whether this could be the name of a type, one known here or not.
+/// Whether this could be the name of a type, known or not.
 pub(super) fn is_type(text: &str) -> bool {
     !text.is_empty()
         && text.len() <= 32
@@ -105,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_read_and_written() {
+    fn names_round_trip() {
         for text in ["nvidia/Hymba-1.5B-Instruct", "a/b:q4_0", "A_b/c.d:small"] {
             assert_eq!(text.parse::<Name>().unwrap().to_string(), text);
         }
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn no_name_is_a_path() {
+    fn paths_are_not_names() {
         let long = format!("a/{}", "b".repeat(95));
         for text in [
             "",

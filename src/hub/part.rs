@@ -1,7 +1,7 @@
-//! A file on its way: its bytes in any order, and a journal of those that are there.
+//! A partial download: its bytes in any order, with a journal of the stored ranges.
 //!
-//! The journal gets a line after each piece was written: its range, and a hash. Whatever ends the process, the next one
-//! reads back what the lines claim, and goes on from what is true of it.
+//! After each piece is written, the journal gets a line with its range and hash. After any interruption, the next
+//! process verifies the lines and resumes from the valid ones.
 
 use std::{
     ffi::OsString,
@@ -16,17 +16,17 @@ use std::{
 use super::ranges::Ranges;
 use crate::{Error, Result};
 
-/// Bytes that a line of the journal stands for, at most: what a connection may lose when the process is killed.
+/// Maximum bytes per journal line: what a connection may lose when the process is killed.
 pub(super) const PIECE_BYTES: usize = 1 << 20;
 
-/// A file on its way to the name of a blob.
+/// A partial blob.
 pub(super) struct Part {
     paths: Paths,
     file: File,
     journal: File,
     size: u64,
     ranges: Ranges,
-    /// Whether some of it is what another program left, which nobody has checked.
+    /// Whether it contains unverified data from another program.
     is_foreign: bool,
 }
 
@@ -47,7 +47,7 @@ impl Paths {
     }
 }
 
-/// What the journal of a file of `size` bytes begins with.
+/// Returns the journal's header for a file of `size` bytes.
 fn header(size: u64) -> String {
     format!("hymba 1 {size}\n")
 }
@@ -80,7 +80,7 @@ impl Line {
     }
 }
 
-/// The journal's whole lines, if it is one for `size` bytes, and how long they are together.
+/// Parses the journal's complete lines, if it is for `size` bytes, and returns them with their total length.
 fn read_journal(path: &Path, size: u64) -> Option<(Vec<Line>, u64)> {
     let text = fs::read_to_string(path).ok()?;
     let whole = &text[..text.rfind('\n')? + 1];
@@ -89,7 +89,7 @@ fn read_journal(path: &Path, size: u64) -> Option<(Vec<Line>, u64)> {
 }
 
 impl Part {
-    /// Opens what was begun of `blob`, by us or by Python's client, or begins. The caller holds the blob's lock.
+    /// Resumes a partial `blob` of ours or of Python's client, or starts one. The caller holds the blob's lock.
     pub fn open(blob: &Path, size: u64, cancel: &AtomicBool) -> Result<Self> {
         let paths = Paths::of(blob);
         if !paths.part.exists() {
@@ -115,7 +115,7 @@ impl Part {
                 is_foreign |= line.is_foreign;
             }
         }
-        // What a process that was killed wrote of a line goes.
+        // Truncate an incomplete line of a killed process.
         journal.set_len(length).and_then(|()| journal.seek(SeekFrom::End(0))).map_err(failed)?;
         if length == 0 {
             journal.write_all(header(size).as_bytes()).map_err(failed)?;
@@ -124,7 +124,7 @@ impl Part {
         Ok(Self { paths, file, journal, size, ranges, is_foreign })
     }
 
-    /// How many bytes were begun of `blob`, as far as can be told without reading them.
+    /// Returns the stored bytes of `blob` according to its journal.
     pub fn peek(blob: &Path, size: u64) -> u64 {
         let paths = Paths::of(blob);
         if !paths.part.exists() {
@@ -138,27 +138,27 @@ impl Part {
         ranges.bytes()
     }
 
-    /// Where the bytes lie.
+    /// Returns the path of the data.
     pub fn path(&self) -> &Path {
         &self.paths.part
     }
 
-    /// How many bytes there are.
+    /// Returns the number of stored bytes.
     pub fn bytes(&self) -> u64 {
         self.ranges.bytes()
     }
 
-    /// What is missing, in pieces of at most `most` bytes.
+    /// Returns the missing ranges in pieces of at most `most` bytes.
     pub fn missing(&self, most: u64) -> Vec<Range<u64>> {
         self.ranges.missing(self.size, most)
     }
 
-    /// Whether some of it is what another program left.
+    /// Whether it contains unverified data from another program.
     pub fn is_foreign(&self) -> bool {
         self.is_foreign
     }
 
-    /// Stores bytes that have come, at most [`PIECE_BYTES`].
+    /// Stores received bytes, at most [`PIECE_BYTES`].
     pub fn write(&mut self, start: u64, bytes: &[u8]) -> Result<()> {
         let line = Line::new(start, bytes, false);
         let written = self.file.seek(SeekFrom::Start(start)).and_then(|_| self.file.write_all(bytes));
@@ -168,7 +168,7 @@ impl Part {
         Ok(())
     }
 
-    /// Forgets all that is there.
+    /// Discards all data.
     pub fn restart(&mut self) -> Result<()> {
         let cleared = self.journal.set_len(0).and_then(|()| self.journal.rewind());
         let cleared = cleared.and_then(|()| self.journal.write_all(header(self.size).as_bytes()));
@@ -178,17 +178,17 @@ impl Part {
         Ok(())
     }
 
-    /// Gives the file, which is whole and right, the name of its blob.
+    /// Renames the complete, verified file to its blob.
     pub fn finish(self, blob: &Path) -> Result<()> {
         let failed = |e| Error::io("cannot write", blob, e);
         self.file.sync_all().map_err(failed)?;
         drop((self.file, self.journal));
         fs::rename(&self.paths.part, blob).map_err(failed)?;
-        let _ = fs::remove_file(&self.paths.journal); // without its part it says nothing
+        let _ = fs::remove_file(&self.paths.journal); // meaningless without its data
         Ok(())
     }
 
-    /// Puts a file aside that is whole and wrong, and returns where.
+    /// Moves a complete but invalid file out of the way, and returns its path.
     pub fn quarantine(self) -> Result<PathBuf> {
         let Self { paths, file, journal, .. } = self;
         drop((file, journal));
@@ -198,7 +198,8 @@ impl Part {
     }
 }
 
-/// What Python's client left of `blob`: `HASH.incomplete`, or with letters of its own before the suffix; the longest.
+/// Returns the longest partial download of `blob` by Python's client: `HASH.incomplete`, or with a random part before
+/// the suffix.
 fn incomplete(blob: &Path, size: u64) -> Option<(PathBuf, u64)> {
     let hash = blob.file_name()?.to_str()?;
     let is_left = |name: &str| {
@@ -217,7 +218,7 @@ fn incomplete(blob: &Path, size: u64) -> Option<(PathBuf, u64)> {
     with_size.max_by_key(|&(_, bytes)| bytes)
 }
 
-/// Makes what Python's client left a part of ours, with a journal that says so.
+/// Adopts a partial download of Python's client, noting that in the journal.
 fn adopt_incomplete(blob: &Path, size: u64, paths: &Paths) -> Result<()> {
     let Some((left, _)) = incomplete(blob, size) else { return Ok(()) };
     let failed = |e: io::Error| Error::io("cannot read", &left, e);
@@ -230,12 +231,12 @@ fn adopt_incomplete(blob: &Path, size: u64, paths: &Paths) -> Result<()> {
             break;
         }
         let line = Line::new(start, bytes, true);
-        let _ = journal.write_str(&line.text()); // to a string, which takes all
+        let _ = journal.write_str(&line.text()); // writing to a string cannot fail
         let length = bytes.len();
         start = line.range.end;
         reader.consume(length);
     }
-    // The journal first: without its part it says nothing, and this is done again.
+    // The journal first: without data it is ignored, and this is repeated.
     fs::write(&paths.journal, journal).map_err(|e| Error::io("cannot write", &paths.journal, e))?;
     fs::rename(&left, &paths.part).map_err(|e| Error::io("cannot rename", &left, e))
 }
@@ -255,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_written_is_there_again() {
+    fn stored_ranges_survive_a_restart() {
         let dir = tempfile::tempdir().unwrap();
         let (blob, all) = (dir.path().join("ab"), bytes());
         let mut part = open(&blob);
@@ -263,7 +264,7 @@ mod tests {
         part.write(0, &all[..10]).unwrap();
         drop(part);
         assert_eq!(Part::peek(&blob, SIZE), PIECE_BYTES as u64 + 10);
-        // A line that was cut, one of bytes that are not there, and one that is wrong.
+        // A truncated line, one of missing bytes, and an invalid one.
         let mut journal = fs::read_to_string(dir.path().join("ab.hymba-ranges")).unwrap();
         journal += &Line::new(2 * PIECE_BYTES as u64, &all[..5], false).text();
         journal += "7 9999999999999 00\nno line\n3145728 31457";
@@ -283,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_that_the_disk_lost_are_missing() {
+    fn lost_data_is_downloaded_again() {
         let dir = tempfile::tempdir().unwrap();
         let (blob, all) = (dir.path().join("ab"), bytes());
         let mut part = open(&blob);
@@ -292,12 +293,12 @@ mod tests {
         part.file.seek(SeekFrom::Start(77)).and_then(|_| part.file.write_all(&[0; 9])).unwrap();
         drop(part);
         assert_eq!(open(&blob).missing(u64::MAX), [0..PIECE_BYTES as u64, PIECE_BYTES as u64 + 9..SIZE]);
-        // A file of another size begins anew.
+        // A file of another size starts over.
         assert_eq!(Part::open(&blob, 50, &AtomicBool::new(false)).unwrap().missing(99), vec![0..50; 1]);
     }
 
     #[test]
-    fn what_python_left_is_taken_over() {
+    fn partial_downloads_of_python_are_adopted() {
         let dir = tempfile::tempdir().unwrap();
         let (blob, all) = (dir.path().join("ab"), bytes());
         for (name, length) in

@@ -1,13 +1,13 @@
-//! Which bytes of a file are there.
+//! Sets of byte ranges.
 
 use std::{iter, ops::Range};
 
-/// A set of bytes, as ranges in order that do not touch.
+/// A set of bytes, as ordered, non-adjacent ranges.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Ranges(Vec<Range<u64>>);
 
 impl Ranges {
-    /// Adds a range, which may overlap what is there.
+    /// Adds a range, which may overlap others.
     pub fn insert(&mut self, new: Range<u64>) {
         if new.is_empty() {
             return;
@@ -20,12 +20,12 @@ impl Ranges {
         self.0.splice(first..last, iter::once(start..end));
     }
 
-    /// How many bytes there are.
+    /// Returns the number of stored bytes.
     pub fn bytes(&self) -> u64 {
         self.0.iter().map(|range| range.end - range.start).sum()
     }
 
-    /// What is missing of the first `size` bytes, in pieces of at most `most`.
+    /// Returns the complement within the first `size` bytes, in pieces of at most `most`.
     pub fn missing(&self, size: u64, most: u64) -> Vec<Range<u64>> {
         let mut pieces = Vec::new();
         let mut start = 0;

@@ -1,4 +1,4 @@
-//! What is tried again, when, and how often.
+//! Retries with backoff.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -8,15 +8,15 @@ use std::{
 
 use crate::{Error, Result};
 
-/// Why a request gave nothing, or not all.
+/// Why a request failed.
 pub(super) enum Failure {
-    /// Asking again would not help.
+    /// A retry would not help.
     Fatal(Error),
-    /// The network or the server failed; it may have said when to come again.
+    /// A network or server failure, with a requested delay, if any.
     Again { why: String, after: Option<Duration> },
-    /// The address that a redirect gave is good no more.
+    /// The address from a redirect has expired.
     Expired(String),
-    /// The server sends whole files only.
+    /// The server does not support ranges.
     Unranged,
 }
 
@@ -27,22 +27,22 @@ impl From<Error> for Failure {
 }
 
 impl Failure {
-    /// What a request that is not tried again fails with.
+    /// Converts it to the error of a request that is not retried.
     pub fn into_error(self, what: &str) -> Error {
         match self {
             Self::Fatal(error) => error,
             Self::Again { why, .. } | Self::Expired(why) => Error::Request(format!("{what}: {why}")),
-            Self::Unranged => Error::Request(format!("{what}: the server sends whole files only")),
+            Self::Unranged => Error::Request(format!("{what}: the server does not support ranges")),
         }
     }
 }
 
-/// The longest pause of our own; a server may ask for more.
+/// Maximum pause, unless a server requests more.
 const LONGEST: Duration = Duration::from_secs(30);
-/// The longest pause that a server is granted.
+/// Maximum pause at a server's request.
 const GRANTED: Duration = Duration::from_secs(600);
 
-/// Pauses between attempts, each twice as long as the one before.
+/// Exponential backoff.
 pub(super) struct Backoff {
     first: Duration,
     attempts: u32,
@@ -50,18 +50,18 @@ pub(super) struct Backoff {
 }
 
 impl Backoff {
-    /// So many attempts in a row may fail.
+    /// Maximum consecutive failures.
     pub fn new(first: Duration, attempts: u32) -> Self {
         Self { first, attempts, failures: 0 }
     }
 
-    /// Something came: the server and the network are there.
+    /// Resets the count after progress.
     pub fn reset(&mut self) {
         self.failures = 0;
     }
 
-    /// Waits before the next attempt, or fails if there shall be none. `tell` gets the reason and the pause; `stop` ends
-    /// the pause.
+    /// Waits before the next attempt, or fails if there is none. `tell` receives the reason and the pause; `stop`
+    /// interrupts it.
     pub fn wait(
         &mut self,
         failure: Failure,
@@ -82,7 +82,7 @@ impl Backoff {
         let pause = after.map_or(own, |after| after.max(own));
         if pause > GRANTED {
             let minutes = pause.as_secs() / 60;
-            return Err(Error::Request(format!("{what}: {why}; the server wants no request for {minutes} minutes")));
+            return Err(Error::Request(format!("{what}: {why}; the server accepts no requests for {minutes} minutes")));
         }
         tell(&why, pause);
         let end = Instant::now() + pause;
@@ -102,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pauses_grow_and_attempts_end() {
+    fn pauses_grow_and_attempts_are_limited() {
         let mut backoff = Backoff::new(Duration::from_millis(1), 4);
         let no = AtomicBool::new(false);
         let mut pauses = Vec::new();

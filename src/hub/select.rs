@@ -1,16 +1,16 @@
-//! Which files of a repository are wanted: those that conversion reads, or a file that is ready.
+//! Selects a repository's files: those that conversion reads, or a ready GGUF file.
 
 use std::collections::BTreeSet;
 
 use super::{Name, name::is_type};
 use crate::{Error, Result};
 
-/// What to take from a repository.
+/// The files to download from a repository.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Selection {
-    /// A checkpoint to convert: its files.
+    /// The files of a checkpoint to convert.
     Checkpoint(Vec<String>),
-    /// A GGUF file as it is: its name, its type, and what tells its license.
+    /// A ready GGUF file: its name, its type, and the files on its license.
     Ready {
         /// The file.
         file: String,
@@ -22,7 +22,7 @@ pub enum Selection {
 }
 
 impl Selection {
-    /// All files, those of the weights last.
+    /// Returns all files, weights last.
     pub fn files(&self) -> Vec<&str> {
         match self {
             Self::Checkpoint(files) => files.iter().map(String::as_str).collect(),
@@ -31,7 +31,7 @@ impl Selection {
     }
 }
 
-/// What conversion reads beside the weights.
+/// Files that conversion reads besides the weights.
 const READ: [&str; 6] = [
     "config.json",
     "generation_config.json",
@@ -43,7 +43,7 @@ const READ: [&str; 6] = [
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
-/// Whether a file tells of the model and its license.
+/// Whether a file is the model card or the license.
 fn is_about(file: &str) -> bool {
     let name = file.to_ascii_uppercase();
     let begins =
@@ -58,17 +58,17 @@ fn is_shard(file: &str) -> bool {
     number.and_then(|number| number.split_once("-of-")).is_some_and(|(n, of)| digits(n) && digits(of))
 }
 
-/// The type that a GGUF file's name ends with: `q4_0` of `Hymba-1.5B-Q4_0.gguf`.
+/// Returns the type at the end of a GGUF file's name: `q4_0` for `Hymba-1.5B-Q4_0.gguf`.
 pub fn ready_type(file: &str) -> Option<String> {
     let stem = file.strip_suffix(".gguf")?.to_ascii_lowercase();
     let kind = stem.rsplit(['-', '.']).next()?.to_owned();
     (kind != stem && is_type(&kind)).then_some(kind)
 }
 
-/// Chooses from the `files` of the repository of `name`. Where there are both, a GGUF file is taken if its type was asked
-/// for, and else the checkpoint; `usual` is the type of those who ask for none.
+/// Selects from the `files` of the repository of `name`. If both exist, a GGUF file is used if its type was requested,
+/// else the checkpoint; `usual` is the default type.
 pub fn select(name: &Name, files: &[String], usual: &str) -> Result<Selection> {
-    // What lies in folders is for other programs.
+    // Files in subfolders are for other programs.
     let files: BTreeSet<&str> = files.iter().map(String::as_str).filter(|file| !file.contains(['/', '\\'])).collect();
     let has = |file: &str| files.contains(file);
     let list = |wanted: &dyn Fn(&str) -> bool| -> Vec<String> {
@@ -101,7 +101,7 @@ pub fn select(name: &Name, files: &[String], usual: &str) -> Result<Selection> {
         (None, _) => match find(usual) {
             Some(found) => take(found),
             None => Err(Error::Request(format!(
-                "{} has the types {}; name one, as in {}:{}",
+                "{} has the types {}; choose one, as in {}:{}",
                 name.repo,
                 known.join(", "),
                 name.repo,
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn what_conversion_reads_and_no_more() {
+    fn only_files_for_conversion_are_selected() {
         let files = [
             ".gitattributes",
             "LICENSE",
@@ -164,7 +164,7 @@ mod tests {
         let files = ["README.md", "m-q4_0.gguf", "m-q8_0.gguf"];
         let file = |chosen: Result<Selection>| chosen.map(|chosen| chosen.files().last().unwrap().to_string());
         assert_eq!(file(choose("a/b:q4_0", &files)).unwrap(), "m-q4_0.gguf");
-        assert!(file(choose("a/b", &files)).unwrap_err().to_string().contains("q4_0, q8_0; name one, as in a/b:q4_0"));
+        assert!(file(choose("a/b", &files)).unwrap_err().to_string().contains("q4_0, q8_0; choose one, as in a/b:q4_0"));
         assert!(file(choose("a/b:q5", &files)).unwrap_err().to_string().contains("has no q5"));
         assert_eq!(file(choose("a/b", &["m-q4.gguf", "m-q8.gguf"])).unwrap(), "m-q4.gguf");
         assert_eq!(file(choose("a/b", &["m-f16.gguf"])).unwrap(), "m-f16.gguf");

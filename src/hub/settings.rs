@@ -1,4 +1,4 @@
-//! What the environment says: the variables of Hugging Face's own tools, with the same meaning.
+//! Settings from the environment: the variables of Hugging Face's tools, with the same meaning.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -9,47 +9,47 @@ use std::{
 
 use crate::{Error, Result};
 
-/// The hub, where no variable names another.
+/// The default hub.
 pub const HUB: &str = "https://huggingface.co";
 
-/// How and with what a hub is spoken to, and where its files lie.
+/// Connection settings and the cache folder.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Address of the hub, without a slash at its end.
     pub endpoint: String,
     /// The folder that holds `models--OWNER--NAME`.
     pub cache: PathBuf,
-    /// Who asks.
+    /// The access token.
     pub token: Option<Token>,
     /// Whether the network must not be used.
     pub offline: bool,
-    /// Whether snapshots may be links to blobs, where the file system can.
+    /// Whether snapshots may use links to blobs.
     pub links: bool,
     /// Proxies for `https` and for `http` addresses.
     pub proxies: [Option<String>; 2],
     /// Hosts to speak to without a proxy.
     pub no_proxy: Vec<String>,
-    /// A connection on which no byte comes for so long is given up.
+    /// Stall timeout of a connection.
     pub patience: Duration,
-    /// How long to wait before the first retry; each further one waits twice as long.
+    /// Delay before the first retry; it doubles with each one.
     pub pause: Duration,
 }
 
-/// A secret, which is never shown.
+/// A secret that is never shown.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Token(String);
 
 impl Token {
-    /// `None` if there is nothing in `text`, and an error if it can't be sent.
+    /// Parses a token; `None` if `text` is empty.
     fn new(text: &str, origin: &str) -> Result<Option<Self>> {
         match text.trim() {
             "" => Ok(None),
             token if token.bytes().all(|byte| byte.is_ascii_graphic()) => Ok(Some(Self(token.into()))),
-            _ => Err(Error::Request(format!("{origin} holds no token of the hub: it has spaces or other characters"))),
+            _ => Err(Error::Request(format!("{origin} is not a valid token: it has spaces or other invalid characters"))),
         }
     }
 
-    /// The value of the header that shows it to the hub.
+    /// Returns the value of the Authorization header.
     pub(super) fn header(&self) -> String {
         format!("Bearer {}", self.0)
     }
@@ -61,12 +61,12 @@ impl fmt::Debug for Token {
     }
 }
 
-/// As Python's tools read a switch.
+/// Parses a switch like Python's tools.
 fn is_true(value: &OsStr) -> bool {
     value.to_str().is_some_and(|value| ["1", "ON", "YES", "TRUE"].contains(&&*value.to_uppercase()))
 }
 
-/// `~` and what follows it, from the home folder on.
+/// Expands `~` to the home folder.
 fn expand(path: OsString) -> PathBuf {
     let path = PathBuf::from(path);
     match (path.strip_prefix("~"), dirs::home_dir()) {
@@ -76,12 +76,12 @@ fn expand(path: OsString) -> PathBuf {
 }
 
 impl Settings {
-    /// Reads the variables of this process.
+    /// Reads this process's environment.
     pub fn from_env() -> Result<Self> {
         Self::from(|name| std::env::var_os(name))
     }
 
-    /// Reads the variables that `var` gives; one that is empty counts as missing.
+    /// Reads variables through `var`; empty ones count as unset.
     pub fn from(var: impl Fn(&str) -> Option<OsString>) -> Result<Self> {
         let var = |name: &str| var(name).filter(|value| !value.is_empty());
         let text = |name: &str| match var(name).map(OsString::into_string).transpose() {
@@ -95,7 +95,7 @@ impl Settings {
             None => match var("XDG_CACHE_HOME").map(expand).or_else(|| Some(dirs::home_dir()?.join(".cache"))) {
                 Some(cache) => cache.join("huggingface"),
                 None => {
-                    return Err(Error::Request("there is no home folder; name one to download to in HF_HOME".into()));
+                    return Err(Error::Request("there is no home folder; set HF_HOME to a download folder".into()));
                 }
             },
         };
@@ -115,7 +115,7 @@ impl Settings {
             .iter()
             .any(|scheme| endpoint.strip_prefix(scheme).is_some_and(|rest| !rest.is_empty()))
         {
-            return Err(Error::Request(format!("HF_ENDPOINT is `{endpoint}`, which is not the address of a hub")));
+            return Err(Error::Request(format!("HF_ENDPOINT is `{endpoint}`, which is not an http or https address")));
         }
         let proxy = |upper: &str, lower: &str| first_text(&[upper, lower, "ALL_PROXY", "all_proxy"]);
         let no_proxy = first_text(&["NO_PROXY", "no_proxy"])?.unwrap_or_default();
@@ -136,7 +136,7 @@ impl Settings {
         })
     }
 
-    /// The proxy to use for `host`, if there is one for this kind of address.
+    /// Returns the proxy to use for `host`, if there is one for this kind of address.
     pub(super) fn proxy(&self, https: bool, host: &str) -> Option<&str> {
         let host = host.to_lowercase();
         let without = |pattern: &String| {
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_may_hold_the_token() {
+    fn the_token_may_be_in_a_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("token");
         fs::write(&path, "hf_file\n").unwrap();
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn proxies_and_what_needs_none() {
+    fn proxies_and_exceptions() {
         let set =
             settings(&[("HTTPS_PROXY", "http://p:1"), ("http_proxy", "q:2"), ("NO_PROXY", "localhost, .in.org,*.x")]);
         let set = set.unwrap();

@@ -1,4 +1,4 @@
-//! The models that are ready to run: `owner/name-type.gguf` in a folder of ours.
+//! Installed models: `owner/name-type.gguf` in a folder of our own.
 
 use std::{
     env,
@@ -24,25 +24,25 @@ pub struct Store {
 /// An installed model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Installed {
-    /// What it is called.
+    /// Its name.
     pub repo: Repo,
-    /// How its matrices are stored.
+    /// Its type.
     pub kind: String,
     /// The file.
     pub path: PathBuf,
 }
 
-/// Where an installed model is from.
+/// The source of an installed model.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Source {
-    /// The branch, tag or commit that was asked for.
+    /// The requested branch, tag or commit.
     pub revision: String,
-    /// The commit that it was then.
+    /// Its commit at the time.
     pub commit: String,
 }
 
 impl Store {
-    /// The folder that the environment names: HYMBA_MODELS, or else one among the user's data.
+    /// Returns the folder HYMBA_MODELS, or the default in the user's data folder.
     pub fn from_env() -> Result<Self> {
         let var = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
         let data = || {
@@ -52,31 +52,31 @@ impl Store {
         let folder = var("HYMBA_MODELS").or_else(data);
         folder
             .map(Self::new)
-            .ok_or_else(|| Error::Request("there is no home folder; name one for models in HYMBA_MODELS".into()))
+            .ok_or_else(|| Error::Request("there is no home folder; set HYMBA_MODELS to a folder for models".into()))
     }
 
-    /// The models in `folder`.
+    /// Returns the models in `folder`.
     pub fn new(folder: PathBuf) -> Self {
         Self { folder }
     }
 
-    /// The folder.
+    /// Returns the folder.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// The model of this name and type, there or not.
+    /// Returns the model of this name and type, whether or not it is installed.
     pub fn model(&self, repo: &Repo, kind: &str) -> Installed {
         let path = self.folder.join(repo.owner()).join(format!("{}-{kind}.gguf", repo.name()));
         Installed { repo: repo.clone(), kind: kind.into(), path }
     }
 
-    /// The lock that whoever makes this model must hold.
+    /// Returns the path of the lock for creating this model.
     pub fn lock(&self, model: &Installed) -> PathBuf {
         hidden(&model.path, "lock")
     }
 
-    /// All models, by name.
+    /// Returns all models, sorted by name.
     pub fn list(&self) -> Vec<Installed> {
         let entries = |folder: &Path| fs::read_dir(folder).into_iter().flatten().flatten();
         let mut all = Vec::new();
@@ -95,8 +95,8 @@ impl Store {
         all
     }
 
-    /// The models that `text` may mean: a whole name; or one without its owner, or a part of one between dashes, in any
-    /// case. Of several types of one model `usual` is meant, if it is there.
+    /// Returns the models that `text` matches: by full name, without the owner, or by a part between dashes, ignoring
+    /// case. Among several types of one model, `usual` is preferred.
     pub fn find(&self, text: &str, usual: &str) -> Vec<Installed> {
         let mut found = match text.parse::<Name>() {
             Ok(name) => self
@@ -126,7 +126,7 @@ impl Store {
     }
 }
 
-/// A file of ours beside the model's.
+/// Returns the path of an auxiliary file next to the model.
 fn hidden(path: &Path, what: &str) -> PathBuf {
     let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     path.with_file_name(format!(".{name}.{what}"))
@@ -137,29 +137,29 @@ impl Installed {
         kind.is_none_or(|kind| self.kind == kind)
     }
 
-    /// What it is called, with its type.
+    /// Returns its name with its type.
     pub fn name(&self) -> Name {
         Name { repo: self.repo.clone(), kind: Some(self.kind.clone()) }
     }
 
-    /// Where it is from, if that was noted.
+    /// Returns its source, if recorded.
     pub fn source(&self) -> Option<Source> {
         serde_json::from_slice(&fs::read(hidden(&self.path, "source.json")).ok()?).ok()
     }
 
-    /// Notes where it is from.
+    /// Records its source.
     pub fn set_source(&self, source: &Source) -> Result<()> {
         let path = hidden(&self.path, "source.json");
         write_atomically(&path, true, Privacy::Shared, |file| Ok(serde_json::to_writer(file, source)?))
     }
 
-    /// Notes that it is used now. A file system that can't is no reason to fail.
+    /// Records that it is used now, ignoring errors.
     pub fn touch(&self) {
         let now = FileTimes::new().set_accessed(SystemTime::now());
         let _ = File::open(&self.path).and_then(|file| file.set_times(now));
     }
 
-    /// Bytes of the file, and when it was last used.
+    /// Returns its size in bytes and its last use.
     pub fn size_and_use(&self) -> Result<(u64, Option<SystemTime>)> {
         let meta = fs::metadata(&self.path).map_err(|e| Error::io("cannot open", &self.path, e))?;
         Ok((meta.len(), meta.accessed().ok()))
@@ -172,7 +172,7 @@ impl Installed {
             let _ = fs::remove_file(hidden(&self.path, what));
         }
         if let Some(owner) = self.path.parent() {
-            let _ = fs::remove_dir(owner); // if it was the last one there
+            let _ = fs::remove_dir(owner); // if it is empty now
         }
         Ok(())
     }

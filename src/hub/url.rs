@@ -1,6 +1,6 @@
-//! Addresses, as far as a client of the hub looks into them.
+//! URL handling for the hub client.
 
-/// Scheme, host and port: what a token may be sent to, and what not.
+/// Returns scheme, host and port: a token is sent only to the hub's origin.
 pub(super) fn origin(url: &str) -> Option<(String, String, u16)> {
     let (scheme, rest) = url.split_once("://")?;
     let scheme = scheme.to_lowercase();
@@ -10,7 +10,7 @@ pub(super) fn origin(url: &str) -> Option<(String, String, u16)> {
         _ => return None,
     };
     let authority = rest.split(['/', '?', '#']).next()?;
-    // What stands before an @ is no host, and nothing that an address of ours would have.
+    // User info before an @ is not a host, and our addresses never have it.
     if authority.contains(['@', '\\']) {
         return None;
     }
@@ -21,7 +21,7 @@ pub(super) fn origin(url: &str) -> Option<(String, String, u16)> {
     (!host.is_empty()).then(|| (scheme, host.to_lowercase(), port))
 }
 
-/// Where `location`, as a redirect from `base` has it, leads.
+/// Resolves the redirect target `location` against `base`.
 pub(super) fn join(base: &str, location: &str) -> Option<String> {
     let (scheme, rest) = base.split_once("://")?;
     let host = rest.split(['/', '?', '#']).next()?;
@@ -34,7 +34,7 @@ pub(super) fn join(base: &str, location: &str) -> Option<String> {
     location.starts_with('/').then(|| format!("{scheme}://{host}{location}"))
 }
 
-/// `text` as part of a path: `/` is kept where `keep_slash`.
+/// Percent-encodes `text` for a path; keeps `/` if `keep_slash`.
 pub(super) fn encode(text: &str, keep_slash: bool) -> String {
     let mut encoded = String::with_capacity(text.len());
     for byte in text.bytes() {
@@ -48,7 +48,7 @@ pub(super) fn encode(text: &str, keep_slash: bool) -> String {
     encoded
 }
 
-/// An address for messages: without its query, which may hold a signature that gives access.
+/// Returns an address for messages, without its query, which may contain an access signature.
 pub(super) fn shown(url: &str) -> &str {
     url.split(['?', '#']).next().unwrap_or(url)
 }

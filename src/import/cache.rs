@@ -7,13 +7,13 @@ use std::{
 
 const PREFIX: &str = "models--";
 
-/// A repository that the cache holds a copy of.
+/// A repository in the cache.
 pub(super) struct Repository {
     pub(super) organization: Option<String>,
     pub(super) name: String,
 }
 
-/// The repository that `folder`, an absolute path, is a snapshot of.
+/// Returns the repository of which the absolute path `folder` is a snapshot.
 pub(super) fn repository(folder: &Path) -> Option<Repository> {
     let names = folder.components().rev().filter_map(|component| component.as_os_str().to_str());
     let id = names.take(3).find_map(|name| name.strip_prefix(PREFIX))?;
@@ -24,12 +24,12 @@ pub(super) fn repository(folder: &Path) -> Option<Repository> {
     Some(Repository { organization, name: name.to_owned() })
 }
 
-/// Whether a folder's name is that of a snapshot: the hash of a commit.
+/// Whether a folder's name is a commit hash, as for snapshots.
 pub(super) fn is_hash(name: &str) -> bool {
     name.len() == 40 && name.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-/// Returns the folder that holds the checkpoint: `path`, or where that is a repository in the cache, its snapshot.
+/// Returns the checkpoint's folder: `path`, or its snapshot if it is a repository in the cache.
 pub fn checkpoint_folder(path: &Path) -> PathBuf {
     if path.join("config.json").exists() {
         return path.into();
@@ -43,7 +43,7 @@ pub fn checkpoint_folder(path: &Path) -> PathBuf {
     let main = main.map(|hash| snapshots.join(hash.trim())).filter(holds);
     main.or_else(|| {
         let mut folders = fs::read_dir(&snapshots).ok()?.flatten().map(|entry| entry.path()).filter(holds);
-        // Which of several is meant can't be told.
+        // With several snapshots it would be ambiguous.
         folders.next().filter(|_| folders.next().is_none())
     })
     .unwrap_or_else(|| path.into())

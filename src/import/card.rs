@@ -1,4 +1,4 @@
-//! What a folder says about its model: name, license, and how it likes to be sampled.
+//! Model metadata in a folder: name, license, recommended sampling.
 
 use std::{fs, io::Read, path::Path};
 
@@ -52,7 +52,7 @@ impl Card {
     fn read(path: &Path) -> Option<Self> {
         let mut bytes = Vec::new();
         open_file(path).ok()?.take(64 << 10).read_to_end(&mut bytes).ok()?;
-        // The cut may fall within a character.
+        // The text may be truncated within a character.
         let text = String::from_utf8_lossy(&bytes);
         let mut lines = text.trim_start_matches('\u{feff}').lines().map(str::trim_end).peekable();
         let mut front = Vec::new();
@@ -64,7 +64,7 @@ impl Card {
         Some(Self { front, heading })
     }
 
-    /// The value of a key of the front matter; of a list, the first item.
+    /// Returns the value of a key of the front matter; the first item of a list.
     fn value(&self, key: &str) -> Option<String> {
         let at = self.front.iter().position(|line| line.strip_prefix(key).is_some_and(|rest| rest.starts_with(':')))?;
         let same_line = self.front[at][key.len() + 1..].trim();
@@ -74,7 +74,7 @@ impl Card {
         (!value.is_empty()).then(|| value.to_owned())
     }
 
-    /// The license, by its own name where Hugging Face has none for it.
+    /// Returns the license, by its own name if Hugging Face has no identifier for it.
     fn license(&self) -> Option<String> {
         match self.value("license")? {
             other if other == "other" => self.value("license_name").or(Some(other)),
@@ -95,15 +95,15 @@ struct Generation {
     max_new_tokens: Option<serde_json::Value>,
 }
 
-/// Adds `general.sampling.*`: the longest reply and, where generation_config.json asks for sampling, how to sample. What can't be
-/// used of it goes to `notes`.
+/// Adds `general.sampling.*`: the reply limit and, if generation_config.json enables sampling, the parameters. Invalid
+/// values are added to `notes`.
 pub(super) fn sampling(folder: &Path, metadata: &mut Metadata, notes: &mut Vec<String>) {
     let path = folder.join("generation_config.json");
     let Some(wish) = optional(&path, notes, json::<Generation>) else { return };
     if let Some(value) = wish.max_new_tokens.filter(|value| !value.is_null()) {
         match value.as_u64().and_then(|tokens| u32::try_from(tokens).ok()).filter(|&tokens| tokens > 0) {
             Some(tokens) => metadata.set(MAX_NEW_TOKENS, tokens),
-            None => notes.push(format!("{}: max_new_tokens {value} is left out", path.display())),
+            None => notes.push(format!("{}: ignored max_new_tokens {value}", path.display())),
         }
     }
     if !wish.do_sample.unwrap_or(wish.temperature.is_some()) {
@@ -122,13 +122,13 @@ pub(super) fn sampling(folder: &Path, metadata: &mut Metadata, notes: &mut Vec<S
         match number.and_then(|number| SamplingParams::default().set(setting, number).map(|()| number)) {
             Ok(number) if setting == Setting::TopK => metadata.set(setting.key(), Value::Int(number as i64)),
             Ok(number) => metadata.set(setting.key(), number as f32),
-            Err(why) => notes.push(format!("{}: {name} {value} {why}; it is left out", path.display())),
+            Err(why) => notes.push(format!("{}: {name} {value} {why}; ignored", path.display())),
         }
     }
 }
 
-/// Returns the tokens that end a text by generation_config.json, which Hugging Face's `generate` takes before those of
-/// config.json. The file may be absent, or useless: then there are none.
+/// Returns the end-of-text tokens of generation_config.json, which in Hugging Face's `generate` take precedence over
+/// config.json; none if the file is absent or invalid.
 pub(super) fn ends(folder: &Path, vocab: usize, notes: &mut Vec<String>) -> Vec<u64> {
     let path = folder.join("generation_config.json");
     let wish: serde_json::Value = json(&path).unwrap_or_default();
@@ -145,7 +145,7 @@ pub(super) fn ends(folder: &Path, vocab: usize, notes: &mut Vec<String>) -> Vec<
     }
     if let Some(other) = others.first() {
         let path = path.display();
-        notes.push(format!("{path} has the eos token id {other}, which is none of the vocabulary's; it is left out"));
+        notes.push(format!("{path} has the eos token id {other}, which is not in the vocabulary; ignored"));
     }
     ends
 }

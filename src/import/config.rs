@@ -1,4 +1,4 @@
-//! config.json, and what of it Hymba's forward pass needs.
+//! config.json: the keys that Hymba's forward pass needs.
 
 use std::collections::HashSet;
 
@@ -11,8 +11,7 @@ use crate::{
     model::{Activation, Config, tensors::Spec},
 };
 
-/// The keys that matter, under the names of the official configuration class. A key that is no `Option` must be
-/// there.
+/// The relevant keys, named as in the official configuration class. Keys that are not an `Option` are required.
 #[derive(Deserialize)]
 pub(super) struct Raw {
     model_type: String,
@@ -69,18 +68,18 @@ enum Ids {
 }
 
 impl Raw {
-    /// The sizes, or the reason why hymba can't run such a model; `file` is the name for messages.
+    /// Returns the configuration, or why the model is not supported; `file` is the name for messages.
     pub(super) fn config(&self, file: &str) -> Result<Config> {
         let bad = |what: String| Error::format(file, what);
         if let Some(what) = self.unsupported() {
-            return Err(bad(format!("asks for {what}, which hymba does not run")));
+            return Err(bad(format!("requires {what}, which is not supported")));
         }
         let (hidden, heads, layers) = (self.hidden_size, self.num_attention_heads, self.num_hidden_layers);
         if !(1..=limits::LAYERS).contains(&layers) {
-            return Err(bad(format!("asks for {layers} layers; 1 to {} are possible", limits::LAYERS)));
+            return Err(bad(format!("has {layers} layers; 1 to {} are supported", limits::LAYERS)));
         }
         if heads == 0 || !hidden.is_multiple_of(heads) {
-            return Err(bad(format!("splits a hidden_size of {hidden} over {heads} heads, which does not go evenly")));
+            return Err(bad(format!("has hidden_size {hidden}, which is not divisible by {heads} heads")));
         }
         let inner = hidden
             .checked_mul(self.mamba_expand)
@@ -88,11 +87,11 @@ impl Raw {
         let dt_rank = match &self.mamba_dt_rank {
             Rank::Number(rank) => *rank,
             Rank::Word(word) if word == "auto" => hidden.div_ceil(16),
-            Rank::Word(word) => return Err(bad(format!("has mamba_dt_rank `{word}`; a number or `auto` is needed"))),
+            Rank::Word(word) => return Err(bad(format!("has mamba_dt_rank `{word}`; it must be a number or `auto`"))),
         };
         let activation = &self.mlp_hidden_act;
         let activation = Activation::from_name(activation)
-            .ok_or_else(|| bad(format!("has mlp_hidden_act `{activation}`; silu and relu2 are known")))?;
+            .ok_or_else(|| bad(format!("has mlp_hidden_act `{activation}`; supported: silu and relu2")))?;
         Ok(Config {
             vocab: self.vocab_size,
             context_length: self.max_position_embeddings,
@@ -120,7 +119,7 @@ impl Raw {
         })
     }
 
-    /// A feature that the official code has and we have not.
+    /// Returns a feature of the official code that is not supported here.
     fn unsupported(&self) -> Option<String> {
         let Self { model_type, hidden_size, num_attention_heads, .. } = self;
         let named = |key: &str, value: &Option<String>, known: &[&str]| {
@@ -189,7 +188,8 @@ impl Raw {
         Ok(source)
     }
 
-    /// RoPE's base; `ntk` enlarges it once and for all, so that the longest text turns as far as the original one.
+    /// Returns RoPE's base; with `ntk` it is enlarged so that the longest text has the rotation range of the original
+    /// context.
     fn rope_base(&self) -> std::result::Result<f32, String> {
         let theta = match self.rope_theta {
             Some(theta) => theta,
@@ -206,8 +206,9 @@ impl Raw {
         Ok((theta * stretch.powf(width / (width - 2.0))) as f32)
     }
 
-    /// Token ids with a meaning, as ggml's keys; of a list, the first counts. All that end a text are a list of their own,
-    /// with `more_ends`, if there are several; the second is also the end of a turn, for readers that know two.
+    /// Adds special token ids under ggml's keys; of a list, the first one. If several tokens end a text, all of them,
+    /// with `more_ends`, are listed under a separate key; the second one is also the end of turn, for readers that know
+    /// two.
     pub(super) fn special_ids(&self, file: &str, more_ends: &[u64], metadata: &mut Metadata) -> Result<()> {
         for (name, ids) in [("bos", &self.bos_token_id), ("padding", &self.pad_token_id)] {
             if let Some(&id) = self.known_ids(file, name, ids)?.first() {
@@ -220,7 +221,7 @@ impl Raw {
         ends.retain(|&id| seen.insert(id));
         if ends.len() > limits::ENDS {
             let (count, limit) = (ends.len(), limits::ENDS);
-            return Err(Error::format(file, format!("has {count} tokens that end a text, but {limit} are the limit")));
+            return Err(Error::format(file, format!("has {count} tokens that end a text; the limit is {limit}")));
         }
         for (name, &id) in ["eos", "eot"].iter().zip(&ends) {
             metadata.set(format!("tokenizer.ggml.{name}_token_id"), Value::Uint(id));
@@ -231,7 +232,7 @@ impl Raw {
         Ok(())
     }
 
-    /// Returns `ids`, which must be in the vocabulary.
+    /// Returns `ids` after checking that they are in the vocabulary.
     fn known_ids(&self, file: &str, name: &str, ids: &Option<Ids>) -> Result<Vec<u64>> {
         let ids = match ids {
             Some(Ids::One(id)) => std::slice::from_ref(id),
@@ -247,15 +248,15 @@ impl Raw {
         known.collect()
     }
 
-    /// Is an optional tensor none of this model's, whatever the folder holds?
+    /// Whether an optional tensor is unused by this model, even if present.
     pub(super) fn leaves_out(&self, spec: &Spec) -> bool {
         spec.official == "lm_head.weight" && self.tie_word_embeddings == Some(true)
             || spec.name.ends_with("_proj.bias") && !self.mamba_proj_bias
             || spec.name.ends_with("ssm_conv1d.bias") && !self.mamba_conv_bias
     }
 
-    /// May a tensor that is not left out be absent? Consumers' key norms are never used; a head is, unless config.json
-    /// keeps silent about it.
+    /// Whether a used tensor may be absent. Consumers' key norms are never used; the output head is optional only if
+    /// config.json does not mention it.
     pub(super) fn may_lack(&self, spec: &Spec, config: &Config) -> bool {
         match spec.official.as_str() {
             "lm_head.weight" => self.tie_word_embeddings.is_none(),

@@ -1,4 +1,4 @@
-//! A folder as a whole: its files must fit together.
+//! A checkpoint folder: its files must be consistent.
 
 use std::path::Path;
 
@@ -12,20 +12,20 @@ use crate::{
     },
 };
 
-/// A checkpoint as Hugging Face folders hold it, checked: all tensors are there, in the right shapes.
+/// A checked checkpoint folder: all tensors are present with the right shapes.
 pub struct Folder {
     /// The sizes.
     pub config: Config,
-    /// All keys of the GGUF file that the folder makes, but those that depend on how its tensors are stored.
+    /// The metadata of the resulting GGUF file, except keys that depend on how tensors are stored.
     pub metadata: Metadata,
     /// The tensors. `blk.N.ssm_a` is still A_log, whose −exp is stored in GGUF.
     pub tensors: Vec<(Spec, Stored)>,
-    /// What the user may want to know.
+    /// Notes for the user.
     pub notes: Vec<String>,
 }
 
 impl Folder {
-    /// Reads everything in the folder at `path` but the tensors' values.
+    /// Reads everything in the folder at `path` except the tensors' values.
     pub fn open(path: &Path) -> Result<Self> {
         let config_path = path.join("config.json");
         if !is_there(&config_path)? {
@@ -44,7 +44,7 @@ impl Folder {
         if let Some(original) = raw.orig_max_position_embeddings {
             metadata.set("hymba.rope.scaling.original_context_length", original);
         }
-        // The checks that a GGUF file would meet when it is opened.
+        // The same checks as when opening a GGUF file.
         let config = Config::from_metadata(&metadata, &config_file)?;
         card::sampling(path, &mut metadata, &mut notes);
         let ends = card::ends(path, config.vocab, &mut notes);
@@ -55,7 +55,7 @@ impl Folder {
     }
 }
 
-/// Finds every tensor that the configuration asks for, and refuses those that it does not account for.
+/// Finds every tensor that the configuration requires, and rejects unexpected ones.
 fn match_tensors(
     path: &Path,
     raw: &config::Raw,
@@ -81,7 +81,7 @@ fn match_tensors(
         }
         if tensor.dims != spec.shape {
             return Err(bad(format!(
-                "holds `{}` in the shape {:?}, but config.json asks for {:?}",
+                "has `{}` with shape {:?}, but config.json requires {:?}",
                 spec.official, tensor.dims, spec.shape
             )));
         }
@@ -90,17 +90,17 @@ fn match_tensors(
     let mut ignored: Vec<String> = Vec::new();
     let mut unknown: Vec<String> = Vec::new();
     for name in stored.into_keys() {
-        // A tied head is the embedding whatever the file holds; RoPE's frequencies are computed.
+        // A tied head is the embedding even if the file has one; RoPE frequencies are computed.
         let harmless = name == "lm_head.weight" || name.ends_with(".rotary_emb.inv_freq");
         if harmless { &mut ignored } else { &mut unknown }.push(name);
     }
     if let Some(name) = unknown.iter().min() {
         return Err(bad(format!(
-            "holds {} tensor(s) that config.json does not account for, `{name}` the first; is config.json the right one?",
+            "has {} tensor(s) that do not match config.json, the first one `{name}`; is config.json the right one?",
             unknown.len()
         )));
     }
     ignored.sort();
-    notes.extend(ignored.iter().map(|name| format!("`{name}` is not needed and left out")));
+    notes.extend(ignored.iter().map(|name| format!("`{name}` is not needed; ignored")));
     Ok(found)
 }

@@ -17,7 +17,7 @@ pub(super) fn text(path: &Path) -> Result<String> {
     let mut bytes = Vec::new();
     open_file(path)?.take(limits::FOLDER_TEXT as u64 + 1).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.len() > limits::FOLDER_TEXT {
-        return Err(bad("is too large to be what its name says"));
+        return Err(bad("is too large for such a file"));
     }
     String::from_utf8(bytes).map_err(|_| bad("is not UTF-8 text; download it again"))
 }
@@ -27,13 +27,12 @@ pub(super) fn json<T: DeserializeOwned>(path: &Path) -> Result<T> {
     parse(path, &text(path)?)
 }
 
-/// Returns what `read` makes of a file that a model can do without; `None` if it is not there, or can't be used, which goes
-/// to `notes`.
+/// Reads an optional file with `read`; `None` if it is absent, or invalid, which is added to `notes`.
 pub(super) fn optional<T>(path: &Path, notes: &mut Vec<String>, read: impl FnOnce(&Path) -> Result<T>) -> Option<T> {
     match is_there(path).and_then(|there| there.then(|| read(path)).transpose()) {
         Ok(read) => read,
         Err(e) => {
-            notes.push(format!("{e}; the model does without this file"));
+            notes.push(format!("{e}; ignored"));
             None
         }
     }
@@ -49,11 +48,11 @@ pub(super) fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T> {
         if key == "." || why.is_syntax() || why.is_eof() { why.to_string() } else { format!("`{key}`: {why}") }
     });
     let parsed = parsed.and_then(|parsed| json.end().map(|()| parsed).map_err(|e| e.to_string()));
-    parsed.map_err(|e| Error::format(path.display().to_string(), format!("is not the JSON that belongs there: {e}")))
+    parsed.map_err(|e| Error::format(path.display().to_string(), format!("is not valid: {e}")))
 }
 
-/// Returns `text` with the numbers that Python writes and JSON does not know (`NaN`, `Infinity`) as strings: where nobody looks
-/// at them, they do no harm.
+/// Returns `text` with Python's non-JSON numbers (`NaN`, `Infinity`) as strings, so that they are harmless in unused
+/// keys.
 fn without_numbers_of_python(text: &str) -> Cow<'_, str> {
     const NUMBERS: [&str; 3] = ["NaN", "-Infinity", "Infinity"];
     if !NUMBERS.iter().any(|number| text.contains(number)) {
@@ -97,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_that_are_none_harm_nobody_who_does_not_read_them() {
+    fn nan_in_an_unused_key_is_harmless() {
         let parse = |text: &str| parse::<Sizes>(Path::new("config.json"), text).map_err(|e| e.to_string());
         for text in [
             r#"{"hidden": 4, "limit": Infinity, "low": [-Infinity, NaN]}"#,

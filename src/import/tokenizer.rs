@@ -1,4 +1,4 @@
-//! tokenizer.json and its companions: kept whole for ourselves, and spelled out in ggml's keys for other readers.
+//! Tokenizer files: tokenizer.json is stored as is for ourselves, and converted to ggml's keys for other readers.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -33,7 +33,7 @@ struct Model {
     unk_token: Option<String>,
 }
 
-/// A merge of two pieces: older files write them as one text.
+/// A merge of two pieces; older files write them as one string.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Merge {
@@ -49,7 +49,7 @@ impl Merge {
         }
     }
 
-    /// The piece that the merge makes.
+    /// Returns the merged piece.
     fn piece(&self) -> Option<String> {
         match self {
             Self::Text(text) => text.split_once(' ').map(|(left, right)| format!("{left}{right}")),
@@ -94,7 +94,7 @@ mod kind {
     pub const BYTE: i64 = 6;
 }
 
-/// Adds the tokenizer's keys, as far as the folder has files for them.
+/// Adds the tokenizer's keys from the available files.
 pub(super) fn import(folder: &Path, config: &Config, metadata: &mut Metadata, notes: &mut Vec<String>) -> Result<()> {
     let path = folder.join("tokenizer.json");
     if is_there(&path)? {
@@ -103,7 +103,7 @@ pub(super) fn import(folder: &Path, config: &Config, metadata: &mut Metadata, no
         metadata.set("tokenizer.huggingface.json", whole);
         spell_out(tokenizer, config, &path.display().to_string(), metadata)?;
     } else {
-        notes.push("the folder has no tokenizer.json; the file works with token ids only".into());
+        notes.push("the folder has no tokenizer.json; the model works with token ids only".into());
     }
     let path = folder.join("tokenizer_config.json");
     let settings = optional(&path, notes, json::<TokenizerConfig>).unwrap_or_default();
@@ -125,7 +125,7 @@ fn spell_out(tokenizer: Tokenizer, config: &Config, file: &str, metadata: &mut M
     let Tokenizer { model, added_tokens } = tokenizer;
     let bad = |what: String| Error::format(file, what);
     if model.kind.as_deref().is_some_and(|kind| kind != "BPE") {
-        return Err(bad("holds no BPE tokenizer, which Hymba models use".into()));
+        return Err(bad("is not a BPE tokenizer, which Hymba models use".into()));
     }
     let mut tokens: Vec<Option<(String, i64)>> = vec![None; config.vocab];
     let slot = |tokens: &mut Vec<Option<(String, i64)>>, id: u64, text: &str, kind| {
@@ -148,10 +148,11 @@ fn spell_out(tokenizer: Tokenizer, config: &Config, file: &str, metadata: &mut M
         slot(&mut tokens, added.id, &added.content, kind)?;
     }
 
-    // Readers merge the pair with the highest score first; a piece's is the rank of the first merge that makes it.
+    // Readers merge the pair with the highest score first; a piece's score is the negative rank of the first merge that
+    // produces it.
     let mut rank = HashMap::new();
     for (i, piece) in model.merges.iter().map(Merge::piece).enumerate() {
-        let piece = piece.ok_or_else(|| bad(format!("has a merge (number {i}) that is no pair")))?;
+        let piece = piece.ok_or_else(|| bad(format!("has a merge (number {i}) that is not a pair")))?;
         if let Entry::Vacant(entry) = rank.entry(piece) {
             entry.insert(i);
         }
@@ -174,7 +175,7 @@ fn spell_out(tokenizer: Tokenizer, config: &Config, file: &str, metadata: &mut M
     Ok(())
 }
 
-/// Is it a byte token, `<0x00>` to `<0xFF>`?
+/// Whether it is a byte token, `<0x00>` to `<0xFF>`.
 fn is_byte(text: &str) -> bool {
     let hex = text.strip_prefix("<0x").and_then(|t| t.strip_suffix('>'));
     hex.is_some_and(|hex| hex.len() == 2 && hex.bytes().all(|b| b.is_ascii_hexdigit()))

@@ -1,4 +1,4 @@
-//! model.safetensors, or its shards and their index: which tensor lies where.
+//! model.safetensors, or its shards and their index: the location of every tensor.
 
 use std::{
     collections::{BTreeMap, HashMap, btree_map::Entry},
@@ -24,7 +24,7 @@ struct Index {
     weight_map: HashMap<String, String>,
 }
 
-/// All tensors of the folder, by name.
+/// Returns all tensors of the folder, by name.
 pub(super) fn open(folder: &Path) -> Result<BTreeMap<String, Stored>> {
     let mut tensors = BTreeMap::new();
     if is_there(&folder.join(SINGLE))? {
@@ -34,12 +34,12 @@ pub(super) fn open(folder: &Path) -> Result<BTreeMap<String, Stored>> {
     let index_path = folder.join(INDEX);
     if !is_there(&index_path)? {
         if let Some(shard) = some_shard(folder) {
-            let what = format!("has {shard}, but not the list of all parts, {INDEX}; download it too");
+            let what = format!("has {shard}, but not the index of all shards, {INDEX}; download it too");
             return Err(Error::format(folder.display().to_string(), what));
         }
         return Err(Error::format(
             folder.display().to_string(),
-            format!("has neither {SINGLE} nor {INDEX}; weights in other formats can't be read"),
+            format!("has neither {SINGLE} nor {INDEX}; other weight formats are not supported"),
         ));
     }
     let Index { weight_map } = json(&index_path)?;
@@ -50,7 +50,7 @@ pub(super) fn open(folder: &Path) -> Result<BTreeMap<String, Stored>> {
     let mut home = HashMap::new();
     for shard in shards {
         if !matches!(Path::new(shard).components().collect::<Vec<_>>()[..], [Component::Normal(_)]) {
-            return Err(bad(format!("names the shard `{shard}`, which is no plain file name")));
+            return Err(bad(format!("names the shard `{shard}`, which is not a plain file name")));
         }
         let path = folder.join(shard);
         if !is_there(&path)? {
@@ -62,11 +62,11 @@ pub(super) fn open(folder: &Path) -> Result<BTreeMap<String, Stored>> {
     }
     for (name, shard) in &weight_map {
         if home.get(name) != Some(&shard.as_str()) {
-            return Err(bad(format!("says that {shard} holds `{name}`, but it does not; download both again")));
+            return Err(bad(format!("lists `{name}` in {shard}, which does not contain it; download both again")));
         }
     }
     match home.iter().find(|(name, _)| !weight_map.contains_key(*name)) {
-        Some((name, shard)) => Err(bad(format!("does not list `{name}`, which {shard} holds; download both again"))),
+        Some((name, shard)) => Err(bad(format!("does not list `{name}`, which {shard} contains; download both again"))),
         None => Ok(tensors),
     }
 }
@@ -99,7 +99,7 @@ fn add_file(path: &Path, tensors: &mut BTreeMap<String, Stored>) -> Result<Vec<S
             Dtype::F32 => DType::F32,
             Dtype::F16 => DType::F16,
             Dtype::BF16 => DType::BF16,
-            other => return Err(bad(format!("stores `{name}` as {other:?}; F32, F16 and BF16 can be read"))),
+            other => return Err(bad(format!("stores `{name}` as unsupported {other:?}; supported: F32, F16 and BF16"))),
         };
         let stored = Stored {
             source: source.clone(),
@@ -110,7 +110,7 @@ fn add_file(path: &Path, tensors: &mut BTreeMap<String, Stored>) -> Result<Vec<S
         };
         match tensors.entry(name.clone()) {
             Entry::Vacant(slot) => slot.insert(stored),
-            Entry::Occupied(_) => return Err(bad(format!("holds `{name}`, which another shard holds too"))),
+            Entry::Occupied(_) => return Err(bad(format!("contains `{name}`, which another shard also contains"))),
         };
     }
     Ok(names)

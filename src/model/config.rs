@@ -1,4 +1,4 @@
-//! The hyper-parameters of a Hymba model, as GGUF metadata holds them, checked so that the rest can rely on them.
+//! The hyper-parameters of a Hymba model, read from GGUF metadata and validated.
 
 use crate::{
     Error, Result,
@@ -6,7 +6,7 @@ use crate::{
     limits,
 };
 
-/// What the feed-forward part does between its matrices.
+/// The feed-forward activation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
     /// silu(gate·x) ⊙ (up·x).
@@ -16,7 +16,7 @@ pub enum Activation {
 }
 
 impl Activation {
-    /// The name in files.
+    /// Returns the name in files.
     pub fn name(self) -> &'static str {
         match self {
             Self::Silu => "silu",
@@ -24,7 +24,7 @@ impl Activation {
         }
     }
 
-    /// The activation called `name`, if there is one.
+    /// Returns the activation called `name`, if there is one.
     pub fn from_name(name: &str) -> Option<Self> {
         [Self::Silu, Self::Relu2].into_iter().find(|activation| activation.name() == name)
     }
@@ -53,19 +53,19 @@ pub struct Config {
     pub key_dim: usize,
     /// Width of a value head (dv).
     pub value_dim: usize,
-    /// Epsilon of every RMSNorm but the per-head ones.
+    /// Epsilon of every RMSNorm except the per-head ones.
     pub rms_eps: f32,
-    /// Sliding window (W); `None`: every layer sees everything.
+    /// Sliding window (W); `None`: all layers have full attention.
     pub window: Option<usize>,
-    /// Per layer: does it see through the window only?
+    /// Per layer: whether it uses the sliding window.
     pub windowed: Vec<bool>,
-    /// Per layer: the layer whose keys and values it reads (its own index if it makes them).
+    /// Per layer: the layer whose KV cache it uses (its own index in a producer).
     pub kv_source: Vec<usize>,
     /// RMSNorm on every query and key head, before RoPE.
     pub qk_norm: bool,
-    /// Learned tokens in front of every sequence (M).
+    /// Learned tokens prepended to every sequence (M).
     pub meta_tokens: usize,
-    /// Are queries and keys rotated by position?
+    /// Whether queries and keys are rotated by position (RoPE).
     pub rope: bool,
     /// RoPE's base, NTK enlargement applied.
     pub rope_base: f32,
@@ -82,9 +82,9 @@ pub struct Config {
 }
 
 impl Config {
-    /// Hymba-1.5B, as the paper (table 11) and the published configuration give its sizes.
+    /// Returns the configuration of Hymba-1.5B, according to the paper (table 11) and the published config.json.
     pub fn hymba_1_5b() -> Self {
-        // After each global layer pairs share keys and values; the first group of the second half is a triple.
+        // After each global layer, pairs of layers share a KV cache; the first group of the second half is a triple.
         let source = |layer| match layer {
             0 | 15 | 31 => layer,
             1..15 => layer - (layer - 1) % 2,
@@ -124,9 +124,9 @@ impl Config {
         match meta.string("general.architecture") {
             Some(ARCHITECTURE) => {}
             Some(other) => {
-                return Err(bad(format!("holds a model of architecture `{other}`; hymba runs `{ARCHITECTURE}` only")));
+                return Err(bad(format!("contains a model of architecture `{other}`; only `{ARCHITECTURE}` is supported")));
             }
-            None => return Err(bad("has no key general.architecture; it is no model file of ours".into())),
+            None => return Err(bad("has no key general.architecture: not a hymba model file".into())),
         }
         let missing = |key: &str| Error::model(file, format!("has no usable key hymba.{key}"));
         let size = |key: &str| -> Result<usize> {
@@ -135,22 +135,22 @@ impl Config {
             usize::try_from(v)
                 .ok()
                 .filter(|&v| v <= limit)
-                .ok_or_else(|| bad(format!("says hymba.{key} is {v}; no Hymba is that large")))
+                .ok_or_else(|| bad(format!("has hymba.{key} {v}, which is too large")))
         };
         let float = |key: &str| meta.float(&format!("hymba.{key}")).map(|v| v as f32).ok_or_else(|| missing(key));
         let string = |key: &str| meta.string(&format!("hymba.{key}")).ok_or_else(|| missing(key));
 
         let layers = size("block_count")?;
         if layers == 0 || layers > limits::LAYERS {
-            return Err(bad(format!("says it has {layers} layers; 1 to {} are possible", limits::LAYERS)));
+            return Err(bad(format!("has {layers} layers; 1 to {} are supported", limits::LAYERS)));
         }
         let activation = string("feed_forward_activation")?;
         let activation = Activation::from_name(activation)
-            .ok_or_else(|| bad(format!("uses the feed-forward activation `{activation}`; silu and relu2 are known")))?;
+            .ok_or_else(|| bad(format!("uses the feed-forward activation `{activation}`; supported: silu and relu2")))?;
         let qk_norm = match string("attention.qk_norm")? {
             "none" => false,
             "rms" => true,
-            other => return Err(bad(format!("uses the query/key norm `{other}`; none and rms are known"))),
+            other => return Err(bad(format!("uses the query/key norm `{other}`; supported: none and rms"))),
         };
         let window = size("attention.sliding_window")?;
         let windowed = meta
@@ -192,11 +192,11 @@ impl Config {
         if rotated > 0 && rotated != config.key_dim {
             let key_dim = config.key_dim;
             return Err(bad(format!(
-                "rotates {rotated} values of heads of {key_dim}; hymba rotates all of them, or none"
+                "rotates {rotated} of {key_dim} values per head; only all or none are supported"
             )));
         }
         match config.contradiction() {
-            Some(what) => Err(bad(format!("contradicts itself: {what}"))),
+            Some(what) => Err(bad(format!("is inconsistent: {what}"))),
             None => Ok(config),
         }
     }
@@ -229,7 +229,7 @@ impl Config {
         set("ssm.dt_b_c_rms", self.dt_b_c_norm.into());
     }
 
-    /// What makes these sizes impossible, if anything does.
+    /// Returns the inconsistency of the sizes, if any.
     pub fn contradiction(&self) -> Option<String> {
         let Self { hidden, heads, kv_heads, key_dim, value_dim, inner, layers, .. } = *self;
         let positive = [
@@ -249,16 +249,16 @@ impl Config {
             return Some(format!("the {name} is 0"));
         }
         if !heads.is_multiple_of(kv_heads) {
-            return Some(format!("{heads} query heads can't share {kv_heads} key/value heads evenly"));
+            return Some(format!("{heads} query heads are not divisible by {kv_heads} key/value heads"));
         }
         if heads * key_dim != hidden {
-            return Some(format!("{heads} query heads of {key_dim} do not make the hidden size {hidden}"));
+            return Some(format!("{heads} query heads of width {key_dim} do not add up to the hidden size {hidden}"));
         }
         if heads * value_dim != inner {
-            return Some(format!("{heads} value heads of {value_dim} do not make the inner size {inner}"));
+            return Some(format!("{heads} value heads of width {value_dim} do not add up to the inner size {inner}"));
         }
         if self.rope && !key_dim.is_multiple_of(2) {
-            return Some(format!("the key width {key_dim} is odd, so that RoPE has no pairs"));
+            return Some(format!("the key width {key_dim} is odd, but RoPE needs pairs"));
         }
         if self.rope && !(self.rope_base.is_finite() && self.rope_base > 0.0) {
             return Some(format!("the RoPE base is {}", self.rope_base));
@@ -274,11 +274,11 @@ impl Config {
             ));
         }
         if self.meta_tokens > limits::META_TOKENS {
-            return Some(format!("{} meta tokens; {} are the limit", self.meta_tokens, limits::META_TOKENS));
+            return Some(format!("{} meta tokens; the limit is {}", self.meta_tokens, limits::META_TOKENS));
         }
         let any_windowed = self.windowed.iter().any(|&w| w);
         if any_windowed && self.window.is_none() {
-            return Some("a layer looks through a window whose size is 0".into());
+            return Some("a layer has a sliding window of size 0".into());
         }
         if any_windowed && self.windowed[0] && self.windowed.iter().any(|&w| !w) {
             return Some(
@@ -287,34 +287,34 @@ impl Config {
         }
         for (layer, &source) in self.kv_source.iter().enumerate() {
             if source > layer || self.kv_source[source] != source {
-                return Some(format!("layer {layer} reads keys and values of layer {source}, which does not make any"));
+                return Some(format!("layer {layer} shares the KV cache of layer {source}, which has none"));
             }
             if self.windowed[layer] != self.windowed[source] {
                 return Some(format!(
-                    "layer {layer} shares the keys and values of layer {source}, but only one of them is windowed"
+                    "layer {layer} shares the KV cache of layer {source}, but only one of them is windowed"
                 ));
             }
         }
         None
     }
 
-    /// Does the layer make keys and values of its own?
+    /// Whether the layer is a producer: computes its own keys and values.
     pub fn is_producer(&self, layer: usize) -> bool {
         self.kv_source[layer] == layer
     }
 
-    /// Widths of one key row and one value row of the cache.
+    /// Returns the widths of one key row and one value row of the cache.
     pub fn kv_widths(&self) -> (usize, usize) {
         (self.kv_heads * self.key_dim, self.kv_heads * self.value_dim)
     }
 
-    /// Rows of the layer's in_proj: `[q|k|v|u|gate]` in producers, `[q|u|gate]` in consumers.
+    /// Returns the rows of the layer's in_proj: `[q|k|v|u|gate]` in producers, `[q|u|gate]` in consumers.
     pub fn in_proj_rows(&self, layer: usize) -> usize {
         let (k, v) = self.kv_widths();
         self.hidden + if self.is_producer(layer) { k + v } else { 0 } + 2 * self.inner
     }
 
-    /// Text positions that fit what the model was trained for.
+    /// Returns the training context in text tokens.
     pub fn default_context(&self) -> usize {
         self.context_length.saturating_sub(self.meta_tokens).max(1)
     }
@@ -336,12 +336,12 @@ mod tests {
     #[test]
     fn heads_are_rotated_whole() {
         let said = refusal("hymba.rope.dimension_count", 32);
-        assert_eq!(said, "m.gguf: rotates 32 values of heads of 64; hymba rotates all of them, or none");
+        assert_eq!(said, "m.gguf: rotates 32 of 64 values per head; only all or none are supported");
     }
 
     #[test]
     fn meta_tokens_have_a_limit() {
         let said = refusal("hymba.meta_token_count", 1 << 20);
-        assert_eq!(said, "m.gguf: contradicts itself: 1048576 meta tokens; 2048 are the limit");
+        assert_eq!(said, "m.gguf: is inconsistent: 1048576 meta tokens; the limit is 2048");
     }
 }

@@ -1,23 +1,23 @@
-//! What each layer keeps between tokens: who makes keys and values, who reads them, and how much room all of it takes.
+//! The KV cache and state of each layer: producers, consumers and sizes.
 
 use super::Config;
 use crate::format::CacheType;
 
-/// One layer's part in the attention of the whole model.
+/// One layer's KV cache sharing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LayerPlan {
-    /// Does it see through the window only?
+    /// Whether it uses the sliding window.
     pub windowed: bool,
-    /// The layer whose keys and values it reads: its own index in a producer.
+    /// The layer whose KV cache it uses: its own index in a producer.
     pub kv_source: usize,
-    /// The other layers that read its keys and values; empty in consumers.
+    /// The other layers that use its KV cache; empty in consumers.
     pub readers: Vec<usize>,
 }
 
-/// All layers, and the arithmetic of the cache.
+/// All layers, with cache sizes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
-    /// One entry a layer.
+    /// One entry per layer.
     pub layers: Vec<LayerPlan>,
     meta_tokens: usize,
     window: usize,
@@ -28,7 +28,7 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The plan of a model of these sizes (checked ones, as [`Config::from_metadata`] returns them).
+    /// Returns the plan of a model of these sizes (checked ones, as [`Config::from_metadata`] returns them).
     pub fn new(c: &Config) -> Self {
         let layers = (0..c.layers)
             .map(|layer| LayerPlan {
@@ -47,31 +47,31 @@ impl Plan {
         }
     }
 
-    /// Layers that make keys and values.
+    /// Returns the producers.
     pub fn producers(&self) -> impl Iterator<Item = (usize, &LayerPlan)> {
         self.layers.iter().enumerate().filter(|(layer, plan)| plan.kv_source == *layer)
     }
 
-    /// Rows of keys, and as many of values, that a producer holds after a text of `tokens`: the meta tokens' and the
-    /// text's, in a windowed layer no more of it than the window.
+    /// Returns the rows of keys, and as many of values, that a producer holds after a text of `tokens`: the meta
+    /// tokens' and the text's, in a windowed layer no more of it than the window.
     pub fn kv_rows(&self, windowed: bool, tokens: usize) -> usize {
         self.meta_tokens + if windowed { tokens.min(self.window) } else { tokens }
     }
 
-    /// Bytes of the keys and values of the windowed producers, or of the global ones, after a text of `tokens`: the former
-    /// stay the same once the window is full, the latter grow with the text.
+    /// Returns the bytes of the keys and values of the windowed producers, or of the global ones, after a text of
+    /// `tokens`: the former stay the same once the window is full, the latter grow with the text.
     pub fn kv_bytes(&self, windowed: bool, tokens: usize, kind: CacheType) -> u64 {
         let producers = self.producers().filter(|(_, plan)| plan.windowed == windowed).count();
         kind.size(producers * self.kv_rows(windowed, tokens) * self.kv_width) as u64
     }
 
-    /// Bytes of all layers' conv and SSM states, F32, whatever the length of the text.
+    /// Returns the bytes of all layers' conv and SSM states, F32, whatever the length of the text.
     pub fn state_bytes(&self) -> u64 {
         (self.layers.len() * self.state_values * size_of::<f32>()) as u64
     }
 
-    /// Bytes of keys, values and states that a decode step after a text of `tokens` reads: consumers read their
-    /// producer's rows once more.
+    /// Returns the bytes of keys, values and states that a decode step after a text of `tokens` reads: consumers read
+    /// their producer's rows once more.
     pub fn read_bytes(&self, tokens: usize, kind: CacheType) -> u64 {
         let rows: usize = self.layers.iter().map(|layer| self.kv_rows(layer.windowed, tokens)).sum();
         kind.size(rows * self.kv_width) as u64 + self.state_bytes()
@@ -83,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hymba_1_5b_needs_what_the_paper_says() {
+    fn hymba_1_5b_has_the_cache_size_of_the_paper() {
         let config = Config::hymba_1_5b();
         assert_eq!(config.contradiction(), None);
         let plan = Plan::new(&config);

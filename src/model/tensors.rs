@@ -1,39 +1,38 @@
-//! Every tensor a Hymba file holds: its name, its shape, and what it is for. The one list that import, quantization
-//! and loading share.
+//! The tensors of a Hymba file: names, shapes and roles, the single list for import, quantization and loading.
 
 use super::config::{Activation, Config};
 
 /// How a tensor is used, which decides how it may be stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// A matrix that products read: stored in the type that the user chose.
+    /// A matrix used in products: stored in the chosen type.
     Matrix,
-    /// A small table or a matrix too narrow for blocks (meta tokens, dt_proj): F16, or wider if asked for.
+    /// A small table or a matrix too narrow for blocks (meta tokens, dt_proj): F16, or wider if requested.
     Half,
     /// Norm gains, biases, convolution, A, D: always F32.
     Exact,
 }
 
-/// A tensor that a file must or may hold.
+/// A required or optional tensor.
 #[derive(Clone, Debug)]
 pub struct Spec {
     /// Its number among all tensors of the model: its place in [`specs`].
     pub id: usize,
-    /// The layer that it belongs to, if it belongs to one.
+    /// Its layer, if any.
     pub layer: Option<usize>,
     /// Name in our GGUF.
     pub name: String,
-    /// Name in the official checkpoint, under which Hugging Face folders hold it.
+    /// Name in the official checkpoint and Hugging Face folders.
     pub official: String,
     /// Rows and columns (a vector has one dimension).
     pub shape: Vec<usize>,
-    /// What it is for.
+    /// Its role.
     pub role: Role,
-    /// May it be absent (biases, untied head)?
+    /// Whether it may be absent (biases, untied head).
     pub optional: bool,
 }
 
-/// The tensors of a model of these sizes, in the order in which a forward pass reads them.
+/// Returns the tensors of a model of these sizes, in the order in which a forward pass reads them.
 pub fn specs(c: &Config) -> Vec<Spec> {
     let mut all = Vec::new();
     let mut add = |layer: Option<usize>, name: &str, official: &str, shape: &[usize], role, optional| {
@@ -91,7 +90,7 @@ pub fn specs(c: &Config) -> Vec<Spec> {
     all
 }
 
-/// The tensors that hold the state after the meta tokens: F32, one set a layer.
+/// Returns the tensors that hold the state after the meta tokens: F32, one set a layer.
 pub fn meta_state_specs(c: &Config) -> Vec<(String, [usize; 2])> {
     let (k, v) = c.kv_widths();
     (0..c.layers)

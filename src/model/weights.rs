@@ -1,4 +1,4 @@
-//! Typed views of a file's tensors: nothing is copied, every matrix stays where the memory map has it.
+//! Typed views of a file's tensors in the memory map.
 
 use std::collections::HashMap;
 
@@ -45,7 +45,7 @@ pub struct Layer {
     pub norm: Vector,
     /// `[q|k|v|u|gate, hidden]` in producers, `[q|u|gate, hidden]` in consumers.
     pub in_proj: Matrix,
-    /// One value a row of `in_proj`.
+    /// One value per row of `in_proj`.
     pub in_proj_bias: Option<Vector>,
     /// Per-head norm of queries `[key_dim]`.
     pub q_norm: Option<Vector>,
@@ -57,7 +57,7 @@ pub struct Layer {
     pub conv_bias: Option<Vector>,
     /// `[dt_rank + 2·state, inner]`: Δ's low-rank form, B and C.
     pub x_proj: Matrix,
-    /// Norms of what x_proj makes.
+    /// Norms of x_proj's outputs.
     pub dt_bc_norm: Option<DtBcNorm>,
     /// `[inner, dt_rank]`
     pub dt_proj: Matrix,
@@ -80,7 +80,7 @@ pub struct Layer {
 }
 
 impl Layer {
-    /// Every matrix of the layer.
+    /// Returns every matrix of the layer.
     pub fn matrices(&self) -> impl Iterator<Item = &Matrix> {
         let ffn = self.feed_forward.iter().flat_map(|f| f.gate.iter().chain([&f.up, &f.down]));
         [&self.in_proj, &self.x_proj, &self.dt_proj, &self.out_proj].into_iter().chain(ffn)
@@ -120,18 +120,18 @@ impl Weights {
         })
     }
 
-    /// Every matrix.
+    /// Returns every matrix.
     pub(crate) fn matrices_mut(&mut self) -> impl Iterator<Item = &mut Matrix> {
         let layers = self.layers.iter_mut().flat_map(Layer::matrices_mut);
         [&mut self.token_embd].into_iter().chain(&mut self.meta_embd).chain(layers).chain(&mut self.output)
     }
 
-    /// The matrix that makes logits.
+    /// Returns the output matrix.
     pub fn head(&self) -> &Matrix {
         self.output.as_ref().unwrap_or(&self.token_embd)
     }
 
-    /// Multiply-adds of products with the layers' matrices, for each token that is read.
+    /// Returns the multiply-adds of products with the layers' matrices, for each token that is read.
     pub fn macs_per_token(&self) -> u64 {
         self.layers.iter().flat_map(Layer::matrices).map(|m| (m.rows * m.cols) as u64).sum()
     }
@@ -186,7 +186,7 @@ impl<'a> Finder<'a> {
         })
     }
 
-    /// The tensor and its id, once its shape is what the spec says.
+    /// Returns the tensor and its id, once its shape is what the spec says.
     fn checked(&self, name: &str) -> Result<(usize, &Tensor)> {
         let bad = |what: String| Error::model(&self.gguf.file, what);
         let spec = self.specs.get(name).ok_or_else(|| bad(format!("has no place for a tensor `{name}`")))?;
@@ -211,7 +211,7 @@ impl<'a> Finder<'a> {
         Vector::new(&self.gguf.file, self.checked(name)?.1)
     }
 
-    /// The tensor, if the model has a place for it and the file holds it, or must hold it.
+    /// Returns the tensor, if the model has a place for it and the file holds it, or must hold it.
     fn maybe<T>(&self, name: &str, read: impl Fn(&str) -> Result<T>) -> Result<Option<T>> {
         match self.specs.get(name) {
             None => Ok(None),

@@ -1,4 +1,4 @@
-//! What a conversion starts from: a Hugging Face folder, or a GGUF file of ours.
+//! The input of a conversion: a Hugging Face folder or a GGUF file.
 
 use std::path::Path;
 
@@ -16,13 +16,13 @@ use crate::{
     },
 };
 
-/// A checkpoint to convert, checked but for its tensors' values.
+/// A checkpoint to convert, checked except for its tensors' values.
 pub(super) struct Checkpoint {
     pub(super) config: Config,
     pub(super) metadata: Metadata,
     pub(super) tensors: Vec<(Spec, Stored)>,
     pub(super) notes: Vec<String>,
-    /// Does `ssm_a` still hold A_log?
+    /// Whether `ssm_a` still holds A_log.
     pub(super) a_is_log: bool,
 }
 
@@ -48,7 +48,7 @@ impl Checkpoint {
             };
             if tensor.dims != spec.shape {
                 return Err(bad(format!(
-                    "holds `{}` in the shape {:?}, but its keys ask for {:?}; convert it again",
+                    "has `{}` with shape {:?}, but its metadata requires {:?}; convert it again",
                     spec.name, tensor.dims, spec.shape
                 )));
             }
@@ -60,7 +60,7 @@ impl Checkpoint {
             stored.remove(&name);
         }
         match stored.into_keys().next() {
-            Some(name) => Err(bad(format!("holds `{name}`, which is no tensor of a Hymba model"))),
+            Some(name) => Err(bad(format!("contains `{name}`, which is not a tensor of a Hymba model"))),
             None => Ok(Self { config, metadata, tensors, notes: Vec::new(), a_is_log: false }),
         }
     }

@@ -1,4 +1,4 @@
-//! Makes a GGUF file of a checkpoint.
+//! Converts a checkpoint to a GGUF file.
 
 use std::{
     fs,
@@ -66,7 +66,7 @@ pub fn convert(
     let conversion = Conversion { file, config, metadata, options, pool, cancel };
     conversion.write_weights(&mut plans, &mut writer, progress)?;
     conversion.write_meta_state(&mut writer, progress)?;
-    // What was read may be half of one checkpoint and half of another.
+    // The data read may be from two versions of the checkpoint.
     inputs.iter().try_for_each(Stored::check_source)?;
     Error::check_cancelled(cancel)?;
     writer.finish()?;
@@ -74,7 +74,7 @@ pub fn convert(
     Ok(summary)
 }
 
-/// Refuses, before any work, outputs that can't be written, or that are what is read or each other under another name.
+/// Rejects in advance outputs that cannot be written, or that are identical with the input or each other.
 fn check_paths(input: &Path, output: &Path, options: &Options) -> Result<()> {
     // A folder may hold what earlier conversions wrote, too.
     let is_read = |path: &PathBuf| path.extension().is_none_or(|extension| extension != "gguf");
@@ -129,7 +129,7 @@ fn plan(
     }
     if requantized > 0 {
         summary.notes.push(format!(
-            "{requantized} already quantized tensors were quantized again; the original checkpoint gives better quality"
+            "requantized {requantized} already quantized tensors; use the original checkpoint for best quality"
         ));
     }
     Ok(plans)
@@ -180,7 +180,7 @@ impl Conversion<'_> {
         write_tensors(plans, writer, pool, progress, cancel)
     }
 
-    /// Measures what the matrices multiply, or loads what was measured before.
+    /// Measures the second moments of the matrices' inputs, or loads them.
     fn moments(&self, plans: &[TensorPlan], progress: &mut dyn FnMut(Event)) -> Result<Option<Moments>> {
         match &self.options.calibration {
             None => Ok(None),
@@ -209,10 +209,10 @@ impl Conversion<'_> {
 }
 
 /// What is said where the system refuses the threads that a conversion can't do without.
-const NO_THREAD: &str = "the system allows this process no more threads, and a conversion needs two beside its own";
+const NO_THREAD: &str = "cannot start threads: a conversion needs two more than the system allows";
 
-/// Writes tensors of any size with few pieces of rows in memory: reads on a thread of its own, one or two pieces ahead;
-/// converts on the pool; writes in order.
+/// Streams tensors of any size with few pieces of rows in memory: a reader thread works one or two pieces ahead, the
+/// pool converts, and the pieces are written in order.
 fn write_tensors(
     plans: &[TensorPlan],
     writer: &mut Writer,
@@ -226,7 +226,7 @@ fn write_tensors(
             for (plan, rows) in plans.iter().flat_map(|plan| plan.pieces().map(move |rows| (plan, rows))) {
                 let read = plan.read(rows.clone()).map(|bytes| (plan, rows.start, bytes));
                 let failed = read.is_err();
-                // The other side is gone if it has met an error or was cancelled.
+                // The receiver is gone after an error or a cancellation.
                 if sender.send(read).is_err() || failed {
                     return;
                 }

@@ -1,4 +1,4 @@
-//! The making of small checkpoints from large ones.
+//! Conversion and quantization.
 
 mod calibrate;
 mod checkpoint;

@@ -1,4 +1,4 @@
-//! What a conversion is asked for.
+//! Conversion options.
 
 use std::{num::NonZeroUsize, path::PathBuf};
 
@@ -19,23 +19,23 @@ use crate::{
 pub struct Options {
     /// The types of the matrices.
     pub types: TypePlan,
-    /// Interleave the rows of quantized matrices by eight, as the kernels read them fastest?
+    /// Whether to interleave the rows of quantized matrices by eight, the fastest layout for the kernels.
     pub packed: bool,
     /// Other types for tensors whose name (in GGUF) matches; the last match wins.
     pub overrides: Vec<(Regex, DType)>,
     /// How values become blocks.
     pub rounding: Rounding,
-    /// How it is known which errors are felt; with [`Rounding::Gptq`] a text.
+    /// Calibration data that weights quantization errors; a text for [`Rounding::Gptq`].
     pub calibration: Option<Calibration>,
     /// Where to save what was measured on the text.
     pub save_moments: Option<PathBuf>,
-    /// What the model is called, in place of what the checkpoint says.
+    /// Overrides the checkpoint's model name.
     pub name: Option<String>,
-    /// Keys that the file gets beside those of the checkpoint, or in their place.
+    /// Metadata added to the checkpoint's, or overriding it.
     pub metadata: Metadata,
-    /// Replace an existing output?
+    /// Whether to replace an existing output.
     pub force: bool,
-    /// Threads that convert; `None`: one a core.
+    /// Number of threads; `None`: one per core.
     pub threads: Option<NonZeroUsize>,
 }
 
@@ -59,21 +59,21 @@ impl Default for Options {
 /// Which types the matrices take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TypePlan {
-    /// All the same.
+    /// One type.
     Uniform(DType),
-    /// Each what it needs, so that the file keeps to the recipe's size; if `pure`, all in its main type after all.
+    /// A type per tensor within the recipe's size; if `pure`, its main type for all.
     #[allow(missing_docs, reason = "the variant's text names its fields")]
     Recipe { recipe: Recipe, pure: bool },
 }
 
 impl TypePlan {
-    /// The type or recipe of this name.
+    /// Returns the type or recipe of this name.
     pub fn from_name(name: &str) -> Option<Self> {
         let recipe = || Recipe::from_name(name).map(|recipe| Self::Recipe { recipe, pure: false });
         DType::from_name(name).map(Self::Uniform).or_else(recipe)
     }
 
-    /// Bits that a weight takes, about.
+    /// Returns the bits that a weight takes, about.
     pub fn bits(self) -> f64 {
         match self {
             Self::Uniform(dtype) => 8.0 * dtype.block_bytes() as f64 / dtype.block_len() as f64,
@@ -81,7 +81,7 @@ impl TypePlan {
         }
     }
 
-    /// The type that most weights take.
+    /// Returns the type that most weights take.
     pub(super) fn main(self) -> DType {
         match self {
             Self::Uniform(dtype) => dtype,
@@ -104,16 +104,16 @@ impl TypePlan {
 /// How values become blocks.
 #[derive(Clone, Copy, Debug, Default)]
 pub enum Rounding {
-    /// Each value for itself, on the plainest scale: the bytes that ggml's reference code makes.
+    /// Round to nearest, with the same bytes as ggml's reference code.
     Nearest,
-    /// On the scale that loses least.
+    /// Search for the scale with the least error.
     #[default]
     Search,
-    /// So that later columns make up for the errors of earlier ones; needs a text to calibrate on.
+    /// Error compensation (GPTQ); needs a calibration text.
     Gptq(Gptq),
 }
 
-/// How it is known which errors of a matrix are felt.
+/// Calibration data that weights quantization errors.
 #[derive(Clone, Debug)]
 pub enum Calibration {
     /// The model reads a text.

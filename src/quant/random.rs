@@ -1,5 +1,4 @@
-//! A checkpoint of a model's sizes with random weights, to measure speed with: nothing to download, and no faster or
-//! slower than a trained one.
+//! Randomly initialized checkpoints for benchmarks, exactly as fast as trained ones.
 
 use std::{path::Path, sync::atomic::AtomicBool};
 
@@ -27,7 +26,7 @@ pub const SHAPES: [&str; 1] = ["hymba-1.5b"];
 /// Writes the checkpoint to `output`, its matrices in `dtype`, packed as the kernels read them.
 pub fn random_checkpoint(shape: &str, dtype: DType, output: &Path, cancel: &AtomicBool) -> Result<()> {
     if shape != SHAPES[0] {
-        return Err(Error::Request(format!("no shape `{shape}` is known; there is {}", SHAPES.join(", "))));
+        return Err(Error::Request(format!("unknown shape `{shape}`; available: {}", SHAPES.join(", "))));
     }
     random_weights(&Config::hymba_1_5b(), &format!("random weights of the shape {shape}"), dtype, output, cancel)
 }
@@ -63,7 +62,7 @@ pub fn random_weights(config: &Config, name: &str, dtype: DType, output: &Path, 
     writer.finish()
 }
 
-/// Some encoded rows, or groups of packed ones, that the tensor's are drawn from.
+/// Returns some encoded rows, or groups of packed ones, that the tensor's are drawn from.
 fn bank(rng: &mut impl Rng, name: &str, cols: usize, dtype: DType, packing: Packing) -> Result<Vec<Vec<u8>>> {
     const GROUPS: usize = 16;
     let lanes = packing.stored_rows(1);

@@ -1,4 +1,4 @@
-//! Recipes: a type for each tensor, so that the whole file keeps to a size and the bits go where they are felt most.
+//! Recipes: mixed precision within a file size, with more bits for more sensitive tensors.
 
 use super::tensor_type::choose;
 use crate::{
@@ -11,13 +11,13 @@ use crate::{
 pub enum Recipe {
     /// All matrices as Q8_0.
     Q8,
-    /// At most 6.6 bits a weight.
+    /// At most 6.6 bits per weight.
     Q6,
-    /// At most 5.6 bits a weight.
+    /// At most 5.6 bits per weight.
     Q5,
-    /// At most 4.6 bits a weight.
+    /// At most 4.6 bits per weight.
     Q4,
-    /// At most 4.5 bits a weight.
+    /// At most 4.5 bits per weight.
     Small,
 }
 
@@ -36,23 +36,23 @@ impl Recipe {
         }
     }
 
-    /// The name users type.
+    /// Returns the name users type.
     pub fn name(self) -> &'static str {
         self.facts().0
     }
 
-    /// The recipe called `name`, if there is one.
+    /// Returns the recipe called `name`, if there is one.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|r| r.name() == name)
     }
 
-    /// Bits a weight at most, all tensors counted. A model whose matrices are few beside its other tensors may need more
-    /// even if all of them take the smallest type.
+    /// Returns the bits a weight at most, all tensors counted. A model whose matrices are few beside its other tensors
+    /// may need more even if all of them take the smallest type.
     pub fn bits(self) -> f64 {
         self.facts().1
     }
 
-    /// The type that most weights take, or all where one type is asked for.
+    /// Returns the type that most weights take, or all where one type is asked for.
     pub fn main(self) -> DType {
         self.facts().2
     }
@@ -64,8 +64,7 @@ impl Recipe {
 const LADDER: [(DType, f64); 4] =
     [(DType::Mxfp4, 0.0125), (DType::Q4_0, 0.0065), (DType::Q5_0, 0.0016), (DType::Q8_0, 0.000_03)];
 
-/// How much such an error is felt: the divergence that it gives rise to, as measured on the demo model, for each weight, in
-/// arbitrary units.
+/// Sensitivity to such errors: the resulting divergence per weight, measured on the demo model, in arbitrary units.
 fn sensitivity(spec: &Spec) -> f64 {
     let kind = spec.name.trim_end_matches(".weight").rsplit('.').next().unwrap_or_default();
     let by_kind = match kind {
@@ -76,7 +75,7 @@ fn sensitivity(spec: &Spec) -> f64 {
         "ffn_gate" => 2.5,
         _ => 2.1, // ffn_up, ffn_down, ssm_x
     };
-    // All other layers go on with what the first one makes.
+    // All other layers depend on the first one's output.
     if spec.layer == Some(0) { 2.0 * by_kind } else { by_kind }
 }
 
@@ -91,7 +90,8 @@ struct Matrix {
 }
 
 impl Recipe {
-    /// Completes `exceptions` from the main type, one for each of `specs`: those that are there are the user's and stay.
+    /// Completes `exceptions`, one for each of `specs`, starting from the main type: given ones are the user's and are
+    /// kept.
     pub(super) fn mix(self, specs: &[Spec], exceptions: &mut [Option<DType>]) {
         let mut matrices = Vec::new();
         let (mut bits, mut weights) = (0.0, 0.0);
@@ -106,7 +106,7 @@ impl Recipe {
                 bits += n * bits_of(choose(spec, self.main(), *exception).dtype);
             }
         }
-        // Every step up the ladder, what gains most for each bit first. A step that finds no room leaves it to smaller ones.
+        // Try steps up the ladder in order of gain per bit. If a step does not fit, smaller ones may.
         let slope = |at: usize| (LADDER[at].1 - LADDER[at + 1].1) / (bits_of(LADDER[at + 1].0) - bits_of(LADDER[at].0));
         let mut steps: Vec<(f64, usize, usize)> = matrices
             .iter()
@@ -137,7 +137,7 @@ impl Recipe {
     }
 }
 
-/// Bits that a weight takes.
+/// Returns the bits that a weight takes.
 fn bits_of(dtype: DType) -> f64 {
     8.0 * dtype.block_bytes() as f64 / dtype.block_len() as f64
 }
@@ -170,7 +170,7 @@ mod tests {
         exceptions
     }
 
-    /// Bits a weight.
+    /// Returns the bits a weight.
     fn size(specs: &[Spec], recipe: Recipe, exceptions: &[Option<DType>]) -> f64 {
         let (mut bits, mut weights) = (0.0, 0.0);
         for (spec, exception) in specs.iter().zip(exceptions) {
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn keeps_to_the_size_and_comes_near_it() {
+    fn sizes_are_within_and_close_to_the_target() {
         for specs in [specs(512, 32, 6), specs(1600, 100, 12)] {
             for recipe in Recipe::ALL {
                 let types = mixed(&specs, recipe, |_| None);
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn bits_go_where_they_are_felt() {
+    fn sensitive_tensors_get_more_bits() {
         let specs = specs(512, 32, 6);
         let types = mixed(&specs, Recipe::Q6, |_| None);
         let at = |name: &str| {
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_user_fixed_is_counted_and_left() {
+    fn user_overrides_are_counted_and_kept() {
         let specs = specs(512, 32, 6);
         let types = mixed(&specs, Recipe::Q5, |s| (s.name == "token_embd.weight").then_some(DType::F16));
         assert_eq!(types[0], Some(DType::F16));
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn pure_makes_one_exception() {
+    fn pure_has_one_exception() {
         let specs = specs(512, 32, 2);
         let mut types = vec![None; specs.len()];
         types[2] = Some(DType::F32); // blk.0.ssm_dt.weight

@@ -1,4 +1,4 @@
-//! Matrices in other types, in memory: to see what a type does to a model without writing a file.
+//! In-memory requantization of matrices, to evaluate a type without writing a file.
 
 use rayon::prelude::*;
 

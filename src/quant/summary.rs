@@ -1,4 +1,4 @@
-//! What a conversion tells while it runs, and at its end.
+//! Conversion events and summary.
 
 use std::fmt;
 
@@ -21,12 +21,12 @@ pub enum Event<'a> {
     MetaState,
 }
 
-/// What a conversion has made.
+/// The result of a conversion.
 #[derive(Clone, Debug, Default)]
 pub struct Summary {
     /// The types of the weights that are there, with the number of tensors and their bytes.
     pub types: Vec<(DType, usize, u64)>,
-    /// Tensors whose rows do not fit the blocks of the type wished for: name, that type, the type taken instead.
+    /// Tensors whose row length is not a multiple of the requested type's block: name, requested type, actual type.
     pub fallbacks: Vec<(String, DType, DType)>,
     /// What else the user may want to know, a sentence each.
     pub notes: Vec<String>,
@@ -34,7 +34,7 @@ pub struct Summary {
     pub parameters: u64,
     /// Bytes of the output file.
     pub bytes: u64,
-    /// Bits that a weight takes, the state after the meta tokens not counted.
+    /// Bits per weight, without the state after the meta tokens.
     pub bits_per_weight: f64,
     /// How long it took.
     pub seconds: f64,
@@ -77,7 +77,7 @@ impl fmt::Display for Summary {
     }
 }
 
-/// A number of weights in two digits or more, as model names have it: 27M, 1.5B.
+/// Returns a number of weights in two digits or more, as model names have it: 27M, 1.5B.
 pub(super) fn size_label(parameters: u64) -> String {
     let (unit, letter) = match parameters {
         0..1_000_000 => (1e3, 'K'),

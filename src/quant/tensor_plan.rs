@@ -1,4 +1,4 @@
-//! What becomes of one tensor: where it is read from, and how its rows are converted.
+//! The conversion of one tensor: its source, and how its rows are converted.
 
 use std::{
     ops::Range,
@@ -22,7 +22,7 @@ use crate::{
 /// Bytes of input that are read at once, about.
 const READ_BYTES: usize = 4 << 20;
 
-/// A tensor on its way.
+/// The plan for one tensor.
 #[derive(Clone)]
 pub(super) struct TensorPlan {
     pub(super) spec: Spec,
@@ -30,16 +30,16 @@ pub(super) struct TensorPlan {
     /// The type that it gets.
     pub(super) dtype: DType,
     pub(super) packing: Packing,
-    /// Is the input A_log, and the output A?
+    /// Whether the input is A_log and the output A.
     pub(super) a_is_log: bool,
-    /// Rounds to blocks; plainly if there is none.
+    /// Rounds to blocks; `None`: round to nearest.
     pub(super) searcher: Option<Arc<Searcher>>,
-    /// How much errors in each column are felt, if that is known.
+    /// Importance of each column, if known.
     pub(super) importance: Option<Vec<f32>>,
 }
 
 impl TensorPlan {
-    /// The whole tensor in memory, as the checkpoint holds it: to compute with.
+    /// Returns the whole tensor in memory, as the checkpoint holds it: to compute with.
     pub(super) fn load(&self, cancel: &AtomicBool) -> Result<Tensor> {
         let Self { spec, input, .. } = self;
         let dtype = if spec.role == Role::Exact { DType::F32 } else { input.dtype };
@@ -63,7 +63,7 @@ impl TensorPlan {
         dtype.row_bytes(self.rows_and_cols().1).unwrap_or(0)
     }
 
-    /// Rows of the input, those that pad its last group included.
+    /// Returns the rows of the input, those that pad its last group included.
     fn input_rows(&self) -> usize {
         self.input.packing.stored_rows(self.rows_and_cols().0)
     }
@@ -72,7 +72,7 @@ impl TensorPlan {
         (self.input_rows() * self.row_bytes(self.input.dtype)) as u64
     }
 
-    /// The rows of the input in pieces, which are whole groups but for the last of a plain tensor.
+    /// Returns the rows of the input in pieces, which are whole groups but for the last of a plain tensor.
     pub(super) fn pieces(&self) -> impl Iterator<Item = Range<usize>> + use<> {
         let rows = self.input_rows();
         let step = (READ_BYTES / self.row_bytes(self.input.dtype)).next_multiple_of(GROUP).max(GROUP);
@@ -135,8 +135,7 @@ impl TensorPlan {
         let Spec { name, official, .. } = &self.spec;
         match unfit {
             Unfit::NotFinite => Error::Request(format!(
-                "tensor `{name}` ({official}) holds NaN or infinity in row {row}; the checkpoint is damaged, \
-                 download it again"
+                "tensor `{name}` ({official}) contains NaN or infinity in row {row}; the checkpoint is damaged, download it again"
             )),
             Unfit::Overflow => {
                 let (name, official) = (name.clone(), official.clone());

@@ -1,4 +1,4 @@
-//! Which type one tensor gets.
+//! The type of each tensor.
 
 use regex::Regex;
 
@@ -12,7 +12,7 @@ use crate::{
 #[derive(Debug, PartialEq)]
 pub(super) struct Choice {
     pub(super) dtype: DType,
-    /// The type that it should have had, if its rows are no multiple of that type's block.
+    /// The requested type, if its rows are not a multiple of that type's block.
     pub(super) wished: Option<DType>,
 }
 
@@ -40,7 +40,7 @@ pub(super) fn overridden(spec: &Spec, overrides: &[(Regex, DType)]) -> Option<DT
     overrides.iter().rev().find(|(name, _)| name.is_match(&spec.name)).map(|&(_, dtype)| dtype)
 }
 
-/// Refuses an override that no tensor heeds: it is a typing error.
+/// Rejects an override without effect, which is probably misspelled.
 pub(super) fn check(specs: &[Spec], overrides: &[(Regex, DType)]) -> Result<()> {
     for (name, dtype) in overrides {
         if !specs.iter().any(|s| s.role != Role::Exact && name.is_match(&s.name)) {
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn an_override_that_nothing_heeds_is_refused() {
+    fn overrides_without_effect_are_rejected() {
         let specs = [spec("blk.0.ssm_d", 64, Role::Exact), spec("token_embd.weight", 64, Role::Matrix)];
         let check = |regex: &str| check(&specs, &[(Regex::new(regex).unwrap(), DType::F16)]);
         assert!(check("embd").is_ok());

@@ -88,7 +88,7 @@ impl SamplingParams {
                 Some(&Value::Uint(v)) => v as f64,
                 Some(&Value::Int(v)) => v as f64,
                 Some(_) => {
-                    refused.push(format!("has a {} that is no number", setting.key()));
+                    refused.push(format!("has a {} that is not a number", setting.key()));
                     continue;
                 }
             };
@@ -160,13 +160,13 @@ mod tests {
         assert_eq!(error, "m.gguf: recommends general.sampling.top_p 1.5, which must be from 0 to 1");
         meta.set("general.sampling.top_p", "high");
         let error = SamplingParams::from_metadata(&meta, "m.gguf").unwrap_err().to_string();
-        assert_eq!(error, "m.gguf: has a general.sampling.top_p that is no number");
+        assert_eq!(error, "m.gguf: has a general.sampling.top_p that is not a number");
         let (params, refused) = SamplingParams::usable(&meta);
         assert_eq!((params.temperature, params.top_p, refused.len()), (0.5, 0.95, 1), "the rest holds");
     }
 
     #[test]
-    fn a_knob_turns_back_to_where_it_was() {
+    fn values_round_trip() {
         let mut params = SamplingParams { repeat_last_n: usize::MAX, temperature: 0.7, ..SamplingParams::default() };
         let before = params.clone();
         for setting in Setting::ALL {

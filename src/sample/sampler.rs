@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_that_are_none_do_no_harm() {
+    fn nan_and_infinite_logits_are_handled() {
         let odd = [f32::NAN, f32::NEG_INFINITY, 1.0, -f32::NAN];
         for params in [PLAIN, SamplingParams::default(), SamplingParams { temperature: 0.0, ..PLAIN }] {
             let mut sampler = Sampler::new(params.clone(), 1);

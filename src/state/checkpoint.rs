@@ -1,6 +1,6 @@
-//! A checkpoint of the state. Rows of global layers stay where they are: the text after it only adds to them. What the
-//! text overwrites is copied: the rings of windowed layers, conv and SSM state. A checkpoint with global layers holds
-//! their rows too, and can be restored after any other text.
+//! Checkpoints of the state. Rows of global layers stay in place, since later text only appends to them. State that is
+//! overwritten is copied: the rings of windowed layers, conv and SSM state. A checkpoint with global layers also copies
+//! their rows, and can be restored after any other text.
 
 use super::State;
 use crate::{
@@ -10,8 +10,7 @@ use crate::{
     model::Config,
 };
 
-/// What must be put back to continue where the text was. Without the rows of global layers it is good for as long as the
-/// text before it stays the same.
+/// A checkpoint. Without the rows of global layers it is valid while the text before it is unchanged.
 pub struct Checkpoint {
     position: usize,
     with_global_layers: bool,
@@ -20,14 +19,14 @@ pub struct Checkpoint {
 }
 
 struct LayerCheckpoint {
-    /// Rows of text; those of the meta tokens never change.
+    /// Text rows; those of the meta tokens never change.
     kv: Option<[Buffer; 2]>,
     conv: Buffer,
     ssm: Buffer,
 }
 
 impl Checkpoint {
-    /// Returns the bytes of memory that it takes.
+    /// Returns its size in bytes.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
@@ -45,7 +44,7 @@ fn copied(
 }
 
 impl State {
-    /// Returns a checkpoint of the text as it is now.
+    /// Returns a checkpoint of the current state.
     pub fn checkpoint(
         &self,
         memory: &mut dyn Memory,
@@ -79,10 +78,10 @@ impl State {
         Ok(Checkpoint { position: self.position, with_global_layers, bytes, layers })
     }
 
-    /// Goes back to a checkpoint.
+    /// Restores a checkpoint.
     ///
     /// # Panics
-    /// If the text is shorter than it was there, and the checkpoint is without global layers.
+    /// If the text is shorter than at the checkpoint and the checkpoint has no global layers.
     pub fn restore(&mut self, memory: &mut dyn Memory, c: &Config, from: &Checkpoint) {
         assert!(from.with_global_layers || self.position >= from.position, "the text ends before the checkpoint");
         let (k_width, v_width) = c.kv_widths();

@@ -1,4 +1,4 @@
-//! A session in a file: one versioned, checksummed container, written whole or not at all.
+//! The session file: a versioned, checksummed container, written atomically.
 //!
 //! `hymbases`, the version (u32), the header's length (u32), the header (JSON), the payload, and the BLAKE3 hash of all
 //! of that. Little-endian.
@@ -17,14 +17,14 @@ use crate::{
     limits, threads,
 };
 
-/// What a session file begins with.
+/// The magic bytes of session files.
 pub const SESSION_MAGIC: &[u8; 8] = b"hymbases";
 const VERSION: u32 = 1;
 const HASH: usize = 32;
 const PREFIX: usize = SESSION_MAGIC.len() + 4 + 4;
 
-/// Writes `header` and the payload to `path`; a file that is there is replaced when the new one is on the disk. `payload` gets
-/// a function that takes its next bytes.
+/// Writes `header` and the payload to `path`, replacing an existing file once the new one is on disk. `payload`
+/// receives a function that appends bytes.
 pub fn write_session(
     path: &Path,
     header: &impl Serialize,
@@ -47,17 +47,17 @@ pub fn write_session(
     })
 }
 
-/// The payload of a session file that was found whole.
+/// The payload of a verified session file.
 pub struct Payload {
     file: File,
-    /// What the file was like before it was read.
+    /// The file's metadata before it was read.
     then: Metadata,
     path: PathBuf,
     start: u64,
 }
 
 impl Payload {
-    /// Returns `length` bytes, which begin `from` bytes after the payload does.
+    /// Returns `length` bytes at offset `from` of the payload.
     pub fn read(&self, from: usize, length: usize) -> Result<Vec<u8>> {
         let mut bytes = vec![0; length];
         let mut file = &self.file;
@@ -65,7 +65,7 @@ impl Payload {
         read.map(|()| bytes).map_err(|e| Error::io("cannot read", &self.path, e))
     }
 
-    /// Fails if another program wrote to the file since it was found whole.
+    /// Fails if another program wrote to the file since it was verified.
     pub fn check(&self) -> Result<()> {
         match self.file.metadata() {
             Ok(now) if is_unchanged(&self.then, &now) => Ok(()),
@@ -74,11 +74,11 @@ impl Payload {
     }
 }
 
-/// Bytes of a payload that are hashed at once.
+/// Bytes of a payload hashed at once.
 const READ_BYTES: usize = 4 << 20;
 
-/// What is in the session file at `path`: what `check` makes of the header, and the payload, whose bytes are still on the disk.
-/// `check` says how long the payload must be, so that no more is read than it asks for.
+/// Opens the session file at `path`: returns the result of `check` on the header, and the payload, which stays on disk.
+/// `check` also returns the payload's length, which bounds what is read.
 pub fn read_session<H: DeserializeOwned, T>(
     path: &Path,
     check: impl FnOnce(H) -> Result<(T, usize)>,
@@ -92,34 +92,34 @@ pub fn read_session<H: DeserializeOwned, T>(
     let mut start = Vec::with_capacity(PREFIX);
     (&mut file).take(PREFIX as u64).read_to_end(&mut start).map_err(failed)?;
     if !start.starts_with(SESSION_MAGIC) {
-        return Err(bad("is no session file of hymba"));
+        return Err(bad("is not a hymba session file"));
     }
     let number = |at: usize| start.get(at..at + 4).and_then(|b| b.try_into().ok()).map(u32::from_le_bytes);
     let (Some(version), Some(length)) = (number(SESSION_MAGIC.len()), number(SESSION_MAGIC.len() + 4)) else {
         return Err(bad(DAMAGED));
     };
     if version != VERSION {
-        return Err(bad(&format!("is a session file of version {version}; this hymba reads version {VERSION}")));
+        return Err(bad(&format!("is a session file of version {version}; this release reads version {VERSION}")));
     }
     let length = length as usize;
     let Some(rest) = size.checked_sub((PREFIX + length + HASH) as u64) else { return Err(bad(DAMAGED)) };
     if length > limits::SESSION_HEADER {
         let limit = limits::SESSION_HEADER >> 20;
-        return Err(bad(&format!("has a header of {length} bytes, but {limit} MiB are the limit")));
+        return Err(bad(&format!("has a header of {length} bytes; the limit is {limit} MB")));
     }
     let mut header = vec![0; length];
     file.read_exact(&mut header).map_err(failed)?;
     let mut hasher = blake3::Hasher::new();
     hasher.update(&start).update(&header);
     let checked = serde_json::from_slice(&header)
-        .map_err(|e| bad(&format!("holds a session that this hymba does not understand: {e}")))
+        .map_err(|e| bad(&format!("contains an unsupported session: {e}")))
         .and_then(check)
         .and_then(|(checked, wanted)| match u64::try_from(wanted) {
             Ok(wanted) if wanted == rest => Ok(checked),
-            _ => Err(bad("contradicts itself; restore it from a copy")),
+            _ => Err(bad("is inconsistent; restore it from a copy")),
         });
     drop(header);
-    // Whatever is wrong with a damaged file, it is damaged that matters.
+    // Report damage rather than its consequences.
     let mut left = rest;
     let mut piece = vec![0; READ_BYTES.min(usize::try_from(rest).unwrap_or(READ_BYTES))];
     while left > 0 {
@@ -137,8 +137,8 @@ pub fn read_session<H: DeserializeOwned, T>(
     checked.map(|checked| (checked, Payload { file, then, path: path.into(), start }))
 }
 
-/// Returns the header that follows [`SESSION_MAGIC`] in `file`; `None` if it is not one of this version, or no `H`. Whether
-/// the file is whole is not looked at.
+/// Returns the header after [`SESSION_MAGIC`] in `file`; `None` if it has another version or is not an `H`. The
+/// checksum is not verified.
 pub fn session_header<H: DeserializeOwned>(mut file: impl Read) -> io::Result<Option<H>> {
     let mut number = || {
         let mut bytes = [0; 4];
@@ -159,7 +159,7 @@ mod tests {
 
     use super::*;
 
-    /// The header and the payload, which is `length` bytes long.
+    /// Returns the header and the payload, which is `length` bytes long.
     fn read<H: DeserializeOwned>(path: &Path, length: usize) -> Result<(H, Vec<u8>)> {
         let (header, payload) = read_session(path, |header| Ok((header, length)))?;
         payload.check()?;
@@ -191,17 +191,20 @@ mod tests {
             bytes[at] ^= 0x10;
             let said = refusal(&bytes);
             let expected = match at {
-                0..8 => "is no session file",
+                0..8 => "is not a hymba session file",
                 8..12 => "of version",
                 _ => "is damaged",
             };
             assert!(said.contains(expected), "byte {at}: {said}");
-            assert!(refusal(&whole[..at]).contains(if at < 8 { "is no session" } else { "is damaged" }), "cut at {at}");
+            assert!(
+                refusal(&whole[..at]).contains(if at < 8 { "is not a hymba session" } else { "is damaged" }),
+                "cut at {at}"
+            );
         }
         assert!(refusal(&[&whole[..], b"x"].concat()).contains("is damaged"));
         write_session(&path, &1, |_| Ok(())).unwrap();
-        assert!(read::<String>(&path, 0).unwrap_err().to_string().contains("does not understand"));
-        assert!(read::<u32>(&path, usize::MAX).unwrap_err().to_string().contains("contradicts itself"));
+        assert!(read::<String>(&path, 0).unwrap_err().to_string().contains("unsupported session"));
+        assert!(read::<u32>(&path, usize::MAX).unwrap_err().to_string().contains("is inconsistent"));
         // nothing of that size is there, nor asked for
         let mut bytes = [&SESSION_MAGIC[..], &VERSION.to_le_bytes(), &u32::MAX.to_le_bytes()].concat();
         fs::write(&path, &bytes).unwrap();

@@ -1,5 +1,5 @@
-//! The state as bytes, for a file: layer by layer the key rows and the value rows of the text, oldest first, then conv
-//! and SSM state. It does not depend on the context that a session was opened with. Little-endian.
+//! The state as bytes, for files: for each layer the key rows and value rows of the text, oldest first, then conv and
+//! SSM state. Independent of the session's context size. Little-endian.
 
 use super::{KvLayout, State};
 use crate::{
@@ -11,7 +11,8 @@ use crate::{
     model::Config,
 };
 
-/// How many bytes the image of a state after `tokens` tokens of text has; `global_layers`: with the rows of global layers.
+/// Returns the image size in bytes of a state after `tokens` tokens of text, with the rows of global layers if
+/// `global_layers`.
 pub fn image_bytes(c: &Config, cache: CacheType, tokens: usize, global_layers: bool) -> usize {
     let (k_width, v_width) = c.kv_widths();
     let rows: usize = (0..c.layers)
@@ -70,8 +71,8 @@ impl State {
         }
     }
 
-    /// Becomes what `image`, of [`image_bytes`] bytes, shows: the state after `tokens` tokens of text. Without `global_layers`
-    /// the rows of global layers stay as they are.
+    /// Restores the state after `tokens` tokens of text from `image`, of [`image_bytes`] bytes. Without
+    /// `global_layers`, the rows of global layers are unchanged.
     pub fn read_image(
         &mut self,
         b: &mut dyn Memory,
@@ -94,7 +95,7 @@ impl State {
         for layer in &mut self.layers {
             if let Some(kv) = layer.kv.as_mut().filter(|kv| global_layers || kv.layout.is_ring()) {
                 let (rows, row) = (kv.layout.text_rows(self.position), kv.layout.row(self.position));
-                // The oldest position follows the newest in a ring that is full.
+                // In a full ring, the oldest position follows the newest.
                 let until_end = if rows.len() == tokens { rows.len() } else { rows.end - row };
                 let first = if rows.len() == tokens { rows.start } else { row };
                 for (memory, width) in [(&mut kv.k, k_width), (&mut kv.v, v_width)] {
@@ -110,10 +111,10 @@ impl State {
     }
 }
 
-/// The values came out of memory of this cache, so that going back into it changes none of them.
+/// The values came from a cache of this type, so storing them again is lossless.
 fn encode(cache: CacheType, values: &[f32], out: &mut Vec<u8>) {
     let at = out.len();
     out.resize(at + cache.size(values.len()), 0);
-    // What does not fit is no number, and is noticed when logits are made of it.
+    // A value out of range becomes infinite, which the check of the logits detects.
     let _ = encode_row(cache.dtype(), values, &mut out[at..]);
 }

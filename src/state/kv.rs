@@ -1,4 +1,4 @@
-//! The KV cache: which row holds which position, and which rows a token sees.
+//! The KV cache: the row of each position, and the rows visible to a token.
 
 use std::ops::Range;
 
@@ -7,8 +7,8 @@ use crate::{
     model::Config,
 };
 
-/// Where a layer keeps its positions: the meta tokens first, then the text. A global layer has a row for every token
-/// of text; a windowed one a ring that holds the last of them.
+/// A layer's row layout: meta tokens first, then text. A global layer has a row per text token, a windowed one a ring
+/// of the last ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KvLayout {
     meta: usize,
@@ -19,16 +19,16 @@ pub struct KvLayout {
 
 /// Keys and values of one layer.
 pub struct KvCache {
-    /// Which row holds which position.
+    /// The row layout.
     pub layout: KvLayout,
-    /// Keys, rotated; room for `[rows, kv_heads, key_dim]`.
+    /// Rotated keys `[rows, kv_heads, key_dim]`.
     pub k: Buffer,
-    /// Values; room for `[rows, kv_heads, value_dim]`.
+    /// Values `[rows, kv_heads, value_dim]`.
     pub v: Buffer,
 }
 
 impl KvLayout {
-    /// The layout of a layer with room for `context` tokens of text, or for the window if that is less.
+    /// Returns the layout of a layer for `context` tokens of text, or for the window if that is smaller.
     pub fn new(config: &Config, layer: usize, context: usize) -> Self {
         let windowed = config.windowed[layer];
         let text = match config.window {
@@ -38,22 +38,22 @@ impl KvLayout {
         Self { meta: config.meta_tokens, text, windowed }
     }
 
-    /// Are old rows overwritten by new ones?
+    /// Whether new rows overwrite old ones.
     pub fn is_ring(&self) -> bool {
         self.windowed
     }
 
-    /// Rows of the cache.
+    /// Returns the rows of the cache.
     pub fn rows(&self) -> usize {
         self.meta.saturating_add(self.text)
     }
 
-    /// The rows that hold text when `position` positions were read.
+    /// Returns the rows that hold text after `position` positions.
     pub fn text_rows(&self, position: usize) -> Range<usize> {
         self.meta..self.rows().min(position).max(self.meta)
     }
 
-    /// The row that holds `position`.
+    /// Returns the row of `position`.
     pub fn row(&self, position: usize) -> usize {
         match position.checked_sub(self.meta) {
             Some(text) if self.windowed => self.meta + text % self.text,
@@ -62,7 +62,7 @@ impl KvLayout {
     }
 
     /// Where `tokens` rows of a chunk that begins at position `start` go: (row of the chunk, row of the cache, rows),
-    /// no more than the last ones that fit a ring.
+    /// at most the last ones that fit into a ring.
     pub fn places(&self, start: usize, tokens: usize) -> impl Iterator<Item = (usize, usize, usize)> {
         let fit = if self.windowed && start >= self.meta { tokens.min(self.text) } else { tokens };
         let (from, to) = (tokens - fit, self.row(start + tokens - fit));
@@ -70,15 +70,15 @@ impl KvLayout {
         [(from, to, before_end), (from + before_end, self.meta, fit - before_end)].into_iter().filter(|p| p.2 > 0)
     }
 
-    /// What the token at position `start + token` of a chunk sees, when the chunk begins at position `start` and the
-    /// rows of earlier positions are in the cache: runs of rows in order of position. `reach` is how far back a
-    /// windowed layer looks (W in prefill, W − 1 in decode: the official code has both rules). A chunk holds meta
-    /// tokens or text, not both.
+    /// Returns the rows visible to the token at position `start + token` of a chunk that begins at position `start`,
+    /// with earlier positions in the cache: spans of rows in order of position. `reach` is how far back a windowed
+    /// layer looks (W in prefill, W − 1 in decode, as in the official code). A chunk holds meta tokens or text, not
+    /// both.
     pub fn visible(&self, start: usize, token: usize, reach: usize) -> [KvSpan; 4] {
         let here = start + token;
-        let text = start >= self.meta; // meta tokens are read as what has none before it, and no window
+        let text = start >= self.meta; // meta tokens have no prefix and no window
         let meta = if text { self.meta } else { 0 };
-        // the first position that is seen behind those
+        // the first visible position after those
         let from = if self.windowed && text { here.saturating_sub(reach).max(meta) } else { meta };
         let cached = start.saturating_sub(from);
         let chunk_from = from.max(start);
@@ -97,7 +97,7 @@ impl KvLayout {
 mod tests {
     use super::*;
 
-    /// Every chunking of a text sees exactly the positions that the mask's formula names, in order.
+    /// With any chunking, the visible positions are exactly those of the mask's formula, in order.
     #[test]
     fn visible_rows_are_those_of_the_mask() {
         for (meta, window) in [(0, 5), (3, 4), (8, 1), (2, 7)] {

@@ -20,18 +20,18 @@ pub struct LayerState {
 
 /// The state of all layers after `position` positions.
 pub struct State {
-    /// One a layer.
+    /// One per layer.
     pub layers: Vec<LayerState>,
-    /// How keys and values are stored.
+    /// The KV cache type.
     pub cache: CacheType,
-    /// Positions read so far, meta tokens included.
+    /// Positions processed so far, including meta tokens.
     pub position: usize,
     /// Bytes of all of it.
     pub bytes: usize,
 }
 
 impl State {
-    /// An empty state with room for the meta tokens and `context` tokens of text.
+    /// Returns an empty state for the meta tokens and `context` tokens of text.
     pub fn new(memory: &dyn Memory, c: &Config, context: usize, cache: CacheType) -> Result<Self> {
         let mut bytes = 0usize;
         let mut count = |cache: CacheType, rows: usize, width: usize| {
@@ -59,9 +59,9 @@ impl State {
         Ok(Self { layers, cache, position: 0, bytes })
     }
 
-    /// Becomes the state before the first token.
+    /// Resets to the state before the first token.
     pub fn clear(&mut self, memory: &mut dyn Memory) {
-        self.position = 0; // KV rows are read up to the position only
+        self.position = 0; // KV rows beyond the position are never read
         for layer in &mut self.layers {
             memory.clear(&mut layer.conv);
             memory.clear(&mut layer.ssm);

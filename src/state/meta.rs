@@ -1,5 +1,5 @@
-//! The state after the meta tokens. It depends on the weights alone: conversion stores it in the file, and a
-//! session starts from it. Always F32, so that it is the same for every cache type.
+//! The state after the meta tokens. It depends on the weights only: conversion stores it in the model file, and
+//! sessions start from it. Always F32, independent of the cache type.
 
 use std::ops::Deref;
 
@@ -30,30 +30,30 @@ impl Deref for Values {
 }
 
 impl MetaState {
-    /// What `gguf` holds; `None` if it holds nothing, or uses another layout version.
+    /// Reads the stored state from `gguf`; `None` if it is absent or uses another layout version.
     pub fn stored(gguf: &Gguf, config: &Config) -> Result<Option<Self>> {
         if gguf.metadata.uint("hymba.meta_state.version") != Some(1) {
             return Ok(None);
         }
         let read = |(name, shape): (String, [usize; 2])| {
             if shape.contains(&0) {
-                return Ok(Values::Computed(Vec::new())); // a convolution of one tap has no state
+                return Ok(Values::Computed(Vec::new())); // a one-tap convolution has no state
             }
             let bad = |what: &str| Error::model(&gguf.file, format!("tensor `{name}` {what}"));
             let tensor = gguf.tensor(&name).ok_or_else(|| bad("of the stored meta state is missing"))?;
             if tensor.dims != shape {
-                return Err(bad(&format!("has shape {:?}, but the metadata asks for {shape:?}", tensor.dims)));
+                return Err(bad(&format!("has shape {:?}, but the metadata requires {shape:?}", tensor.dims)));
             }
             let values = Vector::new(&gguf.file, tensor)?;
             if values.iter().any(|v| !v.is_finite()) {
-                return Err(bad("holds values that are not finite"));
+                return Err(bad("contains values that are not finite"));
             }
             Ok(Values::Stored(values))
         };
         meta_state_specs(config).into_iter().map(read).collect::<Result<_>>().map(|v| Some(Self(v)))
     }
 
-    /// The vectors, in the order of `tensors::meta_state_specs`.
+    /// Returns the vectors, in the order of `tensors::meta_state_specs`.
     pub fn into_vectors(self) -> Vec<Vec<f32>> {
         let own = |values| match values {
             Values::Computed(values) => values,
@@ -62,7 +62,7 @@ impl MetaState {
         self.0.into_iter().map(own).collect()
     }
 
-    /// Returns the state in `state`, which has read the meta tokens and nothing more.
+    /// Copies the state out of `state`, which must have processed exactly the meta tokens.
     pub fn take(memory: &mut dyn Memory, config: &Config, state: &State) -> Self {
         let (k, v) = config.kv_widths();
         let mut all = Vec::new();
@@ -78,7 +78,7 @@ impl MetaState {
         Self(all.into_iter().map(Values::Computed).collect())
     }
 
-    /// Puts the state into an empty `state`, whose KV cache must be wide enough.
+    /// Copies the state into an empty `state`, whose KV cache type must be wide enough.
     pub fn put(&self, memory: &mut dyn Memory, config: &Config, state: &mut State) -> Result<()> {
         let cache = state.cache;
         let fits = |values: &[f32]| values.iter().all(|v| v.abs() <= cache.limit());
@@ -101,8 +101,7 @@ impl MetaState {
     }
 }
 
-/// `values [rows, _]` with rows and columns exchanged: files hold the conv state `[inner, past]`, sessions
-/// `[past, inner]`.
+/// Transposes `values [rows, _]`: files store the conv state as `[inner, past]`, sessions as `[past, inner]`.
 fn transposed(values: &[f32], rows: usize) -> Vec<f32> {
     let cols = values.len().checked_div(rows).unwrap_or(0);
     (0..values.len()).map(|i| values[i % rows * cols + i / rows]).collect()

@@ -1,4 +1,4 @@
-//! What a text leaves behind: KV rows, conv state, SSM state; as memory, as checkpoints, and in files.
+//! The state of a text: KV rows, conv state, SSM state; in memory, in checkpoints and in files.
 
 mod checkpoint;
 mod disk;

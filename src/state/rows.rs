@@ -254,11 +254,11 @@ impl Recurrent {
     }
 }
 
-/// The values came out of memory of this cache, so that going back into it changes none of them.
+/// The values came from a cache of this type, so storing them again is lossless.
 fn encode(cache: CacheType, values: &[f32], out: &mut Vec<u8>) {
     let at = out.len();
     out.resize(at + cache.size(values.len()), 0);
-    // What does not fit is no number, and is noticed when logits are made of it.
+    // A value out of range becomes infinite, which the check of the logits detects.
     let _ = encode_row(cache.dtype(), values, &mut out[at..]);
 }
 

@@ -1,26 +1,26 @@
-//! Images of states of one text, each without the rows that the image of a later state has: as long as the text is shorter than
-//! the windows, that is all of them.
+//! Thinned images: several states of one text, each without the rows shared with a later state's image, which are all
+//! rows while the text is shorter than the windows.
 
 use std::ops::Range;
 
 use super::KvLayout;
 use crate::{format::CacheType, model::Config};
 
-/// Which image: that of the state after `tokens` tokens of text; `global_layers`: with the rows of global layers.
+/// Identifies an image: the state after `tokens` tokens of text, with the rows of global layers if `global_layers`.
 #[derive(Clone, Copy, Debug)]
 pub struct ImageOf {
     pub tokens: usize,
     pub global_layers: bool,
 }
 
-/// A part of an image: rows of this many bytes for these positions of the text. Conv and SSM states are a row that no other
-/// image has.
+/// A part of an image: rows of `row_bytes` bytes for a range of text positions. Conv and SSM states are one row that is
+/// never shared.
 struct Rows {
     rows: Range<usize>,
     row_bytes: usize,
 }
 
-/// The parts of an image; `None` stands for rows that it does not have, so that the parts of all images correspond.
+/// Returns the parts of an image; `None` for rows that it lacks, so that the parts of all images correspond.
 fn parts(c: &Config, cache: CacheType, of: ImageOf) -> Vec<Option<Rows>> {
     let (k_width, v_width) = c.kv_widths();
     let states = CacheType::F32.size(c.inner * (c.conv_kernel - 1 + c.state));
@@ -37,8 +37,8 @@ fn parts(c: &Config, cache: CacheType, of: ImageOf) -> Vec<Option<Rows>> {
     parts
 }
 
-/// For each part of the image `of`: its rows, where its rows that the image of `later` has begin and end among them, the bytes
-/// of a row, and where those rows are in that image.
+/// Returns for each part of the image `of`: its number of rows, the range of rows shared with the image of `later`, the
+/// bytes per row, and the offset of the shared rows in that image.
 fn shared(c: &Config, cache: CacheType, of: ImageOf, later: ImageOf) -> Vec<(usize, Range<usize>, usize, usize)> {
     let mut at = 0; // in the later image
     let mut shared = Vec::new();
@@ -59,12 +59,12 @@ fn shared(c: &Config, cache: CacheType, of: ImageOf, later: ImageOf) -> Vec<(usi
     shared
 }
 
-/// Returns how many bytes [`thinned`] leaves of the image `of`.
+/// Returns the size in bytes of the thinned image `of`.
 pub fn thinned_bytes(c: &Config, cache: CacheType, of: ImageOf, later: ImageOf) -> usize {
     shared(c, cache, of, later).into_iter().map(|(rows, common, bytes, _)| (rows - common.len()) * bytes).sum()
 }
 
-/// Returns `image`, that of `of`, without the rows that the image of `later` has.
+/// Returns `image` (of `of`) without the rows shared with the image of `later`.
 pub fn thinned(c: &Config, cache: CacheType, of: ImageOf, later: ImageOf, image: &[u8]) -> Vec<u8> {
     let (mut rest, mut thin) = (image, Vec::new());
     for (rows, common, bytes, _) in shared(c, cache, of, later) {
@@ -76,7 +76,7 @@ pub fn thinned(c: &Config, cache: CacheType, of: ImageOf, later: ImageOf, image:
     thin
 }
 
-/// Returns the image `of` which [`thinned`] made `thin`, given that of `later`.
+/// Restores the image `of` from its [`thinned`] form and the image of `later`.
 pub fn restored(c: &Config, cache: CacheType, of: ImageOf, later: ImageOf, thin: &[u8], later_image: &[u8]) -> Vec<u8> {
     let (mut rest, mut image) = (thin, Vec::new());
     for (rows, common, bytes, place) in shared(c, cache, of, later) {
@@ -95,7 +95,7 @@ mod tests {
     use super::*;
     use crate::state::image_bytes;
 
-    /// Bytes that tell which row of which part they are of.
+    /// Returns an image whose bytes identify their part and row.
     fn image(c: &Config, cache: CacheType, of: ImageOf) -> Vec<u8> {
         let mut image = Vec::new();
         for (i, part) in parts(c, cache, of).into_iter().enumerate() {
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn images_come_back_whole_and_share_what_they_can() {
+    fn thinned_images_are_restored_and_share_all_common_rows() {
         let config = Config { window: Some(16), ..Config::hymba_1_5b() };
         for cache in CacheType::ALL {
             for (tokens, later) in [(3, 9), (9, 9), (9, 16), (9, 20), (9, 25), (20, 30), (20, 50), (16, 17)] {

@@ -340,7 +340,7 @@ mod tests {
         Call { name: name.into(), arguments: arguments.into() }
     }
 
-    /// The text and the calls of `reply`, which do not depend on the pieces that it comes in.
+    /// Returns the text and the calls of `reply`, which do not depend on the pieces that it comes in.
     fn parsed(reply: &str) -> (String, Vec<Call>) {
         let whole = parse_reply(reply, &tools());
         for length in [1, 2, 3, 7] {

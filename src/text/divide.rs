@@ -1,5 +1,5 @@
-//! Places where a text can be divided so that its parts make the same tokens as the whole. The library takes 140 bytes of
-//! memory for a byte of text and can't be stopped: a long text goes through it a part at a time.
+//! Splits texts where that does not change their tokens. The tokenizer library takes 140 bytes of memory per byte and
+//! cannot be interrupted, so long texts are tokenized in parts.
 //!
 //! Pairs are merged to tokens of the vocabulary alone. Where no token has two characters beside each other, no merge
 //! crosses from one to the other, and what is merged on one side does not depend on the other side.
@@ -24,7 +24,7 @@ pub struct Seams {
     longest: Option<usize>,
 }
 
-/// A character as pairs are merged.
+/// Returns a character as pairs are merged.
 fn merged(c: char) -> char {
     if c == ' ' { '▁' } else { c }
 }
@@ -114,7 +114,7 @@ pub fn check_part(bytes: usize, growth: f64) -> Result<(), String> {
         return Ok(());
     }
     Err(format!(
-        "has {bytes} bytes without a place where it can be divided, but {limit} are the limit; give a part of it"
+        "has {bytes} bytes that cannot be divided; the limit is {limit}; use a part of it"
     ))
 }
 

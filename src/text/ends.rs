@@ -1,4 +1,4 @@
-//! Which tokens end a text. ggml has keys for the end of a text and for the end of a turn; a model may have more.
+//! End-of-text tokens. ggml has keys for end of text and end of turn; a model may have more.
 
 use crate::{
     format::gguf::{ENDS, Metadata},

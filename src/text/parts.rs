@@ -197,7 +197,7 @@ fn with_key(json: &str, said: &serde_json::Error) -> String {
     }
 }
 
-/// How many parts `part` is made of.
+/// Returns how many parts `part` is made of.
 fn count(part: &Part) -> usize {
     match part {
         Part::Sequence { parts } => 1 + parts.iter().map(count).sum::<usize>(),
@@ -205,7 +205,7 @@ fn count(part: &Part) -> usize {
     }
 }
 
-/// How many times as long `part` may make a text.
+/// Returns how many times as long `part` may make a text.
 fn growth(part: &Part) -> Result<f64, &'static str> {
     match part {
         Part::Sequence { parts } => parts.iter().try_fold(1.0, |all, part| Ok(all * growth(part)?)),

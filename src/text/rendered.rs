@@ -193,7 +193,7 @@ mod tests {
     use super::*;
     use crate::text::{Role, Tools, small_tokenizer};
 
-    /// What of the prompt for `said`, by the user and the model in turn, is theirs.
+    /// Returns what of the prompt for `said`, by the user and the model in turn, is theirs.
     fn theirs(source: &str, said: &[&str]) -> Vec<String> {
         let template = Template::new(source, "test", "<s>", "</s>").unwrap();
         let markers = small_tokenizer().markers(&template.markers()).unwrap();

@@ -1,4 +1,4 @@
-//! Stop strings: where generated text has to end.
+//! Stop strings.
 
 use crate::{Error, Result, limits};
 
@@ -20,7 +20,7 @@ impl StopMatcher {
         }
         if let Some(long) = stops.iter().find(|s| s.len() > limits::STOP) {
             let (bytes, limit) = (long.len(), limits::STOP);
-            return Err(Error::Request(format!("a stop string of {bytes} bytes is too long; {limit} are the limit")));
+            return Err(Error::Request(format!("a stop string of {bytes} bytes is too long; the limit is {limit}")));
         }
         Ok(Self { stops: stops.iter().filter(|s| !s.is_empty()).cloned().collect(), held: String::new() })
     }
@@ -48,7 +48,7 @@ impl StopMatcher {
         (text, false)
     }
 
-    /// What is still held back when no more text comes.
+    /// Returns what is still held back when no more text comes.
     pub fn finish(&mut self) -> String {
         std::mem::take(&mut self.held)
     }
@@ -58,7 +58,7 @@ impl StopMatcher {
 mod tests {
     use super::*;
 
-    /// All text that comes out for `pieces`, and whether a stop string was hit.
+    /// Returns all text that comes out for `pieces`, and whether a stop string was hit.
     fn run<'a>(stops: &[&str], pieces: impl IntoIterator<Item = &'a str>) -> (String, bool) {
         let mut matcher = StopMatcher::new(&stops.iter().map(|s| s.to_string()).collect::<Vec<_>>()).unwrap();
         let mut out = String::new();
@@ -98,7 +98,7 @@ mod tests {
         let many = refusal(vec!["a".into(); limits::STOPS + 1]).unwrap_err();
         assert_eq!(many, "65 stop strings are too many; give 64 at most");
         let long = refusal(vec!["a".repeat(limits::STOP + 1)]).unwrap_err();
-        assert_eq!(long, "a stop string of 1025 bytes is too long; 1024 are the limit");
+        assert_eq!(long, "a stop string of 1025 bytes is too long; the limit is 1024");
     }
 
     #[test]

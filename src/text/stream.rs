@@ -1,4 +1,4 @@
-//! Decoding while tokens arrive, without ever showing half a character.
+//! Streaming decoder: returns complete characters only.
 
 use super::Tokenizer;
 
@@ -7,20 +7,20 @@ use super::Tokenizer;
 #[derive(Clone)]
 pub struct Stream<'t> {
     tokenizer: &'t Tokenizer,
-    /// Has no text come out yet, so that a leading space may have to go?
+    /// Whether no text was returned yet, so that a leading space may have to be stripped.
     at_start: bool,
     /// The beginning of a character whose other bytes are still to come: at most 3 bytes between pushes.
     pending: Vec<u8>,
 }
 
 impl Tokenizer {
-    /// A decoder that takes one id at a time.
+    /// Returns a decoder that takes one id at a time.
     pub fn stream(&self) -> Stream<'_> {
         Stream { tokenizer: self, at_start: true, pending: Vec::new() }
     }
 
-    /// A decoder that goes on after `ids`. Only the last of them are looked at: a byte that begins a character does so
-    /// whatever is before it, so that what is pending follows from the last 3 bytes.
+    /// Returns a decoder that goes on after `ids`. Only the last of them are looked at: a byte that begins a character
+    /// does so whatever is before it, so that what is pending follows from the last 3 bytes.
     pub fn stream_after(&self, ids: &[u32]) -> Stream<'_> {
         let mut bytes = 0;
         let before = ids.iter().rposition(|&id| {
@@ -82,18 +82,18 @@ impl Stream<'_> {
         self.at_start = false;
     }
 
-    /// Has the text of all ids come out?
+    /// Whether the text of all ids was returned.
     pub fn is_whole(&self) -> bool {
         self.pending.is_empty()
     }
 
-    /// What is left when no more ids come: U+FFFD for a character that stayed incomplete.
+    /// Returns what is left when no more ids come: U+FFFD for a character that stayed incomplete.
     pub fn finish(&mut self) -> String {
         String::from_utf8_lossy(&std::mem::take(&mut self.pending)).into_owned()
     }
 }
 
-/// Could more bytes make a character of these?
+/// Whether these bytes are an incomplete character.
 fn is_unfinished(bytes: &[u8]) -> bool {
     std::str::from_utf8(bytes).is_err_and(|e| e.valid_up_to() == 0 && e.error_len().is_none())
 }
@@ -102,7 +102,7 @@ fn is_unfinished(bytes: &[u8]) -> bool {
 mod tests {
     use crate::text::tokenizer::tests::small;
 
-    /// The id of a byte in the small tokenizer.
+    /// Returns the id of a byte in the small tokenizer.
     fn byte(b: u8) -> u32 {
         3 + u32::from(b)
     }

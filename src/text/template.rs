@@ -1,4 +1,4 @@
-//! Chat templates: the Jinja text that makes a prompt of messages, as Hugging Face's tokenizers carry it.
+//! Chat templates: Jinja source that renders messages as a prompt, as in Hugging Face's tokenizers.
 
 use std::sync::{Arc, atomic::AtomicBool};
 
@@ -13,12 +13,12 @@ use crate::{Error, Result, limits};
 /// A message that no text holds, to find out where the template puts messages.
 const MARK: &str = "\u{e000}message\u{e001}";
 
-/// Who says something.
+/// The role of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// What the model should be.
+    /// The system prompt.
     System,
-    /// The person.
+    /// The user.
     User,
     /// The model.
     Assistant,
@@ -40,9 +40,9 @@ impl Role {
 /// One message of a conversation.
 #[derive(Clone, Copy, Debug)]
 pub struct Message<'a> {
-    /// Who says it.
+    /// Its role.
     pub role: Role,
-    /// What is said.
+    /// Its text.
     pub content: &'a str,
 }
 
@@ -201,12 +201,13 @@ impl Template {
         self.cancel.as_deref().map_or(Ok(()), Error::check_cancelled)
     }
 
-    /// The Jinja text.
+    /// Returns the Jinja text.
     pub fn source(&self) -> &str {
         &self.source
     }
 
-    /// The prompt that `inputs` make, messages alone or with what belongs to them; `ask` adds what makes the model reply.
+    /// Returns the prompt that `inputs` make, messages alone or with what belongs to them; `ask` adds what makes the
+    /// model reply.
     pub fn render<'a>(&self, inputs: impl Into<Inputs<'a>>, ask: bool) -> Result<String> {
         self.render_with(&inputs.into().variables(ask, &|_| false, &mut str::to_owned))
     }
@@ -246,8 +247,8 @@ impl Template {
         Ok(text)
     }
 
-    /// Strings by which the model begins another turn, so that its reply is over: the tags between a reply and the
-    /// next message (`<|im_end|>`, `[INST]`), or else the first line there (`### Human:`).
+    /// Returns the strings by which the model begins another turn, so that its reply is over: the tags between a reply
+    /// and the next message (`<|im_end|>`, `[INST]`), or else the first line there (`### Human:`).
     pub fn stops(&self) -> Result<Vec<String>> {
         let messages =
             [Message::new(Role::User, "a"), Message::new(Role::Assistant, MARK), Message::new(Role::User, MARK)];
@@ -360,7 +361,7 @@ mod tests {
             Ok(t) => t.render(&[user("a")], true).unwrap_err().to_string(),
             Err(e) => e.to_string(),
         };
-        assert!(refusal("a\n{% for %}").starts_with("t.jinja: is no usable chat template, line 2: "));
+        assert!(refusal("a\n{% for %}").starts_with("t.jinja: is not a usable chat template, line 2: "));
         assert!(refusal("{{ raise_exception('roles must alternate') }}").contains("roles must alternate"));
         assert!(refusal("{{ messages[0].content.no_such() }}").contains("no_such"));
     }

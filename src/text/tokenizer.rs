@@ -1,4 +1,4 @@
-//! The tokenizer that a model file carries: Hugging Face's `tokenizer.json` as one string.
+//! The tokenizer of a model file: Hugging Face's `tokenizer.json` as one string.
 
 use std::sync::{
     Arc, OnceLock,
@@ -20,7 +20,7 @@ const JSON: &str = "tokenizer.huggingface.json";
 /// Bytes of it from which on it is parsed so that nobody has to wait: several times what those in use have.
 const LARGE: usize = 8 << 20;
 
-/// Splits text into tokens and puts them together again.
+/// Encodes text to tokens and decodes it.
 ///
 /// Decoding is defined on bytes, one token after the other: a byte token (`<0xE2>`) is its byte, any other token its
 /// text; what is no UTF-8 becomes U+FFFD. So text that was shown never changes when more tokens arrive. Tokens that
@@ -36,7 +36,7 @@ pub struct Tokenizer {
     add_bos: bool,
     /// Ids that decode to nothing.
     silent: Vec<u32>,
-    /// Does the decoder take one space off the beginning of a text (as Llama's does)?
+    /// Whether the decoder strips one space from the beginning of a text (as Llama's does).
     strips_space: bool,
     pub(super) traits: Traits,
     seams: OnceLock<Seams>,
@@ -137,8 +137,9 @@ impl Tokenizer {
         })
     }
 
-    /// The ids of `text`. The names of special tokens in it (`<s>`) become those tokens, as in llama.cpp and Hugging
-    /// Face. `with_bos` puts the begin token in front, if the model wants one and the text does not name it itself.
+    /// Returns the ids of `text`. The names of special tokens in it (`<s>`) become those tokens, as in llama.cpp and
+    /// Hugging Face. `with_bos` puts the begin token in front, if the model wants one and the text does not name it
+    /// itself.
     pub fn encode(&self, text: &str, with_bos: bool) -> Result<Vec<u32>> {
         self.encode_until(text, with_bos, self.cancel.as_deref().unwrap_or(&AtomicBool::new(false)))
     }
@@ -160,14 +161,14 @@ impl Tokenizer {
         ids
     }
 
-    /// The ids of `text` where it goes on after other text: without the begin token, and without the space that Llama's
-    /// tokenizers put in front of a text.
+    /// Returns the ids of `text` where it goes on after other text: without the begin token, and without the space that
+    /// Llama's tokenizers put in front of a text.
     pub fn encode_more(&self, text: &str) -> Result<Vec<u32>> {
         let (before, all) = (self.encode(BEFORE, false)?, self.encode(&format!("{BEFORE}{text}"), false)?);
         Ok(all.strip_prefix(&*before).map(Into::into).unwrap_or(self.encode(text, false)?))
     }
 
-    /// The ids of a text of any length, a part at a time.
+    /// Returns the ids of a text of any length, a part at a time.
     fn split(&self, text: &str, cancel: &AtomicBool) -> Result<Vec<u32>> {
         if text.len() <= PART || !self.traits.plain {
             return self.split_part(text);
@@ -198,7 +199,7 @@ impl Tokenizer {
         split.and_then(|split| split.map_err(|e| e.to_string())).map_err(failed)
     }
 
-    /// The text of `ids`; ids beyond the vocabulary have none.
+    /// Returns the text of `ids`; ids beyond the vocabulary have none.
     pub fn decode(&self, ids: &[u32]) -> String {
         let mut stream = self.stream();
         let mut text: String = ids.iter().map(|&id| stream.push(id)).collect();
@@ -206,22 +207,22 @@ impl Tokenizer {
         text
     }
 
-    /// The token that begins a text.
+    /// Returns the token that begins a text.
     pub fn bos(&self) -> Option<u32> {
         self.bos
     }
 
-    /// The token that ends a text.
+    /// Returns the token that ends a text.
     pub fn eos(&self) -> Option<u32> {
         self.eos
     }
 
-    /// The tokens that end a text.
+    /// Returns the tokens that end a text.
     pub fn ends(&self) -> &[u32] {
         &self.ends
     }
 
-    /// How many bytes of text were split into tokens so far: what it costs, for those who count it.
+    /// Returns how many bytes of text were split into tokens so far: what it costs, for those who count it.
     pub fn bytes_encoded(&self) -> u64 {
         self.encoded.load(Ordering::Relaxed)
     }
@@ -230,12 +231,12 @@ impl Tokenizer {
         self.encoded.fetch_add(text.len() as u64, Ordering::Relaxed);
     }
 
-    /// Is `id` the token of a byte?
+    /// Whether `id` is a byte token.
     pub(super) fn is_byte(&self, id: u32) -> bool {
         self.inner.id_to_token(id).is_some_and(|token| byte_token(&token).is_some())
     }
 
-    /// The name of a token, as templates may say it; empty if there is none.
+    /// Returns the name of a token, as templates may say it; empty if there is none.
     pub fn name(&self, id: Option<u32>) -> String {
         id.and_then(|id| self.inner.id_to_token(id)).unwrap_or_default()
     }
@@ -245,7 +246,7 @@ impl Tokenizer {
         self.vocab
     }
 
-    /// Does a text lose one space at its beginning when it is decoded?
+    /// Whether decoding strips one space from the beginning of a text.
     pub(super) fn strips_space(&self) -> bool {
         self.strips_space
     }
@@ -299,12 +300,12 @@ fn parse(json: &str) -> std::result::Result<(Traits, tokenizers::Tokenizer), Str
 /// Its byte is a token that joins with no other.
 const BEFORE: &str = "\n";
 
-/// The text that `decoder` makes of `tokens`, if it makes one.
+/// Returns the text that `decoder` makes of `tokens`, if it makes one.
 fn decoded(decoder: &DecoderWrapper, tokens: Vec<String>) -> Option<String> {
     foreign::call(|| decoder.decode(tokens).ok()).ok()?
 }
 
-/// The byte that a token named like `<0x0A>` stands for.
+/// Returns the byte that a token named like `<0x0A>` stands for.
 fn byte_token(token: &str) -> Option<u8> {
     let hex = token.strip_prefix("<0x")?.strip_suffix('>')?;
     (hex.len() == 2).then(|| u8::from_str_radix(hex, 16).ok())?
@@ -356,7 +357,7 @@ pub(crate) mod tests {
         meta
     }
 
-    /// A tokenizer of 267 tokens; ids of `WORDS` start at 259, bytes at 3.
+    /// Returns a tokenizer of 267 tokens; ids of `WORDS` start at 259, bytes at 3.
     pub(crate) fn small() -> Tokenizer {
         Tokenizer::from_metadata(&metadata(&json()), "small.gguf").unwrap()
     }
@@ -433,7 +434,7 @@ pub(crate) mod tests {
 
     /// What can't be divided would take memory and time without end.
     #[test]
-    fn a_text_without_a_seam_has_a_limit() {
+    fn indivisible_text_has_a_limit() {
         let said = small().encode(&"…".repeat(100_000), true).map(|ids| ids.len()).unwrap_err().to_string();
         assert!(said.contains("has 300000 bytes without a place where it can be divided"), "{said}");
         assert!(small().encode(&"ba".repeat(200_000), true).is_ok());
@@ -441,7 +442,7 @@ pub(crate) mod tests {
 
     /// The library panics where a merge's second half is shorter than this prefix.
     #[test]
-    fn what_makes_the_library_panic_is_refused() {
+    fn tokenizers_that_make_the_library_panic_are_rejected() {
         let mut value = json();
         value["model"]["continuing_subword_prefix"] = "####".into();
         let refusal = Tokenizer::from_metadata(&metadata(&value), "m.gguf").err().unwrap().to_string();
@@ -463,7 +464,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn refuses_what_it_cannot_use() {
+    fn unusable_tokenizers_are_rejected() {
         let refusal = |meta: &Metadata| Tokenizer::from_metadata(meta, "m.gguf").err().unwrap().to_string();
         assert_eq!(refusal(&Metadata::default()), "m.gguf: has no tokenizer");
         let mut broken = Metadata::default();

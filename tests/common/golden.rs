@@ -18,7 +18,7 @@ use safetensors::SafeTensors;
 pub const TOLERANCE: f32 = 2e-4;
 pub static GO_ON: AtomicBool = AtomicBool::new(false);
 
-/// The repository.
+/// Returns the repository.
 pub fn root() -> &'static Path {
     let crates = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors();
     crates.into_iter().find(|folder| folder.join("tests/golden").is_dir()).unwrap()
@@ -136,7 +136,7 @@ pub fn argmax(logits: &[f32]) -> u32 {
     (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b]).then(b.cmp(&a))).unwrap() as u32
 }
 
-/// The first `most` prompts, each in the session that is made for its number.
+/// Returns the first `most` prompts, each in the session that is made for its number.
 pub fn check_prompts<'a>(case: &'a Case, most: usize, session: impl Fn(usize) -> Session<'a>) {
     let vocab = case.model.config().vocab;
     for i in 0..case.prompts().min(most) {

@@ -200,7 +200,7 @@ impl TestHub {
         self.state.sent.store(0, Ordering::Relaxed);
     }
 
-    /// Bytes of files that were sent.
+    /// Returns the bytes of files that were sent.
     pub fn sent(&self) -> u64 {
         self.state.sent.load(Ordering::Relaxed)
     }
@@ -234,7 +234,7 @@ impl Answer {
         Self::new(status, headers, json!({ "error": message }).to_string().into_bytes())
     }
 
-    /// A file, or what of it the request asks for.
+    /// Returns a file, or what of it the request asks for.
     fn file(file: &File, etag: &str, request: &Request, ranged: bool) -> Self {
         let length = file.bytes.len();
         let mut headers = vec![("ETag", format!("\"{etag}\""))];
@@ -451,8 +451,8 @@ fn info(id: &str, repo: &Repo, commit: &str, files: &BTreeMap<String, File>, blo
     .into_bytes()
 }
 
-/// The files of a checkpoint whose config.json asks for `vocab` tokens: a golden one with another embedding, 256 bytes a
-/// token, so that it can be of any size.
+/// Returns the files of a checkpoint whose config.json asks for `vocab` tokens: a golden one with another embedding,
+/// 256 bytes a token, so that it can be of any size.
 pub fn checkpoint(vocab: usize) -> Vec<(String, Vec<u8>)> {
     let folder = std::path::PathBuf::from(crate::common::golden("tiny-a"));
     let mut config: Value = serde_json::from_slice(&std::fs::read(folder.join("config.json")).unwrap()).unwrap();
@@ -519,7 +519,7 @@ impl World {
         world
     }
 
-    /// The binary here, in an environment that knows this hub alone.
+    /// Returns the binary here, in an environment that knows this hub alone.
     pub fn hymba<S: AsRef<std::ffi::OsStr>>(&self, args: impl IntoIterator<Item = S>) -> std::process::Command {
         let mut command = crate::common::hymba(args);
         self.set(&mut command);

@@ -14,8 +14,8 @@ pub use runner::{much, runner};
 
 use hymba::format::gguf::{Gguf, Layout, Metadata, Value, Writer};
 
-/// The binary, with nothing on its standard input and no model of the user's: it takes the demo, or under emulation
-/// [`demo_of_any_depth`].
+/// Returns the binary, with nothing on its standard input and no model of the user's: it takes the demo, or under
+/// emulation [`demo_of_any_depth`].
 pub fn hymba<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
     hymba_at(Path::new(env!("CARGO_BIN_EXE_hymba")), args)
 }
@@ -36,7 +36,7 @@ pub fn golden(case: &str) -> String {
     format!("{}/tests/golden/{case}", env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The demo model's file.
+/// Returns the demo model's file.
 pub fn demo() -> String {
     format!("{}/models/hymba-demo.gguf", env!("CARGO_MANIFEST_DIR"))
 }
@@ -100,7 +100,7 @@ pub fn quantize(input: &str, output: &Path, more: &[&str]) {
     succeeds(hymba(["quantize", input]).arg(output).args(more));
 }
 
-/// The header of a session file.
+/// Returns the header of a session file.
 #[track_caller]
 pub fn session_header(path: &Path) -> serde_json::Value {
     let file = std::fs::read(path).unwrap();

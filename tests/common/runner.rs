@@ -1,7 +1,7 @@
 //! Tests that run under an emulator of another CPU.
 
-/// The command to run the binary with that `HYMBA_TEST_RUNNER` names, words between spaces: an emulator, where the
-/// tests are built for another CPU.
+/// Returns the command to run the binary with that `HYMBA_TEST_RUNNER` names, words between spaces: an emulator, where
+/// the tests are built for another CPU.
 pub fn runner() -> Option<String> {
     std::env::var("HYMBA_TEST_RUNNER").ok().filter(|runner| !runner.trim().is_empty())
 }

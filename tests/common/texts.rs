@@ -64,7 +64,7 @@ pub fn small_config(rng: &mut ChaCha8Rng) -> Config {
     }
 }
 
-/// A model with random weights; its file goes to `folder`.
+/// Returns a model with random weights; its file goes to `folder`.
 pub fn model(config: &Config, dtype: DType, folder: &Path) -> Model {
     assert_eq!(config.contradiction(), None);
     let file = folder.join("random.gguf");
@@ -191,7 +191,7 @@ impl<'m> Machine<'m> {
         State::new(&self.cpu, self.model.config(), CONTEXT, cache).unwrap()
     }
 
-    /// An empty text.
+    /// Returns an empty text.
     pub fn empty(&mut self, cache: CacheType) -> State {
         let mut state = self.nothing(cache);
         self.clear(&mut state);
@@ -213,7 +213,7 @@ impl<'m> Machine<'m> {
         state.restore(&mut self.cpu, self.model.config(), checkpoint);
     }
 
-    /// The bytes of a state.
+    /// Returns the bytes of a state.
     pub fn image(&mut self, state: &State) -> Vec<u8> {
         let mut image = Vec::new();
         state.write_image(&mut self.cpu, self.model.config(), state.cache, true, &mut image);
@@ -221,8 +221,8 @@ impl<'m> Machine<'m> {
         image
     }
 
-    /// A pass over some texts, of which those are committed that nothing went wrong in. What is planted is planted, and may
-    /// make the first text's reader have had enough.
+    /// Returns a pass over some texts, of which those are committed that nothing went wrong in. What is planted is
+    /// planted, and may make the first text's reader have had enough.
     pub fn pass(&mut self, texts: &mut [(&mut State, &Part)], planted: Option<&Planted>) -> Vec<Outcome> {
         let Self { model, cpu, scratch, .. } = self;
         let (config, weights, cancel) = (model.config(), model.weights(), AtomicBool::new(false));
@@ -263,7 +263,7 @@ impl<'m> Machine<'m> {
         outcomes
     }
 
-    /// A pass over one text.
+    /// Returns a pass over one text.
     pub fn read(&mut self, state: &mut State, part: &Part) -> Outcome {
         self.pass(&mut [(state, part)], None).remove(0)
     }

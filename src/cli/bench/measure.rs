@@ -21,11 +21,11 @@ use indicatif::ProgressBar;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-/// Everything to measure; the lists multiply.
+/// What to measure: every combination of the lists' items.
 pub struct BenchPlan {
     /// The tests, each with its number of tokens.
     pub tests: Vec<(Test, usize)>,
-    /// Tokens of text before.
+    /// Context depths: tokens already in the context.
     pub depths: Vec<usize>,
     pub threads: Vec<usize>,
     /// Repetitions after the warm-up.
@@ -38,17 +38,17 @@ pub enum Test {
     Prefill,
     Decode,
     FirstToken,
-    /// Texts that are decoded together, so many of them.
+    /// Batched decode of this many texts.
     Together(usize),
-    /// Passes of one decode segment.
+    /// Passes over one decode segment, as in draft verification.
     Verify,
 }
 
-/// Passes of a run of [`Test::Verify`].
+/// Passes per run of [`Test::Verify`].
 const VERIFICATIONS: usize = 8;
 
 impl BenchPlan {
-    /// Tokens of text that the longest test needs.
+    /// Returns the context size that the longest test needs.
     pub fn context(&self) -> usize {
         let needs =
             |&(kind, tokens): &(Test, usize)| if kind == Test::Verify { tokens * VERIFICATIONS } else { tokens };
@@ -56,44 +56,44 @@ impl BenchPlan {
         self.depths.iter().max().unwrap_or(&0) + longest
     }
 
-    /// Texts that are decoded together at most.
+    /// Returns the largest batch size.
     fn texts(&self) -> usize {
         let texts = |&(kind, _): &(Test, usize)| if let Test::Together(texts) = kind { texts } else { 1 };
         self.tests.iter().map(texts).max().unwrap_or(1)
     }
 
-    /// Runs of tests, for the bar.
+    /// Returns the number of runs, for the progress bar.
     pub fn steps(&self) -> u64 {
         (self.depths.len() * (1 + self.threads.len() * self.tests.len() * (1 + self.repeat))) as u64
     }
 }
 
-/// One run of a test, and what the threads could do at most just before and just after it.
+/// One run of a test, with the roofline measured just before and just after it.
 pub struct Trial {
     pub time: Duration,
-    /// Time by operation, and sampling, if it was asked for.
+    /// Time by operation and time spent sampling, if requested.
     pub profile: Option<(Profile, Duration)>,
     pub before: Roofline,
     pub after: Roofline,
 }
 
-/// A limit that changes by more during a run says that something else used the machine.
+/// The change of a limit during a run, as a log ratio, above which the machine was not idle.
 const LIMIT_TOLERANCE: f64 = 0.1;
 
-/// One line of the result.
+/// One row of the results.
 pub struct Row {
     pub kind: Test,
     pub tokens: usize,
     pub depth: usize,
     pub threads: usize,
     pub runs: Vec<Trial>,
-    /// Reads of memory a token, in decode; multiply-adds a token, in prefill.
+    /// Bytes read per token in decode; multiply-adds per token in prefill.
     pub work_per_token: f64,
     pub cache_bytes: usize,
 }
 
 impl Row {
-    /// The row's name, as llama.cpp's users know it.
+    /// Returns the row's name in the style of llama-bench.
     pub fn name(&self) -> String {
         let name = match self.kind {
             Test::Prefill => format!("pp{}", self.tokens),
@@ -105,20 +105,20 @@ impl Row {
         if self.depth == 0 { name } else { format!("{name} @ d{}", self.depth) }
     }
 
-    /// Texts that were decoded together.
+    /// Returns the batch size.
     pub fn texts(&self) -> usize {
         if let Test::Together(texts) = self.kind { texts } else { 1 }
     }
 
-    /// Milliseconds of a pass of a decode segment.
+    /// Returns the mean milliseconds per pass over a decode segment.
     pub fn pass_milliseconds(&self) -> Option<f64> {
         let values = self.values();
         let mean = values.iter().sum::<f64>() / values.len() as f64;
         (self.kind == Test::Verify).then_some(1e3 * self.tokens as f64 / mean)
     }
 
-    /// What bounds this test: reads of memory where little is computed with them, 8-bit multiply-adds else. In the unit of
-    /// the work a second.
+    /// Returns the limit that bounds this test: read bandwidth if it is bandwidth-bound, else 8-bit multiply-adds per
+    /// second.
     fn bound(&self, limits: &Roofline) -> f64 {
         match self.kind {
             Test::Prefill | Test::FirstToken => limits.int8_macs,
@@ -126,23 +126,23 @@ impl Row {
         }
     }
 
-    /// Did the limit stay during the run?
+    /// Whether the limit was stable during the run.
     fn is_steady(&self, run: &Trial) -> bool {
         (self.bound(&run.before) / self.bound(&run.after)).ln().abs() <= LIMIT_TOLERANCE
     }
 
-    /// Did the limit move during every run?
+    /// Whether the limit changed during every run.
     pub fn is_unstable(&self) -> bool {
         !self.runs.iter().any(|run| self.is_steady(run))
     }
 
-    /// The runs to count: those during which the limit stayed, or all if it never did.
+    /// Returns the runs that count: those with a stable limit, or all if there are none.
     pub fn steady(&self) -> Vec<&Trial> {
         let unstable = self.is_unstable();
         self.runs.iter().filter(|run| unstable || self.is_steady(run)).collect()
     }
 
-    /// The runs' tokens a second; of the time to the first token, its milliseconds.
+    /// Returns tokens per second of each run; for time to first token, milliseconds.
     pub fn values(&self) -> Vec<f64> {
         self.steady().into_iter().map(|run| self.value(run)).collect()
     }
@@ -155,13 +155,13 @@ impl Row {
         }
     }
 
-    /// The mean limit around the runs.
+    /// Returns the mean limit over the runs.
     pub fn limit(&self) -> f64 {
         let runs = self.steady();
         runs.iter().map(|r| (self.bound(&r.before) + self.bound(&r.after)) / 2.0).sum::<f64>() / runs.len() as f64
     }
 
-    /// The runs' mean share of the limit around them.
+    /// Returns the runs' mean share of the limit.
     pub fn share(&self) -> Option<f64> {
         if !matches!(self.kind, Test::Prefill | Test::Decode) {
             return None;
@@ -173,7 +173,7 @@ impl Row {
     }
 }
 
-/// The limits at a number of threads, before and after the tests.
+/// The roofline at a thread count, before and after the tests.
 pub struct LimitRow {
     pub threads: usize,
     pub depth: usize,
@@ -186,14 +186,14 @@ pub struct Results {
     pub kernels: &'static str,
     pub weight_bytes: u64,
     pub state_bytes: u64,
-    /// From the file's name to a session that could read a prompt.
+    /// Time from opening the file to a session that is ready for a prompt.
     pub opening: Duration,
     pub peak_memory: Option<u64>,
     pub limits: Vec<LimitRow>,
     pub rows: Vec<Row>,
 }
 
-/// Measures everything in `plan`; `each` sees every row at once.
+/// Measures everything in `plan`; `each` receives every row as it is finished.
 pub fn measure(
     model: &Model,
     session: &mut Session<'_>,
@@ -208,7 +208,7 @@ pub fn measure(
     let mut text = |n: usize| -> Vec<u32> { (0..n).map(|_| rng.random_range(0..vocab)).collect() };
     let (mut rows, mut limits) = (Vec::new(), Vec::new());
     for &depth in &plan.depths {
-        bar.set_message(format!("reading {depth} tokens"));
+        bar.set_message(format!("prefilling {depth} tokens"));
         session.clear()?;
         session.set_threads(plan.threads.iter().max().and_then(|&n| NonZeroUsize::new(n)).unwrap_or(NonZeroUsize::MIN));
         if depth > 0 {
@@ -277,8 +277,7 @@ pub fn measure(
     })
 }
 
-/// One run of a test, with other texts if they are decoded together: how long it took, and how much of that went to
-/// choosing tokens.
+/// Runs a test once, with further texts for batched decode; returns its time, and the part spent sampling.
 fn once(
     (session, others): (&mut Session<'_>, &mut [Text]),
     kind: Test,

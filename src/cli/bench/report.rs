@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::measure::{Results, Row, Test};
 use crate::cli::json::JSON_VERSION;
 
-/// Mean, sample deviation, least and greatest.
+/// Mean, sample deviation, minimum and maximum.
 fn spread(values: &[f64]) -> [f64; 4] {
     let n = values.len() as f64;
     let mean = values.iter().sum::<f64>() / n;
@@ -21,7 +21,7 @@ fn spread(values: &[f64]) -> [f64; 4] {
     [mean, variance.sqrt(), least, greatest]
 }
 
-/// (name, seconds a run) of everything the time went to in the runs that count.
+/// Returns (name, seconds per run) for each operation, over the runs that count.
 fn profile(row: &Row) -> Option<Vec<(&'static str, f64)>> {
     let profiles: Vec<_> = row.steady().into_iter().map(|run| run.profile.as_ref()).collect::<Option<_>>()?;
     let mean = |time: &dyn Fn(&(Profile, Duration)) -> Duration| {
@@ -31,11 +31,11 @@ fn profile(row: &Row) -> Option<Vec<(&'static str, f64)>> {
     Some(parts.chain([("sampling", mean(&|p| p.1)), ("waiting", mean(&|p| p.0.waiting))]).collect())
 }
 
-/// Tables for people.
+/// Returns the results as Markdown tables.
 pub fn markdown(results: &Results) -> String {
     let mut out = String::new();
     let _ = writeln!(out, "model: {} · kernels: {}\n", results.model, results.kernels);
-    let _ = writeln!(out, "| test | threads | tok/s | min | of the limit | runs |\n|---|---|---|---|---|---|");
+    let _ = writeln!(out, "| test | threads | tok/s | min | % of limit | runs |\n|---|---|---|---|---|---|");
     for row in &results.rows {
         let [mean, deviation, least, _] = spread(&row.values());
         let unit = if row.kind == Test::FirstToken { " ms" } else { "" };
@@ -52,7 +52,7 @@ pub fn markdown(results: &Results) -> String {
     if results.rows.iter().any(|r| matches!(r.kind, Test::Together(_))) {
         let _ = writeln!(
             out,
-            "\n| decoded together | threads | texts | tok/s of all | tok/s of each |\n|---|---|---|---|---|"
+            "\n| batched decode | threads | batch | tok/s total | tok/s per text |\n|---|---|---|---|---|"
         );
         for row in results.rows.iter().filter(|r| matches!(r.kind, Test::Together(_))) {
             let ([mean, ..], texts) = (spread(&row.values()), row.texts());
@@ -62,7 +62,8 @@ pub fn markdown(results: &Results) -> String {
     }
     let passes = || results.rows.iter().filter_map(|row| Some((row, row.pass_milliseconds()?)));
     if passes().next().is_some() {
-        let _ = writeln!(out, "\n| decode segment | threads | ms a pass | of one token's |\n|---|---|---|---|");
+        let _ =
+            writeln!(out, "\n| decode segment | threads | ms per pass | relative to one token |\n|---|---|---|---|");
         for (row, time) in passes() {
             let same = |one: &&(&Row, f64)| (one.0.tokens, one.0.threads, one.0.depth) == (1, row.threads, row.depth);
             let one = passes().find(|one| same(&one)).map_or("".into(), |(_, one)| format!("{:.2}", time / one));
@@ -71,7 +72,7 @@ pub fn markdown(results: &Results) -> String {
     }
     if results.rows.iter().any(|r| profile(r).is_some()) {
         let names: Vec<_> = Operation::ALL.iter().map(|o| o.1).chain(["sampling", "waiting"]).collect();
-        let _ = writeln!(out, "\n| share of the time | threads | {} |", names.join(" | "));
+        let _ = writeln!(out, "\n| share of time | threads | {} |", names.join(" | "));
         let _ = writeln!(out, "|{}", "---|".repeat(names.len() + 2));
         for row in &results.rows {
             let Some(parts) = profile(row) else { continue };
@@ -91,14 +92,13 @@ pub fn markdown(results: &Results) -> String {
     if results.rows.iter().any(|r| r.steady().len() < r.runs.len() || r.is_unstable()) {
         let _ = writeln!(
             out,
-            "\nRuns during which the limit moved by more than 10 % are left out: something else used the machine. In rows \
-             with a ! it moved during every run."
+            "\nRuns during which the limit changed by more than 10 % are discarded: the machine was not idle. In rows marked ! it changed during every run."
         );
     }
     let cache = results.rows.iter().map(|r| r.cache_bytes).max().unwrap_or(0);
     let _ = write!(
         out,
-        "\nweights read a token: {:.1} MB · cache: {:.1} MB, of it conv and SSM state {:.1} MB · opened in {:.1} ms",
+        "\nweights read per token: {:.1} MB · cache: {:.1} MB, of which conv and SSM state {:.1} MB · loaded in {:.1} ms",
         results.weight_bytes as f64 / 1e6,
         cache as f64 / 1e6,
         results.state_bytes as f64 / 1e6,
@@ -110,7 +110,7 @@ pub fn markdown(results: &Results) -> String {
     out + "\n"
 }
 
-/// A line a row, with a header.
+/// Returns the rows as CSV with a header.
 pub fn csv(results: &Results) -> String {
     let mut out =
         "test,depth,threads,unit,mean,deviation,min,max,runs,share_of_limit,work_per_token,limit\n".to_owned();
@@ -132,7 +132,7 @@ pub fn csv(results: &Results) -> String {
     out
 }
 
-/// A row as a JSON object.
+/// Returns a row as a JSON object.
 pub fn row_json(row: &Row) -> Value {
     let [mean, deviation, min, max] = spread(&row.values());
     let numbers = json!({"mean": mean, "deviation": deviation, "min": min, "max": max, "runs": row.values()});
@@ -169,7 +169,7 @@ pub fn row_json(row: &Row) -> Value {
     object
 }
 
-/// Everything as one JSON object.
+/// Returns all results as one JSON object.
 pub fn json(results: &Results) -> Value {
     let limit = |threads: usize, depth: usize, when: &str, l: Roofline| {
         json!({

@@ -1,4 +1,4 @@
-//! The commands of a conversation: a slash, a name, and what comes after it.
+//! Slash commands: `/NAME ARGUMENT`.
 
 use std::path::PathBuf;
 
@@ -15,12 +15,12 @@ pub enum Command {
     System(Option<String>),
     Set(Option<Knob>),
     Show,
-    /// The last turns; all, if there is no number.
+    /// The last N turns, or all.
     History(Option<usize>),
     Undo(usize),
     Regen,
     Edit(Option<String>),
-    /// Where to, and whether over a file that is something else.
+    /// The path, and whether a file of another kind may be replaced.
     Save(PathBuf, bool),
     Load(PathBuf),
     Read(PathBuf),
@@ -30,19 +30,19 @@ pub enum Command {
     Switch(String),
 }
 
-/// What /set sets.
+/// A setting of /set.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Knob {
     Sampling(Setting, f64),
     Seed(u64),
-    /// Tokens of a reply at most.
+    /// Maximum number of tokens per reply.
     Predict(Option<usize>),
-    /// Tokens of the context.
+    /// Context size in tokens.
     Context(usize),
     Overflow(Overflow),
 }
 
-/// Name, what comes after it, and what it does; in the order in which /help lists them.
+/// Name, arguments and description, in the order of /help.
 pub const COMMANDS: [(&str, &str, &str); 16] = [
     ("help", "", "list the commands"),
     ("exit", "", "exit (also Ctrl-D)"),
@@ -62,13 +62,13 @@ pub const COMMANDS: [(&str, &str, &str); 16] = [
     ("switch", "NAME", "switch to a branch"),
 ];
 
-/// Names that /set knows.
+/// Returns the names of the settings.
 pub fn knobs() -> impl Iterator<Item = &'static str> {
     Setting::ALL.map(Setting::name).into_iter().chain(["seed", "predict", "context", "overflow"])
 }
 
 impl Command {
-    /// The command that `line` is; `None` if it is a message. Two slashes begin a message with one.
+    /// Parses `line` as a command; `None` if it is a message. A message with a leading slash is typed with two.
     pub fn parse(line: &str) -> Option<Result<Self, String>> {
         let rest = line.strip_prefix('/').filter(|rest| !rest.starts_with('/'))?;
         let (name, argument) = rest.split_once(char::is_whitespace).unwrap_or((rest, ""));
@@ -122,7 +122,7 @@ fn number(name: &str, argument: &str) -> Result<usize, String> {
 }
 
 fn knob(text: &str) -> Result<Knob, String> {
-    let text = text.strip_prefix("parameter ").map_or(text, str::trim_start); // ollama's way to say it
+    let text = text.strip_prefix("parameter ").map_or(text, str::trim_start); // ollama's syntax
     let (name, value) = text.split_once(['=', ' ']).unwrap_or((text, ""));
     let (name, value) = (name.trim_start_matches('-').replace('_', "-"), value.trim());
     let refuse = |must: &str| format!("/set {name} {value}: must be {must}");
@@ -156,7 +156,7 @@ fn knob(text: &str) -> Result<Knob, String> {
     }
 }
 
-/// A path as people type it: `~` is the home folder, a backslash takes the meaning off a space.
+/// Expands a typed path: `~` is the home folder, and a backslash escapes a space.
 fn path(text: &str) -> PathBuf {
     let text = if cfg!(unix) { rustyline::completion::unescape(text, Some('\\')) } else { text.into() };
     match (text.strip_prefix("~/"), dirs::home_dir()) {
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_said() {
+    fn errors_say_what_is_wrong() {
         let refusal = |line| Command::parse(line).unwrap().unwrap_err();
         assert!(refusal("/hlep").starts_with("unknown command /hlep; did you mean /help?"));
         assert!(refusal("/frobnicate").starts_with("unknown command /frobnicate; try /help"));

@@ -1,4 +1,4 @@
-//! The line editor: history from one run to the next, several lines, completion.
+//! The line editor: persistent history, multi-line input, completion.
 
 use std::{
     borrow::Cow,
@@ -29,7 +29,7 @@ use super::{
     screen::PROMPT_STYLE,
 };
 
-/// Messages that are remembered.
+/// Maximum number of history entries.
 const HISTORY: usize = 1000;
 
 /// A line editor on the terminal.
@@ -37,16 +37,16 @@ pub struct Editor {
     inner: rustyline::Editor<Helpers, DefaultHistory>,
     history: Option<PathBuf>,
     color: bool,
-    /// Is a line being typed?
+    /// Whether a line is being typed.
     waiting: Arc<AtomicBool>,
     cancel: Arc<AtomicBool>,
 }
 
 impl Editor {
-    /// An editor with the history of earlier runs. When `cancel` is set while it waits for a line (Ctrl-C does not do
-    /// that, a signal from elsewhere does), the wait ends.
+    /// Returns an editor with the saved history. When `cancel` is set while it waits for a line (by a signal, not by
+    /// Ctrl-C), the wait ends.
     pub fn new(color: bool, cancel: &Arc<AtomicBool>) -> anyhow::Result<Self> {
-        // Without a data folder there is no history, and no harm.
+        // Without a data folder, history is not saved.
         let history = dirs::data_dir().map(|folder| folder.join("hymba")).and_then(|folder| {
             fs::create_dir_all(&folder).ok()?;
             Some(folder.join("history"))
@@ -57,7 +57,7 @@ impl Editor {
         Ok(Self { inner, history, color, waiting, cancel: cancel.clone() })
     }
 
-    /// The next message, whole.
+    /// Returns the next complete message.
     pub fn read(&mut self, prompt: &str, initial: &str, branches: Vec<String>) -> anyhow::Result<Event> {
         if let Some(helpers) = self.inner.helper_mut() {
             helpers.branches = branches;
@@ -70,7 +70,7 @@ impl Editor {
             Err(_) if self.cancel.load(Ordering::Relaxed) => Err(Error::Cancelled.into()),
             Ok(line) => {
                 if !line.trim().is_empty() && self.inner.add_history_entry(&line).unwrap_or(false) {
-                    // Written at once, so that it outlives whatever happens; that it can't be is no reason to stop.
+                    // Saved immediately, so that a crash does not lose it; a failure to save is ignored.
                     let _ = self.history.as_ref().map(|path| self.inner.append_history(path));
                 }
                 Ok(typed(&line))
@@ -81,10 +81,10 @@ impl Editor {
             Err(ReadlineError::Interrupted) => Ok(Event::Interrupt),
             Err(ReadlineError::Eof) => Ok(Event::End),
             Err(ReadlineError::Io(e)) if e.kind() == io::ErrorKind::InvalidData => {
-                // What comes after the byte was meant to belong to it: alone it may mean anything.
+                // The rest of the input belonged to the invalid byte and could be misread as a command.
                 drop_typed_ahead();
                 self.inner = line_editor(self.history.as_deref(), self.color)?;
-                let what = "what was typed is not UTF-8 text and was dropped; set the terminal to UTF-8";
+                let what = "dropped input that is not valid UTF-8; set the terminal to UTF-8";
                 Ok(Event::Refused(Error::Request(what.into())))
             }
             Err(e) => Err(e.into()),
@@ -92,7 +92,7 @@ impl Editor {
     }
 }
 
-/// A line editor with the lines in the file `history`, and nothing typed.
+/// Returns a line editor with the history in the file `history`.
 fn line_editor(history: Option<&Path>, color: bool) -> rustyline::Result<rustyline::Editor<Helpers, DefaultHistory>> {
     let config = Config::builder()
         .max_history_size(HISTORY)?
@@ -103,14 +103,14 @@ fn line_editor(history: Option<&Path>, color: bool) -> rustyline::Result<rustyli
     let mut inner = rustyline::Editor::with_config(config)?;
     let (files, branches, typed) = (FilenameCompleter::new(), Vec::new(), Cell::new(false));
     inner.set_helper(Some(Helpers { files, branches, typed, color }));
-    // A pipe in its place would have to wait for who writes to it.
+    // Opening a FIFO in its place would block until a writer appears.
     if let Some(path) = history.filter(|path| path.is_file()) {
         let _ = inner.load_history(path);
     }
     Ok(inner)
 }
 
-/// Drops what was typed and not read, and what else a paste brings.
+/// Discards pending input, including the rest of a paste.
 #[cfg(unix)]
 fn drop_typed_ahead() {
     use std::{thread, time::Duration};
@@ -118,10 +118,10 @@ fn drop_typed_ahead() {
     const MOMENT: Duration = Duration::from_millis(20);
     let more = || rustix::io::ioctl_fionread(io::stdin()).is_ok_and(|bytes| bytes > 0);
     for i in 0.. {
-        // SAFETY: the call takes a descriptor and a number, and touches no memory of ours.
+        // SAFETY: the call takes a descriptor and a number, and accesses no memory of this process.
         unsafe { libc::tcflush(libc::STDIN_FILENO, libc::TCIFLUSH) };
         thread::sleep(MOMENT);
-        // Lines that are not whole are not counted.
+        // Incomplete lines are not counted.
         if i > 4 && !more() {
             return;
         }
@@ -131,18 +131,18 @@ fn drop_typed_ahead() {
 #[cfg(not(unix))]
 fn drop_typed_ahead() {}
 
-/// Elsewhere nothing but Ctrl-C sets `cancel`, and the editor sees to that.
+/// On other systems only Ctrl-C sets `cancel`, which the editor handles itself.
 #[cfg(not(unix))]
 fn wake_when(_cancel: Arc<AtomicBool>, _waiting: Arc<AtomicBool>) {}
 
-/// Ends the wait for a line when `cancel` is set: of all signals, the editor looks at this one.
+/// Ends the wait for a line when `cancel` is set, through the one signal that the editor reacts to.
 #[cfg(unix)]
 fn wake_when(cancel: Arc<AtomicBool>, waiting: Arc<AtomicBool>) {
     use std::{thread, time::Duration};
 
     use rustix::process::{Signal, getpid, kill_process};
 
-    // A system that refuses the thread lets a second signal end the wait.
+    // Without this thread, a second signal still ends the wait.
     let _ = thread::Builder::new().spawn(move || {
         loop {
             thread::sleep(Duration::from_millis(50));
@@ -154,11 +154,11 @@ fn wake_when(cancel: Arc<AtomicBool>, waiting: Arc<AtomicBool>) {
     });
 }
 
-/// What the editor asks while a line is typed.
+/// The editor's callbacks while a line is typed.
 struct Helpers {
     files: FilenameCompleter,
     branches: Vec<String>,
-    /// Is there anything on the line?
+    /// Whether the line is not empty.
     typed: Cell<bool>,
     color: bool,
 }
@@ -174,7 +174,7 @@ impl Highlighter for Helpers {
 impl Hinter for Helpers {
     type Hint = String;
 
-    /// Hints nothing; it is asked after every change of the line.
+    /// Returns no hint; called after every edit, which is how edits are noticed.
     fn hint(&self, line: &str, _: usize, _: &Context<'_>) -> Option<String> {
         self.typed.set(!line.is_empty());
         None
@@ -189,7 +189,7 @@ impl Validator for Helpers {
 }
 
 impl Helpers {
-    /// Completes the name of a file at the end of `typed`, where `~/` is the home folder and stays.
+    /// Completes the path at the end of `typed`; a leading `~/` is resolved but kept as typed.
     fn complete_file(&self, typed: &str) -> rustyline::Result<(usize, Vec<Pair>)> {
         let start = typed.rfind(" ~/").map(|space| space + 1);
         let home = dirs::home_dir().map(|home| format!("{}/", home.display()));

@@ -1,4 +1,4 @@
-//! What goes wrong in the program itself must not take the conversation with it.
+//! A panic must not lose the conversation.
 
 use std::panic::{self, AssertUnwindSafe, PanicHookInfo};
 
@@ -6,7 +6,7 @@ use hymba::foreign;
 
 use crate::cli::{terminal, usage::Reported};
 
-/// Does `work`. If it panics, that is told in a sentence.
+/// Runs `work`, and reports a panic as one sentence.
 pub fn guarded<T>(work: impl FnOnce() -> T) -> Result<T, Reported> {
     let before = panic::take_hook();
     panic::set_hook(Box::new(|info| {
@@ -21,7 +21,7 @@ pub fn guarded<T>(work: impl FnOnce() -> T) -> Result<T, Reported> {
 
 fn sentence(info: &PanicHookInfo<'_>) -> String {
     let place = info.location().map(|place| format!(" at {place}")).unwrap_or_default();
-    format!("this is a bug of the program{place}: {}; please report it", foreign::message(info.payload()))
+    format!("internal error{place}: {}; please report this bug", foreign::message(info.payload()))
 }
 
 #[cfg(test)]
@@ -32,7 +32,7 @@ mod tests {
     fn a_panic_is_a_sentence() {
         assert!(guarded(|| 5).is_ok_and(|done| done == 5));
         assert!(guarded(|| [1].iter().for_each(|n| assert!(*n > 1, "two\nlines"))).is_err());
-        // What a library does within the boundary is an error of its caller's, not of the program.
+        // Panics inside `foreign::call` become errors and are not bugs of this program.
         assert!(guarded(|| foreign::call(|| -> u8 { panic!("within") })).is_ok_and(|done| done.is_err()));
     }
 }

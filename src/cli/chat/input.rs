@@ -22,7 +22,7 @@ use crate::cli::prompt::skip_byte_order_mark;
 
 /// A source of messages.
 pub struct Input {
-    /// What comes before everything else.
+    /// The first message.
     first: Option<String>,
     source: Source,
 }
@@ -31,37 +31,37 @@ enum Source {
     Terminal(Box<Editor>),
     Pipe {
         lines: Receiver<io::Result<Line>>,
-        /// Whether lines may be commands.
+        /// Whether lines are parsed as commands.
         commands: bool,
         cancel: Arc<AtomicBool>,
     },
     Nothing,
 }
 
-/// A line, and why it can't be taken if so; then it is not all of it, or not as it came.
+/// A line, with an error if it is too long or not UTF-8; then the text is incomplete or lossy.
 struct Line {
     text: String,
     refused: Option<Error>,
 }
 
 impl Input {
-    /// One message, and then the end.
+    /// Returns a single message.
     pub fn once(message: String) -> Self {
         Self { first: Some(message), source: Source::Nothing }
     }
 
-    /// A person at a terminal.
+    /// Interactive input at a terminal.
     pub fn terminal(first: Option<String>, color: bool, cancel: &Arc<AtomicBool>) -> anyhow::Result<Self> {
         Ok(Self { first, source: Source::Terminal(Box::new(Editor::new(color, cancel)?)) })
     }
 
-    /// The lines of standard input; they may be commands if that is said. A thread of its own reads them, so that a signal
-    /// ends the wait.
+    /// Lines of standard input, parsed as commands if `commands`. They are read on a separate thread so that a signal
+    /// can end the wait.
     pub fn pipe(first: Option<String>, commands: bool, cancel: Arc<AtomicBool>) -> anyhow::Result<Self> {
         let (send, lines) = mpsc::sync_channel(16);
         let read = move || {
             let mut from = io::stdin().lock();
-            let _ = skip_byte_order_mark(&mut from); // an error comes again with the first line
+            let _ = skip_byte_order_mark(&mut from); // an error repeats with the first line
             let mut from = Lines { from, within: false };
             while let Some(line) = from.next().transpose() {
                 let last = line.is_err();
@@ -70,22 +70,22 @@ impl Input {
                 }
             }
         };
-        thread::Builder::new().spawn(read).context("cannot start the thread that reads standard input")?;
+        thread::Builder::new().spawn(read).context("cannot start a thread to read standard input")?;
         Ok(Self { first, source: Source::Pipe { lines, commands, cancel } })
     }
 
-    /// Is a person typing?
+    /// Whether input is interactive.
     pub fn is_terminal(&self) -> bool {
         matches!(self.source, Source::Terminal(_))
     }
 
-    /// Are there commands?
+    /// Whether lines are parsed as commands.
     pub fn has_commands(&self) -> bool {
         matches!(self.source, Source::Terminal(_) | Source::Pipe { commands: true, .. })
     }
 
-    /// The next message or command. `prompt` is shown to a person, who finds `initial` typed already; `branches` are names
-    /// that Tab completes.
+    /// Returns the next message or command. At a terminal, `prompt` is shown, the line starts with `initial`, and Tab
+    /// completes `branches`.
     pub fn next(&mut self, prompt: &str, initial: &str, branches: Vec<String>) -> anyhow::Result<Event> {
         if let Some(first) = self.first.take() {
             return Ok(Event::Message(first));
@@ -110,15 +110,15 @@ impl Input {
     }
 }
 
-/// The lines of what is read.
+/// Splits a reader into lines.
 struct Lines<R> {
     from: R,
-    /// Is the rest of a line that was too long still to come?
+    /// Whether the rest of an overlong line is still to be skipped.
     within: bool,
 }
 
 impl<R: BufRead> Lines<R> {
-    /// The next line, without what ends it, or `None` at the end.
+    /// Returns the next line without its line break, or `None` at the end.
     fn next(&mut self) -> io::Result<Option<Line>> {
         if std::mem::take(&mut self.within) {
             self.from.skip_until(b'\n')?;
@@ -147,7 +147,7 @@ impl<R: BufRead> Lines<R> {
     }
 }
 
-/// The next line of a pipe, or `None` at its end.
+/// Returns the next line of the pipe, or `None` at its end.
 fn next_line(lines: &Receiver<io::Result<Line>>, cancel: &AtomicBool) -> anyhow::Result<Option<Line>> {
     loop {
         match lines.recv_timeout(Duration::from_millis(20)) {

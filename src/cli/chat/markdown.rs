@@ -1,6 +1,5 @@
-//! Light Markdown: what stands between emphasis marks or in code is styled, and the marks stay, so that what is copied
-//! from the screen is what the model said. Takes pieces as they come; a style never outlives its line, a block of code
-//! aside.
+//! Light Markdown styling of streamed text: emphasis and code are styled, and their marks stay, so that copied text is
+//! exactly the model's. Styles end with their line, except in code blocks.
 
 const BOLD: &str = "\x1b[1m";
 const ITALIC: &str = "\x1b[3m";
@@ -8,28 +7,28 @@ const CODE: &str = "\x1b[36m";
 const HEADING: &str = "\x1b[1;4m";
 const PLAIN: &str = "\x1b[0m";
 
-/// A text on its way to a terminal.
+/// The styling state of a streamed text.
 #[derive(Debug, Default)]
 pub struct Markdown {
-    /// A run of marks whose end is not known yet.
+    /// A run of marks that may still grow.
     held: String,
     /// The last character before `held`.
     last: Option<char>,
-    /// Is nothing but white space on the line so far?
+    /// Whether the line holds only white space so far.
     fresh: bool,
     begun: bool,
     bold: bool,
     italic: bool,
     code: bool,
     heading: bool,
-    /// In a block of code.
+    /// Whether inside a code block.
     block: bool,
-    /// On a line that begins or ends a block.
+    /// Whether on a fence line.
     fence: bool,
 }
 
 impl Markdown {
-    /// What to write for `piece`.
+    /// Returns the styled `piece`.
     pub fn push(&mut self, piece: &str) -> String {
         let mut out = String::new();
         for c in piece.chars() {
@@ -49,7 +48,7 @@ impl Markdown {
         out
     }
 
-    /// What to write at the end of the text.
+    /// Returns what remains to be written at the end of the text.
     pub fn finish(&mut self) -> String {
         let mut out = String::new();
         self.marks(None, &mut out);
@@ -83,14 +82,14 @@ impl Markdown {
         self.last = Some(c);
     }
 
-    /// A run of equal marks is over; `next` comes after it.
+    /// Handles a complete run of marks; `next` is the character after it.
     fn marks(&mut self, next: Option<char>, out: &mut String) {
         let marks = std::mem::take(&mut self.held);
         let Some(mark) = marks.chars().next() else { return };
         let opens = next.is_some_and(|c| !c.is_whitespace()) && self.last.is_none_or(|c| !c.is_alphanumeric());
         let closes = self.last.is_some_and(|c| !c.is_whitespace()) && next.is_none_or(|c| !c.is_alphanumeric());
         let was = self.style();
-        let mut after = true; // do the marks come after the style that they begin, before the end of the one they end?
+        let mut after = true; // whether the marks come after the escape: they are styled themselves
         match (mark, marks.len()) {
             ('`', 3..) if self.fresh => {
                 self.block = !self.block;
@@ -136,11 +135,11 @@ impl Markdown {
 mod tests {
     use super::*;
 
-    /// With `<b>` and the like for the escapes.
+    /// Styles `text`, with `<b>` and the like for the escapes.
     fn shown(text: &str) -> String {
         let mut whole = Markdown::default();
         let all = whole.push(text) + &whole.finish();
-        // cut anywhere, it comes out the same
+        // the result does not depend on how the text is cut into pieces
         let mut pieces = Markdown::default();
         let single: String = text.chars().map(|c| pieces.push(&c.to_string())).collect();
         assert_eq!(single + &pieces.finish(), all, "{text:?}");
@@ -152,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn styles_what_is_marked() {
+    fn styles_emphasis_and_code() {
         assert_eq!(shown("a **b c** d"), "a <-><b>**b c**<-> d");
         assert_eq!(shown("*a* _b_"), "<-><i>*a*<-> <-><i>_b_<->");
         assert_eq!(shown("***a***"), "<-><b><i>***a***<->");
@@ -166,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn leaves_alone_what_is_no_mark() {
+    fn leaves_other_characters_alone() {
         for text in ["2 * 3 * 4", "snake_case_name", "a_b", "#hash", "* item", "a**", "😀 # x", ""] {
             assert_eq!(shown(text).replace("<->", ""), text);
         }

@@ -1,26 +1,26 @@
-//! What is typed, and what message it makes.
+//! Assembles messages from typed or piped lines.
 
 use hymba::{Error, limits};
 
-/// Starts and ends a message of several lines.
+/// Delimits a multi-line message.
 const QUOTES: &str = "\"\"\"";
 
-/// What came.
+/// An input event.
 #[derive(Debug)]
 pub enum Event {
-    /// A command, or else a message, whole.
+    /// A complete line: a command or a message.
     Line(String),
-    /// A message, whatever it begins with.
+    /// A message, never a command.
     Message(String),
-    /// Something that can't be taken.
+    /// Input that was rejected.
     Refused(Error),
-    /// Ctrl-C where nothing was typed.
+    /// Ctrl-C on an empty line.
     Interrupt,
-    /// Nothing more comes.
+    /// End of input.
     End,
 }
 
-/// Has a message that was typed so far an end? Not within `"""`, nor after a backslash.
+/// Whether a typed message is complete: not within `"""`, nor after a trailing backslash.
 pub fn is_whole(text: &str) -> bool {
     match quoted(text) {
         Some(rest) => ends(rest, true),
@@ -28,7 +28,7 @@ pub fn is_whole(text: &str) -> bool {
     }
 }
 
-/// What comes after the quotes that `text` begins with.
+/// Returns the text after the opening quotes.
 fn quoted(text: &str) -> Option<&str> {
     text.trim_start().strip_prefix(QUOTES)
 }
@@ -38,7 +38,7 @@ fn ends(line: &str, quoted: bool) -> bool {
     if quoted { line.trim_end().ends_with(QUOTES) } else { !line.ends_with('\\') }
 }
 
-/// The message that was typed: without the quotes around it, or the backslashes before its line breaks.
+/// Returns the message without its quotes, or without the backslashes before its line breaks.
 fn joined(text: &str) -> String {
     match quoted(text) {
         Some(rest) => rest.trim_end().strip_suffix(QUOTES).unwrap_or(rest).trim_matches('\n').into(),
@@ -46,8 +46,8 @@ fn joined(text: &str) -> String {
     }
 }
 
-/// What `text`, typed at a terminal, is. Between quotes it is a message. A line break that no backslash announces was not
-/// typed but pasted, or is one of an earlier message: that is a message too, to the letter.
+/// Classifies `text` typed at a terminal. Quoted text is a message. So is text with a line break that no backslash
+/// precedes: it was pasted, or is an earlier message, and is taken literally.
 pub fn typed(text: &str) -> Event {
     if quoted(text).is_some() {
         Event::Message(joined(text))
@@ -58,11 +58,11 @@ pub fn typed(text: &str) -> Event {
     }
 }
 
-/// A message that comes line by line; how long it is does not matter to how long the next line takes.
+/// A message assembled line by line, each in constant time.
 #[derive(Default)]
 pub struct Draft {
     text: String,
-    /// Bytes of the text, those included that were not kept as it is too long.
+    /// Length of the text in bytes, including the part dropped because the text is too long.
     bytes: usize,
     begun: bool,
     quoted: bool,
@@ -85,18 +85,18 @@ impl Draft {
         self.begun = true;
     }
 
-    /// Adds a line that can't be taken: the message can't be either.
+    /// Adds a rejected line, which makes the whole message rejected.
     pub fn refuse(&mut self, line: &str, why: Error) {
         self.push(line);
         self.refused.get_or_insert(why);
     }
 
-    /// Has it an end?
+    /// Whether it is complete.
     pub fn is_whole(&self) -> bool {
         self.whole
     }
 
-    /// Returns the message, or what may be a command if there are `commands`.
+    /// Returns the message, or with `commands` the line that may be a command.
     pub fn finish(self, commands: bool) -> Event {
         match self.refused.map_or_else(|| limits::check_length(self.bytes, "a message"), Err) {
             _ if !self.begun => Event::End,
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_pasted_is_no_command() {
+    fn pasted_text_is_never_a_command() {
         let is = |text| match typed(text) {
             Event::Line(text) => (true, text),
             Event::Message(text) => (false, text),
@@ -162,9 +162,9 @@ mod tests {
         }
     }
 
-    /// The text is copied once, not once a line: that took minutes.
+    /// The text must be copied once, not once per line.
     #[test]
-    fn many_lines_take_no_longer_than_their_text() {
+    fn time_is_linear_in_the_number_of_lines() {
         for line in ["", "a"] {
             doubles("lines of a message", 20_000, |n| {
                 let mut draft = drafted(QUOTES);
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_long_is_counted_but_not_kept() {
+    fn text_beyond_the_limit_is_counted_but_dropped() {
         let mut draft = drafted(QUOTES);
         for _ in 0..20 {
             draft.push(&"a".repeat(1 << 20));

@@ -1,4 +1,4 @@
-//! The loop: a message or a command comes in, a reply goes out.
+//! The read–eval–print loop: messages and commands in, replies out.
 
 use std::{
     io,
@@ -39,35 +39,35 @@ use crate::cli::{
     wording::{counted, drafts, grouped, rate},
 };
 
-/// How a conversation is set up, beside what the library knows of it.
+/// The setup of a conversation beyond the library's options.
 pub struct Setup<'m> {
-    /// The model's file, or what stands for it.
+    /// The model file, or the placeholder for the built-in model.
     pub model: String,
-    /// A line about the model.
+    /// A one-line description of the model.
     pub about: Option<&'static str>,
     pub keep_template: bool,
     pub undo_memory: usize,
-    /// Whether nobody chose how long replies are.
+    /// Whether the reply limit is the default.
     pub default_limit: bool,
-    /// Opens an empty timeline with a context of so many tokens.
+    /// Opens an empty timeline with the given context size in tokens.
     pub open: Box<dyn Fn(usize) -> Result<Timeline<'m>> + 'm>,
 }
 
-/// A conversation with a person.
+/// An interactive conversation.
 pub struct Repl<'m> {
     conversation: Conversation<'m>,
     setup: Setup<'m>,
     screen: Screen,
     cancel: Arc<AtomicBool>,
-    /// Text that /read put before the next message.
+    /// Text that /read attached to the next message.
     attached: String,
-    /// Is the next message the last one, changed?
+    /// Whether the next message replaces the last one.
     editing: bool,
-    /// Is it said that the context is nearly full?
+    /// Whether the warning about a nearly full context was shown.
     announced: bool,
-    /// Was it said that the template rewrites what was read?
+    /// Whether the note about a template that rewrites past turns was shown.
     told_rewritten: bool,
-    /// Tokens of the context that were used before the last turn.
+    /// Context tokens used before the last turn.
     used_before: usize,
     last: Option<Timings>,
     /// Was a reply cut before it matched what it has to?
@@ -75,7 +75,7 @@ pub struct Repl<'m> {
 }
 
 impl<'m> Repl<'m> {
-    /// Talks in `conversation`.
+    /// Returns a loop over `conversation`.
     pub fn new(conversation: Conversation<'m>, setup: Setup<'m>, screen: Screen, cancel: &Arc<AtomicBool>) -> Self {
         Self {
             conversation,
@@ -92,12 +92,12 @@ impl<'m> Repl<'m> {
         }
     }
 
-    /// The conversation.
+    /// Returns the conversation.
     pub fn conversation(&mut self) -> &mut Conversation<'m> {
         &mut self.conversation
     }
 
-    /// What a person sees first.
+    /// Shows the banner.
     pub fn greet(&mut self) {
         if let Some(about) = self.setup.about {
             self.screen.small(about);
@@ -107,7 +107,7 @@ impl<'m> Repl<'m> {
         self.screen.small("/help lists the commands, Ctrl-D exits");
     }
 
-    /// Talks until nothing more comes. What can't be done is told, and a person or the next line of a pipe goes on.
+    /// Runs until the end of input. Errors are reported, and the loop continues with the next line.
     pub fn run(&mut self, input: &mut Input) -> anyhow::Result<()> {
         let (mut hinted, mut failed) = (false, false);
         let place = if input.has_commands() { Place::Conversation } else { Place::CommandLine };
@@ -142,14 +142,14 @@ impl<'m> Repl<'m> {
                 Ok(false) if failed && !input.is_terminal() => return Err(Reported.into()),
                 Ok(false) if self.incomplete && !input.is_terminal() => return Err(Incomplete.into()),
                 Ok(false) => return Ok(()),
-                // Nobody reads the replies any more.
+                // The reader of the replies is gone.
                 Err(e) if e.is::<io::Error>() => return Err(e),
                 Err(e) => match e.downcast_ref() {
                     Some(Error::Cancelled) if input.is_terminal() => {
                         self.screen.note("stopped before the reply began; the conversation is unchanged");
                     }
                     Some(Error::Cancelled) => return Err(e),
-                    // No line will do better.
+                    // Every further line would fail too.
                     _ if !input.is_terminal() && self.model_is_gone() => return Err(e),
                     _ => {
                         let message = terminal::one_line(&e, place);
@@ -162,12 +162,12 @@ impl<'m> Repl<'m> {
         }
     }
 
-    /// Whether the model's file was changed under the conversation.
+    /// Whether the model file changed during the conversation.
     fn model_is_gone(&mut self) -> bool {
         self.conversation.timeline().session().model().check_file().is_err()
     }
 
-    /// Takes a line, a command or a message; says whether to go on.
+    /// Handles a line: a command or a message. Returns whether to continue.
     fn take(&mut self, line: &str) -> anyhow::Result<bool> {
         match Command::parse(line) {
             Some(command) => {
@@ -178,7 +178,7 @@ impl<'m> Repl<'m> {
         }
     }
 
-    /// Takes a message.
+    /// Handles a message.
     fn send(&mut self, text: &str) -> anyhow::Result<bool> {
         let editing = std::mem::take(&mut self.editing);
         if text.trim().is_empty() && self.attached.is_empty() {
@@ -219,7 +219,7 @@ impl<'m> Repl<'m> {
             Command::Edit(Some(text)) => self.replace(&text)?,
             Command::Edit(None) if self.conversation.turns().is_empty() => self.replace("")?,
             Command::Edit(None) if self.screen.terminal => self.editing = true,
-            Command::Edit(None) => return Err(Error::Request("/edit: the new message must follow".into()).into()),
+            Command::Edit(None) => return Err(Error::Request("/edit TEXT needs the new message here".into()).into()),
             Command::Save(path, force) => {
                 output_file("/save", &path)?;
                 self.save(&path, force, &self.cancel.clone())?;
@@ -285,7 +285,7 @@ impl<'m> Repl<'m> {
         Ok(())
     }
 
-    /// Moves the conversation to a context of `tokens`. What was read goes there by way of a file, as it does when a
+    /// Moves the conversation to a context of `tokens`. Its state moves through a temporary session file, as when a
     /// conversation is resumed.
     fn set_context(&mut self, tokens: usize) -> anyhow::Result<()> {
         let used = self.conversation.used();
@@ -323,18 +323,18 @@ impl<'m> Repl<'m> {
         shown.iter().try_for_each(|turn| self.screen.turn(&turn.user, &turn.reply))
     }
 
-    /// Sends `message` in place of the last one.
+    /// Replaces the last message with `message` and regenerates.
     fn replace(&mut self, message: &str) -> anyhow::Result<()> {
         self.waiting(|conversation, watch| conversation.undo(1, watch))?;
         self.stream_reply(|conversation, sink| conversation.send(message, sink))
     }
 
-    /// Forgets the state, which may be half of something, and keeps what was said: the state follows from it.
+    /// Drops the state, which may be inconsistent, and keeps the messages, from which it is recomputed.
     pub fn forget_state(&mut self) -> Result<()> {
         self.conversation.timeline().clear()
     }
 
-    /// Writes the conversation to a file, over one that is something else only if `force`. `cancel` ends what takes time before.
+    /// Saves the conversation, replacing a file of another kind only if `force`. `cancel` interrupts slow preparation.
     pub fn save(&mut self, path: &Path, force: bool, cancel: &AtomicBool) -> Result<()> {
         check_writable(path)?;
         check_replaceable(path, Kind::Chat, force)?;
@@ -345,7 +345,7 @@ impl<'m> Repl<'m> {
         Ok(())
     }
 
-    /// Resumes a conversation from a file; a person sees how it ended.
+    /// Resumes a conversation from a file and shows its last turns.
     pub fn load(&mut self, path: &Path) -> anyhow::Result<()> {
         const SHOWN: usize = 2;
         self.conversation.timeline().session().model().fingerprint_until(&self.cancel)?;
@@ -362,20 +362,20 @@ impl<'m> Repl<'m> {
         Ok(())
     }
 
-    /// Does something that may have to read tokens again.
+    /// Runs an operation that may have to recompute tokens.
     fn waiting<T>(&mut self, work: impl FnOnce(&mut Conversation<'m>, &Watch<'_>) -> Result<T>) -> Result<T> {
         let bar = self.screen.bar();
         work(&mut self.conversation, &Watch { cancel: &self.cancel, progress: &|done, total| bar.show(done, total) })
     }
 
-    /// Shows the reply to what `send` sends.
+    /// Streams the reply to what `send` sends.
     fn stream_reply(
         &mut self,
         send: impl FnOnce(&mut Conversation<'m>, &mut ReplySink<'_>) -> Result<Reply>,
     ) -> anyhow::Result<()> {
         self.screen.event("start", json!({ "turn": self.conversation.turns().len() + 1 }))?;
         let mut writer = self.screen.reply();
-        // To the conversation, every failure of the output is a reader that went away: what was said till then stays.
+        // Every output failure ends the reply like a closed pipe: the text up to there is kept.
         let mut lost = None;
         let done = {
             let bar = self.screen.bar();
@@ -411,7 +411,7 @@ impl<'m> Repl<'m> {
         Ok(())
     }
 
-    /// A reply for programs.
+    /// Returns a reply as a JSON object.
     fn reply_json(&mut self, reply: &Generation) -> serde_json::Value {
         let t = &reply.timings;
         json!({
@@ -433,17 +433,16 @@ impl<'m> Repl<'m> {
         })
     }
 
-    /// Says, the first time, that the template costs time.
+    /// Notes, once, that the template forces reprocessing.
     fn tell_rewritten(&mut self, tokens: usize) {
         if tokens > 0 && !std::mem::replace(&mut self.told_rewritten, true) {
             self.screen.warn(&format!(
-                "the chat template says past turns in another way than they were read: {tokens} tokens were given up, and \
-                 what it says in their place was read before this reply; it may do so again (this is said once)"
+                "the chat template renders past turns differently than before: {tokens} tokens were dropped, and the new rendering was processed before this reply; this may happen again (shown once)"
             ));
         }
     }
 
-    /// Says what is worth knowing after a reply.
+    /// Shows notes and warnings after a reply.
     fn tell(&mut self, timings: &Timings, stop: StopReason, dropped: usize) {
         if let Some(why) = self.conversation.timeline().fallback_reason() {
             self.screen.warn(&terminal::instead(why));
@@ -467,7 +466,7 @@ impl<'m> Repl<'m> {
             self.screen.warn(&format!("the reply is incomplete: it was cut before it matched its format; {ways}"));
         }
         if dropped > 0 {
-            self.screen.warn(&format!("the context was full: dropped the oldest {}", turns(dropped)));
+            self.screen.warn(&format!("context full: dropped the oldest {}", turns(dropped)));
         }
         let (used, context) = (self.conversation.used(), self.conversation.timeline().context());
         let free = context.saturating_sub(used);

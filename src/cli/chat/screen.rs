@@ -1,4 +1,4 @@
-//! What a person sees: replies, notes, a bar when reading takes time. A pipe sees the replies only.
+//! Interactive output: replies, notes, progress of prompt processing. A pipe receives replies only.
 
 use std::io::{self, Write};
 
@@ -13,7 +13,7 @@ use crate::cli::{
     wrap::{Wrap, wrapped},
 };
 
-/// When there are colors.
+/// When to use colors.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum ColorChoice {
     /// At a terminal, unless NO_COLOR is set or TERM is dumb
@@ -26,15 +26,15 @@ pub enum ColorChoice {
 #[derive(Clone, Copy, Debug)]
 pub struct Screen {
     pub color: bool,
-    /// Is a person there?
+    /// Whether the session is interactive.
     pub terminal: bool,
     pub quiet: bool,
-    /// Whether standard output gets events.
+    /// Whether standard output receives JSON events.
     json: bool,
 }
 
 impl Screen {
-    /// The screen of a person, if `terminal`, or else a pipe; one that gets events, if `json`.
+    /// Returns the output for a terminal, if `terminal`, or for a pipe; with events, if `json`.
     pub fn new(color: ColorChoice, terminal: bool, quiet: bool, json: bool) -> Self {
         let color = match color {
             ColorChoice::Auto => terminal::has_colors(),
@@ -44,35 +44,35 @@ impl Screen {
         Self { color: color && !json, terminal, quiet, json }
     }
 
-    /// Says something that a person may want to know.
+    /// Shows a note in interactive sessions.
     pub fn note(&self, message: &str) {
         if self.terminal {
             terminal::note(message);
         }
     }
 
-    /// Says something that whoever started this may want to know.
+    /// Shows a note.
     pub fn tell(&self, message: &str) {
         if !self.quiet {
             terminal::note(message);
         }
     }
 
-    /// Says something that matters to whoever started this.
+    /// Shows a warning.
     pub fn warn(&self, message: &str) {
         if !self.quiet {
             terminal::warn(message);
         }
     }
 
-    /// Shows a line of small print to a person.
+    /// Shows a dimmed line in interactive sessions.
     pub fn small(&self, line: &str) {
         if !self.quiet && self.terminal {
             terminal::small_print(line, self.color);
         }
     }
 
-    /// Prints what a command shows.
+    /// Prints the output of a command.
     pub fn print(&self, text: &str) -> io::Result<()> {
         if self.json {
             return self.event("output", json!({ "text": text }));
@@ -82,12 +82,12 @@ impl Screen {
         out.flush()
     }
 
-    /// The columns of the terminal that commands print on; `None` if there is none.
+    /// Returns the terminal width for the output of commands; `None` without a terminal.
     pub fn width(&self) -> Option<usize> {
         if self.json { None } else { terminal::out_width() }
     }
 
-    /// Prints an event, where standard output gets them.
+    /// Prints an event, if events are on.
     pub fn event(&self, name: &str, object: Value) -> io::Result<()> {
         if !self.json {
             return Ok(());
@@ -97,7 +97,7 @@ impl Screen {
         out.flush()
     }
 
-    /// Shows a turn of the past.
+    /// Shows a past turn.
     pub fn turn(&self, user: &str, reply: &str) -> io::Result<()> {
         let text = format!("{PROMPT}{}\n{}\n\n", user.trim_end(), reply.trim_end());
         if self.json || !self.color {
@@ -117,18 +117,18 @@ impl Screen {
         ReplyWriter { screen: *self, markdown: self.color.then(Markdown::default), wrap, ends_line: true }
     }
 
-    /// Begins to wait for reading.
+    /// Starts showing progress.
     pub fn bar(&self) -> Bar {
         Bar::tokens(self.terminal)
     }
 }
 
-/// What stands before what a person types.
+/// Returns the input prompt.
 pub const PROMPT: &str = "> ";
-/// How that is colored.
+/// Returns the style of the input prompt.
 pub const PROMPT_STYLE: &str = "\x1b[1;36m";
 
-/// A reply on its way to standard output.
+/// A reply being streamed to standard output.
 pub struct ReplyWriter {
     screen: Screen,
     markdown: Option<Markdown>,
@@ -146,12 +146,12 @@ impl ReplyWriter {
         let mut out = terminal::out();
         let shown = if out.is_terminal() { terminal::printable(text) } else { text.into() };
         let styled = self.markdown.as_mut().map(|markdown| markdown.push(&shown));
-        // What is added are styles and line breaks; what the model says must not be any.
+        // Styles and line breaks are ours to add: control characters from the model are escaped.
         out.style(&self.wrap.push(styled.as_deref().unwrap_or(&shown)))?;
         out.flush()
     }
 
-    /// Ends the reply, and its line.
+    /// Ends the reply and its line.
     pub fn finish(mut self) -> io::Result<()> {
         let end = self.markdown.as_mut().map(Markdown::finish).unwrap_or_default();
         let mut end = self.wrap.push(&end) + &self.wrap.finish();

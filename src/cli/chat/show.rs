@@ -1,4 +1,4 @@
-//! What /show and /help say.
+//! The output of /show and /help.
 
 use hymba::{
     engine::{Conversation, conversation::Overflow, generate::Timings},
@@ -11,7 +11,7 @@ use crate::cli::{
     wrap::wrapped,
 };
 
-/// The commands.
+/// Returns the list of commands.
 pub fn help(width: Option<usize>) -> String {
     let narrow = width.is_some_and(|width| width < 70);
     let mut text = String::new();
@@ -23,18 +23,18 @@ pub fn help(width: Option<usize>) -> String {
             Ctrl-C stops a reply. Tab completes, Ctrl-R searches the history.\n"
 }
 
-/// A number of turns.
+/// Returns a number of turns as text.
 pub fn turns(count: usize) -> String {
     counted(count, "turn")
 }
 
-/// How much of the context is used.
+/// Returns how much of the context is used, as text.
 pub fn usage(conversation: &mut Conversation<'_>) -> String {
     let (used, context) = (conversation.used(), conversation.timeline().context());
     format!("{} of {} tokens", grouped(used), grouped(context))
 }
 
-/// What happens when the context is full.
+/// Returns the overflow policy's name.
 pub fn overflow(conversation: &Conversation<'_>) -> &'static str {
     match conversation.options().overflow {
         Overflow::Stop => "stop",
@@ -42,7 +42,7 @@ pub fn overflow(conversation: &Conversation<'_>) -> &'static str {
     }
 }
 
-/// Settings, context, memory, speed.
+/// Returns settings, context, memory and speed as text.
 pub fn page(
     c: &mut Conversation<'_>,
     model: &str,

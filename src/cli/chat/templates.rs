@@ -1,6 +1,6 @@
-//! `--chat-template NAME`: templates that are known by name.
+//! `--chat-template NAME`: built-in templates.
 
-/// Names and templates. They ask for the reply where `add_generation_prompt` is set, as Hugging Face's do.
+/// Names and templates. They honor `add_generation_prompt`, as Hugging Face's do.
 const KNOWN: [(&str, &str); 8] = [
     (
         "chatml",
@@ -51,22 +51,22 @@ const KNOWN: [(&str, &str); 8] = [
     ),
 ];
 
-/// What stands for no template.
+/// The name for no template.
 pub const NONE: &str = "none";
 
-/// Returns the template that `text` names, or `text` if it is one itself.
+/// Returns the built-in template named `text`, or `text` itself as a template.
 pub fn source(text: &str) -> &str {
     KNOWN.iter().find(|known| known.0.eq_ignore_ascii_case(text)).map_or(text, |known| known.1)
 }
 
-/// Says what is wrong with a template that takes no message; a name that is not known is one.
+/// Rejects a template that does not use `messages`, such as a misspelled name.
 pub fn check(source: &str) -> Result<(), String> {
     if source.contains("messages") {
         return Ok(());
     }
     let names: Vec<_> = KNOWN.iter().map(|known| known.0).chain([NONE]).collect();
     let what = if source.contains(['{', '\n']) { "the template" } else { "neither a known template nor one that" };
-    Err(format!("{what} does not mention `messages`; known by name: {}", names.join(", ")))
+    Err(format!("{what} does not mention `messages`; built-in templates: {}", names.join(", ")))
 }
 
 #[cfg(test)]

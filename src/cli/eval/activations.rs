@@ -1,4 +1,4 @@
-//! `hymba eval activations`: what rounding activations to 8 bits costs by itself.
+//! `hymba eval activations`: the effect of 8-bit activation quantization alone.
 
 use std::sync::atomic::AtomicBool;
 
@@ -11,8 +11,7 @@ use super::{
 
 #[derive(clap::Args)]
 #[command(
-    long_about = "What rounding activations to 8 bits costs by itself: the model as it runs, beside one with the same \
-weights decoded to F32 in memory, whose products read activations as they are. That needs 4 bytes a weight."
+    long_about = "Effect of 8-bit activation quantization alone: compares the model with a copy whose weights are decoded to F32 in memory (4 bytes per weight) and whose activations are not quantized."
 )]
 #[command(after_help = CONTEXTS)]
 pub struct Args {
@@ -32,9 +31,9 @@ pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
         Error::check_cancelled(cancel)?;
         requantize(matrix, DType::F32).map_err(|unfit| Error::format(model.file(), format!("tensor `{name}` {unfit}")))
     })?;
-    // Both compute the state after the meta tokens: the file's was computed with rounded activations or without.
+    // Both recompute the state after the meta tokens: it is unknown how the file's was computed.
     let options = SessionOptions { stored_meta_state: false, ..args.common.machine.options(args.text.context) };
     let found = beside(&exact, &model, &options, &text, cancel)?;
-    report(&args.text, &text, model.file(), "the same weights with activations as they are", &found)?;
+    report(&args.text, &text, model.file(), "the same weights with unquantized activations", &found)?;
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! The flags that all measurements share.
+//! Flags shared by all measurements.
 
 use std::num::NonZeroUsize;
 
@@ -9,7 +9,7 @@ use crate::cli::{
     options::{cache_type, count},
 };
 
-/// The model and how it runs.
+/// Model and runtime flags.
 #[derive(clap::Args)]
 pub struct Common {
     #[command(flatten)]
@@ -18,7 +18,7 @@ pub struct Common {
     pub machine: RuntimeArgs,
 }
 
-/// How models run.
+/// Runtime flags.
 #[derive(clap::Args)]
 pub struct RuntimeArgs {
     /// Number of threads [default: one per available core]
@@ -30,7 +30,7 @@ pub struct RuntimeArgs {
 }
 
 impl RuntimeArgs {
-    /// The engine's options for texts of up to `context` tokens.
+    /// Returns session options for texts of up to `context` tokens.
     pub fn options(&self, context: usize) -> SessionOptions {
         let threads = self.threads.and_then(NonZeroUsize::new);
         SessionOptions { context: Some(context), threads, cache: self.cache_type, ..SessionOptions::default() }

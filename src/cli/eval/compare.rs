@@ -1,4 +1,4 @@
-//! `hymba eval compare`: how far one model is from another on a text.
+//! `hymba eval compare`: the KL divergence between two models on a text.
 
 use std::{path::PathBuf, sync::atomic::AtomicBool};
 
@@ -13,9 +13,9 @@ use crate::cli::named::resolve;
 #[derive(clap::Args)]
 #[command(after_help = CONTEXTS)]
 pub struct Args {
-    /// The model that is compared with (GGUF)
+    /// Reference model (GGUF)
     a: PathBuf,
-    /// The model that may differ from it (GGUF)
+    /// Model to compare with it (GGUF)
     b: PathBuf,
     #[command(flatten)]
     text: TextArgs,

@@ -26,22 +26,22 @@ use crate::cli::{
 pub struct Args {
     #[command(flatten)]
     common: Common,
-    /// The prompt as token ids, read exactly as given: no BOS is added
+    /// Prompt as token ids, used exactly as given: no BOS is added
     #[arg(long, value_name = "ID,ID,...", value_delimiter = ',')]
     ids: Vec<u32>,
-    /// Read the ids from a file, separated by commas or white space
+    /// Read the token ids from a file, separated by commas or white space
     #[arg(long, value_name = "FILE")]
     ids_file: Option<PathBuf>,
     /// Generate N tokens greedily after the prompt; row s of `decode` are the logits that token s was chosen from
     #[arg(long, value_name = "N", default_value_t = 0)]
     decode: usize,
-    /// Read the prompt in chunks of this many tokens
+    /// Prefill chunk size in tokens
     #[arg(long, value_name = "N", default_value = "256", value_parser = count(1..=u64::MAX))]
     chunk: usize,
     /// Recompute the meta-token state instead of loading it
     #[arg(long)]
     no_meta_state: bool,
-    /// The safetensors file to write: `prefill` [T, vocab], and with --decode `decode` [N, vocab] and `tokens` [N]
+    /// Safetensors file to write: `prefill` [T, vocab], and with --decode `decode` [N, vocab] and `tokens` [N]
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
     /// Replace the output file if it exists
@@ -56,13 +56,13 @@ pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
     };
     let source = args.ids_file.as_ref().map_or("--ids".into(), |file| file.display().to_string());
     if ids.is_empty() {
-        return Err(Error::format(source, "holds no token id; at least one is needed").into());
+        return Err(Error::format(source, "contains no token ids").into());
     }
     let model = args.common.model.open(false, cancel)?;
     let options = SessionOptions {
         stored_meta_state: !args.no_meta_state,
         chunk: args.chunk,
-        // the last token chosen is not read
+        // the last chosen token is not decoded
         ..args.common.machine.options(ids.len() + args.decode.saturating_sub(1))
     };
     let mut greedy =
@@ -88,14 +88,13 @@ pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
         }
     }
 
-    let view =
-        |dtype, rows: Vec<usize>, bytes| TensorView::new(dtype, rows, bytes).context("safetensors refuses a tensor");
+    let view = |dtype, rows: Vec<usize>, bytes| TensorView::new(dtype, rows, bytes).context("cannot store a tensor");
     let mut tensors = vec![("prefill", view(Dtype::F32, vec![ids.len(), vocab], bytemuck::cast_slice(&prefill))?)];
     if args.decode > 0 {
         tensors.push(("decode", view(Dtype::F32, vec![args.decode, vocab], bytemuck::cast_slice(&decode))?));
         tensors.push(("tokens", view(Dtype::I32, vec![args.decode], bytemuck::cast_slice(&tokens))?));
     }
-    let bytes = safetensors::serialize(tensors, None).context("safetensors refuses the tensors")?;
+    let bytes = safetensors::serialize(tensors, None).context("cannot serialize the tensors")?;
     Ok(write_atomically(&args.output, args.force, Privacy::Shared, |file| file.write_all(&bytes))?)
 }
 
@@ -103,6 +102,6 @@ fn read_ids(file: &Path, cancel: &AtomicBool) -> anyhow::Result<Vec<u32>> {
     let text = read_whole(file, cancel)?;
     let words = text.split(|c: char| c == ',' || c.is_whitespace()).filter(|w| !w.is_empty());
     words
-        .map(|word| word.parse().map_err(|_| Usage(format!("{}: `{word}` is no token id", file.display())).into()))
+        .map(|word| word.parse().map_err(|_| Usage(format!("{}: `{word}` is not a token id", file.display())).into()))
         .collect()
 }

@@ -1,4 +1,4 @@
-//! `hymba eval perplexity`: how well a model predicts a text, alone or beside a base model.
+//! `hymba eval perplexity`: perplexity on a text, alone or against a base model.
 
 use std::{io::Write, path::PathBuf, sync::atomic::AtomicBool, time::Instant};
 

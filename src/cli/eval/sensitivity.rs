@@ -1,4 +1,4 @@
-//! `hymba eval sensitivity`: which tensors bear quantization, and which don't.
+//! `hymba eval sensitivity`: quantization sensitivity per tensor class.
 
 use std::{io::Write, sync::atomic::AtomicBool};
 
@@ -14,8 +14,7 @@ use crate::cli::{json::JSON_VERSION, options::new_session, terminal};
 
 #[derive(clap::Args)]
 #[command(
-    long_about = "What a text is predicted worse by when one class of tensors alone is quantized, by rounding to the \
-nearest. All variants of the model are in memory side by side; what they have in common is there once."
+    long_about = "Quantizes one class of tensors at a time (round to nearest) and measures the loss on a text. All variants of the model are held in memory and share the unchanged tensors."
 )]
 #[command(after_help = CONTEXTS)]
 pub struct Args {
@@ -23,17 +22,17 @@ pub struct Args {
     common: Common,
     #[command(flatten)]
     text: TextArgs,
-    /// The type to quantize to
+    /// Quantization type
     #[arg(long = "type", value_name = "TYPE", default_value = "q4_0", value_parser = type_parser())]
     dtype: DType,
-    /// Quantize each layer alone too
+    /// Also quantize each layer alone
     #[arg(long)]
     layers: bool,
 }
 
 fn type_parser() -> impl TypedValueParser<Value = DType> {
     let types = DType::ALL.into_iter().filter(|t| t.is_quantized()).map(DType::name);
-    PossibleValuesParser::new(types).try_map(|name| DType::from_name(&name).ok_or("no such type"))
+    PossibleValuesParser::new(types).try_map(|name| DType::from_name(&name).ok_or("unknown type"))
 }
 
 /// A class of tensors.
@@ -42,7 +41,7 @@ struct Class {
     holds: Box<dyn Fn(&str) -> bool>,
 }
 
-/// The classes of a model of so many layers.
+/// Returns the classes of a model with `layers` layers.
 fn classes(layers: usize, each_layer: bool) -> Vec<Class> {
     let class = |name: &str, holds: Box<dyn Fn(&str) -> bool>| Class { name: name.into(), holds };
     let mut all = vec![class("all", Box::new(|_| true))];
@@ -64,7 +63,7 @@ fn classes(layers: usize, each_layer: bool) -> Vec<Class> {
     all
 }
 
-/// The model with the matrices of a class in another type; how many weights changed, and how many bytes that saves.
+/// Returns the model with a class's matrices quantized, the number of weights changed, and the bytes saved.
 fn quantized(model: &Model, class: &Class, dtype: DType, cancel: &AtomicBool) -> hymba::Result<(Model, u64, i64)> {
     let (mut weights, mut saved) = (0, 0);
     let changed = model.with_matrices(|name, matrix| {
@@ -89,7 +88,7 @@ pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
     let mut kept = Vec::new();
     for class in classes(model.config().layers, args.layers) {
         let variant = quantized(&model, &class, args.dtype, cancel)?;
-        // A model may lack a class, or hold it in rows without whole blocks.
+        // A model may lack a class, or its rows may not divide into blocks.
         if variant.1 > 0 {
             kept.push((class, variant));
         }
@@ -121,7 +120,7 @@ pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
         return Ok(());
     }
     let base = found.first().map(|f| f.base_perplexity().mean).unwrap_or_default();
-    writeln!(out, "one class alone as {}, {} tokens; perplexity {base:.4} before", args.dtype, text.ids.len())?;
+    writeln!(out, "one class at a time as {}, {} tokens; baseline perplexity {base:.4}", args.dtype, text.ids.len())?;
     writeln!(
         out,
         "{:20} {:>10} {:>20} {:>23} {:>14}",

@@ -1,4 +1,4 @@
-//! The text that models predict, and how the comparison of two is told.
+//! The evaluation text, and the report of comparisons.
 
 use std::{
     io::{self, Write},
@@ -22,12 +22,10 @@ use crate::cli::{
     terminal,
 };
 
-/// How a text is cut, for the end of help.
-pub const CONTEXTS: &str = "The text is encoded whole, without special tokens, and cut into consecutive runs of one token \
-less than the context. Each run is one context: the meta tokens, BOS, the run. Every token of the text is predicted; the \
-loss is the average of -ln p over them. What follows ± is the standard error of a mean over tokens.";
+/// How a text is divided, for --help.
+pub const CONTEXTS: &str = "The text is tokenized as a whole, without special tokens, and divided into consecutive runs of one token less than the context size. Each context consists of the meta tokens, BOS and one run. Every token of the text is predicted; the loss is the mean of -ln p. Values after ± are standard errors of means over tokens.";
 
-/// The text and how it is read.
+/// Evaluation text flags.
 #[derive(clap::Args)]
 pub struct TextArgs {
     /// Text (UTF-8); `-`: standard input
@@ -43,33 +41,32 @@ pub struct TextArgs {
     pub json: bool,
 }
 
-/// A text as a model reads it.
+/// A tokenized text.
 pub struct Text {
-    /// The file.
+    /// Its file name.
     pub name: String,
-    /// Its length.
+    /// Its length in bytes.
     pub bytes: usize,
-    /// Its tokens, or the first of them.
+    /// Its tokens, possibly truncated.
     pub ids: Vec<u32>,
-    /// Whether they are all.
+    /// Whether `ids` are all of its tokens.
     pub whole: bool,
-    /// What each context begins with.
+    /// The BOS token that begins each context.
     pub bos: u32,
 }
 
 impl TextArgs {
-    /// Reads the file for `model`; where the user sets no limit, the first `most` tokens of it (0: all).
+    /// Reads and tokenizes the file for `model`; without a user limit, only its first `most` tokens (0: all).
     pub fn read(&self, model: &Model, most: usize, cancel: &AtomicBool) -> anyhow::Result<Text> {
         let most = self.tokens.unwrap_or(most);
         let name = self.file.display().to_string();
         let text = read_whole(&self.file, cancel)?;
         let tokenizer = model.tokenizer()?;
-        let bos = tokenizer
-            .bos()
-            .ok_or_else(|| Error::format(model.file(), "names no BOS token, with which each context begins"))?;
+        let bos =
+            tokenizer.bos().ok_or_else(|| Error::format(model.file(), "has no BOS token, which each context needs"))?;
         let mut ids = tokenizer.encode_until(&text, false, cancel)?;
         if ids.is_empty() {
-            return Err(Error::format(name, "holds no text").into());
+            return Err(Error::format(name, "contains no text").into());
         }
         let whole = most == 0 || ids.len() <= most;
         if !whole {
@@ -79,13 +76,13 @@ impl TextArgs {
     }
 }
 
-/// A bar on the terminal that counts `tokens`.
+/// Returns a progress bar over `tokens` tokens.
 pub fn bar(tokens: usize, what: &str) -> anyhow::Result<ProgressBar> {
     let bar = if terminal::draws() { ProgressBar::new(tokens as u64) } else { ProgressBar::hidden() };
     Ok(bar.with_style(ProgressStyle::with_template(&format!("{{bar:20}} {{percent:>3}} % {{eta:>4}}  {what}{{msg}}"))?))
 }
 
-/// How far `model` is from `base` on the text.
+/// Measures the divergence of `model` from `base` on the text.
 pub fn beside(
     base: &Model,
     model: &Model,
@@ -101,7 +98,7 @@ pub fn beside(
     Ok(found?.remove(0))
 }
 
-/// Prints how far `model` is from `base`.
+/// Prints the divergence of `model` from `base`.
 pub fn report(args: &TextArgs, text: &Text, model: &str, base: &str, found: &Divergence) -> io::Result<()> {
     let (perplexity, mut out) = (found.perplexity(), terminal::out());
     if args.json {
@@ -121,12 +118,12 @@ pub fn report(args: &TextArgs, text: &Text, model: &str, base: &str, found: &Div
     tell(&mut out, base, found)
 }
 
-/// A change of perplexity in percent, from its ratio.
+/// Converts a perplexity ratio to a change in percent.
 pub fn percent(ratio: Estimate) -> Estimate {
     Estimate { mean: 100.0 * (ratio.mean - 1.0), error: 100.0 * ratio.error }
 }
 
-/// Tells how far a model is from `base`.
+/// Writes the report of a comparison with `base`.
 pub fn tell(out: &mut impl Write, base: &str, found: &Divergence) -> io::Result<()> {
     let (kl, change, same) = (found.mean_kl(), percent(found.perplexity_ratio()), found.same_top());
     writeln!(out, "base         {base}, perplexity {:.4}", found.base_perplexity().mean)?;
@@ -141,7 +138,7 @@ pub fn tell(out: &mut impl Write, base: &str, found: &Divergence) -> io::Result<
     writeln!(out, "top-1 agree  {:.2} ± {:.2} % of tokens", 100.0 * same.mean, 100.0 * same.error)
 }
 
-/// The same for programs.
+/// Returns the comparison as JSON.
 pub fn divergence_json(base: &str, found: &Divergence) -> Value {
     let (kl, ratio, same) = (found.mean_kl(), found.perplexity_ratio(), found.same_top());
     json!({

@@ -11,10 +11,10 @@ use indicatif::HumanCount;
 use super::report::{Report, Token, Tokenizer};
 use crate::cli::terminal::printable;
 
-/// Width of the names in front of facts.
+/// Width of the label column.
 const NAMES: usize = 16;
 
-/// Writes `report` as text of at most `width` columns, and every tensor if `tensors`.
+/// Writes `report` in at most `width` columns, with every tensor if `tensors`.
 pub fn write(report: &Report, tensors: bool, width: usize, out: &mut dyn Write) -> io::Result<()> {
     let mut page = Page { out, width: width.max(40) };
     page.facts(report)?;
@@ -38,7 +38,7 @@ impl Page<'_> {
         writeln!(self.out, "\n{text}")
     }
 
-    /// A named fact; a long value goes on below itself.
+    /// Writes a labeled fact; long values wrap within their column.
     fn fact(&mut self, name: &str, value: impl Display) -> io::Result<()> {
         let mut start = format!("  {name}");
         for line in wrap(&line_of(&value.to_string()), self.width - NAMES) {
@@ -67,7 +67,10 @@ impl Page<'_> {
         let ssm = format!("state {}, dt rank {}, convolution {}", c.state, c.dt_rank, c.conv_kernel);
         self.fact("Mamba", ssm)?;
         let base = if c.rope { format!("RoPE base {}", c.rope_base) } else { "no RoPE".into() };
-        self.fact("positions", format!("{} trained, {} of them meta tokens; {base}", c.context_length, c.meta_tokens))
+        self.fact(
+            "positions",
+            format!("{} in training, {} of them meta tokens; {base}", c.context_length, c.meta_tokens),
+        )
     }
 
     fn types(&mut self, r: &Report) -> io::Result<()> {
@@ -116,8 +119,8 @@ impl Page<'_> {
             writeln!(self.out, "  {line}")?;
         }
         match &r.meta_state {
-            Some(m) => self.fact("meta tokens", format!("their state is in the file, {}", bytes(m.bytes))),
-            None if r.config.meta_tokens > 0 => self.fact("meta tokens", "their state is not in the file"),
+            Some(m) => self.fact("meta tokens", format!("state stored in the file, {}", bytes(m.bytes))),
+            None if r.config.meta_tokens > 0 => self.fact("meta tokens", "state not stored in the file"),
             None => self.fact("meta tokens", "none"),
         }
     }
@@ -144,7 +147,7 @@ impl Page<'_> {
     }
 
     fn tokenizer(&mut self, t: &Tokenizer, vocabulary: usize) -> io::Result<()> {
-        let kind = t.kind.as_deref().unwrap_or("of unnamed kind");
+        let kind = t.kind.as_deref().unwrap_or("unnamed kind");
         let whole = if t.huggingface { "tokenizer.json in the file" } else { "without tokenizer.json" };
         self.fact("tokenizer", format!("{kind}, {whole}"))?;
         self.fact("vocabulary", format!("{} tokens", HumanCount(t.tokens as u64)))?;
@@ -159,11 +162,11 @@ impl Page<'_> {
         self.fact("special", special.collect::<Vec<_>>().join(", "))?;
         if !t.more_ends.is_empty() {
             let more: Vec<_> = t.more_ends.iter().map(|token| named("", token).trim().to_owned()).collect();
-            self.fact("", format!("a text ends at {} too", more.join(", ")))?;
+            self.fact("", format!("also end the text: {}", more.join(", ")))?;
         }
         match t.add_bos {
-            Some(true) => self.fact("plain text", "begins with bos"),
-            Some(false) => self.fact("plain text", "begins without bos"),
+            Some(true) => self.fact("plain text", "starts with BOS"),
+            Some(false) => self.fact("plain text", "starts without BOS"),
             None => Ok(()),
         }
     }
@@ -183,12 +186,12 @@ impl Page<'_> {
     }
 }
 
-/// The layers side by side, two columns each, as many to a row as `width` has room for: what they see, and whose
-/// keys and values they read. Readers that do not follow their producer directly are listed below.
+/// Draws the layers side by side, two columns each, wrapped at `width`: their attention span, and whose KV cache they
+/// use. Layers that do not directly follow the producer of their cache are listed below.
 fn draw(plan: &Plan, width: usize) -> Vec<String> {
     const LABELS: usize = 8;
     let layers = &plan.layers;
-    // In a chain, every layer reads the source of the one before it.
+    // In a chain, every layer shares the cache of the one before it.
     let chained = |l: usize| l > 0 && l < layers.len() && layers[l].kv_source == layers[l - 1].kv_source;
     let source = |l: usize| match (layers[l].kv_source == l, chained(l), chained(l + 1)) {
         (true, _, false) => "● ",
@@ -210,12 +213,12 @@ fn draw(plan: &Plan, width: usize) -> Vec<String> {
         }
     }
     for (l, layer) in layers.iter().enumerate().filter(|&(l, layer)| layer.kv_source != l && !chained(l)) {
-        lines.push(format!("  ○ {l} reads {}", layer.kv_source));
+        lines.push(format!("  ○ {l} shares {}", layer.kv_source));
     }
     lines
 }
 
-/// `text` in lines of at most `width` characters, broken at spaces; a longer word has a line of its own.
+/// Wraps `text` at spaces to lines of at most `width` characters; a longer word gets its own line.
 fn wrap(text: &str, width: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
     for word in text.split(' ') {
@@ -231,7 +234,7 @@ fn wrap(text: &str, width: usize) -> Vec<String> {
     lines
 }
 
-/// The beginning of `text`, with an ellipsis if it is longer than `width` characters.
+/// Truncates `text` to `width` characters, with an ellipsis.
 fn cut(text: &str, width: usize) -> String {
     match text.char_indices().nth(width) {
         None => text.into(),
@@ -239,17 +242,17 @@ fn cut(text: &str, width: usize) -> String {
     }
 }
 
-/// A text out of a file, in one line.
+/// Returns a text from a file as one line.
 fn line_of(text: &str) -> String {
     printable(&text.replace(['\n', '\t'], " ")).into_owned()
 }
 
-/// Bytes in powers of ten, as disks are sold.
+/// Formats bytes in decimal units.
 fn bytes(n: u64) -> String {
     scaled(n, "B")
 }
 
-/// Three digits or so, and a power of ten.
+/// Formats a number with about three digits and a decimal unit.
 fn scaled(n: u64, unit: &str) -> String {
     let (value, prefix) = match n {
         0..1_000 => return format!("{n} {unit}"),
@@ -269,7 +272,8 @@ mod tests {
 
     use super::*;
 
-    /// Like Hymba-1.5B, or with fewer layers; `pairs` are readers and their sources.
+    /// Returns a plan like Hymba-1.5B's, possibly with fewer layers; `pairs` are layers and the producers of their
+    /// caches.
     fn config(layers: usize, pairs: &[(usize, usize)]) -> Config {
         let mut kv_source: Vec<usize> = (0..layers).collect();
         pairs.iter().for_each(|&(reader, source)| kv_source[reader] = source);
@@ -278,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn plan_fits_the_width_and_shows_who_reads_whom() {
+    fn plan_fits_the_width_and_shows_shared_caches() {
         let groups = [(2, 1), (4, 3), (6, 5), (8, 7), (10, 9), (12, 11), (14, 13), (17, 16), (18, 16), (20, 19)];
         let plan = Plan::new(&config(22, &groups));
         let wide = [
@@ -299,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn plan_names_readers_that_are_not_beside_their_source() {
+    fn plan_lists_layers_that_do_not_follow_their_producer() {
         let lines = draw(&Plan::new(&config(6, &[(3, 1), (5, 2)])), 80);
         assert_eq!(lines[2..], ["  keeps ● ● ● ○ ● ○", "  ○ 3 reads 1", "  ○ 5 reads 2"]);
     }
@@ -307,7 +311,7 @@ mod tests {
     fn metadata() -> Metadata {
         let mut meta = Metadata::default();
         meta.set("general.architecture", "hymba");
-        meta.set("general.name", "a name with \u{1b}[31m colour");
+        meta.set("general.name", "a name with \u{1b}[31m color");
         meta.set("general.sampling.temp", 0.8f32);
         meta.set("tokenizer.ggml.model", "llama");
         meta.set("tokenizer.ggml.tokens", vec!["<unk>".to_string(), "<s>".to_string(), "</s>".to_string()]);
@@ -347,13 +351,13 @@ mod tests {
             for line in page.lines() {
                 assert!(line.chars().count() <= width, "{} columns for {width}: {line}", line.chars().count());
             }
-            assert!(!page.contains('\u{1b}'), "a control character reached the terminal");
+            assert!(!page.contains('\u{1b}'), "a control character was not escaped");
             for fact in [
                 "80, 10.00 bits each",
                 "8,192",
                 "bos 1 <s>",
                 "eos 7",
-                "a text ends at 1 <s> too",
+                "also end the text: 1 <s>",
                 "temp 0.8",
                 "file, 48 B",
             ] {

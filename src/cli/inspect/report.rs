@@ -1,4 +1,4 @@
-//! What `hymba inspect` finds out about a model file.
+//! The facts that `hymba inspect` reports.
 
 use hymba::{
     format::{
@@ -16,10 +16,10 @@ use serde_json::json;
 
 use crate::cli::json::JSON_VERSION;
 
-/// Lengths of text for which the cache is worked out.
+/// Context sizes for which the cache size is computed.
 const TEXTS: [usize; 3] = [1024, 8192, 32768];
 
-/// Everything the command shows, in the order of the JSON object.
+/// Everything the command reports, in the order of the JSON object.
 #[derive(Serialize)]
 pub struct Report<'a> {
     pub version: u32,
@@ -27,7 +27,7 @@ pub struct Report<'a> {
     pub bytes: u64,
     pub name: Option<String>,
     pub license: Option<String>,
-    /// Values of all tensors but the stored state.
+    /// Number of parameters, without the stored state.
     pub parameters: u64,
     pub bits_per_weight: f64,
     pub types: Vec<TypeUse>,
@@ -39,13 +39,13 @@ pub struct Report<'a> {
     pub meta_state: Option<MetaState>,
     pub tokenizer: Option<Tokenizer>,
     pub chat_template: Option<String>,
-    /// `general.sampling.*`, under their last names.
+    /// `general.sampling.*`, without the prefix.
     pub sampling: serde_json::Map<String, serde_json::Value>,
     #[serde(serialize_with = "tensors")]
     pub tensors: &'a [Tensor],
 }
 
-/// How much of the weights one storage type holds.
+/// Totals per tensor type.
 #[derive(Serialize)]
 pub struct TypeUse {
     pub r#type: &'static str,
@@ -54,7 +54,7 @@ pub struct TypeUse {
     pub bytes: u64,
 }
 
-/// The sizes under their names in the JSON object.
+/// The model's dimensions, as named in the JSON object.
 #[derive(Serialize)]
 #[serde(remote = "Config")]
 struct Sizes {
@@ -98,7 +98,7 @@ fn layers<S: Serializer>(plan: &Plan, to: S) -> Result<S::Ok, S::Error> {
     }))
 }
 
-/// Bytes a session keeps after a text: keys and values in F16, states in F32.
+/// Session size in bytes after a text: KV cache in F16, states in F32.
 #[derive(Serialize)]
 pub struct Cache {
     pub text_tokens: usize,
@@ -107,7 +107,7 @@ pub struct Cache {
     pub state_bytes: u64,
 }
 
-/// What the file stores of the state after the meta tokens.
+/// The stored state after the meta tokens.
 #[derive(Serialize)]
 pub struct MetaState {
     pub tensors: usize,
@@ -117,12 +117,12 @@ pub struct MetaState {
 #[derive(Serialize)]
 pub struct Tokenizer {
     pub kind: Option<String>,
-    /// Is the whole `tokenizer.json` in the file?
+    /// Whether the file contains `tokenizer.json`.
     pub huggingface: bool,
     pub tokens: usize,
     pub bos: Option<Token>,
     pub eos: Option<Token>,
-    /// Others that end a text too.
+    /// Further tokens that end a text.
     pub more_ends: Vec<Token>,
     pub unk: Option<Token>,
     pub pad: Option<Token>,
@@ -143,7 +143,7 @@ fn tensors<S: Serializer>(tensors: &[Tensor], to: S) -> Result<S::Ok, S::Error> 
 }
 
 impl<'a> Report<'a> {
-    /// Returns what the file `file` of `size` bytes holds.
+    /// Returns the report for the file `file` of `size` bytes.
     pub fn new(file: &str, size: u64, metadata: &Metadata, tensors: &'a [Tensor]) -> hymba::Result<Self> {
         let config = Config::from_metadata(metadata, file)?;
         let plan = Plan::new(&config);
@@ -216,7 +216,7 @@ impl Tokenizer {
     }
 }
 
-/// The file's sampling defaults. Floats are told as the f32 they were, not with the digits of an f64.
+/// Returns the file's sampling defaults. Floats are printed as f32, not with the digits of an f64.
 fn sampling(metadata: &Metadata) -> serde_json::Map<String, serde_json::Value> {
     let named = metadata.iter().filter_map(|(key, value)| Some((key.strip_prefix("general.sampling.")?, value)));
     let simple = named.filter_map(|(name, value)| {

@@ -1,4 +1,4 @@
-//! What a pull needs, told before it begins.
+//! Disk and memory needs of a pull, shown in advance.
 
 use std::path::Path;
 
@@ -10,16 +10,16 @@ use hymba::{
 use indicatif::DecimalBytes;
 use serde_json::Value;
 
-/// Bytes beside the weights: tokenizer, metadata, state after the meta tokens.
+/// Bytes besides the weights: tokenizer, metadata, state after the meta tokens.
 const BESIDE: u64 = 24 << 20;
-/// Memory that a conversion takes, whatever the size of the model.
+/// Memory for a conversion, independent of the model's size.
 const TO_CONVERT: u64 = 140_000_000;
-/// Memory that a conversation takes beside the weights.
+/// Memory for a conversation besides the weights.
 const TO_RUN: u64 = 150_000_000;
 
-/// What there is to make.
+/// A model to create.
 pub struct Estimate {
-    /// Bytes of the model, about.
+    /// Approximate size in bytes.
     model: u64,
     is_converted: bool,
 }
@@ -38,7 +38,7 @@ impl Estimate {
         Ok(Self { model: (weights as f64 * bits / 8.0) as u64 + BESIDE, is_converted: true })
     }
 
-    /// What a dry run prints.
+    /// Returns the output of a dry run.
     pub fn report(&self, info: &Info, revision: &str, plan: &Plan, settings: &Settings, model: &Installed) -> String {
         let mut text = String::new();
         let mut line = |line: String| {
@@ -52,8 +52,8 @@ impl Estimate {
         for (path, size, there) in plan.files() {
             let there = match there {
                 0 => String::new(),
-                there if there == size => ", there".into(),
-                there => format!(", {} of it there", DecimalBytes(there)),
+                there if there == size => ", already downloaded".into(),
+                there => format!(", {} of it already downloaded", DecimalBytes(there)),
             };
             line(format!("  {path} ({}{there})", DecimalBytes(size)));
         }
@@ -61,8 +61,7 @@ impl Estimate {
         line(format!("to download: {missing} of {all}, into {}", settings.cache.display()));
         let verb = if self.is_converted { "to convert" } else { "to install" };
         line(format!("{verb}: {} ({made}), as {}", model.kind, model.path.display()));
-        let free = free_space(&settings.cache)
-            .map_or(String::new(), |free| format!(" of {} that are free", DecimalBytes(free)));
+        let free = free_space(&settings.cache).map_or(String::new(), |free| format!(" of {} free", DecimalBytes(free)));
         line(format!("on disk: {} more{free}", DecimalBytes(plan.missing() + self.model)));
         let convert =
             if self.is_converted { format!("{} to convert, ", DecimalBytes(TO_CONVERT)) } else { String::new() };
@@ -70,10 +69,10 @@ impl Estimate {
         text
     }
 
-    /// Fails if there is no room for what is to be downloaded into `cache` and made in `models`.
+    /// Fails if the disk is too small for the download in `cache` and the model in `models`.
     pub fn check_disk(&self, plan: &Plan, cache: &Path, models: &Path) -> Result<()> {
         let download = plan.missing();
-        // A file that is ready gets a second name on the same disk.
+        // A ready file is hard-linked on the same disk.
         let made = if self.is_converted || !same_disk(cache, models) { self.model } else { 0 };
         let needs = if same_disk(cache, models) {
             vec![(cache, download + made)]
@@ -91,7 +90,7 @@ fn check(path: &Path, needed: u64, free: Option<u64>) -> Result<()> {
     match free {
         Some(free) if free < needed => {
             let (needed, free) = (DecimalBytes(needed), DecimalBytes(free));
-            Err(Error::Request(format!("{}: there is no room for {needed}, only {free} are free", path.display())))
+            Err(Error::Request(format!("{}: not enough disk space: {needed} needed, {free} free", path.display())))
         }
         _ => Ok(()),
     }
@@ -102,10 +101,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn room_is_asked_for_before() {
+    fn disk_space_is_checked_first() {
         let path = Path::new("/hub");
         assert!(check(path, 10, Some(10)).is_ok() && check(path, u64::MAX, None).is_ok());
         let refused = check(path, 3_000_000_000, Some(1_200_000_000)).unwrap_err().to_string();
-        assert_eq!(refused, "/hub: there is no room for 3.00 GB, only 1.20 GB are free");
+        assert_eq!(refused, "/hub: not enough disk space: 3.00 GB needed, 1.20 GB free");
     }
 }

@@ -1,4 +1,4 @@
-//! What a pull shows while it runs.
+//! Progress of a pull.
 
 use std::io::{self, IsTerminal};
 
@@ -10,13 +10,13 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::cli::terminal::{note, printable};
 
-/// A bar at a terminal, a line for each file and each trouble elsewhere.
+/// A bar at a terminal, else a line per file and per problem.
 pub struct Progress {
     bar: ProgressBar,
     download: ProgressStyle,
     convert: ProgressStyle,
     quiet: bool,
-    /// What is said only once.
+    /// Messages shown once.
     said: String,
 }
 
@@ -33,7 +33,7 @@ impl Progress {
         })
     }
 
-    /// A download begins.
+    /// Starts a download.
     pub fn begin_download(&mut self, plan: &Plan) {
         self.bar.set_style(self.download.clone());
         self.bar.set_length(plan.bytes());
@@ -41,7 +41,7 @@ impl Progress {
         self.bar.reset_eta();
     }
 
-    /// Shows a step of it.
+    /// Shows a download event.
     pub fn download(&mut self, event: &Event) {
         match event {
             Event::File { path, .. } => {
@@ -53,9 +53,9 @@ impl Progress {
             Event::Fetched { bytes } => self.bar.inc(*bytes),
             Event::Again { path, bytes } => {
                 self.bar.dec(*bytes);
-                self.print(&format!("{path}: what is there can't be gone on with, and is fetched anew"));
+                self.print(&format!("{path}: the partial download cannot be resumed; starting over"));
             }
-            Event::Waiting { path } => self.print(&format!("another program downloads {path}; waiting for it")),
+            Event::Waiting { path } => self.print(&format!("another program is downloading {path}; waiting for it")),
             Event::Retry { path, why, pause } => {
                 self.print(&format!("{path}: {why}; trying again in {:.1} s", pause.as_secs_f64()));
             }
@@ -63,7 +63,7 @@ impl Progress {
         }
     }
 
-    /// Shows a step of the conversion.
+    /// Shows a conversion event.
     pub fn convert(&mut self, event: quant::Event) {
         match event {
             quant::Event::Begin { bytes } => {
@@ -77,7 +77,7 @@ impl Progress {
             }
             quant::Event::MetaState => self.message("state after the meta tokens"),
             quant::Event::Opened { .. } => (),
-            quant::Event::Calibrate { .. } | quant::Event::Calibrated { .. } => (), // nobody asked for one
+            quant::Event::Calibrate { .. } | quant::Event::Calibrated { .. } => (), // pull never calibrates
         }
     }
 
@@ -92,7 +92,7 @@ impl Progress {
         }
     }
 
-    /// Four connections have the same trouble at once.
+    /// Four connections may report the same problem at once.
     fn print(&mut self, text: &str) {
         if !self.quiet && self.said != text {
             self.bar.suspend(|| note(text));

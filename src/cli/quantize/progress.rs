@@ -1,4 +1,4 @@
-//! What is seen of a conversion while it runs: a bar at a terminal, elsewhere a line now and then.
+//! Conversion progress: a bar at a terminal, else an occasional line.
 
 use std::{
     fmt,
@@ -10,7 +10,7 @@ use indicatif::{HumanDuration, ProgressBar, ProgressState, ProgressStyle};
 
 use crate::cli::terminal;
 
-/// How long is silence without a terminal.
+/// Interval between lines without a terminal.
 const PAUSE: Duration = Duration::from_secs(10);
 
 /// The progress of a conversion.
@@ -19,7 +19,7 @@ pub struct Progress {
     bar: ProgressBar,
     bytes_style: ProgressStyle,
     steps_style: ProgressStyle,
-    /// About how long the rounding takes for each weight, in nanoseconds.
+    /// Estimated rounding time per weight, in nanoseconds.
     nanoseconds: f64,
     done: u64,
     total: u64,
@@ -28,7 +28,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Follows a conversion with `options` on so many threads.
+    /// Starts tracking a conversion with `options` on `threads` threads.
     pub fn new(quiet: bool, options: &Options, threads: usize) -> anyhow::Result<Self> {
         let bar = if quiet || !terminal::draws() { ProgressBar::hidden() } else { ProgressBar::no_length() };
         let bytes_style = "{bar:20} {percent:>3} % {left:>5} left  {decimal_bytes_per_sec:>10}  {wide_msg}";
@@ -46,7 +46,7 @@ impl Progress {
         })
     }
 
-    /// Shows a step.
+    /// Shows a conversion event.
     pub fn show(&mut self, event: Event) {
         match event {
             Event::Opened { parameters } => self.foretell(parameters),
@@ -58,12 +58,12 @@ impl Progress {
         }
     }
 
-    /// Ends it.
+    /// Clears the bar.
     pub fn finish(&self) {
         self.bar.finish_and_clear();
     }
 
-    /// Says how long it will take, if that is long.
+    /// Shows the estimated time, if it is long.
     fn foretell(&self, parameters: u64) {
         let time = Duration::from_secs_f64(self.nanoseconds * parameters as f64 / 1e9);
         if !self.quiet && time > Duration::from_secs(10) {
@@ -96,19 +96,19 @@ impl Progress {
 fn style(template: &str) -> anyhow::Result<ProgressStyle> {
     let show_left = |state: &ProgressState, to: &mut dyn fmt::Write| {
         let left = left(state.elapsed(), state.fraction().into());
-        let _ = write!(to, "{:#}", HumanDuration(left)); // to a string, which takes all
+        let _ = write!(to, "{:#}", HumanDuration(left)); // writing to a string cannot fail
     };
     Ok(ProgressStyle::with_template(template)?.with_key("left", show_left))
 }
 
-/// From all that was done, not from the last seconds: a layer goes through phases of different speed.
+/// Estimated from the overall average: a layer's phases differ in speed.
 fn left(elapsed: Duration, fraction: f64) -> Duration {
     let done = fraction.clamp(1e-3, 1.0);
     elapsed.mul_f64((1.0 - done) / done)
 }
 
-/// About how long one thread takes for each weight, as measured on x86-64 with AVX2, with models from 48 million to 1.5 billion
-/// weights.
+/// Returns the approximate time per weight on one thread, measured on x86-64 with AVX2 on models with 48 million to 1.5
+/// billion weights.
 fn nanoseconds(options: &Options) -> f64 {
     let read = match &options.calibration {
         Some(Calibration::Text(sample)) => sample.tokens.min(sample.text.len() / 3) as f64,

@@ -1,4 +1,4 @@
-//! The flags that say how values are rounded, and on what text that is decided.
+//! Rounding and calibration flags.
 
 use std::{path::PathBuf, sync::atomic::AtomicBool};
 
@@ -6,14 +6,14 @@ use hymba::quant::{Calibration, Gptq, Order, Rounding, Sample};
 
 use crate::cli::{options::count, prompt::read_whole, usage::Usage};
 
-/// How values become blocks.
+/// Rounding flags.
 #[derive(clap::Args)]
 #[command(next_help_heading = "Rounding")]
 pub struct RoundingArgs {
     /// Rounding method [default: gptq with --calibrate, else search]
     #[arg(long, value_enum)]
     rounding: Option<Kind>,
-    /// Calibration text (UTF-8), like what the model will read; must not overlap the evaluation text
+    /// Calibration text (UTF-8), similar to the intended input; must not overlap the evaluation text
     #[arg(long, value_name = "FILE")]
     calibrate: Option<PathBuf>,
     /// Load a saved importance matrix
@@ -57,29 +57,27 @@ enum ColumnOrder {
 fn damping(text: &str) -> Result<f32, String> {
     match text.parse() {
         Ok(v) if (0.0..=10.0).contains(&v) => Ok(v),
-        _ => Err("a number from 0 to 10 is needed".into()),
+        _ => Err("must be a number from 0 to 10".into()),
     }
 }
 
 impl RoundingArgs {
-    /// What the flags ask for.
+    /// Returns the requested rounding.
     pub fn rounding(&self) -> anyhow::Result<Rounding> {
         let has_text = self.calibrate.is_some();
         let wrong = |what: &str| Err(Usage(what.into()).into());
         let by_default = if has_text && self.save_calibration.is_none() { Kind::Gptq } else { Kind::Search };
         let kind = self.rounding.unwrap_or(by_default);
         if kind != Kind::Gptq && (self.damping.is_some() || self.column_order.is_some()) {
-            return wrong("--damping and --column-order apply to --rounding gptq alone; leave them out or choose gptq");
+            return wrong("--damping and --column-order apply to --rounding gptq only");
         }
         match kind {
             Kind::Nearest if has_text || self.calibration.is_some() => {
-                wrong("--rounding nearest takes no calibration; leave it out, or take search or gptq")
+                wrong("--rounding nearest does not use calibration; use search or gptq")
             }
-            Kind::Gptq if !has_text => {
-                wrong("--rounding gptq needs a text to calibrate on; name one with --calibrate FILE")
-            }
+            Kind::Gptq if !has_text => wrong("--rounding gptq needs a calibration text; add --calibrate FILE"),
             Kind::Gptq if self.save_calibration.is_some() => {
-                wrong("--rounding gptq measures more than --save-calibration can keep; save it with --rounding search")
+                wrong("--save-calibration cannot store what --rounding gptq measures; use --rounding search")
             }
             Kind::Nearest => Ok(Rounding::Nearest),
             Kind::Search => Ok(Rounding::Search),
@@ -94,7 +92,7 @@ impl RoundingArgs {
         }
     }
 
-    /// The calibration, its text read.
+    /// Returns the calibration with its text loaded.
     pub fn calibration(&self, cancel: &AtomicBool) -> anyhow::Result<Option<Calibration>> {
         if let Some(path) = &self.calibration {
             return Ok(Some(Calibration::File(path.clone())));

@@ -3,10 +3,10 @@
 use hymba::{format::DType, quant::Recipe};
 use regex::Regex;
 
-/// What each type costs and gives. Sizes are of Hymba-1.5B, losses those of the demo's perplexity on its held-out text.
-/// Decode reads every weight once for each token, so that its speed goes with the size.
+/// Size, loss and speed of each type. Sizes are for Hymba-1.5B; losses are the demo's perplexity on its held-out text.
+/// Decode reads every weight once per token, so its speed depends on the size.
 pub const TABLE: &str = "\
-Types, with the size of the 1.5B model, the loss of perplexity (measured on the demo with --calibrate), and the decode
+Types, with the size of the 1.5B model, the loss in perplexity (measured on the demo with --calibrate), and the decode
 speed relative to q4:
   q8      1.64 GB   0.04 %   0.5x   as good as the original; for comparisons
   q6      1.26 GB   0.2 %    0.7x   when memory is plenty
@@ -21,34 +21,34 @@ Examples:
   hymba quantize path/to/Hymba-1.5B-Base hymba-1.5b-q4.gguf --calibrate text.txt
   hymba quantize hymba-1.5b-q4.gguf standard.gguf --type q4_0 --layout standard";
 
-/// What is asked for with --type.
+/// The value of --type.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Target {
     Type(DType),
     Recipe(Recipe),
 }
 
-/// Reads the name of a type or recipe, in any case.
+/// Parses the name of a type or recipe, ignoring case.
 pub fn parse(text: &str) -> Result<Target, String> {
     let name = text.to_lowercase();
     let recipe = || Recipe::from_name(&name).map(Target::Recipe);
     DType::from_name(&name).map(Target::Type).or_else(recipe).ok_or_else(|| {
         let known: Vec<_> = Recipe::ALL.map(Recipe::name).into_iter().chain(DType::ALL.map(DType::name)).collect();
         match equivalent(&name) {
-            Some(ours) => format!("hymba does not have this type of llama.cpp's; use {ours}"),
+            Some(ours) => format!("this llama.cpp type is not supported; use {ours}"),
             None => format!("unknown type; available: {}", known.join(", ")),
         }
     })
 }
 
-/// Our recipe of about the size of a type of llama.cpp's that we do not have.
+/// Returns our recipe closest in size to an unsupported llama.cpp type.
 fn equivalent(name: &str) -> Option<&'static str> {
     let bits = name.trim_start_matches(['i', 't']).strip_prefix('q')?;
     if !bits.contains('_') {
         return None;
     }
     match bits.chars().next()? {
-        '1'..='3' => Some("small, our smallest"),
+        '1'..='3' => Some("small, the smallest one"),
         '4' => Some("q4"),
         '5' => Some("q5"),
         '6' => Some("q6"),
@@ -57,14 +57,14 @@ fn equivalent(name: &str) -> Option<&'static str> {
     }
 }
 
-/// Reads `REGEX=TYPE`.
+/// Parses `REGEX=TYPE`.
 pub fn parse_override(text: &str) -> Result<(Regex, DType), String> {
-    // A regular expression may hold `=`, a type's name can't.
-    let (regex, name) = text.rsplit_once('=').ok_or("REGEX=TYPE is needed, for example ffn_down=q8_0")?;
+    // The regular expression may contain `=`, the type's name cannot.
+    let (regex, name) = text.rsplit_once('=').ok_or("must be REGEX=TYPE, for example ffn_down=q8_0")?;
     let dtype = DType::from_name(&name.to_lowercase())
         .ok_or_else(|| format!("unknown type `{name}`; available: {}", DType::ALL.map(DType::name).join(", ")))?;
     let regex = Regex::new(regex).map_err(|e| {
-        // The reason is the last line; the others draw the place.
+        // The last line is the reason; the others point at the position.
         let drawing = e.to_string();
         format!("invalid regular expression `{regex}`: {}", drawing.lines().last().unwrap_or_default())
     })?;
@@ -76,14 +76,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn types_have_names_in_any_case() {
+    fn type_names_ignore_case() {
         assert_eq!(parse("Q4_0"), Ok(Target::Type(DType::Q4_0)));
         assert_eq!(parse("Small"), Ok(Target::Recipe(Recipe::Small)));
         assert_eq!(parse_override("ffn_down=Q8_0").unwrap().1, DType::Q8_0);
     }
 
     #[test]
-    fn types_of_llama_cpp_lead_to_ours() {
+    fn llama_cpp_types_point_to_ours() {
         for (theirs, ours) in [
             ("q4_k_m", "use q4"),
             ("Q5_K_S", "use q5"),
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_names_them_all() {
+    fn the_table_lists_all_types() {
         for name in Recipe::ALL.map(Recipe::name).into_iter().chain(DType::ALL.map(DType::name)) {
             assert!(Regex::new(&format!(r"\b{name}\b")).unwrap().is_match(TABLE), "{name}");
         }

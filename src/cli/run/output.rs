@@ -1,4 +1,4 @@
-//! Where `run` shows the text.
+//! Output of `run`.
 
 use std::io::{self, Write};
 
@@ -10,14 +10,14 @@ use crate::cli::{
     wrap::Wrap,
 };
 
-/// What standard output gets.
+/// Output format.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Format {
-    /// The text, as it comes.
+    /// Plain text, streamed.
     Text,
-    /// One object at the end.
+    /// One JSON object at the end.
     Json,
-    /// An object a line for everything that happens.
+    /// One JSON event per line.
     JsonLines,
 }
 
@@ -30,7 +30,7 @@ pub struct Output {
 }
 
 impl Output {
-    /// Takes hold of standard output.
+    /// Locks standard output.
     pub fn new(format: Format) -> Self {
         Self { out: terminal::out(), format, wrap: Wrap::new(terminal::out_width()), ends_line: true }
     }
@@ -58,8 +58,7 @@ impl Output {
         self.out.flush()
     }
 
-    /// Gives a person a new line for what comes next, be it an error; a file gets the text as it is. Where standard output
-    /// goes elsewhere and messages to a terminal, that may show both.
+    /// Ends the line at a terminal, where a message may follow; a file gets the text unchanged.
     pub fn finish(&mut self) -> io::Result<()> {
         let rest = self.wrap.finish();
         self.out.style(&rest)?;

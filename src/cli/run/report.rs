@@ -1,4 +1,4 @@
-//! What `run` reports when the text has ended.
+//! The final report of `run`.
 
 use std::{sync::atomic::AtomicBool, time::Duration};
 
@@ -10,11 +10,11 @@ use crate::cli::{
     wording::{counted, drafts, rate},
 };
 
-/// A text, and what it took.
+/// A generation and its costs.
 pub struct Report<'a> {
     pub model: &'a Model,
     pub prompt: &'a str,
-    /// Tokens that the prompt cache knew, if there is one.
+    /// Tokens restored from the prompt cache, if there is one.
     pub cached: Option<usize>,
     pub seed: u64,
     pub load: Duration,
@@ -48,7 +48,7 @@ impl Report<'_> {
         })
     }
 
-    /// Returns the line about the text and its speed.
+    /// Returns the timing summary.
     pub fn summary(&self, session: &Session<'_>) -> String {
         let t = &self.generation.timings;
         let with_rate = |what: String, tokens_per_second: f64| match tokens_per_second {

@@ -1,4 +1,4 @@
-//! Texts that outlive a run: sessions, which go on, and prompts that are read once.
+//! Session files and prompt caches.
 
 use std::{
     path::{Path, PathBuf},
@@ -22,7 +22,7 @@ use hymba::{
 
 use crate::cli::usage::{Usage, output_file};
 
-/// Files of earlier runs.
+/// Session and prompt cache flags.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Saving and resuming")]
 pub struct StoredArgs {
@@ -35,17 +35,17 @@ pub struct StoredArgs {
     /// Cache the processed prompt in FILE; a later prompt with the same prefix is processed only from the first difference
     #[arg(long, value_name = "FILE", conflicts_with = "session")]
     pub prompt_cache: Option<PathBuf>,
-    /// Replace a --session or --prompt-cache file that holds something else; never a model
+    /// Replace a --session or --prompt-cache file of another kind; model files are never replaced
     #[arg(long)]
     pub force: bool,
 }
 
 impl StoredArgs {
-    /// Finds out whether what will be written can be and may be: early, not when the text is there already.
+    /// Checks early whether the output file can and may be written.
     pub fn check(&self) -> anyhow::Result<()> {
         let Some((path, kind)) = self.written() else {
             let useless = self.force && self.session.is_none();
-            let what = "--force: there is no file to write; add --session or --prompt-cache";
+            let what = "--force applies to --session or --prompt-cache; add one of them";
             return if useless { Err(Usage(what.into()).into()) } else { Ok(()) };
         };
         output_file("--session and --prompt-cache", path)?;
@@ -53,24 +53,24 @@ impl StoredArgs {
         Ok(check_replaceable(path, kind, self.force)?)
     }
 
-    /// The file that will be written, and what for.
+    /// Returns the file to write and its kind.
     fn written(&self) -> Option<(&Path, Kind)> {
         let session = self.session.as_deref().filter(|_| !self.session_ro).map(|path| (path, Kind::Text));
         session.or_else(|| self.prompt_cache.as_deref().map(|path| (path, Kind::Prompt)))
     }
 
-    /// The session file to go on with.
+    /// Returns the session file to resume.
     pub fn existing_session(&self) -> Option<&Path> {
         self.session.as_deref().filter(|path| path.exists() && !self.replaces_other())
     }
 
-    /// Whether the file that will be written takes the place of something that can't be gone on with.
+    /// Whether the output replaces a file that cannot be resumed.
     fn replaces_other(&self) -> bool {
         self.force && self.written().is_some_and(|(path, kind)| check_replaceable(path, kind, false).is_err())
     }
 }
 
-/// Takes over the text in `path` and returns its sampler.
+/// Resumes the text in `path` and returns its sampler.
 pub fn resume(timeline: &mut Timeline<'_>, path: &Path) -> Result<Sampler> {
     let (sampler, unread) = timeline.load(path, |saved: Saved, _| Ok((saved.text_sampler(path)?, saved.unread)))?;
     if let Some(id) = unread {
@@ -79,7 +79,7 @@ pub fn resume(timeline: &mut Timeline<'_>, path: &Path) -> Result<Sampler> {
     Ok(sampler)
 }
 
-/// Writes the text to `path`, `generated` included as far as it was shown.
+/// Saves the text to `path`, with the part of `generated` that was shown.
 pub fn keep(
     timeline: &mut Timeline<'_>,
     stored: &StoredArgs,
@@ -101,8 +101,7 @@ pub fn keep(
     timeline.save(path, &Saved::text(sampler, unread), false)
 }
 
-/// Takes back the tokens of `generated` that go on behind its text, and reads what is left of the text if it ends within a
-/// token.
+/// Rewinds the tokens of `generated` beyond its text; if the text ends within a token, processes the rest of it.
 fn go_back_to_shown(timeline: &mut Timeline<'_>, tokenizer: &Tokenizer, generated: &Generation) -> Result<()> {
     let read = timeline.steps().len();
     let begin = read + usize::from(generated.unread.is_some()) - generated.ids.len();
@@ -119,20 +118,20 @@ fn go_back_to_shown(timeline: &mut Timeline<'_>, tokenizer: &Tokenizer, generate
 /// Tokens between two checkpoints.
 const APART: usize = 64;
 
-/// A timeline that shows how the reading of a prompt goes, and makes a checkpoint now and then, so that the end of a text can be
-/// taken back without reading all of it again.
+/// A timeline that reports prompt progress and creates regular checkpoints, so that the end of a text can be rewound
+/// without processing all of it again.
 pub struct Checkpointed<'t, 'm> {
     timeline: &'t mut Timeline<'m>,
-    /// Whether it makes checkpoints.
+    /// Whether it creates checkpoints.
     on: bool,
     /// Tokens before the last one.
     last: Option<usize>,
-    /// Gets how much of a prompt is read.
+    /// Receives the progress through the prompt.
     progress: &'t dyn Fn(usize, usize),
 }
 
 impl<'t, 'm> Checkpointed<'t, 'm> {
-    /// Returns `timeline`, with checkpoints if `on`; `progress` gets how much of a prompt is read.
+    /// Wraps `timeline`, with checkpoints if `on`; `progress` receives the progress through the prompt.
     pub fn new(timeline: &'t mut Timeline<'m>, on: bool, progress: &'t dyn Fn(usize, usize)) -> Self {
         Self { timeline, on, last: None, progress }
     }
@@ -185,8 +184,8 @@ impl TokenModel for Checkpointed<'_, '_> {
     }
 }
 
-/// Reads a prompt of `ids`, as much of it as the file at `path` does not know, and writes the file anew if it learned
-/// something. Returns what the reading took.
+/// Processes the prompt `ids` from the first difference to the cache at `path`, and updates the cache if it changed.
+/// Returns the timings.
 pub fn read_cached(
     timeline: &mut Timeline<'_>,
     stored: &StoredArgs,
@@ -195,11 +194,11 @@ pub fn read_cached(
     sampler: &Sampler,
     watch: &Watch<'_>,
 ) -> Result<Timings> {
-    /// The file has about this many checkpoints of the prompt, for other prompts that begin like it.
+    /// Approximate number of checkpoints in the cache, for other prompts with a common prefix.
     const CHECKPOINTS: usize = 4;
     if ids.len() > timeline.context() {
         let (tokens, context) = (ids.len(), timeline.context());
-        let what = format!("the prompt has {tokens} tokens, the context holds {context}; raise the context (-c)");
+        let what = format!("prompt too long: {tokens} tokens, context size {context}; use a larger -c");
         return Err(Error::Request(what));
     }
     let start = Instant::now();
@@ -210,7 +209,7 @@ pub fn read_cached(
     let mut target = timeline.steps()[..known].to_vec();
     target.extend(prefilled(&ids[known..]));
     let apart = ids.len().div_ceil(CHECKPOINTS).next_multiple_of(CHUNK);
-    // Where two prompts differ is where the next one may differ too.
+    // The next prompt is likely to differ at the same position.
     for at in (known..ids.len()).step_by(apart) {
         timeline.seek(&target[..at], watch)?;
         timeline.checkpoint()?;

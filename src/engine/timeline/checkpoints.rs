@@ -1,4 +1,4 @@
-//! The checkpoints of a timeline and of its stashed branches, within a budget of memory.
+//! The checkpoints of a timeline and its stashed branches, within a memory budget.
 
 use std::{
     cell::Cell,
@@ -9,21 +9,21 @@ use std::{
 use super::Step;
 use crate::state;
 
-/// A state to go back to.
+/// A checkpoint of the state.
 #[derive(Clone)]
 pub struct Checkpoint {
-    /// Steps before it.
+    /// Number of steps before it.
     pub at: usize,
-    /// Those made later have a larger one; clones have the same.
+    /// Increases with creation time; clones share it.
     age: u64,
     content: Rc<Content>,
 }
 
-/// What a checkpoint and its clones share.
+/// Shared by a checkpoint and its clones.
 struct Content {
     state: state::Checkpoint,
     logits: Box<[f32]>,
-    /// The bytes of all checkpoints, this one's included.
+    /// Total bytes of all checkpoints, including this one.
     total: Rc<Cell<usize>>,
 }
 
@@ -51,17 +51,17 @@ impl Checkpoint {
     }
 }
 
-/// A branch to go on with later.
+/// A stashed branch.
 pub struct Stash {
     pub steps: Vec<Step>,
-    /// The state at its end, with the rows of global layers; `None` once the budget needed the room.
+    /// The state at its end, with global layers; `None` once it was dropped for the budget.
     pub end: Option<Checkpoint>,
     pub checkpoints: VecDeque<Checkpoint>,
 }
 
 /// All checkpoints.
 pub struct Checkpoints {
-    /// Those of the present branch, in the order of their steps, which is that of their ages.
+    /// Those of the current branch, in the order of steps and of age.
     pub current: VecDeque<Checkpoint>,
     pub stashes: BTreeMap<String, Stash>,
     budget: usize,
@@ -70,12 +70,12 @@ pub struct Checkpoints {
 }
 
 impl Checkpoints {
-    /// Returns none yet; they will take `budget` bytes at most.
+    /// Returns an empty set with a budget of `budget` bytes.
     pub fn new(budget: usize) -> Self {
         Self { current: VecDeque::new(), stashes: BTreeMap::new(), budget, age: 0, total: Rc::default() }
     }
 
-    /// Returns how many bytes they may take.
+    /// Returns the budget in bytes.
     pub fn budget(&self) -> usize {
         self.budget
     }
@@ -88,7 +88,7 @@ impl Checkpoints {
         Checkpoint { at, age: self.age, content: content.into() }
     }
 
-    /// Adds the last checkpoint of the present branch.
+    /// Appends a checkpoint to the current branch.
     pub fn push(&mut self, checkpoint: Checkpoint) {
         self.current.push_back(checkpoint);
         self.evict();
@@ -101,7 +101,7 @@ impl Checkpoints {
         self.evict();
     }
 
-    /// Drops all checkpoints; of stashed branches, the steps stay.
+    /// Drops all checkpoints; stashed branches keep their steps.
     pub fn drop_all(&mut self) {
         self.current.clear();
         for stash in self.stashes.values_mut() {
@@ -110,12 +110,12 @@ impl Checkpoints {
         }
     }
 
-    /// Returns how many bytes they take, each counted once.
+    /// Returns their size in bytes, clones counted once.
     pub fn bytes(&self) -> usize {
         self.total.get()
     }
 
-    /// Drops the oldest until the rest is within the budget.
+    /// Drops the oldest checkpoints until the rest fits the budget.
     fn evict(&mut self) {
         while self.bytes() > self.budget {
             let stashed =

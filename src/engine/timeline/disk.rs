@@ -1,4 +1,4 @@
-//! A timeline in a file: the steps, the state at their end, and those at the checkpoints that are worth keeping.
+//! A timeline in a session file: steps, the state at their end, and checkpoints.
 
 use std::{collections::VecDeque, path::Path};
 
@@ -15,19 +15,19 @@ use crate::{
 
 #[derive(Serialize, Deserialize)]
 struct Header<T> {
-    /// For people.
+    /// The model's name, informational.
     model: String,
     fingerprint: String,
     cache_type: String,
     #[serde(with = "saved_steps")]
     steps: Vec<Step>,
-    /// How many steps are before each checkpoint, the last first.
+    /// Number of steps before each checkpoint, last first.
     #[serde(rename = "marks")]
     checkpoints: Vec<usize>,
-    /// Whether the image at each checkpoint lacks the rows that the image of the next later state has. Absent in version 0.1.
+    /// Whether each checkpoint's image omits the rows that the next later image has. Absent in version 0.1.
     #[serde(default)]
     thin: bool,
-    /// What the caller saves with it.
+    /// The caller's data.
     more: T,
 }
 
@@ -51,7 +51,7 @@ impl<T> Header<T> {
         let checkpoints = &self.checkpoints;
         let in_order = checkpoints.is_sorted_by(|a, b| a > b) && checkpoints.iter().all(|at| (1..=tokens).contains(at));
         if !in_order || self.steps.iter().any(|step| step.id as usize >= model.config().vocab) {
-            return Err(Error::format(file(), "contradicts itself; restore it from a copy"));
+            return Err(Error::format(file(), "is inconsistent; restore it from a copy"));
         }
         Ok(())
     }
@@ -88,11 +88,11 @@ impl Timeline<'_> {
             self.session.restore(&end);
             write(&self.image(true, &self.logits.clone()))
         });
-        self.session.restore(&end); // a write may have failed in between
+        self.session.restore(&end); // also after a failed write
         written
     }
 
-    /// Returns the session's state, without global layers the part of it that a checkpoint has, and `logits` as bytes.
+    /// Returns the session's state and `logits` as bytes; without global layers, the part in a checkpoint.
     fn image(&mut self, with_global_layers: bool, logits: &[f32]) -> Vec<u8> {
         let mut bytes = Vec::new();
         self.session.write_image(with_global_layers, &mut bytes);
@@ -100,8 +100,8 @@ impl Timeline<'_> {
         bytes
     }
 
-    /// Becomes what was saved at `path`, and returns what `check` makes of what was saved with it and the steps. If that
-    /// is refused, by `check` too, nothing has changed.
+    /// Loads the timeline saved at `path`, and returns the result of `check` on the caller's data and the steps. On an
+    /// error, including one from `check`, nothing has changed.
     pub fn load<T: DeserializeOwned, U>(
         &mut self,
         path: &Path,
@@ -128,7 +128,7 @@ impl Timeline<'_> {
             let more = check(header.more, &steps)?;
             Ok(((more, steps, images), payload))
         })?;
-        // The last checkpoints come first: as many as there is room for, and the end.
+        // The latest checkpoints come first: load as many as fit, and the end.
         let mut room = budget;
         let kept: Vec<&Image> = images
             .iter()
@@ -175,11 +175,11 @@ impl Timeline<'_> {
 /// A state in a session file.
 struct Image {
     of: ImageOf,
-    /// The state whose image has the rows that this one lacks.
+    /// The later state whose image has the omitted rows.
     later: Option<ImageOf>,
     /// Bytes before it.
     start: usize,
-    /// Bytes of it in the file, of all of it, and of its logits.
+    /// Its size in bytes: in the file, in full, and of its logits.
     stored: usize,
     all: usize,
     logits: usize,
@@ -191,7 +191,7 @@ impl Image {
     }
 }
 
-/// Calls `take` with each of `images`, the last of which is the end, its whole state, and its logits.
+/// Calls `take` with each of `images`, ending with the end of the timeline, its full state and its logits.
 fn for_each_image(
     payload: &Payload,
     config: &Config,

@@ -1,6 +1,5 @@
-//! A session and the steps it has read. Checkpoints are kept in memory within a budget. Where one is missing, the steps to
-//! it are read again, each by the rule by which it was read and together with the tokens that were read with it, so that
-//! the outcome is the same to the last bit.
+//! A session with its token history. Checkpoints are kept within a memory budget. Without a checkpoint, steps are
+//! replayed in their original phases and passes, so that the result is bit-identical.
 
 use std::sync::atomic::AtomicBool;
 
@@ -15,29 +14,29 @@ use crate::{
     forward::Phase,
 };
 
-/// How a longer evaluation is watched.
+/// Cancellation and progress of a long evaluation.
 #[derive(Clone, Copy)]
 pub struct Watch<'a> {
-    /// Ends it.
+    /// Cancels it.
     pub cancel: &'a AtomicBool,
-    /// Gets how many tokens of how many are read.
+    /// Receives the number of processed tokens and the total.
     pub progress: &'a dyn Fn(usize, usize),
 }
 
-/// A session and the steps it has read.
+/// A session with its token history.
 pub struct Timeline<'m> {
     pub(super) session: Session<'m>,
     pub(super) steps: Vec<Step>,
     /// Logits after the last step; empty before the first.
     pub(super) logits: Vec<f32>,
     pub(super) checkpoints: Checkpoints,
-    /// Tokens read since the beginning, those read again included.
+    /// Tokens processed in total, including replayed ones.
     evaluated: usize,
     fell_back: bool,
 }
 
 impl<'m> Timeline<'m> {
-    /// Returns a timeline that begins with an empty session; checkpoints take `budget` bytes at most.
+    /// Returns a timeline over an empty session, with a checkpoint budget of `budget` bytes.
     pub fn new(session: Session<'m>, budget: usize) -> Self {
         Self {
             session,
@@ -49,12 +48,12 @@ impl<'m> Timeline<'m> {
         }
     }
 
-    /// Returns the steps read so far.
+    /// Returns the steps so far.
     pub fn steps(&self) -> &[Step] {
         &self.steps
     }
 
-    /// Returns the ids read so far.
+    /// Returns the ids so far.
     pub fn ids(&self) -> Vec<u32> {
         self.steps.iter().map(|step| step.id).collect()
     }
@@ -69,23 +68,23 @@ impl<'m> Timeline<'m> {
         &mut self.session
     }
 
-    /// Returns how many tokens were read since the beginning, those read again included.
+    /// Returns the number of tokens processed in total, including replayed ones.
     pub fn evaluated(&self) -> usize {
         self.evaluated
     }
 
-    /// Returns why the CPU took over from a GPU, or a wider KV cache from another, if it did since this was last asked.
+    /// Returns the reason of a fallback since the last call, if any.
     pub fn fallback_reason(&mut self) -> Option<&Error> {
         let fell_back = std::mem::take(&mut self.fell_back);
         self.session.fallback().filter(|_| fell_back)
     }
 
-    /// Returns how many tokens of text fit.
+    /// Returns the context size in tokens.
     pub fn context(&self) -> usize {
         self.session.context()
     }
 
-    /// Makes a checkpoint after the last step.
+    /// Creates a checkpoint after the last step.
     pub fn checkpoint(&mut self) -> Result<()> {
         if !self.steps.is_empty() && self.checkpoints.current.back().is_none_or(|last| last.at < self.steps.len()) {
             let checkpoint = self.make_checkpoint(false)?;
@@ -104,16 +103,16 @@ impl<'m> Timeline<'m> {
         self.logits = checkpoint.logits().to_vec();
     }
 
-    /// Returns how many bytes checkpoints take, those of stashed branches included.
+    /// Returns the size of all checkpoints in bytes, including stashed branches.
     pub fn checkpoint_bytes(&self) -> usize {
         self.checkpoints.bytes()
     }
 
-    /// Goes to the end of `target`: back to the last checkpoint before the first step that differs, and on from there.
-    /// Without a step to read it takes no evaluation. When it is cancelled, the timeline ends somewhere on `target`.
+    /// Seeks to the end of `target`: restores the last checkpoint before the first difference and replays from there.
+    /// If nothing must be replayed, nothing is evaluated. If cancelled, the timeline ends somewhere on `target`.
     pub fn seek(&mut self, target: &[Step], watch: &Watch<'_>) -> Result<()> {
         let common = common_steps(&self.steps, target);
-        // A pass that is longer in `target` is another pass.
+        // A pass that is longer in `target` differs.
         let ends_pass = |at: usize| target.get(at).is_none_or(|next| next.first);
         if common < self.steps.len() || !ends_pass(common) {
             let checkpoints = &mut self.checkpoints.current;
@@ -125,15 +124,15 @@ impl<'m> Timeline<'m> {
         self.read(&target[self.steps.len()..], watch)
     }
 
-    /// What the session holds after `failure` is anybody's guess: goes back to the last checkpoint that there still is.
+    /// The session's state after `failure` is undefined: restores the last checkpoint that remains.
     fn recover(&mut self, failure: Error) -> Result<()> {
         if matches!(failure, Error::Gpu(_)) {
-            self.checkpoints.drop_all(); // they were in its memory
+            self.checkpoints.drop_all(); // they were in GPU memory
         }
         self.go_back().and(Err(failure))
     }
 
-    /// Goes back to the last checkpoint, or to the beginning if there is none.
+    /// Restores the last checkpoint, or the beginning.
     fn go_back(&mut self) -> Result<()> {
         let Some(checkpoint) = self.checkpoints.current.back().cloned() else { return self.clear() };
         self.restore(&checkpoint);
@@ -141,8 +140,8 @@ impl<'m> Timeline<'m> {
         Ok(())
     }
 
-    /// Reads `steps`, each by its rule. If the GPU is lost meanwhile, the CPU reads all steps again and goes on; if the KV
-    /// cache turns out too narrow, a wider one replaces it.
+    /// Processes `steps`, each in its phase. If the GPU is lost, the CPU replays all steps and continues; if the KV
+    /// cache's type is too narrow, a wider one replaces it.
     fn read(&mut self, steps: &[Step], watch: &Watch<'_>) -> Result<()> {
         if steps.is_empty() {
             return Ok(());
@@ -155,7 +154,7 @@ impl<'m> Timeline<'m> {
                 Err(Error::Cancelled) => return self.cancelled(done),
                 Err(lost) if self.session.can_fall_back(&lost) => {
                     let all = [&self.steps, &steps[done..]].concat();
-                    self.checkpoints.drop_all(); // they are in its memory
+                    self.checkpoints.drop_all(); // they are in GPU memory
                     self.session.fall_back(lost)?;
                     self.fell_back = true;
                     self.clear()?;
@@ -171,7 +170,7 @@ impl<'m> Timeline<'m> {
         Ok(())
     }
 
-    /// Ends a read that was cancelled after `done` tokens: the session has read those, and nothing of the pass it was in.
+    /// Handles a cancellation after `done` tokens: the session has processed those, and nothing of the cancelled pass.
     fn cancelled(&mut self, done: usize) -> Result<()> {
         if done > 0 {
             match self.session.last_logits().map(<[f32]>::to_vec) {
@@ -182,8 +181,8 @@ impl<'m> Timeline<'m> {
         Err(Error::Cancelled)
     }
 
-    /// Reads `pass` to its end or not at all, so that the steps are what the session has read; logits are computed after the last one
-    /// only.
+    /// Processes `pass` completely or not at all, so that the steps match the session's state; logits are computed for
+    /// the last one only.
     fn read_pass(&mut self, pass: &[Step], last: bool, cancel: &AtomicBool) -> Result<()> {
         let ids: Vec<u32> = pass.iter().map(|step| step.id).collect();
         let logits = match (last, pass[0].phase) {
@@ -195,7 +194,7 @@ impl<'m> Timeline<'m> {
         Ok(())
     }
 
-    /// Forgets the steps and their checkpoints; stashed branches stay.
+    /// Drops the steps and their checkpoints; stashed branches are kept.
     pub fn clear(&mut self) -> Result<()> {
         self.session.clear()?;
         self.steps.clear();
@@ -204,14 +203,14 @@ impl<'m> Timeline<'m> {
         Ok(())
     }
 
-    /// Stashes a copy of the present branch as `name`, to go on with it later.
+    /// Stashes a copy of the current branch as `name`.
     pub fn stash(&mut self, name: &str) -> Result<()> {
         let end = if self.steps.is_empty() { None } else { Some(self.make_checkpoint(true)?) };
         self.checkpoints.stash(name, &self.steps, end);
         Ok(())
     }
 
-    /// Goes to the branch that was stashed as `name`, if there is one with its end in memory. The present one is gone.
+    /// Switches to the branch stashed as `name`, if its end is in memory, and drops the current one.
     pub fn unstash(&mut self, name: &str) {
         if let Some(Stash { steps, end: Some(end), checkpoints }) = self.checkpoints.stashes.remove(name) {
             self.restore(&end);
@@ -221,7 +220,7 @@ impl<'m> Timeline<'m> {
 }
 
 impl TokenModel for Timeline<'_> {
-    /// Reads nothing too, once something was read: the logits are known.
+    /// Accepts an empty prompt once tokens were processed: the logits are known.
     fn prefill(&mut self, ids: &[u32], cancel: &AtomicBool) -> Result<&[f32]> {
         let steps: Vec<Step> = prefilled(ids).collect();
         self.read(&steps, &Watch { cancel, progress: &|_, _| () })?;

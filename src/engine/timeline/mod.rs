@@ -1,4 +1,4 @@
-//! A session that knows what it has read, and how: so it can go back, read something else, and be saved.
+//! Sessions with a token history, which can rewind, branch and be saved.
 
 mod checkpoints;
 mod disk;

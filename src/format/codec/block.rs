@@ -1,4 +1,4 @@
-//! A block of 32 values taken apart: its scale, its minimum, and a code for each value.
+//! A decoded block of 32 values: scale, minimum, and a code per value.
 
 use half::f16;
 
@@ -7,18 +7,18 @@ use crate::format::DType;
 /// Values in a block.
 pub const BLOCK: usize = 32;
 
-/// What is stored of 32 values: value i is `d * levels(dtype)[q[i]] + m`.
+/// A quantized block of 32 values: value i is `d * levels(dtype)[q[i]] + m`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Block {
     /// The scale. Stored as F16, as a power of two in MXFP4.
     pub d: f32,
     /// The minimum, stored as F16; 0 in types without one.
     pub m: f32,
-    /// The codes; those of Q8_0 are signed bytes, 128 too large.
+    /// The codes; those of Q8_0 are signed bytes offset by 128.
     pub q: [u8; BLOCK],
 }
 
-/// The values that codes stand for, before scale and minimum.
+/// Returns the values of the codes, before scale and minimum.
 pub fn levels(dtype: DType) -> &'static [i8] {
     const fn counted<const N: usize>(first: i8) -> [i8; N] {
         let mut levels = [first; N];
@@ -79,8 +79,7 @@ impl Block {
         }
     }
 
-    /// Writes the block as `dtype`, a quantized type, whose levels the codes are. What `d` and `m` don't hold as F16 is
-    /// rounded to the nearest.
+    /// Encodes the block as `dtype`, the quantized type of its codes. `d` and `m` are rounded to the nearest F16.
     #[inline]
     pub fn store(&self, dtype: DType, bytes: &mut [u8]) {
         let half = |v: f32| f16::from_f32(v).to_le_bytes();
@@ -110,7 +109,7 @@ impl Block {
         }
     }
 
-    /// The values of a block of `dtype`.
+    /// Returns the values of a block of `dtype`.
     #[inline]
     pub fn values(&self, dtype: DType, out: &mut [f32; BLOCK]) {
         let levels = levels(dtype);
@@ -121,7 +120,7 @@ impl Block {
         }
     }
 
-    /// Can `dtype` hold the scale and the minimum?
+    /// Whether `dtype` can represent the scale and the minimum.
     pub fn fits(&self, dtype: DType) -> bool {
         dtype == DType::Mxfp4 || [self.d, self.m].iter().all(|v| f16::from_f32(*v).is_finite())
     }
@@ -141,12 +140,12 @@ fn store_nibbles(q: &[u8; BLOCK], bytes: &mut [u8]) {
     }
 }
 
-/// What a level of 1 is worth under the byte `e` of MXFP4: half of 2^(e − 127), since levels are doubled.
+/// Returns the scale of the MXFP4 exponent byte `e`: half of 2^(e − 127), since levels are doubled.
 fn e8m0(e: u8) -> f32 {
     f32::from_bits(if e < 2 { 0x0020_0000 << e } else { (u32::from(e) - 1) << 23 })
 }
 
-/// The byte of a power of two that [`e8m0`] makes.
+/// Returns the exponent byte of a power of two, the inverse of [`e8m0`].
 fn e8m0_code(d: f32) -> u8 {
     if d < f32::MIN_POSITIVE { u8::from(d > e8m0(0)) } else { (d.to_bits() >> 23) as u8 + 1 }
 }
@@ -156,7 +155,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn powers_of_two_keep_their_byte() {
+    fn exponent_bytes_round_trip() {
         for e in 0..=254 {
             assert_eq!(f64::from(e8m0(e)), 2f64.powi(i32::from(e) - 128), "{e}");
             assert_eq!(e8m0_code(e8m0(e)), e);
@@ -164,13 +163,13 @@ mod tests {
     }
 
     #[test]
-    fn any_bytes_are_a_block_and_come_back() {
+    fn any_bytes_decode_and_encode_to_themselves() {
         for dtype in DType::ALL.into_iter().filter(|d| d.is_quantized()) {
             for seed in 0..50u32 {
                 let mut bytes: Vec<u8> = (0..dtype.block_bytes() as u32)
                     .map(|i| ((seed * 97 + i).wrapping_mul(2_654_435_761) >> 23) as u8)
                     .collect();
-                // Scales that are numbers.
+                // Only finite scales.
                 bytes[1] &= 0x3f;
                 if dtype.has_min() {
                     bytes[3] &= 0x3f;

@@ -1,5 +1,5 @@
-//! Rows of values to stored bytes and back, byte for byte as ggml's reference code does it. This is the scalar
-//! reference for the kernels, and what the embedding lookup reads with.
+//! Encoding and decoding of rows, byte for byte as in ggml's reference code. This is the scalar reference for the
+//! kernels, and decodes embedding rows.
 
 use half::{bf16, f16};
 
@@ -11,18 +11,18 @@ mod round;
 pub use block::{BLOCK, Block, levels};
 pub use round::{block as round_block, inverse};
 
-/// Why a value can't be stored.
+/// Why a value cannot be stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unfit {
-    /// The input is not a number, or infinite.
-    #[error("holds NaN or infinity")]
+    /// The value is NaN or infinite.
+    #[error("contains NaN or infinity")]
     NotFinite,
     /// A value, or the scale of a block, is too large for the type.
-    #[error("holds values too large for the type")]
+    #[error("contains values too large for the type")]
     Overflow,
 }
 
-/// Reads a row: `bytes` holds exactly `out.len()` values of type `dtype`.
+/// Decodes a row: `bytes` holds exactly `out.len()` values of type `dtype`.
 pub fn decode_row(dtype: DType, bytes: &[u8], out: &mut [f32]) {
     debug_assert_eq!(dtype.row_bytes(out.len()), Some(bytes.len()));
     match dtype {
@@ -47,8 +47,7 @@ pub fn decode_row(dtype: DType, bytes: &[u8], out: &mut [f32]) {
     }
 }
 
-/// Writes a row, every value rounded for itself: `out` has room for exactly `values.len()` values of type `dtype`, a
-/// multiple of its block.
+/// Encodes a row with round-to-nearest: `out` holds exactly `values.len()` values of type `dtype`, in whole blocks.
 pub fn encode_row(dtype: DType, values: &[f32], out: &mut [u8]) -> Result<(), Unfit> {
     debug_assert_eq!(dtype.row_bytes(values.len()), Some(out.len()));
     if !values.iter().all(|v| v.is_finite()) {

@@ -1,4 +1,4 @@
-//! Every value rounded for itself on the plainest scale, as ggml's reference code does it.
+//! Round-to-nearest quantization, as in ggml's reference code.
 
 use super::{BLOCK, Block, levels};
 use crate::format::DType;
@@ -27,14 +27,14 @@ pub fn block(dtype: DType, x: &[f32; BLOCK]) -> Block {
     }
 }
 
-/// The first value of the largest magnitude becomes −`half`, so that its sign gets the longer side.
+/// Maps the first value of the largest magnitude to −`half`, so that its sign gets the longer side.
 fn around_zero(x: &[f32; BLOCK], half: u8) -> Block {
     let d = largest(x) / -f32::from(half);
     let (inverse, middle) = (inverse(d), f32::from(half) + 0.5);
     Block { d, m: 0.0, q: x.map(|v| ((v * inverse + middle) as i32).min(i32::from(2 * half - 1)) as u8) }
 }
 
-/// Equal steps from the smallest value, which becomes 0, to the largest, which becomes `top`.
+/// Uses equal steps from the smallest value, code 0, to the largest, code `top`.
 fn from_minimum(x: &[f32; BLOCK], top: u8) -> Block {
     let max = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let m = x.iter().copied().fold(f32::INFINITY, f32::min);
@@ -43,8 +43,8 @@ fn from_minimum(x: &[f32; BLOCK], top: u8) -> Block {
     Block { d, m, q: x.map(|v| (((v - m) * inverse + 0.5) as i32).min(i32::from(top)) as u8) }
 }
 
-/// The value of the largest magnitude becomes the first of the rising `levels`; then the scale is fitted to the codes,
-/// by least squares, values weighted by their own squares.
+/// Maps the value of the largest magnitude to the first of the ascending `levels`, then refits the scale by least
+/// squares, weighted by the squares of the values.
 fn on_table(x: &[f32; BLOCK], levels: &[i8]) -> Block {
     let largest = largest(x);
     if largest.abs() < 1e-15 {
@@ -62,11 +62,11 @@ fn on_table(x: &[f32; BLOCK], levels: &[i8]) -> Block {
         up += weight * level * v;
         down += weight * level * level;
     }
-    // Squares of squares of small values may be too small for F32.
+    // Fourth powers of small values may underflow F32.
     Block { d: if down > 0.0 { up / down } else { 1.0 / inverse }, m: 0.0, q }
 }
 
-/// The code of the level nearest to v; the first of several.
+/// Returns the code of the level nearest to `v`; the first in a tie.
 fn nearest(levels: &[i8], d: f32, v: f32) -> u8 {
     let mut best = (0, f32::INFINITY);
     for (q, &level) in levels.iter().enumerate() {
@@ -78,7 +78,7 @@ fn nearest(levels: &[i8], d: f32, v: f32) -> u8 {
     best.0
 }
 
-/// The largest magnitude of finite values: their bits, sign aside, order as integers do, which vectorizes.
+/// Returns the largest magnitude of finite values. Without the sign, their bits order like integers, which vectorizes.
 fn magnitude(x: &[f32; BLOCK]) -> f32 {
     f32::from_bits(x.iter().fold(0, |m, v| m.max(v.to_bits() as i32 & i32::MAX)) as u32)
 }
@@ -89,12 +89,13 @@ fn largest(x: &[f32; BLOCK]) -> f32 {
     x.iter().copied().find(|&v| v != 0.0 && v.abs() == magnitude).unwrap_or(0.0)
 }
 
-/// The nearest integer, halves away from zero. The largest number below ½ is added, lest the one below it reach 1.
+/// Returns the nearest integer, halves away from zero. Adds the largest number below ½, so that it does not round up to
+/// 1 itself.
 fn round(v: f32) -> i32 {
     (v + 0.5f32.next_down().copysign(v)) as i32
 }
 
-/// 1/d, or 0 for a scale so small that 1/d is infinite; the stored scale is 0 then.
+/// Returns 1/d, or 0 if that is infinite; the stored scale is 0 then.
 #[inline]
 pub fn inverse(d: f32) -> f32 {
     Some(1.0 / d).filter(|i| i.is_finite()).unwrap_or(0.0)

@@ -1,5 +1,5 @@
-//! The expected bytes are what the PyPI package `gguf` (`gguf.quants.quantize`) makes of the same values; those of
-//! IQ4_NL, which it only reads, are what ggml's own `quantize_row_iq4_nl_ref` makes.
+//! The expected bytes were produced by the PyPI package `gguf` (`gguf.quants.quantize`) from the same values; those of
+//! IQ4_NL, which it can only decode, by ggml's `quantize_row_iq4_nl_ref`.
 
 use super::*;
 
@@ -7,7 +7,7 @@ fn ramp() -> [f32; 32] {
     std::array::from_fn(|i| ((i as i32 * 37 + 11) % 64 - 32) as f32 / 10.0)
 }
 
-/// 32 values that start with `first`, zeros after.
+/// Returns 32 values: `first`, then zeros.
 fn block(first: &[f32]) -> [f32; 32] {
     std::array::from_fn(|i| first.get(i).copied().unwrap_or(0.0))
 }
@@ -29,12 +29,12 @@ fn encodes_as_ggml_does() {
     check(DType::Q8_0, &ramp(), "7326ad40d467fc9124b94be073089d30c457ec8114a93cd063f88d20b547dc6f0499");
     check(DType::Iq4Nl, &ramp(), "8426620da42fc841eb731db52fd951fc831e");
     check(DType::Mxfp4, &ramp(), "7eaef52ce750cf649ef63be761ce740df6");
-    // All of one sign: a minimum earns its bytes.
+    // All of one sign: the minimum is useful.
     let high = ramp().map(|v| v + 5.0);
     check(DType::Q4_1, &high, "8236333f730c952ec851ea731da63fc862fb841d");
     check(DType::Q5_1, &high, "4c32333f5aad546ae6083b5d80a2d5f72a4c7f91c4e6193b");
     check(DType::Iq4Nl, &high, "ddab34512340123501245123401235012450");
-    // Two values share the largest magnitude: the first decides the sign of the scale. Others lie halfway.
+    // Two values share the largest magnitude: the first determines the sign of the scale. Others lie halfway.
     let mut ties = block(&[0.0, 0.0, 0.0, 1.0, 0.0, -1.0]);
     ties[20..23].copy_from_slice(&[0.4375, 0.0625, -0.0625]);
     check(DType::Q4_0, &ties, "00b088888880588f98888888888888888888");
@@ -96,7 +96,7 @@ fn decodes_what_it_encodes() {
         decode_row(dtype, &bytes, &mut back);
         let worst = values.iter().zip(&back).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         assert!(worst <= tolerance, "{dtype}: {worst}");
-        // What has been rounded once stays as it is.
+        // Rounded values stay as they are.
         let mut again = vec![0; bytes.len()];
         if dtype.block_len() == 1 {
             encode_row(dtype, &back, &mut again).unwrap();
@@ -128,7 +128,7 @@ fn decodes_codes_in_ggml_order() {
 }
 
 #[test]
-fn refuses_what_does_not_fit() {
+fn values_out_of_range_are_rejected() {
     for dtype in DType::ALL {
         let mut out = vec![0; dtype.row_bytes(32).unwrap()];
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {

@@ -2,7 +2,7 @@
 
 use super::Strings;
 
-/// A metadata value. Only the kinds that Hymba files hold; other integer widths are read into the nearest one.
+/// A metadata value, of the kinds that Hymba files use; other integer widths are converted.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
     /// Any unsigned integer up to 64 bits (written as u32 where it fits).
@@ -32,12 +32,12 @@ pub enum Value {
 pub struct Metadata(Vec<(String, Value)>);
 
 impl Metadata {
-    /// Takes over keys that are known to be distinct.
+    /// Returns metadata with these keys, which must be distinct.
     pub(super) fn from_distinct(pairs: Vec<(String, Value)>) -> Self {
         Self(pairs)
     }
 
-    /// The value of `key`.
+    /// Returns the value of `key`.
     pub fn get(&self, key: &str) -> Option<&Value> {
         self.0.iter().find(|(k, _)| k == key).map(|(_, v)| v)
     }
@@ -51,12 +51,12 @@ impl Metadata {
         }
     }
 
-    /// Takes `key` out.
+    /// Removes `key`.
     pub fn remove(&mut self, key: &str) {
         self.0.retain(|(k, _)| k != key);
     }
 
-    /// All keys and values, in order.
+    /// Returns all keys and values, in order.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (&str, &Value)> {
         self.0.iter().map(|(k, v)| (k.as_str(), v))
     }

@@ -16,15 +16,15 @@ pub const ALIGNMENT: usize = 64;
 
 /// `general.architecture` of Hymba models.
 pub const ARCHITECTURE: &str = "hymba";
-/// The key of the longest reply that a model file recommends, in tokens.
+/// The key of the recommended reply limit in tokens.
 pub const MAX_NEW_TOKENS: &str = "general.sampling.max_new_tokens";
 
-/// The key of all tokens that end a text, where there are several.
+/// The key of all end-of-text tokens, if there are several.
 pub const ENDS: &str = "hymba.eos_token_ids";
 
 pub(crate) const MAGIC: [u8; 4] = *b"GGUF";
 const VERSION: u32 = 3;
-/// ggml's number for signed bytes, as which packed matrices are stored.
+/// ggml's number of signed bytes, the stored type of packed matrices.
 const I8: u32 = 24;
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! The reader. Every length, count and offset is checked against the bytes that are there before anything is
-//! allocated for it, so that a damaged or hostile file costs an error message and nothing else.
+//! The reader. Every length, count and offset is checked against the file's size before allocating, so that a damaged
+//! or hostile file causes an error message and nothing else.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -16,7 +16,7 @@ use crate::{
     limits,
 };
 
-/// `general.alignment` of a file that does not say.
+/// Default of `general.alignment`.
 const DEFAULT_ALIGNMENT: u64 = 32;
 
 /// A tensor of the file.
@@ -28,11 +28,11 @@ pub struct Tensor {
     pub dims: Vec<usize>,
     /// How the values are stored.
     pub dtype: DType,
-    /// In which order the blocks are stored.
+    /// The order of the stored blocks.
     pub packing: Packing,
     /// Where the values start in the file, in bytes.
     pub offset: u64,
-    /// The values as they lie in the file.
+    /// The stored values.
     pub data: Blob,
 }
 
@@ -101,7 +101,7 @@ impl Gguf {
         Ok(Self::from_parts(file, blob, metadata, tensors))
     }
 
-    /// Tensors that are in memory already, as a file would hold them; each has a name of its own.
+    /// Returns a file of tensors in memory, with distinct names.
     pub(crate) fn in_memory(file: &str, tensors: Vec<Tensor>) -> Self {
         Self::from_parts(file, Blob::from_static(&[]), Metadata::default(), tensors)
     }
@@ -111,7 +111,7 @@ impl Gguf {
         Self { file: file.into(), bytes, metadata, tensors, index }
     }
 
-    /// The tensor called `name`.
+    /// Returns the tensor called `name`.
     pub fn tensor(&self, name: &str) -> Option<&Tensor> {
         self.index.get(name).map(|&i| &self.tensors[i])
     }
@@ -140,13 +140,13 @@ struct TensorInfo {
     bytes: usize,
 }
 
-/// A cursor over the file's first bytes.
+/// A cursor over the header.
 struct Header<'a> {
     file: &'a str,
     bytes: &'a [u8],
     at: usize,
     capped: bool,
-    /// Items of arrays so far.
+    /// Total array items so far.
     items: usize,
 }
 
@@ -163,7 +163,7 @@ impl<'a> Header<'a> {
                 Ok(taken)
             }
             None if self.capped => {
-                Err(self.bad(format!("is damaged: {what} lies beyond the first {} MiB", limits::GGUF_HEADER >> 20)))
+                Err(self.bad(format!("is damaged: {what} lies beyond the first {} MB", limits::GGUF_HEADER / 1_000_000)))
             }
             None => {
                 Err(self
@@ -186,9 +186,9 @@ impl<'a> Header<'a> {
         self.array(what).map(u64::from_le_bytes)
     }
 
-    /// Bytes of `count` items of `size` bytes each.
+    /// Returns the bytes of `count` items of `size` bytes each.
     fn items(&mut self, count: u64, size: usize, what: &str) -> Result<&'a [u8]> {
-        // A product beyond usize runs past the end of any file.
+        // A product that overflows usize is past the end of any file.
         let bytes = usize::try_from(count).ok().and_then(|n| n.checked_mul(size)).unwrap_or(usize::MAX);
         self.take(bytes, what)
     }
@@ -199,7 +199,7 @@ impl<'a> Header<'a> {
         std::str::from_utf8(bytes).map_err(|_| self.bad(format!("is damaged: {what} is not UTF-8 text")))
     }
 
-    /// A key or a tensor's name: short and printable, so that messages can quote it.
+    /// Reads a key or tensor name: short and printable, so that messages can quote it.
     fn name(&mut self, what: &str) -> Result<&'a str> {
         let name = self.str(what)?;
         if name.len() > limits::NAME || name.chars().any(char::is_control) {
@@ -209,12 +209,12 @@ impl<'a> Header<'a> {
         Ok(name)
     }
 
-    /// Refuses a count that the remaining bytes can't hold, `least` bytes an item.
+    /// Rejects a count of items that exceeds the remaining bytes, at `least` bytes per item.
     fn check_count(&self, count: u64, least: u64, what: &str) -> Result<usize> {
         let room = (self.bytes.len() - self.at) as u64 / least;
         if count > room {
             return Err(self.bad(format!(
-                "is truncated or damaged: it announces {count} {what}, more than it has bytes for; \
+                "is truncated or damaged: it declares {count} {what}, more than it has bytes for; \
                  download or convert it again"
             )));
         }
@@ -226,18 +226,18 @@ impl<'a> Header<'a> {
         if !start.starts_with(&MAGIC) {
             if start.starts_with(b"version ") {
                 return Err(self.bad(
-                    "is no GGUF file; it is a Git LFS pointer; fetch the file itself, for example with `git lfs pull`",
+                    "is not a GGUF file but a Git LFS pointer; fetch the file itself, for example with `git lfs pull`",
                 ));
             }
-            return Err(Error::NotGguf { file: self.file.into(), what: "is no GGUF file" });
+            return Err(Error::NotGguf { file: self.file.into(), what: "is not a GGUF file" });
         }
         self.at = MAGIC.len();
         let version = self.u32("the version")?;
         if version.swap_bytes() == VERSION {
-            return Err(self.bad("is a big-endian GGUF file; hymba reads little-endian ones only"));
+            return Err(self.bad("is a big-endian GGUF file; only little-endian files are supported"));
         }
         if version != VERSION {
-            return Err(self.bad(format!("is GGUF version {version}; hymba reads version {VERSION}, convert it again")));
+            return Err(self.bad(format!("is GGUF version {version}, but version {VERSION} is needed; convert it again")));
         }
         Ok(())
     }
@@ -293,7 +293,7 @@ impl<'a> Header<'a> {
         if self.items > limits::ARRAY_ITEMS {
             let limit = limits::ARRAY_ITEMS;
             return Err(
-                self.bad(format!("has arrays of {} items and more in its keys, but {limit} are the limit", self.items))
+                self.bad(format!("has arrays of {} items or more in its metadata; the limit is {limit}", self.items))
             );
         }
         macro_rules! numbers {
@@ -322,7 +322,7 @@ impl<'a> Header<'a> {
                 }
                 Value::Strings(strings)
             }
-            9 => return Err(self.bad(format!("has an array of arrays at `{key}`, which hymba does not read"))),
+            9 => return Err(self.bad(format!("has an array of arrays at `{key}`, which is not supported"))),
             10 => numbers!(u64, Uints, u64),
             11 => numbers!(i64, Ints, i64),
             12 => numbers!(f64, Floats, f64),
@@ -353,7 +353,7 @@ impl<'a> Header<'a> {
             let dim_count = self.u32(&what)?;
             if !(1..=limits::DIMENSIONS).contains(&dim_count) {
                 return Err(
-                    self.bad(format!("is damaged: tensor `{name}` has {dim_count} dimensions, 1 to 4 are possible"))
+                    self.bad(format!("is damaged: tensor `{name}` has {dim_count} dimensions; it must have 1 to 4"))
                 );
             }
             let mut dims = Vec::with_capacity(limits::DIMENSIONS as usize);
@@ -373,7 +373,7 @@ impl<'a> Header<'a> {
             let offset = self.u64(&what)?;
             if !offset.is_multiple_of(alignment) {
                 return Err(self.bad(format!(
-                    "is damaged: tensor `{name}` starts at {offset}, no multiple of the alignment {alignment}"
+                    "is damaged: tensor `{name}` starts at {offset}, which is not a multiple of the alignment {alignment}"
                 )));
             }
             let damaged = |problem: String| self.bad(format!("is damaged: tensor `{name}` {problem}"));
@@ -388,7 +388,7 @@ impl<'a> Header<'a> {
             infos.push(TensorInfo { name: name.to_owned(), dims: real, dtype, packing, offset, bytes });
         }
         if let Some(name) = index.keys().next() {
-            return Err(self.bad(format!("is damaged: it announces a packed tensor `{name}` that is not there")));
+            return Err(self.bad(format!("is damaged: it declares a packed tensor `{name}` that is missing")));
         }
         Ok(infos)
     }
@@ -402,15 +402,15 @@ impl<'a> Header<'a> {
             }
             _ => String::new(),
         };
-        self.bad(format!("stores tensor `{tensor}` as type {name} ({id}); hymba reads {known}{whose}"))
+        self.bad(format!("stores tensor `{tensor}` as unsupported type {name} ({id}); supported: {known}{whose}"))
     }
 }
 
-/// Bytes of a tensor of `dims` (slowest first), or what is impossible about them, as a verb phrase.
+/// Returns the bytes of a tensor of `dims` (slowest first), or the problem with them as a verb phrase.
 pub(super) fn byte_len(dims: &[usize], dtype: DType, packing: Packing) -> std::result::Result<usize, String> {
     let (&cols, outer) = dims.split_last().ok_or("has no dimensions")?;
     let row = dtype.row_bytes(cols).ok_or_else(|| {
-        format!("has rows of {cols} values, no multiple of the {} that a block of {dtype} holds", dtype.block_len())
+        format!("has rows of {cols} values, which is not a multiple of the {} values in a block of {dtype}", dtype.block_len())
     })?;
     let rows = outer.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
     let stored = rows.filter(|&n| n <= isize::MAX as usize).map(|n| packing.stored_rows(n));
@@ -420,7 +420,7 @@ pub(super) fn byte_len(dims: &[usize], dtype: DType, packing: Packing) -> std::r
         .ok_or_else(|| "is larger than memory".into())
 }
 
-/// ggml's tensor types by number, so that messages can name those that we do not read; empty: withdrawn.
+/// Names of ggml's tensor types by number, for messages; empty: withdrawn.
 const GGML_NAMES: [&str; 41] = [
     "F32", "F16", "Q4_0", "Q4_1", "", "", "Q5_0", "Q5_1", "Q8_0", "Q8_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K",
     "Q8_K", "IQ2_XXS", "IQ2_XS", "IQ3_XXS", "IQ1_S", "IQ4_NL", "IQ3_S", "IQ2_S", "IQ4_XS", "I8", "I16", "I32", "I64",

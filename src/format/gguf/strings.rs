@@ -1,7 +1,7 @@
-//! Arrays of strings. Those of a tokenizer have a hundred thousand short ones: an allocation for each would take longer to
-//! make, and several times the memory.
+//! Compact string arrays. A tokenizer has a hundred thousand short strings; separate allocations would take longer and
+//! several times the memory.
 
-/// Strings, one behind the other.
+/// Strings in one buffer.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Strings {
     text: String,
@@ -15,24 +15,24 @@ impl Strings {
         self.ends.push(self.text.len());
     }
 
-    /// How many there are.
+    /// Returns their number.
     pub fn len(&self) -> usize {
         self.ends.len()
     }
 
-    /// Is there none?
+    /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.ends.is_empty()
     }
 
-    /// The one with number `i`.
+    /// Returns string `i`.
     pub fn get(&self, i: usize) -> Option<&str> {
         let end = *self.ends.get(i)?;
         let start = i.checked_sub(1).map_or(0, |before| self.ends[before]);
         Some(&self.text[start..end])
     }
 
-    /// All, in order.
+    /// Returns all of them in order.
     pub fn iter(&self) -> impl Iterator<Item = &str> {
         (0..self.len()).filter_map(|i| self.get(i))
     }
@@ -51,7 +51,7 @@ mod tests {
     use super::Strings;
 
     #[test]
-    fn come_back_as_they_were() {
+    fn strings_round_trip() {
         let want = ["", "▁the", "", "a\nb", ""];
         let all: Strings = want.into_iter().collect();
         assert_eq!(all.iter().collect::<Vec<_>>(), want);

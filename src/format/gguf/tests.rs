@@ -17,7 +17,7 @@ fn text(s: &str) -> Vec<u8> {
     [&(s.len() as u64).to_le_bytes(), s.as_bytes()].concat()
 }
 
-/// A file of these raw keys (type and value included) and tensor entries, and 256 bytes of values.
+/// Returns a file with these raw keys (type and value included), tensor entries, and 256 bytes of values.
 fn file(keys: &[(&str, Vec<u8>)], tensors: &[Vec<u8>]) -> Vec<u8> {
     let mut bytes = b"GGUF\x03\0\0\0".to_vec();
     bytes.extend((tensors.len() as u64).to_le_bytes());
@@ -31,7 +31,7 @@ fn file(keys: &[(&str, Vec<u8>)], tensors: &[Vec<u8>]) -> Vec<u8> {
     bytes
 }
 
-/// A tensor entry; `dims` fastest first, as in the file.
+/// Returns a tensor entry; `dims` fastest first, as in the file.
 fn entry(name: &str, dims: &[u64], kind: u32, offset: u64) -> Vec<u8> {
     let mut bytes = text(name);
     bytes.extend((dims.len() as u32).to_le_bytes());
@@ -111,7 +111,7 @@ fn a_file_cut_short_anywhere_is_refused() {
 }
 
 #[test]
-fn any_damaged_byte_is_an_answer_not_a_crash() {
+fn damage_to_any_byte_is_an_error_or_harmless() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a.gguf");
     write(&path, every_kind(), &[("a", vec![16], DType::F32, vec![1; 64])]);
@@ -132,9 +132,9 @@ fn an_unfinished_file_leaves_nothing() {
     let layout = || Layout::new(Metadata::default(), vec![("a".into(), vec![4], DType::F32, Packing::Plain)]).unwrap();
     let mut writer = Writer::create(&path, layout(), false).unwrap();
     writer.write(&[0; 15]).unwrap();
-    // The others can look at the file before it is complete.
+    // Readers can open the file before it is complete.
     assert_eq!(Gguf::open(writer.temporary_path().unwrap()).unwrap().tensors.len(), 1);
-    // Under the name that it will have: users know no other.
+    // Under its final name, the only one that users know.
     let back = writer.read_back().unwrap();
     assert_eq!((back.file, back.tensors.len()), (path.display().to_string(), 1));
     assert!(writer.finish().is_err());
@@ -146,7 +146,7 @@ fn an_unfinished_file_leaves_nothing() {
 
 #[test]
 fn refuses_other_files() {
-    refused(b"PK\x03\x04 something".to_vec(), "no GGUF file");
+    refused(b"PK\x03\x04 something".to_vec(), "not a GGUF file");
     refused(b"version https://git-lfs.github.com/spec/v1\n".to_vec(), "LFS");
     refused(b"GGUF\0\0\0\x03................".to_vec(), "big-endian");
     refused(b"GGUF\x02\0\0\0................".to_vec(), "version 2");

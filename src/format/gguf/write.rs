@@ -1,4 +1,4 @@
-//! The writer: where everything goes is computed first, then the tensors stream through in order.
+//! The writer: computes the layout first, then streams the tensors in order.
 
 use std::{io::Write, path::Path};
 
@@ -11,7 +11,7 @@ use crate::{
     },
 };
 
-/// A tensor's place in a file to be written.
+/// A tensor's entry in a layout.
 #[derive(Clone, Debug)]
 pub struct Slot {
     /// Its name.
@@ -20,7 +20,7 @@ pub struct Slot {
     pub dims: Vec<usize>,
     /// How the values are stored.
     pub dtype: DType,
-    /// In which order the blocks are stored.
+    /// The order of the stored blocks.
     pub packing: Packing,
     /// Where the values start in the file, in bytes.
     pub offset: u64,
@@ -28,18 +28,18 @@ pub struct Slot {
     pub bytes: u64,
 }
 
-/// The whole file but the tensors' values.
+/// The layout of a file: everything but the tensors' values.
 pub struct Layout {
     header: Vec<u8>,
-    /// The tensors, in the order in which they are written.
+    /// The tensors in file order.
     pub slots: Vec<Slot>,
     /// The file's length in bytes.
     pub size: u64,
 }
 
 impl Layout {
-    /// Lays out a file with these keys (`general.alignment` and `hymba.packed.*` are set here) and tensors: name,
-    /// dimensions (slowest first), type, packing. Fails if a tensor can't be stored in its type.
+    /// Computes the layout of a file with these keys (`general.alignment` and `hymba.packed.*` are set here) and
+    /// tensors: name, dimensions (slowest first), type, packing. Fails if a tensor cannot be stored in its type.
     pub fn new(mut metadata: Metadata, tensors: Vec<(String, Vec<usize>, DType, Packing)>) -> Result<Self> {
         let aligned = |n: u64| n.next_multiple_of(ALIGNMENT as u64);
         let packed = tensors.iter().filter(|t| t.3 == Packing::X8);
@@ -63,7 +63,7 @@ impl Layout {
         for (name, dims, dtype, packing) in tensors {
             let fail = |e: String| Error::Request(format!("tensor `{name}` {e}"));
             let bytes = byte_len(&dims, dtype, packing).map_err(fail)? as u64;
-            // Other readers must not take permuted blocks for plain ones: they see bytes, a group a row.
+            // Other readers must not misread permuted blocks: they see bytes, one group per row.
             let (id, seen) = match packing {
                 Packing::Plain => (dtype.ggml_id(), dims.clone()),
                 Packing::X8 => {
@@ -89,30 +89,29 @@ impl Layout {
         Ok(Self { header, slots, size: start + offset })
     }
 
-    /// The file's first bytes, up to where the tensors' values begin.
+    /// Returns the header, up to the tensors' values.
     pub fn header(&self) -> &[u8] {
         &self.header
     }
 }
 
-/// Bytes that are written at once. Where the system keeps files in big pages it does so for what is written, and read a
-/// moment later, only if whole ones come at once.
+/// Write size: the page cache uses large pages only for writes of whole ones.
 const AT_ONCE: usize = 2 << 20;
 
-/// Writes a file by its layout. Dropped before [`finish`](Self::finish), it leaves nothing.
+/// Writes a file with a layout. If dropped before [`finish`](Self::finish), it leaves nothing.
 pub struct Writer {
     file: AtomicFile,
     slots: std::vec::IntoIter<Slot>,
     size: u64,
-    /// Bytes that the present tensor still lacks.
+    /// Bytes missing of the current tensor.
     lacking: u64,
     position: u64,
-    /// The last bytes before `position`, not yet in the file.
+    /// Buffered bytes before `position`.
     gathered: Vec<u8>,
 }
 
 impl Writer {
-    /// Starts the file that will appear at `path`. An existing one is refused unless `force`.
+    /// Starts writing the file `path`. An existing one is rejected unless `force`.
     pub fn create(path: &Path, layout: Layout, force: bool) -> Result<Self> {
         let mut file = AtomicFile::create(path, force, Privacy::Shared)?;
         file.file().set_len(layout.size).map_err(|e| file.error(e))?;
@@ -120,12 +119,12 @@ impl Writer {
         Ok(Self { file, slots: layout.slots.into_iter(), size: layout.size, lacking: 0, position, gathered })
     }
 
-    /// Writes the next bytes of the present tensor, or the first of the next one. A piece lies within one tensor.
+    /// Writes the next bytes of the current tensor, or the first of the next one. A write must not cross tensors.
     pub fn write(&mut self, mut piece: &[u8]) -> Result<()> {
         while !piece.is_empty() {
             if self.lacking == 0 {
                 let Some(slot) = self.slots.next() else {
-                    return Err(Error::Request("more values than the file's layout has room for".into()));
+                    return Err(Error::Request("more values than the file's layout has".into()));
                 };
                 self.pad(slot.offset)?;
                 self.lacking = slot.bytes;
@@ -139,23 +138,23 @@ impl Writer {
         Ok(())
     }
 
-    /// The file as far as it is written, at its full length; what is missing reads as zeros.
+    /// Returns the incomplete file at its full length; missing bytes read as zeros.
     pub fn temporary_path(&mut self) -> Result<&Path> {
         self.flush(self.gathered.len())?;
         Ok(self.file.temporary_path())
     }
 
-    /// Returns the file as far as it is written, under its final name.
+    /// Returns the incomplete file under its final name.
     pub fn read_back(&mut self) -> Result<Gguf> {
         let file = open_file(self.temporary_path()?)?;
         let path = self.file.path();
         Gguf::parse(&path.display().to_string(), Blob::map_open(file, path)?)
     }
 
-    /// Completes the file and gives it its name. Fails if values are missing.
+    /// Completes and names the file. Fails if values are missing.
     pub fn finish(mut self) -> Result<()> {
         if self.lacking > 0 || self.slots.len() > 0 {
-            return Err(Error::Request("fewer values than the file's layout has room for".into()));
+            return Err(Error::Request("fewer values than the file's layout has".into()));
         }
         self.pad(self.size)?;
         self.flush(self.gathered.len())?;
@@ -172,7 +171,7 @@ impl Writer {
         self.flush(self.gathered.len() / AT_ONCE * AT_ONCE)
     }
 
-    /// Writes the first `n` of the gathered bytes.
+    /// Flushes the first `n` buffered bytes.
     fn flush(&mut self, n: usize) -> Result<()> {
         self.file.file().write_all(&self.gathered[..n]).map_err(|e| self.file.error(e))?;
         self.gathered.drain(..n);
@@ -185,7 +184,7 @@ fn put_str(out: &mut Vec<u8>, text: &str) {
     out.extend(text.as_bytes());
 }
 
-/// Writes a type and a value; numbers take 32 bits where they fit, as ggml's own tools write them.
+/// Writes a type and a value; numbers take 32 bits if they fit, as in ggml's tools.
 fn put_value(out: &mut Vec<u8>, value: &Value) {
     match value {
         Value::Bool(v) => {

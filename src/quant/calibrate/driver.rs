@@ -1,5 +1,4 @@
-//! Rounding that knows what the model's matrices multiply: the checkpoint passes through memory a layer at a time, and the
-//! calibration text with it.
+//! Calibrated rounding: the checkpoint and the calibration text's activations are processed layer by layer.
 
 use std::{collections::BTreeMap, num::NonZeroUsize, sync::atomic::AtomicBool};
 
@@ -28,7 +27,7 @@ use crate::{
     },
 };
 
-/// A checkpoint and the text that it reads.
+/// A checkpoint and its calibration text.
 pub struct Calibrator<'a> {
     pub config: &'a Config,
     pub metadata: &'a Metadata,
@@ -40,7 +39,7 @@ pub struct Calibrator<'a> {
 }
 
 impl Calibrator<'_> {
-    /// Reads the text with the checkpoint as it is, and sums up what its matrices multiply.
+    /// Runs the text through the unmodified checkpoint and accumulates the second moments of its matrices' inputs.
     pub fn moments(&self, plans: &[TensorPlan], progress: &mut dyn FnMut(Event)) -> Result<Moments> {
         let (mut stream, pieces) = self.open(plans)?;
         let mut moments = Moments::new(&self.sample.name, self.sample.context, pieces);
@@ -52,7 +51,7 @@ impl Calibrator<'_> {
                 plan.into_iter().for_each(|plan| moments.add(&plan.spec, x));
             };
             stream.pass(index, &self.layer(index, group)?, Advance::Commit, watch, &mut || {
-                self.step(progress, "reading the calibration text", 1)
+                self.step(progress, "processing the calibration text", 1)
             })?;
         }
         let norm = self.load(named(plans, "output_norm.weight"))?;
@@ -63,9 +62,8 @@ impl Calibrator<'_> {
         Ok(moments)
     }
 
-    /// Rounds the quantized matrices of every layer so that columns make up for the errors of others, each on what the
-    /// layers before it make once they are rounded. `write` gets all plans, in order; those of rounded matrices have
-    /// what they became for input.
+    /// Rounds the quantized matrices of every layer with error compensation, using the outputs of the rounded previous
+    /// layers. `write` receives all plans in order; those of rounded matrices have the result as input.
     pub fn compensate(
         &self,
         plans: &[TensorPlan],
@@ -123,8 +121,8 @@ impl Calibrator<'_> {
         Ok(hessians)
     }
 
-    /// Rounds the matrices of a layer; what they become is their plans' input afterwards. `step` hears which share of the
-    /// work is done.
+    /// Rounds the matrices of a layer and stores the results as their plans' input. `step` receives the fraction of
+    /// work done.
     fn round_layer(
         &self,
         index: usize,
@@ -153,7 +151,7 @@ impl Calibrator<'_> {
         step(1.0)
     }
 
-    /// Makes what the matrix becomes the plan's input.
+    /// Stores the rounded matrix as the plan's input.
     fn round(&self, plan: &mut TensorPlan, matrix: &Matrix, factor: &Factor) -> Result<()> {
         let mut values = vec![0.0; matrix.rows * matrix.cols];
         for (row, values) in values.chunks_exact_mut(matrix.cols).enumerate() {
@@ -166,7 +164,7 @@ impl Calibrator<'_> {
         Ok(())
     }
 
-    /// The text in front of the first layer, and the number of its pieces.
+    /// Returns the text in front of the first layer, and the number of its pieces.
     fn open(&self, plans: &[TensorPlan]) -> Result<(Stream<'_>, usize)> {
         let pieces = self.sample.pieces(self.metadata, self.file, self.cancel)?;
         let tables = ["token_embd.weight", "meta_embd.weight"].into_iter().filter_map(|name| named(plans, name));
@@ -177,7 +175,7 @@ impl Calibrator<'_> {
         if let Some(id) = pieces.iter().flatten().find(|&&id| id as usize >= embeddings.rows) {
             return Err(Error::format(
                 self.file,
-                format!("has a tokenizer that makes the token {id}, which the model lacks"),
+                format!("has a tokenizer with token {id}, which the model lacks"),
             ));
         }
         let threads = NonZeroUsize::new(self.pool.current_num_threads()).unwrap_or(NonZeroUsize::MIN);
@@ -189,7 +187,7 @@ impl Calibrator<'_> {
         Finder::new(&self.load(plans)?, self.config).layer(index)
     }
 
-    /// The tensors as they are in the checkpoint, ready to compute with.
+    /// Returns the tensors as they are in the checkpoint, ready to compute with.
     fn load<'p>(&self, plans: impl IntoIterator<Item = &'p TensorPlan>) -> Result<Gguf> {
         let tensors =
             plans.into_iter().map(|plan| self.pool.install(|| plan.load(self.cancel))).collect::<Result<_>>()?;
@@ -220,7 +218,7 @@ impl ToRound<'_> {
     }
 }
 
-/// The matrices of a layer that become blocks of another type.
+/// Returns the matrices of a layer that become blocks of another type.
 fn to_round<'a>(layer: &'a Layer, plans: &[TensorPlan]) -> Vec<ToRound<'a>> {
     let becomes_blocks = |plan: &TensorPlan| plan.dtype.is_quantized() && plan.dtype != plan.input.dtype;
     let entry = |matrix: &'a Matrix| {
@@ -234,7 +232,7 @@ fn to_round<'a>(layer: &'a Layer, plans: &[TensorPlan]) -> Vec<ToRound<'a>> {
     layer.matrices().filter_map(entry).collect()
 }
 
-/// The tensors of each layer, which follow each other, and those before and behind all layers.
+/// Returns the tensors of each layer, which follow each other, and those before and behind all layers.
 fn by_layer(plans: &[TensorPlan]) -> impl Iterator<Item = &[TensorPlan]> {
     plans.chunk_by(|a, b| a.spec.layer == b.spec.layer)
 }

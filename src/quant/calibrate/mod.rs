@@ -1,4 +1,4 @@
-//! Calibration: what a model's matrices multiply while it reads a text.
+//! Calibration: the inputs of a model's matrices on a text.
 
 mod driver;
 mod moments;

@@ -1,5 +1,5 @@
-//! The second moments of what every matrix multiplies, by column: how much an error in that column is felt. Saved as
-//! GGUF, in the form of llama.cpp's importance matrices.
+//! Second moments of every matrix's inputs by column, which weight the errors in that column. Saved as GGUF, in the
+//! format of llama.cpp's importance matrices.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -58,10 +58,10 @@ impl Moments {
         sums.count += x.rows as f32;
     }
 
-    /// How much an error in each column of the matrix `spec` is felt, if that is known.
+    /// Returns the importance of each column of the matrix `spec`, if known.
     pub fn importance(&self, spec: &Spec) -> Option<Vec<f32>> {
         let Sums { squares, count, .. } = self.sums.get(&spec.id)?;
-        // A column that was always zero counts a little, so that its values are not lost.
+        // A column that was always zero gets a small weight, so that its values are kept.
         let mean: f32 = squares.iter().sum::<f32>() / squares.len() as f32;
         (mean > 0.0).then(|| squares.iter().map(|s| (s + 1e-4 * mean) / count).collect())
     }
@@ -99,7 +99,7 @@ impl Moments {
         for tensor in &gguf.tensors {
             let Some(name) = tensor.name.strip_suffix(SQUARES) else { continue };
             let Some(spec) = specs.iter().find(|s| s.name == name) else {
-                return Err(bad(format!("is of another model: this one has no tensor `{name}`")));
+                return Err(bad(format!("is for another model: this one has no tensor `{name}`")));
             };
             let cols = spec.shape.last().copied().unwrap_or(0);
             let counts = gguf.tensor(&format!("{name}{COUNTS}"));
@@ -112,7 +112,7 @@ impl Moments {
                 })
             };
             let squares = read(tensor, cols)
-                .ok_or_else(|| bad(format!("is of another model: `{name}` has {cols} columns in this one")))?;
+                .ok_or_else(|| bad(format!("is for another model: `{name}` has {cols} columns in this one")))?;
             let count = counts.and_then(|counts| read(counts, 1)).map(|counts| counts[0]);
             let usable = |v: &f32| v.is_finite() && *v >= 0.0;
             match count {

@@ -1,4 +1,4 @@
-//! The text that a model reads to find out what its matrices multiply.
+//! Calibration text.
 
 use std::sync::atomic::AtomicBool;
 
@@ -33,7 +33,7 @@ impl Sample {
         if all.is_empty() {
             return Err(Error::format(
                 &self.name,
-                format!("holds {} tokens; calibration needs {run} at least", ids.len()),
+                format!("has {} tokens; calibration needs at least {run}", ids.len()),
             ));
         }
         let wanted = (self.tokens / self.context).clamp(1, all.len());

@@ -1,5 +1,4 @@
-//! Texts on their way through the model, a layer at a time: what the residual stream holds after each layer is kept, and
-//! nothing of the model but the layer at work has to be in memory.
+//! Layer-by-layer evaluation of texts: keeps the residual stream, so that only the current layer has to be in memory.
 
 use std::num::NonZeroUsize;
 
@@ -12,16 +11,16 @@ use crate::{
     state::State,
 };
 
-/// Whether the texts move with a pass through a layer.
+/// Whether a pass through a layer advances the texts.
 #[derive(Clone, Copy, PartialEq)]
 pub enum Advance {
-    /// The texts stay in front of the layer.
+    /// The texts stay before the layer.
     Peek,
     /// They are behind it afterwards.
     Commit,
 }
 
-/// Texts in front of a layer.
+/// Texts before a layer.
 pub struct Stream<'a> {
     config: &'a Config,
     plan: Plan,
@@ -64,12 +63,12 @@ impl<'a> Stream<'a> {
         })
     }
 
-    /// How many texts there are, the meta tokens counted as one.
+    /// Returns how many texts there are, the meta tokens counted as one.
     pub fn texts(&self) -> usize {
         self.hidden.len()
     }
 
-    /// Passes everything through layer `index`, whose weights are `layer`. `done` hears of every text; its error ends
+    /// Runs all texts through layer `index` with the weights `layer`. `done` is called after every text; its error ends
     /// the pass.
     pub fn pass(
         &mut self,
@@ -130,8 +129,7 @@ impl<'a> Stream<'a> {
         Ok(())
     }
 
-    /// What the matrix that makes logits would multiply: the texts behind the last layer, normed by `norm`. The meta
-    /// tokens make none.
+    /// Returns the inputs of the output matrix: the texts after the last layer, normed by `norm`, without meta tokens.
     pub fn head_inputs(&self, norm: &Vector, see: &mut dyn FnMut(MatRef<'_>)) {
         let c = self.config;
         for hidden in &self.hidden[usize::from(c.meta_tokens > 0)..] {

@@ -1,4 +1,4 @@
-//! The Cholesky factor of a large matrix, and its inverse: in blocks, whose products take nearly all the time.
+//! Blocked Cholesky factorization and inversion of large matrices; block products take nearly all the time.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -8,7 +8,7 @@ use rayon::prelude::*;
 /// Rows and columns of a block.
 const BLOCK: usize = 64;
 
-/// A matrix whose rows follow `stride` values after each other.
+/// Returns a matrix whose rows follow `stride` values after each other.
 pub(super) fn strided(values: &[f32], rows: usize, cols: usize, stride: usize) -> ArrayView2<'_, f32> {
     ArrayView2::from_shape((rows, cols).strides((stride, 1)), values).expect("the rows are there")
 }
@@ -36,7 +36,7 @@ pub fn cholesky(a: &mut [f32], n: usize, cancel: &AtomicBool) -> bool {
                 };
                 let rest = f64::from(done[i * n + j]) - dot(done);
                 if i == j {
-                    // Not a number is no better than too small.
+                    // NaN is treated like too small.
                     if rest.is_nan() || rest <= 0.0 {
                         return false;
                     }
@@ -76,7 +76,7 @@ pub fn cholesky(a: &mut [f32], n: usize, cancel: &AtomicBool) -> bool {
     true
 }
 
-/// The inverse of the lower half of `l` `[n, n]`, row-major; zeros above it. Of no use once `cancel` is set.
+/// Returns the inverse of the lower half of `l` `[n, n]`, row-major; zeros above it. Of no use once `cancel` is set.
 pub fn invert(l: &[f32], n: usize, cancel: &AtomicBool) -> Vec<f32> {
     let mut inverse = vec![0.0; n * n];
     for start in (0..n).step_by(BLOCK) {
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn tells_what_has_no_factor() {
+    fn matrices_without_a_factor_are_detected() {
         let mut a = matrix(80);
         a[70 * 80 + 70] = -1.0;
         let go_on = AtomicBool::new(false);

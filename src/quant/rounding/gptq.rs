@@ -1,5 +1,5 @@
-//! Error-compensating rounding (GPTQ, arXiv 2210.17323): the columns of a matrix are rounded one after the other, and those
-//! to come make up for the error that each leaves, as far as the inputs' second moments say they can.
+//! Error-compensating rounding (GPTQ, arXiv 2210.17323): the columns of a matrix are rounded one after the other, and
+//! the remaining ones compensate each error according to the inputs' second moments.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -16,13 +16,13 @@ use crate::format::{
     codec::{BLOCK, Unfit, inverse, round_block},
 };
 
-/// In which order columns are rounded.
+/// Column order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Order {
     /// As they are stored.
     Stored,
-    /// Blocks with the largest inputs first, and within a block the columns with the largest: what is rounded early can be
-    /// made up for by the rest.
+    /// Blocks with the largest inputs first, and within a block the columns with the largest: early errors can be
+    /// compensated by more columns.
     #[default]
     Largest,
 }
@@ -30,8 +30,7 @@ pub enum Order {
 /// How errors are compensated.
 #[derive(Clone, Copy, Debug)]
 pub struct Gptq {
-    /// What is added to the diagonal of the second moments, as a share of its mean: keeps what few inputs say from being
-    /// trusted too far.
+    /// Damping: fraction of the mean Hessian diagonal added to the diagonal.
     pub damping: f32,
     /// In which order.
     pub order: Order,
@@ -78,8 +77,7 @@ impl Hessian {
     }
 }
 
-/// What compensation needs of the inputs: with the columns in the order of `order`, the upper triangular R of
-/// RᵀR = H⁻¹.
+/// The factor for compensation: the upper triangular R of RᵀR = H⁻¹, with the columns in `order`.
 pub struct Factor {
     order: Vec<usize>,
     /// Row-major.
@@ -124,7 +122,7 @@ impl Factor {
     }
 }
 
-/// The columns as they are rounded: whole blocks, each in its own order.
+/// Returns the columns as they are rounded: whole blocks, each in its own order.
 fn column_order(n: usize, order: Order, weight: impl Fn(usize) -> f32) -> Vec<usize> {
     let mut blocks: Vec<Vec<usize>> = (0..n).step_by(BLOCK).map(|start| (start..start + BLOCK).collect()).collect();
     if order == Order::Largest {
@@ -138,8 +136,8 @@ fn column_order(n: usize, order: Order, weight: impl Fn(usize) -> f32) -> Vec<us
 /// Rows that are rounded together, so that the factor is read once for all of them.
 const TILE_ROWS: usize = 32;
 
-/// Rounds the matrix `values` `[rows, cols]` to blocks of `dtype` in `out`. Returns what that costs: Σ over rows of
-/// e·H·eᵀ, where e is what was changed. The error names a row that can't be stored. `cancel` ends that: then `out` is of no use.
+/// Rounds the matrix `values` `[rows, cols]` to blocks of `dtype` in `out`. Returns the loss: Σ over rows of e·H·eᵀ,
+/// where e is the change. An error names a row that cannot be stored. After `cancel`, `out` is invalid.
 pub fn compensate(
     dtype: DType,
     values: &[f32],

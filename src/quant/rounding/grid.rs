@@ -1,4 +1,4 @@
-//! The values that a block of a type can hold, as searches need them: which level is nearest, which scales exist.
+//! The grid of a quantized type for searches: nearest levels and representable scales.
 
 use half::f16;
 
@@ -17,9 +17,9 @@ const TABLE_LEN: usize = 1024; // 2 · REACH · STEPS
 pub struct Grid {
     dtype: DType,
     kind: Kind,
-    /// Has a block a minimum, beside its scale?
+    /// Whether a block has a minimum besides its scale.
     pub has_min: bool,
-    /// Can a scale be any number, or a power of two only?
+    /// Whether scales are powers of two.
     pub any_scale: bool,
     /// The largest magnitudes of levels on both sides of zero.
     pub reach: [f32; 2],
@@ -33,7 +33,7 @@ enum Kind {
 }
 
 impl Grid {
-    /// The grid of `dtype`, a quantized type.
+    /// Returns the grid of `dtype`, a quantized type.
     pub fn new(dtype: DType) -> Self {
         let levels: Vec<f32> = levels(dtype).iter().map(|&l| f32::from(l)).collect();
         // ggml never writes the lowest byte of Q8_0, and kernels may take its magnitude.
@@ -62,7 +62,7 @@ impl Grid {
         }
     }
 
-    /// The level nearest to `v`.
+    /// Returns the level nearest to `v`.
     #[inline]
     pub fn nearest_one(&self, v: f32) -> f32 {
         match &self.kind {
@@ -71,7 +71,7 @@ impl Grid {
         }
     }
 
-    /// The scale nearest to `d` that can be stored.
+    /// Returns the scale nearest to `d` that can be stored.
     #[inline]
     pub fn scale(&self, d: f32) -> f32 {
         if self.any_scale {
@@ -91,14 +91,14 @@ impl Grid {
     }
 }
 
-/// The nearest whole number of a small one: what is added and taken away leaves no room for more.
+/// Returns the nearest whole number of a small one: what is added and taken away leaves no room for more.
 #[inline]
 fn round_to_integer(v: f32) -> f32 {
     const ROOM: f32 = 12_582_912.0; // 1.5 · 2²³
     (v + ROOM) - ROOM
 }
 
-/// The place in a table of a value over its scale, or the end of the table that is nearer to it.
+/// Returns the place in a table of a value over its scale, or the end of the table that is nearer to it.
 #[inline]
 fn place(v: f32) -> usize {
     // Half a step less, since the nearest is taken; what is added puts the whole number into the lowest bits.

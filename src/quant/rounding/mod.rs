@@ -1,6 +1,5 @@
-//! How values become blocks: each for itself on the plainest scale, as ggml's reference code does it
-//! ([`encode_row`](crate::format::codec::encode_row)); on the scale that loses least ([`Searcher`]); or
-//! so that later columns make up for the errors of earlier ones ([`compensate`]).
+//! Rounding to blocks: to nearest, as in ggml's reference code ([`encode_row`](crate::format::codec::encode_row)); with
+//! the least-error scale ([`Searcher`]); or with error compensation ([`compensate`]).
 
 mod cholesky;
 mod gptq;

@@ -1,5 +1,5 @@
-//! The scale, and the minimum, of a block that lose least: many are tried, each with the levels that are nearest under it,
-//! and what fits those levels best, by weighted least squares, is taken as it can be stored.
+//! Search for a block's scale and minimum with the least error: for many candidates, the nearest levels are found, and
+//! scale and minimum are refitted by weighted least squares and rounded to storable values.
 
 use super::grid::Grid;
 use crate::format::{
@@ -7,7 +7,7 @@ use crate::format::{
     codec::{BLOCK, Block, Unfit, inverse, round_block},
 };
 
-/// Rounds rows of a quantized type, every block on the scale that loses least.
+/// Rounds rows of a quantized type, with the least-error scale for every block.
 pub struct Searcher {
     dtype: DType,
     grid: Grid,
@@ -66,7 +66,7 @@ impl Fit {
         Self { d, m, levels, error }
     }
 
-    /// What is stored.
+    /// Returns what is stored.
     pub fn block(&self, grid: &Grid) -> Block {
         grid.block(self.d, self.m, &self.levels)
     }

@@ -15,7 +15,7 @@ fn quantized() -> impl Iterator<Item = DType> {
     DType::ALL.into_iter().filter(|dtype| dtype.is_quantized())
 }
 
-/// Values that gather around zero, some far out, as weights do.
+/// Returns the values that gather around zero, some far out, as weights do.
 fn weights(rng: &mut ChaCha8Rng, n: usize) -> Vec<f32> {
     (0..n).map(|_| (0..6).map(|_| rng.random_range(-0.02f32..0.02)).sum::<f32>() * rng.random_range(0.2..2.0)).collect()
 }
@@ -73,7 +73,7 @@ fn no_scale_is_much_better_than_the_searched_one() {
 }
 
 #[test]
-fn blocks_of_nothing_and_of_one_value_are_kept() {
+fn zero_and_constant_blocks_are_exact() {
     for dtype in quantized() {
         let searcher = Searcher::new(dtype);
         let mut bytes = vec![0xff; dtype.block_bytes()];
@@ -121,7 +121,7 @@ fn quadratic(e: &[f32], x: &[f32], cols: usize, damping: f32) -> f64 {
 }
 
 #[test]
-fn compensation_costs_what_it_says_and_less_than_rounding_alone() {
+fn compensation_reports_its_loss_and_beats_plain_rounding() {
     let mut rng = ChaCha8Rng::seed_from_u64(3);
     let (rows, cols, tokens) = (37, 160, 500);
     let w = weights(&mut rng, rows * cols);
@@ -157,7 +157,7 @@ fn compensation_costs_what_it_says_and_less_than_rounding_alone() {
 }
 
 #[test]
-fn inputs_that_say_nothing_are_no_obstacle() {
+fn degenerate_inputs_are_handled() {
     let mut rng = ChaCha8Rng::seed_from_u64(4);
     let (rows, cols) = (3, 64);
     let w = weights(&mut rng, rows * cols);

@@ -119,7 +119,7 @@ impl Interpreter<'_> {
             }
             "filter" => value.as_str().is_some_and(|name| FILTERS.contains(&name)),
             "test" => value.as_str().is_some_and(|name| TESTS.contains(&name)),
-            _ => return Err(Failure::new(format!("there is no test `{name}`"))),
+            _ => return Err(Failure::new(format!("unknown test `{name}`"))),
         })
     }
 

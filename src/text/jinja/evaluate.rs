@@ -377,7 +377,7 @@ impl<'t> Interpreter<'t> {
                 *at = 0;
                 Ok(Value::None)
             }
-            _ => Err(Failure::new(format!("there is no method '{name}'"))),
+            _ => Err(Failure::new(format!("unknown method '{name}'"))),
         }
     }
 

@@ -190,7 +190,7 @@ impl Interpreter<'_> {
         let [old, new, count] = arguments.bind("replace", ["old", "new", "count"], 2)?;
         let count = match count {
             None | Some(Value::None) => -1,
-            Some(count) => count.as_int().ok_or_else(|| Failure::new("replace: the count is no integer"))?,
+            Some(count) => count.as_int().ok_or_else(|| Failure::new("replace: the count is not an integer"))?,
         };
         let [text, old, new] =
             [value, &old.unwrap_or(Value::None), &new.unwrap_or(Value::None)].map(|v| self.text_of(v));
@@ -209,7 +209,7 @@ impl Interpreter<'_> {
             Some(Value::Str(text)) => text.to_string(),
             width => {
                 let width = width.map_or(Some(4), |width| width.as_int());
-                let width = width.ok_or_else(|| Failure::new("indent: the width is no integer"))?;
+                let width = width.ok_or_else(|| Failure::new("indent: the width is not an integer"))?;
                 let mut text = Writer::new(self.meter);
                 text.repeat(" ", usize::try_from(width.max(0)).unwrap_or(usize::MAX))?;
                 text.finish()
@@ -232,7 +232,7 @@ impl Interpreter<'_> {
             arguments.bind("truncate", ["length", "killwords", "end", "leeway"], 0)?;
         let number = |value: Option<Value>, default: i128| match value {
             None | Some(Value::None) => Ok(default),
-            Some(value) => value.as_int().ok_or_else(|| Failure::new("truncate: a length is no integer")),
+            Some(value) => value.as_int().ok_or_else(|| Failure::new("truncate: a length is not an integer")),
         };
         let (length, leeway) = (number(length, 255)?, number(leeway, 5)?);
         let end = self.text_of(&end.unwrap_or_else(|| "...".into()))?;

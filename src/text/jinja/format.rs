@@ -241,7 +241,7 @@ impl Fields<'_, '_> {
     fn value(&mut self, name: &str) -> Result<Value, Failure> {
         let end = name.find(['.', '[']).unwrap_or(name.len());
         let (first, mut rest) = name.split_at(end);
-        let missing = || Failure::new(format!("there is no argument `{first}` for a format string"));
+        let missing = || Failure::new(format!("missing argument `{first}` for a format string"));
         let mixed = || Failure::new("a format string numbers some of its fields, and others not");
         self.meter.charge(self.arguments.named.len())?;
         let mut value = if first.is_empty() {

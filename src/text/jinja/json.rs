@@ -26,7 +26,7 @@ pub fn to_json(value: &Value, arguments: &Arguments, meter: &Meter) -> Result<St
         None | Some(Value::None) => None,
         Some(Value::Str(text)) => Some(text.to_string()),
         Some(value) => {
-            let width = value.as_int().ok_or_else(|| Failure::new("tojson: indent is no number"))?;
+            let width = value.as_int().ok_or_else(|| Failure::new("tojson: indent is not a number"))?;
             let mut text = Writer::new(meter);
             text.repeat(" ", usize::try_from(width.max(0)).unwrap_or(usize::MAX))?;
             Some(text.finish())
@@ -36,7 +36,7 @@ pub fn to_json(value: &Value, arguments: &Arguments, meter: &Meter) -> Result<St
         None | Some(Value::None) => (if indent.is_some() { "," } else { ", " }.to_owned(), ": ".to_owned()),
         Some(Value::Seq(pair)) if pair.items.len() == 2 => match (&pair.items[0], &pair.items[1]) {
             (Value::Str(between), Value::Str(after_key)) => (between.to_string(), after_key.to_string()),
-            _ => return Err(Failure::new("tojson: separators are no texts")),
+            _ => return Err(Failure::new("tojson: separators are not strings")),
         },
         Some(_) => return Err(Failure::new("tojson: separators are not two")),
     };

@@ -172,7 +172,7 @@ impl Interpreter<'_> {
             }
             "map" => self.mapped(&value, arguments),
             "select" | "reject" | "selectattr" | "rejectattr" => self.selected(name, &value, arguments),
-            _ => Err(Failure::new(format!("there is no filter `{name}`"))),
+            _ => Err(Failure::new(format!("unknown filter `{name}`"))),
         }
     }
 
@@ -318,7 +318,7 @@ fn is_true(flag: &Option<Value>) -> bool {
 
 fn size(count: Option<Value>) -> Result<usize, Failure> {
     let count =
-        count.and_then(|count| count.as_int()).ok_or_else(|| Failure::new("the number of items is no integer"))?;
+        count.and_then(|count| count.as_int()).ok_or_else(|| Failure::new("the number of items is not an integer"))?;
     usize::try_from(count).map_err(|_| Failure::new("the number of items is negative or too large"))
 }
 

@@ -228,7 +228,7 @@ impl Parser {
             "include" | "import" | "from" | "extends" => {
                 return Err(Failure::new(format!("`{word}` is not supported: a chat template is one file")));
             }
-            _ => return Err(Failure::new(format!("there is no tag `{word}`"))),
+            _ => return Err(Failure::new(format!("unknown tag `{word}`"))),
         }))
     }
 

@@ -262,7 +262,7 @@ fn split(text: &str, from_end: bool, arguments: &Arguments, meter: &Meter) -> Re
     let [separator, most] = arguments.bind("split", ["sep", "maxsplit"], 0)?;
     let most = match most {
         None => -1,
-        Some(most) => most.as_int().ok_or_else(|| Failure::new("maxsplit is no integer"))?,
+        Some(most) => most.as_int().ok_or_else(|| Failure::new("maxsplit is not an integer"))?,
     };
     let most = usize::try_from(most).unwrap_or(usize::MAX);
     let parts = most.saturating_add(1);
@@ -376,7 +376,7 @@ fn search(text: &str, name: &str, arguments: &Arguments, meter: &Meter) -> Resul
 
 fn justify(text: &str, name: &str, arguments: &Arguments, meter: &Meter) -> Result<Value, Failure> {
     let [width, fill] = arguments.bind(name, ["width", "fillchar"], 1)?;
-    let width = width.and_then(|width| width.as_int()).ok_or_else(|| Failure::new("the width is no integer"))?;
+    let width = width.and_then(|width| width.as_int()).ok_or_else(|| Failure::new("the width is not an integer"))?;
     let fill = match fill {
         None => " ".into(),
         Some(Value::Str(fill)) if fill.chars().count() == 1 && name != "zfill" => fill,
