@@ -141,7 +141,10 @@ fn values_that_would_be_ignored_are_refused() {
         let Output { status, stderr, .. } = hymba(args).output().unwrap();
         assert!(status.success() && text(&stderr).contains(&format!("hymba: warning: {says}")), "{}", text(&stderr));
     };
-    warned(&["run", "-n", "1", "-c", "2000", "a"], "the context of 2,000 tokens exceeds the model's training context of 1,024");
+    warned(
+        &["run", "-n", "1", "-c", "2000", "a"],
+        "the context of 2,000 tokens exceeds the model's training context of 1,024",
+    );
     let plain = dir.path().join("plain.gguf");
     let gguf = Gguf::open(Path::new(&demo_of_any_depth())).unwrap();
     let mut metadata = gguf.metadata.clone();

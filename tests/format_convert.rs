@@ -380,8 +380,9 @@ fn refuses_values_that_no_type_holds() {
     let mut fixture = Fixture::new();
     fixture.tensors.get_mut("model.layers.0.moe.experts.0.up_proj.weight").unwrap().1[64 * 3] = f32::NAN;
     fixture.save();
-    fixture
-        .refused("`blk.0.ffn_up.weight` (model.layers.0.moe.experts.0.up_proj.weight) contains NaN or infinity in row 3");
+    fixture.refused(
+        "`blk.0.ffn_up.weight` (model.layers.0.moe.experts.0.up_proj.weight) contains NaN or infinity in row 3",
+    );
     let mut fixture = Fixture::new();
     fixture.tensors.get_mut("model.memory_tokens").unwrap().1[0] = 1e6;
     fixture.save();

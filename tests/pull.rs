@@ -135,10 +135,18 @@ fn names_work_where_files_do() {
     let list = succeeds(&mut world.hymba(["models"]));
     let row: Vec<&str> = list.lines().nth(1).unwrap().split_whitespace().collect();
     assert_eq!((row[0], row[1], row[4]), (REPO, "f32", "248"), "{list}");
-    fails(&mut world.hymba(["run", "-m", "a/Other", "x"]), 1, &["no such file or installed model", "`hymba pull a/Other`"]);
+    fails(
+        &mut world.hymba(["run", "-m", "a/Other", "x"]),
+        1,
+        &["no such file or installed model", "`hymba pull a/Other`"],
+    );
     fails(&mut world.hymba(["run", "-m", "other", "x"]), 1, &["no such file or installed model"]);
     succeeds(&mut world.hymba(["pull", "a/Tiny-Model:q8_0", "-q"]));
-    fails(&mut world.hymba(["run", "-m", "tiny", "x"]), 1, &["is ambiguous; use one of a/Tiny-Model:f32 or a/Tiny-Model:q8_0"]);
+    fails(
+        &mut world.hymba(["run", "-m", "tiny", "x"]),
+        1,
+        &["is ambiguous; use one of a/Tiny-Model:f32 or a/Tiny-Model:q8_0"],
+    );
     fails(&mut world.hymba(["models", "rm", "tiny"]), 1, &["is ambiguous; use one of"]);
     // A file of this name is meant first.
     let here = world.dir.path().join("tiny");

@@ -238,7 +238,9 @@ impl Download<'_> {
                 *source = Source { location: new.location, ..Source::default() };
                 Ok(())
             }
-            Ok(_) => Err(Error::Request(format!("{}: it changed on the hub during the download", self.remote.path)).into()),
+            Ok(_) => {
+                Err(Error::Request(format!("{}: it changed on the hub during the download", self.remote.path)).into())
+            }
             Err(failure @ Failure::Fatal(_)) => Err(failure),
             Err(_) => Ok(()), // the next attempt fails likewise, and counts
         }

@@ -148,7 +148,9 @@ impl Client {
         match get("X-Repo-Commit") {
             Some(commit) if commit == info.commit => (),
             Some(_) => return Err(bad("the hub answered for another commit")),
-            None => return Err(bad("the response has no commit, so this is not a hub; check HF_ENDPOINT and the proxy")),
+            None => {
+                return Err(bad("the response has no commit, so this is not a hub; check HF_ENDPOINT and the proxy"));
+            }
         }
         let hash = get("X-Linked-ETag").or_else(|| get("ETag")).and_then(Hash::from_etag);
         let size = get("X-Linked-Size").or_else(|| get("Content-Length").filter(|_| elsewhere.is_none()));
@@ -183,11 +185,11 @@ impl Client {
             (_, "RevisionNotFound") => format!("{repo} has no revision `{revision}`"),
             (_, "EntryNotFound") => format!("{repo} has no file {}", path.unwrap_or_default()),
             (401, _) if said.starts_with("Invalid credentials") => {
-                format!(
-                    "{endpoint} rejected the token; check HF_TOKEN, or run `hf auth login` again"
-                )
+                format!("{endpoint} rejected the token; check HF_TOKEN, or run `hf auth login` again")
             }
-            (401 | 404, _) if has_token => format!("{repo} was not found at {endpoint}, or the token has no access to it"),
+            (401 | 404, _) if has_token => {
+                format!("{repo} was not found at {endpoint}, or the token has no access to it")
+            }
             (401 | 404, _) => {
                 format!("{repo} was not found at {endpoint}; if it is private, set HF_TOKEN to a token of your account")
             }

@@ -164,7 +164,9 @@ mod tests {
         let files = ["README.md", "m-q4_0.gguf", "m-q8_0.gguf"];
         let file = |chosen: Result<Selection>| chosen.map(|chosen| chosen.files().last().unwrap().to_string());
         assert_eq!(file(choose("a/b:q4_0", &files)).unwrap(), "m-q4_0.gguf");
-        assert!(file(choose("a/b", &files)).unwrap_err().to_string().contains("q4_0, q8_0; choose one, as in a/b:q4_0"));
+        assert!(
+            file(choose("a/b", &files)).unwrap_err().to_string().contains("q4_0, q8_0; choose one, as in a/b:q4_0")
+        );
         assert!(file(choose("a/b:q5", &files)).unwrap_err().to_string().contains("has no q5"));
         assert_eq!(file(choose("a/b", &["m-q4.gguf", "m-q8.gguf"])).unwrap(), "m-q4.gguf");
         assert_eq!(file(choose("a/b", &["m-f16.gguf"])).unwrap(), "m-f16.gguf");

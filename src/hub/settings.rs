@@ -45,7 +45,9 @@ impl Token {
         match text.trim() {
             "" => Ok(None),
             token if token.bytes().all(|byte| byte.is_ascii_graphic()) => Ok(Some(Self(token.into()))),
-            _ => Err(Error::Request(format!("{origin} is not a valid token: it has spaces or other invalid characters"))),
+            _ => {
+                Err(Error::Request(format!("{origin} is not a valid token: it has spaces or other invalid characters")))
+            }
         }
     }
 

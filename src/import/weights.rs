@@ -99,7 +99,9 @@ fn add_file(path: &Path, tensors: &mut BTreeMap<String, Stored>) -> Result<Vec<S
             Dtype::F32 => DType::F32,
             Dtype::F16 => DType::F16,
             Dtype::BF16 => DType::BF16,
-            other => return Err(bad(format!("stores `{name}` as unsupported {other:?}; supported: F32, F16 and BF16"))),
+            other => {
+                return Err(bad(format!("stores `{name}` as unsupported {other:?}; supported: F32, F16 and BF16")));
+            }
         };
         let stored = Stored {
             source: source.clone(),

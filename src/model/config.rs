@@ -124,7 +124,9 @@ impl Config {
         match meta.string("general.architecture") {
             Some(ARCHITECTURE) => {}
             Some(other) => {
-                return Err(bad(format!("contains a model of architecture `{other}`; only `{ARCHITECTURE}` is supported")));
+                return Err(bad(format!(
+                    "contains a model of architecture `{other}`; only `{ARCHITECTURE}` is supported"
+                )));
             }
             None => return Err(bad("has no key general.architecture: not a hymba model file".into())),
         }
@@ -145,8 +147,9 @@ impl Config {
             return Err(bad(format!("has {layers} layers; 1 to {} are supported", limits::LAYERS)));
         }
         let activation = string("feed_forward_activation")?;
-        let activation = Activation::from_name(activation)
-            .ok_or_else(|| bad(format!("uses the feed-forward activation `{activation}`; supported: silu and relu2")))?;
+        let activation = Activation::from_name(activation).ok_or_else(|| {
+            bad(format!("uses the feed-forward activation `{activation}`; supported: silu and relu2"))
+        })?;
         let qk_norm = match string("attention.qk_norm")? {
             "none" => false,
             "rms" => true,
@@ -191,9 +194,7 @@ impl Config {
         };
         if rotated > 0 && rotated != config.key_dim {
             let key_dim = config.key_dim;
-            return Err(bad(format!(
-                "rotates {rotated} of {key_dim} values per head; only all or none are supported"
-            )));
+            return Err(bad(format!("rotates {rotated} of {key_dim} values per head; only all or none are supported")));
         }
         match config.contradiction() {
             Some(what) => Err(bad(format!("is inconsistent: {what}"))),

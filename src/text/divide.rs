@@ -113,9 +113,7 @@ pub fn check_part(bytes: usize, growth: f64) -> Result<(), String> {
     if bytes <= limit {
         return Ok(());
     }
-    Err(format!(
-        "has {bytes} bytes that cannot be divided; the limit is {limit}; use a part of it"
-    ))
+    Err(format!("has {bytes} bytes that cannot be divided; the limit is {limit}; use a part of it"))
 }
 
 #[cfg(test)]

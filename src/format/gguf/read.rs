@@ -163,7 +163,8 @@ impl<'a> Header<'a> {
                 Ok(taken)
             }
             None if self.capped => {
-                Err(self.bad(format!("is damaged: {what} lies beyond the first {} MB", limits::GGUF_HEADER / 1_000_000)))
+                Err(self
+                    .bad(format!("is damaged: {what} lies beyond the first {} MB", limits::GGUF_HEADER / 1_000_000)))
             }
             None => {
                 Err(self
@@ -237,7 +238,9 @@ impl<'a> Header<'a> {
             return Err(self.bad("is a big-endian GGUF file; only little-endian files are supported"));
         }
         if version != VERSION {
-            return Err(self.bad(format!("is GGUF version {version}, but version {VERSION} is needed; convert it again")));
+            return Err(
+                self.bad(format!("is GGUF version {version}, but version {VERSION} is needed; convert it again"))
+            );
         }
         Ok(())
     }
@@ -410,7 +413,10 @@ impl<'a> Header<'a> {
 pub(super) fn byte_len(dims: &[usize], dtype: DType, packing: Packing) -> std::result::Result<usize, String> {
     let (&cols, outer) = dims.split_last().ok_or("has no dimensions")?;
     let row = dtype.row_bytes(cols).ok_or_else(|| {
-        format!("has rows of {cols} values, which is not a multiple of the {} values in a block of {dtype}", dtype.block_len())
+        format!(
+            "has rows of {cols} values, which is not a multiple of the {} values in a block of {dtype}",
+            dtype.block_len()
+        )
     })?;
     let rows = outer.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
     let stored = rows.filter(|&n| n <= isize::MAX as usize).map(|n| packing.stored_rows(n));

@@ -173,10 +173,7 @@ impl Calibrator<'_> {
         let meta = (self.config.meta_tokens > 0).then(|| find.matrix("meta_embd.weight")).transpose()?;
         let embeddings = find.matrix("token_embd.weight")?;
         if let Some(id) = pieces.iter().flatten().find(|&&id| id as usize >= embeddings.rows) {
-            return Err(Error::format(
-                self.file,
-                format!("has a tokenizer with token {id}, which the model lacks"),
-            ));
+            return Err(Error::format(self.file, format!("has a tokenizer with token {id}, which the model lacks")));
         }
         let threads = NonZeroUsize::new(self.pool.current_num_threads()).unwrap_or(NonZeroUsize::MIN);
         let stream = Stream::new(self.config, &embeddings, meta.as_ref(), &pieces, threads)?;
