@@ -127,7 +127,9 @@ pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
     let model = args.model.open(args.quiet, cancel)?;
     let tokenizer = model.tokenizer_until(cancel)?;
     let compile = |(name, shape): (String, _)| constraint::compile(&name, &shape, &tokenizer, cancel);
+    let compiling = Instant::now();
     let constraint = shape.map(compile).transpose()?;
+    let compile = constraint.as_ref().map(|_| compiling.elapsed());
     let chat = if args.chat { Some(ChatPrompt::new(args, &model, &tokenizer, &text)?) } else { None };
     if chat.is_none() && !args.quiet && model.metadata().get("tokenizer.chat_template").is_some() {
         terminal::note("the model has a chat template; apply it with --chat, or use `hymba chat`");
@@ -137,7 +139,7 @@ pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
     let stops = [&*stops, chat.as_ref().map_or(&[], |chat| &*chat.stops)].concat();
     let prompt = run.read_prompt(text, chat)?;
     let done = run.generate(&prompt, &stops, constraint.as_deref())?;
-    run.report(load, &prompt, &done)
+    run.report(load, compile, &prompt, &done)
 }
 
 /// The prompt as rendered by the chat template.
@@ -308,7 +310,13 @@ impl<'a> Run<'a> {
     }
 
     /// Saves the session and reports how the text ended.
-    fn report(self, load: Duration, prompt: &Prompt, done: &Generation) -> anyhow::Result<()> {
+    fn report(
+        self,
+        load: Duration,
+        compile: Option<Duration>,
+        prompt: &Prompt,
+        done: &Generation,
+    ) -> anyhow::Result<()> {
         let Self { args, cancel, model, tokenizer, mut timeline, sampler, limit, mut output, .. } = self;
         if let Some(why) = timeline.fallback_reason().filter(|_| !args.quiet) {
             terminal::warn(&terminal::instead(why));
@@ -317,8 +325,8 @@ impl<'a> Run<'a> {
             stored::keep(&mut timeline, &args.stored, path, tokenizer, &sampler, done)?;
         }
         let session = timeline.session();
-        let report =
-            Report { model, prompt: &prompt.text, cached: prompt.cached, seed: sampler.seed(), load, generation: done };
+        let (cached, seed) = (prompt.cached, sampler.seed());
+        let report = Report { model, prompt: &prompt.text, cached, seed, load, compile, generation: done };
         if args.json || args.jsonl {
             output.print(report.json(session))?;
         } else if !args.quiet && done.stop != StopReason::BrokenPipe {

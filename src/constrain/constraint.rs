@@ -84,7 +84,7 @@ impl Constraint {
             Shape::Regex(text) => {
                 check_size(text)?;
                 check_depth(text)?;
-                compile(regex(text))?.map_err(place::of_refusal)
+                compile(regex(text))?.map_err(place::of_regex)
             }
             Shape::Gbnf(text) => {
                 check_size(text)?;

@@ -1,6 +1,9 @@
 //! A text as it is held against a constraint, token by token.
 
-use std::fmt;
+use std::{
+    fmt,
+    time::{Duration, Instant},
+};
 
 use llguidance::Matcher;
 
@@ -14,6 +17,7 @@ pub struct Matching {
     allowed: TokenSet,
     /// Whether an end token came.
     ended: bool,
+    spent: Duration,
 }
 
 /// What may come next.
@@ -38,7 +42,7 @@ impl fmt::Debug for Matching {
 
 impl Matching {
     pub(super) fn new(matcher: Matcher, vocabulary: Vocabulary) -> Self {
-        Self { matcher, vocabulary, allowed: TokenSet::default(), ended: false }
+        Self { matcher, vocabulary, allowed: TokenSet::default(), ended: false, spent: Duration::ZERO }
     }
 
     /// Returns what may come next.
@@ -83,9 +87,15 @@ impl Matching {
         self.is_over() || self.call(Matcher::is_accepting).unwrap_or(false)
     }
 
+    /// Returns how long all this took so far.
+    pub fn spent(&self) -> Duration {
+        self.spent
+    }
+
     fn call<T>(&mut self, work: impl FnOnce(&mut Matcher) -> anyhow::Result<T>) -> Result<T> {
-        let matcher = &mut self.matcher;
+        let (matcher, start) = (&mut self.matcher, Instant::now());
         let done = foreign::call(|| work(matcher).map_err(|e| e.to_string())).unwrap_or_else(Err);
+        self.spent += start.elapsed();
         done.map_err(|why| {
             let why = why.lines().next().unwrap_or_default();
             Error::Request(format!("the text cannot be held to its grammar any further: {why}"))

@@ -54,15 +54,19 @@ pub(super) fn of_refusal(why: String) -> Error {
     let located = why.strip_prefix("at ").and_then(|rest| {
         let (place, what) = rest.split_once("): ")?;
         let (line, column) = place.split_once('(')?;
-        Some((format!("line {line}, column {column}"), what.lines().next().unwrap_or_default()))
+        Some((format!("line {line}, column {column}"), what))
     });
     match located {
-        // A regular expression is one line of a grammar, which nobody wrote.
-        Some((place, _)) if why.contains("(in regex)") => {
-            Error::Constraint { place: Some(place).filter(|_| !why.contains("(in regex)")), what: reason(&why) }
-        }
         Some((place, what)) => Error::Constraint { place: Some(place), what: reason(what) },
         None => Error::Constraint { place: None, what: reason(&why) },
+    }
+}
+
+/// The error of a regular expression: a line and a column are of a grammar that nobody wrote.
+pub(super) fn of_regex(why: String) -> Error {
+    match of_refusal(why) {
+        Error::Constraint { what, .. } => Error::Constraint { place: None, what },
+        other => other,
     }
 }
 
@@ -73,6 +77,7 @@ fn reason(why: &str) -> String {
         let what = what.rsplit_once("error: ").map_or("it does not parse", |(_, what)| what);
         return format!("not a regular expression: {}", what.lines().next().unwrap_or_default());
     }
+    let why = why.lines().next().unwrap_or_default(); // then comes what it is about, or a place
     if let Some(keys) = why.strip_prefix("Unimplemented keys: ") {
         let keys: Vec<String> = serde_json::from_str(keys).unwrap_or_default();
         let named: Vec<_> = keys.iter().map(|key| format!("`{key}`")).collect();

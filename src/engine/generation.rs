@@ -59,6 +59,8 @@ pub struct Timings {
     pub drafting: Duration,
     /// Time from the end of the prompt to the end of the text: decode steps, sampling and the sink.
     pub generation: Duration,
+    /// Time to find out which tokens may come next, where the text has to match something; a part of the above.
+    pub constraint: Duration,
 }
 
 impl Timings {

@@ -132,7 +132,7 @@ impl<'t> Generator<'t> {
 
     /// Shows what was held back, unless `stop` says that nothing may follow, and returns the whole. A stop string or a
     /// sink that closes in what was held back is the reason then.
-    pub fn finish(mut self, mut stop: StopReason, timings: Timings, sink: &mut Sink<'_>) -> Result<Generation> {
+    pub fn finish(mut self, mut stop: StopReason, mut timings: Timings, sink: &mut Sink<'_>) -> Result<Generation> {
         let mut held = String::new();
         match stop {
             StopReason::StopString | StopReason::BrokenPipe => {}
@@ -148,6 +148,7 @@ impl<'t> Generator<'t> {
         {
             stop = StopReason::Length;
         }
+        timings.constraint += self.matching.as_ref().map(Matching::spent).unwrap_or_default();
         let (ids, unread) = (self.ids().to_vec(), self.unread());
         Ok(Generation { text: self.shown, held, ids, unread, stop, timings })
     }

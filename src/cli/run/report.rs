@@ -18,6 +18,8 @@ pub struct Report<'a> {
     pub cached: Option<usize>,
     pub seed: u64,
     pub load: Duration,
+    /// Time to compile what the text has to match.
+    pub compile: Option<Duration>,
     pub generation: &'a Generation,
 }
 
@@ -40,6 +42,8 @@ impl Report<'_> {
             "speculation": speculation(t),
             "timings": {
                 "load_seconds": self.load.as_secs_f64(),
+                "compile_seconds": self.compile.map(|time| time.as_secs_f64()),
+                "constraint_seconds": self.compile.map(|_| t.constraint.as_secs_f64()),
                 "prompt_seconds": t.prompt.as_secs_f64(),
                 "prompt_tokens_per_second": t.prompt_rate(),
                 "generation_seconds": t.generation.as_secs_f64(),
@@ -71,6 +75,10 @@ impl Report<'_> {
         let t = &self.generation.timings;
         let mut parts = vec![format!("loaded in {:.0} ms", 1e3 * self.load.as_secs_f64())];
         parts.extend(self.cached.map(|tokens| format!("{} from the prompt cache", counted(tokens, "token"))));
+        parts.extend(self.compile.map(|time| {
+            let each = t.constraint.as_secs_f64() / t.generated_tokens.max(1) as f64;
+            format!("format compiled in {:.1} ms, {:.2} ms a token", 1e3 * time.as_secs_f64(), 1e3 * each)
+        }));
         parts.push(format!("stopped at {}", self.generation.stop.name().replace('_', " ")));
         if let Some(gpu) = session.gpu() {
             parts.push(format!("decode on {gpu}"));
