@@ -2,6 +2,7 @@
 //! `tests/fuzz.rs`, which replays what the fuzzers found worth keeping in `corpus/`.
 
 pub mod blocks;
+pub mod constraint;
 pub mod conversation;
 pub mod folder;
 pub mod gguf;
@@ -20,7 +21,7 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 9] = [
+pub const TARGETS: [Target; 10] = [
     Target { name: "gguf", run: gguf::read, seeds: gguf::seeds },
     Target { name: "config", run: folder::config, seeds: folder::config_seeds },
     Target { name: "import", run: folder::import, seeds: folder::import_seeds },
@@ -29,6 +30,7 @@ pub const TARGETS: [Target; 9] = [
     Target { name: "session", run: session::load, seeds: session::seeds },
     Target { name: "conversation", run: conversation::run, seeds: conversation::seeds },
     Target { name: "blocks", run: blocks::decode, seeds: blocks::seeds },
+    Target { name: "constraint", run: constraint::hold, seeds: constraint::seeds },
     Target { name: "run", run: model::run, seeds: model::seeds },
 ];
 

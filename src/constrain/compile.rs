@@ -1,7 +1,10 @@
 //! Compiling within limits of time and memory, whatever is asked for.
 
 use std::{
-    sync::{Arc, atomic::AtomicBool},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -57,12 +60,40 @@ pub(super) fn refusal(grammar: TopLevelGrammar) -> Option<Refusal> {
     }
 }
 
+/// What is compiled at the moment, by those that wait for it and those that gave up.
+static RUNNING: AtomicUsize = AtomicUsize::new(0);
+/// Compiled at once at most: what nobody waits for any more still takes time and memory, until it meets the limits.
+const AT_ONCE: usize = 8;
+
+/// Counts as running while it is there.
+struct Running;
+
+impl Running {
+    fn begin() -> Option<Self> {
+        let begun =
+            RUNNING.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| (count < AT_ONCE).then_some(count + 1));
+        begun.ok().map(|_| Self)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        RUNNING.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// Does `work` on a thread with room for recursion, and returns what it returns.
 pub(super) fn bounded<T: Send + 'static>(
     cancel: &AtomicBool,
     work: impl FnOnce() -> std::result::Result<T, Refusal> + Send + 'static,
 ) -> Result<std::result::Result<T, Refusal>> {
-    let done = threads::bounded(cancel, STACK, PATIENCE, move || foreign::call(work).unwrap_or_else(Err))?;
+    let running =
+        Running::begin().ok_or_else(|| Error::Request("too much is being compiled; try again later".into()))?;
+    let work = move || {
+        let _running = running;
+        foreign::call(work).unwrap_or_else(Err)
+    };
+    let done = threads::bounded(cancel, STACK, PATIENCE, work)?;
     let slow = || Error::Constraint { place: None, what: "it takes too long to compile; simplify it".into() };
     done.ok_or_else(slow)
 }
