@@ -1,5 +1,14 @@
-//! Texts that have to match something.
+//! Texts that have to match something: through the library, and as the program makes them.
 
+mod common;
+
+use std::{
+    fs,
+    io::Write,
+    process::{Command, Output, Stdio},
+};
+
+use common::{fails, hymba, text};
 use hymba::{
     Constraint, Error, Generation, Model, Request, Sampler, SamplingParams, Session, SessionOptions, Shape, StopReason,
     Tokenizer, Vocabulary, generate,
@@ -177,4 +186,130 @@ fn what_cannot_be_enforced_is_refused_by_its_place() {
     assert_eq!(said(optional), "at #/properties/x: `if` cannot be enforced");
     let lenient = json!({"x-guidance": {"lenient": true}, "not": {}});
     assert_eq!(said(lenient), "at #: `not` cannot be enforced");
+}
+
+/// Runs to its end with this exit code; returns standard output and standard error.
+#[track_caller]
+fn ends(command: &mut Command, code: i32) -> (String, String) {
+    let Output { status, stdout, stderr } = command.output().unwrap();
+    let (stdout, stderr) = (text(&stdout), text(&stderr));
+    assert_eq!(status.code(), Some(code), "{stdout}{stderr}");
+    (stdout, stderr)
+}
+
+const PERSON: &str = r#"{"type": "object", "properties": {"name": {"type": "string", "maxLength": 9},
+    "age": {"type": "integer", "minimum": 1, "maximum": 99}}, "required": ["name", "age"], "additionalProperties": false}"#;
+
+fn is_person(said: &str) -> bool {
+    let person: Value = serde_json::from_str(said).unwrap_or_else(|e| panic!("{said}: {e}"));
+    person["name"].is_string() && (1..=99).contains(&person["age"].as_u64().unwrap())
+}
+
+#[test]
+fn run_holds_the_text_to_flags() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let run = |flags: &[&str]| {
+        let args =
+            ["run", "-q", "--no-display-prompt", "--temp", "1.2", "--seed", "1", "--repeat-penalty", "3", "Lily is"];
+        ends(hymba(args).args(flags), 0).0
+    };
+    assert!(is_person(&run(&["--json-schema", PERSON])));
+    assert!(is_person(&run(&["--json-schema", &file("person.json", PERSON)])));
+    assert!(run(&["--regex", "^-[ab]{3}$"]).starts_with('-'));
+    let said = run(&[
+        "--grammar",
+        &file("list.gbnf", "root ::= item+ # two lines or three\nitem ::= \"* \" [a-z]{1,5} \"\\n\"\n"),
+    ]);
+    assert!(said.lines().all(|line| line.starts_with("* ")) && said.ends_with('\n'), "{said}");
+    let nested = run(&["--grammar", &file("nested.gbnf", "root ::= \"(\" (root | [a-c]) \")\""), "-n", "90"]);
+    assert_eq!(nested.matches('(').count(), nested.matches(')').count(), "{nested}");
+    let said = run(&["--grammar", &file("g.lark", "start: WORD \", \" WORD\nWORD: /[A-Z][a-z]{1,4}/")]);
+    assert!(said.split(", ").count() == 2, "{said}");
+    let object = ends(
+        &mut hymba(["run", "--json", "-q", "--seed", "4", "--temp", "0", "--json-object", "-n", "300", "Lily is"]),
+        0,
+    )
+    .0;
+    let object: Value = serde_json::from_str(&object).unwrap();
+    assert!(serde_json::from_str::<Value>(object["text"].as_str().unwrap()).unwrap().is_object());
+}
+
+#[test]
+fn a_cut_text_has_an_exit_code_of_its_own() {
+    let cut = |flags: &[&str]| ends(hymba(["run", "--json", "--regex", "[a-z]{200}", "Once"]).args(flags), 3);
+    let (said, _) = cut(&["-n", "5"]);
+    assert_eq!(serde_json::from_str::<Value>(&said).unwrap()["stop_reason"], "length");
+    let (said, _) = cut(&["-c", "20"]);
+    assert_eq!(serde_json::from_str::<Value>(&said).unwrap()["stop_reason"], "length");
+    let (_, told) = ends(&mut hymba(["run", "--regex", "[a-z]{200}", "-n", "5", "Once"]), 3);
+    assert!(told.contains("incomplete: it was cut after 5 tokens"), "{told}");
+    let stopped = ["run", "--json", "--regex", "[a-z]{200}", "--stop", "e", "Once"];
+    let said: Value = serde_json::from_str(&ends(&mut hymba(stopped), 0).0).unwrap();
+    assert_eq!(said["stop_reason"], "stop_string", "what the user asked for is no failure");
+}
+
+#[test]
+fn what_is_refused_is_refused_before_a_token() {
+    let refused = |flags: &[&str], says: &[&str]| fails(hymba(["run", "-q", "Once"]).args(flags), 2, says);
+    refused(&["--json-schema", r#"{"properties": {"a": {"not": {}}}}"#], &["--json-schema: at #/properties/a: `not`"]);
+    refused(&["--regex", "a("], &["--regex: not a regular expression: unclosed group"]);
+    refused(&["--regex", "a", "--json-object"], &["cannot be used with"]);
+    fails(&mut hymba(["run", "-q", "--json-schema", "none.json", "Once"]), 1, &["none.json"]);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("g");
+    for (grammar, says) in [
+        ("root ::= \"a\" |\n  b", "at line 2: there is no rule `b`"),
+        ("start: \"a\"\n  | b", "at line 1, column 8: unknown name"),
+    ] {
+        fs::write(&path, grammar).unwrap();
+        refused(&["--grammar", path.to_str().unwrap()], &["--grammar ", says]);
+    }
+}
+
+#[test]
+fn a_chat_changes_its_format() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("person.json");
+    fs::write(&path, PERSON).unwrap();
+    let path = path.to_str().unwrap();
+    let chat = |flags: &[&str], lines: &str| {
+        let mut child = hymba(["chat", "-q", "--seed", "2", "-n", "60"])
+            .args(flags)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
+        let Output { status, stdout, stderr } = child.wait_with_output().unwrap();
+        (status.code(), text(&stdout), text(&stderr))
+    };
+    let lines = format!("Who is there?\n/format {path}\n/regen\nAnd who else?\n/format off\n/regen\n");
+    let (code, said, told) = chat(&["--commands"], &lines);
+    assert_eq!(code, Some(0), "{told}");
+    let said: Vec<_> = said.lines().filter(|line| !line.is_empty()).collect();
+    assert!(is_person(said[1]) && is_person(said[2]) && !said[3].starts_with('{'), "{said:?}");
+    let (code, said, _) = chat(&["--json-schema", path], "Who is there?\nAnd?\n");
+    assert!(code == Some(0) && said.lines().filter(|line| !line.is_empty()).all(is_person), "{said}");
+    let (code, _, told) = chat(&["--regex", "[a-z]{200}"], "Hello\n");
+    assert_eq!(code, Some(3), "{told}");
+    let (code, _, told) = chat(&["--commands"], "/format none.json\nHello\n");
+    assert!(code == Some(1) && told.contains("none.json"), "{code:?} {told}");
+}
+
+#[test]
+fn a_session_goes_on_within_its_format() {
+    let folder = tempfile::tempdir().unwrap();
+    let session = folder.path().join("s").to_str().unwrap().to_owned();
+    let run = |prompt: &[&str]| {
+        let args = ["run", "-q", "--no-display-prompt", "--temp", "0", "--session", &session, "--json-schema", PERSON];
+        ends(hymba(args).args(prompt), 0).0
+    };
+    assert!(is_person(&run(&["Lily is"])));
+    assert!(is_person(&run(&[" and Tom is"])), "each text is one of its own");
 }
