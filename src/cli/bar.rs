@@ -23,6 +23,11 @@ impl Bar {
         Self::new("processing {bar:20} {pos} of {len} tokens", on)
     }
 
+    /// Returns a bar for prompts being answered.
+    pub fn prompts(on: bool) -> Self {
+        Self::new("{bar:20} {pos} of {len} prompts {eta}", on)
+    }
+
     /// Returns a bar for a file being loaded.
     pub fn bytes(on: bool) -> Self {
         Self::new("loading the model {bar:20} {percent} % of {decimal_total_bytes}", on)

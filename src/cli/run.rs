@@ -1,5 +1,6 @@
 //! `hymba run`: generate text from a prompt.
 
+mod batch;
 mod output;
 mod report;
 mod stored;
@@ -26,7 +27,7 @@ use super::{
 use clap::builder::NonEmptyStringValueParser;
 use hymba::{
     Error,
-    constrain::Constraint,
+    constrain::{Constraint, Shape},
     engine::{
         Model, Timeline,
         generate::{Generation, Request, StopReason, Timings, generate_with},
@@ -55,6 +56,7 @@ Examples:
   hymba run --json --seed 7 -f prompt.txt | jq -r .text
   hymba run --session story.session -n 100 \"Once upon a time\"
   hymba run --session story.session -n 100
+  hymba run --batch prompts.jsonl -o answers.jsonl --parallel 8
   hymba run --chat --json-schema person.json \"Tell me about a girl.\"")]
 pub struct Args {
     #[command(flatten)]
@@ -96,6 +98,8 @@ pub struct Args {
     #[arg(short, long, conflicts_with = "quiet")]
     verbose: bool,
     #[command(flatten)]
+    batch: batch::BatchArgs,
+    #[command(flatten)]
     constraint: ConstraintArgs,
     #[command(flatten)]
     stored: stored::StoredArgs,
@@ -121,6 +125,9 @@ pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
     StopMatcher::new(&stops).map_err(|e| Usage(format!("--stop: {e}")))?;
     args.stored.check()?;
     let shape = args.constraint.shape(cancel)?;
+    if args.batch.batch.is_some() {
+        return run_batch(args, stops, shape, cancel);
+    }
     let text = args.prompt.read(cancel, args.stored.existing_session().is_none(), &args.escape)?;
 
     let start = Instant::now();
@@ -140,6 +147,20 @@ pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
     let prompt = run.read_prompt(text, chat)?;
     let done = run.generate(&prompt, &stops, constraint.as_deref())?;
     run.report(load, compile, &prompt, &done)
+}
+
+/// Continues the prompts of a file.
+fn run_batch(
+    args: &Args,
+    stops: Vec<String>,
+    shape: Option<(String, Shape)>,
+    cancel: &Arc<AtomicBool>,
+) -> anyhow::Result<()> {
+    let model = args.model.open(args.quiet, cancel)?;
+    let tokenizer = model.tokenizer_until(cancel)?;
+    let compile = |(name, shape): (String, _)| constraint::compile(&name, &shape, &tokenizer, cancel);
+    let constraint = shape.map(compile).transpose()?;
+    batch::run(args, model, tokenizer, batch::Defaults { stops, constraint }, cancel)
 }
 
 /// The prompt as rendered by the chat template.

@@ -1,0 +1,157 @@
+//! The file of answers: a JSON object a line, in the order of the prompts. What is there stays, so that an interrupted run
+//! can be taken up.
+
+use std::{
+    fs::{File, OpenOptions, TryLockError},
+    io::{BufRead, BufReader, Write},
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail};
+use serde::{Deserialize, de::IgnoredAny};
+use serde_json::Value;
+
+use crate::cli::json::JSON_VERSION;
+
+/// How long a line may be on its way to the disk: what a power failure takes.
+const UNSYNCED: Duration = Duration::from_secs(1);
+
+/// An answer that is there.
+#[derive(Deserialize)]
+pub struct Answered {
+    /// The number of the prompt's line.
+    pub line: usize,
+    /// The hash of that line.
+    pub input_hash: String,
+    error: Option<IgnoredAny>,
+}
+
+impl Answered {
+    pub fn is_error(&self) -> bool {
+        self.error.is_some()
+    }
+}
+
+/// The file, to which whole lines are added.
+pub struct Answers {
+    file: File,
+    path: PathBuf,
+    synced: Instant,
+}
+
+impl Answers {
+    /// Opens the file at `path`, or makes it, and returns the answers that it holds. The beginning of a line that was cut off
+    /// is taken away. A file that holds anything else is refused.
+    pub fn open(path: &Path) -> anyhow::Result<(Self, Vec<Answered>)> {
+        let name = path.display();
+        let mut options = OpenOptions::new();
+        options.read(true).append(true).create(true);
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        let file = options.open(path).with_context(|| format!("cannot write {name}"))?;
+        if !file.metadata().with_context(|| format!("cannot read {name}"))?.is_file() {
+            bail!("{name} is not a file; name one for the answers");
+        }
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => bail!("{name}: another process writes answers to it; wait for it"),
+            Err(TryLockError::Error(_)) | Ok(()) => {} // some file systems have no locks
+        }
+        let mut answers = Self { file, path: path.into(), synced: Instant::now() };
+        let found = answers.read()?;
+        Ok((answers, found))
+    }
+
+    fn read(&mut self) -> anyhow::Result<Vec<Answered>> {
+        let name = self.path.display();
+        let (mut found, mut whole) = (Vec::new(), 0);
+        let mut lines = BufReader::new(&self.file);
+        loop {
+            let mut line = Vec::new();
+            let bytes = lines.read_until(b'\n', &mut line).with_context(|| format!("cannot read {name}"))?;
+            let number = found.len() + 1;
+            let foreign = || format!("{name}: line {number} is no answer of `run --batch`; name another file");
+            if line.ends_with(b"\n") {
+                found.push(serde_json::from_slice(&line).with_context(foreign)?);
+                whole += bytes as u64;
+                continue;
+            }
+            // As every line begins; less than that may have been written.
+            let start = format!("{{\"version\":{JSON_VERSION},\"line\":");
+            let common = bytes.min(start.len());
+            if line[..common] != start.as_bytes()[..common] {
+                bail!(foreign());
+            }
+            if bytes > 0 {
+                self.file.set_len(whole).with_context(|| format!("cannot write {name}"))?;
+            }
+            return Ok(found);
+        }
+    }
+
+    /// Adds an answer.
+    pub fn add(&mut self, answer: &Value) -> anyhow::Result<()> {
+        let line = format!("{answer}\n");
+        let mut written = self.file.write_all(line.as_bytes());
+        if self.synced.elapsed() > UNSYNCED {
+            written = written.and_then(|()| self.sync());
+        }
+        written.with_context(|| format!("cannot write {}", self.path.display()))
+    }
+
+    /// Waits until everything is on the disk.
+    pub fn finish(mut self) -> anyhow::Result<()> {
+        self.sync().with_context(|| format!("cannot write {}", self.path.display()))
+    }
+
+    fn sync(&mut self) -> std::io::Result<()> {
+        self.file.sync_data()?;
+        self.synced = Instant::now();
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use serde_json::json;
+
+    use super::*;
+
+    fn answer(line: usize) -> Value {
+        json!({ "version": JSON_VERSION, "line": line, "text": "a\nb", "input_hash": "0" })
+    }
+
+    #[test]
+    fn a_line_that_was_cut_off_is_written_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("out");
+        let (mut answers, found) = Answers::open(&path).unwrap();
+        assert!(found.is_empty() && Answers::open(&path).is_err_and(|e| e.to_string().contains("another process")));
+        (1..=3).for_each(|line| answers.add(&answer(line)).unwrap());
+        answers.finish().unwrap();
+        let whole = fs::read(&path).unwrap();
+        for cut in 0..=whole.len() {
+            fs::write(&path, &whole[..cut]).unwrap();
+            let (mut answers, found) = Answers::open(&path).unwrap();
+            let numbers: Vec<_> = found.iter().map(|found| found.line).collect();
+            assert_eq!(numbers, (1..=3).take(numbers.len()).collect::<Vec<_>>());
+            (numbers.len() + 1..=3).for_each(|line| answers.add(&answer(line)).unwrap());
+            assert!(fs::read(&path).unwrap() == whole, "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn another_file_stays_as_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("out");
+        for other in ["a text", "{}\n", "GGUF", "{\"version\":1,\"prompt\":\"a\"}", "\n", "{\"line\":1}\n"] {
+            fs::write(&path, other).unwrap();
+            let said = Answers::open(&path).err().unwrap().to_string();
+            assert!(said.contains("line 1 is no answer of `run --batch`"), "{other}: {said}");
+            assert_eq!(fs::read_to_string(&path).unwrap(), other);
+        }
+        assert!(Answers::open(folder.path()).is_err());
+    }
+}
