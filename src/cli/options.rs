@@ -138,7 +138,7 @@ pub fn beyond_training(model: &Model, tokens: usize) -> Option<String> {
 }
 
 /// Sampling flags. Precedence: flags, the model file, llama.cpp's defaults.
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Sampling (the model file may override these defaults)")]
 pub struct SamplingArgs {
     /// Temperature; 0: greedy decoding [default: 0.8]

@@ -160,7 +160,17 @@ fn run_batch(
     let tokenizer = model.tokenizer_until(cancel)?;
     let compile = |(name, shape): (String, _)| constraint::compile(&name, &shape, &tokenizer, cancel);
     let constraint = shape.map(compile).transpose()?;
-    batch::run(args, model, tokenizer, batch::Defaults { stops, constraint }, cancel)
+    let defaults = batch::Defaults {
+        chat: args.chat,
+        system: args.system.as_ref().map(|text| args.escape.text("--system", text)).transpose()?,
+        limit: args.predict.and_then(|Limit(limit)| limit),
+        stops,
+        ignore_eos: args.ignore_eos,
+        sampling: args.sampling.clone(),
+        constraint,
+        quiet: args.quiet,
+    };
+    batch::run(&args.batch, (model, tokenizer), args.session.options(), defaults, cancel)
 }
 
 /// The prompt as rendered by the chat template.

@@ -2,6 +2,7 @@
 //! and each text is the one that it would be alone.
 
 mod answers;
+mod preparation;
 mod prompts;
 
 use std::{
@@ -18,28 +19,27 @@ use std::{
 use anyhow::{Context, anyhow, bail, ensure};
 use hymba::{
     Error,
-    constrain::Constraint,
     engine::{
-        Model,
+        Model, SessionOptions,
         generate::StopReason,
-        scheduler::{Event, Events, Job, Scheduler, SchedulerOptions, Taken, Usage as Took},
+        scheduler::{Event, Events, Scheduler, SchedulerOptions, Taken, Usage as Took},
     },
-    sample::{SamplingParams, Setting},
-    text::{Message, Role, StopMatcher, Template, Tokenizer},
+    text::Tokenizer,
 };
 use serde_json::{Value, json};
 
-use super::Args;
 use crate::cli::{
     bar::Bar,
     hints::Place,
     json::JSON_VERSION,
-    options::{Limit, beyond_training, count},
+    options::{beyond_training, count},
     terminal,
     usage::{Reported, Usage, output_file},
     wording::{counted, rate},
 };
 use answers::{Answered, Answers};
+pub use preparation::Defaults;
+use preparation::Preparation;
 use prompts::{Line, Lines, Request};
 
 /// Flags for many prompts.
@@ -61,12 +61,6 @@ pub struct BatchArgs {
 
 /// Prompts that are prepared or held for their turn, for each that is at work: one that takes long does not keep the others.
 const AHEAD: usize = 16;
-
-/// What the flags say for every prompt.
-pub struct Defaults {
-    pub stops: Vec<String>,
-    pub constraint: Option<Arc<Constraint>>,
-}
 
 /// What became of a prompt.
 type Outcome = Result<Done, String>;
@@ -106,15 +100,15 @@ impl Events for Collector {
     }
 }
 
-/// Answers every line of the file `input`.
+/// Answers the prompts of the file that `flags` name.
 pub fn run(
-    args: &Args,
-    model: Model,
-    tokenizer: Tokenizer,
+    flags: &BatchArgs,
+    (model, tokenizer): (Model, Tokenizer),
+    options: SessionOptions,
     defaults: Defaults,
     cancel: &Arc<AtomicBool>,
 ) -> anyhow::Result<()> {
-    let (Some(input), Some(output)) = (&args.batch.batch, &args.batch.output) else {
+    let (Some(input), Some(output)) = (&flags.batch, &flags.output) else {
         return Err(Usage("--batch: name a file for the answers with -o".into()).into());
     };
     output_file("--output", output)?;
@@ -127,28 +121,28 @@ pub fn run(
         lines.next().with_context(cannot)?;
     }
 
-    let options = args.session.options();
+    let quiet = defaults.quiet;
     model.read_meta_tokens(options.threads, cancel)?;
     let (model, tokenizer) = (Arc::new(model), Arc::new(tokenizer));
-    let slots = args.batch.parallel.unwrap_or(4).min((total - answered.len()).max(1));
+    let slots = flags.parallel.unwrap_or(4).min((total - answered.len()).max(1));
     let options = SchedulerOptions { session: options, slots, queue: 2 * slots, ..SchedulerOptions::default() };
     let scheduler = Scheduler::start(model.clone(), tokenizer.clone(), &options)?;
-    if !args.quiet {
+    if !quiet {
         scheduler.fallback().into_iter().for_each(terminal::warn);
         beyond_training(&model, scheduler.context()).iter().for_each(|warning| terminal::warn(warning));
     }
-    let preparation = Preparation::new(args, &model, &tokenizer, &scheduler, defaults)?;
+    let preparation = Preparation::new(&model, &tokenizer, scheduler.context(), defaults)?;
     let failed = answered.iter().filter(|answer| answer.is_error()).count();
     let mut batch = Batch { preparation, answers, total, written: answered.len(), failed, generated: 0 };
     let start = Instant::now();
-    batch.run(&mut lines, &scheduler, slots, cancel, !args.quiet).map_err(|e| match e.downcast_ref() {
+    batch.run(&mut lines, &scheduler, slots, cancel, !quiet).map_err(|e| match e.downcast_ref() {
         Some(Error::Cancelled) => e,
         _ => e.context(format!("{} stays as far as it is written; the same command goes on", output.display())),
     })?;
     let Batch { answers, written, failed, generated, .. } = batch;
     answers.finish()?;
     scheduler.drain();
-    if !args.quiet {
+    if !quiet {
         let mut parts = vec![format!("{} answered", counted(written, "prompt"))];
         if !answered.is_empty() {
             parts.push(format!("{} before", answered.len()));
@@ -182,141 +176,9 @@ fn check_answered(lines: &mut Lines, answered: &[Answered], cancel: &AtomicBool)
     Ok(total)
 }
 
-/// Makes jobs of lines.
-struct Preparation<'a> {
-    args: &'a Args,
-    tokenizer: Arc<Tokenizer>,
-    template: Option<Template>,
-    /// Strings by which the model begins another turn.
-    template_stops: Vec<String>,
-    system: Option<String>,
-    sampling: SamplingParams,
-    defaults: Defaults,
-    context: usize,
-    cancel: Arc<AtomicBool>,
-}
-
-impl<'a> Preparation<'a> {
-    fn new(
-        args: &'a Args,
-        model: &Model,
-        tokenizer: &Arc<Tokenizer>,
-        scheduler: &Scheduler,
-        defaults: Defaults,
-    ) -> anyhow::Result<Self> {
-        let template = model.chat_template(tokenizer)?;
-        if args.chat && template.is_none() {
-            return Err(Usage("--chat: the model has no chat template; leave it out".into()).into());
-        }
-        Ok(Self {
-            args,
-            tokenizer: tokenizer.clone(),
-            template_stops: template.as_ref().map(Template::stops).transpose()?.unwrap_or_default(),
-            template,
-            system: args.system.as_ref().map(|text| args.escape.text("--system", text)).transpose()?,
-            sampling: args.sampling.of_model(model, args.quiet)?,
-            defaults,
-            context: scheduler.context(),
-            cancel: Arc::default(),
-        })
-    }
-
-    /// Returns the job that a line asks for.
-    fn job(&self, request: Request, events: Collector) -> anyhow::Result<Job> {
-        let (prompt, template_stops) = self.prompt(&request)?;
-        let Request { max_tokens, stop, ignore_eos, seed, frequency_penalty, presence_penalty, logit_bias, .. } =
-            &request;
-        let limit = match (max_tokens, self.args.predict) {
-            (Some(most), _) => usize::try_from(*most).ok(),
-            (None, predict) => predict.and_then(|Limit(limit)| limit),
-        };
-        let mut bias: Vec<(u32, f32)> = logit_bias.iter().map(|(&id, &bias)| (id, bias)).collect();
-        if ignore_eos.unwrap_or(self.args.ignore_eos) {
-            bias.extend(self.tokenizer.ends().iter().map(|&end| (end, f32::NEG_INFINITY)));
-        }
-        let seed = seed.map_or_else(|| self.args.sampling.seed(), Ok)?;
-        let (frequency, presence) = (frequency_penalty.unwrap_or_default(), presence_penalty.unwrap_or_default());
-        let sampling = self.sampling(&request)?;
-        let own = match stop {
-            Some(_) => request.stop.map(|stop| stop.into_list()).unwrap_or_default(),
-            None => self.defaults.stops.clone(),
-        };
-        let stops = [&*own, template_stops].concat();
-        StopMatcher::new(&stops)?;
-        Ok(Job {
-            limit,
-            stops,
-            sampling,
-            seed,
-            bias,
-            frequency_penalty: frequency,
-            presence_penalty: presence,
-            matching: self.defaults.constraint.as_ref().map(|constraint| constraint.begin()),
-            cancel: self.cancel.clone(),
-            ..Job::new(prompt, Box::new(events))
-        })
-    }
-
-    /// Returns the ids of a prompt, and the strings by which its chat template ends a reply.
-    fn prompt(&self, request: &Request) -> anyhow::Result<(Vec<u32>, &[String])> {
-        let given: Vec<Message<'_>>;
-        match (&request.prompt, &request.messages) {
-            (Some(text), _) if !self.args.chat => {
-                ensure!(request.system.is_none(), "`system` needs `messages`, or --chat");
-                return Ok((self.encode(text, true)?, &[]));
-            }
-            (Some(text), _) => given = vec![Message::new(Role::User, text)],
-            (None, messages) => given = messages.iter().flatten().map(prompts::Said::message).collect(),
-        }
-        let Some(template) = &self.template else {
-            bail!("`messages` need a chat template, and the model has none; give a `prompt`")
-        };
-        let begins_with_system = given.first().is_some_and(|message| message.role == Role::System);
-        let system = request.system.as_ref().or(self.system.as_ref().filter(|_| !begins_with_system));
-        ensure!(
-            !(begins_with_system && system.is_some()),
-            "give the system message once: as `system` or in `messages`"
-        );
-        let system = system.map(|text| Message::new(Role::System, text));
-        let messages: Vec<_> = system.into_iter().chain(given).collect();
-        Ok((self.encode(&template.render(&messages, true)?, false)?, &self.template_stops))
-    }
-
-    fn encode(&self, text: &str, with_bos: bool) -> hymba::Result<Vec<u32>> {
-        hymba::limits::check_prompt(text, "the prompt")?;
-        let context = self.context;
-        let full = |needed| Error::ContextFull { needed, free: context, context };
-        // Before the text takes memory many times its length.
-        let least = self.tokenizer.least_tokens(text);
-        if least > context {
-            return Err(full(least));
-        }
-        let ids = self.tokenizer.encode(text, with_bos)?;
-        if ids.len() > context { Err(full(ids.len())) } else { Ok(ids) }
-    }
-
-    fn sampling(&self, request: &Request) -> anyhow::Result<SamplingParams> {
-        let mut params = self.sampling.clone();
-        let own = [
-            ("temperature", request.temperature),
-            ("top_k", request.top_k),
-            ("top_p", request.top_p),
-            ("min_p", request.min_p),
-            ("repeat_penalty", request.repeat_penalty),
-            ("repeat_last_n", request.repeat_last_n),
-        ];
-        for (setting, (name, value)) in Setting::ALL.into_iter().zip(own) {
-            if let Some(value) = value {
-                params.set(setting, value).map_err(|why| anyhow!("`{name}` {value}: the value {why}"))?;
-            }
-        }
-        Ok(params)
-    }
-}
-
 /// Prompts on their way.
-struct Batch<'a> {
-    preparation: Preparation<'a>,
+struct Batch {
+    preparation: Preparation,
     answers: Answers,
     total: usize,
     /// Answers in the file.
@@ -335,7 +197,7 @@ struct Pending {
     outcome: Option<Outcome>,
 }
 
-impl Batch<'_> {
+impl Batch {
     /// Answers the rest of `lines`.
     fn run(
         &mut self,
@@ -399,7 +261,7 @@ impl Batch<'_> {
             Err(why) => (None, Err(anyhow!("{why}"))),
         };
         let mut pending = Pending { number: line.number, hash: line.hash(), id, seed: 0, outcome: None };
-        match request.and_then(|request| self.preparation.job(request, collector)) {
+        match request.and_then(|request| self.preparation.job(request, Box::new(collector))) {
             Ok(job) => {
                 pending.seed = job.seed;
                 scheduler.submit(job).map_err(|why| anyhow!("the queue refused a prompt: {why:?}"))?;
