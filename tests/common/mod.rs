@@ -1,6 +1,8 @@
 //! What the tests of the binary share.
 #![allow(dead_code, unused_imports, reason = "each test file uses a part of it")]
 
+#[cfg(feature = "serve")]
+pub mod http;
 mod runner;
 
 use std::{

@@ -1,0 +1,360 @@
+//! `hymba serve` by its sockets: what clients send that is right, wrong, slow, or hostile.
+#![cfg(feature = "serve")]
+
+mod common;
+
+use std::{
+    io::{BufRead, BufReader, Read, Write},
+    thread,
+    time::Duration,
+};
+
+use common::{
+    fails,
+    http::{Server, events, read_answer, request},
+    hymba, succeeds,
+};
+use serde_json::{Value, json};
+
+const CHAT: &str = "/v1/chat/completions";
+const TEXT: &str = "/v1/completions";
+
+fn hello() -> Value {
+    json!([{ "role": "user", "content": "Hello! Who are you?" }])
+}
+
+/// A request that takes as long as the context lasts.
+fn long() -> Value {
+    json!({ "prompt": "Once upon a time", "max_tokens": 100_000, "logit_bias": { "2": -100 }, "temperature": 2.0, "stream": true })
+}
+
+#[test]
+fn a_text_is_the_one_that_run_writes() {
+    let server = Server::start(&[]);
+    let model = common::demo_of_any_depth();
+    let args = ["run", "-m", &model, "-q", "--no-display-prompt", "-n", "24", "--seed", "5", "--temp", "0.9"];
+    let alone = succeeds(hymba(args).arg("Once upon a time"));
+    let body = json!({ "prompt": "Once upon a time", "max_tokens": 24, "seed": 5, "temperature": 0.9 });
+    let answer = server.post(TEXT, &body);
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert_eq!(answer.json()["choices"][0]["text"], alone.trim_end_matches('\n'));
+
+    // In company too, and as a stream.
+    let others: Vec<_> = (0..3).map(|_| server.begin(TEXT, &long())).collect();
+    let mut streamed = body.clone();
+    streamed["stream"] = true.into();
+    let chunks = events(&server.post(TEXT, &streamed));
+    let text: String = chunks.iter().map(|chunk| chunk["choices"][0]["text"].as_str().unwrap()).collect();
+    assert_eq!(text, alone.trim_end_matches('\n'));
+    assert_eq!(chunks.last().unwrap()["choices"][0]["finish_reason"], "length");
+    drop(others);
+}
+
+#[test]
+fn what_a_request_can_not_have_is_named() {
+    let server = Server::start(&[]);
+    for (path, body, param, code) in [
+        (CHAT, json!({ "messages": hello(), "no_such": 1 }), "no_such", "unknown_parameter"),
+        (CHAT, json!({ "messages": hello(), "store": true }), "store", "unsupported_parameter"),
+        (CHAT, json!({ "messages": [{ "role": "user" }] }), "messages[0].content", "invalid_value"),
+        (CHAT, json!({ "messages": hello(), "max_tokens": 1.5 }), "max_tokens", "invalid_value"),
+        (
+            CHAT,
+            json!({ "messages": hello(), "stream_options": { "include_usage": true } }),
+            "stream_options",
+            "invalid_value",
+        ),
+        (
+            CHAT,
+            json!({ "messages": hello(), "response_format": { "type": "json_schema", "json_schema": { "name": "a",
+            "schema": { "type": "objekt" } } } }),
+            "response_format",
+            "",
+        ),
+        (TEXT, json!({ "prompt": "a", "echo": "yes" }), "echo", "invalid_value"),
+        (TEXT, json!({ "prompt": [[1, 2], ["a"]] }), "prompt[1]", "invalid_value"),
+        (TEXT, json!({ "prompt": "a", "top_p": 7 }), "top_p", "invalid_value"),
+        (TEXT, json!({}), "prompt", "invalid_value"),
+        ("/tokenize", json!({ "content": "a", "b": 1 }), "b", "unknown_parameter"),
+        ("/detokenize", json!({ "tokens": [-1] }), "tokens[0]", "invalid_value"),
+    ] {
+        let answer = server.post(path, &body);
+        assert_eq!(answer.status, 400, "{body}: {answer:?}");
+        let (said, said_code, message) = answer.error();
+        assert_eq!((&*said, code.is_empty() || code == said_code), (param, true), "{body}: {answer:?}");
+        assert!(message.contains(param), "{message}");
+    }
+    let words = "word ".repeat(30_000);
+    let answer = server.post(CHAT, &json!({ "messages": [{ "role": "user", "content": words }] }));
+    let (_, code, message) = answer.error();
+    assert_eq!((answer.status, &*code), (400, "context_length_exceeded"), "{message}");
+    assert!(message.contains("1024 tokens"), "{message}");
+    let answer = server.post(CHAT, &json!({ "messages": hello(), "model": "gpt-4o" }));
+    assert_eq!((answer.status, answer.error().1.as_str()), (404, "model_not_found"));
+    assert_eq!(server.get("/v1/nothing", &[]).error().1, "unknown_path");
+    assert_eq!(server.get(CHAT, &[]).status, 405);
+}
+
+#[test]
+fn bytes_that_are_no_request_do_no_harm() {
+    let server = Server::start(&[]);
+    let json = [("Content-Type", "application/json")];
+    for (body, says) in [
+        ("{\"messages\": [", "not JSON"),
+        ("[]", "must be a JSON object"),
+        ("", "not JSON"),
+        (&*"[".repeat(100_000), "recursion limit"),
+    ] {
+        let answer = server.raw(request("POST", CHAT, &json, body).as_bytes());
+        assert_eq!(answer.status, 400);
+        assert!(answer.error().2.contains(says), "{answer:?}");
+    }
+    let mut wrong = request("POST", CHAT, &json, "{\"messages\": \"??\"}").into_bytes();
+    let end = wrong.len();
+    wrong[end - 4..end - 2].copy_from_slice(&[0xC3, 0x28]);
+    let answer = server.raw(&wrong);
+    assert!(answer.status == 400 && answer.error().2.contains("not UTF-8 from byte"), "{answer:?}");
+
+    assert_eq!(server.raw(b"hello\r\n\r\n").status, 400);
+    let many: Vec<_> = (0..500).map(|i| format!("x-{i}")).collect();
+    let many: Vec<_> = many.iter().map(|name| (&**name, "a")).collect();
+    assert_eq!(server.get("/health", &many).status, 431);
+    assert_eq!(server.get("/health", &[("x", &"a".repeat(100_000))]).status, 431);
+
+    // A gigabyte is not taken, whether its length is told or not.
+    let head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n";
+    let told = server.raw(format!("{head}Content-Length: 1073741824\r\n\r\n{{").as_bytes());
+    assert_eq!((told.status, told.error().1.as_str()), (413, "body_too_large"));
+    let mut stream = server.connect();
+    stream.write_all(format!("{head}Transfer-Encoding: chunked\r\n\r\n").as_bytes()).unwrap();
+    let part = format!("100000\r\n{}\r\n", " ".repeat(1 << 20));
+    for _ in 0..1024 {
+        if stream.write_all(part.as_bytes()).is_err() {
+            break;
+        }
+    }
+    let answer = read_answer(stream);
+    assert_eq!((answer.status, answer.error().1.as_str()), (413, "body_too_large"));
+    #[cfg(target_os = "linux")]
+    assert!(server.peak_memory() < 700 << 20, "{}", server.peak_memory());
+    assert_eq!(server.get("/health", &[]).status, 200);
+}
+
+#[test]
+fn a_client_that_leaves_ends_its_text() {
+    let server = Server::start(&["--parallel", "2"]);
+    for stream in [true, false] {
+        let mut body = long();
+        body["stream"] = stream.into();
+        let client = server.begin(TEXT, &body);
+        server.wait_for("texts_running", |running| running == 1.0);
+        drop(client);
+        // Within 0.2 s by design; a machine under load may take some times as long.
+        let took = server.wait_for("texts_running", |running| running == 0.0);
+        assert!(took < Duration::from_secs(3), "{took:?}");
+    }
+    assert_eq!(server.metric("texts_total{outcome=\"cancelled\"}"), 2.0);
+    assert_eq!(server.post(TEXT, &json!({ "prompt": "a", "max_tokens": 1 })).status, 200);
+}
+
+#[test]
+fn a_full_queue_says_when_to_come_again() {
+    let server = Server::start(&["--parallel", "1", "--queue", "1"]);
+    let _running = server.begin(TEXT, &long());
+    server.wait_for("texts_running", |running| running == 1.0);
+    let _queued = server.begin(TEXT, &long());
+    server.wait_for("texts_queued", |queued| queued == 1.0);
+    let answer = server.post(TEXT, &json!({ "prompt": "a" }));
+    assert_eq!((answer.status, answer.error().1.as_str()), (429, "queue_full"));
+    assert!(answer.header("retry-after").unwrap().parse::<u32>().unwrap() >= 1);
+}
+
+#[test]
+fn a_client_that_reads_nothing_holds_nobody_up() {
+    let server = Server::start(&["--parallel", "1"]);
+    let mut slow = long();
+    slow["logprobs"] = 20.into(); // more than the system's buffers hold
+    let _slow = server.begin(TEXT, &slow);
+    server.wait_for("texts_running", |running| running == 1.0);
+    let answer = server.post(TEXT, &json!({ "prompt": "a", "max_tokens": 2 }));
+    assert_eq!(answer.status, 200, "the text ends though nobody reads it: {answer:?}");
+}
+
+#[test]
+fn a_stop_string_is_never_shown_in_part() {
+    let server = Server::start(&[]);
+    let body = json!({ "prompt": "Once upon a time", "max_tokens": 40 });
+    let whole = server.post(TEXT, &body).json()["choices"][0]["text"].as_str().unwrap().to_owned();
+    for start in [3, 8, 14] {
+        let stop: String = whole.chars().skip(start).take(7).collect();
+        let before = whole.split(&stop).next().unwrap();
+        let request =
+            json!({ "prompt": "Once upon a time", "max_tokens": 40, "stop": ["\u{2603}", stop], "stream": true });
+        let chunks = events(&server.post(TEXT, &request));
+        let text: String = chunks.iter().map(|chunk| chunk["choices"][0]["text"].as_str().unwrap()).collect();
+        assert_eq!(text, before);
+        assert_eq!(chunks.last().unwrap()["choices"][0]["finish_reason"], "stop");
+    }
+}
+
+#[test]
+fn a_chat_streams_what_it_answers() {
+    let server = Server::start(&[]);
+    let mut body = json!({ "messages": hello(), "max_tokens": 20, "logprobs": true, "top_logprobs": 1 });
+    let whole = server.post(CHAT, &body).json();
+    body["stream"] = true.into();
+    body["stream_options"] = json!({ "include_usage": true });
+    let chunks = events(&server.post(CHAT, &body));
+    let (usage, chunks) = chunks.split_last().unwrap();
+    assert_eq!((&usage["choices"], &usage["usage"]), (&json!([]), &whole["usage"]));
+    let deltas: Vec<&Value> = chunks.iter().map(|chunk| &chunk["choices"][0]).collect();
+    let text: String = deltas.iter().filter_map(|delta| delta["delta"]["content"].as_str()).collect();
+    assert_eq!(whole["choices"][0]["message"]["content"], text);
+    let logprobs: Vec<Value> =
+        deltas.iter().filter_map(|delta| delta["logprobs"]["content"].as_array()).flatten().cloned().collect();
+    assert_eq!(whole["choices"][0]["logprobs"]["content"], Value::from(logprobs));
+    assert!(chunks.iter().all(|chunk| chunk["usage"].is_null()));
+}
+
+#[test]
+fn an_answer_that_goes_on_keeps_its_tokens() {
+    let server = Server::start(&[]);
+    let body = json!({ "messages": hello(), "max_tokens": 8, "temperature": 1.5, "seed": 3 });
+    let first = server.post(CHAT, &body).json();
+    let mut messages = hello();
+    messages
+        .as_array_mut()
+        .unwrap()
+        .extend([first["choices"][0]["message"].clone(), json!({ "role": "user", "content": "Go on." })]);
+    let second = server.post(CHAT, &json!({ "messages": messages, "max_tokens": 4 })).json();
+    let tokens = |answer: &Value, what: &str| answer["usage"][what].as_u64().unwrap();
+    let said = tokens(&first, "prompt_tokens") + tokens(&first, "completion_tokens");
+    assert!(tokens(&second, "prompt_tokens") > said, "{second}");
+}
+
+#[test]
+fn contents_never_become_markers() {
+    let server = Server::start(&[]);
+    let tokens = |content: &str| {
+        let body = json!({ "messages": [{ "role": "user", "content": content }], "max_tokens": 1 });
+        server.post(CHAT, &body).json()["usage"]["prompt_tokens"].as_u64().unwrap()
+    };
+    let base = tokens("a");
+    // As the begin token it would be one more.
+    assert!(tokens("a <s>") > base + 1, "{} {base}", tokens("a <s>"));
+}
+
+#[test]
+fn names_and_pages_that_are_not_known_are_refused() {
+    let server = Server::start(&["--cors", "https://chat.example.org", "--allow-host", "llm.example.org"]);
+    assert_eq!(server.get("/v1/models", &[("Host", "evil.example")]).error().1, "host_not_allowed");
+    assert_eq!(server.get("/v1/models", &[("Host", "llm.example.org")]).status, 200);
+    let answer = server.get("http://evil.example/v1/models", &[("Host", "localhost")]);
+    assert_eq!(answer.status, 403, "the name in the request's first line counts too");
+    assert_eq!(server.get("/v1/models", &[("Origin", "https://evil.example")]).error().1, "origin_not_allowed");
+    let answer = server.get("/v1/models", &[("Origin", "https://chat.example.org")]);
+    assert_eq!(answer.header("access-control-allow-origin"), Some("https://chat.example.org"));
+    let asks = [
+        ("Origin", "https://chat.example.org"),
+        ("Access-Control-Request-Method", "POST"),
+        ("Access-Control-Request-Headers", "content-type"),
+    ];
+    let preflight = server.raw(request("OPTIONS", CHAT, &asks, "").as_bytes());
+    assert_eq!((preflight.status, preflight.header("access-control-allow-headers")), (204, Some("content-type")));
+    let form = [("Content-Type", "text/plain")];
+    assert_eq!(server.raw(request("POST", CHAT, &form, "{}").as_bytes()).status, 415);
+}
+
+#[test]
+fn keys_are_checked_before_anything_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("keys.txt");
+    std::fs::write(&file, "# ours\nalpha\n\nbeta\n").unwrap();
+    let server = Server::start(&["--api-key-file", file.to_str().unwrap()]);
+    assert_eq!(server.get("/health", &[]).status, 200);
+    for path in ["/v1/models", "/metrics", "/openapi.json", "/nothing"] {
+        let answer = server.get(path, &[]);
+        assert_eq!((answer.status, answer.header("www-authenticate")), (401, Some("Bearer")), "{path}");
+        assert_eq!(server.get(path, &[("Authorization", "Bearer alph")]).status, 401);
+    }
+    for key in ["alpha", "beta"] {
+        let key = format!("Bearer {key}");
+        let answer = server.post_with(TEXT, &[("Authorization", &key)], &json!({ "prompt": "a", "max_tokens": 1 }));
+        assert_eq!(answer.status, 200, "{answer:?}");
+    }
+    fails(&mut hymba(["serve", "--host", "0.0.0.0", "--port", "0"]), 2, &["0.0.0.0", "--api-key-file", "--no-auth"]);
+    fails(&mut hymba(["serve", "--cors", "*"]), 2, &["--cors '*'"]);
+    fails(&mut hymba(["serve", "--api-key", "a b"]), 2, &["API key"]);
+    std::fs::write(&file, "# none\n").unwrap();
+    fails(hymba(["serve", "--api-key-file"]).arg(&file), 2, &["holds no key"]);
+}
+
+#[test]
+fn the_description_and_the_metrics_can_be_read() {
+    let server = Server::start(&[]);
+    let document = server.get("/openapi.json", &[]).json();
+    assert_eq!(document["info"]["version"], env!("CARGO_PKG_VERSION"));
+    let model = &server.get("/v1/models", &[]).json()["data"][0];
+    assert_eq!((&model["id"], &model["meta"]["n_ctx"]), (&json!("demo"), &json!(1024)));
+    server.post(TEXT, &json!({ "prompt": "Once upon a time", "max_tokens": 5 }));
+    assert_eq!(server.metric("generated_tokens_total"), 5.0);
+    let page = server.get("/metrics", &[]).body;
+    for line in page.lines().filter(|line| !line.starts_with('#')) {
+        let (name, value) = line.rsplit_once(' ').unwrap();
+        assert!(name.starts_with("hymba_") && value.parse::<f64>().is_ok(), "{line}");
+    }
+}
+
+#[cfg(unix)]
+mod unix {
+    use std::os::unix::{fs::PermissionsExt, net::UnixStream, process::ExitStatusExt};
+
+    use rustix::process::Signal;
+
+    use super::*;
+
+    #[test]
+    fn a_socket_is_the_owners_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("hymba.sock");
+        let flags = ["--unix", path.to_str().unwrap()];
+        let mut server = Server::start(&flags);
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        let mut stream = UnixStream::connect(&path).unwrap();
+        stream.write_all(request("GET", "/v1/models", &[("Host", "any")], "").as_bytes()).unwrap();
+        assert_eq!(read_answer(stream).status, 200);
+        fails(hymba(["serve"]).args(flags), 1, &["another server listens there"]);
+        server.signal(Signal::TERM);
+        assert_eq!(server.wait().code(), Some(143));
+        assert!(!path.exists());
+        // One that was killed leaves its socket behind.
+        let mut killed = Server::start(&flags);
+        killed.signal(Signal::KILL);
+        killed.wait();
+        assert!(path.exists());
+        drop(Server::start(&flags));
+    }
+
+    #[test]
+    fn a_signal_lets_answers_end_and_a_second_one_does_not() {
+        let mut server = Server::start(&[]);
+        let body = json!({ "prompt": "Once upon a time", "max_tokens": 60, "stream": true });
+        let whole = server.post(TEXT, &body).body;
+        let mut answer = BufReader::new(server.begin(TEXT, &body));
+        answer.read_line(&mut String::new()).unwrap();
+        server.signal(Signal::TERM);
+        let mut rest = String::new();
+        answer.read_to_string(&mut rest).unwrap();
+        assert!(rest.contains("[DONE]") && whole.contains("[DONE]"), "{rest}");
+        assert_eq!(server.wait().code(), Some(143));
+
+        let mut server = Server::start(&[]);
+        let _client = server.begin(TEXT, &long());
+        server.wait_for("texts_running", |running| running == 1.0);
+        server.signal(Signal::INT);
+        thread::sleep(Duration::from_millis(200));
+        server.signal(Signal::INT);
+        let status = server.wait();
+        assert!(status.code() == Some(130) || status.signal() == Some(2), "{status:?}");
+    }
+}
