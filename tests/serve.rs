@@ -230,6 +230,44 @@ fn an_answer_that_goes_on_keeps_its_tokens() {
     let tokens = |answer: &Value, what: &str| answer["usage"][what].as_u64().unwrap();
     let said = tokens(&first, "prompt_tokens") + tokens(&first, "completion_tokens");
     assert!(tokens(&second, "prompt_tokens") > said, "{second}");
+    let cached = second["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap();
+    assert!(cached > tokens(&first, "prompt_tokens"), "{second}");
+}
+
+#[test]
+fn what_was_read_for_one_key_is_not_used_for_another() {
+    let server = Server::start(&["--api-key", "alpha", "--api-key", "beta"]);
+    let cached = |key: &str| {
+        let key = format!("Bearer {key}");
+        let body = json!({ "messages": hello(), "max_tokens": 2 });
+        let answer = server.post_with(CHAT, &[("Authorization", &key)], &body).json();
+        answer["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap()
+    };
+    assert_eq!(cached("alpha"), 0);
+    assert!(cached("alpha") > 0);
+    assert_eq!(cached("beta"), 0);
+}
+
+#[test]
+fn clients_that_never_finish_a_request_are_closed() {
+    let server = Server::start(&[]);
+    let slow: Vec<_> = (0..256)
+        .map(|_| {
+            let mut stream = server.connect();
+            stream.write_all(b"GET /health HTTP/1.1\r\nHost: local").unwrap();
+            stream
+        })
+        .collect();
+    // Others are told that there is no room, until the time of those is over.
+    let start = std::time::Instant::now();
+    let mut statuses = Vec::new();
+    while statuses.last() != Some(&200) {
+        assert!(start.elapsed() < Duration::from_secs(60), "{statuses:?}");
+        statuses.push(server.get("/health", &[]).status);
+        thread::sleep(Duration::from_millis(200));
+    }
+    assert_eq!(statuses[0], 503);
+    drop(slow);
 }
 
 #[test]

@@ -18,7 +18,7 @@ use hymba::{
     },
     hub::Store,
     sample::SamplingParams,
-    server::{self, Access, ChatFormat, Listener, ModelCard, Options, Server},
+    server::{self, Access, ChatFormat, Hints, Listener, ModelCard, Options, Server},
 };
 
 use super::{
@@ -77,6 +77,13 @@ pub struct Args {
     /// Number of texts that wait for a place; beyond it requests get status 429
     #[arg(long, value_name = "N", default_value = "64", value_parser = count(0..=65536))]
     queue: usize,
+    /// Memory for the states of prompts and conversations that may go on, in MB (0: every prompt is read anew) [default: a
+    /// quarter of the free memory, at most 4000]
+    #[arg(long, value_name = "MB", value_parser = count(0..=1 << 30))]
+    cache_memory: Option<usize>,
+    /// Keep these states in DIR too, over restarts
+    #[arg(long, value_name = "DIR")]
+    cache_folder: Option<PathBuf>,
     /// Suppress all messages but errors
     #[arg(short, long)]
     quiet: bool,
@@ -118,7 +125,9 @@ pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
         session: args.runtime.options(),
         slots: args.parallel,
         queue: args.queue,
-        ..SchedulerOptions::default()
+        cache_memory: args.cache_memory.map(|mb| mb.saturating_mul(1_000_000)),
+        cache_folder: args.cache_folder.clone(),
+        measure: true,
     };
     let scheduler = Scheduler::start(model.clone(), tokenizer.clone(), &options)?;
     let context = scheduler.context();
@@ -202,6 +211,7 @@ impl Args {
     fn access(&self, keys: &[String]) -> Access {
         let hosts = [&self.host].into_iter().chain(&self.allow_host).cloned().collect();
         Access::new(keys, self.unix.is_none().then_some(hosts), self.cors.clone())
+            .with_hints(Hints { host: "--allow-host NAME allows it", origin: "--cors ORIGIN allows them" })
     }
 }
 

@@ -33,6 +33,7 @@ pub const NAMES: [&str; 17] = [
     "host",
     "port",
     "parallel",
+    "cache-memory",
     "api-key-file",
 ];
 

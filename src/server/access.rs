@@ -18,6 +18,22 @@ pub struct Access {
     hosts: Option<Vec<String>>,
     /// Pages that may use the server, as `https://chat.example.org`; `*`: all.
     origins: Vec<String>,
+    hints: Hints,
+}
+
+/// What whoever started the server can do about a refusal: each goes on after a sentence and a semicolon.
+#[derive(Clone, Copy, Debug)]
+pub struct Hints {
+    /// About a name that is not known.
+    pub host: &'static str,
+    /// About pages of another origin.
+    pub origin: &'static str,
+}
+
+impl Default for Hints {
+    fn default() -> Self {
+        Self { host: "use localhost or an address", origin: "ask from elsewhere than a page" }
+    }
 }
 
 /// Who asks.
@@ -31,7 +47,13 @@ impl Access {
     /// Lets in whoever has one of `keys` (without any: everybody), calls the server by one of `hosts`, and is no page or one
     /// of `origins`.
     pub fn new(keys: &[String], hosts: Option<Vec<String>>, origins: Vec<String>) -> Self {
-        Self { keys: keys.iter().map(|key| blake3::hash(key.as_bytes())).collect(), hosts, origins }
+        let keys = keys.iter().map(|key| blake3::hash(key.as_bytes())).collect();
+        Self { keys, hosts, origins, hints: Hints::default() }
+    }
+
+    /// The same with other hints.
+    pub fn with_hints(self, hints: Hints) -> Self {
+        Self { hints, ..self }
     }
 
     /// Returns who asks, or why they may not. Whether a key is needed depends on the route.
@@ -57,7 +79,7 @@ impl Access {
         if authorities[0].is_some() && authorities.into_iter().flatten().all(|a| is_known(a.host(), hosts)) {
             return Ok(());
         }
-        let message = "the server does not answer to the name in the Host header; --allow-host NAME allows one";
+        let message = format!("the server does not answer to the name in the Host header; {}", self.hints.host);
         Err(ApiError::new(StatusCode::FORBIDDEN, message).with_code("host_not_allowed"))
     }
 
@@ -72,7 +94,7 @@ impl Access {
         if self.allows(origin) || origin.to_str().is_ok_and(is_own) {
             return Ok(());
         }
-        let message = "pages of this origin may not use the server; --cors ORIGIN allows it";
+        let message = format!("pages of this origin may not use the server; {}", self.hints.origin);
         Err(ApiError::new(StatusCode::FORBIDDEN, message).with_code("origin_not_allowed"))
     }
 

@@ -84,8 +84,17 @@ where
 {
     let open = Open::new(server);
     if open.number > bounds::CONNECTIONS {
+        if open.number > 2 * bounds::CONNECTIONS {
+            return; // not even room to say so
+        }
         tokio::spawn(async move {
-            let _ = timeout(bounds::LINGER, stream.write_all(FULL)).await;
+            // A client that is still writing when the connection closes may never read why.
+            let told = async {
+                stream.write_all(FULL).await?;
+                stream.shutdown().await?;
+                tokio::io::copy(&mut stream, &mut tokio::io::sink()).await
+            };
+            let _ = timeout(bounds::LINGER, told).await;
             drop(open);
         });
         return;

@@ -40,7 +40,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-pub use access::Access;
+pub use access::{Access, Hints};
 use answers::Answers;
 pub use card::ModelCard;
 use counters::Counters;
