@@ -16,7 +16,7 @@ const SESSIONS: [&str; 3] = ["run", "chat", "serve"];
 /// Settings that mean the same in every command that has the flag.
 const COMMON: [&str; 3] = ["model", "threads", "backend"];
 /// The names of all settings: long flags.
-pub const NAMES: [&str; 17] = [
+pub const NAMES: [&str; 18] = [
     "model",
     "context",
     "threads",
