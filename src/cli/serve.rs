@@ -77,7 +77,7 @@ pub struct Args {
     /// Number of texts that wait for a place; beyond it requests get status 429
     #[arg(long, value_name = "N", default_value = "64", value_parser = count(0..=65536))]
     queue: usize,
-    /// Memory for the states of prompts and conversations that may go on, in MB (0: every prompt is read anew) [default: a
+    /// Memory for the states of prompts and conversations that may go on, in MB (0: every prompt is read in full) [default: a
     /// quarter of the free memory, at most 4000]
     #[arg(long, value_name = "MB", value_parser = count(0..=1 << 30))]
     cache_memory: Option<usize>,
