@@ -5,7 +5,7 @@ source "$(dirname "$0")/common.sh"
 stage "Install what the checks need"
 quietly as_root apt-get update
 quietly as_root apt-get install --yes --no-install-recommends ca-certificates gcc g++ libc6-dev clang libclang-dev \
-    qemu-user-static shellcheck strace valgrind
+    libsimde-dev qemu-user-static shellcheck strace valgrind
 cargo fmt --version >/dev/null 2>&1 || quietly rustup component add rustfmt
 cargo clippy --version >/dev/null 2>&1 || quietly rustup component add clippy
 quietly python3 -m pip install gguf numpy safetensors

@@ -6,6 +6,15 @@ stage "Formatting"
 cargo fmt --all --check
 (cd fuzz && cargo fmt --check)
 
+stage "Formatting of C"
+python3 -m venv "$temp/python"
+if clang_format=$(command -v clang-format-19) ||
+    { quietly "$temp/python/bin/pip" install 'clang-format==19.*' && clang_format=$temp/python/bin/clang-format; }; then
+    find kernels-cpu/{c,include,tests} -name '*.[ch]' -exec "$clang_format" --dry-run -Werror {} +
+else
+    skip "clang-format 19: neither on the path nor from PyPI"
+fi
+
 stage "Layers"
 scripts/check-layers --self-test
 scripts/check-layers

@@ -16,6 +16,16 @@ fi
 cargo test --release --workspace 2>&1 | tee -a "$CI_TESTS"
 cargo build --quiet --release
 
+stage "Products of AVX-VNNI and AVX-512, emulated"
+if [[ $(uname -m) != x86_64 ]] || ! grep -qw avx2 /proc/cpuinfo; then
+    skip "this machine has no AVX2"
+elif [[ -d /usr/include/simde ]] ||
+    (cd "$temp" && quietly apt-get download libsimde-dev && quietly dpkg -x libsimde-dev_*.deb simde); then # without root
+    CPATH=$temp/simde/usr/include timeout 300 scripts/check-emulated-kernels
+else
+    skip "the distribution has no libsimde-dev"
+fi
+
 stage "Chat templates against transformers"
 python3 -m venv "$temp/python" # for transformers wants its own versions of much
 if quietly "$temp/python/bin/pip" install 'transformers==5.24.*' 'jinja2==3.1.*'; then

@@ -7,7 +7,7 @@
 use std::{num::NonZeroUsize, time::Duration};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use hymba_kernels_cpu::{Attention, Conv, Cpu, Kernels, KvRows, Mat, MatMut, Run, Scan, Weight, WeightType};
+use hymba_kernels_cpu::{Attention, Conv, Cpu, Kernels, KvRows, KvSpan, MatMut, MatRef, Scan, Weight, WeightType};
 
 const HIDDEN: usize = 1600;
 const INNER: usize = 3200;
@@ -56,7 +56,7 @@ fn matmul(c: &mut Criterion, cpu: &mut Cpu) {
             }
             group.bench_function(BenchmarkId::new(format!("{dtype:?}"), tokens), |b| {
                 b.iter(|| {
-                    let x = Mat::new(&x, tokens, 0, HIDDEN, HIDDEN);
+                    let x = MatRef::new(&x, tokens, 0, HIDDEN, HIDDEN);
                     cpu.matmul(w, x, MatMut::new(&mut out, tokens, 0, rows, rows), false);
                 });
             });
@@ -77,16 +77,16 @@ fn attention(c: &mut Criterion, cpu: &mut Cpu) {
         let half = |width: usize| vec![0x2e66u16; rows * kv_heads * width];
         let (k, v) = (half(key_dim), half(value_dim));
         let q = values(tokens * heads * key_dim);
-        let none = Run::default();
+        let none = KvSpan::default();
         let visible: Vec<_> = (0..tokens)
             .map(|t| {
-                let run = |chunk, first, rows| Run { chunk, first, rows };
+                let run = |chunk, first, rows| KvSpan { chunk, first, rows };
                 [run(false, 0, META), run(false, META, rows - tokens - META), none, run(true, 0, t + 1)]
             })
             .collect();
         let seen: usize = visible.iter().flatten().map(|r| r.rows).sum();
         let args = Attention {
-            q: Mat::new(&q, tokens, 0, heads * key_dim, heads * key_dim),
+            q: MatRef::new(&q, tokens, 0, heads * key_dim, heads * key_dim),
             heads,
             kv_heads,
             key_dim,
@@ -108,9 +108,9 @@ fn mamba(c: &mut Criterion, cpu: &mut Cpu) {
     let mut group = c.benchmark_group(format!("{}/mamba", cpu.kernels()));
     for tokens in [1, 256] {
         let x = values(tokens * INNER);
-        let x = Mat::new(&x, tokens, 0, INNER, INNER);
+        let x = MatRef::new(&x, tokens, 0, INNER, INNER);
         let bc = values(tokens * 2 * STATES);
-        let [b, c] = [0, STATES].map(|start| Mat::new(&bc, tokens, start, STATES, 2 * STATES));
+        let [b, c] = [0, STATES].map(|start| MatRef::new(&bc, tokens, start, STATES, 2 * STATES));
         let a: Vec<f32> = (0..INNER * STATES).map(|i| -((i % STATES + 1) as f32)).collect();
         let (bias, d) = (vec![-4.6; INNER], vec![1.0; INNER]);
         let scan = Scan { dt: x, dt_bias: &bias, u: x, gate: x, b, c, a: &a, d: &d };
@@ -139,7 +139,7 @@ fn elementwise(c: &mut Criterion, cpu: &mut Cpu) {
     let mut group = c.benchmark_group(format!("{}/elementwise", cpu.kernels()));
     group.throughput(Throughput::Elements(INNER as u64));
     let (x, gain) = (values(INNER), vec![1.0; INNER]);
-    let x = Mat::new(&x, 1, 0, INNER, INNER);
+    let x = MatRef::new(&x, 1, 0, INNER, INNER);
     let mut out = vec![0.0; INNER];
     group.bench_function("rms_norm", |b| {
         b.iter(|| cpu.rms_norm(x, &gain, 1e-6, MatMut::new(&mut out, 1, 0, INNER, INNER)));

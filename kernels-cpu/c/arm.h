@@ -14,6 +14,7 @@
 
 #include "vector/math-inl.h"
 
+#include "vector/attention-inl.h"
 #include "vector/attention_prefill-inl.h"
 #include "vector/attention_decode-inl.h"
 #include "vector/elementwise-inl.h"

@@ -180,78 +180,98 @@ static void relu2(float *x, size_t n) {
 
 /* ---- attention heads ---- */
 
-static float score(const hk_attend *a, const float *q, const void *k) {
+static float score(const hk_kv_sequence *kv, const float *q, const void *k, float scale) {
     float s = 0;
-    for (size_t j = 0; j < a->key_dim; j++) s += q[j] * kv_value(a->type, k, j);
-    return s * a->scale;
+    for (size_t j = 0; j < kv->key_dim; j++) s += q[j] * kv_value(kv->type, k, j);
+    return s * scale;
 }
 
-/* Adds what has the maximum `more`: the factors of what was there, and of what is added. */
-static void online_softmax_rescale(float *max, float more, float *keep, float *add) {
-    const float most = more > *max ? more : *max;
-    *keep = *max == most ? 1 : expf(*max - most);
-    *add = more == most ? 1 : expf(more - most);
-    *max = most;
+/* Online softmax: `max` becomes the maximum of itself and `tile_max`; the scales that the sums so far, and the tile's,
+ * take. */
+static void online_softmax_rescale(float *max, float tile_max, float *old_scale, float *new_scale) {
+    const float before = *max;
+    *max = tile_max > before ? tile_max : before;
+    *old_scale = before == *max ? 1 : expf(before - *max);
+    *new_scale = tile_max == *max ? 1 : expf(tile_max - *max);
 }
 
-/* one tile: rows at .. at + rows, for query head h of token t */
-static void attend_tile(const hk_attend *a, size_t at, size_t rows, size_t t, size_t h, float *max, float *sum,
-                        float *out) {
-    const float *q = a->q + t * a->q_stride + h * a->key_dim;
-    const size_t head = h / a->group;
-    float weights[HK_ATTEND_ROWS], most = -INFINITY, total = 0, keep, add;
-    const void *values[HK_ATTEND_ROWS];
-    const hk_rows *run = a->runs;
-    for (size_t r = 0, row = at; r < rows; r++, row++) {
-        for (; row >= run->rows; run++) row -= run->rows;
-        values[r] = kv_at(a->type, run->v, head * run->v_head_stride + row * a->value_dim);
-        const int seen = at + r < a->prefix || (at + r >= a->first[t] && at + r < a->end[t]);
-        weights[r] =
-            seen ? score(a, q, kv_at(a->type, run->k, head * run->k_head_stride + row * a->key_dim)) : -INFINITY;
-        most = fmaxf(most, weights[r]);
+/* A query of one KV head and its answer so far: the sum of exp(score - max) * V, still to be divided by `sum`. */
+typedef struct query {
+    const float *q;
+    size_t head;
+    float scale, max, sum, *out;
+} query;
+
+/* Adds a tile, of which the query sees some lanes. */
+static void attend_tile(const hk_kv_sequence *kv, kv_tile tile, lane_range seen, query *s) {
+    float weights[HK_TILE_ROWS], tile_max = -INFINITY, total = 0, old_scale, new_scale;
+    const void *values[HK_TILE_ROWS];
+    const hk_kv_span *span = kv->spans;
+    for (size_t r = 0, row = tile.at; r < tile.rows; r++, row++) {
+        for (; row >= span->rows; span++) row -= span->rows;
+        values[r] = kv_at(kv->type, span->v, s->head * span->v_head_stride + row * kv->value_dim);
+        const void *key = kv_at(kv->type, span->k, s->head * span->k_head_stride + row * kv->key_dim);
+        const size_t lane = tile.lane + r;
+        weights[r] = lane >= seen.begin && lane < seen.end ? score(kv, s->q, key, s->scale) : -INFINITY;
+        tile_max = fmaxf(tile_max, weights[r]);
     }
-    for (size_t r = 0; r < rows; r++) {
-        weights[r] = weights[r] == -INFINITY ? 0 : expf(weights[r] - most);
+    for (size_t r = 0; r < tile.rows; r++) {
+        weights[r] = weights[r] == -INFINITY ? 0 : expf(weights[r] - tile_max);
         total += weights[r];
     }
-    online_softmax_rescale(max, most, &keep, &add);
-    *sum = *sum * keep + total * add;
-    for (size_t j = 0; j < a->value_dim; j++) {
+    online_softmax_rescale(&s->max, tile_max, &old_scale, &new_scale);
+    s->sum = s->sum * old_scale + total * new_scale;
+    for (size_t j = 0; j < kv->value_dim; j++) {
         float v = 0;
-        for (size_t r = 0; r < rows; r++) v += weights[r] * kv_value(a->type, values[r], j);
-        out[j] = out[j] * keep + v * add;
+        for (size_t r = 0; r < tile.rows; r++) v += weights[r] * kv_value(kv->type, values[r], j);
+        s->out[j] = s->out[j] * old_scale + v * new_scale;
     }
 }
 
-static void attend(const hk_attend *a) {
-    const size_t heads = a->kv_heads * a->group;
+static query new_query(const hk_kv_sequence *kv, const float *q, size_t head, float scale, float *out) {
+    for (size_t j = 0; j < kv->value_dim; j++) out[j] = 0;
+    return (query){q, head, scale, -INFINITY, 0, out};
+}
+
+static void attend_prefill(const hk_attend_prefill *a) {
+    const hk_kv_sequence *kv = &a->kv;
     for (size_t t = 0; t < a->tokens; t++)
-        for (size_t h = 0; h < heads; h++) {
-            float *max = a->max + t * heads + h, *sum = a->sum + t * heads + h;
-            float *out = a->out + t * a->out_stride + h * a->value_dim;
-            for (size_t at = a->from, rows; at < a->to; at += rows) {
-                rows = tile_rows(a, at);
-                if (at == a->from || a->tile_stride > 0) {
-                    *max = -INFINITY, *sum = 0;
-                    for (size_t j = 0; j < a->value_dim; j++) out[j] = 0;
-                }
-                attend_tile(a, at, rows, t, h, max, sum, out);
-                max += a->tile_stride, sum += a->tile_stride, out += a->tile_stride;
+        for (size_t h = 0; h < kv->kv_heads * a->group; h++) {
+            query s = new_query(kv, a->q + t * a->q_stride + h * kv->key_dim, h / a->group, a->scale,
+                                a->out + t * a->out_stride + h * kv->value_dim);
+            kv_tile tile;
+            for (size_t at = 0; at < kv->rows; at += tile.rows) {
+                tile = tile_at(kv, at, kv->rows);
+                attend_tile(kv, tile, tile_seen(kv, tile, a->first[t], a->end[t]), &s);
             }
+            for (size_t j = 0; j < kv->value_dim; j++) s.out[j] /= s.sum;
         }
+}
+
+static void attend_decode(const hk_attend_decode *a) {
+    const hk_kv_sequence *kv = &a->kv;
+    kv_tile tile;
+    for (size_t at = a->from, place = 0; at < a->to; at += tile.rows, place += a->tile_stride) {
+        tile = tile_at(kv, at, a->to);
+        for (size_t h = 0; h < kv->kv_heads * a->group; h++) {
+            query s = new_query(kv, a->q + h * kv->key_dim, h / a->group, a->scale, a->out + place + h * kv->value_dim);
+            attend_tile(kv, tile, (lane_range){tile.lane, tile.lane + tile.rows}, &s);
+            a->max[place + h] = s.max, a->sum[place + h] = s.sum;
+        }
+    }
 }
 
 static void combine_partials(const float *max, const float *sum, size_t stride, const float *values,
                              size_t values_stride, size_t n, size_t heads, size_t value_dim, float *y) {
     for (size_t h = 0; h < heads; h++, y += value_dim) {
-        float most = max[h], total = sum[h];
+        float top = max[h], total = sum[h];
         for (size_t j = 0; j < value_dim; j++) y[j] = values[h * value_dim + j];
         for (size_t i = 1; i < n; i++) {
             const float *v = values + i * values_stride + h * value_dim;
-            float keep, add;
-            online_softmax_rescale(&most, max[i * stride + h], &keep, &add);
-            total = total * keep + sum[i * stride + h] * add;
-            for (size_t j = 0; j < value_dim; j++) y[j] = y[j] * keep + v[j] * add;
+            float old_scale, new_scale;
+            online_softmax_rescale(&top, max[i * stride + h], &old_scale, &new_scale);
+            total = total * old_scale + sum[i * stride + h] * new_scale;
+            for (size_t j = 0; j < value_dim; j++) y[j] = y[j] * old_scale + v[j] * new_scale;
         }
         for (size_t j = 0; j < value_dim; j++) y[j] /= total;
     }
@@ -325,8 +345,25 @@ static float float_rate(size_t rounds) {
 }
 
 const hk_kernels *hk_scalar(void) {
-    static const hk_kernels table = {"scalar", matmul, NULL,     quantize,         rms_norm,  fuse,
-                                     rope,     to_f16, attend,   combine_partials, conv_silu, scan,
-                                     silu_mul, relu2,  read_all, int8_rate,        float_rate};
+    static const hk_kernels table = {
+        .name = "scalar",
+        .matmul = matmul,
+        .gemv = NULL,
+        .quantize = quantize,
+        .rms_norm = rms_norm,
+        .fuse = fuse,
+        .rope = rope,
+        .to_f16 = to_f16,
+        .attend_prefill = attend_prefill,
+        .attend_decode = attend_decode,
+        .combine_partials = combine_partials,
+        .conv_silu = conv_silu,
+        .scan = scan,
+        .silu_mul = silu_mul,
+        .relu2 = relu2,
+        .read = read_all,
+        .int8_rate = int8_rate,
+        .float_rate = float_rate,
+    };
     return &table;
 }

@@ -5,30 +5,47 @@
 #include "half.h"
 #include "hymba_kernels.h"
 
-/* value i of K or V; with HK_Q8_0, p is the beginning of a block */
+/* Returns value i of K or V; of HK_Q8_0, p is the beginning of a block. */
 static inline float kv_value(hk_type type, const void *p, size_t i) {
     if (type == HK_Q8_0) return q8_value(p, i);
     return type == HK_F16 ? f16_to_f32(((const uint16_t *)p)[i]) : ((const float *)p)[i];
 }
 
-/* bytes of n values, which are whole blocks if there are blocks */
+/* Returns the bytes of n values, which are whole blocks if there are blocks. */
 static inline size_t kv_bytes(hk_type type, size_t n) {
     return type == HK_Q8_0 ? q8_offset(n) : n * (type == HK_F16 ? 2 : 4);
 }
 
-/* where the values from i on are, which begin a block if there are blocks */
+/* Returns the address of value i, which begins a block if there are blocks. */
 static inline const char *kv_at(hk_type type, const void *p, size_t i) { return (const char *)p + kv_bytes(type, i); }
 
-/* the place in its tile of row `at` of the sequence */
-static inline size_t tile_lane(const hk_attend *a, size_t at) {
-    return (at < a->prefix ? at : at - a->prefix + a->tile_offset) % HK_ATTEND_ROWS;
+/* A tile: rows `at` .. `at + rows` of the sequence, row `at` in lane `lane`. Rows lie in fixed lanes, seen or not. */
+typedef struct kv_tile {
+    size_t at, rows, lane;
+} kv_tile;
+
+/* The tile from row `at` on, of rows below `to`. */
+static inline kv_tile tile_at(const hk_kv_sequence *kv, size_t at, size_t to) {
+    const size_t lane = (at < kv->prefix ? at : at - kv->prefix + kv->tile_offset) % HK_TILE_ROWS,
+                 room = HK_TILE_ROWS - lane, end = at < kv->prefix && kv->prefix < to ? kv->prefix : to;
+    return (kv_tile){at, end - at < room ? end - at : room, lane};
 }
 
-/* how many rows the tile has from there on, of those that the call looks at */
-static inline size_t tile_rows(const hk_attend *a, size_t at) {
-    const size_t room = HK_ATTEND_ROWS - tile_lane(a, at),
-                 end = at < a->prefix && a->prefix < a->to ? a->prefix : a->to;
-    return end - at < room ? end - at : room;
+/* Lanes begin .. end of a tile; none if end <= begin. */
+typedef struct lane_range {
+    size_t begin, end;
+} lane_range;
+
+/* The lanes that a token sees which sees the prefix and rows first .. end. */
+static inline lane_range tile_seen(const hk_kv_sequence *kv, kv_tile tile, size_t first, size_t end) {
+    const size_t at = tile.at, rows = tile.rows;
+    if (at < kv->prefix) return (lane_range){tile.lane, tile.lane + rows};
+    return (lane_range){tile.lane + (first <= at         ? 0
+                                     : first - at < rows ? first - at
+                                                         : rows),
+                        tile.lane + (end >= at + rows ? rows
+                                     : end > at       ? end - at
+                                                      : 0)};
 }
 
 #endif

@@ -19,11 +19,16 @@
 /* Values in a block of a quantized type, and of quantized activations. */
 #define HK_BLOCK 32
 
-/* Rows of K and V that attention takes at once, the floats of scratch that it needs for each value of a key, and those
- * for each query of a single token: some more than rows may be written. */
-#define HK_ATTEND_ROWS 128
-#define HK_ATTEND_SCRATCH 24
-#define HK_ATTEND_SCORES (HK_ATTEND_ROWS + 8)
+/* Attention: rows of K and V in a tile. Scratch for transposed keys holds HK_KEYS_STRIDE floats for each value of a
+ * key, scratch for scores HK_SCORES_STRIDE for each query: some more than a strip or a tile, since whole vectors are
+ * written.
+ */
+#define HK_TILE_ROWS 128
+#define HK_KEYS_STRIDE 24
+#define HK_SCORES_STRIDE (HK_TILE_ROWS + 8)
+
+/* Taps of a convolution at most, in every table but the scalar one. */
+#define HK_CONV_TAPS 8
 
 /* Runs of rows that `gemv` reads at once, and tokens that it takes at most. */
 #define HK_STREAMS 4
@@ -73,49 +78,66 @@ typedef struct hk_act {
     const int32_t *offset; /* as d: -8 times the sum of the block's q: what -8 in every weight adds */
 } hk_act;
 
-/* A run of KV cache rows that a query may see, in order of position. K and V are of one type. */
-typedef struct hk_rows {
+/* A span of KV rows, in order of position. */
+typedef struct hk_kv_span {
     const void *k; /* [kv_heads, rows, key_dim], heads `k_head_stride` values apart */
     const void *v; /* [kv_heads, rows, value_dim], heads `v_head_stride` values apart */
     size_t rows, k_head_stride, v_head_stride;
-} hk_rows;
+} hk_kv_span;
 
-/* Attention of some tokens, for kv heads that lie side by side and the query heads that share them. The runs are one
- * sequence of rows. Every token sees the first `prefix` rows; of the others, token t sees first[t] .. end[t].
+/* The keys and values that attention reads: spans that, one behind the other, are one sequence of rows.
  *
- * The rows are taken tile by tile: the prefix from its first row on, what follows from wherever `tile_offset` plus the
- * number of the row behind the prefix is a multiple of HK_ATTEND_ROWS. A tile's part of the answer does not depend on
- * what else a call looks at, so that tiles with the same rows give the same bits. */
-typedef struct hk_attend {
-    const float *q; /* [tokens, kv_heads * group, key_dim], tokens `q_stride` apart */
-    size_t q_stride, tokens, kv_heads, group, key_dim, value_dim;
+ * The sequence is cut into tiles of HK_TILE_ROWS rows: the prefix from its first row on; what follows it wherever
+ * `tile_offset` plus the number of rows behind the prefix is a multiple of HK_TILE_ROWS. A tile's partial result does
+ * not depend on what else a call reads, so that tiles of the same rows give the same bits. */
+typedef struct hk_kv_sequence {
     hk_type type; /* of K and V: HK_F32, HK_F16, or HK_Q8_0 where every head has whole blocks */
-    const hk_rows *runs;
-    size_t n_runs;
-    size_t from, to; /* the rows of the sequence that this call looks at */
-    /* A single token prefetches rows some time before it uses them, up to row `prefetch_end` of the sequence: the next
-     * call takes those behind `to`. `prefetched`: the call before has prefetched the first rows of this one. */
+    size_t kv_heads, key_dim, value_dim;
+    const hk_kv_span *spans;
+    size_t n_spans, rows; /* rows: of all spans */
+    size_t prefix;        /* the first rows, the same for every token */
+    size_t tile_offset;   /* the lane of its tile in which the first row behind the prefix lies */
+} hk_kv_sequence;
+
+/* Prefill: attention of several tokens. `group` query heads share a KV head (GQA):
+ *   out = softmax(scale * q.K) V  over the prefix and the rows first[t] .. end[t] of the sequence. */
+typedef struct hk_attend_prefill {
+    hk_kv_sequence kv;
+    size_t tokens, group;
+    const float *q; /* [tokens, kv_heads * group, key_dim], tokens `q_stride` values apart */
+    size_t q_stride;
+    const size_t *first, *end; /* [tokens], rows of the sequence, at or behind the prefix */
+    float scale;
+    float *scratch; /* [key_dim, HK_KEYS_STRIDE]: transposed keys */
+    float *out;     /* [tokens, kv_heads * group, value_dim], tokens `out_stride` values apart */
+    size_t out_stride;
+} hk_attend_prefill;
+
+/* Decode: attention of one token, which sees all rows, split over calls (split-KV): each takes some tiles, and leaves
+ * the partial results that `combine_partials` combines. */
+typedef struct hk_attend_decode {
+    hk_kv_sequence kv;
+    size_t group;
+    const float *q;  /* [kv_heads * group, key_dim] */
+    size_t from, to; /* rows of the sequence that this call reads: whole tiles */
+    /* Software prefetch runs ahead of the rows in use, up to row `prefetch_end` of the sequence: the next call goes on
+     * at `to`. prefetched: the call before has prefetched the first rows of this one. */
     size_t prefetch_end;
     int prefetched;
-    size_t prefix, tile_offset;
-    const size_t *first, *end; /* [tokens] */
     float scale;
-    float *scratch; /* [key_dim, HK_ATTEND_SCRATCH]; with a tile_stride [kv_heads * group, HK_ATTEND_SCORES], if that is
-                       more */
-    /* Parts of the answer: the scores' maximum and the sum of w = exp(score - max) [tokens, kv_heads * group]; of a
-     * token that sees none of the rows, -infinity and 0. out: the sum of w * V [tokens, kv_heads * group, value_dim],
-     * tokens `out_stride` apart. Those of each tile are `tile_stride` values behind those of the tile before; or, where
-     * that is 0, added to them. */
+    float *scratch; /* [kv_heads * group, HK_SCORES_STRIDE], or [key_dim, HK_KEYS_STRIDE] if that is more */
+    /* Of each tile, `tile_stride` values behind those of the tile before: the scores' maximum and the sum of w =
+     * exp(score - max) [kv_heads * group], and the sum of w * V [kv_heads * group, value_dim]. */
     float *max, *sum, *out;
-    size_t out_stride, tile_stride;
-} hk_attend;
+    size_t tile_stride;
+} hk_attend_decode;
 
 /* Depthwise causal convolution and SiLU over a range of channels. */
 typedef struct hk_conv {
-    const float *u; /* [tokens, channels], rows `u_stride` apart */
-    size_t u_stride, tokens, channels, taps;
-    const float *weight; /* [channels, taps], the last tap meets the present */
-    const float *bias;   /* [channels] or NULL */
+    const float *u;                          /* [tokens, channels], rows `u_stride` apart */
+    size_t u_stride, tokens, channels, taps; /* taps: at most HK_CONV_TAPS, but in the scalar table */
+    const float *weight;                     /* [channels, taps], the last tap meets the present */
+    const float *bias;                       /* [channels] or NULL */
     /* The last taps-1 inputs before the first token and after the last [taps-1, channels], rows `state_stride` apart.
      * `next` may be `state`. */
     const float *state;
@@ -165,10 +187,11 @@ typedef struct hk_kernels {
     void (*rope)(float *x, size_t heads, size_t dim, const float *cos, const float *sin);
     /* x [n] to IEEE half, ties to even. */
     void (*to_f16)(const float *x, size_t n, uint16_t *y);
-    void (*attend)(const hk_attend *a);
-    /* Softmax attention of heads that lie side by side from what `attend` made of `n` tiles, added in the order in
-     * which it adds them itself: max, sum [n, heads], tiles `stride` apart; values [n, heads, value_dim], tiles
-     * `values_stride` apart. y [heads, value_dim] may be values. */
+    void (*attend_prefill)(const hk_attend_prefill *a);
+    void (*attend_decode)(const hk_attend_decode *a);
+    /* Combines the partial results that `attend_decode` left of `n` tiles, for heads that lie side by side: max, sum
+     * [n, heads], tiles `stride` apart; values [n, heads, value_dim], tiles `values_stride` apart; y [heads,
+     * value_dim]. Tiles are added in the order in which `attend_prefill` adds them. */
     void (*combine_partials)(const float *max, const float *sum, size_t stride, const float *values,
                              size_t values_stride, size_t n, size_t heads, size_t value_dim, float *y);
     void (*conv_silu)(const hk_conv *a);

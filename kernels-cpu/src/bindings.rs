@@ -1,9 +1,10 @@
 // Made by bindgen from include/hymba_kernels.h: `cargo run -p hymba-bindings` makes it anew.
 
 pub const HK_BLOCK: u32 = 32;
-pub const HK_ATTEND_ROWS: u32 = 128;
-pub const HK_ATTEND_SCRATCH: u32 = 24;
-pub const HK_ATTEND_SCORES: u32 = 136;
+pub const HK_TILE_ROWS: u32 = 128;
+pub const HK_KEYS_STRIDE: u32 = 24;
+pub const HK_SCORES_STRIDE: u32 = 136;
+pub const HK_CONV_TAPS: u32 = 8;
 pub const HK_STREAMS: u32 = 4;
 pub const HK_FEW_TOKENS: u32 = 8;
 pub const HK_ROUND: u32 = 4608;
@@ -53,7 +54,7 @@ pub struct hk_act {
 }
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
-pub struct hk_rows {
+pub struct hk_kv_span {
     pub k: *const ::core::ffi::c_void,
     pub v: *const ::core::ffi::c_void,
     pub rows: usize,
@@ -62,31 +63,47 @@ pub struct hk_rows {
 }
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
-pub struct hk_attend {
-    pub q: *const f32,
-    pub q_stride: usize,
-    pub tokens: usize,
+pub struct hk_kv_sequence {
+    pub type_: hk_type,
     pub kv_heads: usize,
-    pub group: usize,
     pub key_dim: usize,
     pub value_dim: usize,
-    pub type_: hk_type,
-    pub runs: *const hk_rows,
-    pub n_runs: usize,
+    pub spans: *const hk_kv_span,
+    pub n_spans: usize,
+    pub rows: usize,
+    pub prefix: usize,
+    pub tile_offset: usize,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct hk_attend_prefill {
+    pub kv: hk_kv_sequence,
+    pub tokens: usize,
+    pub group: usize,
+    pub q: *const f32,
+    pub q_stride: usize,
+    pub first: *const usize,
+    pub end: *const usize,
+    pub scale: f32,
+    pub scratch: *mut f32,
+    pub out: *mut f32,
+    pub out_stride: usize,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct hk_attend_decode {
+    pub kv: hk_kv_sequence,
+    pub group: usize,
+    pub q: *const f32,
     pub from: usize,
     pub to: usize,
     pub prefetch_end: usize,
     pub prefetched: ::core::ffi::c_int,
-    pub prefix: usize,
-    pub tile_offset: usize,
-    pub first: *const usize,
-    pub end: *const usize,
     pub scale: f32,
     pub scratch: *mut f32,
     pub max: *mut f32,
     pub sum: *mut f32,
     pub out: *mut f32,
-    pub out_stride: usize,
     pub tile_stride: usize,
 }
 #[repr(C)]
@@ -179,7 +196,8 @@ pub struct hk_kernels {
         unsafe extern "C" fn(x: *mut f32, heads: usize, dim: usize, cos: *const f32, sin: *const f32),
     >,
     pub to_f16: ::core::option::Option<unsafe extern "C" fn(x: *const f32, n: usize, y: *mut u16)>,
-    pub attend: ::core::option::Option<unsafe extern "C" fn(a: *const hk_attend)>,
+    pub attend_prefill: ::core::option::Option<unsafe extern "C" fn(a: *const hk_attend_prefill)>,
+    pub attend_decode: ::core::option::Option<unsafe extern "C" fn(a: *const hk_attend_decode)>,
     pub combine_partials: ::core::option::Option<
         unsafe extern "C" fn(
             max: *const f32,

@@ -1,15 +1,15 @@
 //! Views on matrices of activations.
 
-/// A matrix `[rows, cols]` of f32, its rows `stride` apart: a row is a token.
+/// A matrix `[rows, cols]` of f32, from row to row `stride` values: a row is a token.
 #[derive(Clone, Copy)]
-pub struct Mat<'a> {
+pub struct MatRef<'a> {
     pub(crate) data: &'a [f32],
     pub(crate) rows: usize,
     pub(crate) cols: usize,
     pub(crate) stride: usize,
 }
 
-/// A matrix like [`Mat`] that can be written.
+/// A matrix like [`MatRef`] that can be written.
 pub struct MatMut<'a> {
     pub(crate) data: &'a mut [f32],
     pub(crate) rows: usize,
@@ -17,13 +17,13 @@ pub struct MatMut<'a> {
     pub(crate) stride: usize,
 }
 
-/// Values from the first of the first row to the last of the last.
+/// Returns the number of values from the first of the first row to the last of the last.
 fn span(rows: usize, cols: usize, stride: usize) -> usize {
     assert!(cols <= stride, "rows of {cols} overlap at a stride of {stride}");
     if rows == 0 { 0 } else { (rows - 1) * stride + cols }
 }
 
-impl<'a> Mat<'a> {
+impl<'a> MatRef<'a> {
     /// `rows` pieces of `cols` values, the first at value `start` of a matrix whose rows are `stride` long.
     ///
     /// # Panics
@@ -34,7 +34,7 @@ impl<'a> Mat<'a> {
         Self { data, rows, cols, stride }
     }
 
-    /// Some columns of all rows.
+    /// Returns some columns of all rows.
     ///
     /// # Panics
     /// If there are no such columns.
@@ -43,19 +43,19 @@ impl<'a> Mat<'a> {
         Self::new(self.data, self.rows, cols.start, cols.len(), self.stride)
     }
 
-    /// How many rows there are.
+    /// Returns the number of rows.
     pub fn rows(&self) -> usize {
         self.rows
     }
 
-    /// Row `i`, `[cols]`.
+    /// Returns row `i`, `[cols]`.
     pub fn row(&self, i: usize) -> &'a [f32] {
         &self.data[i * self.stride..][..self.cols]
     }
 }
 
 impl<'a> MatMut<'a> {
-    /// As [`Mat::new`].
+    /// As [`MatRef::new`].
     ///
     /// # Panics
     /// If the view does not lie inside `data`.
@@ -65,7 +65,7 @@ impl<'a> MatMut<'a> {
         Self { data, rows, cols, stride }
     }
 
-    /// Row `i`, `[cols]`.
+    /// Returns row `i`, `[cols]`.
     pub fn row_mut(&mut self, i: usize) -> &mut [f32] {
         &mut self.data[i * self.stride..][..self.cols]
     }

@@ -6,21 +6,21 @@
 
 use std::{num::NonZeroUsize, time::Duration};
 
-use crate::{Kernels, Mat, MatMut, Pool, bindings as hk};
+use crate::{Kernels, MatMut, MatRef, Pool, bindings as hk};
 
 mod attention;
 mod limits;
 mod matmul;
 
-pub use attention::{Attention, KvRows, Run};
+pub use attention::{Attention, KvRows, KvSpan};
 use matmul::{QuantizedActs, STREAMS};
 pub use matmul::{Weight, WeightType};
 
 /// What [`Cpu::conv_silu`] reads.
 pub struct Conv<'a> {
     /// Input `[tokens, channels]`.
-    pub u: Mat<'a>,
-    /// `[channels, taps]`, the last tap meets the present.
+    pub u: MatRef<'a>,
+    /// `[channels, taps]`, the last tap for the current token.
     pub weight: &'a [f32],
     /// `[channels]`
     pub bias: Option<&'a [f32]>,
@@ -29,17 +29,17 @@ pub struct Conv<'a> {
 /// What [`Cpu::scan`] reads.
 pub struct Scan<'a> {
     /// Δ before its bias and softplus `[tokens, channels]`.
-    pub dt: Mat<'a>,
+    pub dt: MatRef<'a>,
     /// `[channels]`
     pub dt_bias: &'a [f32],
     /// The convolution's output `[tokens, channels]`.
-    pub u: Mat<'a>,
+    pub u: MatRef<'a>,
     /// `[tokens, channels]`
-    pub gate: Mat<'a>,
+    pub gate: MatRef<'a>,
     /// B `[tokens, states]`.
-    pub b: Mat<'a>,
+    pub b: MatRef<'a>,
     /// C `[tokens, states]`.
-    pub c: Mat<'a>,
+    pub c: MatRef<'a>,
     /// A `[channels, states]`.
     pub a: &'a [f32],
     /// D `[channels]`.
@@ -82,13 +82,13 @@ macro_rules! call {
 }
 use call;
 
-/// `n` items in parts of a multiple of `unit`, about `parts` of them: the length of a part.
+/// Returns the length, a multiple of `unit`, of about `parts` parts of `n` items.
 fn part(n: usize, parts: usize, unit: usize) -> usize {
     n.div_ceil(parts.max(1)).next_multiple_of(unit).max(unit)
 }
 
 impl Cpu {
-    /// The fastest kernels this CPU has, on `threads` threads.
+    /// The fastest kernels of this CPU, on `threads` threads.
     pub fn new(threads: NonZeroUsize) -> Self {
         Self::with_kernels(Kernels::best(), threads)
     }
@@ -98,12 +98,12 @@ impl Cpu {
         Self { kernels, pool: Pool::new(threads), acts: QuantizedActs::default(), scores: Vec::new() }
     }
 
-    /// Threads at work.
+    /// Returns the number of threads.
     pub fn threads(&self) -> usize {
         self.pool.threads()
     }
 
-    /// The instruction set at work.
+    /// Returns the name of the instruction set in use.
     pub fn kernels(&self) -> &'static str {
         self.kernels.name()
     }
@@ -123,7 +123,7 @@ impl Cpu {
     }
 
     /// out = x / √(mean(x²) + eps) ⊙ gain, row by row.
-    pub fn rms_norm(&mut self, x: Mat<'_>, gain: &[f32], eps: f32, out: MatMut<'_>) {
+    pub fn rms_norm(&mut self, x: MatRef<'_>, gain: &[f32], eps: f32, out: MatMut<'_>) {
         assert!(x.cols == gain.len() && out.cols == x.cols && out.rows == x.rows, "rms_norm: shapes differ");
         let (kernels, y, stride) = (self.kernels, Shared(out.data.as_mut_ptr()), out.stride);
         self.each_token(x.rows, |t| {
@@ -135,7 +135,7 @@ impl Cpu {
     /// RMSNorm of every head of `gain.len()` columns, in place.
     pub fn head_norm(&mut self, x: MatMut<'_>, gain: &[f32], eps: f32) {
         let (dim, cols, stride) = (gain.len(), x.cols, x.stride);
-        assert!(dim > 0 && cols.is_multiple_of(dim), "head_norm: {cols} columns are no heads of {dim}");
+        assert!(dim > 0 && cols.is_multiple_of(dim), "head_norm: {cols} columns are not whole heads of {dim}");
         let (kernels, data) = (self.kernels, Shared(x.data.as_mut_ptr()));
         self.each_token(x.rows, |t| {
             for head in 0..cols / dim {
@@ -146,7 +146,7 @@ impl Cpu {
     }
 
     /// out = ½·(RMSNorm(a; gain_a) + RMSNorm(b; gain_b)), row by row.
-    pub fn fuse(&mut self, a: Mat<'_>, gain_a: &[f32], b: Mat<'_>, gain_b: &[f32], eps: f32, out: MatMut<'_>) {
+    pub fn fuse(&mut self, a: MatRef<'_>, gain_a: &[f32], b: MatRef<'_>, gain_b: &[f32], eps: f32, out: MatMut<'_>) {
         let n = out.cols;
         assert!([a.cols, b.cols, gain_a.len(), gain_b.len()] == [n; 4], "fuse: widths differ");
         assert!(a.rows == out.rows && b.rows == out.rows, "fuse: tokens differ");
@@ -170,7 +170,7 @@ impl Cpu {
     }
 
     /// x to half floats, rows without gaps.
-    pub fn to_f16(&mut self, x: Mat<'_>, out: &mut [u16]) {
+    pub fn to_f16(&mut self, x: MatRef<'_>, out: &mut [u16]) {
         assert!(out.len() >= x.rows * x.cols, "to_f16: the output is too short");
         let (kernels, y) = (self.kernels, Shared(out.as_mut_ptr()));
         self.each_token(x.rows, |t| {
@@ -182,11 +182,13 @@ impl Cpu {
     pub fn conv_silu(&mut self, a: &Conv<'_>, state: &[f32], next: &mut [f32], out: MatMut<'_>) {
         let channels = a.u.cols;
         let taps = a.weight.len() / channels;
-        assert!(taps > 0 && a.weight.len() == taps * channels, "conv: the weight has no whole taps");
+        assert!(taps > 0 && a.weight.len() == taps * channels, "conv: the weight is not a whole number of taps");
         assert!([state.len(), next.len()] == [(taps - 1) * channels; 2], "conv: the state has the wrong size");
         assert!(a.bias.is_none_or(|b| b.len() == channels), "conv: the bias has the wrong size");
         assert!(out.cols == channels && out.rows == a.u.rows, "conv: shapes differ");
-        let (kernels, next) = (self.kernels, Shared(next.as_mut_ptr()));
+        // No published model has more taps than the vector kernels take.
+        let kernels = if taps <= hk::HK_CONV_TAPS as usize { self.kernels } else { Kernels::scalar() };
+        let next = Shared(next.as_mut_ptr());
         let (y, out_stride) = (Shared(out.data.as_mut_ptr()), out.stride);
         let size = part(channels, 4 * self.pool.threads(), 16);
         self.pool.run(channels.div_ceil(size), |task, _| {
@@ -210,7 +212,7 @@ impl Cpu {
     }
 
     /// The selective scan with its D term and gate; `h [channels, states]` is the state before the first token, and `next`
-    /// gets the one after the last.
+    /// receives the one after the last.
     pub fn scan(&mut self, a: &Scan<'_>, h: &[f32], next: &mut [f32], out: MatMut<'_>) {
         let (tokens, channels, states) = (out.rows, out.cols, a.b.cols);
         assert!([a.dt.cols, a.u.cols, a.gate.cols, a.dt_bias.len(), a.d.len()] == [channels; 5], "scan: widths differ");
@@ -248,7 +250,7 @@ impl Cpu {
     }
 
     /// up = silu(gate) ⊙ up, in place.
-    pub fn silu_mul(&mut self, gate: Mat<'_>, up: MatMut<'_>) {
+    pub fn silu_mul(&mut self, gate: MatRef<'_>, up: MatMut<'_>) {
         let n = up.cols;
         assert!(gate.cols == n && gate.rows == up.rows, "silu_mul: shapes differ");
         let (kernels, y, stride) = (self.kernels, Shared(up.data.as_mut_ptr()), up.stride);
@@ -267,12 +269,12 @@ impl Cpu {
         self.each_token(x.rows, |t| call!(kernels, relu2(data.at(t * stride), cols)));
     }
 
-    /// From now on, measures how long the calling thread waits for the others.
+    /// Starts, or ends, measuring how long the calling thread waits for the others.
     pub fn measure_waiting(&mut self, on: bool) {
         self.pool.measure_waiting(on);
     }
 
-    /// How long the calling thread has waited for the others since [`Cpu::measure_waiting`].
+    /// Returns how long the calling thread has waited for the others since [`Cpu::measure_waiting`].
     pub fn waited(&self) -> Duration {
         self.pool.waited()
     }

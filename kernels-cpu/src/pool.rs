@@ -3,9 +3,9 @@
 //! operation, so that the next one starts within a cache miss, and sleep when nothing follows.
 //!
 //! One thread at a time hands out work: it publishes a job, takes tasks from it like the workers do, and returns when
-//! all tasks are done. Every thread has a range of neighbouring tasks of its own, so that it walks through memory in one
-//! direction and touches no line that others write; when that is done it helps the others, so that a thread that the
-//! system delays holds up no one.
+//! all tasks are done. Every thread has a range of neighboring tasks of its own, so that it walks through memory in one
+//! direction and touches no cache line that others write; then it takes tasks of the others' ranges, so that a thread that
+//! the system delays holds up no one.
 
 use std::{
     hint,
@@ -19,15 +19,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long a worker looks for the next job before it sleeps: longer than sampling takes between two tokens.
+/// How long a worker spins for the next job before it sleeps: longer than sampling takes between two tokens.
 const SPIN: Duration = Duration::from_micros(500);
-/// Looks at the job word between two looks at the clock.
-const LOOKS: u32 = 64;
+/// Polls of the job word between two readings of the clock.
+const POLLS: u32 = 64;
 
 /// A task: `(task, thread)`; the thread's number is below [`Pool::threads`].
 type Task<'a> = &'a (dyn Fn(usize, usize) + Sync);
 
-/// A thread's range of the present job, in cache lines of its own, so that all it needs comes with one.
+/// A thread's range of the current job, in cache lines of its own.
 #[derive(Default)]
 #[repr(align(128))]
 struct Own {
@@ -37,24 +37,25 @@ struct Own {
     closure: AtomicPtr<()>,
 }
 
-/// Tasks of a job at most, and what takes their place in a word.
-const MOST: usize = (1 << TASK_BITS) - 1;
+/// Bits of a task's number in a word.
 const TASK_BITS: u32 = 24;
+/// Tasks of a job at most, and the mask of their bits.
+const MAX_TASKS: usize = (1 << TASK_BITS) - 1;
 
-/// A job's number, which is there to be told from the one before, and a range's next task and end. Who exchanges the word for
-/// one whose next task is later has taken a task of the present job, whatever jobs there were since it was read.
+/// Packs (job id, next task, end of the range) into a word. A compare-and-swap that increments `next` claims a task of the
+/// current job, even if other jobs ran since the word was loaded. The id only distinguishes consecutive jobs.
 fn word(job: u16, next: usize, end: usize) -> u64 {
     u64::from(job) << (2 * TASK_BITS) | (next as u64) << TASK_BITS | end as u64
 }
 
-/// The job of a word.
+/// Returns the job id of a word.
 fn job_of(word: u64) -> u16 {
     (word >> (2 * TASK_BITS)) as u16
 }
 
-/// The next task of a word, if any is left.
+/// Returns the next task of a word, if any is left.
 fn next_of(word: u64) -> Option<usize> {
-    let task = |bits: u64| bits as usize & MOST;
+    let task = |bits: u64| bits as usize & MAX_TASKS;
     (task(word >> TASK_BITS) < task(word)).then(|| task(word >> TASK_BITS))
 }
 
@@ -71,13 +72,13 @@ struct Shared {
     wake: Condvar,
 }
 
-/// The first task of `thread`'s range.
+/// Returns the first task of `thread`'s range.
 fn begin(tasks: usize, thread: usize, threads: usize) -> usize {
     tasks * thread / threads
 }
 
 impl Shared {
-    /// Runs tasks of the job until none is left: first the thread's own, then the others'. `done` of them are done.
+    /// Runs tasks of the job until none is left: first the thread's own, then the others'. `done`: how many it ran before.
     fn work(&self, thread: usize, mut done: usize) {
         let threads = self.own.len();
         for i in 0..threads {
@@ -113,7 +114,7 @@ impl Shared {
         loop {
             let start = Instant::now();
             'spin: loop {
-                for _ in 0..LOOKS {
+                for _ in 0..POLLS {
                     if job() != seen {
                         break 'spin;
                     }
@@ -138,7 +139,7 @@ impl Shared {
         }
     }
 
-    /// Hands out the tasks of a job but the first `taken`: to the caller last, who looks at its own anyhow.
+    /// Hands out the tasks of a job except the first `taken`: to the caller last, which polls its own anyway.
     fn publish(&self, job: u16, tasks: usize, taken: usize, closure: *mut ()) {
         for (thread, own) in self.own.iter().enumerate().rev() {
             own.closure.store(closure, Relaxed);
@@ -152,14 +153,14 @@ impl Shared {
 pub struct Pool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
-    /// The present job's number.
+    /// The current job's id.
     job: u16,
-    /// How long the caller has waited for the others, if that is measured.
+    /// How long the caller has waited for the others, if it is measured.
     waited: Option<Duration>,
 }
 
 impl Pool {
-    /// A pool of `threads` threads; the one that calls [`Pool::run`] is the first of them.
+    /// Creates a pool of `threads` threads; the one that calls [`Pool::run`] is the first of them.
     pub fn new(threads: NonZeroUsize) -> Self {
         let own = (0..threads.get()).map(|_| Own::default()).collect();
         let shared = Arc::new(Shared { own, ..Shared::default() });
@@ -173,12 +174,12 @@ impl Pool {
         Self { shared, workers, job: 0, waited: None }
     }
 
-    /// Threads that take part in a job.
+    /// Returns the number of threads that take part in a job.
     pub fn threads(&self) -> usize {
         self.workers.len() + 1
     }
 
-    /// Of a job of `tasks`, those that `thread` takes first, one after the other.
+    /// Returns those of a job's `tasks` that `thread` takes first, one after the other.
     pub fn own(&self, tasks: usize, thread: usize) -> Range<usize> {
         begin(tasks, thread, self.threads())..begin(tasks, thread + 1, self.threads())
     }
@@ -188,7 +189,7 @@ impl Pool {
         self.waited = on.then_some(Duration::ZERO);
     }
 
-    /// How long the caller has waited, since the measuring began.
+    /// Returns how long the caller has waited since measuring began.
     pub fn waited(&self) -> Duration {
         self.waited.unwrap_or_default()
     }
@@ -202,12 +203,12 @@ impl Pool {
             (0..tasks).for_each(|task| f(task, 0));
             return;
         }
-        assert!(tasks <= MOST, "{tasks} tasks are too many for one job");
+        assert!(tasks <= MAX_TASKS, "{tasks} tasks are too many for one job");
         let shared = &*self.shared;
         let closure: Task<'_> = &f;
         shared.done.store(0, Relaxed);
         self.job = self.job.wrapping_add(1);
-        // The first task is the caller's without asking, which would take until all threads see the words.
+        // The caller takes the first task without a compare-and-swap, which would wait until all threads see the words.
         shared.publish(self.job, tasks, 1, (&raw const closure).cast_mut().cast());
         // A worker that falls asleep at this very moment may be overlooked, and the job be done without it: the next job
         // finds it. To rule that out, every job would have to wait here until all threads see the words.
@@ -217,11 +218,11 @@ impl Pool {
         }
         shared.call(closure, 0, 0);
         shared.work(0, 1);
-        let mut looks = 0u32;
+        let mut polls = 0u32;
         let start = self.waited.map(|_| Instant::now());
         while shared.done.load(Acquire) < tasks {
-            looks += 1;
-            if looks.is_multiple_of(1 << 12) { thread::yield_now() } else { hint::spin_loop() }
+            polls += 1;
+            if polls.is_multiple_of(1 << 12) { thread::yield_now() } else { hint::spin_loop() }
         }
         if let (Some(waited), Some(start)) = (&mut self.waited, start) {
             *waited += start.elapsed();
@@ -233,7 +234,7 @@ impl Pool {
 impl Drop for Pool {
     fn drop(&mut self) {
         self.shared.stop.store(true, SeqCst);
-        // A change of the words ends the spinning; the lock orders the change before a sleeper's look.
+        // A change of the words ends the spinning; the lock orders the change before a sleeper reads them.
         let guard = self.shared.sleep.lock().unwrap_or_else(PoisonError::into_inner);
         self.shared.publish(self.job.wrapping_add(1), 0, 0, std::ptr::null_mut());
         drop(guard);

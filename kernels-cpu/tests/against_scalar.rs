@@ -4,7 +4,7 @@
 use std::num::NonZeroUsize;
 
 use half::{bf16, f16};
-use hymba_kernels_cpu::{Attention, Conv, Cpu, Kernels, KvRows, Mat, MatMut, Run, Scan, Weight, WeightType};
+use hymba_kernels_cpu::{Attention, Conv, Cpu, Kernels, KvRows, KvSpan, MatMut, MatRef, Scan, Weight, WeightType};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -125,7 +125,7 @@ fn matmul() {
                 let w = Weight { dtype, rows, cols, bytes: &bytes[1..] };
                 let stride = start + cols + gap;
                 let x = random(&mut rng, tokens * stride, 2.0);
-                let x = Mat::new(&x, tokens, start, cols, stride);
+                let x = MatRef::new(&x, tokens, start, cols, stride);
                 let before = random(&mut rng, tokens * rows, 1.0);
                 let [want, got] = [&mut reference, cpu].map(|cpu| {
                     let set = output(tokens * rows, |out| {
@@ -165,7 +165,7 @@ fn products_of_few_tokens() {
             let product = |cpu: &mut Cpu, first: usize, tokens: usize| {
                 let out = output(tokens * stride, |out| {
                     out.copy_from_slice(&before[first * stride..][..tokens * stride]);
-                    let x = Mat::new(&x[first * x_stride..], tokens, 0, cols, x_stride);
+                    let x = MatRef::new(&x[first * x_stride..], tokens, 0, cols, x_stride);
                     cpu.matmul(w, x, MatMut::new(out, tokens, start, rows, stride), accumulate);
                 });
                 out.iter().map(|v| v.to_bits()).collect::<Vec<_>>()
@@ -197,10 +197,10 @@ fn matmul_is_the_same_bits_in_any_batch() {
         let x = random(&mut rng, tokens * cols, 2.0);
         let mut results = cpus().into_iter().chain([scalar()]).map(|mut cpu| {
             let mut all = vec![f32::NAN; tokens * rows];
-            cpu.matmul(w, Mat::new(&x, tokens, 0, cols, cols), MatMut::new(&mut all, tokens, 0, rows, rows), false);
+            cpu.matmul(w, MatRef::new(&x, tokens, 0, cols, cols), MatMut::new(&mut all, tokens, 0, rows, rows), false);
             for t in 0..tokens {
                 let mut one = vec![f32::NAN; rows];
-                let x = Mat::new(&x[t * cols..], 1, 0, cols, cols);
+                let x = MatRef::new(&x[t * cols..], 1, 0, cols, cols);
                 cpu.matmul(w, x, MatMut::new(&mut one, 1, 0, rows, rows), false);
                 assert_eq!(one, all[t * rows..][..rows], "{dtype:?}, token {t}");
             }
@@ -222,14 +222,14 @@ fn a_gated_product_is_the_bits_of_its_three_steps() {
         let bytes = pick.map(|dtype| weight(&mut rng, dtype, rows, cols));
         let [g, u] = [0, 1].map(|i| Weight { dtype: pick[i], rows, cols, bytes: &bytes[i][1..] });
         let x = random(&mut rng, tokens * cols, 1.0);
-        let x = Mat::new(&x, tokens, 0, cols, cols);
+        let x = MatRef::new(&x, tokens, 0, cols, cols);
         for mut cpu in cpus().into_iter().chain([scalar()]) {
             let product = |cpu: &mut Cpu, w| {
                 output(tokens * rows, |out| cpu.matmul(w, x, MatMut::new(out, tokens, 0, rows, rows), false))
             };
             let (gate, mut want) = (product(&mut cpu, g), product(&mut cpu, u));
             let want_mut = MatMut::new(&mut want, tokens, 0, rows, rows);
-            cpu.silu_mul(Mat::new(&gate, tokens, 0, rows, rows), want_mut);
+            cpu.silu_mul(MatRef::new(&gate, tokens, 0, rows, rows), want_mut);
             let mut room = vec![f32::NAN; tokens * rows];
             let got = output(tokens * rows, |out| {
                 let room = MatMut::new(&mut room, tokens, 0, rows, rows);
@@ -251,7 +251,7 @@ fn norms_and_activations() {
             let a = random(&mut rng, tokens * n, size);
             let b = random(&mut rng, tokens * n, size);
             let (ga, gb) = (random(&mut rng, n, 2.0), random(&mut rng, n, 2.0));
-            let [am, bm] = [&a, &b].map(|v| Mat::new(v, tokens, 0, n, n));
+            let [am, bm] = [&a, &b].map(|v| MatRef::new(v, tokens, 0, n, n));
             let [want, got] = [&mut reference, cpu].map(|cpu| {
                 fn m(out: &mut [f32], n: usize) -> MatMut<'_> {
                     MatMut::new(out, out.len() / n, 0, n, n)
@@ -288,7 +288,7 @@ fn silu_far_from_zero_stays_finite() {
         let gate = [-1e30f32, -200.0, -88.5, -87.0, 87.0, 88.5, 200.0, 1e30, 0.0];
         let n = gate.len();
         let mut out = vec![1.0; n];
-        cpu.silu_mul(Mat::new(&gate, 1, 0, n, n), MatMut::new(&mut out, 1, 0, n, n));
+        cpu.silu_mul(MatRef::new(&gate, 1, 0, n, n), MatMut::new(&mut out, 1, 0, n, n));
         for (x, y) in gate.iter().zip(&out) {
             let want = x.max(0.0);
             assert!((y - want).abs() <= 1e-6 * want + 1e-7, "{}: silu({x}) = {y}", cpu.kernels());
@@ -331,7 +331,7 @@ fn half_floats() {
         }));
         let n = x.len();
         let mut got = vec![0; n];
-        cpu.to_f16(Mat::new(&x, 1, 0, n, n), &mut got);
+        cpu.to_f16(MatRef::new(&x, 1, 0, n, n), &mut got);
         for (v, bits) in x.iter().zip(got) {
             assert_eq!(bits, f16::from_f32(*v).to_bits(), "{}: {v:e}", cpu.kernels());
         }
@@ -347,9 +347,11 @@ fn attention_reads_no_row_that_is_not_there() {
     for cpu in &mut cpus() {
         let (heads, key_dim, value_dim) = (5, 40, 72);
         let [q, k, v] = [2 * key_dim, ROWS * key_dim, ROWS * value_dim].map(|n| random(&mut rng, n * heads, 1.0));
-        let own = |first, rows| [Run::default(), Run::default(), Run::default(), Run { chunk: true, first, rows }];
+        let own = |first, rows| {
+            [KvSpan::default(), KvSpan::default(), KvSpan::default(), KvSpan { chunk: true, first, rows }]
+        };
         let args = Attention {
-            q: Mat::new(&q, 2, 0, heads * key_dim, heads * key_dim),
+            q: MatRef::new(&q, 2, 0, heads * key_dim, heads * key_dim),
             heads,
             kv_heads: heads,
             key_dim,
@@ -404,11 +406,11 @@ fn attention() {
                 (_, false) => KvRows::F32(&kv[i]),
             };
             // a prefix, the end of what the cache holds else, and rows of the chunk, in order
-            let prefix = Run { chunk: false, first: 0, rows: rng.random_range(0..rows / 2) };
+            let prefix = KvSpan { chunk: false, first: 0, rows: rng.random_range(0..rows / 2) };
             let (old, new) = (rng.random_range(0..=rows / 4), rng.random_range(0..=rows / 4));
             let first = rows - rows / 4;
             let mut gone = 0; // rows that later tokens see no more
-            let visible: Vec<[Run; 4]> = (0..tokens)
+            let visible: Vec<[KvSpan; 4]> = (0..tokens)
                 .map(|t| {
                     gone += if t > 0 && rng.random_bool(0.7) { rng.random_range(0..=(old + new) / 2) } else { 0 };
                     let lost = gone.min(old + new);
@@ -416,14 +418,14 @@ fn attention() {
                     let begin = if lost == old + new { (gone - lost).min(rows - tokens) } else { 0 };
                     [
                         prefix,
-                        Run { chunk: false, first: first + from_old, rows: old - from_old },
-                        Run { chunk: false, first: from_new, rows: new - from_new },
-                        Run { chunk: true, first: begin, rows: rng.random_range(1..=rows - begin) },
+                        KvSpan { chunk: false, first: first + from_old, rows: old - from_old },
+                        KvSpan { chunk: false, first: from_new, rows: new - from_new },
+                        KvSpan { chunk: true, first: begin, rows: rng.random_range(1..=rows - begin) },
                     ]
                 })
                 .collect();
             let args = Attention {
-                q: Mat::new(&q, tokens, 0, heads * key_dim, heads * key_dim),
+                q: MatRef::new(&q, tokens, 0, heads * key_dim, heads * key_dim),
                 heads,
                 kv_heads,
                 key_dim,
@@ -452,7 +454,7 @@ fn convolution() {
             let bias = random(&mut rng, channels, 1.0);
             let state = random(&mut rng, (taps - 1) * channels, 1.0);
             let args = Conv {
-                u: Mat::new(&u, tokens, 1, channels, channels + 2),
+                u: MatRef::new(&u, tokens, 1, channels, channels + 2),
                 weight: &weight,
                 bias: rng.random_bool(0.5).then_some(&bias),
             };
@@ -485,14 +487,14 @@ fn selective_scan() {
             let (dt_bias, d) = (random(&mut rng, channels, 3.0), random(&mut rng, channels, 1.0));
             let a: Vec<f32> = (0..channels * states).map(|_| -rng.random_range(1e-3..20.0f32)).collect();
             let h = random(&mut rng, channels * states, 1.0);
-            let [dt, u, gate] = [&dt, &u, &gate].map(|v| Mat::new(v, tokens, 1, channels, wide));
+            let [dt, u, gate] = [&dt, &u, &gate].map(|v| MatRef::new(v, tokens, 1, channels, wide));
             let args = Scan {
                 dt,
                 dt_bias: &dt_bias,
                 u,
                 gate,
-                b: Mat::new(&bc, tokens, 1, states, 2 * states + 3),
-                c: Mat::new(&bc, tokens, states + 2, states, 2 * states + 3),
+                b: MatRef::new(&bc, tokens, 1, states, 2 * states + 3),
+                c: MatRef::new(&bc, tokens, states + 2, states, 2 * states + 3),
                 a: &a,
                 d: &d,
             };
@@ -564,7 +566,7 @@ fn largest_products_fit() {
             let x = vec![127.0 * sign; cols];
             let product = |cpu: &mut Cpu| {
                 let mut out = vec![f32::NAN; rows];
-                cpu.matmul(w, Mat::new(&x, 1, 0, cols, cols), MatMut::new(&mut out, 1, 0, rows, rows), false);
+                cpu.matmul(w, MatRef::new(&x, 1, 0, cols, cols), MatMut::new(&mut out, 1, 0, rows, rows), false);
                 out
             };
             let want = product(&mut scalar());
@@ -589,7 +591,7 @@ fn every_simd_set_and_both_layouts_give_the_same_bits() {
             let x = random(&mut rng, tokens * cols, 2.0);
             let both = [(plain, &bytes[1..]), (packed, &interleaved[..])];
             let mut all = cpus().into_iter().flat_map(|mut cpu| {
-                let x = Mat::new(&x, tokens, 0, cols, cols);
+                let x = MatRef::new(&x, tokens, 0, cols, cols);
                 both.map(|(dtype, bytes)| {
                     let w = Weight { dtype, rows, cols, bytes };
                     let out =

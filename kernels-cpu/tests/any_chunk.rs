@@ -1,7 +1,7 @@
 //! What a token sees, it answers with the same bits, in whatever chunk it is read and wherever the cache holds the rows.
 
 use half::f16;
-use hymba_kernels_cpu::{Attention, Cpu, Kernels, KvRows, Mat, MatMut, Run};
+use hymba_kernels_cpu::{Attention, Cpu, Kernels, KvRows, KvSpan, MatMut, MatRef};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -53,15 +53,15 @@ fn attention() {
                     let before_end = old.min(META + ring - row);
                     let own = from.max(begin) - begin;
                     [
-                        Run { chunk: false, first: 0, rows: META },
-                        Run { chunk: false, first: row, rows: before_end },
-                        Run { chunk: false, first: META, rows: old - before_end },
-                        Run { chunk: true, first: own, rows: token + 1 - begin - own },
+                        KvSpan { chunk: false, first: 0, rows: META },
+                        KvSpan { chunk: false, first: row, rows: before_end },
+                        KvSpan { chunk: false, first: META, rows: old - before_end },
+                        KvSpan { chunk: true, first: own, rows: token + 1 - begin - own },
                     ]
                 };
                 let visible: Vec<_> = (first..first + n).map(see).collect();
                 let args = Attention {
-                    q: Mat::new(&q, n, (first + tokens - text) * heads * key_dim, heads * key_dim, heads * key_dim),
+                    q: MatRef::new(&q, n, (first + tokens - text) * heads * key_dim, heads * key_dim, heads * key_dim),
                     heads,
                     kv_heads,
                     key_dim,

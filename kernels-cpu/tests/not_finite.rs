@@ -2,7 +2,7 @@
 
 use std::num::NonZeroUsize;
 
-use hymba_kernels_cpu::{Attention, Conv, Cpu, Kernels, KvRows, Mat, MatMut, Run, Scan, Weight, WeightType};
+use hymba_kernels_cpu::{Attention, Conv, Cpu, Kernels, KvRows, KvSpan, MatMut, MatRef, Scan, Weight, WeightType};
 
 const N: usize = 64;
 
@@ -27,8 +27,8 @@ fn each(inputs: usize, infinite: bool, mut f: impl FnMut(&mut Cpu, &[f32]) -> Ve
     }
 }
 
-fn row(x: &[f32]) -> Mat<'_> {
-    Mat::new(x, 1, 0, x.len(), x.len())
+fn row(x: &[f32]) -> MatRef<'_> {
+    MatRef::new(x, 1, 0, x.len(), x.len())
 }
 
 fn made(n: usize, f: impl FnOnce(MatMut<'_>)) -> Vec<f32> {
@@ -79,7 +79,7 @@ fn attention() {
     each(dim + 2 * rows * dim, false, |cpu, x| {
         let (q, kv) = x.split_at(dim);
         let (k, v) = kv.split_at(rows * dim);
-        let nothing = Run { chunk: false, first: 0, rows: 0 };
+        let nothing = KvSpan { chunk: false, first: 0, rows: 0 };
         let args = Attention {
             q: row(q),
             heads: 1,
@@ -88,7 +88,7 @@ fn attention() {
             value_dim: dim,
             cache: [KvRows::F32(&empty), KvRows::F32(&empty)],
             chunk: [KvRows::F32(k), KvRows::F32(v)],
-            visible: &[[nothing, nothing, nothing, Run { chunk: true, first: 0, rows }]],
+            visible: &[[nothing, nothing, nothing, KvSpan { chunk: true, first: 0, rows }]],
             position: 0,
         };
         made(dim, |out| cpu.attention(&args, out))

@@ -2,7 +2,7 @@
 // share a kv head are taken together, so that keys and values are read once for all of them.
 
 /// Rows first .. first + rows - 1 of the cache, or of the chunk's own keys and values.
-struct Run {
+struct KvSpan {
     uint first, rows, chunk, unused;
 };
 
@@ -41,7 +41,7 @@ struct AttendArgs {
 /// (GROUP + 2) * SLICE values. Uses CACHE_HALF, KEY_DIM, VALUE_DIM, GROUP, KV_HEADS, ALIGNED.
 kernel void attend_slice(device const float *q [[buffer(0)]], device const uchar *cache_k [[buffer(1)]],
                          device const uchar *cache_v [[buffer(2)]], device const uchar *chunk_k [[buffer(3)]],
-                         device const uchar *chunk_v [[buffer(4)]], device const Run *runs [[buffer(5)]],
+                         device const uchar *chunk_v [[buffer(4)]], device const KvSpan *runs [[buffer(5)]],
                          device float *parts [[buffer(6)]], constant AttendArgs &a [[buffer(7)]],
                          threadgroup float *shared [[threadgroup(0)]],
                          uint3 group [[threadgroup_position_in_grid]], uint tid [[thread_index_in_threadgroup]],
@@ -55,7 +55,7 @@ kernel void attend_slice(device const float *q [[buffer(0)]], device const uchar
         uint left = group.x * SLICE + i, chunk = 0, row = 0;
         bool found = false;
         for (uint r = 0; r < RUNS; r++) {
-            const Run run = runs[token * RUNS + r];
+            const KvSpan run = runs[token * RUNS + r];
             if (!found && left < run.rows) {
                 found = true;
                 chunk = run.chunk;
@@ -184,7 +184,7 @@ struct AttendTileArgs {
 /// KEY_DIM, VALUE_DIM, GROUP, KV_HEADS, ALIGNED.
 kernel void attend_tile(device const float *q [[buffer(0)]], device const uchar *cache_k [[buffer(1)]],
                         device const uchar *cache_v [[buffer(2)]], device const uchar *chunk_k [[buffer(3)]],
-                        device const uchar *chunk_v [[buffer(4)]], device const Run *runs [[buffer(5)]],
+                        device const uchar *chunk_v [[buffer(4)]], device const KvSpan *runs [[buffer(5)]],
                         device float *y [[buffer(6)]], constant AttendTileArgs &a [[buffer(7)]],
                         threadgroup float *shared [[threadgroup(0)]],
                         uint3 group [[threadgroup_position_in_grid]], uint tid [[thread_index_in_threadgroup]],
@@ -217,7 +217,7 @@ kernel void attend_tile(device const float *q [[buffer(0)]], device const uchar 
     const uint chunk_from = (a.cache_end + BLOCK - 1) / BLOCK * BLOCK;
     uint froms[4], ends[4];
     for (uint r = 0; r < RUNS; r++) {
-        const Run run = runs[token * RUNS + r];
+        const KvSpan run = runs[token * RUNS + r];
         froms[r] = run.chunk != 0 ? chunk_from + run.first : run.first;
         ends[r] = froms[r] + run.rows;
     }

@@ -5,7 +5,7 @@ use crate::{Binding, Buffer, Constants, Gpu, View, ops::whole};
 /// A run of rows that a token sees, of the cache or of the chunk's own keys and values.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, bytemuck::Pod, bytemuck::Zeroable)]
-pub struct Run {
+pub struct KvSpan {
     /// The first row.
     pub first: u32,
     /// How many rows.
@@ -36,7 +36,7 @@ pub struct Attention<'a> {
     /// Are keys and values half floats?
     pub half: bool,
     /// Per token, the rows it sees.
-    pub visible: &'a [[Run; 4]],
+    pub visible: &'a [[KvSpan; 4]],
     /// Whether every token has the bits that it has alone.
     pub decode: bool,
 }

@@ -13,7 +13,7 @@ mod ssm;
 pub mod system;
 mod weights;
 
-pub use attention::{Attention, Run};
+pub use attention::{Attention, KvSpan};
 pub use device::{Allocation, Binding, Buffer, Constants, Device, DeviceError, Dispatch};
 pub use ops::{Gpu, View};
 pub use source::SOURCE;

@@ -3,7 +3,7 @@
 use std::{num::NonZeroUsize, sync::atomic::AtomicBool, time::Duration};
 
 use bytemuck::allocation::try_zeroed_vec;
-use hymba_kernels_cpu::{Conv, Mat, Scan, Weight, WeightType};
+use hymba_kernels_cpu::{self as kernels, Conv, Scan, Weight, WeightType};
 
 use super::{Backend, Buffer, KvSpan, MatMut, MatRef, Memory, Op, kv::Kv};
 use crate::{
@@ -15,7 +15,7 @@ use crate::{
 pub const KERNELS: &str = "HYMBA_KERNELS";
 
 /// The CPU with its threads.
-pub struct Cpu(hymba_kernels_cpu::Cpu);
+pub struct Cpu(kernels::Cpu);
 
 impl Cpu {
     /// The fastest kernels this CPU has, on `threads` threads. `HYMBA_KERNELS=scalar` asks for the plain reference.
@@ -23,7 +23,7 @@ impl Cpu {
         let wanted = std::env::var(KERNELS).ok();
         let kernels = hymba_kernels_cpu::Kernels::all().into_iter().find(|k| Some(k.name()) == wanted.as_deref());
         let kernels = kernels.unwrap_or_else(hymba_kernels_cpu::Kernels::best);
-        Self(hymba_kernels_cpu::Cpu::with_kernels(kernels, threads))
+        Self(kernels::Cpu::with_kernels(kernels, threads))
     }
 
     /// The names of the kernels that this CPU can run, the fastest first.
@@ -34,7 +34,7 @@ impl Cpu {
     /// Each set of kernels that this CPU can run, on `threads` threads: the fastest first.
     pub fn all(threads: NonZeroUsize) -> Vec<Self> {
         let kernels = hymba_kernels_cpu::Kernels::all().into_iter();
-        kernels.map(|kernels| Self(hymba_kernels_cpu::Cpu::with_kernels(kernels, threads))).collect()
+        kernels.map(|kernels| Self(kernels::Cpu::with_kernels(kernels, threads))).collect()
     }
 
     /// Threads at work.
@@ -79,12 +79,12 @@ fn max_abs<'a>(rows: usize, row: impl Fn(usize) -> &'a [f32]) -> f32 {
     f32::from_bits((0..rows).fold(0, |most, t| most.max(bits(row(t)))) as u32)
 }
 
-fn mat<'a>(m: MatRef<'a>) -> Mat<'a> {
-    Mat::new(m.buffer.f32(), m.rows, m.start, m.cols, m.stride)
+fn mat<'a>(m: MatRef<'a>) -> kernels::MatRef<'a> {
+    kernels::MatRef::new(m.buffer.f32(), m.rows, m.start, m.cols, m.stride)
 }
 
-fn mat_mut<'a>(m: MatMut<'a>) -> hymba_kernels_cpu::MatMut<'a> {
-    hymba_kernels_cpu::MatMut::new(m.buffer.f32_mut(), m.rows, m.start, m.cols, m.stride)
+fn mat_mut<'a>(m: MatMut<'a>) -> kernels::MatMut<'a> {
+    kernels::MatMut::new(m.buffer.f32_mut(), m.rows, m.start, m.cols, m.stride)
 }
 
 /// Returns the kernels' types of matrices whose rows lie one after the other, and interleaved.
@@ -110,10 +110,10 @@ fn weight(m: &Matrix) -> Weight<'_> {
     Weight { dtype, rows: m.rows, cols: m.cols, bytes: &m.data }
 }
 
-fn attention(cpu: &mut hymba_kernels_cpu::Cpu, a: super::Attention<'_>) {
-    let span = |s: KvSpan| hymba_kernels_cpu::Run { chunk: s.chunk, first: s.first, rows: s.rows };
+fn attention(cpu: &mut kernels::Cpu, a: super::Attention<'_>) {
+    let span = |s: KvSpan| kernels::KvSpan { chunk: s.chunk, first: s.first, rows: s.rows };
     let visible: Vec<_> = a.visible.iter().map(|spans| spans.map(span)).collect();
-    let args = hymba_kernels_cpu::Attention {
+    let args = kernels::Attention {
         q: mat(a.q),
         heads: a.heads.query,
         kv_heads: a.heads.kv,
@@ -215,7 +215,7 @@ impl Memory for Cpu {
             Buffer::F32(to) => to[at..at + values.len()].copy_from_slice(values),
             Buffer::Kv(kv) => {
                 let width = kv.width();
-                kv.store(&mut self.0, Mat::new(values, values.len() / width, 0, width, width), at / width);
+                kv.store(&mut self.0, kernels::MatRef::new(values, values.len() / width, 0, width, width), at / width);
             }
             Buffer::Gpu(_) => panic!("{GPUS}"),
         }

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use bytemuck::allocation::try_zeroed_vec;
 use half::f16;
-use hymba_kernels_cpu::{Cpu, KvRows, Mat};
+use hymba_kernels_cpu::{Cpu, KvRows, MatRef};
 
 use crate::format::{
     CacheType, DType,
@@ -78,13 +78,13 @@ impl Kv {
     ///
     /// # Panics
     /// If there is not room for as many.
-    pub fn fill(&mut self, cpu: &mut Cpu, x: Mat<'_>) {
+    pub fn fill(&mut self, cpu: &mut Cpu, x: MatRef<'_>) {
         self.rows = x.rows();
         self.store(cpu, x, 0);
     }
 
     /// Rows `first..` become x `[rows, heads * dim]`.
-    pub fn store(&mut self, cpu: &mut Cpu, x: Mat<'_>, first: usize) {
+    pub fn store(&mut self, cpu: &mut Cpu, x: MatRef<'_>, first: usize) {
         for head in 0..self.heads {
             let part = x.columns(head * self.dim..(head + 1) * self.dim);
             let span = self.span(head, first..first + x.rows());
@@ -159,8 +159,8 @@ mod tests {
         let row = heads * dim;
         for kind in CacheType::ALL {
             let mut kv = Kv::new(kind, rows + 2, heads, dim).unwrap();
-            kv.store(&mut cpu, Mat::new(&x, 3, 0, row, row), 4);
-            kv.store(&mut cpu, Mat::new(&x, 4, 3 * row, row, row), 0);
+            kv.store(&mut cpu, MatRef::new(&x, 3, 0, row, row), 4);
+            kv.store(&mut cpu, MatRef::new(&x, 4, 3 * row, row, row), 0);
             let close = |got: &[f32], want: &[f32]| {
                 let most = if kind == CacheType::Q8_0 { 2.7 } else { 0.0 }; // half a step of a block's 127
                 got.len() == want.len() && got.iter().zip(want).all(|(a, b)| (a - b).abs() <= most)
@@ -170,9 +170,9 @@ mod tests {
             let mut less = Kv::new(kind, 3, heads, dim).unwrap();
             less.copy(&kv, 3..5, 1);
             assert!(close(&less.load(3), &[&vec![0.0; row], &both[3 * row..5 * row]].concat()), "{kind:?}");
-            less.fill(&mut cpu, Mat::new(&x, 1, 2 * row, row, row));
+            less.fill(&mut cpu, MatRef::new(&x, 1, 2 * row, row, row));
             assert!(close(&less.load(1), &x[2 * row..3 * row]), "{kind:?}");
-            less.fill(&mut cpu, Mat::new(&x, 3, row, row, row));
+            less.fill(&mut cpu, MatRef::new(&x, 3, row, row, row));
             assert!(close(&less.load(3), &x[row..4 * row]), "{kind:?}");
             less.clear();
             assert!(less.load(3).iter().all(|&v| v == 0.0));

@@ -112,7 +112,7 @@ fn matmul(gpu: &mut Gpu, w: &Matrix, [x, out]: [View<'_>; 2], accumulate: bool, 
 }
 
 fn attention(gpu: &mut Gpu, a: &super::Attention<'_>) {
-    let span = |s: KvSpan| hymba_kernels_metal::Run {
+    let span = |s: KvSpan| hymba_kernels_metal::KvSpan {
         first: s.first as u32,
         rows: s.rows as u32,
         chunk: u32::from(s.chunk),

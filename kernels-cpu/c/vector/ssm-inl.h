@@ -1,6 +1,6 @@
 /* The Mamba heads: causal convolution and selective scan.
  *
- * Requires: wide-inl.h, math-inl.h; hk_scalar for convolutions of more taps than registers hold. */
+ * Requires: wide-inl.h, math-inl.h. */
 #ifndef HYMBA_SSM_INL_H
 #define HYMBA_SSM_INL_H
 
@@ -13,20 +13,19 @@ HK_INLINE void lanes_store(float *p, size_t lanes, vf x) {
 }
 
 /* Of a tile. Channels lie side by side and a channel's tokens pages apart: with few of these the CPU foresees what is
- * read, and what the scan keeps of each stays in the first-level cache. */
+ * read, and what the scan keeps of each stays in L1. */
 #define SSM_TOKENS 16
 #define LINE_FLOATS 16 /* of a line of the cache */
 _Static_assert(SSM_TOKENS <= LINE_FLOATS, "as many tokens' lines are prefetched as a line has channels");
 
 /* ---- convolution: a channel a lane ---- */
 
-/* wider ones than any published model has go to the scalar code */
-#define TAPS_MAX VF_LANES
+_Static_assert(HK_CONV_TAPS <= VF_LANES, "the taps of a channel are a vector before they are transposed");
 
 HK_INLINE void conv_lanes(const hk_conv *a, size_t c, size_t lanes, size_t t0, size_t tokens, size_t taps) {
     const size_t past = taps - 1;
-    vf w[TAPS_MAX], seen[TAPS_MAX];
-    for (size_t i = 0; i < TAPS_MAX; i++) w[i] = i < lanes ? vf_load_n(a->weight + (c + i) * taps, taps) : vf_zero();
+    vf w[VF_LANES], seen[VF_LANES];
+    for (size_t i = 0; i < VF_LANES; i++) w[i] = i < lanes ? vf_load_n(a->weight + (c + i) * taps, taps) : vf_zero();
     vf_transpose(w);
     const float *state = t0 == 0 ? a->state : a->next;
     for (size_t j = 0; j < past; j++) seen[j] = lanes_load(state + j * a->state_stride + c, lanes);
@@ -42,10 +41,6 @@ HK_INLINE void conv_lanes(const hk_conv *a, size_t c, size_t lanes, size_t t0, s
 }
 
 static void conv_silu(const hk_conv *a) {
-    if (a->taps > TAPS_MAX) {
-        hk_scalar()->conv_silu(a);
-        return;
-    }
     for (size_t t = 0; t < a->tokens; t += SSM_TOKENS) {
         const size_t tokens = a->tokens - t < SSM_TOKENS ? a->tokens - t : SSM_TOKENS;
         for (size_t c = 0; c < a->channels; c += VF_LANES) {

@@ -62,7 +62,8 @@ static float float_rate(size_t rounds) {
         .fuse = fuse,                         \
         .rope = rope,                         \
         .to_f16 = to_f16,                     \
-        .attend = attend,                     \
+        .attend_prefill = attend_prefill,     \
+        .attend_decode = attend_decode,       \
         .combine_partials = combine_partials, \
         .conv_silu = conv_silu,               \
         .scan = scan,                         \

@@ -1,15 +1,17 @@
 //! Products with weight matrices.
 
+use std::sync::LazyLock;
+
 use super::{Cpu, Shared, call, part};
 pub use crate::bindings::hk_type as WeightType;
 use crate::{
-    Mat, MatMut, TypeFacts,
+    Kernels, MatMut, MatRef, TypeFacts,
     bindings::{self as hk, hk_type},
 };
 
 /// Values in a block of quantized weights and activations.
 const BLOCK: usize = hk::HK_BLOCK as usize;
-/// Runs of rows that `gemv` reads at once.
+/// Ranges of rows that `gemv` reads concurrently.
 pub(super) const STREAMS: usize = hk::HK_STREAMS as usize;
 /// Tokens that `gemv` takes at most.
 const FEW_TOKENS: usize = hk::HK_FEW_TOKENS as usize;
@@ -28,7 +30,7 @@ pub struct Weight<'a> {
 }
 
 impl Weight<'_> {
-    /// Bytes of a row; of a packed matrix, an eighth of a group.
+    /// Returns the bytes of a row; of a packed matrix, an eighth of a group.
     fn row_bytes(&self) -> usize {
         match TypeFacts::of(self.dtype) {
             Some(facts) => facts.block_bytes() * (self.cols / BLOCK),
@@ -40,18 +42,18 @@ impl Weight<'_> {
         !matches!(self.dtype, hk_type::HK_F32 | hk_type::HK_F16 | hk_type::HK_BF16)
     }
 
-    /// Are eight rows interleaved?
+    /// Whether eight rows are interleaved.
     fn packed(&self) -> bool {
         self.dtype as u32 & hk::HK_X8 != 0
     }
 
-    /// Rows that are stored: packed matrices have whole groups of eight.
+    /// Returns the rows that are stored: packed matrices have whole groups of eight.
     fn stored_rows(&self) -> usize {
         if self.packed() { self.rows.next_multiple_of(8) } else { self.rows }
     }
 }
 
-/// Bytes that kernels may read behind the values of interleaved tokens.
+/// Bytes that kernels may read past the values of interleaved tokens.
 const SLACK: usize = 12;
 
 /// Activations as int8 blocks: values, scales and offsets.
@@ -63,7 +65,7 @@ struct Blocks {
 }
 
 impl Blocks {
-    /// Returns room for `tokens` rows of `cols` values; what it holds is of no account.
+    /// Returns room for `tokens` rows of `cols` values, with arbitrary contents.
     fn room(&mut self, tokens: usize, cols: usize) -> BlocksMut {
         let blocks = tokens * (cols / BLOCK);
         self.q.resize(self.q.len().max(blocks * BLOCK + SLACK), 0);
@@ -94,63 +96,142 @@ pub(super) struct QuantizedActs {
     interleaved: Blocks,
 }
 
-/// The prefetch distance in bytes, in each of the places where a matrix is read for few tokens. AMD's own prefetchers bring
-/// in what is read at several places, but for the last step, and what is prefetched farther slows them where a single
-/// token's arithmetic takes no time (Zen 3); Intel's do not keep memory busy (Granite Rapids).
+/// Returns the prefetch distance in bytes of each stream of `gemv`. On AMD (Zen 3), hardware prefetch follows several streams
+/// into L2, and a longer distance slows it down when one token leaves little arithmetic to hide it; on Intel (Granite Rapids)
+/// hardware prefetch alone does not saturate memory.
 fn prefetch_distance(tokens: usize) -> usize {
+    static AMD: LazyLock<bool> = LazyLock::new(is_amd); // on virtual machines every CPUID is a trap into the host
+    match (*AMD, tokens) {
+        (true, 1) => 320,
+        (true, _) => 1024,
+        (false, _) => 2048,
+    }
+}
+
+fn is_amd() -> bool {
     #[cfg(target_arch = "x86_64")]
     {
         let id = std::arch::x86_64::__cpuid(0);
-        let amd = [*b"Auth", *b"enti", *b"cAMD"].map(u32::from_le_bytes);
-        if [id.ebx, id.edx, id.ecx] == amd {
-            return if tokens == 1 { 320 } else { 1024 };
-        }
+        return [id.ebx, id.edx, id.ecx] == [*b"Auth", *b"enti", *b"cAMD"].map(u32::from_le_bytes);
     }
-    let _ = tokens;
-    2048
+    #[allow(unreachable_code)]
+    false
 }
 
 /// How the rows of matrices of one shape are split into tasks.
 ///
-/// The rows of few tokens are read at several places at once, which is faster: a task has some from each of `runs` runs of the
-/// same length, in every matrix, and the rows that are left are one more task.
+/// For few tokens, several ranges of rows are read concurrently, which is faster: a task has some rows of each of `ranges` ranges
+/// of equal length, in every matrix, and the remaining rows are one more task.
 struct RowPlan {
     rows: usize,
-    /// Runs in each matrix.
-    runs: usize,
-    /// Rows of a run.
-    run: usize,
-    /// Rows of a run that a task has.
-    part: usize,
+    /// Ranges of each matrix.
+    ranges: usize,
+    /// Rows of a range.
+    range_rows: usize,
+    /// Rows of a range that a task has.
+    task_rows: usize,
 }
 
 impl RowPlan {
-    /// Plans products of `w`, whose rows are read at `runs` places each.
-    fn new(w: &[Weight<'_>], runs: usize, threads: usize) -> Self {
+    /// Plans products of `w`, each split into `ranges`.
+    fn new(w: &[Weight<'_>], ranges: usize, threads: usize) -> Self {
         let rows = w[0].rows;
-        let run = if runs > 1 { rows / (runs * 8) * 8 } else { rows };
-        // Enough parts to even out threads that the system slows, each at least a microsecond of reading.
-        let (unit, parts) = if runs > 1 { (8, 128) } else { (16, 32 * w.len()) };
-        let row_bytes: usize = w.iter().map(|w| w.row_bytes() * runs).sum();
+        let range_rows = if ranges > 1 { rows / (ranges * 8) * 8 } else { rows };
+        // Enough tasks to even out threads that the system slows down, each at least a microsecond of reading.
+        let (unit, tasks) = if ranges > 1 { (8, 128) } else { (16, 32 * w.len()) };
+        let row_bytes: usize = w.iter().map(|w| w.row_bytes() * ranges).sum();
         let smallest = (16 * 1024 / row_bytes.max(1)).max(1).next_multiple_of(unit);
-        Self { rows, runs, run, part: part(run, parts * threads, unit).max(smallest) }
+        Self { rows, ranges, range_rows, task_rows: part(range_rows, tasks * threads, unit).max(smallest) }
     }
 
-    /// Tasks with rows of all runs.
-    fn whole_tasks(&self) -> usize {
-        self.run.div_ceil(self.part)
+    /// Returns the number of tasks with rows of all ranges.
+    fn range_tasks(&self) -> usize {
+        self.range_rows.div_ceil(self.task_rows)
+    }
+
+    /// Returns the first of the rows behind the ranges.
+    fn rest(&self) -> usize {
+        self.ranges * self.range_rows
     }
 
     fn tasks(&self) -> usize {
-        self.whole_tasks() + usize::from(self.rows > self.runs * self.run)
+        self.range_tasks() + usize::from(self.rows > self.rest())
     }
 
-    /// The first row of a task, in the first run, and the number of its rows in each; `None` of the task of rows that are left,
-    /// which are those from `runs * run` on.
-    fn whole(&self, task: usize) -> Option<(usize, usize)> {
-        let first = task * self.part;
-        (task < self.whole_tasks()).then(|| (first, self.part.min(self.run - first)))
+    /// Returns the first row of a task, in the first range, and the number of its rows in each; `None` for the task of the rest.
+    fn range_task(&self, task: usize) -> Option<(usize, usize)> {
+        let first = task * self.task_rows;
+        (task < self.range_tasks()).then(|| (first, self.task_rows.min(self.range_rows - first)))
     }
+}
+
+type Gemv = unsafe extern "C" fn(
+    hk_type,
+    *const *const std::ffi::c_void,
+    usize,
+    usize,
+    usize,
+    *const hk::hk_act,
+    usize,
+    *const *mut f32,
+    usize,
+    i32,
+);
+
+/// Products of one x with matrices of one shape, as their tasks see them.
+struct Products<'a, const N: usize> {
+    kernels: Kernels,
+    w: [Weight<'a>; N],
+    /// Where each matrix' output is, and the stride of its rows.
+    out: [(Shared<f32>, usize); N],
+    /// x token by token, and as `gemv` reads it.
+    by_token: Shared<hk::hk_act>,
+    few: Shared<hk::hk_act>,
+    tokens: usize,
+    accumulate: i32,
+    plan: RowPlan,
+}
+
+impl<const N: usize> Products<'_, N> {
+    /// Returns where a row of matrix `i` is, and its output for the first token.
+    fn row(&self, i: usize, row: usize) -> (*const std::ffi::c_void, *mut f32) {
+        (self.w[i].bytes[row * self.w[i].row_bytes()..].as_ptr().cast(), self.out[i].0.at(row))
+    }
+
+    /// `rows` rows of each range, from `first` on; `together` matrices fill the streams of a call.
+    fn gemv(&self, gemv: Gemv, together: usize, first: usize, rows: usize) {
+        let (plan, cols, distance) = (&self.plan, self.w[0].cols, prefetch_distance(self.tokens));
+        for i in (0..N).step_by(together) {
+            let streams: [_; STREAMS] =
+                std::array::from_fn(|s| self.row(i + s / plan.ranges, first + s % plan.ranges * plan.range_rows));
+            let (w, y, stride) = (streams.map(|s| s.0), streams.map(|s| s.1), self.out[i].1);
+            let (w, y, act) = (w.as_ptr(), y.as_ptr(), self.few.at(0));
+            // SAFETY: as with `call!`; all rows of all ranges are the matrices', in whole groups of eight.
+            unsafe { gemv(self.w[i].dtype, w, rows, cols, distance, act, self.tokens, y, stride, self.accumulate) };
+        }
+    }
+
+    fn matmul(&self, first: usize, rows: usize) {
+        for (i, w) in self.w.iter().enumerate() {
+            let ((bytes, y), stride, act) = (self.row(i, first), self.out[i].1, self.by_token.at(0));
+            call!(self.kernels, matmul(w.dtype, bytes, rows, w.cols, act, self.tokens, y, stride, self.accumulate));
+        }
+    }
+}
+
+/// Checks that the shapes fit together.
+fn check<const N: usize>(w: &[Weight<'_>; N], x: MatRef<'_>, out: &[MatMut<'_>; N]) {
+    for (m, out) in w.iter().zip(out) {
+        assert!(x.cols == m.cols && out.cols == m.rows && out.rows == x.rows, "matmul: shapes differ");
+        assert!((m.rows, m.cols) == (w[0].rows, w[0].cols), "matmul: matrices differ");
+        let bytes = m.stored_rows() * m.row_bytes();
+        assert!(m.bytes.len() == bytes, "matmul: {} bytes for {} rows", m.bytes.len(), m.rows);
+    }
+}
+
+/// Returns how many tokens `gemv` takes of products with `w`.
+fn most_tokens(w: &[Weight<'_>]) -> usize {
+    if w.iter().all(|w| w.packed()) { FEW_TOKENS } else { usize::from(w.iter().all(|w| w.packed() || !w.quantized())) }
 }
 
 impl Cpu {
@@ -159,7 +240,7 @@ impl Cpu {
     ///
     /// # Panics
     /// If the shapes do not fit together.
-    pub fn matmul(&mut self, w: Weight<'_>, x: Mat<'_>, out: MatMut<'_>, accumulate: bool) {
+    pub fn matmul(&mut self, w: Weight<'_>, x: MatRef<'_>, out: MatMut<'_>, accumulate: bool) {
         self.products([w], x, [out], accumulate, |_, _| ());
     }
 
@@ -168,7 +249,7 @@ impl Cpu {
     ///
     /// # Panics
     /// If the shapes do not fit together.
-    pub fn gated_matmul(&mut self, [g, u]: [Weight<'_>; 2], x: Mat<'_>, gate: MatMut<'_>, out: MatMut<'_>) {
+    pub fn gated_matmul(&mut self, [g, u]: [Weight<'_>; 2], x: MatRef<'_>, gate: MatMut<'_>, out: MatMut<'_>) {
         let (kernels, tokens) = (self.kernels, x.rows);
         let (gates, ups) = (Shared(gate.data.as_mut_ptr()), Shared(out.data.as_mut_ptr()));
         let (gate_stride, stride) = (gate.stride, out.stride);
@@ -180,9 +261,8 @@ impl Cpu {
         });
     }
 
-    /// Rounds x to int8 blocks, token by token and, if `few`, interleaved too: the activations of [`Cpu::matmul`] for kernels
-    /// that read the one or the other.
-    fn quantize_activations(&mut self, x: Mat<'_>, few: bool) -> [hk::hk_act; 2] {
+    /// Rounds x to int8 blocks: token by token, as `matmul` reads them, and, if `few`, interleaved for `gemv`.
+    fn quantize_activations(&mut self, x: MatRef<'_>, few: bool) -> [hk::hk_act; 2] {
         let (tokens, cols, kernels) = (x.rows, x.cols, self.kernels);
         assert!(cols.is_multiple_of(BLOCK), "matmul: rows of {cols} have no whole blocks");
         let blocks = cols / BLOCK;
@@ -237,58 +317,43 @@ impl Cpu {
     fn products<const N: usize>(
         &mut self,
         w: [Weight<'_>; N],
-        x: Mat<'_>,
+        x: MatRef<'_>,
         out: [MatMut<'_>; N],
         accumulate: bool,
         then: impl Fn(usize, usize) + Sync,
     ) {
-        let (tokens, rows, cols) = (x.rows, w[0].rows, w[0].cols);
-        for (w, out) in w.iter().zip(&out) {
-            assert!(x.cols == w.cols && out.cols == w.rows && out.rows == tokens, "matmul: shapes differ");
-            assert!((w.rows, w.cols) == (rows, cols), "matmul: matrices differ");
-            let bytes = w.stored_rows() * w.row_bytes();
-            assert!(w.bytes.len() == bytes, "matmul: {} bytes for {} rows", w.bytes.len(), w.rows);
-        }
-        let most = if w.iter().all(|w| w.packed()) {
-            FEW_TOKENS
-        } else {
-            usize::from(w.iter().all(|w| w.packed() || !w.quantized()))
-        };
-        let gemv = self.kernels.table().gemv.filter(|_| tokens <= most);
+        check(&w, x, &out);
+        let gemv = self.kernels.table().gemv.filter(|_| x.rows <= most_tokens(&w));
         let mut acts = if w.iter().any(Weight::quantized) {
             self.quantize_activations(x, gemv.is_some())
         } else {
             let none = (std::ptr::null(), std::ptr::null(), std::ptr::null());
-            let x = hk::hk_act { x: x.data.as_ptr(), stride: x.stride, q: none.0, d: none.1, offset: none.2 };
-            [x; 2]
+            [hk::hk_act { x: x.data.as_ptr(), stride: x.stride, q: none.0, d: none.1, offset: none.2 }; 2]
         };
         let [by_token, few] = acts.each_mut().map(|act| Shared(&raw mut *act));
-        let out = out.map(|out| (Shared(out.data.as_mut_ptr()), out.stride));
         // Matrices of one type are read together.
         let together = if w.iter().all(|m| m.dtype == w[0].dtype) { N } else { 1 };
-        let plan = RowPlan::new(&w, if gemv.is_some() { STREAMS / together } else { 1 }, self.pool.threads());
-        let (kernels, distance, accumulate) = (self.kernels, prefetch_distance(tokens), i32::from(accumulate));
-        let at = |i: usize, row: usize| (w[i].bytes[row * w[i].row_bytes()..].as_ptr().cast(), out[i].0.at(row));
-        self.pool.run(plan.tasks(), |task, _| match (gemv, plan.whole(task)) {
-            (Some(gemv), Some((first, n))) => {
-                for i in (0..N).step_by(together) {
-                    let streams: [_; STREAMS] =
-                        std::array::from_fn(|s| at(i + s / plan.runs, first + s % plan.runs * plan.run));
-                    let (bytes, y, stride) = (streams.map(|s| s.0), streams.map(|s| s.1), out[i].1);
-                    let (bytes, y) = (bytes.as_ptr(), y.as_ptr());
-                    // SAFETY: as with `call!`; all rows of all runs are the matrices', in whole groups of eight.
-                    unsafe { gemv(w[i].dtype, bytes, n, cols, distance, few.at(0), tokens, y, stride, accumulate) };
-                }
-                (0..plan.runs).for_each(|s| then(first + s * plan.run, n));
+        let ranges = if gemv.is_some() { STREAMS / together } else { 1 };
+        let products = Products {
+            kernels: self.kernels,
+            plan: RowPlan::new(&w, ranges, self.pool.threads()),
+            w,
+            out: out.map(|out| (Shared(out.data.as_mut_ptr()), out.stride)),
+            by_token,
+            few,
+            tokens: x.rows,
+            accumulate: i32::from(accumulate),
+        };
+        let plan = &products.plan;
+        self.pool.run(plan.tasks(), |task, _| match (gemv, plan.range_task(task)) {
+            (Some(gemv), Some((first, rows))) => {
+                products.gemv(gemv, together, first, rows);
+                (0..plan.ranges).for_each(|range| then(first + range * plan.range_rows, rows));
             }
-            (_, whole) => {
-                let left = plan.runs * plan.run;
-                let (first, n) = whole.unwrap_or((left, rows - left));
-                for (i, (w, (_, stride))) in w.iter().zip(&out).enumerate() {
-                    let (bytes, y) = at(i, first);
-                    call!(kernels, matmul(w.dtype, bytes, n, cols, by_token.at(0), tokens, y, *stride, accumulate));
-                }
-                then(first, n);
+            (_, task) => {
+                let (first, rows) = task.unwrap_or((plan.rest(), plan.rows - plan.rest()));
+                products.matmul(first, rows);
+                then(first, rows);
             }
         });
     }

@@ -10,7 +10,7 @@ mod common;
 use std::{env, path::Path};
 
 use common::{Machine, Parts, Weights, matrix_weight};
-use hymba_kernels_metal::{Attention, Buffer, Conv, Format, Run, Scan, View};
+use hymba_kernels_metal::{Attention, Buffer, Conv, Format, KvSpan, Scan, View};
 use hymba_metal_emulator::{Cuda, Stopwatch};
 
 /// Bytes of all copies together.
@@ -169,8 +169,8 @@ fn attention(b: &Bench, rows: usize) {
         .collect();
     let chunk = [key_dim, value_dim].map(|dim| m.gpu.allocate(2 * kv_heads * dim).unwrap());
     let (q, y) = (m.buffer(&vec![0.1; heads * key_dim]), m.buffer(&vec![0.0; heads * value_dim]));
-    let none = Run::default();
-    let visible = [[Run { rows: rows as u32 - 1, ..none }, none, none, Run { rows: 1, chunk: 1, ..none }]];
+    let none = KvSpan::default();
+    let visible = [[KvSpan { rows: rows as u32 - 1, ..none }, none, none, KvSpan { rows: 1, chunk: 1, ..none }]];
     // two launches: slices, and what puts them together
     b.time(&mut m, &format!("attention, {rows} rows (each of two launches)"), bytes / 2, copies, |m, i| {
         let args = Attention {

@@ -9,7 +9,7 @@ mod common;
 use common::*;
 use half::f16;
 use hymba_kernels_cpu as cpu;
-use hymba_kernels_metal::{Attention, Conv, Format, Run, Scan, View};
+use hymba_kernels_metal::{Attention, Conv, Format, KvSpan, Scan, View};
 use rand::RngExt;
 use std::num::NonZeroUsize;
 
@@ -17,8 +17,8 @@ fn reference() -> cpu::Cpu {
     cpu::Cpu::with_kernels(cpu::Kernels::scalar(), NonZeroUsize::MIN)
 }
 
-fn mat(values: &[f32], cols: usize) -> cpu::Mat<'_> {
-    cpu::Mat::new(values, values.len() / cols, 0, cols, cols)
+fn mat(values: &[f32], cols: usize) -> cpu::MatRef<'_> {
+    cpu::MatRef::new(values, values.len() / cols, 0, cols, cols)
 }
 
 fn mat_mut(values: &mut [f32], cols: usize) -> cpu::MatMut<'_> {
@@ -298,7 +298,7 @@ fn selective_scan() {
             m.gpu.scan(&args, &gpu_h, &gpu_next, out.view());
             let got = m.read(&out);
             let mut want = vec![0.0; tokens * channels];
-            let cpu_part = |start| cpu::Mat::new(&bc, tokens, start, states, 2 * states);
+            let cpu_part = |start| cpu::MatRef::new(&bc, tokens, start, states, 2 * states);
             let args = cpu::Scan {
                 dt: mat(&dt, channels),
                 dt_bias: &dt_bias,
@@ -345,13 +345,13 @@ fn attention() {
                 let (first, seen) = (rng.random_range(0..ring), rng.random_range(0..=ring));
                 let before_end = seen.min(ring - first);
                 let window = rng.random_range(1..=seen + tokens);
-                let visible: Vec<[cpu::Run; 4]> = (0..tokens)
+                let visible: Vec<[cpu::KvSpan; 4]> = (0..tokens)
                     .map(|t| {
                         // counted from the oldest row of the ring on
                         let from = (seen + t + 1).saturating_sub(window);
                         let (gone, own) = (from.min(seen), from.saturating_sub(seen));
                         let (old, new) = (gone.min(before_end), gone.saturating_sub(before_end));
-                        let run = |chunk, first, rows| cpu::Run { chunk, first, rows };
+                        let run = |chunk, first, rows| cpu::KvSpan { chunk, first, rows };
                         [
                             run(false, 0, meta),
                             run(false, meta + first + old, before_end - old),
@@ -381,10 +381,10 @@ fn attention() {
                 let aligned = rng.random();
                 let queries = m.matrix(&mut rng, tokens, heads * key_dim, aligned, &q);
                 let out = m.matrix(&mut rng, tokens, heads * value_dim, false, &[]);
-                let runs: Vec<[Run; 4]> = visible
+                let runs: Vec<[KvSpan; 4]> = visible
                     .iter()
                     .map(|runs| {
-                        runs.map(|r| Run {
+                        runs.map(|r| KvSpan {
                             first: r.first as u32,
                             rows: r.rows as u32,
                             chunk: u32::from(r.chunk),

@@ -1,16 +1,22 @@
-//! How the attention of a single token is handed out: its tiles, in each kv head after kv head, are one sequence of units,
-//! of which a task has some that follow each other.
+//! How the attention of one token is handed out. Its units, a tile of one KV head each, are numbered tile by tile; a task
+//! has some that follow each other:
+//!
+//! ```text
+//!            tile 0      tile 1      tile 2      tile 3
+//! KV head  0 1 2 3 4 | 0 1 2 3 4 | 0 1 2 3 4 | 0 1 2 3 4
+//! task     0           1         :   2           3          with two threads, of which the second begins at ':'
+//! ```
 
 use std::ops::Range;
 
-/// Tasks that a thread has at most: it can be helped.
-const PARTS: usize = 8;
+/// Tasks of a thread at most: several, so that others can help one that the system delays.
+const THREAD_TASKS: usize = 8;
 
-/// The units where tasks begin, and the end. `tiles`: the rows where tiles begin, and the end. Each thread has as many
-/// tasks as another, and as many rows, to a unit; within a thread, tasks begin where tiles do.
+/// Returns the units where tasks begin, and the end. `tiles`: the rows where tiles begin, and the end. Every thread has the
+/// same number of tasks, and of rows to within a unit; within a thread, tasks begin where tiles do.
 pub(super) fn cut(tiles: &[usize], heads: usize, threads: usize) -> Vec<usize> {
     let rows = tiles[tiles.len() - 1];
-    let each = ((tiles.len() - 1) / threads).clamp(1, PARTS);
+    let each = ((tiles.len() - 1) / threads).clamp(1, THREAD_TASKS);
     let tasks = threads * each;
     let nearest = |task: usize| {
         let place = rows * task; // in rows / tasks
@@ -27,7 +33,7 @@ pub(super) fn cut(tiles: &[usize], heads: usize, threads: usize) -> Vec<usize> {
     cuts
 }
 
-/// The kernel's calls for some units, as tiles and kv heads: all heads of whole tiles, some heads of one tile.
+/// Returns the kernel's calls for some units, as tiles and KV heads: all heads of whole tiles, some heads of one tile.
 pub(super) fn calls(units: Range<usize>, heads: usize) -> impl Iterator<Item = (Range<usize>, Range<usize>)> {
     let mut next = units.start;
     std::iter::from_fn(move || {
