@@ -23,6 +23,7 @@ use hymba::{
     engine::{
         Model, Session, SessionOptions,
         scheduler::{Cached, Event, Job, Logprobs, Refused, Scheduler, SchedulerOptions, Usage},
+        speculate::Speculate,
     },
     format::{Blob, CacheType, DType, gguf::Gguf},
     generate,
@@ -176,7 +177,8 @@ fn options(rng: &mut ChaCha8Rng, slots: usize) -> SchedulerOptions {
         threads: one_of(rng, &[1, 2]).try_into().ok(),
         ..SessionOptions::default()
     };
-    SchedulerOptions { session, slots, cache_memory: Some(0), ..SchedulerOptions::default() }
+    let speculate = one_of(rng, &[Speculate::Auto, Speculate::Off, Speculate::Fixed(3), Speculate::Fixed(7)]);
+    SchedulerOptions { session, slots, speculate, cache_memory: Some(0), ..SchedulerOptions::default() }
 }
 
 /// Checks an answer against the same text alone, begun as the answer was.

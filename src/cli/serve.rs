@@ -128,6 +128,7 @@ pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
         cache_memory: args.cache_memory.map(|mb| mb.saturating_mul(1_000_000)),
         cache_folder: args.cache_folder.clone(),
         measure: true,
+        ..SchedulerOptions::default()
     };
     let scheduler = Scheduler::start(model.clone(), tokenizer.clone(), &options)?;
     let context = scheduler.context();

@@ -5,6 +5,7 @@
 //! as much as leaves the others' tokens near their usual pace. Jobs come in through a bounded queue; what happens to them
 //! goes out through their [`Events`], which never block.
 
+mod alone;
 mod choice;
 mod inbox;
 mod job;

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::engine::SessionOptions;
+use crate::engine::{SessionOptions, speculate::Speculate};
 
 /// How a scheduler is set up.
 #[derive(Clone, Debug)]
@@ -13,6 +13,8 @@ pub struct SchedulerOptions {
     pub slots: usize,
     /// Jobs that wait at most, beside those at work.
     pub queue: usize,
+    /// How many guesses are read with a token of a text that is at work alone.
+    pub speculate: Speculate,
     /// Bytes that prefix states take at most, 0: there are none; by default a quarter of the free memory, at most 4 GB.
     pub cache_memory: Option<usize>,
     /// A folder in which prefix states survive a restart.
@@ -23,7 +25,7 @@ pub struct SchedulerOptions {
 
 impl Default for SchedulerOptions {
     fn default() -> Self {
-        let session = SessionOptions::default();
-        Self { session, slots: 4, queue: 64, cache_memory: None, cache_folder: None, measure: false }
+        let (session, speculate) = (SessionOptions::default(), Speculate::default());
+        Self { session, slots: 4, queue: 64, speculate, cache_memory: None, cache_folder: None, measure: false }
     }
 }

@@ -19,6 +19,7 @@ use crate::{
         generate::{StopReason, Timings},
         generator::Generator,
         prefix::{Step, decoded},
+        speculate::{Speculate, Speculator},
         text::Text,
     },
     forward::{DECODE_TOKENS, Phase},
@@ -54,6 +55,8 @@ pub(super) struct Running<'t> {
     pub turn: u64,
     /// The slot's text, while a wider one is in its place.
     pub narrow: Option<Text>,
+    /// Guesses what it says next.
+    pub speculator: Speculator,
     /// Events that could not be delivered yet.
     outbox: VecDeque<Event>,
     is_gone: bool,
@@ -76,7 +79,7 @@ pub(super) enum End {
 
 impl<'t> Running<'t> {
     /// Returns a job that has read nothing yet, or has failed already.
-    pub fn new(serial: u64, tokenizer: &'t Tokenizer, queued: Queued, vocab: usize, context: usize) -> Self {
+    pub fn new(serial: u64, tokenizer: &'t Tokenizer, queued: Queued, (vocab, context): (usize, usize)) -> Self {
         let Queued { mut job, since } = queued;
         let now = Instant::now();
         let text = Self::check(&job, vocab, context)
@@ -105,6 +108,7 @@ impl<'t> Running<'t> {
             is_started: false,
             turn: 0,
             narrow: None,
+            speculator: Speculator::new(Speculate::Off),
             outbox: failure.into_iter().collect(),
             is_gone: false,
             told: 1,
@@ -268,6 +272,22 @@ impl<'t> Running<'t> {
             _ => stop,
         };
         Ok(stop)
+    }
+
+    /// The tokens that are read, how many guesses of those after the next are of use, and which of these are certain;
+    /// `None` unless the next token is one that was chosen.
+    pub fn to_guess(&mut self) -> Option<(Vec<u32>, usize, Vec<u32>)> {
+        let text = self.text.as_mut().filter(|_| self.read + 1 == self.steps.len())?;
+        text.unread()?;
+        // Every guess that is right leads to a token after it.
+        let most = text.left().map_or(usize::MAX, |left| left.saturating_sub(1));
+        let certain = if most > 0 { text.forced() } else { Vec::new() };
+        Some((text.history()[..self.read].to_vec(), most, certain))
+    }
+
+    /// Returns the token that was chosen, if it is to be read.
+    pub fn unread(&self) -> Option<u32> {
+        self.text.as_ref()?.unread()
     }
 
     /// Ends the text.

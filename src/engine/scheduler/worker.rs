@@ -7,6 +7,7 @@ use std::{
 };
 
 use super::{
+    alone::Alone,
     inbox::{Ending, Inbox, Queued},
     options::SchedulerOptions,
     pace::Pace,
@@ -19,6 +20,7 @@ use crate::{
         Batch, Model, Session, SessionOptions,
         batch::{Read, Wanted},
         prefix::{Folder, Found, Prefixes},
+        speculate::{Forced, Speculate, Speculator},
         text::Text,
     },
     format::CacheType,
@@ -53,6 +55,7 @@ pub(super) struct Worker<'w> {
     leaving: Vec<Running<'w>>,
     /// `None` if nothing is to be kept.
     prefixes: Option<Prefixes>,
+    speculate: Speculate,
     pace: Pace,
     passes: u64,
     serial: u64,
@@ -75,7 +78,7 @@ impl<'w> Worker<'w> {
         inbox: &'w Inbox,
         options: SchedulerOptions,
     ) -> Result<Self> {
-        let SchedulerOptions { session: options, slots, cache_memory, cache_folder, measure, .. } = options;
+        let SchedulerOptions { session: options, slots, speculate, cache_memory, cache_folder, measure, .. } = options;
         let mut session = Session::new(model, &options)?;
         let read_limit = measure.then(|| session.read_bandwidth(&AtomicBool::new(false))).transpose()?;
         let fallback = session.fallback().map(Error::to_string);
@@ -114,6 +117,7 @@ impl<'w> Worker<'w> {
             jobs,
             leaving,
             prefixes,
+            speculate,
             pace,
             passes: 0,
             serial: 0,
@@ -186,8 +190,9 @@ impl<'w> Worker<'w> {
 
     fn begin(&mut self, slot: usize, queued: Queued) {
         self.serial += 1;
-        let (vocab, context) = (self.model.config().vocab, self.context);
-        let mut job = Running::new(self.serial, self.tokenizer, queued, vocab, context);
+        let sizes = (self.model.config().vocab, self.context);
+        let mut job = Running::new(self.serial, self.tokenizer, queued, sizes);
+        job.speculator = Speculator::new(self.speculate);
         job.check_cancelled();
         let awaits = self.shared_with_others(&job);
         if let Some((serial, at)) = awaits {
@@ -351,6 +356,11 @@ impl<'w> Worker<'w> {
 
     /// Runs a pass.
     fn pass(&mut self, parts: &[Part]) {
+        if let [Part { slot, phase: Phase::Decode, cancel, .. }] = parts
+            && self.advance(*slot, cancel)
+        {
+            return;
+        }
         let start = Instant::now();
         let mut failures = Vec::new();
         match self.read(parts, &mut failures) {
@@ -372,6 +382,43 @@ impl<'w> Worker<'w> {
             }
         }
         self.inbox.lock().metrics.generated_tokens += chosen;
+    }
+
+    /// Reads the next token of a text that is alone, and guesses of those after it. Returns whether that is what it needs.
+    fn advance(&mut self, slot: usize, cancel: &AtomicBool) -> bool {
+        let (context, vocab) = (self.context, self.model.config().vocab);
+        let Some(job) = self.jobs[slot].as_mut().filter(|job| job.speculator.is_on()) else { return false };
+        let (Some(id), Some((read, most, certain))) = (job.unread(), job.to_guess()) else { return false };
+        let mut speculator = std::mem::replace(&mut job.speculator, Speculator::new(Speculate::Off));
+        speculator.read(&read);
+        let (start, mut chosen) = (Instant::now(), 0);
+        let model = &mut Alone { batch: &mut self.batch, text: &mut self.texts[slot], cancel };
+        let outcome = speculator.advance(model, id, most, &Forced(&certain), &mut |logits| {
+            job.has_read(1, logits, vocab);
+            chosen += u64::from(job.choose(context));
+            Ok(job.unread().filter(|_| !job.is_over()))
+        });
+        let elapsed = start.elapsed();
+        job.speculator = speculator;
+        let (rows, drafted, accepted, failure) = match outcome {
+            Ok(counts) => (1 + counts.drafted, counts.drafted, counts.accepted, None),
+            Err(e) => (1, 0, 0, Some(e)),
+        };
+        if rows == 1 {
+            self.pace.learn(1, 0, elapsed);
+        }
+        self.count([rows, 0], elapsed, self.model.plan().read_bytes(read.len(), self.cache));
+        let mut shared = self.inbox.lock();
+        shared.metrics.generated_tokens += chosen;
+        shared.metrics.drafted += drafted as u64;
+        shared.metrics.accepted += accepted as u64;
+        drop(shared);
+        match failure {
+            Some(lost @ Error::Gpu(_)) => self.lose(lost),
+            Some(e) => self.failed(slot, e),
+            None => {}
+        }
+        true
     }
 
     /// Reads the parts; what goes wrong in one of them goes to `failures`.
@@ -404,10 +451,14 @@ impl<'w> Worker<'w> {
         let count = |phase| of(phase).map(|part| part.ids.len()).sum::<usize>();
         let (decoded, prompt) = (count(Phase::Decode), count(Phase::Prefill));
         self.pace.learn(decoded, prompt, elapsed);
-        self.passes += 1;
         let plan = self.model.plan();
-        let read_bytes = |part: &Part| plan.read_bytes(self.texts[part.slot].tokens(), self.cache);
-        let bytes = self.model.weight_bytes_per_token() + of(Phase::Decode).map(read_bytes).sum::<u64>();
+        let cache_bytes = |part: &Part| plan.read_bytes(self.texts[part.slot].tokens(), self.cache);
+        self.count([decoded, prompt], elapsed, of(Phase::Decode).map(cache_bytes).sum());
+    }
+
+    /// Counts a pass of so many decoded rows and rows of prompts.
+    fn count(&mut self, [decoded, prompt]: [usize; 2], elapsed: Duration, cache_bytes: u64) {
+        self.passes += 1;
         let mut shared = self.inbox.lock();
         let metrics = &mut shared.metrics;
         metrics.passes += 1;
@@ -415,7 +466,7 @@ impl<'w> Worker<'w> {
         metrics.busy += elapsed;
         metrics.prompt_tokens += prompt as u64;
         if prompt == 0 {
-            metrics.decode_bytes += bytes;
+            metrics.decode_bytes += self.model.weight_bytes_per_token() + cache_bytes;
             metrics.decode_time += elapsed;
         }
     }
