@@ -84,6 +84,11 @@ impl<'w> Worker<'w> {
         let fallback = session.fallback().map(Error::to_string);
         let (context, cache, chunk) = (session.context(), session.cache_type(), session.chunk_tokens());
         let (mut batch, text) = session.into_parts();
+        // Each alone would fit: what is not written to takes no memory yet.
+        let wanted = (text.bytes() as u64).saturating_mul(slots as u64);
+        if let available @ Some(_) = available_memory().filter(|&there| wanted > there) {
+            return Err(Error::OutOfMemory { wanted, available });
+        }
         let mut texts = vec![text];
         while texts.len() < slots {
             texts.push(batch.text(context, cache)?);
