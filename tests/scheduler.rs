@@ -466,7 +466,8 @@ fn what_goes_wrong_in_a_text_stays_there() {
             assert!(said.contains("not finite"), "{said}");
             continue;
         }
-        assert_eq!(got.end.as_ref().unwrap().as_ref().map(|end| end.0), Ok(StopReason::Limit), "{i}: {got:?}");
+        let stop = got.end.as_ref().unwrap().as_ref().map(|end| end.0);
+        assert!(matches!(stop, Ok(StopReason::Limit | StopReason::EndOfText)), "{i}: {got:?}");
         // The same by a timeline, which falls back to a wider cache by itself.
         let mut timeline = Timeline::new(Session::new(&model, &options.session).unwrap(), 0);
         let mut logits = timeline.prefill(&prompt, &GO_ON).unwrap().to_vec();
