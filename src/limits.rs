@@ -85,6 +85,15 @@ pub fn check_length(bytes: usize, what: &str) -> Result<()> {
     Err(Error::Request(format!("{what} has {bytes} bytes, but {limit} MiB are the limit; give a part of it")))
 }
 
+/// An error if `text` is longer than the result of a tool may be.
+pub fn check_result(text: &str) -> Result<()> {
+    if text.len() <= TOOL_RESULT {
+        return Ok(());
+    }
+    let (bytes, limit) = (text.len(), TOOL_RESULT >> 20);
+    Err(Error::Request(format!("the tool's result has {bytes} bytes, but {limit} MiB is the limit; give a part of it")))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

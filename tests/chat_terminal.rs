@@ -630,3 +630,80 @@ fn a_text_at_a_terminal_ends() {
     let seen = String::from_utf8(session.expect(expectrl::Eof).unwrap().as_bytes().to_vec()).unwrap();
     assert!(seen.contains("stopped after 512 tokens"), "{seen}");
 }
+
+/// Question, call, result, answer: the result is typed, or a program's that may run; Ctrl-C ends the program.
+#[test]
+fn tools() {
+    use std::os::unix::fs::PermissionsExt;
+
+    if runner().is_some() {
+        return; // the whole demo calls, not its first layers
+    }
+    const QUESTION: &str = "What is the weather like in Oslo?";
+    const CALL: &str = "→ get_weather {\"city\": \"Oslo\"}";
+    const RESULT: &str = "{\"temperature\": 21, \"condition\": \"sunny\"}";
+    let home = tempfile::tempdir().unwrap();
+    let path = |name: &str| home.path().join(name).display().to_string();
+    let list = r#"[{"type": "function", "function": {"name": "get_weather", "description": "Get the weather in a city",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}}}]"#;
+    fs::write(path("tools.json"), list).unwrap();
+    let program = |name: &str, script: &str| {
+        fs::write(path(name), format!("#!/bin/sh\n{script}\n")).unwrap();
+        fs::set_permissions(path(name), fs::Permissions::from_mode(0o755)).unwrap();
+        path(name)
+    };
+    let tools = path("tools.json");
+    let args = ["--color", "never", "--temp", "0", "-n", "60", "--tools", &tools];
+
+    let mut p = Person::new(home.path(), (80, 24), &args);
+    let called = p.says(QUESTION);
+    assert!(called.ends_with(CALL) && !called.contains("toolcall"), "{called}");
+    p.sees("/tool RESULT answers the call");
+    let answer = p.says(&format!("/tool {RESULT}"));
+    assert!(answer.contains("21"), "{answer}");
+    p.types("/tool 5\r");
+    p.sees("the last reply calls no tool");
+    p.types("/history\r");
+    let history = p.sees("21 degrees");
+    assert!(history.contains(CALL) && history.contains(RESULT), "{history}");
+    p.types("/undo\r");
+    p.sees("undid 1 turn");
+    p.types("/show\r");
+    let shown = p.sees("settings");
+    assert!(shown.contains("(of main), 0 turns") && shown.contains("tools     get_weather"), "{shown}");
+    p.types(CTRL_D);
+    p.leaves(0);
+
+    let answers = program("answers", &format!("cat > '{}'; echo '{RESULT}'", path("call")));
+    let mut p = Person::new(home.path(), (80, 24), &[&args[..], &["--tool-command", &answers]].concat());
+    p.says(QUESTION);
+    p.sees("[y/N]");
+    p.types("n\r");
+    p.sees("/tool RESULT answers the call");
+    assert!(!Path::new(&path("call")).exists());
+    p.sees(PROMPT);
+    p.types("/regen\r");
+    p.sees("[y/N]");
+    p.types("y\r");
+    let answer = p.sees(" tok/s");
+    assert!(answer.contains("21"), "{answer}");
+    let call = "{\"name\": \"get_weather\", \"arguments\": {\"city\": \"Oslo\"}}\n";
+    assert_eq!(fs::read_to_string(path("call")).unwrap(), call);
+    p.sees(PROMPT);
+    p.types(CTRL_D);
+    p.leaves(0);
+
+    let waits = program("waits", &format!("touch '{}'; sleep 1000", path("started")));
+    let mut p = Person::new(home.path(), (80, 24), &[&args[..], &["--tool-yes", "--tool-command", &waits]].concat());
+    p.says(QUESTION);
+    while !Path::new(&path("started")).exists() {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    p.types(CTRL_C);
+    p.sees("stopped before the reply began");
+    p.types("/show\r");
+    p.sees("(of main), 1 turn");
+    p.sees(PROMPT);
+    p.types(CTRL_D);
+    p.leaves(0);
+}

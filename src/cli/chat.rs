@@ -38,6 +38,7 @@ use super::{
     prompt::{self, StdinArgs},
     speculate::SpeculateArgs,
     terminal,
+    tools::{self, ToolArgs},
     usage::{Reported, Usage, output_file},
 };
 use guard::guarded;
@@ -56,7 +57,8 @@ Examples:
   hymba chat -m hymba-1.5b-instruct.gguf --system \"Answer in one sentence.\"
   hymba chat -st -q \"Tell me a story\" > story.txt
   cat article.txt | hymba chat -st \"Summarize this text:\"
-  hymba chat --session talk.session")]
+  hymba chat --session talk.session
+  hymba chat --tools tools.json --tool-command ./answer")]
 pub struct Args {
     /// First message
     #[arg(value_name = "MESSAGE", conflicts_with = "prompt")]
@@ -135,6 +137,8 @@ pub struct Args {
     #[command(flatten)]
     constraint: ConstraintArgs,
     #[command(flatten)]
+    tools: ToolArgs,
+    #[command(flatten)]
     runtime: SessionArgs,
     #[command(flatten)]
     speculate: SpeculateArgs,
@@ -189,6 +193,8 @@ pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
     let stops = args.escape.stops(&args.stop, args.quiet)?;
     StopMatcher::new(&stops).map_err(|e| Usage(format!("--stop: {e}")))?;
     let shape = args.constraint.shape(cancel)?;
+    args.tools.check(shape.is_some())?;
+    let (resources, answers) = (args.tools.read(cancel)?, args.tools.answers()?);
     let typed = io::stdin().is_terminal();
     let terminal = typed && io::stdout().is_terminal() && !args.jsonl;
     let model = args.model.open(args.quiet || terminal, cancel)?;
@@ -222,9 +228,11 @@ pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
             OverflowChoice::Slide => Overflow::Slide,
         },
         constraint,
-        ..Options::default()
+        tools: resources.tools,
+        tool_choice: resources.choice,
+        contexts: resources.contexts,
     };
-    let mut conversation = Conversation::new(timeline, &tokenizer, sampler, options)?;
+    let mut conversation = Conversation::new(timeline, &tokenizer, sampler, options).map_err(tools::of_flag)?;
     conversation.set_speculator(args.speculate.speculator(&tokenizer, cancel)?);
     let screen = Screen::new(args.color, terminal, args.quiet, args.jsonl);
     let open = |context| {
@@ -237,6 +245,7 @@ pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
         keep_template: keeps_template(args),
         undo_memory,
         default_limit: args.predict.is_none(),
+        answers,
         open: Box::new(open),
     };
     let mut repl = Repl::new(conversation, setup, screen, cancel);

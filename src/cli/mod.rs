@@ -28,6 +28,7 @@ pub mod settings;
 pub mod signals;
 pub mod speculate;
 pub mod terminal;
+pub mod tools;
 pub mod usage;
 pub mod wording;
 pub mod wrap;

@@ -1,5 +1,6 @@
 //! `hymba run`: generate text from a prompt.
 
+mod answer;
 mod batch;
 mod output;
 mod report;
@@ -21,9 +22,11 @@ use super::{
     prompt::PromptArgs,
     speculate::SpeculateArgs,
     terminal,
+    tools::ToolArgs,
     usage::{Incomplete, Usage},
     wording::{counted, grouped},
 };
+use answer::Means;
 use clap::builder::NonEmptyStringValueParser;
 use hymba::{
     Error,
@@ -35,7 +38,7 @@ use hymba::{
         timeline::Watch,
     },
     sample::{Sampler, SamplingParams},
-    text::{Message, Role, StopMatcher, Tokenizer},
+    text::{Message, Role, StopMatcher, Template, Tokenizer},
 };
 use output::{Format, Output};
 use report::Report;
@@ -57,7 +60,8 @@ Examples:
   hymba run --session story.session -n 100 \"Once upon a time\"
   hymba run --session story.session -n 100
   hymba run --batch prompts.jsonl -o answers.jsonl --parallel 8
-  hymba run --chat --json-schema person.json \"Tell me about a girl.\"")]
+  hymba run --chat --json-schema person.json \"Tell me about a girl.\"
+  hymba run --chat --tools tools.json --tool-command ./answer --tool-yes \"What is the weather like in Oslo?\"")]
 pub struct Args {
     #[command(flatten)]
     prompt: PromptArgs,
@@ -102,6 +106,8 @@ pub struct Args {
     #[command(flatten)]
     constraint: ConstraintArgs,
     #[command(flatten)]
+    tools: ToolArgs,
+    #[command(flatten)]
     stored: stored::StoredArgs,
     #[command(flatten)]
     session: SessionArgs,
@@ -125,9 +131,15 @@ pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
     StopMatcher::new(&stops).map_err(|e| Usage(format!("--stop: {e}")))?;
     args.stored.check()?;
     let shape = args.constraint.shape(cancel)?;
+    if !args.tools.is_empty() && (!args.chat || args.batch.batch.is_some()) {
+        let what = "--tools and --context-file need --chat, which applies the chat template, and not --batch";
+        return Err(Usage(what.into()).into());
+    }
+    args.tools.check(shape.is_some())?;
     if args.batch.batch.is_some() {
         return run_batch(args, stops, shape, cancel);
     }
+    let (resources, answers) = (args.tools.read(cancel)?, args.tools.answers()?);
     let text = args.prompt.read(cancel, args.stored.existing_session().is_none(), &args.escape)?;
 
     let start = Instant::now();
@@ -137,6 +149,10 @@ pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
     let compiling = Instant::now();
     let constraint = shape.map(compile).transpose()?;
     let compile = constraint.as_ref().map(|_| compiling.elapsed());
+    if !args.tools.is_empty() {
+        let run = Run::open(args, cancel, &model, &tokenizer)?;
+        return answer::answer(run, &text, Means { resources, answers, constraint, stops }, start.elapsed(), compile);
+    }
     let chat = if args.chat { Some(ChatPrompt::new(args, &model, &tokenizer, &text)?) } else { None };
     if chat.is_none() && !args.quiet && model.metadata().get("tokenizer.chat_template").is_some() {
         terminal::note("the model has a chat template; apply it with --chat, or use `hymba chat`");
@@ -182,13 +198,20 @@ struct ChatPrompt {
 
 impl ChatPrompt {
     fn new(args: &Args, model: &Model, tokenizer: &Tokenizer, text: &str) -> anyhow::Result<Self> {
-        let template = model.chat_template(tokenizer)?;
-        let template = template.ok_or_else(|| Usage("--chat: the model has no chat template".into()))?;
-        let system = args.system.as_ref().map(|text| args.escape.text("--system", text)).transpose()?;
+        let (template, system) = (Self::template(model, tokenizer)?, Self::system(args)?);
         let system = system.as_deref().map(|text| Message::new(Role::System, text));
         let messages: Vec<_> = system.into_iter().chain([Message::new(Role::User, text)]).collect();
         let ids = tokenizer.encode(&template.render(&messages, true)?, false)?;
         Ok(Self { ids, stops: template.stops()? })
+    }
+
+    fn template(model: &Model, tokenizer: &Tokenizer) -> anyhow::Result<Template> {
+        let template = model.chat_template(tokenizer)?;
+        Ok(template.ok_or_else(|| Usage("--chat: the model has no chat template".into()))?)
+    }
+
+    fn system(args: &Args) -> anyhow::Result<Option<String>> {
+        Ok(args.system.as_ref().map(|text| args.escape.text("--system", text)).transpose()?)
     }
 }
 
@@ -349,45 +372,58 @@ impl<'a> Run<'a> {
         done: &Generation,
     ) -> anyhow::Result<()> {
         let Self { args, cancel, model, tokenizer, mut timeline, sampler, limit, mut output, .. } = self;
-        if let Some(why) = timeline.fallback_reason().filter(|_| !args.quiet) {
-            terminal::warn(&terminal::instead(why));
-        }
         if let Some(path) = args.stored.session.as_ref().filter(|_| !args.stored.session_ro) {
             stored::keep(&mut timeline, &args.stored, path, tokenizer, &sampler, done)?;
         }
-        let session = timeline.session();
-        let (cached, seed) = (prompt.cached, sampler.seed());
-        let report = Report { model, prompt: &prompt.text, cached, seed, load, compile, generation: done };
-        if args.json || args.jsonl {
-            output.print(report.json(session))?;
-        } else if !args.quiet && done.stop != StopReason::BrokenPipe {
-            match (done.stop, limit) {
-                (StopReason::ContextFull, _) => {
-                    let context = grouped(session.context());
-                    terminal::warn(&format!("context full ({context} tokens); increase it with -c"));
-                }
-                (StopReason::Length, _) => terminal::warn(&format!(
-                    "the output is incomplete: it was cut after {}; raise the limit (-n) or the context (-c)",
-                    counted(done.ids.len(), "token")
-                )),
-                (StopReason::Limit, Some(limit)) if args.predict.is_none() => {
-                    terminal::note(&format!(
-                        "stopped after {}; change the limit with -n (-1: none)",
-                        counted(limit, "token")
-                    ));
-                }
-                _ => {}
+        let (seed, calls) = (sampler.seed(), None);
+        let report =
+            Report { model, prompt: &prompt.text, cached: prompt.cached, seed, load, compile, calls, generation: done };
+        tell(args, cancel, &mut timeline, limit, &mut output, &report)
+    }
+}
+
+/// Reports how a text ended; a text that was stopped, or cut before it was complete, is an error.
+fn tell(
+    args: &Args,
+    cancel: &AtomicBool,
+    timeline: &mut Timeline<'_>,
+    limit: Option<usize>,
+    output: &mut Output,
+    report: &Report<'_>,
+) -> anyhow::Result<()> {
+    if let Some(why) = timeline.fallback_reason().filter(|_| !args.quiet) {
+        terminal::warn(&terminal::instead(why));
+    }
+    let (session, done) = (timeline.session(), report.generation);
+    if args.json || args.jsonl {
+        output.print(report.json(session))?;
+    } else if !args.quiet && done.stop != StopReason::BrokenPipe {
+        match (done.stop, limit) {
+            (StopReason::ContextFull, _) => {
+                let context = grouped(session.context());
+                terminal::warn(&format!("context full ({context} tokens); increase it with -c"));
             }
-            terminal::note(&report.summary(session));
-            // After an interrupt, do not wait for the measurement.
-            if args.verbose && done.stop != StopReason::Interrupted {
-                terminal::note(&report.details(session, cancel)?);
+            (StopReason::Length, _) => terminal::warn(&format!(
+                "the output is incomplete: it was cut after {}; raise the limit (-n) or the context (-c)",
+                counted(done.ids.len(), "token")
+            )),
+            (StopReason::Limit, Some(limit)) if args.predict.is_none() => {
+                terminal::note(&format!(
+                    "stopped after {}; change the limit with -n (-1: none)",
+                    counted(limit, "token")
+                ));
             }
+            _ => {}
         }
-        match done.stop {
-            StopReason::Interrupted => Err(Error::Cancelled.into()),
-            StopReason::Length => Err(Incomplete.into()),
-            _ => Ok(()),
+        terminal::note(&report.summary(session));
+        // After an interrupt, do not wait for the measurement.
+        if args.verbose && done.stop != StopReason::Interrupted {
+            terminal::note(&report.details(session, cancel)?);
         }
+    }
+    match done.stop {
+        StopReason::Interrupted => Err(Error::Cancelled.into()),
+        StopReason::Length => Err(Incomplete.into()),
+        _ => Ok(()),
     }
 }

@@ -19,7 +19,12 @@ pub(super) fn parse(text: &str) -> Result<Value> {
 
 /// Returns the grammar of the JSON texts that `schema` accepts. What they may have beside their values is fixed: a space
 /// after each comma and colon, as models have read it most; so most of their tokens follow from the schema.
-pub(super) fn grammar(mut schema: Value) -> TopLevelGrammar {
+pub(super) fn grammar(schema: Value) -> TopLevelGrammar {
+    TopLevelGrammar::from_json_schema(enforced(schema))
+}
+
+/// Returns `schema` with the options of [`grammar`] in it.
+pub(super) fn enforced(mut schema: Value) -> Value {
     let options = JsonCompileOptions {
         item_separator: ", ".into(),
         key_separator: ": ".into(),
@@ -30,5 +35,5 @@ pub(super) fn grammar(mut schema: Value) -> TopLevelGrammar {
     };
     // Takes the place of what the schema may say itself, which could switch off the enforcement.
     options.apply_to(&mut schema);
-    TopLevelGrammar::from_json_schema(schema)
+    schema
 }

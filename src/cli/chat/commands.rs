@@ -26,6 +26,8 @@ pub enum Command {
     Read(PathBuf),
     /// What replies have to match; nothing, if there is no file.
     Format(Option<PathBuf>),
+    /// The result of a call; what /read attached, if there is no text.
+    Tool(Option<String>),
     Branch(Option<String>),
     Switch(String),
 }
@@ -43,7 +45,7 @@ pub enum Knob {
 }
 
 /// Name, arguments and description, in the order of /help.
-pub const COMMANDS: [(&str, &str, &str); 16] = [
+pub const COMMANDS: [(&str, &str, &str); 17] = [
     ("help", "", "list the commands"),
     ("exit", "", "exit (also Ctrl-D)"),
     ("clear", "", "clear the conversation"),
@@ -58,6 +60,7 @@ pub const COMMANDS: [(&str, &str, &str); 16] = [
     ("load", "FILE", "load a conversation"),
     ("read", "FILE", "attach a file to the next message"),
     ("format", "FILE|off", "constrain replies to a JSON schema or a grammar; off: stop that"),
+    ("tool", "[RESULT]", "answer the model's call; without RESULT: with what /read attached"),
     ("branch", "[NAME]", "create a branch; without NAME: list them"),
     ("switch", "NAME", "switch to a branch"),
 ];
@@ -94,6 +97,7 @@ impl Command {
             "regen" => alone(Self::Regen),
             "system" => Ok(Self::System(text())),
             "edit" => Ok(Self::Edit(text())),
+            "tool" => Ok(Self::Tool(text())),
             "branch" => Ok(Self::Branch(text())),
             "switch" => text().map(Self::Switch).ok_or_else(usage),
             "save" => match argument.strip_prefix("--force").filter(|rest| rest.starts_with(char::is_whitespace)) {
@@ -194,6 +198,10 @@ mod tests {
             (Some(Command::History(None)), Some(Command::History(Some(2))))
         );
         assert_eq!(parse("/bye"), Some(Command::Exit));
+        assert_eq!(
+            (parse("/tool"), parse("/tool {}")),
+            (Some(Command::Tool(None)), Some(Command::Tool(Some("{}".into()))))
+        );
         assert_eq!(parse("/format off"), Some(Command::Format(None)));
         assert_eq!(parse("/format a.json"), Some(Command::Format(Some("a.json".into()))));
     }

@@ -19,6 +19,7 @@ use hymba::{
         timeline::Watch,
     },
     format::check_writable,
+    limits,
 };
 use serde_json::json;
 
@@ -35,6 +36,7 @@ use crate::cli::{
     json::speculation,
     options::beyond_training,
     prompt, signals, terminal,
+    tools::{self, Answers, ROUNDS},
     usage::{Incomplete, Reported, output_file},
     wording::{counted, drafts, grouped, rate},
 };
@@ -49,6 +51,8 @@ pub struct Setup<'m> {
     pub undo_memory: usize,
     /// Whether the reply limit is the default.
     pub default_limit: bool,
+    /// The program that answers calls.
+    pub answers: Option<Answers>,
     /// Opens an empty timeline with the given context size in tokens.
     pub open: Box<dyn Fn(usize) -> Result<Timeline<'m>> + 'm>,
 }
@@ -61,6 +65,8 @@ pub struct Repl<'m> {
     cancel: Arc<AtomicBool>,
     /// Text that /read attached to the next message.
     attached: String,
+    /// Results of the first calls of the last reply, while others wait for theirs.
+    results: Vec<String>,
     /// Whether the next message replaces the last one.
     editing: bool,
     /// Whether the warning about a nearly full context was shown.
@@ -83,6 +89,7 @@ impl<'m> Repl<'m> {
             screen,
             cancel: cancel.clone(),
             attached: String::new(),
+            results: Vec::new(),
             editing: false,
             announced: false,
             told_rewritten: false,
@@ -118,7 +125,8 @@ impl<'m> Repl<'m> {
                 }
                 self.cancel.store(false, Ordering::Relaxed);
             }
-            let initial = match self.conversation.turns().last().filter(|_| self.editing) {
+            let mut messages = self.conversation.turns().iter().filter(|turn| !turn.answers_results());
+            let initial = match messages.next_back().filter(|_| self.editing) {
                 Some(turn) if turn.user.starts_with('/') && !turn.user.contains('\n') => format!("/{}", turn.user),
                 Some(turn) => turn.user.clone(),
                 None => String::new(),
@@ -133,6 +141,9 @@ impl<'m> Repl<'m> {
                     continue;
                 }
                 Event::Line(line) => self.take(&line),
+                Event::Message(text) if !input.has_commands() && !self.conversation.calls().is_empty() => {
+                    self.take_result(text).map(|()| true)
+                }
                 Event::Message(text) => self.send(&text),
                 Event::Refused(why) => Err(why.into()),
             };
@@ -188,9 +199,51 @@ impl<'m> Repl<'m> {
             self.replace(text)?;
         } else {
             let message = std::mem::take(&mut self.attached) + text;
-            self.stream_reply(|conversation, sink| conversation.send(&message, sink))?;
+            self.converse(|conversation, sink| conversation.send(&message, sink))?;
         }
         Ok(true)
+    }
+
+    /// Takes the result of a call; when all calls of the last reply have theirs, they are sent.
+    fn take_result(&mut self, result: String) -> anyhow::Result<()> {
+        limits::check_result(&result)?;
+        let calls = self.conversation.calls();
+        self.results.push(result);
+        if let Some(next) = calls.get(self.results.len()) {
+            self.screen.note(&format!("the next call is {}", tools::shown(next)));
+            return Ok(());
+        }
+        let results = std::mem::take(&mut self.results);
+        self.converse(|conversation, sink| conversation.send_results(&results, sink))
+    }
+
+    /// Shows the reply to what `send` sends, and those that follow from its calls, as long as a program answers these.
+    fn converse(
+        &mut self,
+        send: impl FnOnce(&mut Conversation<'m>, &mut ReplySink<'_>) -> Result<Reply>,
+    ) -> anyhow::Result<()> {
+        self.results.clear();
+        self.stream_reply(send)?;
+        for round in 0.. {
+            let calls = self.conversation.calls();
+            let Some(tools) = self.conversation.tools().filter(|_| !calls.is_empty()) else { break };
+            let stopped = self.cancel.load(Ordering::Relaxed);
+            let answers = self.setup.answers.as_ref().filter(|_| round < ROUNDS && !stopped);
+            let results = answers.map(|answers| answers.to(&calls, tools, &self.cancel)).transpose()?.flatten();
+            let Some(results) = results else {
+                if self.setup.answers.is_some() && round == ROUNDS {
+                    self.screen.warn(&format!("the program answered {ROUNDS} times in a row; the next call waits"));
+                }
+                let which =
+                    if calls.len() > 1 { format!("the first of {} calls", calls.len()) } else { "the call".into() };
+                self.screen.note(&format!("/tool RESULT answers {which}"));
+                break;
+            };
+            let turn = self.conversation.turns().len() + 1;
+            self.screen.event("results", json!({ "turn": turn, "results": results }))?;
+            self.stream_reply(|conversation, sink| conversation.send_results(&results, sink))?;
+        }
+        Ok(())
     }
 
     fn command(&mut self, command: Command) -> anyhow::Result<bool> {
@@ -200,6 +253,7 @@ impl<'m> Repl<'m> {
             Command::Clear => {
                 self.conversation.clear()?;
                 self.attached.clear();
+                self.results.clear();
                 self.screen.note("cleared the conversation");
             }
             Command::System(text) => self.set_system(text.as_deref())?,
@@ -212,10 +266,11 @@ impl<'m> Repl<'m> {
             Command::History(count) => self.history(count.unwrap_or(usize::MAX))?,
             Command::Set(Some(knob)) => self.set(knob)?,
             Command::Undo(count) => {
-                let gone = self.waiting(|conversation, watch| conversation.undo(count, watch))?;
-                self.screen.note(&format!("undid {}", turns(gone.len())));
+                self.waiting(|conversation, watch| conversation.undo(count, watch))?;
+                self.results.clear();
+                self.screen.note(&format!("undid {}", turns(count)));
             }
-            Command::Regen => self.stream_reply(|conversation, sink| conversation.regenerate(sink))?,
+            Command::Regen => self.converse(|conversation, sink| conversation.regenerate(sink))?,
             Command::Edit(Some(text)) => self.replace(&text)?,
             Command::Edit(None) if self.conversation.turns().is_empty() => self.replace("")?,
             Command::Edit(None) if self.screen.terminal => self.editing = true,
@@ -232,6 +287,14 @@ impl<'m> Repl<'m> {
                 self.attached.push('\n');
                 self.screen.note(&format!("attached {} ({characters}) to the next message", path.display()));
             }
+            Command::Tool(Some(result)) => self.take_result(result)?,
+            Command::Tool(None) if self.attached.is_empty() => {
+                return Err(Error::Request("/tool: the result must follow, or be attached with /read".into()).into());
+            }
+            Command::Tool(None) => {
+                let result = std::mem::take(&mut self.attached);
+                self.take_result(result)?;
+            }
             Command::Format(file) => self.set_format(file.as_deref())?,
             Command::Branch(None) => self.screen.print(&format!("{}\n", self.conversation.branches().join("\n")))?,
             Command::Branch(Some(name)) => {
@@ -240,6 +303,7 @@ impl<'m> Repl<'m> {
             }
             Command::Switch(name) => {
                 self.waiting(|conversation, watch| conversation.switch(&name, watch))?;
+                self.results.clear();
                 self.screen.note(&format!("switched to branch {name}, {}", turns(self.conversation.turns().len())));
             }
         }
@@ -258,6 +322,10 @@ impl<'m> Repl<'m> {
             self.screen.note("replies are free");
             return Ok(());
         };
+        if self.conversation.tools().is_some() {
+            let what = "/format: replies may call tools, and cannot be held to a format as well; start without them";
+            return Err(Error::Request(what.into()).into());
+        }
         let shape = constraint::format_file(path, &self.cancel)?;
         let name = format!("/format {}", path.display());
         let constraint = constraint::compile(&name, &shape, self.conversation.tokenizer(), &self.cancel)?;
@@ -320,13 +388,14 @@ impl<'m> Repl<'m> {
     fn history(&self, count: usize) -> io::Result<()> {
         let all = self.conversation.turns();
         let shown = &all[all.len() - all.len().min(count)..];
-        shown.iter().try_for_each(|turn| self.screen.turn(&turn.user, &turn.reply))
+        let tools = self.conversation.tools();
+        shown.iter().try_for_each(|turn| self.screen.turn(&show::query(turn), &show::reply(&turn.reply, tools)))
     }
 
     /// Replaces the last message with `message` and regenerates.
     fn replace(&mut self, message: &str) -> anyhow::Result<()> {
         self.waiting(|conversation, watch| conversation.undo(1, watch))?;
-        self.stream_reply(|conversation, sink| conversation.send(message, sink))
+        self.converse(|conversation, sink| conversation.send(message, sink))
     }
 
     /// Drops the state, which may be inconsistent, and keeps the messages, from which it is recomputed.
@@ -350,6 +419,7 @@ impl<'m> Repl<'m> {
         const SHOWN: usize = 2;
         self.conversation.timeline().session().model().fingerprint_until(&self.cancel)?;
         self.conversation.load(path, self.setup.keep_template)?;
+        self.results.clear();
         let count = self.conversation.turns().len();
         if self.screen.terminal && !self.screen.quiet {
             if count > SHOWN {
@@ -374,7 +444,7 @@ impl<'m> Repl<'m> {
         send: impl FnOnce(&mut Conversation<'m>, &mut ReplySink<'_>) -> Result<Reply>,
     ) -> anyhow::Result<()> {
         self.screen.event("start", json!({ "turn": self.conversation.turns().len() + 1 }))?;
-        let mut writer = self.screen.reply();
+        let mut writer = self.screen.reply(self.conversation.tools());
         // Every output failure ends the reply like a closed pipe: the text up to there is kept.
         let mut lost = None;
         let done = {
@@ -414,7 +484,8 @@ impl<'m> Repl<'m> {
     /// Returns a reply as a JSON object.
     fn reply_json(&mut self, reply: &Generation) -> serde_json::Value {
         let t = &reply.timings;
-        json!({
+        let calls = self.conversation.tools().map(|_| tools::json(&self.conversation.calls()));
+        let mut object = json!({
             "turn": self.conversation.turns().len(),
             "text": reply.text,
             "prompt_tokens": t.prompt_tokens,
@@ -430,7 +501,11 @@ impl<'m> Repl<'m> {
                 "generation_seconds": t.generation.as_secs_f64(),
                 "generated_tokens_per_second": t.decode_rate(),
             },
-        })
+        });
+        if let Some(calls) = calls {
+            object["tool_calls"] = calls;
+        }
+        object
     }
 
     /// Notes, once, that the template forces reprocessing.

@@ -5,11 +5,13 @@ use std::io::{self, Write};
 use clap::ValueEnum;
 use serde_json::{Value, json};
 
+use hymba::text::{Call, ReplyParser, ReplyPart, Tools};
+
 use super::markdown::Markdown;
 use crate::cli::{
     bar::Bar,
     json::event,
-    terminal,
+    terminal, tools,
     wrap::{Wrap, wrapped},
 };
 
@@ -111,10 +113,11 @@ impl Screen {
         out.flush()
     }
 
-    /// Begins a reply.
-    pub fn reply(&self) -> ReplyWriter {
+    /// Begins a reply, which may call `tools`: a person reads of its calls, a program gets the text as it is.
+    pub fn reply(&self, tools: Option<&Tools>) -> ReplyWriter {
         let wrap = Wrap::new(self.width());
-        ReplyWriter { screen: *self, markdown: self.color.then(Markdown::default), wrap, ends_line: true }
+        let calls = tools.filter(|_| self.terminal).map(ReplyParser::new);
+        ReplyWriter { screen: *self, markdown: self.color.then(Markdown::default), wrap, calls, ends_line: true }
     }
 
     /// Starts showing progress.
@@ -128,11 +131,17 @@ pub const PROMPT: &str = "> ";
 /// Returns the style of the input prompt.
 pub const PROMPT_STYLE: &str = "\x1b[1;36m";
 
+/// The sign in front of a call.
+pub const CALL: &str = "→ ";
+/// The style of a call.
+const CALL_STYLE: &str = "\x1b[36m";
+
 /// A reply being streamed to standard output.
 pub struct ReplyWriter {
     screen: Screen,
     markdown: Option<Markdown>,
     wrap: Wrap,
+    calls: Option<ReplyParser>,
     ends_line: bool,
 }
 
@@ -142,6 +151,32 @@ impl ReplyWriter {
         if self.screen.json {
             return self.screen.event("text", json!({ "text": text }));
         }
+        match self.calls.as_mut().map(|calls| calls.push(text)) {
+            Some(parts) => self.write_parts(parts),
+            None => self.write_text(text),
+        }
+    }
+
+    fn write_parts(&mut self, parts: Vec<ReplyPart>) -> io::Result<()> {
+        parts.into_iter().try_for_each(|part| match part {
+            ReplyPart::Text(text) => self.write_text(&text),
+            ReplyPart::Call(call) => self.write_call(&call),
+        })
+    }
+
+    /// Shows a call on a line of its own.
+    fn write_call(&mut self, call: &Call) -> io::Result<()> {
+        self.end_line()?;
+        let call = wrapped(&format!("{CALL}{}\n", tools::shown(call)), self.screen.width());
+        let (on, off) = if self.screen.color { (CALL_STYLE, "\x1b[0m") } else { ("", "") };
+        let mut out = terminal::out();
+        out.style(on)?;
+        out.write_all(call.as_bytes())?;
+        out.style(off)?;
+        out.flush()
+    }
+
+    fn write_text(&mut self, text: &str) -> io::Result<()> {
         self.ends_line = text.ends_with('\n');
         let mut out = terminal::out();
         let shown = if out.is_terminal() { terminal::printable(text) } else { text.into() };
@@ -153,9 +188,16 @@ impl ReplyWriter {
 
     /// Ends the reply and its line.
     pub fn finish(mut self) -> io::Result<()> {
+        if let Some(calls) = self.calls.take() {
+            self.write_parts(calls.finish())?;
+        }
+        self.end_line()
+    }
+
+    fn end_line(&mut self) -> io::Result<()> {
         let end = self.markdown.as_mut().map(Markdown::finish).unwrap_or_default();
         let mut end = self.wrap.push(&end) + &self.wrap.finish();
-        if !self.ends_line {
+        if !std::mem::replace(&mut self.ends_line, true) {
             end.push('\n');
         }
         let mut out = terminal::out();

@@ -1,12 +1,18 @@
 //! The output of /show and /help.
 
 use hymba::{
-    engine::{Conversation, conversation::Overflow, generate::Timings},
+    engine::{
+        Conversation,
+        conversation::{Overflow, Turn},
+        generate::Timings,
+    },
     sample::Setting,
+    text::{ParsedReply, Tools, parse_reply},
 };
 
-use super::commands::COMMANDS;
+use super::{commands::COMMANDS, screen::CALL};
 use crate::cli::{
+    tools,
     wording::{counted, drafts, grouped, rate},
     wrap::wrapped,
 };
@@ -21,6 +27,24 @@ pub fn help(width: Option<usize>) -> String {
     }
     text + "\nMultiline message: end a line with a backslash, or put \"\"\" before and after it. // sends a leading slash.\n\
             Ctrl-C stops a reply. Tab completes, Ctrl-R searches the history.\n"
+}
+
+/// Returns what a turn answers, as it is typed.
+pub fn query(turn: &Turn) -> String {
+    if turn.answers_results() {
+        let results = turn.results.iter().map(|result| format!("/tool {result}"));
+        return results.collect::<Vec<_>>().join("\n");
+    }
+    turn.user.clone()
+}
+
+/// Returns a reply that may call `tools`, its calls on lines of their own.
+pub fn reply(reply: &str, tools: Option<&Tools>) -> String {
+    let Some(tools) = tools else { return reply.into() };
+    let ParsedReply { text, calls } = parse_reply(reply, tools);
+    let calls = calls.iter().map(|call| format!("{CALL}{}", tools::shown(call)));
+    let text = Some(text).filter(|text| !text.is_empty());
+    text.into_iter().chain(calls).collect::<Vec<_>>().join("\n")
 }
 
 /// Returns a number of turns as text.
@@ -68,6 +92,12 @@ pub fn page(
         Overflow::Slide => "slide (drops the oldest turns)",
     };
     line("context", format!("{} used; overflow {what}", usage(c)));
+    if let Some(tools) = c.tools() {
+        line("tools", tools.iter().map(|tool| &*tool.name).collect::<Vec<_>>().join(", "));
+    }
+    if !c.contexts().is_empty() {
+        line("contexts", counted(c.contexts().len(), "text"));
+    }
     if c.options().constraint.is_some() {
         line("format", "constrained; /format off ends that".into());
     }

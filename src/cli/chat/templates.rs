@@ -9,10 +9,13 @@ const KNOWN: [(&str, &str); 8] = [
     ),
     (
         "hymba",
-        "{{ '<extra_id_0>System' }}{% for m in messages %}{% if m.role == 'system' %}{{ '\\n' + m.content | trim }}{% endif %}\
+        "{{ '<extra_id_0>System' }}{% for m in messages if m.role == 'system' %}{{ '\\n' + m.content | trim }}\
+         {{ '\\n' if tools or contexts }}{% endfor %}{% for t in tools or [] %}{{ '\\n<tool> ' + t | tojson + ' </tool>' }}\
+         {% endfor %}{{ '\\n' if tools and contexts }}{% for c in contexts or [] %}{{ '\\n<context> ' + c | trim + ' </context>' }}\
          {% endfor %}{{ '\\n\\n' }}{% for m in messages %}{% if m.role == 'user' %}\
          {{ '<extra_id_1>User\\n' + m.content | trim + '\\n' }}{% elif m.role == 'assistant' %}\
-         {{ '<extra_id_1>Assistant\\n' + m.content | trim + '\\n' }}{% endif %}{% endfor %}\
+         {{ '<extra_id_1>Assistant\\n' + m.content | trim + '\\n' }}{% elif m.role == 'tool' %}\
+         {{ '<extra_id_1>Tool\\n' + m.content | trim + '\\n' }}{% endif %}{% endfor %}\
          {% if add_generation_prompt %}{{ '<extra_id_1>Assistant\\n' }}{% endif %}",
     ),
     (

@@ -35,6 +35,11 @@ impl Output {
         Self { out: terminal::out(), format, wrap: Wrap::new(terminal::out_width()), ends_line: true }
     }
 
+    /// What standard output gets.
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
     /// Shows the prompt.
     pub fn show_prompt(&mut self, text: &str) -> io::Result<()> {
         if self.format == Format::JsonLines { Ok(()) } else { self.show(text) }

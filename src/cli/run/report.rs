@@ -3,7 +3,7 @@
 use std::{sync::atomic::AtomicBool, time::Duration};
 
 use hymba::engine::{Model, Session, generate::Generation};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::cli::{
     json::{JSON_VERSION, speculation},
@@ -20,6 +20,8 @@ pub struct Report<'a> {
     pub load: Duration,
     /// Time to compile what the text has to match.
     pub compile: Option<Duration>,
+    /// Calls of tools, if there are any to call.
+    pub calls: Option<Value>,
     pub generation: &'a Generation,
 }
 
@@ -27,7 +29,7 @@ impl Report<'_> {
     /// Returns the object that --json prints.
     pub fn json(&self, session: &Session<'_>) -> serde_json::Value {
         let t = &self.generation.timings;
-        json!({
+        let mut object = json!({
             "version": JSON_VERSION,
             "model": self.model.file(),
             "prompt": self.prompt,
@@ -49,7 +51,11 @@ impl Report<'_> {
                 "generation_seconds": t.generation.as_secs_f64(),
                 "generated_tokens_per_second": t.decode_rate(),
             },
-        })
+        });
+        if let Some(calls) = &self.calls {
+            object["tool_calls"] = calls.clone();
+        }
+        object
     }
 
     /// Returns the timing summary.

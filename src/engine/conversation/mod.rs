@@ -2,6 +2,7 @@
 //! shortened and saved.
 
 mod branch;
+mod calls;
 mod format;
 mod kind;
 mod past;

@@ -113,7 +113,7 @@ impl Conversation<'_> {
         let generation = Generation { text, held: String::new(), ids, unread: None, stop, timings };
         let mut reply = Reply { generation, dropped: 0, rewritten: 0 };
         let incomplete = loop {
-            let incomplete = self.generate_until_full(&mut reply.generation, sink)?;
+            let incomplete = self.generate_until_full(question.query, &mut reply.generation, sink)?;
             let steps = self.read_pending_token(&reply.generation)?;
             if question.replaces {
                 self.current.turns.pop();
@@ -165,13 +165,18 @@ impl Conversation<'_> {
     }
 
     /// Adds to `reply` until it ends, or the context does. Returns whether it falls short of its constraint then.
-    fn generate_until_full(&mut self, reply: &mut Generation, sink: &mut ReplySink<'_>) -> Result<bool> {
+    fn generate_until_full(
+        &mut self,
+        query: Query<'_>,
+        reply: &mut Generation,
+        sink: &mut ReplySink<'_>,
+    ) -> Result<bool> {
         let request = Request {
             history: &self.timeline.ids(),
             prompt: &[],
             limit: self.options.limit.map(|limit| limit - reply.ids.len()),
             stops: &self.format.stops,
-            constraint: self.options.constraint.as_deref(),
+            constraint: self.options.constraint.as_deref().or_else(|| self.held_to.of(query)),
             begun: &reply.ids,
             pauses: self.options.overflow == Overflow::Slide,
             timings: reply.timings,

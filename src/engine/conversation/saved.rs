@@ -1,12 +1,13 @@
 //! A conversation, or a text, in a file: what goes into it beside the timeline.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, path::Path, sync::atomic::AtomicBool};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{
     Branch, Conversation, Kind,
+    calls::CallConstraints,
     format::{Format, Said},
     state::check_places,
 };
@@ -86,8 +87,8 @@ impl Conversation<'_> {
     /// nothing has changed.
     pub fn load(&mut self, path: &Path, keep_template: bool) -> Result<()> {
         let file = path.display().to_string();
-        let Self { timeline, tokenizer, options, .. } = self;
-        let (sampler, adopted, tools, contexts, name, current, branches) =
+        let Self { timeline, tokenizer, options, format, .. } = self;
+        let (sampler, adopted, tools, contexts, held_to, name, current, branches) =
             timeline.load(path, |saved: Saved, steps| {
                 let sampler = saved.sampler(path)?;
                 let text = || Error::SessionMismatch { file: file.clone(), why: Mismatch::Text };
@@ -112,17 +113,25 @@ impl Conversation<'_> {
                 let adopted = (!keep_template).then(|| adopt(template)).transpose()?;
                 let template = adopted.as_ref().map_or(options.template.as_ref(), |(template, _)| template.as_ref());
                 check_places(template, tools.as_ref(), &contexts)?;
+                let stops = adopted.as_ref().map_or(&format.stops, |(_, format)| &format.stops);
+                let held_to = CallConstraints::new(
+                    tokenizer,
+                    stops,
+                    tools.as_ref(),
+                    &options.tool_choice,
+                    &AtomicBool::new(false),
+                )?;
                 let consistent = branches.values().all(Branch::is_consistent);
                 let current = branches.remove(&name).filter(|current| consistent && current.steps() == steps);
                 let current =
                     current.ok_or_else(|| Error::format(&file, "contradicts itself; restore it from a copy"))?;
-                Ok((sampler, adopted, tools, contexts, name, current, branches))
+                Ok((sampler, adopted, tools, contexts, held_to, name, current, branches))
             })?;
         self.sampler = sampler;
         if let Some((template, format)) = adopted {
             (self.options.template, self.format) = (template, format);
         }
-        (self.tools, self.contexts) = (tools, contexts);
+        (self.tools, self.contexts, self.held_to) = (tools, contexts, held_to);
         (self.name, self.current, self.branches) = (name, current, branches);
         self.speculator.clear();
         self.timeline.checkpoint()

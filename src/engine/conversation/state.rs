@@ -1,8 +1,11 @@
 //! A conversation's state: its timeline, its branches, and what it was set up with.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, atomic::AtomicBool},
+};
 
-use super::{Branch, Turn, format::Format};
+use super::{Branch, Turn, calls::CallConstraints, format::Format};
 use crate::{
     Error, Result,
     constrain::Constraint,
@@ -62,6 +65,8 @@ pub struct Conversation<'m> {
     /// Those of the options, or where these have none, of the file that the conversation is from.
     pub(super) tools: Option<Tools>,
     pub(super) contexts: Vec<String>,
+    /// What follows from the tools.
+    pub(super) held_to: CallConstraints,
     /// Of the current branch.
     pub(super) name: String,
     pub(super) current: Branch,
@@ -84,9 +89,24 @@ impl<'m> Conversation<'m> {
         let format = Format::new(tokenizer, options.template.as_ref(), &options.stops)?;
         let (tools, contexts) = (options.tools.clone(), options.contexts.clone());
         check_places(options.template.as_ref(), tools.as_ref(), &contexts)?;
+        let go_on = AtomicBool::new(false);
+        let held_to = CallConstraints::new(tokenizer, &format.stops, tools.as_ref(), &options.tool_choice, &go_on)?;
         let (name, branches) = (FIRST_BRANCH.into(), BTreeMap::new());
         let speculator = Speculator::new(Speculate::Auto);
-        Ok(Self { timeline, tokenizer, sampler, speculator, options, format, tools, contexts, name, current, branches })
+        Ok(Self {
+            timeline,
+            tokenizer,
+            sampler,
+            speculator,
+            options,
+            format,
+            tools,
+            contexts,
+            held_to,
+            name,
+            current,
+            branches,
+        })
     }
 
     /// Returns the turns so far.

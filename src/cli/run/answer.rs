@@ -1,0 +1,154 @@
+//! `run --chat` with tools, or with texts to answer from: a message, the results that a program gives, and the last reply.
+
+use std::{
+    io,
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
+
+use hymba::{
+    Error, Result,
+    constrain::Constraint,
+    engine::{
+        Conversation,
+        conversation::{Options, Overflow, Reply, ReplySink},
+        generate::{Generation, StopReason},
+        timeline::Watch,
+    },
+    text::{ReplyParser, ReplyPart, Tools, calls},
+};
+
+use super::{
+    ChatPrompt, Run,
+    output::{Format, Output},
+    tell,
+};
+use crate::cli::{
+    bar::Bar,
+    run::report::Report,
+    terminal,
+    tools::{self, Answers, ROUNDS, Resources},
+};
+
+/// What a message is answered with.
+pub struct Means {
+    pub resources: Resources,
+    pub answers: Option<Answers>,
+    pub constraint: Option<Arc<Constraint>>,
+    pub stops: Vec<String>,
+}
+
+/// Generates the reply to `message`, and reports how it ended. Where a program answers calls, what is shown are not these, but
+/// what the model says in the end.
+pub fn answer(
+    run: Run<'_>,
+    message: &str,
+    means: Means,
+    load: Duration,
+    compile: Option<Duration>,
+) -> anyhow::Result<()> {
+    let Run { args, cancel, model, tokenizer, timeline, sampler, speculator, limit, mut output } = run;
+    let Means { resources, answers, constraint, stops } = means;
+    let options = Options {
+        template: Some(ChatPrompt::template(model, tokenizer)?),
+        system: ChatPrompt::system(args)?,
+        limit,
+        stops,
+        parse_special: true,
+        overflow: Overflow::Stop,
+        constraint,
+        tools: resources.tools,
+        tool_choice: resources.choice,
+        contexts: resources.contexts,
+    };
+    let mut conversation = Conversation::new(timeline, tokenizer, sampler, options).map_err(tools::of_flag)?;
+    conversation.set_speculator(speculator);
+    let parses = answers.is_some() && output.format() == Format::Text;
+    let offered = conversation.tools().cloned();
+    let offered = offered.as_ref().filter(|_| parses);
+    let mut show = Show { output: &mut output, offered, quiet: args.quiet, cancel, shown: false };
+    let mut done = show.reply(|sink| conversation.send(message, sink))?;
+    for _ in 0..ROUNDS {
+        let calls = conversation.calls();
+        let (Some(answers), Some(tools)) = (&answers, conversation.tools().filter(|_| !calls.is_empty())) else {
+            break;
+        };
+        if matches!(done.stop, StopReason::Interrupted | StopReason::BrokenPipe) {
+            break;
+        }
+        if !args.quiet {
+            calls.iter().for_each(|call| terminal::note(&format!("the model calls {}", tools::shown(call))));
+        }
+        let Some(results) = answers.to(&calls, tools, cancel)? else { break };
+        let before = done.timings;
+        done = show.reply(|sink| conversation.send_results(&results, sink))?;
+        let t = &mut done.timings;
+        t.prompt_tokens += before.prompt_tokens;
+        t.prompt += before.prompt;
+        t.generated_tokens += before.generated_tokens;
+        t.decode_steps += before.decode_steps;
+        t.generation += before.generation;
+    }
+    let calls = conversation.calls();
+    if parses && !calls.is_empty() {
+        show.text(&calls::to_text("", &calls))?;
+    }
+    output.finish()?;
+    let calls = conversation.tools().map(|_| tools::json(&calls));
+    let seed = conversation.sampler().seed();
+    let report = Report { model, prompt: message, cached: None, seed, load, compile, calls, generation: &done };
+    tell(args, cancel, conversation.timeline(), limit, &mut output, &report)
+}
+
+/// Where replies go.
+struct Show<'a> {
+    output: &'a mut Output,
+    /// What their calls, which are not shown, may be of.
+    offered: Option<&'a Tools>,
+    quiet: bool,
+    cancel: &'a AtomicBool,
+    /// Whether there is text before the next reply.
+    shown: bool,
+}
+
+impl Show<'_> {
+    /// Shows the reply that `send` streams.
+    fn reply(&mut self, send: impl FnOnce(&mut ReplySink<'_>) -> Result<Reply>) -> anyhow::Result<Generation> {
+        let mut parser = self.offered.map(ReplyParser::new);
+        let (bar, cancel) = (Bar::tokens(!self.quiet), self.cancel);
+        let mut separated = !std::mem::take(&mut self.shown);
+        let mut show = |show: &mut Self, text: &str| {
+            let line = if text.is_empty() || std::mem::replace(&mut separated, true) { "" } else { "\n" };
+            show.text(&format!("{line}{text}"))
+        };
+        let reply = send(&mut ReplySink {
+            watch: Watch { cancel, progress: &|done, total| bar.show(done, total) },
+            text: &mut |text| match parser.as_mut().map(|parser| parser.push(text)) {
+                Some(parts) => show(self, &text_of(parts)),
+                None => show(self, text),
+            },
+        });
+        let reply = reply.map_err(|e| match e {
+            Error::ConversationFull { needed, free, context } => Error::ContextFull { needed, free, context },
+            e => e,
+        })?;
+        if let Some(parser) = parser {
+            show(self, &text_of(parser.finish()))?;
+        }
+        Ok(reply.generation)
+    }
+
+    fn text(&mut self, text: &str) -> io::Result<()> {
+        self.shown |= !text.is_empty();
+        self.output.show(text)
+    }
+}
+
+/// Returns the text of `parts`.
+fn text_of(parts: Vec<ReplyPart>) -> String {
+    let texts = parts.into_iter().filter_map(|part| match part {
+        ReplyPart::Text(text) => Some(text),
+        ReplyPart::Call(_) => None,
+    });
+    texts.collect()
+}

@@ -1,0 +1,109 @@
+//! Flags about tools and texts to answer from, and who answers a call.
+
+mod program;
+mod results;
+
+use std::{
+    path::{Path, PathBuf},
+    sync::atomic::AtomicBool,
+};
+
+use hymba::{
+    Error,
+    text::{Call, ToolChoice, Tools},
+};
+
+use super::{
+    ask,
+    prompt::{read_file, read_whole},
+    usage::Usage,
+};
+pub use program::Program;
+pub use results::{Answers, ROUNDS};
+
+/// Tools that the model may call, and texts that it answers from.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Tools")]
+pub struct ToolArgs {
+    /// Let the model call the functions in FILE: a JSON list in the form of OpenAI's `tools`
+    #[arg(long, value_name = "FILE")]
+    tools: Option<PathBuf>,
+    /// Whether the model calls tools: auto, none, required, or the name of the one to call
+    #[arg(long, value_name = "auto|none|required|NAME", requires = "tools")]
+    tool_choice: Option<String>,
+    /// Answer calls with the output of a program. It is executed directly, without a shell, with the call as JSON on its
+    /// standard input
+    #[arg(long, value_name = "CMD", requires = "tools")]
+    tool_command: Option<String>,
+    /// Run --tool-command without asking
+    #[arg(long, requires = "tool_command")]
+    tool_yes: bool,
+    /// Give the model the text of FILE to answer from; repeatable
+    #[arg(long, value_name = "FILE")]
+    context_file: Vec<PathBuf>,
+}
+
+/// What the files that [`ToolArgs`] name hold.
+#[derive(Debug, Default)]
+pub struct Resources {
+    pub tools: Option<Tools>,
+    pub choice: ToolChoice,
+    pub contexts: Vec<String>,
+}
+
+impl ToolArgs {
+    /// Fails if replies have to match something else, for which `is_held` stands, and may call tools.
+    pub fn check(&self, is_held: bool) -> Result<(), Usage> {
+        if is_held && self.tools.is_some() && self.tool_choice.as_deref() != Some("none") {
+            let what = "--tools: output that may be a call cannot be held to a format; leave one out, or add --tool-choice none";
+            return Err(Usage(what.into()));
+        }
+        Ok(())
+    }
+
+    /// Whether nothing is asked for.
+    pub fn is_empty(&self) -> bool {
+        self.tools.is_none() && self.context_file.is_empty()
+    }
+
+    /// Reads the files.
+    pub fn read(&self, cancel: &AtomicBool) -> anyhow::Result<Resources> {
+        let read_tools = |path: &Path| Tools::parse(&read_whole(path, cancel)?, &path.display().to_string());
+        let tools = self.tools.as_deref().map(read_tools).transpose()?;
+        let choice = self.tool_choice.as_deref().map(|word| ToolChoice::parse(word, tools.as_ref()));
+        let choice = choice.transpose().map_err(|e| Usage(format!("--tool-choice: {e}")))?.unwrap_or_default();
+        let contexts = self.context_file.iter().map(|path| read_file(path, cancel)).collect::<Result<_, _>>()?;
+        Ok(Resources { tools, choice, contexts })
+    }
+
+    /// Returns the program that answers calls, if one does: its command line must be one, and somebody must be there to
+    /// say yes, or have said it.
+    pub fn answers(&self) -> anyhow::Result<Option<Answers>> {
+        let Some(command) = &self.tool_command else { return Ok(None) };
+        let program = Program::new(command).map_err(|why| Usage(format!("--tool-command: {why}")))?;
+        if !self.tool_yes && !ask::at_terminal() {
+            let what =
+                "--tool-command: nobody is there to be asked before it runs; add --tool-yes to run it without asking";
+            return Err(Usage(what.into()).into());
+        }
+        Ok(Some(Answers { program, yes: self.tool_yes }))
+    }
+}
+
+/// Returns `error` as one of the flags if it is about a tool's schema.
+pub fn of_flag(error: Error) -> anyhow::Error {
+    match error {
+        Error::Constraint { .. } => Usage(format!("--tools: {error}")).into(),
+        error => error.into(),
+    }
+}
+
+/// Returns a call as a person reads it.
+pub fn shown(call: &Call) -> String {
+    format!("{} {}", call.name, call.arguments)
+}
+
+/// Returns calls for programs.
+pub fn json(calls: &[Call]) -> serde_json::Value {
+    calls.iter().map(|call| serde_json::json!({ "name": call.name, "arguments": call.arguments() })).collect()
+}

@@ -1,0 +1,257 @@
+//! A program that answers calls of tools: executed directly, within limits of time and output.
+
+use std::{
+    fmt,
+    io::{self, Read, Write},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{
+        atomic::{AtomicBool, Ordering},
+        mpsc::{self, Receiver},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use hymba::{Error, limits, text::Call};
+
+/// How long a program may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How long output may still come after the program has ended: from what it started and left running.
+const AFTERMATH: Duration = Duration::from_secs(1);
+/// Bytes of its messages that are kept.
+const MESSAGES: usize = 64 << 10;
+
+/// A program and its arguments.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Program {
+    words: Vec<String>,
+    patience: Duration,
+}
+
+impl fmt::Display for Program {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "`{}`", self.words.join(" "))
+    }
+}
+
+impl Program {
+    /// Splits a command line at white space outside of quotes; nothing else in it means anything.
+    pub fn new(command: &str) -> Result<Self, String> {
+        let words = shlex::split(command).ok_or("a quote has no end, or a backslash nothing behind it")?;
+        if words.first().is_none_or(String::is_empty) {
+            return Err("names no program".into());
+        }
+        Ok(Self { words, patience: PATIENCE })
+    }
+
+    /// Runs the program on `call` and returns its output, without the line break at its end. What goes wrong is a sentence for
+    /// the user, and for the model; `cancel` ends the program and is an error of its own.
+    pub fn run(&self, call: &Call, cancel: &AtomicBool) -> hymba::Result<Result<String, String>> {
+        let mut command = Command::new(&self.words[0]);
+        command.args(&self.words[1..]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        // What it starts ends with it, and Ctrl-C is this program's to handle.
+        #[cfg(unix)]
+        std::os::unix::process::CommandExt::process_group(&mut command, 0);
+        let mut running = match command.spawn() {
+            Ok(child) => Running(child),
+            Err(e) => return Ok(Err(format!("{self} cannot be started: {e}"))),
+        };
+        match self.attend(&mut running, call, cancel) {
+            Ok(done) => Ok(done),
+            Err(Stopped::Cancelled) => Err(Error::Cancelled),
+            Err(Stopped::Failed(why)) => Ok(Err(why)),
+        }
+    }
+
+    /// Talks with the program until it has ended.
+    fn attend(
+        &self,
+        running: &mut Running,
+        call: &Call,
+        cancel: &AtomicBool,
+    ) -> Result<Result<String, String>, Stopped> {
+        let start = Instant::now();
+        let fails = |e: io::Error| Stopped::Failed(format!("{self} cannot be run: {e}"));
+        let child = &mut running.0;
+        if let Some(mut input) = child.stdin.take() {
+            let text = call.to_json() + "\n";
+            // A program that reads nothing is fine: what it says counts.
+            thread::Builder::new().spawn(move || input.write_all(text.as_bytes())).map_err(fails)?;
+        }
+        let output = child.stdout.take().map(|output| read_aside(output, limits::TOOL_RESULT));
+        let messages = child.stderr.take().map(|messages| read_aside(messages, MESSAGES));
+        let (Some(output), Some(messages)) = (output.transpose().map_err(fails)?, messages.transpose().map_err(fails)?)
+        else {
+            return Err(Stopped::Failed(format!("{self} has no output")));
+        };
+        let mut ended: Option<(ExitStatus, Instant)> = None;
+        let mut read: Option<Output> = None;
+        loop {
+            if read.is_none() {
+                read = output.try_recv().ok();
+                if read.as_ref().is_some_and(|read| read.is_long) {
+                    let limit = limits::TOOL_RESULT >> 20;
+                    return Err(Stopped::Failed(format!("{self} was ended: it printed more than {limit} MiB")));
+                }
+            }
+            if ended.is_none() {
+                ended = child.try_wait().map_err(fails)?.map(|status| (status, Instant::now()));
+            }
+            match (&ended, read.take()) {
+                (Some((status, _)), Some(read)) => {
+                    let messages = messages.recv_timeout(AFTERMATH).map(|read| read.bytes).unwrap_or_default();
+                    return Ok(self.outcome(*status, read.bytes, &messages));
+                }
+                (Some((_, since)), None) if since.elapsed() > AFTERMATH => {
+                    return Err(Stopped::Failed(format!("{self} has ended, but its output was left open")));
+                }
+                (_, still) => read = still,
+            }
+            if cancel.load(Ordering::Relaxed) {
+                return Err(Stopped::Cancelled);
+            }
+            if start.elapsed() > self.patience {
+                let seconds = self.patience.as_secs();
+                return Err(Stopped::Failed(format!("{self} was ended: it took longer than {seconds} s")));
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Returns the result that the program's end and its output are.
+    fn outcome(&self, status: ExitStatus, output: Vec<u8>, messages: &[u8]) -> Result<String, String> {
+        if !status.success() {
+            let messages = String::from_utf8_lossy(messages);
+            let last = messages.lines().rev().map(str::trim).find(|line| !line.is_empty());
+            let last = last.map(|line| format!(": {}", line.chars().take(400).collect::<String>()));
+            return Err(format!("{self} failed ({status}){}", last.unwrap_or_default()));
+        }
+        let mut text = String::from_utf8(output).map_err(|_| format!("{self} printed what is not UTF-8 text"))?;
+        if text.ends_with('\n') {
+            text.truncate(text.len() - if text.ends_with("\r\n") { 2 } else { 1 });
+        }
+        Ok(text)
+    }
+}
+
+/// Why a program did not end by itself.
+enum Stopped {
+    Cancelled,
+    Failed(String),
+}
+
+/// A program that is running; it and what it started are ended when this is dropped.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        #[cfg(unix)]
+        {
+            use rustix::process::{Pid, Signal, kill_process_group};
+
+            // The group outlives the program if others are left in it.
+            if let Some(group) = i32::try_from(self.0.id()).ok().and_then(Pid::from_raw) {
+                let _ = kill_process_group(group, Signal::KILL);
+            }
+        }
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// What was read.
+struct Output {
+    bytes: Vec<u8>,
+    /// Whether there is more than the limit.
+    is_long: bool,
+}
+
+/// Reads on a thread of its own, which lives as long as there is something to read.
+fn read_aside(mut from: impl Read + Send + 'static, limit: usize) -> io::Result<Receiver<Output>> {
+    let (send, receive) = mpsc::channel();
+    let read = move || {
+        let mut bytes = Vec::new();
+        let _ = (&mut from).take(limit as u64 + 1).read_to_end(&mut bytes);
+        let is_long = bytes.len() > limit;
+        bytes.truncate(limit);
+        let _ = send.send(Output { bytes, is_long });
+        let _ = io::copy(&mut from, &mut io::sink());
+    };
+    thread::Builder::new().spawn(read).map(|_| receive)
+}
+
+#[cfg(test)]
+#[cfg(unix)]
+mod tests {
+    use super::*;
+
+    const GO_ON: AtomicBool = AtomicBool::new(false);
+
+    fn call() -> Call {
+        Call { name: "f".into(), arguments: r#"{"a": "$HOME"}"#.into() }
+    }
+
+    fn run(words: &[&str]) -> Result<String, String> {
+        let words = words.iter().map(|word| word.to_string()).collect();
+        Program { words, patience: Duration::from_millis(300) }.run(&call(), &GO_ON).unwrap()
+    }
+
+    #[test]
+    fn a_command_line_is_split_and_not_interpreted() {
+        let words = |command: &str| Program::new(command).map(|program| program.words);
+        assert_eq!(words(r#"a 'b c' "d e"  f\ g $HOME;h|i"#).unwrap(), ["a", "b c", "d e", "f g", "$HOME;h|i"]);
+        for bad in ["", "  ", "''", "a 'b", "a \\"] {
+            assert!(words(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_call_goes_in_and_the_result_comes_out() {
+        assert_eq!(run(&["cat"]).unwrap(), r#"{"name": "f", "arguments": {"a": "$HOME"}}"#);
+        assert_eq!(run(&["echo", "$HOME; ls"]).unwrap(), "$HOME; ls");
+        assert_eq!(run(&["printf", r"a\n\n"]).unwrap(), "a\n");
+        assert_eq!(run(&["true"]).unwrap(), "");
+    }
+
+    #[test]
+    fn what_goes_wrong_is_said() {
+        let failure = |script: &str| run(&["sh", "-c", script]).unwrap_err();
+        assert!(
+            failure("echo a >&2; echo no such city >&2; exit 3").ends_with("failed (exit status: 3): no such city")
+        );
+        assert!(failure("kill -9 $$").contains("failed (signal: 9"));
+        assert!(failure("printf '\\377'").ends_with("printed what is not UTF-8 text"));
+        assert!(failure("yes").ends_with("was ended: it printed more than 1 MiB"));
+        assert!(failure("sleep 100").ends_with("was ended: it took longer than 0 s"));
+        assert!(run(&["/no/such/program"]).unwrap_err().contains("cannot be started"));
+        // a flood of messages does not block it
+        assert_eq!(run(&["sh", "-c", "head -c 200000 /dev/zero >&2; echo done"]).unwrap(), "done");
+    }
+
+    #[test]
+    fn a_cancel_ends_all_that_was_started() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("pid");
+        let script = format!("sleep 1000 & echo $! > '{0}.new'; mv '{0}.new' '{0}'; wait", file.display());
+        let program = Program { words: ["sh", "-c", &*script].map(String::from).to_vec(), patience: PATIENCE };
+        let cancel = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while !file.exists() {
+                    thread::sleep(Duration::from_millis(5));
+                }
+                cancel.store(true, Ordering::Relaxed);
+            });
+            assert!(matches!(program.run(&call(), &cancel), Err(Error::Cancelled)));
+        });
+        let pid: i32 = std::fs::read_to_string(&file).unwrap().trim().parse().unwrap();
+        let pid = rustix::process::Pid::from_raw(pid).unwrap();
+        // An orphan is reaped by whoever took it over, which may take a moment.
+        let ended = |_: u32| {
+            thread::sleep(Duration::from_millis(10));
+            let state = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap_or_default();
+            rustix::process::test_kill_process(pid).is_err() || state.contains(") Z ")
+        };
+        assert!((0..1000).any(ended), "the program's child is still running");
+    }
+}

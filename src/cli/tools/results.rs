@@ -1,0 +1,49 @@
+//! Results of calls, by a program that the user allows.
+
+use std::sync::atomic::AtomicBool;
+
+use hymba::text::{Call, Tools};
+use serde_json::json;
+
+use super::{Program, shown};
+use crate::cli::{ask, terminal};
+
+/// How often calls are answered by the program before the user has to speak.
+pub const ROUNDS: usize = 8;
+
+/// A program that answers calls.
+#[derive(Debug)]
+pub struct Answers {
+    pub program: Program,
+    /// Whether nobody is asked.
+    pub yes: bool,
+}
+
+impl Answers {
+    /// Returns the results of `calls`, one for each in order; `None` if the user does not want the program to run. What goes
+    /// wrong is a result too: the model may make something of it.
+    pub fn to(&self, calls: &[Call], tools: &Tools, cancel: &AtomicBool) -> anyhow::Result<Option<Vec<String>>> {
+        let mut results = Vec::with_capacity(calls.len());
+        for call in calls {
+            if tools.get(&call.name).is_none() {
+                results.push(failed(&format!("there is no tool `{}`", call.name)));
+                continue;
+            }
+            if !self.is_allowed(call, cancel)? {
+                return Ok(None);
+            }
+            results.push(self.program.run(call, cancel)?.unwrap_or_else(|why| failed(&why)));
+        }
+        Ok(Some(results))
+    }
+
+    fn is_allowed(&self, call: &Call, cancel: &AtomicBool) -> anyhow::Result<bool> {
+        Ok(self.yes || ask::ask(&format!("run {} for {}?", self.program, shown(call)), false, cancel)?)
+    }
+}
+
+/// Reports what went wrong, and returns it as a result.
+fn failed(why: &str) -> String {
+    terminal::warn(&format!("the tool's result is an error: {why}"));
+    json!({ "error": why }).to_string()
+}

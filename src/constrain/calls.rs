@@ -1,0 +1,206 @@
+//! Replies of a model that may call tools: free text until a call begins, whose arguments are held to the tool's schema.
+
+use std::{fmt::Write as _, sync::atomic::AtomicBool};
+
+use serde_json::{Value, json};
+
+use super::{Constraint, Shape, Vocabulary, schema};
+use crate::{
+    Error, Result,
+    text::{
+        Tool, ToolChoice, Tools,
+        calls::{CLOSE, OPEN},
+    },
+};
+
+impl Shape {
+    /// Returns the shape of replies that may call `tools`, or have to, as `choice` says; `None` if they call none. Where a
+    /// reply is free, it may also end with one of the special tokens `breaks`, by which the model begins another turn. A call
+    /// that is asked for is all of the reply.
+    pub fn of_calls(tools: &Tools, choice: &ToolChoice, breaks: &[u32]) -> Option<Self> {
+        let wanted = |tool: &&Tool| match choice {
+            ToolChoice::Auto | ToolChoice::Required => true,
+            ToolChoice::Named(only) => *only == tool.name,
+            ToolChoice::None => false,
+        };
+        let callable: Vec<_> = tools.iter().filter(wanted).collect();
+        if callable.is_empty() {
+            return None;
+        }
+        let mut lark = String::new();
+        match choice {
+            ToolChoice::Auto => {
+                let ends: String = breaks.iter().map(|id| format!(" | <[{id}]>")).collect();
+                let end = if ends.is_empty() { "" } else { " end" };
+                let _ = writeln!(lark, "start: (begun call)* TEXT{end}\nTEXT: /(.|\\n)*/");
+                let _ = writeln!(lark, "begun[lazy]: TEXT {}", quoted(OPEN));
+                if !ends.is_empty() {
+                    let _ = writeln!(lark, "end: \"\"{ends}");
+                }
+            }
+            _ => {
+                let _ = writeln!(lark, "start: {} call", quoted(OPEN));
+            }
+        }
+        let names: Vec<_> = (0..callable.len()).map(|i| format!("call_{i}")).collect();
+        let _ = writeln!(lark, "call: \" \" ({}) {}", names.join(" | "), quoted(&format!(" {CLOSE}")));
+        for (i, tool) in callable.into_iter().enumerate() {
+            let begins = format!("{{\"name\": {}, \"arguments\": ", json!(tool.name));
+            let _ = writeln!(lark, "call_{i}: {} arguments_{i} \"}}\"", quoted(&begins));
+            let _ = writeln!(lark, "arguments_{i}: %json {}", schema::enforced(parameters(tool)));
+        }
+        Some(Self::Lark(lark))
+    }
+}
+
+impl Constraint {
+    /// Compiles [`Shape::of_calls`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Constraint`] where a schema can't be enforced; it names the tool and the place.
+    pub fn of_calls(
+        vocabulary: &Vocabulary,
+        tools: &Tools,
+        choice: &ToolChoice,
+        breaks: &[u32],
+        cancel: &AtomicBool,
+    ) -> Result<Option<Self>> {
+        let Some(shape) = Shape::of_calls(tools, choice, breaks) else { return Ok(None) };
+        let whole = match Self::new_until(vocabulary, &shape, cancel) {
+            Err(e @ Error::Constraint { .. }) => e,
+            done => return done.map(Some),
+        };
+        // Which one is it?
+        for tool in tools.iter() {
+            let alone = Shape::JsonSchema(parameters(tool).to_string());
+            if let Err(Error::Constraint { place, what }) = Self::new_until(vocabulary, &alone, cancel) {
+                let place = place.map(|place| format!(" at {place}")).unwrap_or_default();
+                let place = Some(format!("the parameters of the tool `{}`{place}", tool.name));
+                return Err(Error::Constraint { place, what });
+            }
+        }
+        Err(whole)
+    }
+}
+
+/// Returns the schema of a tool's arguments, which are an object whatever it says.
+fn parameters(tool: &Tool) -> Value {
+    let mut parameters = tool.parameters.clone().unwrap_or_else(|| json!({}));
+    if let Value::Object(schema) = &mut parameters {
+        let open = ["$ref", "allOf", "anyOf", "oneOf"].iter().any(|key| schema.contains_key(*key));
+        if !open {
+            schema.entry("type").or_insert_with(|| "object".into());
+        }
+    }
+    parameters
+}
+
+/// Returns `text` as Lark has it.
+fn quoted(text: &str) -> String {
+    json!(text).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Model, constrain::Next, text::Tokenizer};
+
+    fn tools() -> Tools {
+        let list = json!([
+            {"type": "function", "function": {"name": "get_weather", "parameters": {
+                "type": "object", "properties": {"city": {"$ref": "#/$defs/city"}}, "required": ["city"],
+                "additionalProperties": false, "$defs": {"city": {"enum": ["Oslo", "Rome"]}}}}},
+            {"name": "now"},
+        ]);
+        Tools::from_value(&list, "test").unwrap()
+    }
+
+    fn demo() -> Tokenizer {
+        Model::open(concat!(env!("CARGO_MANIFEST_DIR"), "/models/hymba-demo.gguf")).unwrap().tokenizer().unwrap()
+    }
+
+    /// Whether `text` is what a reply may be or begin with, and whether it may end there.
+    fn judged(constraint: &Constraint, tokenizer: &Tokenizer, text: &str) -> (bool, bool) {
+        let mut matching = constraint.begin();
+        for id in tokenizer.encode_more(text).unwrap() {
+            let allowed = match matching.next_tokens().unwrap() {
+                Next::End => false,
+                Next::Token(only) => only == id,
+                Next::Tokens(set) => set.iter().any(|other| other == id),
+            };
+            if !allowed {
+                return (false, false);
+            }
+            matching.accept(id).unwrap();
+        }
+        (true, matching.is_complete())
+    }
+
+    #[test]
+    fn calls_are_held_to_their_schemas_once_they_begin() {
+        let tokenizer = demo();
+        let vocabulary = Vocabulary::new(&tokenizer).unwrap();
+        let compiled = |choice: &ToolChoice| {
+            Constraint::of_calls(&vocabulary, &tools(), choice, &[], &AtomicBool::new(false)).unwrap()
+        };
+        const OSLO: &str = "<toolcall> {\"name\": \"get_weather\", \"arguments\": {\"city\": \"Oslo\"}} </toolcall>";
+        const NOW: &str = "<toolcall> {\"name\": \"now\", \"arguments\": {}} </toolcall>";
+        let auto = compiled(&ToolChoice::Auto).unwrap();
+        let may = |text: &str| judged(&auto, &tokenizer, text);
+        for whole in ["", "Hello!\n", "a < b, {\"name\": 5}", "<toolcal", "é 日本"] {
+            assert_eq!(may(whole), (true, true), "{whole}");
+        }
+        for whole in [OSLO, NOW, &format!("Wait.\n{OSLO}"), &format!("{OSLO}\n{NOW}\nDone.")] {
+            assert_eq!(may(whole), (true, true), "{whole}");
+        }
+        for begun in ["<toolcall>", "Well, <toolcall> {\"name\": \"get", &OSLO[..70], &OSLO[..80]] {
+            assert_eq!(may(begun), (true, false), "{begun}");
+        }
+        for never in ["<toolcall> no", "<toolcall> {\"name\": \"other", &OSLO.replace("Oslo", "Paris"), "<toolcall>{"] {
+            assert_eq!(may(never), (false, false), "{never}");
+        }
+        let named = compiled(&ToolChoice::Named("now".into())).unwrap();
+        assert_eq!(judged(&named, &tokenizer, NOW), (true, true));
+        for never in ["Hello", OSLO, &format!("{NOW}\n")] {
+            assert_eq!(judged(&named, &tokenizer, never), (false, false), "{never}");
+        }
+        let required = compiled(&ToolChoice::Required).unwrap();
+        assert_eq!(judged(&required, &tokenizer, OSLO), (true, true));
+        assert_eq!(judged(&required, &tokenizer, ""), (true, false));
+        assert!(compiled(&ToolChoice::None).is_none());
+    }
+
+    #[test]
+    fn free_text_may_end_where_another_turn_begins() {
+        let tokenizer = demo();
+        let vocabulary = Vocabulary::new(&tokenizer).unwrap();
+        let turn = *tokenizer.encode("<extra_id_1>", false).unwrap().last().unwrap();
+        for (breaks, allowed) in [(&[turn][..], true), (&[], false)] {
+            let go_on = AtomicBool::new(false);
+            let auto = Constraint::of_calls(&vocabulary, &tools(), &ToolChoice::Auto, breaks, &go_on).unwrap().unwrap();
+            let mut matching = auto.begin();
+            for id in tokenizer.encode_more("Hello\n").unwrap() {
+                matching.accept(id).unwrap();
+            }
+            let Next::Tokens(next) = matching.next_tokens().unwrap() else { panic!("it is over") };
+            assert_eq!(next.iter().any(|id| id == turn), allowed);
+        }
+    }
+
+    #[test]
+    fn a_schema_that_cannot_be_enforced_is_named() {
+        let vocabulary = Vocabulary::new(&demo()).unwrap();
+        let list = json!([{"name": "a"}, {"name": "b", "parameters": {"type": "object", "properties": {
+            "c": {"type": "string", "format": "no-such-format"}}}}]);
+        let tools = Tools::from_value(&list, "test").unwrap();
+        let error = Constraint::of_calls(&vocabulary, &tools, &ToolChoice::Auto, &[], &AtomicBool::new(false));
+        let said = error.unwrap_err().to_string();
+        assert!(said.starts_with("at the parameters of the tool `b` at #/properties/c: "), "{said}");
+        // and a schema cannot switch its enforcement off
+        let list = json!([{"name": "a", "parameters": {"x-guidance": {"lenient": true}, "properties": {
+            "c": {"type": "string", "format": "no-such-format"}}}}]);
+        let tools = Tools::from_value(&list, "test").unwrap();
+        assert!(Constraint::of_calls(&vocabulary, &tools, &ToolChoice::Auto, &[], &AtomicBool::new(false)).is_err());
+    }
+}

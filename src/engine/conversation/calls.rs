@@ -1,0 +1,53 @@
+//! What replies are held to that may call tools.
+
+use std::sync::{Arc, atomic::AtomicBool};
+
+use super::branch::Query;
+use crate::{
+    Result,
+    constrain::{Constraint, Vocabulary},
+    text::{Entry, Tokenizer, ToolChoice, Tools},
+};
+
+/// What replies are held to by the tools that they may call.
+#[derive(Default)]
+pub(super) struct CallConstraints {
+    to_messages: Option<Arc<Constraint>>,
+    to_results: Option<Arc<Constraint>>,
+}
+
+impl CallConstraints {
+    /// Compiles the schemas of `tools`; `stops` end a reply.
+    pub fn new(
+        tokenizer: &Tokenizer,
+        stops: &[String],
+        tools: Option<&Tools>,
+        choice: &ToolChoice,
+        cancel: &AtomicBool,
+    ) -> Result<Self> {
+        let Some(tools) = tools.filter(|_| *choice != ToolChoice::None) else { return Ok(Self::default()) };
+        let vocabulary = Vocabulary::new(tokenizer)?;
+        let special = |(entry, id): (Entry, u32)| match entry {
+            Entry::Special(name) => stops.iter().any(|stop| *stop == name).then_some(id),
+            Entry::Text(_) => None,
+        };
+        let breaks: Vec<u32> = tokenizer.entries().into_iter().zip(0..).filter_map(special).collect();
+        let compile = |choice: &ToolChoice| {
+            Ok::<_, crate::Error>(Constraint::of_calls(&vocabulary, tools, choice, &breaks, cancel)?.map(Arc::new))
+        };
+        let to_messages = compile(choice)?;
+        let to_results = match choice {
+            ToolChoice::Auto => to_messages.clone(),
+            _ => compile(&ToolChoice::Auto)?,
+        };
+        Ok(Self { to_messages, to_results })
+    }
+
+    /// Returns what the reply to `query` is held to.
+    pub fn of(&self, query: Query<'_>) -> Option<&Constraint> {
+        match query {
+            Query::User(_) => self.to_messages.as_deref(),
+            Query::Results(_) => self.to_results.as_deref(),
+        }
+    }
+}
