@@ -56,7 +56,7 @@ impl Folder {
 #[track_caller]
 fn chat(args: &[&str], lines: &str) -> String {
     let mut command = hymba(["chat", "-q", "--temp", "0", "-n", "60"]);
-    let mut child = command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = child.spawn().unwrap();
     child.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
     let Output { status, stdout, stderr } = child.wait_with_output().unwrap();

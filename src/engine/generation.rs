@@ -1,6 +1,6 @@
 //! The result of generation: text, stop reason, timings.
 
-use std::time::Duration;
+use std::{ops::AddAssign, time::Duration};
 
 use super::speculate::Counts;
 
@@ -61,6 +61,20 @@ pub struct Timings {
     pub generation: Duration,
     /// Time to find out which tokens may come next, where the text has to match something; a part of the above.
     pub constraint: Duration,
+}
+
+impl AddAssign for Timings {
+    fn add_assign(&mut self, other: Self) {
+        self.prompt_tokens += other.prompt_tokens;
+        self.prompt += other.prompt;
+        self.generated_tokens += other.generated_tokens;
+        self.decode_steps += other.decode_steps;
+        self.passes += other.passes;
+        self.drafted += other.drafted;
+        self.accepted += other.accepted;
+        self.drafting += other.drafting;
+        self.generation += other.generation;
+    }
 }
 
 impl Timings {

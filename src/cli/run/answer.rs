@@ -82,12 +82,7 @@ pub fn answer(
         let Some(results) = answers.to(&calls, tools, cancel)? else { break };
         let before = done.timings;
         done = show.reply(|sink| conversation.send_results(&results, sink))?;
-        let t = &mut done.timings;
-        t.prompt_tokens += before.prompt_tokens;
-        t.prompt += before.prompt;
-        t.generated_tokens += before.generated_tokens;
-        t.decode_steps += before.decode_steps;
-        t.generation += before.generation;
+        done.timings += before;
     }
     let calls = conversation.calls();
     if parses && !calls.is_empty() {
