@@ -74,6 +74,7 @@ impl AddAssign for Timings {
         self.accepted += other.accepted;
         self.drafting += other.drafting;
         self.generation += other.generation;
+        self.constraint += other.constraint;
     }
 }
 
