@@ -22,17 +22,18 @@ use super::{
     prompt::PromptArgs,
     speculate::SpeculateArgs,
     terminal,
-    tools::ToolArgs,
+    tools::{self, Answers, Resources, ToolArgs},
     usage::{Incomplete, Usage},
     wording::{counted, grouped},
 };
-use answer::Means;
+use answer::answer;
 use clap::builder::NonEmptyStringValueParser;
 use hymba::{
     Error,
     constrain::{Constraint, Shape},
     engine::{
-        Model, Timeline,
+        Conversation, Model, Timeline,
+        conversation::{Options, Overflow},
         generate::{Generation, Request, StopReason, Timings, generate_with},
         speculate::Speculator,
         timeline::Watch,
@@ -151,7 +152,7 @@ pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
     let compile = constraint.as_ref().map(|_| compiling.elapsed());
     if !args.tools.is_empty() {
         let run = Run::open(args, cancel, &model, &tokenizer)?;
-        return answer::answer(run, &text, Means { resources, answers, constraint, stops }, start.elapsed(), compile);
+        return run.answer(&text, resources, answers, constraint, stops, (start.elapsed(), compile));
     }
     let chat = if args.chat { Some(ChatPrompt::new(args, &model, &tokenizer, &text)?) } else { None };
     if chat.is_none() && !args.quiet && model.metadata().get("tokenizer.chat_template").is_some() {
@@ -361,6 +362,39 @@ impl<'a> Run<'a> {
             Some(e) => Err(anyhow::Error::new(e).context("cannot write the text")),
             None => Ok(done?),
         }
+    }
+
+    /// Generates the reply to `message`, with tools or texts to answer from, and reports how it ended. `times` are those of
+    /// loading and compiling.
+    fn answer(
+        self,
+        message: &str,
+        resources: Resources,
+        answers: Option<Answers>,
+        constraint: Option<Arc<Constraint>>,
+        stops: Vec<String>,
+        times: (Duration, Option<Duration>),
+    ) -> anyhow::Result<()> {
+        let Self { args, cancel, model, tokenizer, timeline, sampler, speculator, limit, mut output } = self;
+        let options = Options {
+            template: Some(ChatPrompt::template(model, tokenizer)?),
+            system: ChatPrompt::system(args)?,
+            limit,
+            stops,
+            parse_special: true,
+            overflow: Overflow::Stop,
+            constraint,
+            tools: resources.tools,
+            tool_choice: resources.choice,
+            contexts: resources.contexts,
+        };
+        let mut conversation = Conversation::new(timeline, tokenizer, sampler, options).map_err(tools::of_flag)?;
+        conversation.set_speculator(speculator);
+        let done = answer(&mut conversation, message, answers.as_ref(), &mut output, args.quiet, cancel)?;
+        let calls = conversation.tools().map(|_| tools::json(&conversation.calls()));
+        let (seed, (load, compile)) = (conversation.sampler().seed(), times);
+        let report = Report { model, prompt: message, cached: None, seed, load, compile, calls, generation: &done };
+        tell(args, cancel, conversation.timeline(), limit, &mut output, &report)
     }
 
     /// Saves the session and reports how the text ended.

@@ -1,5 +1,6 @@
 //! Flags about tools and texts to answer from, and who answers a call.
 
+mod calls;
 mod program;
 mod results;
 
@@ -10,7 +11,7 @@ use std::{
 
 use hymba::{
     Error,
-    text::{Call, ToolChoice, Tools},
+    text::{ToolChoice, Tools},
 };
 
 use super::{
@@ -18,7 +19,8 @@ use super::{
     prompt::{read_file, read_whole},
     usage::Usage,
 };
-pub use program::Program;
+pub use calls::{json, shown};
+use program::Program;
 pub use results::{Answers, ROUNDS};
 
 /// Tools that the model may call, and texts that it answers from.
@@ -96,14 +98,4 @@ pub fn of_flag(error: Error) -> anyhow::Error {
         Error::Constraint { .. } => Usage(format!("--tools: {error}")).into(),
         error => error.into(),
     }
-}
-
-/// Returns a call as a person reads it.
-pub fn shown(call: &Call) -> String {
-    format!("{} {}", call.name, call.arguments)
-}
-
-/// Returns calls for programs.
-pub fn json(calls: &[Call]) -> serde_json::Value {
-    calls.iter().map(|call| serde_json::json!({ "name": call.name, "arguments": call.arguments() })).collect()
 }

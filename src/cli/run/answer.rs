@@ -1,82 +1,48 @@
 //! `run --chat` with tools, or with texts to answer from: a message, the results that a program gives, and the last reply.
 
-use std::{
-    io,
-    sync::{Arc, atomic::AtomicBool},
-    time::Duration,
-};
+use std::{io, sync::atomic::AtomicBool};
 
 use hymba::{
     Error, Result,
-    constrain::Constraint,
     engine::{
         Conversation,
-        conversation::{Options, Overflow, Reply, ReplySink},
+        conversation::{Reply, ReplySink},
         generate::{Generation, StopReason},
         timeline::Watch,
     },
     text::{ReplyParser, ReplyPart, Tools, calls},
 };
 
-use super::{
-    ChatPrompt, Run,
-    output::{Format, Output},
-    tell,
-};
+use super::output::{Format, Output};
 use crate::cli::{
     bar::Bar,
-    run::report::Report,
     terminal,
-    tools::{self, Answers, ROUNDS, Resources},
+    tools::{self, Answers, ROUNDS},
 };
 
-/// What a message is answered with.
-pub struct Means {
-    pub resources: Resources,
-    pub answers: Option<Answers>,
-    pub constraint: Option<Arc<Constraint>>,
-    pub stops: Vec<String>,
-}
-
-/// Generates the reply to `message`, and reports how it ended. Where a program answers calls, what is shown are not these, but
+/// Generates the reply to `message` in an empty conversation, and those that follow from its calls as long as `answers` has
+/// results for these; returns the last one, with the timings of all. Where calls are answered, what is shown are not these, but
 /// what the model says in the end.
 pub fn answer(
-    run: Run<'_>,
+    conversation: &mut Conversation<'_>,
     message: &str,
-    means: Means,
-    load: Duration,
-    compile: Option<Duration>,
-) -> anyhow::Result<()> {
-    let Run { args, cancel, model, tokenizer, timeline, sampler, speculator, limit, mut output } = run;
-    let Means { resources, answers, constraint, stops } = means;
-    let options = Options {
-        template: Some(ChatPrompt::template(model, tokenizer)?),
-        system: ChatPrompt::system(args)?,
-        limit,
-        stops,
-        parse_special: true,
-        overflow: Overflow::Stop,
-        constraint,
-        tools: resources.tools,
-        tool_choice: resources.choice,
-        contexts: resources.contexts,
-    };
-    let mut conversation = Conversation::new(timeline, tokenizer, sampler, options).map_err(tools::of_flag)?;
-    conversation.set_speculator(speculator);
+    answers: Option<&Answers>,
+    output: &mut Output,
+    quiet: bool,
+    cancel: &AtomicBool,
+) -> anyhow::Result<Generation> {
     let parses = answers.is_some() && output.format() == Format::Text;
     let offered = conversation.tools().cloned();
     let offered = offered.as_ref().filter(|_| parses);
-    let mut show = Show { output: &mut output, offered, quiet: args.quiet, cancel, shown: false };
+    let mut show = Show { output, offered, quiet, cancel, shown: false };
     let mut done = show.reply(|sink| conversation.send(message, sink))?;
     for _ in 0..ROUNDS {
         let calls = conversation.calls();
-        let (Some(answers), Some(tools)) = (&answers, conversation.tools().filter(|_| !calls.is_empty())) else {
-            break;
-        };
+        let (Some(answers), Some(tools)) = (answers, conversation.tools().filter(|_| !calls.is_empty())) else { break };
         if matches!(done.stop, StopReason::Interrupted | StopReason::BrokenPipe) {
             break;
         }
-        if !args.quiet {
+        if !quiet {
             calls.iter().for_each(|call| terminal::note(&format!("the model calls {}", tools::shown(call))));
         }
         let Some(results) = answers.to(&calls, tools, cancel)? else { break };
@@ -88,11 +54,8 @@ pub fn answer(
     if parses && !calls.is_empty() {
         show.text(&calls::to_text("", &calls))?;
     }
-    output.finish()?;
-    let calls = conversation.tools().map(|_| tools::json(&calls));
-    let seed = conversation.sampler().seed();
-    let report = Report { model, prompt: message, cached: None, seed, load, compile, calls, generation: &done };
-    tell(args, cancel, conversation.timeline(), limit, &mut output, &report)
+    show.output.finish()?;
+    Ok(done)
 }
 
 /// Where replies go.

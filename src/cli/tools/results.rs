@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 use hymba::text::{Call, Tools};
 use serde_json::json;
 
-use super::{Program, shown};
+use super::{calls::shown, program::Program};
 use crate::cli::{ask, terminal};
 
 /// How often calls are answered by the program before the user has to speak.
