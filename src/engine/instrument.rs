@@ -4,7 +4,7 @@ use std::{num::NonZeroUsize, sync::atomic::AtomicBool};
 
 use super::Session;
 use crate::{
-    Result,
+    Error, Result,
     backend::{Cpu, Metal, Profile},
 };
 
@@ -30,15 +30,17 @@ impl Session<'_> {
     pub fn read_bandwidth(&mut self, cancel: &AtomicBool) -> Result<f64> {
         const BEYOND_CACHES: usize = 160 << 20;
         const PASSES: usize = 2;
-        let beyond_caches;
-        let bytes = match self.model().bytes() {
-            few if few.len() < BEYOND_CACHES => {
-                beyond_caches = vec![1; BEYOND_CACHES];
-                &beyond_caches
-            }
-            weights => weights,
-        };
-        self.batch.device.cpu().read_bandwidth(bytes, PASSES, cancel)
+        let weights = self.model().bytes();
+        if weights.len() >= BEYOND_CACHES {
+            return self.batch.device.cpu().read_bandwidth(weights, PASSES, cancel);
+        }
+        // Piece by piece: the system may take long to give the pages.
+        let mut bytes = Vec::with_capacity(BEYOND_CACHES);
+        while bytes.len() < BEYOND_CACHES {
+            Error::check_cancelled(cancel)?;
+            bytes.resize(bytes.len() + (1 << 20), 1);
+        }
+        self.batch.device.cpu().read_bandwidth(&bytes, PASSES, cancel)
     }
 
     /// Measures the roofline of this session's threads. `cancel` ends that.
