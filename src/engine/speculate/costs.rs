@@ -8,8 +8,10 @@ use crate::forward::DECODE_TOKENS;
 const EXPECTED: [f64; DECODE_TOKENS] = [1.0, 1.1, 1.15, 1.25, 1.4, 1.6, 1.8, 2.0];
 /// Depths of a text from which on passes are measured anew: attention takes longer.
 const DEPTHS: [usize; 6] = [0, 512, 1024, 2048, 4096, 8192];
-/// Measurements of which the median counts.
+/// Measurements of a pass that are kept. What disturbs one makes it longer, so that short ones count.
 const RECENT: usize = 7;
+/// Measurements of a pass without which it is not thought to cost more than expected: one may have been disturbed.
+const ENOUGH: usize = 3;
 /// A measurement is forgotten after so many passes: the machine may have been busy then.
 const FORGOTTEN: u64 = 512;
 
@@ -24,11 +26,12 @@ struct Recent {
 }
 
 impl Recent {
-    fn median(&self) -> Option<f64> {
+    /// Returns the second shortest of the last measurements, or the shortest of few.
+    fn typical(&self) -> Option<f64> {
         let mut seconds = self.seconds;
         let sorted = &mut seconds[..self.count.min(RECENT)];
         sorted.sort_unstable_by(f64::total_cmp);
-        sorted.get(sorted.len().saturating_sub(1) / 2).copied()
+        sorted.get(usize::from(sorted.len() > ENOUGH)).copied()
     }
 }
 
@@ -54,7 +57,7 @@ impl Costs {
     /// Returns the seconds of a pass of `tokens` around `depth`, if it was measured lately.
     fn seconds(&self, tokens: usize, place: usize) -> Option<f64> {
         let recent = &self.measured[place][tokens - 1];
-        recent.median().filter(|_| self.passes <= recent.last + FORGOTTEN)
+        recent.typical().filter(|_| self.passes <= recent.last + FORGOTTEN)
     }
 
     /// Returns what a pass of `tokens` costs at `depth`, in passes of one token: from what was measured there, or else at the
@@ -66,20 +69,27 @@ impl Costs {
         let here = place(depth);
         let mut places: Vec<usize> = (0..DEPTHS.len()).collect();
         places.sort_by_key(|place| place.abs_diff(here));
-        let measured = |tokens| places.iter().find_map(|&at| Some(self.seconds(tokens, at)? / self.seconds(1, at)?));
+        let expected = |tokens: usize| EXPECTED[tokens.min(DECODE_TOKENS) - 1];
+        let measured = |tokens| {
+            let ratio = |&at: &usize| Some((self.seconds(tokens, at)? / self.seconds(1, at)?, at));
+            let (ratio, at) = places.iter().find_map(ratio)?;
+            let few = self.measured[at][tokens - 1].count < ENOUGH;
+            Some(if few { ratio.min(expected(tokens)) } else { ratio })
+        };
         if let Some(ratio) = measured(tokens) {
             return ratio;
         }
         let mut others: Vec<usize> = (2..=DECODE_TOKENS).filter(|&other| other != tokens).collect();
         others.sort_by_key(|other| other.abs_diff(tokens));
-        let expected = |tokens: usize| EXPECTED[tokens.min(DECODE_TOKENS) - 1] - 1.0;
-        let growth = |other| Some((measured(other)? - 1.0).max(0.0) * expected(tokens) / expected(other));
-        1.0 + others.into_iter().find_map(growth).unwrap_or(expected(tokens))
+        let scale = |other| (expected(tokens) - 1.0) / (expected(other) - 1.0);
+        let scaled = |other| Some(1.0 + (measured(other)? - 1.0).max(0.0) * scale(other));
+        others.into_iter().find_map(scaled).unwrap_or(expected(tokens))
     }
 
-    /// Returns the most tokens of a pass to try: not many more than were measured once, nor any before single steps were.
+    /// Returns the most tokens of a pass to try: not many more than were measured, nor any before single steps were.
     pub fn most_tokens(&self) -> usize {
-        let known = |tokens: usize| self.measured.iter().any(|at| at[tokens - 1].count > 0);
+        let known =
+            |tokens: usize| self.measured.iter().any(|at| at[tokens - 1].count >= if tokens == 1 { 1 } else { 2 });
         match (1..=DECODE_TOKENS).rev().find(|&tokens| known(tokens)) {
             Some(tokens) if known(1) => (2 * tokens).min(DECODE_TOKENS),
             _ => 1,
@@ -95,33 +105,36 @@ fn place(depth: usize) -> usize {
 mod tests {
     use super::*;
 
-    fn record(costs: &mut Costs, tokens: usize, depth: usize, milliseconds: u64) {
-        costs.record(tokens, depth, Duration::from_millis(milliseconds));
+    fn record(costs: &mut Costs, tokens: usize, depth: usize, milliseconds: &[u64]) {
+        milliseconds.iter().for_each(|&time| costs.record(tokens, depth, Duration::from_millis(time)));
     }
 
     #[test]
     fn what_was_measured_replaces_what_was_expected() {
         let mut costs = Costs::default();
         assert_eq!((costs.ratio(1, 0), costs.ratio(8, 0)), (1.0, EXPECTED[7]));
-        record(&mut costs, 1, 0, 10);
+        record(&mut costs, 1, 0, &[10]);
         assert_eq!(costs.ratio(4, 0), EXPECTED[3]);
-        record(&mut costs, 4, 0, 40);
+        record(&mut costs, 4, 0, &[40, 40]);
+        assert_eq!(costs.ratio(4, 0), EXPECTED[3], "twice may be by accident");
+        record(&mut costs, 4, 0, &[40]);
         assert_eq!(costs.ratio(4, 0), 4.0);
         assert!((costs.ratio(2, 0) - 2.2).abs() < 1e-9, "as much worse as a pass of 4");
         assert_eq!(costs.ratio(4, 9000), 4.0, "from another depth");
-        (record(&mut costs, 1, 5000, 20), record(&mut costs, 4, 5000, 30));
-        assert_eq!((costs.ratio(4, 9000), costs.ratio(4, 100)), (1.5, 4.0));
-        (0..3).for_each(|_| record(&mut costs, 4, 0, 12));
-        assert_eq!(costs.ratio(4, 0), 1.2, "one slow pass among four does not count");
+        record(&mut costs, 1, 5000, &[20, 20]);
+        record(&mut costs, 4, 5000, &[30, 99, 30, 99, 99]);
+        assert_eq!((costs.ratio(4, 9000), costs.ratio(4, 100)), (1.5, 4.0), "what was disturbed does not count");
     }
 
     #[test]
     fn a_measurement_is_forgotten_some_time() {
         let mut costs = Costs::default();
-        (record(&mut costs, 1, 0, 10), record(&mut costs, 2, 0, 90));
-        (0..=FORGOTTEN).for_each(|_| record(&mut costs, 1, 0, 10));
+        record(&mut costs, 1, 0, &[10]);
+        record(&mut costs, 2, 0, &[90, 90, 90]);
+        assert_eq!(costs.ratio(2, 0), 9.0);
+        (0..=FORGOTTEN).for_each(|_| record(&mut costs, 1, 0, &[10]));
         assert_eq!(costs.ratio(2, 0), EXPECTED[1]);
-        record(&mut costs, 2, 0, 11);
+        record(&mut costs, 2, 0, &[11]);
         assert!((costs.ratio(2, 0) - 1.1).abs() < 1e-9);
     }
 
@@ -130,7 +143,7 @@ mod tests {
         let mut costs = Costs::default();
         assert_eq!(costs.most_tokens(), 1);
         for (tokens, most) in [(1, 2), (2, 4), (3, 6), (4, 8), (8, 8)] {
-            record(&mut costs, tokens, 0, 10);
+            record(&mut costs, tokens, 0, &[10, 10]);
             assert_eq!(costs.most_tokens(), most);
         }
     }

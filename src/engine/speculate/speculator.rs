@@ -74,11 +74,16 @@ pub struct Speculator {
     since_single: usize,
     /// Passes without a draft.
     singles: usize,
+    clock: Box<Clock>,
 }
+
+/// Tells the time since some moment.
+type Clock = dyn Fn() -> Duration + Send;
 
 impl Speculator {
     /// Returns one that has seen nothing yet.
     pub fn new(speculate: Speculate) -> Self {
+        let start = Instant::now();
         Self {
             speculate,
             index: Index::new(Index::TOKENS),
@@ -90,7 +95,13 @@ impl Speculator {
             drafts: 0,
             since_single: 0,
             singles: 0,
+            clock: Box::new(move || start.elapsed()),
         }
+    }
+
+    /// Takes the time from `clock`: passes may be measured in another way, or not be real.
+    pub fn set_clock(&mut self, clock: Box<Clock>) {
+        self.clock = clock;
     }
 
     /// Adds a text to copy from. To be called before anything is read.
@@ -153,23 +164,23 @@ impl Speculator {
         first: &dyn DraftSource,
         choose: &mut dyn FnMut(&[f32]) -> Result<Option<u32>>,
     ) -> Result<Counts> {
-        let (depth, start) = (model.tokens(), Instant::now());
+        let (depth, start) = (model.tokens(), (self.clock)());
         let most = most.min(model.most_guesses());
         let drafted = self.draft(id, depth, most, first);
         let ids: Vec<u32> = [id].into_iter().chain(self.guesses[..drafted].iter().map(|guess| guess.id)).collect();
-        let drafting = start.elapsed();
+        let drafting = (self.clock)() - start;
         let mut counts = Counts { tokens: 0, passes: 1, drafted, accepted: 0, drafting };
-        let (start, mut choosing) = (Instant::now(), Duration::ZERO);
+        let (start, mut choosing) = ((self.clock)(), Duration::ZERO);
         let outcome = model.verify(&ids, &mut |logits| {
-            let start = Instant::now();
+            let start = (self.clock)();
             let place = counts.tokens;
             counts.tokens += 1;
             let chosen = choose(logits)?;
             let is_right = chosen.is_some_and(|chosen| self.check(place, chosen)) && place < drafted;
-            choosing += start.elapsed();
+            choosing += (self.clock)() - start;
             Ok(is_right)
         });
-        let elapsed = start.elapsed().saturating_sub(choosing);
+        let elapsed = ((self.clock)() - start).saturating_sub(choosing);
         counts.accepted = counts.tokens.saturating_sub(1);
         ids[1..counts.tokens.max(1)].iter().for_each(|&id| self.push(id));
         outcome?;
