@@ -576,7 +576,8 @@ fn drafts_are_as_long_as_pays() {
         } else {
             assert!(avx2.0 >= 0.99 && avx_512.0 >= 0.99, "{name}: {avx2:?} {avx_512:?}");
         }
-        assert!(in_vain.0 >= 0.96, "{name}: {in_vain:?}");
+        let lost = ids.len() as f64 * (1.0 / in_vain.0 - 1.0);
+        assert!(lost <= 4.0, "{name}: {in_vain:?}");
     }
     // A whole text again, which takes a while to be found out.
     let page =

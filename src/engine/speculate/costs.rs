@@ -60,40 +60,47 @@ impl Costs {
         recent.typical().filter(|_| self.passes <= recent.last + FORGOTTEN)
     }
 
-    /// Returns what a pass of `tokens` costs at `depth`, in passes of one token: from what was measured there, or else at the
-    /// nearest depth, or else from other numbers of tokens.
+    /// Returns what a pass of `tokens` costs in passes of one, as measured at `here` or the nearest depth, and how often that
+    /// was measured.
+    fn measured(&self, tokens: usize, here: usize) -> Option<(f64, usize)> {
+        let mut places: Vec<usize> = (0..DEPTHS.len()).collect();
+        places.sort_by_key(|place| place.abs_diff(here));
+        let ratio = |&at: &usize| {
+            let ratio = self.seconds(tokens, at)? / self.seconds(1, at)?;
+            Some((ratio, self.measured[at][tokens - 1].count))
+        };
+        places.iter().find_map(ratio)
+    }
+
+    /// Returns what a pass of `tokens` costs at `depth`, in passes of one token: as it was measured, or else as other passes
+    /// make it likely.
     pub fn ratio(&self, tokens: usize, depth: usize) -> f64 {
         if tokens <= 1 {
             return 1.0;
         }
-        let here = place(depth);
-        let mut places: Vec<usize> = (0..DEPTHS.len()).collect();
-        places.sort_by_key(|place| place.abs_diff(here));
         let expected = |tokens: usize| EXPECTED[tokens.min(DECODE_TOKENS) - 1];
-        let measured = |tokens| {
-            let ratio = |&at: &usize| Some((self.seconds(tokens, at)? / self.seconds(1, at)?, at));
-            let (ratio, at) = places.iter().find_map(ratio)?;
-            let few = self.measured[at][tokens - 1].count < ENOUGH;
-            Some(if few { ratio.min(expected(tokens)) } else { ratio })
+        let believed = |tokens| match self.measured(tokens, place(depth))? {
+            (ratio, count) if count < ENOUGH => Some(ratio.min(expected(tokens))),
+            (ratio, _) => Some(ratio),
         };
-        if let Some(ratio) = measured(tokens) {
-            return ratio;
-        }
-        let mut others: Vec<usize> = (2..=DECODE_TOKENS).filter(|&other| other != tokens).collect();
+        let mut others: Vec<usize> = (2..=DECODE_TOKENS).collect();
         others.sort_by_key(|other| other.abs_diff(tokens));
-        let scale = |other| (expected(tokens) - 1.0) / (expected(other) - 1.0);
-        let scaled = |other| Some(1.0 + (measured(other)? - 1.0).max(0.0) * scale(other));
+        let scaled = |other: usize| {
+            let ratio = believed(other)?;
+            let scale = (expected(tokens) - 1.0) / (expected(other) - 1.0);
+            Some(if other == tokens { ratio } else { 1.0 + (ratio - 1.0).max(0.0) * scale })
+        };
         others.into_iter().find_map(scaled).unwrap_or(expected(tokens))
     }
 
-    /// Returns the most tokens of a pass to try: not many more than were measured, nor any before single steps were.
-    pub fn most_tokens(&self) -> usize {
-        let known =
-            |tokens: usize| self.measured.iter().any(|at| at[tokens - 1].count >= if tokens == 1 { 1 } else { 2 });
-        match (1..=DECODE_TOKENS).rev().find(|&tokens| known(tokens)) {
-            Some(tokens) if known(1) => (2 * tokens).min(DECODE_TOKENS),
-            _ => 1,
-        }
+    /// Returns the most tokens of a pass to try at `depth`: twice as many as cost no more than expected, or cost more for
+    /// sure; none before single steps were measured.
+    pub fn most_tokens(&self, depth: usize) -> usize {
+        let known = |&tokens: &usize| match self.measured(tokens, place(depth)) {
+            Some((ratio, count)) => count >= ENOUGH || ratio <= 1.15 * EXPECTED[tokens - 1],
+            None => false,
+        };
+        (1..=DECODE_TOKENS).rev().find(known).map_or(1, |tokens| (2 * tokens).min(DECODE_TOKENS))
     }
 }
 
@@ -141,10 +148,14 @@ mod tests {
     #[test]
     fn larger_passes_are_tried_step_by_step() {
         let mut costs = Costs::default();
-        assert_eq!(costs.most_tokens(), 1);
+        assert_eq!(costs.most_tokens(0), 1);
         for (tokens, most) in [(1, 2), (2, 4), (3, 6), (4, 8), (8, 8)] {
-            record(&mut costs, tokens, 0, &[10, 10]);
-            assert_eq!(costs.most_tokens(), most);
+            record(&mut costs, tokens, 0, &[10]);
+            assert_eq!(costs.most_tokens(0), most);
         }
+        let mut costs = Costs::default();
+        record(&mut costs, 1, 0, &[10]);
+        record(&mut costs, 2, 0, &[20, 20]);
+        assert_eq!(costs.most_tokens(0), 2, "not before it is sure what that costs");
     }
 }

@@ -206,7 +206,7 @@ impl Speculator {
             Speculate::Off => 0,
             Speculate::Fixed(guesses) => guesses.min(most),
             Speculate::Auto if self.singles < FIRST || self.since_single >= SINGLE => 0,
-            Speculate::Auto => self.worthwhile(depth, most.min(self.costs.most_tokens().saturating_sub(1))),
+            Speculate::Auto => self.worthwhile(depth, most.min(self.costs.most_tokens(depth).saturating_sub(1))),
         }
     }
 
