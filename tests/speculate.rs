@@ -577,7 +577,7 @@ fn drafts_are_as_long_as_pays() {
             assert!(avx2.0 >= 0.99 && avx_512.0 >= 0.99, "{name}: {avx2:?} {avx_512:?}");
         }
         let lost = ids.len() as f64 * (1.0 / in_vain.0 - 1.0);
-        assert!(lost <= 4.0, "{name}: {in_vain:?}");
+        assert!(lost <= 6.0, "{name}: {in_vain:?}");
     }
     // A whole text again, which takes a while to be found out.
     let page =
