@@ -332,7 +332,7 @@ fn is_loopback(address: IpAddr) -> bool {
     address.to_canonical().is_loopback()
 }
 
-/// Returns what is told of the model.
+/// Returns what is published about the model.
 fn card(args: &Args, model: &Model) -> ModelCard {
     let mut names = args.alias.clone();
     let path = Path::new(model.file());

@@ -1,6 +1,6 @@
-//! What is told of the model.
+//! What is published about the model.
 
-/// What is told of the model.
+/// What is published about the model.
 pub struct ModelCard {
     /// Its id, and other names that requests may use.
     pub names: Vec<String>,

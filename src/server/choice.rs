@@ -80,7 +80,7 @@ pub fn finish_reason(stop: StopReason) -> Result<&'static str> {
     }
 }
 
-/// Returns a token as text: its own, or its name if that is no text (`<0xE2>`, `<s>`).
+/// Returns a token as text: its own, or its name if that is not text (`<0xE2>`, `<s>`).
 pub fn token_text(tokenizer: &Tokenizer, id: u32) -> String {
     match String::from_utf8(tokenizer.piece(id)) {
         Ok(text) if !text.is_empty() => text,

@@ -108,7 +108,7 @@ where
         .serve_connection(io, TowerToHyperService::new(router.clone()));
     let connection = graceful.watch(connection);
     tokio::spawn(async move {
-        let _ = connection.await; // a client that breaks off is no matter of ours
+        let _ = connection.await; // a client that breaks off concerns nobody else
         drop(open);
     });
 }

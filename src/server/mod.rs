@@ -65,7 +65,7 @@ pub struct Options {
     pub tokenizer: Arc<Tokenizer>,
     /// The format of chats, if the model has one.
     pub chat: Option<ChatFormat>,
-    /// What is told of the model.
+    /// What is published about the model.
     pub card: ModelCard,
     /// Tokens that a text can have.
     pub context: usize,

@@ -83,7 +83,7 @@ impl ChatFormat {
             });
             let farthest = farthest.max_by_key(|&(kept, ..)| kept).filter(|&(kept, ..)| kept > 0);
             ids = prompt.to_vec();
-            // Read anew it is as the template says it.
+            // What is read again is as the template says it.
             read = Some(farthest.map_or(bytes, |(_, left, _)| rendered.text.len() - left));
             ids.extend(farthest.map(|(.., kept)| kept).unwrap_or_default());
         }
