@@ -17,26 +17,6 @@ const TRIALS: usize = 1000;
 /// How long a search goes on; the place is then that of a larger part.
 const PATIENCE: Duration = Duration::from_millis(1500);
 
-/// Keywords whose value is a schema.
-const ONE: [&str; 12] = [
-    "additionalProperties",
-    "items",
-    "additionalItems",
-    "not",
-    "if",
-    "then",
-    "else",
-    "contains",
-    "propertyNames",
-    "unevaluatedItems",
-    "unevaluatedProperties",
-    "contentSchema",
-];
-/// Keywords whose value is a list of schemas.
-const LIST: [&str; 5] = ["allOf", "anyOf", "oneOf", "prefixItems", "items"];
-/// Keywords whose value is an object of schemas.
-const NAMED: [&str; 3] = ["properties", "patternProperties", "dependentSchemas"];
-
 /// The error of a schema that the crate refused because of `why`.
 pub(super) fn in_schema(schema: Value, why: String, cancel: &AtomicBool) -> Error {
     let (first, root) = (why.clone(), schema.clone());
@@ -132,24 +112,15 @@ impl Search {
 
     /// Returns the pointers of the schemas in the one at `pointer`, and of the one that it refers to.
     fn parts(&self, pointer: &str) -> Vec<String> {
-        let Some(Value::Object(schema)) = self.schema.pointer(pointer) else { return Vec::new() };
-        let escaped = |name: &str| name.replace('~', "~0").replace('/', "~1");
-        let mut parts = Vec::new();
-        for (key, value) in schema {
-            let at = format!("{pointer}/{}", escaped(key));
-            match value {
-                Value::Array(list) if LIST.contains(&&**key) => {
-                    parts.extend((0..list.len()).map(|i| format!("{at}/{i}")))
-                }
-                Value::Object(named) if NAMED.contains(&&**key) => {
-                    parts.extend(named.keys().map(|name| format!("{at}/{}", escaped(name))));
-                }
-                Value::Object(_) if ONE.contains(&&**key) => parts.push(at),
-                Value::String(target) if key == "$ref" => parts.extend(target.strip_prefix('#').map(String::from)),
-                _ => {}
-            }
-        }
-        parts.retain(|part| !part.is_empty() && self.schema.pointer(part).is_some());
+        let mut parts = schema::subschemas(&self.schema, pointer);
+        // A definition counts where it is referred to.
+        parts.retain(|part| {
+            !part[pointer.len()..].starts_with("/$defs/") && !part[pointer.len()..].starts_with("/definitions/")
+        });
+        let target = self.schema.pointer(pointer).and_then(|schema| schema.get("$ref")?.as_str()?.strip_prefix('#'));
+        parts.extend(
+            target.filter(|target| !target.is_empty() && self.schema.pointer(target).is_some()).map(String::from),
+        );
         parts
     }
 
