@@ -34,6 +34,13 @@ else
     skip "transformers: PyPI has none for this machine"
 fi
 
+stage "Texts that have to match JSON schemas, against Python's jsonschema"
+if quietly python3 -m pip install --target "$temp/schemas" 'jsonschema==4.*'; then
+    PYTHONPATH=$temp/schemas timeout 600 scripts/check-schemas --hostile
+else
+    skip "PyPI has no jsonschema"
+fi
+
 stage "Models by name, against Python's huggingface_hub"
 if quietly python3 -m pip install --target "$temp/hub" huggingface_hub; then
     PYTHONPATH=$temp/hub HYMBA_HF_PYTHON=python3 timeout 180 cargo test --quiet --release --test pull_python

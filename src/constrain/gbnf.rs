@@ -411,7 +411,7 @@ mod tests {
         assert!(lark.starts_with("start: T1\n"), "{lark}");
         assert!(lark.contains("(/[\\x{61}-\\x{7A}]/)+ | \"I'm\""), "{lark}");
         let lark = to_lark("root ::= \"(\" root \")\" | ws\nws ::= [ \\t]*").unwrap();
-        assert!(lark.starts_with("start: r1\n") && lark.contains("r0: U0?"), "{lark}");
+        assert!(lark.starts_with("start: r0\n") && lark.contains("r1: U1?"), "{lark}");
     }
 
     #[test]
