@@ -3,8 +3,11 @@
 
 use crate::{Error, Result};
 
+/// Bytes in a megabyte, the unit of messages and documentation.
+pub const MB: usize = 1_000_000;
+
 /// Bytes of a GGUF header: metadata and tensor list. The largest tokenizers need a quarter of it.
-pub const GGUF_HEADER: usize = 64 << 20;
+pub const GGUF_HEADER: usize = 64 * MB;
 /// Bytes of a key or tensor name; names in use have at most a quarter of this.
 pub const NAME: usize = 256;
 /// Dimensions of a tensor, as in GGUF.
@@ -22,9 +25,9 @@ pub const ARRAY_ITEMS: usize = 1 << 22;
 /// Context size in tokens, of models and sessions.
 pub const CONTEXT: usize = 1 << 24;
 /// Bytes of a text file in a Hugging Face folder.
-pub const FOLDER_TEXT: usize = 48 << 20;
+pub const FOLDER_TEXT: usize = 48 * MB;
 /// Bytes of a safetensors header; ten thousand tensors need a tenth of it.
-pub const SAFETENSORS_HEADER: usize = 16 << 20;
+pub const SAFETENSORS_HEADER: usize = 16 * MB;
 /// Maximum growth factor of a text in a tokenizer's normalizers and decoders combined.
 pub const TOKENIZER_GROWTH: usize = 16;
 /// Normalizers, pre-tokenizers and decoders of a tokenizer; each takes one pass over a text.
@@ -32,14 +35,14 @@ pub const TOKENIZER_PARTS: usize = 16;
 /// Bytes of a token.
 pub const TOKEN: usize = 1024;
 /// Total bytes of added tokens, which every text is searched for.
-pub const ADDED_TOKENS: usize = 1 << 20;
+pub const ADDED_TOKENS: usize = MB;
 /// Bytes, after normalization, of a piece of text that the tokenizer cannot divide further. Tokenizing takes about 140
 /// bytes of memory and most of a microsecond per byte.
-pub const UNDIVIDED: usize = 2 << 20;
+pub const UNDIVIDED: usize = 2 * MB;
 /// Bytes of a prompt, a message or a rendered chat template: several times the largest practical context.
-pub const PROMPT: usize = 16 << 20;
+pub const PROMPT: usize = 16 * MB;
 /// Bytes of a chat template.
-pub const TEMPLATE: usize = 1 << 20;
+pub const TEMPLATE: usize = MB;
 /// Steps of rendering a chat template: a statement, an operation, an item, or 64 bytes of text processed count as one.
 pub const TEMPLATE_STEPS: u64 = 2_000_000;
 /// Nesting depth of macro calls and recursive loops.
@@ -61,15 +64,15 @@ pub const STOP: usize = 1024;
 /// Tokens that end a text.
 pub const ENDS: usize = 64;
 /// Bytes of a list of tools.
-pub const TOOLS_BYTES: usize = 1 << 20;
+pub const TOOLS_BYTES: usize = MB;
 /// Tools that a model may call.
 pub const TOOLS: usize = 128;
 /// Bytes of a tool's name.
 pub const TOOL_NAME: usize = 64;
 /// Bytes of a tool's result.
-pub const TOOL_RESULT: usize = 1 << 20;
+pub const TOOL_RESULT: usize = MB;
 /// Bytes of a session file's header: ids and texts of the conversation, which take a few times as much in memory.
-pub const SESSION_HEADER: usize = 128 << 20;
+pub const SESSION_HEADER: usize = 128 * MB;
 
 /// Fails if `text` is longer than a prompt may be; `what` is the subject of the message.
 pub fn check_prompt(text: &str, what: &str) -> Result<()> {
@@ -81,8 +84,8 @@ pub fn check_length(bytes: usize, what: &str) -> Result<()> {
     if bytes <= PROMPT {
         return Ok(());
     }
-    let limit = PROMPT >> 20;
-    Err(Error::Request(format!("{what} has {bytes} bytes, but {limit} MiB are the limit; give a part of it")))
+    let limit = PROMPT / MB;
+    Err(Error::Request(format!("{what} has {bytes} bytes; the limit is {limit} MB; use a part of it")))
 }
 
 /// An error if `text` is longer than the result of a tool may be.
@@ -104,7 +107,7 @@ mod tests {
         let section = include_str!("../docs/trust.md").split("## Limits").nth(1).unwrap();
         let table = section.split("\n## ").next().unwrap();
         let all = [
-            ("header of a GGUF file", "64 MiB", GGUF_HEADER),
+            ("header of a GGUF file", "64 MB", GGUF_HEADER),
             ("key or tensor name", "256 bytes", NAME),
             ("dimensions of a tensor", "4", DIMENSIONS as usize),
             ("alignment of tensors", "65,536 bytes", ALIGNMENT as usize),
@@ -113,15 +116,15 @@ mod tests {
             ("any other width or count of a model", "1,048,576", WIDTH),
             ("items of all arrays in a GGUF file's keys", "4,194,304", ARRAY_ITEMS),
             ("context", "16,777,216 tokens", CONTEXT),
-            ("text file of a Hugging Face folder", "48 MiB", FOLDER_TEXT),
-            ("header of a safetensors file", "16 MiB", SAFETENSORS_HEADER),
+            ("text file of a Hugging Face folder", "48 MB", FOLDER_TEXT),
+            ("header of a safetensors file", "16 MB", SAFETENSORS_HEADER),
             ("growth of a text in the tokenizer", "16 times", TOKENIZER_GROWTH),
             ("parts of a tokenizer", "16", TOKENIZER_PARTS),
             ("token", "1,024 bytes", TOKEN),
-            ("all added tokens", "1 MiB", ADDED_TOKENS),
-            ("part of a text without a place to divide it, grown", "2 MiB", UNDIVIDED),
-            ("prompt or message, also as the template renders it", "16 MiB", PROMPT),
-            ("chat template", "1 MiB", TEMPLATE),
+            ("all added tokens", "1 MB", ADDED_TOKENS),
+            ("part of a text without a place to divide it, grown", "2 MB", UNDIVIDED),
+            ("prompt or message, also as the template renders it", "16 MB", PROMPT),
+            ("chat template", "1 MB", TEMPLATE),
             ("steps of rendering it", "2,000,000", TEMPLATE_STEPS as usize),
             ("depth of its calls", "64", TEMPLATE_DEPTH),
             ("depth of its brackets, operations and blocks", "200", TEMPLATE_NESTING),
@@ -132,18 +135,18 @@ mod tests {
             ("stop strings", "64", STOPS),
             ("stop string", "1,024 bytes", STOP),
             ("tokens that end a text", "64", ENDS),
-            ("list of tools", "1 MiB", TOOLS_BYTES),
+            ("list of tools", "1 MB", TOOLS_BYTES),
             ("tools", "128", TOOLS),
             ("tool's name", "64 bytes", TOOL_NAME),
-            ("tool's result", "1 MiB", TOOL_RESULT),
-            ("header of a session file", "128 MiB", SESSION_HEADER),
+            ("tool's result", "1 MB", TOOL_RESULT),
+            ("header of a session file", "128 MB", SESSION_HEADER),
         ];
         for (what, number, value) in all {
             let row = table.lines().find(|line| line.starts_with(&format!("| {what} | ")));
             let row = row.unwrap_or_else(|| panic!("docs/trust.md says nothing of: {what}"));
             assert_eq!(row.split(" | ").nth(1), Some(number), "{row}");
             let digits: String = number.chars().filter(char::is_ascii_digit).collect();
-            let unit = if number.ends_with("MiB") { 1 << 20 } else { 1 };
+            let unit = if number.ends_with("MB") { MB } else { 1 };
             assert_eq!(digits.parse::<usize>().unwrap() * unit, value, "{what}");
         }
         let rows = table.lines().filter(|line| line.starts_with("| "));
@@ -154,6 +157,6 @@ mod tests {
     fn prompts_have_a_maximum_length() {
         assert!(check_prompt(&"a".repeat(PROMPT), "the text").is_ok());
         let error = check_prompt(&"a".repeat(PROMPT + 1), "the text").unwrap_err().to_string();
-        assert_eq!(error, "the text has 16777217 bytes, but 16 MiB are the limit; give a part of it");
+        assert_eq!(error, "the text has 16000001 bytes; the limit is 16 MB; use a part of it");
     }
 }

@@ -94,7 +94,7 @@ fn a_conversation_is_saved_whatever_ends_it() {
         (&[], b"\"\"\"\ncaf\xE9\nau lait\n\"\"\"", "not UTF-8"),
         (&["--commands"], b"/hlep", "unknown command /hlep"),
         (&["--commands"], b"/switch x", "unknown branch `x`"),
-        (&[], long.as_bytes(), "16 MiB are the limit"),
+        (&[], long.as_bytes(), "the limit is 16 MB"),
         (&["-c", "100"], "word ".repeat(100).as_bytes(), "message too long"),
     ] {
         let mut child = start(&[&["-q", "-n", "2", "--save-on-exit", &talk], args].concat());
@@ -335,7 +335,7 @@ fn the_context_ends_as_asked() {
 fn lines_and_templates_have_limits() {
     let Output { status, stderr, .. } = piped(&["-q"], &"a".repeat((16 << 20) + 1));
     assert_eq!(status.code(), Some(1));
-    assert!(text(&stderr).contains("standard input: a line has 16777217 bytes, but 16 MiB are the limit"));
+    assert!(text(&stderr).contains("standard input: a line has 16777217 bytes; the limit is 16 MB"));
     let endless = "{{ messages }}{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}";
     fails(&mut hymba(["chat", "-st", "hello", "--chat-template", endless]), 1, &["more than 2000000 steps"]);
 }

@@ -299,7 +299,7 @@ fn endless_texts() {
         &["chat", "--system-file", "/dev/zero"],
         &["quantize", &model, out.to_str().unwrap(), "--calibrate", "/dev/zero"],
     ] {
-        fails(&mut hymba(command), 1, &["/dev/zero: is larger than the limit of 16 MiB"]);
+        fails(&mut hymba(command), 1, &["/dev/zero: is larger than the limit of 16 MB"]);
     }
 }
 

@@ -179,8 +179,8 @@ fn read_limited(from: impl Read) -> io::Result<Vec<u8>> {
 /// Decodes `bytes` without a byte order mark; `name` is their source.
 fn text(mut bytes: Vec<u8>, name: &str) -> Result<String> {
     if bytes.len() > limits::PROMPT {
-        let limit = limits::PROMPT >> 20;
-        return Err(Error::format(name, format!("is larger than the limit of {limit} MiB; use a part of it")));
+        let limit = limits::PROMPT / limits::MB;
+        return Err(Error::format(name, format!("is larger than the limit of {limit} MB; use a part of it")));
     }
     if bytes.starts_with(BYTE_ORDER_MARK) {
         bytes.drain(..BYTE_ORDER_MARK.len());
@@ -227,7 +227,7 @@ mod tests {
         assert_eq!(text("\u{feff}a\u{feff}".into(), "f.txt").unwrap(), "a\u{feff}");
         let endless = read_limited(io::repeat(b'a')).unwrap();
         assert!(
-            text(endless, "zeros").unwrap_err().to_string().starts_with("zeros: is larger than the limit of 16 MiB")
+            text(endless, "zeros").unwrap_err().to_string().starts_with("zeros: is larger than the limit of 16 MB")
         );
     }
 }

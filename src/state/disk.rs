@@ -104,7 +104,7 @@ pub fn read_session<H: DeserializeOwned, T>(
     let length = length as usize;
     let Some(rest) = size.checked_sub((PREFIX + length + HASH) as u64) else { return Err(bad(DAMAGED)) };
     if length > limits::SESSION_HEADER {
-        let limit = limits::SESSION_HEADER >> 20;
+        let limit = limits::SESSION_HEADER / limits::MB;
         return Err(bad(&format!("has a header of {length} bytes; the limit is {limit} MB")));
     }
     let mut header = vec![0; length];
@@ -213,6 +213,6 @@ mod tests {
         fs::write(&path, &bytes).unwrap();
         File::options().write(true).open(&path).unwrap().set_len(1 << 30).unwrap();
         let said = read::<u32>(&path, 0).unwrap_err().to_string();
-        assert!(said.contains("has a header of 134217729 bytes, but 128 MiB are the limit"), "{said}");
+        assert!(said.contains("has a header of 128000001 bytes; the limit is 128 MB"), "{said}");
     }
 }

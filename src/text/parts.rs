@@ -164,11 +164,11 @@ pub fn check(json: &str) -> Result<Traits, String> {
     }
     let longest = added_tokens.iter().map(|added| added.content.len()).fold(model.vocab.0, usize::max);
     if longest > TOKEN {
-        return Err(format!("it has a token of {longest} bytes, but {TOKEN} are the limit"));
+        return Err(format!("it has a token of {longest} bytes; the limit is {TOKEN}"));
     }
     let added: usize = added_tokens.iter().map(|added| added.content.len()).sum();
     if added > ADDED_TOKENS {
-        return Err(format!("its added tokens have {added} bytes, but {} MiB are the limit", ADDED_TOKENS >> 20));
+        return Err(format!("its added tokens have {added} bytes; the limit is {ADDED_TOKENS}"));
     }
     for part in [&normalizer, &pre_tokenizer, &decoder].into_iter().flatten() {
         let parts = count(part);

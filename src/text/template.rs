@@ -174,10 +174,10 @@ impl Template {
     /// Parses `source`; `origin` says where it is from, `bos` and `eos` are the names of the tokens around a text.
     pub fn new(source: &str, origin: &str, bos: &str, eos: &str) -> Result<Self> {
         if source.len() > limits::TEMPLATE {
-            let (bytes, limit) = (source.len(), limits::TEMPLATE >> 20);
+            let (bytes, limit) = (source.len(), limits::TEMPLATE / limits::MB);
             return Err(Error::format(
                 origin,
-                format!("has a chat template of {bytes} bytes, but {limit} MiB is the limit; name a shorter one"),
+                format!("has a chat template of {bytes} bytes; the limit is {limit} MB; use a shorter one"),
             ));
         }
         let program = Program::parse(source).map_err(|failure| bad(origin, failure))?;
@@ -399,9 +399,9 @@ mod tests {
         let deep = "{% macro m(n) %}{{ m(n + 1) }}{% endmacro %}{{ m(0) }}";
         assert!(refusal(deep).contains("calls are nested more than 64 deep"), "{}", refusal(deep));
         let long = refusal("{% set s = 'a' * 999999 %}{% for i in range(17) %}{{ s }}{% endfor %}");
-        assert!(long.contains("makes of the messages has 16999983 bytes, but 16 MiB are the limit"), "{long}");
+        assert!(long.contains("makes of the messages has 16999983 bytes; the limit is 16 MB"), "{long}");
         let source = refusal(&"a".repeat(limits::TEMPLATE + 1));
-        assert_eq!(source, "t.jinja: has a chat template of 1048577 bytes, but 1 MiB is the limit; name a shorter one");
+        assert_eq!(source, "t.jinja: has a chat template of 1000001 bytes; the limit is 1 MB; use a shorter one");
         let tags = template(
             "{{ messages[1].content }}{% for i in range(999) %}<{{ i }}>{% endfor %}{{ messages[2].content }}",
         );

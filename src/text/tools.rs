@@ -46,8 +46,8 @@ impl Tools {
     /// Parses a list of functions: the text of a file or a flag, which `origin` names in errors.
     pub fn parse(text: &str, origin: &str) -> Result<Self> {
         if text.len() > limits::TOOLS_BYTES {
-            let (bytes, limit) = (text.len(), limits::TOOLS_BYTES >> 20);
-            return Err(Error::format(origin, format!("has {bytes} bytes, but {limit} MiB is the limit for tools")));
+            let (bytes, limit) = (text.len(), limits::TOOLS_BYTES / limits::MB);
+            return Err(Error::format(origin, format!("has {bytes} bytes; the limit for tools is {limit} MB")));
         }
         let list = serde_json::from_str(text).map_err(|e| Error::format(origin, format!("is not JSON: {e}")))?;
         Self::from_value(&list, origin)
@@ -241,7 +241,7 @@ mod tests {
             (list(json!({"name": "b", "parameters": {"type": "array"}})), "t.json: [1].parameters.type is \"array\""),
             (list(json!({"name": "a"})), "t.json: [1] has the name of [0], `a`"),
             (json!(vec![0; 129]).to_string(), "t.json: names 129 tools, but 128 are the limit"),
-            (" ".repeat((1 << 20) + 1), "t.json: has 1048577 bytes, but 1 MiB is the limit"),
+            (" ".repeat(limits::TOOLS_BYTES + 1), "t.json: has 1000001 bytes; the limit for tools is 1 MB"),
         ] {
             assert!(refusal(&text).starts_with(said), "{}\nis not\n{said}", refusal(&text));
         }

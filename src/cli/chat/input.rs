@@ -173,7 +173,7 @@ mod tests {
             read.push((text.len(), refused.map(|why| why.to_string()).unwrap_or_default()));
         }
         let bad = "standard input: a line is not UTF-8 text (see its byte 2)";
-        let too_long = "standard input: a line has 16777218 bytes, but 16 MiB are the limit; give a part of it";
+        let too_long = "standard input: a line has 16000002 bytes; the limit is 16 MB; use a part of it";
         let expected = [(3, ""), (3, ""), (0, ""), (9, bad), (limits::PROMPT + 2, too_long), (4, "")];
         assert!(read.iter().map(|(length, why)| (*length, why.as_str())).eq(expected), "{read:?}");
         let mut endless = Lines { from: io::BufReader::new(io::repeat(b'a')), within: false };

@@ -189,6 +189,6 @@ mod tests {
         assert!(draft.text.len() <= limits::PROMPT);
         draft.push(QUOTES);
         let Event::Refused(why) = draft.finish(false) else { panic!("it is too long") };
-        assert!(why.to_string().starts_with("a message has 20971547 bytes, but 16 MiB are the limit"), "{why}");
+        assert!(why.to_string().starts_with("a message has 20971547 bytes; the limit is 16 MB"), "{why}");
     }
 }

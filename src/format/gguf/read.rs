@@ -164,7 +164,7 @@ impl<'a> Header<'a> {
             }
             None if self.capped => {
                 Err(self
-                    .bad(format!("is damaged: {what} lies beyond the first {} MB", limits::GGUF_HEADER / 1_000_000)))
+                    .bad(format!("is damaged: {what} lies beyond the first {} MB", limits::GGUF_HEADER / limits::MB)))
             }
             None => {
                 Err(self
