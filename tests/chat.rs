@@ -132,7 +132,7 @@ fn a_conversation_is_saved_whatever_ends_it() {
     assert!(text(&stderr).contains("the conversation was not saved: cannot open directory"), "{}", text(&stderr));
 }
 
-/// What was said before the model's file was changed is saved, and goes on with the file as it was.
+/// A conversation is saved after its model file changed, and resumes with the original file.
 #[cfg(unix)]
 #[test]
 fn a_conversation_outlives_its_model() {
@@ -393,7 +393,7 @@ fn a_text_goes_on_where_it_was() {
     assert_eq!(fs::read(path("s")).unwrap(), before, "read only");
     let parts = [5, 6, 7].map(|n| succeeds(&mut run(&["-n", &n.to_string(), "--session", &session("s")]))).concat();
     assert_eq!(all, first + &parts);
-    // a prompt goes on with the text, and a full context loses no token
+    // a prompt continues the text, and a full context loses no token
     let args = ["--temp", "0", "--session", &session("t"), "-c"];
     let full = succeeds(run(&args).args(["12", "Once upon a time"]));
     let more = succeeds(run(&args).args(["40", " and then"]));

@@ -337,7 +337,7 @@ fn on_a_terminal(command: &mut Command) -> (OwnedFd, Child) {
     (ours, child)
 }
 
-/// A byte that is no UTF-8 ends neither the conversation nor the paste that it is in: what comes after it is not typed.
+/// Invalid UTF-8 ends neither the conversation nor the paste that contains it: the rest of the paste is not run.
 #[test]
 fn invalid_utf8_is_reported() {
     let home = tempfile::tempdir().unwrap();

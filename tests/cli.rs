@@ -227,7 +227,7 @@ fn pipes() {
     assert!(report.status.success() && report.stderr.is_empty(), "{}", text(&report.stderr));
 }
 
-/// A backslash and an n are a line break with --escape alone; without it somebody who may have meant one hears of it.
+/// A backslash and an n are a line break with --escape alone; without it a note says so.
 #[test]
 fn escapes_on_the_command_line() {
     let run = |more: &[&str]| {

@@ -212,7 +212,7 @@ fn a_conversation_reads_what_its_template_says() {
     }
 }
 
-/// What a template leaves out of the past is read anew from the prompt on that it says as before, and no more.
+/// After a template drops part of the past, only the tokens from the first changed prompt on are processed again.
 #[test]
 fn a_template_that_rewrites_replies_costs_what_it_rewrites() {
     let folder = tempfile::tempdir().unwrap();
@@ -526,7 +526,7 @@ fn a_saved_conversation_goes_on_as_if_nobody_had_left() {
     assert_eq!(back.turns().len(), 1);
     back.undo(1, &watch()).unwrap();
 
-    // a text is no conversation
+    // a text is not a conversation
     let mut timeline = Timeline::new(Session::new(&DEMO.0, &SessionOptions::default()).unwrap(), 0);
     timeline.save(&file, &hymba::engine::conversation::Saved::text(back.sampler(), None), false).unwrap();
     let refused = stayed.load(&file, false);

@@ -81,7 +81,7 @@ fn a_model_file_that_is_shortened_or_replaced() {
         }
         fresh();
         told(start(), &|| fs::write(&model, vec![0; fs::metadata(&model).unwrap().len() as usize]).unwrap());
-        // another file under the same name is no concern of who has the old one
+        // a new file of the same name does not affect users of the old one
         fresh();
         let mut child = start();
         begins(&mut child);
@@ -150,7 +150,7 @@ fn writing_that_fails_leaves_nothing() {
     fails(hymba(["quantize", &golden("tiny-a")]).arg("/dev/full"), 1, &["/dev/full", "device"]);
 }
 
-/// Standard output that is closed from the start takes nothing: who needs it hears of it.
+/// A closed standard output is an error for commands that write to it.
 #[test]
 fn no_standard_output() {
     let dir = tempfile::tempdir().unwrap();
@@ -173,7 +173,7 @@ fn no_standard_output() {
     assert_eq!(names(dir.path()), ["logits", "quiet"]);
 }
 
-/// Who may not write, or read, hears of it before any work is done.
+/// Missing permissions are reported before any work is done.
 #[test]
 fn folders_and_files_of_others() {
     let dir = tempfile::tempdir().unwrap();

@@ -713,7 +713,7 @@ fn calibration_changes_the_blocks_and_is_the_same_from_its_file() {
     refused(&Options { calibration: Some(sample(1000)), ..base() }, "calibration needs 999 at least");
     refused(&Options { calibration: Some(Calibration::File("a.gguf".into())), ..base() }, "a.gguf");
     let model = Some(Calibration::File(fixture.dir.path().join("a.gguf")));
-    refused(&Options { calibration: model, ..base() }, "is no calibration");
+    refused(&Options { calibration: model, ..base() }, "is not a calibration");
     let mut other = Fixture::new();
     other.tensors.retain(|name, _| !name.contains(".layers.2."));
     other.config["num_hidden_layers"] = json!(2);

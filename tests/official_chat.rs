@@ -34,7 +34,7 @@ fn the_published_template_makes_the_published_ids() {
     let ids = tokenizer.encode(&prompt, false).unwrap();
     assert_eq!((ids.len(), &ids[..3]), (38, &[529, 17833, 29918][..]));
 
-    // a second turn goes on with the ids that the whole would have
+    // a second turn continues with the ids of the whole conversation
     let reply = "Hi there!";
     let more = [Message::new(Role::Assistant, reply), Message::new(Role::User, " How are you? ")];
     let whole = template.render(&[&messages[..], &more].concat(), true).unwrap();
@@ -43,7 +43,7 @@ fn the_published_template_makes_the_published_ids() {
     let pieces = [&*ids, &tokenizer.encode_more(reply).unwrap(), &tokenizer.encode_more(between).unwrap()].concat();
     assert_eq!(pieces, tokenizer.encode(&whole, false).unwrap());
 
-    // what is no special token to the tokenizer, but means as much to the model, is the template's to say
+    // only the template may write markers that are ordinary text to the tokenizer
     let expected = ["</context>", "</tool>", "</toolcall>", "<context>", "<extra_id_0>", "<extra_id_1>"];
     assert_eq!(template.markers()[..6], expected);
     let markers = tokenizer.markers(&template.markers()).unwrap();

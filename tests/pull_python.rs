@@ -121,7 +121,7 @@ print("good")
     assert_eq!(data.len(), 1, "pytorch_model.bin alone: {data:?}");
 }
 
-/// A killed download of Python's is gone on with.
+/// An interrupted download of Python's is resumed.
 #[cfg(unix)]
 #[test]
 fn what_python_left_is_not_fetched_again() {

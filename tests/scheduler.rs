@@ -231,7 +231,7 @@ fn a_text_is_the_same_in_any_company() {
     }
 }
 
-/// Jobs that go on with, change or repeat what others have read and written, at once or after them.
+/// Jobs that continue, change or repeat the texts of others, concurrently or later.
 #[test]
 fn an_answer_is_defined_by_the_prefix_found() {
     let tokenizer = tokenizer();

@@ -1,6 +1,6 @@
 //! Session files that version 0.1 wrote, with what it went on to say after each (`data/README.md`): every later version
-//! reads them and goes on with the same texts, and with the same logits to the last bit. The plain C kernels, which add
-//! in another order than all others, are held to what is in the files alone.
+//! reads them and continues the same texts with bit-identical logits. The plain C kernels, which add in another order
+//! than all others, are held to what is in the files alone.
 
 mod common;
 

@@ -194,7 +194,7 @@ fn checkpoints_save_evaluations() {
     }
 }
 
-/// A restored session of 4,000 tokens goes on with the same bits, and costs less than 2% of reading it again.
+/// A restored session of 4,000 tokens continues bit-identically, at less than 2% of the cost of processing it again.
 #[test]
 fn a_long_session_comes_back_at_once() {
     let long = much(4000, 300);

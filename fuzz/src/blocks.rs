@@ -32,7 +32,7 @@ pub fn decode(data: &[u8]) -> bool {
         decode_row(dtype, bytes, &mut values);
         finite &= values.iter().all(|v| v.is_finite());
         let mut back = vec![0; row];
-        // floats come back as they were; of blocks the parts do, whatever they hold but scales that are no numbers
+        // floats come back as they were; of blocks the parts do, whatever they hold except scales that are NaN
         let encoded = encode_row(dtype, &values, &mut back);
         assert!(encoded.is_err() || values.iter().all(|v| v.is_finite()));
         if encoded.is_ok() && !dtype.is_quantized() {
@@ -70,7 +70,7 @@ pub fn decode(data: &[u8]) -> bool {
             CPU.with_borrow_mut(|cpu| cpu.run(Op::MatMul { w: &matrix, x, out, spans: &[], accumulate: false }));
         }
         if let Ok(Some(other)) = requantize(&matrix, pick(to)) {
-            assert!(finite, "what is no number was stored as one");
+            assert!(finite, "NaN was stored as a number");
             other.row(rows - 1, &mut values);
         }
     }

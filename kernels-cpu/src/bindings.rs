@@ -1,4 +1,4 @@
-// Made by bindgen from include/hymba_kernels.h: `cargo run -p hymba-bindings` makes it anew.
+// Made by bindgen from include/hymba_kernels.h: `cargo run -p hymba-bindings` regenerates it.
 
 pub const HK_BLOCK: u32 = 32;
 pub const HK_TILE_ROWS: u32 = 128;

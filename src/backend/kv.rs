@@ -138,7 +138,7 @@ fn bytes(values: Range<usize>) -> Range<usize> {
     CacheType::Q8_0.size(values.start)..CacheType::Q8_0.size(values.end)
 }
 
-/// Values to blocks. Values that are no numbers become blocks that are none, so that they don't pass unnoticed.
+/// Values to blocks. Values that are not finite become blocks that are none, so that they don't pass unnoticed.
 fn encode_q8(values: &[f32], blocks: &mut [u8]) {
     if encode_row(DType::Q8_0, values, blocks).is_err() {
         blocks

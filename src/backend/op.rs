@@ -220,7 +220,7 @@ pub trait Memory: Backend {
     /// Returns `len` zeros of F32; an error if there is no room.
     fn zeros(&self, len: usize) -> Result<Buffer>;
     /// Returns zeroed room for keys or values `[rows, heads, dim]`, in the order that suits the machine; an error if there
-    /// is no room.
+    /// is not enough room.
     fn kv_rows(&self, cache: CacheType, rows: usize, heads: usize, dim: usize) -> Result<Buffer>;
     /// Sets all values to zero.
     fn clear(&mut self, buffer: &mut Buffer);

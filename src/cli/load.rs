@@ -26,12 +26,17 @@ pub fn load(path: &Path, quiet: bool, cancel: &AtomicBool) -> Result<()> {
         return Ok(());
     }
     let bar = Bar::bytes(true);
+    read_all(file, cancel, &mut |read| bar.show(read.min(size), size))
+}
+
+/// Reads `from` to its end, which fills the page cache; `progress` receives the bytes read so far.
+fn read_all(mut from: impl Read, cancel: &AtomicBool, progress: &mut dyn FnMut(usize)) -> Result<()> {
     let mut piece = vec![0; 8 << 20];
     let mut read = 0;
-    while let Ok(count @ 1..) = file.read(&mut piece) {
+    while let Ok(count @ 1..) = from.read(&mut piece) {
         Error::check_cancelled(cancel)?;
         read += count;
-        bar.show(read.min(size), size);
+        progress(read);
     }
     Ok(())
 }
@@ -56,16 +61,51 @@ fn is_cached(_file: &File, _size: usize) -> bool {
     true
 }
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
 mod tests {
-    use std::io::Write;
+    use std::sync::atomic::Ordering::Relaxed;
 
     use super::*;
 
+    #[cfg(target_os = "linux")]
     #[test]
-    fn a_file_just_written_is_in_the_page_cache() {
+    fn evicted_pages_are_noticed_and_reading_brings_them_back() {
+        use std::io::Write;
+
+        use rustix::fs::{Advice, fadvise, fstatfs};
+
+        const SIZE: usize = 1 << 20;
         let mut file = tempfile::tempfile().unwrap();
-        file.write_all(&[1; 1 << 20]).unwrap();
-        assert!(is_cached(&file, 1 << 20));
+        file.write_all(&[1; SIZE]).unwrap();
+        assert!(is_cached(&file, SIZE));
+        file.sync_all().unwrap();
+        fadvise(&file, 0, None, Advice::DontNeed).unwrap();
+        const TMPFS: i64 = 0x0102_1994; // its pages are its storage
+        if fstatfs(&file).unwrap().f_type as i64 != TMPFS {
+            assert!(!is_cached(&file, SIZE));
+        }
+        file.rewind().unwrap();
+        read_all(&file, &AtomicBool::new(false), &mut |_| ()).unwrap();
+        assert!(is_cached(&file, SIZE));
+    }
+
+    /// A disk that returns at most 1,000 bytes per read.
+    struct Slow(usize);
+
+    impl Read for Slow {
+        fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+            let count = self.0.min(1000).min(buffer.len());
+            self.0 -= count;
+            Ok(count)
+        }
+    }
+
+    #[test]
+    fn slow_reads_report_progress_and_can_be_cancelled() {
+        let (cancel, mut seen) = (AtomicBool::new(false), Vec::new());
+        read_all(Slow(2500), &cancel, &mut |read| seen.push(read)).unwrap();
+        assert_eq!(seen, [1000, 2000, 2500]);
+        let cancelled = read_all(Slow(2500), &cancel, &mut |_| cancel.store(true, Relaxed));
+        assert!(matches!(cancelled, Err(Error::Cancelled)));
     }
 }

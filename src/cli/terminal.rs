@@ -71,14 +71,20 @@ pub fn draws() -> bool {
 #[cfg(unix)]
 fn width<S: IsTerminal + std::os::fd::AsFd>(stream: &S) -> Option<usize> {
     let size = stream.is_terminal().then(|| terminal_size::terminal_size_of(stream)).flatten();
-    size.map(|(width, _)| usize::from(width.0)).filter(|&width| width > 0)
+    narrowed(size.map(|(width, _)| usize::from(width.0)), env::var("COLUMNS").ok().as_deref())
 }
 
 /// Returns the width of the terminal on `stream`; `None` if it is not a terminal.
 #[cfg(windows)]
 fn width<S: IsTerminal + std::os::windows::io::AsHandle>(stream: &S) -> Option<usize> {
     let size = stream.is_terminal().then(|| terminal_size::terminal_size_of(stream)).flatten();
-    size.map(|(width, _)| usize::from(width.0)).filter(|&width| width > 0)
+    narrowed(size.map(|(width, _)| usize::from(width.0)), env::var("COLUMNS").ok().as_deref())
+}
+
+/// Returns the width of a terminal of `size` columns, limited by the value of COLUMNS.
+fn narrowed(size: Option<usize>, columns: Option<&str>) -> Option<usize> {
+    let columns = columns.and_then(|columns| columns.parse().ok()).filter(|&columns| columns > 0);
+    size.filter(|&size| size > 0).map(|size| columns.map_or(size, |columns: usize| size.min(columns)))
 }
 
 /// Whether `c` is a control or invisible character.
@@ -231,7 +237,8 @@ pub fn show_parser_answer(answer: &clap::Error) -> ExitCode {
         _ => text.to_string(),
     };
     // As for all messages, a closed pipe is not an error.
-    let _ = io::stderr().write_all(text.replacen("error:", "hymba: error:", 1).as_bytes());
+    let text = text.replacen("error:", "hymba: error:", 1);
+    let _ = io::stderr().write_all(wrapped(&text, width(&io::stderr())).as_bytes());
     ExitCode::from(2)
 }
 
@@ -253,6 +260,22 @@ mod tests {
     use anyhow::Context;
 
     use super::*;
+
+    #[test]
+    fn columns_narrows_a_terminal_only() {
+        let cases = [
+            (Some(80), None, Some(80)),
+            (Some(80), Some("40"), Some(40)),
+            (Some(80), Some("200"), Some(80)),
+            (Some(80), Some("wide"), Some(80)),
+            (Some(80), Some("0"), Some(80)),
+            (Some(0), Some("40"), None),
+            (None, Some("40"), None),
+        ];
+        for (size, columns, expected) in cases {
+            assert_eq!(narrowed(size, columns), expected, "{size:?}, {columns:?}");
+        }
+    }
 
     #[test]
     fn causes_are_listed_once_in_one_line() {

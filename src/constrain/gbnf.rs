@@ -105,7 +105,7 @@ impl Rules {
             let body = body.as_deref().unwrap_or_default();
             if terminal(number) {
                 let _ = writeln!(lark, "T{number}: {}", alternatives(body, true));
-                // Where a rule uses it: a terminal that is no text is none.
+                // Where a rule uses it: a terminal that is not a text is none.
                 let _ = writeln!(lark, "U{number}: T{number} & /(?s:.+)/");
                 let optional = if empty[number] { "?" } else { "" };
                 let _ = writeln!(lark, "r{number}: U{number}{optional}");
@@ -322,7 +322,7 @@ impl<'s> Parser<'s> {
             }
         };
         let in_order = parsed.filter(|&(least, most)| most.is_none_or(|most| least <= most));
-        in_order.ok_or_else(|| self.wrong(format!("`{{{text}}}` is no number of times")))
+        in_order.ok_or_else(|| self.wrong(format!("`{{{text}}}` is not a number of times")))
     }
 
     fn text(&mut self) -> Result<Part> {
@@ -421,7 +421,7 @@ mod tests {
         assert_eq!(refusal("root ::= \"x\n"), "at line 1: `\"` is missing at the end of the line");
         assert_eq!(refusal("\nroot ::= (\"x\" "), "at line 2: a bracket `(` is not closed");
         assert_eq!(refusal("root ::= [z-a]"), "at line 1: `z-a` is not in order");
-        assert_eq!(refusal("root ::= \"a\"{3,2}"), "at line 1: `{3,2}` is no number of times");
+        assert_eq!(refusal("root ::= \"a\"{3,2}"), "at line 1: `{3,2}` is not a number of times");
         assert_eq!(refusal("root ::= <think>"), "at line 1: tokens by their names cannot be used; write their text");
         assert_eq!(refusal("root ::= \"\\q\""), "at line 1: an escape that is not known");
         assert_eq!(refusal("root = \"a\""), "at line 1: `::=` should follow the name `root`");

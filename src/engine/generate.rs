@@ -32,8 +32,8 @@ pub struct Request<'a> {
     pub constraint: Option<&'a Constraint>,
     /// Ids at the end of `history` and `prompt` with which the text has begun already.
     pub begun: &'a [u32],
-    /// Whether the caller may make room when the context is full, and go on with all ids so far as `begun`: half a character
-    /// and the beginning of a stop string are held back over the pause.
+    /// Whether the caller may make room when the context is full, and continue with all ids so far as `begun`: half a
+    /// character and the beginning of a stop string are held back over the pause.
     pub pauses: bool,
     /// What it took so far, for instance to read `history`; the generation's are added.
     pub timings: Timings,

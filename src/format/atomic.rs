@@ -61,7 +61,7 @@ pub fn check_output(path: &Path, force: bool) -> Result<PathBuf> {
         return Err(Error::format(name(), what));
     }
     if path.file_name().is_none() {
-        return Err(Error::format(name(), "is no name for a file; name a file to write"));
+        return Err(Error::format(name(), "is not a file name; name a file to write"));
     }
     match fs::metadata(parent(path)) {
         Ok(meta) if meta.is_dir() => Ok(path.to_owned()),

@@ -118,7 +118,7 @@ pub(super) fn sampling(folder: &Path, metadata: &mut Metadata, notes: &mut Vec<S
     ];
     for (setting, name, value) in wishes {
         let Some(value) = value else { continue };
-        let number = value.as_f64().ok_or("is no number");
+        let number = value.as_f64().ok_or("is not a number");
         match number.and_then(|number| SamplingParams::default().set(setting, number).map(|()| number)) {
             Ok(number) if setting == Setting::TopK => metadata.set(setting.key(), Value::Int(number as i64)),
             Ok(number) => metadata.set(setting.key(), number as f32),

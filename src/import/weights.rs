@@ -85,7 +85,7 @@ fn add_file(path: &Path, tensors: &mut BTreeMap<String, Stored>) -> Result<Vec<S
         return Err(bad("is a Git LFS pointer; fetch the file itself, for example with `git lfs pull`".into()));
     }
     if blob.first_chunk().is_some_and(|&len| u64::from_le_bytes(len) > limits::SAFETENSORS_HEADER as u64) {
-        return Err(bad("is no safetensors file, or its header is damaged; download it again".into()));
+        return Err(bad("is not a safetensors file, or its header is damaged; download it again".into()));
     }
     // Checks that the tensors fill the file exactly and that their sizes match their shapes.
     let (header, parsed) = foreign::call(|| SafeTensors::read_metadata(&blob).map_err(|e| e.to_string()))

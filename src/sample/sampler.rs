@@ -85,7 +85,7 @@ impl Sampler {
         self.seed
     }
 
-    /// Begins the random numbers anew.
+    /// Begins the random numbers again.
     pub fn set_seed(&mut self, seed: u64) {
         (self.seed, self.rng) = (seed, ChaCha8Rng::seed_from_u64(seed));
     }

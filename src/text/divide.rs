@@ -129,7 +129,7 @@ mod tests {
             ("b ", true),
             ("ab", false), // a token
             (" a", false), // a token, as pairs are merged
-            ("bé", false), // é is no token
+            ("bé", false), // é is not a token
             ("b<", false), // an added token may begin
             (">a", false), // or end
             ("  ", true),

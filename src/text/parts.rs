@@ -148,7 +148,7 @@ pub fn check(json: &str) -> Result<Traits, String> {
     let Parts { normalizer, pre_tokenizer, decoder, model, added_tokens } =
         serde_json::from_str(json).map_err(|e| format!("tokenizer.json says {}", with_key(json, &e)))?;
     if model.kind.is_some_and(|kind| kind != "BPE") {
-        return Err("it is no BPE tokenizer, which Hymba models use".into());
+        return Err("it is not a BPE tokenizer, which Hymba models use".into());
     }
     if model.dropout.is_some_and(|share| share > 0.0) {
         return Err("its dropout would split the same text in another way each time".into());

@@ -23,8 +23,8 @@ const LARGE: usize = 8 << 20;
 /// Encodes text to tokens and decodes it.
 ///
 /// Decoding is defined on bytes, one token after the other: a byte token (`<0xE2>`) is its byte, any other token its
-/// text; what is no UTF-8 becomes U+FFFD. So text that was shown never changes when more tokens arrive. Tokens that
-/// frame a text (begin, end, unknown, padding) have no text; other special tokens do.
+/// text; invalid UTF-8 becomes U+FFFD. So text that was shown never changes when more tokens arrive. Tokens that frame
+/// a text (begin, end, unknown, padding) have no text; other special tokens do.
 pub struct Tokenizer {
     pub(super) inner: Arc<tokenizers::Tokenizer>,
     vocab: usize,

@@ -91,7 +91,7 @@ struct Repo {
     revisions: BTreeMap<String, String>,
     commits: HashMap<String, BTreeMap<String, File>>,
     card: Value,
-    /// The token of who accepted the license.
+    /// The token of a user who accepted the license.
     gate: Option<String>,
     /// The name that it has now.
     moved: Option<String>,

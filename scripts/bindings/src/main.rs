@@ -13,7 +13,7 @@ fn main() -> ExitCode {
         .use_core()
         .layout_tests(false)
         .disable_header_comment()
-        .raw_line("// Made by bindgen from include/hymba_kernels.h: `cargo run -p hymba-bindings` makes it anew.")
+        .raw_line("// Made by bindgen from include/hymba_kernels.h: `cargo run -p hymba-bindings` regenerates it.")
         .generate();
     let made = match made {
         Ok(bindings) => bindings.to_string(),

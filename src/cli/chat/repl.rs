@@ -76,7 +76,7 @@ pub struct Repl<'m> {
     /// Context tokens used before the last turn.
     used_before: usize,
     last: Option<Timings>,
-    /// Was a reply cut before it matched what it has to?
+    /// Whether a reply was cut before it matched its constraint.
     incomplete: bool,
 }
 

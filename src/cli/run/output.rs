@@ -35,7 +35,7 @@ impl Output {
         Self { out: terminal::out(), format, wrap: Wrap::new(terminal::out_width()), ends_line: true }
     }
 
-    /// What standard output gets.
+    /// Output format.
     pub fn format(&self) -> Format {
         self.format
     }

@@ -53,7 +53,7 @@ pub struct Turn {
 }
 
 impl Turn {
-    /// Whether it goes on with results of calls, and no message of the person begins it.
+    /// Whether it continues with results of calls, and no message of the person begins it.
     pub fn answers_results(&self) -> bool {
         !self.results.is_empty()
     }

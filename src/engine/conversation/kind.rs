@@ -20,7 +20,7 @@ use crate::{
 pub enum Kind {
     /// A conversation.
     Chat,
-    /// A text to go on with.
+    /// A text to continue with.
     Text,
     /// A prompt that was read.
     Prompt,
@@ -40,8 +40,8 @@ struct More {
     chat: Option<IgnoredAny>,
 }
 
-/// Fails if there is a file at `path` that holds something else than a session of `kind`, unless `force`, or a model, whatever
-/// `force` says. `path` is no directory or device.
+/// Fails if there is a file at `path` that holds something else than a session of `kind`, unless `force`, or a model,
+/// whatever `force` says. `path` is not a directory or device.
 pub fn check_replaceable(path: &Path, kind: Kind, force: bool) -> Result<()> {
     let holds = match File::open(path).and_then(|file| holds(file, kind)) {
         Ok(holds) => holds,

@@ -44,7 +44,7 @@ impl Conversation<'_> {
             let (before, generated) = ids.split_at(turn.prompt);
             let (kept, after) = self.tokenizer.ids_within(before, generated, rest);
             steps.truncate(turn.prompt + kept);
-            // Read anew it is as the template says it.
+            // Read again it is as the template says it.
             read = Some(if kept > 0 { rendered.text.len() - after.len() } else { bytes });
             goes_on = at + 1 == branch.turns.len() && rest.starts_with(last.reply.trim_end());
         }

@@ -37,7 +37,7 @@ pub struct Found {
     node: Option<usize>,
     /// How many tokens that spares.
     pub tokens: usize,
-    /// How many tokens another text has in common with the prompt, whether it can be gone on with after them or not.
+    /// How many tokens another text has in common with the prompt, whether it can be continued after them or not.
     pub shared: usize,
 }
 
@@ -270,7 +270,7 @@ impl Prefixes {
         at
     }
 
-    /// Changes a node, and counts its bytes anew.
+    /// Changes a node, and counts its bytes again.
     fn change(&mut self, config: &Config, at: usize, change: impl FnOnce(&mut Node)) {
         if let Some(node) = &mut self.nodes[at] {
             let before = node.bytes(config);

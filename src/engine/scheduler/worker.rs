@@ -476,7 +476,7 @@ impl<'w> Worker<'w> {
         }
     }
 
-    /// What went wrong in one text. Values beyond its cache's type: it reads everything anew into a wider one.
+    /// What went wrong in one text. Values beyond its cache's type: it reads everything again into a wider one.
     fn failed(&mut self, slot: usize, error: Error) {
         let Some(job) = &mut self.jobs[slot] else { return };
         if !matches!(error, Error::CacheRange { .. }) || self.texts[slot].cache_type() == CacheType::F32 {
@@ -491,7 +491,8 @@ impl<'w> Worker<'w> {
         }
     }
 
-    /// What went wrong in a pass is everyone's. If it was a GPU that the CPU can take over from, all texts are read anew.
+    /// What went wrong in a pass is everyone's. If it was a GPU that the CPU can take over from, all texts are read
+    /// again.
     fn lose(&mut self, error: Error) {
         let can_go_on = matches!(error, Error::Gpu(_)) && self.options.device == DeviceChoice::Auto;
         if can_go_on && self.go_on_with_cpu(&error).is_ok() {

@@ -6,7 +6,7 @@ use crate::forward::DECODE_TOKENS;
 
 /// What a pass of 1 to 8 tokens is expected to cost, in passes of one, before one was measured.
 const EXPECTED: [f64; DECODE_TOKENS] = [1.0, 1.1, 1.15, 1.25, 1.4, 1.6, 1.8, 2.0];
-/// Depths of a text from which on passes are measured anew: attention takes longer.
+/// Depths of a text from which on passes are measured again: attention takes longer.
 const DEPTHS: [usize; 6] = [0, 512, 1024, 2048, 4096, 8192];
 /// Measurements of a pass that are kept. What disturbs one makes it longer, so that short ones count.
 const RECENT: usize = 7;

@@ -50,7 +50,7 @@ impl Counts {
 
 /// Draft only where that makes the text come faster by this factor: what is expected is not exact.
 const GAIN: f64 = 1.02;
-/// A single step is measured anew after so many passes with drafts: the machine may have become faster or slower.
+/// A single step is measured again after so many passes with drafts: the machine may have become faster or slower.
 const SINGLE: usize = 64;
 /// Single steps to measure before anything is drafted.
 const FIRST: usize = 2;

@@ -93,7 +93,7 @@ impl Moments {
         let gguf = Gguf::open(path)?;
         let bad = |what: String| Error::Calibration { file: gguf.file.clone(), what };
         if gguf.metadata.string("general.type") != Some("imatrix") {
-            return Err(bad("is no calibration: its key general.type is not `imatrix`".into()));
+            return Err(bad("is not a calibration: its key general.type is not `imatrix`".into()));
         }
         let mut sums = BTreeMap::new();
         for tensor in &gguf.tensors {

@@ -94,7 +94,7 @@ fn zero_and_constant_blocks_are_exact() {
     }
 }
 
-/// Inputs of which each shares much with its neighbours, and some are much larger.
+/// Inputs of which each shares much with its neighbors, and some are much larger.
 fn inputs(rng: &mut ChaCha8Rng, rows: usize, cols: usize) -> Vec<f32> {
     let mut x = Vec::with_capacity(rows * cols);
     for _ in 0..rows {

@@ -179,7 +179,7 @@ impl<'t> Interpreter<'t> {
         value.check_defined()?;
         let found = match (value, index) {
             (Value::Dict(dict), Value::Seq(seq)) if !matches!(seq.kind, SeqKind::Tuple | SeqKind::Group) => {
-                let _ = dict; // lists are no keys
+                let _ = dict; // lists cannot be keys
                 None
             }
             (Value::Dict(_), Value::Dict(_)) => None,

@@ -354,7 +354,7 @@ pub fn number_order(left: &Value, right: &Value) -> Option<Ordering> {
     }
 }
 
-/// Compares exactly, where the whole number is no float.
+/// Compares exactly, where the integer is not representable as a float.
 fn float_order(float: f64, int: i128) -> Option<Ordering> {
     if float.is_nan() || float.abs() >= 1.7e38 {
         return float.partial_cmp(&0.0);
