@@ -128,12 +128,12 @@ fn a_bad_line_does_not_end_the_others() {
     // An error is an answer: it is not tried again, and the exit code stays.
     assert_eq!(batch(&input, &output, &[]).status().unwrap().code(), Some(1));
 
-    // Answers to other prompts are not gone on with, nor is a file of another kind.
+    // Answers to other prompts are not continued, nor is a file of another kind.
     write(&input, [good.clone(), "{}".into()]);
     fails(&mut batch(&input, &output, &[]), 1, &["line 2 is not the one that was answered before"]);
     write(&input, lines[..1].iter().map(|(line, _)| line.clone()));
     fails(&mut batch(&input, &output, &[]), 1, &["there are more answers than prompts"]);
-    fails(&mut batch(&input, &input, &[]), 1, &["line 1 is no answer of `run --batch`"]);
+    fails(&mut batch(&input, &input, &[]), 1, &["line 1 is not an answer of `run --batch`"]);
     assert_eq!(fs::read_to_string(&input).unwrap(), good + "\n");
     fails(&mut batch(&dir.path().join("none"), &output, &[]), 1, &["none"]);
     fails(&mut batch(&input, Path::new("-"), &[]), 2, &["--output", "standard output"]);

@@ -256,7 +256,7 @@ fn a_cut_text_has_an_exit_code_of_its_own() {
     assert!(told.contains("incomplete: it was cut after 5 tokens"), "{told}");
     let stopped = ["run", "--json", "--regex", "[a-z]{200}", "--stop", "e", "Once"];
     let said: Value = serde_json::from_str(&ends(&mut hymba(stopped), 0).0).unwrap();
-    assert_eq!(said["stop_reason"], "stop_string", "what the user asked for is no failure");
+    assert_eq!(said["stop_reason"], "stop_string", "what the user asked for is not a failure");
 }
 
 #[test]

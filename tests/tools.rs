@@ -183,7 +183,7 @@ fn a_pipe_brings_the_result_after_the_call() {
     assert_eq!((&saved[0]["user"], saved[0].get("results")), (&json!(QUESTION), None));
     assert_eq!((&saved[1]["user"], &saved[1]["results"]), (&json!(""), &json!([RESULT])));
     assert_eq!(saved[2]["user"], "Thank you!");
-    // it goes on with its tools, and what belongs together is taken back together
+    // it continues with its tools, and what belongs together is taken back together
     let shown = chat(&["--commands", "--resume", &session], "/undo 2\n/show\n");
     assert!(shown.contains("(of main), 0 turns"), "{shown}");
     let shown =

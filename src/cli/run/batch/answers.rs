@@ -70,7 +70,7 @@ impl Answers {
             let mut line = Vec::new();
             let bytes = lines.read_until(b'\n', &mut line).with_context(|| format!("cannot read {name}"))?;
             let number = found.len() + 1;
-            let foreign = || format!("{name}: line {number} is no answer of `run --batch`; name another file");
+            let foreign = || format!("{name}: line {number} is not an answer of `run --batch`; name another file");
             if line.ends_with(b"\n") {
                 found.push(serde_json::from_slice(&line).with_context(foreign)?);
                 whole += bytes as u64;
@@ -149,7 +149,7 @@ mod tests {
         for other in ["a text", "{}\n", "GGUF", "{\"version\":1,\"prompt\":\"a\"}", "\n", "{\"line\":1}\n"] {
             fs::write(&path, other).unwrap();
             let said = Answers::open(&path).err().unwrap().to_string();
-            assert!(said.contains("line 1 is no answer of `run --batch`"), "{other}: {said}");
+            assert!(said.contains("line 1 is not an answer of `run --batch`"), "{other}: {said}");
             assert_eq!(fs::read_to_string(&path).unwrap(), other);
         }
         assert!(Answers::open(folder.path()).is_err());
