@@ -44,7 +44,7 @@ pub struct Caller {
 }
 
 impl Access {
-    /// Lets in whoever has one of `keys` (without any: everybody), calls the server by one of `hosts`, and is not a page or one
+    /// Lets in whoever has one of `keys` (without any: everybody), calls the server by one of `hosts`, and is not a web page, or one
     /// of `origins`.
     pub fn new(keys: &[String], hosts: Option<Vec<String>>, origins: Vec<String>) -> Self {
         let keys = keys.iter().map(|key| blake3::hash(key.as_bytes())).collect();
