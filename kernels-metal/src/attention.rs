@@ -2,7 +2,7 @@
 
 use crate::{Binding, Buffer, Constants, Gpu, View, ops::whole};
 
-/// A run of rows that a token sees, of the cache or of the chunk's own keys and values.
+/// A span of KV rows that a token sees, of the cache or of the chunk's own.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct KvSpan {
@@ -12,7 +12,7 @@ pub struct KvSpan {
     pub rows: u32,
     /// 1: of the chunk, 0: of the cache.
     pub chunk: u32,
-    /// For the kernels' alignment.
+    /// Padding, for the kernels' alignment.
     pub unused: u32,
 }
 
@@ -33,7 +33,7 @@ pub struct Attention<'a> {
     pub cache: [&'a Buffer; 2],
     /// Keys and values of the chunk's own tokens.
     pub chunk: [&'a Buffer; 2],
-    /// Are keys and values half floats?
+    /// Whether keys and values are half floats.
     pub half: bool,
     /// Per token, the rows it sees.
     pub visible: &'a [[KvSpan; 4]],
@@ -41,21 +41,47 @@ pub struct Attention<'a> {
     pub decode: bool,
 }
 
+/// What `attend_prefill` is told, as in `shaders/attention.metal`. Strides are in values.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct PrefillArgs {
+    tokens: u32,
+    q_stride: u32,
+    y_stride: u32,
+    /// Rows of the cache that tokens may see.
+    cache_end: u32,
+    /// Rows of the chunk.
+    chunk_rows: u32,
+    scale: f32,
+}
+
+/// What `attend_decode` and `combine_partials` are told.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct DecodeArgs {
+    tokens: u32,
+    q_stride: u32,
+    y_stride: u32,
+    /// Slices of each token.
+    slices: u32,
+    scale: f32,
+}
+
 /// Rows of a slice, tokens of a tile, rows of a block: as in `shaders/attention.metal`.
 const SLICE: usize = 64;
 const TILE: usize = 8;
 const BLOCK: usize = 16;
 /// Widths of heads that tiles can have at most.
-const MOST: usize = 128;
+const MAX_HEAD_DIM: usize = 128;
 /// Simdgroups of a tile at most.
-const MOST_SIMDS: usize = 8;
+const MAX_SIMDGROUPS: usize = 8;
 /// Slices whose scales fit threadgroup memory.
-const MOST_SLICES: usize = 8000;
-/// Bytes that the slices' results may take.
-const MOST_PARTS: usize = 32 << 20;
+const MAX_SLICES: usize = 8000;
+/// Bytes that the slices' partial results may take.
+const MAX_PARTIAL_BYTES: usize = 32 << 20;
 
 impl Gpu {
-    /// Softmax attention of every token over the rows it sees; out `[tokens, heads * value_dim]`.
+    /// Softmax attention of every token over the rows that it sees; out `[tokens, heads * value_dim]`.
     pub fn attention(&mut self, a: &Attention<'_>, out: View<'_>) {
         let (tokens, group) = (a.q.rows, a.heads / a.kv_heads);
         assert!(group * a.kv_heads == a.heads, "attention: heads do not form groups");
@@ -68,9 +94,9 @@ impl Gpu {
         };
         let limits = [rows(a.cache), rows(a.chunk)];
         let mut ends = [0; 2];
-        for run in a.visible.iter().flatten().filter(|r| r.rows > 0) {
-            let (chunk, end) = (run.chunk as usize, (run.first + run.rows) as usize);
-            assert!(end <= limits[chunk], "attention: a run ends at row {end}");
+        for span in a.visible.iter().flatten().filter(|s| s.rows > 0) {
+            let (chunk, end) = (span.chunk as usize, (span.first + span.rows) as usize);
+            assert!(end <= limits[chunk], "attention: a span ends at row {end}");
             ends[chunk] = end.max(ends[chunk]);
         }
         let aligned = a.q.aligned() && a.key_dim.is_multiple_of(4) && a.value_dim.is_multiple_of(4);
@@ -83,51 +109,63 @@ impl Gpu {
             kv_heads: a.kv_heads as u32,
             ..Constants::default()
         };
-        let tiled = [a.key_dim, a.value_dim].iter().all(|&dim| dim.is_multiple_of(8) && dim <= MOST);
+        let tiled = [a.key_dim, a.value_dim].iter().all(|&dim| dim.is_multiple_of(8) && dim <= MAX_HEAD_DIM);
         if tiled && tokens >= TILE && !a.decode {
-            self.attend_in_tiles(a, constants, ends, out);
+            self.attend_prefill(a, constants, ends, out);
         } else {
-            self.attend_in_slices(a, constants, out);
+            self.attend_decode(a, constants, out);
         }
     }
 
-    fn attend_in_tiles(&mut self, a: &Attention<'_>, constants: Constants, ends: [usize; 2], out: View<'_>) {
-        let Some(runs) = self.upload(a.visible.as_flattened()) else { return };
+    /// `ends`: rows of the cache, and of the chunk, that tokens see.
+    fn attend_prefill(&mut self, a: &Attention<'_>, constants: Constants, ends: [usize; 2], out: View<'_>) {
+        let Some(spans) = self.upload(a.visible.as_flattened()) else { return };
         let group = constants.group as usize;
-        let simds = group.min(MOST_SIMDS);
-        let args = [a.q.rows, a.q.stride, out.stride, ends[0], ends[1]].map(|n| n as u32);
-        let args = [args[0], args[1], args[2], args[3], args[4], scale(a).to_bits()];
+        let simdgroups = group.min(MAX_SIMDGROUPS);
+        let args = PrefillArgs {
+            tokens: a.q.rows as u32,
+            q_stride: a.q.stride as u32,
+            y_stride: out.stride as u32,
+            cache_end: ends[0] as u32,
+            chunk_rows: ends[1] as u32,
+            scale: scale(a),
+        };
         let [cache_k, cache_v, chunk_k, chunk_v] = kv(a);
-        let bindings = [a.q.read(), cache_k, cache_v, chunk_k, chunk_v, runs, out.write()];
-        let groups = [a.q.rows.div_ceil(TILE), a.kv_heads, group.div_ceil(simds)].map(|n| n as u32);
-        let floats = BLOCK * (a.key_dim + a.value_dim) + simds * TILE * (BLOCK + TILE);
-        self.launch("attend_tile", constants, &bindings, args, groups, 32 * simds as u32, floats);
+        let bindings = [a.q.read(), cache_k, cache_v, chunk_k, chunk_v, spans, out.write()];
+        let groups = [a.q.rows.div_ceil(TILE), a.kv_heads, group.div_ceil(simdgroups)].map(|n| n as u32);
+        let floats = BLOCK * (a.key_dim + a.value_dim) + simdgroups * TILE * (BLOCK + TILE);
+        self.launch("attend_prefill", constants, &bindings, args, groups, 32 * simdgroups as u32, floats);
     }
 
-    fn attend_in_slices(&mut self, a: &Attention<'_>, constants: Constants, out: View<'_>) {
-        let most = a.visible.iter().map(|runs| runs.iter().map(|r| r.rows as usize).sum()).max().unwrap_or(0);
-        let slices: usize = usize::div_ceil(most, SLICE);
-        assert!(slices <= MOST_SLICES, "attention: {most} rows are too many for this GPU");
+    fn attend_decode(&mut self, a: &Attention<'_>, constants: Constants, out: View<'_>) {
+        let rows = a.visible.iter().map(|spans| spans.iter().map(|s| s.rows as usize).sum()).max().unwrap_or(0);
+        let slices: usize = usize::div_ceil(rows, SLICE);
+        assert!(slices <= MAX_SLICES, "attention: {rows} rows are too many for this GPU");
         let bytes = 4 * a.heads * slices * (a.value_dim + 2); // of a token
-        let at_once = (MOST_PARTS / bytes.max(1)).clamp(1, a.q.rows.max(1));
+        let at_once = (MAX_PARTIAL_BYTES / bytes.max(1)).clamp(1, a.q.rows.max(1));
         let [cache_k, cache_v, chunk_k, chunk_v] = kv(a);
         for first in (0..a.q.rows).step_by(at_once) {
             let tokens = at_once.min(a.q.rows - first);
-            let Some(runs) = self.upload(a.visible[first..first + tokens].as_flattened()) else { return };
-            let Some(parts) = self.scratch(0, bytes * tokens) else { return };
-            let parts = Binding { len: bytes * tokens, ..whole(&parts, true) };
+            let Some(spans) = self.upload(a.visible[first..first + tokens].as_flattened()) else { return };
+            let Some(partials) = self.scratch(0, bytes * tokens) else { return };
+            let partials = Binding { len: bytes * tokens, ..whole(&partials, true) };
             let q = View { rows: tokens, start: a.q.start + first * a.q.stride, ..a.q };
             let out = View { rows: tokens, start: out.start + first * out.stride, ..out };
-            let args = [tokens, q.stride, out.stride, slices].map(|n| n as u32);
-            let args = [args[0], args[1], args[2], args[3], scale(a).to_bits()];
-            let bindings = [&q.read(), &cache_k, &cache_v, &chunk_k, &chunk_v, &runs, &parts].map(Clone::clone);
+            let args = DecodeArgs {
+                tokens: tokens as u32,
+                q_stride: q.stride as u32,
+                y_stride: out.stride as u32,
+                slices: slices as u32,
+                scale: scale(a),
+            };
+            let bindings = [&q.read(), &cache_k, &cache_v, &chunk_k, &chunk_v, &spans, &partials].map(Clone::clone);
             let groups = [slices, a.kv_heads, tokens].map(|n| n as u32);
             let floats = (constants.group as usize + 2) * SLICE;
-            self.launch("attend_slice", constants, &bindings, args, groups, 128, floats);
+            self.launch("attend_decode", constants, &bindings, args, groups, 128, floats);
             let threads = a.value_dim.next_multiple_of(32).min(128) as u32;
             let groups = [a.heads as u32, tokens as u32, 1];
-            let parts = Binding { writable: false, ..parts };
-            self.launch("attend_join", constants, &[parts, out.write()], args, groups, threads, slices + 4);
+            let partials = Binding { writable: false, ..partials };
+            self.launch("combine_partials", constants, &[partials, out.write()], args, groups, threads, slices + 4);
         }
     }
 }

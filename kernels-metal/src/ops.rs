@@ -332,31 +332,6 @@ impl Gpu {
         let n = buffer.len() / 2;
         self.each("clear", Constants::default(), &[whole(buffer, true)], [n as u32], n, 1);
     }
-
-    /// The `k` greatest of the `n` values at the front of `values`, in falling order, with their indices; of equal
-    /// ones the first comes first.
-    pub fn top_k(&mut self, values: &Buffer, n: usize, k: usize) -> Result<Vec<(u32, f32)>, DeviceError> {
-        const SLICE: usize = 2048;
-        let (simds, slices) = (8, n.div_ceil(SLICE));
-        let out = [slices * k, slices * k, k, k].map(|n| self.allocate(4 * n));
-        let [first, first_indices, best, best_indices] = out;
-        let (first, first_indices, best, best_indices) = (first?, first_indices?, best?, best_indices?);
-        let input = Binding { len: 4 * n, ..whole(values, false) };
-        let bindings = [input.clone(), input, whole(&first, true), whole(&first_indices, true)];
-        let args = [n, k, SLICE, 0].map(|n| n as u32);
-        self.launch("top_k", Constants::default(), &bindings, args, [slices as u32, 1, 1], 32 * simds, 16);
-        let (values, indices) = (whole(&first, false), whole(&first_indices, false));
-        let bindings = [values, indices, whole(&best, true), whole(&best_indices, true)];
-        let args = [slices * k, k, slices * k, 1].map(|n| n as u32);
-        self.launch("top_k", Constants::default(), &bindings, args, [1, 1, 1], 32 * simds, 16);
-        self.finish()?;
-        // SAFETY: both buffers hold k values of four bytes, and the device is done with them.
-        let (indices, values) = unsafe {
-            let indices = std::slice::from_raw_parts(best_indices.contents().cast::<u32>(), k);
-            (indices, std::slice::from_raw_parts(best.contents().cast::<f32>(), k))
-        };
-        Ok(indices.iter().copied().zip(values.iter().copied()).filter(|&(i, _)| i != u32::MAX).collect())
-    }
 }
 
 /// Simdgroups for sums over a row.

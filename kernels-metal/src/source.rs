@@ -10,5 +10,4 @@ pub const SOURCE: &str = concat!(
     include_str!("../shaders/elementwise.metal"),
     include_str!("../shaders/ssm.metal"),
     include_str!("../shaders/attention.metal"),
-    include_str!("../shaders/top_k.metal"),
 );

@@ -441,24 +441,6 @@ fn attention() {
     }
 }
 
-#[test]
-fn the_greatest_values() {
-    let mut rng = rng(8);
-    for n in [1, 7, 2048, 2049, 5000] {
-        for k in [1, 2, 9, 40] {
-            // few different values, so that many are equal
-            let values: Vec<f32> = (0..n).map(|_| rng.random_range(-300..300) as f32).collect();
-            let mut m = Weights::default().machine();
-            let buffer = m.buffer(&values);
-            let got = m.gpu.top_k(&buffer, n, k).unwrap();
-            let mut want: Vec<(u32, f32)> = values.iter().enumerate().map(|(i, v)| (i as u32, *v)).collect();
-            want.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-            want.truncate(k);
-            assert_eq!(got, want);
-        }
-    }
-}
-
 /// A model longer than a buffer can be is seen through windows, in which every tensor lies whole.
 #[test]
 fn weights_beyond_the_longest_buffer() {
