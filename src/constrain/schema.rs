@@ -67,13 +67,36 @@ fn with_types(mut schema: Value) -> Value {
     schema
 }
 
+/// Returns the pointer of a constant in `value` that holds a character which JSON can only write as `\\u`; such escapes are
+/// not used in texts.
+fn unwritable(value: &Value, pointer: &str, constant: bool) -> Option<String> {
+    let is_unwritable = |c: char| c.is_ascii_control() && !"\u{8}\u{c}\n\r\t".contains(c);
+    match value {
+        Value::String(text) => (constant && text.contains(is_unwritable)).then(|| pointer.to_owned()),
+        Value::Array(list) => {
+            list.iter().enumerate().find_map(|(i, item)| unwritable(item, &format!("{pointer}/{i}"), constant))
+        }
+        Value::Object(members) => members.iter().find_map(|(key, value)| {
+            let constant = constant || key == "const" || key == "enum";
+            unwritable(value, &format!("{pointer}/{}", key.replace('~', "~0").replace('/', "~1")), constant)
+        }),
+        _ => None,
+    }
+}
+
 /// Returns the schema that `text` is.
 pub(super) fn parse(text: &str) -> Result<Value> {
     let refused = |what: String| Error::Constraint { place: None, what };
     match serde_json::from_str(text) {
         Ok(Value::Bool(true)) => Ok(Value::Object(Map::new())),
         Ok(Value::Bool(false)) => Err(refused("the schema is `false`, which nothing matches".into())),
-        Ok(schema @ Value::Object(_)) => Ok(with_types(schema)),
+        Ok(schema @ Value::Object(_)) => match unwritable(&schema, "", false) {
+            Some(place) => {
+                let what = "a control character that JSON writes as `\\u…` is not supported in a constant".into();
+                Err(Error::Constraint { place: Some(format!("#{place}")), what })
+            }
+            None => Ok(with_types(schema)),
+        },
         Ok(_) => Err(refused("a JSON schema is an object, or `true`".into())),
         Err(e) => Err(refused(format!("is not JSON: {e}"))),
     }
