@@ -154,7 +154,7 @@ impl Completion {
             Event::Done { text: rest, stop, usage: used } => {
                 growing.text.push_str(&rest);
                 growing.reason = Some(finish_reason(stop)?);
-                usage.add(text % params.choices == 0, &used);
+                usage.add(text.is_multiple_of(params.choices), &used);
                 growing.choice.finish(&rest, stop)
             }
             Event::Failed(error) => return Err(error.into()),
