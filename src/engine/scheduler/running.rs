@@ -276,7 +276,7 @@ impl<'t> Running<'t> {
 
     /// The tokens that are read, how many guesses of those after the next are of use, and which of these are certain;
     /// `None` unless the next token is one that was chosen.
-    pub fn to_guess(&mut self) -> Option<(Vec<u32>, usize, Vec<u32>)> {
+    pub fn drafting(&mut self) -> Option<(Vec<u32>, usize, Vec<u32>)> {
         let text = self.text.as_mut().filter(|_| self.read + 1 == self.steps.len())?;
         text.unread()?;
         // Every guess that is right leads to a token after it.

@@ -393,7 +393,7 @@ impl<'w> Worker<'w> {
     fn advance(&mut self, slot: usize, cancel: &AtomicBool) -> bool {
         let (context, vocab) = (self.context, self.model.config().vocab);
         let Some(job) = self.jobs[slot].as_mut().filter(|job| job.speculator.is_on()) else { return false };
-        let (Some(id), Some((read, most, certain))) = (job.unread(), job.to_guess()) else { return false };
+        let (Some(id), Some((read, most, certain))) = (job.unread(), job.drafting()) else { return false };
         let mut speculator = std::mem::replace(&mut job.speculator, Speculator::new(Speculate::Off));
         speculator.read(&read);
         let (start, mut chosen) = (Instant::now(), 0);
