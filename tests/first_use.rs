@@ -231,7 +231,7 @@ fn the_past_is_shown_and_the_context_changes_size() {
     let (shown, told) = (text(&stdout), text(&stderr));
     assert!(shown.contains("> And then?\n") && !shown.contains("> Hello"), "{shown}");
     assert!(shown.contains(" of 2,000 tokens used; overflow slide"), "{shown}");
-    assert!(told.contains("longer than the 1,024") && told.contains("/set context 3: the conversation"), "{told}");
+    assert!(told.contains("training context of 1,024") && told.contains("/set context 3: the conversation"), "{told}");
     // what was read is there in the larger context: the same reply as if it had been so all along
     let said = |lines: &str, more: &[&str]| {
         text(&piped(hymba(["chat", "-q", "-n", "8", "--seed", "1", "--commands"]).args(more), lines).stdout)

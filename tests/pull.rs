@@ -416,7 +416,7 @@ fn offline_the_cache_is_enough() {
     };
     succeeds(&mut offline(&["--type", "q8_0"]));
     is_installed(&world, "q8_0", SMALL);
-    fails(&mut offline(&["--revision", "other"]), 1, &["holds no a/Tiny-Model at other"]);
+    fails(&mut offline(&["--revision", "other"]), 1, &["a/Tiny-Model at other is not in the cache"]);
     assert!(world.hub.requests().is_empty());
     succeeds(&mut world.hymba(["pull", REPO, "-q", "--type", "f32", "--keep-original", "no"]));
     assert!(!world.cache().exists() && world.installed("f32").exists());

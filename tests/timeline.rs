@@ -258,7 +258,7 @@ fn files_that_do_not_belong_here_change_nothing() {
         ("tiny-a.gguf", "is not a hymba session file"),
         ("damaged", "is damaged"),
         ("other", "was created with a different model"),
-        ("f32", "has a KV cache of type f32, this is f16"),
+        ("f32", "has a KV cache of type f32, but the current type is f16"),
         ("good", "has 5 tokens, but the context size is 4"),
     ] {
         let said = timeline.load(&path(name), |more: String, _| Ok(more)).unwrap_err().to_string();
