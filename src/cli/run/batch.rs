@@ -137,7 +137,7 @@ pub fn run(
     let start = Instant::now();
     batch.run(&mut lines, &scheduler, slots, cancel, !quiet).map_err(|e| match e.downcast_ref() {
         Some(Error::Cancelled) => e,
-        _ => e.context(format!("{} stays as far as it is written; the same command goes on", output.display())),
+        _ => e.context(format!("{} stays as far as it is written; the same command resumes", output.display())),
     })?;
     let Batch { answers, written, failed, generated, .. } = batch;
     answers.finish()?;
