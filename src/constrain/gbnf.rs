@@ -95,7 +95,7 @@ impl Rules {
 
     /// Returns which rules derive the empty text.
     fn empty(&self) -> Vec<bool> {
-        self.fixpoint(|body, known| may_be_empty(body, known))
+        self.fixpoint(may_be_empty)
     }
 
     /// Writes the rules; those that are `terminal` as terminals.

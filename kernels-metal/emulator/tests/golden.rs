@@ -19,7 +19,7 @@ use runner::much;
 /// A session on Metal's shaders, run by the emulator.
 fn emulated(case: &Case, chunk: usize, stored_meta_state: bool) -> Session<'_> {
     let device = hymba_metal_emulator::device();
-    let metal = Metal::new(device, case.model.weights().token_embd.data.whole(), case.model.config().state).unwrap();
+    let metal = Metal::new(device, case.model.weights().token_embd.data.entire(), case.model.config().state).unwrap();
     let machine = Device::new(Cpu::new(NonZeroUsize::MIN), Some(metal));
     Session::on(&case.model, &options(chunk, stored_meta_state), machine).unwrap()
 }

@@ -94,7 +94,7 @@ fn the_cpu_takes_over_from_a_lost_gpu() {
     for choice in [DeviceChoice::Auto, DeviceChoice::Metal] {
         let fails = Arc::new(AtomicBool::new(false));
         let device = Box::new(Failing { inner: hymba_metal_emulator::device(), fails: fails.clone() });
-        let metal = Metal::new(device, model.weights().token_embd.data.whole(), model.config().state).unwrap();
+        let metal = Metal::new(device, model.weights().token_embd.data.entire(), model.config().state).unwrap();
         let options =
             SessionOptions { context: Some(64), cache: CacheType::F32, device: choice, ..SessionOptions::default() };
         let gpu = Device::new(Cpu::new(NonZeroUsize::MIN), Some(metal));

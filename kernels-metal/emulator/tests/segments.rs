@@ -23,7 +23,7 @@ use runner::much;
 /// A session on Metal's shaders, run by the emulator.
 fn emulated(case: &Case, cache: CacheType) -> Session<'_> {
     let device = hymba_metal_emulator::device();
-    let metal = Metal::new(device, case.model.weights().token_embd.data.whole(), case.model.config().state).unwrap();
+    let metal = Metal::new(device, case.model.weights().token_embd.data.entire(), case.model.config().state).unwrap();
     let machine = Device::new(Cpu::new(NonZeroUsize::MIN), Some(metal));
     Session::on(&case.model, &hymba::SessionOptions { cache, ..options(64, true) }, machine).unwrap()
 }

@@ -28,7 +28,7 @@ impl CallConstraints {
         let Some(tools) = tools.filter(|_| *choice != ToolChoice::None) else { return Ok(Self::default()) };
         let vocabulary = Vocabulary::new(tokenizer)?;
         let special = |(entry, id): (Entry, u32)| match entry {
-            Entry::Special(name) => stops.iter().any(|stop| *stop == name).then_some(id),
+            Entry::Special(name) => stops.contains(&name).then_some(id),
             Entry::Text(_) => None,
         };
         let breaks: Vec<u32> = tokenizer.entries().into_iter().zip(0..).filter_map(special).collect();
