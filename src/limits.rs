@@ -54,7 +54,7 @@ pub const TEMPLATE_CALL_DEPTH: usize = 1000;
 /// Nesting depth of lists and dicts.
 pub const TEMPLATE_VALUE_DEPTH: usize = 128;
 /// Bytes of a JSON schema, a regular expression or a grammar that texts are held against.
-pub const CONSTRAINT: usize = 256 << 10;
+pub const CONSTRAINT: usize = 256_000;
 /// How deep brackets of a regular expression or a grammar may be in each other.
 pub const CONSTRAINT_DEPTH: usize = 64;
 /// Stop strings.
@@ -93,8 +93,8 @@ pub fn check_result(text: &str) -> Result<()> {
     if text.len() <= TOOL_RESULT {
         return Ok(());
     }
-    let (bytes, limit) = (text.len(), TOOL_RESULT >> 20);
-    Err(Error::Request(format!("the tool's result has {bytes} bytes, but {limit} MiB is the limit; give a part of it")))
+    let (bytes, limit) = (text.len(), TOOL_RESULT / MB);
+    Err(Error::Request(format!("the tool's result has {bytes} bytes, but {limit} MB is the limit; give a part of it")))
 }
 
 #[cfg(test)]
@@ -130,7 +130,7 @@ mod tests {
             ("depth of its brackets, operations and blocks", "200", TEMPLATE_NESTING),
             ("depth of all that while it is rendered", "1,000", TEMPLATE_CALL_DEPTH),
             ("depth of its lists and dicts", "128", TEMPLATE_VALUE_DEPTH),
-            ("JSON schema, regular expression or grammar", "262,144 bytes", CONSTRAINT),
+            ("JSON schema, regular expression or grammar", "256,000 bytes", CONSTRAINT),
             ("depth of brackets in the last two", "64", CONSTRAINT_DEPTH),
             ("stop strings", "64", STOPS),
             ("stop string", "1,024 bytes", STOP),

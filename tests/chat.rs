@@ -333,9 +333,9 @@ fn the_context_ends_as_asked() {
 
 #[test]
 fn lines_and_templates_have_limits() {
-    let Output { status, stderr, .. } = piped(&["-q"], &"a".repeat((16 << 20) + 1));
+    let Output { status, stderr, .. } = piped(&["-q"], &"a".repeat(16_000_001));
     assert_eq!(status.code(), Some(1));
-    assert!(text(&stderr).contains("standard input: a line has 16777217 bytes; the limit is 16 MB"));
+    assert!(text(&stderr).contains("standard input: a line has 16000001 bytes; the limit is 16 MB"));
     let endless = "{{ messages }}{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}";
     fails(&mut hymba(["chat", "-st", "hello", "--chat-template", endless]), 1, &["more than 2000000 steps"]);
 }

@@ -381,7 +381,7 @@ fn branches_go_their_own_ways() {
         check(&mut c);
         assert_eq!((c.turns()[1].reply.as_str(), c.branches()), (other.as_str(), vec!["main", "other"]));
         assert!(c.branch("main").unwrap_err().to_string().contains("already"));
-        assert!(c.switch("third", &watch()).unwrap_err().to_string().contains("there is main, other"));
+        assert!(c.switch("third", &watch()).unwrap_err().to_string().contains("branches: main, other"));
         c.switch("main", &watch()).unwrap();
         assert_eq!(c.turns()[0].user, "Something else");
     }

@@ -301,7 +301,7 @@ fn reads_shards_and_checks_their_index() {
     let mut wrong = map.clone();
     wrong.insert("model.memory_tokens", "b.safetensors");
     index(&wrong);
-    fixture.refused("says that b.safetensors holds `model.memory_tokens`");
+    fixture.refused("lists `model.memory_tokens` in b.safetensors, which does not contain it");
     wrong.remove("model.memory_tokens");
     index(&wrong);
     fixture.refused("does not list `model.memory_tokens`");
@@ -334,7 +334,7 @@ fn refuses_what_it_cannot_run() {
         ("kv_reuse_group", json!([[1, 2], [2]]), "twice"),
         ("num_hidden_layers", json!(u64::MAX), "layers"),
         ("hidden_size", json!(null), "invalid type: null"),
-        ("hidden_size", json!(63), "evenly"),
+        ("hidden_size", json!(63), "divisible"),
         ("vocab_size", json!(1u64 << 40), "which is too large"),
         ("max_position_embeddings", json!((1u64 << 24) + 1), "which is too large"),
         ("eos_token_id", json!(10), "eos token id 10"),
@@ -364,7 +364,7 @@ fn refuses_broken_folders() {
     fixture.file("model.safetensors", "version https://git-lfs.github.com/spec/v1");
     fixture.refused("LFS");
     fs::write(fixture.folder().join("model.safetensors"), [0xff; 64]).unwrap();
-    fixture.refused("no safetensors file");
+    fixture.refused("not a safetensors file");
     fixture.save();
     let path = fixture.folder().join("model.safetensors");
     let whole = fs::read(&path).unwrap();
@@ -710,7 +710,7 @@ fn calibration_changes_the_blocks_and_is_the_same_from_its_file() {
         assert!(message.contains(why), "{message:?} does not say {why:?}");
         assert!(!fixture.dir.path().join("f.gguf").exists());
     };
-    refused(&Options { calibration: Some(sample(1000)), ..base() }, "calibration needs 999 at least");
+    refused(&Options { calibration: Some(sample(1000)), ..base() }, "calibration needs at least 999");
     refused(&Options { calibration: Some(Calibration::File("a.gguf".into())), ..base() }, "a.gguf");
     let model = Some(Calibration::File(fixture.dir.path().join("a.gguf")));
     refused(&Options { calibration: model, ..base() }, "is not a calibration");

@@ -169,5 +169,5 @@ fn the_commands_get_along_with_large_values() {
     let mut run = hymba(["run", "-q", "-n", "2", "--session"]);
     succeeds(run.arg(&session).arg("-m").arg(path("bare.gguf")));
     let mut run = hymba(["run", "-q", "-n", "2", "--session"]);
-    fails(run.arg(&session).arg("-m").arg(path("plain.gguf")), 1, &["another model file"]);
+    fails(run.arg(&session).arg("-m").arg(path("plain.gguf")), 1, &["a different model"]);
 }

@@ -194,7 +194,7 @@ fn what_can_not_be_had_is_told_in_a_sentence() {
     fails(&mut pull(&["a/Missing"]), 1, &["a/Missing was not found at http://127.0.0.1", "HF_TOKEN"]);
     fails(&mut pull(&[REPO, "--revision", "v9"]), 1, &["has no revision `v9`"]);
     fails(&mut pull(&[REPO, "--type", "q3"]), 2, &["unknown type `q3`"]);
-    fails(pull(&[REPO]).env("HF_HUB_OFFLINE", "1"), 1, &["HF_HUB_OFFLINE", "holds no a/Tiny-Model"]);
+    fails(pull(&[REPO]).env("HF_HUB_OFFLINE", "1"), 1, &["HF_HUB_OFFLINE", "a/Tiny-Model at main is not in the cache"]);
     fails(pull(&[REPO]).env("HF_ENDPOINT", "ftp://a"), 1, &["HF_ENDPOINT is `ftp://a`"]);
     world.hub.on(|_| Fault::Header("X-Repo-Commit", None));
     fails(&mut pull(&[REPO, "-q"]), 1, &["has no commit"]);
@@ -268,7 +268,7 @@ fn trouble_that_does_not_end_is_told() {
     let world = World::with_model(SMALL);
     let later = || Fault::Status(429, vec![("Retry-After", "7200".into())]);
     world.hub.on(move |r| if r.is_get_of_data() { later() } else { Fault::None });
-    fails(&mut world.hymba(QUICK), 1, &["model.safetensors", "no request for 120 minutes"]);
+    fails(&mut world.hymba(QUICK), 1, &["model.safetensors", "no requests for 120 minutes"]);
     world.hub.on(|r| if r.is_get_of_data() { Fault::Status(418, vec![]) } else { Fault::None });
     fails(&mut world.hymba(QUICK), 1, &["status 418"]);
 }

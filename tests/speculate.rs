@@ -122,8 +122,11 @@ fn ended<T>(end: End, work: impl FnOnce(&AtomicBool, &mut dyn FnMut(&str) -> io:
     (done, pieces)
 }
 
+/// Text, ids, the unread one, the reason to stop, decode steps.
+type Compared = (String, Vec<u32>, Option<u32>, StopReason, usize);
+
 /// What can be compared of a text: all but how long it took.
-fn compared(done: hymba::Result<Generation>) -> Result<(String, Vec<u32>, Option<u32>, StopReason, usize), String> {
+fn compared(done: hymba::Result<Generation>) -> Result<Compared, String> {
     let done = done.map_err(|e| e.to_string())?;
     Ok((done.text, done.ids, done.unread, done.stop, done.timings.decode_steps))
 }

@@ -199,7 +199,7 @@ mod tests {
     fn hints_depend_on_the_place() {
         let full = Error::ConversationFull { needed: 9, free: 3, context: 3 };
         assert!(!hint(&full, Place::CommandLine).unwrap().contains('/'));
-        assert!(hint(&full, Place::Conversation).unwrap().starts_with("/undo"));
+        assert!(hint(&full, Place::Conversation).unwrap().starts_with("use /undo"));
         let why = Mismatch::CacheType { saved: "f16".into(), cache: "f32" };
         let other = Error::SessionMismatch { file: "talk".into(), why };
         assert_eq!(hint(&other, Place::CommandLine).unwrap(), "add --cache-type f16");

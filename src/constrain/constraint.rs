@@ -132,8 +132,8 @@ fn check_size(text: &str) -> Result<()> {
     if text.len() <= limits::CONSTRAINT {
         return Ok(());
     }
-    let (bytes, limit) = (text.len(), limits::CONSTRAINT >> 10);
-    Err(refused(format!("{bytes} bytes are too many; the limit is {limit} KiB")))
+    let (bytes, limit) = (text.len(), limits::CONSTRAINT / 1000);
+    Err(refused(format!("{bytes} bytes are too many; the limit is {limit} KB")))
 }
 
 /// Refuses brackets in brackets in brackets, which parsers follow by recursion.

@@ -117,7 +117,7 @@ mod tests {
         assert_eq!(fail(&mut backoff, None).unwrap_err().to_string(), "a.bin: it broke");
         backoff.reset();
         let later = fail(&mut backoff, Some(Duration::from_secs(1200))).unwrap_err().to_string();
-        assert!(later.ends_with("no request for 20 minutes"), "{later}");
+        assert!(later.ends_with("accepts no requests for 20 minutes"), "{later}");
         assert_eq!(pauses, [1, 2, 3, 2, 4]);
         backoff.reset();
         assert!(backoff.wait(Failure::Fatal(Error::NothingSaid), "", &mut |_, _| panic!(), &no).is_err());

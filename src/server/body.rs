@@ -84,6 +84,6 @@ async fn read(room: &Room, request: Request) -> Result<(Vec<u8>, OwnedSemaphoreP
 async fn too_large(mut body: Body) -> ApiError {
     let rest = async { while let Some(Ok(_)) = body.frame().await {} };
     let _ = timeout(bounds::LINGER, rest).await;
-    let message = format!("the body is larger than {} MiB, which is the limit", bounds::BODY_BYTES >> 20);
+    let message = format!("the body is larger than {} MB, which is the limit", bounds::BODY_BYTES / crate::limits::MB);
     ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, message).with_code("body_too_large")
 }

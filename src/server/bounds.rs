@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::limits::MB;
+
 /// Connections at once; one more is told so and closed.
 pub const CONNECTIONS: usize = 256;
 /// Bytes of a request's head.
@@ -11,9 +13,9 @@ pub const HEADERS: usize = 64;
 /// Time for a request's head to arrive, and for the next one on a connection that is kept.
 pub const HEAD_TIME: Duration = Duration::from_secs(15);
 /// Bytes of a body: some times as many as the largest context holds.
-pub const BODY_BYTES: usize = 4 << 20;
+pub const BODY_BYTES: usize = 4 * MB;
 /// Bytes of all bodies that are being read and taken apart at once.
-pub const ALL_BODY_BYTES: usize = 64 << 20;
+pub const ALL_BODY_BYTES: usize = 64 * MB;
 /// Time for a body to arrive.
 pub const BODY_TIME: Duration = Duration::from_secs(30);
 /// Time in which more of a body than is read is thrown away, so that a client that only writes gets to read the error.

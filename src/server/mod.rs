@@ -2,7 +2,7 @@
 //!
 //! Connections speak to the scheduler through bounded queues alone: what they are slow at, or get wrong, holds up nobody
 //! else. [`Access`] says who may ask, [`bounds`] what they may take; a request's fields are taken one by one
-//! ([`fields`]), so that what is not understood is refused.
+//! (`fields`), so that what is not understood is refused.
 
 mod access;
 mod answers;

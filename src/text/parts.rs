@@ -278,7 +278,7 @@ mod tests {
             ),
             ("decoder", strip(9), "strips"),
             ("pre_tokenizer", json!({"type": "Split"}), "unknown variant"),
-            ("model", json!({"type": "Unigram", "vocab": [["a", 0.5]], "merges": []}), "no BPE"),
+            ("model", json!({"type": "Unigram", "vocab": [["a", 0.5]], "merges": []}), "not a BPE tokenizer"),
             ("model", model("dropout", 0.5.into()), "dropout"),
             ("model", model("continuing_subword_prefix", "##".into()), "continuing_subword_prefix"),
             ("model", model("end_of_word_suffix", "</w>".into()), "end_of_word_suffix"),

@@ -305,7 +305,7 @@ mod tests {
     #[test]
     fn plan_lists_layers_that_do_not_follow_their_producer() {
         let lines = draw(&Plan::new(&config(6, &[(3, 1), (5, 2)])), 80);
-        assert_eq!(lines[2..], ["  keeps ● ● ● ○ ● ○", "  ○ 3 reads 1", "  ○ 5 reads 2"]);
+        assert_eq!(lines[2..], ["  keeps ● ● ● ○ ● ○", "  ○ 3 shares 1", "  ○ 5 shares 2"]);
     }
 
     fn metadata() -> Metadata {

@@ -90,8 +90,8 @@ impl Program {
             if read.is_none() {
                 read = output.try_recv().ok();
                 if read.as_ref().is_some_and(|read| read.is_long) {
-                    let limit = limits::TOOL_RESULT >> 20;
-                    return Err(Stopped::Failed(format!("{self} was ended: it printed more than {limit} MiB")));
+                    let limit = limits::TOOL_RESULT / limits::MB;
+                    return Err(Stopped::Failed(format!("{self} was ended: it printed more than {limit} MB")));
                 }
             }
             if ended.is_none() {
@@ -185,7 +185,7 @@ fn read_aside(mut from: impl Read + Send + 'static, limit: usize) -> io::Result<
 mod tests {
     use super::*;
 
-    const GO_ON: AtomicBool = AtomicBool::new(false);
+    static GO_ON: AtomicBool = AtomicBool::new(false);
 
     fn call() -> Call {
         Call { name: "f".into(), arguments: r#"{"a": "$HOME"}"#.into() }
@@ -221,7 +221,7 @@ mod tests {
         );
         assert!(failure("kill -9 $$").contains("failed (signal: 9"));
         assert!(failure("printf '\\377'").ends_with("printed what is not UTF-8 text"));
-        assert!(failure("yes").ends_with("was ended: it printed more than 1 MiB"));
+        assert!(failure("yes").ends_with("was ended: it printed more than 1 MB"));
         assert!(failure("sleep 100").ends_with("was ended: it took longer than 0 s"));
         assert!(run(&["/no/such/program"]).unwrap_err().contains("cannot be started"));
         // a flood of messages does not block it

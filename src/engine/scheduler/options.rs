@@ -19,7 +19,7 @@ pub struct SchedulerOptions {
     pub cache_memory: Option<usize>,
     /// A folder in which prefix states survive a restart.
     pub cache_folder: Option<PathBuf>,
-    /// Whether to measure at the start what the threads can read, for [`Metrics::read_limit`].
+    /// Whether to measure at the start what the threads can read, for [`Metrics::read_limit`](super::Metrics::read_limit).
     pub measure: bool,
 }
 

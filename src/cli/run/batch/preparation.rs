@@ -99,15 +99,14 @@ impl Preparation {
 
     /// Returns the ids of a prompt, and the strings by which its chat template ends a reply.
     fn prompt(&self, request: &Request) -> anyhow::Result<(Vec<u32>, &[String])> {
-        let given: Vec<Message<'_>>;
-        match (&request.prompt, &request.messages) {
+        let given: Vec<Message<'_>> = match (&request.prompt, &request.messages) {
             (Some(text), _) if !self.defaults.chat => {
                 ensure!(request.system.is_none(), "`system` needs `messages`, or --chat");
                 return Ok((self.encode(text, true)?, &[]));
             }
-            (Some(text), _) => given = vec![Message::new(Role::User, text)],
-            (None, messages) => given = messages.iter().flatten().map(Said::message).collect(),
-        }
+            (Some(text), _) => vec![Message::new(Role::User, text)],
+            (None, messages) => messages.iter().flatten().map(Said::message).collect(),
+        };
         let Some(template) = &self.template else {
             bail!("`messages` need a chat template, and the model has none; give a `prompt`")
         };

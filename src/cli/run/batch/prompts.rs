@@ -72,8 +72,8 @@ impl Lines {
             let number = self.number;
             if bytes.len() > LONGEST {
                 self.skip_rest()?;
-                let limit = LONGEST >> 20;
-                return Ok(Some(Line { number, bytes: Err(format!("the line is longer than {limit} MiB")) }));
+                let limit = LONGEST / limits::MB;
+                return Ok(Some(Line { number, bytes: Err(format!("the line is longer than {limit} MB")) }));
             }
             if !bytes.trim_ascii().is_empty() {
                 return Ok(Some(Line { number, bytes: Ok(bytes) }));
@@ -217,7 +217,7 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(&file, [&vec![b'a'; LONGEST + 10][..], b"\n{}"].concat()).unwrap();
         let mut lines = Lines::open(file.path()).unwrap();
-        assert_eq!(lines.next().unwrap().unwrap().bytes.unwrap_err(), "the line is longer than 64 MiB");
+        assert_eq!(lines.next().unwrap().unwrap().bytes.unwrap_err(), "the line is longer than 64 MB");
         assert_eq!(lines.next().unwrap().unwrap().bytes.unwrap(), b"{}");
         assert!(lines.next().unwrap().is_none());
     }
