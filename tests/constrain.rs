@@ -71,7 +71,8 @@ fn samplers() -> impl Iterator<Item = Sampler> {
 #[test]
 fn every_text_matches_its_schema() {
     let demo = Demo::new();
-    let cases: [(Value, fn(&Value) -> bool); 7] = [
+    type IsRight = fn(&Value) -> bool;
+    let cases: [(Value, IsRight); 7] = [
         (json!({"type": "boolean"}), Value::is_boolean),
         (json!({"enum": ["red", "green", 5, null]}), |v| {
             [json!("red"), json!("green"), json!(5), json!(null)].contains(v)
