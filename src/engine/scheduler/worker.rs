@@ -142,8 +142,9 @@ impl<'w> Worker<'w> {
     /// Works until the inbox ends.
     pub fn run(&mut self) {
         loop {
-            self.admit();
+            // What a text has left behind is there for the next one.
             self.attend();
+            self.admit();
             let parts = self.plan();
             if !parts.is_empty() {
                 self.pass(&parts);
