@@ -54,6 +54,11 @@ pub fn count(range: RangeInclusive<u64>) -> impl Fn(&str) -> Result<usize, Strin
     }
 }
 
+/// Parses a number.
+pub fn number(text: &str) -> Result<f64, String> {
+    text.parse().map_err(|_| "must be a number".into())
+}
+
 /// A token limit.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Limit(pub Option<usize>);
@@ -142,22 +147,22 @@ pub fn beyond_training(model: &Model, tokens: usize) -> Option<String> {
 #[command(next_help_heading = "Sampling (the model file may override these defaults)")]
 pub struct SamplingArgs {
     /// Temperature; 0: greedy decoding [default: 0.8]
-    #[arg(long, alias = "temperature", value_name = "T", allow_negative_numbers = true)]
+    #[arg(long, alias = "temperature", value_name = "T", allow_negative_numbers = true, value_parser = number)]
     pub temp: Option<f64>,
     /// Top-k sampling (0: disabled) [default: 40]
-    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = number)]
     pub top_k: Option<f64>,
     /// Top-p (nucleus) sampling (1: disabled) [default: 0.95]
-    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    #[arg(long, value_name = "P", allow_negative_numbers = true, value_parser = number)]
     pub top_p: Option<f64>,
     /// Min-p sampling: minimum probability relative to the most likely token (0: disabled) [default: 0.05]
-    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    #[arg(long, value_name = "P", allow_negative_numbers = true, value_parser = number)]
     pub min_p: Option<f64>,
     /// Repetition penalty (1: disabled) [default: 1]
-    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = number)]
     pub repeat_penalty: Option<f64>,
     /// Tokens the repetition penalty looks back over (-1: whole context) [default: 64]
-    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = number)]
     pub repeat_last_n: Option<f64>,
     /// Random seed, for reproducible output [default: random]
     #[arg(long, short_alias = 's', value_name = "N", allow_negative_numbers = true, value_parser = whole_number)]

@@ -7,7 +7,7 @@ use crate::limits::MB;
 /// Connections at once; one more is told so and closed.
 pub const CONNECTIONS: usize = 256;
 /// Bytes of a request's head.
-pub const HEAD_BYTES: usize = 32 << 10;
+pub const HEAD_BYTES: usize = 32_000;
 /// Header fields of a request.
 pub const HEADERS: usize = 64;
 /// Time for a request's head to arrive, and for the next one on a connection that is kept.
