@@ -18,12 +18,14 @@ use crate::{Error, Result, foreign, threads};
 /// Stack for compiling: references that lead to references take some of it each. Only what is used is memory.
 const STACK: usize = 128 << 20;
 /// The limits below end what takes long; this is for what they do not foresee.
-const PATIENCE: Duration = Duration::from_secs(3);
+const PATIENCE: Duration = Duration::from_millis(1200);
 
 /// Limits of the crate, below its own where those would take hundreds of megabytes.
 pub(super) fn limits() -> ParserLimits {
     ParserLimits {
         max_lexer_states: 50_000,
+        initial_lexer_fuel: 300_000,
+        step_lexer_fuel: 80_000,
         max_grammar_size: 200_000,
         verbose_errors: false,
         ..ParserLimits::default()
