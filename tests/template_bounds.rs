@@ -46,7 +46,7 @@ fn values_that_hold_themselves() {
     assert_eq!(outcome(&format!("{list}{{{{ [ns.a, ns.a] | map('string') | list | length }}}}")).unwrap(), "2");
     let each = |set: &str, value: &str| format!("{set}{{{{ {value} }}}}");
     refused(&["is not JSON"], &[each(set, "ns | tojson"), each(list, "ns.a | tojson")]);
-    refused(&["have no order"], &[each(set, "[ns, 1] | sort"), each(list, "ns.a < [namespace()]")]);
+    refused(&["cannot be ordered"], &[each(set, "[ns, 1] | sort"), each(list, "ns.a < [namespace()]")]);
 }
 
 #[test]
@@ -243,7 +243,7 @@ fn source_that_is_cut_off_or_odd() {
         let _ = outcome(part);
         let _ = outcome(&part.repeat(30_000));
     }
-    refused(&["bad escape"], &owned(&["{{ '\\ud800' }}", "{{ '\\x4' }}", "{{ '\\U00110000' }}"]));
+    refused(&["invalid escape"], &owned(&["{{ '\\ud800' }}", "{{ '\\x4' }}", "{{ '\\U00110000' }}"]));
     refused(&["too large"], &[repeated("{{ ", "9", " }}")]);
     let whole = "{% macro m(a, b=1) %}{{ a }}{% endmacro %}{% for x in [1, 'é'] if x %}{{ m(x)|trim }}{# c #}{% endfor %}{{ '%s' % x }}";
     for (at, _) in whole.char_indices() {

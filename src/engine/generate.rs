@@ -1,5 +1,5 @@
-//! From a prompt to a text: prefill, then sample and decode, several tokens a pass where they can be guessed, until a stop
-//! reason appears.
+//! Generates text for a prompt: prefill, then sampling and decoding, with speculative decoding where possible, until
+//! there is a reason to stop.
 
 use std::{
     io,
@@ -17,33 +17,32 @@ use super::{
 };
 use crate::{Error, Result, constrain::Constraint, sample::Sampler, text::Tokenizer};
 
-/// What to generate.
+/// A generation request.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Request<'a> {
-    /// Ids that the session has read already; the repeat penalty looks back on them too.
+    /// Tokens that the session has already processed; the repetition penalty looks back on them too.
     pub history: &'a [u32],
-    /// Ids to read first; at least one, if nothing was read yet.
+    /// Tokens to process first; at least one if nothing was processed yet.
     pub prompt: &'a [u32],
-    /// How many tokens at most; `None`: until the context is full.
+    /// Maximum number of tokens; `None`: until the context is full.
     pub limit: Option<usize>,
-    /// Strings that end the text when they appear in it; they do not become part of it.
+    /// Stop strings, which do not become part of the text.
     pub stops: &'a [String],
-    /// What the text has to match.
+    /// The constraint on the text.
     pub constraint: Option<&'a Constraint>,
-    /// Ids at the end of `history` and `prompt` with which the text has begun already.
+    /// Tokens at the end of `history` and `prompt` that are the start of the generated text.
     pub begun: &'a [u32],
-    /// Whether the caller may make room when the context is full, and continue with all ids so far as `begun`: half a
-    /// character and the beginning of a stop string are held back over the pause.
+    /// Whether the caller may make room when the context is full and continue with all tokens so far as `begun`.
+    /// Incomplete characters and partial stop strings are then held back over the pause.
     pub pauses: bool,
-    /// What it took so far, for instance to read `history`; the generation's are added.
+    /// Timings so far, for instance of processing `history`; those of the generation are added.
     pub timings: Timings,
-    /// Ends the text when it is set; looked at before every step.
+    /// Cancels the generation when set; checked before every step.
     pub cancel: Option<&'a AtomicBool>,
 }
 
-/// Reads `request.prompt` and generates what follows. `sink` gets the text as it comes, in pieces of whole characters;
-/// what it gets was checked for stop strings. A `BrokenPipe` from the sink ends the text, any other failure of it is
-/// an error.
+/// Processes `request.prompt` and generates text. `sink` receives it piece by piece, in whole characters and without
+/// stop strings. If the sink returns `BrokenPipe`, the text ends; other errors are returned.
 pub fn generate(
     model: &mut impl TokenModel,
     tokenizer: &Tokenizer,
@@ -54,7 +53,7 @@ pub fn generate(
     generate_with(model, tokenizer, sampler, request, &mut Speculator::new(Speculate::Auto), sink)
 }
 
-/// [`generate`] with `speculator`, which knows what other texts of the same session have said. The text does not depend on it.
+/// [`generate`] with `speculator`, which knows the other texts of the session. The result does not depend on it.
 pub fn generate_with(
     model: &mut impl TokenModel,
     tokenizer: &Tokenizer,
@@ -66,7 +65,7 @@ pub fn generate_with(
     let never = AtomicBool::new(false);
     let cancel = request.cancel.unwrap_or(&never);
     if request.prompt.is_empty() && model.tokens() == 0 {
-        return Err(Error::Request("the prompt is empty, so that there is nothing to go on from".into()));
+        return Err(Error::Request("the prompt is empty, so there is nothing to continue".into()));
     }
     let history = [request.history, request.prompt].concat();
     let mut text = Generator::new(tokenizer, history, request.limit, request.stops)?;
@@ -89,7 +88,7 @@ pub fn generate_with(
     };
 
     let start = Instant::now();
-    // Looked at before each token, whether it is read alone or was guessed.
+    // Checked before each token, drafted or not.
     let reason_to_stop = |text: &Generator<'_>| match cancel.load(Ordering::Relaxed) {
         _ if text.at_limit() => Some(StopReason::Limit),
         true => Some(StopReason::Interrupted),
@@ -107,7 +106,7 @@ pub fn generate_with(
         let Some(id) = text.unread().filter(|_| model.tokens() < model.context()) else {
             break StopReason::ContextFull;
         };
-        // Every guess that is right leads to a token after it.
+        // Every accepted draft token yields one more token.
         let most = text.left().map_or(usize::MAX, |left| left - 1);
         let forced = if speculator.is_on() && most > 0 { text.forced() } else { Vec::new() };
         let counts = speculator.advance(model, id, most, &Forced(&forced), &mut |logits| {
@@ -131,7 +130,7 @@ mod tests {
         text::{small_tokenizer, small_with_ends},
     };
 
-    /// Generates the ids of `script` one after the other, whatever it reads.
+    /// A model that generates the tokens of `script` regardless of its input.
     struct Script {
         script: Vec<u32>,
         read: Vec<u32>,
@@ -185,7 +184,7 @@ mod tests {
         Sampler::new(SamplingParams { temperature: 0.0, ..SamplingParams::default() }, 0)
     }
 
-    /// Generates after the prompt "a"; the sink goes along as a list of pieces.
+    /// Generates after the prompt "a"; returns the pieces that the sink received too.
     fn run(session: &mut Script, sampler: &mut Sampler, request: Request) -> (Generation, Vec<String>) {
         let mut pieces = Vec::new();
         let request = Request { prompt: &[1, SPACE_A], ..request };

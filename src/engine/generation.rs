@@ -11,7 +11,7 @@ pub enum StopReason {
     EndOfText,
     /// The token limit was reached.
     Limit,
-    /// The limit of tokens or the end of the context cut the text before it matched its constraint.
+    /// The token limit or the end of the context cut the text before it matched its constraint.
     Length,
     /// One of the stop strings appeared.
     StopString,
@@ -38,28 +38,28 @@ impl StopReason {
     }
 }
 
-/// Timings.
+/// Timings and token counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Timings {
-    /// Ids of the prompt.
+    /// Prompt tokens.
     pub prompt_tokens: usize,
     /// Time to process the prompt.
     pub prompt: Duration,
-    /// Generated ids. The first one needs no decode step, it follows from the prompt.
+    /// Generated tokens. The first one needs no decode step, since its logits follow from the prompt.
     pub generated_tokens: usize,
-    /// Ids of the text that were read: as many decode steps, or fewer passes.
+    /// Generated tokens that were processed.
     pub decode_steps: usize,
-    /// Passes that read them.
+    /// Passes that processed them.
     pub passes: usize,
-    /// Guesses of tokens that were read with them.
+    /// Draft tokens that were verified.
     pub drafted: usize,
-    /// Those of the guesses that were right.
+    /// Draft tokens that were accepted.
     pub accepted: usize,
-    /// Time to find the guesses, and to choose among them.
+    /// Time spent on drafting.
     pub drafting: Duration,
     /// Time from the end of the prompt to the end of the text: decode steps, sampling and the sink.
     pub generation: Duration,
-    /// Time to find out which tokens may come next, where the text has to match something; a part of the above.
+    /// Time to compute the allowed tokens of a constraint; part of the above.
     pub constraint: Duration,
 }
 
@@ -84,27 +84,27 @@ impl Timings {
         rate(self.prompt_tokens, self.prompt)
     }
 
-    /// Returns ids of the text read per second; 0 if there was none.
+    /// Returns generated tokens processed per second; 0 if there are none.
     pub fn decode_rate(&self) -> f64 {
         rate(self.decode_steps, self.generation)
     }
 
-    /// Returns passes per second that read the text; 0 if there was none.
+    /// Returns decode passes per second; 0 if there were none.
     pub fn pass_rate(&self) -> f64 {
         rate(self.passes, self.generation)
     }
 
-    /// Returns how many tokens a pass has read; `None` if there was no pass.
+    /// Returns the mean number of tokens per pass; `None` if there was no pass.
     pub fn tokens_per_pass(&self) -> Option<f64> {
         (self.passes > 0).then(|| self.decode_steps as f64 / self.passes as f64)
     }
 
-    /// Returns which share of the guesses was right; `None` if there was none.
+    /// Returns the acceptance rate of draft tokens; `None` if there were none.
     pub fn accepted_share(&self) -> Option<f64> {
         (self.drafted > 0).then(|| self.accepted as f64 / self.drafted as f64)
     }
 
-    /// Adds what was read.
+    /// Adds the counts of the speculator.
     pub fn add(&mut self, counts: Counts) {
         self.decode_steps += counts.tokens;
         self.passes += counts.passes;
@@ -123,7 +123,7 @@ fn rate(count: usize, time: Duration) -> f64 {
 pub struct Generation {
     /// The text passed to the sink.
     pub text: String,
-    /// What would follow it if the text were over: what was held back where it may go on, see [`Request::pauses`].
+    /// Text that was held back in case the generation continues, see [`Request::pauses`].
     ///
     /// [`Request::pauses`]: super::generate::Request::pauses
     pub held: String,

@@ -1,4 +1,4 @@
-//! A text being generated, whoever runs the passes: what was chosen, and what decides whether it goes on.
+//! A text being generated, independent of who runs the passes: the chosen tokens and the reasons to stop.
 
 use std::io;
 
@@ -10,32 +10,33 @@ use crate::{
     text::{StopMatcher, Stream, Tokenizer},
 };
 
-/// Gets text as it comes.
+/// Receives text as it is generated.
 pub type Sink<'a> = dyn FnMut(&str) -> io::Result<()> + 'a;
 
-/// A text being generated. Whoever runs the passes gives it the logits after each token, in the order of the text, until
-/// there is a reason to stop; reads the token it chose, or several in a pass, and says so by [`Generator::mark_read`].
+/// A text being generated. The caller runs the passes: it passes the logits after each token, in order, until there is
+/// a reason to stop, processes the chosen tokens, one or several per pass, and confirms each by
+/// [`Generator::mark_read`].
 pub struct Generator<'t> {
     tokenizer: &'t Tokenizer,
-    /// All ids: those before the text, and those chosen.
+    /// All tokens: those before the text and those chosen.
     history: Vec<u32>,
-    /// How many of them come before the text.
+    /// Number of tokens before the text.
     before: usize,
-    /// Whether the model has yet to read the last of them.
+    /// Whether the model still has to process the last token.
     unread: bool,
     limit: Option<usize>,
-    /// What the sink got.
+    /// The text passed to the sink.
     shown: String,
     stream: Stream<'t>,
     stops: StopMatcher,
-    /// What the text has to match.
+    /// The constraint.
     matching: Option<Matching>,
-    /// Whether the text may go on after the context was full.
+    /// Whether the text may continue after the context is full.
     pauses: bool,
 }
 
 impl<'t> Generator<'t> {
-    /// A text that goes on after the ids of `history`, for at most `limit` tokens, and ends before one of `stops`.
+    /// Returns a text that continues after the tokens of `history`, for at most `limit` tokens or until one of `stops`.
     pub fn new(tokenizer: &'t Tokenizer, history: Vec<u32>, limit: Option<usize>, stops: &[String]) -> Result<Self> {
         let (stream, stops) = (tokenizer.stream_after(&history), StopMatcher::new(stops)?);
         let before = history.len();
@@ -43,16 +44,16 @@ impl<'t> Generator<'t> {
         Ok(Self { tokenizer, history, before, unread: false, limit, shown, stream, stops, matching, pauses })
     }
 
-    /// Holds what follows to `matching`: tokens that it rules out are not chosen, and where it leaves one alone, that one
-    /// follows whatever the logits and the sampler's random numbers are.
+    /// Constrains the text: tokens that `matching` excludes are not chosen, and a token without alternatives follows
+    /// without using the logits or random numbers.
     pub fn hold_to(&mut self, matching: Matching) {
-        // The constraint knows tokens by what they say in the middle of a text.
+        // The constraint sees each token's text as it is within a text.
         self.stream.keep_space();
         self.matching = Some(matching);
     }
 
-    /// Takes up a text that paused: the last `begun` ids of its history were chosen for it before. Half a character and the
-    /// beginning of a stop string are held back again.
+    /// Resumes a paused text, whose tokens so far are the last `begun` ones of the history. Incomplete characters and
+    /// partial stop strings are held back again.
     pub fn resume(&mut self, begun: usize) {
         let (before, begun) = self.history.split_at(self.history.len().saturating_sub(begun));
         self.stream = self.tokenizer.stream_after(before);
@@ -60,47 +61,47 @@ impl<'t> Generator<'t> {
             self.stream.keep_space();
         }
         for &id in begun {
-            self.stops.push(&self.stream.push(id)); // what comes out was shown
+            self.stops.push(&self.stream.push(id)); // the output was already shown
         }
     }
 
-    /// From now on, the end of the context is a pause: what is held back then does not go to the sink.
+    /// From now on, the end of the context is a pause: held-back text is not passed to the sink then.
     pub fn pause_when_full(&mut self) {
         self.pauses = true;
     }
 
-    /// Returns all ids: those before the text, and those chosen.
+    /// Returns all tokens: those before the text and those chosen.
     pub fn history(&self) -> &[u32] {
         &self.history
     }
 
-    /// Returns the ids chosen so far.
+    /// Returns the tokens chosen so far.
     pub fn ids(&self) -> &[u32] {
         &self.history[self.before..]
     }
 
-    /// Whether as many tokens were chosen as were wanted.
+    /// Whether the token limit is reached.
     pub fn at_limit(&self) -> bool {
         self.limit.is_some_and(|limit| self.ids().len() >= limit)
     }
 
-    /// Returns how many tokens may still be chosen; `None`: any number.
+    /// Returns the number of tokens that may still be chosen; `None`: no limit.
     pub fn left(&self) -> Option<usize> {
         self.limit.map(|limit| limit.saturating_sub(self.ids().len()))
     }
 
-    /// Returns the last token chosen, if the model has yet to read it.
+    /// Returns the last chosen token if the model still has to process it.
     pub fn unread(&self) -> Option<u32> {
         self.history.last().copied().filter(|_| self.unread)
     }
 
-    /// Notes that the model has read the last token chosen.
+    /// Records that the model has processed the last chosen token.
     pub fn mark_read(&mut self) {
         self.unread = false;
     }
 
-    /// Chooses the next token from the logits `[vocab]` after all ids so far, and shows the text that is complete with it.
-    /// Returns why the text ends, if it does; a token that says so is not one of its ids.
+    /// Chooses the next token from the logits `[vocab]` after all tokens so far, and outputs the text that it
+    /// completes. Returns the reason to stop, if there is one; a token that ends the text is not added.
     pub fn choose(&mut self, logits: &[f32], sampler: &mut Sampler, sink: &mut Sink<'_>) -> Result<Option<StopReason>> {
         let id = match &mut self.matching {
             None => sampler.sample(logits, &self.history),
@@ -124,14 +125,14 @@ impl<'t> Generator<'t> {
         Ok(stop.or(over.then_some(StopReason::EndOfText)))
     }
 
-    /// Returns tokens that will most likely be chosen next, whatever the logits: those that the constraint leaves no choice
-    /// about.
+    /// Returns the tokens that will most likely follow regardless of the logits, because the constraint leaves no
+    /// choice.
     pub fn forced(&mut self) -> Vec<u32> {
         self.matching.as_mut().map(Matching::forced).unwrap_or_default()
     }
 
-    /// Shows what was held back, unless `stop` says that nothing may follow, and returns the whole. A stop string or a
-    /// sink that closes in what was held back is the reason then.
+    /// Outputs the held-back text, unless `stop` means that nothing may follow, and returns the result. A stop string
+    /// or a closed sink at this point changes the stop reason.
     pub fn finish(mut self, mut stop: StopReason, mut timings: Timings, sink: &mut Sink<'_>) -> Result<Generation> {
         let mut held = String::new();
         match stop {

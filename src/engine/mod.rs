@@ -1,4 +1,4 @@
-//! Models, sessions, generation, conversations, rewinding and saving.
+//! Models, sessions, generation, conversations, checkpoints and session files.
 
 pub mod batch;
 pub mod conversation;

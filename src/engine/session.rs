@@ -152,9 +152,9 @@ impl<'m> Session<'m> {
         Ok(self.batch.logits(0))
     }
 
-    /// Verifies a draft: decodes a token and guesses of the next ones, at most
-    /// [`DECODE_TOKENS`](crate::forward::DECODE_TOKENS) in all, with logits after each. None is part of the text until
-    /// the caller commits the accepted ones as text 0 of the pass.
+    /// Verifies a draft: processes a token and draft tokens after it, at most
+    /// [`DECODE_TOKENS`](crate::forward::DECODE_TOKENS) in all, with logits after each. Nothing is added to the text
+    /// until the caller commits the accepted tokens as text 0 of the pass.
     pub fn verify<'a>(&'a mut self, ids: &'a [u32], cancel: Option<&'a AtomicBool>) -> Result<Pass<'a, 'm>> {
         self.pass(ids, Phase::Decode, Wanted::All, cancel, None)
     }

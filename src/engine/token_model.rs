@@ -1,28 +1,28 @@
-//! What generation needs of a session, or of what reads with one.
+//! The interface between generation and a session.
 
 use std::sync::atomic::AtomicBool;
 
 use super::Session;
 use crate::{Result, forward::DECODE_TOKENS};
 
-/// What generation needs of a [`Session`], or of what reads with one.
+/// A model that generation can run: a [`Session`], or a type built on one.
 pub trait TokenModel {
-    /// Reads `ids` and returns the logits `[vocab]` after the last of them. What knows the logits of what was read before
-    /// takes no ids too.
+    /// Processes `ids` and returns the logits `[vocab]` after the last one. Implementations that keep the last logits
+    /// accept empty `ids`.
     fn prefill(&mut self, ids: &[u32], cancel: &AtomicBool) -> Result<&[f32]>;
-    /// Reads one id and returns the logits `[vocab]` after it.
+    /// Processes one token and returns the logits `[vocab]` after it.
     fn decode(&mut self, id: u32) -> Result<&[f32]>;
-    /// Returns how many ids were read so far.
+    /// Returns the number of tokens processed.
     fn tokens(&self) -> usize;
-    /// Returns how many ids fit.
+    /// Returns the context size in tokens.
     fn context(&self) -> usize;
-    /// Returns how many guesses [`TokenModel::verify`] takes now, at most.
+    /// Returns the maximum number of draft tokens that [`TokenModel::verify`] accepts now.
     fn most_guesses(&self) -> usize {
         0
     }
-    /// Reads the first of `ids`, and as many of the others, guesses of what comes next, as turn out to be right. `is_right`
-    /// gets the logits `[vocab]` after each token that is read, the first one's first, and returns whether the next of `ids`
-    /// is read too. Everything is then as after so many calls of [`TokenModel::decode`], also where `is_right` fails.
+    /// Processes the first of `ids`, and as many of the following draft tokens as are accepted. `is_right` receives the
+    /// logits `[vocab]` after each processed token in order, and returns whether the next of `ids` is accepted. The
+    /// resulting state is the same as after individual calls of [`TokenModel::decode`], also if `is_right` fails.
     fn verify(&mut self, ids: &[u32], is_right: &mut dyn FnMut(&[f32]) -> Result<bool>) -> Result<()> {
         is_right(self.decode(ids[0])?).map(drop)
     }
@@ -58,8 +58,8 @@ impl TokenModel for Session<'_> {
 }
 
 impl Session<'_> {
-    /// [`TokenModel::verify`]. Returns `None`, and everything is as before, if the pass failed: that may be due to a guess,
-    /// which single steps would not have read.
+    /// [`TokenModel::verify`]. Returns `None`, with the state unchanged, if the pass failed: a draft token may be the
+    /// cause, which single steps would not process.
     pub(super) fn verify_guesses(
         &mut self,
         ids: &[u32],

@@ -141,7 +141,7 @@ impl Server {
     /// Refuses a prompt of so many tokens if it is empty, or has no room for an answer.
     fn check_prompt(&self, tokens: usize) -> Result<()> {
         match tokens {
-            0 => Err(ApiError::bad("the prompt has no tokens; there is nothing to go on from")),
+            0 => Err(ApiError::bad("the prompt has no tokens; there is nothing to continue")),
             tokens if tokens >= self.context => Err(ApiError::context_length(tokens, self.context)),
             _ => Ok(()),
         }

@@ -1,4 +1,4 @@
-//! Turns, and the branches that they make.
+//! Turns of a conversation and the branches they form.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,17 +8,17 @@ use crate::{
     text::{Message, Role},
 };
 
-/// What a reply answers.
+/// What a reply responds to.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Query<'a> {
-    /// What the person said.
+    /// A user message.
     User(&'a str),
-    /// The results of the calls in the reply before.
+    /// The results of the tool calls in the previous reply.
     Results(&'a [String]),
 }
 
 impl<'a> Query<'a> {
-    /// Returns its messages.
+    /// Returns the messages of the query.
     pub fn messages(self) -> impl Iterator<Item = Message<'a>> {
         let (user, results) = match self {
             Self::User(user) => (Some(user), &[][..]),
@@ -29,47 +29,47 @@ impl<'a> Query<'a> {
     }
 }
 
-/// A message, or the results of calls, and the reply.
+/// A turn: a user message or tool results, and the reply.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Turn {
-    /// What the person said; nothing where results of calls are answered.
+    /// The user message; empty if the turn answers tool calls.
     pub user: String,
-    /// The results of the calls in the reply before, if the reply answers these.
+    /// The results of the tool calls in the previous reply, if this turn answers them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub results: Vec<String>,
-    /// What the model said.
+    /// The reply of the model.
     pub reply: String,
-    /// How many steps, from the beginning of the conversation on, make the prompt; the reply's follow.
+    /// Number of steps from the start of the conversation to the end of the prompt; the reply's steps follow.
     pub(super) prompt: usize,
     /// The text of that prompt; version 0.1 did not save it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) said: Option<Said>,
-    /// How many steps at the beginning are those of the turn before.
+    /// Number of leading steps shared with the previous turn.
     pub(super) kept: usize,
-    /// The steps after them, to the end of the reply. They may lack the reply's last token, or have a part of a stop
-    /// string. They begin with a pass.
+    /// The steps after them, to the end of the reply. They may lack the last token of the reply or include part of a
+    /// stop string. The first step is a pass.
     #[serde(with = "saved_steps")]
     pub(super) steps: Vec<Step>,
 }
 
 impl Turn {
-    /// Whether it continues with results of calls, and no message of the person begins it.
+    /// Whether the turn continues with tool results instead of a user message.
     pub fn answers_results(&self) -> bool {
         !self.results.is_empty()
     }
 
-    /// Returns what its reply answers.
+    /// Returns what the reply responds to.
     pub(super) fn query(&self) -> Query<'_> {
         if self.answers_results() { Query::Results(&self.results) } else { Query::User(&self.user) }
     }
 
-    /// Returns how many steps there are from the beginning of the conversation to the end of the reply.
+    /// Returns the number of steps from the start of the conversation to the end of the reply.
     pub(super) fn end(&self) -> usize {
         self.kept + self.steps.len()
     }
 }
 
-/// A system message and the turns after it.
+/// A system message and the turns that follow it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Branch {
     pub system: Option<String>,
@@ -77,17 +77,17 @@ pub struct Branch {
 }
 
 impl Branch {
-    /// Returns how many steps there are from the beginning to the end of the last reply.
+    /// Returns the number of steps from the start to the end of the last reply.
     pub fn end(&self) -> usize {
         self.turns.last().map_or(0, Turn::end)
     }
 
-    /// Returns everything read from the beginning to the end of the last reply.
+    /// Returns all steps up to the end of the last reply.
     pub fn steps(&self) -> Vec<Step> {
         self.steps_of(self.turns.len())
     }
 
-    /// Returns everything read from the beginning to the end of the first `turns` turns.
+    /// Returns all steps up to the end of the first `turns` turns.
     pub fn steps_of(&self, turns: usize) -> Vec<Step> {
         let mut steps = Vec::new();
         for turn in &self.turns[..turns] {
@@ -97,8 +97,8 @@ impl Branch {
         steps
     }
 
-    /// Adds a turn that ends after `steps`, from the beginning of the conversation on; `prompt` of them make its prompt, whose
-    /// text is `said`.
+    /// Adds a turn that ends after `steps`, counted from the start of the conversation. The first `prompt` of them are
+    /// its prompt, whose text is `said`.
     pub(super) fn push(
         &mut self,
         query: Query<'_>,
@@ -117,24 +117,25 @@ impl Branch {
         self.turns.push(Turn { user, results, reply, prompt, said, kept, steps });
     }
 
-    /// Returns where the first exchange at or after turn `at` begins: with a message of the person. The turns after that
-    /// answer results of calls.
+    /// Returns the first turn at or after `at` that starts an exchange. An exchange is a turn with a user message and
+    /// the turns that answer its tool calls.
     pub(super) fn exchange_from(&self, at: usize) -> usize {
         self.turns[at..].iter().position(|turn| !turn.answers_results()).map_or(self.turns.len(), |i| at + i)
     }
 
-    /// Returns where the last `count` exchanges begin; `None` if there are not so many.
+    /// Returns the first turn of the last `count` exchanges; `None` if there are fewer.
     pub(super) fn last_exchanges(&self, count: usize) -> Option<usize> {
         let mut starts = self.turns.iter().enumerate().rev().filter(|(_, turn)| !turn.answers_results());
         starts.nth(count.checked_sub(1)?).map(|(start, _)| start)
     }
 
-    /// Returns how many exchanges there are.
+    /// Returns the number of exchanges.
     pub(super) fn exchanges(&self) -> usize {
         self.turns.iter().filter(|turn| !turn.answers_results()).count()
     }
 
-    /// Whether a message begins it, every turn keeps what is there, and its prompt lies in its steps.
+    /// Whether the branch starts with a user message, every turn keeps only steps that exist, and its prompt is within
+    /// its steps.
     pub fn is_consistent(&self) -> bool {
         if self.turns.first().is_some_and(Turn::answers_results) {
             return false;

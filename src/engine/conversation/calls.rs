@@ -1,4 +1,4 @@
-//! What replies are held to that may call tools.
+//! Constraints on replies that may call tools.
 
 use std::sync::{Arc, atomic::AtomicBool};
 
@@ -9,7 +9,7 @@ use crate::{
     text::{Entry, Tokenizer, ToolChoice, Tools},
 };
 
-/// What replies are held to by the tools that they may call.
+/// The constraints that the tools and the tool choice impose on replies.
 #[derive(Default)]
 pub(super) struct CallConstraints {
     to_messages: Option<Arc<Constraint>>,
@@ -17,7 +17,7 @@ pub(super) struct CallConstraints {
 }
 
 impl CallConstraints {
-    /// Compiles the schemas of `tools`; `stops` end a reply.
+    /// Compiles the schemas of `tools`; a reply ends at any of `stops`.
     pub fn new(
         tokenizer: &Tokenizer,
         stops: &[String],
@@ -43,7 +43,7 @@ impl CallConstraints {
         Ok(Self { to_messages, to_results })
     }
 
-    /// Returns what the reply to `query` is held to.
+    /// Returns the constraint on the reply to `query`.
     pub fn of(&self, query: Query<'_>) -> Option<&Constraint> {
         match query {
             Query::User(_) => self.to_messages.as_deref(),

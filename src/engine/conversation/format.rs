@@ -1,4 +1,4 @@
-//! What follows from a template, and what it said.
+//! Properties of a chat template, and fingerprints of rendered prompts.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,31 +7,32 @@ use crate::{
     text::{Markers, StopMatcher, Template, Tokenizer},
 };
 
-/// What follows from a template.
+/// Properties of a chat template.
 pub(super) struct Format {
     /// The strings that end a reply.
     pub stops: Vec<String>,
-    /// What only the template may say.
+    /// Markers that only the template may produce.
     pub markers: Markers,
-    /// White space that the template says between a prompt and the reply to it. The model may say it, or not: it stays so.
+    /// White space that the template inserts between a prompt and its reply. The model may generate it or not; either
+    /// is kept.
     pub indent: String,
 }
 
 impl Format {
-    /// Returns what follows from `template`; `stops` end a reply beside its own. Fails if they are too many or too long, or if
-    /// the template does.
+    /// Derives the properties of `template`; `stops` are additional stop strings. Fails if there are too many or too
+    /// long ones, or if the template fails.
     pub fn new(tokenizer: &Tokenizer, template: Option<&Template>, stops: &[String]) -> Result<Self> {
         let mut all = template.map(Template::stops).transpose()?.unwrap_or_default();
         all.extend_from_slice(stops);
         StopMatcher::new(&all)?;
         let markers = tokenizer.markers(&template.map(Template::markers).unwrap_or_default())?;
         let indent = template.map(Template::reply_indent).unwrap_or_default();
-        template.map_or(Ok(()), Template::check_cancelled)?; // the markers are not all there then
+        template.map_or(Ok(()), Template::check_cancelled)?; // after cancellation, the markers are incomplete
         Ok(Self { stops: all, markers, indent })
     }
 }
 
-/// What a template said once, as a prompt: its length and its hash.
+/// The fingerprint of a rendered prompt: its length and hash.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Said {
     pub bytes: usize,
@@ -43,12 +44,12 @@ impl Said {
         Self { bytes: text.len(), hash: blake3::hash(text.as_bytes()).to_hex().to_string() }
     }
 
-    /// Returns what no text begins with.
+    /// Returns a fingerprint that no text matches.
     pub fn something_else() -> Self {
         Self { bytes: 0, hash: String::new() }
     }
 
-    /// Whether `text` begins with it.
+    /// Whether `text` starts with the prompt.
     pub fn begins(&self, text: &str) -> bool {
         let start = text.as_bytes().get(..self.bytes);
         start.is_some_and(|start| *blake3::hash(start).to_hex() == *self.hash)

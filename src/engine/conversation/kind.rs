@@ -1,4 +1,4 @@
-//! What a file holds, and so what may replace it.
+//! The kinds of session files, and which files may be overwritten.
 
 use std::{
     fs::File,
@@ -14,19 +14,19 @@ use crate::{
     state::{SESSION_MAGIC, session_header},
 };
 
-/// What a session file was written for.
+/// The purpose of a session file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
     /// A conversation.
     Chat,
-    /// A text to continue with.
+    /// A text to continue.
     Text,
-    /// A prompt that was read.
+    /// The state after a prompt.
     Prompt,
 }
 
-/// What a session file's header says of its kind.
+/// The part of a session file's header that determines its kind.
 #[derive(Deserialize)]
 struct Header {
     marks: Vec<IgnoredAny>,
@@ -40,8 +40,8 @@ struct More {
     chat: Option<IgnoredAny>,
 }
 
-/// Fails if there is a file at `path` that holds something else than a session of `kind`, unless `force`, or a model,
-/// whatever `force` says. `path` is not a directory or device.
+/// Fails if the file at `path` is not a session of `kind`, unless `force`. A model is never replaced, even with
+/// `force`. `path` must not be a directory or a device.
 pub fn check_replaceable(path: &Path, kind: Kind, force: bool) -> Result<()> {
     let holds = match File::open(path).and_then(|file| holds(file, kind)) {
         Ok(holds) => holds,
@@ -54,7 +54,7 @@ pub fn check_replaceable(path: &Path, kind: Kind, force: bool) -> Result<()> {
     }
 }
 
-/// Returns what `file` holds; `None` if that is a session of `kind`.
+/// Returns what `file` contains; `None` if it is a session of `kind`.
 fn holds(mut file: File, kind: Kind) -> io::Result<Option<Holds>> {
     let mut start = Vec::new();
     (&mut file).take(SESSION_MAGIC.len() as u64).read_to_end(&mut start)?;

@@ -1,5 +1,5 @@
-//! A conversation: turns of a person and the model on a timeline, with a past that can be taken back, tried again, branched,
-//! shortened and saved.
+//! Conversations: turns between the user and the model on a timeline, with undo, regeneration, branches, a sliding
+//! window and session files.
 
 mod branch;
 mod calls;

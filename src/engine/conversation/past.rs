@@ -1,4 +1,4 @@
-//! What can be done about the past: take turns back, change the system message, branch, make room.
+//! Operations on the history of a conversation: undo, change of the system message, branches, sliding window.
 
 use super::{Branch, Conversation, Overflow, Turn, branch::Query, prompt::Prompt};
 use crate::{
@@ -7,8 +7,8 @@ use crate::{
 };
 
 impl Conversation<'_> {
-    /// Takes back the last `count` messages, with all that answers them, and returns these turns, the first first: calls of
-    /// tools and their results go with the message that led to them.
+    /// Undoes the last `count` exchanges and returns their turns, oldest first. Tool calls and their results belong to
+    /// the exchange of the message that led to them.
     pub fn undo(&mut self, count: usize, watch: &Watch<'_>) -> Result<Vec<Turn>> {
         let Some(start) = self.current.last_exchanges(count) else {
             let turns = self.current.exchanges();
@@ -20,19 +20,19 @@ impl Conversation<'_> {
         Ok(gone)
     }
 
-    /// Brings the timeline to where the conversation is.
+    /// Moves the timeline to the end of the current branch.
     pub(super) fn sync(&mut self, watch: &Watch<'_>) -> Result<()> {
         self.timeline.seek(&self.current.steps(), watch)
     }
 
-    /// Forgets all turns of this branch.
+    /// Removes all turns of the current branch.
     pub fn clear(&mut self) -> Result<()> {
         self.current.turns.clear();
         self.speculator.clear();
         self.timeline.clear()
     }
 
-    /// Sets the system message; what was said is read again after it.
+    /// Sets the system message and replays the turns after it.
     pub fn set_system(&mut self, system: Option<&str>, watch: &Watch<'_>) -> Result<()> {
         let least = system.map_or(0, |system| self.tokenizer.least_tokens(system));
         if least > self.timeline.context() {
@@ -46,8 +46,8 @@ impl Conversation<'_> {
         self.sync(watch)
     }
 
-    /// Returns the current branch without its first `dropped` turns, as it is read after nothing but `system`; as far as the
-    /// first turn that is beyond the context, if one is.
+    /// Returns the current branch without its first `dropped` turns, re-encoded after `system`; it ends at the first
+    /// turn that exceeds the context, if there is one.
     fn replay_turns(&self, system: Option<String>, dropped: usize, watch: &Watch<'_>) -> Result<Branch> {
         let mut replayed = Branch { system, turns: Vec::new() };
         let mut read: Vec<Step> = self.current.steps_of(dropped);
@@ -67,9 +67,9 @@ impl Conversation<'_> {
         Ok(replayed)
     }
 
-    /// Returns a branch of the last turns that leave half of the context free, and the prompt that `query` makes after
-    /// them; at least without the oldest turn. A message begins it, and what results answer stays. `None` if turns are not to
-    /// be dropped, or there is no room even so.
+    /// Drops the oldest turns, at least one, so that half of the context is free. Returns the remaining branch and the
+    /// prompt for `query` after it. The branch starts with a user message, and tool results stay with their calls.
+    /// Returns `None` if dropping is disabled or does not make enough room.
     pub(super) fn slide_window(
         &self,
         query: Option<Query<'_>>,
@@ -83,7 +83,7 @@ impl Conversation<'_> {
             Some(Query::User(_)) => self.current.turns.len(),
             Some(Query::Results(_)) | None => self.current.last_exchanges(1).unwrap_or(0),
         };
-        // What is left without the first `dropped` turns, if it is short enough.
+        // The branch without its first `dropped` turns, if it is short enough.
         let without = |dropped: usize| -> Result<Option<(Branch, Option<Prompt>)>> {
             let dropped = self.current.exchange_from(dropped);
             let kept = self.replay_turns(self.current.system.clone(), dropped, watch)?;
@@ -100,8 +100,8 @@ impl Conversation<'_> {
         })
     }
 
-    /// Returns without how many turns, `last` at most, the rest leaves half of the context free, by the steps that it took when
-    /// it was read.
+    /// Estimates how many turns to drop, at most `last`, to free half of the context, from the lengths of the turns
+    /// when they were processed.
     fn likely_to_drop(&self, last: usize) -> usize {
         let end = self.used();
         let left = |turn: &Turn| end.saturating_sub(turn.end());
@@ -109,7 +109,7 @@ impl Conversation<'_> {
             .partition_point(|turn| left(turn) > self.timeline.context() / 2)
     }
 
-    /// Goes on as a new branch, `name`; the current one stays where it is.
+    /// Creates a branch `name` at the end of the current one and switches to it.
     pub fn branch(&mut self, name: &str) -> Result<()> {
         if name == self.name || self.branches.contains_key(name) {
             return Err(Error::BranchExists(name.into()));
@@ -119,7 +119,7 @@ impl Conversation<'_> {
         Ok(())
     }
 
-    /// Goes to the end of another branch.
+    /// Switches to the end of another branch.
     pub fn switch(&mut self, name: &str, watch: &Watch<'_>) -> Result<()> {
         if name == self.name {
             return Err(Error::Request(format!("this is the branch `{name}`")));
@@ -135,7 +135,7 @@ impl Conversation<'_> {
         self.sync(watch)
     }
 
-    /// Keeps a copy of the current branch.
+    /// Stores a copy of the current branch.
     fn stash_branch(&mut self) -> Result<()> {
         self.timeline.stash(&self.name)?;
         self.branches.insert(self.name.clone(), self.current.clone());
@@ -143,15 +143,15 @@ impl Conversation<'_> {
     }
 }
 
-/// Returns what `make` makes of the least number from `first` to `last` of which it makes something, if there is one: it makes
-/// something of all larger ones too. Begins at `guess`, and tries few numbers if that is near.
+/// Finds the smallest number from `first` to `last` for which `make` returns a value, and returns that value. `make`
+/// must succeed for all larger numbers too. Starts at `guess` and needs few calls if the answer is near it.
 fn fewest<T>(
     first: usize,
     last: usize,
     guess: usize,
     mut make: impl FnMut(usize) -> Result<Option<T>>,
 ) -> Result<Option<T>> {
-    // None below `low` is enough; `found` is made of `high`, which is.
+    // Numbers below `low` fail; `found` is the value of `high`.
     let (mut low, mut high, mut found) = (first, last + 1, None);
     let (mut next, mut stride) = (guess, 1);
     while low < high {

@@ -1,5 +1,4 @@
-//! What the model reads next: the steps so far, as they were read, as long as they are what the template says of the
-//! conversation now, and the ids of the rest.
+//! Builds the next prompt: the steps so far that still match what the template renders, then the token ids of the rest.
 
 use super::{
     Branch, Conversation,
@@ -12,19 +11,19 @@ use crate::{
     text::{Inputs, Message, Rendered, Role},
 };
 
-/// A prompt to read.
+/// A prompt to process.
 pub(super) struct Prompt {
-    /// From the beginning of the conversation on.
+    /// All steps from the start of the conversation.
     pub steps: Vec<Step>,
-    /// The text that they are the ids of.
+    /// The fingerprint of its text.
     pub said: Option<Said>,
-    /// How many of the steps so far are given up, because the template says now in another way what was said.
+    /// Number of steps discarded because the template now renders the history differently.
     pub rewritten: usize,
 }
 
 impl Conversation<'_> {
-    /// Returns the prompt that leads to a reply to `query`, after the turns of `branch`. What was read stays as it was read,
-    /// as far as the text is the same: to the end of the last prompt that is, and of the reply to it.
+    /// Returns the prompt for a reply to `query` after the turns of `branch`. Steps are reused up to the last prompt
+    /// that the new text starts with, and up to the end of the reply to it.
     pub(super) fn prompt_after(&self, branch: &Branch, query: Query<'_>) -> Result<Prompt> {
         let rendered = self.render(branch, query)?;
         let said = Some(Said::new(&rendered.text));
@@ -44,7 +43,7 @@ impl Conversation<'_> {
             let (before, generated) = ids.split_at(turn.prompt);
             let (kept, after) = self.tokenizer.ids_within(before, generated, rest);
             steps.truncate(turn.prompt + kept);
-            // Read again it is as the template says it.
+            // The reply is re-encoded as the template renders it.
             read = Some(if kept > 0 { rendered.text.len() - after.len() } else { bytes });
             goes_on = at + 1 == branch.turns.len() && rest.starts_with(last.reply.trim_end());
         }
@@ -53,7 +52,7 @@ impl Conversation<'_> {
         Ok(Prompt { steps, said, rewritten })
     }
 
-    /// Returns the text of `branch` and `query`, to the point where the model replies.
+    /// Renders `branch` and `query` up to the start of the reply.
     pub(super) fn render(&self, branch: &Branch, query: Query<'_>) -> Result<Rendered> {
         let Format { markers, indent, .. } = &self.format;
         let parse_special = self.options.parse_special;
@@ -76,7 +75,7 @@ impl Conversation<'_> {
         template.render_literal(inputs, true, markers)
     }
 
-    /// Returns the ids of `rendered` after its first `read` bytes, which were read already; `None`: from the beginning on.
+    /// Returns the token ids of `rendered` after its first `read` bytes; `None`: of all of it.
     fn encode_after(&self, rendered: &Rendered, read: Option<usize>) -> Result<Vec<u32>> {
         let start = read.unwrap_or(0);
         let literal = rendered.literal_after(start);
@@ -86,12 +85,12 @@ impl Conversation<'_> {
         Ok(if with_bos { self.tokenizer.with_bos(ids) } else { ids })
     }
 
-    /// Returns the turn whose prompt reaches farthest of those with which `text` begins, and how long that prompt's text is.
+    /// Returns the last turn whose prompt `text` starts with, and the length of that prompt in bytes.
     fn last_said(&self, branch: &Branch, text: &str) -> Result<Option<(usize, usize)>> {
         let Some((last, before)) = branch.turns.split_last() else { return Ok(None) };
         let said = match &last.said {
             Some(said) => said.clone(),
-            // Version 0.1 saved it: the template was this one.
+            // A session of version 0.1, which was saved with this template.
             None => {
                 let before = Branch { system: branch.system.clone(), turns: before.to_vec() };
                 Said::new(&self.render(&before, last.query())?.text)
@@ -100,7 +99,7 @@ impl Conversation<'_> {
         if said.begins(text) {
             return Ok(Some((before.len(), said.bytes)));
         }
-        // All others, in one pass over the text.
+        // All other prompts, in one pass over the text.
         let known = before.iter().enumerate().filter_map(|(i, turn)| Some((turn.said.as_ref()?, i, turn.prompt)));
         let mut known: Vec<_> = known.filter(|(said, ..)| said.bytes <= text.len()).collect();
         known.sort_by_key(|(said, ..)| said.bytes);
@@ -114,7 +113,8 @@ impl Conversation<'_> {
     }
 }
 
-/// Returns what was said as one text: a message begins a line, a reply goes on where the message ends.
+/// Returns the conversation as plain text, used without a template: each message starts a line, and the reply continues
+/// it.
 fn running_text(branch: &Branch, query: Query<'_>) -> String {
     let mut text = branch.system.clone().unwrap_or_default();
     let mut begin_line = branch.system.is_some();

@@ -1,4 +1,4 @@
-//! Messages and the model's replies.
+//! Generation of replies.
 
 use std::{io, time::Instant};
 
@@ -12,28 +12,28 @@ use crate::{
     text::{Call, parse_reply},
 };
 
-/// What a reply goes to.
+/// Receives a streamed reply.
 pub struct ReplySink<'a> {
-    /// Ends it; gets the progress of reading that takes time.
+    /// Cancels the reply and receives the progress of long prefills.
     pub watch: Watch<'a>,
-    /// Gets the text as it comes, see [`generate`](crate::generate).
+    /// Receives the text as it is generated, see [`generate`](crate::generate).
     pub text: &'a mut dyn FnMut(&str) -> io::Result<()>,
 }
 
-/// A reply.
+/// A finished reply.
 pub struct Reply {
-    /// Its text, why it ended, how long it took.
+    /// Its text, stop reason and timings.
     pub generation: Generation,
-    /// Turns that were dropped to make room.
+    /// Number of turns dropped to make room.
     pub dropped: usize,
-    /// Tokens read before that had to be given up, because the template says in another way now what was said.
+    /// Number of processed tokens discarded because the template now renders the history differently.
     pub rewritten: usize,
 }
 
-/// What a reply answers.
+/// What a reply responds to.
 struct Question<'a> {
     query: Query<'a>,
-    /// Steps of the prompt, and their text.
+    /// The number of steps of the prompt, and its text.
     prompt: usize,
     said: Option<Said>,
     /// Whether the reply replaces the last one.
@@ -41,12 +41,12 @@ struct Question<'a> {
 }
 
 impl Conversation<'_> {
-    /// Sends `message` and streams the reply. A message that got no reply, being cancelled before, leaves nothing behind.
+    /// Sends `message` and streams the reply. A message that is cancelled before its reply begins leaves no trace.
     pub fn send(&mut self, message: &str, sink: &mut ReplySink<'_>) -> Result<Reply> {
         self.send_query(Query::User(message), sink)
     }
 
-    /// Returns the calls of tools in the last reply, which wait for their results.
+    /// Returns the tool calls of the last reply, which await results.
     pub fn calls(&self) -> Vec<Call> {
         match (self.current.turns.last(), self.tools()) {
             (Some(turn), Some(tools)) => parse_reply(&turn.reply, tools).calls,
@@ -54,7 +54,7 @@ impl Conversation<'_> {
         }
     }
 
-    /// Sends the results of the last reply's calls, one for each in order, and streams the reply, as [`Self::send`] does.
+    /// Sends one result for each tool call of the last reply, in order, and streams the reply like [`Self::send`].
     pub fn send_results(&mut self, results: &[String], sink: &mut ReplySink<'_>) -> Result<Reply> {
         let calls = self.calls().len();
         if calls == 0 {
@@ -68,7 +68,7 @@ impl Conversation<'_> {
     }
 
     fn send_query(&mut self, query: Query<'_>, sink: &mut ReplySink<'_>) -> Result<Reply> {
-        // Before the message takes memory many times its length.
+        // Checked first, since processing the message takes many times its length in memory.
         let least = query.messages().map(|message| self.tokenizer.least_tokens(message.content)).sum();
         if least >= self.timeline.context() {
             return Err(self.full(least));
@@ -88,14 +88,14 @@ impl Conversation<'_> {
         Ok(Reply { dropped: dropped + reply.dropped, rewritten, ..reply })
     }
 
-    /// Streams another reply to the last message, which replaces the one there is.
+    /// Regenerates the reply to the last message and replaces the previous one.
     pub fn regenerate(&mut self, sink: &mut ReplySink<'_>) -> Result<Reply> {
         let Some((turn, before)) = self.current.turns.split_last() else { return Err(Error::NothingSaid) };
         let turn = turn.clone();
         let mut prompt = Prompt { steps: self.current.steps(), said: turn.said.clone(), rewritten: 0 };
         prompt.steps.truncate(turn.prompt);
         if turn.said.is_some() {
-            // The template may be another since, or know what day it is.
+            // The template may have changed, or may depend on the date.
             let before = Branch { system: self.current.system.clone(), turns: before.to_vec() };
             if Some(Said::new(&self.render(&before, turn.query())?.text)) != turn.said {
                 prompt = self.prompt_after(&before, turn.query())?;
@@ -106,7 +106,7 @@ impl Conversation<'_> {
         Ok(Reply { rewritten, ..self.reply(question, &steps, sink)? })
     }
 
-    /// Streams a reply after `prompt`, as another turn or in place of the last one, which stays until then.
+    /// Streams a reply after `prompt`, as a new turn or in place of the last one, which is kept until then.
     fn reply(&mut self, mut question: Question<'_>, prompt: &[Step], sink: &mut ReplySink<'_>) -> Result<Reply> {
         let timings = self.prefill_prompt(prompt, &sink.watch)?;
         let (text, ids, stop) = (String::new(), Vec::new(), StopReason::ContextFull);
@@ -123,7 +123,7 @@ impl Conversation<'_> {
             if reply.generation.stop != StopReason::ContextFull || !self.slide(&mut reply, &sink.watch)? {
                 break incomplete;
             }
-            // The turn goes on, and is replaced when its reply is longer.
+            // The turn exists from here on and is replaced when its reply grows.
             question.replaces = true;
             if let Some(turn) = self.current.turns.last() {
                 (question.prompt, question.said) = (turn.prompt, turn.said.clone());
@@ -137,7 +137,7 @@ impl Conversation<'_> {
         Ok(reply)
     }
 
-    /// Shows what was held back of a reply that could have gone on, and does not.
+    /// Outputs held-back text of a reply that could have continued but does not.
     fn show_held(&mut self, reply: &mut Generation, sink: &mut ReplySink<'_>) -> Result<()> {
         let held = std::mem::take(&mut reply.held);
         if held.is_empty() {
@@ -154,7 +154,7 @@ impl Conversation<'_> {
         Ok(())
     }
 
-    /// Reads the prompt, as much of it as is not read already, and returns what it took.
+    /// Processes the part of the prompt that is not processed yet, and returns its timings.
     fn prefill_prompt(&mut self, prompt: &[Step], watch: &Watch<'_>) -> Result<Timings> {
         let start = Instant::now();
         let before = self.timeline.evaluated();
@@ -164,7 +164,7 @@ impl Conversation<'_> {
         Ok(Timings { prompt_tokens, prompt: start.elapsed(), ..Timings::default() })
     }
 
-    /// Adds to `reply` until it ends, or the context does. Returns whether it falls short of its constraint then.
+    /// Extends `reply` until it ends or the context is full. Returns whether its constraint is then unsatisfied.
     fn generate_until_full(
         &mut self,
         query: Query<'_>,
@@ -191,13 +191,13 @@ impl Conversation<'_> {
         }
         let incomplete = reply.stop == StopReason::Length;
         if incomplete && self.options.limit.is_none_or(|limit| reply.ids.len() < limit) {
-            reply.stop = StopReason::ContextFull; // room may be made
+            reply.stop = StopReason::ContextFull; // the caller may make room
         }
         Ok(incomplete)
     }
 
-    /// Reads the last token of `reply`, unless the text ended before it, and returns all
-    /// steps; with one for that token if room for it is yet to be made.
+    /// Processes the last token of `reply`, unless the text ended before it. Returns all steps, including that token if
+    /// it did not fit.
     fn read_pending_token(&mut self, reply: &Generation) -> Result<Vec<Step>> {
         let broken_off = matches!(reply.stop, StopReason::StopString | StopReason::BrokenPipe);
         let pending = reply.unread.filter(|_| !broken_off);
@@ -212,8 +212,8 @@ impl Conversation<'_> {
         Ok(steps)
     }
 
-    /// Drops the oldest turns, if that makes room for the rest of `reply`, and reads the others again. Returns whether the
-    /// reply can go on.
+    /// Drops the oldest turns if that makes room for the rest of `reply`, and reprocesses the remaining ones. Returns
+    /// whether the reply can continue.
     fn slide(&mut self, reply: &mut Reply, watch: &Watch<'_>) -> Result<bool> {
         let window = match self.slide_window(None, watch) {
             Err(Error::Cancelled) => {
@@ -223,7 +223,7 @@ impl Conversation<'_> {
             window => window?,
         };
         let Some((kept, _)) = window else {
-            // Nor is there room for the token that was to be read then.
+            // There was no room for the pending token either.
             let read = self.timeline.steps().to_vec();
             if let Some(turn) = self.current.turns.pop() {
                 self.current.push(turn.query(), &turn.reply, turn.prompt, turn.said.clone(), read);

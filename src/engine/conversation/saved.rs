@@ -1,4 +1,4 @@
-//! A conversation, or a text, in a file: what goes into it beside the timeline.
+//! The contents of session files beyond the timeline.
 
 use std::{collections::BTreeMap, path::Path, sync::atomic::AtomicBool};
 
@@ -18,23 +18,23 @@ use crate::{
     text::{Template, Tools},
 };
 
-/// What a session file holds beside the timeline.
+/// The contents of a session file beyond the timeline.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Saved {
     /// The sampler.
     pub sampler: SavedSampler,
-    /// A token that was chosen and shown, but not read: there was no room for it.
+    /// A token that was chosen and shown but not processed, because the context was full.
     pub unread: Option<u32>,
-    /// What the file is for; `None`: version 0.1 wrote it.
+    /// The purpose of the file; `None` in files of version 0.1.
     kind: Option<Kind>,
-    /// The conversation; `None`: a running text.
+    /// The conversation; `None` for a plain text.
     chat: Option<SavedChat>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
 struct SavedChat {
     template: Option<String>,
-    /// As they were given.
+    /// The tools, as they were given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     tools: Option<Value>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -44,17 +44,17 @@ struct SavedChat {
 }
 
 impl Saved {
-    /// Returns what goes into the file of a running text.
+    /// Returns the contents for a plain text.
     pub fn text(sampler: &Sampler, unread: Option<u32>) -> Self {
         Self { sampler: sampler.saved(), unread, kind: Some(Kind::Text), chat: None }
     }
 
-    /// Returns what goes into the file of a prompt that was read.
+    /// Returns the contents for a processed prompt.
     pub fn prompt(sampler: &Sampler) -> Self {
         Self { kind: Some(Kind::Prompt), ..Self::text(sampler, None) }
     }
 
-    /// Returns the sampler of a running text that `path` holds; a conversation is refused.
+    /// Returns the sampler of the plain text in `path`; fails for a conversation.
     pub fn text_sampler(&self, path: &Path) -> Result<Sampler> {
         if self.chat.is_some() {
             let file = path.display().to_string();
@@ -64,13 +64,13 @@ impl Saved {
     }
 
     fn sampler(&self, path: &Path) -> Result<Sampler> {
-        let bad = |why| Error::format(path.display().to_string(), format!("cannot be used: its sampler {why}"));
+        let bad = |why| Error::format(path.display().to_string(), format!("cannot be used: the sampler {why}"));
         Sampler::from_saved(&self.sampler).map_err(bad)
     }
 }
 
 impl Conversation<'_> {
-    /// Writes the conversation to `path`: the state at its end, and all that was said in all branches.
+    /// Saves the conversation to `path`: the state at its end, and the text of all branches.
     pub fn save(&mut self, path: &Path, watch: &Watch<'_>) -> Result<()> {
         self.sync(watch)?;
         let mut branches = self.branches.clone();
@@ -82,9 +82,8 @@ impl Conversation<'_> {
         self.timeline.save(path, &saved, false)
     }
 
-    /// Becomes the conversation that was saved at `path`. Its sampler is taken over, its template too unless
-    /// `keep_template`, and its tools and contexts unless this conversation was set up with some. If the file is refused,
-    /// nothing has changed.
+    /// Replaces this conversation by the one saved at `path`, including its sampler. Its template is used unless
+    /// `keep_template`, its tools and contexts unless this conversation has its own. If loading fails, nothing changes.
     pub fn load(&mut self, path: &Path, keep_template: bool) -> Result<()> {
         let file = path.display().to_string();
         let Self { timeline, tokenizer, options, format, .. } = self;
@@ -106,7 +105,7 @@ impl Conversation<'_> {
                 let other_template =
                     keep_template && template.as_deref() != options.template.as_ref().map(Template::source);
                 if other_template || other_inputs {
-                    // Versions before 0.2 did not save what it said.
+                    // Versions before 0.2 did not save the text of prompts.
                     let turns = branches.values_mut().flat_map(|branch| &mut branch.turns);
                     turns.for_each(|turn| turn.said = turn.said.take().or_else(|| Some(Said::something_else())));
                 }

@@ -1,4 +1,4 @@
-//! A conversation's state: its timeline, its branches, and what it was set up with.
+//! The state of a conversation: its timeline, branches and options.
 
 use std::{
     collections::BTreeMap,
@@ -17,38 +17,39 @@ use crate::{
     text::{Template, Tokenizer, ToolChoice, Tools},
 };
 
-/// What happens when the context is full.
+/// The policy for a full context.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Overflow {
-    /// The reply ends there.
+    /// The reply ends.
     #[default]
     Stop,
-    /// The oldest turns are dropped, the system message is kept, and what is left is read again.
+    /// The oldest turns are dropped, except for the system message, and the rest is reprocessed.
     Slide,
 }
 
-/// What a conversation is set up with.
+/// The options of a conversation.
 #[derive(Default)]
 pub struct Options {
-    /// Makes prompts of messages; `None`: the messages and replies are one running text.
+    /// The chat template; `None`: messages and replies form one plain text.
     pub template: Option<Template>,
-    /// What the model should be.
+    /// The system message.
     pub system: Option<String>,
-    /// Tokens of a reply at most.
+    /// Maximum number of tokens of a reply.
     pub limit: Option<usize>,
-    /// Strings that end a reply, beside those of the template.
+    /// Additional stop strings.
     pub stops: Vec<String>,
-    /// Whether markers of the template and special tokens that messages name become these; otherwise they are text there.
+    /// Whether template markers and special tokens in messages are parsed as such; otherwise they are plain text.
     pub parse_special: bool,
-    /// What happens when the context is full.
+    /// The policy for a full context.
     pub overflow: Overflow,
-    /// What each reply has to match.
+    /// The constraint on every reply.
     pub constraint: Option<Arc<Constraint>>,
-    /// What the model may call.
+    /// The tools that the model may call.
     pub tools: Option<Tools>,
-    /// Whether it does. A choice that asks for a call is about replies to messages, not about those to results.
+    /// Whether the model may or must call a tool. A required call applies to replies to messages, not to replies to
+    /// results.
     pub tool_choice: ToolChoice,
-    /// Texts to answer from.
+    /// Texts to answer from, passed to the template.
     pub contexts: Vec<String>,
 }
 
@@ -57,24 +58,24 @@ pub struct Conversation<'m> {
     pub(super) timeline: Timeline<'m>,
     pub(super) tokenizer: &'m Tokenizer,
     pub(super) sampler: Sampler,
-    /// Knows what all branches have said.
+    /// Drafts tokens from the text of all branches.
     pub(super) speculator: Speculator,
     pub(super) options: Options,
-    /// What follows from the template.
+    /// Properties of the template.
     pub(super) format: Format,
-    /// Those of the options, or where these have none, of the file that the conversation is from.
+    /// The tools of the options, or else of the loaded session file.
     pub(super) tools: Option<Tools>,
     pub(super) contexts: Vec<String>,
-    /// What follows from the tools.
+    /// The constraints imposed by the tools.
     pub(super) held_to: CallConstraints,
-    /// Of the current branch.
+    /// The name of the current branch.
     pub(super) name: String,
     pub(super) current: Branch,
     /// The other branches.
     pub(super) branches: BTreeMap<String, Branch>,
 }
 
-/// The branch that a conversation begins with.
+/// The name of the first branch.
 pub const FIRST_BRANCH: &str = "main";
 
 impl<'m> Conversation<'m> {
@@ -109,12 +110,12 @@ impl<'m> Conversation<'m> {
         })
     }
 
-    /// Returns the turns so far.
+    /// Returns the turns of the current branch.
     pub fn turns(&self) -> &[Turn] {
         &self.current.turns
     }
 
-    /// Whether nothing was said, in no branch.
+    /// Whether all branches are empty.
     pub fn is_empty(&self) -> bool {
         self.current.turns.is_empty() && self.branches.values().all(|branch| branch.turns.is_empty())
     }
@@ -129,14 +130,14 @@ impl<'m> Conversation<'m> {
         &self.name
     }
 
-    /// Returns the names of all branches, the current one included.
+    /// Returns the names of all branches, including the current one.
     pub fn branches(&self) -> Vec<&str> {
         let mut names: Vec<_> = self.branches.keys().map(String::as_str).chain([&*self.name]).collect();
         names.sort_unstable();
         names
     }
 
-    /// Returns what it was set up with.
+    /// Returns the options of the conversation.
     pub fn options(&self) -> &Options {
         &self.options
     }
@@ -146,7 +147,7 @@ impl<'m> Conversation<'m> {
         &self.format.stops
     }
 
-    /// Returns what the model may call, unless it is not to call anything.
+    /// Returns the tools that the model may call, unless the tool choice disables them.
     pub fn tools(&self) -> Option<&Tools> {
         self.tools.as_ref().filter(|_| self.options.tool_choice != ToolChoice::None)
     }
@@ -156,17 +157,17 @@ impl<'m> Conversation<'m> {
         &self.contexts
     }
 
-    /// Lets replies have `limit` tokens at most from now on.
+    /// Sets the maximum number of tokens of a reply.
     pub fn set_limit(&mut self, limit: Option<usize>) {
         self.options.limit = limit;
     }
 
-    /// Sets what happens when the context is full.
+    /// Sets the policy for a full context.
     pub fn set_overflow(&mut self, overflow: Overflow) {
         self.options.overflow = overflow;
     }
 
-    /// Sets what each reply has to match from now on.
+    /// Sets the constraint on replies.
     pub fn set_constraint(&mut self, constraint: Option<Arc<Constraint>>) {
         self.options.constraint = constraint;
     }
@@ -176,12 +177,12 @@ impl<'m> Conversation<'m> {
         self.tokenizer
     }
 
-    /// Lets `speculator` guess the tokens of replies from now on.
+    /// Sets the speculator that drafts tokens of replies.
     pub fn set_speculator(&mut self, speculator: Speculator) {
         self.speculator = speculator;
     }
 
-    /// Goes on with `timeline`, which has read what this conversation's has, and may have room for more.
+    /// Replaces the timeline by one that has processed the same steps and may have a larger context.
     pub fn set_timeline(&mut self, timeline: Timeline<'m>) {
         self.timeline = timeline;
     }
@@ -196,12 +197,12 @@ impl<'m> Conversation<'m> {
         &mut self.timeline
     }
 
-    /// Returns how many tokens of the context are used.
+    /// Returns the number of context tokens in use.
     pub fn used(&self) -> usize {
         self.current.end()
     }
 
-    /// Returns the error that `needed` tokens do not fit.
+    /// Returns the error for `needed` tokens that do not fit.
     pub(super) fn full(&self, needed: usize) -> Error {
         let context = self.timeline.context();
         let free = context - self.used().min(context);
@@ -209,7 +210,7 @@ impl<'m> Conversation<'m> {
     }
 }
 
-/// Fails if `template` has no place for what is to stand in it.
+/// Fails if `template` has no place for the tools or contexts.
 pub(super) fn check_places(template: Option<&Template>, tools: Option<&Tools>, contexts: &[String]) -> Result<()> {
     let missing = |what: &str| Error::Request(format!("the chat template has no place for {what}"));
     if tools.is_some() && !template.map(Template::takes_tools).transpose()?.unwrap_or(false) {

@@ -1,4 +1,4 @@
-//! Prefix states in a folder: a file a node, so that they survive a restart.
+//! Prefix states in a folder, one file per node, so that they survive a restart.
 
 use std::{
     fs,
@@ -16,11 +16,11 @@ use crate::{
     state::{Payload, Recurrent, Rows, read_session},
 };
 
-/// The version of the files' layout. Other versions' files are left alone and not read.
+/// The version of the file layout. Files of other versions are ignored.
 pub(super) const VERSION: u32 = 1;
 const EXTENSION: &str = "prefix";
 
-/// Where the files are, and what they belong to.
+/// The folder, and the model and cache type of its files.
 pub struct Folder {
     path: PathBuf,
     /// The model file's fingerprint.
@@ -28,19 +28,19 @@ pub struct Folder {
     pub(super) cache: CacheType,
 }
 
-/// What a file says before its payload: rows, conv and SSM state, logits.
+/// The header of a file; its payload is rows, conv and SSM state, logits.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Header {
     pub prefix_version: u32,
     pub model: String,
     pub cache: String,
-    /// What stands for the owner.
+    /// The owner's key.
     pub owner: String,
-    /// The file that has the tokens before these; empty at the beginning of a text.
+    /// The file with the preceding tokens; empty for the first one.
     pub parent: String,
     pub start: usize,
     pub ids: Vec<u32>,
-    /// Which of these were read as an answer: the first, and how many.
+    /// The tokens among these that were decoded: start and length of each range.
     pub decoded: Vec<(usize, usize)>,
     /// The first token of each layer's rows.
     pub firsts: Vec<Option<usize>>,
@@ -58,7 +58,7 @@ impl Header {
     }
 }
 
-/// A file whose payload is yet to be read.
+/// A file whose payload has not been read yet.
 pub(super) struct File {
     pub path: PathBuf,
     pub name: String,
@@ -70,7 +70,7 @@ pub(super) struct File {
 }
 
 impl Folder {
-    /// Opens the folder, which is created if it is not there.
+    /// Opens the folder and creates it if it does not exist.
     pub fn open(path: &Path, model: &Model, cache: CacheType) -> Result<Self> {
         let mut builder = fs::DirBuilder::new();
         builder.recursive(true);
@@ -80,7 +80,7 @@ impl Folder {
         Ok(Self { path: path.into(), model: model.fingerprint()?.into(), cache })
     }
 
-    /// The name of the file for what has read `steps`.
+    /// Returns the name of the file for the state after `steps`.
     pub(super) fn name(&self, owner: &str, steps: &[Step]) -> String {
         if steps.is_empty() {
             return String::new();
@@ -99,15 +99,15 @@ impl Folder {
         self.path.join(name).with_extension(EXTENSION)
     }
 
-    /// Removes the file for what has read `steps`. It may not be there.
+    /// Removes the file for the state after `steps`, if it exists.
     pub(super) fn remove(&self, owner: &str, steps: &[Step]) {
         if !steps.is_empty() {
             let _ = fs::remove_file(self.file(&self.name(owner, steps)));
         }
     }
 
-    /// The files that belong here, those of shorter texts first. Those of another model, cache type or version belong to
-    /// somebody else; damaged ones are removed.
+    /// Returns the files for this model, cache type and version, shortest prefix first. Other files are ignored,
+    /// damaged ones removed.
     pub(super) fn files(&self, batch: &Batch<'_>) -> Result<Vec<File>> {
         let failed = |e| Error::io("cannot read directory", &self.path, e);
         let mut files = Vec::new();
@@ -118,7 +118,7 @@ impl Folder {
             }
             let config = batch.model().config();
             let check = |header: serde_json::Value| {
-                // What is not ours is neither read nor removed.
+                // Files without our header are neither read nor removed.
                 let header: Header = serde_json::from_value(header).map_err(|_| Error::Cancelled)?;
                 let tokens = header.start..header.start.saturating_add(header.ids.len());
                 let rows = Rows::written(config, self.cache, &tokens, &header.firsts);

@@ -1,4 +1,4 @@
-//! Prefix states: what texts had read, for others that begin alike.
+//! Prefix caching: states after prompts, shared by sequences with the same prefix.
 
 mod disk;
 mod node;

@@ -1,4 +1,4 @@
-//! A node of the tree of prefixes.
+//! A node of the prefix tree.
 
 use std::ops::Range;
 
@@ -10,22 +10,22 @@ use crate::{
     state::{Recurrent, Rows},
 };
 
-/// A token and how it was read.
+/// A token and the phase in which it was processed.
 pub type Step = (u32, Phase);
 
-/// Some tokens that follow each other, and what a text leaves behind that has read them and all before.
+/// A run of tokens with the state that they add to that of the preceding ones.
 pub(super) struct Node {
-    /// `None` in the root of an owner's tree.
+    /// `None` for the root of an owner's tree.
     pub parent: Option<usize>,
     pub children: Vec<usize>,
-    /// How many tokens come before.
+    /// Number of preceding tokens.
     pub start: usize,
     pub steps: Vec<Step>,
-    /// Their keys and values.
+    /// KV rows of the tokens.
     pub rows: Option<Rows>,
-    /// What else a text needs to go on after them. Not everywhere: where texts parted, nobody may have been at rest.
+    /// The state needed to continue after the node. Missing where prefixes diverge, unless a state was stored there.
     pub end: Option<End>,
-    /// Whether the folder has it as it is.
+    /// Whether the folder has this version of the node.
     pub is_saved: bool,
 }
 
@@ -34,30 +34,30 @@ pub(super) struct End {
     pub recurrent: Recurrent,
     /// Logits `[vocab]`; empty if they were not computed.
     pub logits: Vec<f32>,
-    /// When it was used last.
+    /// Time of last use, as a counter.
     pub used: u64,
 }
 
 impl Node {
-    /// Returns the node before all tokens.
+    /// Returns a root node.
     pub fn root() -> Self {
         let (parent, children, steps) = (None, Vec::new(), Vec::new());
         Self { parent, children, start: 0, steps, rows: None, end: None, is_saved: true }
     }
 
-    /// Returns how many tokens come before its end.
+    /// Returns the number of tokens up to its end.
     pub fn stop(&self) -> usize {
         self.start + self.steps.len()
     }
 
-    /// Returns the bytes that it takes.
+    /// Returns its size in bytes.
     pub fn bytes(&self, c: &Config) -> usize {
         let end = self.end.as_ref().map_or(0, |end| Recurrent::bytes(c) + size_of_val(&end.logits[..]));
         size_of_val(&self.steps[..]) + self.rows.as_ref().map_or(0, |rows| rows.bytes(c)) + end
     }
 
-    /// Splits off the first `count` steps: they become a node of their own, without an end, which is returned. Where this
-    /// node belongs is for the caller.
+    /// Splits off the first `count` steps as a new node without an end state, which is returned. The caller links the
+    /// nodes.
     pub fn split_off_first(&mut self, memory: &mut dyn Memory, c: &Config, count: usize) -> Result<Self> {
         let at = self.start + count;
         let halves = self.rows.as_ref().map(|rows| rows.split(memory, c, at)).transpose()?;
@@ -69,7 +69,7 @@ impl Node {
     }
 }
 
-/// Returns which of the steps were read as an answer.
+/// Returns the ranges of decoded steps.
 pub fn decoded(steps: &[Step]) -> Vec<Range<usize>> {
     let mut ranges: Vec<Range<usize>> = Vec::new();
     for (i, step) in steps.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! The tree of prefixes in a folder.
+//! Storage of the prefix tree in a folder.
 
 use std::{collections::HashMap, fs};
 
@@ -15,7 +15,7 @@ use crate::{
 };
 
 impl Prefixes {
-    /// Goes on with what the folder holds, as much of it as there is room for, and keeps states there from now on.
+    /// Loads the states in the folder, as many as fit, and stores new states there from now on.
     pub fn keep_in(&mut self, folder: Folder, batch: &mut Batch<'_>) -> Result<()> {
         let config = batch.model().config();
         let mut known = HashMap::new();
@@ -34,7 +34,7 @@ impl Prefixes {
                 before.1.len() == header.start && folder.name(&header.owner, &all) == name && before.0 == header.owner
             });
             let Some((parent, steps)) = node else {
-                let _ = fs::remove_file(&path); // what it goes on from is gone
+                let _ = fs::remove_file(&path); // its parent is missing
                 continue;
             };
             let used = ages.partition_point(|&other| other < at) as u64;
@@ -53,7 +53,7 @@ impl Prefixes {
         Ok(())
     }
 
-    /// Writes a state that the folder does not have yet. Returns whether there was one.
+    /// Writes one state that is not in the folder yet. Returns whether there was one.
     pub fn save_one(&mut self, batch: &mut Batch<'_>) -> Result<bool> {
         let Some(folder) = &self.folder else { return Ok(false) };
         let unsaved = self.nodes.iter().enumerate().filter_map(|(at, node)| Some((at, node.as_ref()?)));
@@ -88,7 +88,7 @@ impl Prefixes {
         Ok(true)
     }
 
-    /// Writes nothing to the folder any more.
+    /// Stops writing to the folder.
     pub fn forget_folder(&mut self) {
         self.folder = None;
     }
@@ -103,7 +103,7 @@ impl Prefixes {
     }
 }
 
-/// Returns the node that a file holds; its parent and steps are for the caller.
+/// Reads a node from a file; the caller sets its parent and steps.
 fn read_node(
     batch: &mut Batch<'_>,
     tree: &Prefixes,

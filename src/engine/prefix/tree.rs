@@ -1,4 +1,4 @@
-//! The tree of prefixes, within a budget.
+//! The prefix tree, with a memory budget.
 
 use std::{collections::HashMap, iter::successors};
 
@@ -14,42 +14,42 @@ use crate::{
     state::Recurrent,
 };
 
-/// What texts of one cache type had read, by owner. Nothing of one owner's is found for another, nor is it seen in the time
-/// that an answer takes, but that states are dropped when others need the room.
+/// Prefix states of one cache type, by owner. One owner's states are never used for another, nor revealed by response
+/// times, except that states are evicted when others need the room.
 pub struct Prefixes {
-    /// The key is what stands for an owner, see [`Prefixes::owner`].
+    /// Root nodes by owner key, see [`Prefixes::owner`].
     pub(super) roots: HashMap<String, usize>,
     pub(super) nodes: Vec<Option<Node>>,
     free: Vec<usize>,
     bytes: usize,
     limit: usize,
-    /// Counts uses.
+    /// Counter of uses.
     pub(super) now: u64,
-    /// How many tokens from the first on are the same however they were read.
+    /// Number of leading tokens whose state does not depend on the phase.
     alike: usize,
     pub(super) folder: Option<Folder>,
 }
 
-/// What is known of a prompt.
+/// The known prefix of a prompt.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Found {
-    /// The node at whose end the text can go on.
+    /// The node whose end state can be used.
     node: Option<usize>,
-    /// How many tokens that spares.
+    /// The number of tokens up to there.
     pub tokens: usize,
-    /// How many tokens another text has in common with the prompt, whether it can be continued after them or not.
+    /// Number of tokens that the prompt shares with any known prefix, whether or not a state is stored there.
     pub shared: usize,
 }
 
 impl Prefixes {
-    /// Returns an empty tree that takes `limit` bytes at most. `alike`: how many tokens from the first on leave the same
-    /// behind however they were read.
+    /// Returns an empty tree with a budget of `limit` bytes. `alike`: number of leading tokens whose state does not
+    /// depend on the phase.
     pub fn new(limit: usize, alike: usize) -> Self {
         let (roots, nodes, free, folder) = (HashMap::new(), Vec::new(), Vec::new(), None);
         Self { roots, nodes, free, bytes: 0, limit, now: 0, alike, folder }
     }
 
-    /// Returns what stands for an owner: nobody can tell the owner from it.
+    /// Returns the key of an owner, a hash that does not reveal the name.
     pub(super) fn owner(name: &str) -> String {
         blake3::Hasher::new_derive_key("hymba prefix states: owner")
             .update(name.as_bytes())
@@ -58,28 +58,28 @@ impl Prefixes {
             .to_string()
     }
 
-    /// Returns the bytes that the states take.
+    /// Returns the size of all states in bytes.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Returns the bytes that they may take.
+    /// Returns the budget in bytes.
     pub fn limit(&self) -> usize {
         self.limit
     }
 
-    /// Returns how many states there are.
+    /// Returns the number of states.
     pub fn states(&self) -> usize {
         self.nodes.iter().flatten().filter(|node| node.end.is_some()).count()
     }
 
-    /// Steps as they are told apart here.
+    /// Returns steps as they are compared here.
     pub(super) fn alike(&self, steps: &[Step]) -> Vec<Step> {
         let phase = |i: usize, phase| if i < self.alike { Phase::Prefill } else { phase };
         steps.iter().enumerate().map(|(i, &(id, was))| (id, phase(i, was))).collect()
     }
 
-    /// Looks for the longest known prefix of `prompt`. All of it is only good if the logits after it are known.
+    /// Finds the longest known prefix of `prompt`. The full prompt counts only if the logits after it are known.
     pub fn find(&self, owner: &str, prompt: &[u32]) -> Found {
         let mut best = Found::default();
         let root = self.roots.get(&Self::owner(owner)).copied();
@@ -96,7 +96,7 @@ impl Prefixes {
             if node.stop() > best.tokens && node.end.as_ref().is_some_and(knows_more) {
                 (best.node, best.tokens) = (Some(at), node.stop());
             }
-            // Prompts before answers, where both were read alike: the last in is the first out.
+            // Prefilled nodes before decoded ones: the last one pushed is visited first.
             open.extend(node.children.iter().filter(|&&child| self.begins(child, Phase::Decode)));
             open.extend(node.children.iter().filter(|&&child| self.begins(child, Phase::Prefill)));
         }
@@ -107,13 +107,12 @@ impl Prefixes {
         self.nodes[node].as_ref().and_then(|node| node.steps.first()).is_some_and(|step| step.1 == phase)
     }
 
-    /// The nodes on the way from the root to `node`, the other way round.
+    /// Returns the nodes from `node` up to the root.
     fn way(&self, node: usize) -> impl Iterator<Item = usize> {
         successors(Some(node), |&node| self.nodes[node].as_ref()?.parent)
     }
 
-    /// Makes `text`, which is empty, what had read the prefix that was found. Returns its steps and the logits after it, if
-    /// they are known.
+    /// Restores a found prefix in the empty sequence `text`. Returns its steps, and the logits after it if known.
     pub fn restore(&mut self, batch: &mut Batch<'_>, text: &mut Text, found: Found) -> (Vec<Step>, Vec<f32>) {
         let Some(last) = found.node else { return Default::default() };
         let config = batch.model().config();
@@ -135,7 +134,7 @@ impl Prefixes {
         (steps, end.logits.clone())
     }
 
-    /// Keeps the state of `text`, which has read `steps`; with the `logits` after them, unless there are none.
+    /// Stores the state of `text` after `steps`, with the `logits` if there are any.
     pub fn insert(
         &mut self,
         batch: &mut Batch<'_>,
@@ -173,7 +172,7 @@ impl Prefixes {
         Ok(())
     }
 
-    /// Returns the node that ends after `steps`, a new one if there is none.
+    /// Returns the node that ends after `steps`, creating it if necessary.
     fn node_for(&mut self, batch: &mut Batch<'_>, text: &Text, owner: &str, steps: &[Step]) -> Result<usize> {
         let config = batch.model().config();
         let owner = Self::owner(owner);
@@ -206,7 +205,7 @@ impl Prefixes {
         Ok(at)
     }
 
-    /// Returns the node of the first `count` steps of `node`, which is split if it has more.
+    /// Returns the node for the first `count` steps of `node`, splitting it if it has more.
     fn split(&mut self, batch: &mut Batch<'_>, node: usize, count: usize) -> Result<usize> {
         let config = batch.model().config();
         let Some(lower) = &mut self.nodes[node] else { return Ok(node) };
@@ -230,8 +229,8 @@ impl Prefixes {
         Ok(upper)
     }
 
-    /// Gives the nodes on the way to `last` those rows of windowed layers that a text of `tokens` tokens sees. They lack
-    /// some where a longer text was split, which had forgotten them.
+    /// Completes the windowed layers' rows of the nodes up to `last`, from a sequence of `tokens` tokens. Rows are
+    /// missing where a longer sequence was split, since its window had moved on.
     fn complete(&mut self, batch: &mut Batch<'_>, text: &Text, last: usize, tokens: usize) -> Result<()> {
         let config = batch.model().config();
         let way: Vec<usize> = self.way(last).collect();
@@ -250,7 +249,7 @@ impl Prefixes {
         Ok(())
     }
 
-    /// Adds a node under its parent.
+    /// Adds a node below its parent.
     pub(super) fn add(&mut self, config: &Config, node: Node) -> usize {
         self.bytes += node.bytes(config);
         let parent = node.parent;
@@ -270,7 +269,7 @@ impl Prefixes {
         at
     }
 
-    /// Changes a node, and counts its bytes again.
+    /// Modifies a node and updates the total size.
     fn change(&mut self, config: &Config, at: usize, change: impl FnOnce(&mut Node)) {
         if let Some(node) = &mut self.nodes[at] {
             let before = node.bytes(config);
@@ -279,7 +278,7 @@ impl Prefixes {
         }
     }
 
-    /// Drops the states that were not used for longest, until the others fit.
+    /// Evicts the least recently used states until the others fit.
     pub(super) fn shrink(&mut self, config: &Config) {
         while self.bytes > self.limit {
             let states = self.nodes.iter().enumerate();
@@ -290,7 +289,7 @@ impl Prefixes {
         }
     }
 
-    /// Removes `node` if nobody can go on after it, and then its parents likewise.
+    /// Removes `node` if no other node needs it, then its ancestors likewise.
     pub(super) fn prune(&mut self, config: &Config, node: usize) {
         let mut next = Some(node);
         while let Some(at) = next {
@@ -313,7 +312,7 @@ impl Prefixes {
         }
     }
 
-    /// The steps on the way to `node`, and whose they are.
+    /// Returns the owner key and all steps up to the end of `node`.
     pub(super) fn path(&self, node: usize) -> (String, Vec<Step>) {
         let way: Vec<usize> = self.way(node).collect();
         let root = way.last().copied();

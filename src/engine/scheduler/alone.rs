@@ -1,4 +1,4 @@
-//! The only text at work: the room that others leave in its passes is for guesses of its next tokens.
+//! A sequence that runs alone: the rows that others leave free in its passes verify draft tokens.
 
 use std::sync::atomic::AtomicBool;
 
@@ -13,7 +13,7 @@ use crate::{
     forward::{DECODE_TOKENS, Phase},
 };
 
-/// A text of a batch.
+/// One sequence of a batch.
 pub(super) struct Alone<'a, 'm> {
     pub batch: &'a mut Batch<'m>,
     pub text: &'a mut Text,
@@ -57,7 +57,7 @@ impl TokenModel for Alone<'_, '_> {
         let Self { batch, text, cancel } = self;
         let read = Read { text, ids, phase: Phase::Decode, logits: Wanted::All, cancel: Some(cancel) };
         let mut pass = batch.run([read])?;
-        // What went wrong may be due to a guess, which a single step would not have read.
+        // The failure may be caused by a draft token, which a single step would not process.
         let Ok(all) = pass.logits(0) else {
             drop(pass);
             return is_right(self.decode(ids[0])?).map(drop);

@@ -1,17 +1,17 @@
-//! What a job wants of the logits beside a token: biases, penalties, log probabilities.
+//! Per-job changes to the logits: biases, penalties, log probabilities.
 
 use std::collections::HashMap;
 
 use super::{Job, Logprobs};
 
-/// Changes logits as a job asks for.
+/// Applies the biases and penalties of a job.
 pub(super) struct Bias {
     fixed: Vec<(u32, f32)>,
     frequency: f32,
     presence: f32,
     /// How often each token was generated.
     counts: HashMap<u32, u32>,
-    /// Kept so that a token costs no allocation.
+    /// Reused so that choosing a token does not allocate.
     changed: Vec<f32>,
 }
 
@@ -27,14 +27,14 @@ impl Bias {
         }
     }
 
-    /// Notes that a token was generated.
+    /// Counts a generated token.
     pub fn count(&mut self, id: u32) {
         if self.frequency != 0.0 || self.presence != 0.0 {
             *self.counts.entry(id).or_default() += 1;
         }
     }
 
-    /// Returns the logits to choose from.
+    /// Returns the adjusted logits.
     pub fn applied<'a>(&'a mut self, logits: &'a [f32]) -> &'a [f32] {
         if self.fixed.is_empty() && self.counts.is_empty() {
             return logits;
@@ -52,7 +52,7 @@ impl Bias {
     }
 }
 
-/// Returns the log probability of `id` by these logits, and of the `top` most likely tokens.
+/// Returns the log probability of `id` and the `top` most likely tokens.
 pub(super) fn logprobs(logits: &[f32], id: u32, top: usize) -> Logprobs {
     let max = logits.iter().copied().fold(f32::MIN, f32::max);
     let sum: f64 = logits.iter().map(|&logit| f64::from(logit - max).exp()).sum();

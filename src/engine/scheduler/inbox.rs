@@ -1,4 +1,4 @@
-//! What the scheduler's thread and its callers share: the queue, the wish to end, the metrics.
+//! The state that the scheduler's thread shares with its callers: queue, shutdown, metrics.
 
 use std::{
     collections::VecDeque,
@@ -11,46 +11,46 @@ use std::{
 
 use super::{Job, Metrics, Refused};
 
-/// A job and when it came.
+/// A job and its time of arrival.
 pub(super) struct Queued {
     pub job: Job,
     pub since: Instant,
 }
 
-/// How far the scheduler is from its end.
+/// The stages of a shutdown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Ending {
-    /// It takes jobs.
+    /// Accepts jobs.
     Not,
-    /// It takes no more, and finishes those it has.
+    /// Rejects new jobs and finishes the others.
     Draining,
-    /// It has cancelled those too.
+    /// Has cancelled all jobs.
     Cancelled,
 }
 
-/// What is shared.
+/// The shared state.
 pub(super) struct Inbox {
     shared: Mutex<Shared>,
     changed: Condvar,
 }
 
-/// What the lock guards.
+/// The state guarded by the lock.
 pub(super) struct Shared {
     pub queue: VecDeque<Queued>,
-    /// Jobs that fit in the queue.
+    /// Capacity of the queue.
     room: usize,
     pub ending: Ending,
-    /// What cancels the jobs at work.
+    /// The cancellation flags of the running jobs.
     pub running: Vec<Arc<AtomicBool>>,
     pub metrics: Metrics,
-    /// A mean of how long jobs were at work.
+    /// Running mean of the time that jobs take.
     pub usual: Duration,
-    /// Why prefix states are not written to the folder any more.
+    /// Why prefix states are no longer written to the folder.
     pub cache_failure: Option<String>,
 }
 
 impl Inbox {
-    /// Returns an inbox with room for `room` jobs in the queue.
+    /// Returns an inbox with a queue of `room` jobs.
     pub fn new(room: usize, slots: usize) -> Self {
         let metrics = Metrics { slots, ..Metrics::default() };
         let (queue, running) = (VecDeque::new(), Vec::new());
@@ -59,18 +59,18 @@ impl Inbox {
         Self { shared: Mutex::new(shared), changed: Condvar::new() }
     }
 
-    /// Returns what is shared. A panic elsewhere leaves nothing half done in it.
+    /// Locks the state. A panic elsewhere cannot leave it inconsistent.
     pub fn lock(&self) -> MutexGuard<'_, Shared> {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Puts a job into the queue, or says why not.
+    /// Enqueues a job, or returns why it was rejected.
     pub fn submit(&self, job: Job) -> Result<(), Refused> {
         let mut shared = self.lock();
         if shared.ending > Ending::Not {
             return Err(Refused::Stopping);
         }
-        // A free slot is room too: its job leaves the queue at once.
+        // Free slots count as room, since a job for one leaves the queue at once.
         let free = shared.metrics.slots.saturating_sub(shared.running.len());
         if shared.queue.len() >= shared.room + free {
             shared.metrics.refused += 1;
@@ -81,7 +81,7 @@ impl Inbox {
         Ok(())
     }
 
-    /// Comes nearer to the end.
+    /// Advances the shutdown to the given stage.
     pub fn end(&self, ending: Ending) {
         let mut shared = self.lock();
         shared.ending = shared.ending.max(ending);
@@ -92,7 +92,7 @@ impl Inbox {
         self.changed.notify_one();
     }
 
-    /// Waits until there is a job or the end is near, no longer than `limit`.
+    /// Waits until a job arrives or a shutdown begins, at most for `limit`.
     pub fn wait(&self, limit: Option<Duration>) {
         let idle = |shared: &mut Shared| shared.queue.is_empty() && shared.ending == Ending::Not;
         let shared = self.lock();
@@ -104,18 +104,18 @@ impl Inbox {
 }
 
 impl Shared {
-    /// Takes the next job out of the queue: the oldest of the owner who has the fewest at work.
+    /// Dequeues the oldest job of the owner with the fewest running jobs.
     pub fn next(&mut self, at_work: impl Fn(&str) -> usize) -> Option<Queued> {
         let next = (0..self.queue.len()).min_by_key(|&i| at_work(&self.queue[i].job.owner))?;
         self.queue.remove(next)
     }
 
-    /// Returns the metrics as they are now.
+    /// Returns the current metrics.
     pub fn snapshot(&self) -> Metrics {
         Metrics { queued: self.queue.len(), running: self.running.len(), ..self.metrics }
     }
 
-    /// A guess of when the queue has room.
+    /// Estimates when the queue has room.
     fn until_room(&self) -> Duration {
         let slots = self.metrics.slots.max(1) as u32;
         (self.usual / slots).clamp(Duration::from_secs(1), Duration::from_secs(60))

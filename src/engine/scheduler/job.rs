@@ -1,4 +1,4 @@
-//! What goes into a scheduler and what comes out of it: jobs, events, refusals, metrics.
+//! The scheduler's interface: jobs, events, rejections, metrics.
 
 use std::{
     ops::Range,
@@ -14,43 +14,45 @@ use crate::{Error, constrain::Matching, engine::generate::StopReason, sample::Sa
 
 /// A text to generate.
 ///
-/// Its tokens are those that [`generate`](crate::generate) chooses with the same prompt, parameters and seed, whatever else
-/// is at work; with prefix states the prompt's first tokens may have been read as another text's answer, see
-/// [`Cached`]. Several answers to one prompt are several jobs with this prompt: it is read once.
+/// Its tokens are the ones that [`generate`](crate::generate) chooses for the same prompt, parameters and seed,
+/// regardless of concurrent jobs. With prefix states, the first tokens of the prompt may have been processed as part of
+/// another job's answer, see [`Cached`]. Several answers to one prompt are several jobs with that prompt, which is
+/// processed once.
 pub struct Job {
-    /// Ids to read first; at least one.
+    /// The token ids of the prompt; at least one.
     pub prompt: Vec<u32>,
-    /// How many tokens at most; `None`: until the context is full.
+    /// Maximum number of tokens; `None`: until the context is full.
     pub limit: Option<usize>,
-    /// Strings that end the text when they appear in it; they do not become part of it.
+    /// Stop strings, which do not become part of the text.
     pub stops: Vec<String>,
-    /// How tokens are chosen.
+    /// The sampling parameters.
     pub sampling: SamplingParams,
-    /// What the random numbers follow from.
+    /// The random seed.
     pub seed: u64,
-    /// What is added to the logits of some tokens before one is chosen.
+    /// Values added to the logits of tokens.
     pub bias: Vec<(u32, f32)>,
-    /// What is subtracted from a token's logit for each time that it was generated.
+    /// Subtracted from a token's logit for each of its occurrences in the generated text.
     pub frequency_penalty: f32,
-    /// What is subtracted from a token's logit if it was generated.
+    /// Subtracted from a token's logit if it occurs in the generated text.
     pub presence_penalty: f32,
-    /// What the text has to match, from its first token on.
+    /// The constraint on the text.
     pub matching: Option<Matching>,
-    /// How many of the most likely tokens come with each token and its log probability; `None`: nothing does. Log
-    /// probabilities are the model's, before bias, penalties, temperature and filters.
+    /// Number of most likely tokens to report with each token and its log probability; `None`: report neither. Log
+    /// probabilities are those of the model, before bias, penalties, temperature and filters.
     pub logprobs: Option<usize>,
-    /// Whether the prompt's tokens come with log probabilities too, as [`Event::Prompt`]. All of the prompt is read then.
+    /// Whether to report log probabilities of the prompt's tokens too, as [`Event::Prompt`]. The whole prompt is then
+    /// processed.
     pub prompt_logprobs: bool,
-    /// Whose job it is: prefixes that were read for one owner are never used for another.
+    /// The owner: prefixes processed for one owner are never used for another.
     pub owner: String,
-    /// Ends the text when it is set: within a layer's time.
+    /// Cancels the job when set, within the time of one layer.
     pub cancel: Arc<AtomicBool>,
-    /// Gets what happens.
+    /// Receives the events of the job.
     pub events: Box<dyn Events>,
 }
 
 impl Job {
-    /// Returns a job with the default parameters.
+    /// Returns a job with default parameters.
     pub fn new(prompt: Vec<u32>, events: Box<dyn Events>) -> Self {
         Self {
             prompt,
@@ -71,85 +73,87 @@ impl Job {
     }
 }
 
-/// What happens to a job, in this order: `Started`, `Prompt`s if they are wanted, `Token`s, `Done`. `Failed` and `Done` are
-/// the last, whatever was before.
+/// The events of a job, in this order: `Started`, `Prompt`s if requested, `Token`s, `Done`. `Failed` can come at any
+/// time; it and `Done` are always the last event.
 #[derive(Debug)]
 pub enum Event {
     /// The job has left the queue.
     Started(Cached),
-    /// The next tokens of the prompt, as many as there are elements. Nothing is known of the first token.
+    /// The next tokens of the prompt, one element each. The first token has no log probability.
     Prompt(Vec<Option<Logprobs>>),
     /// A token was chosen.
     Token {
         /// Its id.
         id: u32,
-        /// What can be shown since the last token: whole characters, checked for stop strings; often nothing.
+        /// Text that became final since the last token: whole characters, checked for stop strings; often empty.
         text: String,
-        /// Its log probability, if those are wanted.
+        /// Its log probability, if requested.
         logprobs: Option<Logprobs>,
     },
-    /// The text is over.
+    /// The text is complete.
     Done {
-        /// What was held back until now, and can be shown.
+        /// The remaining text, which was held back until now.
         text: String,
         /// Why it ended.
         stop: StopReason,
-        /// What it took.
+        /// Token counts and timings.
         usage: Usage,
     },
-    /// The text could not be read or continued.
+    /// The prompt could not be processed, or the text not continued.
     Failed(Error),
 }
 
-/// The part of a prompt that did not have to be read, because it was before.
+/// The part of a prompt whose state was already known.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Cached {
-    /// How many tokens, from the first on.
+    /// The number of tokens, from the first one.
     pub tokens: usize,
-    /// Which of them were read as tokens of an answer: beyond the window's width their state is another than a prompt's.
+    /// The tokens among them that were processed as part of an answer: their state differs from that of a prompt beyond
+    /// the width of the sliding window.
     pub decoded: Vec<Range<usize>>,
 }
 
-/// The log probability of a token, and the most likely tokens in its place.
+/// The log probability of a token, and the most likely alternatives.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Logprobs {
-    /// The token's.
+    /// The log probability of the token.
     pub logprob: f32,
-    /// Ids and log probabilities, the most likely first.
+    /// Token ids with their log probabilities, the most likely first.
     pub top: Vec<(u32, f32)>,
 }
 
-/// What a job took.
+/// Token counts and timings of a job.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Usage {
-    /// Ids of the prompt.
+    /// Tokens of the prompt.
     pub prompt_tokens: usize,
-    /// Those of them that were not read, see [`Cached`].
+    /// Those that were not processed again, see [`Cached`].
     pub cached_tokens: usize,
-    /// Ids of the answer; the one that ends a text does not count.
+    /// Generated tokens, without the one that ends the text.
     pub generated_tokens: usize,
     /// Time in the queue.
     pub queued: Duration,
-    /// Time from there until the prompt was read.
+    /// Time from there to the end of prefill.
     pub prompt: Duration,
     /// Time from there to the end.
     pub generation: Duration,
 }
 
-/// Where a job's events go. It must not block: the thread that calls it runs the model for everyone.
+/// Receives the events of a job. It must not block, since it is called on the thread that runs the model for all jobs.
 pub trait Events: Send {
-    /// Takes an event, or does not.
+    /// Takes an event.
     fn take(&mut self, event: Event) -> Taken;
 }
 
-/// What became of an event.
+/// The outcome of delivering an event.
 #[derive(Debug)]
 pub enum Taken {
-    /// It was taken.
+    /// The event was taken.
     Yes,
-    /// There is no room for it now. The job waits, and the others go on; it is offered again some milliseconds later.
+    /// There is no room for the event now. The job is suspended, and the event is delivered again a few milliseconds
+    /// later.
     Later(Event),
-    /// Nobody is there any more: the job is cancelled.
+    /// The receiver is gone: the job is cancelled.
     Gone,
 }
 
@@ -163,63 +167,63 @@ impl Events for SyncSender<Event> {
     }
 }
 
-/// Why a job was not taken.
+/// Why a job was rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
-    /// The queue is full. There may be room after this time: the guess is from the jobs before.
+    /// The queue is full. The duration is an estimate of when there is room, from previous jobs.
     Full(Duration),
-    /// The scheduler is ending.
+    /// The scheduler is shutting down.
     Stopping,
 }
 
-/// What a scheduler has done since it was started, and what it is doing.
+/// Counters since the start of the scheduler, and its current load.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Metrics {
     /// Jobs in the queue.
     pub queued: usize,
-    /// Jobs at work.
+    /// Running jobs.
     pub running: usize,
-    /// Jobs that can be at work at once.
+    /// Maximum number of running jobs.
     pub slots: usize,
-    /// Jobs that ended, but for those that failed or were cancelled.
+    /// Finished jobs, without failed and cancelled ones.
     pub done: u64,
-    /// Jobs that failed.
+    /// Failed jobs.
     pub failed: u64,
-    /// Jobs that were cancelled.
+    /// Cancelled jobs.
     pub cancelled: u64,
-    /// Jobs that were refused because the queue was full.
+    /// Jobs rejected because the queue was full.
     pub refused: u64,
-    /// Tokens of prompts that were read.
+    /// Prompt tokens that were processed.
     pub prompt_tokens: u64,
-    /// Tokens of prompts that were not, because their state was known.
+    /// Prompt tokens that were not, because their state was known.
     pub cached_tokens: u64,
-    /// Tokens that were generated.
+    /// Generated tokens.
     pub generated_tokens: u64,
-    /// Passes over the weights.
+    /// Forward passes.
     pub passes: u64,
-    /// Rows of all passes: tokens that were read in them.
+    /// Rows (tokens) of all passes.
     pub rows: u64,
-    /// Guesses that were read with a token.
+    /// Draft tokens that were verified.
     pub drafted: u64,
-    /// Those that were right.
+    /// Draft tokens that were accepted.
     pub accepted: u64,
-    /// Time in passes.
+    /// Time in forward passes.
     pub busy: Duration,
-    /// Bytes that passes without a prompt read from memory: weights, keys, values, states.
+    /// Bytes of weights and state read by passes without a prompt.
     pub decode_bytes: u64,
-    /// Time in these passes.
+    /// Time in those passes.
     pub decode_time: Duration,
-    /// Bytes a second that the threads can read, if that was measured.
+    /// Measured read bandwidth in bytes per second, if it was measured.
     pub read_limit: Option<f64>,
-    /// Bytes of keys, values and states of jobs at work: the room that there is for them.
+    /// Allocated bytes of state of the running jobs.
     pub text_bytes: u64,
     /// Bytes of prefix states.
     pub prefix_bytes: u64,
-    /// Bytes that prefix states may take.
+    /// Maximum bytes of prefix states.
     pub prefix_limit: u64,
-    /// Prefix states.
+    /// Number of prefix states.
     pub prefixes: usize,
-    /// Jobs that began with a known prefix.
+    /// Jobs that started from a known prefix.
     pub prefix_hits: u64,
     /// Jobs that did not.
     pub prefix_misses: u64,

@@ -1,9 +1,8 @@
-//! Several texts at once: one thread owns the model, and reads and writes all of them in common passes. Each has the bits
-//! that it has alone.
+//! Continuous batching: one thread owns the model and runs all sequences in common passes. The result of each is
+//! bit-identical to running it alone.
 //!
-//! A pass reads one token of every text that is being written, and between them a part of the prompts that are being read:
-//! as much as leaves the others' tokens near their usual pace. Jobs come in through a bounded queue; what happens to them
-//! goes out through their [`Events`], which never block.
+//! A pass decodes one token of every generating sequence and prefills parts of waiting prompts, as much as keeps the
+//! others near their usual pace. Jobs arrive through a bounded queue; their [`Events`] never block.
 
 mod alone;
 mod choice;
@@ -27,7 +26,7 @@ use worker::Worker;
 use super::Model;
 use crate::{Error, Result, text::Tokenizer};
 
-/// A thread that reads and writes texts.
+/// A thread that runs jobs.
 pub struct Scheduler {
     inbox: Arc<Inbox>,
     thread: Option<JoinHandle<()>>,
@@ -36,7 +35,7 @@ pub struct Scheduler {
 }
 
 impl Scheduler {
-    /// Starts the thread, and returns when it takes jobs.
+    /// Starts the thread and returns once it accepts jobs.
     pub fn start(model: Arc<Model>, tokenizer: Arc<Tokenizer>, options: &SchedulerOptions) -> Result<Self> {
         let slots = options.slots.max(1);
         let inbox = Arc::new(Inbox::new(options.queue, slots));
@@ -45,7 +44,7 @@ impl Scheduler {
         let work = {
             let inbox = inbox.clone();
             move || {
-                // However the thread ends: whoever comes later must not wait for it.
+                // However the thread ends, later callers must not wait for it.
                 let _ended = EndsInbox(&inbox);
                 match Worker::new(&model, &tokenizer, &inbox, options) {
                     Ok(mut worker) => {
@@ -63,49 +62,49 @@ impl Scheduler {
         Ok(Self { inbox, thread: Some(thread), context, fallback })
     }
 
-    /// Puts a job into the queue, or says why not. The job's events say what becomes of it.
+    /// Enqueues a job, or returns why it was rejected. The job's events report its progress.
     pub fn submit(&self, job: Job) -> std::result::Result<(), Refused> {
         self.inbox.submit(job)
     }
 
-    /// Returns what was done so far.
+    /// Returns the current metrics.
     pub fn metrics(&self) -> Metrics {
         self.inbox.lock().snapshot()
     }
 
-    /// Returns how many tokens fit into a text.
+    /// Returns the context size of each sequence.
     pub fn context(&self) -> usize {
         self.context
     }
 
-    /// Returns why the texts are not as was asked for, if they are not: a GPU that was preferred does not work, the KV
-    /// cache is wider.
+    /// Returns why the session differs from what was requested, if it does: the preferred GPU failed, or the KV cache
+    /// has a wider type.
     pub fn fallback(&self) -> Option<&str> {
         self.fallback.as_deref()
     }
 
-    /// Returns why prefix states are not written to the folder any more, if they are not.
+    /// Returns why prefix states are no longer written to the folder, if they are not.
     pub fn cache_failure(&self) -> Option<String> {
         self.inbox.lock().cache_failure.clone()
     }
 
-    /// Takes no more jobs; those it has are finished.
+    /// Rejects new jobs and finishes the others.
     pub fn drain(&self) {
         self.inbox.end(Ending::Draining);
     }
 
-    /// Takes no more jobs, and cancels those it has.
+    /// Rejects new jobs and cancels the others.
     pub fn stop(&self) {
         self.inbox.end(Ending::Cancelled);
     }
 
-    /// Whether the thread has ended: after [`Scheduler::drain`] or [`Scheduler::stop`] it does when the last job is over.
+    /// Whether the thread has ended. After [`Scheduler::drain`] or [`Scheduler::stop`] it ends with the last job.
     pub fn is_ended(&self) -> bool {
         self.thread.as_ref().is_none_or(JoinHandle::is_finished)
     }
 
-    /// Waits until the last job is over, after [`Scheduler::drain`] or [`Scheduler::stop`]. Returns whether the thread
-    /// ended as it should.
+    /// Waits for the last job after [`Scheduler::drain`] or [`Scheduler::stop`]. Returns whether the thread ended
+    /// normally.
     pub fn join(mut self) -> bool {
         self.thread.take().is_none_or(|thread| thread.join().is_ok())
     }
@@ -120,7 +119,7 @@ impl Drop for Scheduler {
     }
 }
 
-/// Ends the inbox when it is dropped; jobs that are left are dropped with their events.
+/// Shuts down the inbox when dropped; remaining jobs are dropped with their events.
 struct EndsInbox<'a>(&'a Inbox);
 
 impl Drop for EndsInbox<'_> {

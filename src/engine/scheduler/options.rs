@@ -1,25 +1,25 @@
-//! How a scheduler is set up.
+//! The options of a scheduler.
 
 use std::path::PathBuf;
 
 use crate::engine::{SessionOptions, speculate::Speculate};
 
-/// How a scheduler is set up.
+/// The options of a scheduler.
 #[derive(Clone, Debug)]
 pub struct SchedulerOptions {
-    /// Device, threads, KV cache, and the tokens that fit into each text.
+    /// Device, threads, KV cache type, and the context size of each sequence.
     pub session: SessionOptions,
-    /// Texts at work at once.
+    /// Maximum number of running jobs.
     pub slots: usize,
-    /// Jobs that wait at most, beside those at work.
+    /// Maximum number of jobs in the queue, in addition to the running ones.
     pub queue: usize,
-    /// How many guesses are read with a token of a text that is at work alone.
+    /// Speculative decoding for a sequence that runs alone.
     pub speculate: Speculate,
-    /// Bytes that prefix states take at most, 0: there are none; by default a quarter of the free memory, at most 4 GB.
+    /// Maximum bytes of prefix states; 0 disables them. The default is a quarter of the free memory, at most 4 GB.
     pub cache_memory: Option<usize>,
-    /// A folder in which prefix states survive a restart.
+    /// A folder in which prefix states survive restarts.
     pub cache_folder: Option<PathBuf>,
-    /// Whether to measure at the start what the threads can read, for [`Metrics::read_limit`](super::Metrics::read_limit).
+    /// Whether to measure the read bandwidth at the start, for [`Metrics::read_limit`](super::Metrics::read_limit).
     pub measure: bool,
 }
 

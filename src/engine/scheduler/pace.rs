@@ -1,40 +1,40 @@
-//! How much of a prompt a pass reads beside texts that are being written: by what passes have cost so far.
+//! Decides how many prompt rows a pass prefills beside decoding sequences, based on measured pass times.
 
 use std::time::Duration;
 
-/// A pass beside a prompt takes at most so many times as long as one without.
+/// Maximum time of a pass with prompt rows, relative to one without.
 const LONGEST_GAP: f64 = 2.5;
-/// What is aimed at, so that noise stays below that.
+/// The target, which leaves room for noise.
 const GAP: f64 = 2.0;
-/// How long a pass may take that no text waits for: as long as a new job may have to wait for its first pass.
+/// Maximum time in seconds of a pass that delays no sequence, since a new job may have to wait for it.
 const ALONE: f64 = 0.4;
-/// Rows of a pass that no text waits for, as long as nothing is known of them.
+/// Rows of such a pass until something has been measured.
 const FIRST: usize = 16;
-/// How much of what is known a new measurement replaces.
+/// Weight of a new measurement in the running means.
 const WEIGHT: f64 = 0.25;
 
-/// What passes cost.
+/// Measured costs of passes.
 #[derive(Default)]
 pub(super) struct Pace {
     /// Seconds of a pass by its number of decoded rows; 0: unknown.
     decode: Vec<f64>,
-    /// Seconds that a row of a prompt adds to a pass beside decoded rows; 0: unknown.
+    /// Seconds that a prompt row adds to a pass with decoded rows; 0: unknown.
     added: f64,
-    /// Seconds of such a pass by its rows, all of them: less than that where more are read, as they share the weights.
+    /// Mean seconds per row of such a pass. More rows cost less each, as they share the weights.
     mean: f64,
-    /// The most rows of a prompt that were right beside decoded rows.
+    /// The largest number of prompt rows that stayed within the target beside decoded rows.
     tried: usize,
-    /// Seconds that a row of a prompt takes in a pass of its own; 0: unknown.
+    /// Seconds per prompt row in a pass of its own; 0: unknown.
     alone: f64,
 }
 
 impl Pace {
-    /// Returns how many rows of prompts a pass reads beside `decoded` rows: from 1 to `most`.
+    /// Returns the number of prompt rows, from 1 to `most`, for a pass with `decoded` decoded rows.
     pub fn rows(&self, decoded: usize, most: usize) -> usize {
         let rows = match self.usual(decoded) {
             _ if decoded == 0 && self.alone == 0.0 => FIRST,
             _ if decoded == 0 => ((ALONE / self.alone) as usize).max(FIRST),
-            // As many again take twice as long at most.
+            // Twice the rows take at most twice the time.
             Some(usual) if self.added > 0.0 => {
                 let by_added = usual * (GAP - 1.0) / self.added;
                 let by_mean = usual * GAP / self.mean - decoded as f64;
@@ -45,7 +45,7 @@ impl Pace {
         rows.clamp(1, most.max(1))
     }
 
-    /// Learns from a pass that took `elapsed`.
+    /// Records a pass that took `elapsed`.
     pub fn learn(&mut self, decoded: usize, prompt: usize, elapsed: Duration) {
         let elapsed = elapsed.as_secs_f64().max(1e-9);
         match (decoded, prompt) {
@@ -62,7 +62,7 @@ impl Pace {
                 let added = (elapsed - usual).max(usual * 0.01) / prompt as f64;
                 let mean = elapsed / (decoded + prompt) as f64;
                 let is_long = elapsed > usual * LONGEST_GAP;
-                // More rows than before cost less each: what fewer of them cost says nothing of them.
+                // The cost per row falls with the number of rows, so measurements of fewer rows do not apply.
                 let is_more = prompt >= self.tried;
                 for (known, new) in [(&mut self.added, added), (&mut self.mean, mean)] {
                     match is_long {
@@ -76,12 +76,12 @@ impl Pace {
         }
     }
 
-    /// Whether a pass without a prompt should be measured before one with it.
+    /// Whether to measure a pass without prompt rows before one with them.
     pub fn is_unknown(&self, decoded: usize) -> bool {
         decoded > 0 && self.usual(decoded).is_none()
     }
 
-    /// Returns what a pass of `decoded` rows takes: as measured, or as one of fewer rows.
+    /// Returns the time of a pass of `decoded` rows, as measured for that number or a smaller one.
     fn usual(&self, decoded: usize) -> Option<f64> {
         let known = self.decode.iter().take(decoded + 1).rev().copied().find(|&cost| cost > 0.0);
         known.or_else(|| self.decode.iter().copied().find(|&cost| cost > 0.0).map(|cost| cost * 0.5))
@@ -99,11 +99,11 @@ mod tests {
 
     use super::*;
 
-    /// Seconds of a pass on some machine.
+    /// Seconds of a pass on a simulated machine.
     type Machine = fn(usize, usize) -> f64;
 
-    /// Gaps between tokens of `decoded` texts, as shares of the usual one, while a prompt of `prompt` tokens is read; and
-    /// how many passes that took.
+    /// Gaps between tokens of `decoded` sequences, relative to the usual gap, during the prefill of `prompt` tokens;
+    /// and the number of passes.
     fn gaps(machine: Machine, pace: &mut Pace, decoded: usize, mut prompt: usize) -> Vec<f64> {
         let mut rng = ChaCha8Rng::seed_from_u64(7);
         let mut gaps = Vec::new();
@@ -121,8 +121,8 @@ mod tests {
     #[test]
     fn gaps_stay_short_on_any_machine() {
         let machines: [Machine; 4] = [
-            |decoded, rows| 0.1 + 0.01 * (decoded + rows) as f64, // most of it is reading weights
-            |decoded, rows| 0.001 * (decoded + rows) as f64,      // no weights to speak of
+            |decoded, rows| 0.1 + 0.01 * (decoded + rows) as f64, // dominated by reading weights
+            |decoded, rows| 0.001 * (decoded + rows) as f64,      // cost of weights negligible
             |decoded, rows| (0.05 + 0.001 * decoded as f64).max(0.004 * (decoded + rows) as f64),
             |decoded, rows| 0.03 + 0.002 * decoded as f64 + if rows < 12 { 0.003 } else { 0.0015 } * rows as f64,
         ];
@@ -137,7 +137,7 @@ mod tests {
                 assert!(worst <= LONGEST_GAP, "machine {i}, {texts} texts: a later gap of {worst}");
                 let mean = later.iter().sum::<f64>() / later.len() as f64;
                 assert!(mean > 1.4, "machine {i}, {texts} texts: the prompt gets too little, {mean}");
-                // more texts: nothing is known of them but what fewer cost
+                // more sequences: only the cost for fewer of them is known
                 let more = gaps(machine, pace, texts + 3, 2000);
                 let worst = more.iter().copied().fold(0.0, f64::max);
                 assert!(worst <= LONGEST_GAP, "machine {i}, {texts} texts and three: a gap of {worst}");

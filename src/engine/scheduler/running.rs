@@ -1,4 +1,4 @@
-//! A job at work: what it has read, what it reads next, and what comes out.
+//! A running job: its progress, its next input, and its output.
 
 use std::{
     collections::VecDeque,
@@ -27,40 +27,40 @@ use crate::{
     text::Tokenizer,
 };
 
-/// Tokens of a prompt in a pass whose log probabilities are wanted: a row of logits is as wide as the vocabulary.
+/// Prompt rows per pass if log probabilities are requested: a row of logits is as wide as the vocabulary.
 const ROWS_WITH_LOGITS: usize = 16;
 
-/// A job at work.
+/// A running job.
 pub(super) struct Running<'t> {
     pub job: Job,
-    /// `None` once the text is over.
+    /// `None` once the text is complete.
     text: Option<Generator<'t>>,
     sampler: Sampler,
     bias: Bias,
-    /// The tokens that the text's state is made of, and those that are to be read next.
+    /// The steps that the state consists of, followed by those to process next.
     pub steps: Vec<Step>,
-    /// How many of them are read.
+    /// Number of processed steps.
     pub read: usize,
-    /// Logits after these, if they are known.
+    /// The logits after them, if known.
     pub logits: Vec<f32>,
-    /// Where the reading of the prompt pauses for a moment, so that a prefix state can be kept.
+    /// Positions at which prefill pauses so that a prefix state can be stored.
     pub cuts: Vec<usize>,
     cached: Cached,
-    /// Which job it is: a count.
+    /// The serial number of the job.
     pub serial: u64,
-    /// The job that will have read so many of its tokens, if it waits for one.
+    /// The job to wait for, and how many of the shared tokens it has to process first.
     pub awaits: Option<(u64, usize)>,
     is_started: bool,
-    /// When a part of its prompt was last read: a count of passes.
+    /// The pass in which its prompt last advanced.
     pub turn: u64,
-    /// The slot's text, while a wider one is in its place.
+    /// The slot's original state while a wider KV cache is in use.
     pub narrow: Option<Text>,
-    /// Guesses what it says next.
+    /// Drafts its next tokens.
     pub speculator: Speculator,
-    /// Events that could not be delivered yet.
+    /// Events that are not delivered yet.
     outbox: VecDeque<Event>,
     is_gone: bool,
-    /// Tokens of the prompt whose log probabilities were told.
+    /// Number of prompt tokens whose log probabilities were reported.
     told: usize,
     /// How and when it ended.
     pub end: Option<(End, Instant)>,
@@ -78,7 +78,7 @@ pub(super) enum End {
 }
 
 impl<'t> Running<'t> {
-    /// Returns a job that has read nothing yet, or has failed already.
+    /// Returns a job that has not processed anything, or has already failed.
     pub fn new(serial: u64, tokenizer: &'t Tokenizer, queued: Queued, (vocab, context): (usize, usize)) -> Self {
         let Queued { mut job, since } = queued;
         let now = Instant::now();
@@ -120,10 +120,10 @@ impl<'t> Running<'t> {
         }
     }
 
-    /// Fails if the prompt can't be read.
+    /// Fails if the prompt cannot be processed.
     fn check(job: &Job, vocab: usize, context: usize) -> Result<()> {
         if job.prompt.is_empty() {
-            return Err(Error::Request("the prompt is empty, so that there is nothing to go on from".into()));
+            return Err(Error::Request("the prompt is empty, so there is nothing to continue".into()));
         }
         if let Some(&id) = job.prompt.iter().find(|&&id| id as usize >= vocab) {
             return Err(Error::TokenOutOfRange { id, vocab });
@@ -132,7 +132,7 @@ impl<'t> Running<'t> {
         if needed > context { Err(Error::ContextFull { needed, free: context, context }) } else { Ok(()) }
     }
 
-    /// Begins with `known` steps read, and the logits after them if they are known.
+    /// Starts after the `known` steps, with the logits after them if available.
     pub fn start(&mut self, known: Vec<Step>, logits: Vec<f32>, context: usize) {
         if self.is_over() {
             return;
@@ -147,42 +147,42 @@ impl<'t> Running<'t> {
         self.choose(context);
     }
 
-    /// Whether it may be in the next pass.
+    /// Whether the job can take part in the next pass.
     pub fn is_ready(&self) -> bool {
         self.is_started && !self.is_over() && self.is_delivered()
     }
 
-    /// Whether it is at a place where a prefix state is to be kept: at the end of its prompt, or at a cut.
+    /// Whether a prefix state should be stored here: at the end of the prompt or at a cut.
     pub fn is_at_cut(&self) -> bool {
         self.read > self.cached.tokens && (self.read == self.job.prompt.len() || self.cuts.contains(&self.read))
     }
 
-    /// Whether another job may wait until it has read a prompt.
+    /// Whether other jobs may wait for this one's prefill.
     pub fn is_awaitable(&self) -> bool {
         self.is_in_prompt() && !self.job.prompt_logprobs && self.narrow.is_none()
     }
 
-    /// Whether the text is over; its last events may still have to be delivered.
+    /// Whether the text is complete; events may still be undelivered.
     pub fn is_over(&self) -> bool {
         self.text.is_none()
     }
 
-    /// Whether everything was delivered.
+    /// Whether all events are delivered.
     pub fn is_delivered(&self) -> bool {
         self.is_gone || self.outbox.is_empty()
     }
 
-    /// Whether all its tokens are read, so that another can be chosen.
+    /// Whether all steps are processed, so that the next token can be chosen.
     fn is_complete(&self) -> bool {
         self.read == self.steps.len()
     }
 
-    /// Whether it is reading its prompt.
+    /// Whether the prompt is being processed.
     pub fn is_in_prompt(&self) -> bool {
         !self.is_over() && self.steps.get(self.read).is_some_and(|step| step.1 == Phase::Prefill)
     }
 
-    /// What it reads in a pass, at most `most` tokens of a prompt.
+    /// Returns the steps for the next pass, at most `most` prompt tokens.
     pub fn next(&self, most: usize) -> Range<usize> {
         let Some(&(_, phase)) = self.steps.get(self.read) else { return self.read..self.read };
         let most = match phase {
@@ -195,12 +195,12 @@ impl<'t> Running<'t> {
         self.read..(self.read + same).min(cut)
     }
 
-    /// Whether the logits after every one of the prompt's tokens are wanted now.
+    /// Whether the logits of every prompt token are needed now.
     pub fn wants_all_logits(&self) -> bool {
         self.job.prompt_logprobs && self.text.as_ref().is_some_and(|text| text.ids().is_empty())
     }
 
-    /// Takes the logits after `tokens` more steps: of all of them, of the last, or of none.
+    /// Accepts the logits of the next `tokens` steps: all rows, the last one, or none.
     pub fn has_read(&mut self, tokens: usize, logits: &[f32], vocab: usize) {
         let before = self.read;
         self.read += tokens;
@@ -223,7 +223,8 @@ impl<'t> Running<'t> {
         }
     }
 
-    /// Chooses the next token, if all are read, and ends the text if there is a reason. Returns whether there is a token.
+    /// Chooses the next token if all steps are processed, and ends the text if there is a reason to. Returns whether
+    /// there is a token.
     pub fn choose(&mut self, context: usize) -> bool {
         let Some(text) = self.text.as_ref().filter(|_| self.is_complete() && !self.logits.is_empty()) else {
             return false;
@@ -274,18 +275,18 @@ impl<'t> Running<'t> {
         Ok(stop)
     }
 
-    /// The tokens that are read, how many guesses of those after the next are of use, and which of these are certain;
-    /// `None` unless the next token is one that was chosen.
+    /// Returns the processed tokens, the useful number of draft tokens after the pending one, and the draft tokens that
+    /// are certain; `None` unless a chosen token is pending.
     pub fn drafting(&mut self) -> Option<(Vec<u32>, usize, Vec<u32>)> {
         let text = self.text.as_mut().filter(|_| self.read + 1 == self.steps.len())?;
         text.unread()?;
-        // Every guess that is right leads to a token after it.
+        // Every accepted draft token yields one more token.
         let most = text.left().map_or(usize::MAX, |left| left.saturating_sub(1));
         let certain = if most > 0 { text.forced() } else { Vec::new() };
         Some((text.history()[..self.read].to_vec(), most, certain))
     }
 
-    /// Returns the token that was chosen, if it is to be read.
+    /// Returns the chosen token if it is still to be processed.
     pub fn unread(&self) -> Option<u32> {
         self.text.as_ref()?.unread()
     }
@@ -319,7 +320,7 @@ impl<'t> Running<'t> {
     pub fn fail(&mut self, error: Error) {
         match error {
             Error::Cancelled => self.end(StopReason::Interrupted),
-            // No reader: as if it had been cancelled.
+            // The receiver is gone, which counts as a cancellation.
             Error::Io { source, .. } if source.kind() == ErrorKind::BrokenPipe => self.end(StopReason::Interrupted),
             error => self.tell_failure(error),
         }
@@ -332,8 +333,8 @@ impl<'t> Running<'t> {
         }
     }
 
-    /// Whether nothing is left to do for it: it is over, and whoever cancelled it, or all, had a while to take the last
-    /// events.
+    /// Whether the job can be dropped: it has ended, and after a cancellation the receiver had some time to take the
+    /// last events.
     pub fn is_left(&self, all_cancelled: bool) -> bool {
         const PATIENCE: Duration = Duration::from_secs(1);
         self.end.is_some_and(|(_, at)| {
@@ -349,7 +350,7 @@ impl<'t> Running<'t> {
         }
     }
 
-    /// Delivers what can be delivered.
+    /// Delivers as many events as the receiver takes.
     pub fn deliver(&mut self) {
         while let Some(event) = self.outbox.pop_front() {
             match self.job.events.take(event) {
@@ -363,7 +364,7 @@ impl<'t> Running<'t> {
         }
     }
 
-    /// Returns how long it has been at work.
+    /// Returns how long the job has been running.
     pub fn age(&self) -> Duration {
         self.since.elapsed()
     }

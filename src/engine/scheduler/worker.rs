@@ -1,4 +1,4 @@
-//! The thread that owns the model: which texts are in a pass, and what becomes of it.
+//! The thread that owns the model: it composes passes and handles their results.
 
 use std::{
     iter::repeat_with,
@@ -29,14 +29,14 @@ use crate::{
     text::Tokenizer,
 };
 
-/// How long to wait for readers who have no room for their events.
+/// Polling interval for receivers without room for events.
 const POLL: Duration = Duration::from_millis(5);
 
-/// Tokens that two prompts must have in common beyond what is known, for the second to wait for the first, and for a state
-/// to be kept where they part.
+/// Minimum number of shared, still unprocessed tokens for which one job waits for another and a state is stored where
+/// their prompts diverge.
 const WORTH_KEEPING: usize = 16;
 
-/// What runs the passes.
+/// Runs the passes.
 pub(super) struct Worker<'w> {
     model: &'w Model,
     tokenizer: &'w Tokenizer,
@@ -46,14 +46,14 @@ pub(super) struct Worker<'w> {
     fallback: Option<String>,
     context: usize,
     cache: CacheType,
-    /// Tokens of prompts that a pass reads at most.
+    /// Maximum number of prompt tokens in a pass.
     chunk: usize,
     texts: Vec<Text>,
-    /// The job that each text is.
+    /// The job in each slot.
     jobs: Vec<Option<Running<'w>>>,
-    /// Jobs that are over, but whose readers have yet to take the last events.
+    /// Ended jobs with undelivered events.
     leaving: Vec<Running<'w>>,
-    /// `None` if nothing is to be kept.
+    /// `None` if prefix states are disabled.
     prefixes: Option<Prefixes>,
     speculate: Speculate,
     pace: Pace,
@@ -61,7 +61,7 @@ pub(super) struct Worker<'w> {
     serial: u64,
 }
 
-/// What a text reads in a pass.
+/// A sequence's part of a pass.
 struct Part {
     slot: usize,
     ids: Vec<u32>,
@@ -71,7 +71,7 @@ struct Part {
 }
 
 impl<'w> Worker<'w> {
-    /// Opens the device, and makes room for the texts.
+    /// Opens the device and allocates the sequences.
     pub fn new(
         model: &'w Model,
         tokenizer: &'w Tokenizer,
@@ -84,7 +84,7 @@ impl<'w> Worker<'w> {
         let fallback = session.fallback().map(Error::to_string);
         let (context, cache, chunk) = (session.context(), session.cache_type(), session.chunk_tokens());
         let (mut batch, text) = session.into_parts();
-        // Each alone would fit: what is not written to takes no memory yet.
+        // Each of them alone may fit, since memory is only used once it is written to.
         let wanted = (text.bytes() as u64).saturating_mul(slots as u64);
         if let available @ Some(_) = available_memory().filter(|&there| wanted > there) {
             return Err(Error::OutOfMemory { wanted, available });
@@ -129,20 +129,20 @@ impl<'w> Worker<'w> {
         })
     }
 
-    /// Returns how many tokens fit into a text.
+    /// Returns the context size of each sequence.
     pub fn context(&self) -> usize {
         self.context
     }
 
-    /// Returns why the texts are not as was asked for, if they are not.
+    /// Returns why the session differs from what was requested, if it does.
     pub fn fallback(&self) -> Option<String> {
         self.fallback.clone()
     }
 
-    /// Works until the inbox ends.
+    /// Runs until the inbox is shut down.
     pub fn run(&mut self) {
         loop {
-            // What a text has left behind is there for the next one.
+            // Slots and prefix states freed here are available to the next job.
             self.attend();
             self.admit();
             let parts = self.plan();
@@ -167,7 +167,7 @@ impl<'w> Worker<'w> {
         }
     }
 
-    /// Writes a prefix state to the folder, while there is nothing else to do. A folder that can't be written is given up.
+    /// Writes one prefix state to the folder while idle. After a failure, the folder is no longer used.
     fn save_one(&mut self) -> bool {
         let Some(prefixes) = &mut self.prefixes else { return false };
         prefixes.save_one(&mut self.batch).unwrap_or_else(|e| {
@@ -177,7 +177,7 @@ impl<'w> Worker<'w> {
         })
     }
 
-    /// Gives free texts to jobs of the queue.
+    /// Assigns free slots to queued jobs.
     fn admit(&mut self) {
         while let Some(slot) = self.jobs.iter().position(Option::is_none) {
             let at_work = |owner: &str| self.jobs.iter().flatten().filter(|job| job.job.owner == owner).count();
@@ -213,7 +213,7 @@ impl<'w> Worker<'w> {
         }
     }
 
-    /// Returns the job that is about to read more of this one's prompt than is known, and how much.
+    /// Returns the running job that is about to process more of this job's prompt than is known, and how much.
     fn shared_with_others(&self, job: &Running<'_>) -> Option<(u64, usize)> {
         let known = self.find(job)?.tokens;
         let prompt = &job.job.prompt;
@@ -229,14 +229,14 @@ impl<'w> Worker<'w> {
         shared.max_by_key(|&(_, at)| at)
     }
 
-    /// Returns what is known of a job's prompt, if prefix states are of use to it.
+    /// Returns the known prefix of a job's prompt, if it can be used.
     fn find(&self, job: &Running<'_>) -> Option<Found> {
         let is_of_use = !job.is_over() && !job.job.prompt_logprobs;
         let prefixes = self.prefixes.as_ref().filter(|_| is_of_use)?;
         Some(prefixes.find(&job.job.owner, &job.job.prompt))
     }
 
-    /// Begins to read a job's prompt, after what is known of it.
+    /// Starts a job after the known prefix of its prompt.
     fn start(&mut self, slot: usize) {
         let found = self.jobs[slot].as_ref().and_then(|job| self.find(job));
         let Some(job) = &mut self.jobs[slot] else { return };
@@ -257,7 +257,7 @@ impl<'w> Worker<'w> {
         job.start(known, logits, self.context);
     }
 
-    /// Keeps the state of a text for others that begin alike. One that can't be kept is none.
+    /// Stores the state of a sequence for other jobs with the same prefix; failures are ignored.
     fn keep(&mut self, slot: usize) {
         let (Some(prefixes), Some(job)) = (&mut self.prefixes, &self.jobs[slot]) else { return };
         let text = &self.texts[slot];
@@ -270,7 +270,7 @@ impl<'w> Worker<'w> {
         }
     }
 
-    /// Delivers events, and parts with jobs that are over.
+    /// Delivers events and removes ended jobs.
     fn attend(&mut self) {
         for slot in 0..self.jobs.len() {
             let Some(job) = &mut self.jobs[slot] else { continue };
@@ -320,8 +320,8 @@ impl<'w> Worker<'w> {
         self.leaving.push(job);
     }
 
-    /// Returns what the next pass reads: a token of each text that is being written, and of prompts as much as the pace
-    /// allows, first of those that waited longest.
+    /// Plans the next pass: one token of each decoding sequence, and as many prompt tokens as the pace allows, starting
+    /// with the prompts that have waited longest.
     fn plan(&mut self) -> Vec<Part> {
         let is_ready = |&slot: &usize| self.jobs[slot].as_ref().is_some_and(Running::is_ready);
         let slots: Vec<usize> = (0..self.jobs.len()).filter(is_ready).collect();
@@ -346,7 +346,7 @@ impl<'w> Worker<'w> {
         parts
     }
 
-    /// Returns what a text reads next.
+    /// Returns a sequence's part of the next pass.
     fn part(&self, slot: usize, most: usize) -> Option<Part> {
         let job = self.jobs[slot].as_ref()?;
         let next = job.next(most);
@@ -390,7 +390,7 @@ impl<'w> Worker<'w> {
         self.inbox.lock().metrics.generated_tokens += chosen;
     }
 
-    /// Reads the next token of a text that is alone, and guesses of those after it. Returns whether that is what it needs.
+    /// Decodes a sequence that runs alone, with draft tokens. Returns whether it did.
     fn advance(&mut self, slot: usize, cancel: &AtomicBool) -> bool {
         let (context, vocab) = (self.context, self.model.config().vocab);
         let Some(job) = self.jobs[slot].as_mut().filter(|job| job.speculator.is_on()) else { return false };
@@ -427,13 +427,13 @@ impl<'w> Worker<'w> {
         true
     }
 
-    /// Reads the parts; what goes wrong in one of them goes to `failures`.
+    /// Processes the parts; failures of single sequences are added to `failures`.
     fn read(&mut self, parts: &[Part], failures: &mut Vec<(usize, Error)>) -> Result<()> {
         let vocab = self.model.config().vocab;
         let mut texts: Vec<Option<&mut Text>> = self.texts.iter_mut().map(Some).collect();
         let reads = parts.iter().filter_map(|part| {
             let Part { slot, ids, phase, wanted, cancel } = part;
-            let text = texts[*slot].take()?; // a text is in a pass once
+            let text = texts[*slot].take()?; // each sequence is in a pass at most once
             Some(Read { text, ids, phase: *phase, logits: *wanted, cancel: Some(cancel) })
         });
         let mut pass = self.batch.run(reads)?;
@@ -451,7 +451,7 @@ impl<'w> Worker<'w> {
         Ok(())
     }
 
-    /// Keeps what the pass tells about this machine.
+    /// Records the time of a pass.
     fn measured(&mut self, parts: &[Part], elapsed: Duration) {
         let of = |phase| parts.iter().filter(move |part| part.phase == phase);
         let count = |phase| of(phase).map(|part| part.ids.len()).sum::<usize>();
@@ -462,7 +462,7 @@ impl<'w> Worker<'w> {
         self.count([decoded, prompt], elapsed, of(Phase::Decode).map(cache_bytes).sum());
     }
 
-    /// Counts a pass of so many decoded rows and rows of prompts.
+    /// Counts a pass with the given number of decoded and prompt rows.
     fn count(&mut self, [decoded, prompt]: [usize; 2], elapsed: Duration, cache_bytes: u64) {
         self.passes += 1;
         let mut shared = self.inbox.lock();
@@ -477,7 +477,8 @@ impl<'w> Worker<'w> {
         }
     }
 
-    /// What went wrong in one text. Values beyond its cache's type: it reads everything again into a wider one.
+    /// Handles the failure of one sequence. If values exceeded the range of its KV cache type, it is reprocessed with a
+    /// wider one.
     fn failed(&mut self, slot: usize, error: Error) {
         let Some(job) = &mut self.jobs[slot] else { return };
         if !matches!(error, Error::CacheRange { .. }) || self.texts[slot].cache_type() == CacheType::F32 {
@@ -492,8 +493,8 @@ impl<'w> Worker<'w> {
         }
     }
 
-    /// What went wrong in a pass is everyone's. If it was a GPU that the CPU can take over from, all texts are read
-    /// again.
+    /// Handles a failure that affects all sequences of a pass. If the CPU can replace a failed GPU, all of them are
+    /// reprocessed.
     fn lose(&mut self, error: Error) {
         let can_go_on = matches!(error, Error::Gpu(_)) && self.options.device == DeviceChoice::Auto;
         if can_go_on && self.go_on_with_cpu(&error).is_ok() {
@@ -529,15 +530,15 @@ fn rows(parts: &[Part]) -> usize {
     parts.iter().map(|part| part.ids.len()).sum()
 }
 
-/// How many tokens from the first on leave the same behind whether they were read as a prompt or as an answer: on a GPU
-/// the last bits depend on that from the beginning.
+/// Returns the number of leading tokens whose state does not depend on whether they were prefilled or decoded. On a GPU
+/// the lowest bits always depend on it.
 fn tokens_alike(batch: &Batch<'_>) -> usize {
     let config = batch.model().config();
     let window = config.window.filter(|_| config.windowed.contains(&true));
     if batch.device.gpu().is_some() { 0 } else { window.unwrap_or(usize::MAX) }
 }
 
-/// A quarter of the memory that is free once the texts are full, at most 4 GB.
+/// A quarter of the memory that is free when all sequences are full, at most 4 GB.
 fn default_cache_memory(text_bytes: u64) -> usize {
     const MOST: u64 = 4_000_000_000;
     let free = available_memory().map_or(MOST, |free| free.saturating_sub(text_bytes) / 4);

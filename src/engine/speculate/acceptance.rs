@@ -1,22 +1,22 @@
-//! How often guesses are right.
+//! Acceptance rates of draft tokens.
 
 use super::Class;
 
-/// How often guesses of a class were right lately.
+/// Acceptance rate of a class, as a decaying average.
 #[derive(Clone, Copy)]
 struct Share {
     right: f64,
     all: f64,
 }
 
-/// How often guesses were right, by their class. Guesses that are not drafted count too, so that it costs nothing to find out.
+/// Acceptance rates by class. Guesses that were not drafted count too, since checking them costs nothing.
 pub struct Acceptance {
     shares: [Share; Class::COUNT],
 }
 
-/// As many guesses are remembered, older ones less and less.
+/// Number of guesses that the decaying average remembers.
 const MEMORY: f64 = 64.0;
-/// What is expected at first counts as so many guesses.
+/// Weight of the initial estimate, in guesses.
 const EXPECTED: f64 = 6.0;
 
 impl Default for Acceptance {
@@ -34,13 +34,13 @@ impl Default for Acceptance {
 }
 
 impl Acceptance {
-    /// Returns how probable it is that a guess is right.
+    /// Returns the estimated acceptance probability of a class.
     pub fn of(&self, class: Class) -> f64 {
         let Share { right, all } = self.shares[class.index()];
         right / all
     }
 
-    /// Takes into account whether a guess was right.
+    /// Records whether a guess was right.
     pub fn record(&mut self, class: Class, right: bool) {
         let share = &mut self.shares[class.index()];
         share.right += f64::from(u8::from(right));

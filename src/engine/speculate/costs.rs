@@ -1,32 +1,33 @@
-//! What passes cost on this machine.
+//! Measured costs of decode passes.
 
 use std::time::Duration;
 
 use crate::forward::DECODE_TOKENS;
 
-/// What a pass of 1 to 8 tokens is expected to cost, in passes of one, before one was measured.
+/// Expected cost of a pass of 1 to 8 tokens, relative to one token, before it is measured.
 const EXPECTED: [f64; DECODE_TOKENS] = [1.0, 1.1, 1.15, 1.25, 1.4, 1.6, 1.8, 2.0];
-/// Depths of a text from which on passes are measured again: attention takes longer.
+/// Depths at which passes are measured separately, since attention takes longer in longer texts.
 const DEPTHS: [usize; 6] = [0, 512, 1024, 2048, 4096, 8192];
-/// Measurements of a pass that are kept. What disturbs one makes it longer, so that short ones count.
+/// Number of measurements kept. Disturbances only make passes slower, so the short ones are used.
 const RECENT: usize = 7;
-/// Measurements of a pass without which it is not thought to cost more than expected: one may have been disturbed.
+/// Minimum number of measurements before a pass counts as more expensive than expected, since one may have been
+/// disturbed.
 const ENOUGH: usize = 3;
-/// A measurement is forgotten after so many passes: the machine may have been busy then.
+/// Number of passes after which a measurement expires, since the load of the machine may have changed.
 const FORGOTTEN: u64 = 512;
 
 /// The last measurements of a pass, in seconds.
 #[derive(Clone, Copy, Default)]
 struct Recent {
     seconds: [f64; RECENT],
-    /// How many there were, those that are not kept included.
+    /// The total number of measurements.
     count: usize,
-    /// Passes before the last measurement.
+    /// The pass counter at the last measurement.
     last: u64,
 }
 
 impl Recent {
-    /// Returns the second shortest of the last measurements, or the shortest of few.
+    /// Returns the second shortest of the last measurements, or the shortest if there are few.
     fn typical(&self) -> Option<f64> {
         let mut seconds = self.seconds;
         let sorted = &mut seconds[..self.count.min(RECENT)];
@@ -35,7 +36,7 @@ impl Recent {
     }
 }
 
-/// What passes of 1 to 8 tokens cost, as measured in this session.
+/// Costs of passes of 1 to 8 tokens, as measured in this session.
 #[derive(Default)]
 pub struct Costs {
     measured: [[Recent; DECODE_TOKENS]; DEPTHS.len()],
@@ -43,7 +44,7 @@ pub struct Costs {
 }
 
 impl Costs {
-    /// Takes into account that a pass of `tokens` at `depth` tokens of text took so long.
+    /// Records the time of a pass of `tokens` tokens at `depth` tokens of text.
     pub fn record(&mut self, tokens: usize, depth: usize, time: Duration) {
         self.passes += 1;
         let Some(recent) = self.measured[place(depth)].get_mut(tokens.wrapping_sub(1)) else { return };
@@ -54,14 +55,14 @@ impl Costs {
         (recent.count, recent.last) = (recent.count + 1, self.passes);
     }
 
-    /// Returns the seconds of a pass of `tokens` around `depth`, if it was measured lately.
+    /// Returns the time in seconds of a pass of `tokens` near `depth`, if it was measured recently.
     fn seconds(&self, tokens: usize, place: usize) -> Option<f64> {
         let recent = &self.measured[place][tokens - 1];
         recent.typical().filter(|_| self.passes <= recent.last + FORGOTTEN)
     }
 
-    /// Returns what a pass of `tokens` costs in passes of one, as measured at `here` or the nearest depth, and how often that
-    /// was measured.
+    /// Returns the relative cost of a pass of `tokens` at `here` or the nearest measured depth, and the number of
+    /// measurements.
     fn measured(&self, tokens: usize, here: usize) -> Option<(f64, usize)> {
         let mut places: Vec<usize> = (0..DEPTHS.len()).collect();
         places.sort_by_key(|place| place.abs_diff(here));
@@ -72,8 +73,8 @@ impl Costs {
         places.iter().find_map(ratio)
     }
 
-    /// Returns what a pass of `tokens` costs at `depth`, in passes of one token: as it was measured, or else as other passes
-    /// make it likely.
+    /// Returns the cost of a pass of `tokens` at `depth` relative to a pass of one token: as measured, or estimated
+    /// from other passes.
     pub fn ratio(&self, tokens: usize, depth: usize) -> f64 {
         if tokens <= 1 {
             return 1.0;
@@ -93,8 +94,8 @@ impl Costs {
         others.into_iter().find_map(scaled).unwrap_or(expected(tokens))
     }
 
-    /// Returns the most tokens of a pass to try at `depth`: twice as many as cost no more than expected, or cost more for
-    /// sure; none before single steps were measured.
+    /// Returns the longest pass worth trying at `depth`: twice the longest that costs no more than expected, or that is
+    /// known to cost more; 0 until single tokens were measured.
     pub fn most_tokens(&self, depth: usize) -> usize {
         let known = |&tokens: &usize| match self.measured(tokens, place(depth)) {
             Some((ratio, count)) => count >= ENOUGH || ratio <= 1.15 * EXPECTED[tokens - 1],

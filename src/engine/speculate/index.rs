@@ -1,27 +1,27 @@
-//! Where the end of a text has occurred before, and what followed there.
+//! Prompt lookup: finds earlier occurrences of the end of the text and drafts what followed them.
 
 use super::{Class, DraftSource, Guess};
 
-/// Stands between texts; no id of a token.
+/// Separates texts; not a token id.
 const BREAK: u32 = u32::MAX;
-/// No earlier place.
+/// No earlier position.
 const NONE: u32 = u32::MAX;
-/// A place that can't be found: it stands in another text already, or too near its beginning.
+/// A position that is not indexed: it is already indexed in another text, or too close to the start of its text.
 const UNLISTED: u32 = u32::MAX - 1;
-/// Matches are not told apart beyond this length.
+/// Maximum length at which matches are compared.
 const LONGEST: usize = 32;
-/// Numbers of tokens whose places are listed; the first that was found counts.
+/// Lengths of the indexed n-grams; the longest one that is found is used.
 const ORDERS: [usize; 3] = [4, 2, 1];
-/// Earlier places that are looked at for an order, and those of them that are taken.
+/// Earlier positions examined per n-gram length, and the number of matches used.
 const TRIES: usize = 48;
 const CANDIDATES: usize = 16;
 
-/// The places of all runs of `order` tokens, by a hash of these.
+/// The positions of all n-grams of length `order`, by hash.
 struct Places {
     order: usize,
-    /// The last place with each hash; as many as a power of two.
+    /// The last position for each hash; its length is a power of two.
     last: Vec<u32>,
-    /// For each place, the one before with the same hash, or [`UNLISTED`].
+    /// For each position, the previous one with the same hash, or [`UNLISTED`].
     before: Vec<u32>,
 }
 
@@ -30,7 +30,7 @@ impl Places {
         Self { order, last: vec![NONE; 256], before: Vec::new() }
     }
 
-    /// Returns a hash of the last tokens; `None` if a text has too few.
+    /// Returns the hash of the last n-gram; `None` if the text is too short.
     fn hash(&self, tokens: &[u32]) -> Option<usize> {
         let run = &tokens[tokens.len().checked_sub(self.order)?..];
         let mix = |hash: u64, &id: &u32| (hash ^ u64::from(id)).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(29);
@@ -38,7 +38,7 @@ impl Places {
         (!run.contains(&BREAK)).then_some(hash as usize & (self.last.len() - 1))
     }
 
-    /// Adds the last place of `tokens`; unless `listed` it will not be found.
+    /// Adds the last position of `tokens`; unless `listed`, it cannot be found.
     fn push(&mut self, tokens: &[u32], listed: bool) {
         if tokens.len() > self.last.len() {
             self.grow(&tokens[..tokens.len() - 1]);
@@ -50,7 +50,7 @@ impl Places {
         self.before.push(before);
     }
 
-    /// Makes room for twice as many.
+    /// Doubles the hash table.
     fn grow(&mut self, tokens: &[u32]) {
         let before = std::mem::take(&mut self.before);
         self.last = vec![NONE; 2 * self.last.len()];
@@ -64,40 +64,40 @@ impl Places {
     }
 }
 
-/// Everything that a text and its earlier versions have said, and other texts to copy from. Guesses what comes next from
-/// where the longest end of the text occurred before.
+/// An index of the text, its earlier versions, and reference texts. Drafts what followed the longest earlier occurrence
+/// of the end of the text.
 pub struct Index {
-    /// All texts, with a [`BREAK`] after each; the present one is the last.
+    /// All texts, each followed by [`BREAK`]; the current one is last.
     tokens: Vec<u32>,
     places: [Places; 3],
-    /// Tokens at the beginning that stay: of texts to copy from.
+    /// Number of leading tokens to keep: the reference texts.
     kept: usize,
-    /// Tokens after them at most.
+    /// Maximum number of tokens after them.
     most: usize,
 }
 
 impl Index {
-    /// Tokens of texts at most, beside those that are kept.
+    /// Default maximum number of tokens, in addition to reference texts.
     pub const TOKENS: usize = 1 << 16;
 
-    /// Returns an empty index, which forgets the oldest of more than `most` tokens.
+    /// Returns an empty index, which drops the oldest tokens beyond `most`.
     pub fn new(most: usize) -> Self {
         Self { tokens: Vec::new(), places: ORDERS.map(Places::new), kept: 0, most: most.max(4 * LONGEST) }
     }
 
-    /// Adds a text to copy from, which stays. To be called before anything else is pushed.
+    /// Adds a reference text, which is kept. Must be called before any tokens are pushed.
     pub fn keep(&mut self, ids: &[u32]) {
         ids.iter().for_each(|&id| self.add(id, true));
         self.add(BREAK, false);
         self.kept = self.tokens.len();
     }
 
-    /// Forgets all but the texts that are kept.
+    /// Drops everything except the reference texts.
     pub fn clear(&mut self) {
         self.forget(self.tokens.len());
     }
 
-    /// Adds the next token of the present text.
+    /// Adds the next token of the current text.
     pub fn push(&mut self, id: u32) {
         if self.tokens.len() >= self.kept + self.most {
             self.forget(self.tokens.len() - self.most / 2);
@@ -105,17 +105,17 @@ impl Index {
         self.add(id, true);
     }
 
-    /// Begins another text, which goes on after `before`: as a part of other texts these tokens are in the index already.
+    /// Starts another text that continues after `before`. These tokens are already indexed as part of other texts.
     pub fn begin(&mut self, before: &[u32]) {
         if self.tokens.last().is_some_and(|&last| last != BREAK) {
             self.add(BREAK, false);
         }
         let Some((&last, before)) = before.split_last() else { return };
         before[(before.len() + 1).saturating_sub(LONGEST)..].iter().for_each(|&id| self.add(id, false));
-        self.add(last, true); // something else follows it here
+        self.add(last, true); // a different continuation follows here
     }
 
-    /// Returns the bytes that it takes.
+    /// Returns its size in bytes.
     pub fn bytes(&self) -> usize {
         4 * self.tokens.capacity() + self.places.iter().map(Places::bytes).sum::<usize>()
     }
@@ -125,22 +125,22 @@ impl Index {
         self.places.iter_mut().for_each(|places| places.push(&self.tokens, listed));
     }
 
-    /// Forgets everything before `first` that is not kept.
+    /// Drops the tokens before `first`, except reference texts.
     fn forget(&mut self, first: usize) {
         let tokens = std::mem::take(&mut self.tokens);
-        // Every token that can be found is listed as a run of one.
+        // Every position that can be found is listed in the index of single tokens.
         let [.., single] = std::mem::replace(&mut self.places, ORDERS.map(Places::new));
         let stays = (0..self.kept).chain(first.max(self.kept)..tokens.len());
         stays.for_each(|at| self.add(tokens[at], single.before[at] != UNLISTED));
     }
 
-    /// Returns how many tokens are the same up to the place `at` and at the end.
+    /// Returns the length of the common suffix of the tokens up to `at` and the whole text.
     fn common(&self, at: usize) -> usize {
         let (here, end) = (self.tokens[..=at].iter().rev(), self.tokens.iter().rev());
         here.zip(end).take(LONGEST).take_while(|(a, b)| a == b && **a != BREAK).count()
     }
 
-    /// Returns the last places where the end of the text occurred before, and for how many tokens.
+    /// Returns the latest earlier positions that match the end of the text, and the length of each match.
     fn matches(&self) -> Vec<(usize, usize)> {
         let mut found = Vec::new();
         for places in &self.places {
@@ -167,18 +167,18 @@ impl Index {
 }
 
 impl DraftSource for Index {
-    /// `text` is the present one. What followed the longest match comes first, what followed most of the equally long ones
-    /// among these, and what was said last among equals; then what followed that.
+    /// Drafts a continuation of the current text. Among the longest matches, the most frequent next token wins, then
+    /// the most recent one; the draft continues with the tokens after it.
     fn guess(&self, _text: &[u32], most: usize, guesses: &mut Vec<Guess>) {
         let mut matches = if most > 0 { self.matches() } else { Vec::new() };
         let (first, end) = (guesses.len(), self.tokens.len());
         for step in 0..most {
-            // A text that repeats itself is copied from the guesses.
+            // If the match overlaps the end of the text, the draft continues with its own tokens.
             let follower = |at: usize| match self.tokens.get(at + 1 + step) {
                 Some(&id) => Some(id).filter(|&id| id != BREAK),
                 None => guesses.get(first + at + 1 + step - end).map(|guess: &Guess| guess.id),
             };
-            // One match more tells as much as one token more.
+            // One more match counts as much as one more token of length.
             let mut votes: Vec<(u32, u64, usize)> = Vec::with_capacity(matches.len());
             for &(at, length) in &matches {
                 let Some(id) = follower(at) else { continue };
@@ -279,14 +279,14 @@ mod tests {
         let mut index = Index::new(Index::TOKENS);
         (0..8192).for_each(|i| index.push(i * i % 977));
         assert!(index.bytes() < 1_000_000, "{} bytes", index.bytes());
-        // A text of one token has the most places to look at.
+        // In a text of one repeated token every position matches.
         (0..8192).for_each(|_| index.push(1));
         assert_eq!(index.matches().len(), CANDIDATES);
         (0..5 * Index::TOKENS as u32).for_each(|i| index.push(i % 5003));
         assert!(index.bytes() < 10_000_000, "{} bytes", index.bytes());
     }
 
-    /// The guesses are what a plain search over all that was said finds.
+    /// The drafts agree with a brute-force search of the whole text.
     #[test]
     fn finds_what_a_plain_search_finds() {
         let (mut index, mut ids, mut state) = (Index::new(Index::TOKENS), Vec::new(), 7u64);
@@ -301,7 +301,7 @@ mod tests {
             let mut found = Vec::new();
             index.guess(&[], 1, &mut found);
             assert_eq!(found.is_empty(), longest == 0);
-            // Where few places share an order, the longest match is among them.
+            // If few positions share an n-gram, the longest match is among them.
             let few = ORDERS.iter().find(|&&order| longest >= order);
             let places = (0..end - 1).filter(|&at| few.is_some_and(|&order| common(at) >= order)).count();
             if let (Some(guess), true) = (found.first(), places <= CANDIDATES && places > 0) {

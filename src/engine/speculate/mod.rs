@@ -1,4 +1,5 @@
-//! More than one token a pass: guesses of the next tokens, verified together, so that the text stays what single steps give.
+//! Speculative decoding: drafts are verified several tokens per pass, and the generated text is the same as without
+//! them.
 
 mod acceptance;
 mod costs;

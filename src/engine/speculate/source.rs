@@ -1,54 +1,54 @@
-//! Where drafts come from.
+//! Sources of draft tokens.
 
-/// A guess of a token.
+/// A draft token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Guess {
-    /// Its id.
+    /// The token id.
     pub id: u32,
-    /// What its chances depend on.
+    /// The class that determines its expected acceptance rate.
     pub class: Class,
 }
 
-/// What the chances of a guess depend on: whether no other token is allowed, or how many tokens before it are the same as
-/// where it was found, and whether it was always found there.
+/// Classes of draft tokens with similar acceptance rates: tokens that a constraint forces, or matches by length and by
+/// whether all of them agree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Class(u8);
 
-/// Lengths of a match from which on another class begins.
+/// Shortest match length of each class.
 const LENGTHS: [usize; 10] = [1, 2, 3, 4, 5, 7, 10, 14, 20, 28];
 
 impl Class {
     /// Number of classes.
     pub const COUNT: usize = 1 + 2 * LENGTHS.len();
-    /// Of the only token that is allowed.
+    /// Tokens forced by a constraint.
     pub const FORCED: Self = Self(0);
 
-    /// Returns the class of a guess that was found after `length` tokens that are the same, with this share of all that was
-    /// found there.
+    /// Returns the class of a token that follows a match of `length` tokens; `share` is the share of matches that agree
+    /// on it.
     pub fn of_match(length: usize, share: f64) -> Self {
         let place = LENGTHS.partition_point(|&least| least <= length).max(1) - 1;
         Self((1 + 2 * place + usize::from(share < 0.75)) as u8)
     }
 
-    /// Returns its place in a table of [`Class::COUNT`].
+    /// Returns its index in a table of [`Class::COUNT`] entries.
     pub fn index(self) -> usize {
         self.0.into()
     }
 
-    /// Returns the least length of its matches, and whether other tokens were found there; `None`: no other is allowed.
+    /// Returns the minimum match length and whether other matches disagree; `None` for forced tokens.
     pub fn matched(self) -> Option<(usize, bool)> {
         let place = self.index().checked_sub(1)?;
         Some((LENGTHS[place / 2], place % 2 == 1))
     }
 }
 
-/// Guesses what comes next. A guess may be wrong: the text is the same, and only time is lost.
+/// A source of draft tokens. Wrong drafts only cost time: they never change the generated text.
 pub trait DraftSource {
-    /// Appends guesses of the tokens that follow `text`, at most `most`, to `guesses`.
+    /// Appends up to `most` draft tokens after `text` to `guesses`.
     fn guess(&self, text: &[u32], most: usize, guesses: &mut Vec<Guess>);
 }
 
-/// Tokens that no other is allowed for.
+/// Tokens forced by a constraint.
 pub struct Forced<'a>(pub &'a [u32]);
 
 impl DraftSource for Forced<'_> {

@@ -1,44 +1,44 @@
-//! How many guesses are worth a place in the next pass.
+//! The draft policy: how many draft tokens to verify in the next pass.
 
 use std::time::{Duration, Instant};
 
 use super::{Acceptance, Costs, DraftSource, Guess, Index};
 use crate::{Result, engine::token_model::TokenModel, forward::DECODE_TOKENS};
 
-/// How many guesses are read with a token.
+/// How many tokens to draft.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Speculate {
-    /// As many as make the text come faster, by what passes cost here and how often such guesses were right.
+    /// The number that is expected to be fastest, from measured pass times and acceptance rates.
     #[default]
     Auto,
     /// None.
     Off,
-    /// So many, wherever there are any.
+    /// This many, whenever a draft is available.
     Fixed(usize),
 }
 
 impl Speculate {
-    /// Guesses in a pass at most.
+    /// Maximum draft tokens per pass.
     pub const MOST: usize = DECODE_TOKENS - 1;
 }
 
-/// What was read, and with how much work.
+/// Token counts and timings.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Tokens that were read.
+    /// Processed tokens.
     pub tokens: usize,
-    /// Passes over the weights.
+    /// Forward passes.
     pub passes: usize,
-    /// Guesses that were read with them.
+    /// Draft tokens that were verified.
     pub drafted: usize,
-    /// Those of the guesses that were right.
+    /// Draft tokens that were accepted.
     pub accepted: usize,
-    /// Time to find guesses and to choose among them.
+    /// Time spent on drafting.
     pub drafting: Duration,
 }
 
 impl Counts {
-    /// Adds what was read later.
+    /// Adds later counts.
     pub fn add(&mut self, more: Self) {
         self.tokens += more.tokens;
         self.passes += more.passes;
@@ -48,40 +48,40 @@ impl Counts {
     }
 }
 
-/// Draft only where that makes the text come faster by this factor: what is expected is not exact.
+/// Minimum expected speedup to draft at all, since estimates are inexact.
 const GAIN: f64 = 1.02;
-/// A single step is measured again after so many passes with drafts: the machine may have become faster or slower.
+/// Passes with drafts after which a single step is measured again, since the speed of the machine may have changed.
 const SINGLE: usize = 64;
-/// Single steps to measure before anything is drafted.
+/// Single steps measured before anything is drafted.
 const FIRST: usize = 2;
 
-/// Guesses what a text says next, and learns how often that is right and what it costs. It belongs to one text, or to the
-/// branches of one conversation.
+/// Drafts tokens and adapts to acceptance rates and pass times. It belongs to one text, or to the branches of one
+/// conversation.
 pub struct Speculator {
     speculate: Speculate,
     index: Index,
-    /// Asked before the index.
+    /// Sources with priority over the index.
     sources: Vec<Box<dyn DraftSource>>,
-    /// The tokens that the model has read.
+    /// The processed tokens.
     text: Vec<u32>,
-    /// What follows them, by the last search.
+    /// The current draft.
     guesses: Vec<Guess>,
     acceptance: Acceptance,
     costs: Costs,
-    /// Passes with a draft.
+    /// Number of passes with a draft.
     drafts: usize,
-    /// Passes with a draft since the last one without.
+    /// Number of passes with a draft since the last one without.
     since_single: usize,
-    /// Passes without a draft.
+    /// Number of passes without a draft.
     singles: usize,
     clock: Box<Clock>,
 }
 
-/// Tells the time since some moment.
+/// Returns the time since a fixed moment.
 type Clock = dyn Fn() -> Duration + Send;
 
 impl Speculator {
-    /// Returns one that has seen nothing yet.
+    /// Returns a speculator without history.
     pub fn new(speculate: Speculate) -> Self {
         let start = Instant::now();
         Self {
@@ -99,39 +99,40 @@ impl Speculator {
         }
     }
 
-    /// Takes the time from `clock`: passes may be measured in another way, or not be real.
+    /// Replaces the clock, for simulations.
     pub fn set_clock(&mut self, clock: Box<Clock>) {
         self.clock = clock;
     }
 
-    /// Adds a text to copy from. To be called before anything is read.
+    /// Adds a reference text. Must be called before any tokens are processed.
     pub fn add_text(&mut self, ids: &[u32]) {
         self.index.keep(ids);
     }
 
-    /// Takes guesses from `source` where it has any, before those of earlier texts.
+    /// Adds a source that takes precedence over the index.
     pub fn add_source(&mut self, source: Box<dyn DraftSource>) {
         self.sources.push(source);
     }
 
-    /// Forgets all texts but those to copy from; what passes cost is still known.
+    /// Drops all texts except reference texts; measured costs are kept.
     pub fn clear(&mut self) {
         self.index.clear();
         self.text.clear();
         self.acceptance = Acceptance::default();
     }
 
-    /// Returns the bytes of what it has seen.
+    /// Returns the size of its history in bytes.
     pub fn bytes(&self) -> usize {
         self.index.bytes() + 4 * self.text.capacity()
     }
 
-    /// What passes cost.
+    /// Returns the costs of passes.
     pub fn costs(&mut self) -> &mut Costs {
         &mut self.costs
     }
 
-    /// Notes that the model has read `text`, all of it: what went on otherwise before was taken back, and can still be copied.
+    /// Records that `text` is now everything the model has processed. An earlier, different continuation can still be
+    /// drafted from.
     pub fn read(&mut self, text: &[u32]) {
         if !self.is_on() {
             return;
@@ -149,13 +150,13 @@ impl Speculator {
         self.index.push(id);
     }
 
-    /// Whether tokens are guessed at all.
+    /// Whether speculative decoding is enabled.
     pub fn is_on(&self) -> bool {
         self.speculate != Speculate::Off
     }
 
-    /// Reads `id`, and guesses of the tokens after it, `most` at most: those of `first`, if it has any. `choose` gets the logits after each token that was
-    /// read, in the order of the text, and returns the token that follows; `None` if it is not to be read.
+    /// Processes `id` and up to `most` draft tokens after it, taken from `first` if it has any. `choose` receives the
+    /// logits after each processed token in order and returns the next token, or `None` to stop.
     pub fn advance(
         &mut self,
         model: &mut impl TokenModel,
@@ -188,7 +189,7 @@ impl Speculator {
         Ok(counts)
     }
 
-    /// Notes that the model reads `id`, finds guesses of what comes next, and returns how many of them to read with it.
+    /// Records `id`, drafts its continuation and returns the number of draft tokens to verify with it.
     fn draft(&mut self, id: u32, depth: usize, most: usize, first: &dyn DraftSource) -> usize {
         self.guesses.clear();
         if !self.is_on() {
@@ -210,7 +211,7 @@ impl Speculator {
         }
     }
 
-    /// Returns with how many guesses, at most `most`, the text comes fastest.
+    /// Returns the number of draft tokens, at most `most`, with the highest expected speed.
     fn worthwhile(&self, depth: usize, most: usize) -> usize {
         let (mut best, mut fastest) = (0, GAIN);
         let (mut all_right, mut expected) = (1.0, 1.0);
@@ -225,7 +226,7 @@ impl Speculator {
         best
     }
 
-    /// Returns whether `chosen` is what was guessed at this place, and learns from it.
+    /// Returns whether the draft token at `place` equals `chosen`, and records the result.
     fn check(&mut self, place: usize, chosen: u32) -> bool {
         let Some(guess) = self.guesses.get(place) else { return false };
         let is_right = guess.id == chosen;
@@ -233,14 +234,14 @@ impl Speculator {
         is_right
     }
 
-    /// Takes into account what a pass took.
+    /// Records the time of a pass.
     fn record(&mut self, tokens: usize, depth: usize, elapsed: Duration) {
         if tokens == 1 {
             (self.singles, self.since_single) = (self.singles + 1, 0);
         } else {
             (self.drafts, self.since_single) = (self.drafts + 1, self.since_single + 1);
         }
-        // The first pass with a draft makes room for it.
+        // The first pass with a draft also allocates memory.
         if tokens == 1 || self.drafts > 1 {
             self.costs.record(tokens, depth, elapsed);
         }

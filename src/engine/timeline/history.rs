@@ -249,7 +249,7 @@ impl TokenModel for Timeline<'_> {
         self.evaluated += read;
         match verified {
             Some(outcome) => outcome,
-            // Alone the token may do, or need what takes over from the GPU or the cache.
+            // Without drafts the token may succeed, or a fallback is needed.
             None => is_right(self.decode(ids[0])?).map(drop),
         }
     }

@@ -1,25 +1,25 @@
-//! What a function is called with.
+//! Call arguments.
 
 use std::sync::Arc;
 
 use super::{Failure, value::Value};
 
-/// Arguments, evaluated.
+/// Evaluated arguments.
 #[derive(Debug, Default)]
 pub struct Arguments {
-    /// By place.
+    /// Positional arguments.
     pub positional: Vec<Value>,
-    /// By name.
+    /// Keyword arguments.
     pub named: Vec<(Arc<str>, Value)>,
 }
 
 impl Arguments {
-    /// Returns the argument of that name.
+    /// Returns the keyword argument `name`.
     pub fn get(&self, name: &str) -> Option<&Value> {
         self.named.iter().find(|(of, _)| **of == *name).map(|(_, value)| value)
     }
 
-    /// Returns the arguments of a function with these parameters, of which the first `required` must be given.
+    /// Binds the arguments to the given parameters, of which the first `required` must be present.
     pub fn bind<const N: usize>(
         &self,
         function: &str,

@@ -11,7 +11,7 @@ use super::{
     value::{SeqKind, Value},
 };
 
-/// Their names.
+/// The names of all tests.
 const TESTS: [&str; 39] = [
     "!=",
     "<",
@@ -123,7 +123,7 @@ impl Interpreter<'_> {
         })
     }
 
-    /// Whether two values are one and the same, as far as that can be told.
+    /// Whether two values are the same object, as far as that can be told.
     fn is_same(&self, left: &Value, right: &Value) -> Result<bool, Failure> {
         Ok(match (left, right) {
             (Value::Seq(a), Value::Seq(b)) => std::sync::Arc::ptr_eq(a, b),

@@ -1,10 +1,10 @@
-//! `strftime_now`.
+//! The function `strftime_now`.
 
 use std::fmt::Write;
 
 use super::Failure;
 
-/// Returns the present local time in the given format.
+/// Returns the current local time in the given format.
 pub fn now(format: &str) -> Result<String, Failure> {
     written(chrono::Local::now().naive_local(), format)
 }

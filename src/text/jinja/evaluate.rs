@@ -1,4 +1,4 @@
-//! Expressions, evaluated.
+//! Evaluation of expressions.
 
 use std::{cmp::Ordering, sync::Arc};
 
@@ -135,7 +135,7 @@ impl<'t> Interpreter<'t> {
         items.iter().map(|item| self.value(item, scope)).collect()
     }
 
-    /// Returns `str(value)`; objects too.
+    /// Returns `str(value)`, also for objects of the interpreter.
     pub(super) fn text_of(&mut self, value: &Value) -> Result<String, Failure> {
         let Value::Object(id) = value else { return python::text_of(value, self.meter) };
         Ok(match self.objects.get(*id) {
@@ -149,7 +149,7 @@ impl<'t> Interpreter<'t> {
         })
     }
 
-    /// Returns a dict.
+    /// Returns a dict of `entries`.
     pub(super) fn dict_of(&mut self, entries: impl Iterator<Item = (Value, Value)>) -> Result<Value, Failure> {
         let mut dict = Dict::default();
         for (key, value) in entries {
@@ -160,7 +160,7 @@ impl<'t> Interpreter<'t> {
 
     // ---- attributes and items --------------------------------------------------------------------------------------
 
-    /// Returns `value.name`: an attribute, or else an item.
+    /// Returns `value.name`: the attribute if there is one, otherwise the item.
     pub(super) fn attribute(&mut self, value: &Value, name: &str) -> Result<Value, Failure> {
         value.check_defined()?;
         if let Some(found) = self.own_attribute(value, name)? {
@@ -174,7 +174,7 @@ impl<'t> Interpreter<'t> {
         Ok(Value::undefined(format!("'{}' has no attribute '{name}'", described(value))))
     }
 
-    /// Returns `value[index]`: an item, or else an attribute.
+    /// Returns `value[index]`: the item if there is one, otherwise the attribute.
     pub(super) fn item(&mut self, value: &Value, index: &Value) -> Result<Value, Failure> {
         value.check_defined()?;
         let found = match (value, index) {
@@ -234,7 +234,7 @@ impl<'t> Interpreter<'t> {
 
     // ---- calls -----------------------------------------------------------------------------------------------------
 
-    /// Returns what a call is given.
+    /// Evaluates the arguments of a call.
     pub(super) fn arguments(&mut self, args: &'t Args, scope: usize) -> Result<Arguments, Failure> {
         let mut arguments = Arguments { positional: self.values(&args.positional, scope)?, named: Vec::new() };
         for (name, value) in &args.named {
@@ -258,7 +258,7 @@ impl<'t> Interpreter<'t> {
     }
 
     fn call_with(&mut self, function: &'t Expr, args: &'t Args, scope: usize) -> Result<Value, Failure> {
-        // Python looks the function up first.
+        // Python evaluates the function before its arguments.
         if let Kind::Attr(of, name) = &*function.kind {
             let receiver = self.value(of, scope)?;
             if methods::exists(&receiver, name) {
@@ -274,7 +274,7 @@ impl<'t> Interpreter<'t> {
         self.call(&function, arguments)
     }
 
-    /// Calls what an expression names.
+    /// Evaluates a call expression.
     pub(super) fn call_expression(
         &mut self,
         function: &'t Expr,
@@ -285,7 +285,7 @@ impl<'t> Interpreter<'t> {
         self.call(&function, arguments)
     }
 
-    /// Calls a value.
+    /// Calls a value with evaluated arguments.
     pub(super) fn call(&mut self, function: &Value, arguments: Arguments) -> Result<Value, Failure> {
         function.check_defined()?;
         match function {
@@ -381,13 +381,13 @@ impl<'t> Interpreter<'t> {
         }
     }
 
-    /// Whether `a` comes before `b`.
+    /// Whether `a` sorts before `b`.
     pub(super) fn is_less(&self, a: &Value, b: &Value) -> Result<bool, Failure> {
         Ok(operators::order(a, b, self.meter)? == Some(Ordering::Less))
     }
 }
 
-/// Returns how Jinja2 speaks of a value.
+/// Returns the description of a value that Jinja2 uses in its messages.
 fn described(value: &Value) -> String {
     match value {
         Value::None => "None".into(),
@@ -395,7 +395,7 @@ fn described(value: &Value) -> String {
     }
 }
 
-/// Returns the start of a text, for a message.
+/// Returns the start of a text, short enough for a message.
 fn shortened(text: &str) -> &str {
     text.char_indices().nth(100).map_or(text, |(at, _)| &text[..at])
 }

@@ -1,4 +1,4 @@
-//! Expressions, from tokens to a syntax tree.
+//! Parsing of expressions.
 
 use std::sync::Arc;
 
@@ -13,12 +13,12 @@ use super::{
 type Parsed = Result<Expr, Failure>;
 
 impl Parser {
-    /// An expression.
+    /// Parses an expression.
     pub(super) fn expression(&mut self) -> Parsed {
         self.nested(Self::conditional)
     }
 
-    /// One, or several with commas between them, which are a tuple.
+    /// Parses an expression, or a tuple if a comma follows.
     pub(super) fn tuple(&mut self, conditional: bool) -> Parsed {
         let one = |parser: &mut Self| parser.nested(if conditional { Self::conditional } else { Self::or });
         let first = one(self)?;
@@ -97,7 +97,7 @@ impl Parser {
         if others.is_empty() { Ok(first) } else { Expr::new(Kind::Compare(first, others)) }
     }
 
-    /// Takes one of the operators `of`, and returns what it does.
+    /// Consumes one of the operators `of` and returns its operation.
     fn operator(&mut self, of: &[(&str, Binary)]) -> Option<Binary> {
         of.iter().find(|(operator, _)| self.skip_op(operator)).map(|(_, binary)| *binary)
     }
@@ -201,7 +201,7 @@ impl Parser {
         Expr::new(kind)
     }
 
-    /// Things with commas between them, up to `end`.
+    /// Parses a comma-separated list up to `end`.
     fn items<T>(&mut self, end: &str, one: impl Fn(&mut Self) -> Result<T, Failure>) -> Result<Vec<T>, Failure> {
         let mut items = Vec::new();
         while !self.skip_op(end) {
@@ -239,7 +239,7 @@ impl Parser {
         }
     }
 
-    /// An index or a slice, after `[`.
+    /// Parses an index or a slice, after `[`.
     fn subscript(&mut self, value: Expr) -> Parsed {
         let first = if self.is_op(":") { None } else { Some(self.expression()?) };
         if !self.skip_op(":") {
@@ -277,7 +277,7 @@ impl Parser {
         }
     }
 
-    /// Filters for `value`; `inline`: the first one without `|`.
+    /// Parses the filters applied to `value`; `inline`: the first one has no `|`.
     pub(super) fn filters(&mut self, mut value: Expr, mut inline: bool) -> Parsed {
         while std::mem::take(&mut inline) || self.skip_op("|") {
             let name = self.dotted_name()?;
@@ -287,7 +287,7 @@ impl Parser {
         Ok(value)
     }
 
-    /// The name of a filter or a test. Some could have dots in them, and where one is not reached, it need not exist.
+    /// Parses the name of a filter or a test, which may be dotted. Unknown names fail only when they are evaluated.
     fn dotted_name(&mut self) -> Result<Arc<str>, Failure> {
         let mut name = self.name()?;
         while self.skip_op(".") {
@@ -317,10 +317,10 @@ impl Parser {
         if negated { Expr::new(Kind::Not(test)) } else { Ok(test) }
     }
 
-    /// Arguments, after `(`.
+    /// Parses call arguments, after `(`.
     fn args(&mut self) -> Result<Args, Failure> {
         let mut args = Args::default();
-        let bad = || Err(Failure::new("the arguments of a call are in no order that is allowed"));
+        let bad = || Err(Failure::new("invalid order of arguments in a call"));
         let mut first = true;
         while !self.skip_op(")") {
             if !std::mem::take(&mut first) {

@@ -1,21 +1,21 @@
-//! Why a template is refused, or fails.
+//! The error type of the template engine.
 
-/// Why a template is refused, or fails.
+/// Why a template was rejected or failed to render.
 #[derive(Clone, Debug)]
 pub struct Failure {
-    /// The line, from 1.
+    /// The line number, starting at 1.
     pub line: Option<usize>,
     /// What is wrong.
     pub what: String,
-    /// Whether it is that the caller wanted no more of it.
+    /// Whether the caller cancelled the rendering.
     pub cancelled: bool,
 }
 
-/// Characters of a message: templates write some of them.
+/// Longest message in characters: a template can determine part of it.
 const LONGEST: usize = 2000;
 
 impl Failure {
-    /// Returns a failure that says `what`, or how that begins.
+    /// Returns a failure with the message `what`, shortened if necessary.
     pub(super) fn new(what: impl Into<String>) -> Self {
         let mut what = what.into();
         if let Some((end, _)) = what.char_indices().nth(LONGEST) {
@@ -24,12 +24,12 @@ impl Failure {
         Self { line: None, what, cancelled: false }
     }
 
-    /// Returns the failure of work that was cancelled.
+    /// Returns the failure for cancelled rendering.
     pub(super) fn cancelled() -> Self {
-        Self { line: None, what: "it was cancelled".into(), cancelled: true }
+        Self { line: None, what: "rendering was cancelled".into(), cancelled: true }
     }
 
-    /// The same, with the line.
+    /// Adds the line number, unless there is one.
     pub(super) fn at(self, line: usize) -> Self {
         Self { line: self.line.or(Some(line)), ..self }
     }

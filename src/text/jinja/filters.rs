@@ -1,4 +1,4 @@
-//! Filters of texts, numbers and single values. Those of lists are in [`super::list_filters`].
+//! Filters for strings, numbers and single values. [`super::list_filters`] has those for lists.
 
 use super::{
     Failure,
@@ -16,7 +16,7 @@ use super::{
     value::{SeqKind, Value},
 };
 
-/// Their names, in the order of the alphabet.
+/// The names of all filters, sorted.
 pub const FILTERS: [&str; 49] = [
     "abs",
     "attr",
@@ -166,7 +166,7 @@ impl Interpreter<'_> {
         }
     }
 
-    /// Returns what can be gone through once.
+    /// Returns an iterator that can be consumed once.
     pub(super) fn generator(&mut self, items: Vec<Value>) -> Result<Value, Failure> {
         self.meter.charge_for(items.len(), ITEM)?;
         self.hold(Object::Generator(items.into()))
@@ -190,7 +190,7 @@ impl Interpreter<'_> {
         let [old, new, count] = arguments.bind("replace", ["old", "new", "count"], 2)?;
         let count = match count {
             None | Some(Value::None) => -1,
-            Some(count) => count.as_int().ok_or_else(|| Failure::new("replace: the count is not an integer"))?,
+            Some(count) => count.as_int().ok_or_else(|| Failure::new("replace: count must be an integer"))?,
         };
         let [text, old, new] =
             [value, &old.unwrap_or(Value::None), &new.unwrap_or(Value::None)].map(|v| self.text_of(v));
@@ -209,7 +209,7 @@ impl Interpreter<'_> {
             Some(Value::Str(text)) => text.to_string(),
             width => {
                 let width = width.map_or(Some(4), |width| width.as_int());
-                let width = width.ok_or_else(|| Failure::new("indent: the width is not an integer"))?;
+                let width = width.ok_or_else(|| Failure::new("indent: width must be an integer"))?;
                 let mut text = Writer::new(self.meter);
                 text.repeat(" ", usize::try_from(width.max(0)).unwrap_or(usize::MAX))?;
                 text.finish()
@@ -232,13 +232,13 @@ impl Interpreter<'_> {
             arguments.bind("truncate", ["length", "killwords", "end", "leeway"], 0)?;
         let number = |value: Option<Value>, default: i128| match value {
             None | Some(Value::None) => Ok(default),
-            Some(value) => value.as_int().ok_or_else(|| Failure::new("truncate: a length is not an integer")),
+            Some(value) => value.as_int().ok_or_else(|| Failure::new("truncate: lengths must be integers")),
         };
         let (length, leeway) = (number(length, 255)?, number(leeway, 5)?);
         let end = self.text_of(&end.unwrap_or_else(|| "...".into()))?;
         let room = length - end.chars().count() as i128;
         if room < 0 || leeway < 0 {
-            return Err(Failure::new("truncate: the length is shorter than the end"));
+            return Err(Failure::new("truncate: length must not be less than the length of `end`"));
         }
         let Value::Str(text) = value else {
             if self.length(value)? as i128 <= length.saturating_add(leeway) {
@@ -286,7 +286,7 @@ impl Interpreter<'_> {
         };
         for (i, pair) in self.items_of(&pairs)?.iter().enumerate() {
             let pair = self.items_of(pair)?;
-            let [key, value] = &pair[..] else { return Err(Failure::new("urlencode: not a pair")) };
+            let [key, value] = &pair[..] else { return Err(Failure::new("urlencode: expected pairs")) };
             out.push(if i > 0 { "&" } else { "" })?;
             quote(&self.text_of(key)?, "+", &mut out)?;
             out.push("=")?;
@@ -296,7 +296,7 @@ impl Interpreter<'_> {
     }
 }
 
-/// Appends `text` for a URL; `plain` is `/` where slashes stay, or `+`, which stands for spaces.
+/// Appends the percent-encoded `text`; `plain` is `/` where slashes are kept, or `+` where spaces become `+`.
 fn quote(text: &str, plain: &str, out: &mut Writer<'_>) -> Result<(), Failure> {
     for byte in text.bytes() {
         match byte {
@@ -312,7 +312,7 @@ fn quote(text: &str, plain: &str, out: &mut Writer<'_>) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Returns `text` with every word's first letter upper case; words begin after brackets, spaces and hyphens.
+/// Returns `text` in title case; words begin after brackets, spaces and hyphens.
 fn titled(text: &str) -> String {
     let mut made = String::new();
     let mut rest = text;
@@ -330,7 +330,7 @@ fn striptags(text: &str, meter: &super::meter::Meter) -> Result<Value, Failure> 
     meter.charge_for(text.len(), 8)?;
     let mut kept = String::new();
     let mut rest = text;
-    // Comments first, then tags.
+    // Remove comments before tags.
     while let Some(at) = rest.find("<!--") {
         let Some(end) = rest[at..].find("-->") else { break };
         kept += &rest[..at];

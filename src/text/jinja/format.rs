@@ -1,4 +1,4 @@
-//! `'%s' % x` and `'{}'.format(x)`.
+//! The two ways to format strings: `'%s' % x` and `'{}'.format(x)`.
 
 use std::iter::Peekable;
 use std::str::Chars;
@@ -20,7 +20,7 @@ pub fn percent(template: &str, value: &Value, meter: &Meter) -> Result<String, F
     };
     let (mut left, may_be_left) = match (tuple, value) {
         (Some(items), _) => (items, false),
-        // Python takes these for mappings, of which not all is used.
+        // Python treats these as mappings, whose entries may remain unused.
         (None, Value::Dict(_)) => (std::slice::from_ref(value), true),
         (None, Value::Seq(_)) => (std::slice::from_ref(value), true),
         (None, _) => (std::slice::from_ref(value), false),
@@ -118,7 +118,7 @@ pub fn percent(template: &str, value: &Value, meter: &Meter) -> Result<String, F
     Ok(out.finish())
 }
 
-/// The value under the key that stands before `)`.
+/// Returns the value for the key that ends with `)`.
 fn entry(chars: &mut Peekable<Chars<'_>>, value: &Value, meter: &Meter) -> Result<Value, Failure> {
     let Value::Dict(dict) = value else { return Err(Failure::new("format requires a mapping")) };
     let (mut open, mut key) = (1, String::new());
@@ -135,7 +135,7 @@ fn entry(chars: &mut Peekable<Chars<'_>>, value: &Value, meter: &Meter) -> Resul
         key.push(c);
     }
     let found = dict.get(&Value::from(key), meter)?;
-    found.cloned().ok_or_else(|| Failure::new("a format string names a key that is missing"))
+    found.cloned().ok_or_else(|| Failure::new("a key of the format string is missing"))
 }
 
 fn digits(chars: &mut Peekable<Chars<'_>>) -> Result<i128, Failure> {
@@ -148,7 +148,7 @@ fn digits(chars: &mut Peekable<Chars<'_>>) -> Result<i128, Failure> {
     Ok(number)
 }
 
-/// Returns `text` with escapes in the place of what is not ASCII.
+/// Returns `text` with non-ASCII characters escaped.
 fn ascii(text: &str) -> String {
     text.chars().map(|c| if c.is_ascii() { c.to_string() } else { ascii_escape(c) }).collect()
 }
@@ -161,7 +161,7 @@ fn character(value: &Value) -> Result<String, Failure> {
     found.map(String::from).ok_or_else(|| Failure::new("%c requires int or char"))
 }
 
-/// Looks up what follows a field's name: the value, the name or index, whether it stands in brackets.
+/// Resolves one step of a field name. Receives the value, the attribute name or index, and whether it is in brackets.
 pub type Lookup<'l> = dyn FnMut(&Value, &Value, bool) -> Result<Value, Failure> + 'l;
 
 /// Returns `template.format(arguments)`.
@@ -181,7 +181,7 @@ struct Fields<'f, 'l> {
     arguments: &'f Arguments,
     lookup: &'f mut Lookup<'l>,
     meter: &'f Meter,
-    /// Fields without a name so far; `None` once one had a number.
+    /// Number of automatically numbered fields so far; `None` after an explicitly numbered one.
     automatic: Option<usize>,
 }
 
@@ -242,7 +242,7 @@ impl Fields<'_, '_> {
         let end = name.find(['.', '[']).unwrap_or(name.len());
         let (first, mut rest) = name.split_at(end);
         let missing = || Failure::new(format!("missing argument `{first}` for a format string"));
-        let mixed = || Failure::new("a format string numbers some of its fields, and others not");
+        let mixed = || Failure::new("a format string cannot mix automatic and manual field numbering");
         self.meter.charge(self.arguments.named.len())?;
         let mut value = if first.is_empty() {
             let place = self.automatic.ok_or_else(mixed)?;
@@ -259,7 +259,7 @@ impl Fields<'_, '_> {
         }
         .ok_or_else(missing)?;
         while !rest.is_empty() {
-            let bad = || Failure::new("a format string has a bad field name");
+            let bad = || Failure::new("invalid field name in a format string");
             let (key, bracketed) = match rest.strip_prefix('[') {
                 Some(inner) => {
                     let (key, after) = inner.split_once(']').ok_or_else(bad)?;

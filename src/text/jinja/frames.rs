@@ -1,8 +1,8 @@
-//! Which variables a template sees before it sets them.
+//! Resolves the scope of variables before a template runs.
 //!
-//! Jinja2 compiles blocks to functions with local variables. A block that sets a variable without having read it before
-//! hides what is outside under that name from all that it contains, from its beginning. Such names are found here, and
-//! hidden by a statement at the front of the block.
+//! Jinja2 compiles blocks to Python functions with local variables. A block that assigns a variable without reading it
+//! first shadows the outer variable of that name from the start of the block. This pass finds such names and inserts a
+//! statement at the start of the block that hides them.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -14,12 +14,12 @@ use super::{
     syntax::{Action, Args, Expr, Kind, Statement, Target},
 };
 
-/// What a name means at the beginning of a block.
+/// The state of a name at the start of a block.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Start {
-    /// What it means outside.
+    /// Refers to the outer variable.
     Outer,
-    /// Nothing.
+    /// Is undefined.
     Hidden,
 }
 
@@ -28,30 +28,30 @@ enum Start {
 struct Frame {
     names: HashMap<Arc<str>, Start>,
     stores: HashSet<Arc<str>>,
-    /// What was added to these, to be taken back after a branch.
+    /// Names added since a branch was entered, to be removed when it ends.
     added: HashMap<Arc<str>, Start>,
     stored: HashSet<Arc<str>>,
 }
 
-/// Puts the statements that hide names into a template.
+/// Inserts the statements that hide names.
 pub fn hide(template: &mut Vec<Statement>) -> Result<(), Failure> {
     let mut frames = Frames { around: Vec::new(), names: 0 };
     frames.block(template, Vec::new());
-    if frames.names > NAMES { Err(Failure::new("it has too many variables in too many blocks")) } else { Ok(()) }
+    if frames.names > NAMES { Err(Failure::new("too many variables in too many blocks")) } else { Ok(()) }
 }
 
-/// Names that are looked at, at most: each counts once for every branch around it.
+/// Limit on name look-ups: each counts once for every enclosing branch.
 const NAMES: usize = 500_000;
 
 struct Frames {
-    /// The blocks around each other, the outermost first.
+    /// The enclosing blocks, outermost first.
     around: Vec<Frame>,
-    /// How many names were looked at.
+    /// Number of name look-ups so far.
     names: usize,
 }
 
 impl Frames {
-    /// A block whose `parameters` have values at its beginning.
+    /// Visits a block whose `parameters` are defined at its start.
     fn block(&mut self, body: &mut Vec<Statement>, parameters: Vec<Arc<str>>) {
         let names = parameters.into_iter().map(|name| (name, Start::Outer)).collect();
         self.around.push(Frame { names, ..Frame::default() });
@@ -181,7 +181,7 @@ impl Frames {
         }
     }
 
-    /// The first branch, those after it together, and the last one: a name that only some of them set is not hidden.
+    /// Visits the branches of an `if`: a name that only some of them assign is not hidden.
     fn branches(&mut self, branches: &[(Expr, Vec<Statement>)], otherwise: &[Statement]) {
         let Some(((test, first), others)) = branches.split_first() else { return };
         self.expression(test);
@@ -211,7 +211,7 @@ impl Frames {
         }
     }
 
-    /// Goes through a branch, and returns what it adds; nothing stays.
+    /// Visits a branch and returns the names that it added, which are removed again.
     fn branch(&mut self, through: impl FnOnce(&mut Self)) -> (HashMap<Arc<str>, Start>, HashSet<Arc<str>>) {
         let frame = self.frame();
         let around = (std::mem::take(&mut frame.added), std::mem::take(&mut frame.stored));

@@ -1,4 +1,4 @@
-//! Functions that every template knows.
+//! Global functions.
 
 use std::sync::Arc;
 
@@ -12,13 +12,13 @@ use super::{
     value::{Dict, Seq, SeqKind, Value},
 };
 
-/// Their names.
+/// The names of all global functions.
 pub const FUNCTIONS: [&str; 7] = ["range", "dict", "namespace", "raise_exception", "strftime_now", "cycler", "joiner"];
-/// Numbers in a range at most, as in Jinja2's sandbox.
+/// Longest range, the limit of Jinja2's sandbox.
 const RANGE: i128 = 100_000;
 
 impl Interpreter<'_> {
-    /// Calls a function by its name.
+    /// Calls a global function.
     pub(super) fn function(&mut self, name: &str, arguments: &Arguments) -> Result<Value, Failure> {
         match name {
             "range" => self.range(arguments),
@@ -44,8 +44,10 @@ impl Interpreter<'_> {
             }
             "strftime_now" => {
                 let [format] = arguments.bind("strftime_now", ["format"], 1)?;
-                let format =
-                    format.as_ref().and_then(Value::as_str).ok_or_else(|| Failure::new("strftime_now wants a text"))?;
+                let format = format
+                    .as_ref()
+                    .and_then(Value::as_str)
+                    .ok_or_else(|| Failure::new("strftime_now requires a string"))?;
                 self.meter.charge_for(format.len(), 8)?;
                 clock::now(format).map(Value::from)
             }
@@ -102,7 +104,7 @@ impl Interpreter<'_> {
                 for pair in self.items_of(pairs)? {
                     let pair = self.items_of(&pair)?;
                     let [key, value] = &pair[..] else {
-                        return Err(Failure::new("a dict is made of pairs"));
+                        return Err(Failure::new("dict() requires pairs"));
                     };
                     dict.insert(key.clone(), value.clone(), self.meter)?;
                 }

@@ -1,4 +1,4 @@
-//! Statements, done: what is known, what is written, where the work stands.
+//! Execution of statements: scopes, objects and control flow.
 
 use std::collections::HashMap;
 
@@ -11,22 +11,22 @@ use super::{
     value::Value,
 };
 
-/// Does what a template says.
+/// Runs a template.
 ///
-/// Scopes and objects are held in lists and named by their places: values can't hold each other in a circle, and nothing
-/// is dropped one inside the other.
+/// Scopes and objects live in vectors and are referred to by index. Values therefore cannot form cycles, and dropping
+/// them never recurses.
 pub struct Interpreter<'t> {
     pub(super) meter: &'t Meter,
     pub(super) objects: Vec<Object<'t>>,
     pub(super) scopes: Vec<Scope<'t>>,
-    /// Scopes below this are seen by a macro, and stay.
+    /// Scopes below this index are captured by a macro and must be kept.
     pub(super) pinned: usize,
     out: Writer<'t>,
-    /// What the filters of a block are applied to.
+    /// The values that the filters of enclosing blocks apply to.
     pub(super) captured: Vec<Value>,
     pub(super) line: usize,
     depth: usize,
-    /// How deep statements and expressions may be in each other, calls included.
+    /// Maximum nesting depth of statements and expressions, calls included.
     most: usize,
     pub(super) calls: usize,
 }
@@ -36,7 +36,7 @@ pub(super) struct Scope<'t> {
     variables: HashMap<&'t str, Value>,
 }
 
-/// How a statement ends.
+/// How a statement completes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Flow {
     Next,
@@ -44,11 +44,11 @@ pub(super) enum Flow {
     Continue,
 }
 
-/// The scope of what is set outside of loops and macros.
+/// The scope outside of all loops and macros.
 const ROOT: usize = 0;
 
 impl<'t> Interpreter<'t> {
-    /// Returns an interpreter that knows `variables`.
+    /// Returns an interpreter with the given global variables.
     pub fn new(variables: HashMap<&'t str, Value>, most: usize, meter: &'t Meter) -> Self {
         Self {
             meter,
@@ -64,16 +64,16 @@ impl<'t> Interpreter<'t> {
         }
     }
 
-    /// Does a whole template, and returns what it writes.
+    /// Runs a whole template and returns its output.
     pub fn run(mut self, template: &'t [Statement]) -> Result<String, Failure> {
         match self.body(template, ROOT) {
             Ok(Flow::Next) => Ok(self.out.finish()),
-            Ok(_) => Err(Failure::new("`break` or `continue` stands outside of a loop")),
+            Ok(_) => Err(Failure::new("`break` or `continue` outside of a loop")),
             Err(e) => Err(e.at(self.line)),
         }
     }
 
-    /// Does `inner` one level further in.
+    /// Runs `inner` one nesting level deeper.
     pub(super) fn deeper<T>(&mut self, inner: impl FnOnce(&mut Self) -> Result<T, Failure>) -> Result<T, Failure> {
         if self.depth == self.most {
             return Err(Failure::new(format!("calls and expressions are nested more than {} deep", self.most)));
@@ -84,21 +84,21 @@ impl<'t> Interpreter<'t> {
         result
     }
 
-    /// Returns a scope inside of `parent`.
+    /// Enters a new scope inside `parent`.
     pub(super) fn enter(&mut self, parent: usize) -> Result<usize, Failure> {
         self.meter.charge(2 * ITEM)?;
         self.scopes.push(Scope { parent: Some(parent), variables: HashMap::new() });
         Ok(self.scopes.len() - 1)
     }
 
-    /// Forgets a scope, unless a macro sees it.
+    /// Drops a scope, unless a macro captured it.
     pub(super) fn leave(&mut self, scope: usize) {
         if scope >= self.pinned {
             self.scopes.truncate(scope);
         }
     }
 
-    /// Holds an object, and returns its value.
+    /// Stores an object and returns a value that refers to it.
     pub(super) fn hold(&mut self, object: Object<'t>) -> Result<Value, Failure> {
         self.meter.charge(4 * ITEM)?;
         self.objects.push(object);
@@ -145,14 +145,14 @@ impl<'t> Interpreter<'t> {
                 let values = self.items_of(&value)?;
                 if values.len() != targets.len() {
                     let (wanted, found) = (targets.len(), values.len());
-                    return Err(Failure::new(format!("{wanted} values are assigned to, but there are {found}")));
+                    return Err(Failure::new(format!("expected {wanted} values to unpack, found {found}")));
                 }
                 targets.iter().zip(values).try_for_each(|(target, value)| self.assign(target, value, scope))
             }
         }
     }
 
-    /// Returns the object that a value names.
+    /// Returns the object that a value refers to.
     pub(super) fn object(&mut self, value: &Value) -> Option<&mut Object<'t>> {
         match value {
             Value::Object(id) => self.objects.get_mut(*id),
@@ -160,7 +160,7 @@ impl<'t> Interpreter<'t> {
         }
     }
 
-    /// Returns what a value holds if one goes through it; what can be gone through once is used up.
+    /// Returns the items that iterating over a value yields. Generators are consumed.
     pub(super) fn items_of(&mut self, value: &Value) -> Result<Vec<Value>, Failure> {
         let meter = self.meter;
         match value {
@@ -192,7 +192,7 @@ impl<'t> Interpreter<'t> {
         }
     }
 
-    /// Does `write`, and returns what it writes.
+    /// Runs `write` and returns its output.
     pub(super) fn capture<T>(
         &mut self,
         write: impl FnOnce(&mut Self) -> Result<T, Failure>,
@@ -214,7 +214,7 @@ impl<'t> Interpreter<'t> {
         Ok(Flow::Next)
     }
 
-    /// Does `body` in a scope of its own.
+    /// Runs `body` in a new scope.
     pub(super) fn inner_body(&mut self, body: &'t [Statement], parent: usize) -> Result<Flow, Failure> {
         let scope = self.enter(parent)?;
         let flow = self.body(body, scope)?;

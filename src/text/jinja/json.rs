@@ -1,4 +1,4 @@
-//! `tojson`: what Python's `json.dumps` writes.
+//! `tojson`, with the output of Python's `json.dumps`.
 
 use super::{
     Failure,
@@ -26,7 +26,7 @@ pub fn to_json(value: &Value, arguments: &Arguments, meter: &Meter) -> Result<St
         None | Some(Value::None) => None,
         Some(Value::Str(text)) => Some(text.to_string()),
         Some(value) => {
-            let width = value.as_int().ok_or_else(|| Failure::new("tojson: indent is not a number"))?;
+            let width = value.as_int().ok_or_else(|| Failure::new("tojson: indent must be an integer"))?;
             let mut text = Writer::new(meter);
             text.repeat(" ", usize::try_from(width.max(0)).unwrap_or(usize::MAX))?;
             Some(text.finish())
@@ -36,9 +36,9 @@ pub fn to_json(value: &Value, arguments: &Arguments, meter: &Meter) -> Result<St
         None | Some(Value::None) => (if indent.is_some() { "," } else { ", " }.to_owned(), ": ".to_owned()),
         Some(Value::Seq(pair)) if pair.items.len() == 2 => match (&pair.items[0], &pair.items[1]) {
             (Value::Str(between), Value::Str(after_key)) => (between.to_string(), after_key.to_string()),
-            _ => return Err(Failure::new("tojson: separators are not strings")),
+            _ => return Err(Failure::new("tojson: separators must be strings")),
         },
-        Some(_) => return Err(Failure::new("tojson: separators are not two")),
+        Some(_) => return Err(Failure::new("tojson: separators must be a pair")),
     };
     let [ascii, sorted] = [ascii, sorted].map(|flag| flag.is_some_and(|flag| flag.is_true()));
     let mut out = Writer::new(meter);
@@ -106,7 +106,7 @@ impl Style {
         }
     }
 
-    /// A new line, if there are lines.
+    /// Begins a new line if the output is indented.
     fn line(&self, depth: usize, out: &mut Writer<'_>) -> Result<(), Failure> {
         let Some(indent) = &self.indent else { return Ok(()) };
         out.push("\n")?;

@@ -1,12 +1,11 @@
-//! From a template's source to tokens, white space control included: what Jinja2 does with `trim_blocks` and
-//! `lstrip_blocks`.
+//! Splits a template into tokens. White space control matches Jinja2 with `trim_blocks` and `lstrip_blocks`.
 
 use super::{Failure, python::is_space};
 
 /// A token.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Token {
-    /// Text between tags.
+    /// Text outside of tags.
     Data(String),
     /// `{%`
     BlockBegin,
@@ -22,21 +21,21 @@ pub enum Token {
     Str(String),
     /// A number.
     Int(i128),
-    /// A number with a fraction or an exponent.
+    /// A floating-point number.
     Float(f64),
     /// An operator or a bracket.
     Op(&'static str),
-    /// The end.
+    /// The end of the template.
     End,
 }
 
-/// Longest first.
+/// Longest first, so that the first match is the longest.
 const OPERATORS: [&str; 26] = [
     "//", "**", "==", "!=", ">=", "<=", "+", "-", "/", "*", "%", "~", "[", "]", "(", ")", "{", "}", ">", "<", "=", ".",
     ":", "|", ",", ";",
 ];
 
-/// Returns the tokens of `source`, each with its line, from 1.
+/// Returns the tokens of `source`, each with its line number, starting at 1.
 pub fn tokens(source: &str) -> Result<Vec<(Token, usize)>, Failure> {
     let mut source = source.replace("\r\n", "\n").replace('\r', "\n");
     if source.ends_with('\n') {
@@ -51,9 +50,9 @@ struct Lexer<'s> {
     source: &'s str,
     at: usize,
     line: usize,
-    /// As far as this, line breaks are counted in `line`.
+    /// Line breaks before this position are already counted in `line`.
     counted: usize,
-    /// Whether the last tag took a line break with it.
+    /// Whether the last tag consumed the line break after it.
     at_line_start: bool,
     tokens: Vec<(Token, usize)>,
 }
@@ -77,14 +76,14 @@ impl<'s> Lexer<'s> {
         self.at += self.rest().len() - self.rest().trim_start_matches(is_space).len();
     }
 
-    /// Takes `text` if it comes next.
+    /// Consumes `text` if it comes next.
     fn skip(&mut self, text: &str) -> bool {
         let found = self.rest().starts_with(text);
         self.at += if found { text.len() } else { 0 };
         found
     }
 
-    /// Takes `+` or `-`.
+    /// Consumes a white space control sign, `+` or `-`.
     fn sign(&mut self) -> char {
         match self.rest().chars().next() {
             Some(sign @ ('-' | '+')) => {
@@ -111,7 +110,7 @@ impl<'s> Lexer<'s> {
         }
     }
 
-    /// Takes what follows a tag: all white space after `-`, else a line break where `trims`.
+    /// Consumes the white space after a tag: all of it after `-`, otherwise one line break if `trims`.
     fn after_tag(&mut self, sign: char, trims: bool) {
         let end = self.at;
         if sign == '-' {
@@ -137,7 +136,7 @@ impl<'s> Lexer<'s> {
             let kind = self.source.as_bytes()[self.at - 1];
             let text = &self.source[start..self.at - 2];
             let sign = self.sign();
-            // The text is before the tag, and so is its line.
+            // The token for the text gets the line number of its start.
             let after = std::mem::replace(&mut self.at, start);
             self.push_data(text, sign, kind == b'{');
             self.at = after;
@@ -160,14 +159,14 @@ impl<'s> Lexer<'s> {
     }
 
     fn comment(&mut self) -> Result<(), Failure> {
-        let end = self.rest().find("#}").ok_or_else(|| Failure::new("a comment has no end"))?;
+        let end = self.rest().find("#}").ok_or_else(|| Failure::new("unterminated comment"))?;
         let sign = self.rest()[..end].chars().next_back().filter(|c| "+-".contains(*c)).unwrap_or(' ');
         self.at += end + 2;
         self.after_tag(sign, true);
         Ok(())
     }
 
-    /// Takes ` raw %}` if that comes next.
+    /// Consumes ` raw %}` if it comes next.
     fn begins_raw(&mut self) -> bool {
         let start = self.at;
         self.skip_space();
@@ -205,11 +204,11 @@ impl<'s> Lexer<'s> {
             }
             self.at = end + 2;
         }
-        // Jinja2 only notices where there is something in it.
-        if start == self.source.len() { Ok(()) } else { Err(Failure::new("a raw block has no end")) }
+        // Jinja2 reports this only if the block has content.
+        if start == self.source.len() { Ok(()) } else { Err(Failure::new("unterminated raw block")) }
     }
 
-    /// The tokens of a tag, up to `close`.
+    /// Splits a tag into tokens, up to `close`.
     fn inside(&mut self, close: &str, end: Token, trims: bool) -> Result<(), Failure> {
         let mut open = Vec::new();
         loop {
@@ -266,7 +265,7 @@ impl<'s> Lexer<'s> {
 
     fn number(&mut self) -> Result<Token, Failure> {
         let text = self.rest();
-        let bad = || Failure::new("a number is too large");
+        let bad = || Failure::new("number too large");
         for (prefix, radix) in [("0x", 16), ("0o", 8), ("0b", 2)] {
             if text.get(..2).is_some_and(|start| start.eq_ignore_ascii_case(prefix)) {
                 let length = digits(&text[2..], radix);
@@ -316,14 +315,14 @@ impl<'s> Lexer<'s> {
             escaped = c == '\\' && !escaped;
             ends
         });
-        let end = end.ok_or_else(|| Failure::new("a string has no end"))?;
+        let end = end.ok_or_else(|| Failure::new("unterminated string"))?;
         let value = unescape(&text[..end])?;
         self.at += end + 2;
         Ok(Token::Str(value))
     }
 }
 
-/// Returns the length of the digits at the start of `text`, single underscores between them included.
+/// Returns the length of the digits at the start of `text`, including single underscores between them.
 fn digits(text: &str, radix: u32) -> usize {
     let mut end = 0;
     for (at, c) in text.char_indices() {
@@ -336,7 +335,7 @@ fn digits(text: &str, radix: u32) -> usize {
     end
 }
 
-/// Returns the text of a string literal, as Python's `unicode-escape` reads it.
+/// Decodes the escapes of a string literal, like Python's `unicode-escape`.
 fn unescape(text: &str) -> Result<String, Failure> {
     let mut value = String::new();
     let mut chars = text.chars();
@@ -345,7 +344,7 @@ fn unescape(text: &str) -> Result<String, Failure> {
             value.push(c);
             continue;
         }
-        let bad = || Failure::new("a string has a bad escape");
+        let bad = || Failure::new("invalid escape in a string");
         let escape = chars.next().ok_or_else(bad)?;
         let hex = |chars: &mut std::str::Chars<'_>, count: usize| {
             let digits = chars.as_str().get(..count).ok_or_else(bad)?;
@@ -375,7 +374,7 @@ fn unescape(text: &str) -> Result<String, Failure> {
                 }
                 char::from_u32(code).ok_or_else(bad)?
             }
-            // Python sees `\xe9` where the source has `é`, and so a backslash that escapes a backslash.
+            // Python sees `\xe9` for `é` in the source, so a backslash before it escapes that backslash.
             c if !c.is_ascii() => {
                 value.push_str(&super::python::ascii_escape(c));
                 continue;

@@ -1,4 +1,4 @@
-//! Filters of lists.
+//! Filters for lists.
 
 use super::{
     Failure,
@@ -13,11 +13,11 @@ use super::{
     value::{Dict, Seq, SeqKind, Value},
 };
 
-/// Where an attribute getter looks: the parts between the dots.
+/// A path of attributes: the parts between the dots.
 type Path = Vec<Value>;
 
 impl Interpreter<'_> {
-    /// Returns `value | name(arguments)`, for what is gone through.
+    /// Returns `value | name(arguments)` for an iterable value.
     pub(super) fn list_filter(&mut self, name: &str, value: Value, arguments: Arguments) -> Result<Value, Failure> {
         let meter = self.meter;
         match name {
@@ -111,7 +111,7 @@ impl Interpreter<'_> {
                         let key = self.follow(&item, path, None)?;
                         keys.push(if is_true(&cased) { key } else { self.lowered(key)? });
                     }
-                    // Always a list, as in Jinja2: of two that are equal, Python does not ask which comes first.
+                    // Jinja2 always builds a list key. Python does not order two keys that are equal.
                     keyed.push((Seq::list(keys, meter)?, item));
                 }
                 let items = self.sorted(keyed, is_true(&reverse))?;
@@ -187,7 +187,7 @@ impl Interpreter<'_> {
         Ok(out.finish().into())
     }
 
-    /// Returns an attribute of each item, or the items.
+    /// Returns an attribute of each item, or the items themselves.
     fn attributes(&mut self, value: &Value, attribute: Option<&Value>) -> Result<Vec<Value>, Failure> {
         let items = self.items_of(value)?;
         let Some(path) = attribute.filter(|attribute| !matches!(attribute, Value::None)).map(path_to) else {
@@ -207,7 +207,7 @@ impl Interpreter<'_> {
         Ok(value)
     }
 
-    /// Returns what an item is compared by.
+    /// Returns the sort key of an item.
     fn key(
         &mut self,
         item: &Value,
@@ -230,7 +230,7 @@ impl Interpreter<'_> {
         self.meter.charge_for(keyed.len(), 4 * ITEM)?;
         let mut keyed = keyed;
         if reverse {
-            keyed.reverse(); // so that equal ones stay in their order
+            keyed.reverse(); // so that reversing keeps the order of equal items
         }
         let mut sorted = sort_by(keyed, |a, b| self.is_less(&a.0, &b.0))?;
         if reverse {
@@ -318,7 +318,7 @@ fn is_true(flag: &Option<Value>) -> bool {
 
 fn size(count: Option<Value>) -> Result<usize, Failure> {
     let count =
-        count.and_then(|count| count.as_int()).ok_or_else(|| Failure::new("the number of items is not an integer"))?;
+        count.and_then(|count| count.as_int()).ok_or_else(|| Failure::new("the number of items must be an integer"))?;
     usize::try_from(count).map_err(|_| Failure::new("the number of items is negative or too large"))
 }
 

@@ -1,4 +1,4 @@
-//! Loops, and what `loop` says of one.
+//! `for` loops and the attributes of `loop`.
 
 use std::{collections::VecDeque, sync::Arc};
 
@@ -50,7 +50,7 @@ impl<'t> Interpreter<'t> {
             self.assign(&of.target, item, inner)?;
             let flow = self.body(&of.body, inner)?;
             self.leave(inner);
-            // Jinja2 takes an item that `break` or `continue` left for none, where there is an `else`.
+            // With an `else` branch, Jinja2 does not count an item that ended with `break` or `continue`.
             completed |= flow == Flow::Next;
             if flow == Flow::Break {
                 break;
@@ -62,7 +62,7 @@ impl<'t> Interpreter<'t> {
         Ok(())
     }
 
-    /// Returns the next item of a loop.
+    /// Advances a loop and returns its next item.
     pub(super) fn next_item(&mut self, id: usize) -> Result<Option<Value>, Failure> {
         if let Some(Object::Loop(state)) = self.objects.get_mut(id)
             && let Some(item) = state.ahead.pop_front()
@@ -72,7 +72,7 @@ impl<'t> Interpreter<'t> {
         self.look_further(id)
     }
 
-    /// Returns the item of a loop that comes next after those that were looked at.
+    /// Fetches one more item beyond those fetched ahead.
     fn look_further(&mut self, id: usize) -> Result<Option<Value>, Failure> {
         loop {
             self.meter.charge(STEP / 4)?;
@@ -103,7 +103,7 @@ impl<'t> Interpreter<'t> {
         }
     }
 
-    /// Returns the item after the present one, which stays the next one.
+    /// Returns the item after the current one without advancing.
     fn peek_item(&mut self, id: usize) -> Result<Option<Value>, Failure> {
         if let Some(Object::Loop(state)) = self.objects.get(id)
             && let Some(item) = state.ahead.front()
@@ -117,7 +117,7 @@ impl<'t> Interpreter<'t> {
         Ok(item)
     }
 
-    /// Returns the number of a loop's items.
+    /// Returns the number of items of a loop.
     fn loop_length(&mut self, id: usize) -> Result<usize, Failure> {
         let known = match self.objects.get(id) {
             Some(Object::Loop(state)) => match &state.items {
@@ -141,7 +141,7 @@ impl<'t> Interpreter<'t> {
         }
     }
 
-    /// Returns what `loop` says under a name.
+    /// Returns an attribute of `loop`.
     pub(super) fn loop_attribute(&mut self, id: usize, name: &str) -> Result<Option<Value>, Failure> {
         let Some(Object::Loop(state)) = self.objects.get(id) else { return Ok(None) };
         let (index, outer) = (state.index, state.outer);
@@ -162,12 +162,12 @@ impl<'t> Interpreter<'t> {
         }))
     }
 
-    /// Does a loop again, for other items.
+    /// Runs a recursive loop for other items.
     pub(super) fn recurse(&mut self, id: usize, over: &Value) -> Result<Value, Failure> {
         let Some(Object::Loop(state)) = self.objects.get(id) else { return Ok(Value::None) };
         let (of, scope, outer) = (state.of, state.scope, state.outer);
         if !of.recursive {
-            return Err(Failure::new("the loop is not recursive: it is not marked as `recursive`"));
+            return Err(Failure::new("loop(...) requires a loop marked `recursive`"));
         }
         self.called(|this| this.for_loop(of, over, scope, outer + 1).map(|()| Flow::Next))
     }

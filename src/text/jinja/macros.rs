@@ -1,4 +1,4 @@
-//! Macros and calls.
+//! Macros and `call` blocks.
 
 use indexmap::IndexMap;
 
@@ -72,7 +72,7 @@ impl<'t> Interpreter<'t> {
         Ok(text)
     }
 
-    /// Does what is called, and returns what it writes.
+    /// Runs the body of a call and returns its output.
     pub(super) fn called(&mut self, body: impl FnOnce(&mut Self) -> Result<Flow, Failure>) -> Result<Value, Failure> {
         if self.calls == limits::TEMPLATE_DEPTH {
             return Err(Failure::new(format!("calls are nested more than {} deep", limits::TEMPLATE_DEPTH)));

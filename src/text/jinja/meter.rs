@@ -1,5 +1,5 @@
-//! What rendering may cost. Whatever is made, looked at or visited is paid for before it is made, and nothing is given
-//! back: the budget bounds time and memory at once, and nothing can be made that was not paid for.
+//! The cost budget of rendering. Everything that is created, compared or visited is charged first, and nothing is
+//! refunded, so the budget bounds both time and memory.
 
 use std::{
     cell::Cell,
@@ -12,15 +12,15 @@ use std::{
 use super::Failure;
 use crate::limits;
 
-/// What a step costs; a byte that is looked at costs 1, one that is made 2.
+/// Cost of a step. Reading a byte costs 1, writing one costs 2.
 pub const STEP: usize = 64;
-/// What an item of a list, an entry of a dict, a scope or an object costs, and to visit one.
+/// Cost of an item of a list, an entry of a dict, a scope or an object, and of visiting one.
 pub const ITEM: usize = 64;
 
-/// What a piece of a text costs beside its bytes.
+/// Cost of a string beyond its bytes.
 const TEXT_OVERHEAD: usize = 8;
 
-/// How much is spent between two looks at what cancels a rendering: a power of two, less than a millisecond's work.
+/// Cost between two checks for cancellation: a power of two, less than a millisecond of work.
 const LOOK: usize = 1024 * STEP;
 
 /// The budget of one rendering.
@@ -30,18 +30,18 @@ pub struct Meter {
 }
 
 impl Meter {
-    /// Returns a budget of so many steps.
+    /// Returns a budget of `steps` steps.
     pub fn new(steps: u64) -> Self {
         let steps = usize::try_from(steps).unwrap_or(usize::MAX);
         Self { left: Cell::new(steps.saturating_mul(STEP)), cancel: None }
     }
 
-    /// The same; once `cancel` is set, nothing more can be paid for.
+    /// Adds a cancellation flag; once it is set, every charge fails.
     pub fn cancelled_by(self, cancel: Option<Arc<AtomicBool>>) -> Self {
         Self { cancel, ..self }
     }
 
-    /// Takes `cost` out of the budget.
+    /// Charges `cost`.
     pub fn charge(&self, cost: usize) -> Result<(), Failure> {
         let before = self.left.get();
         match before.checked_sub(cost) {
@@ -60,25 +60,25 @@ impl Meter {
         }
     }
 
-    /// The same for `count` things that cost `each`.
+    /// Charges `each` for each of `count` things.
     pub fn charge_for(&self, count: usize, each: usize) -> Result<(), Failure> {
         self.charge(count.saturating_mul(each))
     }
 }
 
-/// A text that is being made, and paid for as it grows.
+/// A string under construction, charged as it grows.
 pub struct Writer<'m> {
     text: String,
     meter: &'m Meter,
 }
 
 impl<'m> Writer<'m> {
-    /// Returns an empty text.
+    /// Returns a writer with an empty string.
     pub fn new(meter: &'m Meter) -> Self {
         Self { text: String::new(), meter }
     }
 
-    /// Returns who pays.
+    /// Returns the meter that is charged.
     pub fn meter(&self) -> &'m Meter {
         self.meter
     }
@@ -97,14 +97,14 @@ impl<'m> Writer<'m> {
         Ok(())
     }
 
-    /// Appends `text` so many times.
+    /// Appends `text` `count` times.
     pub fn repeat(&mut self, text: &str, count: usize) -> Result<(), Failure> {
         self.meter.charge_for(count, 2 * text.len() + 1)?;
         self.text.extend(std::iter::repeat_n(text, count));
         Ok(())
     }
 
-    /// Returns the text.
+    /// Returns the finished string.
     pub fn finish(self) -> String {
         self.text
     }

@@ -1,4 +1,4 @@
-//! Methods of texts, lists and dicts.
+//! Methods of strings, lists and dicts.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ const OF_DICTS: [&str; 5] = ["copy", "get", "items", "keys", "values"];
 const CHANGE_LISTS: [&str; 8] = ["append", "clear", "extend", "insert", "pop", "remove", "reverse", "sort"];
 const CHANGE_DICTS: [&str; 5] = ["clear", "pop", "popitem", "setdefault", "update"];
 
-/// Whether a value has a method of that name.
+/// Whether a value has a method `name`.
 pub fn exists(value: &Value, name: &str) -> bool {
     match value {
         Value::Str(_) => texts::METHODS.contains(&name),
@@ -30,7 +30,7 @@ pub fn exists(value: &Value, name: &str) -> bool {
     }
 }
 
-/// Whether a method of that name would change the value, which templates may not.
+/// Whether the method `name` would modify the value, which templates may not do.
 pub fn changes(value: &Value, name: &str) -> bool {
     match value {
         Value::Seq(seq) if seq.kind == SeqKind::List => CHANGE_LISTS.contains(&name),
@@ -84,7 +84,7 @@ fn of_dict(dict: &Arc<Dict>, name: &str, arguments: &Arguments, meter: &Meter) -
     }
 }
 
-/// Returns a dict's keys and values, in pairs.
+/// Returns the entries of a dict as keys, values or pairs.
 pub fn pairs(dict: &Dict, kind: SeqKind, meter: &Meter) -> Result<Value, Failure> {
     let pair = |(key, value): (&Value, &Value)| Seq::of(SeqKind::Tuple, vec![key.clone(), value.clone()], meter);
     Seq::of(kind, dict.iter().map(pair).collect::<Result<_, _>>()?, meter)

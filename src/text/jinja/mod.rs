@@ -1,8 +1,8 @@
-//! Jinja as `transformers` has it, for chat templates: Jinja2's sandbox in which values do not change, with its loop
-//! controls, `{% generation %}`, `tojson`, `raise_exception` and `strftime_now`.
+//! A Jinja engine for chat templates, compatible with `transformers`: Jinja2's immutable sandbox with loop controls,
+//! `{% generation %}`, `tojson`, `raise_exception` and `strftime_now`.
 //!
-//! Chat templates are programs by strangers. What they may cost is counted where it arises ([`meter`]), values and source
-//! are nowhere deep, and nothing refers to itself ([`interpreter`]): so no template can exhaust memory, stack or time.
+//! Chat templates are untrusted programs. Their cost is metered ([`meter`]), the nesting of source and values is
+//! limited, and values cannot refer to themselves ([`interpreter`]), so no template can exhaust memory, stack or time.
 
 mod arguments;
 mod checks;
@@ -42,7 +42,7 @@ pub use failure::Failure;
 
 use crate::{foreign, limits};
 
-/// Values by name, as they come from JSON.
+/// Variables by name, as JSON values.
 pub type Variables = serde_json::Map<String, serde_json::Value>;
 
 /// A parsed template.
@@ -55,7 +55,7 @@ impl Program {
         on_own_stack(|_| parser::parse(source)).map(Self)
     }
 
-    /// Returns what the template makes of `variables`; `cancel` ends that.
+    /// Renders the template; setting `cancel` ends the rendering.
     pub fn render(&self, variables: &Variables, cancel: Option<&Arc<AtomicBool>>) -> Result<String, Failure> {
         on_own_stack(|depth| {
             let meter = meter::Meter::new(limits::TEMPLATE_STEPS).cancelled_by(cancel.cloned());
@@ -68,17 +68,17 @@ impl Program {
     }
 }
 
-/// Returns a budget for what a template is given, which it does not pay for.
+/// Returns a budget for converting the variables, which the template does not pay for.
 fn free() -> meter::Meter {
     meter::Meter::new(u64::MAX)
 }
 
-/// Bytes of stack for [`limits::TEMPLATE_CALL_DEPTH`]: twice what unoptimized code takes.
+/// Stack size for [`limits::TEMPLATE_CALL_DEPTH`]: twice what unoptimized code needs.
 const STACK: usize = 64 << 20;
-/// How deep calls and expressions may be where there is no thread to be had, and the stack is the caller's.
+/// Nesting depth that is allowed if no thread could be started and the caller's stack is used.
 const SHALLOW: usize = 100;
 
-/// Does `work` on a stack that is large enough for it, and tells it how deep it may go. A panic becomes a failure.
+/// Runs `work` on a stack that is large enough, passing the depth that is allowed there. A panic becomes a failure.
 fn on_own_stack<T: Send>(work: impl Fn(usize) -> Result<T, Failure> + Sync) -> Result<T, Failure> {
     let guarded = |depth| {
         let panicked = |said| Err(Failure::new(format!("the template engine failed ({said})")));

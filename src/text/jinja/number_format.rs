@@ -1,37 +1,37 @@
-//! Numbers and texts in a given width and precision.
+//! Formatting of numbers and strings with width and precision.
 
 use super::{Failure, meter::Writer, python, value::Value};
 
-/// A number to write.
+/// A number to format.
 #[derive(Clone, Copy)]
 pub enum Number {
-    /// A whole one.
+    /// An integer.
     Int(i128),
-    /// Any.
+    /// A floating-point number.
     Float(f64),
 }
 
-/// How it is written.
+/// A format specification.
 pub struct Spec {
-    /// What fills the width.
+    /// The fill character.
     pub fill: char,
-    /// `<`, `>`, `^`, or `=`, which fills between sign and digits.
+    /// `<`, `>`, `^`, or `=` to fill between sign and digits.
     pub align: Option<char>,
     /// `+`, `-` or a space.
     pub sign: char,
     /// Whether `#` was given.
     pub alternate: bool,
-    /// Whether zeros fill the width.
+    /// Whether to fill with zeros.
     pub zero: bool,
-    /// Characters at least.
+    /// The minimum width in characters.
     pub width: usize,
-    /// What stands between thousands.
+    /// The thousands separator.
     pub grouping: Option<char>,
-    /// Digits, or characters of a text at most.
+    /// The number of digits, or the maximum length of a string.
     pub precision: Option<usize>,
-    /// The letter at the end.
+    /// The conversion type.
     pub kind: Option<char>,
-    /// Whether it is for `%`, where a precision fills whole numbers with zeros.
+    /// Whether this is for `%` formatting, where a precision pads integers with zeros.
     pub percent_style: bool,
 }
 
@@ -52,11 +52,11 @@ impl Default for Spec {
     }
 }
 
-/// Digits that can be asked for.
+/// Maximum precision.
 const PRECISION: usize = 65_000;
 
 impl Spec {
-    /// Parses what stands behind the colon.
+    /// Parses what follows the colon.
     pub fn parse(text: &str) -> Result<Self, Failure> {
         let mut spec = Self::default();
         let bad = || Failure::new(format!("Invalid format specifier '{text}'"));
@@ -94,7 +94,7 @@ impl Spec {
         Ok(spec)
     }
 
-    /// Appends any value.
+    /// Appends a value of any type.
     pub fn value(&self, value: &Value, plain: bool, out: &mut Writer<'_>) -> Result<(), Failure> {
         if plain {
             return python::write(value, out);
@@ -104,7 +104,7 @@ impl Spec {
         match (value, self.kind) {
             (Value::Str(text), None | Some('s')) => {
                 if self.align == Some('=') || self.sign != '-' || self.grouping.is_some() || self.alternate {
-                    return Err(Failure::new("a format specifier for numbers is used for a text"));
+                    return Err(Failure::new("a format specifier for numbers cannot format a string"));
                 }
                 self.text(text, out)
             }
@@ -132,7 +132,7 @@ impl Spec {
         }
     }
 
-    /// Appends a text.
+    /// Appends a string.
     pub fn text(&self, text: &str, out: &mut Writer<'_>) -> Result<(), Failure> {
         let end = self.precision.and_then(|precision| text.char_indices().nth(precision)).map(|(at, _)| at);
         self.pad("", &text[..end.unwrap_or(text.len())], '<', out)
@@ -160,7 +160,7 @@ impl Spec {
         out.repeat(&fill_with, if align == '=' { 0 } else { fill - before })
     }
 
-    /// Appends a number in the way of the letter `kind`; a space stands for none.
+    /// Appends a number with the conversion type `kind`; a space means none.
     pub fn number(&self, number: Number, kind: char, out: &mut Writer<'_>) -> Result<(), Failure> {
         if self.precision.is_some_and(|precision| precision > PRECISION) {
             return Err(Failure::new("precision too big"));
@@ -200,7 +200,7 @@ impl Spec {
         self.pad(&format!("{sign}{prefix}"), &digits, '>', out)
     }
 
-    /// Returns a float that is not negative.
+    /// Formats a float that is not negative.
     fn float(&self, value: f64, kind: char) -> String {
         let precision = self.precision.unwrap_or(6);
         let mut text = if !value.is_finite() {

@@ -1,4 +1,5 @@
-//! What changes while a template runs, or leads to other values: the interpreter holds it, and values name its place.
+//! Objects: values that change while a template runs or that refer to other values. The interpreter stores them, and
+//! values refer to them by index.
 
 use std::{collections::VecDeque, sync::Arc};
 
@@ -9,39 +10,39 @@ use super::{
     value::{Seq, Value},
 };
 
-/// What is held by the interpreter: it changes, or leads to other values.
+/// A mutable object, or one that refers to other values.
 pub enum Object<'t> {
     /// `namespace()`
     Namespace(IndexMap<Arc<str>, Value>),
     /// `loop`
     Loop(Box<Loop<'t>>),
-    /// A macro, and the scope that it was defined in.
+    /// A macro and the scope in which it was defined.
     Macro(&'t Macro, usize),
-    /// What can be gone through once.
+    /// An iterator that can be consumed once.
     Generator(VecDeque<Value>),
     /// `cycler()`
     Cycler(Vec<Value>, usize),
-    /// `joiner()`, and whether it was called.
+    /// `joiner()`, and whether it was called before.
     Joiner(Value, bool),
 }
 
-/// A loop that is going on.
+/// A loop in progress.
 pub struct Loop<'t> {
     pub(super) of: &'t For,
     pub(super) scope: usize,
     pub(super) items: Source,
-    /// Looked at already.
+    /// Items fetched ahead.
     pub(super) ahead: VecDeque<Value>,
-    /// Where it is, from 0.
+    /// Index of the current item, from 0.
     pub(super) index: usize,
-    /// Loops of the same kind around it.
+    /// Depth of a recursive loop.
     pub(super) outer: usize,
     pub(super) previous: Option<Value>,
     pub(super) current: Option<Value>,
     pub(super) changed: Option<Vec<Value>>,
 }
 
-/// What a loop goes through.
+/// What a loop iterates over.
 pub(super) enum Source {
     Seq(Arc<Seq>, usize),
     Generator(usize),

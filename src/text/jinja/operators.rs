@@ -23,9 +23,9 @@ impl Binary {
     }
 }
 
-/// Returns the error that a number is beyond what is supported.
+/// Returns the error for an integer that is out of range.
 pub fn too_large() -> Failure {
-    Failure::new("a number becomes too large")
+    Failure::new("a number is too large")
 }
 
 /// Returns `left operator right`.
@@ -172,7 +172,7 @@ struct Cost<'m> {
 }
 
 impl Cost<'_> {
-    /// Whether there is enough left.
+    /// Whether the budget covers `cost`.
     fn pay(&mut self, cost: usize) -> bool {
         if let Err(failure) = self.meter.charge(cost) {
             self.failure = Some(failure);
@@ -204,7 +204,7 @@ pub fn order(left: &Value, right: &Value, meter: &Meter) -> Result<Option<Orderi
         _ if left.as_float().is_some() && right.as_float().is_some() => Ok(number_order(left, right)),
         _ => {
             let (left, right) = (left.type_name(), right.type_name());
-            Err(Failure::new(format!("values of types '{left}' and '{right}' have no order")))
+            Err(Failure::new(format!("values of types '{left}' and '{right}' cannot be ordered")))
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Statements, from tokens to a syntax tree that is nowhere deeper than [`limits::TEMPLATE_NESTING`].
+//! Parsing of statements. The nesting of the syntax tree is limited to [`limits::TEMPLATE_NESTING`].
 
 use std::sync::Arc;
 
@@ -9,13 +9,13 @@ use super::{
 };
 use crate::limits;
 
-/// Reads tokens one after the other.
+/// A recursive-descent parser over the tokens of a template.
 pub struct Parser {
     tokens: Vec<(Token, usize)>,
     at: usize,
-    /// How many statements and brackets are open.
+    /// Number of open statements and brackets.
     open: usize,
-    /// Names that the macro at hand looks at.
+    /// Special names used by the current macro.
     pub(super) uses: Uses,
 }
 
@@ -28,22 +28,22 @@ pub fn parse(source: &str) -> Result<Vec<Statement>, Failure> {
 }
 
 impl Parser {
-    /// Returns the line of the next token.
+    /// Returns the line number of the next token.
     fn line(&self) -> usize {
         self.tokens[self.at].1
     }
 
-    /// Returns the next token.
+    /// Returns the next token without consuming it.
     pub(super) fn peek(&self) -> &Token {
         &self.tokens[self.at].0
     }
 
-    /// Returns the one after it.
+    /// Returns the token after the next one without consuming it.
     pub(super) fn peek_second(&self) -> &Token {
         &self.tokens[(self.at + 1).min(self.tokens.len() - 1)].0
     }
 
-    /// Takes the next token.
+    /// Consumes the next token.
     pub(super) fn next(&mut self) -> Token {
         let token = self.tokens[self.at].0.clone();
         self.at = (self.at + 1).min(self.tokens.len() - 1); // the last one is the end
@@ -55,36 +55,36 @@ impl Parser {
         self.at = self.at.saturating_sub(1);
     }
 
-    /// Whether the next token is this operator.
+    /// Whether the next token is the operator `operator`.
     pub(super) fn is_op(&self, operator: &str) -> bool {
         matches!(self.peek(), Token::Op(op) if *op == operator)
     }
 
-    /// Whether the next token is this word.
+    /// Whether the next token is the word `word`.
     pub(super) fn is_word(&self, word: &str) -> bool {
         matches!(self.peek(), Token::Name(name) if name == word)
     }
 
-    /// Takes this operator, if it comes next.
+    /// Consumes `operator` if it comes next.
     pub(super) fn skip_op(&mut self, operator: &str) -> bool {
         let found = self.is_op(operator);
         self.at += usize::from(found);
         found
     }
 
-    /// Takes this word, if it comes next.
+    /// Consumes `word` if it comes next.
     pub(super) fn skip_word(&mut self, word: &str) -> bool {
         let found = self.is_word(word);
         self.at += usize::from(found);
         found
     }
 
-    /// Takes this operator, which must come next.
+    /// Consumes `operator`, or fails.
     pub(super) fn expect_op(&mut self, operator: &str) -> Result<(), Failure> {
         if self.skip_op(operator) { Ok(()) } else { Err(self.unexpected(&format!("`{operator}`"))) }
     }
 
-    /// Takes a name, which must come next.
+    /// Consumes a name, or fails.
     pub(super) fn name(&mut self) -> Result<Arc<str>, Failure> {
         match self.peek() {
             Token::Name(name) => {
@@ -96,7 +96,7 @@ impl Parser {
         }
     }
 
-    /// Returns the error that something else comes next than `wanted`.
+    /// Returns the error for finding something other than `wanted`.
     pub(super) fn unexpected(&self, wanted: &str) -> Failure {
         let found = match self.peek() {
             Token::Data(_) => "text".to_owned(),
@@ -113,7 +113,7 @@ impl Parser {
         Failure::new(format!("expected {wanted}, found {found}"))
     }
 
-    /// Does `inner` one level further in.
+    /// Runs `inner` one nesting level deeper.
     pub(super) fn nested<T>(&mut self, inner: impl FnOnce(&mut Self) -> Result<T, Failure>) -> Result<T, Failure> {
         if self.open == limits::TEMPLATE_NESTING {
             return Err(too_deep());
@@ -124,7 +124,8 @@ impl Parser {
         result
     }
 
-    /// Statements up to one of the tags `ends`, whose name is taken; without any, to the end of the template.
+    /// Parses statements up to one of the tags `ends`, whose name is consumed, or without `ends` to the end of the
+    /// template.
     fn body(&mut self, ends: &[&str]) -> Result<Vec<Statement>, Failure> {
         let mut statements = Vec::new();
         loop {
@@ -171,21 +172,21 @@ impl Parser {
         Err(self.unexpected("the end of the tag"))
     }
 
-    /// The body of a block, from the end of its first tag.
+    /// Parses the body of a block, after its opening tag.
     fn block(&mut self, ends: &[&str]) -> Result<Vec<Statement>, Failure> {
         self.skip_op(":");
         self.end_of_tag()?;
         self.body(ends)
     }
 
-    /// The same, where there is one tag that ends it.
+    /// Parses the body of a block with a single end tag.
     fn block_to(&mut self, end: &str) -> Result<Vec<Statement>, Failure> {
         let body = self.block(&[end])?;
         self.next();
         Ok(body)
     }
 
-    /// A statement, up to the end of its last tag; `None` if it prints nothing.
+    /// Parses a statement up to the end of its last tag; `None` if it has no effect.
     fn statement(&mut self) -> Result<Option<Action>, Failure> {
         let word = self.name()?;
         Ok(Some(match &*word {
@@ -220,7 +221,7 @@ impl Parser {
                     }
                     values.push(self.expression()?);
                 }
-                // One after the other, as `~` has them.
+                // Several values are printed one after the other, as with `~`.
                 Action::Print(Expr::new(Kind::Concat(values))?)
             }
             "break" => Action::Break,
@@ -284,12 +285,12 @@ impl Parser {
         let parameters = if self.skip_op("(") { self.parameters()? } else { Vec::new() };
         let call = self.expression()?;
         if !matches!(*call.kind, Kind::Call(..)) {
-            return Err(Failure::new("`call` needs a call"));
+            return Err(Failure::new("`call` must be followed by a call"));
         }
         Ok(Action::CallBlock(self.macro_body("caller".into(), parameters, "endcall")?, call))
     }
 
-    /// Parameters, after `(`.
+    /// Parses parameters, after `(`.
     fn parameters(&mut self) -> Result<Parameters, Failure> {
         let mut parameters: Parameters = Vec::new();
         while !self.skip_op(")") {
@@ -313,7 +314,7 @@ impl Parser {
         Ok(Macro { name, parameters, body, uses })
     }
 
-    /// What is assigned to; `.` leads to an attribute of a namespace where `attributes` allows it.
+    /// Parses an assignment target; `attributes`: whether it may be an attribute of a namespace.
     fn target(&mut self, attributes: bool) -> Result<Target, Failure> {
         let first = self.single_target(attributes)?;
         if !self.is_op(",") {
@@ -346,13 +347,13 @@ impl Parser {
     }
 }
 
-/// Returns the error that something is nested too deeply.
+/// Returns the error for exceeding the nesting limit.
 pub fn too_deep() -> Failure {
-    Failure::new(format!("it is nested more than {} deep", limits::TEMPLATE_NESTING))
+    Failure::new(format!("nested more than {} deep", limits::TEMPLATE_NESTING))
 }
 
 impl Expr {
-    /// Returns an expression, unless it is too deep.
+    /// Returns an expression, or fails if it is nested too deeply.
     pub fn new(kind: Kind) -> Result<Self, Failure> {
         let within = |args: &Args| {
             let named = args.named.iter().map(|(_, value)| value);

@@ -1,4 +1,4 @@
-//! How Python writes values.
+//! Python's text representation of values, and its number parsing.
 
 use std::fmt::Write;
 
@@ -8,7 +8,7 @@ use super::{
     value::{SeqKind, Value},
 };
 
-/// Whether Python counts the character as white space.
+/// Whether Python treats the character as white space.
 pub fn is_space(c: char) -> bool {
     c.is_whitespace() || matches!(c, '\u{1c}'..='\u{1f}')
 }
@@ -114,19 +114,19 @@ pub fn ascii_escape(c: char) -> String {
     }
 }
 
-/// Whether `repr` leaves the character as it is.
+/// Whether `repr` keeps the character unescaped.
 pub fn is_printable(c: char) -> bool {
     if c.is_ascii() {
         return matches!(c, ' '..='~');
     }
-    // Of a whole text, only the first character is escaped for combining with what is before it.
+    // Rust escapes a combining character only at the start of a string.
     let mut text = ['a'; 2].iter().collect::<String>();
     text.truncate(1);
     text.push(c);
     text.escape_debug().count() == 2
 }
 
-/// Returns `repr` of a float: the shortest digits that lead to it.
+/// Returns `repr` of a float: the shortest digits that parse back to it.
 pub fn float(value: f64) -> String {
     if value.is_nan() {
         return "nan".into();
@@ -146,7 +146,7 @@ pub fn float(value: f64) -> String {
     text
 }
 
-/// Returns the whole number that Python's `int(text, base)` reads.
+/// Parses an integer like Python's `int(text, base)`.
 pub fn parse_int(text: &str, base: u32) -> Option<i128> {
     let text = text.trim_matches(is_space);
     let (negative, digits) = match text.strip_prefix('-') {
@@ -166,7 +166,7 @@ pub fn parse_int(text: &str, base: u32) -> Option<i128> {
     Some(if negative { -value } else { value })
 }
 
-/// Returns the number that Python's `float(text)` reads.
+/// Parses a number like Python's `float(text)`.
 pub fn parse_float(text: &str) -> Option<f64> {
     let text = plain_digits(text.trim_matches(is_space))?;
     let bare = text.trim_start_matches(['+', '-']).to_ascii_lowercase();
@@ -175,7 +175,7 @@ pub fn parse_float(text: &str) -> Option<f64> {
     (is_word || is_number).then(|| text.parse().ok()).flatten()
 }
 
-/// Returns `text` without the underscores between digits; `None` if one is elsewhere.
+/// Returns `text` without underscores between digits; `None` if there are others.
 fn plain_digits(text: &str) -> Option<String> {
     let bytes = text.as_bytes();
     let alone = |at: usize| !bytes.get(at).is_some_and(u8::is_ascii_alphanumeric);

@@ -1,8 +1,8 @@
-//! Sorting that can fail.
+//! Sorting with a fallible comparison.
 
 use super::Failure;
 
-/// Returns `items` sorted by `less`, those that are equal in the order in which they came; ends at the first failure.
+/// Returns `items` sorted by `less`, keeping the order of equal items; stops at the first failure.
 pub fn sort_by<T: Clone>(
     mut items: Vec<T>,
     mut less: impl FnMut(&T, &T) -> Result<bool, Failure>,

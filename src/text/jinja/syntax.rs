@@ -1,4 +1,4 @@
-//! A parsed template.
+//! The syntax tree of a template.
 
 use std::sync::Arc;
 
@@ -7,9 +7,9 @@ use super::value::Value;
 /// An expression.
 #[derive(Debug)]
 pub struct Expr {
-    /// What it is.
+    /// The kind of expression.
     pub kind: Box<Kind>,
-    /// How many expressions are inside each other here.
+    /// The nesting depth of the expression.
     pub depth: usize,
 }
 
@@ -20,7 +20,7 @@ pub enum Kind {
     Const(Value),
     /// The value of a variable.
     Name(Arc<str>),
-    /// What a block captured, for the filters that are applied to it.
+    /// The output of a block, to which the filters of the block are applied.
     Captured,
     /// `(a, b)`
     Tuple(Vec<Expr>),
@@ -56,11 +56,11 @@ pub enum Kind {
     And(Expr, Expr),
     /// `a or b`
     Or(Expr, Expr),
-    /// `a if test else b`: test, a, b
+    /// `a if test else b`, in the order test, a, b
     If(Expr, Expr, Option<Expr>),
 }
 
-/// Operators of two numbers, or of texts and lists.
+/// Binary operators.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Binary {
     /// `+`
@@ -79,7 +79,7 @@ pub enum Binary {
     Pow,
 }
 
-/// Comparisons.
+/// Comparison operators.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Compare {
     /// `==`
@@ -100,7 +100,7 @@ pub enum Compare {
     NotIn,
 }
 
-/// What a call gives.
+/// The arguments of a call.
 #[derive(Debug, Default)]
 pub struct Args {
     /// `a`
@@ -113,75 +113,75 @@ pub struct Args {
     pub double_star: Option<Expr>,
 }
 
-/// What is assigned to.
+/// The target of an assignment.
 #[derive(Debug)]
 pub enum Target {
     /// A variable.
     Name(Arc<str>),
-    /// Several.
+    /// A tuple of targets.
     Tuple(Vec<Target>),
     /// An attribute of a namespace.
     Attr(Arc<str>, Arc<str>),
 }
 
-/// A statement with its line.
+/// A statement with its position.
 #[derive(Debug)]
 pub struct Statement {
-    /// What it does.
+    /// The action.
     pub action: Action,
-    /// Where it begins.
+    /// The line on which it begins.
     pub line: usize,
 }
 
-/// What statements do.
+/// The actions of statements.
 #[derive(Debug)]
 pub enum Action {
-    /// Writes a text.
+    /// Outputs text.
     Text(String),
-    /// Writes a value.
+    /// Outputs a value.
     Print(Expr),
-    /// Repeats.
+    /// Runs a loop.
     For(For),
-    /// Does the first of these whose condition holds, or the last.
+    /// Runs the first branch whose condition holds, or otherwise the last.
     If(Vec<(Expr, Vec<Statement>)>, Vec<Statement>),
-    /// Assigns.
+    /// Assigns a value.
     Set(Target, Expr),
-    /// Assigns what its body writes, after filters.
+    /// Assigns the filtered output of the body.
     SetBlock(Target, Expr, Vec<Statement>),
-    /// Assigns within its body.
+    /// Assigns variables for the body.
     With(Vec<(Target, Expr)>, Vec<Statement>),
     /// Defines a macro.
     Macro(Macro),
-    /// Calls a macro with another, `caller`.
+    /// Calls a macro, passing the body as the macro `caller`.
     CallBlock(Macro, Expr),
-    /// Writes what its body writes, after filters.
+    /// Outputs the filtered output of the body.
     FilterBlock(Expr, Vec<Statement>),
-    /// Does its body, with variables of its own.
+    /// Runs the body in a new scope.
     Scope(Vec<Statement>),
-    /// The same, not in sight of the variables around: a block that another template could replace.
+    /// Runs the body without access to the local variables around it: a block that another template could override.
     Block(Vec<Statement>),
-    /// Hides what is outside under these names.
+    /// Hides outer variables.
     Hide(Vec<Arc<str>>),
     /// Leaves the loop.
     Break,
-    /// Goes on with the next item.
+    /// Continues with the next item.
     Continue,
 }
 
-/// A loop.
+/// A `for` loop.
 #[derive(Debug)]
 pub struct For {
-    /// What items are assigned to.
+    /// The assignment target for items.
     pub target: Target,
-    /// What is looped over.
+    /// The iterable.
     pub over: Expr,
-    /// Which items count.
+    /// The condition that selects items.
     pub test: Option<Expr>,
-    /// Whether `loop(...)` does the loop again.
+    /// Whether `loop(...)` may run the loop recursively.
     pub recursive: bool,
-    /// What is done for each item.
+    /// The body.
     pub body: Vec<Statement>,
-    /// What is done if there are none.
+    /// The `else` branch, for an empty loop.
     pub otherwise: Vec<Statement>,
 }
 
@@ -191,17 +191,17 @@ pub type Parameters = Vec<(Arc<str>, Option<Expr>)>;
 /// A macro, or the body of a call block.
 #[derive(Debug)]
 pub struct Macro {
-    /// Its name.
+    /// The name.
     pub name: Arc<str>,
-    /// Its parameters.
+    /// The parameters.
     pub parameters: Parameters,
-    /// What it does.
+    /// The body.
     pub body: Vec<Statement>,
-    /// Whether it looks at `caller`, `varargs`, `kwargs`.
+    /// Which special names it uses.
     pub uses: Uses,
 }
 
-/// Names that a macro's body looks at.
+/// Special names that a macro body can use.
 #[derive(Clone, Copy, Debug, Default)]
 #[allow(missing_docs, reason = "fields are the names")]
 pub struct Uses {

@@ -1,4 +1,4 @@
-//! Methods of texts.
+//! Methods of strings.
 
 use super::{
     Failure,
@@ -8,7 +8,7 @@ use super::{
     value::{Seq, SeqKind, Value},
 };
 
-/// Their names.
+/// The names of all methods.
 pub const METHODS: [&str; 44] = [
     "capitalize",
     "casefold",
@@ -56,7 +56,7 @@ pub const METHODS: [&str; 44] = [
     "zfill",
 ];
 
-/// Calls a method of `text`.
+/// Calls a method of the string `text`.
 pub fn call(text: &str, name: &str, arguments: &Arguments, meter: &Meter) -> Result<Value, Failure> {
     meter.charge_for(text.len(), 4)?;
     let is = |holds: bool| Ok(Value::Bool(holds));
@@ -137,7 +137,7 @@ pub fn call(text: &str, name: &str, arguments: &Arguments, meter: &Meter) -> Res
 }
 
 fn is_decimal(c: char) -> bool {
-    // Digits of other scripts; fractions and the like are numeric only.
+    // Digits of any script; fractions and the like are numeric but not digits.
     !matches!(c, '¼'..='¾' | '\u{2150}'..='\u{218b}' | '\u{2460}'..='\u{249b}' | '\u{3007}' | '\u{3021}'..='\u{3029}')
         && c.is_numeric()
         && !c.is_alphabetic()
@@ -165,7 +165,7 @@ fn one_text(name: &str, arguments: &Arguments) -> Result<std::sync::Arc<str>, Fa
     }
 }
 
-/// Returns `text` with its first character upper case and the others lower case.
+/// Returns `text` with its first character in upper case and the rest in lower case.
 pub fn capitalized(text: &str) -> String {
     let mut chars = text.chars();
     let first: String = chars.next().into_iter().flat_map(char::to_uppercase).collect();
@@ -197,7 +197,7 @@ fn swapped(c: char) -> char {
     }
 }
 
-/// Returns `text` without white space, or without the characters of an argument, at its ends.
+/// Removes white space, or the given characters, from the ends of `text`.
 pub fn strip(text: &str, name: &str, arguments: &Arguments, meter: &Meter) -> Result<Value, Failure> {
     let [chars] = arguments.bind(name, ["chars"], 0)?;
     let chars = match chars {
@@ -213,7 +213,7 @@ pub fn strip(text: &str, name: &str, arguments: &Arguments, meter: &Meter) -> Re
     plain_text(if name == "lstrip" { text } else { text.trim_end_matches(goes) }, meter)
 }
 
-/// Returns where `start` and `end` are in a text, as bytes.
+/// Converts `start` and `end` to a byte range of the string.
 fn range(text: &str, start: Option<Value>, end: Option<Value>) -> Result<Option<std::ops::Range<usize>>, Failure> {
     let length = text.chars().count() as i128;
     let place = |value: Option<Value>, default: i128| match value {
@@ -262,7 +262,7 @@ fn split(text: &str, from_end: bool, arguments: &Arguments, meter: &Meter) -> Re
     let [separator, most] = arguments.bind("split", ["sep", "maxsplit"], 0)?;
     let most = match most {
         None => -1,
-        Some(most) => most.as_int().ok_or_else(|| Failure::new("maxsplit is not an integer"))?,
+        Some(most) => most.as_int().ok_or_else(|| Failure::new("maxsplit must be an integer"))?,
     };
     let most = usize::try_from(most).unwrap_or(usize::MAX);
     let parts = most.saturating_add(1);
@@ -294,7 +294,7 @@ fn split_words(text: &str, from_end: bool, most: usize, meter: &Meter) -> Result
         }
         meter.charge(ITEM)?;
         if words.len() == most {
-            words.push(rest); // with the white space at its other end
+            words.push(rest); // with trailing white space
             break;
         }
         if from_end {
@@ -313,7 +313,7 @@ fn split_words(text: &str, from_end: bool, most: usize, meter: &Meter) -> Result
     strings(words.into_iter(), meter)
 }
 
-/// Returns the lines of a text: where each is, and where the line break after it ends.
+/// Returns the range of each line and the end of the line break after it.
 pub fn lines(text: &str, meter: &Meter) -> Result<Vec<(std::ops::Range<usize>, usize)>, Failure> {
     let mut found = Vec::new();
     let (mut start, mut chars) = (0, text.char_indices().peekable());
@@ -337,7 +337,7 @@ pub fn lines(text: &str, meter: &Meter) -> Result<Vec<(std::ops::Range<usize>, u
     Ok(found)
 }
 
-/// Returns `text` with the first `count` of `old` replaced, or all of them if that is negative.
+/// Replaces the first `count` occurrences of `old`, or all of them if `count` is negative.
 pub fn replace(text: &str, old: &str, new: &str, count: i128, meter: &Meter) -> Result<String, Failure> {
     meter.charge(text.len() + old.len())?;
     let count = usize::try_from(count).unwrap_or(usize::MAX);
@@ -376,7 +376,7 @@ fn search(text: &str, name: &str, arguments: &Arguments, meter: &Meter) -> Resul
 
 fn justify(text: &str, name: &str, arguments: &Arguments, meter: &Meter) -> Result<Value, Failure> {
     let [width, fill] = arguments.bind(name, ["width", "fillchar"], 1)?;
-    let width = width.and_then(|width| width.as_int()).ok_or_else(|| Failure::new("the width is not an integer"))?;
+    let width = width.and_then(|width| width.as_int()).ok_or_else(|| Failure::new("the width must be an integer"))?;
     let fill = match fill {
         None => " ".into(),
         Some(Value::Str(fill)) if fill.chars().count() == 1 && name != "zfill" => fill,
@@ -393,7 +393,7 @@ fn justify(text: &str, name: &str, arguments: &Arguments, meter: &Meter) -> Resu
         out.push(digits)?;
         return Ok(out.finish().into());
     }
-    // Python puts the odd one left if the width is odd.
+    // For an odd width, Python puts the extra space on the left.
     let before = match name {
         "center" => missing / 2 + (missing & width & 1),
         "rjust" => missing,

@@ -1,5 +1,5 @@
-//! The values of a template. They are never changed, but for the attributes of a namespace, and those are held by the
-//! interpreter: so no value holds itself, and none is deeper than [`limits::TEMPLATE_VALUE_DEPTH`].
+//! Template values. They are immutable, except for the attributes of namespaces, which the interpreter stores. Values
+//! therefore cannot contain themselves, and their nesting is limited to [`limits::TEMPLATE_VALUE_DEPTH`].
 
 use std::{
     cmp::Ordering,
@@ -18,67 +18,67 @@ use crate::limits;
 /// A value.
 #[derive(Clone, Debug)]
 pub enum Value {
-    /// There is none, and why.
+    /// An undefined value, and the reason.
     Undefined(Arc<str>),
     /// `none`
     None,
     /// `true` or `false`
     Bool(bool),
-    /// A whole number.
+    /// An integer.
     Int(i128),
-    /// Any other number.
+    /// A floating-point number.
     Float(f64),
-    /// A text.
+    /// A string.
     Str(Arc<str>),
-    /// A list or something like it.
+    /// A list or another sequence.
     Seq(Arc<Seq>),
     /// A dict.
     Dict(Arc<Dict>),
-    /// What the interpreter holds under this number.
+    /// The index of an object of the interpreter.
     Object(usize),
-    /// A function that every template knows.
+    /// A global function.
     Function(&'static str),
-    /// A method of a value.
+    /// A bound method.
     Method(Arc<(Value, Arc<str>)>),
 }
 
-/// Several values.
+/// A sequence.
 #[derive(Debug)]
 pub struct Seq {
-    /// What Python has them in.
+    /// The Python type.
     pub kind: SeqKind,
-    /// The values.
+    /// The items.
     pub items: Vec<Value>,
     depth: usize,
 }
 
-/// What Python has values in.
+/// Python types of sequences.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SeqKind {
     /// A list.
     List,
     /// A tuple.
     Tuple,
-    /// A tuple of a key and the items that have it.
+    /// A group of `groupby`: a tuple of the key and its items.
     Group,
-    /// A dict's keys.
+    /// The keys of a dict.
     Keys,
-    /// A dict's values.
+    /// The values of a dict.
     Values,
-    /// A dict's pairs.
+    /// The items of a dict.
     Items,
-    /// Numbers: first, end, step.
+    /// A range: start, stop, step.
     Range(i128, i128, i128),
 }
 
-/// Values under keys, in the order in which the keys came.
+/// A dict, which keeps its insertion order.
 #[derive(Debug, Default)]
 pub struct Dict {
     entries: IndexMap<Key, Value>,
     depth: usize,
 }
 
-/// A value that others can be found by.
+/// A dict key.
 #[derive(Debug)]
 pub struct Key(Value);
 
@@ -97,7 +97,7 @@ impl Hash for Key {
             Value::Seq(seq) => seq.items.iter().for_each(|item| Self(item.clone()).hash(state)),
             Value::Bool(value) => i128::from(*value).hash(state),
             Value::Int(value) => value.hash(state),
-            // The same as a whole number's, where it is one.
+            // Integral floats hash like integers.
             Value::Float(value) if value.fract() == 0.0 && value.abs() < 1e30 => (*value as i128).hash(state),
             Value::Float(value) => value.to_bits().hash(state),
             Value::Object(id) => id.hash(state),
@@ -118,12 +118,12 @@ fn deeper(depth: usize, item: &Value) -> Result<usize, Failure> {
 }
 
 impl Seq {
-    /// Returns a list of `items`, which are paid for.
+    /// Returns a list of `items`, whose cost is already charged.
     pub fn list(items: Vec<Value>, meter: &Meter) -> Result<Value, Failure> {
         Self::of(SeqKind::List, items, meter)
     }
 
-    /// Returns `items` in what Python would have them in.
+    /// Returns a sequence of the given type.
     pub fn of(kind: SeqKind, items: Vec<Value>, meter: &Meter) -> Result<Value, Failure> {
         meter.charge_for(items.len() + 1, ITEM)?;
         let depth = items.iter().try_fold(1, deeper)?;
@@ -132,7 +132,7 @@ impl Seq {
 }
 
 impl Dict {
-    /// Puts `value` under `key`, in the place of what is there.
+    /// Inserts or replaces the value of `key`.
     pub fn insert(&mut self, key: Value, value: Value, meter: &Meter) -> Result<(), Failure> {
         check_key(&key, meter)?;
         meter.charge(2 * ITEM)?;
@@ -141,24 +141,24 @@ impl Dict {
         Ok(())
     }
 
-    /// Returns what is under `key`.
+    /// Returns the value of `key`.
     pub fn get(&self, key: &Value, meter: &Meter) -> Result<Option<&Value>, Failure> {
         check_key(key, meter)?;
         Ok(self.entries.get(&Key(key.clone())))
     }
 
-    /// Returns keys and values.
+    /// Iterates over the entries.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (&Value, &Value)> {
         self.entries.iter().map(|(key, value)| (&key.0, value))
     }
 
-    /// Returns the number of keys.
+    /// Returns the number of entries.
     pub fn len(&self) -> usize {
         self.entries.len()
     }
 }
 
-/// Pays for looking at all of a key; lists and dicts are none.
+/// Charges for hashing a key; fails for lists and dicts.
 fn check_key(key: &Value, meter: &Meter) -> Result<(), Failure> {
     meter.charge(ITEM)?;
     match key {
@@ -193,12 +193,12 @@ impl From<usize> for Value {
 }
 
 impl Value {
-    /// Returns no value, because of `what`.
+    /// Returns an undefined value, with the reason.
     pub fn undefined(what: impl Into<Arc<str>>) -> Self {
         Self::Undefined(what.into())
     }
 
-    /// Returns what JSON says.
+    /// Converts a JSON value.
     pub fn from_json(json: &serde_json::Value, meter: &Meter) -> Result<Self, Failure> {
         Ok(match json {
             serde_json::Value::Null => Self::None,
@@ -234,7 +234,7 @@ impl Value {
         }
     }
 
-    /// Whether it counts as true.
+    /// Whether the value is truthy.
     pub fn is_true(&self) -> bool {
         match self {
             Self::Undefined(_) | Self::None => false,
@@ -248,12 +248,12 @@ impl Value {
         }
     }
 
-    /// Whether there is a value.
+    /// Whether the value is defined.
     pub fn is_defined(&self) -> bool {
         !matches!(self, Self::Undefined(_))
     }
 
-    /// Returns the text, if it is one.
+    /// Returns the string, if it is one.
     pub fn as_str(&self) -> Option<&str> {
         match self {
             Self::Str(text) => Some(text),
@@ -261,7 +261,7 @@ impl Value {
         }
     }
 
-    /// Returns the whole number, if it is one, or `true` or `false`, which Python counts as numbers.
+    /// Returns the integer, if it is one; booleans count as integers, as in Python.
     pub fn as_int(&self) -> Option<i128> {
         match self {
             Self::Int(value) => Some(*value),
@@ -278,7 +278,7 @@ impl Value {
         }
     }
 
-    /// Returns what Python calls the type.
+    /// Returns the name of the Python type.
     pub fn type_name(&self) -> &'static str {
         match self {
             Self::Undefined(_) => "Undefined",
@@ -301,7 +301,7 @@ impl Value {
         }
     }
 
-    /// Returns the error that there is no value, if so.
+    /// Fails if the value is undefined.
     pub fn check_defined(&self) -> Result<(), Failure> {
         match self {
             Self::Undefined(what) => Err(Failure::new(&**what)),
@@ -310,12 +310,12 @@ impl Value {
     }
 }
 
-/// Returns whether two keys are equal: whoever looks for one has paid for all of it.
+/// Whether two keys are equal. The look-up has already been charged.
 pub fn same(left: &Value, right: &Value) -> bool {
     same_for(left, right, &mut |_| true)
 }
 
-/// The same; `pay` says whether a step of that cost can be paid for, and ends it if not.
+/// Whether two keys are equal; `pay` charges the cost of a step, and the comparison stops when it returns false.
 pub fn same_for(left: &Value, right: &Value, pay: &mut dyn FnMut(usize) -> bool) -> bool {
     if !pay(ITEM / 4) {
         return false;
@@ -344,7 +344,7 @@ pub fn same_for(left: &Value, right: &Value, pay: &mut dyn FnMut(usize) -> bool)
     }
 }
 
-/// Returns the order of two numbers; `None` if they are none, or one is not a number.
+/// Orders two numbers; `None` if either is not a number or is NaN.
 pub fn number_order(left: &Value, right: &Value) -> Option<Ordering> {
     match (left.as_int(), right.as_int()) {
         (Some(a), Some(b)) => Some(a.cmp(&b)),
@@ -354,7 +354,7 @@ pub fn number_order(left: &Value, right: &Value) -> Option<Ordering> {
     }
 }
 
-/// Compares exactly, where the integer is not representable as a float.
+/// Compares exactly, even if the integer has no exact float representation.
 fn float_order(float: f64, int: i128) -> Option<Ordering> {
     if float.is_nan() || float.abs() >= 1.7e38 {
         return float.partial_cmp(&0.0);
