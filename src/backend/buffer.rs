@@ -1,4 +1,4 @@
-//! Memory of a machine: activations, states, keys and values.
+//! Device memory: activations, states, keys and values.
 
 use std::sync::{
     Arc,
@@ -8,21 +8,20 @@ use std::sync::{
 use super::kv::Kv;
 use crate::format::CacheType;
 
-/// Values in a machine's memory.
+/// A buffer in device memory.
 pub enum Buffer {
-    /// Floats in main memory.
+    /// f32 values in main memory.
     F32(Vec<f32>),
     /// Keys or values in main memory.
     Kv(Kv),
-    /// Values in memory that the CPU shares with a GPU, whose operations alone use it.
+    /// Memory shared between CPU and GPU, used only by GPU operations.
     Gpu(GpuBuffer),
 }
 
 impl Buffer {
-    /// The values of an F32 buffer.
+    /// Returns the values of an f32 buffer.
     ///
-    /// # Panics
-    /// If it is of another type, or a GPU is still at work: see [`Backend::finish`](super::Backend::finish).
+    /// # Panics If the buffer has another type, or the GPU is busy: see [`Backend::finish`](super::Backend::finish).
     pub fn f32(&self) -> &[f32] {
         match self {
             Self::F32(values) => values,
@@ -31,13 +30,13 @@ impl Buffer {
         }
     }
 
-    /// The values of an F32 buffer in main memory.
+    /// Returns the values of an f32 buffer in main memory.
     pub(super) fn f32_mut(&mut self) -> &mut [f32] {
         let Self::F32(values) = self else { panic!("the CPU writes activations in main memory") };
         values
     }
 
-    /// The keys or values of a buffer in main memory.
+    /// Returns the keys or values of a buffer in main memory.
     pub(super) fn kv(&self) -> &Kv {
         let Self::Kv(kv) = self else { panic!("the CPU's attention reads keys and values in main memory") };
         kv
@@ -54,25 +53,24 @@ impl Buffer {
     }
 }
 
-/// Values in memory that the CPU and a GPU share.
+/// Memory shared between CPU and GPU.
 pub struct GpuBuffer {
     /// The device's buffer.
     pub(super) buffer: hymba_kernels_metal::Buffer,
     pub(super) cache: CacheType,
     pub(super) len: usize,
-    /// Whether the GPU is at work.
+    /// Whether the GPU is busy.
     pub(super) busy: Arc<AtomicBool>,
 }
 
 impl GpuBuffer {
-    /// The values.
+    /// Returns the values.
     ///
-    /// # Panics
-    /// If they are not F32, or the GPU is at work.
+    /// # Panics If they are not f32, or the GPU is busy.
     pub fn f32(&self) -> &[f32] {
         assert!(self.cache == CacheType::F32, "activations are f32");
         assert!(!self.busy.load(Ordering::Relaxed), "the GPU is still at work");
-        // SAFETY: the buffer has room for as many; the GPU is done, and operations that write it borrow it mutably.
+        // SAFETY: the buffer is large enough; the GPU is idle, and operations that write the buffer borrow it mutably.
         unsafe { std::slice::from_raw_parts(self.buffer.contents().cast(), self.len) }
     }
 }

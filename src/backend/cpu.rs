@@ -1,4 +1,4 @@
-//! The CPU as a backend: an adapter from buffers and views to the kernels' matrices.
+//! The CPU backend: converts buffers and views to the kernels' matrices.
 
 use std::{num::NonZeroUsize, sync::atomic::AtomicBool, time::Duration};
 
@@ -11,14 +11,15 @@ use crate::{
     format::{CacheType, DType, Matrix, packed::Packing},
 };
 
-/// The environment variable that names the kernels to use; one that this CPU can't run is ignored.
+/// The environment variable that selects the kernels; ones that this CPU cannot run are ignored.
 pub const KERNELS: &str = "HYMBA_KERNELS";
 
-/// The CPU with its threads.
+/// The CPU with its thread pool.
 pub struct Cpu(kernels::Cpu);
 
 impl Cpu {
-    /// The fastest kernels this CPU has, on `threads` threads. `HYMBA_KERNELS=scalar` asks for the plain reference.
+    /// Returns the fastest kernels of this CPU on `threads` threads. `HYMBA_KERNELS=scalar` selects the reference
+    /// kernels.
     pub fn new(threads: NonZeroUsize) -> Self {
         let wanted = std::env::var(KERNELS).ok();
         let kernels = hymba_kernels_cpu::Kernels::all().into_iter().find(|k| Some(k.name()) == wanted.as_deref());
@@ -26,44 +27,45 @@ impl Cpu {
         Self(kernels::Cpu::with_kernels(kernels, threads))
     }
 
-    /// The names of the kernels that this CPU can run, the fastest first.
+    /// Returns the names of the kernels that this CPU can run, fastest first.
     pub fn all_kernels() -> Vec<&'static str> {
         hymba_kernels_cpu::Kernels::all().into_iter().map(hymba_kernels_cpu::Kernels::name).collect()
     }
 
-    /// Each set of kernels that this CPU can run, on `threads` threads: the fastest first.
+    /// Returns every set of kernels that this CPU can run, on `threads` threads, fastest first.
     pub fn all(threads: NonZeroUsize) -> Vec<Self> {
         let kernels = hymba_kernels_cpu::Kernels::all().into_iter();
         kernels.map(|kernels| Self(kernels::Cpu::with_kernels(kernels, threads))).collect()
     }
 
-    /// Threads at work.
+    /// Returns the number of threads.
     pub fn threads(&self) -> usize {
         self.0.threads()
     }
 
-    /// The instruction set at work.
+    /// Returns the name of the instruction set in use.
     pub fn kernels(&self) -> &'static str {
         self.0.kernels()
     }
 
-    /// 8-bit and f32 multiply-adds a second that these threads do from registers: the best of `rounds` runs.
+    /// Measures 8-bit and f32 multiply-adds per second on registers: the best of `rounds` runs.
     pub fn rates(&mut self, rounds: usize) -> [f64; 2] {
         [self.0.int8_rate(rounds), self.0.float_rate(rounds)]
     }
 
-    /// Bytes a second that these threads read from `bytes`: the best of `rounds` passes. `cancel` ends that.
+    /// Measures the read bandwidth over `bytes` in bytes per second: the best of `rounds` passes, interrupted by
+    /// `cancel`.
     pub fn read_bandwidth(&mut self, bytes: &[u8], rounds: usize, cancel: &AtomicBool) -> Result<f64> {
         let best = self.0.read_bandwidth(bytes, rounds, cancel);
         Error::check_cancelled(cancel).map(|()| best)
     }
 
-    /// Starts, or ends, measuring how long the calling thread waits for others.
+    /// Starts or stops measuring how long the calling thread waits for the others.
     pub(super) fn measure_waiting(&mut self, on: bool) {
         self.0.measure_waiting(on);
     }
 
-    /// Returns how long it has waited since.
+    /// Returns the measured waiting time.
     pub(super) fn waited(&self) -> Duration {
         self.0.waited()
     }
@@ -73,7 +75,7 @@ fn no_memory(bytes: usize) -> Error {
     Error::OutOfMemory { wanted: bytes as u64, available: None }
 }
 
-/// Returns the largest magnitude in some rows, or infinity, or NaN, whose bits come last.
+/// Returns the largest magnitude in some rows; infinity or NaN if there is one, since their bits compare as larger.
 fn max_abs<'a>(rows: usize, row: impl Fn(usize) -> &'a [f32]) -> f32 {
     let bits = |x: &[f32]| x.iter().fold(0, |most: i32, v| most.max((v.to_bits() & 0x7fff_ffff) as i32));
     f32::from_bits((0..rows).fold(0, |most, t| most.max(bits(row(t)))) as u32)
@@ -87,7 +89,7 @@ fn mat_mut<'a>(m: MatMut<'a>) -> kernels::MatMut<'a> {
     kernels::MatMut::new(m.buffer.f32_mut(), m.rows, m.start, m.cols, m.stride)
 }
 
-/// Returns the kernels' types of matrices whose rows lie one after the other, and interleaved.
+/// Returns the kernels' weight types for consecutive and for interleaved rows.
 pub(super) fn weight_types(dtype: DType) -> [WeightType; 2] {
     use WeightType::*;
     match dtype {

@@ -1,4 +1,4 @@
-//! The device that a session works with: the GPU if it has one, else the CPU; and where its time goes.
+//! The device of a session, CPU or GPU, with profiling.
 
 use std::{
     num::NonZeroUsize,
@@ -9,19 +9,19 @@ use std::{
 use super::{Backend, Buffer, Cpu, MatRef, Memory, Metal, Op, Operation};
 use crate::{Result, format::CacheType};
 
-/// What a session computes with.
+/// The choice of the device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DeviceChoice {
     /// The CPU.
     #[default]
     Cpu,
-    /// The GPU of a Mac, or an error.
+    /// The GPU of a Mac; an error if there is none.
     Metal,
-    /// The GPU of a Mac if there is one that can run the model, else the CPU.
+    /// The GPU of a Mac if there is one that can run the model, otherwise the CPU.
     Auto,
 }
 
-/// Returns what this machine has to compute with: the name of the backend, and a description.
+/// Returns the backends of this machine, each with a description.
 pub fn devices() -> Vec<(&'static str, String)> {
     let cpu = Device::cpu_only(None).cpu;
     let cpu = format!("{} threads, {} kernels", cpu.threads(), cpu.kernels());
@@ -29,24 +29,24 @@ pub fn devices() -> Vec<(&'static str, String)> {
     [("cpu", cpu)].into_iter().chain(gpus).collect()
 }
 
-/// Time by [`Operation`], each without the time that the calling thread waited for others.
+/// Time by [`Operation`], without the time that the calling thread waited for others.
 #[derive(Clone, Debug, Default)]
 pub struct Profile {
     /// In the order of [`Operation::ALL`].
     pub operations: [Duration; Operation::ALL.len()],
-    /// How long the calling thread waited for the others.
+    /// Time that the calling thread waited for the others.
     pub waiting: Duration,
 }
 
 impl Profile {
-    /// Adds an operation that took `elapsed`, of which the calling thread `waited` for others.
+    /// Adds an operation that took `elapsed`, of which the calling thread waited `waited`.
     fn add(&mut self, operation: Operation, elapsed: Duration, waited: Duration) {
         self.operations[operation as usize] += elapsed.saturating_sub(waited);
         self.waiting += waited;
     }
 }
 
-/// The CPU or a GPU, and a stopwatch that runs on request.
+/// The CPU or a GPU, with an optional profile.
 pub struct Device {
     cpu: Cpu,
     gpu: Option<Metal>,
@@ -54,34 +54,34 @@ pub struct Device {
 }
 
 impl Device {
-    /// A device that works with `gpu` if there is one; nothing is measured yet.
+    /// Returns a device that uses `gpu` if given, without profiling.
     pub fn new(cpu: Cpu, gpu: Option<Metal>) -> Self {
         Self { cpu, gpu, profile: None }
     }
 
-    /// The CPU, by default with a thread for each core that the process may use.
+    /// Returns the CPU, by default with one thread per core available to the process.
     pub fn cpu_only(threads: Option<NonZeroUsize>) -> Self {
         let cores = || thread::available_parallelism().ok();
         Self::new(Cpu::new(threads.or_else(cores).unwrap_or(NonZeroUsize::MIN)), None)
     }
 
-    /// The CPU, at work or not.
+    /// Returns the CPU, even if a GPU is in use.
     pub fn cpu(&mut self) -> &mut Cpu {
         &mut self.cpu
     }
 
-    /// The GPU, if it is the one at work.
+    /// Returns the GPU in use, if any.
     pub fn gpu(&self) -> Option<&Metal> {
         self.gpu.as_ref()
     }
 
-    /// Starts a new measurement, or stops.
+    /// Starts a new profile, or stops profiling.
     pub fn measure(&mut self, on: bool) {
         self.cpu.measure_waiting(on);
         self.profile = on.then(Profile::default);
     }
 
-    /// Returns what was measured since [`Device::measure`]; zeros if nothing was.
+    /// Returns the profile since [`Device::measure`]; zeros if there is none.
     pub fn profile(&self) -> Profile {
         self.profile.clone().unwrap_or_default()
     }
@@ -93,7 +93,7 @@ impl Device {
         }
     }
 
-    /// How long the calling thread has waited for others; a GPU has no others.
+    /// Returns how long the calling thread has waited for other threads; zero for a GPU.
     fn waited(&self) -> Duration {
         if self.gpu.is_some() { Duration::ZERO } else { self.cpu.waited() }
     }
@@ -106,7 +106,7 @@ impl Backend for Device {
         }
         let (operation, before, start) = (op.operation(), self.waited(), Instant::now());
         self.at_work().run(op);
-        // What a GPU has enqueued counts when it is done; the next one who finishes gets the same error.
+        // Includes what a GPU has enqueued; an error is reported again by the next call.
         let _ = self.at_work().finish();
         let waited = self.waited() - before;
         if let Some(profile) = &mut self.profile {

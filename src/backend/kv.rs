@@ -1,6 +1,6 @@
-//! Keys or values as the CPU keeps them: `[heads, rows, dim]`. What one head's attention reads lies together, so that
-//! threads with different heads read different pages, and several heads at once several places. Others see rows of all
-//! heads.
+//! Keys or values in the CPU's layout `[heads, rows, dim]`. The rows of a head are contiguous, so that threads working
+//! on different heads read different pages, and a thread working on several heads reads several streams. The interface
+//! has rows of all heads.
 
 use std::ops::Range;
 
@@ -15,7 +15,7 @@ use crate::format::{
 
 /// Keys or values of all heads.
 pub struct Kv {
-    /// Room for them, of which the first `heads * rows * dim` are in use.
+    /// The allocation, of which the first `heads * rows * dim` values are in use.
     values: Values,
     rows: usize,
     heads: usize,
@@ -23,18 +23,18 @@ pub struct Kv {
 }
 
 enum Values {
-    /// As bits.
+    /// As raw bits.
     F16(Vec<u16>),
     F32(Vec<f32>),
-    /// Blocks, as bytes.
+    /// Blocks, as raw bytes.
     Q8_0(Vec<u8>),
 }
 
 impl Kv {
-    /// Zeros, or nothing if there is no memory for them.
+    /// Returns zeros; fails if there is not enough memory.
     pub fn new(kind: CacheType, rows: usize, heads: usize, dim: usize) -> Option<Self> {
         let len = rows.checked_mul(heads)?.checked_mul(dim)?;
-        // As the system gives it, so that pages nothing is written to take no memory.
+        // Zeroed by the system, so that untouched pages take no memory.
         let values = match kind {
             CacheType::F16 => try_zeroed_vec(len).map(Values::F16),
             CacheType::F32 => try_zeroed_vec(len).map(Values::F32),
@@ -43,7 +43,7 @@ impl Kv {
         Some(Self { values: values.ok()?, rows, heads, dim })
     }
 
-    /// As attention reads them.
+    /// Returns the view that attention reads.
     pub fn view(&self) -> KvRows<'_> {
         let all = 0..self.rows * self.width();
         match &self.values {
@@ -53,12 +53,12 @@ impl Kv {
         }
     }
 
-    /// Values of a row.
+    /// Returns the number of values per row.
     pub fn width(&self) -> usize {
         self.heads * self.dim
     }
 
-    /// All values become zeros.
+    /// Sets all values to zero.
     pub fn clear(&mut self) {
         match &mut self.values {
             Values::F16(values) => values.fill(0),
@@ -67,23 +67,22 @@ impl Kv {
         }
     }
 
-    /// Where `rows` of a head lie.
+    /// Returns the range of a head's `rows`.
     fn span(&self, head: usize, rows: Range<usize>) -> Range<usize> {
         assert!(rows.end <= self.rows, "a cache of {} rows has no row {}", self.rows, rows.end - 1);
         let at = |row: usize| (head * self.rows + row) * self.dim;
         at(rows.start)..at(rows.end)
     }
 
-    /// x `[rows, heads * dim]` become the rows, all that there are: close together, however much room there is.
+    /// Replaces all rows by x `[rows, heads * dim]`, packed regardless of the capacity.
     ///
-    /// # Panics
-    /// If there is not room for as many.
+    /// # Panics If the capacity is too small.
     pub fn fill(&mut self, cpu: &mut Cpu, x: MatRef<'_>) {
         self.rows = x.rows();
         self.store(cpu, x, 0);
     }
 
-    /// Rows `first..` become x `[rows, heads * dim]`.
+    /// Stores x `[rows, heads * dim]` in rows `first..`.
     pub fn store(&mut self, cpu: &mut Cpu, x: MatRef<'_>, first: usize) {
         for head in 0..self.heads {
             let part = x.columns(head * self.dim..(head + 1) * self.dim);
@@ -103,7 +102,7 @@ impl Kv {
         }
     }
 
-    /// The first `rows` rows `[rows, heads * dim]`.
+    /// Returns the first `rows` rows `[rows, heads * dim]`.
     pub fn load(&self, rows: usize) -> Vec<f32> {
         let mut all = vec![0.0; rows * self.width()];
         for (head, row) in (0..self.heads).flat_map(|head| (0..rows).map(move |row| (head, row))) {
@@ -118,7 +117,7 @@ impl Kv {
         all
     }
 
-    /// Rows `first..` become `rows` of another of the same kind and width.
+    /// Copies `rows` of a buffer of the same type and width to rows `first..`.
     pub fn copy(&mut self, from: &Self, rows: Range<usize>, first: usize) {
         assert!((self.heads, self.dim) == (from.heads, from.dim), "rows are copied between memories of one shape");
         for head in 0..self.heads {
@@ -133,12 +132,12 @@ impl Kv {
     }
 }
 
-/// Where the blocks of some values are.
+/// Returns the byte range of the blocks of some values.
 fn bytes(values: Range<usize>) -> Range<usize> {
     CacheType::Q8_0.size(values.start)..CacheType::Q8_0.size(values.end)
 }
 
-/// Values to blocks. Values that are not finite become blocks that are none, so that they don't pass unnoticed.
+/// Encodes values as blocks. Values that are not finite get a scale that is not finite, so that they are detected.
 fn encode_q8(values: &[f32], blocks: &mut [u8]) {
     if encode_row(DType::Q8_0, values, blocks).is_err() {
         blocks
@@ -162,7 +161,7 @@ mod tests {
             kv.store(&mut cpu, MatRef::new(&x, 3, 0, row, row), 4);
             kv.store(&mut cpu, MatRef::new(&x, 4, 3 * row, row, row), 0);
             let close = |got: &[f32], want: &[f32]| {
-                let most = if kind == CacheType::Q8_0 { 2.7 } else { 0.0 }; // half a step of a block's 127
+                let most = if kind == CacheType::Q8_0 { 2.7 } else { 0.0 }; // half a step of a block whose largest value is 127
                 got.len() == want.len() && got.iter().zip(want).all(|(a, b)| (a - b).abs() <= most)
             };
             let both = [&x[3 * row..], &x[..3 * row]].concat();

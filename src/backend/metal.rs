@@ -1,5 +1,5 @@
-//! The GPU of a Mac as a backend: an adapter from buffers and views to the shaders' views. The device may also be another
-//! that runs the same shaders.
+//! The Metal backend: converts buffers and views to the shaders' views. The device may also be another one that runs
+//! the same shaders.
 
 use std::sync::{
     Arc,
@@ -25,33 +25,34 @@ fn failed(error: DeviceError) -> Error {
 
 const REFUSED: &str = "a buffer of this type was refused when it was allocated";
 
-/// A GPU with a model's weights.
+/// A GPU with the weights of a model.
 pub struct Metal {
     gpu: Gpu,
     busy: Arc<AtomicBool>,
-    /// What the GPU's buffers look at; dropped after them.
+    /// Referenced by the GPU's buffers, so dropped after them.
     _weights: Blob,
 }
 
 impl Metal {
-    /// Returns the names of the GPUs that this machine has.
+    /// Returns the names of this machine's GPUs.
     pub fn names() -> Vec<String> {
         system::names()
     }
 
-    /// Opens the default GPU of this machine, see [`Metal::new`].
+    /// Opens this machine's default GPU, see [`Metal::new`].
     pub fn open(weights: Blob, states: usize) -> Result<Self> {
         Self::new(system::open().map_err(failed)?, weights, states)
     }
 
-    /// `device` with the weights of a model of `states` SSM states a channel: its file, which the device reads in place.
+    /// Returns `device` with the weights of a model with `states` SSM states per channel. The device reads the model
+    /// file in place.
     pub fn new(device: Box<dyn Device>, weights: Blob, states: usize) -> Result<Self> {
         if states > Gpu::MOST_STATES {
             let most = Gpu::MOST_STATES;
             let what = format!("the GPU's kernels hold {most} states a channel, and this model has {states}");
             return Err(Error::GpuUnsupported(what));
         }
-        // SAFETY: the blob lives longer than the GPU's buffers, being dropped after them, and its bytes never change.
+        // SAFETY: the blob is dropped after the GPU's buffers, and its bytes never change.
         let gpu = unsafe { Gpu::new(device, &weights) }.map_err(failed)?;
         Ok(Self { gpu, busy: Arc::default(), _weights: weights })
     }
@@ -66,7 +67,7 @@ impl Metal {
         Ok(Buffer::Gpu(GpuBuffer { buffer, cache, len, busy: self.busy.clone() }))
     }
 
-    /// Waits; an error stays, and [`Backend::finish`] returns it.
+    /// Waits; an error is kept for [`Backend::finish`].
     fn wait(&mut self) {
         let _ = Backend::finish(self);
     }
@@ -80,7 +81,7 @@ fn view_mut<'a>(m: &'a MatMut<'_>) -> View<'a> {
     View { buffer: &m.buffer.gpu().buffer, rows: m.rows, start: m.start, cols: m.cols, stride: m.stride }
 }
 
-/// Returns the shaders' formats of matrices whose rows lie one after the other, and interleaved.
+/// Returns the shaders' formats for consecutive and for interleaved rows.
 pub(super) fn formats(dtype: DType) -> [Format; 2] {
     match dtype {
         DType::F32 => [Format::F32; 2],
@@ -190,7 +191,7 @@ impl Backend for Metal {
 
     fn finish(&mut self) -> Result<()> {
         let done = self.gpu.finish();
-        // An error comes after waiting too: the GPU does nothing more.
+        // Even after an error, the GPU is idle.
         self.busy.store(false, Ordering::Relaxed);
         done.map_err(failed)
     }
@@ -218,7 +219,7 @@ impl Memory for Metal {
         let to = buffer.gpu();
         assert!(at + values.len() <= to.len, "an upload reaches beyond the end of its buffer");
         let start = to.buffer.contents().wrapping_add(to.cache.size(at));
-        // SAFETY: the values fit, the GPU is done, and the buffer is borrowed mutably.
+        // SAFETY: the values fit, the GPU is idle, and the buffer is borrowed mutably.
         unsafe {
             match to.cache {
                 CacheType::F32 => std::ptr::copy_nonoverlapping(values.as_ptr(), start.cast(), values.len()),
@@ -238,7 +239,7 @@ impl Memory for Metal {
         match from.cache {
             CacheType::F32 => from.f32()[..len].to_vec(),
             CacheType::F16 => {
-                // SAFETY: as many values are there, the GPU is done, and nobody writes a borrowed buffer.
+                // SAFETY: the buffer has as many values, the GPU is idle, and no one writes a borrowed buffer.
                 let values = unsafe { std::slice::from_raw_parts(from.buffer.contents().cast::<f16>(), len) };
                 values.iter().map(|v| v.to_f32()).collect()
             }

@@ -1,5 +1,4 @@
-//! What runs the model: operations on activations in a machine's own memory. [`Cpu`] is one machine, [`Metal`] another;
-//! the model is written once for all of them.
+//! Backends: operations on activations in device memory. [`Cpu`] and [`Metal`] run the same forward pass.
 
 mod buffer;
 mod cpu;

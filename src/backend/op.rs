@@ -1,4 +1,4 @@
-//! The operations of the forward pass as data, and the traits of what executes them.
+//! The operations of the forward pass as data, and the traits of backends.
 
 use super::Buffer;
 use crate::{
@@ -6,22 +6,22 @@ use crate::{
     format::{CacheType, Matrix, Vector},
 };
 
-/// Some columns of some rows of a matrix of activations; a row is a token.
+/// A view of activations: some columns of some rows; each row is a token.
 #[derive(Clone, Copy)]
 pub struct MatRef<'a> {
     /// The matrix, row-major.
     pub buffer: &'a Buffer,
-    /// Rows of the view.
+    /// Number of rows.
     pub rows: usize,
-    /// The first value: first row · stride + first column.
+    /// Index of the first value: first row · stride + first column.
     pub start: usize,
-    /// Columns of the view.
+    /// Number of columns.
     pub cols: usize,
-    /// Values from one row to the next.
+    /// Distance between rows, in values.
     pub stride: usize,
 }
 
-/// A [`MatRef`] that can be written.
+/// A mutable [`MatRef`].
 #[allow(missing_docs, reason = "the fields are those of `MatRef`")]
 pub struct MatMut<'a> {
     pub buffer: &'a mut Buffer,
@@ -31,20 +31,20 @@ pub struct MatMut<'a> {
     pub stride: usize,
 }
 
-/// Rows of a pass that follow each other.
+/// Consecutive rows of a pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RowSpan {
     /// Number of rows.
     pub rows: usize,
-    /// Whether every row has the bits that it has alone. Else they may depend on how many rows the span has; never on
-    /// other spans. On the CPU every row has them anyway.
+    /// Whether every row must be bit-identical to a pass of its own. Otherwise its bits may depend on the number of
+    /// rows in the span, but never on other spans. On the CPU this holds for every row anyway.
     pub decode: bool,
 }
 
-/// A span of KV rows that a token sees.
+/// A span of KV rows visible to a token.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct KvSpan {
-    /// Whether the rows are the chunk's own, or the cache's.
+    /// Whether the rows belong to the chunk instead of the cache.
     pub chunk: bool,
     /// The first row.
     pub first: usize,
@@ -65,7 +65,7 @@ pub struct Heads {
     pub value_dim: usize,
 }
 
-/// cos and sin of the rotary angles `[tokens, key_dim / 2]`.
+/// Cosines and sines of the rotary angles `[tokens, key_dim / 2]`.
 #[derive(Default)]
 pub struct Angles {
     /// Cosines.
@@ -78,13 +78,13 @@ pub struct Angles {
 pub struct Attention<'a> {
     /// The sizes of the heads.
     pub heads: Heads,
-    /// Queries, rotated `[tokens, heads * key_dim]`.
+    /// Rotated queries `[tokens, heads * key_dim]`.
     pub q: MatRef<'a>,
-    /// Keys and values of earlier tokens.
+    /// Keys and values of previous tokens.
     pub cache: [&'a Buffer; 2],
-    /// Keys and values of the chunk's own tokens.
+    /// Keys and values of the chunk.
     pub chunk: [&'a Buffer; 2],
-    /// For each token, the rows that it sees, in order of position.
+    /// The visible rows of each token, in order of position.
     pub visible: &'a [[KvSpan; 4]],
     /// The position of the chunk's first token.
     pub position: usize,
@@ -94,7 +94,7 @@ pub struct Attention<'a> {
     pub out: MatMut<'a>,
 }
 
-/// The activations that the selective scan reads.
+/// The activations read by the selective scan.
 pub struct ScanInput<'a> {
     /// Δ before bias and softplus `[tokens, inner]`.
     pub dt: MatRef<'a>,
@@ -108,7 +108,7 @@ pub struct ScanInput<'a> {
     pub c: MatRef<'a>,
 }
 
-/// A state that an operation carries on: read in one buffer, written to another.
+/// A state updated by an operation, from one buffer to another.
 pub struct Carried<'a> {
     /// The state before the first token.
     pub from: &'a Buffer,
@@ -118,7 +118,7 @@ pub struct Carried<'a> {
 
 /// The weights of the selective scan.
 pub struct ScanWeights<'a> {
-    /// Δ's bias `[inner]`.
+    /// Bias of Δ `[inner]`.
     pub dt_bias: &'a Vector,
     /// A `[inner, state]`.
     pub a: &'a Vector,
@@ -126,14 +126,14 @@ pub struct ScanWeights<'a> {
     pub d: &'a Vector,
 }
 
-/// An operation. Shapes are checked when a model is opened: an operation whose shapes do not fit is a bug, and may panic.
+/// An operation. Shapes are checked when a model is opened, so a mismatch is a bug and may panic.
 #[allow(missing_docs, reason = "a variant's formula names its fields")]
 pub enum Op<'a> {
-    /// Row `rows[i]` of the table, decoded, to row i of `out`.
+    /// Decodes row `rows[i]` of the table to row i of `out`.
     Gather { table: &'a Matrix, rows: &'a [u32], out: MatMut<'a> },
-    /// out\[t\] = or += W·x\[t\]; `spans` are all rows.
+    /// out\[t\] = or += W·x\[t\]; `spans` cover all rows.
     MatMul { w: &'a Matrix, x: MatRef<'a>, out: MatMut<'a>, accumulate: bool, spans: &'a [RowSpan] },
-    /// out\[t\] = silu(gate\[t\]) ⊙ U·x\[t\] with gate\[t\] = G·x\[t\]; `w` is G and U, of one shape.
+    /// out\[t\] = silu(gate\[t\]) ⊙ U·x\[t\] with gate\[t\] = G·x\[t\]; `w` is G and U, of equal shape.
     GatedMatMul { w: [&'a Matrix; 2], x: MatRef<'a>, gate: MatMut<'a>, out: MatMut<'a>, spans: &'a [RowSpan] },
     /// x\[t\] += bias
     AddBias { x: MatMut<'a>, bias: &'a Vector },
@@ -143,9 +143,9 @@ pub enum Op<'a> {
     HeadNorm { x: MatMut<'a>, gain: &'a Vector, eps: f32 },
     /// Rotates the pairs (j, j + dim/2) of each head of `dim` columns, in place.
     Rope { x: MatMut<'a>, dim: usize, angles: &'a Angles },
-    /// x as rows of the buffer's type, close together; keys or values then hold no other rows.
+    /// Replaces all rows of the buffer by x, converted to the buffer's type and packed.
     StoreRows { x: MatRef<'a>, out: &'a mut Buffer },
-    /// Copies `rows` rows of `width` values from a row of one buffer to a row of another of its type.
+    /// Copies `rows` rows of `width` values between buffers of the same type, each from a given row.
     CopyRows { from: (&'a Buffer, usize), to: (&'a mut Buffer, usize), rows: usize, width: usize },
     /// See [`Attention`].
     Attention(Attention<'a>),
@@ -159,25 +159,25 @@ pub enum Op<'a> {
     Relu2 { x: MatMut<'a> },
 }
 
-/// What time is spent on.
+/// Categories of a profile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
-    /// Products with weight matrices, the gate between two of them included.
+    /// Matrix products, including the gating between two of them.
     Matmul,
     /// Selective scan.
     Scan,
     /// Causal convolution.
     Conv,
-    /// Attention, the rotation before it, and its KV rows.
+    /// Attention, rotary embedding, and KV rows.
     Attention,
-    /// RMS norms and the average of the two kinds of heads.
+    /// RMS norms, and averaging attention and Mamba heads.
     Norms,
-    /// Embeddings, biases, the feed-forward's activation where it has no gate.
+    /// Embeddings, biases, and the activation of a feed-forward network without gate.
     Other,
 }
 
 impl Operation {
-    /// Every kind, with the name that it is reported by.
+    /// All categories and their names in reports.
     pub const ALL: [(Self, &str); 6] = [
         (Self::Matmul, "matmul"),
         (Self::Scan, "scan"),
@@ -189,7 +189,7 @@ impl Operation {
 }
 
 impl Op<'_> {
-    /// Returns the kind of operation, by which time is reported.
+    /// Returns the category of the operation.
     pub fn operation(&self) -> Operation {
         match self {
             Self::MatMul { .. } | Self::GatedMatMul { .. } => Operation::Matmul,
@@ -208,29 +208,29 @@ impl Op<'_> {
 pub trait Backend {
     /// Executes `op`, or enqueues it.
     fn run(&mut self, op: Op<'_>);
-    /// Returns the largest magnitude in `x`, infinity or NaN if there is one; `None` if that would wait for a machine that
-    /// is still at work.
+    /// Returns the largest magnitude in `x`, infinity or NaN if there is one; `None` from an asynchronous backend that
+    /// would have to wait.
     fn max_abs(&mut self, x: MatRef<'_>) -> Option<f32>;
-    /// Waits until everything is executed: only then may buffers be read. An error if the machine failed.
+    /// Waits until everything is executed: only then may buffers be read. Fails if the device failed.
     fn finish(&mut self) -> Result<()>;
 }
 
-/// A [`Backend`] with the memory that its operations work on.
+/// A [`Backend`] that allocates and copies the memory of its operations.
 pub trait Memory: Backend {
-    /// Returns `len` zeros of F32; an error if there is no room.
+    /// Allocates `len` zeros of f32.
     fn zeros(&self, len: usize) -> Result<Buffer>;
-    /// Returns zeroed room for keys or values `[rows, heads, dim]`, in the order that suits the machine; an error if there
-    /// is not enough room.
+    /// Allocates zeroed keys or values `[rows, heads, dim]` in the device's layout.
     fn kv_rows(&self, cache: CacheType, rows: usize, heads: usize, dim: usize) -> Result<Buffer>;
     /// Sets all values to zero.
     fn clear(&mut self, buffer: &mut Buffer);
-    /// Writes `values` from value `at` on, rounded to the buffer's type; whole rows of keys or values.
+    /// Writes `values` starting at value `at`, converted to the buffer's type; keys and values in whole rows.
     fn upload(&mut self, values: &[f32], buffer: &mut Buffer, at: usize);
-    /// Returns the first `len` values; whole rows of keys or values.
+    /// Returns the first `len` values; keys and values in whole rows.
     fn download(&mut self, buffer: &Buffer, len: usize) -> Vec<f32>;
 }
 
-/// A backend that shows every product to `watch` before it is computed: calibration sees what each matrix multiplies.
+/// A backend that passes every matrix product to `watch` before it is computed, so that calibration can record the
+/// inputs of each matrix.
 pub struct Watched<'a> {
     /// Executes the operations.
     pub inner: &'a mut dyn Backend,

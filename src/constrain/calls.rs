@@ -1,4 +1,4 @@
-//! Replies of a model that may call tools: free text until a call begins, whose arguments are held to the tool's schema.
+//! Constraints on replies with tool calls: free text until a call begins, then arguments that match the tool's schema.
 
 use std::{fmt::Write as _, sync::atomic::AtomicBool};
 
@@ -14,9 +14,9 @@ use crate::{
 };
 
 impl Shape {
-    /// Returns the shape of replies that may call `tools`, or have to, as `choice` says; `None` if they call none. Where a
-    /// reply is free, it may also end with one of the special tokens `breaks`, by which the model begins another turn. A call
-    /// that is asked for is all of the reply.
+    /// Returns the shape of replies that may, or with `choice` must, call `tools`; `None` if calls are disabled. A free
+    /// reply may also end with one of the special tokens `breaks`, with which the model starts another turn. A required
+    /// call is the whole reply.
     pub fn of_calls(tools: &Tools, choice: &ToolChoice, breaks: &[u32]) -> Option<Self> {
         let wanted = |tool: &&Tool| match choice {
             ToolChoice::Auto | ToolChoice::Required => true,
@@ -58,7 +58,7 @@ impl Constraint {
     ///
     /// # Errors
     ///
-    /// [`Error::Constraint`] where a schema can't be enforced; it names the tool and the place.
+    /// [`Error::Constraint`] if a schema cannot be enforced; it names the tool and the location.
     pub fn of_calls(
         vocabulary: &Vocabulary,
         tools: &Tools,
@@ -71,7 +71,7 @@ impl Constraint {
             Err(e @ Error::Constraint { .. }) => e,
             done => return done.map(Some),
         };
-        // Which one is it?
+        // Find the tool that causes the error.
         for tool in tools.iter() {
             let alone = Shape::JsonSchema(parameters(tool).to_string());
             if let Err(Error::Constraint { place, what }) = Self::new_until(vocabulary, &alone, cancel) {
@@ -84,7 +84,7 @@ impl Constraint {
     }
 }
 
-/// Returns the schema of a tool's arguments, which are an object whatever it says.
+/// Returns the schema of a tool's arguments, restricted to objects.
 fn parameters(tool: &Tool) -> Value {
     let mut parameters = tool.parameters.clone().unwrap_or_else(|| json!({}));
     if let Value::Object(schema) = &mut parameters {
@@ -96,7 +96,7 @@ fn parameters(tool: &Tool) -> Value {
     parameters
 }
 
-/// Returns `text` as Lark has it.
+/// Returns `text` as a Lark string literal.
 fn quoted(text: &str) -> String {
     json!(text).to_string()
 }
@@ -120,7 +120,7 @@ mod tests {
         Model::open(concat!(env!("CARGO_MANIFEST_DIR"), "/models/hymba-demo.gguf")).unwrap().tokenizer().unwrap()
     }
 
-    /// Whether `text` is what a reply may be or begin with, and whether it may end there.
+    /// Whether `text` is a valid start of a reply, and whether the reply may end there.
     fn judged(constraint: &Constraint, tokenizer: &Tokenizer, text: &str) -> (bool, bool) {
         let mut matching = constraint.begin();
         for id in tokenizer.encode_more(text).unwrap() {
@@ -197,7 +197,7 @@ mod tests {
         let error = Constraint::of_calls(&vocabulary, &tools, &ToolChoice::Auto, &[], &AtomicBool::new(false));
         let said = error.unwrap_err().to_string();
         assert!(said.starts_with("at the parameters of the tool `b` at #/properties/c: "), "{said}");
-        // and a schema cannot switch its enforcement off
+        // a schema cannot disable its enforcement
         let list = json!([{"name": "a", "parameters": {"x-guidance": {"lenient": true}, "properties": {
             "c": {"type": "string", "format": "no-such-format"}}}}]);
         let tools = Tools::from_value(&list, "test").unwrap();

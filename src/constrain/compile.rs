@@ -1,4 +1,4 @@
-//! Compiling within limits of time and memory, whatever is asked for.
+//! Compiles constraints within limits of time and memory.
 
 use std::{
     sync::{
@@ -15,12 +15,12 @@ use llguidance::{
 
 use crate::{Error, Result, foreign, threads};
 
-/// Stack for compiling: references that lead to references take some of it each. Only what is used is memory.
+/// Stack size of the compile thread, for schemas with deep reference chains. Only the used part takes memory.
 const STACK: usize = 128 << 20;
-/// The limits below end what takes long; this is for what they do not foresee.
+/// Compile timeout, for anything that the limits below do not catch.
 const PATIENCE: Duration = Duration::from_millis(1200);
 
-/// Limits of the crate, below its own where those would take hundreds of megabytes.
+/// Limits for llguidance, lower than its defaults, which allow hundreds of megabytes.
 pub(super) fn limits() -> ParserLimits {
     ParserLimits {
         max_lexer_states: 50_000,
@@ -32,10 +32,10 @@ pub(super) fn limits() -> ParserLimits {
     }
 }
 
-/// Why something can't be compiled, as the crate says it.
+/// A compile error of llguidance.
 pub(super) type Refusal = String;
 
-/// Compiles `grammar`; `cancel` ends the wait for it.
+/// Compiles `grammar`; `cancel` stops waiting for the result.
 pub(super) fn compile(
     factory: &Arc<ParserFactory>,
     grammar: TopLevelGrammar,
@@ -44,7 +44,7 @@ pub(super) fn compile(
     let factory = factory.clone();
     bounded(cancel, move || {
         let mut matcher = Matcher::new(factory.create_parser(grammar));
-        // The first mask finds out what is wrong with a grammar that nothing matches.
+        // A grammar without any matching text is only detected by computing a mask.
         match matcher.is_stopped() || matcher.compute_mask().is_ok() {
             true if !matcher.is_error() => Ok(matcher),
             _ => Err(matcher.get_error().unwrap_or_default()),
@@ -52,7 +52,7 @@ pub(super) fn compile(
     })
 }
 
-/// Returns why `grammar` can't be compiled, as far as that can be told without the vocabulary.
+/// Returns why `grammar` cannot be compiled, as far as that is known without the vocabulary.
 pub(super) fn refusal(grammar: TopLevelGrammar) -> Option<Refusal> {
     let checked = foreign::call(|| GrammarInit::Serialized(grammar).validate(None, limits()));
     match checked {
@@ -62,12 +62,12 @@ pub(super) fn refusal(grammar: TopLevelGrammar) -> Option<Refusal> {
     }
 }
 
-/// What is compiled at the moment, by those that wait for it and those that gave up.
+/// Number of compile threads, including abandoned ones.
 static RUNNING: AtomicUsize = AtomicUsize::new(0);
-/// Compiled at once at most: what nobody waits for any more still takes time and memory, until it meets the limits.
+/// Maximum number of compile threads: abandoned ones still use time and memory until they reach the limits.
 const AT_ONCE: usize = 8;
 
-/// Counts as running while it is there.
+/// Counts a thread as running until it is dropped.
 struct Running;
 
 impl Running {
@@ -84,7 +84,7 @@ impl Drop for Running {
     }
 }
 
-/// Does `work` on a thread with room for recursion, and returns what it returns.
+/// Runs `work` on a thread with a large stack and returns its result.
 pub(super) fn bounded<T: Send + 'static>(
     cancel: &AtomicBool,
     work: impl FnOnce() -> std::result::Result<T, Refusal> + Send + 'static,

@@ -1,4 +1,4 @@
-//! What a text has to match.
+//! Constraints on generated text.
 
 use std::{fmt, sync::atomic::AtomicBool};
 
@@ -8,23 +8,23 @@ use serde_json::json;
 use super::{Matching, Vocabulary, compile::compile, gbnf, place, schema};
 use crate::{Error, Result, limits};
 
-/// What a text has to match, as it is written.
+/// The source of a constraint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Shape {
-    /// A JSON value that this JSON schema (draft 2020-12, or the one it names) accepts.
+    /// JSON that matches a JSON schema (draft 2020-12, or the one it declares).
     JsonSchema(String),
     /// Any JSON object.
     JsonObject,
-    /// This regular expression, from the beginning to the end of the text.
+    /// Text that matches a regular expression as a whole.
     Regex(String),
-    /// This grammar in the Lark syntax of llguidance.
+    /// A grammar in the Lark syntax of llguidance.
     Lark(String),
-    /// This grammar in llama.cpp's GBNF.
+    /// A grammar in llama.cpp's GBNF.
     Gbnf(String),
 }
 
 impl Shape {
-    /// A grammar in GBNF, where `text` has a rule in it (`name ::= …`), or else in Lark.
+    /// Returns a GBNF grammar if `text` contains a rule `name ::= …`, otherwise a Lark grammar.
     pub fn grammar(text: String) -> Self {
         let is_name = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
         let rule = |line: &str| line.trim_start().trim_start_matches(is_name).trim_start().starts_with("::=");
@@ -32,7 +32,7 @@ impl Shape {
     }
 }
 
-/// What a text has to match, compiled for a vocabulary. Texts are held against it with [`Constraint::begin`].
+/// A constraint compiled for a vocabulary. [`Constraint::begin`] starts matching a text.
 pub struct Constraint {
     matcher: Matcher,
     vocabulary: Vocabulary,
@@ -71,7 +71,7 @@ impl Constraint {
         Self::new_until(vocabulary, shape, &AtomicBool::new(false))
     }
 
-    /// [`Constraint::new`], ended by `cancel`.
+    /// [`Constraint::new`], interrupted by `cancel`.
     pub fn new_until(vocabulary: &Vocabulary, shape: &Shape, cancel: &AtomicBool) -> Result<Self> {
         let compile = |grammar| compile(&vocabulary.factory, grammar, cancel);
         let compiled = match shape {
@@ -100,13 +100,13 @@ impl Constraint {
         Ok(Self { matcher: compiled?, vocabulary: vocabulary.clone() })
     }
 
-    /// Begins a text.
+    /// Starts a text.
     pub fn begin(&self) -> Matching {
-        // Texts of one constraint share nothing, so that none depends on others that there were.
+        // Matchers share no state, so that no text depends on others.
         Matching::new(self.matcher.deep_clone(), self.vocabulary.clone())
     }
 
-    /// Begins a text of which `ids` are there already.
+    /// Starts a text that already consists of `ids`.
     pub fn begin_with(&self, ids: &[u32]) -> Result<Matching> {
         let mut matching = self.begin();
         ids.iter().try_for_each(|&id| matching.accept(id))?;
@@ -114,7 +114,7 @@ impl Constraint {
     }
 }
 
-/// The grammar of the texts that `pattern` matches as a whole; it may say so itself.
+/// Returns the grammar for texts that `pattern` matches as a whole, with or without anchors.
 fn regex(pattern: &str) -> TopLevelGrammar {
     let inner = pattern.strip_prefix('^').unwrap_or(pattern);
     let end = inner.strip_suffix('$').filter(|rest| rest.bytes().rev().take_while(|&b| b == b'\\').count() % 2 == 0);
@@ -133,10 +133,10 @@ fn check_size(text: &str) -> Result<()> {
         return Ok(());
     }
     let (bytes, limit) = (text.len(), limits::CONSTRAINT / 1000);
-    Err(refused(format!("{bytes} bytes are too many; the limit is {limit} KB")))
+    Err(refused(format!("{bytes} bytes exceed the limit of {limit} KB")))
 }
 
-/// Refuses brackets in brackets in brackets, which parsers follow by recursion.
+/// Rejects deeply nested brackets, on which recursive parsers could overflow the stack.
 fn check_depth(text: &str) -> Result<()> {
     let mut depth = 0usize;
     for byte in text.bytes() {
@@ -147,7 +147,7 @@ fn check_depth(text: &str) -> Result<()> {
         }
         if depth > limits::CONSTRAINT_DEPTH {
             let limit = limits::CONSTRAINT_DEPTH;
-            return Err(refused(format!("brackets are more than {limit} deep in each other")));
+            return Err(refused(format!("brackets are nested more than {limit} deep")));
         }
     }
     Ok(())

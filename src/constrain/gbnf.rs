@@ -1,19 +1,18 @@
-//! llama.cpp's GBNF, made into Lark.
+//! Converts llama.cpp's GBNF to Lark.
 //!
-//! Rules that refer to each other in a circle become rules of the Lark grammar; what they are made of, terminals: a terminal
-//! takes as much text as it can, as in Lark. A grammar without circles is one terminal as a whole, that is a regular
-//! expression.
+//! Recursive rules become Lark rules, and everything else becomes terminals, which match greedily in Lark. A grammar
+//! without recursion becomes a single terminal, that is, a regular expression.
 
 use std::{collections::HashMap, fmt::Write};
 
 use crate::{Error, Result, limits};
 
-/// Rules at most.
+/// Maximum number of rules.
 const RULES: usize = 4096;
-/// Repetitions of a repetition at most.
+/// Maximum number of nested repetitions.
 const REPEATS: usize = 8;
 
-/// Returns the Lark grammar of the texts that the rule `root` of `source` derives.
+/// Converts a GBNF grammar whose start rule is `root` to Lark.
 pub(super) fn to_lark(source: &str) -> Result<String> {
     let rules = Parser::new(source).rules()?;
     let root = *rules.index.get("root").ok_or_else(|| error(None, "there is no rule `root`"))?;
@@ -35,24 +34,24 @@ fn error(line: Option<usize>, what: impl Into<String>) -> Error {
 
 /// A part of a rule.
 enum Part {
-    /// This text.
+    /// A literal.
     Text(String),
-    /// A character that this regular expression matches.
+    /// A character class, as a regular expression.
     Character(String),
-    /// What this rule derives.
+    /// A rule, by index.
     Rule(usize),
-    /// One of these.
+    /// Alternatives.
     Any(Vec<Vec<Part>>),
-    /// The part so many times.
+    /// A repetition with minimum and maximum.
     Times(Box<Part>, u32, Option<u32>),
 }
 
 struct Rules {
-    /// Numbers of rules by their names.
+    /// Rule indices by name.
     index: HashMap<String, usize>,
-    /// Names, and the line that they are first found in.
+    /// Rule names with the line of their first occurrence.
     names: Vec<(String, usize)>,
-    /// What each derives: one of these.
+    /// The alternatives of each rule.
     bodies: Vec<Option<Vec<Vec<Part>>>>,
 }
 
@@ -72,7 +71,7 @@ impl Rules {
         missing.map_or(Ok(()), |((name, line), _)| Err(error(Some(*line), format!("there is no rule `{name}`"))))
     }
 
-    /// Returns of which rules `holds` is true, given of which rules it is known to be.
+    /// Returns the rules for which `holds` is true, as a fixed point.
     fn fixpoint(&self, holds: impl Fn(&[Vec<Part>], &[bool]) -> bool) -> Vec<bool> {
         let mut known = vec![false; self.bodies.len()];
         loop {
@@ -88,12 +87,12 @@ impl Rules {
         }
     }
 
-    /// Returns which rules lead to no circle of rules.
+    /// Returns the rules that are not recursive.
     fn regular(&self) -> Vec<bool> {
         self.fixpoint(|body, known| body.iter().flatten().all(|part| uses_only(part, known)))
     }
 
-    /// Returns which rules derive the empty text.
+    /// Returns the rules that match the empty text.
     fn empty(&self) -> Vec<bool> {
         self.fixpoint(may_be_empty)
     }
@@ -105,7 +104,7 @@ impl Rules {
             let body = body.as_deref().unwrap_or_default();
             if terminal(number) {
                 let _ = writeln!(lark, "T{number}: {}", alternatives(body, true));
-                // Where a rule uses it: a terminal that is not a text is none.
+                // Lark terminals must not match the empty text.
                 let _ = writeln!(lark, "U{number}: T{number} & /(?s:.+)/");
                 let optional = if empty[number] { "?" } else { "" };
                 let _ = writeln!(lark, "r{number}: U{number}{optional}");
@@ -116,7 +115,7 @@ impl Rules {
     }
 }
 
-/// Whether all rules in `part` are among those `known`.
+/// Whether all rules in `part` are in `known`.
 fn uses_only(part: &Part, known: &[bool]) -> bool {
     match part {
         Part::Rule(rule) => known[*rule],
@@ -126,7 +125,7 @@ fn uses_only(part: &Part, known: &[bool]) -> bool {
     }
 }
 
-/// Whether one of `alternatives` derives the empty text, given which rules do.
+/// Whether one of `alternatives` matches the empty text, given the `rules` that do.
 fn may_be_empty(alternatives: &[Vec<Part>], rules: &[bool]) -> bool {
     fn part_may(part: &Part, rules: &[bool]) -> bool {
         match part {
@@ -214,7 +213,7 @@ impl<'s> Parser<'s> {
         error(Some(self.line), what)
     }
 
-    /// Goes over white space and comments; over ends of lines only where a rule goes on.
+    /// Skips white space and comments; line breaks only within a rule.
     fn skip(&mut self, lines: bool) {
         loop {
             let at = self.rest.find(|c| !matches!(c, ' ' | '\t')).unwrap_or(self.rest.len());
@@ -281,7 +280,7 @@ impl<'s> Parser<'s> {
         self.rest = &self.rest[1..];
         self.depth += 1;
         if self.depth > limits::CONSTRAINT_DEPTH {
-            return Err(self.wrong("brackets are too deep in each other"));
+            return Err(self.wrong("brackets are nested too deeply"));
         }
         self.skip(true);
         let all = self.alternatives()?;
@@ -310,7 +309,7 @@ impl<'s> Parser<'s> {
         Err(self.wrong("too many repetitions of a repetition"))
     }
 
-    /// The numbers in `{m}`, `{m,}`, `{,n}` or `{m,n}`.
+    /// Parses `{m}`, `{m,}`, `{,n}` or `{m,n}`.
     fn range(&self, text: &str) -> Result<(u32, Option<u32>)> {
         let number = |text: &str| text.trim().parse::<u32>().ok().filter(|&n| n <= 100_000);
         let parsed = match text.split_once(',') {
@@ -358,7 +357,7 @@ impl<'s> Parser<'s> {
         }
     }
 
-    /// The next character of a text or a class; `None` for the one that ends it.
+    /// Returns the next character of a literal or a class; `None` at its end.
     fn character(&mut self, end: char) -> Result<Option<char>> {
         let mut rest = self.rest.chars();
         let found = match rest.next() {

@@ -1,4 +1,4 @@
-//! A text as it is held against a constraint, token by token.
+//! Matches generated text against a constraint, token by token.
 
 use std::{
     fmt,
@@ -10,24 +10,24 @@ use llguidance::Matcher;
 use super::Vocabulary;
 use crate::{Error, Result, foreign, sample::TokenSet};
 
-/// A text that is held against a [`Constraint`](super::Constraint) while it is generated.
+/// The state of matching a text against a [`Constraint`](super::Constraint).
 pub struct Matching {
     matcher: Matcher,
     vocabulary: Vocabulary,
     allowed: TokenSet,
-    /// Whether an end token came.
+    /// Whether an end token was accepted.
     ended: bool,
     spent: Duration,
 }
 
-/// What may come next.
+/// The allowed next tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next<'a> {
-    /// Nothing: the text is complete.
+    /// None: the text is complete.
     End,
-    /// This token alone. It is not chosen: no random number is drawn for it.
+    /// Only this token. It is not sampled, so no random number is drawn.
     Token(u32),
-    /// One of these; end tokens among them, if the text may end here.
+    /// One of these; they include the end tokens if the text may end here.
     Tokens(&'a TokenSet),
 }
 
@@ -45,14 +45,14 @@ impl Matching {
         Self { matcher, vocabulary, allowed: TokenSet::default(), ended: false, spent: Duration::ZERO }
     }
 
-    /// Returns what may come next.
+    /// Returns the allowed next tokens.
     pub fn next_tokens(&mut self) -> Result<Next<'_>> {
         if self.is_over() {
             return Ok(Next::End);
         }
         let mask = self.call(Matcher::compute_mask)?;
         self.allowed.copy_from(mask.as_slice());
-        // What stands in for a model's missing end token.
+        // A placeholder, if the model has no end token.
         self.allowed.remove(self.vocabulary.tokens);
         if self.allowed.iter().all(|id| self.vocabulary.ends.contains(&id)) {
             return Ok(Next::End);
@@ -60,7 +60,7 @@ impl Matching {
         Ok(self.allowed.only().map_or(Next::Tokens(&self.allowed), Next::Token))
     }
 
-    /// Goes on with `id`, which must be one that may come next.
+    /// Advances by `id`, which must be allowed.
     pub fn accept(&mut self, id: u32) -> Result<()> {
         if self.vocabulary.ends.contains(&id) {
             self.ended = true;
@@ -69,7 +69,7 @@ impl Matching {
         self.call(|matcher| matcher.consume_token(id))
     }
 
-    /// Returns the tokens that must come next, as far as they are known now; they may turn out to be others further on.
+    /// Returns the tokens that are known to follow; later context may lead to another tokenization.
     pub fn forced(&mut self) -> Vec<u32> {
         if self.is_over() {
             return Vec::new();
@@ -82,12 +82,12 @@ impl Matching {
         self.ended || (self.matcher.is_stopped() && !self.matcher.is_error())
     }
 
-    /// Whether the text matches as it is.
+    /// Whether the text matches in its current form.
     pub fn is_complete(&mut self) -> bool {
         self.is_over() || self.call(Matcher::is_accepting).unwrap_or(false)
     }
 
-    /// Returns how long all this took so far.
+    /// Returns the time spent so far.
     pub fn spent(&self) -> Duration {
         self.spent
     }

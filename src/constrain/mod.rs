@@ -1,5 +1,6 @@
-//! Which tokens may come next, so that a text matches a JSON schema, a regular expression or a grammar: the engine is
-//! llguidance, here it is given this tokenizer's vocabulary, limits, and errors that name the place.
+//! Constrained generation: computes the allowed next tokens for a JSON schema, a regular expression or a grammar.
+//! llguidance does the matching; this module adds the tokenizer's vocabulary, limits, and error messages with
+//! locations.
 
 mod calls;
 mod compile;

@@ -1,4 +1,4 @@
-//! Where in a schema it is that it can't be enforced, and why.
+//! Finds the part of a schema that cannot be enforced, and the reason.
 
 use std::{
     collections::HashSet,
@@ -11,13 +11,13 @@ use serde_json::{Value, json};
 use super::{compile, schema};
 use crate::Error;
 
-/// Parts of a schema that are tried, one after the other, at most.
+/// Maximum number of parts to try.
 const TRIALS: usize = 1000;
 
-/// How long a search goes on; the place is then that of a larger part.
+/// Time limit of the search, after which a larger part is reported.
 const PATIENCE: Duration = Duration::from_millis(1500);
 
-/// The error of a schema that the crate refused because of `why`.
+/// Returns the error for a schema that llguidance rejected with the message `why`.
 pub(super) fn in_schema(schema: Value, why: String, cancel: &AtomicBool) -> Error {
     let (first, root) = (why.clone(), schema.clone());
     let found = compile::bounded(cancel, move || Ok(Search::new(root).from("", why)));
@@ -28,9 +28,9 @@ pub(super) fn in_schema(schema: Value, why: String, cancel: &AtomicBool) -> Erro
     }
 }
 
-/// The error of what the crate refused because of `why`.
+/// Returns the error for a grammar that llguidance rejected with the message `why`.
 pub(super) fn of_refusal(why: String) -> Error {
-    // Of a grammar, the crate gives the line and the column.
+    // For grammars, the message starts with line and column.
     let located = why.strip_prefix("at ").and_then(|rest| {
         let (place, what) = rest.split_once("): ")?;
         let (line, column) = place.split_once('(')?;
@@ -42,7 +42,8 @@ pub(super) fn of_refusal(why: String) -> Error {
     }
 }
 
-/// The error of a regular expression: a line and a column are of a grammar that nobody wrote.
+/// Returns the error for a regular expression. The position in llguidance's message refers to the generated grammar and
+/// is dropped.
 pub(super) fn of_regex(why: String) -> Error {
     match of_refusal(why) {
         Error::Constraint { what, .. } => Error::Constraint { place: None, what },
@@ -50,14 +51,14 @@ pub(super) fn of_regex(why: String) -> Error {
     }
 }
 
-/// What the crate said, in one line and in our words where they are better.
+/// Converts a message of llguidance to one line, reworded where that helps.
 fn reason(why: &str) -> String {
     let why = why.split("\n<").next().unwrap_or_default().trim();
     if let Some((_, what)) = why.split_once("regex parse error:") {
         let what = what.rsplit_once("error: ").map_or("it does not parse", |(_, what)| what);
         return format!("not a regular expression: {}", what.lines().next().unwrap_or_default());
     }
-    let why = why.lines().next().unwrap_or_default(); // then comes what it is about, or a place
+    let why = why.lines().next().unwrap_or_default(); // the rest is context or a location
     if let Some(keys) = why.strip_prefix("Unimplemented keys: ") {
         let keys: Vec<String> = serde_json::from_str(keys).unwrap_or_default();
         let named: Vec<_> = keys.iter().map(|key| format!("`{key}`")).collect();
@@ -77,7 +78,7 @@ fn reason(why: &str) -> String {
     }
 }
 
-/// A search for the smallest part of a schema that is refused.
+/// A search for the smallest rejected part of a schema.
 struct Search {
     schema: Value,
     seen: HashSet<String>,
@@ -90,7 +91,8 @@ impl Search {
         Self { schema, seen: HashSet::new(), trials: TRIALS, deadline: Instant::now() + PATIENCE }
     }
 
-    /// Returns the smallest part of the part at `pointer` that is refused, and why; the whole is, because of `why`.
+    /// Returns the smallest rejected part within the part at `pointer`, and the reason; the part itself is rejected
+    /// with the message `why`.
     fn from(&mut self, pointer: &str, why: String) -> (String, String) {
         let (mut pointer, mut why) = (pointer.to_owned(), why);
         'down: loop {
@@ -100,7 +102,7 @@ impl Search {
                 }
                 self.trials -= 1;
                 let refusal = self.refusal(&part);
-                // A part that nothing matches may be optional: then it is not why the whole is refused.
+                // An unsatisfiable part may be optional; then it is not the cause.
                 if let Some(more) = refusal.filter(|more| !is_unsatisfiable(more) || is_unsatisfiable(&why)) {
                     (pointer, why) = (part, more);
                     continue 'down;
@@ -110,10 +112,10 @@ impl Search {
         }
     }
 
-    /// Returns the pointers of the schemas in the one at `pointer`, and of the one that it refers to.
+    /// Returns the pointers of the direct subschemas at `pointer` and of the schema that it references.
     fn parts(&self, pointer: &str) -> Vec<String> {
         let mut parts = schema::subschemas(&self.schema, pointer);
-        // A definition counts where it is referred to.
+        // Definitions are visited through their references.
         parts.retain(|part| {
             !part[pointer.len()..].starts_with("/$defs/") && !part[pointer.len()..].starts_with("/definitions/")
         });
@@ -124,13 +126,13 @@ impl Search {
         parts
     }
 
-    /// Returns why the part at `pointer` is refused, if it is.
+    /// Returns why the part at `pointer` is rejected, if it is.
     fn refusal(&self, pointer: &str) -> Option<String> {
         let root = "hymba:root";
         let mut schema = self.schema.clone();
         let base = schema.get("$id").and_then(Value::as_str).unwrap_or(root).to_owned();
         schema["$id"] = json!(base);
-        // The fragment of a URI.
+        // Percent-encode the pointer for a URI fragment.
         let fragment: String = pointer.bytes().fold(String::new(), |text, byte| match byte {
             b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'/' | b'-' | b'_' | b'.' | b'~' | b'$' => {
                 text + &char::from(byte).to_string()

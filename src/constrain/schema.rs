@@ -1,4 +1,4 @@
-//! JSON schemas as llguidance takes them.
+//! Prepares JSON schemas for llguidance.
 
 use llguidance::{JsonCompileOptions, api::TopLevelGrammar};
 use serde_json::{Map, Value};
@@ -25,7 +25,7 @@ const LIST: [&str; 5] = ["allOf", "anyOf", "oneOf", "prefixItems", "items"];
 /// Keywords whose value is an object of schemas.
 const NAMED: [&str; 5] = ["properties", "patternProperties", "dependentSchemas", "$defs", "definitions"];
 
-/// Returns the pointers of the schemas in the one at `pointer` of `root`.
+/// Returns the pointers of the direct subschemas at `pointer` in `root`.
 pub(super) fn subschemas(root: &Value, pointer: &str) -> Vec<String> {
     let Some(Value::Object(schema)) = root.pointer(pointer) else { return Vec::new() };
     let escaped = |name: &str| name.replace('~', "~0").replace('/', "~1");
@@ -44,8 +44,8 @@ pub(super) fn subschemas(root: &Value, pointer: &str) -> Vec<String> {
     parts
 }
 
-/// Says the type of each option of a `oneOf` that is a mere reference, as programs write unions: without it, the crate does
-/// not look at what is referred to, and can't tell the options apart.
+/// Adds the type to each option of a `oneOf` that is only a reference, as generated unions have it. llguidance does not
+/// follow references when it checks that the options are disjoint.
 fn with_types(mut schema: Value) -> Value {
     let (mut left, mut typed) = (vec![String::new()], Vec::new());
     while let Some(pointer) = left.pop() {
@@ -67,8 +67,8 @@ fn with_types(mut schema: Value) -> Value {
     schema
 }
 
-/// Returns the pointer of a constant in `value` that holds a character which JSON can only write as `\\u`; such escapes are
-/// not used in texts.
+/// Returns the pointer of a constant with a character that JSON can only encode as `\\u`, since such escapes are
+/// excluded.
 fn unwritable(value: &Value, pointer: &str, constant: bool) -> Option<String> {
     let is_unwritable = |c: char| c.is_ascii_control() && !"\u{8}\u{c}\n\r\t".contains(c);
     match value {
@@ -84,7 +84,7 @@ fn unwritable(value: &Value, pointer: &str, constant: bool) -> Option<String> {
     }
 }
 
-/// Returns the schema that `text` is.
+/// Parses a schema.
 pub(super) fn parse(text: &str) -> Result<Value> {
     let refused = |what: String| Error::Constraint { place: None, what };
     match serde_json::from_str(text) {
@@ -102,23 +102,24 @@ pub(super) fn parse(text: &str) -> Result<Value> {
     }
 }
 
-/// Returns the grammar of the JSON texts that `schema` accepts. What they may have beside their values is fixed: a space
-/// after each comma and colon, as models have read it most; so most of their tokens follow from the schema.
+/// Returns the grammar for JSON that matches `schema`. White space is fixed to one space after each comma and colon,
+/// the most common format; so most of the tokens in between are forced.
 pub(super) fn grammar(schema: Value) -> TopLevelGrammar {
     TopLevelGrammar::from_json_schema(enforced(schema))
 }
 
-/// Returns `schema` with the options of [`grammar`] in it.
+/// Returns `schema` with the options for [`grammar`] added.
 pub(super) fn enforced(mut schema: Value) -> Value {
     let options = JsonCompileOptions {
         item_separator: ", ".into(),
         key_separator: ": ".into(),
         whitespace_flexible: false,
-        // Without \u: a name that is spelled in another way would be the same name to a reader, but not to the grammar.
+        // Excludes `\u`: it would allow other spellings of a property name that the grammar does not recognize as the
+        // same name.
         json_allowed_escapes: Some("nrbtf\\\"".into()),
         ..JsonCompileOptions::default()
     };
-    // Takes the place of what the schema may say itself, which could switch off the enforcement.
+    // Overwrites options within the schema, which could disable the enforcement.
     options.apply_to(&mut schema);
     schema
 }

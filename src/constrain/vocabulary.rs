@@ -1,4 +1,4 @@
-//! The tokenizer's vocabulary as a trie of bytes.
+//! The tokenizer's vocabulary as a byte trie.
 
 use std::{fmt, sync::Arc};
 
@@ -11,14 +11,14 @@ use crate::{
     text::{Entry, Tokenizer},
 };
 
-/// Bytes of a token that can be a part of constrained text; longer ones never are. The trie's depth has a limit.
+/// Maximum length in bytes of tokens in constrained text. llguidance limits the depth of the trie.
 const LONGEST: usize = 512;
 
-/// A tokenizer's vocabulary, prepared for constraints: all of a tokenizer can share one. A clone is the same one.
+/// A tokenizer's vocabulary, prepared for constraints. Clones share the data.
 #[derive(Clone)]
 pub struct Vocabulary {
     pub(super) factory: Arc<ParserFactory>,
-    /// Ids of the vocabulary are below this.
+    /// The vocabulary size.
     pub(super) tokens: u32,
     /// The tokens that end a text.
     pub(super) ends: Arc<[u32]>,
@@ -30,7 +30,7 @@ impl fmt::Debug for Vocabulary {
     }
 }
 
-/// What llguidance asks of a tokenizer.
+/// The tokenizer interface of llguidance.
 struct Env {
     trie: TokTrie,
     tokenizer: Tokenizer,
@@ -41,10 +41,11 @@ impl TokenizerEnv for Env {
         &self.trie
     }
 
-    /// The tokens that the model knows `bytes` by, where they are in the middle of a text.
+    /// Returns the tokenization of `bytes` within a text.
     fn tokenize_bytes(&self, bytes: &[u8]) -> Vec<TokenId> {
         self.trie.tokenize_with_greedy_fallback(bytes, |text| {
-            // The name of a special token is text here, and so is ▁ itself, which the tokenizer takes for a space.
+            // Special token names are plain text here. `▁` is excluded, since the tokenizer would convert it to a
+            // space.
             let ids = self.tokenizer.encode_more(text).ok();
             let same = ids.filter(|ids| self.trie.decode_raw(ids) == text.as_bytes());
             same.unwrap_or_else(|| self.trie.greedy_tokenize(text.as_bytes()))
@@ -60,7 +61,7 @@ impl Vocabulary {
         let mut ends: Vec<u32> = tokenizer.ends().iter().copied().filter(|&end| end < tokens).collect();
         let known = ends.clone();
         if ends.is_empty() {
-            // The crate wants one; this id is none of the model's, so that it never comes.
+            // llguidance requires an end token; this id is outside of the vocabulary and never chosen.
             words.push(Vec::new());
             ends.push(tokens);
         }
@@ -80,11 +81,11 @@ impl Vocabulary {
     }
 }
 
-/// The bytes by which the trie knows a token.
+/// Returns the bytes of a token in the trie.
 fn word(entry: Entry) -> Vec<u8> {
     const MARKER: u8 = TokTrie::SPECIAL_TOKEN_MARKER;
     match entry {
-        // No UTF-8 text has this byte, and to the trie it means something else.
+        // This byte does not occur in UTF-8 and has a special meaning in the trie.
         Entry::Text(bytes) if bytes == [MARKER] || bytes.len() > LONGEST => Vec::new(),
         Entry::Text(bytes) => bytes,
         Entry::Special(name) if name.is_empty() || name.len() > LONGEST => Vec::new(),
@@ -104,14 +105,14 @@ mod tests {
         Model::open(concat!(env!("CARGO_MANIFEST_DIR"), "/models/hymba-demo.gguf")).unwrap().tokenizer().unwrap()
     }
 
-    /// What the trie takes a token for is what the text shows of it.
+    /// Asserts that the trie's bytes of each token are those that decoding shows.
     fn assert_same_text(tokenizer: &Tokenizer) {
         let vocabulary = Vocabulary::new(tokenizer).unwrap();
         let trie = vocabulary.factory.tok_env().tok_trie();
         let entries = tokenizer.entries();
         assert_eq!(entries.len(), vocabulary.tokens as usize);
         for (entry, id) in entries.into_iter().zip(0..) {
-            // In the middle of a text, where no space goes.
+            // In the middle of a text, where no space is removed.
             let mut stream = tokenizer.stream_after(&tokenizer.encode("a", false).unwrap());
             let shown = stream.push(id) + &stream.finish();
             let bytes = trie.token(id);

@@ -1,4 +1,4 @@
-//! A text being generated, independent of who runs the passes: the chosen tokens and the reasons to stop.
+//! A text being generated: the chosen tokens and the reasons to stop. The caller runs the passes.
 
 use std::io;
 

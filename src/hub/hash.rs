@@ -34,7 +34,7 @@ impl Hash {
         }
     }
 
-    /// In hex: the file's name in the cache.
+    /// Returns the hash in hex, which is the file's name in the cache.
     pub fn hex(&self) -> &str {
         let (Self::Sha256(hex) | Self::Git(hex)) = self;
         hex

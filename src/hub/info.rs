@@ -136,7 +136,7 @@ impl Client {
         }
     }
 
-    /// A single attempt of it.
+    /// A single attempt of [`Client::remote`].
     pub(super) fn head(&self, info: &Info, path: &str) -> std::result::Result<Remote, Failure> {
         let (answer, url) = self.follow("HEAD", &self.resolve(info, path), &[], |next| self.is_hub(next))?;
         let elsewhere = redirect(&answer, &url)?;

@@ -27,7 +27,7 @@ pub struct Settings {
     pub links: bool,
     /// Proxies for `https` and for `http` addresses.
     pub proxies: [Option<String>; 2],
-    /// Hosts to speak to without a proxy.
+    /// Hosts to reach without a proxy.
     pub no_proxy: Vec<String>,
     /// Stall timeout of a connection.
     pub patience: Duration,

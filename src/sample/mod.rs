@@ -1,4 +1,4 @@
-//! From logits to a token.
+//! Sampling: from logits to a token.
 
 mod params;
 mod sampler;

@@ -1,24 +1,24 @@
-//! The knobs of sampling: their names, ranges and defaults.
+//! Sampling parameters: names, ranges and defaults.
 
 use crate::{
     Error, Result,
     format::gguf::{Metadata, Value},
 };
 
-/// How the next token is chosen. The defaults are llama.cpp's.
+/// Sampling parameters. The defaults are those of llama.cpp.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SamplingParams {
-    /// Divides the logits; 0: always the most likely token.
+    /// Temperature; 0: greedy decoding.
     pub temperature: f32,
-    /// Only the `top_k` most likely tokens stay; 0: all do.
+    /// Keep only the `top_k` most likely tokens; 0: all.
     pub top_k: usize,
-    /// Only the most likely tokens whose probabilities add up to this stay; 1: all do.
+    /// Keep only the most likely tokens with this total probability; 1: all.
     pub top_p: f32,
-    /// Only tokens at least this share as likely as the most likely one stay; 0: all do.
+    /// Keep only tokens with at least this probability relative to the most likely one; 0: all.
     pub min_p: f32,
-    /// Weakens tokens that occurred lately: positive logits are divided by it, others multiplied; 1: does nothing.
+    /// Penalty for recent tokens: positive logits are divided by it, negative ones multiplied; 1: none.
     pub repeat_penalty: f32,
-    /// How many of the last tokens count as lately; 0: none, `usize::MAX`: all.
+    /// Number of recent tokens that are penalized; 0: none, `usize::MAX`: all.
     pub repeat_last_n: usize,
 }
 
@@ -28,7 +28,7 @@ impl Default for SamplingParams {
     }
 }
 
-/// One knob, to be set from a flag, a file or a chat command.
+/// A parameter, as set by a flag, a file or a chat command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs, reason = "each is the field of `SamplingParams` of its name")]
 pub enum Setting {
@@ -41,11 +41,11 @@ pub enum Setting {
 }
 
 impl Setting {
-    /// All of them.
+    /// All parameters.
     pub const ALL: [Self; 6] =
         [Self::Temperature, Self::TopK, Self::TopP, Self::MinP, Self::RepeatPenalty, Self::RepeatLastN];
 
-    /// The flag's name without dashes.
+    /// Returns the name of the flag, without dashes.
     pub fn name(self) -> &'static str {
         match self {
             Self::Temperature => "temp",
@@ -57,7 +57,7 @@ impl Setting {
         }
     }
 
-    /// The key under which a model file may recommend a value.
+    /// Returns the metadata key with a model file's recommended value.
     pub fn key(self) -> &'static str {
         match self {
             Self::Temperature => "general.sampling.temp",
@@ -71,14 +71,14 @@ impl Setting {
 }
 
 impl SamplingParams {
-    /// The defaults, with what the model file recommends in their place; `file` is the name for error messages.
+    /// Returns the recommendations of a model file, with defaults for the rest; `file` is the name for error messages.
     pub fn from_metadata(meta: &Metadata, file: &str) -> Result<Self> {
         let (params, refused) = Self::usable(meta);
         refused.first().map_or(Ok(params), |what| Err(Error::format(file, what)))
     }
 
-    /// The same with the defaults where the file recommends what can't be used, and what that is: phrases that go on after
-    /// the file's name.
+    /// Returns the valid recommendations, with defaults for the rest, and a message about each invalid one, to be
+    /// appended to the file's name.
     pub fn usable(meta: &Metadata) -> (Self, Vec<String>) {
         let (mut params, mut refused) = (Self::default(), Vec::new());
         for setting in Setting::ALL {
@@ -99,7 +99,7 @@ impl SamplingParams {
         (params, refused)
     }
 
-    /// The value of one knob, as [`SamplingParams::set`] takes it.
+    /// Returns the value of a parameter in the form that [`SamplingParams::set`] accepts.
     pub fn get(&self, setting: Setting) -> f64 {
         // as the user wrote it: 0.8, not 0.800000011920929
         let short = |v: f32| v.to_string().parse().unwrap_or(f64::from(v));
@@ -114,8 +114,8 @@ impl SamplingParams {
         }
     }
 
-    /// Sets one knob, or says what is wrong with `value`, as a phrase that goes on after it: "must be …". For `TopK`
-    /// −1 is none, for `RepeatLastN` −1 is everything, as in llama.cpp.
+    /// Sets a parameter. The error "must be …" is to be appended to the parameter's name. As in llama.cpp, −1 means
+    /// none for `TopK` and everything for `RepeatLastN`.
     pub fn set(&mut self, setting: Setting, value: f64) -> std::result::Result<(), &'static str> {
         let float = |ok: bool, range| if ok { Ok(value as f32) } else { Err(range) };
         let count = |minus_one: usize| match value {

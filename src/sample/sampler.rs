@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{SamplingParams, Setting, TokenSet};
 
-/// A token that can still be chosen. Sorts most likely first, the lower id first among equals.
+/// A candidate token. The order is most likely first, and lower id first among equals.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Candidate {
     logit: f32,
@@ -21,34 +21,34 @@ impl Candidate {
     }
 }
 
-/// A sampler in a file.
+/// The serialized form of a sampler.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SavedSampler {
-    /// Knobs by the names of their flags.
+    /// Parameters by flag name.
     settings: BTreeMap<String, f64>,
     seed: u64,
-    /// How many 32-bit words of random numbers were used.
+    /// Number of 32-bit random words used.
     drawn: u64,
 }
 
-/// Chooses tokens. The same seed, logits and history give the same tokens; a clone goes on as the original would.
+/// Chooses tokens. The same seed, logits and history give the same tokens; a clone continues the same sequence.
 #[derive(Clone, Debug)]
 pub struct Sampler {
     params: SamplingParams,
     seed: u64,
     rng: ChaCha8Rng,
     banned: Vec<u32>,
-    /// Scratch, kept so that a token costs no allocation.
+    /// Reused so that sampling does not allocate.
     candidates: Vec<Candidate>,
 }
 
 impl Sampler {
-    /// A sampler whose draws follow from `seed`.
+    /// Returns a sampler whose random numbers are determined by `seed`.
     pub fn new(params: SamplingParams, seed: u64) -> Self {
         Self { params, seed, rng: ChaCha8Rng::seed_from_u64(seed), banned: Vec::new(), candidates: Vec::new() }
     }
 
-    /// The sampler that `saved` was taken from, or why there can be none: a phrase that goes on after "its sampler".
+    /// Restores a sampler. The error is to be appended to "the sampler".
     pub fn from_saved(saved: &SavedSampler) -> Result<Self, String> {
         let mut params = SamplingParams::default();
         for (name, &value) in &saved.settings {
@@ -61,7 +61,7 @@ impl Sampler {
         Ok(sampler)
     }
 
-    /// What [`Sampler::from_saved`] needs to go on as this one would.
+    /// Returns the serialized form for [`Sampler::from_saved`].
     pub fn saved(&self) -> SavedSampler {
         SavedSampler {
             settings: Setting::ALL.into_iter().map(|s| (s.name().into(), self.params.get(s))).collect(),
@@ -70,33 +70,33 @@ impl Sampler {
         }
     }
 
-    /// The knobs.
+    /// Returns the parameters.
     pub fn params(&self) -> &SamplingParams {
         &self.params
     }
 
-    /// Turns the knobs; the random numbers go on.
+    /// Changes the parameters without resetting the random numbers.
     pub fn set_params(&mut self, params: SamplingParams) {
         self.params = params;
     }
 
-    /// What the random numbers follow from.
+    /// Returns the random seed.
     pub fn seed(&self) -> u64 {
         self.seed
     }
 
-    /// Begins the random numbers again.
+    /// Restarts the random numbers from `seed`.
     pub fn set_seed(&mut self, seed: u64) {
         (self.seed, self.rng) = (seed, ChaCha8Rng::seed_from_u64(seed));
     }
 
-    /// Never chooses `id` (an end token, when a text must go on), as long as there is another.
+    /// Excludes `id` (such as an end token that must be ignored) unless there is no other token.
     pub fn ban(&mut self, id: u32) {
         self.banned.push(id);
     }
 
-    /// Chooses the next token from `logits` `[vocab]`, which may hold anything, NaN (never chosen while there is a number)
-    /// and infinities included. `history` is the ids so far, which the repeat penalty looks back on.
+    /// Chooses the next token from `logits` `[vocab]`, which may contain infinities and NaN (chosen only if there is
+    /// nothing else). `history` is all tokens so far, for the repetition penalty.
     pub fn sample(&mut self, logits: &[f32], history: &[u32]) -> u32 {
         self.candidates.clear();
         self.candidates.extend(logits.iter().zip(0..).map(|(&logit, id)| Candidate { logit: finite(logit), id }));
@@ -104,8 +104,8 @@ impl Sampler {
         self.choose()
     }
 
-    /// [`Sampler::sample`] among the tokens of `allowed`. Nothing is penalized: what a constraint asks for again and again,
-    /// such as quotation marks, would be.
+    /// [`Sampler::sample`] restricted to `allowed`. There is no repetition penalty, which would penalize tokens that a
+    /// constraint requires repeatedly, such as quotation marks.
     pub fn sample_among(&mut self, logits: &[f32], allowed: &TokenSet) -> u32 {
         self.candidates.clear();
         let logit = |id: u32| logits.get(id as usize).copied().map(finite);
@@ -136,12 +136,12 @@ impl Sampler {
     }
 }
 
-/// NaN becomes the least of numbers, infinities the largest and the least, and −0 becomes 0, its equal.
+/// Maps NaN and −∞ to the smallest number, ∞ to the largest, and −0 to 0.
 fn finite(logit: f32) -> f32 {
     if logit.is_nan() { f32::MIN } else { logit.clamp(f32::MIN, f32::MAX) + 0.0 }
 }
 
-/// Weakens each id among the last of `history`, once however often it occurs.
+/// Penalizes each token among the last of `history`, once regardless of how often it occurs.
 fn penalize(candidates: &mut [Candidate], params: &SamplingParams, history: &[u32]) {
     if params.repeat_penalty == 1.0 {
         return;
@@ -155,13 +155,13 @@ fn penalize(candidates: &mut [Candidate], params: &SamplingParams, history: &[u3
     }
 }
 
-/// Keeps the `k` most likely, sorted.
+/// Keeps the `k` most likely candidates, sorted.
 fn keep_top(candidates: &mut Vec<Candidate>, k: usize) {
     sort_top(candidates, k);
     candidates.truncate(k);
 }
 
-/// Moves the `k` most likely to the front, sorted, without sorting the rest.
+/// Moves the `k` most likely candidates to the front, sorted, without sorting the rest.
 fn sort_top(candidates: &mut [Candidate], k: usize) {
     if k < candidates.len() {
         candidates.select_nth_unstable_by(k, Candidate::order);
@@ -170,12 +170,12 @@ fn sort_top(candidates: &mut [Candidate], k: usize) {
     candidates[..k].sort_unstable_by(Candidate::order);
 }
 
-/// Keeps the most likely until their probabilities reach `p`, at least one.
+/// Keeps the most likely candidates with a total probability of `p`, at least one.
 fn keep_mass(candidates: &mut Vec<Candidate>, p: f32) {
     let max = highest(candidates);
     let weight = |c: &Candidate| f64::from((c.logit - max).exp());
     let enough = f64::from(p) * candidates.iter().map(weight).sum::<f64>();
-    // A few tokens usually hold the mass of the whole vocabulary.
+    // Most of the probability is usually in a few tokens of the vocabulary.
     let mut sorted = 64;
     loop {
         sort_top(candidates, sorted);
@@ -203,7 +203,7 @@ fn draw(candidates: &[Candidate], temperature: f32, rng: &mut ChaCha8Rng) -> u32
         left -= weight(c);
         left < 0.0
     });
-    // Rounding may leave a trifle beyond the last.
+    // Rounding may leave a small remainder after the last candidate.
     drawn.or(candidates.last()).map_or(0, |c| c.id)
 }
 
@@ -219,7 +219,7 @@ mod tests {
     const PLAIN: SamplingParams =
         SamplingParams { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, repeat_penalty: 1.0, repeat_last_n: 64 };
 
-    /// How often each id is drawn, as shares of 20,000 draws.
+    /// Returns the frequency of each id in 20,000 draws.
     fn shares(params: SamplingParams, logits: &[f32], history: &[u32]) -> Vec<f64> {
         let mut sampler = Sampler::new(params, 7);
         let mut counts = vec![0u32; logits.len()];
@@ -233,7 +233,7 @@ mod tests {
         let logits: Vec<f32> = probabilities.iter().map(|p| p.ln()).collect();
         let got = shares(params.clone(), &logits, history);
         for (g, e) in got.iter().zip(expected) {
-            // Five standard deviations; what is filtered out never appears.
+            // Within five standard deviations; excluded tokens never appear.
             assert!(
                 (g - e).abs() <= 5.0 * (e * (1.0 - e) / 20_000.0).sqrt(),
                 "{params:?}: {got:?} is not {expected:?}"
@@ -246,7 +246,7 @@ mod tests {
     #[test]
     fn draws_by_probability() {
         assert_shares(PLAIN, &P, &[], &[0.1, 0.4, 0.2, 0.3]);
-        // Temperature 0.5 squares: 1, 16, 4, 9 of 30.
+        // Temperature 0.5 squares the weights: 1, 16, 4, 9 of 30.
         let cold = SamplingParams { temperature: 0.5, ..PLAIN };
         assert_shares(cold, &P, &[], &[1.0 / 30.0, 16.0 / 30.0, 4.0 / 30.0, 9.0 / 30.0]);
     }
@@ -259,10 +259,10 @@ mod tests {
         assert_shares(SamplingParams { top_p: 0.75, ..PLAIN }, &P, &[], &[0.0, 4.0 / 9.0, 2.0 / 9.0, 3.0 / 9.0]);
         assert_shares(SamplingParams { top_p: 0.0, ..PLAIN }, &P, &[], &[0.0, 1.0, 0.0, 0.0]);
         assert_shares(SamplingParams { min_p: 0.45, ..PLAIN }, &P, &[], &[0.0, 4.0 / 9.0, 2.0 / 9.0, 3.0 / 9.0]);
-        // Temperature comes last: it does not change which tokens top-p keeps.
+        // Temperature is applied last, so it does not change which tokens top-p keeps.
         let hot = SamplingParams { top_p: 0.65, temperature: 1000.0, ..PLAIN };
         assert_shares(hot, &P, &[], &[0.0, 0.5, 0.0, 0.5]);
-        // Top-p measures what top-k has left: 4/7 ≥ 0.5.
+        // Top-p applies to what top-k keeps: 4/7 ≥ 0.5.
         assert_shares(SamplingParams { top_k: 2, top_p: 0.5, ..PLAIN }, &P, &[], &[0.0, 1.0, 0.0, 0.0]);
     }
 

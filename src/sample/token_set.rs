@@ -1,13 +1,13 @@
 //! Sets of tokens.
 
-/// A set of token ids, a bit each: those that may be chosen next.
+/// A set of token ids, as a bit set.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TokenSet {
     words: Vec<u32>,
 }
 
 impl TokenSet {
-    /// Makes this the set whose bits are in `words`, the lowest bit of the first being id 0.
+    /// Sets the bits from `words`; the lowest bit of the first word is id 0.
     pub fn copy_from(&mut self, words: &[u32]) {
         self.words.clear();
         self.words.extend_from_slice(words);
@@ -22,14 +22,14 @@ impl TokenSet {
         self.words[word] |= 1 << (id % 32);
     }
 
-    /// Takes `id` out.
+    /// Removes `id`.
     pub fn remove(&mut self, id: u32) {
         if let Some(word) = self.words.get_mut(id as usize / 32) {
             *word &= !(1 << (id % 32));
         }
     }
 
-    /// Whether `id` is in it.
+    /// Whether the set contains `id`.
     pub fn contains(&self, id: u32) -> bool {
         self.words.get(id as usize / 32).is_some_and(|word| word >> (id % 32) & 1 == 1)
     }
@@ -52,12 +52,12 @@ impl TokenSet {
         ids.next().filter(|_| ids.next().is_none())
     }
 
-    /// Returns how many ids there are.
+    /// Returns the number of ids.
     pub fn len(&self) -> usize {
         self.words.iter().map(|word| word.count_ones() as usize).sum()
     }
 
-    /// Whether there is none.
+    /// Whether the set is empty.
     pub fn is_empty(&self) -> bool {
         self.words.iter().all(|&word| word == 0)
     }

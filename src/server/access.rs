@@ -1,5 +1,5 @@
-//! Who may ask: hosts and origins, against pages that reach for servers on the machine of whoever reads them; keys; the
-//! type of what is posted.
+//! Access control: host names and origins, which protect against DNS rebinding and cross-site requests; API keys; the
+//! content type.
 
 use std::net::IpAddr;
 
@@ -8,55 +8,55 @@ use subtle::{Choice, ConstantTimeEq};
 
 use super::error::{ApiError, Result};
 
-/// What is allowed.
+/// The access rules.
 #[derive(Default)]
 pub struct Access {
-    /// BLAKE3 hashes of the keys; none: nobody needs one.
+    /// BLAKE3 hashes of the API keys; empty: no key is needed.
     keys: Vec<blake3::Hash>,
-    /// Names by which the server may be called, beside `localhost` and addresses; `None`: any, for a Unix socket, which no
-    /// page reaches.
+    /// Allowed host names in addition to `localhost` and IP addresses; `None`: any, for a Unix socket, which web pages
+    /// cannot reach.
     hosts: Option<Vec<String>>,
-    /// Pages that may use the server, as `https://chat.example.org`; `*`: all.
+    /// Allowed origins of web pages, such as `https://chat.example.org`; `*`: all.
     origins: Vec<String>,
     hints: Hints,
 }
 
-/// What whoever started the server can do about a refusal: each goes on after a sentence and a semicolon.
+/// Advice for the operator, appended to error messages after a semicolon.
 #[derive(Clone, Copy, Debug)]
 pub struct Hints {
-    /// About a name that is not known.
+    /// For an unknown host name.
     pub host: &'static str,
-    /// About pages of another origin.
+    /// For an origin that is not allowed.
     pub origin: &'static str,
 }
 
 impl Default for Hints {
     fn default() -> Self {
-        Self { host: "use localhost or an address", origin: "ask from elsewhere than a page" }
+        Self { host: "use localhost or an address", origin: "send the request without an Origin header" }
     }
 }
 
-/// Who asks.
+/// The sender of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Caller {
-    /// Follows from the key; empty without one. What was read for one owner is never used for another.
+    /// Derived from the API key; empty without one. Cached state is never shared between owners.
     pub owner: String,
 }
 
 impl Access {
-    /// Lets in whoever has one of `keys` (without any: everybody), calls the server by one of `hosts`, and is not a web page, or one
-    /// of `origins`.
+    /// Allows clients that have one of `keys` (all clients if empty), use one of the names `hosts`, and are not web
+    /// pages or belong to one of `origins`.
     pub fn new(keys: &[String], hosts: Option<Vec<String>>, origins: Vec<String>) -> Self {
         let keys = keys.iter().map(|key| blake3::hash(key.as_bytes())).collect();
         Self { keys, hosts, origins, hints: Hints::default() }
     }
 
-    /// The same with other hints.
+    /// Replaces the hints.
     pub fn with_hints(self, hints: Hints) -> Self {
         Self { hints, ..self }
     }
 
-    /// Returns who asks, or why they may not. Whether a key is needed depends on the route.
+    /// Returns the caller, or the reason for the refusal. Whether a key is needed depends on the route.
     pub fn check(&self, request: &Parts, needs_key: bool) -> Result<Caller> {
         self.check_host(request)?;
         self.check_origin(&request.headers)?;
@@ -67,7 +67,7 @@ impl Access {
         Ok(caller)
     }
 
-    /// A page whose name resolves to this machine (DNS rebinding) calls the server by that name.
+    /// Prevents DNS rebinding: a page whose name resolves to this machine uses that name as the host.
     fn check_host(&self, request: &Parts) -> Result<()> {
         let mut named = request.headers.get_all(header::HOST).iter();
         let (Some(host), None) = (named.next(), named.next()) else {
@@ -83,7 +83,7 @@ impl Access {
         Err(ApiError::new(StatusCode::FORBIDDEN, message).with_code("host_not_allowed"))
     }
 
-    /// A browser names the page that asks.
+    /// Browsers send the origin of the page.
     fn check_origin(&self, headers: &HeaderMap) -> Result<()> {
         let Some(origin) = headers.get(header::ORIGIN) else { return Ok(()) };
         let own = headers.get(header::HOST).and_then(|host| host.to_str().ok());
@@ -98,12 +98,12 @@ impl Access {
         Err(ApiError::new(StatusCode::FORBIDDEN, message).with_code("origin_not_allowed"))
     }
 
-    /// Whether pages of another origin were allowed.
+    /// Whether requests from `origin` are allowed.
     fn allows(&self, origin: &HeaderValue) -> bool {
         self.origins.iter().any(|allowed| allowed == "*" || origin == allowed.as_str())
     }
 
-    /// Compares with all keys, in a time that says nothing of them.
+    /// Compares with all keys in constant time.
     fn caller(&self, headers: &HeaderMap) -> Result<Caller> {
         if self.keys.is_empty() {
             return Ok(Caller { owner: String::new() });
@@ -116,13 +116,13 @@ impl Access {
             return Ok(Caller { owner: hash.to_hex().to_string() });
         }
         let message = match given {
-            Some(_) => "the API key is wrong",
-            None => "an API key is needed, in the header `Authorization: Bearer KEY`",
+            Some(_) => "invalid API key",
+            None => "an API key is required: send the header `Authorization: Bearer KEY`",
         };
         Err(ApiError::new(StatusCode::UNAUTHORIZED, message).with_code("invalid_api_key"))
     }
 
-    /// Adds to `answer` what lets a page of an allowed origin read it; `asked` are the headers of the request.
+    /// Adds the CORS headers that let pages of allowed origins read `answer`; `asked` are the request headers.
     pub fn add_cors(&self, asked: &HeaderMap, answer: &mut HeaderMap) {
         if self.origins.is_empty() {
             return;
@@ -141,7 +141,8 @@ impl Access {
     }
 }
 
-/// Whether a server may be called `host`: no page can have an address of this machine, or `localhost`, as its own name.
+/// Whether the server accepts the host name. A web page's own name is never an IP address of this machine, or
+/// `localhost`.
 fn is_known(host: &str, known: &[String]) -> bool {
     let host = host.strip_suffix('.').unwrap_or(host);
     let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
@@ -150,13 +151,13 @@ fn is_known(host: &str, known: &[String]) -> bool {
         || known.iter().any(|name| host.eq_ignore_ascii_case(name))
 }
 
-/// Returns the key in the value of an Authorization header.
+/// Returns the key of a bearer token.
 fn bearer(value: &[u8]) -> Option<&[u8]> {
     let (scheme, key) = value.split_at_checked(7)?;
     scheme.eq_ignore_ascii_case(b"Bearer ").then(|| key.trim_ascii())
 }
 
-/// A page can post other types than JSON without being asked whether it may.
+/// Browsers send JSON across origins only after a preflight request, unlike other content types.
 fn check_type(headers: &HeaderMap) -> Result<()> {
     let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let mime = value.split(';').next().unwrap_or_default().trim();

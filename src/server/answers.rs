@@ -1,55 +1,55 @@
-//! Which ids the answers of this server have: a client sends back their text alone, and a text can be split into tokens in
-//! more ways than the one in which it was generated.
+//! Remembers the token ids of answers. Clients send back only the text, and a text can be tokenized in more ways than
+//! the one in which it was generated.
 
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex, PoisonError},
 };
 
-/// Ids that are remembered at most; the oldest go first.
+/// Maximum number of ids stored; the oldest are dropped.
 const IDS: usize = 2 << 20;
-/// Answers to one prompt that are remembered.
+/// Answers stored per prompt.
 const PER_PROMPT: usize = 8;
 
-/// Answers by their prompts.
+/// Answers by prompt.
 #[derive(Default)]
 pub struct Answers {
     known: Mutex<Memory>,
 }
 
-/// A prompt, and the answers to it.
+/// A prompt and its answers.
 #[derive(Clone)]
 pub struct Known {
-    /// Bytes of the prompt's text.
+    /// Length of the prompt's text in bytes.
     pub bytes: usize,
-    /// Its ids.
+    /// Its token ids.
     pub prompt: Arc<[u32]>,
-    /// Answers to it, the latest last.
+    /// Its answers, oldest first.
     pub answers: Vec<Arc<Answer>>,
 }
 
 /// An answer.
 pub struct Answer {
-    /// Its ids.
+    /// Its token ids.
     pub ids: Vec<u32>,
-    /// Whether it begins with the white space that the template says before a reply.
+    /// Whether it starts with the white space that the template puts before a reply.
     pub indented: bool,
 }
 
 #[derive(Default)]
 struct Memory {
-    /// By the hash of the owner and the prompt's text.
+    /// Prompts, and when they were last used, by the hash of owner and text.
     prompts: HashMap<blake3::Hash, (Known, u64)>,
-    /// The same by when they were used last.
+    /// The same in order of last use.
     order: BTreeMap<u64, blake3::Hash>,
-    /// How many prompts have texts of so many bytes.
+    /// Number of prompts by text length in bytes.
     lengths: BTreeMap<usize, usize>,
     clock: u64,
     ids: usize,
 }
 
 impl Answers {
-    /// Remembers that `owner`'s prompt, with this text and these ids, got this answer.
+    /// Stores an answer to a prompt of `owner` with the given text and ids.
     pub fn remember(&self, owner: &str, text: &str, prompt: &[u32], answer: Answer) {
         let key = begin(owner).update(text.as_bytes()).finalize();
         let mut memory = self.known.lock().unwrap_or_else(PoisonError::into_inner);
@@ -69,7 +69,7 @@ impl Answers {
         }
     }
 
-    /// Returns the longest of `owner`'s prompts with which `text` begins.
+    /// Returns the longest prompt of `owner` that `text` starts with.
     pub fn find(&self, owner: &str, text: &str) -> Option<Known> {
         let mut memory = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let (mut hasher, mut hashed, mut found) = (begin(owner), 0, None);
@@ -87,7 +87,7 @@ impl Answers {
     }
 }
 
-/// Begins the hash of a text of `owner`'s.
+/// Returns a hasher for a text of `owner`.
 fn begin(owner: &str) -> blake3::Hasher {
     let mut hasher = blake3::Hasher::new();
     hasher.update(blake3::hash(owner.as_bytes()).as_bytes());
@@ -118,7 +118,7 @@ impl Memory {
 }
 
 impl Known {
-    /// Returns about how many ids this takes the memory of.
+    /// Returns the approximate size in units of token ids.
     fn size(&self) -> usize {
         const BESIDE: usize = 64;
         BESIDE + self.prompt.len() + self.answers.iter().map(|answer| answer.ids.len() + BESIDE).sum::<usize>()

@@ -1,4 +1,4 @@
-//! Bodies of requests: read within bounds, and taken apart where that holds nobody up.
+//! Request bodies, read within limits and parsed off the async threads.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -24,7 +24,7 @@ use super::{
     room::Room,
 };
 
-/// Reads the body of `request`, and returns what `work` makes of its fields on a thread that may take its time.
+/// Reads the body of `request` and runs `work` on its fields on a blocking thread.
 pub async fn prepare<T: Send + 'static>(
     server: &Arc<Server>,
     request: Request,
@@ -45,12 +45,12 @@ pub async fn prepare<T: Send + 'static>(
     done.await.unwrap_or_else(|_| {
         Err(ApiError::new(
             StatusCode::INTERNAL_SERVER_ERROR,
-            "the request could not be worked on: this is a fault here",
+            "the request could not be processed because of an internal error",
         ))
     })
 }
 
-/// Reads a body of no more than [`bounds::BODY_BYTES`].
+/// Reads a body of at most [`bounds::BODY_BYTES`].
 async fn read(room: &Room, request: Request) -> Result<(Vec<u8>, OwnedSemaphorePermit)> {
     let length = request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
     let length: usize = length.unwrap_or(bounds::BODY_BYTES);
@@ -70,7 +70,7 @@ async fn read(room: &Room, request: Request) -> Result<(Vec<u8>, OwnedSemaphoreP
         })?;
         match frame {
             None => return Ok((bytes, room)),
-            Some(Err(_)) => return Err(ApiError::bad("the body broke off")),
+            Some(Err(_)) => return Err(ApiError::bad("the body is incomplete")),
             Some(Ok(frame)) => bytes.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data)),
         }
         if bytes.len() > bounds::BODY_BYTES {
@@ -79,11 +79,11 @@ async fn read(room: &Room, request: Request) -> Result<(Vec<u8>, OwnedSemaphoreP
     }
 }
 
-/// Returns the error that a body is too large, when some of the rest has been thrown away: a client that is still writing
-/// when the connection closes may never read why.
+/// Returns the error for a body that is too large, after discarding part of the rest: a client that is still writing
+/// when the connection closes may never read the error.
 async fn too_large(mut body: Body) -> ApiError {
     let rest = async { while let Some(Ok(_)) = body.frame().await {} };
     let _ = timeout(bounds::LINGER, rest).await;
-    let message = format!("the body is larger than {} MB, which is the limit", bounds::BODY_BYTES / crate::limits::MB);
+    let message = format!("the body is larger than the limit of {} MB", bounds::BODY_BYTES / crate::limits::MB);
     ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, message).with_code("body_too_large")
 }

@@ -1,38 +1,38 @@
-//! What a client may take of the server's memory and time.
+//! Limits on the memory and time that clients can use.
 
 use std::time::Duration;
 
 use crate::limits::MB;
 
-/// Connections at once; one more is told so and closed.
+/// Maximum number of connections; further ones are rejected with an error.
 pub const CONNECTIONS: usize = 256;
-/// Bytes of a request's head.
+/// Maximum size of a request head.
 pub const HEAD_BYTES: usize = 32_000;
-/// Header fields of a request.
+/// Maximum number of header fields.
 pub const HEADERS: usize = 64;
-/// Time for a request's head to arrive, and for the next one on a connection that is kept.
+/// Timeout for a request head, and for the next request on a kept-alive connection.
 pub const HEAD_TIME: Duration = Duration::from_secs(15);
-/// Bytes of a body: some times as many as the largest context holds.
+/// Maximum size of a body: several times the text that fits into the largest context.
 pub const BODY_BYTES: usize = 4 * MB;
-/// Bytes of all bodies that are being read and taken apart at once.
+/// Maximum size of all bodies being read and parsed.
 pub const ALL_BODY_BYTES: usize = 64 * MB;
-/// Time for a body to arrive.
+/// Timeout for a body.
 pub const BODY_TIME: Duration = Duration::from_secs(30);
-/// Time in which more of a body than is read is thrown away, so that a client that only writes gets to read the error.
+/// Time during which the rest of a rejected body is discarded, so that a client that only writes can read the error.
 pub const LINGER: Duration = Duration::from_secs(2);
-/// Time in which a client has to read something of an answer.
+/// Timeout for a client to read part of an answer.
 pub const WRITE_TIME: Duration = Duration::from_secs(30);
-/// Time without an event after which a stream shows that it is alive.
+/// Time without an event after which a stream sends a keep-alive comment.
 pub const PING: Duration = Duration::from_secs(10);
-/// Requests that are taken apart at once: templates and tokens are work for a core.
+/// Maximum number of requests parsed at once: templates and tokenization are CPU work.
 pub const PREPARING: usize = 2;
-/// Answers to one prompt.
+/// Maximum number of answers per prompt.
 pub const CHOICES: u64 = 16;
-/// Prompts of one request.
+/// Maximum number of prompts per request.
 pub const PROMPTS: usize = 2048;
-/// Stop strings of a request.
+/// Maximum number of stop strings per request.
 pub const STOPS: usize = 16;
-/// Most likely tokens beside each token.
+/// Maximum number of alternatives per token.
 pub const TOP_LOGPROBS: u64 = 20;
-/// Messages of a conversation.
+/// Maximum number of messages per conversation.
 pub const MESSAGES: usize = 4096;

@@ -1,19 +1,19 @@
-//! What is published about the model.
+//! Public information about the model.
 
-/// What is published about the model.
+/// Public information about the model.
 pub struct ModelCard {
-    /// Its id, and other names that requests may use.
+    /// Its id, followed by its aliases.
     pub names: Vec<String>,
-    /// When the server was started, in seconds since 1970.
+    /// Start of the server, in seconds since 1970.
     pub created: u64,
-    /// Tokens that it was trained for.
+    /// Context size of the training.
     pub trained_context: usize,
-    /// Bytes of its file.
+    /// Size of its file in bytes.
     pub bytes: usize,
 }
 
 impl ModelCard {
-    /// Whether a request may call the model so.
+    /// Whether `name` is the id or an alias of the model.
     pub fn is(&self, name: &str) -> bool {
         self.names.iter().any(|known| known == name)
     }

@@ -31,7 +31,7 @@ use crate::{
     text::{Call, ReplyParser, ReplyPart, Tokenizer, Tools},
 };
 
-/// A chat that is being answered.
+/// A chat completion in progress.
 struct Chat {
     server: Arc<Server>,
     owner: String,
@@ -44,7 +44,7 @@ struct Chat {
     created: u64,
 }
 
-/// Answers a chat, at once or as it comes.
+/// Answers a chat, streaming if requested.
 pub async fn completions(
     State(server): State<Arc<Server>>,
     Extension(caller): Extension<Caller>,
@@ -54,7 +54,7 @@ pub async fn completions(
     if chat.params.stream { Ok(chat.stream().into_response()) } else { Ok(Json(chat.answer().await?).into_response()) }
 }
 
-/// Returns how a chat is to be answered.
+/// Parses the parameters of a chat completion.
 fn params(fields: &mut Fields, server: &Server) -> Result<Params> {
     let mut params = Params::take(fields, server)?;
     let most = fields.whole("max_completion_tokens", 1..=u32::MAX.into())?;
@@ -70,8 +70,8 @@ fn params(fields: &mut Fields, server: &Server) -> Result<Params> {
     }
     params.logprobs = wanted.then(|| top.unwrap_or(0));
     for (name, harmless, why) in [
-        ("functions", json!([[]]), "this is the older form; give tools"),
-        ("function_call", json!(["none", "auto"]), "this is the older form; give tool_choice"),
+        ("functions", json!([[]]), "this field is deprecated; use tools"),
+        ("function_call", json!(["none", "auto"]), "this field is deprecated; use tool_choice"),
         ("parallel_tool_calls", json!([true, false]), "must be true or false"),
         ("modalities", json!([["text"]]), "the model answers with text only"),
         ("store", json!([false]), "answers are not stored"),
@@ -84,7 +84,7 @@ fn params(fields: &mut Fields, server: &Server) -> Result<Params> {
 }
 
 impl Chat {
-    /// Takes a request apart and begins to answer it.
+    /// Parses a request and starts generating.
     fn begin(server: &Arc<Server>, caller: Caller, mut fields: Fields) -> Result<Self> {
         let messages = messages::take(&mut fields)?;
         let mut params = params(&mut fields, server)?;
@@ -117,7 +117,7 @@ impl Chat {
         Ok(Self { server, owner, params, prompt, texts, replies, usage, id, created })
     }
 
-    /// Returns the whole answer.
+    /// Returns the complete answer.
     async fn answer(mut self) -> Result<Value> {
         let mut logprobs: Vec<Vec<Value>> = vec![Vec::new(); self.replies.len()];
         let mut reasons = vec![""; self.replies.len()];
@@ -138,7 +138,7 @@ impl Chat {
         Ok(answer)
     }
 
-    /// Returns the answer as it comes.
+    /// Returns the answer as a stream.
     fn stream(self) -> impl IntoResponse {
         let roles = (0..self.replies.len()).map(|index| {
             self.chunk(index, json!({ "role": "assistant", "content": "", "refusal": null }), Value::Null, None)
@@ -155,7 +155,7 @@ impl Chat {
         stream_of(first, rest)
     }
 
-    /// Returns what is sent of one thing that happened.
+    /// Returns the stream events for one step.
     fn chunks(&self, index: usize, step: Step) -> Vec<Sent> {
         let Step { content, calls, tokens, reason } = step;
         let mut chunks = Vec::new();
@@ -165,7 +165,7 @@ impl Chat {
             chunks.push(self.chunk(index, json!({ "content": content }), logprobs, None));
         }
         for (number, id, call) in calls {
-            // The name comes once: clients put all deltas of a call together.
+            // Sends the name once: clients concatenate all deltas of a call.
             let mut begin = call_json(&id, &call);
             begin["index"] = number.into();
             begin["function"]["arguments"] = "".into();
@@ -189,7 +189,7 @@ impl Chat {
         event(&chunk)
     }
 
-    /// Returns the end of a stream.
+    /// Returns the final stream events.
     fn last(&self) -> Vec<Sent> {
         let mut last = Vec::new();
         if self.params.include_usage {
@@ -213,7 +213,7 @@ impl Chat {
         })
     }
 
-    /// Takes what happened to a reply, and returns what there is to show.
+    /// Handles an event of a reply and returns what it adds.
     fn take(&mut self, index: usize, event: Event) -> Result<Step> {
         let (server, reply) = (&self.server, &mut self.replies[index]);
         let tokenizer = &server.tokenizer;
@@ -255,19 +255,19 @@ impl Chat {
     }
 }
 
-/// A reply that grows.
+/// A reply being generated.
 struct Reply {
     choice: Choice,
-    /// Finds calls in it, if the model may call tools.
+    /// Extracts tool calls, if there are tools.
     parser: Option<ReplyParser>,
-    /// What is shown of it.
+    /// The visible text.
     content: String,
-    /// Its calls and their ids.
+    /// The tool calls and their ids.
     calls: Vec<(String, Call)>,
 }
 
 impl Reply {
-    /// A reply of a model that may call `tools`.
+    /// Returns an empty reply of a model that may call `tools`.
     fn new(choice: Choice, tools: Option<&Tools>) -> Self {
         Self { choice, parser: tools.map(ReplyParser::new), content: String::new(), calls: Vec::new() }
     }
@@ -285,7 +285,7 @@ impl Reply {
         parts
     }
 
-    /// Returns the message.
+    /// Returns the reply as a message.
     fn message(&self) -> Value {
         let content = if self.calls.is_empty() || !self.content.is_empty() { json!(self.content) } else { Value::Null };
         let mut message = json!({ "role": "assistant", "content": content, "refusal": null, "annotations": [] });
@@ -296,11 +296,11 @@ impl Reply {
     }
 }
 
-/// What there is to show.
+/// What one event adds to a reply.
 #[derive(Default)]
 struct Step {
     content: String,
-    /// Calls with their numbers and ids.
+    /// Tool calls with their indices and ids.
     calls: Vec<(usize, String, Call)>,
     tokens: Vec<Value>,
     reason: Option<&'static str>,

@@ -1,4 +1,4 @@
-//! One of the texts that a request asked for, as it grows.
+//! One of the requested texts, as it is generated.
 
 use std::collections::VecDeque;
 
@@ -10,44 +10,44 @@ use crate::{
     text::Tokenizer,
 };
 
-/// A text that grows.
+/// A text being generated.
 pub struct Choice {
-    /// Ids of the prompt and the text.
+    /// Tokens of the prompt and the text.
     history: Vec<u32>,
-    /// How many are the prompt's.
+    /// Number of prompt tokens.
     before: usize,
-    /// What was shown.
+    /// The text sent so far.
     pub text: String,
-    /// Bytes of text that all tokens so far make.
+    /// Length in bytes of the text of all tokens so far.
     said: usize,
-    /// Tokens with log probabilities whose text was not shown yet, and never will be if it becomes a stop string.
+    /// Tokens with log probabilities whose text is not sent yet; it never will be if it becomes part of a stop string.
     held: VecDeque<Token>,
 }
 
-/// A token that was shown.
+/// A token whose text was sent.
 pub struct Token {
     /// Its id.
     pub id: u32,
-    /// Where its text begins and ends, in bytes of the text.
+    /// Start and end of its text, in bytes.
     pub start: usize,
     end: usize,
-    /// Its log probability, and others.
+    /// Its log probability and the alternatives.
     pub logprobs: Logprobs,
 }
 
 impl Choice {
-    /// A text after `prompt`.
+    /// Returns an empty text after `prompt`.
     pub fn new(prompt: &[u32]) -> Self {
         let (text, held) = (String::new(), VecDeque::new());
         Self { history: prompt.into(), before: prompt.len(), text, said: 0, held }
     }
 
-    /// Returns the text's ids.
+    /// Returns the token ids of the text.
     pub fn ids(&self) -> &[u32] {
         &self.history[self.before..]
     }
 
-    /// Takes the next token, and what can be shown with it. Returns the tokens whose text was shown.
+    /// Adds a token and the text that became final with it. Returns the tokens whose text is now final.
     pub fn push(&mut self, tokenizer: &Tokenizer, id: u32, text: &str, logprobs: Option<Logprobs>) -> Vec<Token> {
         self.text.push_str(text);
         if let Some(logprobs) = logprobs {
@@ -59,7 +59,7 @@ impl Choice {
         self.shown()
     }
 
-    /// Takes the end of the text. Returns the tokens that belong to it and were not returned before.
+    /// Adds the end of the text. Returns the remaining tokens.
     pub fn finish(&mut self, text: &str, stop: StopReason) -> Vec<Token> {
         self.text.push_str(text);
         if stop == StopReason::StopString { self.shown() } else { self.held.drain(..).collect() }
@@ -71,7 +71,7 @@ impl Choice {
     }
 }
 
-/// Returns the name of a reason to stop, or why there is none.
+/// Returns the API's name for a stop reason; fails if the text was cancelled.
 pub fn finish_reason(stop: StopReason) -> Result<&'static str> {
     match stop {
         StopReason::EndOfText | StopReason::StopString => Ok("stop"),
@@ -80,7 +80,7 @@ pub fn finish_reason(stop: StopReason) -> Result<&'static str> {
     }
 }
 
-/// Returns a token as text: its own, or its name if that is not text (`<0xE2>`, `<s>`).
+/// Returns the text of a token, or its name if it has no text of its own (`<0xE2>`, `<s>`).
 pub fn token_text(tokenizer: &Tokenizer, id: u32) -> String {
     match String::from_utf8(tokenizer.piece(id)) {
         Ok(text) if !text.is_empty() => text,
@@ -88,9 +88,9 @@ pub fn token_text(tokenizer: &Tokenizer, id: u32) -> String {
     }
 }
 
-/// Returns a log probability that JSON can hold.
+/// Returns a log probability as a JSON number.
 pub fn logprob(value: f32) -> Value {
-    // As in OpenAI's API for what is next to impossible.
+    // OpenAI's API uses -9999 for negligible probabilities.
     json!(if value.is_finite() { value.max(-9999.0) } else { -9999.0 })
 }
 

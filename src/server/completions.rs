@@ -1,4 +1,4 @@
-//! `POST /v1/completions`: texts that go on after a prompt, as the models were trained.
+//! `POST /v1/completions`: plain continuation of prompts.
 
 use std::sync::Arc;
 
@@ -25,40 +25,40 @@ use super::{
 };
 use crate::engine::scheduler::{Event, Job};
 
-/// OpenAI's default.
+/// The default of OpenAI's API.
 const LIMIT: usize = 16;
 
-/// A prompt to go on after.
+/// A prompt to continue.
 struct Prompt {
     text: String,
     ids: Vec<u32>,
 }
 
-/// Texts that are being completed.
+/// Completions in progress.
 struct Completion {
     server: Arc<Server>,
     params: Params,
     echo: bool,
     prompts: Vec<Prompt>,
     texts: Texts,
-    /// Those of the first prompt first.
+    /// The answers, in the order of the prompts.
     choices: Vec<Growing>,
     usage: Usage,
     id: String,
     created: u64,
 }
 
-/// A text, and what is yet to be sent of it.
+/// A text and its unsent part.
 struct Growing {
     choice: Choice,
-    /// Whether the prompt was echoed, if it is to be.
+    /// Whether the prompt was echoed, if requested.
     echoed: bool,
     text: String,
     logprobs: Option<LegacyLogprobs>,
     reason: Option<&'static str>,
 }
 
-/// Completes texts, at once or as they come.
+/// Completes prompts, streaming if requested.
 pub async fn completions(
     State(server): State<Arc<Server>>,
     Extension(caller): Extension<Caller>,
@@ -74,15 +74,19 @@ pub async fn completions(
 }
 
 impl Completion {
-    /// Takes a request apart and begins to answer it.
+    /// Parses a request and starts generating.
     fn begin(server: &Arc<Server>, caller: Caller, mut fields: Fields) -> Result<Self> {
         let prompts = prompts(&mut fields, server)?;
         let mut params = Params::take(&mut fields, server)?;
         params.limit = Some(fields.whole("max_tokens", 0..=u32::MAX.into())?.unwrap_or(LIMIT));
         params.logprobs = fields.whole("logprobs", 0..=bounds::TOP_LOGPROBS)?;
         let echo = fields.flag("echo")?.unwrap_or(false);
-        fields.only("best_of", &[json!(1), json!(params.choices)], "only as many texts are written as are returned")?;
-        fields.only("suffix", &[json!("")], "the model was not trained to fill a gap")?;
+        fields.only(
+            "best_of",
+            &[json!(1), json!(params.choices)],
+            "the server generates only as many texts as it returns",
+        )?;
+        fields.only("suffix", &[json!("")], "the model does not support infilling")?;
         fields.finish()?;
         if prompts.len() * params.choices > bounds::PROMPTS {
             return Err(ApiError::field("n", format!("{} texts in all are the limit", bounds::PROMPTS)));
@@ -130,7 +134,7 @@ impl Completion {
         stream_of(Vec::new(), rest)
     }
 
-    /// Takes what happened to a text.
+    /// Handles an event of a text.
     fn take(&mut self, text: usize, event: Event) -> Result<()> {
         let Self { server, echo, prompts, choices, usage, params, .. } = self;
         let (tokenizer, growing) = (&server.tokenizer, &mut choices[text]);
@@ -165,7 +169,7 @@ impl Completion {
         Ok(())
     }
 
-    /// Returns what there is to send of a text; `None` if that is nothing.
+    /// Returns the unsent part of a text, if there is any.
     fn choice(&mut self, text: usize) -> Option<Value> {
         let growing = &mut self.choices[text];
         if !growing.echoed {
@@ -187,7 +191,7 @@ impl Completion {
         Some(event(&chunk))
     }
 
-    /// Returns the end of a stream.
+    /// Returns the final stream events.
     fn last(&self) -> Vec<Sent> {
         let mut last = Vec::new();
         if self.params.include_usage {
@@ -211,7 +215,7 @@ impl Completion {
     }
 }
 
-/// Takes the prompts: a text, token ids, or a list of either.
+/// Parses the prompts: a string, token ids, or a list of either.
 fn prompts(fields: &mut Fields, server: &Server) -> Result<Vec<Prompt>> {
     let path = fields.path("prompt");
     let given = fields.value("prompt").ok_or_else(|| ApiError::field(&path, "is missing"))?;
@@ -243,7 +247,7 @@ fn prompts(fields: &mut Fields, server: &Server) -> Result<Vec<Prompt>> {
     given.into_iter().map(prompt).collect()
 }
 
-/// Returns token ids that are all the model's.
+/// Parses token ids and checks that they are in the vocabulary.
 pub fn ids(path: &str, list: &Value, vocab: usize) -> Result<Vec<u32>> {
     let list = list.as_array().ok_or_else(|| mismatch(path, "a list of token ids", list))?;
     let id = |(i, value): (usize, &Value)| {

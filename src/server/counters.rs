@@ -1,4 +1,4 @@
-//! What the server counts.
+//! Request and connection counters.
 
 use std::{
     collections::BTreeMap,
@@ -7,7 +7,7 @@ use std::{
 
 use axum::http::StatusCode;
 
-/// What is counted here; the scheduler counts the rest.
+/// Counters of the server; the scheduler has its own.
 #[derive(Default)]
 pub struct Counters {
     /// Requests by route and status.
@@ -23,7 +23,7 @@ impl Counters {
         *requests.entry((route, status.as_u16())).or_default() += 1;
     }
 
-    /// Returns how many requests there were, by route and status.
+    /// Returns the number of requests by route and status.
     pub fn requests(&self) -> BTreeMap<(&'static str, u16), u64> {
         self.requests.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

@@ -1,4 +1,4 @@
-//! Errors, in the form that OpenAI's clients parse.
+//! Error responses in the format of OpenAI's API.
 
 use std::time::Duration;
 
@@ -11,43 +11,43 @@ use serde_json::{Value, json};
 
 use crate::Error;
 
-/// What a request is answered with instead of what it asked for.
+/// An error response.
 #[derive(Debug)]
 pub struct ApiError {
     pub status: StatusCode,
     message: String,
-    /// The field that the message is about.
+    /// The field that caused the error.
     param: Option<String>,
     code: Option<&'static str>,
-    /// Seconds after which another try may succeed.
+    /// Seconds until a retry may succeed.
     retry_after: Option<u32>,
 }
 
-/// A result of a route.
+/// The result of a route.
 pub type Result<T> = std::result::Result<T, ApiError>;
 
 impl ApiError {
-    /// An error of this status, with a message that is one sentence.
+    /// Returns an error with this status; `message` is a sentence.
     pub fn new(status: StatusCode, message: impl Into<String>) -> Self {
         Self { status, message: message.into(), param: None, code: None, retry_after: None }
     }
 
-    /// A request that is wrong.
+    /// Returns the error for an invalid request.
     pub fn bad(message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, message)
     }
 
-    /// A field whose value is wrong; `what` goes on after the field's name.
+    /// Returns the error for an invalid field; `what` follows the field's name.
     pub fn field(path: &str, what: impl std::fmt::Display) -> Self {
         Self { param: Some(path.into()), ..Self::bad(format!("`{path}`: {what}")) }.with_code("invalid_value")
     }
 
-    /// A field that is known, but can't be done.
+    /// Returns the error for a field that is not supported.
     pub fn unsupported(path: &str, what: impl std::fmt::Display) -> Self {
         Self::field(path, what).with_code("unsupported_parameter")
     }
 
-    /// More tokens than the context holds.
+    /// Returns the error for exceeding the context size.
     pub fn context_length(tokens: usize, context: usize) -> Self {
         let message = format!(
             "the prompt has {tokens} tokens, but the context holds {context} tokens, one of them for the answer; shorten \
@@ -56,25 +56,25 @@ impl ApiError {
         Self::bad(message).with_code("context_length_exceeded")
     }
 
-    /// All places in the queue are taken, most likely for so long.
+    /// Returns the error for a full queue, with the estimated time to wait.
     pub fn busy(after: Duration) -> Self {
         let message = "the server is busy and its queue is full; try again later";
         let seconds = after.as_secs_f64().ceil().clamp(1.0, 600.0) as u32;
         Self { retry_after: Some(seconds), ..Self::new(StatusCode::TOO_MANY_REQUESTS, message) }.with_code("queue_full")
     }
 
-    /// The server is about to end.
+    /// Returns the error for a server that is shutting down.
     pub fn draining() -> Self {
         let message = "the server is shutting down and takes no new requests";
         Self { retry_after: Some(5), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, message) }.with_code("shutting_down")
     }
 
-    /// The same with a code for programs.
+    /// Sets the machine-readable code.
     pub fn with_code(self, code: &'static str) -> Self {
         Self { code: Some(code), ..self }
     }
 
-    /// The same as an error of the field `path`, unless it names one.
+    /// Attributes the error to the field `path`, unless it names one.
     pub fn of_field(self, path: &str) -> Self {
         if self.param.is_some() || self.status != StatusCode::BAD_REQUEST {
             return self;
@@ -82,7 +82,7 @@ impl ApiError {
         Self { param: Some(path.into()), message: format!("`{path}`: {}", self.message), ..self }
     }
 
-    /// Returns the error's kind, by its status.
+    /// Returns the error type for the status.
     fn kind(&self) -> &'static str {
         match self.status {
             StatusCode::UNAUTHORIZED => "authentication_error",
@@ -93,7 +93,7 @@ impl ApiError {
         }
     }
 
-    /// Returns the body, which is also what a stream that has begun ends with.
+    /// Returns the body, also used as the last event of a failed stream.
     pub fn body(&self) -> Value {
         json!({ "error": { "message": self.message, "type": self.kind(), "param": self.param, "code": self.code } })
     }

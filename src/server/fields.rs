@@ -1,5 +1,5 @@
-//! The fields of a JSON object in a request. Each is taken out by name and type; what is left at the end is refused, so that
-//! nothing is ever ignored in silence.
+//! The fields of a JSON object in a request. Each is taken by name and type, and remaining fields are rejected, so that
+//! nothing is silently ignored.
 
 use std::{fmt::Display, ops::RangeInclusive};
 
@@ -7,10 +7,10 @@ use serde_json::{Map, Value};
 
 use super::error::{ApiError, Result};
 
-/// An object whose fields are taken one by one. A field that is `null` counts as absent, as in OpenAI's API.
+/// An object whose fields are taken one by one. `null` counts as absent, as in OpenAI's API.
 #[derive(Debug)]
 pub struct Fields {
-    /// Where the object is in the body; empty for the body itself.
+    /// The path of the object in the body; empty for the body itself.
     path: String,
     map: Map<String, Value>,
 }
@@ -27,7 +27,7 @@ impl Fields {
         }
     }
 
-    /// The object `value` at `path`.
+    /// Returns the fields of the object `value` at `path`.
     pub fn of(path: &str, value: Value) -> Result<Self> {
         match value {
             Value::Object(map) => Ok(Self { path: path.into(), map }),
@@ -40,12 +40,12 @@ impl Fields {
         if self.path.is_empty() { name.into() } else { format!("{}.{name}", self.path) }
     }
 
-    /// Takes any value.
+    /// Takes a field of any type.
     pub fn value(&mut self, name: &str) -> Option<Value> {
         self.map.shift_remove(name).filter(|value| !value.is_null())
     }
 
-    /// Takes `true` or `false`.
+    /// Takes a boolean.
     pub fn flag(&mut self, name: &str) -> Result<Option<bool>> {
         self.typed(name, "true or false", |value| value.as_bool())
     }
@@ -55,7 +55,7 @@ impl Fields {
         self.typed(name, "a string", |value| value.as_str().map(str::to_owned))
     }
 
-    /// Takes a whole number within `range`.
+    /// Takes an integer within `range`.
     pub fn whole(&mut self, name: &str, range: RangeInclusive<u64>) -> Result<Option<usize>> {
         let wanted = match range.end() {
             &u64::MAX => format!("a whole number, at least {}", range.start()),
@@ -65,7 +65,7 @@ impl Fields {
         self.typed(name, wanted, number)
     }
 
-    /// Takes any whole number that has 64 bits, with or without a sign.
+    /// Takes a signed or unsigned 64-bit integer.
     pub fn seed(&mut self, name: &str) -> Result<Option<u64>> {
         self.typed(name, "a whole number of at most 64 bits", |value| {
             value.as_u64().or(value.as_i64().map(|n| n as u64))
@@ -92,7 +92,7 @@ impl Fields {
         read(&value).map(Some).ok_or_else(|| mismatch(&self.path(name), wanted, &value))
     }
 
-    /// Takes `name`, which can't be done, if its value asks for nothing: it is one of `harmless`.
+    /// Takes the unsupported field `name`, which must be absent or have one of the values `harmless`.
     pub fn only(&mut self, name: &str, harmless: &[Value], why: &str) -> Result<()> {
         match self.value(name) {
             Some(value) if !harmless.contains(&value) => Err(ApiError::unsupported(&self.path(name), why)),
@@ -100,11 +100,11 @@ impl Fields {
         }
     }
 
-    /// Refuses fields that were not taken.
+    /// Rejects remaining fields.
     pub fn finish(self) -> Result<()> {
         match self.map.iter().find(|(_, value)| !value.is_null()) {
             Some((name, _)) => {
-                let unknown = "this field is unknown here, and nothing is ignored in silence; leave it out";
+                let unknown = "this field is unknown; leave it out";
                 Err(ApiError::field(&self.path(name), unknown).with_code("unknown_parameter"))
             }
             None => Ok(()),
@@ -112,7 +112,7 @@ impl Fields {
     }
 }
 
-/// Returns the error that `value` at `path` is not what is `wanted`.
+/// Returns the error for a `value` that is not `wanted`.
 pub fn mismatch(path: &str, wanted: impl Display, value: &Value) -> ApiError {
     let found = match value {
         Value::Bool(_) | Value::Number(_) => value.to_string(),

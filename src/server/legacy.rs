@@ -1,38 +1,38 @@
-//! Log probabilities as `/v1/completions` has them.
+//! Log probabilities in the format of `/v1/completions`.
 
 use serde_json::{Map, Value, json};
 
 use super::choice::{Token, logprob, token_text};
 use crate::{engine::scheduler::Logprobs, text::Tokenizer};
 
-/// Log probabilities that are yet to be sent: one entry a token, of the prompt too if it is echoed.
+/// Unsent log probabilities: one entry per token, including echoed prompt tokens.
 #[derive(Default)]
 pub struct LegacyLogprobs {
     tokens: Vec<String>,
     logprobs: Vec<Value>,
     top: Vec<Value>,
-    /// Where the tokens begin, in characters of the text with what is echoed.
+    /// Start of each token, in characters including the echoed prompt.
     offsets: Vec<usize>,
-    /// Ids of the prompt that were taken, and characters that they make.
+    /// Number of prompt tokens so far, and of their characters.
     prompt: (usize, usize),
-    /// Bytes of the answer before the last token that was taken, and characters that they make.
+    /// End of the last answer token: bytes of the answer, and characters.
     answer: (usize, usize),
 }
 
 impl LegacyLogprobs {
-    /// Takes the next tokens of the prompt with the ids `ids`.
+    /// Adds prompt tokens.
     pub fn push_prompt(&mut self, tokenizer: &Tokenizer, ids: &[u32], next: Vec<Option<Logprobs>>) {
         for logprobs in next {
             let (at, characters) = self.prompt;
             let Some(&id) = ids.get(at) else { return };
             self.entry(tokenizer, id, logprobs.as_ref(), characters);
-            // The first text of a prompt loses a space that the tokenizer put in front.
+            // The tokenizer removes the space at the start of a text.
             let mut stream = if at == 0 { tokenizer.stream() } else { tokenizer.stream_after(&ids[..at]) };
             self.prompt = (at + 1, characters + stream.push(id).chars().count());
         }
     }
 
-    /// Takes the next token of the answer `text`.
+    /// Adds a token of the answer `text`.
     pub fn push(&mut self, tokenizer: &Tokenizer, text: &str, token: &Token) {
         let (bytes, characters) = self.answer;
         let between = text.get(bytes..token.start).map_or(0, |text| text.chars().count());
@@ -47,7 +47,7 @@ impl LegacyLogprobs {
         let top = logprobs.map(|logprobs| {
             let mut top = Map::new();
             for &(id, value) in &logprobs.top {
-                // Two tokens may have one text: the likelier one comes first.
+                // Of tokens with the same text, keep the likeliest.
                 top.entry(token_text(tokenizer, id)).or_insert(logprob(value));
             }
             top
@@ -56,7 +56,7 @@ impl LegacyLogprobs {
         self.offsets.push(offset);
     }
 
-    /// Returns what was taken since the last time; `None` if that is nothing.
+    /// Returns the entries since the last call, if there are any.
     pub fn json(&mut self) -> Option<Value> {
         if self.tokens.is_empty() {
             return None;

@@ -1,4 +1,4 @@
-//! Connections: as many as there is room for, within bounds of time, and an end that lets answers end.
+//! Connections: a bounded number, with timeouts and graceful shutdown.
 
 use std::{
     io,
@@ -21,14 +21,14 @@ use tokio::{
 
 use super::{Server, bounds, stalled::Stalled};
 
-/// Where connections come from.
+/// A listening socket.
 pub enum Listener {
     Tcp(TcpListener),
     #[cfg(unix)]
     Unix(tokio::net::UnixListener),
 }
 
-/// Serves connections until the server's `stop` is set, and then until the answers that have begun are complete.
+/// Serves connections until the server's `stop` is set, then until the running answers are complete.
 pub async fn serve(server: &Arc<Server>, router: &Router, listeners: Vec<Listener>) {
     let graceful = GracefulShutdown::new();
     let accept = |listener: Listener| {
@@ -38,7 +38,7 @@ pub async fn serve(server: &Arc<Server>, router: &Router, listeners: Vec<Listene
                 match &listener {
                     Listener::Tcp(listener) => match listener.accept().await {
                         Ok((stream, _)) => {
-                            let _ = stream.set_nodelay(true); // tokens are small, and not to wait for each other
+                            let _ = stream.set_nodelay(true); // tokens are small and must not be delayed
                             begin(&server, &router, graceful, stream);
                         }
                         Err(error) => wait(&error).await,
@@ -61,7 +61,7 @@ pub async fn serve(server: &Arc<Server>, router: &Router, listeners: Vec<Listene
     graceful.shutdown().await;
 }
 
-/// Waits until somebody asks to stop: signals set a flag, which is looked at.
+/// Waits for the stop flag, which signal handlers set.
 async fn stopped(server: &Server) {
     let mut looks = interval(Duration::from_millis(50));
     while !server.stop.load(Ordering::Relaxed) {
@@ -69,7 +69,7 @@ async fn stopped(server: &Server) {
     }
 }
 
-/// Waits after a failed accept: where the system has no file descriptors left, trying at once would take a core.
+/// Delays the next accept after an error, so that running out of file descriptors does not cause a busy loop.
 async fn wait(error: &io::Error) {
     let gone = matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset);
     if !gone {
@@ -77,7 +77,7 @@ async fn wait(error: &io::Error) {
     }
 }
 
-/// Serves a connection, if there is room for it.
+/// Serves a connection, unless there are too many.
 fn begin<S>(server: &Arc<Server>, router: &Router, graceful: &GracefulShutdown, mut stream: S)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -85,10 +85,10 @@ where
     let open = Open::new(server);
     if open.number > bounds::CONNECTIONS {
         if open.number > 2 * bounds::CONNECTIONS {
-            return; // not even room to say so
+            return; // too many to even send an error
         }
         tokio::spawn(async move {
-            // A client that is still writing when the connection closes may never read why.
+            // A client that is still writing when the connection closes may never read the error.
             let told = async {
                 stream.write_all(FULL).await?;
                 stream.shutdown().await?;
@@ -108,21 +108,21 @@ where
         .serve_connection(io, TowerToHyperService::new(router.clone()));
     let connection = graceful.watch(connection);
     tokio::spawn(async move {
-        let _ = connection.await; // a client that breaks off concerns nobody else
+        let _ = connection.await; // connection errors affect only this client
         drop(open);
     });
 }
 
-/// What a client is told for which there is no room.
+/// The response to excess connections.
 const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 5\r\n\
     Connection: close\r\nContent-Length: 122\r\n\r\n\
     {\"error\":{\"message\":\"too many connections; try again later\",\"type\":\"server_error\",\"param\":null,\
     \"code\":\"connections_full\"}}";
 
-/// An open connection, which is counted.
+/// An open connection, counted until it is dropped.
 struct Open {
     server: Arc<Server>,
-    /// How many there were with it.
+    /// The number of open connections, including this one.
     number: usize,
 }
 

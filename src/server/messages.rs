@@ -1,4 +1,4 @@
-//! The messages of a chat, as OpenAI's API has them.
+//! Chat messages in the format of OpenAI's API.
 
 use serde_json::{Value, json};
 
@@ -30,7 +30,7 @@ pub fn take(fields: &mut Fields) -> Result<Vec<Said>> {
     list.into_iter().enumerate().map(|(i, value)| message(&format!("{path}[{i}]"), value, &mut ids)).collect()
 }
 
-/// Returns the message `value`; `ids` are those of the calls so far.
+/// Parses a message; `ids` are those of the tool calls so far.
 fn message(path: &str, value: Value, ids: &mut Vec<String>) -> Result<Said> {
     let mut fields = Fields::of(path, value)?;
     let role = match fields.text("role")?.as_deref() {
@@ -48,7 +48,7 @@ fn message(path: &str, value: Value, ids: &mut Vec<String>) -> Result<Said> {
     let text = fields.value("content").map(|value| content(&at, value)).transpose()?;
     let mut called = Vec::new();
     if role == Role::Assistant {
-        // As answers have them, which clients send back as they came.
+        // Clients send answers back with these fields.
         fields.only("annotations", &[json!([])], "the model has no place for annotations; leave them out")?;
         let at = fields.path("tool_calls");
         for (i, value) in fields.list("tool_calls")?.unwrap_or_default().into_iter().enumerate() {
@@ -75,7 +75,7 @@ fn message(path: &str, value: Value, ids: &mut Vec<String>) -> Result<Said> {
     Ok(Said { role, content })
 }
 
-/// Returns a call of the model, and its id.
+/// Parses a tool call and its id.
 fn call(path: &str, value: Value) -> Result<(String, Call)> {
     let mut fields = Fields::of(path, value)?;
     let id = fields.text("id")?.ok_or_else(|| ApiError::field(&fields.path("id"), "is missing"))?;
@@ -94,7 +94,7 @@ fn call(path: &str, value: Value) -> Result<(String, Call)> {
     Ok((id, Call { name, arguments }))
 }
 
-/// Returns the text of a message, which may come in parts.
+/// Returns the text of a message, which may consist of parts.
 fn content(path: &str, value: Value) -> Result<String> {
     let parts = match value {
         Value::String(text) => return Ok(text),

@@ -1,4 +1,4 @@
-//! `GET /health` and `GET /metrics`: how the server is.
+//! `GET /health` and `GET /metrics`.
 
 use std::{
     fmt::{Display, Write},
@@ -15,7 +15,7 @@ use serde_json::json;
 
 use super::Server;
 
-/// Whether the server takes requests.
+/// Reports whether the server accepts requests.
 pub async fn health(State(server): State<Arc<Server>>) -> Response {
     if server.draining.load(Ordering::Relaxed) {
         return (StatusCode::SERVICE_UNAVAILABLE, Json(json!({ "status": "shutting down" }))).into_response();
@@ -23,7 +23,7 @@ pub async fn health(State(server): State<Arc<Server>>) -> Response {
     Json(json!({ "status": "ok" })).into_response()
 }
 
-/// The metrics, in Prometheus' text format.
+/// Returns the metrics in the Prometheus text format.
 pub async fn metrics(State(server): State<Arc<Server>>) -> impl IntoResponse {
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], page(&server))
 }
@@ -41,30 +41,30 @@ fn page(server: &Server) -> String {
     {
         page.row("texts_total", &format!("{{outcome=\"{outcome}\"}}"), count);
     }
-    page.gauge("texts_running", "Texts at work", m.running);
+    page.gauge("texts_running", "Running texts", m.running);
     page.gauge("texts_queued", "Texts in the queue", m.queued);
-    page.gauge("slots", "Texts that can be at work at once", m.slots);
-    page.counter("prompt_tokens_total", "Prompt tokens that were read", m.prompt_tokens);
-    page.counter("cached_tokens_total", "Prompt tokens that did not have to be read", m.cached_tokens);
-    page.counter("generated_tokens_total", "Tokens that were generated", m.generated_tokens);
-    page.counter("passes_total", "Passes over the weights", m.passes);
-    page.counter("rows_total", "Rows of all passes: tokens read in them", m.rows);
-    page.gauge("rows_per_pass", "Rows a pass, on average", ratio(m.rows as f64, m.passes as f64));
-    page.counter("drafted_tokens_total", "Guessed tokens that were verified", m.drafted);
-    page.counter("accepted_tokens_total", "Guessed tokens that were right", m.accepted);
-    page.counter("busy_seconds_total", "Time in passes", m.busy.as_secs_f64());
+    page.gauge("slots", "Maximum number of running texts", m.slots);
+    page.counter("prompt_tokens_total", "Prompt tokens processed", m.prompt_tokens);
+    page.counter("cached_tokens_total", "Prompt tokens reused from prefix states", m.cached_tokens);
+    page.counter("generated_tokens_total", "Tokens generated", m.generated_tokens);
+    page.counter("passes_total", "Forward passes", m.passes);
+    page.counter("rows_total", "Rows (tokens) of all passes", m.rows);
+    page.gauge("rows_per_pass", "Mean number of rows per pass", ratio(m.rows as f64, m.passes as f64));
+    page.counter("drafted_tokens_total", "Draft tokens verified", m.drafted);
+    page.counter("accepted_tokens_total", "Draft tokens accepted", m.accepted);
+    page.counter("busy_seconds_total", "Time in forward passes", m.busy.as_secs_f64());
     let rate = ratio(m.decode_bytes as f64, m.decode_time.as_secs_f64());
-    page.gauge("decode_read_bytes_per_second", "Bytes a second that decode passes read", rate);
+    page.gauge("decode_read_bytes_per_second", "Read rate of decode passes", rate);
     if let Some(limit) = m.read_limit {
-        page.gauge("read_limit_bytes_per_second", "Bytes a second that memory can deliver", limit);
-        page.gauge("read_limit_share", "Share of that limit which decode passes reach", ratio(rate, limit));
+        page.gauge("read_limit_bytes_per_second", "Measured memory read bandwidth", limit);
+        page.gauge("read_limit_share", "Read rate of decode passes as a share of the bandwidth", ratio(rate, limit));
     }
-    page.gauge("text_bytes", "Bytes of keys, values and states of texts", m.text_bytes);
-    page.gauge("prefix_bytes", "Bytes of prefix states", m.prefix_bytes);
-    page.gauge("prefix_limit_bytes", "Bytes that prefix states may take", m.prefix_limit);
+    page.gauge("text_bytes", "State of running texts", m.text_bytes);
+    page.gauge("prefix_bytes", "Size of prefix states", m.prefix_bytes);
+    page.gauge("prefix_limit_bytes", "Maximum size of prefix states", m.prefix_limit);
     page.gauge("prefixes", "Prefix states", m.prefixes);
-    page.counter("prefix_hits_total", "Texts that began with a known prefix", m.prefix_hits);
-    page.counter("prefix_misses_total", "Texts that did not", m.prefix_misses);
+    page.counter("prefix_hits_total", "Texts that reused a prefix state", m.prefix_hits);
+    page.counter("prefix_misses_total", "Texts that reused none", m.prefix_misses);
     page.0
 }
 
@@ -77,7 +77,7 @@ struct Page(String);
 
 impl Page {
     fn head(&mut self, name: &str, kind: &str, help: &str) {
-        let _ = writeln!(self.0, "# HELP hymba_{name} {help}\n# TYPE hymba_{name} {kind}"); // into a string
+        let _ = writeln!(self.0, "# HELP hymba_{name} {help}\n# TYPE hymba_{name} {kind}"); // cannot fail
     }
 
     fn row(&mut self, name: &str, labels: &str, value: impl Display) {

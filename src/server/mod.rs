@@ -1,8 +1,8 @@
-//! A server for OpenAI's HTTP API and some routes of our own, on top of the scheduler.
+//! An HTTP server with OpenAI's API and some routes of its own, on top of the scheduler.
 //!
-//! Connections speak to the scheduler through bounded queues alone: what they are slow at, or get wrong, holds up nobody
-//! else. [`Access`] says who may ask, [`bounds`] what they may take; a request's fields are taken one by one
-//! (`fields`), so that what is not understood is refused.
+//! Connections exchange data with the scheduler only through bounded queues, so that a slow or faulty client delays no
+//! one else. [`Access`] decides who may use the server and [`bounds`] how much they may use. Request fields are parsed
+//! strictly (`fields`): whatever is not understood is rejected.
 
 mod access;
 mod answers;
@@ -57,44 +57,44 @@ use crate::{
     text::Tokenizer,
 };
 
-/// What a server is set up with.
+/// The options of a server.
 pub struct Options {
-    /// What runs the model.
+    /// Runs the model.
     pub scheduler: Scheduler,
     /// The model's tokenizer.
     pub tokenizer: Arc<Tokenizer>,
-    /// The format of chats, if the model has one.
+    /// The chat format, if the model has one.
     pub chat: Option<ChatFormat>,
-    /// What is published about the model.
+    /// Public information about the model.
     pub card: ModelCard,
-    /// Tokens that a text can have.
+    /// The context size of each text.
     pub context: usize,
-    /// Tokens of the vocabulary.
+    /// The vocabulary size.
     pub vocab: usize,
-    /// How tokens are chosen where a request does not say.
+    /// Default sampling parameters.
     pub sampling: SamplingParams,
-    /// The seed of requests without one; `None`: each gets its own.
+    /// The default seed; `None`: a random one per request.
     pub seed: Option<u64>,
-    /// Tokens of a chat's answer where the request does not say; `None`: until the context is full.
+    /// Default maximum number of tokens of a chat answer; `None`: until the context is full.
     pub reply_limit: Option<usize>,
-    /// Who may ask.
+    /// The access rules.
     pub access: Access,
-    /// Makes the server end when it is set.
+    /// Shuts the server down when set.
     pub stop: Arc<AtomicBool>,
 }
 
 /// A server.
 pub struct Server {
     options: Options,
-    /// For answers that have to match something.
+    /// For constrained answers.
     vocabulary: Vocabulary,
     answers: Answers,
     room: Room,
     counters: Counters,
     fingerprint: String,
-    /// Whether the server is about to end.
+    /// Whether the server is shutting down.
     draining: AtomicBool,
-    /// What makes ids of answers differ.
+    /// Counter for unique answer ids.
     ids: AtomicU64,
 }
 
@@ -107,7 +107,7 @@ impl std::ops::Deref for Server {
 }
 
 impl Server {
-    /// A server that is yet to be given connections by [`serve`].
+    /// Returns a server; [`serve`] gives it connections.
     pub fn new(options: Options) -> crate::Result<Arc<Self>> {
         let vocabulary = Vocabulary::new(&options.tokenizer)?;
         let fingerprint = format!("hymba-{}", env!("CARGO_PKG_VERSION"));
@@ -125,20 +125,20 @@ impl Server {
         }))
     }
 
-    /// Returns the format of chats, or why there are none.
+    /// Returns the chat format, or the error that there is none.
     fn chat_format(&self) -> Result<&ChatFormat> {
         let none =
             || ApiError::bad("the model has no chat template; use /v1/completions").with_code("no_chat_template");
         self.chat.as_ref().ok_or_else(none)
     }
 
-    /// Refuses texts that are too long for the context, at no cost to speak of.
+    /// Rejects texts that cannot fit into the context, before they are tokenized.
     fn check_length<'t>(&self, texts: impl IntoIterator<Item = &'t str>) -> Result<()> {
         let least: usize = texts.into_iter().map(|text| self.tokenizer.least_tokens(text)).sum();
         if least < self.context { Ok(()) } else { Err(ApiError::context_length(least, self.context)) }
     }
 
-    /// Refuses a prompt of so many tokens if it is empty, or has no room for an answer.
+    /// Rejects a prompt that is empty or leaves no room for an answer.
     fn check_prompt(&self, tokens: usize) -> Result<()> {
         match tokens {
             0 => Err(ApiError::bad("the prompt has no tokens; there is nothing to continue")),
@@ -147,12 +147,12 @@ impl Server {
         }
     }
 
-    /// Returns what answers have to match that are to look like `shape`.
+    /// Compiles the constraint `shape`.
     fn constraint(&self, shape: &Shape) -> Result<Arc<Constraint>> {
         Ok(Arc::new(Constraint::new(&self.vocabulary, shape)?))
     }
 
-    /// Returns a new id of an answer.
+    /// Returns a new answer id.
     fn new_id(&self, kind: &str) -> String {
         format!("{kind}-{:016x}", self.ids.fetch_add(1, Ordering::Relaxed))
     }

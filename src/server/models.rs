@@ -1,4 +1,4 @@
-//! `GET /v1/models`: the one model that is served.
+//! `GET /v1/models`: the served model.
 
 use std::sync::Arc;
 
@@ -14,12 +14,12 @@ use super::{
     error::{ApiError, Result},
 };
 
-/// The list of models.
+/// Returns the list of models.
 pub async fn list(State(server): State<Arc<Server>>) -> Json<Value> {
     Json(json!({ "object": "list", "data": [object(&server)] }))
 }
 
-/// One model, by its id or an alias.
+/// Returns a model by its id or an alias.
 pub async fn one(State(server): State<Arc<Server>>, Path(name): Path<String>) -> Result<Json<Value>> {
     server.check_model(Some(name))?;
     Ok(Json(object(&server)))
@@ -43,7 +43,7 @@ fn object(server: &Server) -> Value {
 }
 
 impl Server {
-    /// Refuses the name of another model.
+    /// Rejects the names of other models.
     pub fn check_model(&self, name: Option<String>) -> Result<()> {
         let Some(name) = name.filter(|name| !self.card.is(name)) else { return Ok(()) };
         let message = format!("there is no model `{name}` here; there is {}", self.card.names.join(", also called "));

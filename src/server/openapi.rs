@@ -1,4 +1,4 @@
-//! `GET /openapi.json`: a description of the routes for programs.
+//! `GET /openapi.json`: the OpenAPI description of the routes.
 
 use axum::Json;
 use serde_json::Value;
@@ -7,7 +7,7 @@ use super::error::{ApiError, Result};
 
 const DOCUMENT: &str = include_str!("openapi.json");
 
-/// The description, with the version of this program.
+/// Returns the description with the version of this program.
 pub async fn document() -> Result<Json<Value>> {
     let broken = |e| ApiError::new(axum::http::StatusCode::INTERNAL_SERVER_ERROR, format!("openapi.json: {e}"));
     let mut document: Value = serde_json::from_str(DOCUMENT).map_err(broken)?;

@@ -1,4 +1,4 @@
-//! What a request for text says of how it is generated, in fields that chats and completions share.
+//! Generation parameters that chats and completions share.
 
 use std::sync::Arc;
 
@@ -18,22 +18,22 @@ use crate::{
     sample::{SamplingParams, Setting},
 };
 
-/// How texts are generated.
+/// Generation parameters.
 #[derive(Clone, Debug)]
 pub struct Params {
-    /// Whether text is sent as it comes.
+    /// Whether to stream the answer.
     pub stream: bool,
-    /// Whether a stream ends with what it took.
+    /// Whether a stream ends with the token counts.
     pub include_usage: bool,
-    /// Answers to each prompt.
+    /// Number of answers per prompt.
     pub choices: usize,
-    /// Tokens of an answer at most.
+    /// Maximum number of tokens per answer.
     pub limit: Option<usize>,
-    /// Strings that end an answer.
+    /// Stop strings.
     pub stops: Vec<String>,
-    /// Most likely tokens that come with each token, if log probabilities are wanted.
+    /// Number of alternatives per token, if log probabilities are requested.
     pub logprobs: Option<usize>,
-    /// What an answer has to match.
+    /// The constraint on answers.
     pub constraint: Option<Arc<Constraint>>,
     sampling: SamplingParams,
     seed: u64,
@@ -43,19 +43,22 @@ pub struct Params {
 }
 
 impl Params {
-    /// Takes the fields that say it; `limit` and `logprobs` go by other names in each route.
+    /// Takes the shared fields; `limit` and `logprobs` have other names in each route.
     pub fn take(fields: &mut Fields, server: &Server) -> Result<Self> {
         server.check_model(fields.text("model")?)?;
         let stream = fields.flag("stream")?.unwrap_or(false);
         let include_usage = stream_options(fields, stream)?;
         let choices = fields.whole("n", 1..=bounds::CHOICES)?.unwrap_or(1);
         for label in ["user", "safety_identifier", "prompt_cache_key"] {
-            fields.text(label)?; // a name for the server's records, of which it keeps none
+            fields.text(label)?; // labels for records, which this server does not keep
         }
         let seed = match fields.seed("seed")?.or(server.seed) {
             Some(seed) => seed,
             None => SysRng.try_next_u64().map_err(|_| {
-                ApiError::new(axum::http::StatusCode::INTERNAL_SERVER_ERROR, "the system gives no random seed")
+                ApiError::new(
+                    axum::http::StatusCode::INTERNAL_SERVER_ERROR,
+                    "the system has no source of random numbers",
+                )
             })?,
         };
         Ok(Self {
@@ -74,7 +77,8 @@ impl Params {
         })
     }
 
-    /// Returns the job of answer `choice` to `prompt`. Each answer has a seed of its own; the first has the request's.
+    /// Returns the job for answer `choice` to `prompt`. Each answer has its own seed, derived from the request's; the
+    /// first one uses it directly.
     pub fn job(&self, prompt: Vec<u32>, choice: usize, owner: &str, port: Port) -> Job {
         Job {
             limit: self.limit,
@@ -93,7 +97,7 @@ impl Params {
     }
 }
 
-/// Returns whether a stream is to end with what it took.
+/// Whether a stream ends with the token counts.
 fn stream_options(fields: &mut Fields, stream: bool) -> Result<bool> {
     let path = fields.path("stream_options");
     let Some(value) = fields.value("stream_options") else { return Ok(false) };
@@ -150,7 +154,7 @@ fn sampling(fields: &mut Fields, mut params: SamplingParams) -> Result<SamplingP
     Ok(params)
 }
 
-/// Returns what is added to the logits of which tokens.
+/// Parses the logit biases.
 fn bias(fields: &mut Fields, vocab: usize) -> Result<Vec<(u32, f32)>> {
     let path = fields.path("logit_bias");
     let map = match fields.value("logit_bias") {

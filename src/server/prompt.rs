@@ -1,5 +1,5 @@
-//! From messages to the ids that the model reads. The contents of messages never become control tokens. Answers that this
-//! server gave before keep the ids that they were generated as, so that the scheduler knows the state after them.
+//! Converts messages to the tokens of a prompt. Message contents never become control tokens. Earlier answers of this
+//! server keep the ids with which they were generated, so that their state can be reused.
 
 use super::{
     answers::{Answers, Known},
@@ -12,28 +12,28 @@ use crate::{
     text::{Inputs, Markers, Message, Rendered, Role, Template, Tokenizer, Tools},
 };
 
-/// The chat template of a model, and what follows from it.
+/// A model's chat template and its properties.
 pub struct ChatFormat {
     template: Template,
     markers: Markers,
-    /// White space that the template says between a prompt and the reply to it. The model may say it, or not: it stays so.
+    /// White space that the template puts before a reply. The model may generate it or not; either is kept.
     indent: String,
-    /// The strings that end a reply.
+    /// Stop strings of the template.
     pub stops: Vec<String>,
-    /// Whether it has a place for tools.
+    /// Whether the template supports tools.
     takes_tools: bool,
 }
 
 /// A prompt.
 pub struct Prompt {
-    /// The text that the template makes.
+    /// The rendered text.
     pub text: String,
-    /// Its ids.
+    /// Its token ids.
     pub ids: Vec<u32>,
 }
 
 impl ChatFormat {
-    /// Returns the format of chats with `model`, if it has one.
+    /// Returns the chat format of `model`, if it has a template.
     pub fn of(model: &Model, tokenizer: &Tokenizer) -> Result<Option<Self>> {
         let Some(template) = model.chat_template(tokenizer)? else { return Ok(None) };
         let (stops, markers) = (template.stops()?, tokenizer.markers(&template.markers())?);
@@ -41,14 +41,14 @@ impl ChatFormat {
         Ok(Some(Self { markers, indent, stops, takes_tools, template }))
     }
 
-    /// Returns the text of `messages`, by a model that may call `tools`, to the point where the model replies.
+    /// Renders `messages` and `tools` up to the start of the reply.
     pub fn render(&self, messages: &[Said], tools: Option<&Tools>) -> Result<Rendered> {
         let messages: Vec<_> = messages.iter().map(|said| Message::new(said.role, self.content(said))).collect();
         let inputs = Inputs { messages: &messages, tools, ..Inputs::default() };
         self.template.render_literal(inputs, true, &self.markers)
     }
 
-    /// Refuses tools if the template has no place for them.
+    /// Rejects tools if the template does not support them.
     pub fn check_tools(&self, tools: Option<&Tools>) -> std::result::Result<(), ApiError> {
         if tools.is_none() || self.takes_tools {
             return Ok(());
@@ -56,13 +56,13 @@ impl ChatFormat {
         Err(ApiError::unsupported("tools", "the model's chat template has no place for tools"))
     }
 
-    /// Returns what the template gets of a message: white space before a reply it says itself.
+    /// Returns the content of a message for the template, without white space that the template adds itself.
     fn content<'s>(&self, said: &'s Said) -> &'s str {
         let indented = if said.role == Role::Assistant { said.content.strip_prefix(&*self.indent) } else { None };
         indented.unwrap_or(&said.content)
     }
 
-    /// Returns the prompt of `messages`, which goes on as far as possible after what `answers` knows of `owner`'s chats.
+    /// Returns the prompt for `messages`, reusing the ids of `owner`'s earlier chats in `answers` as far as possible.
     pub fn prompt(
         &self,
         tokenizer: &Tokenizer,
@@ -75,7 +75,7 @@ impl ChatFormat {
         let (mut ids, mut read) = (Vec::new(), None);
         if let Some(Known { bytes, prompt, answers }) = answers.find(owner, &rendered.text) {
             let rest = &rendered.text[bytes..];
-            // The answer whose text goes on the farthest as the text does.
+            // The answer that matches the text the furthest.
             let farthest = answers.iter().map(|answer| {
                 let rest = if answer.indented { rest } else { rest.strip_prefix(&*self.indent).unwrap_or(rest) };
                 let (kept, after) = tokenizer.ids_within(&prompt, &answer.ids, rest);
@@ -83,7 +83,7 @@ impl ChatFormat {
             });
             let farthest = farthest.max_by_key(|&(kept, ..)| kept).filter(|&(kept, ..)| kept > 0);
             ids = prompt.to_vec();
-            // What is read again is as the template says it.
+            // The rest is tokenized as the template renders it.
             read = Some(farthest.map_or(bytes, |(_, left, _)| rendered.text.len() - left));
             ids.extend(farthest.map(|(.., kept)| kept).unwrap_or_default());
         }
@@ -94,7 +94,7 @@ impl ChatFormat {
         Ok(Prompt { text: rendered.text, ids })
     }
 
-    /// Whether `answer` begins with the white space that the template says before a reply.
+    /// Whether `answer` starts with the white space that the template puts before a reply.
     pub fn is_indented(&self, answer: &str) -> bool {
         answer.starts_with(&*self.indent)
     }

@@ -1,4 +1,4 @@
-//! Room for what requests bring.
+//! Semaphores that bound the memory and work of requests.
 
 use std::sync::Arc;
 
@@ -6,11 +6,11 @@ use tokio::sync::Semaphore;
 
 use super::bounds;
 
-/// Room for what requests bring.
+/// Semaphores that bound the memory and work of requests.
 pub struct Room {
-    /// KiB of bodies.
+    /// Total size of bodies, in KiB.
     pub bodies: Arc<Semaphore>,
-    /// Cores that take requests apart.
+    /// Number of requests being parsed.
     pub preparing: Arc<Semaphore>,
 }
 

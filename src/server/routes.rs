@@ -1,4 +1,4 @@
-//! Which path leads where, and what every request passes through.
+//! The routes, and what applies to all requests.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use axum::{
 
 use super::{Server, chat, completions, error::ApiError, metrics, models, openapi, tokens};
 
-/// The paths, as they are counted and described.
+/// The paths, for metrics.
 pub const PATHS: [&str; 11] = [
     "/v1/models",
     "/v1/models/{model}",
@@ -28,7 +28,7 @@ pub const PATHS: [&str; 11] = [
     "other",
 ];
 
-/// Returns the routes of `server`.
+/// Returns the router of `server`.
 pub fn router(server: &Arc<Server>) -> Router {
     Router::new()
         .route("/v1/models", get(models::list))
@@ -47,7 +47,7 @@ pub fn router(server: &Arc<Server>) -> Router {
         .with_state(server.clone())
 }
 
-/// Lets through who may ask, and counts.
+/// Checks access and counts requests.
 async fn guard(State(server): State<Arc<Server>>, request: Request, next: Next) -> Response {
     let (mut parts, body) = request.into_parts();
     let route = route(parts.uri.path());
@@ -67,7 +67,7 @@ async fn guard(State(server): State<Arc<Server>>, request: Request, next: Next) 
     answer
 }
 
-/// Returns which of [`PATHS`] a path is.
+/// Returns the entry of [`PATHS`] for a path.
 fn route(path: &str) -> &'static str {
     if path.starts_with("/v1/models/") {
         return "/v1/models/{model}";

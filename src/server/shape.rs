@@ -1,4 +1,4 @@
-//! What an answer has to look like: `response_format`, and calls that a request wants.
+//! Constraints on answers: `response_format` and required tool calls.
 
 use serde_json::{Value, json};
 
@@ -15,7 +15,7 @@ use crate::{
     },
 };
 
-/// Takes the form that an answer is wanted in, if there is one.
+/// Takes the requested response format, if there is one.
 pub fn response_format(fields: &mut Fields) -> Result<Option<Shape>> {
     let path = fields.path("response_format");
     let Some(value) = fields.value("response_format") else { return Ok(None) };
@@ -30,7 +30,7 @@ pub fn response_format(fields: &mut Fields) -> Result<Option<Shape>> {
             let mut named = Fields::of(&path, schema)?;
             named.text("name")?;
             named.text("description")?;
-            named.flag("strict")?; // it always is
+            named.flag("strict")?; // schemas are always enforced strictly
             let path = named.path("schema");
             let schema = named.value("schema").ok_or_else(|| ApiError::field(&path, "is missing"))?;
             named.finish()?;
@@ -45,7 +45,7 @@ pub fn response_format(fields: &mut Fields) -> Result<Option<Shape>> {
     Ok(shape)
 }
 
-/// Takes the functions that the model may call, and whether it has to.
+/// Takes the tools and the tool choice.
 pub fn tools(fields: &mut Fields) -> Result<(Option<Tools>, ToolChoice)> {
     let path = fields.path("tools");
     let tools = match fields.value("tools") {
@@ -69,7 +69,7 @@ pub fn tools(fields: &mut Fields) -> Result<(Option<Tools>, ToolChoice)> {
     Ok((tools.filter(|_| choice != ToolChoice::None), choice))
 }
 
-/// Returns what an answer has to look like that calls one of `tools`, if `choice` says that it has to.
+/// Returns the constraint of answers that must call one of `tools`; `None` if `choice` does not require a call.
 pub fn of_calls(tools: &Tools, choice: &ToolChoice) -> Option<Shape> {
     let wanted = |name: &str| match choice {
         ToolChoice::Required => true,
@@ -96,7 +96,7 @@ pub fn of_calls(tools: &Tools, choice: &ToolChoice) -> Option<Shape> {
     Some(Shape::Lark(grammar))
 }
 
-/// Lets references within a schema lead to where it is in that of a call.
+/// Rewrites the references of a schema for its position in the schema of a call.
 fn move_references(schema: &mut Value) {
     match schema {
         Value::Object(map) => map.iter_mut().for_each(|(key, value)| match value {

@@ -1,4 +1,4 @@
-//! Server-sent events: answers as they come.
+//! Server-sent events.
 
 use std::convert::Infallible;
 
@@ -14,19 +14,19 @@ use serde_json::Value;
 
 use super::bounds;
 
-/// An event of a stream, which never fails: errors are events too.
+/// An event of a stream; errors are sent as events too.
 pub type Sent = Result<Event, Infallible>;
 
-/// Returns an answer of the events `first`, and then those of `rest`, some at a time.
+/// Returns a stream of the events `first`, followed by the batches of `rest`.
 pub fn stream_of(first: Vec<Sent>, rest: impl Stream<Item = Vec<Sent>> + Send + 'static) -> impl IntoResponse {
     let events = stream::iter(first).chain(rest.flat_map(stream::iter));
-    // A proxy in between is not to collect what comes.
+    // Prevents proxies from buffering the stream.
     let unbuffered = (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
     let fresh = (header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     ([unbuffered, fresh], Sse::new(events).keep_alive(KeepAlive::new().interval(bounds::PING).text("ping")))
 }
 
-/// Returns an event with this object.
+/// Returns an event with a JSON object.
 pub fn event(data: &Value) -> Event {
     Event::default().data(data.to_string())
 }

@@ -1,4 +1,4 @@
-//! A connection that ends when its client reads nothing for too long.
+//! Write timeout for connections.
 
 use std::{
     future::Future,
@@ -13,21 +13,21 @@ use tokio::{
     time::{Instant, Sleep, sleep},
 };
 
-/// A stream whose writes fail once nothing could be written for some time.
+/// A stream whose writes fail if nothing can be written for some time.
 pub struct Stalled<S> {
     stream: S,
     time: Duration,
-    /// Running while a write waits.
+    /// Runs while a write is blocked.
     timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S> Stalled<S> {
-    /// `stream`, that may wait for so long.
+    /// Wraps `stream` with a write timeout of `time`.
     pub fn new(stream: S, time: Duration) -> Self {
         Self { stream, time, timer: None }
     }
 
-    /// Returns what became of a write, or fails if it has waited for too long.
+    /// Handles the result of a write: fails if it has been blocked for too long.
     fn watch<T>(&mut self, wrote: Poll<io::Result<T>>, context: &mut Context<'_>) -> Poll<io::Result<T>> {
         if wrote.is_ready() {
             self.timer = None;
@@ -36,7 +36,7 @@ impl<S> Stalled<S> {
         let time = self.time;
         let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(time)));
         ready!(timer.as_mut().poll(context));
-        timer.as_mut().reset(Instant::now() + time); // whoever asks again waits again
+        timer.as_mut().reset(Instant::now() + time); // further writes get the full timeout again
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client reads nothing")))
     }
 }

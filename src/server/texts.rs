@@ -1,5 +1,4 @@
-//! The texts of one request: jobs that are handed to the scheduler, as many at once as it has places, and what happens to
-//! them.
+//! The texts of a request: jobs that are submitted to the scheduler, as many at once as it has slots, and their events.
 
 use std::{
     collections::VecDeque,
@@ -21,7 +20,7 @@ use super::{
 };
 use crate::engine::scheduler::{Event, Events, Job, Refused, Taken};
 
-/// Where the events of one job go.
+/// The event channel of a job.
 pub struct Port {
     text: usize,
     to: Sender<(usize, Event)>,
@@ -29,7 +28,7 @@ pub struct Port {
 }
 
 impl Port {
-    /// Returns what ends the job.
+    /// Returns the flag that cancels the job.
     pub fn cancel(&self) -> Arc<AtomicBool> {
         self.cancel.clone()
     }
@@ -45,14 +44,14 @@ impl Events for Port {
     }
 }
 
-/// Makes the job of a text, whose events go to a port.
+/// Creates the job for a text; its events go to the port.
 pub type Make = Box<dyn Fn(usize, Port) -> Job + Send>;
 
-/// Texts at work. All are cancelled when this is dropped, as it is when the client leaves.
+/// The texts of a request. Dropping them, for instance when the client disconnects, cancels all.
 pub struct Texts {
     server: Arc<Server>,
     make: Make,
-    /// Those that are not handed over yet.
+    /// Texts that are not submitted yet.
     waiting: VecDeque<usize>,
     running: usize,
     events: Receiver<(usize, Event)>,
@@ -61,10 +60,10 @@ pub struct Texts {
 }
 
 impl Texts {
-    /// Begins `count` texts. Fails if there is no place for the first of them.
+    /// Starts `count` texts. Fails if the scheduler rejects the first one.
     pub fn start(server: &Arc<Server>, count: usize, make: Make) -> Result<Self> {
         let places = server.scheduler.metrics().slots.max(1);
-        // A client that reads slowly holds no place: there is room for all that the texts at work can say.
+        // The channel holds all events of the running texts, so that a slow client does not block a slot.
         let (to, events) = mpsc::channel(places.min(count).max(1) * (server.context + EVENTS_BESIDE_TOKENS));
         let (waiting, cancel) = ((0..count).collect(), Arc::default());
         let mut texts = Self { server: server.clone(), make, waiting, running: 0, events, to, cancel };
@@ -78,7 +77,7 @@ impl Texts {
         Ok(texts)
     }
 
-    /// Hands the next text over; returns whether there was one.
+    /// Submits the next text; returns whether there was one.
     fn submit(&mut self) -> std::result::Result<bool, Refused> {
         let Some(&text) = self.waiting.front() else { return Ok(false) };
         let port = Port { text, to: self.to.clone(), cancel: self.cancel.clone() };
@@ -88,7 +87,7 @@ impl Texts {
         Ok(true)
     }
 
-    /// Returns what happens next, and to which text; `None` once all are over.
+    /// Returns the next event and its text; `None` after the last one.
     pub async fn next(&mut self) -> Option<(usize, Event)> {
         while self.running == 0 && !self.waiting.is_empty() {
             match self.submit() {
@@ -105,7 +104,7 @@ impl Texts {
         let (text, event) = self.events.recv().await?;
         if matches!(event, Event::Done { .. } | Event::Failed(_)) {
             self.running -= 1;
-            let _ = self.submit(); // it is tried again when another has ended
+            let _ = self.submit(); // retried when another text ends
         }
         Some((text, event))
     }
@@ -117,7 +116,7 @@ impl Drop for Texts {
     }
 }
 
-/// Events of a job that are not tokens of its answer: its start and end, and passes over its prompt.
+/// Maximum number of events of a job apart from tokens: start, end, and passes over its prompt.
 const EVENTS_BESIDE_TOKENS: usize = 64;
-/// Time until a text of a request with many is tried again.
+/// Interval between attempts to submit a text of a request.
 const RETRY: Duration = Duration::from_millis(20);

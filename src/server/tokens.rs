@@ -1,4 +1,4 @@
-//! Our own routes between text and tokens: `/tokenize`, `/detokenize`, `/apply-template`.
+//! The routes `/tokenize`, `/detokenize` and `/apply-template`.
 
 use std::sync::Arc;
 
@@ -16,7 +16,8 @@ use super::{
     messages, shape,
 };
 
-/// `POST /tokenize`: the ids of `content`; `add_special` puts the begin token in front, `with_pieces` gives their texts.
+/// `POST /tokenize`: returns the token ids of `content`; `add_special` adds the BOS token, `with_pieces` adds the text
+/// of each token.
 pub async fn tokenize(State(server): State<Arc<Server>>, request: Request) -> Result<Json<Value>> {
     let answer = body::prepare(&server, request, |server, mut fields| {
         let content = fields.text("content")?.ok_or_else(|| ApiError::field("content", "is missing"))?;
@@ -34,7 +35,7 @@ pub async fn tokenize(State(server): State<Arc<Server>>, request: Request) -> Re
     Ok(Json(answer.await?))
 }
 
-/// `POST /detokenize`: the text of `tokens`.
+/// `POST /detokenize`: returns the text of `tokens`.
 pub async fn detokenize(State(server): State<Arc<Server>>, request: Request) -> Result<Json<Value>> {
     let answer = body::prepare(&server, request, |server, mut fields| {
         let tokens = fields.value("tokens").ok_or_else(|| ApiError::field("tokens", "is missing"))?;
@@ -44,7 +45,7 @@ pub async fn detokenize(State(server): State<Arc<Server>>, request: Request) -> 
     Ok(Json(answer.await?))
 }
 
-/// `POST /apply-template`: the prompt that the model's chat template makes of `messages` and `tools`.
+/// `POST /apply-template`: renders `messages` and `tools` with the model's chat template.
 pub async fn apply_template(State(server): State<Arc<Server>>, request: Request) -> Result<Json<Value>> {
     let answer = body::prepare(&server, request, |server, mut fields| {
         let messages = messages::take(&mut fields)?;

@@ -1,10 +1,10 @@
-//! What a request took, in tokens.
+//! Token counts of a request.
 
 use serde_json::{Value, json};
 
 use crate::engine::scheduler;
 
-/// Tokens of all texts of a request. A prompt counts once, however many answers it gets.
+/// Token counts over all texts of a request. A prompt with several answers counts once.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Usage {
     prompt: usize,
@@ -13,7 +13,7 @@ pub struct Usage {
 }
 
 impl Usage {
-    /// Adds what a text took; `first`: it is the first one with its prompt.
+    /// Adds the counts of a text; `first`: it is the first answer to its prompt.
     pub fn add(&mut self, first: bool, text: &scheduler::Usage) {
         if first {
             self.prompt += text.prompt_tokens;
@@ -22,7 +22,7 @@ impl Usage {
         self.generated += text.generated_tokens;
     }
 
-    /// Returns the object that answers hold.
+    /// Returns the counts as JSON.
     pub fn json(&self) -> Value {
         json!({
             "prompt_tokens": self.prompt,

@@ -1,5 +1,5 @@
-//! Calls of tools in a reply: `<toolcall> {"name": ..., "arguments": {...}} </toolcall>`, several of them with or without text
-//! in between, or a reply that is nothing but such JSON.
+//! Tool calls in a reply: `<toolcall> {"name": ..., "arguments": {...}} </toolcall>`, one or several, optionally with
+//! text in between, or a reply that consists only of such JSON.
 
 use std::ops::Range;
 
@@ -11,39 +11,39 @@ use serde_json::{
 
 use super::Tools;
 
-/// What begins a call.
+/// The opening tag of a call.
 pub const OPEN: &str = "<toolcall>";
-/// What ends a call.
+/// The closing tag of a call.
 pub const CLOSE: &str = "</toolcall>";
 
-/// A call of a tool.
+/// A tool call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Call {
-    /// The tool's name; whether there is such a tool is not checked where the call is tagged.
+    /// The name of the tool. For calls in tags it is not checked that the tool exists.
     pub name: String,
-    /// The arguments: the JSON text of an object, as the model wrote it.
+    /// The arguments: a JSON object, as the model wrote it.
     pub arguments: String,
 }
 
 /// A part of a reply.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ReplyPart {
-    /// Text to show. A call that is not valid JSON, or has no end, is text.
+    /// Text. A call that is not valid JSON or is not closed is text.
     Text(String),
     /// A call.
     Call(Call),
 }
 
-/// A reply, parsed.
+/// A parsed reply.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ParsedReply {
-    /// Its text, without the calls and the white space around them.
+    /// Its text, without calls and the white space around them.
     pub text: String,
     /// Its calls, in order.
     pub calls: Vec<Call>,
 }
 
-/// What a call is in JSON.
+/// The JSON form of a call.
 #[derive(Deserialize, Serialize)]
 struct Json<'a> {
     name: String,
@@ -52,12 +52,12 @@ struct Json<'a> {
 }
 
 impl Call {
-    /// Returns the call that `json` is.
+    /// Parses a call.
     fn parse(json: &str) -> Option<Self> {
         let Json { name, arguments } = serde_json::from_str(json).ok()?;
         let arguments = match arguments.map(RawValue::get) {
             None | Some("null") => "{}".into(),
-            // Some models write the object's text as a string, as OpenAI's responses have it.
+            // Some models encode the arguments as a string, like OpenAI's API.
             Some(text) if text.starts_with('"') => serde_json::from_str::<String>(text).ok()?,
             Some(text) => text.to_owned(),
         };
@@ -65,7 +65,7 @@ impl Call {
         is_object.then_some(Self { name, arguments })
     }
 
-    /// Returns the calls that `json` is: an object, or a list of them.
+    /// Parses one call or a list of calls.
     fn parse_some(json: &str) -> Option<Vec<Self>> {
         if !json.trim_start().starts_with('[') {
             return Some(vec![Self::parse(json)?]);
@@ -75,7 +75,7 @@ impl Call {
         calls.filter(|calls| !calls.is_empty())
     }
 
-    /// Returns the arguments.
+    /// Returns the parsed arguments.
     pub fn arguments(&self) -> Map<String, Value> {
         serde_json::from_str(&self.arguments).unwrap_or_default()
     }
@@ -88,14 +88,14 @@ impl Call {
     }
 }
 
-/// Returns the content of an assistant's message that says `text` and makes `calls`, as the model writes it.
+/// Returns an assistant message with `text` and `calls` as the model writes it.
 pub fn to_text(text: &str, calls: &[Call]) -> String {
     let calls = calls.iter().map(|call| format!("{OPEN} {} {CLOSE}", call.to_json()));
     let parts = Some(text.to_owned()).filter(|text| !text.is_empty()).into_iter().chain(calls);
     parts.collect::<Vec<_>>().join("\n")
 }
 
-/// Returns where in `content`, which an assistant said, are the tags of calls that are whole.
+/// Returns the ranges of the tags of complete calls in the assistant message `content`.
 pub(super) fn tags(content: &str) -> Vec<Range<usize>> {
     let (mut tags, mut at) = (Vec::new(), 0);
     while let Some(open) = content[at..].find(OPEN).map(|open| at + open) {
@@ -114,7 +114,7 @@ pub(super) fn tags(content: &str) -> Vec<Range<usize>> {
     tags
 }
 
-/// Finds the end of a JSON object or list in a text that grows.
+/// Finds the end of a JSON object or list in a growing text.
 #[derive(Debug, Default)]
 struct Scanner {
     at: usize,
@@ -124,7 +124,7 @@ struct Scanner {
 }
 
 impl Scanner {
-    /// Returns where the first object or list of `text` ends, if it does; `text` begins as it did in earlier calls.
+    /// Returns the end of the first object or list in `text`, if it is complete; `text` extends that of previous calls.
     fn end(&mut self, text: &str) -> Option<usize> {
         for byte in &text.as_bytes()[self.at..] {
             self.at += 1;
@@ -147,43 +147,43 @@ impl Scanner {
     }
 }
 
-/// Takes a reply as it comes, and returns its text and its calls as soon as they are whole: text that may be the beginning
-/// of a call is held back. All parts, put together, do not depend on how the reply was cut into pieces.
+/// Parses a reply as it is generated. Text that may be the start of a call is held back; calls are returned once
+/// complete. The result does not depend on how the reply is split into pieces.
 #[derive(Debug)]
 pub struct ReplyParser {
-    /// The names of the tools; a call without tags is a call only if it names one.
+    /// The names of the tools; untagged calls are only recognized with one of these.
     names: Vec<String>,
     held: String,
     state: State,
-    /// Whether white space is dropped until text comes.
+    /// Whether leading white space is dropped.
     drops_space: bool,
 }
 
 #[derive(Debug)]
 enum State {
-    /// Nothing but white space came.
+    /// Only white space so far.
     Begun,
-    /// All of it may be calls without tags.
+    /// The reply may consist of untagged calls.
     Bare,
     Text,
-    /// After the tag of a call.
+    /// After the opening tag of a call.
     Call {
-        /// White space and tag, in case that it is none.
+        /// The tag and the white space before it, in case no call follows.
         tag: String,
         scanner: Scanner,
-        /// Where its JSON ends, if that is known.
+        /// The end of its JSON, if known.
         end: Option<usize>,
     },
 }
 
 impl ReplyParser {
-    /// Returns a parser of one reply of a model that may call `tools`.
+    /// Returns a parser for one reply of a model that may call `tools`.
     pub fn new(tools: &Tools) -> Self {
         let names = tools.iter().map(|tool| tool.name.clone()).collect();
         Self { names, held: String::new(), state: State::Begun, drops_space: false }
     }
 
-    /// Takes the next piece and returns what is whole with it.
+    /// Adds a piece and returns the parts that are now complete.
     pub fn push(&mut self, piece: &str) -> Vec<ReplyPart> {
         self.held.push_str(piece);
         let mut parts = Vec::new();
@@ -191,7 +191,7 @@ impl ReplyParser {
         parts
     }
 
-    /// Returns what is left when the reply has ended.
+    /// Returns the remaining parts at the end of the reply.
     pub fn finish(mut self) -> Vec<ReplyPart> {
         let mut parts = Vec::new();
         if matches!(self.state, State::Bare) {
@@ -215,7 +215,7 @@ impl ReplyParser {
         parts
     }
 
-    /// Takes a step; returns whether another may follow without more text.
+    /// Advances one step; returns whether another step is possible without more text.
     fn advance(&mut self, parts: &mut Vec<ReplyPart>) -> bool {
         match &mut self.state {
             State::Begun => {
@@ -236,7 +236,7 @@ impl ReplyParser {
                     self.state = State::Call { tag, scanner: Scanner::default(), end: None };
                     return true;
                 }
-                // What may belong to a call: the beginning of a tag, and white space before it.
+                // The possible start of a call: a prefix of the tag, and white space before it.
                 let tag = (1..OPEN.len()).rev().find(|&length| self.held.ends_with(&OPEN[..length])).unwrap_or(0);
                 self.show(self.held[..self.held.len() - tag].trim_end().len(), parts);
                 false
@@ -263,7 +263,7 @@ impl ReplyParser {
         }
     }
 
-    /// Takes the call off whose JSON ends at `end`, and its closing tag if there is one.
+    /// Extracts the call whose JSON ends at `end`, and its closing tag if there is one.
     fn end_call(&mut self, tag: &str, end: usize, parts: &mut Vec<ReplyPart>) {
         let Some(calls) = Call::parse_some(&self.held[..end]) else { return self.give_up(tag, parts) };
         parts.extend(calls.into_iter().map(ReplyPart::Call));
@@ -272,14 +272,14 @@ impl ReplyParser {
         (self.state, self.drops_space) = (State::Text, true);
     }
 
-    /// Takes a tag for text: no call follows it.
+    /// Treats a tag as text, since no call follows it.
     fn give_up(&mut self, tag: &str, parts: &mut Vec<ReplyPart>) {
         let text = if self.drops_space { tag.trim_start() } else { tag };
         parts.push(ReplyPart::Text(text.into()));
         (self.state, self.drops_space) = (State::Text, false);
     }
 
-    /// Shows the first `length` bytes of what is held.
+    /// Outputs the first `length` bytes of the held-back text.
     fn show(&mut self, length: usize, parts: &mut Vec<ReplyPart>) {
         let text: String = self.held.drain(..length).collect();
         let text = if self.drops_space { text.trim_start() } else { &text };
@@ -289,7 +289,7 @@ impl ReplyParser {
         }
     }
 
-    /// Returns the calls that all of the reply is, if it is nothing else.
+    /// Returns the calls, if the reply consists only of untagged calls.
     fn bare_calls(&self) -> Option<Vec<Call>> {
         let (mut calls, mut rest) = (Vec::new(), self.held.trim());
         while !rest.is_empty() {
@@ -301,7 +301,7 @@ impl ReplyParser {
     }
 }
 
-/// Returns whether `text` begins as calls without tags do; `None`: it is too short to tell.
+/// Returns whether `text` looks like the start of untagged calls; `None`: too short to tell.
 fn bare_beginning(text: &str) -> Option<bool> {
     const BEGINNINGS: [&str; 2] = ["{\"name\":", "[{\"name\":"];
     let text: String = text.chars().filter(|c| !c.is_whitespace()).take(BEGINNINGS[1].len()).collect();
@@ -311,7 +311,7 @@ fn bare_beginning(text: &str) -> Option<bool> {
     (!BEGINNINGS.iter().any(|beginning| beginning.starts_with(&*text))).then_some(false)
 }
 
-/// Returns the text and the calls of `reply`, by a model that may call `tools`.
+/// Parses a `reply` of a model that may call `tools`.
 pub fn parse_reply(reply: &str, tools: &Tools) -> ParsedReply {
     let mut parser = ReplyParser::new(tools);
     let mut parts = parser.push(reply);
