@@ -198,6 +198,19 @@ fn a_stop_string_is_never_shown_in_part() {
 }
 
 #[test]
+fn an_answer_that_the_limit_cuts_says_so_whatever_it_had_to_match() {
+    let server = Server::start(&[]);
+    let mut body = json!({ "messages": hello(), "max_tokens": 2, "response_format": { "type": "json_object" } });
+    for stream in [false, true] {
+        body["stream"] = stream.into();
+        let answer = server.post(CHAT, &body);
+        assert_eq!(answer.status, 200, "{answer:?}");
+        let last = if stream { events(&answer).pop().unwrap() } else { answer.json() };
+        assert_eq!(last["choices"][0]["finish_reason"], "length", "{answer:?}");
+    }
+}
+
+#[test]
 fn a_chat_streams_what_it_answers() {
     let server = Server::start(&[]);
     let mut body = json!({ "messages": hello(), "max_tokens": 20, "logprobs": true, "top_logprobs": 1 });

@@ -9,31 +9,35 @@ use hymba::{
 };
 use serde_json::{Value, json};
 
-/// A tokenizer of all bytes and some words, and its vocabulary.
+/// Puts a tokenizer of all bytes and some words into a file's metadata.
+pub fn describe(metadata: &mut Metadata) {
+    let words =
+        ["▁", "a", "b", "ab", "\"", "\",", "▁\"", "{", "}", "{\"", "é", "true", ":", "1", "0", ",", "[", "]", "null"];
+    let special = ["<unk>", "<s>", "</s>"].map(String::from);
+    let bytes = (0..256).map(|byte| format!("<0x{byte:02X}>"));
+    let tokens = special.iter().cloned().chain(bytes).chain(words.map(String::from));
+    let vocab: serde_json::Map<_, _> = tokens.zip(0..).map(|(token, id)| (token, id.into())).collect();
+    let mut json: Value = serde_json::from_str(&super::text::small()).expect("JSON");
+    json["added_tokens"] = special
+        .into_iter()
+        .enumerate()
+        .map(|(id, content)| {
+            json!({"id": id, "content": content, "special": true, "single_word": false, "lstrip": false,
+                "rstrip": false, "normalized": false})
+        })
+        .collect();
+    json["model"]["vocab"] = Value::Object(vocab);
+    json["model"]["merges"] = json!([["a", "b"], ["{", "\""], ["▁", "\""], ["\"", ","]]);
+    super::text::describe(metadata);
+    metadata.set("tokenizer.huggingface.json", json.to_string());
+}
+
+/// That tokenizer, and its vocabulary.
 fn vocabulary() -> &'static (Tokenizer, Vocabulary) {
     static ONCE: OnceLock<(Tokenizer, Vocabulary)> = OnceLock::new();
     ONCE.get_or_init(|| {
-        let words = [
-            "▁", "a", "b", "ab", "\"", "\",", "▁\"", "{", "}", "{\"", "é", "true", ":", "1", "0", ",", "[", "]", "null",
-        ];
-        let special = ["<unk>", "<s>", "</s>"].map(String::from);
-        let bytes = (0..256).map(|byte| format!("<0x{byte:02X}>"));
-        let tokens = special.iter().cloned().chain(bytes).chain(words.map(String::from));
-        let vocab: serde_json::Map<_, _> = tokens.zip(0..).map(|(token, id)| (token, id.into())).collect();
-        let mut json: Value = serde_json::from_str(&super::text::small()).expect("JSON");
-        json["added_tokens"] = special
-            .into_iter()
-            .enumerate()
-            .map(|(id, content)| {
-                json!({"id": id, "content": content, "special": true, "single_word": false, "lstrip": false,
-                    "rstrip": false, "normalized": false})
-            })
-            .collect();
-        json["model"]["vocab"] = Value::Object(vocab);
-        json["model"]["merges"] = json!([["a", "b"], ["{", "\""], ["▁", "\""], ["\"", ","]]);
         let mut metadata = Metadata::default();
-        super::text::describe(&mut metadata);
-        metadata.set("tokenizer.huggingface.json", json.to_string());
+        describe(&mut metadata);
         let tokenizer = Tokenizer::from_metadata(&metadata, "model.gguf").expect("a tokenizer");
         let vocabulary = Vocabulary::new(&tokenizer).expect("a vocabulary");
         (tokenizer, vocabulary)

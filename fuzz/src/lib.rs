@@ -7,6 +7,7 @@ pub mod conversation;
 pub mod folder;
 pub mod gguf;
 pub mod model;
+pub mod request;
 pub mod session;
 pub mod text;
 
@@ -21,7 +22,7 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 10] = [
+pub const TARGETS: [Target; 11] = [
     Target { name: "gguf", run: gguf::read, seeds: gguf::seeds },
     Target { name: "config", run: folder::config, seeds: folder::config_seeds },
     Target { name: "import", run: folder::import, seeds: folder::import_seeds },
@@ -31,6 +32,7 @@ pub const TARGETS: [Target; 10] = [
     Target { name: "conversation", run: conversation::run, seeds: conversation::seeds },
     Target { name: "blocks", run: blocks::decode, seeds: blocks::seeds },
     Target { name: "constraint", run: constraint::hold, seeds: constraint::seeds },
+    Target { name: "request", run: request::answer, seeds: request::seeds },
     Target { name: "run", run: model::run, seeds: model::seeds },
 ];
 

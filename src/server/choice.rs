@@ -75,8 +75,8 @@ impl Choice {
 pub fn finish_reason(stop: StopReason) -> Result<&'static str> {
     match stop {
         StopReason::EndOfText | StopReason::StopString => Ok("stop"),
-        StopReason::Limit | StopReason::ContextFull => Ok("length"),
-        _ => Err(ApiError::draining()),
+        StopReason::Limit | StopReason::Length | StopReason::ContextFull => Ok("length"),
+        StopReason::Interrupted | StopReason::BrokenPipe => Err(ApiError::draining()),
     }
 }
 

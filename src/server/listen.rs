@@ -10,7 +10,7 @@ use axum::Router;
 use hyper::server::conn::http1;
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
-    server::graceful::GracefulShutdown,
+    server::graceful::{GracefulConnection, GracefulShutdown},
     service::TowerToHyperService,
 };
 use tokio::{
@@ -99,18 +99,27 @@ where
         });
         return;
     }
-    let io = TokioIo::new(Stalled::new(stream, bounds::WRITE_TIME));
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(bounds::HEAD_TIME)
-        .max_headers(bounds::HEADERS)
-        .max_buf_size(bounds::HEAD_BYTES)
-        .serve_connection(io, TowerToHyperService::new(router.clone()));
-    let connection = graceful.watch(connection);
+    let connection = graceful.watch(connection(router, stream));
     tokio::spawn(async move {
         let _ = connection.await; // connection errors affect only this client
         drop(open);
     });
+}
+
+/// Returns the future that serves the connection `stream` within the per-connection bounds.
+pub fn connection<S>(router: &Router, stream: S) -> impl GracefulConnection<Error = hyper::Error> + Send + use<S>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(bounds::HEAD_TIME)
+        .max_headers(bounds::HEADERS)
+        .max_buf_size(bounds::HEAD_BYTES)
+        .serve_connection(
+            TokioIo::new(Stalled::new(stream, bounds::WRITE_TIME)),
+            TowerToHyperService::new(router.clone()),
+        )
 }
 
 /// The response to excess connections.

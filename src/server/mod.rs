@@ -45,7 +45,7 @@ use answers::Answers;
 pub use card::ModelCard;
 use counters::Counters;
 use error::{ApiError, Result};
-pub use listen::{Listener, serve};
+pub use listen::{Listener, connection, serve};
 pub use prompt::ChatFormat;
 use room::Room;
 pub use routes::router;
