@@ -297,6 +297,37 @@ fn contents_never_become_markers() {
 }
 
 #[test]
+fn calls_are_held_to_their_schemas_once_they_begin() {
+    if common::runner().is_some() {
+        return; // the whole demo calls, not its first layers
+    }
+    let server = Server::start(&[]);
+    let weather = |city: Value| {
+        json!([{ "type": "function", "function": { "name": "get_weather", "description": "Get the weather in a city",
+            "parameters": { "type": "object", "properties": { "city": city }, "required": ["city"],
+                "additionalProperties": false } } }])
+    };
+    let ask = |tools: Value, said: &str| {
+        let messages = json!([{ "role": "user", "content": said }]);
+        server.post(CHAT, &json!({ "messages": messages, "tools": tools, "max_tokens": 60 }))
+    };
+    let question = "What is the weather like in Oslo?";
+    let called = |city: Value| {
+        let choice = ask(weather(city), question).json()["choices"][0].clone();
+        assert_eq!(choice["finish_reason"], "tool_calls", "{choice}");
+        choice["message"]["tool_calls"][0]["function"]["arguments"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(called(json!({ "type": "string" })), r#"{"city": "Oslo"}"#);
+    assert_eq!(called(json!({ "enum": ["Rome"] })), r#"{"city": "Rome"}"#, "what the model would not say by itself");
+    let hello = ask(weather(json!({ "type": "string" })), "Hello! How are you?").json();
+    assert_eq!(hello["choices"][0]["message"].get("tool_calls"), None, "{hello}");
+    let refused = ask(weather(json!({ "not": {} })), question);
+    let (param, _, message) = refused.error();
+    assert_eq!((refused.status, &*param), (400, "tools"));
+    assert!(message.contains("the tool `get_weather` at #/properties/city: `not` cannot be enforced"), "{message}");
+}
+
+#[test]
 fn names_and_pages_that_are_not_known_are_refused() {
     let server = Server::start(&["--cors", "https://chat.example.org", "--allow-host", "llm.example.org"]);
     assert_eq!(server.get("/v1/models", &[("Host", "evil.example")]).error().1, "host_not_allowed");

@@ -1,4 +1,6 @@
 //! Constraints on replies with tool calls: free text until a call begins, then arguments that match the tool's schema.
+//!
+//! A tagged call begins with its tag, an untagged one where its arguments begin: JSON that turns out to be no call stays free.
 
 use std::{fmt::Write as _, sync::atomic::AtomicBool};
 
@@ -32,8 +34,15 @@ impl Shape {
             ToolChoice::Auto => {
                 let ends: String = breaks.iter().map(|id| format!(" | <[{id}]>")).collect();
                 let end = if ends.is_empty() { "" } else { " end" };
-                let _ = writeln!(lark, "start: (begun call)* TEXT{end}\nTEXT: /(.|\\n)*/");
+                let bare: Vec<_> = (0..callable.len()).map(|i| format!("bare_{i}")).collect();
+                let _ = writeln!(lark, "start: ({})* (begun call)* TEXT{end}\nTEXT: /(.|\\n)*/", bare.join(" | "));
                 let _ = writeln!(lark, "begun[lazy]: TEXT {}", quoted(OPEN));
+                for (i, tool) in callable.iter().enumerate() {
+                    let begins = bare_beginning(&tool.name);
+                    let _ = writeln!(lark, "bare_{i}: bare_begun_{i} SPACE? arguments_{i} SPACE? \"}}\"");
+                    let _ = writeln!(lark, "bare_begun_{i}[lazy]: /{begins}/");
+                }
+                let _ = writeln!(lark, "SPACE: /[ \\t\\n\\r]{{1,8}}/");
                 if !ends.is_empty() {
                     let _ = writeln!(lark, "end: \"\"{ends}");
                 }
@@ -54,7 +63,7 @@ impl Shape {
 }
 
 impl Constraint {
-    /// Compiles [`Shape::of_calls`].
+    /// Compiles [`Shape::of_calls`]; a special token among `stops`, the strings that end a reply, begins another turn.
     ///
     /// # Errors
     ///
@@ -63,10 +72,11 @@ impl Constraint {
         vocabulary: &Vocabulary,
         tools: &Tools,
         choice: &ToolChoice,
-        breaks: &[u32],
+        stops: &[String],
         cancel: &AtomicBool,
     ) -> Result<Option<Self>> {
-        let Some(shape) = Shape::of_calls(tools, choice, breaks) else { return Ok(None) };
+        let breaks: Vec<u32> = stops.iter().filter_map(|name| vocabulary.special(name)).collect();
+        let Some(shape) = Shape::of_calls(tools, choice, &breaks) else { return Ok(None) };
         let whole = match Self::new_until(vocabulary, &shape, cancel) {
             Err(e @ Error::Constraint { .. }) => e,
             done => return done.map(Some),
@@ -94,6 +104,15 @@ fn parameters(tool: &Tool) -> Value {
         }
     }
     parameters
+}
+
+/// Returns a regular expression for an untagged call of the tool `name`, up to its arguments; it may follow another call, or be
+/// an item of a list.
+fn bare_beginning(name: &str) -> String {
+    const SPACE: &str = r"[ \t\n\r]*";
+    let name = name.replace('.', r"\.");
+    let parts = [r"[\s,\[\]]*\{", r#""name""#, ":", &format!("\"{name}\""), ",", r#""(arguments|parameters)""#, ":"];
+    parts.join(SPACE)
 }
 
 /// Returns `text` as a Lark string literal.
@@ -160,6 +179,34 @@ mod tests {
         for never in ["<toolcall> no", "<toolcall> {\"name\": \"other", &OSLO.replace("Oslo", "Paris"), "<toolcall>{"] {
             assert_eq!(may(never), (false, false), "{never}");
         }
+        // without tags
+        for whole in [
+            r#"{"name": "get_weather", "arguments": {"city": "Oslo"}}"#,
+            "\n{ \"name\" :\"now\",\n\"parameters\": {} }\n",
+            r#"[{"name": "now", "arguments": {}}, {"name": "get_weather", "arguments": {"city": "Rome"}}]"#,
+            "{\"name\": \"now\", \"arguments\": {}}\n{\"name\": \"get_weather\", \"arguments\": {\"city\": \"Rome\"}}",
+            r#"{"name": "now", "arguments": {}} is a call."#,
+            // JSON that is no call
+            r#"{"name": "other", "arguments": {"city": "Paris"}}"#,
+            r#"{"name": "get_weather", "description": "says {"}"#,
+            r#"{"city": "Paris"}"#,
+            r#"So: {"name": "get_weather", "arguments": {"city": "Paris"}}"#,
+        ] {
+            assert_eq!(may(whole), (true, true), "{whole}");
+        }
+        for begun in ["{\"name\": \"get_weather\", \"arguments\":", "[{\"name\": \"now\", \"arguments\": {}"] {
+            assert_eq!(may(begun), (true, false), "{begun}");
+        }
+        for never in [
+            r#"{"name": "get_weather", "arguments": {"city": "Paris"}}"#,
+            r#"{"name": "get_weather", "parameters": {"city": 5"#,
+            r#"{"name": "now", "arguments": null"#,
+            r#"[{"name": "now", "arguments": {}}, {"name": "get_weather", "arguments": {"city": "Paris"}}]"#,
+            "{\"name\": \"now\", \"arguments\": {}}\n{\"name\": \"get_weather\", \"arguments\": {\"city\": \"P",
+            r#"{"name": "now", "arguments": {}, "id": 5"#,
+        ] {
+            assert_eq!(may(never), (false, false), "{never}");
+        }
         let named = compiled(&ToolChoice::Named("now".into())).unwrap();
         assert_eq!(judged(&named, &tokenizer, NOW), (true, true));
         for never in ["Hello", OSLO, &format!("{NOW}\n")] {
@@ -176,9 +223,9 @@ mod tests {
         let tokenizer = demo();
         let vocabulary = Vocabulary::new(&tokenizer).unwrap();
         let turn = *tokenizer.encode("<extra_id_1>", false).unwrap().last().unwrap();
-        for (breaks, allowed) in [(&[turn][..], true), (&[], false)] {
+        for (stops, allowed) in [(&["User:".into(), "<extra_id_1>".into()][..], true), (&[], false)] {
             let go_on = AtomicBool::new(false);
-            let auto = Constraint::of_calls(&vocabulary, &tools(), &ToolChoice::Auto, breaks, &go_on).unwrap().unwrap();
+            let auto = Constraint::of_calls(&vocabulary, &tools(), &ToolChoice::Auto, stops, &go_on).unwrap().unwrap();
             let mut matching = auto.begin();
             for id in tokenizer.encode_more("Hello\n").unwrap() {
                 matching.accept(id).unwrap();

@@ -79,6 +79,11 @@ impl Vocabulary {
         let factory = prepared.and_then(|done| done.map_err(|e| e.to_string())).map_err(unusable)?;
         Ok(Self { factory: Arc::new(factory), tokens, ends: known.into() })
     }
+
+    /// Returns the special token of this name.
+    pub(super) fn special(&self, name: &str) -> Option<u32> {
+        self.factory.tok_env().tok_trie().get_special_token(name)
+    }
 }
 
 /// Returns the bytes of a token in the trie.

@@ -97,10 +97,11 @@ impl Chat {
             let what = "can't be held to a form while the model may call tools; leave one out, or give `tool_choice: \"none\"`";
             return Err(ApiError::unsupported("response_format", what));
         }
-        let calls = tools.as_ref().and_then(|tools| shape::of_calls(tools, &choice));
-        params.constraint = match (&format, &calls) {
+        params.constraint = match (&format, &tools) {
             (Some(shape), _) => Some(server.constraint(shape).map_err(|e| e.of_field("response_format"))?),
-            (None, Some(shape)) => Some(server.constraint(shape).map_err(|e| e.of_field("tools"))?),
+            (None, Some(tools)) => {
+                server.constraint_of_calls(tools, &choice, &chat.stops).map_err(|e| e.of_field("tools"))?
+            }
             (None, None) => None,
         };
         server.check_length(messages.iter().map(|said| &*said.content))?;

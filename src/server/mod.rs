@@ -54,7 +54,7 @@ use crate::{
     constrain::{Constraint, Shape, Vocabulary},
     engine::scheduler::Scheduler,
     sample::SamplingParams,
-    text::Tokenizer,
+    text::{Tokenizer, ToolChoice, Tools},
 };
 
 /// The options of a server.
@@ -149,7 +149,17 @@ impl Server {
 
     /// Compiles the constraint `shape`.
     fn constraint(&self, shape: &Shape) -> Result<Arc<Constraint>> {
-        Ok(Arc::new(Constraint::new(&self.vocabulary, shape)?))
+        Ok(Arc::new(Constraint::new_until(&self.vocabulary, shape, &self.stop)?))
+    }
+
+    /// Compiles the constraint of answers that may call `tools`, or must, by `choice`, and end at `stops`.
+    fn constraint_of_calls(
+        &self,
+        tools: &Tools,
+        choice: &ToolChoice,
+        stops: &[String],
+    ) -> Result<Option<Arc<Constraint>>> {
+        Ok(Constraint::of_calls(&self.vocabulary, tools, choice, stops, &self.stop)?.map(Arc::new))
     }
 
     /// Returns a new answer id.

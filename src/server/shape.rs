@@ -1,6 +1,6 @@
-//! Constraints on answers: `response_format` and required tool calls.
+//! Constraints on answers: `response_format` and tool calls.
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::{
     error::{ApiError, Result},
@@ -9,10 +9,7 @@ use super::{
 use crate::{
     Error,
     constrain::Shape,
-    text::{
-        ToolChoice, Tools,
-        calls::{CLOSE, OPEN},
-    },
+    text::{ToolChoice, Tools},
 };
 
 /// Takes the requested response format, if there is one.
@@ -69,47 +66,10 @@ pub fn tools(fields: &mut Fields) -> Result<(Option<Tools>, ToolChoice)> {
     Ok((tools.filter(|_| choice != ToolChoice::None), choice))
 }
 
-/// Returns the constraint of answers that must call one of `tools`; `None` if `choice` does not require a call.
-pub fn of_calls(tools: &Tools, choice: &ToolChoice) -> Option<Shape> {
-    let wanted = |name: &str| match choice {
-        ToolChoice::Required => true,
-        ToolChoice::Named(only) => only == name,
-        ToolChoice::Auto | ToolChoice::None => false,
-    };
-    let calls: Vec<_> = tools.iter().filter(|tool| wanted(&tool.name)).collect();
-    if calls.is_empty() {
-        return None;
-    }
-    let names: Vec<_> = (0..calls.len()).map(|i| format!("call_{i}")).collect();
-    let mut grammar = format!("start: \"{OPEN} \" ({}) \" {CLOSE}\"\n", names.join(" | "));
-    for (name, tool) in names.iter().zip(calls) {
-        let mut arguments = tool.parameters.clone().unwrap_or_else(|| json!({ "type": "object" }));
-        move_references(&mut arguments);
-        let call = json!({
-            "type": "object",
-            "properties": { "name": { "const": tool.name }, "arguments": arguments },
-            "required": ["name", "arguments"],
-            "additionalProperties": false,
-        });
-        grammar += &format!("{name}: %json {call}\n");
-    }
-    Some(Shape::Lark(grammar))
-}
-
-/// Rewrites the references of a schema for its position in the schema of a call.
-fn move_references(schema: &mut Value) {
-    match schema {
-        Value::Object(map) => map.iter_mut().for_each(|(key, value)| match value {
-            Value::String(to) if key == "$ref" && to.starts_with('#') => to.insert_str(1, "/properties/arguments"),
-            value => move_references(value),
-        }),
-        Value::Array(list) => list.iter_mut().for_each(move_references),
-        _ => {}
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn refused(body: Value) -> String {
@@ -134,22 +94,5 @@ mod tests {
             let said = refused(body);
             assert!(said.starts_with(says), "{said}");
         }
-    }
-
-    #[test]
-    fn a_call_that_is_wanted_has_its_schema() {
-        let list = json!([
-            {"name": "f", "parameters": {"type": "object", "properties": {"a": {"$ref": "#/$defs/b"}}, "$defs": {"b": {}}}},
-            {"name": "g"},
-        ]);
-        let tools = Tools::from_value(&list, "tools").unwrap();
-        let grammar = |choice| match of_calls(&tools, &choice) {
-            Some(Shape::Lark(grammar)) => grammar,
-            other => panic!("{other:?}"),
-        };
-        let one = grammar(ToolChoice::Named("f".into()));
-        assert!(one.contains("#/properties/arguments/$defs/b") && !one.contains("call_1"), "{one}");
-        assert!(grammar(ToolChoice::Required).contains("(call_0 | call_1)"));
-        assert_eq!(of_calls(&tools, &ToolChoice::Auto), None);
     }
 }

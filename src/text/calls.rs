@@ -51,6 +51,15 @@ struct Json<'a> {
     arguments: Option<&'a RawValue>,
 }
 
+/// The JSON of an untagged call; names with escapes are not borrowed, and refused.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Bare<'a> {
+    name: &'a str,
+    #[serde(borrow, alias = "parameters", default)]
+    arguments: Option<&'a RawValue>,
+}
+
 impl Call {
     /// Parses a call.
     fn parse(json: &str) -> Option<Self> {
@@ -65,14 +74,21 @@ impl Call {
         is_object.then_some(Self { name, arguments })
     }
 
-    /// Parses one call or a list of calls.
-    fn parse_some(json: &str) -> Option<Vec<Self>> {
+    /// Parses one call or a list of calls, each of them with `parse`.
+    fn parse_some(json: &str, parse: impl Fn(&str) -> Option<Self>) -> Option<Vec<Self>> {
         if !json.trim_start().starts_with('[') {
-            return Some(vec![Self::parse(json)?]);
+            return Some(vec![parse(json)?]);
         }
         let items: Vec<&RawValue> = serde_json::from_str(json).ok()?;
-        let calls: Option<Vec<_>> = items.into_iter().map(|item| Self::parse(item.get())).collect();
+        let calls: Option<Vec<_>> = items.into_iter().map(|item| parse(item.get())).collect();
         calls.filter(|calls| !calls.is_empty())
+    }
+
+    /// Parses an untagged call of a tool; `allows` returns whether there is a tool of this name that can be called with or
+    /// without arguments. The call's form is the one from which on replies are constrained, so that no call escapes that.
+    fn parse_bare(json: &str, allows: impl Fn(&str, bool) -> bool) -> Option<Self> {
+        let Bare { name, arguments } = serde_json::from_str(json).ok()?;
+        (bare_beginning(json) == Some(true) && allows(name, arguments.is_some())).then(|| Self::parse(json))?
     }
 
     /// Returns the parsed arguments.
@@ -101,7 +117,9 @@ pub(super) fn tags(content: &str) -> Vec<Range<usize>> {
     while let Some(open) = content[at..].find(OPEN).map(|open| at + open) {
         at = open + OPEN.len();
         let rest = &content[at..];
-        let Some(end) = Scanner::default().end(rest).filter(|&end| Call::parse_some(&rest[..end]).is_some()) else {
+        let Some(end) =
+            Scanner::default().end(rest).filter(|&end| Call::parse_some(&rest[..end], Call::parse).is_some())
+        else {
             continue;
         };
         let space = rest[end..].len() - rest[end..].trim_start().len();
@@ -151,8 +169,9 @@ impl Scanner {
 /// complete. The result does not depend on how the reply is split into pieces.
 #[derive(Debug)]
 pub struct ReplyParser {
-    /// The names of the tools; untagged calls are only recognized with one of these.
-    names: Vec<String>,
+    /// The names of the tools, and whether they can be called without arguments; untagged calls are only recognized with one of
+    /// these names.
+    tools: Vec<(String, bool)>,
     held: String,
     state: State,
     /// Whether leading white space is dropped.
@@ -179,8 +198,8 @@ enum State {
 impl ReplyParser {
     /// Returns a parser for one reply of a model that may call `tools`.
     pub fn new(tools: &Tools) -> Self {
-        let names = tools.iter().map(|tool| tool.name.clone()).collect();
-        Self { names, held: String::new(), state: State::Begun, drops_space: false }
+        let tools = tools.iter().map(|tool| (tool.name.clone(), tool.takes_nothing())).collect();
+        Self { tools, held: String::new(), state: State::Begun, drops_space: false }
     }
 
     /// Adds a piece and returns the parts that are now complete.
@@ -265,7 +284,7 @@ impl ReplyParser {
 
     /// Extracts the call whose JSON ends at `end`, and its closing tag if there is one.
     fn end_call(&mut self, tag: &str, end: usize, parts: &mut Vec<ReplyPart>) {
-        let Some(calls) = Call::parse_some(&self.held[..end]) else { return self.give_up(tag, parts) };
+        let Some(calls) = Call::parse_some(&self.held[..end], Call::parse) else { return self.give_up(tag, parts) };
         parts.extend(calls.into_iter().map(ReplyPart::Call));
         let after = self.held[end..].trim_start();
         self.held = after.strip_prefix(CLOSE).unwrap_or(after).into();
@@ -294,10 +313,17 @@ impl ReplyParser {
         let (mut calls, mut rest) = (Vec::new(), self.held.trim());
         while !rest.is_empty() {
             let end = rest.starts_with(['{', '[']).then(|| Scanner::default().end(rest)).flatten()?;
-            calls.extend(Call::parse_some(&rest[..end])?);
+            calls.extend(Call::parse_some(&rest[..end], |json| {
+                Call::parse_bare(json, |name, full| self.allows(name, full))
+            })?);
             rest = rest[end..].trim_start();
         }
-        calls.iter().all(|call| self.names.contains(&call.name)).then_some(calls)
+        Some(calls)
+    }
+
+    /// Whether a tool of this name can be called, with or without arguments.
+    fn allows(&self, name: &str, has_arguments: bool) -> bool {
+        self.tools.iter().any(|(tool, takes_nothing)| tool == name && (has_arguments || *takes_nothing))
     }
 }
 
@@ -333,7 +359,8 @@ mod tests {
     use super::*;
 
     fn tools() -> Tools {
-        Tools::from_value(&json!([{"name": "f"}, {"name": "g"}]), "test").unwrap()
+        let needs = json!({"properties": {"a": {}}, "required": ["a"]});
+        Tools::from_value(&json!([{"name": "f"}, {"name": "g"}, {"name": "h", "parameters": needs}]), "test").unwrap()
     }
 
     fn call(name: &str, arguments: &str) -> Call {
@@ -416,6 +443,12 @@ mod tests {
             "<toolcall>",
             "{\"name\": \"unknown\", \"arguments\": {}}",
             "{\"name\": \"f\"} and more",
+            // what is not held to a schema is no call
+            "{\"name\": \"f\", \"id\": 1, \"arguments\": {}}",
+            "{\"name\": \"f\"}\n{\"arguments\": {}, \"name\": \"f\"}",
+            "{\"name\": \"\\u0066\", \"arguments\": {}}",
+            "{\"name\": \"h\"}",
+            "[{\"name\": \"f\"}, {\"name\": \"h\"}]",
             "{\"name\": \"Ada\", \"age\": 5}",
             "[1, 2]",
         ] {

@@ -141,6 +141,31 @@ impl Tool {
         }
         Ok(Self { name: name.clone(), parameters: parameters.cloned(), item: item.clone() })
     }
+
+    /// Whether it can be called without arguments: its schema has no keyword that no arguments could fail at.
+    pub(super) fn takes_nothing(&self) -> bool {
+        const HARMLESS: [&str; 14] = [
+            "$comment",
+            "$defs",
+            "$id",
+            "$schema",
+            "additionalProperties",
+            "default",
+            "definitions",
+            "description",
+            "examples",
+            "maxProperties",
+            "patternProperties",
+            "properties",
+            "title",
+            "type",
+        ];
+        let is_harmless = |(key, value): (&String, &Value)| match &**key {
+            "required" => value.as_array().is_some_and(Vec::is_empty),
+            key => HARMLESS.contains(&key),
+        };
+        self.parameters.as_ref().and_then(Value::as_object).is_none_or(|schema| schema.iter().all(is_harmless))
+    }
 }
 
 impl ToolChoice {

@@ -6,7 +6,7 @@ use super::branch::Query;
 use crate::{
     Result,
     constrain::{Constraint, Vocabulary},
-    text::{Entry, Tokenizer, ToolChoice, Tools},
+    text::{Tokenizer, ToolChoice, Tools},
 };
 
 /// The constraints that the tools and the tool choice impose on replies.
@@ -27,13 +27,8 @@ impl CallConstraints {
     ) -> Result<Self> {
         let Some(tools) = tools.filter(|_| *choice != ToolChoice::None) else { return Ok(Self::default()) };
         let vocabulary = Vocabulary::new(tokenizer)?;
-        let special = |(entry, id): (Entry, u32)| match entry {
-            Entry::Special(name) => stops.contains(&name).then_some(id),
-            Entry::Text(_) => None,
-        };
-        let breaks: Vec<u32> = tokenizer.entries().into_iter().zip(0..).filter_map(special).collect();
         let compile = |choice: &ToolChoice| {
-            Ok::<_, crate::Error>(Constraint::of_calls(&vocabulary, tools, choice, &breaks, cancel)?.map(Arc::new))
+            Ok::<_, crate::Error>(Constraint::of_calls(&vocabulary, tools, choice, stops, cancel)?.map(Arc::new))
         };
         let to_messages = compile(choice)?;
         let to_results = match choice {
