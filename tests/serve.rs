@@ -419,6 +419,29 @@ mod unix {
     }
 
     #[test]
+    fn a_folder_of_prefix_states_has_one_user_who_says_when_it_fails() {
+        let folder = tempfile::tempdir().unwrap();
+        let (states, said) = (folder.path().join("states"), folder.path().join("stderr"));
+        let flags = ["--cache-folder", states.to_str().unwrap()];
+        let mut server = Server::start_with(&flags, std::fs::File::create(&said).unwrap());
+        let model = common::demo_of_any_depth();
+        let mut second = hymba(["serve", "-m", &model, "--port", "0"]);
+        fails(second.args(flags), 1, &[flags[1], "another process uses it"]);
+
+        assert_eq!(server.metric("prefix_write_failures_total"), 0.0);
+        std::fs::remove_dir_all(&states).unwrap();
+        std::fs::write(&states, "").unwrap();
+        let body = json!({ "prompt": "Once upon a time", "max_tokens": 2 });
+        server.post(TEXT, &body);
+        server.wait_for("prefix_write_failures_total", |failures| failures == 1.0);
+        assert_eq!(server.post(TEXT, &body).status, 200);
+        server.signal(Signal::TERM);
+        server.wait();
+        let said = std::fs::read_to_string(said).unwrap();
+        assert_eq!(said.matches("prefix states are no longer saved: ").count(), 1, "{said}");
+    }
+
+    #[test]
     fn a_signal_lets_answers_end_and_a_second_one_does_not() {
         let mut server = Server::start(&[]);
         let body = json!({ "prompt": "Once upon a time", "max_tokens": 60, "stream": true });

@@ -85,6 +85,7 @@ pub fn answer(data: &[u8]) -> bool {
         rest.len()
     );
     let Some(said) = converse(&[head.as_bytes(), rest].concat(), false) else { return true };
+    let said = String::from_utf8(said).expect("UTF-8");
     let (status, head, body) = parts(&said).expect("an answer");
     check_status(status, &said);
     if status == 200 && head.contains("text/event-stream") {
@@ -110,6 +111,7 @@ fn check_object(object: &Value, said: &str) {
 /// All that a connection brings. What comes back may be several answers.
 fn raw(data: &[u8]) -> bool {
     let Some(said) = converse(data, true) else { return true };
+    let said = String::from_utf8_lossy(&said); // headers may repeat any bytes of the request's
     match parts(&said) {
         Some((status, ..)) => {
             check_status(status, &said);
@@ -134,7 +136,7 @@ fn parts(said: &str) -> Option<(u16, &str, &str)> {
 
 /// Sends `data` over a connection and returns what came back; `None` if it went on for too long. A client that `ends` does
 /// so after the first part of an answer, or when none comes.
-fn converse(data: &[u8], ends: bool) -> Option<String> {
+fn converse(data: &[u8], ends: bool) -> Option<Vec<u8>> {
     let server = &*SERVER;
     let runtime = Builder::new_current_thread().enable_time().build().expect("a runtime");
     let said = runtime.block_on(async {
@@ -160,7 +162,7 @@ fn converse(data: &[u8], ends: bool) -> Option<String> {
     while at_work() > 0 {
         sleep(Duration::from_micros(100));
     }
-    said.map(|said| String::from_utf8(said).expect("UTF-8"))
+    said
 }
 
 pub fn seeds() -> Vec<Vec<u8>> {

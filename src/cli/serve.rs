@@ -127,6 +127,11 @@ pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
         queue: args.queue,
         cache_memory: args.cache_memory.map(|mb| mb.saturating_mul(1_000_000)),
         cache_folder: args.cache_folder.clone(),
+        cache_failed: if args.quiet {
+            |_| ()
+        } else {
+            |e| terminal::warn(&format!("prefix states are no longer saved: {e}"))
+        },
         measure: true,
         ..SchedulerOptions::default()
     };

@@ -153,7 +153,7 @@ impl Chat {
                 Err(error) => Some((vec![Ok(event(&error.body())), Ok(done())], None)),
             }
         });
-        stream_of(first, rest)
+        stream_of(first, rest, bounds::PING)
     }
 
     /// Returns the stream events for one step.

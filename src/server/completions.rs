@@ -131,7 +131,7 @@ impl Completion {
                 Err(error) => Some((vec![Ok(event(&error.body())), Ok(done())], None)),
             }
         });
-        stream_of(Vec::new(), rest)
+        stream_of(Vec::new(), rest, bounds::PING)
     }
 
     /// Handles an event of a text.

@@ -49,15 +49,20 @@ impl Answer {
 }
 
 impl Server {
-    /// Starts a server with these flags, with the environment that `set` makes.
+    /// Starts a server with these flags.
     pub fn start(flags: &[&str]) -> Self {
+        Self::start_with(flags, Stdio::inherit())
+    }
+
+    /// The same with another standard error.
+    pub fn start_with(flags: &[&str], stderr: impl Into<Stdio>) -> Self {
         let model = demo_of_any_depth();
         let mut command = hymba(["serve", "-m", &model, "--alias", "demo", "--temp", "0"]);
         command.args(flags);
         if !flags.contains(&"--unix") {
             command.args(["--port", "0"]);
         }
-        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let mut child = command.stdout(Stdio::piped()).stderr(stderr).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
         let place = line.trim().rsplit(' ').next().unwrap_or_default().trim_start_matches("http://").to_owned();

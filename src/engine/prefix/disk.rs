@@ -1,7 +1,8 @@
 //! Prefix states in a folder, one file per node, so that they survive a restart.
 
 use std::{
-    fs,
+    fs::{self, TryLockError},
+    io::{self, ErrorKind},
     path::{Path, PathBuf},
 };
 
@@ -19,6 +20,8 @@ use crate::{
 /// The version of the file layout. Files of other versions are ignored.
 pub(super) const VERSION: u32 = 1;
 const EXTENSION: &str = "prefix";
+/// The file that is locked while a process uses the folder.
+const LOCK: &str = "lock";
 
 /// The folder, and the model and cache type of its files.
 pub struct Folder {
@@ -26,6 +29,7 @@ pub struct Folder {
     /// The model file's fingerprint.
     pub(super) model: String,
     pub(super) cache: CacheType,
+    _lock: Option<fs::File>,
 }
 
 /// The header of a file; its payload is rows, conv and SSM state, logits.
@@ -70,14 +74,15 @@ pub(super) struct File {
 }
 
 impl Folder {
-    /// Opens the folder and creates it if it does not exist.
+    /// Opens the folder and creates it if it does not exist. Only one process can use it at a time: each removes the files
+    /// of states that it has dropped.
     pub fn open(path: &Path, model: &Model, cache: CacheType) -> Result<Self> {
         let mut builder = fs::DirBuilder::new();
         builder.recursive(true);
         #[cfg(unix)]
         std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
         builder.create(path).map_err(|e| Error::io("cannot create directory", path, e))?;
-        Ok(Self { path: path.into(), model: model.fingerprint()?.into(), cache })
+        Ok(Self { path: path.into(), model: model.fingerprint()?.into(), cache, _lock: lock(path)? })
     }
 
     /// Returns the name of the file for the state after `steps`.
@@ -144,5 +149,24 @@ impl Folder {
         }
         files.sort_by_key(|file| (file.header.start, file.at));
         Ok(files)
+    }
+}
+
+/// Locks the folder at `path` until the file is closed. A folder that cannot be written needs no lock, and without file system
+/// support there is none.
+fn lock(path: &Path) -> Result<Option<fs::File>> {
+    let mut options = fs::File::options();
+    options.create(true).truncate(false).write(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let Ok(file) = options.open(path.join(LOCK)) else { return Ok(None) };
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::Error(_)) => Ok(None),
+        Err(TryLockError::WouldBlock) => {
+            let busy =
+                io::Error::new(ErrorKind::ResourceBusy, "another process uses it; give each a folder of its own");
+            Err(Error::io("cannot lock", path, busy))
+        }
     }
 }

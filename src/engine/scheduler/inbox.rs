@@ -45,8 +45,6 @@ pub(super) struct Shared {
     pub metrics: Metrics,
     /// Running mean of the time that jobs take.
     pub usual: Duration,
-    /// Why prefix states are no longer written to the folder.
-    pub cache_failure: Option<String>,
 }
 
 impl Inbox {
@@ -54,8 +52,7 @@ impl Inbox {
     pub fn new(room: usize, slots: usize) -> Self {
         let metrics = Metrics { slots, ..Metrics::default() };
         let (queue, running) = (VecDeque::new(), Vec::new());
-        let shared =
-            Shared { queue, room, ending: Ending::Not, running, metrics, usual: Duration::ZERO, cache_failure: None };
+        let shared = Shared { queue, room, ending: Ending::Not, running, metrics, usual: Duration::ZERO };
         Self { shared: Mutex::new(shared), changed: Condvar::new() }
     }
 

@@ -227,4 +227,6 @@ pub struct Metrics {
     pub prefix_hits: u64,
     /// Jobs that did not.
     pub prefix_misses: u64,
+    /// Failed writes to the folder of prefix states.
+    pub prefix_write_failures: u64,
 }

@@ -83,11 +83,6 @@ impl Scheduler {
         self.fallback.as_deref()
     }
 
-    /// Returns why prefix states are no longer written to the folder, if they are not.
-    pub fn cache_failure(&self) -> Option<String> {
-        self.inbox.lock().cache_failure.clone()
-    }
-
     /// Rejects new jobs and finishes the others.
     pub fn drain(&self) {
         self.inbox.end(Ending::Draining);

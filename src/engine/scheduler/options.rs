@@ -2,7 +2,10 @@
 
 use std::path::PathBuf;
 
-use crate::engine::{SessionOptions, speculate::Speculate};
+use crate::{
+    Error,
+    engine::{SessionOptions, speculate::Speculate},
+};
 
 /// The options of a scheduler.
 #[derive(Clone, Debug)]
@@ -19,6 +22,8 @@ pub struct SchedulerOptions {
     pub cache_memory: Option<usize>,
     /// A folder in which prefix states survive restarts.
     pub cache_folder: Option<PathBuf>,
+    /// Called when writing to the folder fails; it is not written to any more.
+    pub cache_failed: fn(&Error),
     /// Whether to measure the read bandwidth at the start, for [`Metrics::read_limit`](super::Metrics::read_limit).
     pub measure: bool,
 }
@@ -26,6 +31,16 @@ pub struct SchedulerOptions {
 impl Default for SchedulerOptions {
     fn default() -> Self {
         let (session, speculate) = (SessionOptions::default(), Speculate::default());
-        Self { session, slots: 4, queue: 64, speculate, cache_memory: None, cache_folder: None, measure: false }
+        let (cache_memory, cache_folder) = (None, None);
+        Self {
+            session,
+            slots: 4,
+            queue: 64,
+            speculate,
+            cache_memory,
+            cache_folder,
+            cache_failed: |_| (),
+            measure: false,
+        }
     }
 }

@@ -55,6 +55,7 @@ pub(super) struct Worker<'w> {
     leaving: Vec<Running<'w>>,
     /// `None` if prefix states are disabled.
     prefixes: Option<Prefixes>,
+    cache_failed: fn(&Error),
     speculate: Speculate,
     pace: Pace,
     passes: u64,
@@ -78,7 +79,16 @@ impl<'w> Worker<'w> {
         inbox: &'w Inbox,
         options: SchedulerOptions,
     ) -> Result<Self> {
-        let SchedulerOptions { session: options, slots, speculate, cache_memory, cache_folder, measure, .. } = options;
+        let SchedulerOptions {
+            session: options,
+            slots,
+            speculate,
+            cache_memory,
+            cache_folder,
+            cache_failed,
+            measure,
+            ..
+        } = options;
         let mut session = Session::new(model, &options)?;
         let read_limit = measure.then(|| session.read_bandwidth(&AtomicBool::new(false))).transpose()?;
         let fallback = session.fallback().map(Error::to_string);
@@ -122,6 +132,7 @@ impl<'w> Worker<'w> {
             jobs,
             leaving,
             prefixes,
+            cache_failed,
             speculate,
             pace,
             passes: 0,
@@ -171,7 +182,8 @@ impl<'w> Worker<'w> {
     fn save_one(&mut self) -> bool {
         let Some(prefixes) = &mut self.prefixes else { return false };
         prefixes.save_one(&mut self.batch).unwrap_or_else(|e| {
-            self.inbox.lock().cache_failure = Some(e.to_string());
+            self.inbox.lock().metrics.prefix_write_failures += 1;
+            (self.cache_failed)(&e);
             prefixes.forget_folder();
             false
         })
