@@ -6,7 +6,7 @@ fn main() {
     println!("cargo::rerun-if-changed=c");
     println!("cargo::rerun-if-changed=include");
     let arch = env::var("CARGO_CFG_TARGET_ARCH").unwrap_or_default();
-    // -mevex512: Clang 18 to 21 may be set up without 512-bit vectors, as in `zig cc`.
+    // -mevex512: Clang 18 to 21 may have 512-bit vectors disabled, as in `zig cc`.
     const AVX512: [&str; 9] = [
         "-mevex512",
         "-mavx2",
@@ -26,7 +26,7 @@ fn main() {
         ("avxvnni", &["-mavx2", "-mfma", "-mf16c", "-mavxvnni"]),
         ("avx512vnni", &AVX512[..8]),
         ("avx512vbmi", &AVX512),
-        // GCC's first scheduling hoists loads until the sums of a tile no longer fit the registers.
+        // GCC's first scheduling pass hoists loads until the accumulators of a tile no longer fit the registers.
         ("neon", &["-fno-schedule-insns"]),
         ("neon_dotprod", &["-fno-schedule-insns", "-march=armv8.2-a+dotprod"]),
         ("neon_i8mm", &["-fno-schedule-insns", "-march=armv8.2-a+dotprod+i8mm"]),
@@ -37,8 +37,9 @@ fn main() {
         let flags = if arch == wanted { flags } else { &[] };
         let mut build = common.clone();
         build.file(format!("c/{file}.c"));
-        // No contraction: a product and a sum are fused only where the code says so, with every compiler. A table that
-        // the compiler cannot make is empty. It is asked here, one flag after the other, since all attempts go to one file.
+        // No contraction: products and sums are fused only where the code says so, with every compiler. If the compiler
+        // does not support an instruction set, its table is empty. Flags are tested one at a time, since all attempts
+        // write to the same file.
         for flag in ["-ffp-contract=off", "-fno-math-errno"].iter().chain(flags) {
             if common.is_flag_supported(flag).unwrap_or(false) {
                 build.flag(flag);

@@ -45,7 +45,7 @@ fn matmul(c: &mut Criterion, cpu: &mut Cpu) {
     ];
     for (dtype, bits) in types {
         for tokens in [1, 16, 256] {
-            let rows = 256; // they stay in the second-level cache: the kernel is measured, not the memory
+            let rows = 256; // they stay in L2, so that the kernel is measured instead of memory
             let weights = bytes(rows * HIDDEN / 32 * bits);
             let w = Weight { dtype, rows, cols: HIDDEN, bytes: &weights };
             let (x, mut out) = (values(tokens * HIDDEN), vec![0.0; tokens * rows]);

@@ -1,8 +1,8 @@
 /* The kernels of every Arm table: the bodies in vector/ on eight lanes, and products with quantized matrices. The file
  * that includes this may define
- *   HK_SDOT  the instructions that add to each 32-bit lane its four products of bytes are there
- *   HK_MMLA  besides, those that add to four lanes the products of two rows of eight bytes with two others
- * All of them give the same integers, and hence the same results bit for bit. */
+ *   HK_SDOT  if there are dot-product instructions: four products of bytes are added to each 32-bit lane
+ *   HK_MMLA  if there are matrix instructions too: two rows of eight bytes by two others, added to four lanes
+ * All of them compute the same integers, so the results are bit-identical. */
 #include <math.h>
 
 #include "half.h"
@@ -69,7 +69,7 @@ static uint32_t int8_rate(size_t rounds) {
     for (; rounds > 0; rounds--)
         for (int k = 0; k < HK_ROUND / RATE_MACS / CHAINS; k++) UNROLL
     for (int i = 0; i < CHAINS; i++) {
-        __asm__ volatile("" : "+w"(a)); /* each chain multiplies anew */
+        __asm__ volatile("" : "+w"(a)); /* each chain multiplies again */
         sum[i] = RATE_STEP(sum[i], w, a);
     }
     for (int i = 1; i < CHAINS; i++) sum[0] += sum[i];

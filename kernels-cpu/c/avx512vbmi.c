@@ -1,4 +1,4 @@
-/* As avx512vnni.c, and with the instruction of VBMI that looks up any byte in a table of 32. */
+/* avx512vnni.c with VBMI's byte look-up in tables of 32 and 64. */
 #if defined(__AVX512VNNI__) && defined(__AVX512VL__) && defined(__AVX512VBMI__)
 
 #define HK_DPBUSD _mm256_dpbusd_epi32

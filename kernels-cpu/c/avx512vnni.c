@@ -1,9 +1,9 @@
-/* AVX2, and of AVX-512 the 32 registers, the broadcast operands and VNNI; on 512 bits where that has more to do. */
+/* AVX2 with AVX-512's 32 registers, broadcast operands and VNNI; 512-bit vectors where they are faster. */
 #if defined(__AVX512VNNI__) && defined(__AVX512VL__)
 
 #define HK_DPBUSD _mm256_dpbusd_epi32
 #define HK_DPBUSD_WIDE _mm512_dpbusd_epi32
-#define TILE_TOKENS 6 /* and twice as many registers */
+#define TILE_TOKENS 6 /* there are twice as many registers */
 
 #include "x86.h"
 

@@ -1,4 +1,4 @@
-/* Products with matrices in ggml's order: eight rows at a time, with the sums of packed ones.
+/* Products with matrices in ggml's order: eight rows at a time, summed in the order of packed matrices.
  *
  * Requires: quant_arm-inl.h; HK_SDOT if the table has it. */
 #ifndef HYMBA_BLOCK_ARM_INL_H
@@ -28,7 +28,7 @@ HK_INLINE block_weights block_values(hk_type type, const uint8_t *block) {
     return (block_weights){vsubq_s8(code_values(type, lo), bias), vsubq_s8(code_values(type, hi), bias)};
 }
 
-/* four sums of products, which together are that of the block */
+/* four partial sums of a block's products */
 HK_INLINE int32x4_t dot_quads(block_weights w, const int8_t *q) {
     const int8x16_t lo = vld1q_s8(q), hi = vld1q_s8(q + 16);
 #ifdef HK_SDOT
@@ -41,7 +41,7 @@ HK_INLINE int32x4_t dot_quads(block_weights w, const int8_t *q) {
 #endif
 }
 
-/* up to eight rows, a row a lane; lanes without one repeat the last */
+/* up to eight rows, one per lane; unused lanes repeat the last */
 HK_INLINE void block_tile(hk_type type, const uint8_t *w, size_t rows, size_t cols, const hk_act *x, size_t t0,
                           size_t tokens, float *y, size_t y_stride, int accumulate) {
     const size_t blocks = cols / HK_BLOCK, size = type_bytes(type);

@@ -1,4 +1,4 @@
-/* Products with quantized matrices in ggml's order: eight rows at a time, with the sums of packed ones.
+/* Products with quantized matrices in ggml's order: eight rows at a time, summed in the order of packed matrices.
  *
  * Requires: quant_x86-inl.h; HK_DPBUSD if the table has it. */
 #ifndef HYMBA_BLOCK_X86_INL_H
@@ -28,8 +28,8 @@ HK_INLINE __m256i block_values(hk_type type, const uint8_t *block) {
     return zero_point(type) ? _mm256_sub_epi8(codes, _mm256_set1_epi8((char)zero_point(type))) : codes;
 }
 
-/* Sums of four neighbouring products. maddubs wants one side unsigned: |w| and the activation with w's sign.
- * |w| is at most 128 and |a| at most 127, so that a pair (2 * 128 * 127) fits 16 bits. */
+/* Sums of four adjacent products. maddubs needs one unsigned operand: |w|, with w's sign moved to the activation.
+ * |w| is at most 128 and |a| at most 127, so a pair (2 * 128 * 127) fits 16 bits. */
 HK_INLINE __m256i dot_quads(__m256i w, __m256i w_abs, const int8_t *q) {
     const __m256i a = _mm256_sign_epi8(_mm256_loadu_si256((const __m256i *)q), w);
 #ifdef HK_DPBUSD
@@ -46,7 +46,7 @@ HK_INLINE __m256i whole_sums(const __m256i x[8]) {
     return _mm256_add_epi32(_mm256_permute2x128_si256(a, b, 0x20), _mm256_permute2x128_si256(a, b, 0x31));
 }
 
-/* up to eight rows, a row a lane; lanes without one repeat the last */
+/* up to eight rows, one per lane; unused lanes repeat the last */
 HK_INLINE void block_tile(hk_type type, const uint8_t *w, size_t rows, size_t cols, const hk_act *x, size_t t0,
                           size_t tokens, float *y, size_t y_stride, int accumulate) {
     const size_t blocks = cols / HK_BLOCK, size = type_bytes(type);

@@ -4,8 +4,8 @@
 #ifndef HYMBA_GEMM_ARM_INL_H
 #define HYMBA_GEMM_ARM_INL_H
 
-/* `lanes` rows of a group by tokens t0 .. t0 + tokens. One token reads the matrix as one stream, which the CPU's own
- * prefetchers follow best when left alone; of more, the first tile has time to prefetch the group that follows. */
+/* `lanes` rows of a group by tokens t0 .. t0 + tokens. With one token the matrix is one stream, which hardware
+ * prefetchers follow best on their own; with more, the first tile has time to prefetch the next group. */
 HK_INLINE void gemm_tile(hk_type type, const uint8_t *w, size_t lanes, size_t cols, const hk_act *x, size_t t0,
                          size_t tokens, int prefetch, float *y, size_t y_stride, int accumulate) {
     const size_t blocks = cols / HK_BLOCK, size = type_bytes(type);

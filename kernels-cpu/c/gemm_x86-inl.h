@@ -1,11 +1,11 @@
-/* Matrix products (GEMM) with packed matrices: two groups of rows by some tokens are a tile, whose integer sums of a
- * block stay in registers.
+/* Matrix products (GEMM) with packed matrices: a tile is two groups of rows by some tokens. The integer sums of a block
+ * stay in registers.
  *
  * Requires: packed_x86-inl.h, and with HK_DPBUSD_WIDE packed_x86_512-inl.h; TILE_TOKENS. */
 #ifndef HYMBA_GEMM_X86_INL_H
 #define HYMBA_GEMM_X86_INL_H
 
-#define TILE_GROUPS 2            /* they share each broadcast activation */
+#define TILE_GROUPS 2            /* share each broadcast activation */
 #define ACT_L2_BYTES (128 << 10) /* bytes of activations that stay in L2 */
 #define TOKEN_BATCH 60           /* tokens: whole tiles of each kind */
 #ifdef HK_DPBUSD_WIDE
@@ -14,8 +14,8 @@ _Static_assert(TOKEN_BATCH % TILE_TOKENS_512 == 0, "a batch is of whole tiles");
 #endif
 _Static_assert(TOKEN_BATCH % TILE_TOKENS == 0, "a batch is of whole tiles");
 
-/* `groups` neighbouring groups of rows, `lanes` rows of the last, by tokens t0 .. t0 + tokens. The first tile
- * prefetches the groups that follow. */
+/* `groups` adjacent groups of rows, with `lanes` rows in the last one, by tokens t0 .. t0 + tokens. The first tile
+ * prefetches the next groups. */
 HK_INLINE void gemm_tile(hk_type type, const uint8_t *w, size_t groups, size_t lanes, size_t cols, const hk_act *x,
                          size_t t0, size_t tokens, float *y, size_t y_stride, int accumulate) {
     const size_t blocks = cols / HK_BLOCK, size = type_bytes(type);
@@ -85,7 +85,7 @@ HK_INLINE void gemm_groups(hk_type type, const uint8_t *w, size_t groups, size_t
 #undef GEMM_TILE
 }
 
-/* Tokens whose activations stay in L2 while they meet all rows of a call: whole tiles. */
+/* Tokens whose activations stay in L2 during a call, in whole tiles. */
 HK_INLINE size_t token_batch(size_t cols) {
     const size_t tokens = ACT_L2_BYTES / cols / TOKEN_BATCH * TOKEN_BATCH;
     return tokens > TOKEN_BATCH ? tokens : TOKEN_BATCH;

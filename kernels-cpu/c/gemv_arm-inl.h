@@ -1,5 +1,5 @@
-/* Products of few tokens (matrix-vector products, GEMV, and small batches): the matrix is read once, run after run,
- * which the CPU's own prefetchers follow. Of a single token that is `matmul`.
+/* Products of few tokens (matrix-vector products, GEMV, and small batches): the matrix is read once, one range after
+ * the other, which hardware prefetchers follow. For a single token this is `matmul`.
  *
  * Requires: packed_arm-inl.h, gemm_arm-inl.h, vector/float_matmul-inl.h. */
 #ifndef HYMBA_GEMV_ARM_INL_H
@@ -9,7 +9,7 @@
 HK_INLINE void gemv_tile(hk_type type, const uint8_t *w, size_t cols, size_t prefetch_distance, const hk_act *x,
                          size_t tokens, float *y, size_t y_stride, int accumulate) {
 #ifdef HK_SDOT
-    const size_t most = tokens; /* whose integer sums registers have room for */
+    const size_t most = tokens; /* as many as have their integer sums in registers */
 #else
     const size_t most = tokens > TILE_TOKENS ? (tokens + 1) / 2 : tokens;
 #endif
@@ -37,7 +37,7 @@ HK_INLINE void packed_gemv(hk_type type, const void *const w[HK_STREAMS], size_t
                       y_stride, accumulate);
 }
 
-/* Functions of their own for each type and number of tokens: the compiler allots registers better, and faster. */
+/* One function per type and number of tokens: better register allocation, and faster to compile. */
 #define GEMV(name, n)                                                                                         \
     static __attribute__((noinline)) void gemv_##name##_##n(                                                  \
         const void *const w[HK_STREAMS], size_t rows, size_t cols, size_t prefetch_distance, const hk_act *x, \

@@ -1,31 +1,31 @@
-/* Products of few tokens (matrix-vector products, GEMV, and small batches): memory is the limit, so that the matrix is
- * read once, at HK_STREAMS places, and prefetched at each. Where the integer sums of all tokens do not fit the
- * registers, a block is taken again from L1.
+/* Products of few tokens (matrix-vector products, GEMV, and small batches) are bandwidth-bound: the matrix is read
+ * once, as HK_STREAMS concurrent streams with software prefetch. If the integer sums of all tokens do not fit the
+ * registers, a block is reloaded from L1.
  *
  * Requires: packed_x86-inl.h, and with HK_DPBUSD_WIDE packed_x86_512-inl.h; float_matmul-inl.h. */
 #ifndef HYMBA_GEMV_X86_INL_H
 #define HYMBA_GEMV_X86_INL_H
 
-/* The lines of a block in each stream, `distance` bytes before they are used. */
+/* Prefetches the cache lines of a block in each stream, `distance` bytes ahead. */
 HK_INLINE void prefetch_blocks(const uint8_t *const w[], size_t streams, size_t distance, size_t size) {
-    OPT_BARRIER_SIZE(distance); /* or each stream has a second address */
+    OPT_BARRIER_SIZE(distance); /* prevents a second address register per stream */
     for (size_t g = 0; g < streams; g++)
         for (size_t i = 0; i < size; i += 64) prefetch_l1(w[g] + distance + i);
 }
 
-/* The block behind the one at p, `size` bytes on. */
+/* Returns the block after the one at p, which has `size` bytes. */
 HK_INLINE const uint8_t *next_block(const uint8_t *p, size_t size) {
     p += size;
-    OPT_BARRIER_SIZE(p); /* a register for each stream, or all are computed from one */
+    OPT_BARRIER_SIZE(p); /* one register per stream, instead of computing all from one */
     return p;
 }
 
-/* A group of rows in each of some streams by all tokens: both numbers are constant in each call. */
+/* A group of rows in each of some streams by all tokens: both counts are constant in each call. */
 HK_INLINE void gemv_tile(hk_type type, const uint8_t *const w[], size_t streams, size_t cols, size_t prefetch_distance,
                          const hk_act *x, size_t tokens, float *const y[], size_t y_stride, int accumulate) {
     const size_t size = type_bytes(type);
     const size_t most =
-        tokens > TILE_TOKENS ? (tokens + 1) / 2 : tokens; /* whose integer sums registers have room for */
+        tokens > TILE_TOKENS ? (tokens + 1) / 2 : tokens; /* as many as have their integer sums in registers */
     block_acts acts = acts_interleaved(x, tokens);
     const uint8_t *at[HK_STREAMS];
     vf sum[HK_STREAMS][TILE_SUMS];
@@ -37,7 +37,7 @@ HK_INLINE void gemv_tile(hk_type type, const uint8_t *const w[], size_t streams,
         prefetch_blocks(at, streams, prefetch_distance, size);
         block_dot(type, at, streams, acts, most, sum, 0);
         if (most < tokens) {
-            for (size_t g = 0; g < streams; g++) OPT_BARRIER_SIZE(at[g]); /* or what is unpacked goes through memory */
+            for (size_t g = 0; g < streams; g++) OPT_BARRIER_SIZE(at[g]); /* keeps unpacked weights in registers */
             block_dot(type, at, streams, acts_from(acts, most), tokens - most, sum, most);
         }
         for (size_t g = 0; g < streams; g++) at[g] = next_block(at[g], size);
@@ -89,7 +89,7 @@ HK_INLINE void gemv_rows(hk_type type, const uint8_t *const w[HK_STREAMS], size_
         return;
     }
 #endif
-    const size_t streams = tokens <= 2 ? 4 : 2; /* as many integer sums as registers have room for */
+    const size_t streams = tokens <= 2 ? 4 : 2; /* limited by the registers for integer sums */
 #pragma GCC unroll 1
     for (size_t g = 0; g < HK_STREAMS; g += streams)
         gemv_tile(type, w + g, streams, cols, prefetch_distance, x, tokens, y + g, y_stride, accumulate);
@@ -108,7 +108,7 @@ HK_INLINE void packed_gemv(hk_type type, const void *const w[HK_STREAMS], size_t
     }
 }
 
-/* Functions of their own for each type and number of tokens: the compiler allots registers better, and faster. */
+/* One function per type and number of tokens: better register allocation, and faster to compile. */
 #define GEMV(name, n)                                                                                         \
     static __attribute__((noinline)) void gemv_##name##_##n(                                                  \
         const void *const w[HK_STREAMS], size_t rows, size_t cols, size_t prefetch_distance, const hk_act *x, \
@@ -136,7 +136,7 @@ static void gemv(hk_type type, const void *const w[HK_STREAMS], size_t rows, siz
         AS(float_gemv, HK_F16)
         AS(float_gemv, HK_BF16)
         HK_QUANTIZED_TYPES(PACKED, _)
-    default: break; /* blocks row after row: arithmetic, not memory, is their limit */
+    default: break; /* blocks in ggml's order are compute-bound */
     }
 #undef AS
 #undef PACKED

@@ -1,4 +1,4 @@
-/* Advanced SIMD with the instructions that multiply and add four bytes. */
+/* Advanced SIMD with dot-product instructions (FEAT_DotProd). */
 #if defined(__ARM_FEATURE_DOTPROD) && defined(__AARCH64EL__)
 
 #define HK_SDOT

@@ -1,4 +1,4 @@
-/* Advanced SIMD with those, and the ones that multiply two rows of eight bytes by two others. */
+/* Advanced SIMD with dot-product and matrix instructions (FEAT_DotProd, FEAT_I8MM). */
 #if defined(__ARM_FEATURE_MATMUL_INT8) && defined(__ARM_FEATURE_DOTPROD) && defined(__AARCH64EL__)
 
 #define HK_SDOT

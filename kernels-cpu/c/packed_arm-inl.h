@@ -1,17 +1,17 @@
-/* Blocks of eight interleaved rows: a lane is a row, so that nothing is summed across rows and eight scales come with
- * one load. Each pair of row and token is summed block after block in the same order, whatever the tile.
+/* Blocks of eight interleaved rows: one row per lane, so there are no horizontal sums and one load gets eight scales.
+ * Each pair of row and token is summed block by block in the same order, regardless of the tile.
  *
  * Requires: simd_neon.h, types.h, quant_arm-inl.h; HK_SDOT and HK_MMLA if the table has them. */
 #ifndef HYMBA_PACKED_ARM_INL_H
 #define HYMBA_PACKED_ARM_INL_H
 
-/* of a tile: the integer sums of a block, and those of all blocks, stay in registers */
+/* per tile: the integer sums of a block and the float sums of all blocks stay in registers */
 #ifdef HK_MMLA
 #define TILE_TOKENS 6
 #else
 #define TILE_TOKENS 4
 #endif
-#define TILE_SUMS 8 /* tokens of a tile at most */
+#define TILE_SUMS 8 /* maximum number of tokens per tile */
 
 /* The activations of a block of 32 columns: columns 4c .. 4c+3 of token t are at q + t * token + c * column, its scale
  * and offset at t * stride. */
@@ -33,13 +33,13 @@ HK_INLINE block_acts acts_interleaved(const hk_act *x, size_t tokens) {
     return (block_acts){x->q, x->d, x->offset, 4, 4 * tokens, 1};
 }
 
-/* Tokens t .. of them. */
+/* The tokens from t on. */
 HK_INLINE block_acts acts_from(block_acts x, size_t t) {
     x.q += t * x.token, x.d += t * x.stride, x.offset += t * x.stride;
     return x;
 }
 
-/* What holds the weights of columns 4c .. 4c+3, of the first four rows or (half 1) the last: four bytes a row. */
+/* The codes of columns 4c .. 4c+3 of the first four rows, or (half 1) of the last four: four bytes per row. */
 HK_INLINE uint8x16_t packed_bytes(hk_type type, const uint8_t *block, size_t c, size_t half) {
     const uint8_t *chunks = block + HK_LANES * head_bytes(type) + 16 * half;
     const uint8x16_t bytes = vld1q_u8(chunks + 32 * (code_bits(type) == 8 ? c : c % 4));
@@ -48,18 +48,18 @@ HK_INLINE uint8x16_t packed_bytes(hk_type type, const uint8_t *block, size_t c, 
     return vorrq_u8(nibbles(bytes, c), vandq_u8(set, vdupq_n_u8(16)));
 }
 
-/* Those weights as signed bytes, in the same places; too large by code_zero_point. */
+/* The same weights as signed bytes; too large by code_zero_point. */
 HK_INLINE int8x16_t packed_weights(hk_type type, uint8x16_t bytes, size_t c) {
     if (code_bits(type) == 8) return vreinterpretq_s8_u8(bytes);
     return code_values(type, has_fifth(type) ? bytes : nibbles(bytes, c));
 }
 
-/* what is missing from every row's sum of these weights; `offset` is what -8 adds to each of them */
+/* zero-point correction of every row's sum; `offset` is that for a zero point of 8 */
 HK_INLINE int32x4_t packed_begin(hk_type type, int32_t offset) {
     return vdupq_n_s32(offset * (code_zero_point(type) / 8));
 }
 
-/* the two columns of a nibble's byte one after the other */
+/* the two columns of a byte's nibbles, one after the other */
 HK_INLINE size_t packed_column(size_t i) { return i / 2 + i % 2 * 4; }
 
 /* ---- the sums of a block: eight rows, some tokens ---- */
@@ -67,7 +67,7 @@ HK_INLINE size_t packed_column(size_t i) { return i / 2 + i % 2 * 4; }
 #ifdef HK_SDOT
 
 HK_INLINE int32x4_t dot_lane(int32x4_t sum, int8x16_t w, int8x16_t a, size_t lane) {
-    switch (lane) { /* the instruction holds it */
+    switch (lane) { /* an immediate operand */
     case 0: return vdotq_laneq_s32(sum, w, a, 0);
     case 1: return vdotq_laneq_s32(sum, w, a, 1);
     case 2: return vdotq_laneq_s32(sum, w, a, 2);
@@ -107,10 +107,8 @@ typedef struct packed_sums {
     int32x4_t wide[4];
 } packed_sums;
 
-/* Eight products of these weights with activations fit 16 bits. */
-HK_INLINE int packed_narrow(hk_type type) {
-    return zero_point(type) != 128; /* those of five bits: 8 * 31 * 127 < 2^15 */
-}
+/* Whether sums of eight products with activations fit 16 bits. */
+HK_INLINE int packed_narrow(hk_type type) { return zero_point(type) != 128; /* 5-bit codes: 8 * 31 * 127 < 2^15 */ }
 
 /* The sums of a block's products with some tokens, a constant number. */
 HK_INLINE void block_dot(hk_type type, const uint8_t *block, block_acts x, size_t tokens, block_sums *dot) {
@@ -170,8 +168,8 @@ HK_INLINE int8x16_t two_tokens(block_acts x, size_t t, size_t k) {
     return vreinterpretq_s8_s32(vcombine_s32(vzip1_s32(a, b), vzip2_s32(a, b)));
 }
 
-/* block_dot of pairs of tokens: two of them and two rows give four sums at once. An odd last token, which interleaved
- * ones may be, is paired with what lies behind it. */
+/* block_dot for pairs of tokens: two tokens and two rows give four sums at once. An odd last token, which is possible
+ * when interleaved, is paired with the slack after it. */
 HK_INLINE void block_dot_pairs(hk_type type, const uint8_t *block, block_acts x, size_t tokens, block_sums *dot) {
     int32x4_t sum[(TILE_SUMS + 1) / 2][4];
     for (size_t t = 0; t < tokens; t += 2) {
@@ -181,7 +179,7 @@ HK_INLINE void block_dot_pairs(hk_type type, const uint8_t *block, block_acts x,
     }
     UNROLL
     for (size_t i = 0; i < 4; i++) {
-        const size_t k = i / 2 + i % 2 * 2; /* both columns of a nibble's byte one after the other */
+        const size_t k = i / 2 + i % 2 * 2; /* both columns of a byte's nibbles, one after the other */
         int8x16_t w[4];
         for (size_t pair = 0; pair < 4; pair++) w[pair] = two_rows(type, block, k, pair);
         for (size_t t = 0; t < tokens; t += 2) {

@@ -1,19 +1,19 @@
-/* Blocks of eight interleaved rows: a lane is a row, so that nothing is summed across lanes and eight scales come with
- * one load. An activation's four columns are broadcast to all rows. Each pair of row and token is summed block after
- * block in the same order, whatever the tile.
+/* Blocks of eight interleaved rows: one row per lane, so there are no horizontal sums and one load gets eight scales.
+ * Four columns of activations are broadcast to all rows. Each pair of row and token is summed block by block in the
+ * same order, regardless of the tile.
  *
  * Requires: simd_avx2.h, types.h, quant_x86-inl.h; HK_DPBUSD and HK_LOOKUP32 if the table has them. */
 #ifndef HYMBA_PACKED_X86_INL_H
 #define HYMBA_PACKED_X86_INL_H
 
-#define TILE_SUMS 8 /* tokens of a tile at most */
+#define TILE_SUMS 8 /* maximum number of tokens per tile */
 
-/* Whether the kernels hold the type's weights as signed bytes, which fit no other; else they are larger by the zero
- * point. */
+/* Whether the kernels process the type's weights as signed bytes (they do not fit otherwise); if not, the zero point
+ * is added. */
 HK_INLINE int packed_signed(hk_type type) {
 #ifdef HK_DPBUSD
     (void)type;
-    return 0; /* it wants them unsigned */
+    return 0; /* dpbusd needs unsigned weights */
 #else
     return zero_point(type) == 128;
 #endif
@@ -21,15 +21,15 @@ HK_INLINE int packed_signed(hk_type type) {
 
 HK_INLINE int packed_zero_point(hk_type type) { return packed_signed(type) ? 0 : zero_point(type); }
 
-/* a table of 16 signed levels, as the kernels hold weights */
+/* a table of 16 signed levels, in the form that the kernels use */
 HK_INLINE __m256i packed_table(hk_type type, const int8_t *levels) {
     return _mm256_add_epi8(table16(levels), _mm256_set1_epi8((char)packed_zero_point(type)));
 }
 
-/* what the low four bits of each byte stand for in a table that is there twice */
+/* looks up the low four bits of each byte in a table that is duplicated in both halves */
 HK_INLINE __m256i packed_lookup(__m256i table, __m256i low) {
 #ifdef HK_LOOKUP32
-    return HK_LOOKUP32(low, table); /* of five bits */
+    return HK_LOOKUP32(low, table); /* five bits */
 #else
     return _mm256_shuffle_epi8(table, _mm256_and_si256(low, _mm256_set1_epi8(15)));
 #endif
@@ -52,7 +52,7 @@ HK_INLINE __m256i packed_weights(hk_type type, const uint8_t *block, size_t c) {
     return _mm256_or_si256(codes, _mm256_and_si256(fifth, _mm256_set1_epi8(16)));
 }
 
-/* The sum of a block's products, for each row: begin, eight steps, end. `offset` is what -8 adds to every weight. */
+/* The sum of a block's products for each row: begin, eight steps, end. `offset`: the correction for zero point 8. */
 
 HK_INLINE __m256i zero_point_correction(hk_type type, int32_t offset) { /* for every row */
     switch (packed_zero_point(type)) {
@@ -78,7 +78,7 @@ HK_INLINE __m256i packed_end(hk_type type, __m256i sum, int32_t offset) {
 
 #else
 
-/* Do eight pairs of products fit 16 bits? Those of 4-bit codes stay below 8 * 2 * 15 * 127 < 2^15. */
+/* Whether eight pairs of products fit 16 bits: those of 4-bit codes are below 8 * 2 * 15 * 127 < 2^15. */
 HK_INLINE int packed_narrow(hk_type type) { return code_bits(type) == 4 && !has_fifth(type) && !type_levels(type); }
 
 HK_INLINE __m256i packed_begin(hk_type type, int32_t offset) {
@@ -119,7 +119,7 @@ HK_INLINE block_acts acts_interleaved(const hk_act *x, size_t tokens) {
     return (block_acts){x->q, x->d, x->offset, 4, 4 * tokens, 1};
 }
 
-/* Tokens t .. of them. */
+/* The tokens from t on. */
 HK_INLINE block_acts acts_from(block_acts x, size_t t) {
     x.q += t * x.token, x.d += t * x.stride, x.offset += t * x.stride;
     return x;
@@ -131,7 +131,7 @@ HK_INLINE int32_t four_columns(const block_acts *x, size_t t, size_t c) {
     return four;
 }
 
-/* Adds the products of a block of some groups of rows with some tokens to sums `t0` ..: both numbers are constant in
+/* Adds the products of a block of some groups of rows with some tokens to sums `t0` ..: both counts are constant in
  * each call. */
 HK_INLINE void block_dot(hk_type type, const uint8_t *const w[], size_t groups, block_acts x, size_t tokens,
                          vf sum[][TILE_SUMS], size_t t0) {
@@ -140,14 +140,14 @@ HK_INLINE void block_dot(hk_type type, const uint8_t *const w[], size_t groups, 
         for (size_t g = 0; g < groups; g++) dot[g][t] = packed_begin(type, x.offset[t * x.stride]);
 #pragma GCC unroll 8
     for (size_t i = 0; i < 8; i++) {
-        const size_t c = i / 2 + i % 2 * 4; /* the two columns of a nibble's byte one after the other */
+        const size_t c = i / 2 + i % 2 * 4; /* the two columns of a byte's nibbles, one after the other */
         __m256i v[HK_STREAMS];
         for (size_t g = 0; g < groups; g++) v[g] = packed_weights(type, w[g], c);
         for (size_t t = 0; t < tokens; t++) {
             const __m256i a = _mm256_set1_epi32(four_columns(&x, t, c));
             for (size_t g = 0; g < groups; g++) {
                 dot[g][t] = packed_step(type, dot[g][t], v[g], a);
-                OPT_BARRIER(dot[g][t]); /* or the compiler adds in another order, with more sums than registers */
+                OPT_BARRIER(dot[g][t]); /* keeps the order of sums, which otherwise exceed the registers */
             }
         }
     }

@@ -1,10 +1,10 @@
-/* The same for two groups of rows side by side in a register of 512 bits: the same sums.
+/* packed_x86-inl.h for two groups of rows in a 512-bit register, with the same sums.
  *
  * Requires: packed_x86-inl.h; HK_DPBUSD_WIDE, and HK_LOOKUP64 if the table has it. */
 #ifndef HYMBA_PACKED_X86_512_INL_H
 #define HYMBA_PACKED_X86_512_INL_H
 
-#define WIDE_SUMS 12 /* tokens of a tile at most */
+#define WIDE_SUMS 12 /* maximum number of tokens per tile */
 
 HK_INLINE __m512i wide_pair(__m256i low, __m256i high) {
     return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
@@ -17,13 +17,13 @@ HK_INLINE __m512i wide_load(const uint8_t *a, const uint8_t *b) {
 HK_INLINE __m512i wide_lookup(hk_type type, const int8_t *levels, __m512i low) {
     const __m512i table = wide_pair(packed_table(type, levels), packed_table(type, levels));
 #ifdef HK_LOOKUP64
-    return HK_LOOKUP64(low, table); /* of six bits, in a table that is there four times */
+    return HK_LOOKUP64(low, table); /* six bits, in a table that is repeated four times */
 #else
     return _mm512_shuffle_epi8(table, _mm512_and_si512(low, _mm512_set1_epi8(15)));
 #endif
 }
 
-/* `packed_weights` of two groups */
+/* `packed_weights` for two groups */
 HK_INLINE __m512i wide_weights(hk_type type, const uint8_t *a, const uint8_t *b, size_t c) {
     const size_t head = HK_LANES * head_bytes(type), at = head + 32 * (code_bits(type) == 8 ? c : c % 4);
     const __m512i both = wide_load(a + at, b + at);
@@ -53,7 +53,7 @@ HK_INLINE void wide_block_dot(hk_type type, const uint8_t *const w[], size_t pai
         for (size_t p = 0; p < pairs; p++) v[p] = wide_weights(type, w[2 * p], w[2 * p + 1], c);
         for (size_t t = 0; t < tokens; t++) {
             __m512i a = _mm512_set1_epi32(four_columns(&x, t, c));
-            if (pairs > 1) OPT_BARRIER(a); /* loaded once; of a single pair it is the instruction's operand */
+            if (pairs > 1) OPT_BARRIER(a); /* loaded once; with a single pair it is a memory operand */
             for (size_t p = 0; p < pairs; p++) {
                 dot[p][t] = HK_DPBUSD_WIDE(dot[p][t], v[p], a);
                 OPT_BARRIER(dot[p][t]);

@@ -26,15 +26,15 @@ static void quantize(const float *x, size_t n, int8_t *q, float *d, int32_t *off
     }
 }
 
-/* A vector of eight rows' sums of a block, for one token. */
+/* The sums of a block for eight rows and one token. */
 typedef struct block_sums {
     int32x4_t lo, hi;
 } block_sums;
 
-/* eight scales, one behind the other */
+/* eight consecutive scales */
 HK_INLINE vf load_scales(hk_type type, const uint8_t *p) {
     if (scale_bytes(type) == 2) return vf_load_f16(p);
-    /* half of 2^(e-127), whose bits are those of e but for e = 0: 2^-127 is a fraction without exponent */
+    /* half of 2^(e-127), whose exponent bits are e, except for e = 0: 2^-127 is subnormal */
     const uint16x8_t e = vmovl_u8(vld1_u8(p));
     const uint32x4_t least = vdupq_n_u32(1 << 22);
     const uint32x4_t lo = vmaxq_u32(vshlq_n_u32(vmovl_u16(vget_low_u16(e)), 23), least);
@@ -42,24 +42,24 @@ HK_INLINE vf load_scales(hk_type type, const uint8_t *p) {
     return vf_mul(vf_of(vreinterpretq_f32_u32(lo), vreinterpretq_f32_u32(hi)), vf_set1(0.5f));
 }
 
-/* sum + whole * scale * d + min * d * (sum of the activations): the one order in which every table adds blocks */
+/* sum + whole * scale * d + min * d * (sum of the activations): all tables add blocks in this order */
 HK_INLINE vf add_block(hk_type type, vf sum, block_sums whole, vf scale, const uint8_t *mins, float d, int32_t offset) {
     sum = vf_fma(vf_of(vcvtq_f32_s32(whole.lo), vcvtq_f32_s32(whole.hi)), vf_mul(scale, vf_set1(d)), sum);
     return has_min(type) ? vf_fma(vf_load_f16(mins), vf_set1(act_sum(d, offset)), sum) : sum;
 }
 
-/* the four bits of each byte that hold column c of a packed chunk, or half c / 4 of a row */
+/* the nibbles with column c of a packed chunk, or with half c / 4 of a row */
 HK_INLINE uint8x16_t nibbles(uint8x16_t bytes, size_t c) {
     return c < 4 ? vandq_u8(bytes, vdupq_n_u8(15)) : vshrq_n_u8(bytes, 4);
 }
 
-/* codes of 4 bits, or more if they have them, as signed bytes; without a table, too large by the zero point */
+/* codes of 4 or 5 bits as signed bytes; without a table of levels, the zero point is included */
 HK_INLINE int8x16_t code_values(hk_type type, uint8x16_t codes) {
     if (type_levels(type)) return vqtbl1q_s8(vld1q_s8(type_levels(type)), codes);
     return vreinterpretq_s8_u8(codes);
 }
 
-/* how much they are too large */
+/* the zero point that is included */
 HK_INLINE int code_zero_point(hk_type type) { return code_bits(type) == 8 || type_levels(type) ? 0 : zero_point(type); }
 
 /* y = or += sum, `lanes` values of it */

@@ -1,5 +1,5 @@
-/* The plain reference of every kernel: what each one means, without a thought for speed. It runs on any CPU, and the
- * tests hold the others against it. */
+/* The reference implementation of every kernel, written for clarity instead of speed. It runs on any CPU, and tests
+ * compare the other tables with it. */
 #include <math.h>
 
 #include "half.h"
@@ -40,7 +40,7 @@ typedef struct block {
     int8_t q[HK_BLOCK];
 } block;
 
-/* That of row `lane` of `lanes` interleaved ones; in ggml's order of the only one. */
+/* The block of row `lane` of `lanes` interleaved ones; `lanes` is 1 in ggml's order. */
 static block load_block(hk_type type, const uint8_t *w, size_t lanes, size_t lane) {
     const int8_t *levels = type_levels(type);
     block b = {.m = 0};
@@ -186,8 +186,8 @@ static float score(const hk_kv_sequence *kv, const float *q, const void *k, floa
     return s * scale;
 }
 
-/* Online softmax: `max` becomes the maximum of itself and `tile_max`; the scales that the sums so far, and the tile's,
- * take. */
+/* Online softmax: updates `max` with `tile_max`, and computes the factors that rescale the previous sums and the
+ * tile's. */
 static void online_softmax_rescale(float *max, float tile_max, float *old_scale, float *new_scale) {
     const float before = *max;
     *max = tile_max > before ? tile_max : before;
@@ -195,14 +195,14 @@ static void online_softmax_rescale(float *max, float tile_max, float *old_scale,
     *new_scale = tile_max == *max ? 1 : expf(tile_max - *max);
 }
 
-/* A query of one KV head and its answer so far: the sum of exp(score - max) * V, still to be divided by `sum`. */
+/* A query of one KV head and its accumulated output: the sum of exp(score - max) * V, still to be divided by `sum`. */
 typedef struct query {
     const float *q;
     size_t head;
     float scale, max, sum, *out;
 } query;
 
-/* Adds a tile, of which the query sees some lanes. */
+/* Adds a tile, of which some lanes are visible to the query. */
 static void attend_tile(const hk_kv_sequence *kv, kv_tile tile, lane_range seen, query *s) {
     float weights[HK_TILE_ROWS], tile_max = -INFINITY, total = 0, old_scale, new_scale;
     const void *values[HK_TILE_ROWS];

@@ -1,4 +1,4 @@
-/* Eight floats at a time with AVX2, FMA and F16C: the vocabulary that the bodies in vector/ are written in. */
+/* Vectors of eight floats with AVX2, FMA and F16C: the primitives that the bodies in vector/ use. */
 #ifndef HYMBA_SIMD_H
 #define HYMBA_SIMD_H
 
@@ -9,25 +9,25 @@
 
 #include "hymba_kernels.h"
 
-/* Bodies are instantiated with constant sizes: without inlining their sums would live in memory. */
+/* Bodies are instantiated with constant sizes: without inlining, their accumulators would be in memory. */
 #define HK_INLINE static inline __attribute__((always_inline))
 
-/* Optimization barriers: the compiler cannot see through a vector, or a size or pointer, whose value is in a register.
+/* Optimization barriers: force a vector, or a size or pointer, into a register and hide its value from the compiler.
  */
 #ifndef OPT_BARRIER
 #define OPT_BARRIER(x) __asm__ volatile("" : "+v"(x))
 #endif
 #define OPT_BARRIER_SIZE(x) __asm__ volatile("" : "+r"(x))
 
-/* Prefetches lines that are needed in some microseconds into L2. */
+/* Prefetches lines that are needed some microseconds later into L2. */
 HK_INLINE void prefetch_l2(const void *p, size_t bytes) {
     for (size_t i = 0; i < bytes; i += 64) _mm_prefetch((const char *)p + i, _MM_HINT_T1);
 }
 
-/* Prefetches a line that is needed at once into L1. */
+/* Prefetches a line that is needed immediately into L1. */
 HK_INLINE void prefetch_l1(const void *p) { _mm_prefetch((const char *)p, _MM_HINT_T0); }
 
-/* Prefetches a line that is written soon; a CPU that cannot does nothing. */
+/* Prefetches a line for writing; a no-op on CPUs without support. */
 HK_INLINE void prefetch_write(const void *p) { __asm__ volatile("prefetchw %0" : : "m"(*(const char *)p)); }
 
 #define VF_LANES 8
@@ -47,14 +47,14 @@ HK_INLINE vf vf_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }   /* 
 HK_INLINE vf vf_fnma(vf a, vf b, vf c) { return _mm256_fnmadd_ps(a, b, c); } /* c - a*b */
 HK_INLINE vf vf_abs(vf x) { return _mm256_andnot_ps(vf_set1(-0.0f), x); }
 
-/* the first n < 8 lanes; the others are zero, and memory behind is not touched */
+/* the first n < 8 lanes; the others are zero, and no memory beyond them is read */
 HK_INLINE __m256i vf_mask(size_t n) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
 HK_INLINE vf vf_load_n(const float *p, size_t n) { return _mm256_maskload_ps(p, vf_mask(n)); }
 HK_INLINE void vf_store_n(float *p, size_t n, vf x) { _mm256_maskstore_ps(p, vf_mask(n), x); }
 
-/* the last n < 8 lanes of x; the others are zero */
+/* the last n < 8 lanes of x, other lanes zero */
 HK_INLINE vf vf_last(vf x, size_t n) { return _mm256_andnot_ps(_mm256_castsi256_ps(vf_mask(VF_LANES - n)), x); }
 
 HK_INLINE vf vf_load_f16(const void *p) { return _mm256_cvtph_ps(_mm_loadu_si128(p)); }
@@ -78,13 +78,13 @@ HK_INLINE float vf_reduce_sum(vf x) {
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
 }
-HK_INLINE float vf_reduce_max(vf x) { /* the greatest lane */
+HK_INLINE float vf_reduce_max(vf x) { /* the largest lane */
     __m128 s = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
     s = _mm_max_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
 }
 
-/* x * 2^k, k the low bits of t's as a whole number; x and the answer are of ordinary size */
+/* x * 2^k with the integer k in the low bits of t; x and the result are normal numbers */
 HK_INLINE vf vf_ldexp(vf x, vf t) {
     return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), _mm256_slli_epi32(_mm256_castps_si256(t), 23)));
 }
@@ -100,7 +100,7 @@ HK_INLINE vf vf_sums_of_pairs(const vf pair[4]) {
     return vf_add(_mm256_permute2f128_ps(quad[0], quad[1], 0x20), _mm256_permute2f128_ps(quad[0], quad[1], 0x31));
 }
 
-/* rows to columns, 8 by 8 */
+/* transposes 8 by 8 */
 HK_INLINE void vf_transpose(vf r[8]) {
     vf a[8], b[8];
     for (int i = 0; i < 8; i += 2) {

@@ -1,6 +1,6 @@
-/* Eight floats at a time with Advanced SIMD, in two registers: the vocabulary that the bodies in vector/ are written
- * in. Every operation gives the bits that the one in simd_avx2.h gives, but for NaNs: here a minimum or maximum with
- * one is one. */
+/* Vectors of eight floats with Advanced SIMD, in two registers: the primitives that the bodies in vector/ use. Every
+ * operation has the same bits as in simd_avx2.h, except for NaNs: here a minimum or maximum with a NaN is a NaN.
+ */
 #ifndef HYMBA_SIMD_H
 #define HYMBA_SIMD_H
 
@@ -11,25 +11,25 @@
 
 #include "hymba_kernels.h"
 
-/* Bodies are instantiated with constant sizes: without inlining their sums would live in memory. */
+/* Bodies are instantiated with constant sizes: without inlining, their accumulators would be in memory. */
 #define HK_INLINE static inline __attribute__((always_inline))
 
-/* all rounds of the loop that follows, one after the other */
+/* fully unrolls the next loop */
 #ifdef __clang__
 #define UNROLL _Pragma("clang loop unroll(full)")
 #else
 #define UNROLL _Pragma("GCC unroll 16")
 #endif
 
-/* Prefetches lines that are needed in some microseconds into L2. */
+/* Prefetches lines that are needed some microseconds later into L2. */
 HK_INLINE void prefetch_l2(const void *p, size_t bytes) {
     for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch((const char *)p + i, 0, 2);
 }
 
-/* Prefetches a line that is needed at once into L1. */
+/* Prefetches a line that is needed immediately into L1. */
 HK_INLINE void prefetch_l1(const void *p) { __builtin_prefetch(p); }
 
-/* keeps the compiler from seeing through a vector */
+/* optimization barrier: hides a vector's value from the compiler */
 #define OPT_BARRIER(x) __asm__ volatile("" : "+w"((x).lo), "+w"((x).hi))
 
 #define VF_LANES 8
@@ -56,7 +56,7 @@ HK_INLINE vf vf_fnma(vf a, vf b, vf c) { /* c - a*b */
 }
 HK_INLINE vf vf_abs(vf x) { return vf_of(vabsq_f32(x.lo), vabsq_f32(x.hi)); }
 
-/* the first n <= 4 lanes; the others are zero, and memory behind is not touched */
+/* the first n <= 4 lanes; the others are zero, and no memory beyond them is read */
 HK_INLINE float32x4_t quarter_load(const float *p, size_t n) {
     float32x4_t x = vdupq_n_f32(0);
     if (n >= 4) return vld1q_f32(p);
@@ -84,7 +84,7 @@ HK_INLINE void vf_store_n(float *p, size_t n, vf x) {
     if (n > 4) quarter_store(p + 4, n - 4, x.hi);
 }
 
-/* the last n < 8 lanes of x; the others are zero */
+/* the last n < 8 lanes of x, other lanes zero */
 HK_INLINE vf vf_last(vf x, size_t n) {
     static const uint32_t lanes[VF_LANES] = {0, 1, 2, 3, 4, 5, 6, 7};
     const uint32x4_t first = vdupq_n_u32((uint32_t)(VF_LANES - n));
@@ -121,12 +121,12 @@ HK_INLINE float vf_reduce_sum(vf x) {
     const float32x4_t quad = vaddq_f32(x.lo, x.hi);
     return vpadds_f32(vadd_f32(vget_low_f32(quad), vget_high_f32(quad)));
 }
-HK_INLINE float vf_reduce_max(vf x) { return vmaxvq_f32(vmaxq_f32(x.lo, x.hi)); } /* the greatest lane */
+HK_INLINE float vf_reduce_max(vf x) { return vmaxvq_f32(vmaxq_f32(x.lo, x.hi)); } /* the largest lane */
 
 HK_INLINE float32x4_t quarter_ldexp(float32x4_t x, float32x4_t t) {
     return vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(x), vshlq_n_s32(vreinterpretq_s32_f32(t), 23)));
 }
-/* x * 2^k, k the low bits of t's as a whole number; x and the answer are of ordinary size */
+/* x * 2^k with the integer k in the low bits of t; x and the result are normal numbers */
 HK_INLINE vf vf_ldexp(vf x, vf t) { return vf_of(quarter_ldexp(x.lo, t.lo), quarter_ldexp(x.hi, t.hi)); }
 
 /* the lower halves of two, and the upper ones */
@@ -157,7 +157,7 @@ HK_INLINE void quarter_transpose(float32x4_t *a, float32x4_t *b, float32x4_t *c,
     *a = low_halves(ab_lo, cd_lo), *b = low_halves(ab_hi, cd_hi);
     *c = high_halves(ab_lo, cd_lo), *d = high_halves(ab_hi, cd_hi);
 }
-/* rows to columns, 8 by 8 */
+/* transposes 8 by 8 */
 HK_INLINE void vf_transpose(vf r[8]) {
     for (int i = 0; i < 8; i += 4) {
         quarter_transpose(&r[i].lo, &r[i + 1].lo, &r[i + 2].lo, &r[i + 3].lo);

@@ -1,10 +1,10 @@
-/* What the table of quantized types says, as functions: with a constant type they are constants. */
+/* The table of quantized types as functions, which are constants for a constant type. */
 #ifndef HYMBA_TYPES_H
 #define HYMBA_TYPES_H
 
 #include "hymba_kernels.h"
 
-#define HK_LANES 8 /* rows that are interleaved in packed matrices */
+#define HK_LANES 8 /* interleaved rows in packed matrices */
 
 static inline int is_packed(hk_type type) { return (type & HK_X8) != 0; }
 
@@ -28,13 +28,13 @@ static inline hk_type plain_type(hk_type type) { return (hk_type)(type & ~HK_X8)
 #define ZERO_POINT(_, name, id, scale, min, fifth, bits, zero, levels) \
     case HK_##name: return zero;
 
-/* bytes of a block's scale: a half float, or the exponent alone */
+/* size of a block's scale in bytes: a half float, or only the exponent */
 TYPE_FACT(size_t, scale_bytes, SCALE_BYTES)
 /* whether a value is d * level + m, m a half float */
 TYPE_FACT(int, has_min, HAS_MIN)
 TYPE_FACT(int, has_fifth, HAS_FIFTH)
 TYPE_FACT(size_t, code_bits, CODE_BITS)
-/* what makes every level unsigned */
+/* makes every level unsigned when added */
 TYPE_FACT(int, zero_point, ZERO_POINT)
 
 #define LEVELS(_, name, id, scale, min, fifth, bits, zero, levels) \
@@ -45,18 +45,18 @@ static const int8_t IQ4_NL_LEVELS[16] = HK_IQ4_NL_LEVELS;
 static const int8_t MXFP4_LEVELS[16] = HK_MXFP4_LEVELS;
 TYPE_FACT(const int8_t *, type_levels, LEVELS)
 
-/* what is before the codes: of one row */
+/* size of everything before the codes, for one row */
 static inline size_t head_bytes(hk_type type) {
     return scale_bytes(type) + (has_min(type) ? 2 : 0) + (has_fifth(type) ? 4 : 0);
 }
 
-/* bytes of a block, in packed matrices of all eight rows' */
+/* size of a block in bytes; in packed matrices of all eight rows */
 static inline size_t type_bytes(hk_type type) {
     const size_t one = head_bytes(type) + HK_BLOCK * code_bits(type) / 8;
     return is_packed(type) ? HK_LANES * one : one;
 }
 
-/* what the minimum of a block's weights is multiplied with: the sum of its activations */
+/* the sum of a block's activations, by which the minimum of its weights is multiplied */
 static inline float act_sum(float d, int32_t offset) { return (float)offset * -0.125f * d; }
 
 #endif

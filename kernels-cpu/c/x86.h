@@ -1,7 +1,7 @@
 /* The kernels of every x86 table: the bodies in vector/ on eight lanes, and products with quantized matrices. The file
  * that includes this may define
- *   HK_DPBUSD(sum, u, s)  adds to each 32-bit lane its four products of unsigned and signed bytes: the same integers
- *                         as without, and hence the same results bit for bit
+ *   HK_DPBUSD(sum, u, s)  adds to each 32-bit lane its four products of unsigned and signed bytes; the integers are the
+ *                         same as without it, so the results are bit-identical
  *   HK_DPBUSD_WIDE        the same on 512 bits
  *   HK_LOOKUP32(i, t)     looks up the low five bits of each byte of i in the 32 bytes of t
  *   HK_LOOKUP64(i, t)     the low six, in 64 bytes
@@ -58,7 +58,7 @@ static uint64_t read_all(const void *p, size_t n, size_t apart) {
 
 /* ---- arithmetic from registers ---- */
 
-/* RATE_CHAINS: enough to hide how long a step takes */
+/* RATE_CHAINS: enough to hide the latency of a step */
 #ifdef HK_DPBUSD_WIDE
 #define RATE_BYTES 64
 #define RATE_CHAINS 12
@@ -84,7 +84,7 @@ static uint32_t int8_rate(size_t rounds) {
     for (size_t n = rounds * (HK_ROUND / RATE_BYTES / RATE_CHAINS); n > 0; n--)
 #pragma GCC unroll 12
         for (int i = 0; i < RATE_CHAINS; i++) {
-            OPT_BARRIER(a); /* each chain multiplies anew */
+            OPT_BARRIER(a); /* each chain multiplies again */
             sum[i] = RATE_STEP(sum[i], w, a);
         }
     uint32_t all = 0;

@@ -1,12 +1,12 @@
-/* The table of quantized types: the kernels of every instruction set are made from it, and tests hold Rust's `DType`
- * and its codec, and Metal's `Format`, against it. docs/architecture.md says what else a new type needs.
+/* The table of quantized types: the kernels of every instruction set are generated from it, and tests compare Rust's
+ * `DType` and codec, and Metal's `Format`, with it. docs/architecture.md describes what else a new type needs.
  *
  * X(arg, name, id, bytes of the scale, has a minimum, has fifth bits, bits of a code, zero point, levels)
  *
  * A block of 32 values is a scale d (a half float; of one byte: e, d = 2^(e-128)), a minimum m (a half float), the
- * fifth bits of 5-bit codes, and codes of 4 or 8 bits. A value is d * level + m. Without a table of levels, that of a
- * code is the code less the zero point; codes of 8 bits are signed bytes as they are. The zero point is what makes
- * every level unsigned. */
+ * fifth bits of 5-bit codes, and codes of 4 or 8 bits. A value is d * level + m. Without a table of levels, the level
+ * is the code minus the zero point; codes of 8 bits are signed bytes. Adding the zero point makes every level
+ * unsigned. */
 #ifndef HYMBA_TYPE_TABLE_H
 #define HYMBA_TYPE_TABLE_H
 

@@ -1,12 +1,12 @@
 /* The one C interface of Hymba's CPU kernels.
  *
- * A table of functions per instruction set: `hk_scalar` is the plain reference and runs anywhere; the others are
- * NULL where the build has no such code. The caller checks what the CPU can do before it takes a table.
+ * There is a table of functions per instruction set: `hk_scalar` is the reference and runs anywhere; the others are
+ * NULL if they are not part of the build. The caller checks the CPU's features before it uses a table.
  *
- * Shapes are [slowest, ..., fastest]. Strides are in elements. Pointers need no alignment beyond their type's, and
- * need not even that where they are `void`. Outputs never overlap inputs unless a comment says so. No kernel
- * allocates, and none depends on how the caller splits rows, tokens, channels or heads: every output value is
- * computed in the same order whatever the split, so that results do not change with threads or chunks.
+ * Shapes are [slowest, ..., fastest]. Strides are in elements. Pointers need the alignment of their type, `void`
+ * pointers none. Outputs never overlap inputs unless a comment says so. No kernel allocates. Results do not depend
+ * on how the caller splits rows, tokens, channels or heads: every output value is computed in the same order,
+ * regardless of threads or chunks.
  */
 #ifndef HYMBA_KERNELS_H
 #define HYMBA_KERNELS_H
@@ -20,27 +20,27 @@
 #define HK_BLOCK 32
 
 /* Attention: rows of K and V in a tile. Scratch for transposed keys holds HK_KEYS_STRIDE floats for each value of a
- * key, scratch for scores HK_SCORES_STRIDE for each query: some more than a strip or a tile, since whole vectors are
+ * key, scratch for scores HK_SCORES_STRIDE for each query: more than a strip or a tile, since whole vectors are
  * written.
  */
 #define HK_TILE_ROWS 128
 #define HK_KEYS_STRIDE 24
 #define HK_SCORES_STRIDE (HK_TILE_ROWS + 8)
 
-/* Taps of a convolution at most, in every table but the scalar one. */
+/* Maximum number of convolution taps, except in the scalar table. */
 #define HK_CONV_TAPS 8
 
-/* Runs of rows that `gemv` reads at once, and tokens that it takes at most. */
+/* Number of concurrent row ranges in `gemv`, and its maximum number of tokens. */
 #define HK_STREAMS 4
 #define HK_FEW_TOKENS 8
 
-/* Multiply-adds in a round of the loops that measure a core. */
+/* Multiply-adds per iteration of the loops that measure a core. */
 #define HK_ROUND 4608
 
-/* What a plain type's number becomes larger by where rows are interleaved by eight. */
+/* Added to a plain type's number for the type with rows interleaved by eight. */
 #define HK_X8 16
 
-/* A block whose greatest magnitude is below this is taken as zeros: 127 / max must stay finite. */
+/* A block whose largest magnitude is below this is treated as zeros: 127 / max must be finite. */
 #define HK_TINY 1e-30f
 
 /* How a weight matrix or a KV row is stored: floats, or ggml's blocks, see hk_types.h. Nibbles: byte j holds the code
@@ -59,7 +59,7 @@ typedef enum hk_type {
 #undef HK_TYPE
 } hk_type;
 
-/* A row of the table of quantized types. */
+/* An entry of the table of quantized types. */
 typedef struct hk_type_facts {
     hk_type plain, packed;
     size_t scale_bytes, code_bits;
@@ -67,15 +67,15 @@ typedef struct hk_type_facts {
     const int8_t *levels; /* of 4-bit codes, or NULL */
 } hk_type_facts;
 
-/* Activations [tokens, cols]. Matrices of F32, F16 and BF16 read `x`; quantized ones read `q`, `d` and `offset`, which
- * lie token by token, or interleaved: the tokens of a block of columns one after the other, of q in pieces of four
- * columns. */
+/* Activations [tokens, cols]. Products with F32, F16 and BF16 matrices read `x`; those with quantized ones read `q`,
+ * `d` and `offset`, row-major or interleaved: the tokens of a block of columns one after the other, for q in pieces of
+ * four columns. */
 typedef struct hk_act {
     const float *x; /* [tokens, cols], rows `stride` apart */
     size_t stride;
-    const int8_t *q;       /* [tokens, cols], or [cols / 32, 8, tokens, 4] and 12 bytes more that may be read */
+    const int8_t *q;       /* [tokens, cols], or [cols / 32, 8, tokens, 4] and 12 more readable bytes */
     const float *d;        /* [tokens, cols / 32], or [cols / 32, tokens]: value = d * q */
-    const int32_t *offset; /* as d: -8 times the sum of the block's q: what -8 in every weight adds */
+    const int32_t *offset; /* like d: -8 * (sum of the block's q), the correction for zero point 8 */
 } hk_act;
 
 /* A span of KV rows, in order of position. */
@@ -85,18 +85,18 @@ typedef struct hk_kv_span {
     size_t rows, k_head_stride, v_head_stride;
 } hk_kv_span;
 
-/* The keys and values that attention reads: spans that, one behind the other, are one sequence of rows.
+/* The keys and values that attention reads: the concatenated spans are one sequence of rows.
  *
- * The sequence is cut into tiles of HK_TILE_ROWS rows: the prefix from its first row on; what follows it wherever
- * `tile_offset` plus the number of rows behind the prefix is a multiple of HK_TILE_ROWS. A tile's partial result does
- * not depend on what else a call reads, so that tiles of the same rows give the same bits. */
+ * The sequence is split into tiles of HK_TILE_ROWS rows: the prefix from its first row; the rest wherever
+ * `tile_offset` plus the number of rows after the prefix is a multiple of HK_TILE_ROWS. A tile's partial result does
+ * not depend on what else a call reads, so tiles of the same rows have the same bits. */
 typedef struct hk_kv_sequence {
     hk_type type; /* of K and V: HK_F32, HK_F16, or HK_Q8_0 where every head has whole blocks */
     size_t kv_heads, key_dim, value_dim;
     const hk_kv_span *spans;
     size_t n_spans, rows; /* rows: of all spans */
     size_t prefix;        /* the first rows, the same for every token */
-    size_t tile_offset;   /* the lane of its tile in which the first row behind the prefix lies */
+    size_t tile_offset;   /* the lane of the first row after the prefix */
 } hk_kv_sequence;
 
 /* Prefill: attention of several tokens. `group` query heads share a KV head (GQA):
@@ -106,28 +106,28 @@ typedef struct hk_attend_prefill {
     size_t tokens, group;
     const float *q; /* [tokens, kv_heads * group, key_dim], tokens `q_stride` values apart */
     size_t q_stride;
-    const size_t *first, *end; /* [tokens], rows of the sequence, at or behind the prefix */
+    const size_t *first, *end; /* [tokens], rows of the sequence, after the prefix */
     float scale;
     float *scratch; /* [key_dim, HK_KEYS_STRIDE]: transposed keys */
     float *out;     /* [tokens, kv_heads * group, value_dim], tokens `out_stride` values apart */
     size_t out_stride;
 } hk_attend_prefill;
 
-/* Decode: attention of one token, which sees all rows, split over calls (split-KV): each takes some tiles, and leaves
- * the partial results that `combine_partials` combines. */
+/* Decode: attention of one token, which sees all rows, split over calls (split-KV): each processes some tiles, and
+ * stores partial results for `combine_partials`. */
 typedef struct hk_attend_decode {
     hk_kv_sequence kv;
     size_t group;
     const float *q;  /* [kv_heads * group, key_dim] */
     size_t from, to; /* rows of the sequence that this call reads: whole tiles */
-    /* Software prefetch runs ahead of the rows in use, up to row `prefetch_end` of the sequence: the next call goes on
-     * at `to`. prefetched: the call before has prefetched the first rows of this one. */
+    /* Software prefetch runs ahead of the rows in use, up to row `prefetch_end` of the sequence; the next call starts
+     * at `to`. prefetched: the previous call has prefetched the first rows of this one. */
     size_t prefetch_end;
     int prefetched;
     float scale;
-    float *scratch; /* [kv_heads * group, HK_SCORES_STRIDE], or [key_dim, HK_KEYS_STRIDE] if that is more */
-    /* Of each tile, `tile_stride` values behind those of the tile before: the scores' maximum and the sum of w =
-     * exp(score - max) [kv_heads * group], and the sum of w * V [kv_heads * group, value_dim]. */
+    float *scratch; /* [kv_heads * group, HK_SCORES_STRIDE], or [key_dim, HK_KEYS_STRIDE] if larger */
+    /* For each tile, `tile_stride` values apart: the maximum score and the sum of w = exp(score - max) [kv_heads *
+     * group], and the sum of w * V [kv_heads * group, value_dim]. */
     float *max, *sum, *out;
     size_t tile_stride;
 } hk_attend_decode;
@@ -135,8 +135,8 @@ typedef struct hk_attend_decode {
 /* Depthwise causal convolution and SiLU over a range of channels. */
 typedef struct hk_conv {
     const float *u;                          /* [tokens, channels], rows `u_stride` apart */
-    size_t u_stride, tokens, channels, taps; /* taps: at most HK_CONV_TAPS, but in the scalar table */
-    const float *weight;                     /* [channels, taps], the last tap meets the present */
+    size_t u_stride, tokens, channels, taps; /* taps: at most HK_CONV_TAPS, except in the scalar table */
+    const float *weight;                     /* [channels, taps], the last tap for the current token */
     const float *bias;                       /* [channels] or NULL */
     /* The last taps-1 inputs before the first token and after the last [taps-1, channels], rows `state_stride` apart.
      * `next` may be `state`. */
@@ -165,14 +165,14 @@ typedef struct hk_scan {
 
 typedef struct hk_kernels {
     const char *name;
-    /* y[t*y_stride + r] = or += W[r] . x[t].  W is [rows, cols] of `type`, rows without gaps. Of a packed matrix, any
-     * run of whole groups of 8 rows, and the last group may lack rows. */
+    /* y[t*y_stride + r] = or += W[r] . x[t].  W is [rows, cols] of `type` with packed rows. For interleaved types, W
+     * is any range of whole groups of 8 rows, and the last group may be incomplete. */
     void (*matmul)(hk_type type, const void *w, size_t rows, size_t cols, const hk_act *x, size_t tokens, float *y,
                    size_t y_stride, int accumulate);
-    /* The same products of packed or float matrices and few tokens, 1 to HK_FEW_TOKENS: y[i][t*y_stride + r] = or +=
-     * W[i][r] . x[t], each W[i] a run of `rows` rows, whole groups of 8. Memory is read at as many places at once, and
-     * prefetched `prefetch_distance` bytes farther in each. The quantized values of x are interleaved. NULL where the
-     * table has no such code. */
+    /* The same for interleaved or float matrices and few tokens, 1 to HK_FEW_TOKENS: y[i][t*y_stride + r] = or +=
+     * W[i][r] . x[t], each W[i] a range of `rows` rows, in whole groups of 8. The ranges are read concurrently, with
+     * software prefetch `prefetch_distance` bytes ahead. The quantized values of x are interleaved. NULL if the table
+     * has no such kernel. */
     void (*gemv)(hk_type type, const void *const w[HK_STREAMS], size_t rows, size_t cols, size_t prefetch_distance,
                  const hk_act *x, size_t tokens, float *const y[HK_STREAMS], size_t y_stride, int accumulate);
     /* x [n] to int8 blocks: d = max|x| / 127, q = x / d rounded to the nearest (ties to even), offset as in
@@ -189,9 +189,9 @@ typedef struct hk_kernels {
     void (*to_f16)(const float *x, size_t n, uint16_t *y);
     void (*attend_prefill)(const hk_attend_prefill *a);
     void (*attend_decode)(const hk_attend_decode *a);
-    /* Combines the partial results that `attend_decode` left of `n` tiles, for heads that lie side by side: max, sum
-     * [n, heads], tiles `stride` apart; values [n, heads, value_dim], tiles `values_stride` apart; y [heads,
-     * value_dim]. Tiles are added in the order in which `attend_prefill` adds them. */
+    /* Combines the partial results of `attend_decode` for `n` tiles and adjacent heads: max, sum [n, heads], tiles
+     * `stride` apart; values [n, heads, value_dim], tiles `values_stride` apart; y [heads, value_dim]. Tiles are added
+     * in the same order as in `attend_prefill`. */
     void (*combine_partials)(const float *max, const float *sum, size_t stride, const float *values,
                              size_t values_stride, size_t n, size_t heads, size_t value_dim, float *y);
     void (*conv_silu)(const hk_conv *a);
@@ -200,16 +200,16 @@ typedef struct hk_kernels {
     void (*silu_mul)(const float *gate, const float *up, size_t n, float *y);
     /* x = max(x, 0)^2, in place */
     void (*relu2)(float *x, size_t n);
-    /* Reads n bytes, or HK_STREAMS runs of n bytes at once, each `apart` bytes behind the one before unless that is 0,
-     * and returns something that depends on all of them: measures read bandwidth.  n % 128 == 0 */
+    /* For measuring the read bandwidth: reads n bytes or, if `apart` is not 0, HK_STREAMS ranges of n bytes at once
+     * that start `apart` bytes apart, and returns a value that depends on all of them.  n % 128 == 0 */
     uint64_t (*read)(const void *p, size_t n, size_t apart);
-    /* What a core can do at most, from registers: run a loop of `rounds` rounds and return something that depends on
-     * it. A round is HK_ROUND 8-bit multiply-adds the way `matmul` does them, or HK_ROUND f32 ones. */
+    /* For measuring the compute limit of a core: run a loop of `rounds` iterations on registers and return a value that
+     * depends on it. An iteration is HK_ROUND 8-bit multiply-adds as in `matmul`, or HK_ROUND f32 ones. */
     uint32_t (*int8_rate)(size_t rounds);
     float (*float_rate)(size_t rounds);
 } hk_kernels;
 
-/* The facts of a quantized type, plain or packed; NULL of the others. */
+/* Returns the properties of a quantized type, plain or packed; NULL for other types. */
 const hk_type_facts *hk_facts(hk_type type);
 
 /* Copies `blocks` blocks of one of `tokens` tokens to their place among them, as hk_act says: from `to_q` and so on,
@@ -220,15 +220,15 @@ void hk_interleave(const int8_t *q, const float *d, const int32_t *offset, size_
 const hk_kernels *hk_scalar(void);
 /* Needs AVX2, FMA and F16C. */
 const hk_kernels *hk_avx2(void);
-/* The same results bit for bit, with the instruction that multiplies and adds bytes. AVX-VNNI needs AVX2, FMA and F16C
- * too; AVX-512 VNNI those, and AVX-512 F, BW and VL; the last AVX-512 VBMI besides. */
+/* Bit-identical results with VNNI's dot products. AVX-VNNI also needs AVX2, FMA and F16C; AVX-512 VNNI also needs
+ * these and AVX-512 F, BW and VL; the last table also needs AVX-512 VBMI. */
 const hk_kernels *hk_avxvnni(void);
 const hk_kernels *hk_avx512vnni(void);
 const hk_kernels *hk_avx512vbmi(void);
 /* Needs Advanced SIMD, which every 64-bit Arm CPU has. */
 const hk_kernels *hk_neon(void);
-/* The same results bit for bit, with the instructions that multiply and add bytes: those of FEAT_DotProd; those and
- * FEAT_I8MM's. */
+/* Bit-identical results with the dot products of FEAT_DotProd, and with those and the matrix instructions of
+ * FEAT_I8MM. */
 const hk_kernels *hk_neon_dotprod(void);
 const hk_kernels *hk_neon_i8mm(void);
 

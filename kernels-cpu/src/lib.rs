@@ -1,8 +1,8 @@
-//! Hymba's CPU kernels behind a safe interface.
+//! CPU kernels behind a safe interface.
 //!
-//! `c/` holds the kernels: a scalar reference of each, and SIMD versions chosen at run time by what the CPU can do.
-//! [`Cpu`] is what the rest of the program uses: whole operations on matrices of activations, shapes checked, spread
-//! over the threads of a [`Pool`]. Results do not depend on the number of threads.
+//! `c/` contains the kernels: a scalar reference for each, and SIMD versions selected at run time by the features of
+//! the CPU. The rest of the program uses [`Cpu`]: whole operations on matrices of activations, with checked shapes,
+//! parallelized over a thread [`Pool`]. Results do not depend on the number of threads.
 
 #[allow(missing_docs, non_camel_case_types, non_upper_case_globals, dead_code)]
 mod bindings;
@@ -36,10 +36,10 @@ impl Kernels {
         Self(unsafe { &*bindings::hk_scalar() })
     }
 
-    /// Returns every set that this CPU can run, the fastest first.
+    /// Returns every set that this CPU can run, fastest first.
     pub fn all() -> Vec<Self> {
         let mut all = Vec::new();
-        // Adds a table if the CPU has the features that it needs; where the build has no such code, it is null.
+        // Adds a table if the CPU has the required features; it is null if it was not compiled for this architecture.
         macro_rules! add {
             ($table:ident: $detected:ident, $($feature:tt)*) => {
                 if $($detected!($feature) &&)* true {

@@ -1,6 +1,6 @@
 //! Views on matrices of activations.
 
-/// A matrix `[rows, cols]` of f32, from row to row `stride` values: a row is a token.
+/// A matrix `[rows, cols]` of f32 whose rows are `stride` values apart; each row is a token.
 #[derive(Clone, Copy)]
 pub struct MatRef<'a> {
     pub(crate) data: &'a [f32],
@@ -9,7 +9,7 @@ pub struct MatRef<'a> {
     pub(crate) stride: usize,
 }
 
-/// A matrix like [`MatRef`] that can be written.
+/// A mutable [`MatRef`].
 pub struct MatMut<'a> {
     pub(crate) data: &'a mut [f32],
     pub(crate) rows: usize,
@@ -17,17 +17,17 @@ pub struct MatMut<'a> {
     pub(crate) stride: usize,
 }
 
-/// Returns the number of values from the first of the first row to the last of the last.
+/// Returns the number of values from the start of the first row to the end of the last.
 fn span(rows: usize, cols: usize, stride: usize) -> usize {
     assert!(cols <= stride, "rows of {cols} overlap at a stride of {stride}");
     if rows == 0 { 0 } else { (rows - 1) * stride + cols }
 }
 
 impl<'a> MatRef<'a> {
-    /// `rows` pieces of `cols` values, the first at value `start` of a matrix whose rows are `stride` long.
+    /// Returns the view of `rows` rows of `cols` values that starts at value `start` of a matrix whose rows are
+    /// `stride` long.
     ///
-    /// # Panics
-    /// If the view does not lie inside `data`.
+    /// # Panics If the view does not lie inside `data`.
     pub fn new(data: &'a [f32], rows: usize, start: usize, cols: usize, stride: usize) -> Self {
         assert!(start % stride.max(1) + cols <= stride, "{cols} columns from {start} on, in rows of {stride}");
         let data = if rows == 0 { &[] } else { &data[start..][..span(rows, cols, stride)] };
@@ -36,8 +36,7 @@ impl<'a> MatRef<'a> {
 
     /// Returns some columns of all rows.
     ///
-    /// # Panics
-    /// If there are no such columns.
+    /// # Panics If the columns are out of range.
     pub fn columns(&self, cols: std::ops::Range<usize>) -> Self {
         assert!(cols.end <= self.cols, "columns up to {} of {}", cols.end, self.cols);
         Self::new(self.data, self.rows, cols.start, cols.len(), self.stride)
@@ -55,10 +54,9 @@ impl<'a> MatRef<'a> {
 }
 
 impl<'a> MatMut<'a> {
-    /// As [`MatRef::new`].
+    /// See [`MatRef::new`].
     ///
-    /// # Panics
-    /// If the view does not lie inside `data`.
+    /// # Panics If the view does not lie inside `data`.
     pub fn new(data: &'a mut [f32], rows: usize, start: usize, cols: usize, stride: usize) -> Self {
         assert!(start % stride.max(1) + cols <= stride, "{cols} columns from {start} on, in rows of {stride}");
         let data = if rows == 0 { &mut [] } else { &mut data[start..][..span(rows, cols, stride)] };

@@ -1,8 +1,7 @@
-//! Whole operations on activations, spread over threads.
+//! Whole operations on activations, parallelized over threads.
 //!
-//! Each splits its output into parts that no two tasks share (rows of a product, tokens, channels, kv heads) and
-//! hands the kernels raw pointers to them; all the shapes that keep those pointers inside their slices are checked
-//! here, first.
+//! Each operation splits its output into disjoint tasks (rows of a product, tokens, channels, KV heads) and passes raw
+//! pointers to the kernels. The shapes that keep those pointers inside their slices are all checked here first.
 
 use std::{num::NonZeroUsize, time::Duration};
 
@@ -16,7 +15,7 @@ pub use attention::{Attention, KvRows, KvSpan};
 use matmul::{QuantizedActs, STREAMS};
 pub use matmul::{Weight, WeightType};
 
-/// What [`Cpu::conv_silu`] reads.
+/// The arguments of [`Cpu::conv_silu`].
 pub struct Conv<'a> {
     /// Input `[tokens, channels]`.
     pub u: MatRef<'a>,
@@ -26,7 +25,7 @@ pub struct Conv<'a> {
     pub bias: Option<&'a [f32]>,
 }
 
-/// What [`Cpu::scan`] reads.
+/// The arguments of [`Cpu::scan`].
 pub struct Scan<'a> {
     /// Δ before its bias and softplus `[tokens, channels]`.
     pub dt: MatRef<'a>,
@@ -50,13 +49,13 @@ pub struct Scan<'a> {
 pub struct Cpu {
     kernels: Kernels,
     pool: Pool,
-    /// The activations of a product.
+    /// The quantized activations of a product.
     acts: QuantizedActs,
     /// Transposed keys, and partial results of the attention heads' output.
     scores: Vec<f32>,
 }
 
-/// A pointer that tasks share; each writes its own part.
+/// A pointer shared by tasks, each of which writes its own part.
 #[derive(Clone, Copy)]
 pub(super) struct Shared<T>(*mut T);
 
@@ -66,7 +65,7 @@ unsafe impl<T> Send for Shared<T> {}
 unsafe impl<T> Sync for Shared<T> {}
 
 impl<T> Shared<T> {
-    /// The address `i` values on; the caller stays inside the slice the pointer was made from.
+    /// Returns the address of value `i`; the caller stays inside the slice that the pointer was made from.
     fn at(&self, i: usize) -> *mut T {
         self.0.wrapping_add(i)
     }
@@ -75,25 +74,25 @@ impl<T> Shared<T> {
 /// Calls a kernel of the table.
 macro_rules! call {
     ($table:expr, $name:ident($($arg:expr),* $(,)?)) => {
-        // SAFETY: every table is complete, and the operation that calls has checked that the sizes it passes keep the
-        // kernel inside the slices; parts that other tasks write are disjoint.
+        // SAFETY: every table is complete, and the calling operation has checked that the sizes keep the kernel inside
+        // the slices; parts written by different tasks are disjoint.
         unsafe { ($table.table().$name.unwrap_unchecked())($($arg),*) }
     };
 }
 use call;
 
-/// Returns the length, a multiple of `unit`, of about `parts` parts of `n` items.
+/// Returns the length of each of about `parts` parts of `n` items, a multiple of `unit`.
 fn part(n: usize, parts: usize, unit: usize) -> usize {
     n.div_ceil(parts.max(1)).next_multiple_of(unit).max(unit)
 }
 
 impl Cpu {
-    /// The fastest kernels of this CPU, on `threads` threads.
+    /// Returns the fastest kernels of this CPU on `threads` threads.
     pub fn new(threads: NonZeroUsize) -> Self {
         Self::with_kernels(Kernels::best(), threads)
     }
 
-    /// Chosen kernels on `threads` threads.
+    /// Returns the given kernels on `threads` threads.
     pub fn with_kernels(kernels: Kernels, threads: NonZeroUsize) -> Self {
         Self { kernels, pool: Pool::new(threads), acts: QuantizedActs::default(), scores: Vec::new() }
     }
@@ -108,7 +107,7 @@ impl Cpu {
         self.kernels.name()
     }
 
-    /// Runs `f(token)` for every token, in parallel where there are many.
+    /// Runs `f(token)` for every token, in parallel if there are many.
     fn each_token(&mut self, tokens: usize, f: impl Fn(usize) + Sync) {
         let size = part(tokens, 4 * self.pool.threads(), 1);
         self.pool.run(tokens.div_ceil(size), |task, _| (task * size..tokens.min((task + 1) * size)).for_each(&f));
@@ -169,7 +168,7 @@ impl Cpu {
         });
     }
 
-    /// x to half floats, rows without gaps.
+    /// Converts x to half floats, with packed rows.
     pub fn to_f16(&mut self, x: MatRef<'_>, out: &mut [u16]) {
         assert!(out.len() >= x.rows * x.cols, "to_f16: the output is too short");
         let (kernels, y) = (self.kernels, Shared(out.as_mut_ptr()));
@@ -178,7 +177,8 @@ impl Cpu {
         });
     }
 
-    /// out = silu(conv(u)); `state [taps - 1, channels]` holds the inputs before the first, and `next` gets the last ones.
+    /// out = silu(conv(u)); `state [taps - 1, channels]` holds the inputs before the first token, and `next` receives
+    /// the last ones.
     pub fn conv_silu(&mut self, a: &Conv<'_>, state: &[f32], next: &mut [f32], out: MatMut<'_>) {
         let channels = a.u.cols;
         let taps = a.weight.len() / channels;
@@ -186,7 +186,7 @@ impl Cpu {
         assert!([state.len(), next.len()] == [(taps - 1) * channels; 2], "conv: the state has the wrong size");
         assert!(a.bias.is_none_or(|b| b.len() == channels), "conv: the bias has the wrong size");
         assert!(out.cols == channels && out.rows == a.u.rows, "conv: shapes differ");
-        // No published model has more taps than the vector kernels take.
+        // No published model has more taps than the vector kernels support.
         let kernels = if taps <= hk::HK_CONV_TAPS as usize { self.kernels } else { Kernels::scalar() };
         let next = Shared(next.as_mut_ptr());
         let (y, out_stride) = (Shared(out.data.as_mut_ptr()), out.stride);
@@ -269,7 +269,7 @@ impl Cpu {
         self.each_token(x.rows, |t| call!(kernels, relu2(data.at(t * stride), cols)));
     }
 
-    /// Starts, or ends, measuring how long the calling thread waits for the others.
+    /// Starts or stops measuring how long the calling thread waits for the others.
     pub fn measure_waiting(&mut self, on: bool) {
         self.pool.measure_waiting(on);
     }

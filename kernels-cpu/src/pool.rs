@@ -1,11 +1,11 @@
-//! Threads for work measured in microseconds. A token takes several hundred operations, each split over all threads;
-//! waking a general pool for each would cost more than the work. Here the workers spin for a moment after an
-//! operation, so that the next one starts within a cache miss, and sleep when nothing follows.
+//! A thread pool for work measured in microseconds. A token takes several hundred operations, each split over all
+//! threads, and waking the threads of a general pool for each would cost more than the work. Here the workers spin
+//! briefly after an operation, so that the next one starts within a cache miss, and sleep when nothing follows.
 //!
-//! One thread at a time hands out work: it publishes a job, takes tasks from it like the workers do, and returns when
-//! all tasks are done. Every thread has a range of neighboring tasks of its own, so that it walks through memory in one
-//! direction and touches no cache line that others write; then it takes tasks of the others' ranges, so that a thread that
-//! the system delays holds up no one.
+//! One thread at a time hands out work: it publishes a job, takes tasks like the workers do, and returns when all tasks
+//! are done. Every thread starts with its own range of neighboring tasks, so that it walks through memory in one
+//! direction and shares no cache lines; then it takes tasks from the ranges of other threads, so that a descheduled
+//! thread does not delay the job.
 
 use std::{
     hint,
@@ -21,7 +21,7 @@ use std::{
 
 /// How long a worker spins for the next job before it sleeps: longer than sampling takes between two tokens.
 const SPIN: Duration = Duration::from_micros(500);
-/// Polls of the job word between two readings of the clock.
+/// Number of polls of the job word between two clock readings.
 const POLLS: u32 = 64;
 
 /// A task: `(task, thread)`; the thread's number is below [`Pool::threads`].
@@ -33,13 +33,13 @@ type Task<'a> = &'a (dyn Fn(usize, usize) + Sync);
 struct Own {
     /// See [`word`].
     word: AtomicU64,
-    /// Where the job's closure is (a `Task`).
+    /// Address of the job's closure (a `Task`).
     closure: AtomicPtr<()>,
 }
 
-/// Bits of a task's number in a word.
+/// Number of bits for the task in a word.
 const TASK_BITS: u32 = 24;
-/// Tasks of a job at most, and the mask of their bits.
+/// Maximum number of tasks per job, and the mask of their bits.
 const MAX_TASKS: usize = (1 << TASK_BITS) - 1;
 
 /// Packs (job id, next task, end of the range) into a word. A compare-and-swap that increments `next` claims a task of the
@@ -61,9 +61,9 @@ fn next_of(word: u64) -> Option<usize> {
 
 #[derive(Default)]
 struct Shared {
-    /// One a thread.
+    /// One range per thread.
     own: Vec<Own>,
-    /// Tasks of the job that are done.
+    /// Number of finished tasks of the job.
     done: AtomicUsize,
     panicked: AtomicBool,
     stop: AtomicBool,
@@ -78,7 +78,8 @@ fn begin(tasks: usize, thread: usize, threads: usize) -> usize {
 }
 
 impl Shared {
-    /// Runs tasks of the job until none is left: first the thread's own, then the others'. `done`: how many it ran before.
+    /// Runs tasks of the job until none are left: first the thread's own, then the others'. `done`: number of tasks it
+    /// has already run.
     fn work(&self, thread: usize, mut done: usize) {
         let threads = self.own.len();
         for i in 0..threads {
@@ -90,9 +91,9 @@ impl Shared {
                     continue;
                 }
                 let closure = owner.closure.load(Relaxed).cast::<Task<'_>>();
-                // SAFETY: `Pool::run` wrote the address of its reference before it published the word that this task was
-                // taken from. It does not return before `done` has counted the task, so that reference and closure are
-                // alive, and the address is that of no later job.
+                // SAFETY: `Pool::run` wrote the address of its reference before it published the word from which this
+                // task was claimed. It does not return before `done` includes the task, so the reference and closure
+                // are alive, and the address is not that of a later job.
                 self.call(unsafe { *closure }, task, thread);
                 done += 1;
             }
@@ -129,7 +130,7 @@ impl Shared {
                     self.sleepers.fetch_sub(1, SeqCst);
                     break 'spin;
                 }
-                thread::yield_now(); // with more threads than cores, let one with work run
+                thread::yield_now(); // with more threads than cores, let another one run
             }
             if self.stop.load(Relaxed) {
                 return;
@@ -139,7 +140,8 @@ impl Shared {
         }
     }
 
-    /// Hands out the tasks of a job except the first `taken`: to the caller last, which polls its own anyway.
+    /// Publishes the tasks of a job except the first `taken`. The caller's range comes last, since it does not wait for
+    /// it.
     fn publish(&self, job: u16, tasks: usize, taken: usize, closure: *mut ()) {
         for (thread, own) in self.own.iter().enumerate().rev() {
             own.closure.store(closure, Relaxed);
@@ -149,42 +151,42 @@ impl Shared {
     }
 }
 
-/// A fixed set of threads, the caller's among them.
+/// A fixed set of threads, including the calling one.
 pub struct Pool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
     /// The current job's id.
     job: u16,
-    /// How long the caller has waited for the others, if it is measured.
+    /// How long the caller has waited for the others, if measured.
     waited: Option<Duration>,
 }
 
 impl Pool {
-    /// Creates a pool of `threads` threads; the one that calls [`Pool::run`] is the first of them.
+    /// Creates a pool of `threads` threads, including the one that calls [`Pool::run`].
     pub fn new(threads: NonZeroUsize) -> Self {
         let own = (0..threads.get()).map(|_| Own::default()).collect();
         let shared = Arc::new(Shared { own, ..Shared::default() });
         let workers = (1..threads.get())
             .map_while(|thread| {
                 let shared = shared.clone();
-                // A system that refuses more threads gets by with fewer: the others take over their ranges.
+                // If the system refuses more threads, the existing ones take over their ranges.
                 thread::Builder::new().name(format!("hymba-{thread}")).spawn(move || shared.serve(thread)).ok()
             })
             .collect();
         Self { shared, workers, job: 0, waited: None }
     }
 
-    /// Returns the number of threads that take part in a job.
+    /// Returns the number of threads, including the caller.
     pub fn threads(&self) -> usize {
         self.workers.len() + 1
     }
 
-    /// Returns those of a job's `tasks` that `thread` takes first, one after the other.
+    /// Returns the tasks out of `tasks` that `thread` runs first, in order.
     pub fn own(&self, tasks: usize, thread: usize) -> Range<usize> {
         begin(tasks, thread, self.threads())..begin(tasks, thread + 1, self.threads())
     }
 
-    /// Starts, or ends, measuring how long the caller waits for the others at the end of jobs.
+    /// Starts or stops measuring how long the caller waits for the others at the end of jobs.
     pub fn measure_waiting(&mut self, on: bool) {
         self.waited = on.then_some(Duration::ZERO);
     }
@@ -208,10 +210,11 @@ impl Pool {
         let closure: Task<'_> = &f;
         shared.done.store(0, Relaxed);
         self.job = self.job.wrapping_add(1);
-        // The caller takes the first task without a compare-and-swap, which would wait until all threads see the words.
+        // The caller takes the first task without a compare-and-swap, which would wait for the stores to become visible
+        // to all threads.
         shared.publish(self.job, tasks, 1, (&raw const closure).cast_mut().cast());
-        // A worker that falls asleep at this very moment may be overlooked, and the job be done without it: the next job
-        // finds it. To rule that out, every job would have to wait here until all threads see the words.
+        // A worker that falls asleep at this moment may be missed, and the job runs without it; the next job wakes it.
+        // Ruling that out would take a full memory barrier in every job.
         if shared.sleepers.load(Relaxed) > 0 {
             drop(shared.sleep.lock().unwrap_or_else(PoisonError::into_inner));
             shared.wake.notify_all();
@@ -234,7 +237,7 @@ impl Pool {
 impl Drop for Pool {
     fn drop(&mut self) {
         self.shared.stop.store(true, SeqCst);
-        // A change of the words ends the spinning; the lock orders the change before a sleeper reads them.
+        // A changed word ends the spinning; the lock makes the change visible before a sleeper reads the words.
         let guard = self.shared.sleep.lock().unwrap_or_else(PoisonError::into_inner);
         self.shared.publish(self.job.wrapping_add(1), 0, 0, std::ptr::null_mut());
         drop(guard);

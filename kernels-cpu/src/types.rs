@@ -2,28 +2,28 @@
 
 use crate::bindings::{self as hk, hk_type};
 
-/// What the kernels know of a quantized type. A block of 32 values is a scale, a minimum, the fifth bits of 5-bit codes, and
-/// codes, as far as the type has them.
+/// Properties of a quantized type. A block of 32 values consists of a scale, a minimum, the fifth bits of 5-bit codes,
+/// and codes, as far as the type has them.
 #[derive(Clone, Copy, Debug)]
 pub struct TypeFacts {
-    /// The type whose rows lie one after the other.
+    /// The type with consecutive rows.
     pub plain: hk_type,
-    /// The type whose rows are interleaved by eight.
+    /// The type with rows interleaved by eight.
     pub packed: hk_type,
-    /// Bytes of the scale: 2 of a half float, 1 of an exponent.
+    /// Size of the scale: 2 bytes for a half float, 1 for an exponent.
     pub scale_bytes: usize,
-    /// Whether a block has a minimum, a half float.
+    /// Whether a block has a minimum (a half float).
     pub has_min: bool,
-    /// Whether codes have a fifth bit, stored apart.
+    /// Whether codes have a fifth bit, stored separately.
     pub has_fifth: bool,
-    /// Bits of a code, without the fifth: 4 or 8.
+    /// Bits per code without the fifth: 4 or 8.
     pub code_bits: usize,
     zero_point: i32,
     levels: Option<&'static [i8; 16]>,
 }
 
 impl TypeFacts {
-    /// Returns the facts of a quantized type, plain or packed; `None` of floats.
+    /// Returns the properties of a quantized type, plain or packed; `None` for floats.
     pub fn of(dtype: hk_type) -> Option<Self> {
         // SAFETY: the function returns the address of a constant, or null; so are its levels, of which there are 16.
         let (facts, levels) = unsafe {
@@ -42,13 +42,13 @@ impl TypeFacts {
         })
     }
 
-    /// Returns the bytes of a block; in a packed matrix, an eighth of eight rows' block.
+    /// Returns the bytes per block; for a packed matrix, an eighth of the block of eight rows.
     pub fn block_bytes(&self) -> usize {
         let head = self.scale_bytes + if self.has_min { 2 } else { 0 } + if self.has_fifth { 4 } else { 0 };
         head + hk::HK_BLOCK as usize * self.code_bits / 8
     }
 
-    /// Returns what each code stands for, before scale and minimum; of signed bytes, in the order of their values.
+    /// Returns the value of each code before scale and minimum; signed bytes are in the order of their values.
     pub fn levels(&self) -> Vec<i8> {
         match self.levels {
             Some(levels) => levels.to_vec(),

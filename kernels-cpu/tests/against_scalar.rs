@@ -325,7 +325,7 @@ fn half_floats() {
         let mut x: Vec<f32> = (0..20_011).map(|_| f32::from_bits(rng.random())).filter(|v| !v.is_nan()).collect();
         x.extend((0..20_000).map(|_| rng.random_range(-70000.0..70000.0f32)));
         x.extend((0..20_000).map(|_| rng.random_range(-1e-4..1e-4f32)));
-        // every tie between two halves, and its neighbours
+        // every tie between two halves, and its neighbors
         x.extend((0..0x7c00u16).map(|h| {
             (f16::from_bits(h).to_f32() + f16::from_bits(h + 1).to_f32()) / 2.0 * if h & 1 == 0 { 1.0 } else { -1.0 }
         }));

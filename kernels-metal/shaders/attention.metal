@@ -1,12 +1,12 @@
-// Softmax attention over spans of rows: meta tokens, the two stretches of a ring, the chunk itself. Query heads that
-// share a kv head are taken together, so that keys and values are read once for all of them.
+// Softmax attention over spans of rows: meta tokens, the two parts of a ring buffer, the chunk itself. Query heads that
+// share a KV head are processed together, so that keys and values are read once for all of them.
 
-/// Rows first .. first + rows - 1 of the cache, or of the chunk's own keys and values.
+/// Rows first .. first + rows - 1 of the cache, or of the chunk.
 struct KvSpan {
     uint first, rows, chunk, unused;
 };
 
-constexpr constant uint SPANS = 4; // of a token
+constexpr constant uint SPANS = 4; // per token
 
 /// Values i .. i + 3 of keys or values, i a multiple of 4; zeros from `end` on.
 inline float4 cached4(device const uchar *p, ulong i, ulong end) {
@@ -37,8 +37,8 @@ struct AttendDecodeArgs {
 };
 
 /// Softmax over one slice: partials [tokens, KV_HEADS * GROUP, slices, VALUE_DIM + 2] = the weighted sum of the values,
-/// the greatest score, the sum of the weights. Threadgroups: [slices, KV_HEADS, tokens]; `shared` holds
-/// (GROUP + 2) * SLICE values. Uses CACHE_HALF, KEY_DIM, VALUE_DIM, GROUP, KV_HEADS, ALIGNED.
+/// the maximum score, the sum of the weights. Threadgroups: [slices, KV_HEADS, tokens]; `shared` holds (GROUP + 2) *
+/// SLICE values. Uses CACHE_HALF, KEY_DIM, VALUE_DIM, GROUP, KV_HEADS, ALIGNED.
 kernel void attend_decode(device const float *q [[buffer(0)]], device const uchar *cache_k [[buffer(1)]],
                           device const uchar *cache_v [[buffer(2)]], device const uchar *chunk_k [[buffer(3)]],
                           device const uchar *chunk_v [[buffer(4)]], device const KvSpan *spans [[buffer(5)]],
@@ -50,7 +50,7 @@ kernel void attend_decode(device const float *q [[buffer(0)]], device const ucha
     const uint head = group.y, token = group.z;
     threadgroup float *scores = shared;                                // [GROUP][SLICE]
     threadgroup uint *sources = (threadgroup uint *)(shared + GROUP * SLICE); // [SLICE][2]: chunk?, row
-    // where the slice's rows are
+    // find the slice's rows
     for (uint i = tid; i < SLICE; i += 32 * simds) {
         uint left = group.x * SLICE + i, chunk = 0, row = 0;
         bool found = false;
@@ -67,7 +67,7 @@ kernel void attend_decode(device const float *q [[buffer(0)]], device const ucha
         sources[2 * i + 1] = row;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    // scores: eight lanes a row
+    // scores: eight lanes per row
     device const float *queries = q + ulong(token) * a.q_stride + head * GROUP * KEY_DIM;
     for (uint i = simd * 4 + lane / 8; i < SLICE; i += simds * 4) {
         const uint source = sources[2 * i];
@@ -79,13 +79,13 @@ kernel void attend_decode(device const float *q [[buffer(0)]], device const ucha
             if (source < 2) {
                 for (uint j = lane % 8 * 4; j < KEY_DIM; j += 32) {
                     const float4 k = cached4(keys, from + j, from + KEY_DIM);
-                    for (uint g = 0; g < HEADS_AT_ONCE; g++) { // so that sums can be registers
+                    for (uint g = 0; g < HEADS_AT_ONCE; g++) { // constant bounds, so that sums are in registers
                         if (g < heads) sums[g] += dot(load4(queries + (g0 + g) * KEY_DIM, j, KEY_DIM), k);
                     }
                 }
             }
             for (uint g = 0; g < HEADS_AT_ONCE; g++) {
-                if (g >= heads) continue; // for all lanes
+                if (g >= heads) continue; // uniform for all lanes
                 float sum = sums[g];
                 for (ushort step = 1; step < 8; step *= 2) sum += simd_shuffle_xor(sum, step);
                 if (lane % 8 == 0) scores[(g0 + g) * SLICE + i] = source < 2 ? sum * a.scale : -INFINITY;
@@ -93,7 +93,7 @@ kernel void attend_decode(device const float *q [[buffer(0)]], device const ucha
         }
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    // weights: a simdgroup a head
+    // weights: one simdgroup per head
     const ulong part = VALUE_DIM + 2;
     device float *out = partials + ((ulong(token) * KV_HEADS + head) * GROUP * a.slices + group.x) * part;
     for (uint g = simd; g < GROUP; g += simds) {
@@ -110,7 +110,7 @@ kernel void attend_decode(device const float *q [[buffer(0)]], device const ucha
         }
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    // values: a thread a column, four rows at once so that their loads do not wait for each other
+    // values: one thread per column, four rows at once so that their loads overlap
     for (uint j = tid; j < VALUE_DIM; j += 32 * simds) {
         for (uint g0 = 0; g0 < GROUP; g0 += HEADS_AT_ONCE) {
             float sums[8] = {0.0f, 0.0f, 0.0f, 0.0f, 0.0f, 0.0f, 0.0f, 0.0f};
@@ -136,8 +136,8 @@ kernel void attend_decode(device const float *q [[buffer(0)]], device const ucha
     }
 }
 
-/// Combines the partial results of a token's head. Threadgroups: [KV_HEADS * GROUP, tokens]; `shared` holds a value for each
-/// slice and each simdgroup. Uses VALUE_DIM, KV_HEADS, GROUP.
+/// Combines the partial results of a token's head. Threadgroups: [KV_HEADS * GROUP, tokens]; `shared` holds one value
+/// per slice and per simdgroup. Uses VALUE_DIM, KV_HEADS, GROUP.
 kernel void combine_partials(device const float *partials [[buffer(0)]], device float *y [[buffer(1)]],
                              constant AttendDecodeArgs &a [[buffer(2)]], threadgroup float *shared [[threadgroup(0)]],
                              uint3 group [[threadgroup_position_in_grid]], uint tid [[thread_index_in_threadgroup]],
@@ -168,20 +168,20 @@ kernel void combine_partials(device const float *partials [[buffer(0)]], device 
 
 constexpr constant uint TILE = 8;   // tokens
 constexpr constant uint BLOCK = 16; // rows
-constexpr constant uint MAX_KEY_TILES = 16;   // eights of KEY_DIM
-constexpr constant uint MAX_VALUE_TILES = 16; // eights of VALUE_DIM
+constexpr constant uint MAX_KEY_TILES = 16;   // blocks of 8 in KEY_DIM
+constexpr constant uint MAX_VALUE_TILES = 16; // blocks of 8 in VALUE_DIM
 
 struct AttendPrefillArgs {
     uint tokens, q_stride, y_stride;
-    uint cache_end, chunk_rows; // rows of the cache that may be seen, rows of the chunk
+    uint cache_end, chunk_rows; // visible rows of the cache, rows of the chunk
     float scale;
 };
 
-/// Softmax attention with running maxima and sums. A simdgroup for a query head; its scores of a tile and a block are
-/// all that exists of them at a time. Rows are numbered through: the cache's from 0, the chunk's from the next multiple
-/// of BLOCK. Threadgroups: [tiles, KV_HEADS, GROUP / simdgroups]; `shared` holds BLOCK * (KEY_DIM + VALUE_DIM) values,
-/// and TILE * (BLOCK + TILE) for each simdgroup. KEY_DIM and VALUE_DIM are multiples of 8 up to 128. Uses CACHE_HALF,
-/// KEY_DIM, VALUE_DIM, GROUP, KV_HEADS, ALIGNED.
+/// Softmax attention with online softmax. One simdgroup per query head; only its scores of one tile and block exist at
+/// a time. Rows are numbered consecutively: the cache's from 0, the chunk's from the next multiple of BLOCK.
+/// Threadgroups: [tiles, KV_HEADS, GROUP / simdgroups]; `shared` holds BLOCK * (KEY_DIM + VALUE_DIM) values, and TILE *
+/// (BLOCK + TILE) per simdgroup. KEY_DIM and VALUE_DIM are multiples of 8 up to 128. Uses CACHE_HALF, KEY_DIM,
+/// VALUE_DIM, GROUP, KV_HEADS, ALIGNED.
 kernel void attend_prefill(device const float *q [[buffer(0)]], device const uchar *cache_k [[buffer(1)]],
                            device const uchar *cache_v [[buffer(2)]], device const uchar *chunk_k [[buffer(3)]],
                            device const uchar *chunk_v [[buffer(4)]], device const KvSpan *spans [[buffer(5)]],
@@ -191,7 +191,7 @@ kernel void attend_prefill(device const float *q [[buffer(0)]], device const uch
                            uint lane [[thread_index_in_simdgroup]], uint simd [[simdgroup_index_in_threadgroup]],
                            uint simds [[simdgroups_per_threadgroup]]) {
     const uint first_token = group.x * TILE, kv_head = group.y, g = group.z * simds + simd;
-    const uint head = kv_head * GROUP + min(g, GROUP - 1); // a surplus simdgroup repeats the last head
+    const uint head = kv_head * GROUP + min(g, GROUP - 1); // an excess simdgroup repeats the last head
     threadgroup float *keys = shared, *values = shared + BLOCK * KEY_DIM;
     threadgroup float *scores = values + BLOCK * VALUE_DIM + simd * TILE * (BLOCK + TILE); // [TILE][BLOCK]
     threadgroup float *diagonal = scores + TILE * BLOCK;                                  // [TILE][TILE]
@@ -212,7 +212,7 @@ kernel void attend_prefill(device const float *q [[buffer(0)]], device const uch
     simdgroup_float8x8 sums[MAX_VALUE_TILES];
     for (uint j = 0; j < MAX_VALUE_TILES; j++) sums[j] = make_filled_simdgroup_matrix<float, 8, 8>(0.0f);
 
-    // a lane for a span of a token of the tile, and for four scores of a token
+    // one lane per span of a token of the tile, and per four scores of a token
     const uint row = lane / 4, token = min(first_token + row, a.tokens - 1);
     const uint chunk_from = (a.cache_end + BLOCK - 1) / BLOCK * BLOCK;
     uint froms[4], ends[4];
@@ -226,7 +226,7 @@ kernel void attend_prefill(device const float *q [[buffer(0)]], device const uch
     float top = -INFINITY, weights = 0.0f;
 
     for (uint from = 0; from < chunk_from + a.chunk_rows; from += BLOCK) {
-        // the same for all simdgroups: the tokens are
+        // uniform for all simdgroups, since the tokens are the same
         if (!simd_any(my_from < my_end && my_from < from + BLOCK && from < my_end)) continue;
         threadgroup_barrier(mem_flags::mem_threadgroup);
         const bool in_chunk = from >= chunk_from;

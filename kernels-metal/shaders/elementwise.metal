@@ -1,4 +1,5 @@
-// A thread a value: positions, activations, copies. `position.x` runs over the columns, `position.y` over the tokens.
+// Elementwise operations, one thread per value: rotary embedding, activations, copies. `position.x` is the column,
+// `position.y` the token.
 
 struct RopeArgs {
     uint heads, dim, stride;
@@ -45,7 +46,7 @@ kernel void relu2(device float *y [[buffer(0)]], constant MapArgs &a [[buffer(1)
     *p = v * v;
 }
 
-/// y = x as rows of the cache, without gaps. Uses CACHE_HALF.
+/// y = x as packed rows of the cache. Uses CACHE_HALF.
 kernel void store_rows(device const float *x [[buffer(0)]], device uchar *y [[buffer(1)]],
                        constant MapArgs &a [[buffer(2)]], uint3 position [[thread_position_in_grid]]) {
     if (position.x >= a.cols) return;
@@ -59,13 +60,13 @@ struct CopyArgs {
     uint n;
 };
 
-/// y = x, n pieces of two bytes.
+/// y = x, n units of two bytes.
 kernel void copy(device const ushort *x [[buffer(0)]], device ushort *y [[buffer(1)]],
                  constant CopyArgs &a [[buffer(2)]], uint3 position [[thread_position_in_grid]]) {
     if (position.x < a.n) y[position.x] = x[position.x];
 }
 
-/// y = 0, n pieces of two bytes.
+/// y = 0, n units of two bytes.
 kernel void clear(device ushort *y [[buffer(0)]], constant CopyArgs &a [[buffer(1)]],
                   uint3 position [[thread_position_in_grid]]) {
     if (position.x < a.n) y[position.x] = 0;

@@ -1,16 +1,16 @@
-// Products with many tokens: tiles of 64 rows and 32 tokens, 32 columns at a time, decoded once for all tokens of the
+// Matrix products (GEMM): tiles of 64 rows and 32 tokens. 32 columns at a time are decoded once for all tokens of the
 // tile and multiplied as matrices of 8 by 8.
 
 constexpr constant uint TILE_ROWS = 64;
 constexpr constant uint TILE_TOKENS = 32;
 constexpr constant uint TILE_COLS = 32;
-constexpr constant uint PITCH = 36; // of a row of a tile, so that columns of it lie in different banks
+constexpr constant uint PITCH = 36; // row stride of a tile, so that a column is spread over different banks
 
 template <uint format>
 inline void load_weights(threadgroup float *tile, device const uchar *w, uint rows, uint cols, uint first, uint col,
                   uint tid, uint threads) {
     for (uint i = tid; i < TILE_ROWS * (TILE_COLS / 4); i += threads) {
-        // eight threads side by side take eight rows: a word each where rows are interleaved
+        // eight adjacent threads load eight rows: one word each if rows are interleaved
         const uint row = i / 64 * 8 + i % 8, c = i / 8 % 8 * 4;
         const float4 v = first + row < rows ? weights4<format>(w, cols, first + row, col + c) : float4(0.0f);
         threadgroup float *to = tile + row * PITCH + c;
@@ -21,7 +21,7 @@ inline void load_weights(threadgroup float *tile, device const uchar *w, uint ro
     }
 }
 
-/// y[t] = or += W x[t]: a threadgroup of four simdgroups for a tile, each with 32 rows and 16 tokens of it. `shared`
+/// y[t] = or += W x[t]: a threadgroup of four simdgroups per tile, each with 32 rows and 16 tokens of it. `shared`
 /// holds (TILE_ROWS + TILE_TOKENS) * PITCH values. Uses FORMAT, ALIGNED.
 kernel void matmul(device const uchar *w [[buffer(0)]], device const float *x [[buffer(1)]],
                    device float *y [[buffer(2)]], constant ProductArgs &a [[buffer(3)]],
@@ -32,7 +32,7 @@ kernel void matmul(device const uchar *w [[buffer(0)]], device const float *x [[
     const uint first_row = group.x * TILE_ROWS, first_token = group.y * TILE_TOKENS;
     threadgroup float *tile_w = shared, *tile_x = shared + TILE_ROWS * PITCH;
     const uint rows_from = simd % 2 * 32, tokens_from = simd / 2 * 16;
-    simdgroup_float8x8 sums[2][4]; // [tokens][rows], eights of them
+    simdgroup_float8x8 sums[2][4]; // [tokens][rows], in units of eight
     for (uint i = 0; i < 2; i++) {
         for (uint j = 0; j < 4; j++) sums[i][j] = make_filled_simdgroup_matrix<float, 8, 8>(0.0f);
     }
@@ -65,7 +65,7 @@ kernel void matmul(device const uchar *w [[buffer(0)]], device const float *x [[
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);
     }
-    // through threadgroup memory, as the tile may reach beyond the last row and token
+    // through threadgroup memory, since the tile may extend beyond the last row and token
     threadgroup float *tile = shared; // [TILE_TOKENS][TILE_ROWS]
     for (uint i = 0; i < 2; i++) {
         for (uint j = 0; j < 4; j++) {

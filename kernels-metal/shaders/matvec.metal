@@ -1,5 +1,5 @@
-// Products with one token, or with a few: bound by reading the weights, each of which is read once for TOGETHER tokens.
-// A token's sums are in the same order whatever other tokens there are.
+// Products with one or a few tokens (GEMV): bandwidth-bound, so weights are read once for TOGETHER tokens. The order of
+// a token's sums does not depend on other tokens.
 
 constexpr constant uint TOGETHER = 8;
 
@@ -17,7 +17,7 @@ inline float4 scales4(device const uchar *block, uint first) {
     return float4(*(device const half4 *)(block + 2 * first));
 }
 
-/// Sixteen bytes of a block; those of MXFP4 begin at multiples of 8 only.
+/// Sixteen bytes of a block; those of MXFP4 are only aligned to 8.
 template <uint format>
 inline uint4 words4(device const uchar *p) {
     if (plain(format) != MXFP4) return *(device const uint4 *)p;
@@ -25,7 +25,7 @@ inline uint4 words4(device const uchar *p) {
     return uint4(low.x, low.y, high.x, high.y);
 }
 
-/// What a row's codes of a chunk stand for: a word of them is of four columns, or of these and four others.
+/// The levels of a chunk of a row: a word of codes has four columns, or two times four columns in its nibbles.
 struct Levels {
     float4 low, high;
 };
@@ -38,20 +38,20 @@ inline Levels chunk_levels(uint word, uint fifth, uint c) {
     return levels;
 }
 
-/// What they add to the row's product.
+/// Their contribution to the row's product.
 template <uint format>
 inline float chunk_dot(Levels levels, float4 low, float4 high) {
     const float sum = dot(levels.low, low);
     return plain(format) == Q8_0 ? sum : sum + dot(levels.high, high);
 }
 
-/// The shares of a lane in the products of eight interleaved rows with `tokens` rows of x: rows 4 * (lane % 2) .. + 3.
-/// Sixteen bytes of weights a lane are read at once, those of a simdgroup lying side by side.
+/// A lane's share of the products of eight interleaved rows with `tokens` rows of x: rows 4 * (lane % 2) .. + 3. Each
+/// lane reads sixteen bytes of weights at once, adjacent to those of the other lanes.
 template <uint format>
 inline void interleaved_dots(device const uchar *w, uint group, device const float *x, uint x_stride, uint tokens,
                              uint blocks, uint part, uint parts, uint lane, thread float4 *sums) {
     const uint bytes = 8 * block_bytes(format);
-    const uint lanes = plain(format) == Q8_0 ? 16 : 8; // that share a block of eight rows and 32 columns
+    const uint lanes = plain(format) == Q8_0 ? 16 : 8; // sharing a block of eight rows and 32 columns
     const uint piece = lane % lanes, c = piece / 2, first = piece % 2 * 4;
     for (uint b = part * (32 / lanes) + lane / lanes; b < blocks; b += parts * (32 / lanes)) {
         device const uchar *block = w + (group * ulong(blocks) + b) * bytes;
@@ -63,7 +63,7 @@ inline void interleaved_dots(device const uchar *w, uint group, device const flo
         if (is_shifted(format)) shift = has_min(format) ? scales4<format>(block + 16, first) : -zero_code(format) * d;
         const Levels l0 = chunk_levels<format>(q.x, fifth.x, c), l1 = chunk_levels<format>(q.y, fifth.y, c);
         const Levels l2 = chunk_levels<format>(q.z, fifth.z, c), l3 = chunk_levels<format>(q.w, fifth.w, c);
-        for (uint t = 0; t < TOGETHER; t++) { // so that sums can be registers
+        for (uint t = 0; t < TOGETHER; t++) { // constant bounds, so that sums are in registers
             if (t >= tokens) continue;
             device const float *in = x + ulong(t) * x_stride + 32 * b + 4 * c;
             const float4 low = *(device const float4 *)in;
@@ -76,8 +76,9 @@ inline void interleaved_dots(device const uchar *w, uint group, device const flo
     }
 }
 
-/// y[t] = or += W x[t], W in eight interleaved rows: a threadgroup for eight rows and TOGETHER tokens, its simdgroups share
-/// the columns. Rows of x begin at multiples of 4. `shared` holds eight values for each simdgroup and token. Uses FORMAT.
+/// y[t] = or += W x[t], W with eight interleaved rows: one threadgroup for eight rows and TOGETHER tokens, whose
+/// simdgroups share the columns. Rows of x start at multiples of 4. `shared` holds eight values per simdgroup and
+/// token. Uses FORMAT.
 kernel void matvec_x8(device const uchar *w [[buffer(0)]], device const float *x [[buffer(1)]],
                       device float *y [[buffer(2)]], constant ProductArgs &a [[buffer(3)]],
                       threadgroup float *shared [[threadgroup(0)]], uint3 group [[threadgroup_position_in_grid]],
@@ -91,7 +92,7 @@ kernel void matvec_x8(device const uchar *w [[buffer(0)]], device const float *x
         X8_FORMATS(interleaved_dots<format>(w, group.x, in, a.x_stride, tokens, a.cols / 32, simd, simds, lane, sums))
     }
     for (uint t = 0; t < TOGETHER; t++) {
-        if (t >= tokens) continue; // for all lanes
+        if (t >= tokens) continue; // uniform for all lanes
         float4 sum = sums[t];
         for (ushort step = 2; step < 32; step *= 2) {
             sum += float4(simd_shuffle_xor(sum.x, step), simd_shuffle_xor(sum.y, step),
@@ -116,10 +117,10 @@ kernel void matvec_x8(device const uchar *w [[buffer(0)]], device const float *x
     }
 }
 
-/// Rows that a simdgroup takes at once, so that it reads x once for all of them.
+/// Rows per simdgroup, which share a read of x.
 constexpr constant uint ROWS_AT_ONCE = 4;
 
-/// What half `h` of a row's block `b` adds to the row's product; x: what its codes meet, `sum` the sum of these.
+/// The contribution of half `h` of a row's block `b`; x: the corresponding activations, `sum` their sum.
 template <uint format>
 inline float half_block_dot(device const uchar *w, uint blocks, uint row, uint b, uint h, thread const float4 *x, float sum) {
     const uint words = plain(format) == Q8_0 ? 4 : 2;
@@ -136,18 +137,18 @@ inline float half_block_dot(device const uchar *w, uint blocks, uint row, uint b
     return d * (dots - zero_code(format) * sum);
 }
 
-/// The shares of a lane in the products of rows row .. row + 3 with `tokens` rows of x. Formats of blocks: half a block of
-/// each row a time.
+/// A lane's share of the products of rows row .. row + 3 with `tokens` rows of x. Block formats are processed in halves
+/// of blocks.
 template <uint format>
 inline void row_dots(device const uchar *w, device const float *x, uint x_stride, uint tokens, uint rows, uint cols,
                      uint row, uint lane, thread float4 *sums) {
-    const uint last = rows - 1; // is read again rather than what lies behind it
+    const uint last = rows - 1; // repeated instead of reading beyond it
     const uint rest[3] = {min(row + 1, last), min(row + 2, last), min(row + 3, last)};
     if (format < Q8_0) {
         for (uint col = 4 * lane; col < cols; col += 128) {
             const float4 w0 = weights4<format>(w, cols, row, col), w1 = weights4<format>(w, cols, rest[0], col);
             const float4 w2 = weights4<format>(w, cols, rest[1], col), w3 = weights4<format>(w, cols, rest[2], col);
-            for (uint t = 0; t < TOGETHER; t++) { // so that sums can be registers
+            for (uint t = 0; t < TOGETHER; t++) { // constant bounds, so that sums are in registers
                 if (t >= tokens) continue;
                 const float4 in = load4(x + ulong(t) * x_stride, col, cols);
                 sums[t] += float4(dot(w0, in), dot(w1, in), dot(w2, in), dot(w3, in));
@@ -159,7 +160,7 @@ inline void row_dots(device const uchar *w, device const float *x, uint x_stride
     for (uint b = lane / 2; b < blocks; b += 16) {
         for (uint t = 0; t < TOGETHER; t++) {
             if (t >= tokens) continue;
-            float4 in[4]; // of sixteen columns, or of eight that low nibbles are of and eight that high ones are
+            float4 in[4]; // sixteen columns, or eight of low nibbles and eight of high ones
             for (uint i = 0; i < 4; i++) {
                 const uint c = plain(format) == Q8_0 ? 4 * h + i : 2 * h + i % 2 + i / 2 * 4;
                 in[i] = load4(x + ulong(t) * x_stride, 32 * b + 4 * c, cols);
@@ -173,13 +174,14 @@ inline void row_dots(device const uchar *w, device const float *x, uint x_stride
     }
 }
 
-/// y[t] = or += W x[t], W row after row: a simdgroup for ROWS_AT_ONCE rows and TOGETHER tokens. Uses FORMAT, ALIGNED.
+/// y[t] = or += W x[t], W with consecutive rows: one simdgroup for ROWS_AT_ONCE rows and TOGETHER tokens. Uses FORMAT,
+/// ALIGNED.
 kernel void matvec_rows(device const uchar *w [[buffer(0)]], device const float *x [[buffer(1)]],
                         device float *y [[buffer(2)]], constant ProductArgs &a [[buffer(3)]],
                         uint3 group [[threadgroup_position_in_grid]], uint lane [[thread_index_in_simdgroup]],
                         uint simd [[simdgroup_index_in_threadgroup]], uint simds [[simdgroups_per_threadgroup]]) {
     const uint row = (group.x * simds + simd) * ROWS_AT_ONCE;
-    if (row >= a.rows) return; // a whole simdgroup
+    if (row >= a.rows) return; // uniform for a simdgroup
     const uint first = group.y * TOGETHER, tokens = min(TOGETHER, a.tokens - first);
     device const float *in = x + ulong(first) * a.x_stride;
     float4 sums[TOGETHER];
@@ -188,7 +190,7 @@ kernel void matvec_rows(device const uchar *w [[buffer(0)]], device const float 
         ROW_FORMATS(row_dots<format>(w, in, a.x_stride, tokens, a.rows, a.cols, row, lane, sums))
     }
     for (uint t = 0; t < TOGETHER; t++) {
-        if (t >= tokens) continue; // for all lanes
+        if (t >= tokens) continue; // uniform for all lanes
         const float4 all = float4(simd_sum(sums[t].x), simd_sum(sums[t].y), simd_sum(sums[t].z), simd_sum(sums[t].w));
         if (lane < ROWS_AT_ONCE && row + lane < a.rows) {
             const float sum = lane == 0 ? all.x : lane == 1 ? all.y : lane == 2 ? all.z : all.w;

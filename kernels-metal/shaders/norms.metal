@@ -1,11 +1,11 @@
-// RMS norms. Sums are taken in float.
+// RMS norms, with float sums.
 
 struct NormArgs {
     uint cols, x_stride, y_stride;
     float eps;
 };
 
-/// y[t] = x[t] / sqrt(mean(x[t]^2) + eps) * gain: a threadgroup for a token. `shared`: a value for each simdgroup.
+/// y[t] = x[t] / sqrt(mean(x[t]^2) + eps) * gain: one threadgroup per token. `shared`: one value per simdgroup.
 kernel void rms_norm(device const float *x [[buffer(0)]], device const float *gain [[buffer(1)]],
                      device float *y [[buffer(2)]], constant NormArgs &a [[buffer(3)]],
                      threadgroup float *shared [[threadgroup(0)]], uint3 group [[threadgroup_position_in_grid]],
@@ -24,13 +24,13 @@ struct HeadNormArgs {
     float eps;
 };
 
-/// RMS norm of each head of `dim` columns, in place: a simdgroup for a head of a token.
+/// RMS norm of each head of `dim` columns, in place: one simdgroup per head and token.
 kernel void head_norm(device float *x [[buffer(0)]], device const float *gain [[buffer(1)]],
                       constant HeadNormArgs &a [[buffer(2)]], uint3 group [[threadgroup_position_in_grid]],
                       uint lane [[thread_index_in_simdgroup]], uint simd [[simdgroup_index_in_threadgroup]],
                       uint simds [[simdgroups_per_threadgroup]]) {
     const uint head = group.x * simds + simd;
-    if (head >= a.heads) return; // a whole simdgroup
+    if (head >= a.heads) return; // uniform for a simdgroup
     device float *row = x + ulong(group.y) * a.stride + head * a.dim;
     float sum = 0.0f;
     for (uint i = lane; i < a.dim; i += 32) sum += row[i] * row[i];
@@ -43,7 +43,7 @@ struct FuseArgs {
     float eps;
 };
 
-/// y[t] = (rms_norm(a[t]; gain_a) + rms_norm(b[t]; gain_b)) / 2: a threadgroup for a token. `shared`: a value for each
+/// y[t] = (rms_norm(a[t]; gain_a) + rms_norm(b[t]; gain_b)) / 2: one threadgroup per token. `shared`: one value per
 /// simdgroup.
 kernel void fuse(device const float *a [[buffer(0)]], device const float *gain_a [[buffer(1)]],
                  device const float *b [[buffer(2)]], device const float *gain_b [[buffer(3)]],

@@ -1,11 +1,12 @@
-// The Mamba heads: the causal convolution and the selective scan.
+// The Mamba heads: causal convolution and selective scan.
 
 struct ConvArgs {
     uint channels, tokens, u_stride, y_stride, has_bias;
 };
 
-/// y = silu(conv(u) + bias); state [TAPS - 1, channels] holds the inputs before the first, oldest first. A thread for a
-/// channel and a token. With one token `next` gets the state after it; with more, by `conv_shift`. Uses TAPS.
+/// y = silu(conv(u) + bias); state [TAPS - 1, channels] holds the inputs before the first token, oldest first. One
+/// thread per channel and token. With one token `next` receives the state after it; with more, `conv_shift` computes
+/// it. Uses TAPS.
 kernel void conv_silu(device const float *u [[buffer(0)]], device const float *weight [[buffer(1)]],
                       device const float *bias [[buffer(2)]], device const float *state [[buffer(3)]],
                       device float *next [[buffer(4)]], device float *y [[buffer(5)]], constant ConvArgs &a [[buffer(6)]],
@@ -25,31 +26,32 @@ kernel void conv_silu(device const float *u [[buffer(0)]], device const float *w
     }
 }
 
-/// The state after `tokens` inputs: a thread for a channel. Uses TAPS.
+/// The state after `tokens` inputs: one thread per channel. Uses TAPS.
 kernel void conv_shift(device const float *u [[buffer(0)]], device const float *state [[buffer(1)]],
                        device float *next [[buffer(2)]], constant ConvArgs &a [[buffer(3)]],
                        uint3 position [[thread_position_in_grid]]) {
     const uint c = position.x, past = TAPS - 1;
     if (c >= a.channels) return;
     for (uint j = 0; j < past; j++) {
-        const uint from = j + a.tokens; // counted from the old state's first
+        const uint from = j + a.tokens; // counted from the start of the old state
         next[j * a.channels + c] =
             from < past ? state[from * a.channels + c] : u[ulong(from - past) * a.u_stride + c];
     }
 }
 
 // The scan: delta = softplus(dt + dt_bias);  h = exp(delta * A) * h + delta * u * B;  y = (h . C + D * u) * silu(gate).
-// LANES lanes hold a channel, each one state of it. Long texts are cut into pieces that are scanned side by side:
-// `scan_local` scans each from zero, `scan_carry` makes from that the state before each piece, `scan` starts from it.
+// LANES lanes process a channel, one state each. Long texts are split into pieces that are scanned in parallel:
+// `scan_local` scans each from zero, `scan_carry` computes from that the state before each piece, and `scan` starts
+// from it.
 
 struct ScanArgs {
-    uint channels, tokens, piece; // a piece has `piece` tokens, the last one what is left
+    uint channels, tokens, piece; // a piece has `piece` tokens, the last one the rest
     uint dt_stride, u_stride, gate_stride, bc_stride, y_stride;
-    uint keep; // 1: the only piece; `last` gets its last state
+    uint keep; // 1: the only piece; `last` receives its final state
 };
 
-/// Starts [pieces, channels, STATES]: the state before each piece; last [channels, STATES].
-/// Threadgroups: [channels / (threads / LANES), pieces]. Uses STATES, LANES.
+/// starts [pieces, channels, STATES]: the state before each piece; last [channels, STATES]. Threadgroups: [channels /
+/// (threads / LANES), pieces]. Uses STATES, LANES.
 kernel void scan(device const float *dt [[buffer(0)]], device const float *dt_bias [[buffer(1)]],
                  device const float *u [[buffer(2)]], device const float *gate [[buffer(3)]],
                  device const float *b [[buffer(4)]], device const float *c [[buffer(5)]],
@@ -76,8 +78,8 @@ kernel void scan(device const float *dt [[buffer(0)]], device const float *dt_bi
     if (holds && a.keep != 0) last[start] = h;
 }
 
-/// Each piece scanned from zero: its last state, and what its decays multiply to; both [pieces, channels, STATES]. A
-/// thread for a state of a channel, threadgroups as in `scan` with LANES = STATES.
+/// Scans each piece from zero: its final state, and the product of its decays; both [pieces, channels, STATES]. One
+/// thread per state of a channel, threadgroups as in `scan` with LANES = STATES.
 kernel void scan_local(device const float *dt [[buffer(0)]], device const float *dt_bias [[buffer(1)]],
                        device const float *u [[buffer(2)]], device const float *b [[buffer(3)]],
                        device const float *rates [[buffer(4)]], device float *lasts [[buffer(5)]],
@@ -100,10 +102,11 @@ kernel void scan_local(device const float *dt [[buffer(0)]], device const float 
 }
 
 struct CarryArgs {
-    uint states, pieces; // states: of all channels
+    uint states, pieces; // states: over all channels
 };
 
-/// From h, the state before all pieces, the state before each; `next` gets the state after all. A thread for a state.
+/// Computes the state before each piece from h, the state before the first; `next` receives the state after the last.
+/// One thread per state.
 kernel void scan_carry(device float *lasts [[buffer(0)]], device const float *decays [[buffer(1)]],
                        device const float *h [[buffer(2)]], device float *next [[buffer(3)]],
                        constant CarryArgs &a [[buffer(4)]],

@@ -1,6 +1,6 @@
-// Reading weight matrices, in the formats of docs/file-format.md.
+// Decoding of weight matrices, in the formats of docs/file-format.md.
 
-/// The statement for the format that FORMAT is; it knows it as the constant `format`.
+/// The statement for the value of FORMAT, with the constant `format` in scope.
 #define CASE(name, ...)                \
     case name: {                       \
         constexpr uint format = name;  \
@@ -18,7 +18,7 @@
 // ---- blocks of 32 columns: a scale d, a minimum m, the fifth bits of codes, and codes, as far as the format has them. A
 // value is d * level(code) + m. Of eight interleaved rows there come first all scales, then all minima, and so on.
 
-/// What codes stand for; those of MXFP4 are doubled.
+/// Levels of codes; those of MXFP4 are doubled.
 constant float IQ4_NL_LEVELS[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 constant float MXFP4_LEVELS[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
 
@@ -34,53 +34,53 @@ inline bool has_fifth(uint format) {
     return plain(format) == Q5_0 || plain(format) == Q5_1;
 }
 
-/// The code of zero, in formats whose levels are as far apart as codes and have no minimum.
+/// The zero point, in formats with evenly spaced levels and without a minimum.
 inline float zero_code(uint format) {
     return plain(format) == Q4_0 ? 8.0f : plain(format) == Q5_0 ? 16.0f : 0.0f;
 }
 
-/// Is there more to a value than d * level?
+/// Whether a value is more than d * level.
 inline bool is_shifted(uint format) {
     return has_min(format) || zero_code(format) != 0.0f;
 }
 
-/// Where the fifth bits of a row's block begin.
+/// Offset of the fifth bits in a row's block.
 inline uint fifth_at(uint format) {
     return plain(format) == MXFP4 ? 1 : has_min(format) ? 4 : 2;
 }
 
-/// Where the codes begin.
+/// Offset of the codes.
 inline uint codes_at(uint format) {
     return fifth_at(format) + (has_fifth(format) ? 4 : 0);
 }
 
-/// Bytes of a row's block.
+/// Size of a row's block in bytes.
 inline uint block_bytes(uint format) {
     return codes_at(format) + (plain(format) == Q8_0 ? 32 : 16);
 }
 
-/// The scale of MXFP4: half of 2^(e - 127), as levels are doubled.
+/// The scale of MXFP4: half of 2^(e - 127), since levels are doubled.
 inline float power_of_two(uint e) {
     return as_type<float>(e < 2 ? 0x00200000u << e : (e - 1) << 23);
 }
 
-/// The four bytes of a word as signed numbers.
+/// The four bytes of a word as signed integers.
 inline float4 signed_bytes(uint word) {
     return float4(as_type<char4>(word));
 }
 
-/// The four bytes of a word as unsigned numbers.
+/// The four bytes of a word as unsigned integers.
 inline float4 unsigned_bytes(uint word) {
     return float4(as_type<uchar4>(word));
 }
 
-/// The numbers that the four bytes of a word are codes of.
+/// The levels for the four byte codes of a word.
 inline float4 looked_up(constant float *levels, uint word) {
     const uchar4 codes = as_type<uchar4>(word);
     return float4(levels[codes.x], levels[codes.y], levels[codes.z], levels[codes.w]);
 }
 
-/// What the four codes in a word stand for; with a zero_code, that much too large.
+/// The levels of the four codes in a word, including the zero_code if there is one.
 template <uint format>
 inline float4 levels4(uint word) {
     if (plain(format) == Q8_0) return signed_bytes(word);
@@ -89,19 +89,19 @@ inline float4 levels4(uint word) {
     return unsigned_bytes(word);
 }
 
-/// The codes of columns 4c .. 4c + 3 of a row, a byte each: from the word that has them or their nibbles, and the row's
+/// The codes of columns 4c .. 4c + 3 of a row, one byte each: from the word with their bytes or nibbles, and the row's
 /// fifth bits.
 template <uint format>
 inline uint codes4(uint word, uint fifth, uint c) {
     if (plain(format) == Q8_0) return word;
     const uint nibbles = word >> (c < 4 ? 0 : 4) & 0x0f0f0f0f;
     if (!has_fifth(format)) return nibbles;
-    // a byte for each column j of a chunk, or 32 bits in the order of the columns: four of these become four bytes
+    // one byte for each column j of a chunk, or 32 bits in column order: four of these are expanded to four bytes
     const uint bits = format >= X8 ? fifth >> c : (fifth >> 4 * c & 15) * 0x00204081;
     return nibbles | (bits & 0x01010101) << 4;
 }
 
-/// Four bytes of a block. Blocks begin at even addresses, those of one row of MXFP4 anywhere.
+/// Four bytes of a block. Blocks are at even addresses, except in rows of MXFP4.
 template <uint format>
 inline uint word_at(device const uchar *p) {
     if (format >= X8) return *(device const uint *)p;
@@ -113,7 +113,7 @@ inline float bfloat_at(device const ushort *p) {
     return as_type<float>(uint(*p) << 16);
 }
 
-/// Columns col .. col + 3 of a row, decoded; col is a multiple of 4, and columns behind the last are zeros.
+/// Columns col .. col + 3 of a row, decoded; col is a multiple of 4, and columns after the last are zeros.
 template <uint format>
 inline float4 weights4(device const uchar *w, uint cols, uint row, uint col) {
     if (format == F32) {
@@ -167,7 +167,7 @@ inline void gather_as(device const uchar *w, uint row, device float *y, uint col
     if (col + 3 < cols) y[col + 3] = v.w;
 }
 
-/// y[i] = row rows[i] of the table, decoded. A thread for four columns. Uses FORMAT.
+/// y[i] = row rows[i] of the table, decoded. One thread per four columns. Uses FORMAT.
 kernel void gather(device const uchar *w [[buffer(0)]], device const uint *rows [[buffer(1)]],
                    device float *y [[buffer(2)]], constant GatherArgs &a [[buffer(3)]],
                    uint3 position [[thread_position_in_grid]]) {

@@ -1,22 +1,22 @@
-//! The attention heads' operation.
+//! Attention.
 
 use crate::{Binding, Buffer, Constants, Gpu, View, ops::whole};
 
-/// A span of KV rows that a token sees, of the cache or of the chunk's own.
+/// A span of KV rows visible to a token.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct KvSpan {
     /// The first row.
     pub first: u32,
-    /// How many rows.
+    /// Number of rows.
     pub rows: u32,
-    /// 1: of the chunk, 0: of the cache.
+    /// 1: rows of the chunk; 0: of the cache.
     pub chunk: u32,
-    /// Padding, for the kernels' alignment.
+    /// Padding to the alignment of the shaders.
     pub unused: u32,
 }
 
-/// What [`Gpu::attention`] reads.
+/// The arguments of [`Gpu::attention`].
 #[derive(Clone, Copy)]
 pub struct Attention<'a> {
     /// Queries `[tokens, heads * key_dim]`.
@@ -31,57 +31,57 @@ pub struct Attention<'a> {
     pub value_dim: usize,
     /// Keys and values of the cache `[rows, kv_heads, dim]`.
     pub cache: [&'a Buffer; 2],
-    /// Keys and values of the chunk's own tokens.
+    /// Keys and values of the chunk.
     pub chunk: [&'a Buffer; 2],
-    /// Whether keys and values are half floats.
+    /// Whether keys and values are half floats instead of floats.
     pub half: bool,
-    /// Per token, the rows it sees.
+    /// The visible rows of each token.
     pub visible: &'a [[KvSpan; 4]],
-    /// Whether every token has the bits that it has alone.
+    /// Whether every token must be bit-identical to a pass of its own.
     pub decode: bool,
 }
 
-/// What `attend_prefill` is told, as in `shaders/attention.metal`. Strides are in values.
+/// The arguments of `attend_prefill`, as in `shaders/attention.metal`. Strides are in values.
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct PrefillArgs {
     tokens: u32,
     q_stride: u32,
     y_stride: u32,
-    /// Rows of the cache that tokens may see.
+    /// End of the visible cache rows.
     cache_end: u32,
-    /// Rows of the chunk.
+    /// Number of chunk rows.
     chunk_rows: u32,
     scale: f32,
 }
 
-/// What `attend_decode` and `combine_partials` are told.
+/// The arguments of `attend_decode` and `combine_partials`.
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct DecodeArgs {
     tokens: u32,
     q_stride: u32,
     y_stride: u32,
-    /// Slices of each token.
+    /// Number of slices per token.
     slices: u32,
     scale: f32,
 }
 
-/// Rows of a slice, tokens of a tile, rows of a block: as in `shaders/attention.metal`.
+/// Rows per slice, tokens per tile, rows per block: as in `shaders/attention.metal`.
 const SLICE: usize = 64;
 const TILE: usize = 8;
 const BLOCK: usize = 16;
-/// Widths of heads that tiles can have at most.
+/// Maximum head width of tiles.
 const MAX_HEAD_DIM: usize = 128;
-/// Simdgroups of a tile at most.
+/// Maximum simdgroups per tile.
 const MAX_SIMDGROUPS: usize = 8;
-/// Slices whose scales fit threadgroup memory.
+/// Maximum number of slices whose scales fit into threadgroup memory.
 const MAX_SLICES: usize = 8000;
-/// Bytes that the slices' partial results may take.
+/// Maximum size of the slices' partial results in bytes.
 const MAX_PARTIAL_BYTES: usize = 32 << 20;
 
 impl Gpu {
-    /// Softmax attention of every token over the rows that it sees; out `[tokens, heads * value_dim]`.
+    /// Softmax attention of every token over its visible rows; out `[tokens, heads * value_dim]`.
     pub fn attention(&mut self, a: &Attention<'_>, out: View<'_>) {
         let (tokens, group) = (a.q.rows, a.heads / a.kv_heads);
         assert!(group * a.kv_heads == a.heads, "attention: heads do not form groups");
@@ -117,7 +117,7 @@ impl Gpu {
         }
     }
 
-    /// `ends`: rows of the cache, and of the chunk, that tokens see.
+    /// `ends`: end of the visible rows in cache and chunk.
     fn attend_prefill(&mut self, a: &Attention<'_>, constants: Constants, ends: [usize; 2], out: View<'_>) {
         let Some(spans) = self.upload(a.visible.as_flattened()) else { return };
         let group = constants.group as usize;
@@ -141,7 +141,7 @@ impl Gpu {
         let rows = a.visible.iter().map(|spans| spans.iter().map(|s| s.rows as usize).sum()).max().unwrap_or(0);
         let slices: usize = usize::div_ceil(rows, SLICE);
         assert!(slices <= MAX_SLICES, "attention: {rows} rows are too many for this GPU");
-        let bytes = 4 * a.heads * slices * (a.value_dim + 2); // of a token
+        let bytes = 4 * a.heads * slices * (a.value_dim + 2); // per token
         let at_once = (MAX_PARTIAL_BYTES / bytes.max(1)).clamp(1, a.q.rows.max(1));
         let [cache_k, cache_v, chunk_k, chunk_v] = kv(a);
         for first in (0..a.q.rows).step_by(at_once) {

@@ -1,37 +1,37 @@
-//! What the operations need of a machine.
+//! The interface to a GPU.
 
 use std::{any::Any, sync::Arc};
 
-/// Memory that the CPU and the device share.
+/// Memory shared by the CPU and the device.
 pub trait Allocation: Send + Sync {
-    /// Where the CPU sees it.
+    /// Returns the CPU's address of the memory.
     fn contents(&self) -> *mut u8;
-    /// Bytes.
+    /// Returns the size in bytes.
     fn len(&self) -> usize;
-    /// Is there nothing in it?
+    /// Whether the size is 0.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
-    /// For the device that made it.
+    /// For downcasts by the device that allocated it.
     fn as_any(&self) -> &dyn Any;
 }
 
-/// Memory, shared by reference.
+/// Reference-counted memory.
 pub type Buffer = Arc<dyn Allocation>;
 
-/// What can go wrong with a device.
+/// A device error.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum DeviceError {
-    /// There is none.
+    /// There is no device.
     #[error("{0}")]
     Missing(String),
-    /// It has no room.
+    /// Out of memory.
     #[error("the GPU has no memory for {:.1} MB more", *.0 as f64 / 1e6)]
     OutOfMemory(usize),
-    /// It stopped, or refused a kernel.
+    /// The device failed, or rejected a kernel.
     #[error("the GPU failed: {0}")]
     Failed(String),
-    /// The shaders do not compile for it.
+    /// The shaders cannot be compiled for it.
     #[error("the GPU's compiler refused the shaders: {0}")]
     Shaders(String),
 }
@@ -53,54 +53,53 @@ pub struct Constants {
     pub taps: u32,
 }
 
-/// A part of a buffer that a kernel may touch.
+/// The part of a buffer that a kernel may access.
 #[derive(Clone)]
 pub struct Binding {
     /// The memory.
     pub buffer: Buffer,
-    /// The first byte.
+    /// Offset of the first byte.
     pub offset: usize,
-    /// Bytes that are touched from there on at most.
+    /// Maximum number of bytes accessed from there.
     pub len: usize,
-    /// Are they written?
+    /// Whether the kernel writes to it.
     pub writable: bool,
 }
 
-/// One launch of a kernel.
+/// A kernel launch.
 pub struct Dispatch<'a> {
-    /// Its name.
+    /// The name of the kernel.
     pub kernel: &'static str,
-    /// The shape it is made for.
+    /// The function constants.
     pub constants: Constants,
-    /// Buffers by index; the arguments have the next index.
+    /// Buffers by index; the arguments have the index after the last one.
     pub bindings: &'a [Binding],
-    /// The arguments' bytes.
+    /// The bytes of the arguments.
     pub args: &'a [u8],
-    /// Threadgroups in x, y, z.
+    /// Number of threadgroups in x, y, z.
     pub groups: [u32; 3],
-    /// Threads of a threadgroup, a multiple of 32.
+    /// Threads per threadgroup, a multiple of 32.
     pub threads: u32,
-    /// Bytes of threadgroup memory.
+    /// Size of the threadgroup memory in bytes.
     pub threadgroup_bytes: u32,
 }
 
-/// A machine that runs the kernels, in the order in which they are dispatched.
+/// A device that runs kernels in the order of their dispatch.
 pub trait Device: Send {
-    /// What it is called.
+    /// Returns the name of the device.
     fn name(&self) -> String;
-    /// Memory of zeros.
+    /// Allocates zeroed memory.
     fn allocate(&self, bytes: usize) -> Result<Buffer, DeviceError>;
-    /// What [`Device::wrap`] wants addresses and lengths to be multiples of.
+    /// Returns the alignment of addresses and lengths for [`Device::wrap`].
     fn page(&self) -> usize;
-    /// Bytes that a buffer can have at most.
+    /// Returns the maximum size of a buffer in bytes.
     fn longest_buffer(&self) -> usize;
-    /// Memory that is there already, without a copy; it is only read.
+    /// Wraps existing read-only memory without copying it.
     ///
-    /// # Safety
-    /// The bytes must stay where they are, and unchanged, for as long as the buffer is used.
+    /// # Safety The bytes must not move or change while the buffer is in use.
     unsafe fn wrap(&self, bytes: *const u8, len: usize) -> Result<Buffer, DeviceError>;
-    /// Asks for a launch. What goes wrong is told by [`Device::finish`].
+    /// Enqueues a launch. Errors are reported by [`Device::finish`].
     fn dispatch(&mut self, dispatch: &Dispatch<'_>);
-    /// Waits until all launches are done.
+    /// Waits for all launches.
     fn finish(&mut self) -> Result<(), DeviceError>;
 }

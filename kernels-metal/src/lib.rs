@@ -1,7 +1,7 @@
-//! Hymba on Apple's GPUs: the shaders, and what launches them.
+//! Hymba on Apple GPUs: the shaders, and the code that launches them.
 //!
-//! `shaders/` holds the kernels. [`Gpu`] turns the model's operations into dispatches, on any [`Device`]: a Metal
-//! device on a Mac ([`system`]), or, in the tests of any machine, one that emulates it or stands in for it.
+//! `shaders/` contains the kernels. [`Gpu`] converts the model's operations to dispatches on any [`Device`]: a Metal
+//! device on a Mac ([`system`]), or an emulator or another GPU in tests on other machines.
 
 mod attention;
 mod device;

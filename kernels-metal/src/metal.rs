@@ -1,5 +1,5 @@
-//! The GPU of a Mac. One command buffer for everything between two calls of [`Device::finish`]: a token, or a chunk of a
-//! prompt. Its dispatches run one after the other; Metal sees to that, since all go through one encoder.
+//! The GPU of a Mac. There is one command buffer between two calls of [`Device::finish`], for a token or a chunk of a
+//! prompt. Metal runs its dispatches in order, since they share one encoder.
 
 use std::{any::Any, collections::HashMap, ffi::c_void, ptr::NonNull, sync::Arc};
 
@@ -16,17 +16,17 @@ use objc2_metal::{
 
 use crate::{Allocation, Buffer, Constants, Device, DeviceError, Dispatch};
 
-// The default device is found with its help.
+// Needed to find the default device.
 #[link(name = "CoreGraphics", kind = "framework")]
 unsafe extern "C" {}
 
 type Pipeline = Retained<ProtocolObject<dyn MTLComputePipelineState>>;
 
-/// The shaders, compiled when this program was, if a Metal compiler was there.
+/// The shaders, compiled by the build script if a Metal compiler was available.
 #[cfg(hymba_metallib)]
 static COMPILED: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/hymba.metallib"));
 
-/// The names of all devices.
+/// Returns the names of all devices.
 pub(crate) fn names() -> Vec<String> {
     autoreleasepool(|_| MTLCopyAllDevices().iter().map(|d| d.name().to_string()).collect())
 }
@@ -36,7 +36,7 @@ struct Memory {
     len: usize,
 }
 
-// SAFETY: a buffer is an object that any thread may use; who touches its contents answers for it.
+// SAFETY: buffers may be used by any thread; users of `contents` synchronize their accesses.
 unsafe impl Send for Memory {}
 // SAFETY: as above.
 unsafe impl Sync for Memory {}
@@ -55,7 +55,7 @@ impl Allocation for Memory {
     }
 }
 
-/// What dispatches are written to.
+/// The current command buffer and its encoder.
 struct Commands {
     buffer: Retained<ProtocolObject<dyn MTLCommandBuffer>>,
     encoder: Retained<ProtocolObject<dyn MTLComputeCommandEncoder>>,
@@ -71,7 +71,7 @@ pub(crate) struct Metal {
     failure: Option<DeviceError>,
 }
 
-// SAFETY: it is used by one thread at a time, and none of its objects belongs to a thread.
+// SAFETY: it is used by one thread at a time, and none of its objects are bound to a thread.
 unsafe impl Send for Metal {}
 
 fn text(error: &NSError) -> String {
@@ -98,7 +98,7 @@ impl Metal {
         let values = MTLFunctionConstantValues::new();
         let words: [u32; size_of::<Constants>() / 4] = bytemuck::cast(constants);
         for (index, word) in words.iter().enumerate() {
-            // SAFETY: the value is copied before the call returns, and has the type that is named.
+            // SAFETY: the value is copied before the call returns, and has the given type.
             unsafe { values.setConstantValue_type_atIndex(NonNull::from(word).cast(), MTLDataType::UInt, index) };
         }
         let function = self
@@ -129,7 +129,7 @@ impl Metal {
             let Some(memory) = binding.buffer.as_any().downcast_ref::<Memory>() else {
                 return Err(DeviceError::Failed("a buffer belongs to another device".into()));
             };
-            // SAFETY: the operation has checked that what the kernel touches lies inside the buffer.
+            // SAFETY: the operation has checked that the kernel's accesses are inside the buffer.
             unsafe { encoder.setBuffer_offset_atIndex(Some(&memory.buffer), binding.offset, index) };
         }
         let args = NonNull::from(d.args).cast::<c_void>();
@@ -137,7 +137,7 @@ impl Metal {
         unsafe { encoder.setBytes_length_atIndex(args, d.args.len(), d.bindings.len()) };
         if d.threadgroup_bytes > 0 {
             let bytes = (d.threadgroup_bytes as usize).next_multiple_of(16);
-            // SAFETY: index 0 is the one that the shaders have.
+            // SAFETY: the shaders use index 0.
             unsafe { encoder.setThreadgroupMemoryLength_atIndex(bytes, 0) };
         }
         let [width, height, depth] = d.groups.map(|n| n as usize);
@@ -156,7 +156,7 @@ impl Metal {
     }
 }
 
-/// The shaders: compiled already, or from their source.
+/// Loads the compiled shaders, or compiles their source.
 fn load(device: &ProtocolObject<dyn MTLDevice>) -> Result<Retained<ProtocolObject<dyn MTLLibrary>>, DeviceError> {
     let refused = |e: Retained<NSError>| DeviceError::Shaders(text(&e));
     #[cfg(hymba_metallib)]
@@ -164,7 +164,8 @@ fn load(device: &ProtocolObject<dyn MTLDevice>) -> Result<Retained<ProtocolObjec
     #[cfg(not(hymba_metallib))]
     {
         let options = objc2_metal::MTLCompileOptions::new();
-        // Infinities and the order of sums mean something. The newer setting is not on every Mac that runs this.
+        // No fast math: infinities and the order of sums matter. The newer option is not available on every supported
+        // Mac.
         #[allow(deprecated)]
         options.setFastMathEnabled(false);
         device.newLibraryWithSource_options_error(&NSString::from_str(crate::SOURCE), Some(&options)).map_err(refused)
@@ -180,13 +181,13 @@ impl Device for Metal {
         if bytes > self.device.maxBufferLength() {
             return Err(DeviceError::OutOfMemory(bytes));
         }
-        // A buffer of no bytes can't be made. Shared memory comes zeroed.
+        // Empty buffers are not allowed. Shared memory is zeroed.
         let options = MTLResourceOptions::StorageModeShared;
         self.buffer(self.device.newBufferWithLength_options(bytes.max(4), options), bytes)
     }
 
     fn page(&self) -> usize {
-        // SAFETY: the call has no conditions.
+        // SAFETY: the call has no preconditions.
         unsafe { libc::sysconf(libc::_SC_PAGESIZE) }.try_into().unwrap_or(16384)
     }
 
@@ -197,7 +198,7 @@ impl Device for Metal {
     unsafe fn wrap(&self, bytes: *const u8, len: usize) -> Result<Buffer, DeviceError> {
         let Some(start) = NonNull::new(bytes.cast_mut()) else { return Err(DeviceError::OutOfMemory(len)) };
         let options = MTLResourceOptions::StorageModeShared;
-        // SAFETY: the caller keeps the bytes for as long as the buffer; without a deallocator nobody frees them.
+        // SAFETY: the caller keeps the bytes alive as long as the buffer; without a deallocator they are not freed.
         let buffer = unsafe {
             self.device.newBufferWithBytesNoCopy_length_options_deallocator(start.cast(), len, options, None)
         };

@@ -1,21 +1,21 @@
-//! The model's operations as dispatches: shapes are checked here, since a kernel can't.
+//! The model's operations as dispatches. Shapes are checked here, since kernels cannot do that.
 
 use bytemuck::{Pod, bytes_of};
 
 use crate::{Binding, Buffer, Constants, Device, DeviceError, Dispatch, Format, Weight, weights::WeightMap};
 
-/// Some columns of some rows of a float matrix; a row is a token.
+/// A view of a float matrix: some columns of some rows; each row is a token.
 #[derive(Clone, Copy)]
 pub struct View<'a> {
     /// The matrix.
     pub buffer: &'a Buffer,
-    /// Rows looked at.
+    /// Number of rows.
     pub rows: usize,
-    /// The first value: first row · stride + first column.
+    /// Index of the first value: first row · stride + first column.
     pub start: usize,
-    /// Columns looked at.
+    /// Number of columns.
     pub cols: usize,
-    /// Values from one row to the next.
+    /// Distance between rows, in values.
     pub stride: usize,
 }
 
@@ -35,18 +35,18 @@ impl View<'_> {
         self.binding(true)
     }
 
-    /// Do all rows begin at a multiple of four values?
+    /// Whether all rows start at a multiple of four values.
     pub(crate) fn aligned(&self) -> bool {
         self.start.is_multiple_of(4) && (self.stride.is_multiple_of(4) || self.rows < 2)
     }
 }
 
-/// All of a buffer.
+/// Returns the binding of a whole buffer.
 pub(crate) fn whole(buffer: &Buffer, writable: bool) -> Binding {
     Binding { buffer: buffer.clone(), offset: 0, len: buffer.len(), writable }
 }
 
-/// Small things that a pass needs on the device: handed out from the front of a few buffers until the pass is over.
+/// Small arguments of a pass: allocated from the front of a few buffers until the pass is complete.
 struct Uploads {
     buffers: Vec<Buffer>,
     used: usize,
@@ -62,7 +62,7 @@ impl Uploads {
         }
         let buffer = self.buffers.last().expect("one was just made").clone();
         let offset = self.used;
-        // SAFETY: the range is inside the buffer, and nobody was handed it since the device was done with all.
+        // SAFETY: the range is inside the buffer, and has not been allocated since the device was idle.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), buffer.contents().add(offset), bytes.len()) };
         self.used += bytes.len().next_multiple_of(16);
         Ok(Binding { buffer, offset, len: bytes.len(), writable: false })
@@ -74,16 +74,15 @@ impl Uploads {
     }
 }
 
-/// A device with a model's weights. What goes wrong is told by [`Gpu::finish`]; until then operations are only asked
-/// for.
+/// A device with the weights of a model. Operations are enqueued; errors are reported by [`Gpu::finish`].
 pub struct Gpu {
     pub(crate) device: Box<dyn Device>,
     weights: WeightMap,
     uploads: Uploads,
-    /// Cosines and sines of the last rotation, as several in a row are by the same angles.
+    /// Cosines and sines of the last rotation, since consecutive ones often use the same angles.
     angles: Option<(Vec<f32>, Vec<f32>, [Binding; 2])>,
     pub(crate) scratch: [Option<Buffer>; 2],
-    /// Has anything been asked for since the device was done?
+    /// Whether anything was enqueued since the device was idle.
     busy: bool,
     failure: Option<DeviceError>,
 }
@@ -93,12 +92,11 @@ fn groups(n: usize, of: usize) -> u32 {
 }
 
 impl Gpu {
-    /// `device`, and the bytes that hold every weight the operations will be given.
+    /// Returns `device` with `bytes`, which contain all weights that operations will use.
     ///
-    /// # Safety
-    /// `bytes` must stay where they are, and unchanged, for as long as this lives.
+    /// # Safety `bytes` must not move or change while this exists.
     pub unsafe fn new(device: Box<dyn Device>, bytes: &[u8]) -> Result<Self, DeviceError> {
-        // SAFETY: as the caller promises.
+        // SAFETY: guaranteed by the caller.
         let weights = unsafe { WeightMap::new(&*device, bytes) }?;
         Ok(Self {
             device,
@@ -111,17 +109,17 @@ impl Gpu {
         })
     }
 
-    /// What the device is called.
+    /// Returns the name of the device.
     pub fn name(&self) -> String {
         self.device.name()
     }
 
-    /// Memory of zeros.
+    /// Allocates zeroed memory.
     pub fn allocate(&self, bytes: usize) -> Result<Buffer, DeviceError> {
         self.device.allocate(bytes)
     }
 
-    /// Waits until everything asked for is done. An error stays: what the device holds is of no use then.
+    /// Waits for all operations. Errors are permanent, since the device's memory is then undefined.
     pub fn finish(&mut self) -> Result<(), DeviceError> {
         if self.busy {
             let done = self.device.finish();
@@ -133,7 +131,7 @@ impl Gpu {
         self.failure.clone().map_or(Ok(()), Err)
     }
 
-    /// Remembers the first thing that went wrong.
+    /// Records the first error.
     pub(crate) fn note<T>(&mut self, result: Result<T, DeviceError>) -> Option<T> {
         result.map_err(|e| self.failure.get_or_insert(e)).ok()
     }
@@ -144,7 +142,7 @@ impl Gpu {
         self.note(taken)
     }
 
-    /// Scratch memory of at least `bytes`, which the next user of the same number overwrites.
+    /// Returns scratch memory of at least `bytes`, which the next user of the same number overwrites.
     pub(crate) fn scratch(&mut self, number: usize, bytes: usize) -> Option<Buffer> {
         if self.scratch[number].as_ref().is_none_or(|b| b.len() < bytes) {
             let buffer = self.device.allocate(bytes);
@@ -177,7 +175,7 @@ impl Gpu {
         self.device.dispatch(&Dispatch { kernel, constants, bindings, args, groups, threads, threadgroup_bytes });
     }
 
-    /// A thread for each of `cols` columns of `rows` tokens.
+    /// Runs a kernel with one thread for each of `cols` columns of `rows` tokens.
     pub(crate) fn each<A: Pod>(
         &mut self,
         kernel: &'static str,
@@ -191,7 +189,7 @@ impl Gpu {
         self.launch(kernel, constants, bindings, args, [groups(cols, threads), rows as u32, 1], threads as u32, 0);
     }
 
-    /// Row `rows[i]` of the table, decoded, to row i of `out`.
+    /// Decodes row `rows[i]` of the table to row i of `out`.
     pub fn gather(&mut self, table: Weight<'_>, rows: &[u32], out: View<'_>) {
         assert!(out.cols == table.cols && out.rows == rows.len(), "gather: shapes differ");
         assert!(rows.iter().all(|&r| (r as usize) < table.rows), "gather: a row is not in the table");
@@ -202,13 +200,13 @@ impl Gpu {
         self.each("gather", constants, &bindings, args, table.cols.div_ceil(4), rows.len());
     }
 
-    /// out\[t\] = or += W·x\[t\]. With `decode` every token has the bits that it has alone.
+    /// out\[t\] = or += W·x\[t\]. With `decode`, every token is bit-identical to a pass of its own.
     pub fn matmul(&mut self, w: Weight<'_>, x: View<'_>, out: View<'_>, accumulate: bool, decode: bool) {
-        /// Up to as many tokens are multiplied as one is: reading the weights is what takes the time.
+        /// Up to this many tokens use the kernels for single tokens, since reading the weights takes most of the time.
         const FEW: usize = 4;
-        /// Tokens that share a read of the weights: as in `shaders/matvec.metal`.
+        /// Number of tokens that share a read of the weights, as in `shaders/matvec.metal`.
         const TOGETHER: usize = 8;
-        /// Simdgroups that keep a GPU busy.
+        /// Number of simdgroups that keep a GPU busy.
         const ENOUGH: usize = 4096;
         let tokens = x.rows;
         assert!(x.cols == w.cols && out.cols == w.rows && out.rows == tokens, "matmul: shapes differ");
@@ -258,7 +256,7 @@ impl Gpu {
     /// RMSNorm of each head of `gain.len()` columns, in place.
     pub fn head_norm(&mut self, x: View<'_>, gain: &[f32], eps: f32) {
         let dim = gain.len();
-        assert!(dim > 0 && x.cols.is_multiple_of(dim), "head_norm: {} columns are no heads of {dim}", x.cols);
+        assert!(dim > 0 && x.cols.is_multiple_of(dim), "head_norm: {} columns are not whole heads of {dim}", x.cols);
         let heads = x.cols / dim;
         let bindings = [x.write(), self.weight(gain)];
         let args = [dim as u32, heads as u32, x.rows as u32, x.stride as u32, eps.to_bits()];
@@ -308,7 +306,7 @@ impl Gpu {
         self.each("relu2", Constants::default(), &[x.write()], args, x.cols, x.rows);
     }
 
-    /// x as rows of `out`, half floats or floats, without gaps.
+    /// Stores x as packed rows of `out`, half floats or floats.
     pub fn store_rows(&mut self, x: View<'_>, out: &Buffer, half: bool) {
         let len = x.rows * x.cols * if half { 2 } else { 4 };
         assert!(len <= out.len(), "store_rows: the output is too short");
@@ -317,7 +315,7 @@ impl Gpu {
         self.each("store_rows", constants, &bindings, [x.cols as u32, x.stride as u32, 0], x.cols, x.rows);
     }
 
-    /// Copies bytes between two buffers; counts and offsets are even.
+    /// Copies bytes between two buffers; counts and offsets must be even.
     pub fn copy(&mut self, from: (&Buffer, usize), to: (&Buffer, usize), bytes: usize) {
         let part = |(buffer, offset): (&Buffer, usize), writable| {
             assert!(offset + bytes <= buffer.len(), "copy: outside the buffer");
@@ -334,7 +332,7 @@ impl Gpu {
     }
 }
 
-/// Simdgroups for sums over a row.
+/// Returns the number of simdgroups for sums over a row.
 fn simds_for(cols: usize) -> usize {
     cols.div_ceil(128).clamp(1, 8)
 }

@@ -1,6 +1,6 @@
-//! The shaders as text.
+//! The source of the shaders.
 
-/// All of them, one source: `common.metal` comes first.
+/// All shaders as one source; `common.metal` comes first.
 pub const SOURCE: &str = concat!(
     include_str!("../shaders/common.metal"),
     include_str!("../shaders/weights.metal"),

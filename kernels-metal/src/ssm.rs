@@ -1,18 +1,18 @@
-//! The Mamba heads' operations.
+//! The Mamba heads.
 
 use crate::{Binding, Buffer, Constants, Gpu, View, ops::whole};
 
-/// What [`Gpu::conv_silu`] reads.
+/// The arguments of [`Gpu::conv_silu`].
 pub struct Conv<'a> {
     /// Input `[tokens, channels]`.
     pub u: View<'a>,
-    /// `[channels, taps]`, the last tap meets the present.
+    /// `[channels, taps]`, the last tap for the current token.
     pub weight: &'a [f32],
     /// `[channels]`
     pub bias: Option<&'a [f32]>,
 }
 
-/// What [`Gpu::scan`] reads.
+/// The arguments of [`Gpu::scan`].
 pub struct Scan<'a> {
     /// Δ before its bias and softplus `[tokens, channels]`.
     pub dt: View<'a>,
@@ -33,10 +33,11 @@ pub struct Scan<'a> {
 }
 
 impl Gpu {
-    /// States of a channel that [`Gpu::scan`] can hold.
+    /// Maximum number of states per channel in [`Gpu::scan`].
     pub const MOST_STATES: usize = 32;
 
-    /// out = silu(conv(u)); `state [taps − 1, channels]` holds the inputs before the first, and `next` gets the last ones.
+    /// out = silu(conv(u)); `state [taps − 1, channels]` holds the inputs before the first token, and `next` receives
+    /// the last ones.
     pub fn conv_silu(&mut self, a: &Conv<'_>, state: &Buffer, next: &Buffer, out: View<'_>) {
         let (channels, tokens) = (a.u.cols, a.u.rows);
         let taps = a.weight.len() / channels;
@@ -56,8 +57,8 @@ impl Gpu {
         }
     }
 
-    /// The selective scan with its D term and gate; `h [channels, states]` is the state before the first token, and `next`
-    /// gets the one after the last. Texts of two pieces or more are scanned in pieces side by side.
+    /// The selective scan with its D term and gate; `h [channels, states]` is the state before the first token, and
+    /// `next` receives the one after the last. Long texts are scanned in parallel pieces.
     pub fn scan(&mut self, a: &Scan<'_>, h: &Buffer, next: &Buffer, out: View<'_>) {
         const PIECE: usize = 32;
         const THREADS: usize = 128;

@@ -2,7 +2,7 @@
 
 use crate::{Device, DeviceError};
 
-/// The names of the Metal devices of this machine; none where there is no Metal.
+/// Returns the names of this machine's Metal devices; none without Metal.
 pub fn names() -> Vec<String> {
     #[cfg(target_os = "macos")]
     return crate::metal::names();
@@ -10,7 +10,7 @@ pub fn names() -> Vec<String> {
     Vec::new()
 }
 
-/// The default Metal device.
+/// Opens the default Metal device.
 pub fn open() -> Result<Box<dyn Device>, DeviceError> {
     #[cfg(target_os = "macos")]
     return Ok(Box::new(crate::metal::Metal::open()?));

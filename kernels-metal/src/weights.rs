@@ -1,8 +1,8 @@
-//! Weights: the memory map of a model file, seen by the device without a copy.
+//! Weights: the memory-mapped model file, used by the device without a copy.
 
 use crate::{Binding, Buffer, Device, DeviceError};
 
-/// How a matrix is stored; the numbers are those of `shaders/common.metal`.
+/// The storage format of a matrix; the numbers are those in `shaders/common.metal`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 #[allow(missing_docs)]
@@ -27,27 +27,27 @@ pub enum Format {
 }
 
 impl Format {
-    /// Are the rows interleaved by eight?
+    /// Whether rows are interleaved by eight.
     pub fn interleaved(self) -> bool {
         self as u32 >= Self::Q8_0X8 as u32
     }
 }
 
-/// A matrix `[rows, cols]` inside the bytes that [`crate::Gpu::new`] was given.
+/// A matrix `[rows, cols]` inside the bytes passed to [`crate::Gpu::new`].
 #[derive(Clone, Copy)]
 pub struct Weight<'a> {
-    /// How it is stored.
+    /// The storage format.
     pub format: Format,
-    /// Rows.
+    /// Number of rows.
     pub rows: usize,
-    /// Columns.
+    /// Number of columns.
     pub cols: usize,
-    /// All of it.
+    /// The encoded matrix.
     pub bytes: &'a [u8],
 }
 
-/// A model's bytes as buffers. Where they are longer than a buffer can be, windows begin at every half of that, so that
-/// any tensor up to half of it lies inside one.
+/// A model's bytes as buffers. If they exceed the maximum buffer size, overlapping windows start at every half of it,
+/// so that any tensor of at most that half is inside one window.
 pub(crate) struct WeightMap {
     from: usize,
     len: usize,
@@ -56,12 +56,11 @@ pub(crate) struct WeightMap {
 }
 
 impl WeightMap {
-    /// # Safety
-    /// `bytes` must stay where they are, and unchanged, for as long as this lives.
+    /// # Safety `bytes` must not move or change while this exists.
     pub(crate) unsafe fn new(device: &dyn Device, bytes: &[u8]) -> Result<Self, DeviceError> {
         let page = device.page();
         let address = bytes.as_ptr() as usize;
-        // A memory map begins at a page, and has whole pages. Bytes inside the program need not: they are copied.
+        // A memory map consists of whole pages. Bytes embedded in the program may not, and are copied.
         let in_place = address.is_multiple_of(page);
         let longest = device.longest_buffer() / (2 * page) * (2 * page);
         let step = if bytes.len() <= longest { bytes.len().max(1) } else { longest / 2 };
@@ -69,11 +68,11 @@ impl WeightMap {
         for from in (0..bytes.len()).step_by(step) {
             let part = &bytes[from..bytes.len().min(from + longest)];
             windows.push(if in_place {
-                // SAFETY: as the caller promises; the rest of the last page belongs to the map.
+                // SAFETY: guaranteed by the caller; the rest of the last page belongs to the map.
                 unsafe { device.wrap(part.as_ptr(), part.len().next_multiple_of(page)) }?
             } else {
                 let copy = device.allocate(part.len())?;
-                // SAFETY: the buffer is as long as the part, new, and so not used by anyone.
+                // SAFETY: the buffer is new and has the size of the part.
                 unsafe { std::ptr::copy_nonoverlapping(part.as_ptr(), copy.contents(), part.len()) };
                 copy
             });
@@ -81,10 +80,9 @@ impl WeightMap {
         Ok(Self { from: address, len: bytes.len(), step, windows })
     }
 
-    /// The bytes `part` of the model.
+    /// Returns the binding for `part` of the model.
     ///
-    /// # Panics
-    /// If they are none of its, or longer than half of what a buffer can be.
+    /// # Panics If it is not inside the model, or longer than half of a buffer.
     pub(crate) fn find<T>(&self, part: &[T]) -> Binding {
         let len = size_of_val(part);
         let at = (part.as_ptr() as usize).wrapping_sub(self.from);
@@ -100,7 +98,7 @@ impl WeightMap {
 mod tests {
     use super::Format;
 
-    /// The shaders' own enum is read from their source; its names are those of [`Format`], in capitals.
+    /// The shaders' enum is parsed from their source; its names are those of [`Format`] in capitals.
     #[test]
     fn the_shaders_have_the_same_numbers() {
         use Format::*;

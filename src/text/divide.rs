@@ -1,36 +1,36 @@
-//! Splits texts where that does not change their tokens. The tokenizer library takes 140 bytes of memory per byte and
-//! cannot be interrupted, so long texts are tokenized in parts.
+//! Splits long texts without changing their tokens. The tokenizer library takes 140 bytes of memory per byte and cannot
+//! be interrupted, so long texts are tokenized in parts.
 //!
-//! Pairs are merged to tokens of the vocabulary alone. Where no token has two characters beside each other, no merge
-//! crosses from one to the other, and what is merged on one side does not depend on the other side.
+//! BPE only merges pairs into tokens of the vocabulary. If no token contains a certain pair of adjacent characters, no
+//! merge crosses the boundary between them, and the merges on one side do not depend on the other side.
 
 use std::{collections::HashSet, iter};
 
 use crate::limits::UNDIVIDED;
 
-/// Bytes of a part, about: some twenty milliseconds of work.
+/// Approximate size of a part in bytes, for some twenty milliseconds of work.
 pub const PART: usize = 32 << 10;
 
-/// What decides where a text can be divided.
+/// The character pairs between which a text can be split.
 pub struct Seams {
-    /// Characters beside each other in some token.
+    /// Pairs of characters that are adjacent in some token.
     beside: HashSet<(char, char)>,
-    /// Characters that are tokens: all others become bytes, or one unknown token for several of them.
+    /// Characters that are tokens; others become bytes, or one unknown token for a run of them.
     tokens: HashSet<char>,
-    /// First and last characters of added tokens, which are found before everything else.
+    /// First and last characters of added tokens, which are matched before everything else.
     first: HashSet<char>,
     last: HashSet<char>,
-    /// Bytes of the longest token; `None` if bytes of a text may be in no token.
+    /// Length of the longest token in bytes; `None` if bytes of a text may be dropped.
     longest: Option<usize>,
 }
 
-/// Returns a character as pairs are merged.
+/// Returns a character as BPE sees it.
 fn merged(c: char) -> char {
     if c == ' ' { '▁' } else { c }
 }
 
 impl Seams {
-    /// Returns the seams of texts for a tokenizer with these tokens. `keeps_all`: each byte of a text is a part of a token, or a
+    /// Returns the seams for a tokenizer with these tokens. `keeps_all`: each byte of a text is part of a token, or a
     /// byte token if there is one.
     pub fn new<'t>(
         vocabulary: impl Iterator<Item = &'t str>,
@@ -65,7 +65,7 @@ impl Seams {
         seams
     }
 
-    /// Whether a text can be divided between `a` and `b`.
+    /// Whether a text can be split between `a` and `b`.
     fn between(&self, a: char, b: char) -> bool {
         let (a, b) = (merged(a), merged(b));
         self.tokens.contains(&a)
@@ -75,13 +75,13 @@ impl Seams {
             && !self.first.contains(&b)
     }
 
-    /// Returns how many tokens `text` makes at the least; 0 if that can't be told.
+    /// Returns a lower bound for the number of tokens of `text`; 0 if there is none.
     pub fn least_tokens(&self, text: &str) -> usize {
         let spaces = text.bytes().filter(|&b| b == b' ').count(); // each becomes three bytes
         self.longest.map_or(0, |longest| (text.len() + 2 * spaces) / longest)
     }
 
-    /// Returns the parts of `text`, each of [`PART`] bytes or more.
+    /// Splits `text` into parts of at least [`PART`] bytes.
     pub fn parts<'s>(&self, text: &'s str) -> impl Iterator<Item = &'s str> {
         let mut rest = text;
         iter::from_fn(move || {
@@ -107,7 +107,8 @@ impl Seams {
     }
 }
 
-/// An error that goes on after "the text", if a part of `bytes` bytes, which are to become `growth` times as many, is too long.
+/// Fails if a part of `bytes` bytes, which grow by the factor `growth`, is too long. The error is to be appended to
+/// "the text".
 pub fn check_part(bytes: usize, growth: f64) -> Result<(), String> {
     let limit = (UNDIVIDED as f64 / growth) as usize;
     if bytes <= limit {
@@ -128,9 +129,9 @@ mod tests {
             ("ba", true),
             ("b ", true),
             ("ab", false), // a token
-            (" a", false), // a token, as pairs are merged
+            (" a", false), // a token after normalization
             ("bé", false), // é is not a token
-            ("b<", false), // an added token may begin
+            ("b<", false), // an added token may start
             (">a", false), // or end
             ("  ", true),
         ] {

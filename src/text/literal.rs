@@ -1,4 +1,4 @@
-//! Ids of a text of which parts are literal: no marker arises from them.
+//! Tokenization of texts with literal ranges, in which no markers may arise.
 
 use std::ops::Range;
 
@@ -11,25 +11,26 @@ use super::{
 };
 use crate::{Error, Result, foreign, limits};
 
-/// A part of a text that is encoded by itself.
+/// A part of a text that is encoded separately.
 #[derive(Clone, Debug, PartialEq)]
 enum Part {
     Text(Range<usize>),
-    /// One character as byte tokens.
+    /// A character as byte tokens.
     Bytes(Range<usize>),
-    /// Nothing of the text: a character without width, where no other ids stand for the same text.
+    /// A zero-width character, inserted where no other ids stand for the same text.
     Gap(usize),
 }
 
 const GAP: &str = "\u{200b}";
-/// Each breaks all markers that are there; new ones can come to light only where markers overlap.
+/// Each round breaks all markers that are found; further ones only appear where markers overlap.
 const ROUNDS: usize = 16;
 
 impl Tokenizer {
-    /// Returns the ids of `text`, as [`Tokenizer::encode`] does or, if `goes_on`, [`Tokenizer::encode_more`]; but no marker
-    /// that touches one of the ranges `literal` becomes its ids: there the text is encoded in two parts, so that others stand
-    /// for it. Where there are none, one of its characters becomes byte tokens; or else a space without width comes between; and what stays a marker even so (a
-    /// special token of one character that has no byte tokens) is left out.
+    /// Returns the ids of `text`, like [`Tokenizer::encode`] or, if `goes_on`, [`Tokenizer::encode_more`], except that
+    /// no marker that touches one of the ranges `literal` becomes the marker's ids. The text is split inside such a
+    /// marker, so that other ids stand for it. If that does not help, one of its characters becomes byte tokens, or
+    /// otherwise a zero-width space is inserted. What remains a marker even then (a special token of one character
+    /// without byte tokens) is omitted.
     pub fn encode_literal(
         &self,
         text: &str,
@@ -61,7 +62,7 @@ impl Tokenizer {
         Ok(pieces.iter().map(|piece| piece.id).filter(|&id| id != u32::MAX).collect())
     }
 
-    /// Breaks `parts`, and encodes what has changed. `breaks` are in order.
+    /// Splits `parts` at `breaks`, which are in order, and encodes the changed ones.
     fn broken(
         &self,
         text: &str,
@@ -81,7 +82,7 @@ impl Tokenizer {
             let (mut at, before) = (range.start, all.len());
             while let Some(cut) = breaks.next_if(|cut| cut.start() < range.end) {
                 if cut.start() < at {
-                    continue; // it is broken already
+                    continue; // already broken
                 }
                 if at < cut.start() {
                     all.push(Part::Text(at..cut.start()));
@@ -106,14 +107,14 @@ impl Tokenizer {
         Ok((all, pieces))
     }
 
-    /// Returns what breaks a marker that was found: an empty text where it is cut, a character that becomes bytes, or a gap.
+    /// Returns how to break a marker: by a split (an empty text), a character that becomes bytes, or a gap.
     fn breaking(&self, text: &str, pieces: &[Piece], found: &Found) -> Part {
         let within = |piece: &Piece| {
             let range = piece.range.start.max(found.range.start)..piece.range.end.min(found.range.end);
             text.get(range.clone()).filter(|said| !said.is_empty()).map(|said| (said, range))
         };
         let inside = || pieces[found.tokens.clone()].iter().filter_map(|piece| Some((piece, within(piece)?)));
-        // A token of several characters can't arise where the text is cut in its middle.
+        // A token of several characters cannot arise where the text is split inside it.
         let longest = inside().map(|(_, part)| part).max_by_key(|(said, _)| said.chars().count());
         if let Some((said, range)) = longest {
             let half = said.chars().count() / 2;
@@ -153,7 +154,8 @@ impl Tokenizer {
         }
     }
 
-    /// Returns the tokens of `text` and where in it they are; of a long one a part at a time, as [`Tokenizer::encode`] does.
+    /// Returns the tokens of `text` and their positions; a long text is encoded in parts, like in
+    /// [`Tokenizer::encode`].
     pub(super) fn pieces(&self, text: &str, goes_on: bool) -> Result<Vec<Piece>> {
         let divided = text.len() > PART && self.traits.plain;
         let parts = if divided { self.seams().parts(text).collect() } else { vec![text] };
@@ -193,13 +195,13 @@ impl Tokenizer {
         encoding.and_then(|encoding| encoding.map_err(|e| e.to_string())).map_err(failed)
     }
 
-    /// Returns the id of the token that stands for a byte.
+    /// Returns the id of a byte token.
     fn byte_id(&self, byte: u8) -> Option<u32> {
         self.inner.token_to_id(&format!("<0x{byte:02X}>"))
     }
 }
 
-/// Returns the tokens after the first `skipped`, as of a text that begins at `start`.
+/// Returns the tokens after the first `skipped`, for a text that starts at `start`.
 fn pieces_of(encoding: &Encoding, skipped: usize, start: usize) -> Vec<Piece> {
     let all = encoding.get_ids().iter().zip(encoding.get_offsets()).skip(skipped);
     let range = |&(from, to): &(usize, usize)| from.saturating_sub(start)..to.saturating_sub(start);
@@ -217,7 +219,7 @@ fn found(
     markers.find(tokenizer, pieces, text).into_iter().filter(|found| touches(&found.range, literal)).collect()
 }
 
-/// Whether `range` has a byte in common with one of `others`, which are in order and apart.
+/// Whether `range` overlaps one of `others`, which are ordered and disjoint.
 fn touches(range: &Range<usize>, others: &[Range<usize>]) -> bool {
     let after = others.partition_point(|other| other.end <= range.start);
     others.get(after).is_some_and(|other| other.start < range.end)
@@ -246,7 +248,8 @@ mod tests {
     use super::*;
     use crate::{format::gguf::Metadata, text::small_tokenizer};
 
-    /// A tokenizer with these tokens after `<unk>`, `<s>`, `</s>` and, with `bytes`, the bytes; and its normalizers.
+    /// Returns a tokenizer with these tokens after `<unk>`, `<s>`, `</s>` and, with `bytes`, the byte tokens; and with
+    /// normalizers.
     fn tokenizer(bytes: bool, words: &[&str], merges: &[[&str; 2]], more: &[[&str; 2]]) -> Tokenizer {
         let special = ["<unk>", "<s>", "</s>"].map(String::from);
         let bytes = (0..if bytes { 256 } else { 0 }).map(|b| format!("<0x{b:02X}>"));
@@ -278,8 +281,8 @@ mod tests {
         Tokenizer::from_metadata(&metadata, "small.gguf").unwrap()
     }
 
-    /// How often the ids of the marker `<tool>`, or a special token, are in those of `before`, `said` and `after`, of which
-    /// only `said` is literal; the text must stay.
+    /// Counts the marker `<tool>` and special tokens in the ids of `before`, `said` and `after`, of which only `said`
+    /// is literal; asserts that the text is preserved.
     fn markers_in(t: &Tokenizer, before: &str, said: &str, after: &str) -> usize {
         let markers = t.markers(&["<tool>".into()]).unwrap();
         let text = format!("{before}{said}{after}");
@@ -331,7 +334,7 @@ mod tests {
         assert_eq!(ids("<tool><tool>", 6..12)[..3], t.encode("<tool>", false).unwrap());
     }
 
-    /// Characters that this tokenizer reads as those of a marker.
+    /// Characters that this tokenizer normalizes to those of a marker.
     #[test]
     fn what_only_looks_like_a_marker_is_none_either() {
         let t = tokenizer(true, &LETTERS, &MERGES, &[["＜", "<"], ["ⓞ", "o"]]);

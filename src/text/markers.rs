@@ -1,15 +1,15 @@
-//! Markers: what tells a model who speaks, and where a turn or a tool's call begins. Some are special tokens of the
-//! vocabulary, others are ordinary text to the tokenizer (`<extra_id_1>`, `[INST]`) whose ids in a row mean the same to the
-//! model. They are the template's to say: a text from elsewhere that holds one is split into other ids.
+//! Markers: the control sequences that tell the model who speaks and where a turn or a tool call begins. Some are
+//! special tokens of the vocabulary; others are ordinary text (`<extra_id_1>`, `[INST]`) whose sequence of ids has the
+//! same effect. Only the template may produce them: markers in untrusted text are tokenized to other ids.
 
 use std::{collections::HashMap, ops::Range};
 
 use super::{Message, Role, Template, Tokenizer};
 use crate::Result;
 
-/// Markers of a template at most; those in use have a dozen.
+/// Maximum number of markers of a template; actual ones have a dozen.
 const MAX_MARKERS: usize = 256;
-/// Characters of a marker at most.
+/// Maximum length of a marker in characters.
 const LONGEST: usize = 64;
 
 /// The markers of a tokenizer and a template.
@@ -17,41 +17,41 @@ const LONGEST: usize = 64;
 pub struct Markers {
     special: HashMap<u32, String>,
     texts: Vec<Marker>,
-    /// Characters that a marker begins or ends with.
+    /// First and last characters of markers.
     edges: Vec<char>,
-    /// Whether the tokenizer reads other characters than spaces as others.
+    /// Whether the tokenizer normalizes characters other than spaces.
     reads_others: bool,
 }
 
-/// A marker that is text to the tokenizer.
+/// A marker that is ordinary text to the tokenizer.
 #[derive(Debug)]
 struct Marker {
     text: String,
-    /// Its ids in the middle of a text. There the first may have more in front of it, and the last more behind it.
+    /// Its ids in the middle of a text. The first and last token may extend beyond the marker.
     ids: Vec<u32>,
-    /// The texts of the first and the last of them.
+    /// The texts of the first and last id.
     first: Vec<u8>,
     last: Vec<u8>,
 }
 
-/// A token, and the bytes of the text that it stands for.
+/// A token and the bytes that it covers.
 #[derive(Clone, Debug)]
 pub(super) struct Piece {
     pub id: u32,
     pub range: Range<usize>,
 }
 
-/// Tokens of a text that are a marker.
+/// The tokens of a text that form a marker.
 #[derive(Debug)]
 pub(super) struct Found {
     /// The tokens.
     pub tokens: Range<usize>,
-    /// The marker's bytes of the text.
+    /// The bytes of the marker.
     pub range: Range<usize>,
 }
 
 impl Tokenizer {
-    /// Returns this tokenizer's special tokens and the markers `texts`.
+    /// Returns the special tokens of this tokenizer and the markers `texts`.
     pub fn markers(&self, texts: &[String]) -> Result<Markers> {
         let added = self.inner.get_added_tokens_decoder();
         let special: HashMap<_, _> =
@@ -73,29 +73,29 @@ impl Tokenizer {
 }
 
 impl Markers {
-    /// Returns the characters that a marker begins or ends with.
+    /// Returns the first and last characters of markers.
     pub(super) fn edges(&self) -> &[char] {
         &self.edges
     }
 
-    /// Whether a text that `contents` are part of can hold a marker that the rest of it does not.
+    /// Whether `contents` may contain or complete a marker.
     pub(super) fn may_hold<'a>(&self, mut contents: impl Iterator<Item = &'a str>) -> bool {
         contents.any(|content| self.reads_others && !content.is_empty() || content.contains(&*self.edges))
     }
 
-    /// Returns how often `text` holds a marker.
+    /// Counts the markers in `text`.
     pub(super) fn count(&self, text: &str) -> usize {
         let names = self.special.values().map(|name| name.trim()).chain(self.texts.iter().map(|marker| &*marker.text));
         names.filter(|name| !name.is_empty()).map(|name| text.matches(name).count()).sum()
     }
 
-    /// Returns the markers among `tokens`, which are those of `text`.
+    /// Returns the markers among the tokens of a text.
     pub(super) fn find(&self, tokenizer: &Tokenizer, tokens: &[Piece], text: &str) -> Vec<Found> {
         let mut found = Vec::new();
         for (i, token) in tokens.iter().enumerate() {
             if let Some(name) = self.special.get(&token.id) {
                 let said = text.get(token.range.clone()).unwrap_or_default();
-                // Unknown characters are the unknown token too.
+                // Unknown characters are also the unknown token.
                 let at = said.find(name.trim()).map(|at| token.range.start + at);
                 if let Some(start) = at.or((Some(token.id) != tokenizer.unknown).then_some(token.range.start)) {
                     let end = at.map_or(token.range.end, |at| at + name.trim().len());
@@ -116,7 +116,7 @@ impl Markers {
 }
 
 impl Marker {
-    /// Returns which bytes this marker is, if `window` is it.
+    /// Returns the bytes of this marker, if `window` is it.
     fn range_in(&self, window: &[Piece], last: usize, tokenizer: &Tokenizer, inexact: bool) -> Option<Range<usize>> {
         let same = |at: usize| window[at].id == self.ids[at];
         if last == 0 {
@@ -138,16 +138,16 @@ impl Marker {
 }
 
 impl Template {
-    /// Returns what in this template looks like a marker: `<…>` without white space, and `[…]` in capitals.
+    /// Returns the marker-like strings of this template: `<…>` without white space, and `[…]` in capitals.
     pub fn markers(&self) -> Vec<String> {
         let mut markers = Vec::new();
         tags(self.source(), &mut markers);
-        // Some are put together of several literals.
+        // Some markers are composed of several literals.
         let said = [Role::System, Role::User, Role::Assistant, Role::User].map(|role| Message::new(role, "a"));
         let rendered = self.render(&said, true).or_else(|_| self.render(&said[1..], true));
         tags(&rendered.unwrap_or_default(), &mut markers);
         if markers.iter().any(|marker| marker.starts_with("<extra_id_")) {
-            // What Hymba's instruct models were trained to call tools with, whether this template says it or not.
+            // The tool call markers of Hymba's instruct models, whether or not the template contains them.
             markers.extend(["<tool>", "</tool>", "<toolcall>", "</toolcall>"].map(String::from));
         }
         markers.sort_unstable();
@@ -157,7 +157,7 @@ impl Template {
     }
 }
 
-/// Adds what looks like a marker in `text`.
+/// Adds the marker-like strings of `text`.
 fn tags(text: &str, to: &mut Vec<String>) {
     let capital = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || "_/|".contains(c);
     let other = |c: char| !c.is_whitespace() && !"\"'{}<".contains(c);

@@ -1,4 +1,4 @@
-//! Text to token ids and back, a piece at a time, chat templates, and where to stop.
+//! Tokenization, streaming decoding, chat templates, stop strings and tool calls.
 
 pub mod calls;
 mod divide;

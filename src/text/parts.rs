@@ -1,5 +1,5 @@
-//! What a tokenizer.json may be made of. The library that runs it knows parts that can make a text grow without end, that
-//! draw lots, or that panic at what they don't expect; Hymba's tokenizers have none of these.
+//! Validates a tokenizer.json. The tokenizer library supports components that let a text grow without bound, that are
+//! random, or that panic on unexpected input; Hymba's tokenizers use none of these.
 
 use std::fmt;
 
@@ -70,7 +70,7 @@ enum Part {
     },
     ByteFallback,
     Fuse,
-    /// Refused with a message of its own.
+    /// Rejected with its own message.
     ByteLevel,
 }
 
@@ -79,7 +79,7 @@ enum Pattern {
     String(String),
 }
 
-/// The bytes of the longest key of an object; others are not looked at.
+/// The length of the longest key of an object.
 #[derive(Default)]
 struct Longest(usize);
 
@@ -101,7 +101,7 @@ impl<'de> Deserialize<'de> for Longest {
                 Ok(Longest(longest))
             }
 
-            /// Other models have lists, and are refused by their name.
+            /// Other tokenizer models have lists; they are rejected by name.
             fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Longest, A::Error> {
                 while seq.next_element::<IgnoredAny>()?.is_some() {}
                 Ok(Longest(0))
@@ -111,7 +111,7 @@ impl<'de> Deserialize<'de> for Longest {
     }
 }
 
-/// The bytes of a text.
+/// The length of a string in bytes.
 struct Length(usize);
 
 impl<'de> Deserialize<'de> for Length {
@@ -132,18 +132,18 @@ impl<'de> Deserialize<'de> for Length {
     }
 }
 
-/// What is known of a tokenizer that may be used.
+/// Properties of a valid tokenizer.
 #[derive(Clone, Copy, Debug)]
 pub struct Traits {
-    /// How many times as long it may make a text.
+    /// The factor by which it may lengthen a text.
     pub growth: f64,
-    /// Whether all that happens to a text before pairs are merged is that spaces become `▁`, with one in front.
+    /// Whether normalization only replaces spaces by `▁` and prepends one.
     pub plain: bool,
-    /// Whether each byte of a text is a part of some token's text, or a token of its own.
+    /// Whether each byte of a text is part of a token's text, or a token of its own.
     pub keeps_all: bool,
 }
 
-/// Returns what is known of `json`, the text of a tokenizer.json, or what makes it unusable.
+/// Returns the properties of `json`, the contents of tokenizer.json, or why it cannot be used.
 pub fn check(json: &str) -> Result<Traits, String> {
     let Parts { normalizer, pre_tokenizer, decoder, model, added_tokens } =
         serde_json::from_str(json).map_err(|e| format!("tokenizer.json says {}", with_key(json, &e)))?;
@@ -151,9 +151,9 @@ pub fn check(json: &str) -> Result<Traits, String> {
         return Err("it is not a BPE tokenizer, which Hymba models use".into());
     }
     if model.dropout.is_some_and(|share| share > 0.0) {
-        return Err("its dropout would split the same text in another way each time".into());
+        return Err("its dropout would make tokenization random".into());
     }
-    // The library cuts the prefix off merges without a look at whether it is there.
+    // The library removes the prefix of merges without checking that it exists.
     for (name, mark) in [
         ("continuing_subword_prefix", &model.continuing_subword_prefix),
         ("end_of_word_suffix", &model.end_of_word_suffix),
@@ -188,8 +188,8 @@ pub fn check(json: &str) -> Result<Traits, String> {
     })
 }
 
-/// Returns what is wrong with `json` as `said`, with the key that it is about if there is one. To follow keys takes time, which
-/// a tokenizer that is right does not need.
+/// Returns the error `said` for `json` with the affected key, if there is one. Tracking keys takes time, so it is only
+/// done for invalid files.
 fn with_key(json: &str, said: &serde_json::Error) -> String {
     match serde_path_to_error::deserialize::<_, Parts>(&mut serde_json::Deserializer::from_str(json)) {
         Err(e) if said.is_data() && e.path().iter().next().is_some() => format!("`{}`: {said}", e.path()),
@@ -197,7 +197,7 @@ fn with_key(json: &str, said: &serde_json::Error) -> String {
     }
 }
 
-/// Returns how many parts `part` is made of.
+/// Returns the number of components of `part`.
 fn count(part: &Part) -> usize {
     match part {
         Part::Sequence { parts } => 1 + parts.iter().map(count).sum::<usize>(),
@@ -205,22 +205,22 @@ fn count(part: &Part) -> usize {
     }
 }
 
-/// Returns how many times as long `part` may make a text.
+/// Returns the factor by which `part` may lengthen a text.
 fn growth(part: &Part) -> Result<f64, &'static str> {
     match part {
         Part::Sequence { parts } => parts.iter().try_fold(1.0, |all, part| Ok(all * growth(part)?)),
-        Part::Prepend { prepend } => Ok(1.0 + prepend.len() as f64), // of an empty text, or nearly
+        Part::Prepend { prepend } => Ok(1.0 + prepend.len() as f64), // for a nearly empty text
         Part::Replace { pattern: Pattern::String(from), content } => match from.len() {
             0 => Err("it replaces an empty pattern"),
             from => Ok((content.len() as f64 / from as f64).max(1.0)),
         },
         Part::Strip { stop: 1.. } => Err("it strips the ends of texts"),
-        Part::Metaspace { .. } => Ok(4.0), // one character for a space, and one in front
+        Part::Metaspace { .. } => Ok(4.0), // one character per space, and one prepended
         Part::Strip { .. } | Part::ByteFallback | Part::Fuse | Part::ByteLevel => Ok(1.0),
     }
 }
 
-/// Whether `part`, which comes before pairs are merged, makes `▁` of spaces, or puts one in front, and nothing else.
+/// Whether `part`, a normalizer or pre-tokenizer, only replaces spaces by `▁` or prepends one.
 fn is_plain(part: &Part) -> bool {
     match part {
         Part::Sequence { parts } => parts.iter().all(is_plain),

@@ -1,33 +1,33 @@
-//! A prompt that a template made of messages, and which parts of it are from the messages. The template may do with them
-//! what it likes, so that is found out by rendering the messages a second time, with signs in them.
+//! Rendered prompts, and which parts of them come from messages. Templates are arbitrary programs, so this is
+//! determined by rendering the messages a second time with sentinel characters.
 
 use std::{collections::HashMap, ops::Range};
 
 use super::{Inputs, Markers, Message, Template};
 use crate::Result;
 
-/// A text to read, and where in it is what was said.
+/// A text to tokenize, and which parts come from messages.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rendered {
     /// The text.
     pub text: String,
-    /// What is from the messages, in order; empty if no marker can arise from them.
+    /// The ranges that come from messages, in order; empty if no marker can arise from them.
     pub literal: Vec<Range<usize>>,
 }
 
-/// Characters for private use, two for each message: they frame what it says.
+/// Private-use characters that frame the content of each message, two per message.
 const FRAMES: Range<u32> = 0xF0000..0x10FFFE;
-/// More of them, which stand for characters of messages.
+/// Private-use characters that replace characters of messages.
 const SIGNS: Range<u32> = 0xE000..0xF900;
 
 impl Template {
-    /// Returns the prompt that `inputs` make, as [`Template::render`] does, and which parts of it are from messages, contexts
-    /// and tools, as far as one of `markers` could arise from them.
+    /// Renders `inputs` like [`Template::render`] and returns which parts come from messages, contexts and tools, as
+    /// far as `markers` could arise from them.
     ///
-    /// First the messages are rendered with a sign before and behind each, inside of its white space; if the template then
-    /// says the same but for the signs, they show where the messages are. If it looked at how a message begins or ends,
-    /// characters with which markers begin and end are replaced instead. If it says something else then too (it counts or
-    /// splits), and says more markers than for messages without any, all of the text is taken for theirs.
+    /// First the messages are rendered with sentinels around each content, inside its white space. If the output is
+    /// otherwise unchanged, the sentinels mark the contents. If the template depends on how a message starts or ends,
+    /// characters at the edges of markers are replaced instead. If the output changes even then (the template counts or
+    /// splits), and contains more markers than for messages without any, the whole text is considered literal.
     pub fn render_literal<'a>(&self, inputs: impl Into<Inputs<'a>>, ask: bool, markers: &Markers) -> Result<Rendered> {
         let inputs = inputs.into();
         let may_hold = |text: &str| markers.may_hold([text].into_iter());
@@ -51,7 +51,7 @@ impl Template {
         Ok(Rendered { text, literal })
     }
 
-    /// Returns the white space that this template puts between a prompt and the reply to it: the model says it too.
+    /// Returns the white space that this template puts between a prompt and its reply, which the model generates too.
     pub fn reply_indent(&self) -> String {
         const MARK: &str = "\u{e000}\u{e001}";
         use super::Role::{Assistant, User};
@@ -63,7 +63,7 @@ impl Template {
     }
 }
 
-/// Returns where in `text`, which `render` makes of `contents`, is what they say.
+/// Returns the parts of `text`, rendered from `contents`, that come from them.
 fn literal(
     text: &str,
     contents: &[&str],
@@ -79,7 +79,7 @@ fn literal(
     if harmless { Vec::new() } else { vec![all] }
 }
 
-/// Returns what comes between signs that are put around each content; `None` if the text changes with them.
+/// Returns the parts between sentinels around each content; `None` if the text changes otherwise.
 fn framed(text: &str, contents: &[&str], render: &dyn Fn(&[String]) -> Option<String>) -> Option<Vec<Range<usize>>> {
     let is_sign = |c: char| FRAMES.contains(&u32::from(c));
     if contents.len() > FRAMES.len() / 2 || contents.iter().any(|content| content.contains(is_sign)) {
@@ -109,7 +109,7 @@ fn framed(text: &str, contents: &[&str], render: &dyn Fn(&[String]) -> Option<St
         if i % 2 == 0 {
             ends.extend(open.insert(i, at).map(|start| (content, start)));
         } else {
-            // What comes before it was cut off; or else the same content came twice, as far as here.
+            // The start was trimmed, or the same content came twice, up to this point.
             let start =
                 open.remove(&(i - 1)).unwrap_or_else(|| at - common(plain.chars().rev(), content.chars().rev()));
             ranges.push(start..at);
@@ -119,20 +119,20 @@ fn framed(text: &str, contents: &[&str], render: &dyn Fn(&[String]) -> Option<St
         return None;
     }
     ends.extend(open.into_iter().filter_map(|(i, start)| Some((contents.get(i / 2)?.trim(), start))));
-    // What comes behind these was cut off.
+    // The end was trimmed.
     ranges
         .extend(ends.into_iter().map(|(content, start)| start..start + common(text[start..].chars(), content.chars())));
     Some(ranges)
 }
 
-/// Returns how many bytes of `text` are how `content` goes, whatever the case.
+/// Returns the length in bytes of the common prefix of `text` and `content`, ignoring case.
 fn common(text: impl Iterator<Item = char>, content: impl Iterator<Item = char>) -> usize {
     let same = |(a, b): &(char, char)| a == b || a.to_lowercase().eq(b.to_lowercase());
     text.zip(content).take_while(same).map(|(a, _)| a.len_utf8()).sum()
 }
 
-/// Returns where characters are, among `edges`, that come from `contents`: each is replaced by a sign there. `None` if the
-/// text changes in another way too.
+/// Returns the positions of characters from `contents` that are in `edges`, found by replacing each with a sentinel;
+/// `None` if the text changes otherwise.
 fn replaced(
     text: &str,
     contents: &[&str],
@@ -159,7 +159,7 @@ fn replaced(
     others.next().is_none().then_some(ranges)
 }
 
-/// Returns the bytes of `ranges` as ranges that are in order and apart.
+/// Returns the union of `ranges`, ordered and disjoint.
 pub(super) fn joined(mut ranges: Vec<Range<usize>>) -> Vec<Range<usize>> {
     ranges.retain(|range| !range.is_empty());
     ranges.sort_by_key(|range| range.start);
@@ -174,14 +174,14 @@ pub(super) fn joined(mut ranges: Vec<Range<usize>>) -> Vec<Range<usize>> {
 }
 
 impl Rendered {
-    /// Returns a text that is all from messages.
+    /// Returns a text that comes entirely from messages.
     pub fn running(text: String, markers: &Markers) -> Self {
         let all = 0..text.len();
         let literal = if markers.may_hold([&*text].into_iter()) { vec![all] } else { Vec::new() };
         Self { text, literal: joined(literal) }
     }
 
-    /// Returns which parts after the first `start` bytes are from messages, counted from there.
+    /// Returns the parts after the first `start` bytes, relative to them.
     pub fn literal_after(&self, start: usize) -> Vec<Range<usize>> {
         let after = self.literal.iter().filter(|range| range.end > start);
         after.map(|range| range.start.max(start) - start..range.end - start).collect()
@@ -193,7 +193,7 @@ mod tests {
     use super::*;
     use crate::text::{Role, Tools, small_tokenizer};
 
-    /// Returns what of the prompt for `said`, by the user and the model in turn, is theirs.
+    /// Returns the parts of the prompt for `said`, alternating between user and model, that come from messages.
     fn theirs(source: &str, said: &[&str]) -> Vec<String> {
         let template = Template::new(source, "test", "<s>", "</s>").unwrap();
         let markers = small_tokenizer().markers(&template.markers()).unwrap();
@@ -217,16 +217,16 @@ mod tests {
         let thought = each("m.content.split('</think>')[-1].lstrip('\\n')");
         assert_eq!(theirs(&thought, &["a", "<think>b</think>\n\n<a>"]), ["a", "<a>"]);
         assert_eq!(theirs(&each("m.content.split('|')[0]"), &["<a>b|c"]), ["<a>b"]);
-        // how it begins and ends
+        // depends on how the content starts and ends
         let first = each("m.content[0] + '.' + m.content[1:]");
         assert_eq!(theirs(&first, &["b<a>"]), ["<", ">"]);
         let ends = each("m.content if m.content.endswith('>') else 'c'");
         assert_eq!(theirs(&ends, &["<a>"]), ["<a><a></a>"]);
-        // by the two together nothing can be found: all is theirs, but only where it matters
+        // both together cannot be resolved: everything is literal, if it matters
         let both = each("m.content[0] ~ m.content[1:] if m.content[0] == '<' else m.content|length");
         assert_eq!(theirs(&both, &["<a>"]), ["<a><a></a>"]);
         assert_eq!(theirs(&both, &["c>"]), [""; 0]);
-        // signs in a message help nobody
+        // sentinels within a message have no effect
         let private = ["\u{f0000}<a>\u{f0001}\u{e000}"];
         assert_eq!(theirs(&each("m.content"), &private), [format!("<a>{}</a>", private[0])]);
     }

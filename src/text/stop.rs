@@ -2,9 +2,9 @@
 
 use crate::{Error, Result, limits};
 
-/// Passes text through until one of several strings appears in it, and holds back only what may be the beginning of
-/// one. Of several that are complete, the one that is complete first counts, and of those that end at the same place
-/// the longest; so the outcome does not depend on how the text was cut into pieces.
+/// Passes text through until a stop string appears, holding back only a possible start of one. Of several matches, the
+/// one that ends first counts, and among those the longest; so the result does not depend on how the text is split into
+/// pieces.
 #[derive(Clone, Debug)]
 pub struct StopMatcher {
     stops: Vec<String>,
@@ -12,7 +12,7 @@ pub struct StopMatcher {
 }
 
 impl StopMatcher {
-    /// Watches for `stops`; an empty string among them is ignored, too many or too long ones are refused.
+    /// Returns a detector for `stops`; empty strings are ignored, too many or too long ones are rejected.
     pub fn new(stops: &[String]) -> Result<Self> {
         if stops.len() > limits::STOPS {
             let (count, limit) = (stops.len(), limits::STOPS);
@@ -25,8 +25,8 @@ impl StopMatcher {
         Ok(Self { stops: stops.iter().filter(|s| !s.is_empty()).cloned().collect(), held: String::new() })
     }
 
-    /// Takes the next piece. Returns the text that can be shown, and whether a stop string has been hit; then the text
-    /// ends before that string and nothing may be pushed any more.
+    /// Adds a piece. Returns the text that can be shown, and whether a stop string was found; then the text ends before
+    /// that string and nothing more may be pushed.
     pub fn push(&mut self, piece: &str) -> (String, bool) {
         let mut text = std::mem::take(&mut self.held);
         text.push_str(piece);
@@ -48,7 +48,7 @@ impl StopMatcher {
         (text, false)
     }
 
-    /// Returns what is still held back when no more text comes.
+    /// Returns the held-back text at the end.
     pub fn finish(&mut self) -> String {
         std::mem::take(&mut self.held)
     }
@@ -58,7 +58,7 @@ impl StopMatcher {
 mod tests {
     use super::*;
 
-    /// Returns all text that comes out for `pieces`, and whether a stop string was hit.
+    /// Returns the output for `pieces`, and whether a stop string was found.
     fn run<'a>(stops: &[&str], pieces: impl IntoIterator<Item = &'a str>) -> (String, bool) {
         let mut matcher = StopMatcher::new(&stops.iter().map(|s| s.to_string()).collect::<Vec<_>>()).unwrap();
         let mut out = String::new();
@@ -72,7 +72,7 @@ mod tests {
         (out + &matcher.finish(), false)
     }
 
-    /// The same by looking at every prefix of the whole text.
+    /// The same, by checking every prefix of the whole text.
     fn expected(stops: &[&str], text: &str) -> (String, bool) {
         for end in 0..=text.len() {
             let hit = stops.iter().filter(|s| !s.is_empty() && text.as_bytes()[..end].ends_with(s.as_bytes()));
@@ -118,7 +118,7 @@ mod tests {
             let cuts: Vec<usize> = text.char_indices().map(|(at, _)| at).skip(1).collect();
             let want = expected(stops, text);
             assert_eq!(run(stops, [text]), want, "{stops:?} in {text:?}");
-            // Every choice of places to cut, of the first twelve.
+            // Every way to split the text within the first twelve positions.
             for choice in 0u32..1 << cuts.len().min(12) {
                 let mut from = 0;
                 let ends = cuts.iter().enumerate().filter(|(i, _)| choice >> i & 1 == 1).map(|(_, &at)| at);

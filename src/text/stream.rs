@@ -2,14 +2,14 @@
 
 use super::Tokenizer;
 
-/// Text of a growing sequence of ids. The pieces of [`Stream::push`] and [`Stream::finish`], put together, are
-/// [`Tokenizer::decode`] of all the ids.
+/// Decodes a growing sequence of ids. The concatenated output of [`Stream::push`] and [`Stream::finish`] equals
+/// [`Tokenizer::decode`] of all ids.
 #[derive(Clone)]
 pub struct Stream<'t> {
     tokenizer: &'t Tokenizer,
-    /// Whether no text was returned yet, so that a leading space may have to be stripped.
+    /// Whether no text was returned yet, so that a leading space may have to be removed.
     at_start: bool,
-    /// The beginning of a character whose other bytes are still to come: at most 3 bytes between pushes.
+    /// The start of an incomplete character: at most 3 bytes between pushes.
     pending: Vec<u8>,
 }
 
@@ -19,8 +19,8 @@ impl Tokenizer {
         Stream { tokenizer: self, at_start: true, pending: Vec::new() }
     }
 
-    /// Returns a decoder that goes on after `ids`. Only the last of them are looked at: a byte that begins a character
-    /// does so whatever is before it, so that what is pending follows from the last 3 bytes.
+    /// Returns a decoder that continues after `ids`. Only the last 3 bytes matter, since an incomplete character has no
+    /// more.
     pub fn stream_after(&self, ids: &[u32]) -> Stream<'_> {
         let mut bytes = 0;
         let before = ids.iter().rposition(|&id| {
@@ -34,8 +34,8 @@ impl Tokenizer {
 }
 
 impl Tokenizer {
-    /// Returns how many of `ids`, which come after `before`, make whole characters with which `text` begins, and what is
-    /// left of `text` after them.
+    /// Returns the number of `ids`, following `before`, whose text consists of whole characters at the start of `text`,
+    /// and the rest of `text`.
     pub fn ids_within<'s>(&self, before: &[u32], ids: &[u32], text: &'s str) -> (usize, &'s str) {
         let mut stream = self.stream_after(before);
         let (mut rest, mut within) = (text, (0, text));
@@ -51,8 +51,8 @@ impl Tokenizer {
 }
 
 impl Stream<'_> {
-    /// Takes the next id and returns the text that is complete with it, which may be none. Bytes that can't become a
-    /// character come out as U+FFFD at once.
+    /// Adds an id and returns the text that it completes, possibly none. Bytes that cannot become a character are
+    /// returned as U+FFFD immediately.
     pub fn push(&mut self, id: u32) -> String {
         let mut piece = self.tokenizer.piece(id);
         if self.at_start && !piece.is_empty() {
@@ -77,7 +77,7 @@ impl Stream<'_> {
         text
     }
 
-    /// Takes a space at the beginning, if none came yet, for a part of the text.
+    /// Keeps a leading space, for a part of a text.
     pub fn keep_space(&mut self) {
         self.at_start = false;
     }
@@ -87,7 +87,7 @@ impl Stream<'_> {
         self.pending.is_empty()
     }
 
-    /// Returns what is left when no more ids come: U+FFFD for a character that stayed incomplete.
+    /// Returns the rest: U+FFFD for an incomplete character.
     pub fn finish(&mut self) -> String {
         String::from_utf8_lossy(&std::mem::take(&mut self.pending)).into_owned()
     }
@@ -102,7 +102,7 @@ fn is_unfinished(bytes: &[u8]) -> bool {
 mod tests {
     use crate::text::tokenizer::tests::small;
 
-    /// Returns the id of a byte in the small tokenizer.
+    /// Returns the id of a byte token in the small tokenizer.
     fn byte(b: u8) -> u32 {
         3 + u32::from(b)
     }
@@ -145,7 +145,7 @@ mod tests {
     fn the_last_ids_say_what_is_pending() {
         let tokenizer = small();
         let some = [byte(0xF0), byte(0x9F), byte(0xC2), byte(0x80), byte(0xFF), 259, 260, 262, 1];
-        // Every text of five of these ids.
+        // Every sequence of five of these ids.
         for text in 0..some.len().pow(5) {
             let ids: Vec<u32> = (0..5).map(|i| some[text / some.len().pow(i) % some.len()]).collect();
             let mut whole = tokenizer.stream();

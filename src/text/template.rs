@@ -1,4 +1,4 @@
-//! Chat templates: Jinja source that renders messages as a prompt, as in Hugging Face's tokenizers.
+//! Chat templates: Jinja source that renders messages to a prompt, as in Hugging Face's tokenizers.
 
 use std::sync::{Arc, atomic::AtomicBool};
 
@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{Error, Result, limits};
 
-/// A message that no text holds, to find out where the template puts messages.
+/// A message that occurs in no text, to find where the template puts messages.
 const MARK: &str = "\u{e000}message\u{e001}";
 
 /// The role of a message.
@@ -22,7 +22,7 @@ pub enum Role {
     User,
     /// The model.
     Assistant,
-    /// A tool, whose result it is.
+    /// A tool, with the result of a call.
     Tool,
 }
 
@@ -47,22 +47,22 @@ pub struct Message<'a> {
 }
 
 impl<'a> Message<'a> {
-    /// `content`, said by `role`.
+    /// Returns a message.
     pub fn new(role: Role, content: &'a str) -> Self {
         Self { role, content }
     }
 }
 
-/// What a template makes a prompt of.
+/// The inputs of a template.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Inputs<'a> {
-    /// What was said.
+    /// The messages.
     pub messages: &'a [Message<'a>],
-    /// What the model may call.
+    /// The tools that the model may call.
     pub tools: Option<&'a Tools>,
     /// Texts to answer from.
     pub contexts: &'a [String],
-    /// Whether markers that messages name become these, but for the results of tools; otherwise they are text there.
+    /// Whether markers in messages are parsed as such, except in tool results; otherwise they are plain text.
     pub parse_special: bool,
 }
 
@@ -85,9 +85,8 @@ impl<'a, const N: usize> From<&'a [Message<'a>; N]> for Inputs<'a> {
 }
 
 impl Inputs<'_> {
-    /// Returns the template's variables, with what `map` makes of each text that comes from elsewhere, in order: contents of
-    /// messages, contexts, and of the tools what `may_hold` a marker. Of a reply the tags of calls are the model's
-    /// to say, if it may call tools.
+    /// Returns the template's variables. `map` is applied to each untrusted text, in order: message contents, contexts,
+    /// and strings of tools that `may_hold` a marker. The call tags of replies are trusted if there are tools.
     pub(super) fn variables(
         &self,
         ask: bool,
@@ -116,7 +115,7 @@ impl Inputs<'_> {
         variables.insert("add_generation_prompt".into(), ask.into());
         if !self.contexts.is_empty() {
             let contexts: Vec<String> = self.contexts.iter().map(|text| map(text)).collect();
-            // Hymba's name for them, and that of Hugging Face's library.
+            // Hymba's name for them, and that of the transformers library.
             let documents = contexts.iter().map(|text| json!({ "title": "", "text": text }));
             variables.insert("documents".into(), documents.collect());
             variables.insert("contexts".into(), contexts.into());
@@ -130,7 +129,7 @@ impl Inputs<'_> {
     }
 }
 
-/// Replaces every text in `value`, keys included, by what `map` makes of it.
+/// Applies `map` to every string in `value`, including keys.
 fn map_texts(value: &mut Value, map: &mut dyn FnMut(&str) -> String) {
     match value {
         Value::String(text) => *text = map(text),
@@ -147,23 +146,23 @@ fn map_texts(value: &mut Value, map: &mut dyn FnMut(&str) -> String) {
     }
 }
 
-/// A chat template, parsed.
+/// A parsed chat template.
 #[derive(Debug)]
 pub struct Template {
     program: Program,
     source: String,
-    /// Where it is from, for messages.
+    /// Its origin, for error messages.
     origin: String,
-    /// What templates may put around a text.
+    /// The BOS and EOS tokens.
     bos: String,
     eos: String,
-    /// Ends a rendering.
+    /// Cancels rendering.
     cancel: Option<Arc<AtomicBool>>,
 }
 
 impl Tokenizer {
-    /// Parses a chat template that knows the names of this tokenizer's tokens; `origin` says where it is from. What cancels
-    /// the tokenizer ends its rendering too.
+    /// Parses a chat template for this tokenizer; `origin` is used in error messages. The tokenizer's cancellation flag
+    /// also cancels rendering.
     pub fn template(&self, source: &str, origin: &str) -> Result<Template> {
         let template = Template::new(source, origin, &self.name(self.bos()), &self.name(self.eos()))?;
         Ok(Template { cancel: self.cancel.clone(), ..template })
@@ -171,7 +170,7 @@ impl Tokenizer {
 }
 
 impl Template {
-    /// Parses `source`; `origin` says where it is from, `bos` and `eos` are the names of the tokens around a text.
+    /// Parses `source`; `origin` is used in error messages, `bos` and `eos` are the names of the BOS and EOS tokens.
     pub fn new(source: &str, origin: &str, bos: &str, eos: &str) -> Result<Self> {
         if source.len() > limits::TEMPLATE {
             let (bytes, limit) = (source.len(), limits::TEMPLATE / limits::MB);
@@ -191,46 +190,45 @@ impl Template {
         })
     }
 
-    /// Returns this template, whose rendering ends with [`Error::Cancelled`] once `cancel` is set.
+    /// Sets a flag that cancels rendering with [`Error::Cancelled`].
     pub fn cancelled_by(self, cancel: &Arc<AtomicBool>) -> Self {
         Self { cancel: Some(cancel.clone()), ..self }
     }
 
-    /// Fails once its rendering is cancelled.
+    /// Fails if rendering is cancelled.
     pub(crate) fn check_cancelled(&self) -> Result<()> {
         self.cancel.as_deref().map_or(Ok(()), Error::check_cancelled)
     }
 
-    /// Returns the Jinja text.
+    /// Returns the Jinja source.
     pub fn source(&self) -> &str {
         &self.source
     }
 
-    /// Returns the prompt that `inputs` make, messages alone or with what belongs to them; `ask` adds what makes the
-    /// model reply.
+    /// Renders `inputs`, which can be just messages; `ask` adds the generation prompt.
     pub fn render<'a>(&self, inputs: impl Into<Inputs<'a>>, ask: bool) -> Result<String> {
         self.render_with(&inputs.into().variables(ask, &|_| false, &mut str::to_owned))
     }
 
-    /// Returns whether this template says which tools there are.
+    /// Whether the template supports tools.
     pub fn takes_tools(&self) -> Result<bool> {
         self.takes(Inputs { tools: Some(&Tools::sample()), ..Inputs::default() })
     }
 
-    /// Returns whether this template has a place for texts to answer from.
+    /// Whether the template supports contexts.
     pub fn takes_contexts(&self) -> Result<bool> {
         self.takes(Inputs { contexts: &[MARK.into()], ..Inputs::default() })
     }
 
-    /// Returns whether `inputs` without messages change what this template says to a message.
+    /// Whether `inputs` without messages change the rendering of a message.
     fn takes(&self, inputs: Inputs<'_>) -> Result<bool> {
         let messages = [Message::new(Role::User, "a")];
         Ok(self.render(Inputs { messages: &messages, ..inputs }, true)? != self.render(&messages, true)?)
     }
 
-    /// Returns what the template makes of any variables: `messages`, `tools`, `documents`, `add_generation_prompt` and
-    /// whatever else it knows. The first three are `none` unless they are given, and the names of the tokens around a text
-    /// are known, as in `apply_chat_template` of Hugging Face's library.
+    /// Renders the template with arbitrary variables: `messages`, `tools`, `documents`, `add_generation_prompt` and
+    /// others. The first three are `none` by default, and the BOS and EOS tokens are set, as in `apply_chat_template`
+    /// of the transformers library.
     pub fn render_with(&self, variables: &Variables) -> Result<String> {
         let mut all = Variables::new();
         for name in ["tools", "documents"] {
@@ -247,8 +245,8 @@ impl Template {
         Ok(text)
     }
 
-    /// Returns the strings by which the model begins another turn, so that its reply is over: the tags between a reply
-    /// and the next message (`<|im_end|>`, `[INST]`), or else the first line there (`### Human:`).
+    /// Returns strings with which the model would start another turn, so that its reply is complete: the tags between a
+    /// reply and the next message (`<|im_end|>`, `[INST]`), or otherwise the first line there (`### Human:`).
     pub fn stops(&self) -> Result<Vec<String>> {
         let messages =
             [Message::new(Role::User, "a"), Message::new(Role::Assistant, MARK), Message::new(Role::User, MARK)];
@@ -261,7 +259,7 @@ impl Template {
                 tag.ends_with(close) && tag.len() > 2 && ![&self.bos, &self.eos].contains(&&(**tag).into())
             });
             for tag in tags {
-                // Too many are refused where they are watched for; looking for more would take as long as it likes.
+                // Too many are rejected later; looking for more could take unbounded time.
                 if stops.len() <= limits::STOPS && !stops.iter().any(|s| s == tag) {
                     stops.push(tag.into());
                 }
@@ -275,7 +273,7 @@ impl Template {
     }
 }
 
-/// Returns the error that a template is unusable, or fails.
+/// Returns the error for a template that is invalid or fails.
 fn bad(origin: &str, failure: Failure) -> Error {
     if failure.cancelled {
         return Error::Cancelled;
@@ -289,7 +287,7 @@ mod tests {
 
     use super::*;
 
-    /// A template in Hymba-Instruct's manner.
+    /// A template like that of Hymba-Instruct.
     const HYMBA: &str = "{{ '<extra_id_0>System' }}{% for m in messages %}{% if m['role'] == 'system' %}{{ '\\n' + \
         m['content'].strip() }}{% endif %}{% endfor %}{{ '\\n\\n' }}{% for m in messages %}{% if m['role'] == 'user' %}\
         {{ '<extra_id_1>User\\n' + m['content'].strip() + '\\n' }}{% elif m['role'] == 'assistant' %}\
@@ -319,7 +317,7 @@ mod tests {
         );
         assert_eq!(template(CHATML).render(&[user("a")], false).unwrap(), "<|im_start|>user\na<|im_end|>\n");
         assert_eq!(template(LLAMA).render(&[user("a")], true).unwrap(), "<s>[INST] a [/INST]");
-        // no escaping of markup, and line breaks after blocks go
+        // Markup is not escaped, and line breaks after blocks are removed.
         assert_eq!(
             template("{% if true %}\n  {% endif %}{{ messages[0].content }}").render(&[user("<&'\">")], true).unwrap(),
             "<&'\">"

@@ -14,33 +14,33 @@ use super::{
 };
 use crate::{Error, Result, foreign, format::gguf::Metadata, limits, threads};
 
-/// The whole of `tokenizer.json`.
+/// The metadata key of the whole tokenizer.json.
 const JSON: &str = "tokenizer.huggingface.json";
 
-/// Bytes of it from which on it is parsed so that nobody has to wait: several times what those in use have.
+/// Size in bytes above which it is parsed in an interruptible way: several times that of actual ones.
 const LARGE: usize = 8 << 20;
 
 /// Encodes text to tokens and decodes it.
 ///
-/// Decoding is defined on bytes, one token after the other: a byte token (`<0xE2>`) is its byte, any other token its
-/// text; invalid UTF-8 becomes U+FFFD. So text that was shown never changes when more tokens arrive. Tokens that frame
-/// a text (begin, end, unknown, padding) have no text; other special tokens do.
+/// Decoding is defined on bytes, token by token: a byte token (`<0xE2>`) is its byte, any other token its text; invalid
+/// UTF-8 becomes U+FFFD. Text that was already shown therefore never changes when more tokens arrive. Tokens that frame
+/// a text (BOS, EOS, unknown, padding) have no text; other special tokens do.
 pub struct Tokenizer {
     pub(super) inner: Arc<tokenizers::Tokenizer>,
     vocab: usize,
     bos: Option<u32>,
     eos: Option<u32>,
-    /// All that end a text.
+    /// All end tokens.
     ends: Vec<u32>,
     pub(super) unknown: Option<u32>,
     add_bos: bool,
-    /// Ids that decode to nothing.
+    /// Ids without text.
     silent: Vec<u32>,
-    /// Whether the decoder strips one space from the beginning of a text (as Llama's does).
+    /// Whether the decoder removes one space from the start of a text (as Llama's does).
     strips_space: bool,
     pub(super) traits: Traits,
     seams: OnceLock<Seams>,
-    /// Ends the splitting of long texts.
+    /// Cancels the tokenization of long texts.
     pub(super) cancel: Option<Arc<AtomicBool>>,
     encoded: AtomicU64,
 }
@@ -48,9 +48,9 @@ pub struct Tokenizer {
 /// What a token stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Entry {
-    /// These bytes of a text; none, where no token has the id.
+    /// These bytes; none if no token has the id.
     Text(Vec<u8>),
-    /// Something of its own, by its name: it begins or ends a text, or marks a place in it.
+    /// A special token, by name.
     Special(String),
 }
 

@@ -1,17 +1,17 @@
-/* What prefill and decode attention share: K and V as floats, the pieces of a tile, online softmax (FlashAttention,
+/* Shared by prefill and decode attention: conversion of K and V, the pieces of a tile, online softmax (FlashAttention,
  * arXiv 2205.14135), and the combination of partial results.
  *
- * A query's answer has the same bits however many queries there are, in prefill or decode: products with a key are
- * added in eight sums, as they lie in memory, and these as `vf_sums` adds lanes; a tile's rows lie in fixed lanes, seen
- * or not, and are added in their order; so are the tiles.
+ * The output of a query has the same bits for any number of queries, in prefill and decode: products with a key are
+ * accumulated in eight sums in memory order, which are reduced like in `vf_sums`; a tile's rows have fixed lanes,
+ * visible or not, and are added in order, and so are the tiles.
  *
  * Requires: tiles.h, wide-inl.h, math-inl.h. */
 #ifndef HYMBA_ATTENTION_INL_H
 #define HYMBA_ATTENTION_INL_H
 
-#define TILE_PIECES 4 /* spans that a tile may have rows of */
+#define TILE_PIECES 4 /* maximum number of spans with rows in a tile */
 
-/* VF_LANES values of K or V from i on; of HK_Q8_0, p is the beginning of a block. */
+/* VF_LANES values of K or V starting at i; for HK_Q8_0, p is the start of a block. */
 HK_INLINE vf kv_load(hk_type type, const void *p, size_t i) {
     if (type == HK_Q8_0) {
         const char *block = (const char *)p + q8_offset(i);
@@ -25,10 +25,10 @@ HK_INLINE vw kv_load_wide(hk_type type, const void *p, size_t i) {
     return vw_pair(kv_load(type, p, i), kv_load(type, p, i + VF_LANES));
 }
 
-/* Rows of a tile that lie in one span, of one KV head: in lanes from `lane` on. */
+/* The rows of a tile that belong to one span and one KV head, in lanes starting at `lane`. */
 typedef struct tile_piece {
     const void *k, *v;
-    size_t k_head_stride, v_head_stride; /* values to the same rows of the next head */
+    size_t k_head_stride, v_head_stride; /* distance to the next head, in values */
     size_t lane, rows;
 } tile_piece;
 
@@ -53,15 +53,15 @@ HK_INLINE size_t tile_pieces(const hk_kv_sequence *kv, hk_type type, kv_tile til
     return n;
 }
 
-/* Online softmax: `max` becomes the maximum of itself and `tile_max`; the scales that the sums so far, and the tile's,
- * take. */
+/* Online softmax: updates `max` with `tile_max`, and computes the factors that rescale the previous sums and the
+ * tile's. */
 HK_INLINE void online_softmax_rescale(float *max, float tile_max, float *old_scale, float *new_scale) {
     const float before = *max;
     *max = tile_max > before ? tile_max : before;
     *old_scale = before == -INFINITY ? 0 : 1;
     *new_scale = 1;
     if (before == tile_max || before == -INFINITY) return;
-    float factor[VF_LANES]; /* of the smaller; a NaN stays one */
+    float factor[VF_LANES]; /* for the smaller; NaN is preserved */
     vf_store(factor, vf_exp(vf_set1(tile_max > before ? before - tile_max : tile_max - before)));
     *(tile_max > before ? old_scale : new_scale) = factor[0];
 }
@@ -70,8 +70,8 @@ HK_INLINE vw rescaled_sum(vw out, float old_scale, vw tile, float new_scale) {
     return vw_fma(tile, vw_set1(new_scale), vw_mul(out, vw_set1(old_scale)));
 }
 
-/* Turns a tile's products q.K into exp(scale * product - their maximum), and into 0 in lanes that the token does not
- * see. max and sum go on over the tile, by the scales that are returned. */
+/* Converts a tile's products q.K to exp(scale * product - their maximum), and to 0 in lanes that are not visible to the
+ * token. Updates max and sum, and returns the factors for rescaling. */
 HK_INLINE void softmax_tile(float scale, kv_tile tile, lane_range seen, float *scores, float *max, float *sum,
                             float *old_scale, float *new_scale) {
     const size_t lane = tile.lane, rows = tile.rows, begin = seen.begin, stop = seen.end;

@@ -1,27 +1,27 @@
 /* Decode attention: one token. With few query heads per KV head, transposing K does not pay off. KV heads are
- * interleaved and each is software-prefetched PREFETCH_ROWS rows ahead, a line of each in turn: that keeps as many DRAM
- * streams busy as there are heads, which is faster than one, and the prefetched lines stay within L1 and L2.
+ * interleaved and each is software-prefetched PREFETCH_ROWS rows ahead, one cache line at a time: that keeps one DRAM
+ * stream per head busy, which is faster than a single one, and the prefetched lines stay within L1 and L2.
  *
  * Requires: attention-inl.h; attention_prefill-inl.h for more queries than DECODE_QUERIES. */
 #ifndef HYMBA_ATTENTION_DECODE_INL_H
 #define HYMBA_ATTENTION_DECODE_INL_H
 
-#define DECODE_QUERIES 5 /* query heads per KV head at most, as published models have: their sums live in registers */
+#define DECODE_QUERIES 5 /* maximum query heads per KV head in published models: their sums stay in registers */
 #define UNROLL_STEPS 4   /* steps of an unrolled loop, to amortize its prefetches */
 #define QUERY_SUMS (VW_WHOLE ? 2 : 1) /* wide vectors of sums for each query */
-#define VALUE_ROWS 16                 /* rows whose values meet one head before the next */
+#define VALUE_ROWS 16                 /* rows processed for one head before the next */
 #define PREFETCH_ROWS 32              /* the prefetch distance */
 
-/* Where software prefetch is: keys or values of all heads. */
+/* The position of software prefetch: keys or values of all heads. */
 typedef struct kv_prefetch {
     const char *at;           /* the next line */
-    const char *wrap;         /* behind the last head's line */
-    const char *stop;         /* where the span ends, in the first head */
-    size_t head_stride, span; /* bytes from head to head, 0 when all is prefetched; bytes of all heads */
-    size_t row, end;          /* rows of the sequence still to be prefetched: those behind `stop` */
+    const char *wrap;         /* the end of the last head's line */
+    const char *stop;         /* the end of the span in the first head */
+    size_t head_stride, span; /* distance between heads, 0 when done; size of all heads; in bytes */
+    size_t row, end;          /* rows of the sequence to prefetch after `stop` */
 } kv_prefetch;
 
-/* Goes on to the next span. */
+/* Continues with the next span. */
 static __attribute__((noinline)) void prefetch_next_span(kv_prefetch *s, const hk_attend_decode *a, int values) {
     const hk_kv_span *span = a->kv.spans;
     for (size_t begin = 0; s->row < s->end; begin += span++->rows) {
@@ -56,14 +56,14 @@ HK_INLINE void prefetch_step(kv_prefetch *s, const hk_attend_decode *a, int valu
     if (s->at >= s->stop) prefetch_next_span(s, a, values);
 }
 
-/* Prefetches as much as is used meanwhile. A line or two at a time: AMD's CPUs drop prefetches that come faster than
- * memory answers. */
+/* Prefetches as much as is consumed, a line or two at a time: AMD CPUs drop prefetches that are issued faster than
+ * memory responds. */
 HK_INLINE void prefetch_next(kv_prefetch *s, const hk_attend_decode *a, int values, size_t bytes) {
     prefetch_l2(s->at, bytes);
     prefetch_step(s, a, values, bytes);
 }
 
-/* Loads at once what there was no time to prefetch. */
+/* Prefetches the first rows, which are needed immediately. */
 HK_INLINE void prefetch_drain(kv_prefetch *s, const hk_attend_decode *a, int values) {
     for (; s->head_stride > 0; prefetch_step(s, a, values, 64)) (void)*(const volatile char *)s->at;
 }
@@ -75,7 +75,7 @@ HK_INLINE vf kv_tail(hk_type type, const void *p, size_t i, size_t n) {
     return vf_load(values);
 }
 
-/* Keys j .. j + VF_LANES of some rows meet n queries. */
+/* Multiplies columns j .. j + VF_LANES of some rows of keys by n queries. */
 HK_INLINE void score_step(const float *q, size_t n, hk_type type, const void *const row[2 * QUERY_SUMS], size_t key_dim,
                           size_t j, vw sum[DECODE_QUERIES][QUERY_SUMS]) {
     vw keys[QUERY_SUMS];
@@ -83,12 +83,12 @@ HK_INLINE void score_step(const float *q, size_t n, hk_type type, const void *co
         keys[i] = vw_pair(kv_load(type, row[2 * i], j), kv_load(type, row[2 * i + 1], j));
     for (size_t k = 0; k < n; k++) {
         vf v = vf_load(q + k * key_dim + j);
-        OPT_BARRIER(v); /* loaded once: the loads are as many as the sums allow */
+        OPT_BARRIER(v); /* loaded once */
         for (size_t i = 0; i < QUERY_SUMS; i++) sum[k][i] = vw_fma(vw_twice(v), keys[i], sum[k][i]);
     }
 }
 
-/* Products of a head's n queries with the keys of VF_LANES rows, of which the last is repeated if there are fewer. */
+/* Products of a head's n queries with the keys of VF_LANES rows; if there are fewer, the last one is repeated. */
 HK_INLINE void score_rows(const hk_attend_decode *a, hk_type type, size_t n, size_t head, const char *k, size_t rows,
                           kv_prefetch *ahead, float *scores) {
     const float *q = a->q + head * n * a->kv.key_dim;
@@ -126,7 +126,7 @@ HK_INLINE void score_rows(const hk_attend_decode *a, hk_type type, size_t n, siz
     for (size_t h = 0; h < n; h++) vf_store(scores + h * HK_SCORES_STRIDE, vf_sums_of_pairs(pair[h]));
 }
 
-/* `width` wide vectors of columns, from j on, of weights . V for n queries, or of that added to out. */
+/* `width` wide vectors of columns, starting at j, of weights . V for n queries, optionally added to out. */
 HK_INLINE void value_columns(const hk_attend_decode *a, hk_type type, size_t n, size_t width, const float *weights,
                              const char *v, size_t rows, size_t j, int fresh, kv_prefetch *ahead, float *out) {
     const size_t value_dim = a->kv.value_dim;
@@ -187,7 +187,7 @@ HK_INLINE void decode_scores(const hk_attend_decode *a, hk_type type, size_t n, 
             }
 }
 
-/* Their weights times the values of a tile. */
+/* Weights of all queries times the values of a tile. */
 HK_INLINE void decode_values(const hk_attend_decode *a, hk_type type, size_t n, const tile_piece *pieces,
                              size_t n_pieces, kv_prefetch *values, float *out) {
     for (const tile_piece *piece = pieces; piece < pieces + n_pieces; piece++)
@@ -225,7 +225,7 @@ HK_INLINE void decode_type(const hk_attend_decode *a, hk_type type, size_t n) {
     }
 }
 
-/* Any number of query heads per KV head, by the kernel of prefill. */
+/* Any number of query heads per KV head, using the prefill kernel. */
 static void decode_many(const hk_attend_decode *a) {
     const hk_kv_sequence *kv = &a->kv;
     query_set s;
@@ -248,15 +248,15 @@ static void decode_many(const hk_attend_decode *a) {
     }
 }
 
-#define DECODE(name, type)                                                         \
-    static __attribute__((noinline)) void name(const hk_attend_decode *a) {        \
-        switch (a->group) { /* constants: the sums of queries live in registers */ \
-        case 1: decode_type(a, type, 1); break;                                    \
-        case 2: decode_type(a, type, 2); break;                                    \
-        case 3: decode_type(a, type, 3); break;                                    \
-        case 4: decode_type(a, type, 4); break;                                    \
-        default: decode_type(a, type, DECODE_QUERIES);                             \
-        }                                                                          \
+#define DECODE(name, type)                                                  \
+    static __attribute__((noinline)) void name(const hk_attend_decode *a) { \
+        switch (a->group) { /* constants, so that sums stay in registers */ \
+        case 1: decode_type(a, type, 1); break;                             \
+        case 2: decode_type(a, type, 2); break;                             \
+        case 3: decode_type(a, type, 3); break;                             \
+        case 4: decode_type(a, type, 4); break;                             \
+        default: decode_type(a, type, DECODE_QUERIES);                      \
+        }                                                                   \
     }
 DECODE(attend_decode_f32, HK_F32)
 DECODE(attend_decode_f16, HK_F16)

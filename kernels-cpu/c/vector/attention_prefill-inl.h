@@ -1,35 +1,35 @@
-/* Prefill attention: many queries share a KV head. Tile by tile, so that the scores of a tile are all that is ever
- * held: keys are transposed, a row a lane, and values converted to floats, a strip for all queries at a time; a strip
- * stays in L1. One token has a kernel of its own, attention_decode-inl.h.
+/* Prefill attention: many queries share a KV head. Rows are processed tile by tile, so that only the scores of one tile
+ * are stored. Keys are transposed (one row per lane) and values converted to floats, one strip at a time for all
+ * queries; a strip stays in L1. Single tokens use attention_decode-inl.h.
  *
  * Requires: attention-inl.h. */
 #ifndef HYMBA_ATTENTION_PREFILL_INL_H
 #define HYMBA_ATTENTION_PREFILL_INL_H
 
-#define STRIP VW_LANES     /* lanes whose keys are transposed at once, and columns whose values are converted */
-#define PREFILL_QUERIES 40 /* queries whose scores of a tile are held at once */
-#define QUERY_BLOCK (VW_WHOLE ? 10 : 6) /* queries whose sums live in registers */
+#define STRIP VW_LANES     /* lanes whose keys are transposed, or columns whose values are converted, at once */
+#define PREFILL_QUERIES 40 /* queries per tile of scores */
+#define QUERY_BLOCK (VW_WHOLE ? 10 : 6) /* queries whose sums stay in registers */
 
-/* Queries of one KV head, and their answers so far: the sum of exp(score - max) * V, still to be divided by `sum`. */
+/* Queries of one KV head and their accumulated outputs: the sum of exp(score - max) * V, to be divided by `sum`. */
 typedef struct query_set {
     size_t n;
-    int fresh;                        /* whether no tile was added so far */
+    int fresh;                        /* whether no tile has been added */
     const float *q[PREFILL_QUERIES];  /* [key_dim] */
     float *out[PREFILL_QUERIES];      /* [value_dim] */
-    lane_range seen[PREFILL_QUERIES]; /* of the tile at hand */
+    lane_range seen[PREFILL_QUERIES]; /* in the current tile */
     float max[PREFILL_QUERIES], sum[PREFILL_QUERIES];
-    float old_scale[PREFILL_QUERIES], new_scale[PREFILL_QUERIES]; /* of the answer so far, and of the tile */
+    float old_scale[PREFILL_QUERIES], new_scale[PREFILL_QUERIES]; /* of the output so far, and of the tile */
     float scores[PREFILL_QUERIES][HK_SCORES_STRIDE];
 } query_set;
 
-/* The keys of the strip of lanes that begins at `from`, transposed: [key_dim, HK_KEYS_STRIDE]. */
+/* Transposes the keys of the strip of lanes that starts at `from`: [key_dim, HK_KEYS_STRIDE]. */
 HK_INLINE void transpose_keys(hk_type type, const tile_piece *pieces, size_t n_pieces, size_t key_dim, size_t from,
                               float *keys_t) {
     for (const tile_piece *piece = pieces; piece < pieces + n_pieces; piece++) {
         const size_t begin = piece->lane > from ? piece->lane : from;
         const size_t end = piece->lane + piece->rows < from + STRIP ? piece->lane + piece->rows : from + STRIP;
         for (size_t lane = begin; lane < end;
-             lane += VF_LANES) { /* some more lanes may be written, of which the next pieces are */
+             lane += VF_LANES) { /* may write more lanes, which the next pieces overwrite */
             const size_t n = end - lane < VF_LANES ? end - lane : VF_LANES;
             const void *k = kv_at(type, piece->k, (lane - piece->lane) * key_dim);
             float *out = keys_t + lane - from;
@@ -60,7 +60,7 @@ HK_INLINE void score_strip(query_set *s, size_t q0, size_t n, const float *keys_
         for (size_t q = 0; q < n; q++) sums[lane][q] = sum[q];
     }
 #pragma GCC unroll 1
-    for (size_t q = 0; q < n; q++) { /* as `vf_sums` adds lanes */
+    for (size_t q = 0; q < n; q++) { /* in the order of `vf_sums` */
         const vw even = vw_add(vw_add(sums[0][q], sums[2][q]), vw_add(sums[1][q], sums[3][q]));
         const vw odd = vw_add(vw_add(sums[4][q], sums[6][q]), vw_add(sums[5][q], sums[7][q]));
         vw_store(s->scores[q0 + q] + from, vw_add(even, odd));
@@ -106,8 +106,8 @@ HK_INLINE void value_column(query_set *s, hk_type type, const tile_piece *pieces
     }
 }
 
-/* Runs STEP(n) for the queries q .. q + n, block by block of all: n is a constant in each, so that the sums of a block
- * live in registers. */
+/* Runs STEP(n) for queries q .. q + n, block by block: n is a constant in each, so that the sums of a block stay in
+ * registers. */
 #define EACH_BLOCK(STEP)                   \
     for (size_t q = 0; q < s->n;) {        \
         switch (s->n - q) {                \
@@ -132,7 +132,7 @@ HK_INLINE void value_column(query_set *s, hk_type type, const tile_piece *pieces
         q += n;          \
         break;
 
-/* Adds a tile to the answers. keys_t: scratch for transposed keys. */
+/* Adds a tile to the outputs. keys_t: scratch memory for transposed keys. */
 HK_INLINE void attend_tile_type(const hk_kv_sequence *kv, hk_type type, size_t head, kv_tile tile, float scale,
                                 float *keys_t, query_set *s) {
     tile_piece pieces[TILE_PIECES];
@@ -179,7 +179,7 @@ static void attend_tile(const hk_kv_sequence *kv, size_t head, kv_tile tile, flo
     }
 }
 
-/* Queries q0 .. q0 + s->n of a KV head, token by token: what they read and write. */
+/* Sets the inputs and outputs of queries q0 .. q0 + s->n of a KV head, token by token. */
 static void prefill_queries(const hk_attend_prefill *a, size_t head, size_t q0, query_set *s) {
     for (size_t q = 0; q < s->n; q++) {
         const size_t t = (q0 + q) / a->group, h = head * a->group + (q0 + q) % a->group;

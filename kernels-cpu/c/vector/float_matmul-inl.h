@@ -1,5 +1,5 @@
 /* Products with F32, F16 and BF16 matrices: tiles of rows by tokens, one vector of partial sums for each pair. Each
- * pair's sum runs along the columns in the same order whatever tile it falls in.
+ * pair is summed along the columns in the same order, regardless of the tile.
  *
  * Requires: simd_avx2.h or simd_neon.h, math-inl.h. */
 #ifndef HYMBA_FLOAT_MATMUL_INL_H
@@ -13,17 +13,17 @@ HK_INLINE vf weight_load(hk_type type, const uint8_t *row, size_t i) {
     }
 }
 
-/* n < 8 columns of a row that has no more */
+/* the last n < 8 columns of a row */
 HK_INLINE vf weight_load_n(hk_type type, const uint8_t *row, size_t n) {
     uint8_t last[4 * VF_LANES] = {0};
     memcpy(last, row, n * (type == HK_F32 ? 4 : 2));
     return weight_load(type, last, 0);
 }
 
-#define FLOAT_SUMS 16 /* of a tile at most: rows times tokens */
+#define FLOAT_SUMS 16 /* maximum per tile: rows times tokens */
 
-/* Rows in some places, as many in each, one behind the other; if there are several, what is
- * `distance` bytes farther is prefetched. */
+/* The same number of consecutive rows in each of some places; with several places, prefetches
+ * `distance` bytes ahead. */
 HK_INLINE void float_tile(hk_type type, const void *const w[], size_t places, size_t rows, size_t cols, size_t distance,
                           const hk_act *x, size_t t0, size_t tokens, float *const y[], size_t y_stride,
                           int accumulate) {
@@ -33,7 +33,7 @@ HK_INLINE void float_tile(hk_type type, const void *const w[], size_t places, si
     for (size_t r = 0; r < rows; r++) row[r] = (const uint8_t *)w[r / each] + r % each * row_bytes;
     for (size_t k = 0; k < FLOAT_SUMS; k++) sum[k] = vf_zero();
     for (size_t i = 0; i + VF_LANES <= cols; i += VF_LANES) {
-        if (places > 1) /* row by row, as they lie */
+        if (places > 1) /* row by row, in memory order */
             for (size_t p = 0; p < places; p++) prefetch_l1(row[p * each] + each * i * size + distance);
         for (size_t t = 0; t < tokens; t++) v[t] = vf_load(x->x + (t0 + t) * x->stride + i);
         for (size_t r = 0; r < rows; r++) {
@@ -41,7 +41,7 @@ HK_INLINE void float_tile(hk_type type, const void *const w[], size_t places, si
             for (size_t t = 0; t < tokens; t++) sum[t * rows + r] = vf_fma(weight, v[t], sum[t * rows + r]);
         }
     }
-    if (rest > 0) { /* a last vector that ends with the row; what it repeats meets zeros */
+    if (rest > 0) { /* a last vector that ends with the row; repeated columns are multiplied by zeros */
         const size_t i = cols < VF_LANES ? 0 : cols - VF_LANES;
         for (size_t t = 0; t < tokens; t++) {
             const float *values = x->x + (t0 + t) * x->stride + i;
@@ -70,7 +70,7 @@ HK_INLINE void float_matmul(hk_type type, const uint8_t *w, size_t rows, size_t 
         size_t t = 0;
         step = tokens == 1 && rows >= 8 ? 8 : rows >= 4 ? 4 : 1;
         if (step == 8) FLOAT_TILE(8, 1);
-        if (step == 4) { /* constants, so that the sums live in registers */
+        if (step == 4) { /* constants, so that the sums stay in registers */
             for (; t + 3 <= tokens; t += 3) FLOAT_TILE(4, 3);
             for (; t < tokens; t++) FLOAT_TILE(4, 1);
         }
@@ -80,7 +80,7 @@ HK_INLINE void float_matmul(hk_type type, const uint8_t *w, size_t rows, size_t 
 #undef FLOAT_TILE
 }
 
-/* Runs of rows in HK_STREAMS places. Of several tokens, the first brings the rows into the cache for the others. */
+/* Ranges of rows in HK_STREAMS places. With several tokens, the first loads the rows into the cache for the others. */
 HK_INLINE void float_gemv(hk_type type, const void *const w[HK_STREAMS], size_t rows, size_t cols,
                           size_t prefetch_distance, const hk_act *x, size_t tokens, float *const y[HK_STREAMS],
                           size_t y_stride, int accumulate) {

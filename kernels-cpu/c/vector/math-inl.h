@@ -1,22 +1,22 @@
-/* exp and what is made of it, eight lanes at a time. Polynomials are fitted for the least relative error.
+/* exp and functions based on it, on eight lanes. Polynomials are fitted for minimal relative error.
  *
  * Requires: wide-inl.h. */
 #ifndef HYMBA_MATH_INL_H
 #define HYMBA_MATH_INL_H
 
-/* Of vf_max and vf_min the second operand is the one that may be NaN: NaN goes through. */
+/* NaN must be the second operand of vf_max and vf_min, so that it propagates. */
 
-/* Adding 1.5 * 2^23 rounds a small number to the nearest whole one, and leaves that in the low bits of the sum. */
+/* Adding 1.5 * 2^23 rounds a small number to the nearest integer, which is in the low bits of the sum. */
 #define ROUNDER 0x1.8p23f
 #define LOG2_E 0x1.715476p+0f
 
-/* Of vectors `v`: vf, vw.
+/* For vector types `v`: vf, vw.
  *
- * e^x to 1 ulp: x = k ln 2 + r with |r| <= ln 2 / 2, a polynomial for e^r, k into the exponent. Below -87.3 the answer
- * stays near 1e-38, above 88.3 near 2e38: close enough to 0 and infinity for what follows.
+ * e^x to 1 ulp: x = k ln 2 + r with |r| <= ln 2 / 2, a polynomial for e^r, k into the exponent. Below -87.3 the result
+ * stays near 1e-38, above 88.3 near 2e38: close enough to 0 and infinity for its uses.
  *
- * 2^x to 3 ulp, for x <= 127; below -126 the answer stays near 1e-38. It adds in pairs: a long chain would fill the
- * CPU's queue with operations that wait for the one before. */
+ * 2^x to 3 ulp, for x <= 127; below -126 the result stays near 1e-38. It adds in pairs: a long dependency chain would
+ * fill the CPU's scheduler with waiting operations. */
 #define DEFINE_EXP(v)                                                                                     \
     HK_INLINE v v##_exp(v x) {                                                                            \
         x = v##_min(v##_set1(88.3f), v##_max(v##_set1(-87.3f), x));                                       \

@@ -12,13 +12,13 @@ HK_INLINE void lanes_store(float *p, size_t lanes, vf x) {
         vf_store_n(p, lanes, x);
 }
 
-/* Of a tile. Channels lie side by side and a channel's tokens pages apart: with few of these the CPU foresees what is
- * read, and what the scan keeps of each stays in L1. */
+/* Per tile. Channels are contiguous and tokens are pages apart: with few tokens hardware prefetch works, and the data
+ * of the scan stays in L1. */
 #define SSM_TOKENS 16
-#define LINE_FLOATS 16 /* of a line of the cache */
+#define LINE_FLOATS 16 /* per cache line */
 _Static_assert(SSM_TOKENS <= LINE_FLOATS, "as many tokens' lines are prefetched as a line has channels");
 
-/* ---- convolution: a channel a lane ---- */
+/* ---- convolution: one channel per lane ---- */
 
 _Static_assert(HK_CONV_TAPS <= VF_LANES, "the taps of a channel are a vector before they are transposed");
 
@@ -53,9 +53,9 @@ static void conv_silu(const hk_conv *a) {
     }
 }
 
-/* ---- selective scan: eight channels at a time, a state a lane ---- */
+/* ---- selective scan: eight channels at a time, one state per lane ---- */
 
-/* Some states of one channel, over the tokens of a tile. What belongs to a token is VF_LANES apart. */
+/* Some states of one channel, over the tokens of a tile. Per-token values are VF_LANES apart. */
 typedef struct scan_tile {
     const float *rate, *h; /* [states] */
     float *next;           /* [states] */
@@ -63,7 +63,7 @@ typedef struct scan_tile {
     size_t bc_stride;
     const float *delta, *drive; /* [tokens]: Δ, and Δ u */
     size_t tokens;
-    vf *parts; /* [tokens]: what the states add to y, still to be summed over the lanes */
+    vf *parts; /* [tokens]: contributions to y, to be summed over the lanes */
 } scan_tile;
 
 HK_INLINE void scan_states(const scan_tile *s, size_t states, int first) {
@@ -78,7 +78,7 @@ HK_INLINE void scan_states(const scan_tile *s, size_t states, int first) {
     lanes_store(s->next, states, h);
 }
 
-/* The same for VW_LANES states, a whole channel's: the sum of their two halves is what two calls would leave. */
+/* The same for all VW_LANES states of a channel: adding their two halves equals the result of two calls. */
 HK_INLINE void scan_states_wide(const scan_tile *s) {
     const vw rate = vw_mul(vw_load(s->rate), vw_set1(LOG2_E));
     vw h = vw_load(s->h);
@@ -91,7 +91,7 @@ HK_INLINE void scan_states_wide(const scan_tile *s) {
     vw_store(s->next, h);
 }
 
-/* Tokens lie pages apart, too many for the CPU to foresee their rows: what follows of one is prefetched. */
+/* Tokens are pages apart, too many for hardware prefetch: prefetches the next line of one. */
 HK_INLINE void prefetch_scan(const hk_scan *a, size_t t, size_t c) {
     prefetch_l1(a->dt + t * a->dt_stride + c);
     prefetch_l1(a->u + t * a->u_stride + c);
@@ -99,8 +99,8 @@ HK_INLINE void prefetch_scan(const hk_scan *a, size_t t, size_t c) {
     prefetch_l1(a->y + t * a->y_stride + c);
 }
 
-/* A single token meets every channel's states once: those some channels ahead are prefetched, unless they are another
- * thread's. */
+/* A single token reads every channel's states once: prefetches those of later channels, unless they belong to another
+ * thread. */
 HK_INLINE void prefetch_states(const hk_scan *a, size_t c) {
     enum { AHEAD = 4 * VF_LANES };
     if (c + AHEAD + VF_LANES > a->channels) return;
@@ -122,7 +122,7 @@ HK_INLINE void scan_lanes(const hk_scan *a, size_t c, size_t lanes, size_t t0, s
     }
     const float *b = a->b + t0 * a->bc_stride, *out = a->c + t0 * a->bc_stride, *h = t0 == 0 ? a->h : a->next;
     for (size_t i = 0; i < lanes; i++) {
-        /* a token with each channel, lest they come faster than memory answers */
+        /* one token per channel, so as not to exceed the rate of memory */
         const size_t next = (c + i) % LINE_FLOATS;
         if (tokens > 1 && next < tokens) prefetch_scan(a, t0 + next, c - c % LINE_FLOATS + LINE_FLOATS);
         for (size_t n = 0, some; n < states; n += some) {
@@ -154,7 +154,7 @@ static void scan(const hk_scan *a) {
             if (a->channels - c < VF_LANES)
                 scan_lanes(a, c, a->channels - c, t, tokens, a->states);
             else if (a->tokens == 1 && a->states == VW_LANES)
-                scan_lanes(a, c, VF_LANES, 0, 1, VW_LANES); /* nothing left to loop over */
+                scan_lanes(a, c, VF_LANES, 0, 1, VW_LANES); /* no loops left */
             else if (a->states == VW_LANES)
                 scan_lanes(a, c, VF_LANES, t, tokens, VW_LANES);
             else

@@ -1,10 +1,10 @@
-/* What every table of vector kernels has in common: products by type, and its initialiser.
+/* Shared by all tables of vector kernels: dispatch of products by type, and the initializer.
  *
  * Requires: matmul and gemv of packed matrices, block_tile; the other kernels of vector/. */
 #ifndef HYMBA_TABLE_INL_H
 #define HYMBA_TABLE_INL_H
 
-/* Matrices in ggml's order. Each pair of row and token is summed in the same order whatever the tile. */
+/* Matrices in ggml's order. Each pair of row and token is summed in the same order, regardless of the tile. */
 HK_INLINE void block_matmul(hk_type type, const uint8_t *w, size_t rows, size_t cols, const hk_act *x, size_t tokens,
                             float *y, size_t y_stride, int accumulate) {
     const size_t row_bytes = cols / HK_BLOCK * type_bytes(type);
@@ -22,7 +22,7 @@ static void matmul(hk_type type, const void *w, size_t rows, size_t cols, const 
 #define AS(product, type) \
     case type: product(type, w, rows, cols, x, tokens, y, y_stride, accumulate); break;
 #define QUANTIZED(_, name, ...) AS(block_matmul, HK_##name) AS(packed_matmul, HK_##name##X8)
-    switch (type) { /* constants, so that each type has code of its own */
+    switch (type) { /* constants, so that each type has specialized code */
         AS(float_matmul, HK_F32)
         AS(float_matmul, HK_F16)
         AS(float_matmul, HK_BF16)
@@ -51,7 +51,7 @@ static float float_rate(size_t rounds) {
     return vf_reduce_sum(vf_add(vw_low(all), vw_high(all)));
 }
 
-/* The initialiser of a table. */
+/* The initializer of a table. */
 #define HK_TABLE(isa)                         \
     {                                         \
         .name = isa,                          \

@@ -1,4 +1,4 @@
-/* Two vectors side by side: one register of AVX-512, elsewhere a pair.
+/* Double-width vectors: one AVX-512 register, elsewhere a pair.
  *
  * Requires: simd_avx2.h or simd_neon.h. */
 #ifndef HYMBA_WIDE_INL_H

@@ -1,4 +1,4 @@
-//! What the machine can do at most, by the same threads and instructions.
+//! Measures the limits of the machine, with the threads and instructions of the kernels.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -9,8 +9,8 @@ use super::{Cpu, STREAMS, call};
 use crate::bindings as hk;
 
 impl Cpu {
-    /// Bytes a second that these threads read from `bytes`: the best of `rounds` passes over all of it at one place after
-    /// another, and of as many at four places at once. `cancel` ends that: what is returned then means nothing.
+    /// Measures the read bandwidth over `bytes` in bytes per second: the best of `rounds` passes with one stream and as
+    /// many with four streams per thread. If interrupted by `cancel`, the result is meaningless.
     pub fn read_bandwidth(&mut self, bytes: &[u8], rounds: usize, cancel: &AtomicBool) -> f64 {
         const PART: usize = 1 << 20;
         let kernels = self.kernels;
@@ -31,25 +31,25 @@ impl Cpu {
         best
     }
 
-    /// 8-bit multiply-adds a second that these threads do from registers, the way this instruction set's products do
-    /// them: the best of `rounds` runs.
+    /// Measures 8-bit multiply-adds per second on registers, with the instructions of this set's matrix products: the
+    /// best of `rounds` runs.
     pub fn int8_rate(&mut self, rounds: usize) -> f64 {
         let kernels = self.kernels;
         self.rate(rounds, |n| _ = std::hint::black_box(call!(kernels, int8_rate(n))))
     }
 
-    /// f32 multiply-adds a second that these threads do from registers: the best of `rounds` runs.
+    /// Measures f32 multiply-adds per second on registers: the best of `rounds` runs.
     pub fn float_rate(&mut self, rounds: usize) -> f64 {
         let kernels = self.kernels;
         self.rate(rounds, |n| _ = std::hint::black_box(call!(kernels, float_rate(n))))
     }
 
-    /// Multiply-adds that each thread does in a run of [`Cpu::int8_rate`] or [`Cpu::float_rate`]: a few milliseconds.
+    /// Multiply-adds per thread in a run of [`Cpu::int8_rate`] or [`Cpu::float_rate`]: a few milliseconds.
     pub const RATE_MACS: usize = 58_000 * hk::HK_ROUND as usize;
 
-    /// Multiply-adds a second of a loop that does [`hk::HK_ROUND`] a round, on all threads.
+    /// Returns multiply-adds per second on all threads of a loop with [`hk::HK_ROUND`] per iteration.
     fn rate(&mut self, runs: usize, work: impl Fn(usize) + Sync) -> f64 {
-        const TASKS: usize = 4; // a thread
+        const TASKS: usize = 4; // per thread
         let (tasks, rounds) = (TASKS * self.pool.threads(), Self::RATE_MACS / TASKS / hk::HK_ROUND as usize);
         let mut best = 0f64;
         for _ in 0..runs {

@@ -13,24 +13,24 @@ use crate::{
 const BLOCK: usize = hk::HK_BLOCK as usize;
 /// Ranges of rows that `gemv` reads concurrently.
 pub(super) const STREAMS: usize = hk::HK_STREAMS as usize;
-/// Tokens that `gemv` takes at most.
+/// Maximum number of tokens of `gemv`.
 const FEW_TOKENS: usize = hk::HK_FEW_TOKENS as usize;
 
-/// A weight matrix `[rows, cols]` as it is stored, row after row.
+/// A weight matrix `[rows, cols]`, row-major.
 #[derive(Clone, Copy)]
 pub struct Weight<'a> {
-    /// How the values are stored.
+    /// The storage type.
     pub dtype: WeightType,
-    /// Rows: outputs of the product.
+    /// Number of rows, the outputs of the product.
     pub rows: usize,
-    /// Columns: inputs of the product.
+    /// Number of columns, the inputs of the product.
     pub cols: usize,
-    /// All rows, without gaps.
+    /// The packed rows.
     pub bytes: &'a [u8],
 }
 
 impl Weight<'_> {
-    /// Returns the bytes of a row; of a packed matrix, an eighth of a group.
+    /// Returns the bytes per row; for a packed matrix, an eighth of a group.
     fn row_bytes(&self) -> usize {
         match TypeFacts::of(self.dtype) {
             Some(facts) => facts.block_bytes() * (self.cols / BLOCK),
@@ -47,13 +47,13 @@ impl Weight<'_> {
         self.dtype as u32 & hk::HK_X8 != 0
     }
 
-    /// Returns the rows that are stored: packed matrices have whole groups of eight.
+    /// Returns the number of stored rows: packed matrices have whole groups of eight.
     fn stored_rows(&self) -> usize {
         if self.packed() { self.rows.next_multiple_of(8) } else { self.rows }
     }
 }
 
-/// Bytes that kernels may read past the values of interleaved tokens.
+/// Bytes that kernels may read beyond the values of interleaved tokens.
 const SLACK: usize = 12;
 
 /// Activations as int8 blocks: values, scales and offsets.
@@ -65,7 +65,7 @@ struct Blocks {
 }
 
 impl Blocks {
-    /// Returns room for `tokens` rows of `cols` values, with arbitrary contents.
+    /// Returns space for `tokens` rows of `cols` values, with arbitrary contents.
     fn room(&mut self, tokens: usize, cols: usize) -> BlocksMut {
         let blocks = tokens * (cols / BLOCK);
         self.q.resize(self.q.len().max(blocks * BLOCK + SLACK), 0);
@@ -79,7 +79,7 @@ impl Blocks {
     }
 }
 
-/// Where [`Blocks`] are; tasks write disjoint parts.
+/// Pointers to [`Blocks`]; tasks write disjoint parts.
 #[derive(Clone, Copy)]
 struct BlocksMut {
     q: Shared<i8>,
@@ -87,12 +87,12 @@ struct BlocksMut {
     offset: Shared<i32>,
 }
 
-/// The activations of a product, as quantized matrices read them.
+/// Quantized activations of a product.
 #[derive(Default)]
 pub(super) struct QuantizedActs {
-    /// Token by token.
+    /// Row-major.
     by_token: Blocks,
-    /// Few tokens interleaved.
+    /// Interleaved, for few tokens.
     interleaved: Blocks,
 }
 
@@ -100,7 +100,7 @@ pub(super) struct QuantizedActs {
 /// into L2, and a longer distance slows it down when one token leaves little arithmetic to hide it; on Intel (Granite Rapids)
 /// hardware prefetch alone does not saturate memory.
 fn prefetch_distance(tokens: usize) -> usize {
-    static AMD: LazyLock<bool> = LazyLock::new(is_amd); // on virtual machines every CPUID is a trap into the host
+    static AMD: LazyLock<bool> = LazyLock::new(is_amd); // on virtual machines every CPUID traps to the host
     match (*AMD, tokens) {
         (true, 1) => 320,
         (true, _) => 1024,
@@ -120,15 +120,15 @@ fn is_amd() -> bool {
 
 /// How the rows of matrices of one shape are split into tasks.
 ///
-/// For few tokens, several ranges of rows are read concurrently, which is faster: a task has some rows of each of `ranges` ranges
-/// of equal length, in every matrix, and the remaining rows are one more task.
+/// For few tokens, several ranges of rows are read concurrently, which is faster: a task has some rows of each of
+/// `ranges` ranges of equal length in every matrix, and the remaining rows are one more task.
 struct RowPlan {
     rows: usize,
     /// Ranges of each matrix.
     ranges: usize,
-    /// Rows of a range.
+    /// Rows per range.
     range_rows: usize,
-    /// Rows of a range that a task has.
+    /// Rows per range and task.
     task_rows: usize,
 }
 
@@ -149,7 +149,7 @@ impl RowPlan {
         self.range_rows.div_ceil(self.task_rows)
     }
 
-    /// Returns the first of the rows behind the ranges.
+    /// Returns the first row after the ranges.
     fn rest(&self) -> usize {
         self.ranges * self.range_rows
     }
@@ -158,7 +158,8 @@ impl RowPlan {
         self.range_tasks() + usize::from(self.rows > self.rest())
     }
 
-    /// Returns the first row of a task, in the first range, and the number of its rows in each; `None` for the task of the rest.
+    /// Returns the first row of a task in the first range and its number of rows per range; `None` for the task with
+    /// the remaining rows.
     fn range_task(&self, task: usize) -> Option<(usize, usize)> {
         let first = task * self.task_rows;
         (task < self.range_tasks()).then(|| (first, self.task_rows.min(self.range_rows - first)))
@@ -178,13 +179,13 @@ type Gemv = unsafe extern "C" fn(
     i32,
 );
 
-/// Products of one x with matrices of one shape, as their tasks see them.
+/// Products of one x with several matrices of one shape.
 struct Products<'a, const N: usize> {
     kernels: Kernels,
     w: [Weight<'a>; N],
-    /// Where each matrix' output is, and the stride of its rows.
+    /// The output of each matrix, and the stride of its rows.
     out: [(Shared<f32>, usize); N],
-    /// x token by token, and as `gemv` reads it.
+    /// x by token, and interleaved for `gemv`.
     by_token: Shared<hk::hk_act>,
     few: Shared<hk::hk_act>,
     tokens: usize,
@@ -193,12 +194,12 @@ struct Products<'a, const N: usize> {
 }
 
 impl<const N: usize> Products<'_, N> {
-    /// Returns where a row of matrix `i` is, and its output for the first token.
+    /// Returns the address of a row of matrix `i`, and of its output for the first token.
     fn row(&self, i: usize, row: usize) -> (*const std::ffi::c_void, *mut f32) {
         (self.w[i].bytes[row * self.w[i].row_bytes()..].as_ptr().cast(), self.out[i].0.at(row))
     }
 
-    /// `rows` rows of each range, from `first` on; `together` matrices fill the streams of a call.
+    /// Processes `rows` rows of each range starting at `first`; `together` matrices share the streams of a call.
     fn gemv(&self, gemv: Gemv, together: usize, first: usize, rows: usize) {
         let (plan, cols, distance) = (&self.plan, self.w[0].cols, prefetch_distance(self.tokens));
         for i in (0..N).step_by(together) {
@@ -206,7 +207,7 @@ impl<const N: usize> Products<'_, N> {
                 std::array::from_fn(|s| self.row(i + s / plan.ranges, first + s % plan.ranges * plan.range_rows));
             let (w, y, stride) = (streams.map(|s| s.0), streams.map(|s| s.1), self.out[i].1);
             let (w, y, act) = (w.as_ptr(), y.as_ptr(), self.few.at(0));
-            // SAFETY: as with `call!`; all rows of all ranges are the matrices', in whole groups of eight.
+            // SAFETY: as for `call!`; all ranges are inside the matrices, in whole groups of eight.
             unsafe { gemv(self.w[i].dtype, w, rows, cols, distance, act, self.tokens, y, stride, self.accumulate) };
         }
     }
@@ -219,7 +220,7 @@ impl<const N: usize> Products<'_, N> {
     }
 }
 
-/// Checks that the shapes fit together.
+/// Checks the shapes.
 fn check<const N: usize>(w: &[Weight<'_>; N], x: MatRef<'_>, out: &[MatMut<'_>; N]) {
     for (m, out) in w.iter().zip(out) {
         assert!(x.cols == m.cols && out.cols == m.rows && out.rows == x.rows, "matmul: shapes differ");
@@ -229,26 +230,24 @@ fn check<const N: usize>(w: &[Weight<'_>; N], x: MatRef<'_>, out: &[MatMut<'_>; 
     }
 }
 
-/// Returns how many tokens `gemv` takes of products with `w`.
+/// Returns the maximum number of tokens for `gemv` with `w`.
 fn most_tokens(w: &[Weight<'_>]) -> usize {
     if w.iter().all(|w| w.packed()) { FEW_TOKENS } else { usize::from(w.iter().all(|w| w.packed() || !w.quantized())) }
 }
 
 impl Cpu {
-    /// `out[t, r] = or += W[r] · x[t]`; x `[tokens, cols]`, out `[tokens, rows]`. Quantized weights meet activations
-    /// rounded to int8 blocks of 32.
+    /// `out[t, r] = or += W[r] · x[t]`; x `[tokens, cols]`, out `[tokens, rows]`. For quantized weights, activations
+    /// are rounded to int8 blocks of 32.
     ///
-    /// # Panics
-    /// If the shapes do not fit together.
+    /// # Panics If the shapes do not match.
     pub fn matmul(&mut self, w: Weight<'_>, x: MatRef<'_>, out: MatMut<'_>, accumulate: bool) {
         self.products([w], x, [out], accumulate, |_, _| ());
     }
 
-    /// out = silu(gate) ⊙ (U·x) with gate = G·x: as two times [`Cpu::matmul`] and [`Cpu::silu_mul`], to the last bit.
+    /// out = silu(gate) ⊙ (U·x) with gate = G·x: bit-identical to two calls of [`Cpu::matmul`] and [`Cpu::silu_mul`].
     /// `gate` and `out` are `[tokens, rows]`.
     ///
-    /// # Panics
-    /// If the shapes do not fit together.
+    /// # Panics If the shapes do not match.
     pub fn gated_matmul(&mut self, [g, u]: [Weight<'_>; 2], x: MatRef<'_>, gate: MatMut<'_>, out: MatMut<'_>) {
         let (kernels, tokens) = (self.kernels, x.rows);
         let (gates, ups) = (Shared(gate.data.as_mut_ptr()), Shared(out.data.as_mut_ptr()));
@@ -261,18 +260,18 @@ impl Cpu {
         });
     }
 
-    /// Rounds x to int8 blocks: token by token, as `matmul` reads them, and, if `few`, interleaved for `gemv`.
+    /// Rounds x to int8 blocks: by token for `matmul` and, if `few`, interleaved for `gemv`.
     fn quantize_activations(&mut self, x: MatRef<'_>, few: bool) -> [hk::hk_act; 2] {
         let (tokens, cols, kernels) = (x.rows, x.cols, self.kernels);
         assert!(cols.is_multiple_of(BLOCK), "matmul: rows of {cols} have no whole blocks");
         let blocks = cols / BLOCK;
         let rows = self.acts.by_token.room(tokens, cols);
-        // Blocks `b .. b + n` of token t.
+        // Quantizes blocks `b .. b + n` of token t.
         let quantize = |t: usize, b: usize, n: usize| {
             let (x, at) = (x.row(t)[b * BLOCK..][..n * BLOCK].as_ptr(), t * blocks + b);
             call!(kernels, quantize(x, n * BLOCK, rows.q.at(at * BLOCK), rows.d.at(at), rows.offset.at(at)));
         };
-        let mut read = rows; // by kernels for few tokens
+        let mut read = rows; // for kernels for few tokens
         if few && tokens > 1 {
             let interleaved = self.acts.interleaved.room(tokens, cols);
             read = interleaved;
@@ -312,8 +311,8 @@ impl Cpu {
         })
     }
 
-    /// Products of one x with matrices of one shape, each task's rows of them one after the other; then, for these rows,
-    /// `then(first, rows)`.
+    /// Computes products of one x with matrices of one shape, task by task, and calls `then(first, rows)` for the rows
+    /// of each task.
     fn products<const N: usize>(
         &mut self,
         w: [Weight<'_>; N],
@@ -331,7 +330,7 @@ impl Cpu {
             [hk::hk_act { x: x.data.as_ptr(), stride: x.stride, q: none.0, d: none.1, offset: none.2 }; 2]
         };
         let [by_token, few] = acts.each_mut().map(|act| Shared(&raw mut *act));
-        // Matrices of one type are read together.
+        // Matrices of one type are processed together.
         let together = if w.iter().all(|m| m.dtype == w[0].dtype) { N } else { 1 };
         let ranges = if gemv.is_some() { STREAMS / together } else { 1 };
         let products = Products {

@@ -8,7 +8,7 @@
 #define FIBER_SYMBOL "hymba_fiber_switch"
 #endif
 
-/// Saves what a call must keep on this stack, `*from` = this stack; goes on with the stack `to`.
+/// Saves what a call must keep on this stack, `*from` = this stack; switches to the stack `to`.
 extern "C" void hymba_fiber_switch(void **from, void *to);
 
 #if defined(__x86_64__)

@@ -1,5 +1,5 @@
-//! An NVIDIA GPU as a device, through the library that `cuda/build.sh` makes. It has memory of its own: what kernels
-//! read is copied there before, what they wrote is copied back when the device is done. For tests and measurements.
+//! An NVIDIA GPU as a device, using the library built by `cuda/build.sh`. It has its own memory: inputs of kernels are
+//! copied there before a launch, outputs are copied back when the device is idle. For tests and measurements.
 
 use std::{
     any::Any,
@@ -49,7 +49,7 @@ struct Functions {
 impl Functions {
     fn problem(&self) -> String {
         let mut text = [0 as c_char; 512];
-        // SAFETY: the buffer is as long as is said, and is given a string that ends.
+        // SAFETY: the buffer has the given size and receives a terminated string.
         unsafe {
             (self.problem)(text.as_mut_ptr(), text.len());
             CStr::from_ptr(text.as_ptr()).to_string_lossy().into_owned()
@@ -63,14 +63,14 @@ static LOCK: Mutex<()> = Mutex::new(());
 struct Memory {
     host: Host,
     device: *mut c_void,
-    /// Has the device written it since it was last copied back?
+    /// Whether the device has written it since it was last copied back.
     dirty: AtomicBool,
-    /// Is it never changed by the CPU, and on the device already?
+    /// Whether it is read-only and already on the device.
     constant: bool,
     functions: Arc<Functions>,
 }
 
-// SAFETY: plain bytes, here and on the device; the library is called under a lock.
+// SAFETY: plain bytes, on the host and on the device; the library is called under a lock.
 unsafe impl Send for Memory {}
 // SAFETY: as above.
 unsafe impl Sync for Memory {}
@@ -92,12 +92,12 @@ impl Allocation for Memory {
 impl Drop for Memory {
     fn drop(&mut self) {
         let _lock = LOCK.lock();
-        // SAFETY: the library allocated it, and nobody else has it.
+        // SAFETY: the library allocated it, and this is the only owner.
         unsafe { (self.functions.free)(self.device) }
     }
 }
 
-/// Launches written down, to be timed.
+/// Recorded launches, to be timed.
 #[derive(Clone, Default)]
 struct Recorded(Arc<Mutex<Option<Vec<Prepared>>>>);
 
@@ -107,7 +107,7 @@ struct Prepared {
     _buffers: Vec<Buffer>,
 }
 
-// SAFETY: the pointers are to the device, and to the string and the buffers beside them.
+// SAFETY: the pointers are to device memory, and to the string and the buffers stored here.
 unsafe impl Send for Prepared {}
 
 /// A GPU.
@@ -118,14 +118,14 @@ pub struct Cuda {
     recorded: Recorded,
 }
 
-/// Times what its device is asked for.
+/// Measures the time of a device's launches.
 pub struct Stopwatch {
     functions: Arc<Functions>,
     recorded: Recorded,
 }
 
 impl Cuda {
-    /// The first GPU, by way of the library at `path`.
+    /// Opens the first GPU, using the library at `path`.
     pub fn open(path: &Path) -> Result<Self, DeviceError> {
         let missing = |e: libloading::Error| DeviceError::Missing(format!("{}: {e}", path.display()));
         // SAFETY: the library is the one built from cuda/, whose functions have these types.
@@ -153,7 +153,7 @@ impl Cuda {
         Ok(Self { functions, written: Vec::new(), failure: None, recorded: Recorded::default() })
     }
 
-    /// Something that times what this device is asked for.
+    /// Returns a stopwatch for this device.
     pub fn stopwatch(&self) -> Stopwatch {
         Stopwatch { functions: self.functions.clone(), recorded: self.recorded.clone() }
     }
@@ -165,12 +165,12 @@ impl Cuda {
     fn memory(&self, host: Host, constant: bool) -> Result<Buffer, DeviceError> {
         let _lock = LOCK.lock();
         let len = host.len();
-        // SAFETY: the call has no conditions.
+        // SAFETY: the call has no preconditions.
         let device = unsafe { (self.functions.allocate)(len) };
         if device.is_null() {
             return Err(DeviceError::OutOfMemory(len));
         }
-        // SAFETY: both sides have as many bytes.
+        // SAFETY: both sides have the same size.
         if constant && unsafe { (self.functions.upload)(device, host.contents().cast(), len) } != 0 {
             return Err(self.failed());
         }
@@ -197,7 +197,7 @@ impl Cuda {
             *slot = memory.device.wrapping_byte_add(binding.offset);
             if !memory.constant && !memory.dirty.load(Ordering::Relaxed) {
                 let from = memory.contents().wrapping_add(binding.offset);
-                // SAFETY: the binding lies inside the buffer, which has as many bytes on both sides.
+                // SAFETY: the binding is inside the buffer, which has the same size on both sides.
                 if unsafe { (self.functions.upload)(*slot, from.cast(), binding.len) } != 0 {
                     return Err(self.failed());
                 }
@@ -206,8 +206,8 @@ impl Cuda {
         for binding in d.bindings.iter().filter(|b| b.writable) {
             let memory = binding.buffer.as_any().downcast_ref::<Memory>().expect("a buffer of this device");
             if !memory.dirty.load(Ordering::Relaxed) {
-                // What is not bound here must be there too before it counts as the newer side.
-                // SAFETY: the buffer has as many bytes on both sides.
+                // Parts that are not bound must be uploaded too before the device's copy counts as the newer one.
+                // SAFETY: the buffer has the same size on both sides.
                 if unsafe { (self.functions.upload)(memory.device, memory.contents().cast(), memory.len()) } != 0 {
                     return Err(self.failed());
                 }
@@ -215,7 +215,7 @@ impl Cuda {
                 self.written.push(binding.buffer.clone());
             }
         }
-        // SAFETY: the structure lives through the call, and its pointers are the device's.
+        // SAFETY: the structure outlives the call, and its pointers are to device memory.
         if unsafe { (self.functions.run)(&launch) } != 0 {
             return Err(self.failed());
         }
@@ -231,7 +231,7 @@ impl Cuda {
 impl Device for Cuda {
     fn name(&self) -> String {
         let mut text = [0 as c_char; 256];
-        // SAFETY: the buffer is as long as is said, and is given a string that ends if there is one.
+        // SAFETY: the buffer has the given size and receives a terminated string.
         unsafe {
             (self.functions.name)(text.as_mut_ptr(), text.len());
             CStr::from_ptr(text.as_ptr()).to_string_lossy().into_owned()
@@ -264,7 +264,7 @@ impl Device for Cuda {
         for buffer in std::mem::take(&mut self.written) {
             let Some(memory) = buffer.as_any().downcast_ref::<Memory>() else { continue };
             let _lock = LOCK.lock();
-            // SAFETY: the buffer has as many bytes on both sides.
+            // SAFETY: the buffer has the same size on both sides.
             if unsafe { (self.functions.download)(memory.contents().cast(), memory.device, memory.len()) } != 0 {
                 self.failure.get_or_insert(DeviceError::Failed(self.functions.problem()));
             }
@@ -275,34 +275,34 @@ impl Device for Cuda {
 }
 
 impl Stopwatch {
-    /// The same GPU once more, timed by this too.
+    /// Returns another device for the same GPU, also measured by this stopwatch.
     pub fn device(&self) -> Cuda {
         let (functions, recorded) = (self.functions.clone(), self.recorded.clone());
         Cuda { functions, written: Vec::new(), failure: None, recorded }
     }
 
-    /// Writes down what the device is asked for from now on.
+    /// Starts recording launches.
     pub fn record(&self) {
         *self.recorded.0.lock().unwrap_or_else(|e| e.into_inner()) = Some(Vec::new());
     }
 
-    /// How often it was asked since [`Stopwatch::record`], and seconds that each time takes on average when all are
-    /// done again: the best of `rounds`. All must be of one shape.
+    /// Returns the number of launches since [`Stopwatch::record`], and the mean time per launch in seconds: the best of
+    /// `rounds`. All launches must have the same shape.
     pub fn time(&self, rounds: i32) -> Result<(usize, f64), DeviceError> {
         let recorded = self.recorded.0.lock().unwrap_or_else(|e| e.into_inner()).take().unwrap_or_default();
         let launches: Vec<Launch> = recorded.iter().map(|p| p.launch.clone()).collect();
         let one_shape = launches.windows(2).all(|w| w[0].constants == w[1].constants);
         assert!(one_shape && !launches.is_empty(), "launches of one shape are timed together");
         let _lock = LOCK.lock();
-        // SAFETY: the launches and what they point to live through the call.
+        // SAFETY: the launches and their pointers outlive the call.
         let seconds = unsafe { (self.functions.time)(launches.as_ptr(), launches.len(), rounds) };
         if seconds < 0.0 { Err(DeviceError::Failed(self.functions.problem())) } else { Ok((launches.len(), seconds)) }
     }
 
-    /// Bytes a second that a plain kernel reads from memory.
+    /// Measures the device's memory read bandwidth in bytes per second.
     pub fn read_rate(&self) -> Result<f64, DeviceError> {
         let _lock = LOCK.lock();
-        // SAFETY: the call has no conditions.
+        // SAFETY: the call has no preconditions.
         let rate = unsafe { (self.functions.read_rate)(4 << 30) };
         if rate < 0.0 { Err(DeviceError::Failed(self.functions.problem())) } else { Ok(rate) }
     }

@@ -36,19 +36,19 @@ unsafe extern "C" {
 /// The emulator runs one dispatch at a time.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
-/// Bytes of nothing around every allocation, so that what lies beyond its end is no other one's.
+/// Size in bytes of the guard zones around every allocation.
 const REDZONE: usize = 4096;
 const ALIGNMENT: usize = 64;
 
 /// Memory of the emulated device.
 pub(crate) enum Memory {
-    /// Its own: the storage, and the bytes that count.
+    /// An allocation of its own: the storage, and the usable bytes.
     Own(#[allow(dead_code)] Box<[u64]>, *mut u8, usize),
-    /// Somebody else's.
+    /// Wrapped memory.
     Wrapped(*mut u8, usize),
 }
 
-// SAFETY: plain bytes; who reads or writes them through `contents` answers for it.
+// SAFETY: plain bytes; users of `contents` synchronize their accesses.
 unsafe impl Send for Memory {}
 // SAFETY: as above.
 unsafe impl Sync for Memory {}
@@ -89,7 +89,7 @@ pub struct Emulator {
 }
 
 impl Emulator {
-    /// A device whose buffers can have `longest_buffer` bytes.
+    /// Returns a device with a maximum buffer size of `longest_buffer` bytes.
     pub fn with_longest_buffer(longest_buffer: usize) -> Self {
         Self { longest_buffer: Some(longest_buffer), ..Self::default() }
     }
@@ -132,7 +132,7 @@ impl Device for Emulator {
             })
             .collect();
         let constants: [u32; 10] = bytemuck::cast(d.constants);
-        let mut args = [0u128; 8]; // aligned as a buffer is
+        let mut args = [0u128; 8]; // aligned like a buffer
         bytemuck::bytes_of_mut(&mut args)[..d.args.len()].copy_from_slice(d.args);
         let raw = RawDispatch {
             kernel: kernel.as_ptr(),
@@ -148,7 +148,7 @@ impl Device for Emulator {
         };
         let mut error = [0u8; 512];
         let lock = ONE_AT_A_TIME.lock().unwrap_or_else(|e| e.into_inner());
-        // SAFETY: the structure and all it points to live through the call, and it is the only one.
+        // SAFETY: the structure and its pointers outlive the call, and there is only one call at a time.
         let failed = unsafe { hymba_emulator_run(&raw, error.as_mut_ptr().cast(), error.len()) };
         drop(lock);
         if failed != 0 {

@@ -1,10 +1,10 @@
-//! From Metal to C++: reads the `[[...]]` attributes of the shaders and takes them away, and the words that C++ does not
-//! know; what the bodies do stays as it is. Function constants become variables, tables are declared as the machine wants
-//! it, and every kernel gets an entry point that collects its parameters.
+//! Translates Metal to C++: parses and removes the shaders' `[[...]]` attributes and replaces keywords unknown to C++,
+//! leaving function bodies as they are. Function constants become variables, tables get the target's qualifiers, and
+//! every kernel gets an entry point that collects its parameters.
 
 use std::fmt::Write;
 
-/// The C++ source of the shaders in `metal`; an error is what could not be read.
+/// Translates the shaders in `metal` to C++; fails for constructs that it does not know.
 pub fn to_cpp(metal: &str) -> Result<String, String> {
     let mut text = String::new();
     for line in metal.lines() {
@@ -25,7 +25,7 @@ pub fn to_cpp(metal: &str) -> Result<String, String> {
     Ok(in_words_of_cpp(&(without_attributes(&text) + "\n" + &entries)))
 }
 
-/// Metal's own words, for which C++ has others or none.
+/// Replaces Metal's keywords.
 fn in_words_of_cpp(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for word in text.split_inclusive(|c: char| !c.is_alphanumeric() && c != '_') {
@@ -42,7 +42,7 @@ fn in_words_of_cpp(text: &str) -> String {
     out
 }
 
-/// `constant TYPE NAME [[function_constant(I)]];` as a variable, if `line` is one.
+/// Translates `constant TYPE NAME [[function_constant(I)]];` to a variable, if `line` is one.
 fn function_constant(line: &str) -> Result<Option<String>, String> {
     let Some((declaration, rest)) = line.split_once("[[function_constant(") else { return Ok(None) };
     let words: Vec<&str> = declaration.split_whitespace().collect();
@@ -52,7 +52,7 @@ fn function_constant(line: &str) -> Result<Option<String>, String> {
     }
 }
 
-/// `constant TYPE NAME[N] = ...` as such a table, if `line` is one.
+/// Translates `constant TYPE NAME[N] = ...` to a table, if `line` is one.
 fn table(line: &str) -> Option<String> {
     let (declaration, values) = line.strip_prefix("constant ")?.split_once("] =")?;
     let (kind, rest) = declaration.split_once(' ')?;
@@ -60,7 +60,7 @@ fn table(line: &str) -> Option<String> {
     Some(format!("SHIM_TABLE({kind}, {name}, {n}) ={values}"))
 }
 
-/// Where the parenthesis closes that was open before `text`.
+/// Returns the position of the parenthesis that closes one opened before `text`.
 fn closing(text: &str) -> Option<usize> {
     let mut depth = 1;
     for (i, c) in text.char_indices() {
@@ -72,7 +72,7 @@ fn closing(text: &str) -> Option<usize> {
     None
 }
 
-/// The entry point of a kernel.
+/// Returns the entry point of a kernel.
 fn entry(name: &str, parameters: &str) -> Result<String, String> {
     let (mut arguments, mut args_type) = (Vec::new(), None);
     for parameter in parameters.split(',') {

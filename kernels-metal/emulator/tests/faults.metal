@@ -8,7 +8,7 @@ struct FaultArgs {
 };
 
 /// y[i] = x[i] + x[(i + 1) % threads], through threadgroup memory.
-kernel void faulty_neighbours(device const float *x [[buffer(0)]], device float *y [[buffer(1)]],
+kernel void faulty_neighbors(device const float *x [[buffer(0)]], device float *y [[buffer(1)]],
                               constant FaultArgs &a [[buffer(2)]], threadgroup float *shared [[threadgroup(0)]],
                               uint tid [[thread_index_in_threadgroup]],
                               uint simds [[simdgroups_per_threadgroup]]) {
@@ -18,7 +18,7 @@ kernel void faulty_neighbours(device const float *x [[buffer(0)]], device float 
     else if (a.fault == 3) threadgroup_barrier(mem_flags::mem_device); // for other memory
     else if (a.fault != 4) threadgroup_barrier(mem_flags::mem_threadgroup);
     const float sum = shared[tid] + shared[next];
-    if (a.fault == 5) shared[tid] = sum; // which the neighbour may not have read
+    if (a.fault == 5) shared[tid] = sum; // which the neighbor may not have read
     y[tid] = sum;
 }
 

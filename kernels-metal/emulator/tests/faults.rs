@@ -1,10 +1,10 @@
-//! The emulator finds what is wrong with a kernel. A checker that sees nothing would let every other test pass.
+//! The emulator detects faulty kernels. Without these tests, an emulator that checks nothing would let all others pass.
 
 use bytemuck::bytes_of;
 use hymba_kernels_metal::{Binding, Constants, Device, Dispatch};
 use hymba_metal_emulator::Emulator;
 
-/// Runs 64 threads of a kernel of `faults.metal` in each of `groups` threadgroups; what the emulator says.
+/// Runs 64 threads of a kernel of `faults.metal` in each of `groups` threadgroups; returns the emulator's error.
 fn run(kernel: &'static str, fault: u32, groups: u32, buffers: &[(usize, bool)]) -> Result<(), String> {
     let mut device = Emulator::default();
     let bindings: Vec<Binding> = buffers
@@ -35,14 +35,14 @@ fn finds(kernel: &'static str, fault: u32, groups: u32, buffers: &[(usize, bool)
 #[test]
 fn threadgroup_memory() {
     let buffers = [(64, false), (64, true)];
-    run("faulty_neighbours", 0, 1, &buffers).unwrap();
+    run("faulty_neighbors", 0, 1, &buffers).unwrap();
     // threadgroups that write the same values of y
-    finds("faulty_neighbours", 0, 2, &buffers, "device memory is written after it was written");
-    finds("faulty_neighbours", 1, 1, &buffers, "that nobody has written");
+    finds("faulty_neighbors", 0, 2, &buffers, "device memory is written after it was written");
+    finds("faulty_neighbors", 1, 1, &buffers, "that nobody has written");
     for fault in [2, 3, 4] {
-        finds("faulty_neighbours", fault, 1, &buffers, "threadgroup memory");
+        finds("faulty_neighbors", fault, 1, &buffers, "threadgroup memory");
     }
-    finds("faulty_neighbours", 5, 1, &buffers, "without a barrier between");
+    finds("faulty_neighbors", 5, 1, &buffers, "without a barrier between");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! The forward pass on Metal's shaders, run by the emulator, against what the official code answers.
+//! The forward pass on Metal's shaders, run by the emulator, against the results of the official code.
 
 #[path = "../../../tests/common/golden.rs"]
 mod golden;
@@ -34,8 +34,8 @@ fn prefill_and_decode_are_the_official_ones_on_emulated_metal() {
     }
 }
 
-/// Metal's kernels round no activations: quantized weights give what the same values give as F32. `ids` are read as a
-/// prompt, then some of them one at a time.
+/// Metal's kernels do not round activations: quantized weights have the same results as their values in F32. `ids` are
+/// processed as a prompt, then some of them one at a time.
 fn check_on_emulated_metal(what: &str, folder: &Path, quantized: &Case) {
     let decoded = Case::convert(folder, &quantized.file(), TypePlan::Uniform(DType::F32), false);
     let ids = &quantized.ids("p6.ids")[..17];

@@ -1,8 +1,8 @@
 //! Every shader against the scalar reference of the CPU kernels: random shapes, odd sizes, poisoned outputs. Products
-//! are held against sums in double precision of the same decoded weights and the same float activations, as the
-//! shaders round neither; the CPU's quantized products round activations to int8 and are no reference for them.
+//! are compared with double-precision sums of the same decoded weights and float activations, which the shaders do not
+//! round; the CPU's quantized products round activations to int8, so they cannot serve as reference.
 //!
-//! On the emulator each access to memory is checked too. `HYMBA_METAL_CUDA` names another device; see cuda/.
+//! On the emulator every memory access is checked too. `HYMBA_METAL_CUDA` selects another device; see cuda/.
 
 mod common;
 
@@ -30,7 +30,7 @@ fn products() {
     let mut rng = rng(1);
     for format in FORMATS {
         let quantized = format as u32 >= Format::Q8_0 as u32;
-        // where the emulator itself is emulated it is a hundred times as slow
+        // a hundred times slower where the emulator itself is emulated
         let emulated = std::env::var_os("HYMBA_TEST_RUNNER").is_some();
         for &tokens in if emulated { &[1, 3, 33][..] } else { &[1, 1, 2, 3, 5, 31, 33, 70] } {
             let rows = rng.random_range(1..150usize);
@@ -66,7 +66,7 @@ fn products() {
     }
 }
 
-/// Tokens of a decode segment, on their way through one read of the weights or several.
+/// Tokens of a decode segment, with one or several reads of the weights.
 #[test]
 fn products_of_decode_segments_have_the_bits_of_single_tokens() {
     let mut rng = rng(11);
@@ -196,7 +196,7 @@ fn value_by_value() {
         reference().add_bias(mat_mut(&mut want, n), &bias);
         assert_eq!(m.read(&out), want);
 
-        // to the cache: floats are the same bits, halves rounded to the nearest
+        // to the cache: floats keep their bits, halves are rounded to nearest
         let from = m.matrix(&mut rng, tokens, n, false, &x);
         let rows = m.buffer(&vec![f32::NAN; tokens * n + 3]);
         m.gpu.store_rows(from.view(), &rows, false);
@@ -318,7 +318,7 @@ fn selective_scan() {
     }
 }
 
-/// Rows `[rows, heads, dim]` as the CPU keeps them: `[heads, rows, dim]`.
+/// Converts rows `[rows, heads, dim]` to the CPU's layout `[heads, rows, dim]`.
 fn by_head<T: Copy>(rows: &[T], heads: usize, dim: usize) -> Vec<T> {
     (0..heads)
         .flat_map(|head| rows.chunks(heads * dim).flat_map(move |row| &row[head * dim..][..dim]))
@@ -340,14 +340,14 @@ fn attention() {
             for half in [true, false] {
                 let meta = rng.random_range(0..20usize);
                 let cache_rows = meta + rng.random_range(1..150usize);
-                // a ring: what is seen ends anywhere, and may begin at the end of the buffer
+                // a ring: the visible rows may end anywhere and wrap around
                 let ring = cache_rows - meta;
                 let (first, seen) = (rng.random_range(0..ring), rng.random_range(0..=ring));
                 let before_end = seen.min(ring - first);
                 let window = rng.random_range(1..=seen + tokens);
                 let visible: Vec<[cpu::KvSpan; 4]> = (0..tokens)
                     .map(|t| {
-                        // counted from the oldest row of the ring on
+                        // counted from the oldest row of the ring
                         let from = (seen + t + 1).saturating_sub(window);
                         let (gone, own) = (from.min(seen), from.saturating_sub(seen));
                         let (old, new) = (gone.min(before_end), gone.saturating_sub(before_end));
@@ -373,7 +373,7 @@ fn attention() {
                 let buffer = |(values, bits): &(Vec<f32>, Vec<u16>)| {
                     let bytes: &[u8] = if half { bytemuck::cast_slice(bits) } else { bytemuck::cast_slice(values) };
                     let buffer = m.gpu.allocate(bytes.len()).unwrap();
-                    // SAFETY: as long as the bytes, and new.
+                    // SAFETY: the buffer is new and has the size of the bytes.
                     unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), buffer.contents(), bytes.len()) };
                     buffer
                 };
@@ -406,7 +406,7 @@ fn attention() {
                 };
                 m.gpu.attention(&args, out.view());
                 let got = m.read(&out);
-                // in a decode segment every token has the bits that it has alone
+                // in a decode segment every token is bit-identical to a pass of its own
                 m.gpu.attention(&Attention { decode: true, ..args }, out.view());
                 let together = m.read(&out);
                 for t in 0..tokens {
@@ -441,7 +441,7 @@ fn attention() {
     }
 }
 
-/// A model longer than a buffer can be is seen through windows, in which every tensor lies whole.
+/// A model larger than a buffer is mapped by several windows; every tensor is inside one.
 #[test]
 fn weights_beyond_the_longest_buffer() {
     let mut rng = rng(9);

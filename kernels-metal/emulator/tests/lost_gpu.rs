@@ -1,4 +1,4 @@
-//! What happens when a GPU is lost in mid-text.
+//! The loss of a GPU while a text is processed.
 
 #[path = "../../../tests/common/golden.rs"]
 mod golden;
@@ -25,7 +25,7 @@ use hymba::{
 };
 use hymba_kernels_metal::{Buffer, DeviceError, Dispatch};
 
-/// The emulated GPU, which fails when it is told to.
+/// The emulated GPU, which fails on request.
 struct Failing {
     inner: Box<dyn hymba_kernels_metal::Device>,
     fails: Arc<AtomicBool>,
@@ -49,7 +49,7 @@ impl hymba_kernels_metal::Device for Failing {
     }
 
     unsafe fn wrap(&self, bytes: *const u8, len: usize) -> Result<Buffer, DeviceError> {
-        // SAFETY: the caller promises what the emulator asks for.
+        // SAFETY: guaranteed by the caller.
         unsafe { self.inner.wrap(bytes, len) }
     }
 
@@ -67,7 +67,7 @@ fn watch(cancel: &AtomicBool) -> Watch<'_> {
     Watch { cancel, progress: &|_, _| () }
 }
 
-/// The logits after `steps`, read by a new session.
+/// Returns the logits after `steps` in a new session.
 fn replayed(model: &Model, steps: &[Step]) -> Vec<f32> {
     let options = SessionOptions { context: Some(64), cache: CacheType::F32, ..SessionOptions::default() };
     let mut session = Session::new(model, &options).unwrap();
@@ -82,8 +82,8 @@ fn replayed(model: &Model, steps: &[Step]) -> Vec<f32> {
     logits
 }
 
-/// A GPU that is lost in mid-text: the CPU reads all of it again and goes on, on other branches too, unless the GPU was
-/// asked for by name.
+/// After the GPU is lost, the CPU reprocesses everything and continues, also on other branches, unless the GPU was
+/// requested explicitly.
 #[test]
 fn the_cpu_takes_over_from_a_lost_gpu() {
     let case = Case::open(&root().join("tests/golden/tiny-a"));
@@ -109,7 +109,7 @@ fn the_cpu_takes_over_from_a_lost_gpu() {
         if choice == DeviceChoice::Metal {
             assert!(matches!(timeline.decode(rest[0].id), Err(Error::Gpu(what)) if what.contains("taken away")));
             assert!(timeline.steps().is_empty() && timeline.fallback_reason().is_none());
-            assert!(matches!(timeline.seek(&steps, &watch(&GO_ON)), Err(Error::Gpu(_)))); // it does not come back
+            assert!(matches!(timeline.seek(&steps, &watch(&GO_ON)), Err(Error::Gpu(_)))); // it stays lost
             continue;
         }
         rest.iter().for_each(|step| drop(timeline.decode(step.id).unwrap().to_vec()));

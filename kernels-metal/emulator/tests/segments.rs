@@ -1,4 +1,4 @@
-//! Decode segments on Metal's shaders, run by the emulator: each token has the bits that it has alone.
+//! Decode segments on Metal's shaders, run by the emulator: each token is bit-identical to a pass of its own.
 
 #[path = "../../../tests/common/golden.rs"]
 mod golden;
@@ -28,7 +28,7 @@ fn emulated(case: &Case, cache: CacheType) -> Session<'_> {
     Session::on(&case.model, &hymba::SessionOptions { cache, ..options(64, true) }, machine).unwrap()
 }
 
-/// Some models in some types of weights, and caches.
+/// Some models with various weight and cache types.
 fn cases() -> Vec<(Case, CacheType)> {
     let all = [
         ("tiny-a", DType::Q4_0, true, CacheType::F16),
@@ -49,7 +49,7 @@ fn decode_segments_are_single_steps_on_emulated_metal() {
         let ids = &ids(&case)[..];
         let (vocab, window) = (case.model.config().vocab, case.model.config().window.unwrap_or(8));
         let mut session = emulated(&case, cache);
-        // before the window, and where it is full in the middle of the segment
+        // before the window, and where it fills up within the segment
         for length in [1, window - 3] {
             session.clear().unwrap();
             session.prefill(&ids[..length], &GO_ON).unwrap();
@@ -72,7 +72,7 @@ fn decode_segments_are_single_steps_on_emulated_metal() {
     }
 }
 
-/// Any tokens.
+/// Arbitrary tokens.
 fn ids(case: &Case) -> Vec<u32> {
     (0..60).map(|i| (i * i + 7 * i + 3) % case.model.config().vocab as u32).collect()
 }
@@ -81,7 +81,7 @@ fn read<'a>(text: &'a mut Text, ids: &'a [u32], phase: Phase) -> [Read<'a>; 1] {
     [Read { text, ids, phase, logits: Wanted::All, cancel: None }]
 }
 
-/// Decode segments beside each other and a prompt.
+/// Several decode segments together with a prompt.
 #[test]
 fn texts_have_the_same_bits_in_company_on_emulated_metal() {
     for (case, cache) in cases() {

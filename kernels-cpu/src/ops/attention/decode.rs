@@ -1,4 +1,4 @@
-//! Attention of one token, its rows split over the threads.
+//! Attention of one token, split over the threads by rows.
 
 use std::ops::Range;
 
@@ -8,13 +8,13 @@ use super::{
 };
 use crate::Kernels;
 
-/// Where the memory of a call is, in floats: scratch of each thread, then the tiles' partial results.
+/// Memory layout of a call, in floats: scratch memory of each thread, then the partial results of the tiles.
 struct Layout {
-    /// Scratch of a thread.
+    /// Size of a thread's scratch memory.
     scratch: usize,
-    /// Of a tile: maxima `[heads]`, sums `[heads]`, values `[heads, value_dim]`.
+    /// Size of a tile's partial results: maxima `[heads]`, sums `[heads]`, values `[heads, value_dim]`.
     partial: usize,
-    /// Where partial results begin.
+    /// Offset of the partial results.
     partials: usize,
 }
 
@@ -25,28 +25,28 @@ impl Layout {
         Self { scratch, partial: a.heads * (a.value_dim + 2), partials: threads * scratch }
     }
 
-    /// Maxima, sums and values of a tile, from query head `head` on.
+    /// Returns the offsets of a tile's maxima, sums and values, starting at query head `head`.
     fn tile(&self, a: &Attention<'_>, tile: usize, head: usize) -> [usize; 3] {
         let at = self.partials + tile * self.partial;
         [at + head, at + a.heads + head, at + 2 * a.heads + head * a.value_dim]
     }
 }
 
-/// One token's attention, as its tasks see it.
+/// The attention of one token.
 struct Decode<'a> {
     kernels: Kernels,
     a: &'a Attention<'a>,
     sequence: Sequence,
-    /// Where tiles begin, and the end.
+    /// Boundaries of the tiles, including the end.
     tiles: Vec<usize>,
-    /// Where tasks begin, and the end: see [`cut`].
+    /// Boundaries of the tasks, including the end: see [`cut`].
     cuts: Vec<usize>,
     layout: Layout,
     memory: Shared<f32>,
 }
 
 impl Decode<'_> {
-    /// The tiles that the thread which runs `task` has all heads of: it runs their tasks one after the other.
+    /// Returns the tiles for which the thread that runs `task` has all heads: it runs their tasks one after the other.
     fn whole_tiles(&self, task: usize, own: &Range<usize>) -> Range<usize> {
         let tasks = if own.contains(&task) { own.clone() } else { task..task + 1 };
         self.cuts[tasks.start].div_ceil(self.a.kv_heads)..self.cuts[tasks.end] / self.a.kv_heads
@@ -89,8 +89,8 @@ impl Decode<'_> {
 }
 
 impl Cpu {
-    /// A task has some neighboring tiles, each for all KV heads, so that memory is read at as many places; where threads meet,
-    /// some heads of a tile.
+    /// A task has some neighboring tiles with all KV heads, so that several streams are read; at the boundary between
+    /// two threads, it has some heads of a tile.
     pub(super) fn attend_decode(&mut self, a: &Attention<'_>, out: MatMut<'_>) {
         let threads = self.pool.threads();
         let sequence = Sequence::new(a.visible, a.position);

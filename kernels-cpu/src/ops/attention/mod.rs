@@ -25,13 +25,13 @@ mod prefill;
 mod sequence;
 mod split;
 
-/// Rows of a tile.
+/// Number of rows in a tile.
 const TILE_ROWS: usize = hk::HK_TILE_ROWS as usize;
 
-/// Keys or values of a cache, head after head `[kv_heads, rows, dim]`.
+/// Keys or values of a cache by head `[kv_heads, rows, dim]`.
 #[derive(Clone, Copy)]
 pub enum KvRows<'a> {
-    /// Half floats, as bits.
+    /// Half floats, as raw bits.
     F16(&'a [u16]),
     /// Floats.
     F32(&'a [f32]),
@@ -39,9 +39,9 @@ pub enum KvRows<'a> {
     Q8_0(&'a [u8]),
 }
 
-/// Values of a block of Q8_0.
+/// Number of values in a Q8_0 block.
 pub const Q8_BLOCK: usize = 32;
-/// Bytes of a block of Q8_0: a half-float scale and signed bytes.
+/// Size of a Q8_0 block in bytes: a half-float scale and signed bytes.
 pub const Q8_BYTES: usize = 34;
 
 impl KvRows<'_> {
@@ -61,7 +61,7 @@ impl KvRows<'_> {
         }
     }
 
-    /// The address of value `i`, which is within bounds and begins a block if there are blocks.
+    /// Returns the address of value `i`, which must be in bounds, and the first one of a block if there are blocks.
     fn at(self, i: usize) -> *const std::ffi::c_void {
         match self {
             Self::Q8_0(v) => v[i / Q8_BLOCK * Q8_BYTES..].as_ptr().cast(),
@@ -71,10 +71,10 @@ impl KvRows<'_> {
     }
 }
 
-/// A span of KV rows that a token sees.
+/// A span of KV rows visible to a token.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct KvSpan {
-    /// Whether the rows are the chunk's own, or the cache's.
+    /// Whether the rows belong to the chunk instead of the cache.
     pub chunk: bool,
     /// The first row.
     pub first: usize,
@@ -82,7 +82,7 @@ pub struct KvSpan {
     pub rows: usize,
 }
 
-/// What [`Cpu::attention`] reads.
+/// The arguments of [`Cpu::attention`].
 pub struct Attention<'a> {
     /// Queries `[tokens, heads * key_dim]`.
     pub q: MatRef<'a>,
@@ -96,18 +96,18 @@ pub struct Attention<'a> {
     pub value_dim: usize,
     /// Keys and values of the cache.
     pub cache: [KvRows<'a>; 2],
-    /// Keys and values of the chunk's own tokens.
+    /// Keys and values of the chunk.
     pub chunk: [KvRows<'a>; 2],
-    /// For each token, the rows that it sees, in order of position: a prefix of the cache, the same for all tokens; the end of
-    /// the rest of the cache, in two spans, no more of it for later tokens than for earlier ones; rows of the chunk.
+    /// The visible rows of each token, in order of position: a prefix of the cache that is the same for all tokens; the
+    /// end of the rest of the cache in two spans, not longer for later tokens than for earlier ones; rows of the chunk.
     pub visible: &'a [[KvSpan; 4]],
-    /// The position of the chunk's first token: tiles are ranges of positions, so that a token's answer has the same bits in
-    /// any chunk.
+    /// The position of the chunk's first token. Tiles are ranges of positions, so that a token's result has the same
+    /// bits in any chunk.
     pub position: usize,
 }
 
 impl<'a> Attention<'a> {
-    /// Query heads that share a KV head.
+    /// Returns the number of query heads per KV head.
     fn group(&self) -> usize {
         self.heads / self.kv_heads
     }
@@ -116,7 +116,7 @@ impl<'a> Attention<'a> {
         1.0 / (self.key_dim as f32).sqrt()
     }
 
-    /// Keys and values of a span's rows, and how many rows each has memory for.
+    /// Returns the keys and values that a span refers to, and the row capacity of each.
     fn kv(&self, span: KvSpan) -> ([KvRows<'a>; 2], [usize; 2]) {
         let [k, v] = if span.chunk { self.chunk } else { self.cache };
         ([k, v], [k.len() / (self.kv_heads * self.key_dim), v.len() / (self.kv_heads * self.value_dim)])
@@ -139,10 +139,9 @@ impl<'a> Attention<'a> {
 }
 
 impl Cpu {
-    /// Softmax attention of every token over the rows that it sees; out `[tokens, heads * value_dim]`.
+    /// Softmax attention of every token over its visible rows; out `[tokens, heads * value_dim]`.
     ///
-    /// # Panics
-    /// If the shapes do not fit together, a token sees rows that the first token of the call does not bound (see
+    /// # Panics If the shapes do not match, a token sees rows that the first token of the call does not bound (see
     /// [`Attention::visible`]), or more rows than there are positions before it.
     pub fn attention(&mut self, a: &Attention<'_>, out: MatMut<'_>) {
         a.check(&out);

@@ -1,20 +1,20 @@
-//! Attention of many tokens: those of a task share each row of keys, once it is transposed.
+//! Attention of many tokens: the tokens of a task share each transposed row of keys.
 
 use super::{Attention, Cpu, MatMut, Sequence, Shared, call, hk};
 
-/// Queries of a task: as many as the kernel takes at once.
+/// Queries per task: the maximum of the kernel.
 const QUERIES: usize = 40;
 
 impl Cpu {
     pub(super) fn attend_prefill(&mut self, a: &Attention<'_>, out: MatMut<'_>) {
         let (kernels, group) = (self.kernels, a.group());
         let (y, out_stride) = (Shared(out.data.as_mut_ptr()), out.stride);
-        let tokens = (QUERIES / group).max(1); // of a task
+        let tokens = (QUERIES / group).max(1); // per task
         let sequences: Vec<_> = a.visible.chunks(tokens).map(|visible| Sequence::new(visible, a.position)).collect();
         let keys_t = hk::HK_KEYS_STRIDE as usize * a.key_dim;
         self.scores.resize(self.scores.len().max(self.pool.threads() * keys_t), 0.0);
         let scratch = Shared(self.scores.as_mut_ptr());
-        // A head's rows stay in L2 from task to task; the last tokens, which see the most, come first.
+        // Consecutive tasks share a head's rows in L2; the last tokens, which see the most rows, come first.
         let tasks = sequences.len() * a.kv_heads;
         self.pool.run(tasks, |task, thread| {
             let task = tasks - 1 - task;

@@ -1,22 +1,22 @@
-//! The rows that some tokens see between them, as one sequence.
+//! The rows visible to a range of tokens, as one sequence.
 
 use std::ops::Range;
 
 use super::{Attention, KvRows, KvSpan, TILE_ROWS, hk};
 
-/// What the kernels call a sequence, and what each token sees of it.
+/// The kernels' sequence, and the part of it visible to each token.
 pub(super) struct Sequence {
-    /// A prefix that all tokens see, then the rest.
+    /// A prefix visible to all tokens, then the rest.
     spans: [KvSpan; 4],
-    /// For each token, where in the sequence the rest that it sees begins and ends.
+    /// For each token, the range of the sequence after the prefix that is visible to it.
     pub first: Vec<usize>,
     pub end: Vec<usize>,
-    /// The lane of its tile in which the rest begins.
+    /// The offset of the rest within its first tile.
     tile_offset: usize,
 }
 
 impl Sequence {
-    /// `position`: of the chunk's first token.
+    /// Returns the sequence; `position` is that of the chunk's first token.
     pub fn new(visible: &[[KvSpan; 4]], position: usize) -> Self {
         let [prefix, old, new, _] = visible[0];
         let cached = old.rows + new.rows;
@@ -28,7 +28,7 @@ impl Sequence {
         for token in visible {
             let seen = token[1].rows + token[2].rows;
             assert!(token[0] == prefix && seen <= cached && token[3].rows > 0, "attention: rows are out of order");
-            let chunk = prefix.rows + cached; // where the chunk's rows begin
+            let chunk = prefix.rows + cached; // start of the chunk's rows
             assert!(seen == 0 || own(token).start == start, "attention: rows between those of a token are missing");
             first.push(if seen > 0 { chunk - seen } else { chunk + own(token).start - start });
             end.push(chunk + own(token).end - start);
@@ -38,7 +38,7 @@ impl Sequence {
         Self { spans: [prefix, old, new, chunk], first, end, tile_offset: before % TILE_ROWS }
     }
 
-    /// Where tiles begin, and the end.
+    /// Returns the boundaries of the tiles, including the end.
     pub fn tiles(&self) -> Vec<usize> {
         let [prefix, rows] = [self.spans[0].rows, self.rows()];
         let rest = (prefix..prefix + 1).chain((prefix + TILE_ROWS - self.tile_offset..rows).step_by(TILE_ROWS));
@@ -49,7 +49,7 @@ impl Sequence {
         self.spans.iter().map(|r| r.rows).sum()
     }
 
-    /// The spans of some KV heads, as the kernels read them.
+    /// Returns the spans of some KV heads for the kernels.
     pub fn spans(&self, a: &Attention<'_>, heads: &Range<usize>) -> [hk::hk_kv_span; 4] {
         self.spans.map(|span| {
             let ([k, v], [k_rows, v_rows]) = a.kv(span);
@@ -65,7 +65,7 @@ impl Sequence {
         })
     }
 
-    /// The sequence of `spans`, which are those of `heads`.
+    /// Returns the kernels' sequence for `spans`, which belong to `heads`.
     pub fn kernel_args(
         &self,
         a: &Attention<'_>,

@@ -9,11 +9,12 @@
 
 use std::ops::Range;
 
-/// Tasks of a thread at most: several, so that others can help one that the system delays.
+/// Maximum number of tasks per thread: several, so that others can help a delayed thread.
 const THREAD_TASKS: usize = 8;
 
-/// Returns the units where tasks begin, and the end. `tiles`: the rows where tiles begin, and the end. Every thread has the
-/// same number of tasks, and of rows to within a unit; within a thread, tasks begin where tiles do.
+/// Returns the boundaries of the tasks in units, including the end. `tiles`: the boundaries of the tiles in rows. Every
+/// thread has the same number of tasks, and the same number of rows to within a unit; within a thread, tasks start at
+/// tiles.
 pub(super) fn cut(tiles: &[usize], heads: usize, threads: usize) -> Vec<usize> {
     let rows = tiles[tiles.len() - 1];
     let each = ((tiles.len() - 1) / threads).clamp(1, THREAD_TASKS);
@@ -28,12 +29,13 @@ pub(super) fn cut(tiles: &[usize], heads: usize, threads: usize) -> Vec<usize> {
     };
     let mut cuts: Vec<_> = (0..=tasks).map(nearest).collect();
     for i in 1..cuts.len() {
-        cuts[i] = cuts[i].max(cuts[i - 1]); // the nearest tile may begin before the thread does
+        cuts[i] = cuts[i].max(cuts[i - 1]); // the nearest tile may start before the thread does
     }
     cuts
 }
 
-/// Returns the kernel's calls for some units, as tiles and KV heads: all heads of whole tiles, some heads of one tile.
+/// Splits a range of units into kernel calls, each a range of tiles and of KV heads: all heads of whole tiles, some
+/// heads of one tile.
 pub(super) fn calls(units: Range<usize>, heads: usize) -> impl Iterator<Item = (Range<usize>, Range<usize>)> {
     let mut next = units.start;
     std::iter::from_fn(move || {

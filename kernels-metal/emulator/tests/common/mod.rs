@@ -1,4 +1,4 @@
-//! What the tests share: a device, weights on it, poisoned matrices, comparison.
+//! Shared by the tests: a device with weights, poisoned matrices, comparison.
 #![allow(dead_code)]
 
 use std::ops::Range;
@@ -29,25 +29,25 @@ pub const FORMATS: [Format; 17] = [
     Format::Mxfp4X8,
 ];
 
-/// What the codes of IQ4_NL and, doubled, of MXFP4 stand for.
+/// The levels of IQ4_NL and, doubled, of MXFP4.
 const IQ4_NL: [f32; 16] =
     [-127.0, -104.0, -83.0, -65.0, -49.0, -35.0, -22.0, -10.0, 1.0, 13.0, 25.0, 38.0, 53.0, 69.0, 89.0, 113.0];
 const E2M1: [f32; 16] = [0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, -0.0, -1.0, -2.0, -3.0, -4.0, -6.0, -8.0, -12.0];
 
-/// What a block holds beside its scale and 32 codes.
+/// The parts of a block beside its scale and 32 codes.
 pub struct Parts {
     pub minimum: bool,
     pub fifth_bits: bool,
-    /// Bytes of the codes.
+    /// Size of the codes in bytes.
     pub codes: usize,
-    /// Bytes of the scale.
+    /// Size of the scale in bytes.
     pub scale: usize,
-    /// What a code stands for.
+    /// The level of a code.
     level: fn(u8) -> f32,
 }
 
 impl Parts {
-    /// Of a format with blocks.
+    /// Returns the parts for a block format.
     pub fn of(format: Format) -> Self {
         use Format::*;
         let parts = |minimum, fifth_bits, level| Self { minimum, fifth_bits, codes: 16, scale: 2, level };
@@ -63,7 +63,7 @@ impl Parts {
         }
     }
 
-    /// Bytes of a row's block.
+    /// Returns the bytes per block of a row.
     pub fn block_bytes(&self) -> usize {
         self.scale + if self.minimum { 2 } else { 0 } + if self.fifth_bits { 4 } else { 0 } + self.codes
     }
@@ -77,7 +77,7 @@ pub fn random(rng: &mut ChaCha8Rng, n: usize, size: f32) -> Vec<f32> {
     (0..n).map(|_| rng.random_range(-size..size)).collect()
 }
 
-/// Weights to be: pieces that begin at multiples of 64 bytes, as in a file.
+/// Weights under construction: pieces aligned to 64 bytes, as in a file.
 #[derive(Default)]
 pub struct Weights(Vec<[u64; 8]>);
 
@@ -101,7 +101,7 @@ impl Weights {
     }
 
     pub fn machine_on(self, device: Box<dyn Device>) -> Machine {
-        // SAFETY: the machine keeps the bytes, and drops them after the device.
+        // SAFETY: the machine owns the bytes, and drops them after the device.
         let gpu = unsafe { Gpu::new(device, bytemuck::cast_slice(&self.0)) }.unwrap();
         Machine { gpu, weights: self.0 }
     }
@@ -116,7 +116,7 @@ pub struct Machine {
 impl Machine {
     pub fn bytes(&self, range: &Range<usize>) -> &'static [u8] {
         let bytes: &[u8] = &bytemuck::cast_slice(&self.weights)[range.clone()];
-        // SAFETY: tests drop the machine last; this frees its other fields to be borrowed.
+        // SAFETY: tests drop the machine last; the copy allows borrowing its other fields.
         unsafe { std::slice::from_raw_parts(bytes.as_ptr(), bytes.len()) }
     }
 
@@ -130,7 +130,7 @@ impl Machine {
         buffer
     }
 
-    /// A matrix of `rows` rows of `cols` values somewhere in a wider one, whose other values are poison.
+    /// Returns a matrix of `rows` rows of `cols` values inside a wider one, whose other values are poisoned.
     pub fn matrix(&self, rng: &mut ChaCha8Rng, rows: usize, cols: usize, aligned: bool, values: &[f32]) -> Matrix {
         let pad = |rng: &mut ChaCha8Rng| if aligned { 4 * rng.random_range(0..3) } else { rng.random_range(0..7usize) };
         let (left, right) = (pad(rng), pad(rng));
@@ -142,7 +142,7 @@ impl Machine {
         Matrix { buffer: self.buffer(&all), rows, cols, left, stride }
     }
 
-    /// Its values, once the device is done and the poison around them is seen unhurt.
+    /// Returns its values once the device is idle, and asserts that the poison around them is intact.
     pub fn read(&mut self, m: &Matrix) -> Vec<f32> {
         self.gpu.finish().unwrap();
         let all = read(&m.buffer, m.rows * m.stride);
@@ -173,17 +173,17 @@ impl Matrix {
 
 pub fn write(buffer: &Buffer, values: &[f32]) {
     assert!(4 * values.len() <= buffer.len());
-    // SAFETY: the values fit, and the device is not at work.
+    // SAFETY: the values fit, and the device is idle.
     unsafe { std::ptr::copy_nonoverlapping(values.as_ptr().cast(), buffer.contents(), 4 * values.len()) }
 }
 
 pub fn read(buffer: &Buffer, n: usize) -> Vec<f32> {
     assert!(4 * n <= buffer.len());
-    // SAFETY: the values are there, and the device is not at work.
+    // SAFETY: the values exist, and the device is idle.
     unsafe { std::slice::from_raw_parts(buffer.contents().cast::<f32>(), n) }.to_vec()
 }
 
-/// Values no further apart than `tolerance` times what `scale` says of each: the size of what was summed up.
+/// Asserts that values differ by at most `tolerance` times `scale`, the magnitude of the summands.
 pub fn close(what: &str, got: &[f32], want: &[f32], scale: impl Fn(usize) -> f32, tolerance: f32) {
     assert_eq!(got.len(), want.len(), "{what}");
     for (i, (g, w)) in got.iter().zip(want).enumerate() {
@@ -192,7 +192,7 @@ pub fn close(what: &str, got: &[f32], want: &[f32], scale: impl Fn(usize) -> f32
     }
 }
 
-/// A random matrix in a format: its bytes, and its values row after row.
+/// Returns a random matrix: its encoded bytes, and its values by row.
 pub fn weight(rng: &mut ChaCha8Rng, format: Format, rows: usize, cols: usize) -> (Vec<u8>, Vec<f32>) {
     let values = random(rng, rows * cols, 1.0);
     let halves = |values: &[f32]| values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect::<Vec<u8>>();
@@ -207,7 +207,7 @@ pub fn weight(rng: &mut ChaCha8Rng, format: Format, rows: usize, cols: usize) ->
     }
 }
 
-/// Random blocks, decoded as docs/file-format.md says.
+/// Returns random blocks, decoded as described in docs/file-format.md.
 fn quantized(rng: &mut ChaCha8Rng, format: Format, rows: usize, cols: usize) -> (Vec<u8>, Vec<f32>) {
     let lanes = if format.interleaved() { 8 } else { 1 };
     let parts = Parts::of(format);
@@ -221,7 +221,7 @@ fn quantized(rng: &mut ChaCha8Rng, format: Format, rows: usize, cols: usize) -> 
                 v.to_f32()
             };
             let power = |rng: &mut ChaCha8Rng, bytes: &mut Vec<u8>| {
-                // the least two are no ordinary floats
+                // the two smallest scales are not normal floats
                 let e = if rng.random_ratio(1, 20) { rng.random_range(0..2u8) } else { rng.random_range(119..127) };
                 bytes.push(e);
                 2f64.powi(i32::from(e) - 128) as f32
