@@ -10,7 +10,7 @@ use std::{
     ops::Range,
     path::Path,
     sync::{
-        Arc,
+        Arc, Barrier,
         atomic::{AtomicBool, Ordering},
         mpsc::{Receiver, sync_channel},
     },
@@ -22,7 +22,7 @@ use hymba::{
     Generation, Request, Sampler, SamplingParams, StopReason, Timeline, TokenModel, Tokenizer,
     engine::{
         Model, Session, SessionOptions,
-        scheduler::{Cached, Event, Job, Logprobs, Refused, Scheduler, SchedulerOptions, Usage},
+        scheduler::{Cached, Event, Events, Job, Logprobs, Refused, Scheduler, SchedulerOptions, Taken, Usage},
         speculate::Speculate,
     },
     format::{Blob, CacheType, DType, gguf::Gguf},
@@ -228,6 +228,80 @@ fn a_text_is_the_same_in_any_company() {
         assert_eq!((metrics.done + metrics.cancelled, metrics.failed), (asks.len() as u64, 0));
         scheduler.drain();
         assert!(scheduler.join());
+    }
+}
+
+/// Forwards events, the first of them once the gate opens: the model thread waits until then.
+struct Gated {
+    gate: Option<Arc<Barrier>>,
+    events: Box<dyn Events>,
+}
+
+impl Events for Gated {
+    fn take(&mut self, event: Event) -> Taken {
+        if let Some(gate) = self.gate.take() {
+            gate.wait();
+        }
+        self.events.take(event)
+    }
+}
+
+/// Concurrent texts of few different tokens, with as many draft tokens as fit into a pass, accepted and rejected ones of
+/// each text.
+#[test]
+fn drafts_of_several_texts_share_passes() {
+    for (seed, slots) in [(200, 8), (201, 12)].into_iter().take(much(2, 1)) {
+        let rng = &mut rng(seed);
+        let asks: Vec<Ask> = (0..slots + 5)
+            .map(|_| {
+                let Ask { mut prompt, stops, .. } = Ask::random(rng, 64);
+                prompt.truncate(20);
+                let temperature = one_of(rng, &[0.0, 1.0, 5.0]);
+                let sampling = SamplingParams { temperature, ..SamplingParams::default() };
+                let cancel_after = rng.random_bool(0.1).then_some(15);
+                Ask { stops, sampling, seed: rng.random(), cancel_after, ..ask(prompt, rng.random_range(40..80)) }
+            })
+            .collect();
+        let job = |i: usize| {
+            let (job, events, cancel) = asks[i].job();
+            let bias = [11, 13, 14 + i as u32 % 2].map(|id| (id, 50.0)).into();
+            (Job { bias, ..job }, events, cancel)
+        };
+        let session = SessionOptions { cache: one_of(rng, &CacheType::ALL), ..defaults().session };
+        let together = SchedulerOptions { slots, speculate: Speculate::Fixed(7), session, ..defaults() };
+        let alone = SchedulerOptions { slots: 1, speculate: Speculate::Off, ..together.clone() };
+        let [together, alone] = [together, alone].map(|options| {
+            let folder = tempfile::tempdir().unwrap();
+            let (_, scheduler) = small(seed, &SchedulerOptions { cache_memory: Some(0), ..options }, folder.path());
+            let gate = Arc::new(Barrier::new(2));
+            let submit = |i: usize| {
+                let (mut job, events, cancel) = job(i);
+                let gate = (i == 0).then(|| gate.clone());
+                job.events = Box::new(Gated { gate, events: job.events });
+                scheduler.submit(job).unwrap();
+                (events, cancel)
+            };
+            let submitted: Vec<_> = (0..asks.len()).map(submit).collect();
+            gate.wait();
+            let answers = submitted.into_iter().zip(&asks);
+            let answers: Vec<_> =
+                answers.map(|((events, cancel), ask)| answer(events, &cancel, ask.cancel_after)).collect();
+            (answers, scheduler.metrics())
+        });
+        for ((ask, got), want) in asks.iter().zip(together.0).zip(alone.0) {
+            if ask.cancel_after.is_none() {
+                let stop = |answer: &Answer| answer.end.as_ref().unwrap().as_ref().unwrap().0;
+                assert_eq!((&got.ids, &got.text, stop(&got)), (&want.ids, &want.text, stop(&want)), "{ask:?}");
+            }
+            let common = got.ids.iter().zip(&want.ids).take_while(|(a, b)| a == b).count();
+            assert_eq!(common, got.ids.len().min(want.ids.len()), "{ask:?}");
+        }
+        let metrics = together.1;
+        let rows = (metrics.rows - metrics.prompt_tokens) as f64 / metrics.passes as f64;
+        println!("{slots} at once, {rows:.1} rows a pass, {} of {} accepted", metrics.accepted, metrics.drafted);
+        assert!(metrics.accepted > 100 && metrics.accepted < metrics.drafted, "{metrics:?}");
+        assert!(rows > slots as f64, "drafts are verified beside other texts: {metrics:?}");
+        assert!(metrics.passes < alone.1.passes);
     }
 }
 

@@ -35,6 +35,7 @@ use hymba::{
         Conversation, Model, Timeline,
         conversation::{Options, Overflow},
         generate::{Generation, Request, StopReason, Timings, generate_with},
+        scheduler::SchedulerOptions,
         speculate::Speculator,
         timeline::Watch,
     },
@@ -138,6 +139,7 @@ pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
     }
     args.tools.check(shape.is_some())?;
     if args.batch.batch.is_some() {
+        args.speculate.check_batch()?;
         return run_batch(args, stops, shape, cancel);
     }
     let (resources, answers) = (args.tools.read(cancel)?, args.tools.answers()?);
@@ -187,7 +189,9 @@ fn run_batch(
         constraint,
         quiet: args.quiet,
     };
-    batch::run(&args.batch, (model, tokenizer), args.session.options(), defaults, cancel)
+    let (session, speculate) = (args.session.options(), args.speculate.drafts.speculate);
+    let options = SchedulerOptions { session, speculate, ..SchedulerOptions::default() };
+    batch::run(&args.batch, (model, tokenizer), options, defaults, cancel)
 }
 
 /// The prompt as rendered by the chat template.

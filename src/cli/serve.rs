@@ -24,7 +24,9 @@ use hymba::{
 use super::{
     model::{EMBEDDED_NAME, ModelArgs},
     options::{SamplingArgs, SessionArgs, beyond_training, count, list_devices},
-    prompt, terminal,
+    prompt,
+    speculate::DraftArgs,
+    terminal,
     usage::Usage,
 };
 
@@ -90,6 +92,8 @@ pub struct Args {
     #[command(flatten)]
     runtime: SessionArgs,
     #[command(flatten)]
+    drafts: DraftArgs,
+    #[command(flatten)]
     pub sampling: SamplingArgs,
 }
 
@@ -125,6 +129,7 @@ pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
         session: args.runtime.options(),
         slots: args.parallel,
         queue: args.queue,
+        speculate: args.drafts.speculate,
         cache_memory: args.cache_memory.map(|mb| mb.saturating_mul(1_000_000)),
         cache_folder: args.cache_folder.clone(),
         cache_failed: if args.quiet {

@@ -9,14 +9,22 @@ use hymba::{
 
 use super::{prompt::read_whole, usage::Usage, wording::grouped};
 
+/// How many tokens are drafted.
+#[derive(Clone, Copy, Debug, clap::Args)]
+#[command(next_help_heading = "Speculation")]
+pub struct DraftArgs {
+    /// Guess the next tokens from earlier text and verify several per pass, with the same output. auto: where it is faster;
+    /// K: always up to K tokens (1 to 7)
+    #[arg(long, value_name = "auto|off|K", default_value = "auto", value_parser = speculate)]
+    pub speculate: Speculate,
+}
+
 /// How the next tokens are guessed.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Speculation")]
 pub struct SpeculateArgs {
-    /// Guess the next tokens from earlier text and verify several per pass, with the same output. auto: where it is faster;
-    /// K: always up to K tokens (1 to 7)
-    #[arg(long, value_name = "auto|off|K", default_value = "auto", value_parser = speculate)]
-    speculate: Speculate,
+    #[command(flatten)]
+    pub drafts: DraftArgs,
     /// Guess from the text in FILE, too, without reading it into the context; repeatable
     #[arg(long, value_name = "FILE")]
     draft_from: Vec<PathBuf>,
@@ -35,10 +43,18 @@ fn speculate(text: &str) -> Result<Speculate, String> {
 }
 
 impl SpeculateArgs {
+    /// Fails if there are reference texts, which --batch does not support.
+    pub fn check_batch(&self) -> Result<(), Usage> {
+        match self.draft_from.is_empty() {
+            true => Ok(()),
+            false => Err(Usage("--draft-from cannot be used with --batch; leave it out".into())),
+        }
+    }
+
     /// Returns what guesses tokens that way.
     pub fn speculator(&self, tokenizer: &Tokenizer, cancel: &AtomicBool) -> anyhow::Result<Speculator> {
-        let mut speculator = Speculator::new(self.speculate);
-        if self.speculate == Speculate::Off {
+        let mut speculator = Speculator::new(self.drafts.speculate);
+        if !speculator.is_on() {
             return Ok(speculator);
         }
         let mut left = FILE_TOKENS;

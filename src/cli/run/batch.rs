@@ -20,7 +20,7 @@ use anyhow::{Context, anyhow, bail, ensure};
 use hymba::{
     Error,
     engine::{
-        Model, SessionOptions,
+        Model,
         generate::StopReason,
         scheduler::{Event, Events, Scheduler, SchedulerOptions, Taken, Usage as Took},
     },
@@ -104,7 +104,7 @@ impl Events for Collector {
 pub fn run(
     flags: &BatchArgs,
     (model, tokenizer): (Model, Tokenizer),
-    options: SessionOptions,
+    options: SchedulerOptions,
     defaults: Defaults,
     cancel: &Arc<AtomicBool>,
 ) -> anyhow::Result<()> {
@@ -122,10 +122,10 @@ pub fn run(
     }
 
     let quiet = defaults.quiet;
-    model.read_meta_tokens(options.threads, cancel)?;
+    model.read_meta_tokens(options.session.threads, cancel)?;
     let (model, tokenizer) = (Arc::new(model), Arc::new(tokenizer));
     let slots = flags.parallel.unwrap_or(4).min((total - answered.len()).max(1));
-    let options = SchedulerOptions { session: options, slots, queue: 2 * slots, ..SchedulerOptions::default() };
+    let options = SchedulerOptions { slots, queue: 2 * slots, ..options };
     let scheduler = Scheduler::start(model.clone(), tokenizer.clone(), &options)?;
     if !quiet {
         scheduler.fallback().into_iter().for_each(terminal::warn);
@@ -152,6 +152,11 @@ pub fn run(
         }
         let speed = generated as f64 / start.elapsed().as_secs_f64().max(1e-9);
         parts.push(format!("generated {}, {}", counted(generated, "token"), rate(speed)));
+        let metrics = scheduler.metrics();
+        if metrics.drafted > 0 {
+            let share = metrics.accepted as f64 / metrics.drafted as f64;
+            parts.push(format!("{:.0} % of drafts accepted", 1e2 * share));
+        }
         terminal::note(&parts.join(" · "));
     }
     if failed > 0 { Err(Reported.into()) } else { Ok(()) }

@@ -2,9 +2,9 @@
 //! bit-identical to running it alone.
 //!
 //! A pass decodes one token of every generating sequence and prefills parts of waiting prompts, as much as keeps the
-//! others near their usual pace. Jobs arrive through a bounded queue; their [`Events`] never block.
+//! others near their usual pace. Passes without a prompt also verify draft tokens, as many as increase the throughput of
+//! all sequences together. Jobs arrive through a bounded queue; their [`Events`] never block.
 
-mod alone;
 mod choice;
 mod inbox;
 mod job;

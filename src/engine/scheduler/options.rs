@@ -16,7 +16,7 @@ pub struct SchedulerOptions {
     pub slots: usize,
     /// Maximum number of jobs in the queue, in addition to the running ones.
     pub queue: usize,
-    /// Speculative decoding for a sequence that runs alone.
+    /// Speculative decoding.
     pub speculate: Speculate,
     /// Maximum bytes of prefix states; 0 disables them. The default is a quarter of the free memory, at most 4 GB.
     pub cache_memory: Option<usize>,

@@ -3,6 +3,7 @@
 use std::{
     collections::VecDeque,
     io::ErrorKind,
+    mem,
     ops::Range,
     sync::atomic::Ordering,
     time::{Duration, Instant},
@@ -19,7 +20,7 @@ use crate::{
         generate::{StopReason, Timings},
         generator::Generator,
         prefix::{Step, decoded},
-        speculate::{Speculate, Speculator},
+        speculate::{Drafter, Forced},
         text::Text,
     },
     forward::{DECODE_TOKENS, Phase},
@@ -56,7 +57,9 @@ pub(super) struct Running<'t> {
     /// The slot's original state while a wider KV cache is in use.
     pub narrow: Option<Text>,
     /// Drafts its next tokens.
-    pub speculator: Speculator,
+    pub drafter: Drafter,
+    /// Whether the next pass must not verify a draft of it.
+    pub is_undrafted: bool,
     /// Events that are not delivered yet.
     outbox: VecDeque<Event>,
     is_gone: bool,
@@ -108,7 +111,8 @@ impl<'t> Running<'t> {
             is_started: false,
             turn: 0,
             narrow: None,
-            speculator: Speculator::new(Speculate::Off),
+            drafter: Drafter::default(),
+            is_undrafted: false,
             outbox: failure.into_iter().collect(),
             is_gone: false,
             told: 1,
@@ -275,20 +279,36 @@ impl<'t> Running<'t> {
         Ok(stop)
     }
 
-    /// Returns the processed tokens, the useful number of draft tokens after the pending one, and the draft tokens that
-    /// are certain; `None` unless a chosen token is pending.
-    pub fn drafting(&mut self) -> Option<(Vec<u32>, usize, Vec<u32>)> {
-        let text = self.text.as_mut().filter(|_| self.read + 1 == self.steps.len())?;
-        text.unread()?;
+    /// Drafts the tokens after the pending one, at most `room`. Returns the probability that the first of them is
+    /// accepted, the first two, and so on.
+    pub fn draft(&mut self, room: usize) -> Vec<f64> {
+        let is_single = self.read + 1 == self.steps.len() && !mem::take(&mut self.is_undrafted);
+        let Some(text) = self.text.as_mut().filter(|text| is_single && text.unread().is_some()) else {
+            return Vec::new();
+        };
         // Every accepted draft token yields one more token.
-        let most = text.left().map_or(usize::MAX, |left| left.saturating_sub(1));
+        let most = text.left().map_or(room, |left| left.saturating_sub(1).min(room));
         let certain = if most > 0 { text.forced() } else { Vec::new() };
-        Some((text.history()[..self.read].to_vec(), most, certain))
+        self.drafter.read(text.history());
+        self.drafter.draft(&Forced(&certain));
+        self.drafter.chances(most)
     }
 
-    /// Returns the chosen token if it is still to be processed.
-    pub fn unread(&self) -> Option<u32> {
-        self.text.as_ref()?.unread()
+    /// Chooses the tokens after the pending one and its draft (`ids`) from the logits `[ids, vocab]`, up to the first
+    /// that differs from the draft. Returns the number of accepted ids, the pending one included, and of chosen tokens.
+    pub fn verify(&mut self, ids: &[u32], logits: &[f32], (vocab, context): (usize, usize)) -> (usize, u64) {
+        let (mut read, mut chosen) = (0, 0);
+        for logits in logits.chunks(vocab) {
+            self.has_read(1, logits, vocab);
+            chosen += u64::from(self.choose(context));
+            read += 1;
+            let next = self.text.as_ref().and_then(Generator::unread);
+            let is_right = next.is_some_and(|next| self.drafter.check(read - 1, next));
+            if !is_right || read == ids.len() {
+                break;
+            }
+        }
+        (read, chosen)
     }
 
     /// Ends the text.

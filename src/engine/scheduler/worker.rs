@@ -7,7 +7,6 @@ use std::{
 };
 
 use super::{
-    alone::Alone,
     inbox::{Ending, Inbox, Queued},
     options::SchedulerOptions,
     pace::Pace,
@@ -20,7 +19,7 @@ use crate::{
         Batch, Model, Session, SessionOptions,
         batch::{Read, Wanted},
         prefix::{Folder, Found, Prefixes},
-        speculate::{Forced, Speculate, Speculator},
+        speculate::Policy,
         text::Text,
     },
     format::CacheType,
@@ -56,7 +55,8 @@ pub(super) struct Worker<'w> {
     /// `None` if prefix states are disabled.
     prefixes: Option<Prefixes>,
     cache_failed: fn(&Error),
-    speculate: Speculate,
+    /// Decides how many draft tokens each sequence gets.
+    policy: Policy,
     pace: Pace,
     passes: u64,
     serial: u64,
@@ -69,6 +69,23 @@ struct Part {
     phase: Phase,
     wanted: Wanted,
     cancel: Arc<AtomicBool>,
+    /// The number of draft tokens at the end of `ids`; `None` if drafting was not considered.
+    drafted: Option<usize>,
+}
+
+/// The result of a pass.
+#[derive(Default)]
+struct Outcome {
+    /// Failures of single sequences.
+    failures: Vec<(usize, Error)>,
+    /// Tokens chosen during verification.
+    chosen: u64,
+    /// The time it took to choose them.
+    choosing: Duration,
+    /// Draft tokens that were verified.
+    drafted: u64,
+    /// Draft tokens that were accepted.
+    accepted: u64,
 }
 
 impl<'w> Worker<'w> {
@@ -133,7 +150,7 @@ impl<'w> Worker<'w> {
             leaving,
             prefixes,
             cache_failed,
-            speculate,
+            policy: Policy::new(speculate),
             pace,
             passes: 0,
             serial: 0,
@@ -210,7 +227,6 @@ impl<'w> Worker<'w> {
         self.serial += 1;
         let sizes = (self.model.config().vocab, self.context);
         let mut job = Running::new(self.serial, self.tokenizer, queued, sizes);
-        job.speculator = Speculator::new(self.speculate);
         job.check_cancelled();
         let awaits = self.shared_with_others(&job);
         if let Some((serial, at)) = awaits {
@@ -341,6 +357,10 @@ impl<'w> Worker<'w> {
             slots.into_iter().partition(|&slot| self.jobs[slot].as_ref().is_some_and(Running::is_in_prompt));
         let mut parts: Vec<Part> = written.into_iter().filter_map(|slot| self.part(slot, usize::MAX)).collect();
         let decoded = rows(&parts);
+        if prompts.is_empty() {
+            self.draft(&mut parts);
+            return parts;
+        }
         if self.pace.is_unknown(decoded) {
             return parts;
         }
@@ -369,28 +389,45 @@ impl<'w> Worker<'w> {
             false => Wanted::Nothing,
         };
         let ids = job.steps[next].iter().map(|step| step.0).collect();
-        Some(Part { slot, ids, phase, wanted, cancel: job.job.cancel.clone() })
+        Some(Part { slot, ids, phase, wanted, cancel: job.job.cancel.clone(), drafted: None })
+    }
+
+    /// Adds draft tokens to the parts of generating sequences, as the policy decides.
+    fn draft(&mut self, parts: &mut [Part]) {
+        if !self.policy.is_on() || rows(parts) != parts.len() {
+            return; // a sequence that is recomputed knows its next tokens
+        }
+        let draft = |part: &Part| {
+            let text = &self.texts[part.slot];
+            let room = (text.context() - text.tokens()).saturating_sub(1);
+            self.jobs[part.slot].as_mut().map_or(Vec::new(), |job| job.draft(room))
+        };
+        let chances: Vec<Vec<f64>> = parts.iter().map(draft).collect();
+        let drafts = self.policy.drafts(&chances, self.mean_depth(parts));
+        for (part, drafted) in parts.iter_mut().zip(drafts) {
+            let Some(job) = &self.jobs[part.slot] else { continue };
+            part.ids.extend(job.drafter.ids(drafted));
+            (part.drafted, part.wanted) = (Some(drafted), Wanted::All);
+        }
+    }
+
+    /// Returns the mean number of tokens of the sequences.
+    fn mean_depth(&self, parts: &[Part]) -> usize {
+        let tokens: usize = parts.iter().map(|part| self.texts[part.slot].tokens()).sum();
+        tokens / parts.len().max(1)
     }
 
     /// Runs a pass.
     fn pass(&mut self, parts: &[Part]) {
-        if let [Part { slot, phase: Phase::Decode, cancel, .. }] = parts
-            && self.advance(*slot, cancel)
-        {
-            return;
-        }
-        let start = Instant::now();
-        let mut failures = Vec::new();
-        match self.read(parts, &mut failures) {
-            Ok(()) => {}
+        let (start, depth) = (Instant::now(), self.mean_depth(parts));
+        let Outcome { failures, mut chosen, choosing, drafted, accepted } = match self.read(parts) {
+            Ok(outcome) => outcome,
             Err(e) => return self.lose(e),
-        }
-        let elapsed = start.elapsed();
-        self.measured(parts, elapsed);
+        };
+        self.measured(parts, depth, start.elapsed().saturating_sub(choosing));
         for (slot, error) in failures {
             self.failed(slot, error);
         }
-        let mut chosen = 0;
         for part in parts {
             if self.jobs[part.slot].as_ref().is_some_and(|job| !job.is_over() && job.is_at_cut()) {
                 self.keep(part.slot);
@@ -399,76 +436,67 @@ impl<'w> Worker<'w> {
                 chosen += u64::from(job.choose(self.context));
             }
         }
-        self.inbox.lock().metrics.generated_tokens += chosen;
-    }
-
-    /// Decodes a sequence that runs alone, with draft tokens. Returns whether it did.
-    fn advance(&mut self, slot: usize, cancel: &AtomicBool) -> bool {
-        let (context, vocab) = (self.context, self.model.config().vocab);
-        let Some(job) = self.jobs[slot].as_mut().filter(|job| job.speculator.is_on()) else { return false };
-        let (Some(id), Some((read, most, certain))) = (job.unread(), job.drafting()) else { return false };
-        let mut speculator = std::mem::replace(&mut job.speculator, Speculator::new(Speculate::Off));
-        speculator.read(&read);
-        let (start, mut chosen) = (Instant::now(), 0);
-        let model = &mut Alone { batch: &mut self.batch, text: &mut self.texts[slot], cancel };
-        let outcome = speculator.advance(model, id, most, &Forced(&certain), &mut |logits| {
-            job.has_read(1, logits, vocab);
-            chosen += u64::from(job.choose(context));
-            Ok(job.unread().filter(|_| !job.is_over()))
-        });
-        let elapsed = start.elapsed();
-        job.speculator = speculator;
-        let (rows, drafted, accepted, failure) = match outcome {
-            Ok(counts) => (1 + counts.drafted, counts.drafted, counts.accepted, None),
-            Err(e) => (1, 0, 0, Some(e)),
-        };
-        if rows == 1 {
-            self.pace.learn(1, 0, elapsed);
-        }
-        self.count([rows, 0], elapsed, self.model.plan().read_bytes(read.len(), self.cache));
         let mut shared = self.inbox.lock();
         shared.metrics.generated_tokens += chosen;
-        shared.metrics.drafted += drafted as u64;
-        shared.metrics.accepted += accepted as u64;
-        drop(shared);
-        match failure {
-            Some(lost @ Error::Gpu(_)) => self.lose(lost),
-            Some(e) => self.failed(slot, e),
-            None => {}
-        }
-        true
+        shared.metrics.drafted += drafted;
+        shared.metrics.accepted += accepted;
     }
 
-    /// Processes the parts; failures of single sequences are added to `failures`.
-    fn read(&mut self, parts: &[Part], failures: &mut Vec<(usize, Error)>) -> Result<()> {
-        let vocab = self.model.config().vocab;
+    /// Processes the parts, and chooses the next tokens where a draft is verified.
+    fn read(&mut self, parts: &[Part]) -> Result<Outcome> {
+        let (context, vocab) = (self.context, self.model.config().vocab);
         let mut texts: Vec<Option<&mut Text>> = self.texts.iter_mut().map(Some).collect();
         let reads = parts.iter().filter_map(|part| {
-            let Part { slot, ids, phase, wanted, cancel } = part;
+            let Part { slot, ids, phase, wanted, cancel, .. } = part;
             let text = texts[*slot].take()?; // each sequence is in a pass at most once
             Some(Read { text, ids, phase: *phase, logits: *wanted, cancel: Some(cancel) })
         });
+        let mut outcome = Outcome::default();
         let mut pass = self.batch.run(reads)?;
         for (i, part) in parts.iter().enumerate() {
             let Some(job) = &mut self.jobs[part.slot] else { continue };
-            match pass.logits(i) {
-                Ok(logits) => job.has_read(part.ids.len(), logits, vocab),
-                Err(e) => {
-                    failures.push((part.slot, e));
+            let drafted = part.drafted.unwrap_or(0);
+            outcome.drafted += drafted as u64;
+            let read = match pass.logits(i) {
+                Ok(logits) if part.drafted.is_some() => {
+                    let start = Instant::now();
+                    let (read, chosen) = job.verify(&part.ids, logits, (vocab, context));
+                    outcome.accepted += read as u64 - 1;
+                    outcome.chosen += chosen;
+                    outcome.choosing += start.elapsed();
+                    read
+                }
+                Ok(logits) => {
+                    job.has_read(part.ids.len(), logits, vocab);
+                    part.ids.len()
+                }
+                // The failure may be caused by a draft token, which a single step would not process.
+                Err(_) if drafted > 0 => {
+                    job.is_undrafted = true;
                     continue;
                 }
-            }
-            pass.commit(i, part.ids.len());
+                Err(e) => {
+                    outcome.failures.push((part.slot, e));
+                    continue;
+                }
+            };
+            pass.commit(i, read);
         }
-        Ok(())
+        Ok(outcome)
     }
 
     /// Records the time of a pass.
-    fn measured(&mut self, parts: &[Part], elapsed: Duration) {
+    fn measured(&mut self, parts: &[Part], depth: usize, elapsed: Duration) {
         let of = |phase| parts.iter().filter(move |part| part.phase == phase);
         let count = |phase| of(phase).map(|part| part.ids.len()).sum::<usize>();
         let (decoded, prompt) = (count(Phase::Decode), count(Phase::Prefill));
-        self.pace.learn(decoded, prompt, elapsed);
+        let drafted: usize = parts.iter().filter_map(|part| part.drafted).sum();
+        if prompt == 0 && decoded - drafted == parts.len() {
+            self.policy.record([parts.len(), decoded], depth, elapsed);
+        }
+        if drafted == 0 {
+            self.pace.learn(decoded, prompt, elapsed);
+        }
         let plan = self.model.plan();
         let cache_bytes = |part: &Part| plan.read_bytes(self.texts[part.slot].tokens(), self.cache);
         self.count([decoded, prompt], elapsed, of(Phase::Decode).map(cache_bytes).sum());
@@ -534,6 +562,7 @@ impl<'w> Worker<'w> {
             (job.read, job.logits, job.narrow) = (0, Vec::new(), None);
         }
         self.pace = Pace::default();
+        self.policy.forget();
         Ok(())
     }
 }

@@ -4,8 +4,12 @@ use std::time::Duration;
 
 use crate::forward::DECODE_TOKENS;
 
-/// Expected cost of a pass of 1 to 8 tokens, relative to one token, before it is measured.
+/// Maximum number of rows of a pass with drafts: the tokens of all sequences.
+pub const ROWS: usize = 64;
+/// Expected cost of a pass of 1 to 8 rows, relative to one row, before it is measured.
 const EXPECTED: [f64; DECODE_TOKENS] = [1.0, 1.1, 1.15, 1.25, 1.4, 1.6, 1.8, 2.0];
+/// Expected cost of each further row.
+const MORE: f64 = 0.2;
 /// Depths at which passes are measured separately, since attention takes longer in longer texts.
 const DEPTHS: [usize; 6] = [0, 512, 1024, 2048, 4096, 8192];
 /// Number of measurements kept. Disturbances only make passes slower, so the short ones are used.
@@ -36,18 +40,24 @@ impl Recent {
     }
 }
 
-/// Costs of passes of 1 to 8 tokens, as measured in this session.
-#[derive(Default)]
+/// Measured costs of decode passes, by their total number of rows: each sequence has one or more.
 pub struct Costs {
-    measured: [[Recent; DECODE_TOKENS]; DEPTHS.len()],
+    /// Indexed by depth, then by rows.
+    measured: Vec<[Recent; ROWS]>,
     passes: u64,
 }
 
+impl Default for Costs {
+    fn default() -> Self {
+        Self { measured: vec![[Recent::default(); ROWS]; DEPTHS.len()], passes: 0 }
+    }
+}
+
 impl Costs {
-    /// Records the time of a pass of `tokens` tokens at `depth` tokens of text.
-    pub fn record(&mut self, tokens: usize, depth: usize, time: Duration) {
+    /// Records the time of a pass of `rows` rows at `depth` tokens of text.
+    pub fn record(&mut self, rows: usize, depth: usize, time: Duration) {
         self.passes += 1;
-        let Some(recent) = self.measured[place(depth)].get_mut(tokens.wrapping_sub(1)) else { return };
+        let Some(recent) = self.measured[place(depth)].get_mut(rows.wrapping_sub(1)) else { return };
         if recent.count > 0 && self.passes > recent.last + FORGOTTEN {
             recent.count = 0;
         }
@@ -55,54 +65,69 @@ impl Costs {
         (recent.count, recent.last) = (recent.count + 1, self.passes);
     }
 
-    /// Returns the time in seconds of a pass of `tokens` near `depth`, if it was measured recently.
-    fn seconds(&self, tokens: usize, place: usize) -> Option<f64> {
-        let recent = &self.measured[place][tokens - 1];
-        recent.typical().filter(|_| self.passes <= recent.last + FORGOTTEN)
+    /// Returns the measurements of passes of `rows` at a depth, if there are recent ones.
+    fn recent(&self, rows: usize, place: usize) -> Option<&Recent> {
+        let recent = self.measured[place].get(rows.wrapping_sub(1))?;
+        (recent.count > 0 && self.passes <= recent.last + FORGOTTEN).then_some(recent)
     }
 
-    /// Returns the relative cost of a pass of `tokens` at `here` or the nearest measured depth, and the number of
-    /// measurements.
-    fn measured(&self, tokens: usize, here: usize) -> Option<(f64, usize)> {
-        let mut places: Vec<usize> = (0..DEPTHS.len()).collect();
-        places.sort_by_key(|place| place.abs_diff(here));
-        let ratio = |&at: &usize| {
-            let ratio = self.seconds(tokens, at)? / self.seconds(1, at)?;
-            Some((ratio, self.measured[at][tokens - 1].count))
+    /// Returns the number of recent measurements of passes of `rows`, at the depth with the most.
+    pub fn measurements(&self, rows: usize) -> usize {
+        (0..DEPTHS.len()).filter_map(|place| self.recent(rows, place)).map(|recent| recent.count).max().unwrap_or(0)
+    }
+
+    /// Returns the cost of a pass of `rows` relative to `base` rows at `depth` or the nearest measured depth, and the number
+    /// of measurements.
+    fn measured(&self, rows: usize, base: usize, depth: usize) -> Option<(f64, usize)> {
+        let here = place(depth);
+        let places = (0..DEPTHS.len()).flat_map(|away| [here.checked_sub(away), here.checked_add(away)]).flatten();
+        let ratio = |at: usize| {
+            let recent = self.recent(rows, at)?;
+            Some((recent.typical()? / self.recent(base, at)?.typical()?, recent.count))
         };
-        places.iter().find_map(ratio)
+        places.filter(|&at| at < DEPTHS.len()).find_map(ratio)
     }
 
-    /// Returns the cost of a pass of `tokens` at `depth` relative to a pass of one token: as measured, or estimated
+    /// Returns the costs of passes of `base` to `most` rows at `depth` relative to `base` rows: as measured, or estimated
     /// from other passes.
-    pub fn ratio(&self, tokens: usize, depth: usize) -> f64 {
-        if tokens <= 1 {
-            return 1.0;
-        }
-        let expected = |tokens: usize| EXPECTED[tokens.min(DECODE_TOKENS) - 1];
-        let believed = |tokens| match self.measured(tokens, place(depth))? {
-            (ratio, count) if count < ENOUGH => Some(ratio.min(expected(tokens))),
+    pub fn ratios(&self, base: usize, most: usize, depth: usize) -> Vec<f64> {
+        let believed = |rows: usize| match self.measured(rows, base, depth)? {
+            (ratio, count) if count < ENOUGH => Some(ratio.min(expected(rows, base))),
             (ratio, _) => Some(ratio),
         };
-        let mut others: Vec<usize> = (2..=DECODE_TOKENS).collect();
-        others.sort_by_key(|other| other.abs_diff(tokens));
-        let scaled = |other: usize| {
-            let ratio = believed(other)?;
-            let scale = (expected(tokens) - 1.0) / (expected(other) - 1.0);
-            Some(if other == tokens { ratio } else { 1.0 + (ratio - 1.0).max(0.0) * scale })
+        let most_measured = (2 * most).clamp(DECODE_TOKENS, ROWS);
+        let measured: Vec<(usize, f64)> =
+            (base + 1..=most_measured).filter_map(|rows| Some((rows, believed(rows)?))).collect();
+        let ratio = |rows: usize| match measured.iter().min_by_key(|(other, _)| other.abs_diff(rows)) {
+            _ if rows == base => 1.0,
+            Some(&(other, ratio)) if other == rows => ratio,
+            Some(&(other, ratio)) => {
+                let scale = (expected(rows, base) - 1.0) / (expected(other, base) - 1.0);
+                1.0 + (ratio - 1.0).max(0.0) * scale
+            }
+            None => expected(rows, base),
         };
-        others.into_iter().find_map(scaled).unwrap_or(expected(tokens))
+        (base..=most).map(ratio).collect()
     }
 
-    /// Returns the longest pass worth trying at `depth`: twice the longest that costs no more than expected, or that is
-    /// known to cost more; 0 until single tokens were measured.
-    pub fn most_tokens(&self, depth: usize) -> usize {
-        let known = |&tokens: &usize| match self.measured(tokens, place(depth)) {
-            Some((ratio, count)) => count >= ENOUGH || ratio <= 1.15 * EXPECTED[tokens - 1],
+    /// Returns the largest pass worth trying at `depth`: twice the largest that costs no more than expected, or that is
+    /// known to cost more; `base` until passes of `base` rows were measured.
+    pub fn most_rows(&self, base: usize, depth: usize) -> usize {
+        let known = |&rows: &usize| match self.measured(rows, base, depth) {
+            Some((ratio, count)) => count >= ENOUGH || ratio <= 1.15 * expected(rows, base),
             None => false,
         };
-        (1..=DECODE_TOKENS).rev().find(known).map_or(1, |tokens| (2 * tokens).min(DECODE_TOKENS))
+        (base..=ROWS).rev().find(known).map_or(base, |rows| (2 * rows).min(ROWS))
     }
+}
+
+/// Returns the expected cost of a pass of `rows` relative to `base` rows.
+fn expected(rows: usize, base: usize) -> f64 {
+    let cost = |rows: usize| match EXPECTED.get(rows.max(1) - 1) {
+        Some(&cost) => cost,
+        None => EXPECTED[DECODE_TOKENS - 1] + MORE * (rows - DECODE_TOKENS) as f64,
+    };
+    cost(rows) / cost(base)
 }
 
 fn place(depth: usize) -> usize {
@@ -113,6 +138,10 @@ fn place(depth: usize) -> usize {
 mod tests {
     use super::*;
 
+    fn ratio(costs: &Costs, rows: usize, depth: usize) -> f64 {
+        costs.ratios(1, rows, depth)[rows - 1]
+    }
+
     fn record(costs: &mut Costs, tokens: usize, depth: usize, milliseconds: &[u64]) {
         milliseconds.iter().for_each(|&time| costs.record(tokens, depth, Duration::from_millis(time)));
     }
@@ -120,18 +149,18 @@ mod tests {
     #[test]
     fn what_was_measured_replaces_what_was_expected() {
         let mut costs = Costs::default();
-        assert_eq!((costs.ratio(1, 0), costs.ratio(8, 0)), (1.0, EXPECTED[7]));
+        assert_eq!((ratio(&costs, 1, 0), ratio(&costs, 8, 0)), (1.0, EXPECTED[7]));
         record(&mut costs, 1, 0, &[10]);
-        assert_eq!(costs.ratio(4, 0), EXPECTED[3]);
+        assert_eq!(ratio(&costs, 4, 0), EXPECTED[3]);
         record(&mut costs, 4, 0, &[40, 40]);
-        assert_eq!(costs.ratio(4, 0), EXPECTED[3], "twice may be by accident");
+        assert_eq!(ratio(&costs, 4, 0), EXPECTED[3], "twice may be by accident");
         record(&mut costs, 4, 0, &[40]);
-        assert_eq!(costs.ratio(4, 0), 4.0);
-        assert!((costs.ratio(2, 0) - 2.2).abs() < 1e-9, "as much worse as a pass of 4");
-        assert_eq!(costs.ratio(4, 9000), 4.0, "from another depth");
+        assert_eq!(ratio(&costs, 4, 0), 4.0);
+        assert!((ratio(&costs, 2, 0) - 2.2).abs() < 1e-9, "as much worse as a pass of 4");
+        assert_eq!(ratio(&costs, 4, 9000), 4.0, "from another depth");
         record(&mut costs, 1, 5000, &[20, 20]);
         record(&mut costs, 4, 5000, &[30, 99, 30, 99, 99]);
-        assert_eq!((costs.ratio(4, 9000), costs.ratio(4, 100)), (1.5, 4.0), "what was disturbed does not count");
+        assert_eq!((ratio(&costs, 4, 9000), ratio(&costs, 4, 100)), (1.5, 4.0), "what was disturbed does not count");
     }
 
     #[test]
@@ -139,24 +168,39 @@ mod tests {
         let mut costs = Costs::default();
         record(&mut costs, 1, 0, &[10]);
         record(&mut costs, 2, 0, &[90, 90, 90]);
-        assert_eq!(costs.ratio(2, 0), 9.0);
+        assert_eq!(ratio(&costs, 2, 0), 9.0);
         (0..=FORGOTTEN).for_each(|_| record(&mut costs, 1, 0, &[10]));
-        assert_eq!(costs.ratio(2, 0), EXPECTED[1]);
+        assert_eq!(ratio(&costs, 2, 0), EXPECTED[1]);
         record(&mut costs, 2, 0, &[11]);
-        assert!((costs.ratio(2, 0) - 1.1).abs() < 1e-9);
+        assert!((ratio(&costs, 2, 0) - 1.1).abs() < 1e-9);
     }
 
     #[test]
     fn larger_passes_are_tried_step_by_step() {
         let mut costs = Costs::default();
-        assert_eq!(costs.most_tokens(0), 1);
-        for (tokens, most) in [(1, 2), (2, 4), (3, 6), (4, 8), (8, 8)] {
+        assert_eq!(costs.most_rows(1, 0), 1);
+        for (tokens, most) in [(1, 2), (2, 4), (3, 6), (4, 8), (8, 16)] {
             record(&mut costs, tokens, 0, &[10]);
-            assert_eq!(costs.most_tokens(0), most);
+            assert_eq!(costs.most_rows(1, 0), most);
         }
         let mut costs = Costs::default();
         record(&mut costs, 1, 0, &[10]);
         record(&mut costs, 2, 0, &[20, 20]);
-        assert_eq!(costs.most_tokens(0), 2, "not before it is sure what that costs");
+        assert_eq!(costs.most_rows(1, 0), 2, "not before it is sure what that costs");
+    }
+
+    #[test]
+    fn costs_are_relative_to_the_rows_of_all_sequences() {
+        let mut costs = Costs::default();
+        record(&mut costs, 1, 0, &[10]);
+        record(&mut costs, 5, 0, &[20, 20, 20]);
+        assert_eq!((costs.measurements(5), costs.measurements(6)), (3, 0));
+        assert_eq!(costs.most_rows(5, 0), 10);
+        assert_eq!(costs.most_rows(9, 0), 9, "passes without a draft were not measured");
+        record(&mut costs, 8, 0, &[50, 50, 50]);
+        let ratios = costs.ratios(5, 11, 0);
+        assert_eq!((ratios.len(), ratios[0], ratios[3]), (7, 1.0, 2.5));
+        assert!((ratios[6] - (1.0 + 1.5 * 1.2 / 0.6)).abs() < 1e-9, "{ratios:?}");
+        assert_eq!(costs.most_rows(5, 0), 16);
     }
 }
