@@ -1,6 +1,9 @@
 //! The binary as people use it: bad input gives one clear sentence and the right exit code, good input does its work.
 
 mod common;
+#[cfg(unix)]
+#[path = "common/terminal.rs"]
+mod terminal;
 
 use std::{
     fs,
@@ -417,5 +420,21 @@ fn a_recommendation_out_of_range_is_left_out() {
         }
         let quiet = hymba(command).args(["-q", "--top-p", "0.5", "-m"]).arg(&model).output().unwrap();
         assert!(quiet.status.success() && quiet.stderr.is_empty(), "{}", text(&quiet.stderr));
+    }
+}
+
+/// Usage errors fit the terminal; one that does not tell its size has COLUMNS.
+#[cfg(unix)]
+#[test]
+fn usage_errors_fit_the_terminal() {
+    use terminal::{Terminal, fits};
+    for args in [&["run", "--temp", "foo"][..], &["run", "--tepm", "3"], &["quantize"], &["pull", "a/b/c"]] {
+        let (code, wide) = Terminal::start(&hymba(args), 400).ends();
+        assert!(code == 2 && !fits(&wide, 40), "{wide}");
+        for (columns, variable) in [(40, "200"), (0, "40")] {
+            let (code, narrow) = Terminal::start(hymba(args).env("COLUMNS", variable), columns).ends();
+            let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+            assert!(code == 2 && fits(&narrow, 40) && words(&narrow) == words(&wide), "{args:?}: {narrow}");
+        }
     }
 }

@@ -1,17 +1,30 @@
 //! Models by name: the binary against a hub that behaves, and against one that does not.
 
 mod common;
+#[cfg(target_os = "linux")]
+#[path = "pull/disk.rs"]
+mod disk;
 #[path = "common/hub.rs"]
 mod hub;
+#[path = "pull/official.rs"]
+mod official;
+#[cfg(unix)]
+#[path = "pull/questions.rs"]
+mod questions;
+#[cfg(unix)]
+#[path = "common/terminal.rs"]
+mod terminal;
+#[path = "pull/tls.rs"]
+mod tls;
 
 use std::{
-    fs,
+    fs::{self, File, FileTimes},
     path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use common::{fails, golden, quantize, succeeds, text};
@@ -132,9 +145,14 @@ fn names_work_where_files_do() {
         .output();
     assert!(variable.unwrap().status.success());
 
-    let list = succeeds(&mut world.hymba(["models"]));
-    let row: Vec<&str> = list.lines().nth(1).unwrap().split_whitespace().collect();
-    assert_eq!((row[0], row[1], row[4]), (REPO, "f32", "248"), "{list}");
+    let long_ago = FileTimes::new().set_accessed(SystemTime::now() - Duration::from_secs(3 * 86_400));
+    File::open(world.installed("f32")).unwrap().set_times(long_ago).unwrap();
+    for used in ["3 days ago", "now"] {
+        let list = succeeds(&mut world.hymba(["models"]));
+        let row: Vec<&str> = list.lines().nth(1).unwrap().split_whitespace().collect();
+        assert_eq!((row[0], row[1], row[4], row[5..].join(" ")), (REPO, "f32", "248", used.into()), "{list}");
+        succeeds(&mut world.hymba(["inspect", "tiny"]));
+    }
     fails(
         &mut world.hymba(["run", "-m", "a/Other", "x"]),
         1,
@@ -178,7 +196,14 @@ fn a_ready_file_is_taken_as_it_is() {
 fn a_dry_run_writes_nothing() {
     let world = World::with_model(LARGE);
     let told = succeeds(&mut world.hymba(["pull", REPO, "--dry-run"]));
-    for part in ["license: tiny-license", "model.safetensors (2", "to download: 2", "to convert: q4", "in memory: "] {
+    for part in [
+        "license: tiny-license",
+        "model.safetensors (2",
+        "to download: 2",
+        "to convert: q4",
+        "on disk: ",
+        "in memory: ",
+    ] {
         assert!(told.contains(part), "{part} is missing in {told}");
     }
     assert!(names(&world.dir).is_empty());
@@ -347,6 +372,39 @@ fn a_revision_that_moves_does_not_mix() {
 }
 
 #[test]
+fn a_revision_is_pulled() {
+    let world = World::with_model(SMALL);
+    let files = checkpoint(SMALL);
+    let files: Vec<_> = files[..4].iter().map(|(name, bytes)| (&**name, &bytes[..], name.contains("model"))).collect();
+    let commit = world.hub.commit(REPO, "v1.0", &files);
+    succeeds(world.hymba(QUICK).args(["--revision", "v1.0"]));
+    assert_eq!(fs::read_to_string(world.cache().join("refs/v1.0")).unwrap(), commit);
+    assert!(!world.cache().join("refs/main").exists());
+    let metadata = Gguf::open(&world.installed("f16")).unwrap().metadata;
+    assert!(metadata.string("general.source.url").unwrap().ends_with(&commit));
+    let same = world.hymba(["pull", REPO, "--type", "f16", "--revision", &commit]).output().unwrap();
+    assert!(text(&same.stderr).contains("is installed and up to date"), "{}", text(&same.stderr));
+}
+
+#[test]
+fn variables_say_where() {
+    let world = World::with_model(SMALL);
+    world.hub.gate(REPO, "hf_right");
+    let dir = world.dir.path();
+    fs::write(dir.join("secret"), "hf_right\n").unwrap();
+    let mut pull = world.hymba(QUICK);
+    pull.env("HF_HUB_CACHE", dir.join("cache")).env("HF_TOKEN_PATH", dir.join("secret"));
+    succeeds(pull.env_remove("HYMBA_MODELS").env("XDG_DATA_HOME", dir.join("data")));
+    assert_eq!(names(dir), ["cache", "data", "secret"]);
+    assert!(dir.join("cache/models--a--Tiny-Model/refs/main").exists());
+    assert!(dir.join("data/hymba/models/a/Tiny-Model-f16.gguf").exists());
+    let mut models = world.hymba(["models"]);
+    models.env_remove("HYMBA_MODELS").env_remove("XDG_DATA_HOME").env("HOME", dir.join("home"));
+    let none = text(&models.output().unwrap().stderr);
+    assert!(cfg!(windows) || none.contains(&*dir.join("home/.local/share/hymba/models").to_string_lossy()), "{none}");
+}
+
+#[test]
 fn a_renamed_repository_is_found() {
     let world = World::with_model(SMALL);
     world.hub.rename(REPO, "b/New-Name");
@@ -420,24 +478,6 @@ fn offline_the_cache_is_enough() {
     assert!(world.hub.requests().is_empty());
     succeeds(&mut world.hymba(["pull", REPO, "-q", "--type", "f32", "--keep-original", "no"]));
     assert!(!world.cache().exists() && world.installed("f32").exists());
-}
-
-/// A proxy is asked to connect, and a host that needs none is not.
-#[test]
-fn proxies_are_used() {
-    let world = World::with_model(SMALL);
-    let proxy = hub::TestHub::start(); // it answers CONNECT with an error
-    let mut pull = world.hymba(QUICK);
-    pull.env("HF_ENDPOINT", "https://hub.example").env("HTTPS_PROXY", proxy.endpoint());
-    fails(&mut pull, 1, &["hub.example"]);
-    let asked = proxy.requests();
-    assert!(
-        !asked.is_empty() && asked.iter().all(|r| r.method == "CONNECT" && r.path == "hub.example:443"),
-        "{asked:?}"
-    );
-    let mut pull = world.hymba(QUICK);
-    succeeds(pull.env("HTTP_PROXY", proxy.endpoint()).env("NO_PROXY", "127.0.0.1"));
-    assert_eq!(proxy.requests().len(), asked.len());
 }
 
 #[cfg(unix)]

@@ -10,7 +10,7 @@ use std::{
 
 use hymba::{Error, Result};
 
-use super::{bar::Bar, terminal};
+use super::{progress::Bar, terminal};
 
 /// Reads the file at `path` if it is not in the page cache and progress is shown. Errors are ignored: opening the model
 /// reports them.

@@ -1,7 +1,6 @@
 //! The command line: one file per command; shared flags are in [`options`], [`model`] and [`prompt`].
 
 pub mod ask;
-pub mod bar;
 pub mod bench;
 pub mod chat;
 pub mod completions;
@@ -18,6 +17,7 @@ pub mod model;
 pub mod models;
 pub mod named;
 pub mod options;
+pub mod progress;
 pub mod prompt;
 pub mod pull;
 pub mod quantize;

@@ -25,7 +25,8 @@ pub fn resolve(given: &Path) -> anyhow::Result<PathBuf> {
         Err(error) => match text.parse::<Name>() {
             Ok(name) if store.find(text, USUAL_TYPE).is_empty() && at_terminal() => {
                 let cancel = signals::cancel();
-                if !ask(&format!("{name} is not installed. Download and convert it now?"), true, &cancel)? {
+                let question = format!("{name} is not installed. Download and convert it now?");
+                if ask(&question, true, &cancel)? != Some(true) {
                     return Err(error);
                 }
                 Ok(pull::by_name(name, &cancel)?.path)

@@ -42,6 +42,24 @@ pub struct SessionArgs {
     pub list_devices: bool,
 }
 
+/// Flags of commands that make a file.
+#[derive(Debug, Default, clap::Args)]
+pub struct JobArgs {
+    /// Number of threads [default: one per available core]
+    #[arg(short, long, value_name = "N", value_parser = count(1..=512))]
+    pub threads: Option<usize>,
+    /// Suppress progress and summary
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+impl JobArgs {
+    /// Returns the number of threads, if it is given.
+    pub fn threads(&self) -> Option<NonZeroUsize> {
+        self.threads.and_then(NonZeroUsize::new)
+    }
+}
+
 /// Returns a parser for whole numbers within `range`.
 pub fn count(range: RangeInclusive<u64>) -> impl Fn(&str) -> Result<usize, String> + Clone + Send + Sync {
     move |text| {

@@ -3,7 +3,6 @@
 use std::{
     fs,
     io::{self, Write},
-    num::NonZeroUsize,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -16,23 +15,23 @@ use hymba::{
     Model,
     format::{Privacy, gguf::Metadata, write_atomically},
     hub::{
-        Cache, Client, Fetch, Info, Installed, License, Lock, Name, Repo, Selection, Settings, Snapshot, Source, Store,
-        select,
+        Cache, Client, Event, Fetch, Info, Installed, License, Lock, Name, Repo, Selection, Settings, Snapshot, Source,
+        Store, select,
     },
     quant::{Options, TypePlan, convert},
 };
 use indicatif::DecimalBytes;
 
-use self::{estimate::Estimate, progress::Progress};
+use self::estimate::Estimate;
 use super::{
     ask::{ask, at_terminal},
-    options::count,
+    options::JobArgs,
+    progress::Progress,
     terminal,
     usage::Usage,
 };
 
 mod estimate;
-mod progress;
 
 /// The default type.
 pub const USUAL_TYPE: &str = "q4";
@@ -62,12 +61,8 @@ pub struct Args {
     /// Convert again even if installed and up to date
     #[arg(long)]
     force: bool,
-    /// Number of threads [default: one per available core]
-    #[arg(short = 't', long, value_name = "N", value_parser = count(1..=512))]
-    threads: Option<usize>,
-    /// Suppress progress and summary
-    #[arg(short, long)]
-    quiet: bool,
+    #[command(flatten)]
+    job: JobArgs,
 }
 
 #[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
@@ -79,7 +74,7 @@ enum Keep {
 impl Args {
     /// Whether it writes to standard output.
     pub fn writes_output(&self) -> bool {
-        self.dry_run || !self.quiet
+        self.dry_run || !self.job.quiet
     }
 }
 
@@ -87,7 +82,7 @@ impl Args {
 pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
     let pull = Pull::new(args, cancel)?;
     let Some(model) = pull.run()? else { return Ok(()) };
-    if !args.quiet {
+    if !args.job.quiet {
         writeln!(terminal::out(), "{}", next(&model)?)?;
     }
     Ok(())
@@ -102,8 +97,7 @@ pub fn by_name(name: Name, cancel: &Arc<AtomicBool>) -> anyhow::Result<Installed
         revision: "main".into(),
         dry_run: false,
         force: false,
-        threads: None,
-        quiet: false,
+        job: JobArgs::default(),
     };
     Pull::new(&args, cancel)?.run()?.context("nothing was installed")
 }
@@ -167,13 +161,13 @@ impl<'a> Pull<'a> {
             write!(terminal::out(), "{}", estimate.report(&info, &self.args.revision, &plan, &self.settings, &model))?;
             return Ok(None);
         }
-        if let Some(license) = info.license.as_ref().filter(|_| is_new && !self.args.quiet) {
+        if let Some(license) = info.license.as_ref().filter(|_| is_new && !self.args.job.quiet) {
             terminal::note(&told(&info.repo, license));
         }
         estimate.check_disk(&plan, &self.settings.cache, self.store.folder())?;
-        let mut progress = Progress::new(self.args.quiet)?;
-        progress.begin_download(&plan);
-        let fetched = fetch.run(&plan, &self.args.revision, &mut |event| progress.download(&event));
+        let mut progress = Progress::new(self.args.job.quiet);
+        progress.begin_bytes(plan.bytes(), plan.bytes() - plan.missing());
+        let fetched = fetch.run(&plan, &self.args.revision, &mut |event| show(&mut progress, &event));
         progress.finish();
         let snapshot = fetched?;
         self.install(&model, &selection, &snapshot, Some(&info))?;
@@ -229,7 +223,7 @@ impl<'a> Pull<'a> {
     fn up_to_date(&self, model: &Installed, commit: &str) -> Option<Installed> {
         let same = model.path.is_file() && model.source().is_some_and(|source| source.commit == commit);
         let found = (same && !self.args.force && !self.args.dry_run).then(|| model.clone())?;
-        if !self.args.quiet {
+        if !self.args.job.quiet {
             terminal::note(&format!("{} is installed and up to date", model.name()));
         }
         Some(found)
@@ -264,15 +258,15 @@ impl<'a> Pull<'a> {
             types: TypePlan::from_name(&model.kind).context("unknown type")?,
             metadata: self.metadata(&model.repo, &snapshot.commit, info.and_then(|info| info.license.as_ref())),
             force: true,
-            threads: self.args.threads.and_then(NonZeroUsize::new),
+            threads: self.args.job.threads(),
             ..Options::default()
         };
-        let mut progress = Progress::new(self.args.quiet)?;
+        let mut progress = Progress::new(self.args.job.quiet);
         let converted =
             convert(&snapshot.folder, &model.path, &options, &mut |event| progress.convert(event), self.cancel);
         progress.finish();
         let summary = converted?;
-        if !self.args.quiet {
+        if !self.args.job.quiet {
             summary.notes.iter().for_each(|note| terminal::note(note));
         }
         Ok(())
@@ -300,16 +294,39 @@ impl<'a> Pull<'a> {
     fn drop_original(&self, repo: &Repo, snapshot: &Snapshot, bytes: u64) -> anyhow::Result<()> {
         let keep = match self.args.keep_original {
             Some(keep) => keep == Keep::Yes,
-            None if self.args.quiet || !at_terminal() => true,
+            None if self.args.job.quiet || !at_terminal() => true,
             None => {
                 let size = DecimalBytes(bytes);
-                ask(&format!("Keep the original ({size}) for other types and programs?"), true, self.cancel)?
+                let question = format!("Keep the original ({size}) for other types and programs?");
+                ask(&question, true, self.cancel)?.unwrap_or(true)
             }
         };
         if !keep && !self.cancel.load(Ordering::Relaxed) {
             Cache::new(&self.settings).remove(repo, snapshot)?;
         }
         Ok(())
+    }
+}
+
+/// Shows an event of a download.
+fn show(progress: &mut Progress, event: &Event) {
+    match event {
+        Event::File { path, .. } => {
+            progress.message(path);
+            if !progress.has_bar() {
+                progress.note(&format!("downloading {path}"));
+            }
+        }
+        Event::Fetched { bytes } => progress.advance(*bytes),
+        Event::Again { path, bytes } => {
+            progress.take_back(*bytes);
+            progress.note(&format!("{path}: the partial download cannot be resumed; starting over"));
+        }
+        Event::Waiting { path } => progress.note(&format!("another program is downloading {path}; waiting for it")),
+        Event::Retry { path, why, pause } => {
+            progress.note(&format!("{path}: {why}; trying again in {:.1} s", pause.as_secs_f64()));
+        }
+        Event::Checking { path } => progress.message(&format!("checking {path}")),
     }
 }
 

@@ -2,23 +2,23 @@
 
 use std::{
     io::Write,
-    num::NonZeroUsize,
     path::{Path, PathBuf},
     sync::atomic::AtomicBool,
-    thread,
+    time::Duration,
 };
 
 use clap::builder::NonEmptyStringValueParser;
 use hymba::{
     format::DType,
-    quant::{Options, Summary, TypePlan, convert},
+    quant::{Event, Options, Summary, TypePlan, convert},
 };
+use indicatif::HumanDuration;
 use regex::Regex;
 
-use self::{progress::Progress, rounding::RoundingArgs, target::Target};
-use super::{options::count, terminal, usage::output_file};
+use self::{rounding::RoundingArgs, target::Target};
+use super::{options::JobArgs, progress::Progress, terminal, usage::output_file};
 
-mod progress;
+mod duration;
 mod rounding;
 mod target;
 
@@ -50,12 +50,8 @@ pub struct Args {
     /// Replace OUTPUT if it exists
     #[arg(long)]
     force: bool,
-    /// Number of threads [default: one per available core]
-    #[arg(short = 't', long, value_name = "N", value_parser = count(1..=512))]
-    threads: Option<usize>,
-    /// Suppress progress and summary
-    #[arg(short, long)]
-    quiet: bool,
+    #[command(flatten)]
+    job: JobArgs,
 }
 
 #[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
@@ -67,7 +63,7 @@ enum BlockOrder {
 impl Args {
     /// Whether it writes to standard output.
     pub fn writes_output(&self) -> bool {
-        !self.quiet
+        !self.job.quiet
     }
 }
 
@@ -86,15 +82,23 @@ pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
         save_moments: args.rounding.save_calibration.clone(),
         name: args.name.clone(),
         force: args.force,
-        threads: args.threads.and_then(NonZeroUsize::new),
+        threads: args.job.threads(),
         ..Options::default()
     };
-    let threads = args.threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, NonZeroUsize::get));
-    let mut progress = Progress::new(args.quiet, &options, threads)?;
-    let converted = convert(&args.input, &args.output, &options, &mut |event| progress.show(event), cancel);
+    let mut progress = Progress::new(args.job.quiet);
+    let mut show = |event: Event| {
+        if let Event::Opened { parameters } = event {
+            let time = duration::estimate(&options, parameters);
+            if time > Duration::from_secs(10) {
+                progress.note(&format!("this takes about {}", HumanDuration(time)));
+            }
+        }
+        progress.convert(event);
+    };
+    let converted = convert(&args.input, &args.output, &options, &mut show, cancel);
     progress.finish();
     let summary = converted?;
-    if !args.quiet {
+    if !args.job.quiet {
         let report = report(&args.output, &summary);
         report.lines().try_for_each(|line| writeln!(terminal::out(), "{line}"))?;
     }

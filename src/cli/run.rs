@@ -14,11 +14,11 @@ use std::{
 };
 
 use super::{
-    bar::Bar,
     constraint::{self, ConstraintArgs},
     escape::EscapeArgs,
     model::ModelArgs,
     options::{Limit, REPLY_LIMIT, SamplingArgs, SessionArgs, limit, list_devices},
+    progress::Bar,
     prompt::PromptArgs,
     speculate::SpeculateArgs,
     terminal,

@@ -32,7 +32,7 @@ pub fn error(message: &str) {
 
 fn report(prefix: &str, message: &str) {
     let message = if io::stderr().is_terminal() { printable(message) } else { message.into() };
-    let _ = writeln!(io::stderr(), "{}", wrapped(&format!("{prefix}{message}"), width(&io::stderr())));
+    let _ = writeln!(io::stderr(), "{}", wrapped(&format!("{prefix}{message}"), err_width()));
 }
 
 /// Whether the terminal is dumb.
@@ -48,6 +48,11 @@ pub fn has_colors() -> bool {
 /// Returns the width of the terminal on standard output; `None` if it is not a terminal.
 pub fn out_width() -> Option<usize> {
     width(&io::stdout())
+}
+
+/// Returns the width of the terminal on standard error; `None` if it is not a terminal.
+pub fn err_width() -> Option<usize> {
+    width(&io::stderr())
 }
 
 /// Starts a new line on standard error, if that is a terminal.
@@ -70,21 +75,22 @@ pub fn draws() -> bool {
 /// Returns the width of the terminal on `stream`; `None` if it is not a terminal.
 #[cfg(unix)]
 fn width<S: IsTerminal + std::os::fd::AsFd>(stream: &S) -> Option<usize> {
-    let size = stream.is_terminal().then(|| terminal_size::terminal_size_of(stream)).flatten();
-    narrowed(size.map(|(width, _)| usize::from(width.0)), env::var("COLUMNS").ok().as_deref())
+    let size = terminal_size::terminal_size_of(stream).map_or(0, |(width, _)| usize::from(width.0));
+    stream.is_terminal().then(|| narrowed(size, env::var("COLUMNS").ok().as_deref())).flatten()
 }
 
 /// Returns the width of the terminal on `stream`; `None` if it is not a terminal.
 #[cfg(windows)]
 fn width<S: IsTerminal + std::os::windows::io::AsHandle>(stream: &S) -> Option<usize> {
-    let size = stream.is_terminal().then(|| terminal_size::terminal_size_of(stream)).flatten();
-    narrowed(size.map(|(width, _)| usize::from(width.0)), env::var("COLUMNS").ok().as_deref())
+    let size = terminal_size::terminal_size_of(stream).map_or(0, |(width, _)| usize::from(width.0));
+    stream.is_terminal().then(|| narrowed(size, env::var("COLUMNS").ok().as_deref())).flatten()
 }
 
-/// Returns the width of a terminal of `size` columns, limited by the value of COLUMNS.
-fn narrowed(size: Option<usize>, columns: Option<&str>) -> Option<usize> {
-    let columns = columns.and_then(|columns| columns.parse().ok()).filter(|&columns| columns > 0);
-    size.filter(|&size| size > 0).map(|size| columns.map_or(size, |columns: usize| size.min(columns)))
+/// Returns the width of a terminal of `size` columns, limited by the value of COLUMNS; 0: it does not tell its size, as
+/// over some serial lines and in containers.
+fn narrowed(size: usize, columns: Option<&str>) -> Option<usize> {
+    let columns = columns.and_then(|columns| columns.parse().ok()).filter(|&columns: &usize| columns > 0);
+    [Some(size).filter(|&size| size > 0), columns].into_iter().flatten().min()
 }
 
 /// Whether `c` is a control or invisible character.
@@ -94,7 +100,7 @@ fn is_obeyed(c: char) -> bool {
 
 /// Writes a question to standard error, without a line break.
 pub fn question(text: &str) -> io::Result<()> {
-    write!(io::stderr(), "{} ", printable(text))
+    write!(io::stderr(), "{} ", wrapped(&printable(text), err_width()))
 }
 
 /// Returns `text` with control characters except line breaks and tabs escaped (`\x1b`). Text from files or models may
@@ -167,7 +173,7 @@ impl Write for Out {
 pub fn small_print(line: &str, styled: bool) {
     let (on, off) = if styled { ("\x1b[2m", "\x1b[0m") } else { ("", "") };
     let line = if io::stderr().is_terminal() { printable(line) } else { line.into() };
-    let _ = writeln!(io::stderr(), "{on}{}{off}", wrapped(&line, width(&io::stderr())));
+    let _ = writeln!(io::stderr(), "{on}{}{off}", wrapped(&line, err_width()));
 }
 
 /// Returns the description of a fallback.
@@ -238,7 +244,7 @@ pub fn show_parser_answer(answer: &clap::Error) -> ExitCode {
     };
     // As for all messages, a closed pipe is not an error.
     let text = text.replacen("error:", "hymba: error:", 1);
-    let _ = io::stderr().write_all(wrapped(&text, width(&io::stderr())).as_bytes());
+    let _ = io::stderr().write_all(wrapped(&text, err_width()).as_bytes());
     ExitCode::from(2)
 }
 
@@ -262,15 +268,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn columns_narrows_a_terminal_only() {
+    fn columns_narrows_a_terminal() {
         let cases = [
-            (Some(80), None, Some(80)),
-            (Some(80), Some("40"), Some(40)),
-            (Some(80), Some("200"), Some(80)),
-            (Some(80), Some("wide"), Some(80)),
-            (Some(80), Some("0"), Some(80)),
-            (Some(0), Some("40"), None),
-            (None, Some("40"), None),
+            (80, None, Some(80)),
+            (80, Some("40"), Some(40)),
+            (80, Some("200"), Some(80)),
+            (80, Some("wide"), Some(80)),
+            (80, Some("0"), Some(80)),
+            (0, Some("40"), Some(40)),
+            (0, None, None),
         ];
         for (size, columns, expected) in cases {
             assert_eq!(narrowed(size, columns), expected, "{size:?}, {columns:?}");

@@ -190,12 +190,10 @@ impl Client {
         }
         let url = shown(url);
         let why = match error {
-            // What rustls finds wrong comes like this.
-            ureq::Error::Io(e) if e.kind() == std::io::ErrorKind::InvalidData => {
-                let what = format!("{url}: no secure connection: {e}; set SSL_CERT_FILE to trust other certificates");
-                return Error::Request(what).into();
-            }
-            ureq::Error::Io(e) => e.to_string(),
+            ureq::Error::Io(e) => match e.get_ref().and_then(|inner| inner.downcast_ref()) {
+                Some(error) => return Error::Request(format!("{url}: {}", insecure(error))).into(),
+                None => e.to_string(),
+            },
             ureq::Error::HostNotFound => "unknown host, or no network".into(),
             ureq::Error::Timeout(_) => "timed out".into(),
             ureq::Error::ConnectionFailed => "no connection".into(),
@@ -224,6 +222,28 @@ fn tls(settings: &Settings) -> Result<TlsConfig> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let roots = RootCerts::new_with_certs(&certificates);
     Ok(TlsConfig::builder().root_certs(roots).unversioned_rustls_crypto_provider(provider).build())
+}
+
+/// Returns why there is no secure connection.
+fn insecure(error: &rustls::Error) -> String {
+    use rustls::{CertificateError as Wrong, Error::InvalidCertificate};
+    let why = match error {
+        InvalidCertificate(Wrong::UnknownIssuer) => {
+            "the server's certificate is from an unknown authority; to trust it, set SSL_CERT_FILE to a file with the authority's certificate"
+        }
+        InvalidCertificate(Wrong::Expired | Wrong::ExpiredContext { .. }) => {
+            "the server's certificate has expired; check this machine's clock too"
+        }
+        InvalidCertificate(Wrong::NotValidYet | Wrong::NotValidYetContext { .. }) => {
+            "the server's certificate is not valid yet; check this machine's clock"
+        }
+        InvalidCertificate(Wrong::NotValidForName | Wrong::NotValidForNameContext { .. }) => {
+            "the server's certificate is for another host; check the address and the proxy"
+        }
+        rustls::Error::InvalidMessage(_) => "the server does not speak TLS; check the address and the proxy",
+        other => return format!("no secure connection: {other}"),
+    };
+    why.into()
 }
 
 /// Returns a header's value, if it is text.

@@ -14,6 +14,7 @@ use std::{
     time::Duration,
 };
 
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use serde_json::{Value, json};
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
@@ -106,6 +107,14 @@ struct State {
     sent: AtomicU64,
     stop: AtomicBool,
     ports: Mutex<[u16; 2]>,
+    tls: Option<Arc<ServerConfig>>,
+}
+
+impl State {
+    fn address(&self, side: Side) -> String {
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        format!("{scheme}://127.0.0.1:{}", self.ports.lock().unwrap()[side as usize])
+    }
 }
 
 pub struct TestHub {
@@ -118,7 +127,16 @@ fn hex(bytes: &[u8]) -> String {
 
 impl TestHub {
     pub fn start() -> Self {
-        let state = Arc::new(State::default());
+        Self::serve(State::default())
+    }
+
+    /// The same over TLS.
+    pub fn start_tls(config: Arc<ServerConfig>) -> Self {
+        Self::serve(State { tls: Some(config), ..State::default() })
+    }
+
+    fn serve(state: State) -> Self {
+        let state = Arc::new(state);
         for (i, side) in [Side::Hub, Side::Cdn].into_iter().enumerate() {
             let listener = TcpListener::bind("127.0.0.1:0").unwrap();
             state.ports.lock().unwrap()[i] = listener.local_addr().unwrap().port();
@@ -129,7 +147,7 @@ impl TestHub {
                         return;
                     }
                     let (Ok(stream), state) = (stream, state.clone()) else { continue };
-                    thread::spawn(move || drop(converse(&state, side, stream)));
+                    thread::spawn(move || drop(accept(&state, side, stream)));
                 }
             });
         }
@@ -137,7 +155,7 @@ impl TestHub {
     }
 
     pub fn endpoint(&self) -> String {
-        format!("http://127.0.0.1:{}", self.state.ports.lock().unwrap()[0])
+        self.state.address(Side::Hub)
     }
 
     /// Makes `revision` of `repo` a commit with these files, and returns it; those with `true` are in LFS.
@@ -254,11 +272,20 @@ impl Answer {
     }
 }
 
-/// Answers requests on a connection until it closes.
-fn converse(state: &State, side: Side, stream: TcpStream) -> io::Result<()> {
+fn accept(state: &State, side: Side, stream: TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    let mut reader = BufReader::new(stream.try_clone()?);
-    let mut stream = stream;
+    match &state.tls {
+        None => converse(state, side, stream),
+        Some(tls) => {
+            let connection = ServerConnection::new(tls.clone()).map_err(io::Error::other)?;
+            converse(state, side, StreamOwned::new(connection, stream))
+        }
+    }
+}
+
+/// Answers requests on a connection until it closes.
+fn converse(state: &State, side: Side, stream: impl Read + Write) -> io::Result<()> {
+    let mut reader = BufReader::new(stream);
     while let Some(request) = read_request(&mut reader, side)? {
         if state.stop.load(Ordering::Relaxed) {
             break;
@@ -271,7 +298,7 @@ fn converse(state: &State, side: Side, stream: TcpStream) -> io::Result<()> {
             (_, Side::Hub) => answer_of_hub(state, &request, ranged),
             (_, Side::Cdn) => answer_of_cdn(state, &request, ranged),
         };
-        send(state, &mut stream, &request, answer, &fault)?;
+        send(state, reader.get_mut(), &request, answer, &fault)?;
     }
     Ok(())
 }
@@ -295,7 +322,7 @@ fn read_request(reader: &mut impl BufRead, side: Side) -> io::Result<Option<Requ
     Ok(Some(Request { side, method, path, headers }))
 }
 
-fn send(state: &State, stream: &mut TcpStream, request: &Request, answer: Answer, fault: &Fault) -> io::Result<()> {
+fn send(state: &State, stream: &mut impl Write, request: &Request, answer: Answer, fault: &Fault) -> io::Result<()> {
     let Answer { status, mut headers, body, range, is_file } = answer;
     let mut bytes = body[range].to_vec();
     let mut cut = None;
@@ -419,8 +446,8 @@ fn answer_of_hub(state: &State, request: &Request, ranged: bool) -> Answer {
                 answer.headers.push(commit);
                 return answer;
             }
-            let (hash, port) = (file.sha256(), state.ports.lock().unwrap()[1]);
-            let location = format!("http://127.0.0.1:{port}/blob/{hash}?Signature=secret-of-the-cdn&Expires=1");
+            let (hash, cdn) = (file.sha256(), state.address(Side::Cdn));
+            let location = format!("{cdn}/blob/{hash}?Signature=secret-of-the-cdn&Expires=1");
             let linked = [("X-Linked-ETag", format!("\"{hash}\"")), ("X-Linked-Size", file.bytes.len().to_string())];
             let headers = linked.into_iter().chain([commit, ("Location", location)]).collect();
             Answer::new(302, headers, b"Found. Redirecting".to_vec())
@@ -509,7 +536,11 @@ pub struct World {
 
 impl World {
     pub fn new() -> Self {
-        Self { hub: TestHub::start(), dir: tempfile::tempdir().unwrap() }
+        Self::of(TestHub::start())
+    }
+
+    pub fn of(hub: TestHub) -> Self {
+        Self { hub, dir: tempfile::tempdir().unwrap() }
     }
 
     /// With a checkpoint of so many tokens as `a/Tiny-Model`.
@@ -530,7 +561,9 @@ impl World {
     pub fn set(&self, command: &mut std::process::Command) {
         for (name, _) in std::env::vars_os() {
             let name = name.to_string_lossy();
-            if name.starts_with("HF_") || name.to_lowercase().ends_with("_proxy") {
+            if ["HF_", "SSL_CERT_"].iter().any(|start| name.starts_with(start))
+                || name.to_lowercase().ends_with("_proxy")
+            {
                 command.env_remove(&*name);
             }
         }

@@ -9,8 +9,8 @@ use hymba::text::{Call, ReplyParser, ReplyPart, Tools};
 
 use super::markdown::Markdown;
 use crate::cli::{
-    bar::Bar,
     json::event,
+    progress::Bar,
     terminal, tools,
     wrap::{Wrap, wrapped},
 };

@@ -15,7 +15,7 @@ use hymba::{
 
 use super::output::{Format, Output};
 use crate::cli::{
-    bar::Bar,
+    progress::Bar,
     terminal,
     tools::{self, Answers, ROUNDS},
 };

@@ -29,10 +29,10 @@ use hymba::{
 use serde_json::{Value, json};
 
 use crate::cli::{
-    bar::Bar,
     hints::Place,
     json::JSON_VERSION,
     options::{beyond_training, count},
+    progress::Bar,
     terminal,
     usage::{Reported, Usage, output_file},
     wording::{counted, rate},

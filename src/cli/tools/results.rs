@@ -38,7 +38,8 @@ impl Answers {
     }
 
     fn is_allowed(&self, call: &Call, cancel: &AtomicBool) -> anyhow::Result<bool> {
-        Ok(self.yes || ask::ask(&format!("run {} for {}?", self.program, shown(call)), false, cancel)?)
+        let question = || format!("run {} for {}?", self.program, shown(call));
+        Ok(self.yes || ask::ask(&question(), false, cancel)? == Some(true))
     }
 }
 

@@ -1,17 +1,19 @@
-//! A progress bar that appears only for slow operations.
+//! A bar that appears only for slow operations.
 
 use std::{
     cell::{Cell, RefCell},
     time::{Duration, Instant},
 };
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 
-use super::terminal;
+use super::style::{Unit, style};
+use crate::cli::terminal;
 
 /// Progress on standard error, if that is a terminal.
 pub struct Bar {
-    template: &'static str,
+    unit: Unit,
+    what: &'static str,
     on: bool,
     since: Cell<Instant>,
     bar: RefCell<Option<ProgressBar>>,
@@ -20,21 +22,22 @@ pub struct Bar {
 impl Bar {
     /// Returns a bar for tokens being processed, if `on`.
     pub fn tokens(on: bool) -> Self {
-        Self::new("processing {bar:20} {pos} of {len} tokens", on)
+        Self::new(Unit::Items, "tokens processed", on)
     }
 
     /// Returns a bar for prompts being answered.
     pub fn prompts(on: bool) -> Self {
-        Self::new("{bar:20} {pos} of {len} prompts {eta}", on)
+        Self::new(Unit::Items, "prompts", on)
     }
 
     /// Returns a bar for a file being loaded.
     pub fn bytes(on: bool) -> Self {
-        Self::new("loading the model {bar:20} {percent} % of {decimal_total_bytes}", on)
+        Self::new(Unit::Bytes, "loading the model", on)
     }
 
-    fn new(template: &'static str, on: bool) -> Self {
-        Self { template, on: on && terminal::draws(), since: Cell::new(Instant::now()), bar: RefCell::default() }
+    fn new(unit: Unit, what: &'static str, on: bool) -> Self {
+        let (since, bar) = (Cell::new(Instant::now()), RefCell::default());
+        Self { unit, what, on: on && terminal::draws(), since, bar }
     }
 
     /// Sets the position to `done` of `total`.
@@ -46,8 +49,9 @@ impl Bar {
         } else if self.on && self.since.get().elapsed() > MOMENT {
             let mut bar = self.bar.borrow_mut();
             let bar = bar.get_or_insert_with(|| {
-                let style = ProgressStyle::with_template(self.template);
-                ProgressBar::new(total as u64).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+                let before = done as f64 / total.max(1) as f64;
+                let style = style(self.unit, terminal::err_width(), before);
+                ProgressBar::new(total as u64).with_style(style).with_message(self.what)
             });
             bar.set_position(done as u64);
         }

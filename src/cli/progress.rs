@@ -1,0 +1,128 @@
+//! Progress of long operations: a bar at a terminal, else an occasional line.
+
+mod late;
+mod style;
+
+use std::time::{Duration, Instant};
+
+use hymba::quant::Event;
+use indicatif::{HumanDuration, ProgressBar};
+
+pub use self::late::Bar;
+use self::style::{Unit, left, style};
+use super::terminal;
+
+/// Interval between lines without a terminal.
+const PAUSE: Duration = Duration::from_secs(10);
+
+/// The progress of work in phases.
+pub struct Progress {
+    quiet: bool,
+    bar: ProgressBar,
+    /// What is being worked on.
+    what: String,
+    /// The amounts done before the phase and now, and the total.
+    before: u64,
+    done: u64,
+    total: u64,
+    start: Instant,
+    last_line: Instant,
+    /// The last message, which is not repeated.
+    said: String,
+}
+
+impl Progress {
+    /// Shows progress on standard error, unless `quiet`.
+    pub fn new(quiet: bool) -> Self {
+        let bar = if quiet || !terminal::draws() { ProgressBar::hidden() } else { ProgressBar::no_length() };
+        let now = Instant::now();
+        let (what, said) = (String::new(), String::new());
+        Self { quiet, bar, what, before: 0, done: 0, total: 0, start: now, last_line: now, said }
+    }
+
+    /// Starts a phase of `total` bytes, of which `done` are there already.
+    pub fn begin_bytes(&mut self, total: u64, done: u64) {
+        self.begin(Unit::Bytes, total, done);
+    }
+
+    /// Starts a phase of `total` steps.
+    pub fn begin_steps(&mut self, total: u64) {
+        self.begin(Unit::Steps, total, 0);
+    }
+
+    fn begin(&mut self, unit: Unit, total: u64, done: u64) {
+        self.bar.set_style(style(unit, terminal::err_width(), done as f64 / total.max(1) as f64));
+        self.bar.reset();
+        self.bar.set_length(total);
+        self.bar.set_position(done);
+        // What was there does not count as speed.
+        self.bar.tick();
+        self.bar.reset_eta();
+        (self.before, self.done, self.total, self.start) = (done, done, total, Instant::now());
+    }
+
+    /// Names what is being worked on.
+    pub fn message(&mut self, what: &str) {
+        if self.what != what {
+            self.bar.set_message(terminal::printable(what).into_owned());
+            self.what = what.into();
+        }
+    }
+
+    /// Whether there is a bar, which shows messages.
+    pub fn has_bar(&self) -> bool {
+        !self.bar.is_hidden()
+    }
+
+    /// Adds bytes or steps that are done.
+    pub fn advance(&mut self, more: u64) {
+        self.bar.inc(more);
+        self.done += more;
+        if !self.quiet && !self.has_bar() && self.last_line.elapsed() > PAUSE {
+            self.last_line = Instant::now();
+            let fraction = |done: u64| done as f64 / self.total.max(1) as f64;
+            let left = left(self.start.elapsed(), fraction(self.before), fraction(self.done));
+            let left = left.map_or(String::new(), |left| format!(", {} left", HumanDuration(left)));
+            let (percent, what) = (100.0 * fraction(self.done), &self.what);
+            terminal::note(&format!("{percent:.0} % ({what}){left}"));
+        }
+    }
+
+    /// Takes back bytes that have to be done again.
+    pub fn take_back(&mut self, bytes: u64) {
+        self.bar.dec(bytes);
+        self.done = self.done.saturating_sub(bytes);
+        self.before = self.before.min(self.done);
+    }
+
+    /// Shows an event of a conversion.
+    pub fn convert(&mut self, event: Event) {
+        match event {
+            Event::Opened { .. } => (),
+            Event::Calibrate { steps } => self.begin_steps(steps),
+            Event::Begin { bytes } => self.begin_bytes(bytes, 0),
+            Event::Calibrated { what, steps } => {
+                self.message(what);
+                self.advance(steps);
+            }
+            Event::Converted { tensor, bytes } => {
+                self.message(tensor);
+                self.advance(bytes);
+            }
+            Event::MetaState => self.message("state after the meta tokens"),
+        }
+    }
+
+    /// Writes a message above the bar, once: several threads may report the same problem.
+    pub fn note(&mut self, text: &str) {
+        if !self.quiet && self.said != text {
+            self.bar.suspend(|| terminal::note(text));
+            self.said = text.into();
+        }
+    }
+
+    /// Clears the bar.
+    pub fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+}

@@ -1,0 +1,73 @@
+//! What bars look like.
+
+use std::{fmt, time::Duration};
+
+use indicatif::{HumanDuration, ProgressState, ProgressStyle};
+
+/// What a bar counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unit {
+    Bytes,
+    /// Steps that mean nothing to the user.
+    Steps,
+    /// Things that the message names.
+    Items,
+}
+
+/// Columns that a bar with everything needs.
+const WIDE: usize = 72;
+
+fn template(unit: Unit, width: usize) -> &'static str {
+    match (unit, width < WIDE) {
+        (Unit::Bytes, false) => "{bar:20} {percent:>3} % {left:>5} left  {decimal_bytes_per_sec:>11}  {wide_msg}",
+        (Unit::Steps, false) => "{bar:20} {percent:>3} % {left:>5} left  {wide_msg}",
+        (Unit::Items, false) => "{bar:20} {left:>5} left  {pos} of {len} {wide_msg}",
+        (Unit::Bytes | Unit::Steps, true) => "{bar:10} {percent} % {left} left {wide_msg}",
+        (Unit::Items, true) => "{bar:10} {pos} of {len} {wide_msg}",
+    }
+}
+
+/// Returns the style for a terminal of this `width`, and for work of which a part was done `before`.
+pub fn style(unit: Unit, width: Option<usize>, before: f64) -> ProgressStyle {
+    let show_left = move |state: &ProgressState, to: &mut dyn fmt::Write| {
+        let left = left(state.elapsed(), before, state.fraction().into());
+        let left = left.map_or("?".into(), |left| format!("{:#}", HumanDuration(left)));
+        let _ = to.write_str(&left); // writing to a string cannot fail
+    };
+    ProgressStyle::with_template(template(unit, width.unwrap_or(WIDE)))
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
+        .with_key("left", show_left)
+}
+
+/// Estimates the time left from the average since the beginning, as the parts of a phase differ in speed; `None` when
+/// too little was done to tell.
+pub fn left(elapsed: Duration, before: f64, now: f64) -> Option<Duration> {
+    const ENOUGH: f64 = 2e-3;
+    let (done, left) = (now - before, 1.0 - now);
+    (done > ENOUGH * (1.0 - before)).then(|| elapsed.mul_f64(left.max(0.0) / done))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn templates_are_valid() {
+        for unit in [Unit::Bytes, Unit::Steps, Unit::Items] {
+            let [narrow, wide] = [40, 100].map(|width| template(unit, width));
+            assert!(narrow != wide);
+            assert!([narrow, wide].iter().all(|template| ProgressStyle::with_template(template).is_ok()));
+        }
+    }
+
+    #[test]
+    fn the_time_left_counts_what_was_done_since_the_beginning() {
+        let second = Duration::from_secs(1);
+        assert_eq!(left(second, 0.0, 0.25), Some(3 * second));
+        assert_eq!(left(second, 0.5, 0.75), Some(second));
+        assert_eq!(left(second, 0.0, 1.0), Some(Duration::ZERO));
+        for (before, now) in [(0.0, 0.0), (0.0, 1e-3), (1.0, 1.0), (0.5, 0.4)] {
+            assert_eq!(left(second, before, now), None);
+        }
+    }
+}
