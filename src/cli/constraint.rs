@@ -1,4 +1,4 @@
-//! Flags for text that has to match something.
+//! Flags for constrained output.
 
 use std::{
     path::{Path, PathBuf},
@@ -13,7 +13,7 @@ use hymba::{
 
 use super::{prompt, usage::Usage};
 
-/// What the output has to match; one of them at most.
+/// Constraints, at most one.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Structured output")]
 pub struct ConstraintArgs {
@@ -23,16 +23,16 @@ pub struct ConstraintArgs {
     /// Constrain the output to a JSON object
     #[arg(long, conflicts_with_all = ["regex", "grammar"])]
     json_object: bool,
-    /// Constrain the output to a regular expression, which it matches as a whole
+    /// Constrain the output to a regular expression, which must match it as a whole
     #[arg(long, value_name = "REGEX", allow_hyphen_values = true, conflicts_with = "grammar")]
     regex: Option<String>,
-    /// Constrain the output to a grammar in a file: Lark, or GBNF (whose rules have `::=`)
+    /// Constrain the output to a grammar in a file: Lark, or GBNF (rules with `::=`)
     #[arg(long, value_name = "FILE")]
     grammar: Option<PathBuf>,
 }
 
 impl ConstraintArgs {
-    /// Returns what the flags ask for, and the flag's name for messages. Files are read, not compiled.
+    /// Returns the requested constraint and the flag's name for messages. Files are read but not compiled.
     pub fn shape(&self, cancel: &AtomicBool) -> anyhow::Result<Option<(String, Shape)>> {
         Ok(match self {
             Self { json_schema: Some(schema), .. } => Some(json_schema(schema, cancel)?),
@@ -56,14 +56,14 @@ fn json_schema(value: &str, cancel: &AtomicBool) -> anyhow::Result<(String, Shap
     Ok((format!("--json-schema {value}"), Shape::JsonSchema(text)))
 }
 
-/// Returns what the file at `path` asks for: a JSON schema, or a grammar.
+/// Returns the constraint in the file at `path`: a JSON schema or a grammar.
 pub fn format_file(path: &Path, cancel: &AtomicBool) -> hymba::Result<Shape> {
     let text = prompt::read_whole(path, cancel)?;
     let json = path.extension().is_some_and(|end| end.eq_ignore_ascii_case("json"));
     Ok(if json || text.trim_start().starts_with('{') { Shape::JsonSchema(text) } else { Shape::grammar(text) })
 }
 
-/// Compiles `shape`, which `name` asked for.
+/// Compiles `shape`, which came from `name`.
 pub fn compile(
     name: &str,
     shape: &Shape,

@@ -15,7 +15,7 @@ pub fn event(name: &str, object: Value) -> Value {
     event
 }
 
-/// What guessing tokens has brought.
+/// Returns the counts of speculative decoding.
 pub fn speculation(t: &Timings) -> Value {
     json!({
         "passes": t.passes,

@@ -197,7 +197,7 @@ fn run_batch(
 /// The prompt as rendered by the chat template.
 struct ChatPrompt {
     ids: Vec<u32>,
-    /// Strings that begin another turn.
+    /// Strings that start another turn.
     stops: Vec<String>,
 }
 
@@ -368,8 +368,8 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Generates the reply to `message`, with tools or texts to answer from, and reports how it ended. `times` are those of
-    /// loading and compiling.
+    /// Generates the reply to `message` with tools or contexts, and reports how it ended. `times` are those of loading
+    /// and compiling.
     fn answer(
         self,
         message: &str,
@@ -420,7 +420,7 @@ impl<'a> Run<'a> {
     }
 }
 
-/// Reports how a text ended; a text that was stopped, or cut before it was complete, is an error.
+/// Reports how a text ended. A cancelled text, or one that ended before it matched its constraint, is an error.
 fn tell(
     args: &Args,
     cancel: &AtomicBool,

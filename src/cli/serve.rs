@@ -1,4 +1,4 @@
-//! `hymba serve`: a server that other programs talk to.
+//! `hymba serve`: the HTTP server.
 
 use std::{
     env, fs,
@@ -30,10 +30,10 @@ use super::{
     usage::Usage,
 };
 
-/// Serve a model over HTTP, to programs that speak OpenAI's API.
+/// Serve a model over HTTP with OpenAI's API.
 ///
-/// Several conversations are read and written in common passes. Ctrl-C and SIGTERM let answers end that have begun; a second
-/// one ends at once.
+/// Several requests are processed concurrently. Ctrl-C or SIGTERM shuts the server down after the answers in progress;
+/// a second one exits immediately.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -45,48 +45,48 @@ Examples:
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
-    /// Address or name to listen on
+    /// Address or host name to listen on
     #[arg(long, value_name = "HOST", default_value = "127.0.0.1", value_parser = NonEmptyStringValueParser::new())]
     host: String,
-    /// Port to listen on (0: any that is free)
+    /// Port to listen on (0: any free port)
     #[arg(long, value_name = "PORT", default_value = "8080")]
     port: u16,
-    /// Listen on a Unix socket instead, which the owner alone can use
+    /// Listen on a Unix socket instead, accessible only to its owner
     #[arg(long, value_name = "FILE")]
     unix: Option<PathBuf>,
-    /// Require KEY of every request; repeatable [default: $HYMBA_API_KEY, if set]. Other users of the machine can read command lines:
-    /// prefer --api-key-file
+    /// Require an API key; repeatable [default: $HYMBA_API_KEY, if set]. Other users of the machine can see command
+    /// lines: prefer --api-key-file
     #[arg(long, value_name = "KEY", value_parser = NonEmptyStringValueParser::new())]
     api_key: Vec<String>,
-    /// Require one of the keys in FILE, one per line
+    /// Require one of the API keys in FILE, one per line
     #[arg(long, value_name = "FILE")]
     api_key_file: Option<PathBuf>,
-    /// Serve without a key although other machines can connect, or any page
+    /// Allow serving without a key to other machines or to any web page
     #[arg(long)]
     no_auth: bool,
-    /// Answer to NAME in Host headers, beside addresses, localhost and --host; repeatable
+    /// Accept NAME in Host headers, in addition to IP addresses, localhost and --host; repeatable
     #[arg(long, value_name = "NAME")]
     allow_host: Vec<String>,
-    /// Let web pages of ORIGIN (https://chat.example.org, or * for all) use the server; repeatable
+    /// Allow web pages from ORIGIN (https://chat.example.org, or * for all); repeatable
     #[arg(long, value_name = "ORIGIN", value_parser = origin)]
     cors: Vec<String>,
-    /// Name of the model in the API; the first replaces its own; repeatable
+    /// Model name in the API; the first one replaces the default; repeatable
     #[arg(long, value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
     alias: Vec<String>,
-    /// Number of texts that are generated at once
+    /// Number of texts generated concurrently
     #[arg(long, short_alias = 'n', value_name = "N", default_value = "4", value_parser = count(1..=256))]
     parallel: usize,
-    /// Number of texts that wait for a place; beyond it requests get status 429
+    /// Number of texts that may wait in the queue; further requests get status 429
     #[arg(long, value_name = "N", default_value = "64", value_parser = count(0..=65536))]
     queue: usize,
-    /// Memory for the states of prompts and conversations that may go on, in MB (0: every prompt is read in full) [default: a
-    /// quarter of the free memory, at most 4000]
+    /// Memory for prefix states of prompts and conversations, in MB (0: disabled) [default: a quarter of the free
+    /// memory, at most 4000]
     #[arg(long, value_name = "MB", value_parser = count(0..=1 << 30))]
     cache_memory: Option<usize>,
-    /// Keep these states in DIR too, over restarts
+    /// Also keep prefix states in DIR, so that they survive restarts
     #[arg(long, value_name = "DIR")]
     cache_folder: Option<PathBuf>,
-    /// Suppress all messages but errors
+    /// Suppress all messages except errors
     #[arg(short, long)]
     quiet: bool,
     #[command(flatten)]
@@ -97,7 +97,7 @@ pub struct Args {
     pub sampling: SamplingArgs,
 }
 
-/// Parses the origin of pages.
+/// Parses the origin of web pages.
 fn origin(text: &str) -> Result<String, &'static str> {
     let host = text.strip_prefix("http://").or(text.strip_prefix("https://"));
     match host {
@@ -107,14 +107,14 @@ fn origin(text: &str) -> Result<String, &'static str> {
     }
 }
 
-/// Serves until a signal asks to stop.
+/// Serves until a signal requests a shutdown.
 pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
     if args.runtime.list_devices {
         return Ok(list_devices()?);
     }
     args.sampling.apply(SamplingParams::default())?;
     let keys = args.keys(cancel)?;
-    let socket = Socket::bind(args, !keys.is_empty())?; // before the model is loaded, which may take time
+    let socket = Socket::bind(args, !keys.is_empty())?; // before loading the model, which may take some time
     let access = args.access(&keys);
 
     let model = Arc::new(args.model.open(args.quiet, cancel)?);
@@ -163,7 +163,7 @@ pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
     Err(Error::Cancelled.into()) // exit code of the signal
 }
 
-/// Runs the server on threads of its own.
+/// Runs the server on its own threads.
 fn serve(server: &Arc<Server>, socket: Socket, quiet: bool) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -187,7 +187,7 @@ fn serve(server: &Arc<Server>, socket: Socket, quiet: bool) -> anyhow::Result<()
 }
 
 impl Args {
-    /// Returns the keys that are accepted.
+    /// Returns the accepted keys.
     fn keys(&self, cancel: &AtomicBool) -> anyhow::Result<Vec<String>> {
         let mut keys = self.api_key.clone();
         if let Some(path) = &self.api_key_file {
@@ -226,10 +226,10 @@ impl Args {
     }
 }
 
-/// A key from the environment, which other users of the machine can't read.
+/// A key in the environment, which other users of the machine cannot read.
 const KEY_VARIABLE: &str = "HYMBA_API_KEY";
 
-/// A bound socket that does not listen yet.
+/// A bound socket that is not listening yet.
 enum Socket {
     Tcp(Vec<std::net::TcpListener>),
     #[cfg(unix)]
@@ -237,7 +237,7 @@ enum Socket {
 }
 
 impl Socket {
-    /// Binds where `args` say, unless that lets in others without a key.
+    /// Binds the address in `args`, unless that would allow access without a key.
     fn bind(args: &Args, has_key: bool) -> anyhow::Result<Self> {
         if let Some(path) = &args.unix {
             return Self::bind_unix(path);
@@ -266,7 +266,7 @@ impl Socket {
             }
             match std::net::TcpListener::bind(address) {
                 Ok(listener) => listeners.push(listener),
-                // A name such as localhost may have an address that this machine does not.
+                // A name such as localhost may resolve to an address that this machine does not have.
                 Err(e) if e.kind() == std::io::ErrorKind::AddrNotAvailable => failed = Some(e),
                 Err(e) => return Err(e).context(format!("cannot listen on {place}")),
             }
@@ -291,10 +291,10 @@ impl Socket {
         if is_socket {
             match UnixStream::connect(path) {
                 Ok(_) => anyhow::bail!("{}: another server listens there", doing()),
-                Err(_) => fs::remove_file(path).with_context(doing)?, // a server that was killed left it behind
+                Err(_) => fs::remove_file(path).with_context(doing)?, // left by a killed server
             }
         }
-        // No other thread runs that could create a file meanwhile.
+        // No other thread is running that could create a file meanwhile.
         let before = umask(Mode::from_raw_mode(0o177));
         let bound = UnixListener::bind(path);
         umask(before);
@@ -306,7 +306,7 @@ impl Socket {
         Err(Usage("--unix: this system has no Unix sockets; use --host and --port".into()).into())
     }
 
-    /// Returns the listeners, where they listen, and what removes their file at the end.
+    /// Returns the listeners, their address for messages, and a guard that removes the socket file.
     fn listeners(self) -> anyhow::Result<(Vec<Listener>, String, Option<Removed>)> {
         match self {
             Self::Tcp(listeners) => {
@@ -329,12 +329,12 @@ impl Socket {
     }
 }
 
-/// A file that is removed at the end.
+/// Removes a file when dropped.
 struct Removed(PathBuf);
 
 impl Drop for Removed {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.0); // it is nothing to anybody any more
+        let _ = fs::remove_file(&self.0); // no one needs it any more
     }
 }
 
@@ -342,7 +342,7 @@ fn is_loopback(address: IpAddr) -> bool {
     address.to_canonical().is_loopback()
 }
 
-/// Returns what is published about the model.
+/// Returns the public information about the model.
 fn card(args: &Args, model: &Model) -> ModelCard {
     let mut names = args.alias.clone();
     let path = Path::new(model.file());

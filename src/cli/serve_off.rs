@@ -1,4 +1,4 @@
-//! `hymba serve` in a program that was built without it.
+//! `hymba serve` in a program built without it.
 
 use std::{
     ffi::OsString,
@@ -12,7 +12,7 @@ pub struct Args {
     rest: Vec<OsString>,
 }
 
-/// Says how to get it.
+/// Explains how to get it.
 pub fn run(_args: &Args, _cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
     anyhow::bail!("this hymba was built without `serve`; build it with `cargo install hymba --features serve`")
 }

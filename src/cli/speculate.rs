@@ -1,4 +1,4 @@
-//! Flags that say how the next tokens are guessed.
+//! Flags for speculative decoding.
 
 use std::{path::PathBuf, sync::atomic::AtomicBool};
 
@@ -9,28 +9,28 @@ use hymba::{
 
 use super::{prompt::read_whole, usage::Usage, wording::grouped};
 
-/// How many tokens are drafted.
+/// The draft policy.
 #[derive(Clone, Copy, Debug, clap::Args)]
 #[command(next_help_heading = "Speculation")]
 pub struct DraftArgs {
-    /// Guess the next tokens from earlier text and verify several per pass, with the same output. auto: where it is faster;
-    /// K: always up to K tokens (1 to 7)
+    /// Speculative decoding: draft tokens from earlier text and verify several per pass; the output does not change.
+    /// auto: when it is faster; K: always up to K tokens (1 to 7)
     #[arg(long, value_name = "auto|off|K", default_value = "auto", value_parser = speculate)]
     pub speculate: Speculate,
 }
 
-/// How the next tokens are guessed.
+/// Speculative decoding.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Speculation")]
 pub struct SpeculateArgs {
     #[command(flatten)]
     pub drafts: DraftArgs,
-    /// Guess from the text in FILE, too, without reading it into the context; repeatable
+    /// Also draft from the text in FILE, without adding it to the context; repeatable
     #[arg(long, value_name = "FILE")]
     draft_from: Vec<PathBuf>,
 }
 
-/// Tokens of the files to copy from, at most.
+/// Maximum number of tokens of the files.
 const FILE_TOKENS: usize = 1 << 18;
 
 fn speculate(text: &str) -> Result<Speculate, String> {
@@ -51,7 +51,7 @@ impl SpeculateArgs {
         }
     }
 
-    /// Returns what guesses tokens that way.
+    /// Returns a speculator with these options.
     pub fn speculator(&self, tokenizer: &Tokenizer, cancel: &AtomicBool) -> anyhow::Result<Speculator> {
         let mut speculator = Speculator::new(self.drafts.speculate);
         if !speculator.is_on() {

@@ -1,4 +1,4 @@
-//! Flags about tools and texts to answer from, and who answers a call.
+//! Flags for tools and context files, and the program that answers calls.
 
 mod calls;
 mod program;
@@ -23,29 +23,29 @@ pub use calls::{json, shown};
 use program::Program;
 pub use results::{Answers, ROUNDS};
 
-/// Tools that the model may call, and texts that it answers from.
+/// Tools and contexts.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Tools")]
 pub struct ToolArgs {
-    /// Let the model call the functions in FILE: a JSON list in the form of OpenAI's `tools`
+    /// Let the model call the functions in FILE, a JSON list in the format of OpenAI's `tools`
     #[arg(long, value_name = "FILE")]
     tools: Option<PathBuf>,
-    /// Whether the model calls tools: auto, none, required, or the name of the one to call
+    /// Whether the model may or must call a tool: auto, none, required, or the name of a tool
     #[arg(long, value_name = "auto|none|required|NAME", requires = "tools")]
     tool_choice: Option<String>,
-    /// Answer calls with the output of a program. It is executed directly, without a shell, with the call as JSON on its
-    /// standard input
+    /// Answer tool calls with the output of CMD. It is executed directly, without a shell, and receives the call as
+    /// JSON on standard input
     #[arg(long, value_name = "CMD", requires = "tools")]
     tool_command: Option<String>,
-    /// Run --tool-command without asking
+    /// Run --tool-command without asking for confirmation
     #[arg(long, requires = "tool_command")]
     tool_yes: bool,
-    /// Give the model the text of FILE to answer from; repeatable
+    /// Provide the text of FILE as context; repeatable
     #[arg(long, value_name = "FILE")]
     context_file: Vec<PathBuf>,
 }
 
-/// What the files that [`ToolArgs`] name hold.
+/// The contents of the files in [`ToolArgs`].
 #[derive(Debug, Default)]
 pub struct Resources {
     pub tools: Option<Tools>,
@@ -54,7 +54,7 @@ pub struct Resources {
 }
 
 impl ToolArgs {
-    /// Fails if replies have to match something else, for which `is_held` stands, and may call tools.
+    /// Fails if replies are constrained (`is_held`) and may also call tools.
     pub fn check(&self, is_held: bool) -> Result<(), Usage> {
         if is_held && self.tools.is_some() && self.tool_choice.as_deref() != Some("none") {
             let what = "--tools: output that may be a call cannot be held to a format; leave one out, or add --tool-choice none";
@@ -63,7 +63,7 @@ impl ToolArgs {
         Ok(())
     }
 
-    /// Whether nothing is asked for.
+    /// Whether no flag is given.
     pub fn is_empty(&self) -> bool {
         self.tools.is_none() && self.context_file.is_empty()
     }
@@ -78,8 +78,8 @@ impl ToolArgs {
         Ok(Resources { tools, choice, contexts })
     }
 
-    /// Returns the program that answers calls, if one does: its command line must be one, and somebody must be there to
-    /// say yes, or have said it.
+    /// Returns the program that answers calls, if there is one. Fails if its command line is invalid, or if it needs
+    /// confirmation and there is no user to ask.
     pub fn answers(&self) -> anyhow::Result<Option<Answers>> {
         let Some(command) = &self.tool_command else { return Ok(None) };
         let program = Program::new(command).map_err(|why| Usage(format!("--tool-command: {why}")))?;
@@ -92,7 +92,7 @@ impl ToolArgs {
     }
 }
 
-/// Returns `error` as one of the flags if it is about a tool's schema.
+/// Attributes `error` to a flag if it is about a tool's schema.
 pub fn of_flag(error: Error) -> anyhow::Error {
     match error {
         Error::Constraint { .. } => Usage(format!("--tools: {error}")).into(),

@@ -12,7 +12,7 @@ pub struct Usage(pub String);
 #[error("already reported")]
 pub struct Reported;
 
-/// A text that was cut before it matched what it has to, which the user has read about: exit code 3.
+/// The output ended before it matched its constraint, which was already reported: exit code 3.
 #[derive(Debug, thiserror::Error)]
 #[error("the text is incomplete")]
 pub struct Incomplete;

@@ -1,4 +1,4 @@
-//! `hymba bench --speculate`: what passes of several tokens cost, and what guessing them brings.
+//! `hymba bench --speculate`: the cost of passes with several tokens, and the benefit of speculative decoding.
 
 use std::{
     fmt::Write,
@@ -27,22 +27,23 @@ use serde_json::{Value, json};
 
 use crate::cli::json::JSON_VERSION;
 
-/// What to measure with.
+/// Flags for measuring speculative decoding.
 #[derive(Debug, clap::Args)]
 pub struct SpeculateArgs {
-    /// Measure speculation instead: passes of 1 to 8 tokens at each depth, and the tasks of --tasks or --replay
+    /// Measure speculative decoding instead: passes of 1 to 8 tokens at each depth, and the tasks of --tasks or
+    /// --replay
     #[arg(long)]
     pub speculate: bool,
-    /// Tasks for the model: a JSON list of objects with `name`, `prompt` (or `text`, for plain continuation) and, to measure a
-    /// given answer as well, `answer`
+    /// Tasks for the model: a JSON list of objects with `name`, `prompt` (or `text`, for plain continuation) and
+    /// optionally `answer`, a given answer to measure too
     #[arg(long, value_name = "FILE", requires = "speculate", conflicts_with = "replay")]
     tasks: Option<PathBuf>,
-    /// Replay the texts that a run with --tasks wrote with -o json, whatever this model would say
+    /// Replay the texts of a previous --tasks run (-o json), regardless of what this model would generate
     #[arg(long, value_name = "FILE", requires = "speculate")]
     replay: Option<PathBuf>,
 }
 
-/// A task as its file has it.
+/// A task in the file.
 #[derive(Deserialize)]
 struct Task {
     name: String,
@@ -51,7 +52,7 @@ struct Task {
     answer: Option<String>,
 }
 
-/// A text to read one token after the other, as if the model chose them.
+/// A text to process token by token, as if the model generated it.
 #[derive(Clone, Deserialize, Serialize)]
 struct Replayed {
     task: String,
@@ -64,33 +65,33 @@ struct Written {
     texts: Vec<Replayed>,
 }
 
-/// What passes of a number of tokens take.
+/// The cost of a pass by number of tokens.
 struct Pass {
     depth: usize,
     tokens: usize,
     seconds: f64,
-    /// In passes of one token.
+    /// Relative to a pass of one token.
     ratio: f64,
 }
 
-/// What speculation brings for a text.
+/// The benefit of speculative decoding for a text.
 struct Gain {
     text: Replayed,
-    /// Seconds with single steps and with speculation, in the order of the runs.
+    /// Seconds per run without and with speculative decoding.
     runs: Vec<[f64; 2]>,
-    /// Of the last run.
+    /// Counts of the last run.
     counts: Counts,
 }
 
-/// How much to measure.
+/// The extent of the measurements.
 pub struct Extent<'a> {
     pub depths: &'a [usize],
     pub repeat: usize,
-    /// Tokens of an answer at most.
+    /// Maximum number of tokens of an answer.
     pub predict: usize,
 }
 
-/// Returns how many tokens of context the measurements need, and the texts.
+/// Returns the texts and the context size that the measurements need.
 pub fn prepare(args: &SpeculateArgs, model: &Model, extent: &Extent<'_>) -> anyhow::Result<Prepared> {
     let read = |path: &Path| fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()));
     let broken = |path: &Path| format!("{} is not a list of tasks", path.display());
@@ -115,7 +116,7 @@ pub fn prepare(args: &SpeculateArgs, model: &Model, extent: &Extent<'_>) -> anyh
                 _ => anyhow::bail!("{}: the task {name} needs either a prompt or a text", path.display()),
             };
             let mut add = |task, ids| texts.push(Replayed { task, prompt_ids: prompt_ids.clone(), ids });
-            add(name.clone(), Vec::new()); // what the model says is found out later
+            add(name.clone(), Vec::new()); // the model's own answer is generated later
             if let Some(answer) = answer {
                 add(format!("{name}, given answer"), tokenizer.encode_more(&answer)?);
             }
@@ -126,14 +127,14 @@ pub fn prepare(args: &SpeculateArgs, model: &Model, extent: &Extent<'_>) -> anyh
     Ok(Prepared { texts, context: longest.unwrap_or(0).max(passes) })
 }
 
-/// What was read before a session is opened.
+/// The inputs, read before a session is opened.
 pub struct Prepared {
     texts: Vec<Replayed>,
-    /// Tokens of context that the measurements need.
+    /// The required context size.
     pub context: usize,
 }
 
-/// Everything that was measured.
+/// The results.
 pub struct Results {
     model: String,
     kernels: &'static str,
@@ -142,7 +143,7 @@ pub struct Results {
     gains: Vec<Gain>,
 }
 
-/// Measures.
+/// Runs the measurements.
 pub fn measure(
     prepared: Prepared,
     model: &Model,
@@ -165,7 +166,7 @@ pub fn measure(
     Ok(Results { model: model.file().to_owned(), kernels, threads, passes, gains })
 }
 
-/// Measures passes of 1 to 8 tokens, one after the other, several times.
+/// Measures passes of 1 to 8 tokens in turn, several times.
 fn measure_passes(
     session: &mut Session<'_>,
     depth: usize,
@@ -200,7 +201,7 @@ fn measure_passes(
     Ok(seconds.iter().zip(1..).map(pass).collect())
 }
 
-/// Returns what the model says after a prompt, at a temperature of 0.
+/// Returns the model's greedy answer to a prompt.
 fn say(
     model: &Model,
     session: &mut Session<'_>,
@@ -216,7 +217,7 @@ fn say(
     Ok(generate_with(session, &tokenizer, &mut sampler, &request, speculator, &mut |_| Ok(()))?.ids)
 }
 
-/// Reads a text with single steps and with speculation, in turn.
+/// Processes a text without and with speculative decoding, alternately.
 fn measure_text(session: &mut Session<'_>, text: Replayed, repeat: usize, cancel: &AtomicBool) -> hymba::Result<Gain> {
     session.clear()?;
     session.prefill(&text.prompt_ids, cancel)?;
@@ -237,8 +238,8 @@ fn measure_text(session: &mut Session<'_>, text: Replayed, repeat: usize, cancel
     Ok(Gain { text, runs, counts })
 }
 
-/// Reads a text as if the model chose it, and returns what that took. As in a session that begins, nothing is known of what
-/// passes cost.
+/// Processes a text as if the model generated it, and returns the time. As in a new session, the costs of passes are
+/// not known yet.
 fn replay(
     session: &mut Session<'_>,
     text: &Replayed,
@@ -269,7 +270,7 @@ fn median(values: &mut [f64]) -> f64 {
 }
 
 impl Pass {
-    /// Returns how often each guess has to be right for a pass to be worth its time.
+    /// Returns the acceptance rate at which a pass breaks even.
     fn break_even(&self) -> Option<f64> {
         let expected = |p: f64| (0..self.tokens).map(|guesses| p.powi(guesses as i32)).sum::<f64>();
         if self.tokens == 1 || self.ratio > self.tokens as f64 {
@@ -285,7 +286,7 @@ impl Pass {
 }
 
 impl Gain {
-    /// Returns tokens per second with single steps and with speculation: the medians of the runs.
+    /// Returns tokens per second without and with speculative decoding: the medians of the runs.
     fn rates(&self) -> [f64; 2] {
         [0, 1].map(|i| {
             let mut seconds: Vec<f64> = self.runs.iter().map(|run| run[i]).collect();
@@ -293,7 +294,7 @@ impl Gain {
         })
     }
 
-    /// Returns how many times as fast the text comes with speculation: the median of the runs' pairs.
+    /// Returns the speedup: the median over the pairs of runs.
     fn speedup(&self) -> f64 {
         let mut all: Vec<f64> = self.runs.iter().map(|[single, several]| single / several).collect();
         median(&mut all)
@@ -303,7 +304,7 @@ impl Gain {
         self.counts.tokens as f64 / self.counts.passes.max(1) as f64
     }
 
-    /// Returns the share of the time that went into finding guesses.
+    /// Returns the share of the time spent on drafting.
     fn drafting(&self) -> f64 {
         self.counts.drafting.as_secs_f64() / self.runs.last().map_or(f64::NAN, |run| run[1])
     }
@@ -313,7 +314,7 @@ impl Gain {
     }
 }
 
-/// Tables for people.
+/// Formats the results as Markdown tables.
 pub fn markdown(results: &Results) -> String {
     let mut out = String::new();
     let Results { model, kernels, threads, passes, gains } = results;
@@ -348,7 +349,7 @@ pub fn markdown(results: &Results) -> String {
     out
 }
 
-/// Everything as one JSON object, which --replay reads.
+/// Returns the results as one JSON object, which --replay reads.
 pub fn json(results: &Results) -> Value {
     let Results { model, kernels, threads, passes, gains } = results;
     let pass = |pass: &Pass| {

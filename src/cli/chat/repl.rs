@@ -204,7 +204,7 @@ impl<'m> Repl<'m> {
         Ok(true)
     }
 
-    /// Takes the result of a call; when all calls of the last reply have theirs, they are sent.
+    /// Records the result of a tool call; once all calls of the last reply have results, they are sent.
     fn take_result(&mut self, result: String) -> anyhow::Result<()> {
         limits::check_result(&result)?;
         let calls = self.conversation.calls();
@@ -217,7 +217,7 @@ impl<'m> Repl<'m> {
         self.converse(|conversation, sink| conversation.send_results(&results, sink))
     }
 
-    /// Shows the reply to what `send` sends, and those that follow from its calls, as long as a program answers these.
+    /// Streams the reply to what `send` sends, and further replies as long as a program answers their calls.
     fn converse(
         &mut self,
         send: impl FnOnce(&mut Conversation<'m>, &mut ReplySink<'_>) -> Result<Reply>,
@@ -315,7 +315,7 @@ impl<'m> Repl<'m> {
         self.waiting(|conversation, watch| conversation.set_system(text, watch))
     }
 
-    /// Holds replies to what a file says, or to nothing.
+    /// Constrains replies to the format in a file, or removes the constraint.
     fn set_format(&mut self, file: Option<&Path>) -> anyhow::Result<()> {
         let Some(path) = file else {
             self.conversation.set_constraint(None);

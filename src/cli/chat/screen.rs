@@ -113,7 +113,7 @@ impl Screen {
         out.flush()
     }
 
-    /// Begins a reply, which may call `tools`: a person reads of its calls, a program gets the text as it is.
+    /// Begins a reply that may call `tools`: calls are formatted at a terminal, and unchanged in a pipe.
     pub fn reply(&self, tools: Option<&Tools>) -> ReplyWriter {
         let wrap = Wrap::new(self.width());
         let calls = tools.filter(|_| self.terminal).map(ReplyParser::new);
@@ -131,9 +131,9 @@ pub const PROMPT: &str = "> ";
 /// Returns the style of the input prompt.
 pub const PROMPT_STYLE: &str = "\x1b[1;36m";
 
-/// The sign in front of a call.
+/// Precedes a tool call.
 pub const CALL: &str = "→ ";
-/// The style of a call.
+/// The style of a tool call.
 const CALL_STYLE: &str = "\x1b[36m";
 
 /// A reply being streamed to standard output.

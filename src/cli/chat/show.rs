@@ -29,7 +29,7 @@ pub fn help(width: Option<usize>) -> String {
             Ctrl-C stops a reply. Tab completes, Ctrl-R searches the history.\n"
 }
 
-/// Returns what a turn answers, as it is typed.
+/// Returns the user's message, or the tool results, as typed.
 pub fn query(turn: &Turn) -> String {
     if turn.answers_results() {
         let results = turn.results.iter().map(|result| format!("/tool {result}"));

@@ -1,4 +1,4 @@
-//! `run --chat` with tools, or with texts to answer from: a message, the results that a program gives, and the last reply.
+//! `run --chat` with tools or contexts: a message, the results of tool calls, and the final reply.
 
 use std::{io, sync::atomic::AtomicBool};
 
@@ -20,9 +20,8 @@ use crate::cli::{
     tools::{self, Answers, ROUNDS},
 };
 
-/// Generates the reply to `message` in an empty conversation, and those that follow from its calls as long as `answers` has
-/// results for these; returns the last one, with the timings of all. Where calls are answered, what is shown are not these, but
-/// what the model says in the end.
+/// Generates the reply to `message` in an empty conversation, and further replies as long as `answers` provides results
+/// for tool calls; returns the last one, with the timings of all.
 pub fn answer(
     conversation: &mut Conversation<'_>,
     message: &str,
@@ -58,19 +57,19 @@ pub fn answer(
     Ok(done)
 }
 
-/// Where replies go.
+/// Outputs replies.
 struct Show<'a> {
     output: &'a mut Output,
-    /// What their calls, which are not shown, may be of.
+    /// The tools whose calls are hidden from the output.
     offered: Option<&'a Tools>,
     quiet: bool,
     cancel: &'a AtomicBool,
-    /// Whether there is text before the next reply.
+    /// Whether a separator is needed before the next reply.
     shown: bool,
 }
 
 impl Show<'_> {
-    /// Shows the reply that `send` streams.
+    /// Outputs the reply that `send` streams.
     fn reply(&mut self, send: impl FnOnce(&mut ReplySink<'_>) -> Result<Reply>) -> anyhow::Result<Generation> {
         let mut parser = self.offered.map(ReplyParser::new);
         let (bar, cancel) = (Bar::tokens(!self.quiet), self.cancel);

@@ -1,5 +1,5 @@
-//! `hymba run --batch`: many prompts from a file, some of them at once. The weights are read once for all that are at work,
-//! and each text is the one that it would be alone.
+//! `hymba run --batch`: processes many prompts from a file, several at once. They share reads of the weights, and each
+//! text is the same as if it were generated alone.
 
 mod answers;
 mod preparation;
@@ -42,30 +42,30 @@ pub use preparation::Defaults;
 use preparation::Preparation;
 use prompts::{Line, Lines, Request};
 
-/// Flags for many prompts.
+/// Flags for batch processing.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Batch processing")]
 pub struct BatchArgs {
-    /// Generate from every line of FILE: JSON objects with `prompt` or `messages`, and settings of their own (see
-    /// docs/json.md). Lines that OUT has an answer to are skipped
+    /// Generate from every line of FILE, JSON objects with `prompt` or `messages` and optional settings (see
+    /// docs/json.md). Lines with an answer in OUT are skipped
     #[arg(long, value_name = "FILE", requires = "output", conflicts_with_all = ["text", "prompt", "file", "session",
           "prompt_cache", "json", "jsonl", "verbose"])]
     pub batch: Option<PathBuf>,
     /// Write the answers to OUT, one JSON object per line, in the order of the prompts
     #[arg(short, long, value_name = "OUT", requires = "batch")]
     output: Option<PathBuf>,
-    /// Number of prompts that are processed at once [default: 4]
+    /// Number of prompts processed at once [default: 4]
     #[arg(long, value_name = "N", requires = "batch", value_parser = count(1..=256))]
     parallel: Option<usize>,
 }
 
-/// Prompts that are prepared or held for their turn, for each that is at work: one that takes long does not keep the others.
+/// Prompts prepared in advance per running one, so that a long text does not delay the others.
 const AHEAD: usize = 16;
 
-/// What became of a prompt.
+/// The result of a prompt.
 type Outcome = Result<Done, String>;
 
-/// A text.
+/// A finished text.
 struct Done {
     text: String,
     ids: Vec<u32>,
@@ -73,7 +73,7 @@ struct Done {
     took: Took,
 }
 
-/// Collects a job's text, and hands it over when it is over.
+/// Collects a job's text and passes it on when it is complete.
 struct Collector {
     place: usize,
     text: String,
@@ -100,7 +100,7 @@ impl Events for Collector {
     }
 }
 
-/// Answers the prompts of the file that `flags` name.
+/// Answers the prompts of the file in `flags`.
 pub fn run(
     flags: &BatchArgs,
     (model, tokenizer): (Model, Tokenizer),
@@ -162,7 +162,7 @@ pub fn run(
     if failed > 0 { Err(Reported.into()) } else { Ok(()) }
 }
 
-/// Returns how many lines there are. Fails if those that are answered are others.
+/// Returns the number of lines. Fails if existing answers belong to other prompts.
 fn check_answered(lines: &mut Lines, answered: &[Answered], cancel: &AtomicBool) -> anyhow::Result<usize> {
     let mut total = 0;
     while let Some(line) = lines.next()? {
@@ -181,19 +181,19 @@ fn check_answered(lines: &mut Lines, answered: &[Answered], cancel: &AtomicBool)
     Ok(total)
 }
 
-/// Prompts on their way.
+/// A batch in progress.
 struct Batch {
     preparation: Preparation,
     answers: Answers,
     total: usize,
-    /// Answers in the file.
+    /// Number of answers in the file.
     written: usize,
-    /// Those of them that are errors.
+    /// Number of errors among them.
     failed: usize,
     generated: usize,
 }
 
-/// A prompt whose answer is awaited.
+/// A prompt without an answer yet.
 struct Pending {
     number: usize,
     hash: String,
@@ -203,7 +203,7 @@ struct Pending {
 }
 
 impl Batch {
-    /// Answers the rest of `lines`.
+    /// Answers the remaining `lines`.
     fn run(
         &mut self,
         lines: &mut Lines,
@@ -259,7 +259,7 @@ impl Batch {
         }
     }
 
-    /// Puts a line to work; what can't be is an error of that line.
+    /// Submits a line; if it is invalid, that is recorded as its answer.
     fn submit(&self, line: &Line, collector: Collector, scheduler: &Scheduler) -> anyhow::Result<Pending> {
         let (id, request) = match &line.bytes {
             Ok(bytes) => Request::of(bytes),

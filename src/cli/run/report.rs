@@ -18,9 +18,9 @@ pub struct Report<'a> {
     pub cached: Option<usize>,
     pub seed: u64,
     pub load: Duration,
-    /// Time to compile what the text has to match.
+    /// Time to compile the constraint.
     pub compile: Option<Duration>,
-    /// Calls of tools, if there are any to call.
+    /// Tool calls, if tools are available.
     pub calls: Option<Value>,
     pub generation: &'a Generation,
 }
@@ -75,8 +75,8 @@ impl Report<'_> {
         parts.join(" · ")
     }
 
-    /// Returns what --verbose adds. Each pass of decode reads the weights and the cache once, so that its speed is a share of
-    /// what the memory allows, which is measured for it; `cancel` ends that.
+    /// Returns the details of --verbose. Each decode pass reads the weights and the cache once, so its speed is
+    /// reported as a share of the memory bandwidth, which is measured for this purpose; `cancel` interrupts that.
     pub fn details(&self, session: &mut Session<'_>, cancel: &AtomicBool) -> hymba::Result<String> {
         let t = &self.generation.timings;
         let mut parts = vec![format!("loaded in {:.0} ms", 1e3 * self.load.as_secs_f64())];

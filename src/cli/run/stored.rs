@@ -136,7 +136,7 @@ impl<'t, 'm> Checkpointed<'t, 'm> {
         Self { timeline, on, last: None, progress }
     }
 
-    /// Returns how many tokens may be read before a checkpoint is due; `None`: it is due now.
+    /// Returns the number of tokens until the next checkpoint is due; `None`: it is due now.
     fn until_checkpoint(&self) -> Option<usize> {
         (self.last? + APART).checked_sub(self.tokens()).filter(|&left| left > 0)
     }
@@ -165,7 +165,7 @@ impl TokenModel for Checkpointed<'_, '_> {
     }
 
     fn most_guesses(&self) -> usize {
-        // Where single steps make a checkpoint, a pass ends.
+        // A pass ends where single steps would create a checkpoint.
         let left = if self.on { self.until_checkpoint().unwrap_or(APART) - 1 } else { usize::MAX };
         self.timeline.most_guesses().min(left)
     }

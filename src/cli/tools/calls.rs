@@ -1,13 +1,13 @@
-//! Calls of tools, for people and for programs.
+//! Display of tool calls.
 
 use hymba::text::Call;
 
-/// Returns a call as a person reads it.
+/// Formats a call for people.
 pub fn shown(call: &Call) -> String {
     format!("{} {}", call.name, call.arguments)
 }
 
-/// Returns calls for programs.
+/// Formats calls for programs.
 pub fn json(calls: &[Call]) -> serde_json::Value {
     calls.iter().map(|call| serde_json::json!({ "name": call.name, "arguments": call.arguments() })).collect()
 }

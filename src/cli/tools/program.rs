@@ -1,4 +1,4 @@
-//! A program that answers calls of tools: executed directly, within limits of time and output.
+//! A program that answers tool calls: executed directly, with limits on time and output.
 
 use std::{
     fmt,
@@ -14,11 +14,11 @@ use std::{
 
 use hymba::{Error, limits, text::Call};
 
-/// How long a program may take.
+/// Time limit of the program.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// How long output may still come after the program has ended: from what it started and left running.
+/// Time to wait for output after the program has ended, from processes that it left running.
 const AFTERMATH: Duration = Duration::from_secs(1);
-/// Bytes of its messages that are kept.
+/// Maximum size of its standard error that is kept.
 const MESSAGES: usize = 64 << 10;
 
 /// A program and its arguments.
@@ -35,7 +35,7 @@ impl fmt::Display for Program {
 }
 
 impl Program {
-    /// Splits a command line at white space outside of quotes; nothing else in it means anything.
+    /// Splits a command line at white space outside of quotes; there is no other shell syntax.
     pub fn new(command: &str) -> Result<Self, String> {
         let words = shlex::split(command).ok_or("a quote has no end, or a backslash nothing behind it")?;
         if words.first().is_none_or(String::is_empty) {
@@ -44,12 +44,12 @@ impl Program {
         Ok(Self { words, patience: PATIENCE })
     }
 
-    /// Runs the program on `call` and returns its output, without the line break at its end. What goes wrong is a sentence for
-    /// the user, and for the model; `cancel` ends the program and is an error of its own.
+    /// Runs the program on `call` and returns its output without the trailing line break. Failures are sentences for
+    /// both the user and the model; `cancel` ends the program with its own error.
     pub fn run(&self, call: &Call, cancel: &AtomicBool) -> hymba::Result<Result<String, String>> {
         let mut command = Command::new(&self.words[0]);
         command.args(&self.words[1..]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        // What it starts ends with it, and Ctrl-C is this program's to handle.
+        // Its child processes end with it, and Ctrl-C is handled by this process.
         #[cfg(unix)]
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
         let mut running = match command.spawn() {
@@ -63,7 +63,7 @@ impl Program {
         }
     }
 
-    /// Talks with the program until it has ended.
+    /// Exchanges data with the program until it has ended.
     fn attend(
         &self,
         running: &mut Running,
@@ -75,7 +75,7 @@ impl Program {
         let child = &mut running.0;
         if let Some(mut input) = child.stdin.take() {
             let text = call.to_json() + "\n";
-            // A program that reads nothing is fine: what it says counts.
+            // A program that does not read its input is fine, so write errors are ignored.
             thread::Builder::new().spawn(move || input.write_all(text.as_bytes())).map_err(fails)?;
         }
         let output = child.stdout.take().map(|output| read_aside(output, limits::TOOL_RESULT));
@@ -118,7 +118,7 @@ impl Program {
         }
     }
 
-    /// Returns the result that the program's end and its output are.
+    /// Returns the result from the program's exit status and output.
     fn outcome(&self, status: ExitStatus, output: Vec<u8>, messages: &[u8]) -> Result<String, String> {
         if !status.success() {
             let messages = String::from_utf8_lossy(messages);
@@ -134,13 +134,13 @@ impl Program {
     }
 }
 
-/// Why a program did not end by itself.
+/// Why a program was ended.
 enum Stopped {
     Cancelled,
     Failed(String),
 }
 
-/// A program that is running; it and what it started are ended when this is dropped.
+/// A running program, which is killed with its child processes when dropped.
 struct Running(Child);
 
 impl Drop for Running {
@@ -149,7 +149,7 @@ impl Drop for Running {
         {
             use rustix::process::{Pid, Signal, kill_process_group};
 
-            // The group outlives the program if others are left in it.
+            // Other processes in the group may outlive the program.
             if let Some(group) = i32::try_from(self.0.id()).ok().and_then(Pid::from_raw) {
                 let _ = kill_process_group(group, Signal::KILL);
             }
@@ -159,14 +159,14 @@ impl Drop for Running {
     }
 }
 
-/// What was read.
+/// The output read so far.
 struct Output {
     bytes: Vec<u8>,
-    /// Whether there is more than the limit.
+    /// Whether it exceeds the limit.
     is_long: bool,
 }
 
-/// Reads on a thread of its own, which lives as long as there is something to read.
+/// Reads on a separate thread, which lives as long as there is something to read.
 fn read_aside(mut from: impl Read + Send + 'static, limit: usize) -> io::Result<Receiver<Output>> {
     let (send, receive) = mpsc::channel();
     let read = move || {
@@ -224,7 +224,7 @@ mod tests {
         assert!(failure("yes").ends_with("was ended: it printed more than 1 MB"));
         assert!(failure("sleep 100").ends_with("was ended: it took longer than 0 s"));
         assert!(run(&["/no/such/program"]).unwrap_err().contains("cannot be started"));
-        // a flood of messages does not block it
+        // much output on standard error does not block it
         assert_eq!(run(&["sh", "-c", "head -c 200000 /dev/zero >&2; echo done"]).unwrap(), "done");
     }
 
@@ -246,7 +246,7 @@ mod tests {
         });
         let pid: i32 = std::fs::read_to_string(&file).unwrap().trim().parse().unwrap();
         let pid = rustix::process::Pid::from_raw(pid).unwrap();
-        // An orphan is reaped by whoever took it over, which may take a moment.
+        // An orphan is reaped by its new parent, which may take a moment.
         let ended = |_: u32| {
             thread::sleep(Duration::from_millis(10));
             let state = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap_or_default();

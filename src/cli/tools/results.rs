@@ -1,4 +1,4 @@
-//! Results of calls, by a program that the user allows.
+//! Results of tool calls, from a program that the user allows.
 
 use std::sync::atomic::AtomicBool;
 
@@ -8,20 +8,20 @@ use serde_json::json;
 use super::{calls::shown, program::Program};
 use crate::cli::{ask, terminal};
 
-/// How often calls are answered by the program before the user has to speak.
+/// Maximum number of consecutive rounds of calls answered by the program.
 pub const ROUNDS: usize = 8;
 
-/// A program that answers calls.
+/// A program that answers tool calls.
 #[derive(Debug)]
 pub struct Answers {
     pub program: Program,
-    /// Whether nobody is asked.
+    /// Whether to skip the confirmation.
     pub yes: bool,
 }
 
 impl Answers {
-    /// Returns the results of `calls`, one for each in order; `None` if the user does not want the program to run. What goes
-    /// wrong is a result too: the model may make something of it.
+    /// Returns one result for each of `calls`, in order; `None` if the user does not allow the program to run. Failures
+    /// are results too, since the model may be able to handle them.
     pub fn to(&self, calls: &[Call], tools: &Tools, cancel: &AtomicBool) -> anyhow::Result<Option<Vec<String>>> {
         let mut results = Vec::with_capacity(calls.len());
         for call in calls {
@@ -43,7 +43,7 @@ impl Answers {
     }
 }
 
-/// Reports what went wrong, and returns it as a result.
+/// Reports a failure, and returns it as a result.
 fn failed(why: &str) -> String {
     terminal::warn(&format!("the tool's result is an error: {why}"));
     json!({ "error": why }).to_string()

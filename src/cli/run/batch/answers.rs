@@ -1,5 +1,5 @@
-//! The file of answers: a JSON object a line, in the order of the prompts. What is there stays, so that an interrupted run
-//! can be taken up.
+//! The output file of a batch: one JSON object per line, in the order of the prompts. Existing answers are kept, so
+//! that an interrupted run can be resumed.
 
 use std::{
     fs::{File, OpenOptions, TryLockError},
@@ -14,13 +14,13 @@ use serde_json::Value;
 
 use crate::cli::json::JSON_VERSION;
 
-/// How long a line may be on its way to the disk: what a power failure takes.
+/// Maximum time until a line is flushed to disk, which a power failure may lose.
 const UNSYNCED: Duration = Duration::from_secs(1);
 
-/// An answer that is there.
+/// An existing answer.
 #[derive(Deserialize)]
 pub struct Answered {
-    /// The number of the prompt's line.
+    /// The line number of the prompt.
     pub line: usize,
     /// The hash of that line.
     pub input_hash: String,
@@ -33,7 +33,7 @@ impl Answered {
     }
 }
 
-/// The file, to which whole lines are added.
+/// The output file, to which whole lines are appended.
 pub struct Answers {
     file: File,
     path: PathBuf,
@@ -41,8 +41,8 @@ pub struct Answers {
 }
 
 impl Answers {
-    /// Opens the file at `path`, or makes it, and returns the answers that it holds. The beginning of a line that was cut off
-    /// is taken away. A file that holds anything else is refused.
+    /// Opens or creates the file at `path`, and returns its answers. A truncated last line is removed. A file with
+    /// other contents is rejected.
     pub fn open(path: &Path) -> anyhow::Result<(Self, Vec<Answered>)> {
         let name = path.display();
         let mut options = OpenOptions::new();
@@ -55,7 +55,7 @@ impl Answers {
         }
         match file.try_lock() {
             Err(TryLockError::WouldBlock) => bail!("{name}: another process writes answers to it; wait for it"),
-            Err(TryLockError::Error(_)) | Ok(()) => {} // some file systems have no locks
+            Err(TryLockError::Error(_)) | Ok(()) => {} // some file systems do not support locks
         }
         let mut answers = Self { file, path: path.into(), synced: Instant::now() };
         let found = answers.read()?;
@@ -76,7 +76,7 @@ impl Answers {
                 whole += bytes as u64;
                 continue;
             }
-            // As every line begins; less than that may have been written.
+            // The start of every line, of which only a part may have been written.
             let start = format!("{{\"version\":{JSON_VERSION},\"line\":");
             let common = bytes.min(start.len());
             if line[..common] != start.as_bytes()[..common] {
@@ -89,7 +89,7 @@ impl Answers {
         }
     }
 
-    /// Adds an answer.
+    /// Appends an answer.
     pub fn add(&mut self, answer: &Value) -> anyhow::Result<()> {
         let line = format!("{answer}\n");
         let mut written = self.file.write_all(line.as_bytes());
@@ -99,7 +99,7 @@ impl Answers {
         written.with_context(|| format!("cannot write {}", self.path.display()))
     }
 
-    /// Waits until everything is on the disk.
+    /// Flushes everything to disk.
     pub fn finish(mut self) -> anyhow::Result<()> {
         self.sync().with_context(|| format!("cannot write {}", self.path.display()))
     }

@@ -1,4 +1,4 @@
-//! From a line to a job.
+//! Conversion of input lines to jobs.
 
 use std::sync::{Arc, atomic::AtomicBool};
 
@@ -18,9 +18,9 @@ use hymba::{
 use super::prompts::{Request, Said};
 use crate::cli::{options::SamplingArgs, usage::Usage};
 
-/// What the flags say for every prompt.
+/// Values from the flags, for all prompts.
 pub struct Defaults {
-    /// Whether a prompt is a message.
+    /// Whether a prompt is a chat message.
     pub chat: bool,
     pub system: Option<String>,
     pub limit: Option<usize>,
@@ -31,11 +31,11 @@ pub struct Defaults {
     pub quiet: bool,
 }
 
-/// Makes jobs of lines.
+/// Converts lines to jobs.
 pub struct Preparation {
     tokenizer: Arc<Tokenizer>,
     template: Option<Template>,
-    /// Strings by which the model begins another turn.
+    /// Strings that start another turn.
     template_stops: Vec<String>,
     sampling: SamplingParams,
     defaults: Defaults,
@@ -44,7 +44,7 @@ pub struct Preparation {
 }
 
 impl Preparation {
-    /// Returns what makes jobs for texts of so many tokens.
+    /// Returns a converter for texts of at most `context` tokens.
     pub fn new(model: &Model, tokenizer: &Arc<Tokenizer>, context: usize, defaults: Defaults) -> anyhow::Result<Self> {
         let template = model.chat_template(tokenizer)?;
         if defaults.chat && template.is_none() {
@@ -61,13 +61,13 @@ impl Preparation {
         })
     }
 
-    /// Returns the job that a line asks for.
+    /// Returns the job for a line.
     pub fn job(&self, request: Request, events: Box<dyn Events>) -> anyhow::Result<Job> {
         let (prompt, template_stops) = self.prompt(&request)?;
         let Request { max_tokens, stop, ignore_eos, seed, frequency_penalty, presence_penalty, logit_bias, .. } =
             &request;
         let limit = match max_tokens {
-            Some(most) => usize::try_from(*most).ok(), // -1 is none
+            Some(most) => usize::try_from(*most).ok(), // -1: no limit
             None => self.defaults.limit,
         };
         let mut bias: Vec<(u32, f32)> = logit_bias.iter().map(|(&id, &bias)| (id, bias)).collect();
@@ -97,7 +97,7 @@ impl Preparation {
         })
     }
 
-    /// Returns the ids of a prompt, and the strings by which its chat template ends a reply.
+    /// Returns the ids of a prompt, and the stop strings of its chat template.
     fn prompt(&self, request: &Request) -> anyhow::Result<(Vec<u32>, &[String])> {
         let given: Vec<Message<'_>> = match (&request.prompt, &request.messages) {
             (Some(text), _) if !self.defaults.chat => {
@@ -125,7 +125,7 @@ impl Preparation {
         limits::check_prompt(text, "the prompt")?;
         let context = self.context;
         let full = |needed| Error::ContextFull { needed, free: context, context };
-        // Before the text takes memory many times its length.
+        // Checked first, since tokenization takes many times the text's length in memory.
         let least = self.tokenizer.least_tokens(text);
         if least > context {
             return Err(full(least));

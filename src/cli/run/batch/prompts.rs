@@ -1,4 +1,4 @@
-//! The file of prompts: a JSON object a line.
+//! The input file of a batch: one JSON object per line.
 
 use std::{
     collections::BTreeMap,
@@ -17,19 +17,19 @@ use serde_json::Value;
 
 use crate::cli::{prompt::skip_byte_order_mark, usage::Usage};
 
-/// Bytes of a line at most: a prompt may have a quarter of it, as JSON escapes take room.
+/// Maximum line length in bytes: a prompt may use a quarter of it, to leave room for JSON escapes.
 const LONGEST: usize = 4 * limits::PROMPT;
 
 /// A line that is not blank.
 pub struct Line {
-    /// Its number in the file, from 1.
+    /// Its line number, from 1.
     pub number: usize,
-    /// Its bytes, or why they can't be taken.
+    /// Its bytes, or why they are invalid.
     pub bytes: Result<Vec<u8>, String>,
 }
 
 impl Line {
-    /// Returns the hash by which its answer knows it.
+    /// Returns the hash that identifies the line in its answer.
     pub fn hash(&self) -> String {
         let bytes = self.bytes.as_ref().map_or(&[][..], |bytes| bytes.trim_ascii());
         blake3::hash(bytes).to_hex()[..16].into()
@@ -54,7 +54,7 @@ impl Lines {
         Ok(lines)
     }
 
-    /// Goes back to the beginning.
+    /// Returns to the start.
     pub fn rewind(&mut self) -> io::Result<()> {
         self.file.rewind()?;
         self.number = 0;
@@ -94,11 +94,12 @@ impl Lines {
     }
 }
 
-/// What a line asks for; what it does not say, the flags do. Fields have the names of OpenAI's API and of our own JSON.
+/// The contents of a line, with defaults from the flags. The fields have the names of OpenAI's API and of our JSON
+/// output.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Request {
-    /// Comes back in the answer.
+    /// Repeated in the answer.
     #[serde(alias = "custom_id")]
     id: Option<Value>,
     pub prompt: Option<String>,
@@ -153,7 +154,7 @@ impl Said {
     }
 }
 
-/// Strings that end a text.
+/// Stop strings.
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
 pub enum Stops {
@@ -171,7 +172,7 @@ impl Stops {
 }
 
 impl Request {
-    /// Returns the id that a line gives itself, and what it asks for.
+    /// Returns the line's id, if it has one, and its contents.
     pub fn of(bytes: &[u8]) -> (Option<Value>, anyhow::Result<Self>) {
         let value: Value = match serde_json::from_slice(bytes) {
             Ok(value @ Value::Object(_)) => value,
