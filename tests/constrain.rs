@@ -187,7 +187,7 @@ fn what_cannot_be_enforced_is_refused_by_its_place() {
     assert!(said(json!({"oneOf": [{"type": "integer"}, {"type": "number"}]})).contains("may overlap"));
     let text = |text: &str| demo.refusal(&Shape::JsonSchema(text.into()));
     assert!(text("{\"type\": ").starts_with("is not JSON: "));
-    assert_eq!(text("[]"), "a JSON schema is an object, or `true`");
+    assert_eq!(text("[]"), "a JSON schema must be an object or `true`");
     assert!(text("false").contains("nothing matches"));
     let optional = json!({"properties": {"never": false, "x": {"if": {}}}});
     assert_eq!(said(optional), "at #/properties/x: `if` cannot be enforced");
@@ -270,7 +270,7 @@ fn what_is_refused_is_refused_before_a_token() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("g");
     for (grammar, says) in [
-        ("root ::= \"a\" |\n  b", "at line 2: there is no rule `b`"),
+        ("root ::= \"a\" |\n  b", "at line 2: rule `b` is not defined"),
         ("start: \"a\"\n  | b", "at line 1, column 8: unknown name"),
     ] {
         fs::write(&path, grammar).unwrap();

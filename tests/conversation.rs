@@ -351,7 +351,7 @@ fn undo_and_regenerate_evaluate_nothing() {
         assert_eq!(gone[0].user, "Tell me a story.");
         assert_eq!(c.timeline().evaluated() == before, free);
         check(&mut c);
-        assert!(c.undo(2, &watch()).unwrap_err().to_string().contains("1 turns to take back"));
+        assert!(c.undo(2, &watch()).unwrap_err().to_string().contains("only 1 turns to undo"));
         c.undo(1, &watch()).unwrap();
         assert_eq!((c.used(), c.timeline().steps().len()), (0, 0));
         assert!(c.undo(1, &watch()).unwrap_err().to_string().contains("no messages yet"));

@@ -406,7 +406,7 @@ mod unix {
         let mut stream = UnixStream::connect(&path).unwrap();
         stream.write_all(request("GET", "/v1/models", &[("Host", "any")], "").as_bytes()).unwrap();
         assert_eq!(read_answer(stream).status, 200);
-        fails(hymba(["serve"]).args(flags), 1, &["another server listens there"]);
+        fails(hymba(["serve"]).args(flags), 1, &["another server is listening on it"]);
         server.signal(Signal::TERM);
         assert_eq!(server.wait().code(), Some(143));
         assert!(!path.exists());

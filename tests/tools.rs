@@ -152,7 +152,7 @@ fn flags_that_cannot_be_met_are_refused_before_anything_is_generated() {
             2,
             "there is no tool `get_cat`; there is get_weather, get_date",
         ),
-        (&["--tools", &tools, "--tool-command", "echo 'a"], 2, "--tool-command: a quote has no end"),
+        (&["--tools", &tools, "--tool-command", "echo 'a"], 2, "--tool-command: unterminated quote"),
         (&["--tools", &tools, "--tool-command", "echo"], 2, "add --tool-yes to run it without asking"),
         (&["--tool-choice", "auto"], 2, "--tools"),
         (&["--tools", &tools, "--json-object"], 2, "--tool-choice none"),
@@ -161,7 +161,7 @@ fn flags_that_cannot_be_met_are_refused_before_anything_is_generated() {
         fails(hymba(["run", "-q", "--chat", "Hello"]).args(args), code, &[says]);
     }
     let chatml = ["--chat-template", "chatml", "--tools", &tools];
-    fails(hymba(["chat", "-q", "-st", "Hello"]).args(chatml), 1, &["the chat template has no place for tools"]);
+    fails(hymba(["chat", "-q", "-st", "Hello"]).args(chatml), 1, &["the chat template does not support tools"]);
     fails(&mut hymba(["run", "-q", "Hello", "--tools", &tools]), 2, &["--chat"]);
 }
 

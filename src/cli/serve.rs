@@ -197,7 +197,7 @@ impl Args {
             keys.extend(lines.map(str::to_owned));
             if keys.len() == before {
                 return Err(
-                    Usage(format!("--api-key-file {}: holds no key; write one per line", path.display())).into()
+                    Usage(format!("--api-key-file {}: contains no keys; write one per line", path.display())).into()
                 );
             }
         }
@@ -209,7 +209,7 @@ impl Args {
         }
         let is_token = |key: &String| key.bytes().all(|byte| byte.is_ascii_graphic());
         if !keys.iter().all(is_token) {
-            return Err(Usage("an API key may hold visible ASCII characters only, and no space".into()).into());
+            return Err(Usage("an API key may only contain visible ASCII characters, without spaces".into()).into());
         }
         if keys.is_empty() && !self.no_auth && self.cors.iter().any(|origin| origin == "*") {
             let what = "--cors '*' lets every web page that is open on this machine use the model; add --api-key-file, or \
@@ -290,7 +290,7 @@ impl Socket {
         let is_socket = fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket());
         if is_socket {
             match UnixStream::connect(path) {
-                Ok(_) => anyhow::bail!("{}: another server listens there", doing()),
+                Ok(_) => anyhow::bail!("{}: another server is listening on it", doing()),
                 Err(_) => fs::remove_file(path).with_context(doing)?, // left by a killed server
             }
         }

@@ -62,7 +62,7 @@ impl SpeculateArgs {
             let text = read_whole(path, cancel)?;
             let too_long = || {
                 let most = grouped(FILE_TOKENS);
-                Usage(format!("--draft-from {}: the files have more than {most} tokens; cut them", path.display()))
+                Usage(format!("--draft-from {}: the files have more than {most} tokens; shorten them", path.display()))
             };
             if tokenizer.least_tokens(&text) > left {
                 return Err(too_long().into());

@@ -57,7 +57,8 @@ impl ToolArgs {
     /// Fails if replies are constrained (`is_held`) and may also call tools.
     pub fn check(&self, is_held: bool) -> Result<(), Usage> {
         if is_held && self.tools.is_some() && self.tool_choice.as_deref() != Some("none") {
-            let what = "--tools: output that may be a call cannot be held to a format; leave one out, or add --tool-choice none";
+            let what =
+                "--tools cannot be combined with constrained output; omit one of them, or add --tool-choice none";
             return Err(Usage(what.into()));
         }
         Ok(())
@@ -85,7 +86,7 @@ impl ToolArgs {
         let program = Program::new(command).map_err(|why| Usage(format!("--tool-command: {why}")))?;
         if !self.tool_yes && !ask::at_terminal() {
             let what =
-                "--tool-command: nobody is there to be asked before it runs; add --tool-yes to run it without asking";
+                "--tool-command: there is no terminal to confirm each run; add --tool-yes to skip the confirmation";
             return Err(Usage(what.into()).into());
         }
         Ok(Some(Answers { program, yes: self.tool_yes }))

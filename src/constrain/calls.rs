@@ -186,7 +186,7 @@ mod tests {
             r#"[{"name": "now", "arguments": {}}, {"name": "get_weather", "arguments": {"city": "Rome"}}]"#,
             "{\"name\": \"now\", \"arguments\": {}}\n{\"name\": \"get_weather\", \"arguments\": {\"city\": \"Rome\"}}",
             r#"{"name": "now", "arguments": {}} is a call."#,
-            // JSON that is no call
+            // JSON that is not a call
             r#"{"name": "other", "arguments": {"city": "Paris"}}"#,
             r#"{"name": "get_weather", "description": "says {"}"#,
             r#"{"city": "Paris"}"#,

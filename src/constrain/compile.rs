@@ -89,8 +89,8 @@ pub(super) fn bounded<T: Send + 'static>(
     cancel: &AtomicBool,
     work: impl FnOnce() -> std::result::Result<T, Refusal> + Send + 'static,
 ) -> Result<std::result::Result<T, Refusal>> {
-    let running =
-        Running::begin().ok_or_else(|| Error::Request("too much is being compiled; try again later".into()))?;
+    let running = Running::begin()
+        .ok_or_else(|| Error::Request("too many constraints are being compiled; try again later".into()))?;
     let work = move || {
         let _running = running;
         foreign::call(work).unwrap_or_else(Err)

@@ -15,7 +15,7 @@ const REPEATS: usize = 8;
 /// Converts a GBNF grammar whose start rule is `root` to Lark.
 pub(super) fn to_lark(source: &str) -> Result<String> {
     let rules = Parser::new(source).rules()?;
-    let root = *rules.index.get("root").ok_or_else(|| error(None, "there is no rule `root`"))?;
+    let root = *rules.index.get("root").ok_or_else(|| error(None, "rule `root` is not defined"))?;
     rules.check_names()?;
     let regular = rules.regular();
     if regular[root] {
@@ -68,7 +68,7 @@ impl Rules {
 
     fn check_names(&self) -> Result<()> {
         let missing = self.names.iter().zip(&self.bodies).find(|(_, body)| body.is_none());
-        missing.map_or(Ok(()), |((name, line), _)| Err(error(Some(*line), format!("there is no rule `{name}`"))))
+        missing.map_or(Ok(()), |((name, line), _)| Err(error(Some(*line), format!("rule `{name}` is not defined"))))
     }
 
     /// Returns the rules for which `holds` is true, as a fixed point.
@@ -186,10 +186,10 @@ impl<'s> Parser<'s> {
     fn rules(mut self) -> Result<Rules> {
         self.skip(true);
         while !self.rest.is_empty() {
-            let name = self.name().ok_or_else(|| self.wrong("the name of a rule should begin here"))?;
+            let name = self.name().ok_or_else(|| self.wrong("expected a rule name"))?;
             self.skip(false);
             if !self.eat("::=") {
-                return Err(self.wrong(format!("`::=` should follow the name `{name}`")));
+                return Err(self.wrong(format!("expected `::=` after `{name}`")));
             }
             self.skip(true);
             let line = self.line;
@@ -199,10 +199,10 @@ impl<'s> Parser<'s> {
             }
             let number = self.rules.number(&name, line);
             if self.rules.bodies[number].replace(body).is_some() {
-                return Err(self.wrong(format!("there is a rule `{name}` already")));
+                return Err(self.wrong(format!("rule `{name}` is already defined")));
             }
             if !self.rest.is_empty() && !self.rest.starts_with(['\n', '\r']) {
-                return Err(self.wrong("a rule should end with its line"));
+                return Err(self.wrong("expected the end of the line after a rule"));
             }
             self.skip(true);
         }
@@ -266,7 +266,7 @@ impl<'s> Parser<'s> {
                     let (line, name) = (self.line, self.name().unwrap_or_default());
                     Part::Rule(self.rules.number(&name, line))
                 }
-                Some('<' | '!') => return Err(self.wrong("tokens by their names cannot be used; write their text")),
+                Some('<' | '!') => return Err(self.wrong("token names are not supported; use their text")),
                 Some('*' | '+' | '?' | '{') => return Err(self.wrong("there is nothing to repeat here")),
                 _ => return Ok(parts),
             };
@@ -285,7 +285,7 @@ impl<'s> Parser<'s> {
         self.skip(true);
         let all = self.alternatives()?;
         self.depth -= 1;
-        if self.eat(")") { Ok(Part::Any(all)) } else { Err(self.wrong("a bracket `(` is not closed")) }
+        if self.eat(")") { Ok(Part::Any(all)) } else { Err(self.wrong("unclosed `(`")) }
     }
 
     fn repeated(&mut self, mut part: Part) -> Result<Part> {
@@ -296,7 +296,7 @@ impl<'s> Parser<'s> {
                 Some('+') => (1, None),
                 Some('?') => (0, Some(1)),
                 Some('{') => {
-                    let end = self.rest.find('}').ok_or_else(|| self.wrong("`{` is not closed"))?;
+                    let end = self.rest.find('}').ok_or_else(|| self.wrong("unclosed `{`"))?;
                     let range = &self.rest[1..end];
                     self.rest = &self.rest[end..];
                     self.range(range)?
@@ -306,7 +306,7 @@ impl<'s> Parser<'s> {
             self.rest = &self.rest[1..];
             part = Part::Times(Box::new(part), least, most);
         }
-        Err(self.wrong("too many repetitions of a repetition"))
+        Err(self.wrong("repetitions are nested too deeply"))
     }
 
     /// Parses `{m}`, `{m,}`, `{,n}` or `{m,n}`.
@@ -321,7 +321,7 @@ impl<'s> Parser<'s> {
             }
         };
         let in_order = parsed.filter(|&(least, most)| most.is_none_or(|most| least <= most));
-        in_order.ok_or_else(|| self.wrong(format!("`{{{text}}}` is not a number of times")))
+        in_order.ok_or_else(|| self.wrong(format!("invalid repetition `{{{text}}}`")))
     }
 
     fn text(&mut self) -> Result<Part> {
@@ -343,9 +343,9 @@ impl<'s> Parser<'s> {
             let _ = write!(class, "\\x{{{:X}}}", u32::from(first));
             if self.rest.starts_with('-') && !self.rest.starts_with("-]") {
                 self.rest = &self.rest[1..];
-                let last = self.character(']')?.ok_or_else(|| self.wrong("a range of characters has no end"))?;
+                let last = self.character(']')?.ok_or_else(|| self.wrong("incomplete character range"))?;
                 if last < first {
-                    return Err(self.wrong(format!("`{first}-{last}` is not in order")));
+                    return Err(self.wrong(format!("invalid character range `{first}-{last}`")));
                 }
                 let _ = write!(class, "-\\x{{{:X}}}", u32::from(last));
             }
@@ -386,7 +386,7 @@ impl<'s> Parser<'s> {
                     ) => Some(c),
                     _ => None,
                 };
-                Some(c.ok_or_else(|| self.wrong("an escape that is not known"))?)
+                Some(c.ok_or_else(|| self.wrong("unknown escape sequence"))?)
             }
             Some(c) => Some(c),
         };
@@ -415,14 +415,14 @@ mod tests {
 
     #[test]
     fn what_is_wrong_is_said_with_its_line() {
-        assert_eq!(refusal("a ::= \"x\""), "there is no rule `root`");
-        assert_eq!(refusal("root ::= \"x\" |\n b"), "at line 2: there is no rule `b`");
+        assert_eq!(refusal("a ::= \"x\""), "rule `root` is not defined");
+        assert_eq!(refusal("root ::= \"x\" |\n b"), "at line 2: rule `b` is not defined");
         assert_eq!(refusal("root ::= \"x\n"), "at line 1: `\"` is missing at the end of the line");
-        assert_eq!(refusal("\nroot ::= (\"x\" "), "at line 2: a bracket `(` is not closed");
-        assert_eq!(refusal("root ::= [z-a]"), "at line 1: `z-a` is not in order");
-        assert_eq!(refusal("root ::= \"a\"{3,2}"), "at line 1: `{3,2}` is not a number of times");
-        assert_eq!(refusal("root ::= <think>"), "at line 1: tokens by their names cannot be used; write their text");
-        assert_eq!(refusal("root ::= \"\\q\""), "at line 1: an escape that is not known");
-        assert_eq!(refusal("root = \"a\""), "at line 1: `::=` should follow the name `root`");
+        assert_eq!(refusal("\nroot ::= (\"x\" "), "at line 2: unclosed `(`");
+        assert_eq!(refusal("root ::= [z-a]"), "at line 1: invalid character range `z-a`");
+        assert_eq!(refusal("root ::= \"a\"{3,2}"), "at line 1: invalid repetition `{3,2}`");
+        assert_eq!(refusal("root ::= <think>"), "at line 1: token names are not supported; use their text");
+        assert_eq!(refusal("root ::= \"\\q\""), "at line 1: unknown escape sequence");
+        assert_eq!(refusal("root = \"a\""), "at line 1: expected `::=` after `root`");
     }
 }

@@ -98,7 +98,7 @@ impl Matching {
         self.spent += start.elapsed();
         done.map_err(|why| {
             let why = why.lines().next().unwrap_or_default();
-            Error::Request(format!("the text cannot be held to its grammar any further: {why}"))
+            Error::Request(format!("the text can no longer be constrained by its grammar: {why}"))
         })
     }
 }

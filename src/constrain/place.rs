@@ -68,7 +68,7 @@ fn reason(why: &str) -> String {
         return "the options of `oneOf` may overlap, which cannot be ruled out; use `anyOf`".into();
     }
     if let Some(format) = why.strip_prefix("Unknown format: ") {
-        return format!("the format `{format}` is not known");
+        return format!("unknown format `{format}`");
     }
     let why = why.replace("Unsatisfiable schema: ", "nothing can match: ");
     let line = why.split_whitespace().collect::<Vec<_>>().join(" ");

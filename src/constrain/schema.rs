@@ -92,12 +92,12 @@ pub(super) fn parse(text: &str) -> Result<Value> {
         Ok(Value::Bool(false)) => Err(refused("the schema is `false`, which nothing matches".into())),
         Ok(schema @ Value::Object(_)) => match unwritable(&schema, "", false) {
             Some(place) => {
-                let what = "a control character that JSON writes as `\\u…` is not supported in a constant".into();
+                let what = "control characters that JSON escapes as `\\u…` are not supported in constants".into();
                 Err(Error::Constraint { place: Some(format!("#{place}")), what })
             }
             None => Ok(with_types(schema)),
         },
-        Ok(_) => Err(refused("a JSON schema is an object, or `true`".into())),
+        Ok(_) => Err(refused("a JSON schema must be an object or `true`".into())),
         Err(e) => Err(refused(format!("is not JSON: {e}"))),
     }
 }

@@ -94,7 +94,7 @@ impl Chat {
         let chat = server.chat_format()?;
         chat.check_tools(tools.as_ref())?;
         if tools.is_some() && format.is_some() {
-            let what = "can't be held to a form while the model may call tools; leave one out, or give `tool_choice: \"none\"`";
+            let what = "cannot be combined with tools; omit one of them, or set `tool_choice: \"none\"`";
             return Err(ApiError::unsupported("response_format", what));
         }
         params.constraint = match (&format, &tools) {

@@ -89,7 +89,7 @@ impl Completion {
         fields.only("suffix", &[json!("")], "the model does not support infilling")?;
         fields.finish()?;
         if prompts.len() * params.choices > bounds::PROMPTS {
-            return Err(ApiError::field("n", format!("{} texts in all are the limit", bounds::PROMPTS)));
+            return Err(ApiError::field("n", format!("at most {} texts in total are allowed", bounds::PROMPTS)));
         }
 
         let growing = |prompt: &Prompt| Growing {

@@ -24,7 +24,7 @@ pub fn take(fields: &mut Fields) -> Result<Vec<Said>> {
         return Err(ApiError::field(&path, "must hold at least one message"));
     }
     if list.len() > bounds::MESSAGES {
-        return Err(ApiError::field(&path, format!("has {} messages; {} are the limit", list.len(), bounds::MESSAGES)));
+        return Err(ApiError::field(&path, format!("has {} messages; the limit is {}", list.len(), bounds::MESSAGES)));
     }
     let mut ids = Vec::new();
     list.into_iter().enumerate().map(|(i, value)| message(&format!("{path}[{i}]"), value, &mut ids)).collect()
@@ -49,7 +49,7 @@ fn message(path: &str, value: Value, ids: &mut Vec<String>) -> Result<Said> {
     let mut called = Vec::new();
     if role == Role::Assistant {
         // Clients send answers back with these fields.
-        fields.only("annotations", &[json!([])], "the model has no place for annotations; leave them out")?;
+        fields.only("annotations", &[json!([])], "annotations are not supported; leave them out")?;
         let at = fields.path("tool_calls");
         for (i, value) in fields.list("tool_calls")?.unwrap_or_default().into_iter().enumerate() {
             let (id, call) = call(&format!("{at}[{i}]"), value)?;
@@ -61,7 +61,7 @@ fn message(path: &str, value: Value, ids: &mut Vec<String>) -> Result<Said> {
         let at = fields.path("tool_call_id");
         let id = fields.text("tool_call_id")?.ok_or_else(|| ApiError::field(&at, "is missing"))?;
         if !ids.contains(&id) {
-            return Err(ApiError::field(&at, format!("no message before has a call with the id {id}")));
+            return Err(ApiError::field(&at, format!("no previous message has a tool call with the id {id}")));
         }
     }
     let content = match text {
@@ -70,7 +70,7 @@ fn message(path: &str, value: Value, ids: &mut Vec<String>) -> Result<Said> {
         }
         text => calls::to_text(&text.unwrap_or_default(), &called),
     };
-    fields.only("name", &[], "the model's template has no place for names; leave it out")?;
+    fields.only("name", &[], "the chat template does not support names; leave it out")?;
     fields.finish()?;
     Ok(Said { role, content })
 }
@@ -169,7 +169,7 @@ mod tests {
             (json!({}), "`messages`: must be a list, not an object"),
             (
                 json!([{"role": "tool", "content": "5", "tool_call_id": "a"}]),
-                "`messages[0].tool_call_id`: no message before",
+                "`messages[0].tool_call_id`: no previous message",
             ),
             (
                 json!([{"role": "assistant", "tool_calls": [{"id": "a", "function": {"name": "f", "arguments": "5"}}]}]),

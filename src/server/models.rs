@@ -46,7 +46,7 @@ impl Server {
     /// Rejects the names of other models.
     pub fn check_model(&self, name: Option<String>) -> Result<()> {
         let Some(name) = name.filter(|name| !self.card.is(name)) else { return Ok(()) };
-        let message = format!("there is no model `{name}` here; there is {}", self.card.names.join(", also called "));
+        let message = format!("there is no model `{name}`; the model is {}", self.card.names.join(", also called "));
         Err(ApiError::new(StatusCode::NOT_FOUND, message).with_code("model_not_found"))
     }
 

@@ -120,14 +120,14 @@ fn stops(fields: &mut Fields) -> Result<Vec<String>> {
         Some(other) => return Err(mismatch(&path, "a string or a list of strings", &other)),
     };
     if list.len() > bounds::STOPS {
-        return Err(ApiError::field(&path, format!("has {} strings; {} are the limit", list.len(), bounds::STOPS)));
+        return Err(ApiError::field(&path, format!("has {} strings; the limit is {}", list.len(), bounds::STOPS)));
     }
     let stop = |(i, value): (usize, Value)| {
         let path = format!("{path}[{i}]");
         match value {
             Value::String(text) if text.is_empty() => Err(ApiError::field(&path, "must not be empty")),
             Value::String(text) if text.len() > limits::STOP => {
-                Err(ApiError::field(&path, format!("has {} bytes; {} are the limit", text.len(), limits::STOP)))
+                Err(ApiError::field(&path, format!("has {} bytes; the limit is {}", text.len(), limits::STOP)))
             }
             Value::String(text) => Ok(text),
             other => Err(mismatch(&path, "a string", &other)),

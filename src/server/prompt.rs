@@ -53,7 +53,7 @@ impl ChatFormat {
         if tools.is_none() || self.takes_tools {
             return Ok(());
         }
-        Err(ApiError::unsupported("tools", "the model's chat template has no place for tools"))
+        Err(ApiError::unsupported("tools", "the model's chat template does not support tools"))
     }
 
     /// Returns the content of a message for the template, without white space that the template adds itself.

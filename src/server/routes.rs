@@ -76,7 +76,7 @@ fn route(path: &str) -> &'static str {
 }
 
 async fn no_such_path(request: Request) -> ApiError {
-    let message = format!("there is no {} here; /openapi.json lists what there is", request.uri().path());
+    let message = format!("there is no {} here; see /openapi.json for the routes", request.uri().path());
     ApiError::new(StatusCode::NOT_FOUND, message).with_code("unknown_path")
 }
 

@@ -443,7 +443,7 @@ mod tests {
             "<toolcall>",
             "{\"name\": \"unknown\", \"arguments\": {}}",
             "{\"name\": \"f\"} and more",
-            // what is not held to a schema is no call
+            // JSON that does not match a schema is not a call
             "{\"name\": \"f\", \"id\": 1, \"arguments\": {}}",
             "{\"name\": \"f\"}\n{\"arguments\": {}, \"name\": \"f\"}",
             "{\"name\": \"\\u0066\", \"arguments\": {}}",

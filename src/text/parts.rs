@@ -173,11 +173,11 @@ pub fn check(json: &str) -> Result<Traits, String> {
     for part in [&normalizer, &pre_tokenizer, &decoder].into_iter().flatten() {
         let parts = count(part);
         if parts > TOKENIZER_PARTS {
-            return Err(format!("a text would pass through {parts} parts, but {TOKENIZER_PARTS} are the limit"));
+            return Err(format!("a text would pass through {parts} parts; the limit is {TOKENIZER_PARTS}"));
         }
         let times = growth(part)?;
         if times > TOKENIZER_GROWTH as f64 {
-            return Err(format!("it can make a text {times} times as long, but {TOKENIZER_GROWTH} times is the limit"));
+            return Err(format!("it can make a text {times} times as long; the limit is {TOKENIZER_GROWTH} times"));
         }
     }
     let before = || [&normalizer, &pre_tokenizer].into_iter().flatten();

@@ -62,17 +62,20 @@ impl Tools {
             return Err(bad(format!("holds {}, not {what}", kind(list))));
         };
         if items.is_empty() {
-            return Err(bad("names no tool; give a list of at least one function".into()));
+            return Err(bad("contains no tools; give a list of at least one function".into()));
         }
         if items.len() > limits::TOOLS {
             let (count, limit) = (items.len(), limits::TOOLS);
-            return Err(bad(format!("names {count} tools, but {limit} are the limit")));
+            return Err(bad(format!("contains {count} tools; the limit is {limit}")));
         }
         let mut tools: Vec<Tool> = Vec::with_capacity(items.len());
         for (i, item) in items.iter().enumerate() {
             let tool = Tool::new(item, i).map_err(bad)?;
             if let Some(first) = tools.iter().position(|other| other.name == tool.name) {
-                return Err(bad(format!("[{i}] has the name of [{first}], `{}`; give each tool its own", tool.name)));
+                return Err(bad(format!(
+                    "[{i}] has the same name as [{first}], `{}`; give each tool its own",
+                    tool.name
+                )));
             }
             tools.push(tool);
         }
@@ -176,7 +179,9 @@ impl ToolChoice {
             Value::String(word) => word,
             Value::Object(object) => {
                 let named = object.get("function").unwrap_or(choice).get("name");
-                named.and_then(Value::as_str).ok_or_else(|| Error::Request("tool_choice names no function".into()))?
+                named
+                    .and_then(Value::as_str)
+                    .ok_or_else(|| Error::Request("tool_choice does not name a function".into()))?
             }
             other => return Err(Error::Request(format!("tool_choice is {}, not a string or an object", kind(other)))),
         };
@@ -253,7 +258,7 @@ mod tests {
         for (text, said) in [
             ("[{]".into(), "t.json: is not JSON: key must be a string at line 1 column 3"),
             ("{}".into(), "t.json: holds an object, not a list of functions"),
-            ("[]".into(), "t.json: names no tool"),
+            ("[]".into(), "t.json: contains no tools"),
             (list(json!("b")), "t.json: [1] is a string, not an object"),
             (list(json!({"type": "retrieval"})), "t.json: [1].type is \"retrieval\", but"),
             (list(json!({"type": "function"})), "t.json: [1] has no \"name\""),
@@ -264,8 +269,8 @@ mod tests {
             (list(json!({"name": "b", "description": {}})), "t.json: [1].description is an object"),
             (list(json!({"name": "b", "parameters": "c"})), "t.json: [1].parameters is a string, not an object"),
             (list(json!({"name": "b", "parameters": {"type": "array"}})), "t.json: [1].parameters.type is \"array\""),
-            (list(json!({"name": "a"})), "t.json: [1] has the name of [0], `a`"),
-            (json!(vec![0; 129]).to_string(), "t.json: names 129 tools, but 128 are the limit"),
+            (list(json!({"name": "a"})), "t.json: [1] has the same name as [0], `a`"),
+            (json!(vec![0; 129]).to_string(), "t.json: contains 129 tools; the limit is 128"),
             (" ".repeat(limits::TOOLS_BYTES + 1), "t.json: has 1000001 bytes; the limit for tools is 1 MB"),
         ] {
             assert!(refusal(&text).starts_with(said), "{}\nis not\n{said}", refusal(&text));

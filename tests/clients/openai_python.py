@@ -232,7 +232,7 @@ def tools():
     result = {"role": "tool", "tool_call_id": call.id, "content": "5"}
     after = client.chat.completions.create(**base, messages=[*ask, choice.message.model_dump(exclude_none=True), result])
     assert after.choices[0].message.content is not None or after.choices[0].message.tool_calls
-    refused(400, "messages[1].tool_call_id", "no message before", messages=[*ask, result])
+    refused(400, "messages[1].tool_call_id", "no previous message", messages=[*ask, result])
     refused(400, "tool_choice", "", messages=ask, tool_choice="required")
     refused(400, "tools", "", messages=ask, tools=[{"type": "function"}])
 

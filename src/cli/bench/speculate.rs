@@ -101,7 +101,7 @@ pub fn prepare(args: &SpeculateArgs, model: &Model, extent: &Extent<'_>) -> anyh
         let written: Written = serde_json::from_str(&read(path)?).with_context(|| broken(path))?;
         texts = written.texts;
         if texts.iter().flat_map(|text| text.prompt_ids.iter().chain(&text.ids)).any(|&id| id >= vocab) {
-            anyhow::bail!("{}: it has tokens that this model does not have", path.display());
+            anyhow::bail!("{}: it contains token ids outside of this model's vocabulary", path.display());
         }
     } else if let Some(path) = &args.tasks {
         let tasks: Vec<Task> = serde_json::from_str(&read(path)?).with_context(|| broken(path))?;
@@ -319,8 +319,10 @@ pub fn markdown(results: &Results) -> String {
     let mut out = String::new();
     let Results { model, kernels, threads, passes, gains } = results;
     let _ = writeln!(out, "model: {model} · kernels: {kernels} · threads: {threads}\n");
-    let _ =
-        writeln!(out, "| tokens a pass | depth | ms | of one token's | break-even acceptance |\n|---|---|---|---|---|");
+    let _ = writeln!(
+        out,
+        "| tokens per pass | depth | ms | relative to 1 token | break-even acceptance |\n|---|---|---|---|---|"
+    );
     for pass in passes {
         let even = pass.break_even().map_or(String::new(), |share| format!("{:.0} %", 1e2 * share));
         let (ms, ratio) = (1e3 * pass.seconds, pass.ratio);

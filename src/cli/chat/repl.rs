@@ -319,18 +319,18 @@ impl<'m> Repl<'m> {
     fn set_format(&mut self, file: Option<&Path>) -> anyhow::Result<()> {
         let Some(path) = file else {
             self.conversation.set_constraint(None);
-            self.screen.note("replies are free");
+            self.screen.note("replies are no longer constrained");
             return Ok(());
         };
         if self.conversation.tools().is_some() {
-            let what = "/format: replies may call tools, and cannot be held to a format as well; start without them";
+            let what = "/format: replies cannot be constrained while tools are available; start without --tools";
             return Err(Error::Request(what.into()).into());
         }
         let shape = constraint::format_file(path, &self.cancel)?;
         let name = format!("/format {}", path.display());
         let constraint = constraint::compile(&name, &shape, self.conversation.tokenizer(), &self.cancel)?;
         self.conversation.set_constraint(Some(constraint));
-        self.screen.note(&format!("replies are held to {}", path.display()));
+        self.screen.note(&format!("replies are constrained by {}", path.display()));
         Ok(())
     }
 
@@ -538,7 +538,7 @@ impl<'m> Repl<'m> {
                 true => "/set predict N or /set context N allows more",
                 false => "a larger -n or -c allows more",
             };
-            self.screen.warn(&format!("the reply is incomplete: it was cut before it matched its format; {ways}"));
+            self.screen.warn(&format!("the reply is incomplete: it ended before it matched its format; {ways}"));
         }
         if dropped > 0 {
             self.screen.warn(&format!("context full: dropped the oldest {}", turns(dropped)));

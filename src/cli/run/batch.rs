@@ -109,7 +109,7 @@ pub fn run(
     cancel: &Arc<AtomicBool>,
 ) -> anyhow::Result<()> {
     let (Some(input), Some(output)) = (&flags.batch, &flags.output) else {
-        return Err(Usage("--batch: name a file for the answers with -o".into()).into());
+        return Err(Usage("--batch requires an output file; add -o FILE".into()).into());
     };
     output_file("--output", output)?;
     let mut lines = Lines::open(input)?;
@@ -137,7 +137,7 @@ pub fn run(
     let start = Instant::now();
     batch.run(&mut lines, &scheduler, slots, cancel, !quiet).map_err(|e| match e.downcast_ref() {
         Some(Error::Cancelled) => e,
-        _ => e.context(format!("{} stays as far as it is written; the same command resumes", output.display())),
+        _ => e.context(format!("{} keeps the answers so far; run the same command again to resume", output.display())),
     })?;
     let Batch { answers, written, failed, generated, .. } = batch;
     answers.finish()?;
@@ -169,15 +169,12 @@ fn check_answered(lines: &mut Lines, answered: &[Answered], cancel: &AtomicBool)
         if let Some(answer) = answered.get(total) {
             let number = line.number;
             let is_same = answer.line == number && answer.input_hash == line.hash();
-            ensure!(
-                is_same,
-                "line {number} is not the one that was answered before; name another file for the answers"
-            );
+            ensure!(is_same, "line {number} differs from the line that was answered before; use another output file");
         }
         total += 1;
         Error::check_cancelled(cancel)?;
     }
-    ensure!(answered.len() <= total, "there are more answers than prompts; name another file for the answers");
+    ensure!(answered.len() <= total, "there are more answers than prompts; use another output file");
     Ok(total)
 }
 

@@ -37,9 +37,9 @@ impl fmt::Display for Program {
 impl Program {
     /// Splits a command line at white space outside of quotes; there is no other shell syntax.
     pub fn new(command: &str) -> Result<Self, String> {
-        let words = shlex::split(command).ok_or("a quote has no end, or a backslash nothing behind it")?;
+        let words = shlex::split(command).ok_or("unterminated quote or trailing backslash")?;
         if words.first().is_none_or(String::is_empty) {
-            return Err("names no program".into());
+            return Err("names no program to run".into());
         }
         Ok(Self { words, patience: PATIENCE })
     }
@@ -91,7 +91,7 @@ impl Program {
                 read = output.try_recv().ok();
                 if read.as_ref().is_some_and(|read| read.is_long) {
                     let limit = limits::TOOL_RESULT / limits::MB;
-                    return Err(Stopped::Failed(format!("{self} was ended: it printed more than {limit} MB")));
+                    return Err(Stopped::Failed(format!("{self} was killed: it printed more than {limit} MB")));
                 }
             }
             if ended.is_none() {
@@ -103,7 +103,9 @@ impl Program {
                     return Ok(self.outcome(*status, read.bytes, &messages));
                 }
                 (Some((_, since)), None) if since.elapsed() > AFTERMATH => {
-                    return Err(Stopped::Failed(format!("{self} has ended, but its output was left open")));
+                    return Err(Stopped::Failed(format!(
+                        "{self} has exited, but its output is still open in a child process"
+                    )));
                 }
                 (_, still) => read = still,
             }
@@ -112,7 +114,7 @@ impl Program {
             }
             if start.elapsed() > self.patience {
                 let seconds = self.patience.as_secs();
-                return Err(Stopped::Failed(format!("{self} was ended: it took longer than {seconds} s")));
+                return Err(Stopped::Failed(format!("{self} was killed: it took longer than {seconds} s")));
             }
             thread::sleep(Duration::from_millis(5));
         }
@@ -126,7 +128,7 @@ impl Program {
             let last = last.map(|line| format!(": {}", line.chars().take(400).collect::<String>()));
             return Err(format!("{self} failed ({status}){}", last.unwrap_or_default()));
         }
-        let mut text = String::from_utf8(output).map_err(|_| format!("{self} printed what is not UTF-8 text"))?;
+        let mut text = String::from_utf8(output).map_err(|_| format!("{self} printed invalid UTF-8"))?;
         if text.ends_with('\n') {
             text.truncate(text.len() - if text.ends_with("\r\n") { 2 } else { 1 });
         }
@@ -220,9 +222,9 @@ mod tests {
             failure("echo a >&2; echo no such city >&2; exit 3").ends_with("failed (exit status: 3): no such city")
         );
         assert!(failure("kill -9 $$").contains("failed (signal: 9"));
-        assert!(failure("printf '\\377'").ends_with("printed what is not UTF-8 text"));
-        assert!(failure("yes").ends_with("was ended: it printed more than 1 MB"));
-        assert!(failure("sleep 100").ends_with("was ended: it took longer than 0 s"));
+        assert!(failure("printf '\\377'").ends_with("printed invalid UTF-8"));
+        assert!(failure("yes").ends_with("was killed: it printed more than 1 MB"));
+        assert!(failure("sleep 100").ends_with("was killed: it took longer than 0 s"));
         assert!(run(&["/no/such/program"]).unwrap_err().contains("cannot be started"));
         // much output on standard error does not block it
         assert_eq!(run(&["sh", "-c", "head -c 200000 /dev/zero >&2; echo done"]).unwrap(), "done");

@@ -45,6 +45,6 @@ impl Answers {
 
 /// Reports a failure, and returns it as a result.
 fn failed(why: &str) -> String {
-    terminal::warn(&format!("the tool's result is an error: {why}"));
+    terminal::warn(&format!("the tool call failed: {why}"));
     json!({ "error": why }).to_string()
 }

@@ -12,7 +12,7 @@ impl Conversation<'_> {
     pub fn undo(&mut self, count: usize, watch: &Watch<'_>) -> Result<Vec<Turn>> {
         let Some(start) = self.current.last_exchanges(count) else {
             let turns = self.current.exchanges();
-            let what = format!("there are {turns} turns to take back; name a number from 1 to {turns}");
+            let what = format!("only {turns} turns to undo; give a number from 1 to {turns}");
             return Err(if turns == 0 { Error::NothingSaid } else { Error::Request(what) });
         };
         let gone = self.current.turns.split_off(start);
@@ -122,7 +122,7 @@ impl Conversation<'_> {
     /// Switches to the end of another branch.
     pub fn switch(&mut self, name: &str, watch: &Watch<'_>) -> Result<()> {
         if name == self.name {
-            return Err(Error::Request(format!("this is the branch `{name}`")));
+            return Err(Error::Request(format!("already on branch `{name}`")));
         }
         if !self.branches.contains_key(name) {
             let known = self.branches().into_iter().map(Into::into).collect();

@@ -58,11 +58,11 @@ impl Conversation<'_> {
     pub fn send_results(&mut self, results: &[String], sink: &mut ReplySink<'_>) -> Result<Reply> {
         let calls = self.calls().len();
         if calls == 0 {
-            return Err(Error::Request("the last reply calls no tool, so that there is nothing to answer".into()));
+            return Err(Error::Request("the last reply does not call a tool".into()));
         }
         if results.len() != calls {
             let given = results.len();
-            return Err(Error::Request(format!("{given} results were given for {calls} calls; give one for each")));
+            return Err(Error::Request(format!("expected one result per tool call: {calls} calls, {given} results")));
         }
         self.send_query(Query::Results(results), sink)
     }

@@ -122,8 +122,7 @@ impl Conversation<'_> {
                 )?;
                 let consistent = branches.values().all(Branch::is_consistent);
                 let current = branches.remove(&name).filter(|current| consistent && current.steps() == steps);
-                let current =
-                    current.ok_or_else(|| Error::format(&file, "contradicts itself; restore it from a copy"))?;
+                let current = current.ok_or_else(|| Error::format(&file, "is inconsistent; restore it from a copy"))?;
                 Ok((sampler, adopted, tools, contexts, held_to, name, current, branches))
             })?;
         self.sampler = sampler;

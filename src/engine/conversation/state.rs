@@ -212,12 +212,12 @@ impl<'m> Conversation<'m> {
 
 /// Fails if `template` has no place for the tools or contexts.
 pub(super) fn check_places(template: Option<&Template>, tools: Option<&Tools>, contexts: &[String]) -> Result<()> {
-    let missing = |what: &str| Error::Request(format!("the chat template has no place for {what}"));
+    let missing = |what: &str| Error::Request(format!("the chat template does not support {what}"));
     if tools.is_some() && !template.map(Template::takes_tools).transpose()?.unwrap_or(false) {
         return Err(missing("tools"));
     }
     if !contexts.is_empty() && !template.map(Template::takes_contexts).transpose()?.unwrap_or(false) {
-        return Err(missing("texts to answer from"));
+        return Err(missing("context texts"));
     }
     Ok(())
 }

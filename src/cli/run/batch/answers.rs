@@ -51,7 +51,7 @@ impl Answers {
         std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
         let file = options.open(path).with_context(|| format!("cannot write {name}"))?;
         if !file.metadata().with_context(|| format!("cannot read {name}"))?.is_file() {
-            bail!("{name} is not a file; name one for the answers");
+            bail!("{name} is not a regular file; use one for the answers");
         }
         match file.try_lock() {
             Err(TryLockError::WouldBlock) => bail!("{name}: another process writes answers to it; wait for it"),

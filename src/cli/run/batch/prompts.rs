@@ -47,7 +47,7 @@ impl Lines {
     pub fn open(path: &Path) -> anyhow::Result<Self> {
         let cannot = || format!("cannot read {}", path.display());
         if !path.metadata().with_context(cannot)?.is_file() {
-            bail!("{} is not a file; write the prompts to one, as they are read more than once", path.display());
+            bail!("{} is not a regular file; use one for the prompts, since it is read more than once", path.display());
         }
         let mut lines = Self { file: BufReader::new(File::open(path).with_context(cannot)?), number: 0 };
         skip_byte_order_mark(&mut lines.file).with_context(cannot)?;
