@@ -43,5 +43,8 @@ stage "Lints"
 cargo clippy --quiet --workspace --all-targets --release -- -D warnings
 RUSTDOCFLAGS="-D warnings" cargo doc --quiet --release --no-deps --lib -p hymba -p hymba-kernels-cpu -p hymba-kernels-metal
 
+stage "Without features"
+cargo check --quiet --release --no-default-features --bin hymba
+
 stage "Bindings"
 cargo run --quiet --release -p hymba-bindings -- --check

@@ -92,6 +92,7 @@ fn what_a_request_can_not_have_is_named() {
     let answer = server.post(CHAT, &json!({ "messages": hello(), "model": "gpt-4o" }));
     assert_eq!((answer.status, answer.error().1.as_str()), (404, "model_not_found"));
     assert_eq!(server.get("/v1/nothing", &[]).error().1, "unknown_path");
+    assert!(server.post("/chat/completions", &json!({})).error().2.ends_with("but /v1/chat/completions"));
     assert_eq!(server.get(CHAT, &[]).status, 405);
 }
 
@@ -366,6 +367,9 @@ fn keys_are_checked_before_anything_else() {
         assert_eq!(answer.status, 200, "{answer:?}");
     }
     fails(&mut hymba(["serve", "--host", "0.0.0.0", "--port", "0"]), 2, &["0.0.0.0", "--api-key-file", "--no-auth"]);
+    fails(&mut hymba(["serve", "--host", "127.0.0.1:8080"]), 2, &["an address or a name only"]);
+    let port = server.place.rsplit(':').next().unwrap();
+    fails(&mut hymba(["serve", "--port", port]), 1, &["the port is in use; use another --port"]);
     fails(&mut hymba(["serve", "--cors", "*"]), 2, &["--cors '*'"]);
     fails(&mut hymba(["serve", "--api-key", "a b"]), 2, &["API key"]);
     std::fs::write(&file, "# none\n").unwrap();
@@ -407,6 +411,10 @@ mod unix {
         stream.write_all(request("GET", "/v1/models", &[("Host", "any")], "").as_bytes()).unwrap();
         assert_eq!(read_answer(stream).status, 200);
         fails(hymba(["serve"]).args(flags), 1, &["another server is listening on it"]);
+        let file = folder.path().join("notes.txt");
+        std::fs::write(&file, "mine").unwrap();
+        fails(hymba(["serve", "--unix"]).arg(&file), 1, &["the file exists and is not a socket"]);
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "mine");
         server.signal(Signal::TERM);
         assert_eq!(server.wait().code(), Some(143));
         assert!(!path.exists());

@@ -242,8 +242,13 @@ impl Socket {
         if let Some(path) = &args.unix {
             return Self::bind_unix(path);
         }
+        let host = args.host.trim_matches(['[', ']']);
+        if host.contains('/') || host.contains(':') && host.parse::<IpAddr>().is_err() {
+            let what = format!("--host {}: must be an address or a name only; use --port for the port", args.host);
+            return Err(Usage(what).into());
+        }
         let place = format!("{}:{}", args.host, args.port);
-        let resolved = (args.host.trim_matches(['[', ']']), args.port).to_socket_addrs();
+        let resolved = (host, args.port).to_socket_addrs();
         let mut addresses: Vec<SocketAddr> = resolved.with_context(|| format!("--host {}", args.host))?.collect();
         addresses.sort_unstable();
         addresses.dedup();
@@ -268,6 +273,9 @@ impl Socket {
                 Ok(listener) => listeners.push(listener),
                 // A name such as localhost may resolve to an address that this machine does not have.
                 Err(e) if e.kind() == std::io::ErrorKind::AddrNotAvailable => failed = Some(e),
+                Err(e) if e.kind() == std::io::ErrorKind::AddrInUse => {
+                    anyhow::bail!("cannot listen on {place}: the port is in use; use another --port (0: any free port)")
+                }
                 Err(e) => return Err(e).context(format!("cannot listen on {place}")),
             }
         }
@@ -287,12 +295,14 @@ impl Socket {
         use rustix::{fs::Mode, process::umask};
 
         let doing = || format!("cannot listen on {}", path.display());
-        let is_socket = fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket());
-        if is_socket {
-            match UnixStream::connect(path) {
+        let is_socket = fs::symlink_metadata(path).ok().map(|file| file.file_type().is_socket());
+        match is_socket {
+            None => {}
+            Some(false) => anyhow::bail!("{}: the file exists and is not a socket; use another path", doing()),
+            Some(true) => match UnixStream::connect(path) {
                 Ok(_) => anyhow::bail!("{}: another server is listening on it", doing()),
                 Err(_) => fs::remove_file(path).with_context(doing)?, // left by a killed server
-            }
+            },
         }
         // No other thread is running that could create a file meanwhile.
         let before = umask(Mode::from_raw_mode(0o177));

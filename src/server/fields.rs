@@ -6,6 +6,7 @@ use std::{fmt::Display, ops::RangeInclusive};
 use serde_json::{Map, Value};
 
 use super::error::{ApiError, Result};
+use crate::text::kind;
 
 /// An object whose fields are taken one by one. `null` counts as absent, as in OpenAI's API.
 #[derive(Debug)]
@@ -119,17 +120,6 @@ pub fn mismatch(path: &str, wanted: impl Display, value: &Value) -> ApiError {
         other => kind(other).into(),
     };
     ApiError::field(path, format!("must be {wanted}, not {found}"))
-}
-
-fn kind(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "true or false",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
-    }
 }
 
 #[cfg(test)]

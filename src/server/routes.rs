@@ -76,7 +76,13 @@ fn route(path: &str) -> &'static str {
 }
 
 async fn no_such_path(request: Request) -> ApiError {
-    let message = format!("there is no {} here; see /openapi.json for the routes", request.uri().path());
+    let path = request.uri().path();
+    let bare = path.trim_end_matches('/');
+    let near = PATHS.into_iter().find(|&known| known == bare || known.strip_prefix("/v1") == Some(bare));
+    let message = match near {
+        Some(known) => format!("there is no {path} here, but {known}"),
+        None => format!("there is no {path} here; see /openapi.json for the routes"),
+    };
     ApiError::new(StatusCode::NOT_FOUND, message).with_code("unknown_path")
 }
 

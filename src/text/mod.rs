@@ -22,7 +22,7 @@ pub use stop::StopMatcher;
 pub use stream::Stream;
 pub use template::{Inputs, Message, Role, Template};
 pub use tokenizer::{Entry, Tokenizer};
-pub use tools::{Tool, ToolChoice, Tools};
+pub use tools::{Tool, ToolChoice, Tools, kind};
 
 #[cfg(test)]
 pub(crate) use tokenizer::tests::{small as small_tokenizer, small_with_ends};

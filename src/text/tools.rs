@@ -219,7 +219,7 @@ fn as_object<'v>(value: &'v Value, place: &str) -> std::result::Result<&'v Map<S
 }
 
 /// Returns what `value` is, for messages.
-fn kind(value: &Value) -> &'static str {
+pub fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "a boolean",
