@@ -11,7 +11,7 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-use common::{demo, fails, golden, hymba, much, quantize, runner, succeeds, text};
+use common::{demo, fails, golden, hymba, much, quantize, runner, session_header, succeeds, text};
 use hymba::format::{
     DType,
     gguf::{Gguf, Layout, Metadata, Strings, Value, Writer},
@@ -322,6 +322,67 @@ fn an_interrupt_keeps_what_was_said() {
     out.read_to_end(&mut said).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(130));
     assert!(text(&said).starts_with("Once upon a time"));
+}
+
+/// A run whose text is known from a file, so that each pass verifies a draft of seven tokens; `--draft-from` names the file.
+fn drafted(reference: &Path, flags: &[&str]) -> Command {
+    let mut command = hymba(["run", "Once upon a time", "-q", "--seed", "7", "--ignore-eos", "-c", "2048"]);
+    command.args(["--speculate", "7", "--draft-from"]).arg(reference).args(flags);
+    command
+}
+
+/// Writes what such a run generates without drafts.
+fn undrafted(to: &Path, tokens: usize) -> String {
+    let tokens = tokens.to_string();
+    let flags =
+        ["--seed", "7", "--ignore-eos", "-c", "2048", "--speculate", "off", "--no-display-prompt", "-n", &tokens];
+    let said = succeeds(hymba(["run", "Once upon a time", "-q"]).args(flags));
+    fs::write(to, &said).unwrap();
+    said
+}
+
+#[test]
+fn drafts_from_a_file_are_accepted() {
+    let dir = tempfile::tempdir().unwrap();
+    let (reference, prompts) = (dir.path().join("reference.txt"), dir.path().join("prompts.jsonl"));
+    let said = undrafted(&reference, much(120, 20));
+    let json = succeeds(&mut drafted(&reference, &["--json", "-n", much("120", "20")]));
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["text"].as_str(), Some(said.trim_end_matches('\n')));
+    let accepted = json["speculation"]["accepted_tokens"].as_u64().unwrap();
+    assert!(accepted >= much(80, 10), "{}", json["speculation"]);
+    fails(&mut drafted(Path::new("no/such.txt"), &[]), 1, &["no/such.txt", "No such file"]);
+    fs::write(&prompts, "{\"prompt\": \"a\"}\n").unwrap();
+    let mut batch = hymba(["run", "-o", "never", "--draft-from", "x", "--batch"]);
+    fails(batch.arg(&prompts), 2, &["--draft-from", "--batch"]);
+}
+
+/// Ctrl-C while a draft is verified: text and session are those of a run without drafts that ends at the same token.
+#[cfg(unix)]
+#[test]
+fn an_interrupted_draft_leaves_what_single_steps_do() {
+    use std::io::Read;
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    undrafted(&path("reference"), much(600, 60));
+    for (i, bytes) in [30, much(250, 50), much(601, 71)].into_iter().enumerate() {
+        let (session, plain) = (path(&format!("session {i}")), path(&format!("plain {i}")));
+        let mut command = drafted(&path("reference"), &["--session", session.to_str().unwrap()]);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut out = child.stdout.take().unwrap();
+        let mut said = vec![0; bytes];
+        out.read_exact(&mut said).unwrap();
+        Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+        out.read_to_end(&mut said).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(130));
+        let steps = &session_header(&session)["steps"];
+        let prompt = steps["prompts"][0][1].as_u64().unwrap();
+        let generated = (steps["ids"].as_array().unwrap().len() as u64 - prompt).to_string();
+        let flags = ["--seed", "7", "--ignore-eos", "-c", "2048", "--speculate", "off", "-n", &generated, "--session"];
+        let want = succeeds(hymba(["run", "Once upon a time", "-q"]).args(flags).arg(&plain));
+        assert_eq!(text(&said), want, "{generated} tokens");
+        assert!(fs::read(&session).unwrap() == fs::read(&plain).unwrap(), "{generated} tokens: the sessions differ");
+    }
 }
 
 /// Packed and standard order hold the same values: converting back and forth changes no byte, and logits are the same bits.

@@ -31,38 +31,17 @@ use hymba::{
 use rand::{RngExt, seq::IndexedRandom};
 use rand_chacha::ChaCha8Rng;
 use runner::much;
-use serde_json::{Map, Value, json};
+use serde_json::Value;
 use texts::{GO_ON, model, one_of, rng, small_config};
 
-const VOCAB: usize = 272;
+const VOCAB: usize = 267;
 const CHATML: &str = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}\
     {% if add_generation_prompt %}<a>{% endif %}";
 
 /// A tokenizer of all bytes and some words.
 fn tokenizer() -> Tokenizer {
-    let mut words: Vec<String> = ["<unk>", "<s>", "</s>"].map(String::from).into();
-    words.extend((0..256).map(|byte| format!("<0x{byte:02X}>")));
-    words.extend("▁ a b c d e f g h i j k l".split(' ').map(String::from));
-    assert_eq!(words.len(), VOCAB);
-    let added = |id: usize| {
-        json!({"id": id, "content": words[id], "special": true, "single_word": false, "lstrip": false, "rstrip": false,
-               "normalized": false})
-    };
-    let vocab: Map<String, Value> = words.iter().cloned().zip(0..).map(|(word, id)| (word, id.into())).collect();
-    let tokenizer = json!({
-        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [added(0), added(1), added(2)],
-        "pre_tokenizer": null, "post_processor": null,
-        "normalizer": {"type": "Sequence", "normalizers": [
-            {"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]},
-        "decoder": {"type": "Sequence", "decoders": [
-            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"},
-            {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
-        "model": {"type": "BPE", "dropout": null, "unk_token": "<unk>", "continuing_subword_prefix": null,
-            "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true, "ignore_merges": false,
-            "vocab": vocab, "merges": []},
-    });
     let mut metadata = Metadata::default();
-    metadata.set("tokenizer.huggingface.json", tokenizer.to_string());
+    metadata.set("tokenizer.huggingface.json", include_str!("../src/text/small-tokenizer.json"));
     for (key, id) in [("unknown", 0u32), ("bos", 1), ("eos", 2)] {
         metadata.set(format!("tokenizer.ggml.{key}_token_id"), id);
     }
@@ -580,7 +559,7 @@ fn drafts_are_as_long_as_pays() {
             assert!(avx2.0 >= 0.99 && avx_512.0 >= 0.99, "{name}: {avx2:?} {avx_512:?}");
         }
         let lost = ids.len() as f64 * (1.0 / in_vain.0 - 1.0);
-        assert!(lost <= 6.0, "{name}: {in_vain:?}");
+        assert!(lost <= 5.0, "{name}: {in_vain:?}");
     }
     // A whole text again, which takes a while to be found out.
     let page =

@@ -315,37 +315,10 @@ fn byte_token(token: &str) -> Option<u8> {
 pub(crate) mod tests {
     use super::*;
 
-    /// `<unk>`, `<s>`, `</s>`, the 256 bytes, then these: Llama's construction in small.
-    const WORDS: [&str; 8] = ["▁", "a", "b", "▁a", "ab", "▁ab", "é", "<extra_id_1>"];
-
+    /// A tokenizer like Llama's: `<unk>`, `<s>`, `</s>`, the 256 bytes, then "▁", "a", "b", "▁a", "ab", "▁ab", "é" and
+    /// `<extra_id_1>`.
     fn json() -> serde_json::Value {
-        let special = ["<unk>", "<s>", "</s>"].map(String::from);
-        let bytes = (0..256).map(|b| format!("<0x{b:02X}>"));
-        let words = WORDS[..7].iter().map(|w| w.to_string());
-        let vocab: serde_json::Map<_, _> =
-            special.iter().cloned().chain(bytes).chain(words).zip(0..).map(|(t, id)| (t, id.into())).collect();
-        let extra = ("<extra_id_1>".to_string(), vocab.len());
-        let added: Vec<_> = special
-            .into_iter()
-            .zip(0..)
-            .chain([extra])
-            .map(|(content, id)| {
-                serde_json::json!({"id": id, "content": content, "special": true, "single_word": false,
-                "lstrip": false, "rstrip": false, "normalized": false})
-            })
-            .collect();
-        serde_json::json!({
-            "version": "1.0", "truncation": {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0},
-            "padding": null, "added_tokens": added, "pre_tokenizer": null, "post_processor": null,
-            "normalizer": {"type": "Sequence", "normalizers": [
-                {"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]},
-            "decoder": {"type": "Sequence", "decoders": [
-                {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"},
-                {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
-            "model": {"type": "BPE", "dropout": null, "unk_token": "<unk>", "continuing_subword_prefix": null,
-                "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true, "ignore_merges": false,
-                "vocab": vocab, "merges": [["▁", "a"], ["a", "b"], ["▁a", "b"]]},
-        })
+        serde_json::from_str(include_str!("small-tokenizer.json")).unwrap()
     }
 
     fn metadata(json: &serde_json::Value) -> Metadata {
@@ -357,7 +330,7 @@ pub(crate) mod tests {
         meta
     }
 
-    /// Returns a tokenizer of 267 tokens; ids of `WORDS` start at 259, bytes at 3.
+    /// Returns a tokenizer of 267 tokens; bytes start at id 3, words at 259.
     pub(crate) fn small() -> Tokenizer {
         Tokenizer::from_metadata(&metadata(&json()), "small.gguf").unwrap()
     }

@@ -33,8 +33,6 @@ const FIRST: usize = 2;
 pub struct Policy {
     speculate: Speculate,
     costs: Costs,
-    /// Number of passes with a draft.
-    drafts: usize,
     /// Number of passes with a draft since the last one without.
     since_single: usize,
 }
@@ -42,7 +40,7 @@ pub struct Policy {
 impl Policy {
     /// Returns a policy without measurements.
     pub fn new(speculate: Speculate) -> Self {
-        Self { speculate, costs: Costs::default(), drafts: 0, since_single: 0 }
+        Self { speculate, costs: Costs::default(), since_single: 0 }
     }
 
     /// Whether speculative decoding is enabled.
@@ -110,15 +108,8 @@ impl Policy {
 
     /// Records the time of a pass of `rows` rows for `texts` sequences.
     pub fn record(&mut self, [texts, rows]: [usize; 2], depth: usize, elapsed: Duration) {
-        if rows == texts {
-            self.since_single = 0;
-        } else {
-            (self.drafts, self.since_single) = (self.drafts + 1, self.since_single + 1);
-        }
-        // The first pass with a draft also allocates memory.
-        if rows == texts || self.drafts > 1 {
-            self.costs.record(rows, depth, elapsed);
-        }
+        self.since_single = if rows == texts { 0 } else { self.since_single + 1 };
+        self.costs.record(rows, depth, elapsed);
     }
 }
 
@@ -129,7 +120,6 @@ mod tests {
     /// Returns a policy with measurements: rows and milliseconds.
     fn policy(speculate: Speculate, passes: &[(usize, u64)]) -> Policy {
         let mut policy = Policy::new(speculate);
-        policy.drafts = 1;
         for &(rows, time) in passes {
             (0..3).for_each(|_| policy.costs.record(rows, 0, Duration::from_millis(time)));
         }
