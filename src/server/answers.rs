@@ -69,6 +69,11 @@ impl Answers {
         }
     }
 
+    /// Returns their approximate size in bytes.
+    pub fn bytes(&self) -> usize {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).ids * size_of::<u32>()
+    }
+
     /// Returns the longest prompt of `owner` that `text` starts with.
     pub fn find(&self, owner: &str, text: &str) -> Option<Known> {
         let mut memory = self.known.lock().unwrap_or_else(PoisonError::into_inner);

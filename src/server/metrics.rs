@@ -40,7 +40,7 @@ fn page(server: &Server) -> String {
     page.add("texts_total", "Texts by outcome; n answers to a prompt are n texts", outcomes);
     let rate = ratio(m.decode_bytes as f64, m.decode_time.as_secs_f64());
     let connections = server.counters.connections.load(Ordering::Relaxed);
-    let rows: [(&str, &str, &dyn Display); 21] = [
+    let rows: [(&str, &str, &dyn Display); 22] = [
         ("http_connections", "Open connections", &connections),
         ("texts_running", "Running texts", &m.running),
         ("texts_queued", "Texts in the queue", &m.queued),
@@ -62,6 +62,7 @@ fn page(server: &Server) -> String {
         ("prefix_hits_total", "Texts that reused a prefix state", &m.prefix_hits),
         ("prefix_misses_total", "Texts that reused none", &m.prefix_misses),
         ("prefix_write_failures_total", "Failed writes to the folder of prefix states", &m.prefix_write_failures),
+        ("answer_bytes", "Token ids of earlier answers, which are kept for continued chats", &server.answers.bytes()),
     ];
     for (name, help, value) in rows {
         page.add(name, help, [("".into(), value)]);
