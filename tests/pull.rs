@@ -19,6 +19,7 @@ mod tls;
 
 use std::{
     fs::{self, File, FileTimes},
+    net::TcpListener,
     path::Path,
     sync::{
         Arc,
@@ -227,6 +228,18 @@ fn what_can_not_be_had_is_told_in_a_sentence() {
     fails(&mut pull(&[REPO, "-q"]), 1, &["no hash"]);
     world.hub.on(|_| Fault::Header("X-Linked-Size", Some("1".into())));
     fails(&mut pull(&[REPO, "-q"]), 1, &["two sizes"]);
+    world.hub.on(|_| Fault::None);
+    let llama = br#"{"model_type": "llama", "hidden_size": 64}"#;
+    let files = [("config.json", &llama[..], false), ("model.safetensors", &b"not wanted"[..], true)];
+    world.hub.commit("a/Llama", "main", &files);
+    let other = ["a/Llama/config.json", "a model of type `llama`; only `hymba` is supported"];
+    fails(&mut pull(&["a/Llama"]), 1, &other);
+    world.hub.commit("a/Data", "main", &[("data.csv", b"1,2", false)]);
+    fails(&mut pull(&["a/Data"]), 1, &["a/Data holds neither a checkpoint", "nor a GGUF file"]);
+    assert!(!world.hub.requests().iter().any(|r| r.is_get_of_data()));
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let refused = format!("http://{nobody}: no connection (connection refused); check the network and HF_ENDPOINT");
+    fails(pull(&[REPO]).env("HF_ENDPOINT", format!("http://{nobody}")), 1, &[&refused]);
     assert!(!world.dir.path().join("models").exists());
 }
 
@@ -322,12 +335,12 @@ fn wrong_bytes_never_get_a_name() {
     succeeds(&mut world.hymba(QUICK));
     is_installed(&world, "f16", LARGE);
 
-    // Plain files have git's hash.
-    let world = World::with_model(SMALL);
-    world
-        .hub
-        .on(|r| if r.method == "GET" && r.path.ends_with("/config.json") { Fault::WrongByte } else { Fault::None });
-    fails(&mut world.hymba(QUICK), 1, &["config.json: the download does not match", "git blob"]);
+    // Plain files have git's hash, whether they are kept or only looked at.
+    for file in ["LICENSE", "config.json"] {
+        let world = World::with_model(SMALL);
+        world.hub.on(move |r| if r.method == "GET" && r.path.ends_with(file) { Fault::WrongByte } else { Fault::None });
+        fails(&mut world.hymba(QUICK), 1, &[&format!("{file}: the download does not match"), "git blob"]);
+    }
 }
 
 #[test]

@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::Context;
 use hymba::{
-    Model,
+    Error, Model,
     format::{Privacy, gguf::Metadata, write_atomically},
     hub::{
         Cache, Client, Event, Fetch, Info, Installed, License, Lock, Name, Repo, Selection, Settings, Snapshot, Source,
@@ -156,7 +156,7 @@ impl<'a> Pull<'a> {
         let files: Vec<_> = others.into_iter().chain(weights).collect();
         let fetch = Fetch::new(&client, &info);
         let plan = fetch.plan(&files)?;
-        let estimate = Estimate::new(&client, &info, &selection, &plan, &model)?;
+        let estimate = Estimate::new(&fetch, &selection, &plan, &model)?;
         if self.args.dry_run {
             write!(terminal::out(), "{}", estimate.report(&info, &self.args.revision, &plan, &self.settings, &model))?;
             return Ok(None);
@@ -169,6 +169,9 @@ impl<'a> Pull<'a> {
         progress.begin_bytes(plan.bytes(), plan.bytes() - plan.missing());
         let fetched = fetch.run(&plan, &self.args.revision, &mut |event| show(&mut progress, &event));
         progress.finish();
+        if !self.args.job.quiet && matches!(fetched, Err(Error::Cancelled)) {
+            terminal::note("interrupted; the same command resumes the download");
+        }
         let snapshot = fetched?;
         self.install(&model, &selection, &snapshot, Some(&info))?;
         self.drop_original(&info.repo, &snapshot, plan.bytes())?;
@@ -180,7 +183,7 @@ impl<'a> Pull<'a> {
         let (repo, revision) = (&self.name.repo, &self.args.revision);
         let snapshot = Cache::new(&self.settings).find(repo, revision).with_context(|| {
             format!(
-                "HF_HUB_OFFLINE is set, and {repo} at {revision} is not in the cache ({})",
+                "HF_HUB_OFFLINE is set, and {repo} at {revision} is not in the cache ({}); unset it to download",
                 self.settings.cache.display()
             )
         })?;

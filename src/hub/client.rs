@@ -1,7 +1,7 @@
 //! Requests to a hub and to where it redirects. The token goes to the hub alone.
 
 use std::{
-    io::Read,
+    io::{self, ErrorKind, Read},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -18,9 +18,9 @@ use ureq::{
 };
 
 use super::{
-    Settings,
+    HUB, Settings,
     retry::{Backoff, Failure},
-    url::{join, origin, shown},
+    url::{join, origin, server, shown},
 };
 use crate::{Error, Result, limits};
 
@@ -120,8 +120,9 @@ impl Client {
         let request = request.body(()).map_err(|e| Error::Request(format!("{}: {e}", shown(url))))?;
         let https = host.0 == "https";
         let proxied = self.proxied[usize::from(!https)].as_ref();
-        let agent = proxied.filter(|_| self.settings.proxy(https, &host.1).is_some()).unwrap_or(&self.direct);
-        agent.run(request).map_err(|error| self.failure(error, url))
+        let proxied = proxied.filter(|_| self.settings.proxy(https, &host.1).is_some());
+        let agent = proxied.unwrap_or(&self.direct);
+        agent.run(request).map_err(|error| self.failure(error, url, proxied.is_some()))
     }
 
     /// Sends a request and follows redirects while `goes_on` accepts their address.
@@ -171,34 +172,45 @@ impl Client {
             };
             match ask() {
                 Ok(text) => return Ok(text),
-                Err(failure) => backoff.wait(failure, shown(url), &mut |_, _| (), &self.cancel)?,
+                Err(failure) => backoff.wait(failure, server(url), &mut |_, _| (), &self.cancel)?,
             }
         }
     }
 
     /// Converts an error while reading a body.
-    pub(super) fn broken(&self, error: &std::io::Error) -> Failure {
+    pub(super) fn broken(&self, error: &io::Error) -> Failure {
         match Error::check_cancelled(&self.cancel) {
             Err(cancelled) => cancelled.into(),
             Ok(()) => Failure::Again { why: format!("the connection broke: {error}"), after: None },
         }
     }
 
-    fn failure(&self, error: ureq::Error, url: &str) -> Failure {
+    fn failure(&self, error: ureq::Error, url: &str, proxied: bool) -> Failure {
         if let Err(cancelled) = Error::check_cancelled(&self.cancel) {
             return cancelled.into();
         }
-        let url = shown(url);
+        let server = server(url);
+        let check = match proxied {
+            true => "check the network and the proxy",
+            false if self.settings.endpoint == HUB => "check the network",
+            false => "check the network and HF_ENDPOINT",
+        };
+        let unreachable = |why: &dyn std::fmt::Display| format!("no connection ({why}); {check}");
         let why = match error {
             ureq::Error::Io(e) => match e.get_ref().and_then(|inner| inner.downcast_ref()) {
-                Some(error) => return Error::Request(format!("{url}: {}", insecure(error))).into(),
+                Some(error) => return Error::Request(format!("{server}: {}", insecure(error))).into(),
+                None if is_unknown_host(&e) => unreachable(&"unknown host"),
+                None if is_unreachable(e.kind()) => unreachable(&e.kind()),
                 None => e.to_string(),
             },
-            ureq::Error::HostNotFound => "unknown host, or no network".into(),
+            ureq::Error::HostNotFound => unreachable(&"unknown host"),
+            ureq::Error::ConnectionFailed => unreachable(&"refused"),
             ureq::Error::Timeout(_) => "timed out".into(),
-            ureq::Error::ConnectionFailed => "no connection".into(),
             ureq::Error::Protocol(e) => format!("the response is not HTTP: {e}"),
-            other => return Error::Request(format!("{url}: {other}")).into(),
+            ureq::Error::ConnectProxyFailed(why) => {
+                return Error::Request(format!("{server}: the proxy refuses the connection: {why}")).into();
+            }
+            other => return Error::Request(format!("{server}: {other}")).into(),
         };
         Failure::Again { why, after: None }
     }
@@ -222,6 +234,16 @@ fn tls(settings: &Settings) -> Result<TlsConfig> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let roots = RootCerts::new_with_certs(&certificates);
     Ok(TlsConfig::builder().root_certs(roots).unversioned_rustls_crypto_provider(provider).build())
+}
+
+fn is_unreachable(kind: ErrorKind) -> bool {
+    use ErrorKind::*;
+    matches!(kind, ConnectionRefused | HostUnreachable | NetworkUnreachable | NetworkDown | AddrNotAvailable)
+}
+
+/// Whether a host's name has no address. The standard library has no kind for it.
+fn is_unknown_host(error: &io::Error) -> bool {
+    error.to_string().starts_with("failed to lookup address")
 }
 
 /// Returns why there is no secure connection.

@@ -59,6 +59,17 @@ impl<'a> Fetch<'a> {
         Ok(Plan { files: files.iter().map(plan).collect::<Result<_>>()? })
     }
 
+    /// Fetches a short text file of the plan without storing it, and verifies it.
+    pub fn text(&self, plan: &Plan, path: &str) -> Result<String> {
+        let text = self.client.file_text(self.info, path)?;
+        match plan.files.iter().find(|(remote, _)| remote.path == path) {
+            Some((Remote { hash, .. }, _)) if !hash.is_of(text.as_bytes()) => {
+                Err(Error::Request(format!("{path}: the download does not match the hub's hash ({hash})")))
+            }
+            _ => Ok(text),
+        }
+    }
+
     /// Whether a file is present, as a blob or, without links, in the snapshot. Its name is its verified hash; its size
     /// is checked here.
     fn is_there(&self, remote: &Remote) -> bool {

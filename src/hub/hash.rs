@@ -48,13 +48,30 @@ impl Hash {
             Self::Sha256(_) => digest(Sha256::new(), &mut file, progress, cancel),
             Self::Git(_) => {
                 let length = file.metadata().map_err(failed)?.len();
-                let header = format!("blob {length}\0");
-                digest(Sha1::new().chain_update(header), &mut file, progress, cancel)
+                digest(git_blob(length), &mut file, progress, cancel)
             }
         };
         Error::check_cancelled(cancel)?;
         Ok(found.map_err(failed)? == self.hex())
     }
+
+    /// Whether `bytes` have this hash.
+    pub fn is_of(&self, bytes: &[u8]) -> bool {
+        let found = match self {
+            Self::Sha256(_) => hex(&Sha256::digest(bytes)),
+            Self::Git(_) => hex(&git_blob(bytes.len() as u64).chain_update(bytes).finalize()),
+        };
+        found == self.hex()
+    }
+}
+
+/// Returns the hasher of a blob of so many bytes in git.
+fn git_blob(length: u64) -> Sha1 {
+    Sha1::new().chain_update(format!("blob {length}\0"))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn digest<D: Digest>(
@@ -72,7 +89,7 @@ fn digest<D: Digest>(
         hasher.update(&buffer[..n]);
         progress(n as u64);
     }
-    Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hex(&hasher.finalize()))
 }
 
 impl fmt::Display for Hash {
@@ -102,7 +119,7 @@ mod tests {
             let hash = Hash::from_etag(etag).unwrap();
             let mut read = 0;
             assert_eq!(hash.matches(&path, &mut |n| read += n, &AtomicBool::new(false)).unwrap(), same, "{etag}");
-            assert_eq!(read, 6);
+            assert!(read == 6 && hash.is_of(b"hello\n") == same);
         }
         for etag in ["", "abc", "../../etc/passwd", "CE013625030BA8DBA906F756967F9E9CA394464A"] {
             assert_eq!(Hash::from_etag(etag), None);

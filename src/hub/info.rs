@@ -116,7 +116,7 @@ impl Client {
     }
 
     /// Fetches a short text file of the repository without storing it.
-    pub fn file_text(&self, info: &Info, path: &str) -> Result<String> {
+    pub(super) fn file_text(&self, info: &Info, path: &str) -> Result<String> {
         self.text(&self.resolve(info, path), |answer| self.check(answer, &info.repo, &info.commit, Some(path)))
     }
 

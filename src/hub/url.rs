@@ -53,6 +53,12 @@ pub(super) fn shown(url: &str) -> &str {
     url.split(['?', '#']).next().unwrap_or(url)
 }
 
+/// Returns scheme, host and port of an address, for messages.
+pub(super) fn server(url: &str) -> &str {
+    let host = url.find("://").map_or(0, |at| at + 3);
+    &url[..url[host..].find(['/', '?', '#']).map_or(url.len(), |length| host + length)]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -80,6 +86,7 @@ mod tests {
             assert_eq!(join("https://a:1/b?c", location).as_deref(), wanted);
         }
         assert_eq!(shown("https://a/b?Signature=s#f"), "https://a/b");
+        assert_eq!((server("https://a:1/b?c"), server("https://a")), ("https://a:1", "https://a"));
         assert_eq!((&*encode("refs/pr/1", false), &*encode("a b/c+ä", true)), ("refs%2Fpr%2F1", "a%20b/c%2B%C3%A4"));
     }
 }

@@ -1,9 +1,10 @@
 //! config.json: the keys that Hymba's forward pass needs.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, path::Path};
 
 use serde::Deserialize;
 
+use super::read::parse;
 use crate::{
     Error, Result,
     format::gguf::{ENDS, Metadata, Value},
@@ -14,7 +15,6 @@ use crate::{
 /// The relevant keys, named as in the official configuration class. Keys that are not an `Option` are required.
 #[derive(Deserialize)]
 pub(super) struct Raw {
-    model_type: String,
     vocab_size: usize,
     hidden_size: usize,
     intermediate_size: usize,
@@ -53,6 +53,12 @@ pub(super) struct Raw {
     pad_token_id: Option<Ids>,
 }
 
+/// What to read first: other models' files lack keys, which says less.
+#[derive(Deserialize)]
+struct Kind {
+    model_type: String,
+}
+
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Rank {
@@ -67,7 +73,22 @@ enum Ids {
     Many(Vec<i64>),
 }
 
+/// Checks that the `text` of a config.json describes a supported model; `path` names it in messages.
+pub fn check_config(path: &Path, text: &str) -> Result<()> {
+    Raw::read(path, text)?.config(&path.display().to_string()).map(drop)
+}
+
 impl Raw {
+    /// Reads the `text` of the file at `path`.
+    pub(super) fn read(path: &Path, text: &str) -> Result<Self> {
+        let Kind { model_type } = parse(path, text)?;
+        if model_type != "hymba" {
+            let what = format!("describes a model of type `{model_type}`; only `hymba` is supported");
+            return Err(Error::format(path.display().to_string(), what));
+        }
+        parse(path, text)
+    }
+
     /// Returns the configuration, or why the model is not supported; `file` is the name for messages.
     pub(super) fn config(&self, file: &str) -> Result<Config> {
         let bad = |what: String| Error::format(file, what);
@@ -121,16 +142,13 @@ impl Raw {
 
     /// Returns a feature of the official code that is not supported here.
     fn unsupported(&self) -> Option<String> {
-        let Self { model_type, hidden_size, num_attention_heads, .. } = self;
+        let Self { hidden_size, num_attention_heads, .. } = self;
         let named = |key: &str, value: &Option<String>, known: &[&str]| {
             value.as_deref().filter(|v| !known.contains(v)).map(|v| format!("{key} `{v}`"))
         };
         let implied = |key: &str, value: Option<i64>, implied: usize| {
             value.filter(|&v| v > 0 && v as u64 != implied as u64).map(|v| format!("{key} {v}"))
         };
-        if model_type != "hymba" {
-            return Some(format!("a model of type `{model_type}`"));
-        }
         if let Some(experts) = self.num_experts.filter(|&n| n > 1) {
             return Some(format!("num_experts {experts}"));
         }

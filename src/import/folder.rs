@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{card, config, read::json, tokenizer, weights};
+use super::{card, config, read::text, tokenizer, weights};
 use crate::{
     Error, Result,
     format::{Stored, gguf::Metadata, is_there},
@@ -34,7 +34,7 @@ impl Folder {
                 "has no config.json; name a Hugging Face folder or a GGUF file",
             ));
         }
-        let raw: config::Raw = json(&config_path)?;
+        let raw = config::Raw::read(&config_path, &text(&config_path)?)?;
         let config_file = config_path.display().to_string();
         let config = raw.config(&config_file)?;
         let mut notes = Vec::new();

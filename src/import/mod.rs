@@ -9,4 +9,5 @@ mod tokenizer;
 mod weights;
 
 pub use cache::checkpoint_folder;
+pub use config::check_config;
 pub use folder::Folder;

@@ -1,4 +1,5 @@
 //! A terminal of a given width, at which a person types.
+#![allow(dead_code, reason = "each test file uses a part of it")]
 
 use std::{process::Command, time::Duration};
 
@@ -17,8 +18,9 @@ pub struct Terminal {
 impl Terminal {
     /// Starts `command` once the terminal has this width.
     pub fn start(command: &Command, columns: u16) -> Self {
+        // The library sets a width of its own after the start, so the command has to wait.
         let mut shell = Command::new("sh");
-        shell.args(["-c", &format!("stty cols {columns} rows 24 && exec \"$0\" \"$@\"")]);
+        shell.args(["-c", "read -r _ && exec \"$0\" \"$@\""]);
         shell.arg(command.get_program()).args(command.get_args()).env("TERM", "xterm").env_remove("COLUMNS");
         for (name, value) in command.get_envs() {
             match value {
@@ -28,6 +30,8 @@ impl Terminal {
         }
         let mut session = Session::spawn(shell).unwrap();
         session.set_expect_timeout(Some(Duration::from_secs(much(60, 400))));
+        session.get_process_mut().set_window_size(columns, 24).unwrap();
+        session.send("\n").unwrap();
         Self { session, seen: Vec::new() }
     }
 

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use hymba::{
     Error, Result,
-    hub::{Client, Info, Installed, Plan, Selection, Settings, free_space, same_disk},
+    hub::{Fetch, Info, Installed, Plan, Selection, Settings, free_space, same_disk},
+    import::check_config,
     quant::TypePlan,
 };
 use indicatif::DecimalBytes;
@@ -25,13 +26,16 @@ pub struct Estimate {
 }
 
 impl Estimate {
-    pub fn new(client: &Client, info: &Info, selection: &Selection, plan: &Plan, model: &Installed) -> Result<Self> {
+    /// Returns the estimate; fails if the checkpoint is not one of a supported model.
+    pub fn new(fetch: &Fetch, selection: &Selection, plan: &Plan, model: &Installed) -> Result<Self> {
         let ends_with =
             |suffix: &str| plan.files().filter(|file| file.0.ends_with(suffix)).map(|file| file.1).sum::<u64>();
         if matches!(selection, Selection::Ready { .. }) {
             return Ok(Self { model: ends_with(".gguf"), is_converted: false });
         }
-        let config: Value = serde_json::from_str(&client.file_text(info, "config.json")?).unwrap_or_default();
+        let text = fetch.text(plan, "config.json")?;
+        check_config(&Path::new(&model.repo.to_string()).join("config.json"), &text)?;
+        let config: Value = serde_json::from_str(&text).unwrap_or_default();
         let wide = ["torch_dtype", "dtype"].iter().any(|key| config[key] == "float32");
         let weights = ends_with(".safetensors") / if wide { 4 } else { 2 };
         let bits = TypePlan::from_name(&model.kind).map_or(32.0, TypePlan::bits);
