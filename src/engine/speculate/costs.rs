@@ -44,12 +44,14 @@ impl Recent {
 pub struct Costs {
     /// Indexed by depth, then by rows.
     measured: Vec<[Recent; ROWS]>,
+    /// The most rows that were measured.
+    largest: usize,
     passes: u64,
 }
 
 impl Default for Costs {
     fn default() -> Self {
-        Self { measured: vec![[Recent::default(); ROWS]; DEPTHS.len()], passes: 0 }
+        Self { measured: vec![[Recent::default(); ROWS]; DEPTHS.len()], largest: 0, passes: 0 }
     }
 }
 
@@ -58,6 +60,7 @@ impl Costs {
     pub fn record(&mut self, rows: usize, depth: usize, time: Duration) {
         self.passes += 1;
         let Some(recent) = self.measured[place(depth)].get_mut(rows.wrapping_sub(1)) else { return };
+        self.largest = self.largest.max(rows);
         if recent.count > 0 && self.passes > recent.last + FORGOTTEN {
             recent.count = 0;
         }
@@ -97,7 +100,7 @@ impl Costs {
         };
         let most_measured = (2 * most).clamp(DECODE_TOKENS, ROWS);
         let measured: Vec<(usize, f64)> =
-            (base + 1..=most_measured).filter_map(|rows| Some((rows, believed(rows)?))).collect();
+            (base + 1..=most_measured.min(self.largest)).filter_map(|rows| Some((rows, believed(rows)?))).collect();
         let ratio = |rows: usize| match measured.iter().min_by_key(|(other, _)| other.abs_diff(rows)) {
             _ if rows == base => 1.0,
             Some(&(other, ratio)) if other == rows => ratio,
@@ -117,7 +120,7 @@ impl Costs {
             Some((ratio, count)) => count >= ENOUGH || ratio <= 1.15 * expected(rows, base),
             None => false,
         };
-        (base..=ROWS).rev().find(known).map_or(base, |rows| (2 * rows).min(ROWS))
+        (base..=self.largest).rev().find(known).map_or(base, |rows| (2 * rows).min(ROWS))
     }
 }
 
