@@ -373,7 +373,7 @@ fn keys_are_checked_before_anything_else() {
     fails(&mut hymba(["serve", "--cors", "*"]), 2, &["--cors '*'"]);
     fails(&mut hymba(["serve", "--api-key", "a b"]), 2, &["API key"]);
     std::fs::write(&file, "# none\n").unwrap();
-    fails(hymba(["serve", "--api-key-file"]).arg(&file), 2, &["holds no key"]);
+    fails(hymba(["serve", "--api-key-file"]).arg(&file), 2, &["contains no keys"]);
 }
 
 #[test]

@@ -164,7 +164,10 @@ mod tests {
                 "`messages[0].content[0].type`: the model reads text only, not image_url",
             ),
             (json!([{"role": "user", "content": 5}]), "`messages[0].content`: must be a string or a list"),
-            (json!([{"role": "user", "content": "a", "name": "b"}]), "`messages[0].name`: the model's template"),
+            (
+                json!([{"role": "user", "content": "a", "name": "b"}]),
+                "`messages[0].name`: the chat template does not support names",
+            ),
             (json!([{"role": "user", "content": "a", "weight": 1}]), "`messages[0].weight`: this field is unknown"),
             (json!({}), "`messages`: must be a list, not an object"),
             (
