@@ -111,6 +111,9 @@ pub enum Error {
     /// What a text should match can't be enforced; `place` is where in it, as a JSON pointer or a line.
     #[error("{}{what}", .place.as_ref().map(|place| format!("at {place}: ")).unwrap_or_default())]
     Constraint { place: Option<String>, what: String },
+    /// As much as possible of this kind is being done already: a complete sentence. Later there may be room.
+    #[error("{0}")]
+    Busy(&'static str),
     /// The operation was cancelled.
     #[error("interrupted")]
     Cancelled,

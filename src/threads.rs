@@ -1,10 +1,11 @@
 //! Thread pools that cope with a limit on threads, where rayon itself would panic.
 
 use std::{
-    io,
+    fs, io,
     num::NonZeroUsize,
+    path::{Path, PathBuf},
     sync::{
-        OnceLock,
+        Arc, OnceLock,
         atomic::AtomicBool,
         mpsc::{self, RecvTimeoutError},
     },
@@ -47,35 +48,54 @@ pub fn until<T: Send + 'static>(cancel: &AtomicBool, work: impl FnOnce() -> T + 
     wait(thread::Builder::new(), cancel, None, work)?.ok_or(Error::Cancelled)
 }
 
-/// [`until`], with a stack of so many bytes; `None` where `work` takes longer than `patience`.
+/// [`until`], with a stack of so many bytes; `None` where `work` takes longer than `patience`. That is CPU time where the
+/// system tells it (Linux), so that a busy machine makes no difference, but at most ten times as long by the clock.
 pub fn bounded<T: Send + 'static>(
     cancel: &AtomicBool,
     stack: usize,
     patience: Duration,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<Option<T>> {
-    wait(thread::Builder::new().stack_size(stack), cancel, Some(Instant::now() + patience), work)
+    wait(thread::Builder::new().stack_size(stack), cancel, Some(patience), work)
 }
 
 fn wait<T: Send + 'static>(
     thread: thread::Builder,
     cancel: &AtomicBool,
-    deadline: Option<Instant>,
+    patience: Option<Duration>,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<Option<T>> {
+    let (start, task) = (Instant::now(), Arc::<OnceLock<PathBuf>>::default());
     let (send, receive) = mpsc::channel();
-    let started = thread.spawn(move || send.send(work()));
-    started.map_err(|_| Error::Request("the system allows this process no more threads".into()))?;
+    let its_task = task.clone();
+    let work = move || {
+        if let Ok(path) = fs::read_link("/proc/thread-self") {
+            let _ = its_task.set(Path::new("/proc").join(path));
+        }
+        send.send(work())
+    };
+    thread.spawn(work).map_err(|_| Error::Request("the system allows this process no more threads".into()))?;
+    let is_over = |patience: Duration| {
+        let used = || task.get().and_then(|task| cpu_time(task)).unwrap_or(Duration::MAX);
+        start.elapsed() >= patience && (start.elapsed() >= patience * 10 || used() >= patience)
+    };
     loop {
         match receive.recv_timeout(Duration::from_millis(20)) {
             Ok(done) => return Ok(Some(done)),
-            Err(RecvTimeoutError::Timeout) if deadline.is_some_and(|deadline| Instant::now() >= deadline) => {
-                return Ok(None);
-            }
+            Err(RecvTimeoutError::Timeout) if patience.is_some_and(is_over) => return Ok(None),
             Err(RecvTimeoutError::Timeout) => Error::check_cancelled(cancel)?,
             Err(RecvTimeoutError::Disconnected) => return Err(Error::Cancelled), // it panicked, which was reported
         }
     }
+}
+
+/// Returns how long the thread whose folder in /proc is `task` has been on a CPU.
+fn cpu_time(task: &Path) -> Option<Duration> {
+    let text = fs::read_to_string(task.join("stat")).ok()?;
+    // After the name in brackets; the 14th and 15th are hundredths of a second in user and in system mode.
+    let mut fields = text.rsplit_once(')')?.1.split_ascii_whitespace().skip(11);
+    let ticks: u64 = fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?;
+    Some(Duration::from_millis(ticks * 10))
 }
 
 /// Returns this process's pool with one thread per core.
@@ -94,6 +114,8 @@ pub fn hash(hasher: &mut blake3::Hasher, bytes: &[u8]) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::Ordering;
+
     use super::*;
 
     #[test]
@@ -105,5 +127,21 @@ mod tests {
         let (_end, ends) = mpsc::channel::<()>();
         let never = move || ends.recv().is_ok();
         assert!(bounded(&AtomicBool::new(false), 1 << 20, Duration::from_millis(1), never).unwrap().is_none());
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_busy_machine_does_not_end_the_wait() {
+        let sleep = || thread::sleep(Duration::from_millis(300));
+        let done = bounded(&AtomicBool::new(false), 1 << 20, Duration::from_millis(50), sleep);
+        assert!(done.unwrap().is_some(), "it was not on a CPU for that long");
+        let work = || {
+            let start = Instant::now();
+            while start.elapsed() < Duration::from_secs(20) && !STOP.load(Ordering::Relaxed) {}
+        };
+        static STOP: AtomicBool = AtomicBool::new(false);
+        let done = bounded(&AtomicBool::new(false), 1 << 20, Duration::from_millis(50), work);
+        assert!(done.unwrap().is_none());
+        STOP.store(true, Ordering::Relaxed);
     }
 }

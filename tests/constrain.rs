@@ -11,7 +11,7 @@ use std::{
 use common::{fails, hymba, text};
 use hymba::{
     Constraint, Error, Generation, Model, Request, Sampler, SamplingParams, Session, SessionOptions, Shape, StopReason,
-    Tokenizer, Vocabulary, generate,
+    Tokenizer, Vocabulary, constrain::Next, generate,
 };
 use serde_json::{Value, json};
 
@@ -193,6 +193,52 @@ fn what_cannot_be_enforced_is_refused_by_its_place() {
     assert_eq!(said(optional), "at #/properties/x: `if` cannot be enforced");
     let lenient = json!({"x-guidance": {"lenient": true}, "not": {}});
     assert_eq!(said(lenient), "at #: `not` cannot be enforced");
+}
+
+/// A text that matches: of the tokens that may come next, always the first that ends nothing.
+fn any_text(demo: &Demo, constraint: &Constraint) -> String {
+    let (mut matching, mut bytes) = (constraint.begin(), Vec::new());
+    for _ in 0..4000 {
+        let id = match matching.next_tokens().unwrap() {
+            Next::End => break,
+            Next::Token(id) => id,
+            Next::Tokens(allowed) => allowed.iter().find(|id| !demo.tokenizer.ends().contains(id)).unwrap(),
+        };
+        matching.accept(id).unwrap();
+        bytes.extend(demo.tokenizer.piece(id));
+    }
+    assert!(matching.is_complete());
+    String::from_utf8(bytes).unwrap()
+}
+
+#[test]
+fn names_of_members_and_constants_are_no_keywords() {
+    const KEYWORDS: &str = "$ref $id $schema $anchor $defs $dynamicRef $dynamicAnchor $comment $vocabulary x-guidance type \
+        const enum multipleOf maximum exclusiveMaximum minimum exclusiveMinimum maxLength minLength pattern format items \
+        prefixItems additionalItems contains maxItems minItems uniqueItems properties patternProperties definitions \
+        additionalProperties propertyNames required maxProperties minProperties dependencies dependentRequired \
+        dependentSchemas unevaluatedItems unevaluatedProperties allOf anyOf oneOf not if then else title description default \
+        examples deprecated readOnly writeOnly contentEncoding contentMediaType contentSchema nullable discriminator";
+    let demo = Demo::new();
+    let names: Vec<_> = KEYWORDS.split_whitespace().collect();
+    let object = |value: &dyn Fn(&str) -> Value| {
+        let members: serde_json::Map<_, _> = names.iter().map(|&name| (name.to_owned(), value(name))).collect();
+        json!({"type": "object", "properties": members, "required": names, "additionalProperties": false})
+    };
+    let says =
+        |schema: &Value| serde_json::from_str::<Value>(&any_text(&demo, &demo.constraint(&self::schema(schema))));
+    let said = says(&object(&|name| json!({"const": name, "description": "\u{1}"}))).unwrap();
+    assert!(names.iter().all(|&name| said[name] == name) && said.as_object().unwrap().len() == names.len(), "{said}");
+    let within = |name: &str| json!({"type": "object", "properties": {name: {"const": 5}}, "required": [name], "additionalProperties": false});
+    let nested = says(&object(&within)).unwrap();
+    assert!(names.iter().all(|&name| nested[name] == json!({name: 5})), "{nested}");
+    // what a constant has in it is no schema
+    let data = object(&|_| json!({"$ref": "#/nowhere", "const": 5, "properties": {"type": 7}}));
+    assert_eq!(says(&json!({"const": data, "default": {"const": "\u{1}"}})).unwrap(), data);
+    for name in names {
+        let said = demo.refusal(&schema(&json!({"properties": {name: {"properties": {name: {"not": {}}}}}})));
+        assert_eq!(said, format!("at #/properties/{name}/properties/{name}: `not` cannot be enforced"));
+    }
 }
 
 /// Runs to its end with this exit code; returns standard output and standard error.

@@ -128,6 +128,29 @@ fn a_program_answers() {
     assert!(result.starts_with("{\"error\":") && result.contains("cannot be started"), "{result}");
 }
 
+#[test]
+#[cfg(unix)]
+fn a_program_answers_eight_times_in_a_row() {
+    if runner().is_some() {
+        return;
+    }
+    let folder = Folder::new();
+    let (tools, program) = (folder.path("tools.json"), folder.program(RESULT));
+    // The model reads the same question again after every result, and calls again.
+    let template = "{{- '<extra_id_0>System' -}}{%- for tool in tools or [] -%}{{- '\\n<tool> ' + tool | tojson + ' </tool>' -}}\
+        {%- endfor -%}{{- '\\n\\n<extra_id_1>User\\n' + messages[0]['content'] + '\\n' -}}\
+        {%- if add_generation_prompt -%}{{- '<extra_id_1>Assistant\\n' -}}{%- endif -%}";
+    let template = folder.write("again.jinja", template);
+    let mut command = hymba(["chat", "--temp", "0", "-n", "30", "--chat-template-file", &template, "-st", QUESTION]);
+    let Output { status, stdout, stderr } =
+        command.args(["--tools", &tools, "--tool-command", &program, "--tool-yes"]).output().unwrap();
+    let (stdout, stderr) = (text(&stdout), text(&stderr));
+    assert!(status.success(), "{stderr}");
+    assert!(stderr.contains("the program answered 8 times in a row; the next call waits"), "{stderr}");
+    assert_eq!(stdout.matches("<toolcall> {\"name\": \"get_weather\"").count(), 9, "{stdout}");
+    assert_eq!(fs::read_to_string(folder.path("calls")).unwrap().lines().count(), 8);
+}
+
 /// JSON as the model writes it.
 fn pretty(value: &Value) -> String {
     value.to_string().replace(':', ": ").replace(",\"", ", \"")

@@ -1,11 +1,11 @@
-//! JSON schemas, regular expressions and grammars, and texts that are held to them.
+//! JSON schemas, regular expressions and grammars, and texts that are held to them; lists of tools, and replies that call them.
 
-use std::sync::OnceLock;
+use std::sync::{OnceLock, atomic::AtomicBool};
 
 use hymba::{
     constrain::{Constraint, Next, Shape, Vocabulary},
     format::gguf::Metadata,
-    text::Tokenizer,
+    text::{Call, Tokenizer, Tool, ToolChoice, Tools, parse_reply},
 };
 use serde_json::{Value, json};
 
@@ -44,7 +44,8 @@ fn vocabulary() -> &'static (Tokenizer, Vocabulary) {
     })
 }
 
-/// A letter that says of what kind it is, then its text; after a zero byte, which of the tokens that may come next is chosen.
+/// A letter for the kind, then the text of the constraint; after a zero byte, which of the tokens that may come next is chosen,
+/// or the reply where the text is a list of tools.
 pub fn hold(data: &[u8]) -> bool {
     let Some((&kind, rest)) = data.split_first() else { return false };
     let mut parts = rest.splitn(2, |&byte| byte == 0);
@@ -54,6 +55,7 @@ pub fn hold(data: &[u8]) -> bool {
         b'r' => Shape::Regex(text),
         b'l' => Shape::Lark(text),
         b'g' => Shape::Gbnf(text),
+        b't' => return call(&text, &String::from_utf8_lossy(choices)),
         _ => Shape::JsonSchema(text),
     };
     let (tokenizer, vocabulary) = vocabulary();
@@ -89,14 +91,85 @@ pub fn hold(data: &[u8]) -> bool {
     true
 }
 
+/// Holds `reply` to the calls of the tools in `list`: what it calls is a tool, with arguments that match its schema.
+fn call(list: &str, reply: &str) -> bool {
+    let (tokenizer, vocabulary) = vocabulary();
+    let Ok(tools) = Tools::parse(list, "tools") else { return false };
+    let compiled = Constraint::of_calls(vocabulary, &tools, &ToolChoice::Auto, &[], &AtomicBool::new(false));
+    let (Ok(Some(constraint)), Ok(ids)) = (compiled, tokenizer.encode_more(reply)) else { return false };
+    let Some(true) = accepts(&constraint, &ids) else { return false };
+    let called = parse_reply(reply, &tools).calls;
+    called.iter().for_each(|call| check_call(&tools, call));
+    true
+}
+
+/// Whether `ids` match; `None` where they go beyond the engine's limits.
+fn accepts(constraint: &Constraint, ids: &[u32]) -> Option<bool> {
+    let mut matching = constraint.begin();
+    for &id in ids {
+        let allowed = match matching.next_tokens().ok()? {
+            Next::End => false,
+            Next::Token(only) => only == id,
+            Next::Tokens(set) => set.iter().any(|other| other == id),
+        };
+        if !allowed {
+            return Some(false);
+        }
+        matching.accept(id).ok()?;
+    }
+    Some(matching.is_complete())
+}
+
+fn check_call(tools: &Tools, call: &Call) {
+    let (tokenizer, vocabulary) = vocabulary();
+    let tool: &Tool = tools.get(&call.name).expect("a tool that was offered");
+    let schema = tool.parameters.clone().unwrap_or_else(|| json!({}));
+    // Without a type, it means an object.
+    if schema.get("type").is_some() || tool.parameters.is_none() {
+        let shape = if tool.parameters.is_none() { Shape::JsonObject } else { Shape::JsonSchema(schema.to_string()) };
+        let constraint = Constraint::new(vocabulary, &shape).expect("it was compiled with the others");
+        let ids = tokenizer.encode_more(&call.arguments).expect("text");
+        assert_ne!(accepts(&constraint, &ids), Some(false), "{} does not match {schema}", call.arguments);
+    }
+}
+
 pub fn seeds() -> Vec<Vec<u8>> {
     let schema = json!({"type": "object", "properties": {"a": {"type": "string", "maxLength": 3}, "b": {"$ref": "#/$defs/b"}},
         "required": ["b"], "$defs": {"b": {"anyOf": [{"type": "integer", "maximum": 9}, {"items": {"enum": ["x", null]}}]}}});
-    let texts = [
+    let mut texts: Vec<String> = [
+        json!({"const": {"a": [1, 2.5, null, true, "\u{e9}\n"]}}),
+        json!({"enum": ["red", 5, null, {"$ref": "#/nowhere"}]}),
+        json!({"type": "array", "prefixItems": [{"type": "boolean"}], "items": {"type": "null"}, "minItems": 1, "maxItems": 3}),
+        json!({"type": "object", "patternProperties": {"^a": {"type": "null"}}, "additionalProperties": false}),
+        json!({"type": "string", "pattern": "^(a|b){2,3}$", "maxLength": 3}),
+        json!({"type": "string", "format": "date"}),
+        json!({"type": "number", "exclusiveMinimum": 0, "maximum": 1, "multipleOf": 0.01}),
+        json!({"allOf": [{"properties": {"a": {"minimum": 1}}}, {"properties": {"a": {"type": "integer", "maximum": 3}}, "required": ["a"]}]}),
+        json!({"oneOf": [{"type": "integer"}, {"type": "string", "maxLength": 1}]}),
+        json!({"$ref": "#/$defs/n", "$defs": {"n": {"type": "object", "properties": {"const": {"$ref": "#/$defs/n"}}}}}),
+    ]
+    .iter()
+    .map(|schema| format!("s{schema}"))
+    .collect();
+    texts.extend([
         format!("s{schema}"),
         "ra[b-d]{2,3}(x|y)*".into(),
+        "r(?i)\\d{2}\\.[^a-z]?|\\w+$".into(),
         "lstart: \"a\" b+\nb: /[0-9]/ | \"(\" b \")\"\n".into(),
+        "lstart: x* \"z\"\nx[lazy]: /a.*b/\n%ignore /[ ]/\nj: %json {\"type\": \"null\"}\n".into(),
         "groot ::= \"(\" root \")\" | [a-z]{1,3} ws\nws ::= \" \"*\n".into(),
+        "groot ::= a? (b | \"\\\"\" [^\\n])+ # it\na ::= \"a\" | b{2}\nb ::= [\\x41-C]\n".into(),
+    ]);
+    let walks = texts.iter().map(|text| [text.as_bytes(), b"\0\x01\x05\x09\xff\x10\x22\x33\x44"].concat());
+    let list = json!([{"name": "f", "parameters": {"type": "object", "properties": {"a": {"enum": ["b", 1]}}, "required": ["a"]}},
+        {"type": "function", "function": {"name": "g"}}]);
+    let replies = [
+        "a",
+        "ab <toolcall> {\"name\": \"f\", \"arguments\": {\"a\": \"b\"}} </toolcall> a",
+        "{\"name\": \"f\", \"arguments\": {\"a\": 1}}\n{\"name\": \"g\", \"parameters\": {}}",
+        "[{\"name\": \"g\", \"arguments\": {\"a\": [null, {}]}}]",
+        "{\"name\": \"f\", \"a\": 5}",
     ];
-    texts.into_iter().map(|text| [text.as_bytes(), b"\0\x01\x05\x09\xff\x10\x22\x33\x44"].concat()).collect()
+    let calls = replies.map(|reply| format!("t{list}\0{reply}").into_bytes());
+    walks.chain(calls).collect()
 }

@@ -6,7 +6,7 @@ use std::{fmt::Write as _, sync::atomic::AtomicBool};
 
 use serde_json::{Value, json};
 
-use super::{Constraint, Shape, Vocabulary, schema};
+use super::{Constraint, Shape, Vocabulary, price, schema};
 use crate::{
     Error, Result,
     text::{
@@ -56,7 +56,7 @@ impl Shape {
         for (i, tool) in callable.into_iter().enumerate() {
             let begins = format!("{{\"name\": {}, \"arguments\": ", json!(tool.name));
             let _ = writeln!(lark, "call_{i}: {} arguments_{i} \"}}\"", quoted(&begins));
-            let _ = writeln!(lark, "arguments_{i}: %json {}", schema::enforced(parameters(tool)));
+            let _ = writeln!(lark, "arguments_{i}: %json {}", schema::enforced(schema::with_types(parameters(tool))));
         }
         Some(Self::Lark(lark))
     }
@@ -77,6 +77,8 @@ impl Constraint {
     ) -> Result<Option<Self>> {
         let breaks: Vec<u32> = stops.iter().filter_map(|name| vocabulary.special(name)).collect();
         let Some(shape) = Shape::of_calls(tools, choice, &breaks) else { return Ok(None) };
+        let schemas: Vec<_> = tools.iter().map(checked).collect::<Result<_>>()?;
+        price::check(&schemas)?;
         let whole = match Self::new_until(vocabulary, &shape, cancel) {
             Err(e @ Error::Constraint { .. }) => e,
             done => return done.map(Some),
@@ -84,10 +86,8 @@ impl Constraint {
         // Find the tool that causes the error.
         for tool in tools.iter() {
             let alone = Shape::JsonSchema(parameters(tool).to_string());
-            if let Err(Error::Constraint { place, what }) = Self::new_until(vocabulary, &alone, cancel) {
-                let place = place.map(|place| format!(" at {place}")).unwrap_or_default();
-                let place = Some(format!("the parameters of the tool `{}`{place}", tool.name));
-                return Err(Error::Constraint { place, what });
+            if let Err(error @ Error::Constraint { .. }) = Self::new_until(vocabulary, &alone, cancel) {
+                return Err(of_tool(tool, error));
             }
         }
         Err(whole)
@@ -104,6 +104,18 @@ fn parameters(tool: &Tool) -> Value {
         }
     }
     parameters
+}
+
+/// Returns the schema of a tool's arguments as it is compiled.
+fn checked(tool: &Tool) -> Result<Value> {
+    schema::prepared(parameters(tool)).map_err(|error| of_tool(tool, error))
+}
+
+/// Returns an error about the schema of `tool`.
+fn of_tool(tool: &Tool, error: Error) -> Error {
+    let Error::Constraint { place, what } = error else { return error };
+    let place = place.map(|place| format!(" at {place}")).unwrap_or_default();
+    Error::Constraint { place: Some(format!("the parameters of the tool `{}`{place}", tool.name)), what }
 }
 
 /// Returns a regular expression for an untagged call of the tool `name`, up to its arguments; it may follow another call, or be

@@ -2,14 +2,14 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
 use llguidance::{
-    Matcher, ParserFactory,
+    CancellationHandle, Matcher, ParserFactory,
     api::{GrammarInit, ParserLimits, TopLevelGrammar, ValidationResult},
 };
 
@@ -42,8 +42,10 @@ pub(super) fn compile(
     cancel: &AtomicBool,
 ) -> Result<std::result::Result<Matcher, Refusal>> {
     let factory = factory.clone();
-    bounded(cancel, move || {
-        let mut matcher = Matcher::new(factory.create_parser(grammar));
+    bounded(cancel, move |waiting| {
+        let mut parser = factory.create_parser(grammar).map_err(|e| e.to_string())?;
+        waiting.ends(parser.enable_cancellation());
+        let mut matcher = Matcher::new(Ok(parser));
         // A grammar without any matching text is only detected by computing a mask.
         match matcher.is_stopped() || matcher.compute_mask().is_ok() {
             true if !matcher.is_error() => Ok(matcher),
@@ -62,40 +64,148 @@ pub(super) fn refusal(grammar: TopLevelGrammar) -> Option<Refusal> {
     }
 }
 
-/// Number of compile threads, including abandoned ones.
-static RUNNING: AtomicUsize = AtomicUsize::new(0);
 /// Maximum number of compile threads: abandoned ones still use time and memory until they reach the limits.
 const AT_ONCE: usize = 8;
+/// Compile threads of this process.
+static RUNNING: Running = Running::new(AT_ONCE);
 
-/// Counts a thread as running until it is dropped.
-struct Running;
+/// Counts compile threads, including abandoned ones.
+struct Running {
+    count: AtomicUsize,
+    most: usize,
+}
+
+/// Counts as a thread until it is dropped.
+struct Place(&'static Running);
 
 impl Running {
-    fn begin() -> Option<Self> {
-        let begun =
-            RUNNING.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| (count < AT_ONCE).then_some(count + 1));
-        begun.ok().map(|_| Self)
+    const fn new(most: usize) -> Self {
+        Self { count: AtomicUsize::new(0), most }
+    }
+
+    fn begin(&'static self) -> Option<Place> {
+        let one_more = |count| (count < self.most).then_some(count + 1);
+        self.count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).ok().map(|_| Place(self))
     }
 }
 
-impl Drop for Running {
+impl Drop for Place {
     fn drop(&mut self) {
-        RUNNING.fetch_sub(1, Ordering::Relaxed);
+        self.0.count.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Whether somebody still waits for the result of a compile thread.
+#[derive(Clone, Default)]
+pub(super) struct Waiting(Arc<(AtomicBool, OnceLock<CancellationHandle>)>);
+
+impl Waiting {
+    /// Whether nobody does.
+    pub fn is_over(&self) -> bool {
+        self.0.0.load(Ordering::SeqCst)
+    }
+
+    /// Makes the end of waiting cancel the work of `handle`.
+    fn ends(&self, handle: CancellationHandle) {
+        let handle = self.0.1.get_or_init(|| handle);
+        if self.is_over() {
+            handle.cancel();
+        }
+    }
+
+    fn end(&self) {
+        self.0.0.store(true, Ordering::SeqCst);
+        if let Some(handle) = self.0.1.get() {
+            handle.cancel();
+        }
     }
 }
 
 /// Runs `work` on a thread with a large stack and returns its result.
 pub(super) fn bounded<T: Send + 'static>(
     cancel: &AtomicBool,
-    work: impl FnOnce() -> std::result::Result<T, Refusal> + Send + 'static,
+    work: impl FnOnce(&Waiting) -> std::result::Result<T, Refusal> + Send + 'static,
 ) -> Result<std::result::Result<T, Refusal>> {
-    let running = Running::begin()
-        .ok_or_else(|| Error::Request("too many constraints are being compiled; try again later".into()))?;
+    bounded_by(&RUNNING, PATIENCE, cancel, work)
+}
+
+fn bounded_by<T: Send + 'static>(
+    running: &'static Running,
+    patience: Duration,
+    cancel: &AtomicBool,
+    work: impl FnOnce(&Waiting) -> std::result::Result<T, Refusal> + Send + 'static,
+) -> Result<std::result::Result<T, Refusal>> {
+    let place = running.begin().ok_or(Error::Busy("too many constraints are being compiled; try again later"))?;
+    let waiting = Waiting::default();
+    let still = waiting.clone();
     let work = move || {
-        let _running = running;
-        foreign::call(work).unwrap_or_else(Err)
+        let _place = place;
+        foreign::call(|| work(&still)).unwrap_or_else(Err)
     };
-    let done = threads::bounded(cancel, STACK, PATIENCE, work)?;
-    let slow = || Error::Constraint { place: None, what: "it takes too long to compile; simplify it".into() };
-    done.ok_or_else(slow)
+    match threads::bounded(cancel, STACK, patience, work) {
+        Ok(Some(done)) => Ok(done),
+        other => {
+            waiting.end();
+            other?;
+            Err(Error::Constraint { place: None, what: "it takes too long to compile; simplify it".into() })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::mpsc, thread};
+
+    use super::*;
+
+    #[test]
+    fn abandoned_threads_are_counted_until_they_end() {
+        static FEW: Running = Running::new(3);
+        let (go_on, now) = (AtomicBool::new(false), Duration::from_millis(1));
+        let (ended, ends) = mpsc::channel();
+        let mut ways_out = Vec::new();
+        let mut start = |patience| {
+            let (open, way_out) = mpsc::channel::<()>();
+            ways_out.push(open);
+            let ended = ended.clone();
+            bounded_by(&FEW, patience, &go_on, move |waiting: &Waiting| {
+                let _ = way_out.recv();
+                let _ = ended.send(waiting.is_over());
+                Ok(())
+            })
+        };
+        for _ in 0..3 {
+            assert!(matches!(start(now), Err(Error::Constraint { what, .. }) if what.contains("too long")));
+        }
+        for _ in 0..20 {
+            assert!(matches!(start(now), Err(Error::Busy(_))), "no more threads than that");
+        }
+        assert_eq!(FEW.count.load(Ordering::Relaxed), 3);
+        ways_out.clear();
+        for _ in 0..3 {
+            assert!(ends.recv().unwrap(), "it knows that nobody waits");
+        }
+        while FEW.count.load(Ordering::Relaxed) > 0 {
+            thread::yield_now();
+        }
+        assert!(bounded_by(&FEW, Duration::from_secs(60), &go_on, |_| Ok(5)).unwrap() == Ok(5));
+        // a panic gives the place back too
+        let failed =
+            bounded_by(&FEW, Duration::from_secs(60), &go_on, |_| -> std::result::Result<(), _> { panic!("no") });
+        assert_eq!(failed.unwrap(), Err("no".into()));
+    }
+
+    #[test]
+    fn a_cancel_reaches_the_work() {
+        for is_late in [false, true] {
+            let (waiting, handle) = (Waiting::default(), CancellationHandle::default());
+            if is_late {
+                waiting.end();
+            }
+            waiting.ends(handle.clone());
+            assert_eq!(handle.is_cancelled(), is_late);
+            waiting.end();
+            assert!(handle.is_cancelled());
+        }
+    }
 }

@@ -8,6 +8,7 @@ mod constraint;
 mod gbnf;
 mod matching;
 mod place;
+mod price;
 mod schema;
 mod vocabulary;
 

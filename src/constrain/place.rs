@@ -15,12 +15,12 @@ use crate::Error;
 const TRIALS: usize = 1000;
 
 /// Time limit of the search, after which a larger part is reported.
-const PATIENCE: Duration = Duration::from_millis(1500);
+const PATIENCE: Duration = Duration::from_millis(900);
 
 /// Returns the error for a schema that llguidance rejected with the message `why`.
 pub(super) fn in_schema(schema: Value, why: String, cancel: &AtomicBool) -> Error {
     let (first, root) = (why.clone(), schema.clone());
-    let found = compile::bounded(cancel, move || Ok(Search::new(root).from("", why)));
+    let found = compile::bounded(cancel, move |waiting| Ok(Search::new(root, waiting.clone()).from("", why)));
     match found {
         Ok(Ok((pointer, why))) => Error::Constraint { place: Some(format!("#{pointer}")), what: reason(&why) },
         Err(Error::Cancelled) => Error::Cancelled,
@@ -84,11 +84,12 @@ struct Search {
     seen: HashSet<String>,
     trials: usize,
     deadline: Instant,
+    waiting: compile::Waiting,
 }
 
 impl Search {
-    fn new(schema: Value) -> Self {
-        Self { schema, seen: HashSet::new(), trials: TRIALS, deadline: Instant::now() + PATIENCE }
+    fn new(schema: Value, waiting: compile::Waiting) -> Self {
+        Self { schema, seen: HashSet::new(), trials: TRIALS, deadline: Instant::now() + PATIENCE, waiting }
     }
 
     /// Returns the smallest rejected part within the part at `pointer`, and the reason; the part itself is rejected
@@ -97,7 +98,8 @@ impl Search {
         let (mut pointer, mut why) = (pointer.to_owned(), why);
         'down: loop {
             for part in self.parts(&pointer) {
-                if self.trials == 0 || Instant::now() > self.deadline || !self.seen.insert(part.clone()) {
+                let is_over = self.trials == 0 || self.waiting.is_over() || Instant::now() > self.deadline;
+                if is_over || !self.seen.insert(part.clone()) {
                     continue;
                 }
                 self.trials -= 1;

@@ -3,6 +3,7 @@
 use llguidance::{JsonCompileOptions, api::TopLevelGrammar};
 use serde_json::{Map, Value};
 
+use super::price;
 use crate::{Error, Result};
 
 /// Keywords whose value is a schema.
@@ -28,7 +29,6 @@ const NAMED: [&str; 5] = ["properties", "patternProperties", "dependentSchemas",
 /// Returns the pointers of the direct subschemas at `pointer` in `root`.
 pub(super) fn subschemas(root: &Value, pointer: &str) -> Vec<String> {
     let Some(Value::Object(schema)) = root.pointer(pointer) else { return Vec::new() };
-    let escaped = |name: &str| name.replace('~', "~0").replace('/', "~1");
     let mut parts = Vec::new();
     for (key, value) in schema {
         let at = format!("{pointer}/{}", escaped(key));
@@ -46,7 +46,7 @@ pub(super) fn subschemas(root: &Value, pointer: &str) -> Vec<String> {
 
 /// Adds the type to each option of a `oneOf` that is only a reference, as generated unions have it. llguidance does not
 /// follow references when it checks that the options are disjoint.
-fn with_types(mut schema: Value) -> Value {
+pub(super) fn with_types(mut schema: Value) -> Value {
     let (mut left, mut typed) = (vec![String::new()], Vec::new());
     while let Some(pointer) = left.pop() {
         left.extend(subschemas(&schema, &pointer));
@@ -67,21 +67,53 @@ fn with_types(mut schema: Value) -> Value {
     schema
 }
 
-/// Returns the pointer of a constant with a character that JSON can only encode as `\\u`, since such escapes are
-/// excluded.
-fn unwritable(value: &Value, pointer: &str, constant: bool) -> Option<String> {
-    let is_unwritable = |c: char| c.is_ascii_control() && !"\u{8}\u{c}\n\r\t".contains(c);
-    match value {
-        Value::String(text) => (constant && text.contains(is_unwritable)).then(|| pointer.to_owned()),
-        Value::Array(list) => {
-            list.iter().enumerate().find_map(|(i, item)| unwritable(item, &format!("{pointer}/{i}"), constant))
+/// Returns `name` as a part of a JSON pointer.
+fn escaped(name: &str) -> String {
+    name.replace('~', "~0").replace('/', "~1")
+}
+
+/// Returns the pointer of a constant, or of a name of a member, with a character that JSON can only encode as `\\u`, since
+/// such escapes are excluded.
+fn unwritable(schema: &Value) -> Option<String> {
+    let mut left = vec![String::new()];
+    while let Some(pointer) = left.pop() {
+        let parts = subschemas(schema, &pointer);
+        let keywords = schema.pointer(&pointer).and_then(Value::as_object);
+        for (key, value) in keywords.into_iter().flatten() {
+            let at = format!("{pointer}/{key}");
+            let found = match (&**key, value) {
+                ("const" | "enum" | "required", value) => unwritable_in(value, &at),
+                ("properties", Value::Object(members)) => {
+                    members.keys().find(|name| is_unwritable(name)).map(|name| format!("{at}/{}", escaped(name)))
+                }
+                _ => None,
+            };
+            if found.is_some() {
+                return found;
+            }
         }
-        Value::Object(members) => members.iter().find_map(|(key, value)| {
-            let constant = constant || key == "const" || key == "enum";
-            unwritable(value, &format!("{pointer}/{}", key.replace('~', "~0").replace('/', "~1")), constant)
+        left.extend(parts);
+    }
+    None
+}
+
+/// Returns the pointer of such a text in `value`, which is at `pointer`.
+fn unwritable_in(value: &Value, pointer: &str) -> Option<String> {
+    match value {
+        Value::String(text) => is_unwritable(text).then(|| pointer.to_owned()),
+        Value::Array(list) => {
+            list.iter().enumerate().find_map(|(i, item)| unwritable_in(item, &format!("{pointer}/{i}")))
+        }
+        Value::Object(members) => members.iter().find_map(|(name, value)| {
+            let at = format!("{pointer}/{}", escaped(name));
+            if is_unwritable(name) { Some(at) } else { unwritable_in(value, &at) }
         }),
         _ => None,
     }
+}
+
+fn is_unwritable(text: &str) -> bool {
+    text.contains(|c: char| c.is_ascii_control() && !"\u{8}\u{c}\n\r\t".contains(c))
 }
 
 /// Parses a schema.
@@ -90,16 +122,20 @@ pub(super) fn parse(text: &str) -> Result<Value> {
     match serde_json::from_str(text) {
         Ok(Value::Bool(true)) => Ok(Value::Object(Map::new())),
         Ok(Value::Bool(false)) => Err(refused("the schema is `false`, which nothing matches".into())),
-        Ok(schema @ Value::Object(_)) => match unwritable(&schema, "", false) {
-            Some(place) => {
-                let what = "control characters that JSON escapes as `\\u…` are not supported in constants".into();
-                Err(Error::Constraint { place: Some(format!("#{place}")), what })
-            }
-            None => Ok(with_types(schema)),
-        },
+        Ok(schema @ Value::Object(_)) => prepared(schema),
         Ok(_) => Err(refused("a JSON schema must be an object or `true`".into())),
         Err(e) => Err(refused(format!("is not JSON: {e}"))),
     }
+}
+
+/// Returns `schema` as it is compiled, or an error about what llguidance would not, or would at any price.
+pub(super) fn prepared(schema: Value) -> Result<Value> {
+    if let Some(place) = unwritable(&schema) {
+        let what = "control characters that JSON escapes as `\\u…` are not supported in constants and names".into();
+        return Err(Error::Constraint { place: Some(format!("#{place}")), what });
+    }
+    price::check([&schema])?;
+    Ok(with_types(schema))
 }
 
 /// Returns the grammar for JSON that matches `schema`. White space is fixed to one space after each comma and colon,
@@ -122,4 +158,34 @@ pub(super) fn enforced(mut schema: Value) -> Value {
     // Overwrites options within the schema, which could disable the enforcement.
     options.apply_to(&mut schema);
     schema
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn control_characters_are_refused_where_they_would_be_written() {
+        for (schema, place) in [
+            (json!({"const": "a\u{1}"}), "#/const"),
+            (json!({"enum": ["a", {"b": ["\u{1}"]}]}), "#/enum/1/b/0"),
+            (json!({"const": {"a\u{7f}": 1}}), "#/const/a\u{7f}"),
+            (json!({"properties": {"a": {"items": {"const": "\u{1f}"}}}}), "#/properties/a/items/const"),
+            (json!({"properties": {"\u{1}": {}}}), "#/properties/\u{1}"),
+            (json!({"required": ["\u{1}"]}), "#/required/0"),
+        ] {
+            let refused = prepared(schema).unwrap_err();
+            assert!(matches!(&refused, Error::Constraint { place: Some(at), .. } if at == place), "{refused}");
+        }
+        for schema in [
+            json!({"description": "\u{1}", "default": {"const": "\u{1}"}, "examples": [{"enum": ["\u{1}"]}]}),
+            json!({"properties": {"const": {"description": "\u{1}"}, "enum": {"title": "\u{1}"}}}),
+            json!({"properties": {"properties": {"properties": {"const": {"$comment": "\u{1}"}}}}}),
+            json!({"const": "a\n\t\r\u{8}\u{c}"}),
+        ] {
+            assert!(prepared(schema.clone()).is_ok(), "{schema}");
+        }
+    }
 }

@@ -108,6 +108,7 @@ impl From<Error> for ApiError {
                 Self::bad(message)
             }
             Error::Cancelled => Self::draining(),
+            Error::Busy(_) => Self { retry_after: Some(2), ..Self::new(StatusCode::TOO_MANY_REQUESTS, message) },
             _ => Self::new(StatusCode::INTERNAL_SERVER_ERROR, message),
         }
     }

@@ -35,10 +35,14 @@ pub fn answer(
     let offered = offered.as_ref().filter(|_| parses);
     let mut show = Show { output, offered, quiet, cancel, shown: false };
     let mut done = show.reply(|sink| conversation.send(message, sink))?;
-    for _ in 0..ROUNDS {
+    for round in 0.. {
         let calls = conversation.calls();
         let (Some(answers), Some(tools)) = (answers, conversation.tools().filter(|_| !calls.is_empty())) else { break };
         if matches!(done.stop, StopReason::Interrupted | StopReason::BrokenPipe) {
+            break;
+        }
+        if round == ROUNDS {
+            terminal::warn(&format!("the program answered {ROUNDS} times in a row; the last call has no result"));
             break;
         }
         if !quiet {
