@@ -108,7 +108,8 @@ fn parameters(tool: &Tool) -> Value {
 
 /// Returns the schema of a tool's arguments as it is compiled.
 fn checked(tool: &Tool) -> Result<Value> {
-    schema::prepared(parameters(tool)).map_err(|error| of_tool(tool, error))
+    let schema = schema::prepared(parameters(tool));
+    schema.and_then(|schema| price::check([&schema]).map(|()| schema)).map_err(|error| of_tool(tool, error))
 }
 
 /// Returns an error about the schema of `tool`.

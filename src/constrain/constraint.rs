@@ -5,7 +5,7 @@ use std::{fmt, sync::atomic::AtomicBool};
 use llguidance::{Matcher, api::TopLevelGrammar};
 use serde_json::json;
 
-use super::{Matching, Vocabulary, compile::compile, gbnf, place, schema};
+use super::{Matching, Vocabulary, compile::compile, gbnf, place, price, schema};
 use crate::{Error, Result, limits};
 
 /// The source of a constraint.
@@ -78,6 +78,7 @@ impl Constraint {
             Shape::JsonSchema(text) => {
                 check_size(text)?;
                 let schema = schema::parse(text)?;
+                price::check([&schema])?;
                 compile(schema::grammar(schema.clone()))?.map_err(|why| place::in_schema(schema, why, cancel))
             }
             Shape::JsonObject => compile(schema::grammar(json!({"type": "object"})))?.map_err(place::of_refusal),
