@@ -3,8 +3,8 @@
 source "$(dirname "$0")/common.sh"
 
 stage "64-bit Arm, emulated"
-# Runs cargo test there, on the CPU that is named first and on a core of its own: threads that share a core or wait for each
-# other on several cost an emulator a multiple.
+# Runs cargo test under emulation, on the CPU model in the first argument and pinned to one core: in an emulator,
+# threads that wait for each other on several cores are several times slower.
 on_arm() {
     set -o pipefail
     local run
@@ -36,7 +36,7 @@ else
         printf '%s: %s\n' "${cpu%:*}" "$there"
         [[ -n $here && $here == "$there" ]]
         "${run[@]}" eval logits -m models/hymba-demo.gguf --ids "$ids" --force -o "$temp/logits-arm"
-        cmp "$temp/logits" "$temp/logits-arm" # the vector kernels of both architectures give the same bits
+        cmp "$temp/logits" "$temp/logits-arm" # the vector kernels of both architectures are bit-identical
     done
     stage "64-bit Arm, emulated: what depends on the CPU, with dotprod and i8mm and without"
     skip "on emulated Arm: the emulated GPU, the large golden case, timelines, texts in any company, and the tests of the

@@ -2,17 +2,17 @@
 # Sourced by every script in this folder: where things are, and how a stage reports itself.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-exec </dev/null # prompts are joined with what a pipe brings: none is to come from there
+exec </dev/null # piped input is appended to prompts: provide none
 
 # Larger fixtures (golden/, official/, models/); without them the stages that need them are skipped.
 fixtures=$(realpath -m "${HYMBA_FIXTURES:-../shared}")
 temp=$(mktemp -d)
 trap 'rm -rf "$temp"' EXIT
 export CARGO_TERM_COLOR=never CARGO_TERM_PROGRESS_WHEN=never DEBIAN_FRONTEND=noninteractive
-export CARGO_PROFILE_RELEASE_DEBUG=0 CARGO_PROFILE_RELEASE_LTO=off # is built faster
+export CARGO_PROFILE_RELEASE_DEBUG=0 CARGO_PROFILE_RELEASE_LTO=off # faster to build
 export PIP_BREAK_SYSTEM_PACKAGES=1 PIP_ROOT_USER_ACTION=ignore PIP_DISABLE_PIP_VERSION_CHECK=1
 export CI_START=${CI_START:-$(date +%s)}
-export CI_TESTS=${CI_TESTS:-$temp/tests} # what cargo test printed
+export CI_TESTS=${CI_TESTS:-$temp/tests} # the output of cargo test
 command -v cargo >/dev/null || export PATH="$HOME/.cargo/bin:$PATH"
 hymba=${CARGO_TARGET_DIR:-target}/release/hymba
 
