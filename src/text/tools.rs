@@ -289,7 +289,7 @@ mod tests {
         assert_eq!(choice(json!({"function": {"name": "a"}})), Ok(ToolChoice::Named("a".into())));
         assert!(choice(json!({"name": "auto"})).unwrap_err().contains("no tool `auto`; there is a"));
         assert!(choice(json!("b")).unwrap_err().contains("no tool `b`"));
-        assert!(choice(json!({})).unwrap_err().contains("names no function"));
+        assert!(choice(json!({})).unwrap_err().contains("does not name a function"));
         assert!(choice(json!(1)).unwrap_err().contains("is a number"));
         assert!(ToolChoice::parse("required", None).unwrap_err().to_string().contains("no tools are given"));
         assert!(ToolChoice::parse("a", None).unwrap_err().to_string().contains("no tools are given"));
