@@ -130,7 +130,7 @@ fn a_bad_line_does_not_end_the_others() {
 
     // Answers to other prompts are not continued, nor is a file of another kind.
     write(&input, [good.clone(), "{}".into()]);
-    fails(&mut batch(&input, &output, &[]), 1, &["line 2 is not the one that was answered before"]);
+    fails(&mut batch(&input, &output, &[]), 1, &["line 2 differs from the line that was answered before"]);
     write(&input, lines[..1].iter().map(|(line, _)| line.clone()));
     fails(&mut batch(&input, &output, &[]), 1, &["there are more answers than prompts"]);
     fails(&mut batch(&input, &input, &[]), 1, &["line 1 is not an answer of `run --batch`"]);

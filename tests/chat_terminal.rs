@@ -662,7 +662,7 @@ fn tools() {
     let answer = p.says(&format!("/tool {RESULT}"));
     assert!(answer.contains("21"), "{answer}");
     p.types("/tool 5\r");
-    p.sees("the last reply calls no tool");
+    p.sees("the last reply does not call a tool");
     p.types("/history\r");
     let history = p.sees("21 degrees");
     assert!(history.contains(CALL) && history.contains(RESULT), "{history}");

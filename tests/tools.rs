@@ -168,7 +168,7 @@ fn flags_that_cannot_be_met_are_refused_before_anything_is_generated() {
         (
             &["--tools", &unknown],
             2,
-            "--tools: at the parameters of the tool `f` at #/properties/a: the format `moon` is not known",
+            "--tools: at the parameters of the tool `f` at #/properties/a: unknown format `moon`",
         ),
         (
             &["--tools", &tools, "--tool-choice", "get_cat"],
@@ -176,7 +176,7 @@ fn flags_that_cannot_be_met_are_refused_before_anything_is_generated() {
             "there is no tool `get_cat`; there is get_weather, get_date",
         ),
         (&["--tools", &tools, "--tool-command", "echo 'a"], 2, "--tool-command: unterminated quote"),
-        (&["--tools", &tools, "--tool-command", "echo"], 2, "add --tool-yes to run it without asking"),
+        (&["--tools", &tools, "--tool-command", "echo"], 2, "add --tool-yes to skip the confirmation"),
         (&["--tool-choice", "auto"], 2, "--tools"),
         (&["--tools", &tools, "--json-object"], 2, "--tool-choice none"),
     ] {
@@ -235,7 +235,7 @@ fn there_is_a_result_only_where_there_is_a_call() {
     child.stdin.take().unwrap().write_all(b"/tool 5\n").unwrap();
     let Output { status, stderr, .. } = child.wait_with_output().unwrap();
     assert_eq!(status.code(), Some(1));
-    assert!(text(&stderr).contains("the last reply calls no tool"), "{}", text(&stderr));
+    assert!(text(&stderr).contains("the last reply does not call a tool"), "{}", text(&stderr));
 }
 
 #[test]
