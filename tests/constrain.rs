@@ -232,7 +232,7 @@ fn names_of_members_and_constants_are_no_keywords() {
     let within = |name: &str| json!({"type": "object", "properties": {name: {"const": 5}}, "required": [name], "additionalProperties": false});
     let nested = says(&object(&within)).unwrap();
     assert!(names.iter().all(|&name| nested[name] == json!({name: 5})), "{nested}");
-    // what a constant has in it is no schema
+    // what a constant has in it is not a schema
     let data = object(&|_| json!({"$ref": "#/nowhere", "const": 5, "properties": {"type": 7}}));
     assert_eq!(says(&json!({"const": data, "default": {"const": "\u{1}"}})).unwrap(), data);
     for name in names {
