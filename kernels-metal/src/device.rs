@@ -96,7 +96,8 @@ pub trait Device: Send {
     fn longest_buffer(&self) -> usize;
     /// Wraps existing read-only memory without copying it.
     ///
-    /// # Safety The bytes must not move or change while the buffer is in use.
+    /// # Safety
+    /// The bytes must not move or change while the buffer is in use.
     unsafe fn wrap(&self, bytes: *const u8, len: usize) -> Result<Buffer, DeviceError>;
     /// Enqueues a launch. Errors are reported by [`Device::finish`].
     fn dispatch(&mut self, dispatch: &Dispatch<'_>);

@@ -138,7 +138,6 @@ pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
             |e| terminal::warn(&format!("prefix states are no longer saved: {e}"))
         },
         measure: true,
-        ..SchedulerOptions::default()
     };
     let scheduler = Scheduler::start(model.clone(), tokenizer.clone(), &options)?;
     let context = scheduler.context();
