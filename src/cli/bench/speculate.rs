@@ -217,7 +217,7 @@ fn say(
     Ok(generate_with(session, &tokenizer, &mut sampler, &request, speculator, &mut |_| Ok(()))?.ids)
 }
 
-/// Processes a text without and with speculative decoding, alternately.
+/// Processes a text without and with speculative decoding, in alternating order.
 fn measure_text(session: &mut Session<'_>, text: Replayed, repeat: usize, cancel: &AtomicBool) -> hymba::Result<Gain> {
     session.clear()?;
     session.prefill(&text.prompt_ids, cancel)?;
@@ -225,11 +225,13 @@ fn measure_text(session: &mut Session<'_>, text: Replayed, repeat: usize, cancel
     let (mut runs, mut counts) = (Vec::new(), Counts::default());
     for run in 0..=repeat {
         let mut seconds = [0.0; 2];
-        for (speculate, seconds) in [Speculate::Off, Speculate::Auto].into_iter().zip(&mut seconds) {
+        for i in if run % 2 == 0 { [0, 1] } else { [1, 0] } {
             session.restore(&start);
-            let time;
-            (time, counts) = replay(session, &text, speculate, cancel)?;
-            *seconds = time.as_secs_f64();
+            let (time, counted) = replay(session, &text, [Speculate::Off, Speculate::Auto][i], cancel)?;
+            seconds[i] = time.as_secs_f64();
+            if i == 1 {
+                counts = counted;
+            }
         }
         if run > 0 {
             runs.push(seconds);
