@@ -6,10 +6,10 @@ use tokenizers::Encoding;
 
 use super::{
     Markers, Tokenizer,
-    divide::{PART, check_part},
+    divide::PART,
     markers::{Found, Piece},
 };
-use crate::{Error, Result, foreign, limits};
+use crate::{Error, Result, limits};
 
 /// A part of a text that is encoded separately.
 #[derive(Clone, Debug, PartialEq)]
@@ -179,20 +179,16 @@ impl Tokenizer {
         const BEFORE: &str = "\n";
         if goes_on {
             let before = self.encode(BEFORE, false)?;
-            let all = self.encoding(&format!("{BEFORE}{text}"))?;
+            let all = self.encoding_with_offsets(&format!("{BEFORE}{text}"))?;
             if all.get_ids().starts_with(&before) {
                 return Ok(pieces_of(&all, before.len(), BEFORE.len()));
             }
         }
-        Ok(pieces_of(&self.encoding(text)?, 0, 0))
+        Ok(pieces_of(&self.encoding_with_offsets(text)?, 0, 0))
     }
 
-    fn encoding(&self, text: &str) -> Result<Encoding> {
-        let failed = |what: String| Error::Request(format!("cannot split the text into tokens: {what}"));
-        check_part(text.len(), self.traits.growth).map_err(|what| Error::Request(format!("the text {what}")))?;
-        self.count_bytes(text);
-        let encoding = foreign::call(|| self.inner.encode(text, false));
-        encoding.and_then(|encoding| encoding.map_err(|e| e.to_string())).map_err(failed)
+    fn encoding_with_offsets(&self, text: &str) -> Result<Encoding> {
+        self.encoding(text, |inner| inner.encode(text, false))
     }
 
     /// Returns the id of a byte token.
