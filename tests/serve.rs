@@ -415,6 +415,9 @@ mod unix {
         std::fs::write(&file, "mine").unwrap();
         fails(hymba(["serve", "--unix"]).arg(&file), 1, &["the file exists and is not a socket"]);
         assert_eq!(std::fs::read_to_string(&file).unwrap(), "mine");
+        let long = folder.path().join("s".repeat(200));
+        fails(hymba(["serve", "--unix"]).arg(long), 1, &["the path of a socket can have at most", "use a shorter one"]);
+        fails(hymba(["serve", "--port", "0", "--unix"]).arg(&path), 2, &["--unix", "cannot be used with", "--port"]);
         server.signal(Signal::TERM);
         assert_eq!(server.wait().code(), Some(143));
         assert!(!path.exists());

@@ -1,9 +1,10 @@
 //! `hymba serve`: the HTTP server.
 
+mod socket;
+
 use std::{
-    env, fs,
+    env,
     io::Write,
-    net::{IpAddr, SocketAddr, ToSocketAddrs},
     path::{Path, PathBuf},
     sync::{Arc, atomic::AtomicBool},
 };
@@ -18,9 +19,10 @@ use hymba::{
     },
     hub::Store,
     sample::SamplingParams,
-    server::{self, Access, ChatFormat, Hints, Listener, ModelCard, Options, Server},
+    server::{self, Access, ChatFormat, Hints, ModelCard, Options, Server},
 };
 
+use self::socket::Socket;
 use super::{
     model::{EMBEDDED_NAME, ModelArgs},
     options::{SamplingArgs, SessionArgs, beyond_training, count, list_devices},
@@ -52,7 +54,7 @@ pub struct Args {
     #[arg(long, value_name = "PORT", default_value = "8080")]
     port: u16,
     /// Listen on a Unix socket instead, accessible only to its owner
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["host", "port"])]
     unix: Option<PathBuf>,
     /// Require an API key; repeatable [default: $HYMBA_API_KEY, if set]. Other users of the machine can see command
     /// lines: prefer --api-key-file
@@ -171,13 +173,13 @@ fn serve(server: &Arc<Server>, socket: Socket, quiet: bool) -> anyhow::Result<()
         .enable_all()
         .build()
         .context("cannot start the threads that serve connections")?;
-    let (listeners, place, _socket) = {
+    let (listeners, address, _socket_file) = {
         let _entered = runtime.enter();
         socket.listeners()?
     };
     let mut out = terminal::out();
     if !quiet {
-        writeln!(out, "hymba: {} is served at {place}", server.model_id())?;
+        writeln!(out, "hymba: {} is served at {address}", server.model_id())?;
         out.flush()?;
     }
     let router = server::router(server);
@@ -227,129 +229,6 @@ impl Args {
 
 /// A key in the environment, which other users of the machine cannot read.
 const KEY_VARIABLE: &str = "HYMBA_API_KEY";
-
-/// A bound socket that is not listening yet.
-enum Socket {
-    Tcp(Vec<std::net::TcpListener>),
-    #[cfg(unix)]
-    Unix(std::os::unix::net::UnixListener, PathBuf),
-}
-
-impl Socket {
-    /// Binds the address in `args`, unless that would allow access without a key.
-    fn bind(args: &Args, has_key: bool) -> anyhow::Result<Self> {
-        if let Some(path) = &args.unix {
-            return Self::bind_unix(path);
-        }
-        let host = args.host.trim_matches(['[', ']']);
-        if host.contains('/') || host.contains(':') && host.parse::<IpAddr>().is_err() {
-            let what = format!("--host {}: must be an address or a name only; use --port for the port", args.host);
-            return Err(Usage(what).into());
-        }
-        let place = format!("{}:{}", args.host, args.port);
-        let resolved = (host, args.port).to_socket_addrs();
-        let mut addresses: Vec<SocketAddr> = resolved.with_context(|| format!("--host {}", args.host))?.collect();
-        addresses.sort_unstable();
-        addresses.dedup();
-        if let Some(open) = addresses.iter().find(|address| !is_loopback(address.ip()))
-            && !has_key
-            && !args.no_auth
-        {
-            let what = format!(
-                "--host {}: {} can be reached from other machines; add --api-key-file, or --no-auth if anybody may use it",
-                args.host,
-                open.ip()
-            );
-            return Err(Usage(what).into());
-        }
-        let mut listeners: Vec<std::net::TcpListener> = Vec::new();
-        let mut failed = None;
-        for mut address in addresses {
-            if let (0, Some(first)) = (args.port, listeners.first()) {
-                address.set_port(first.local_addr()?.port());
-            }
-            match std::net::TcpListener::bind(address) {
-                Ok(listener) => listeners.push(listener),
-                // A name such as localhost may resolve to an address that this machine does not have.
-                Err(e) if e.kind() == std::io::ErrorKind::AddrNotAvailable => failed = Some(e),
-                Err(e) if e.kind() == std::io::ErrorKind::AddrInUse => {
-                    anyhow::bail!("cannot listen on {place}: the port is in use; use another --port (0: any free port)")
-                }
-                Err(e) => return Err(e).context(format!("cannot listen on {place}")),
-            }
-        }
-        match failed {
-            Some(e) if listeners.is_empty() => Err(e).context(format!("cannot listen on {place}")),
-            _ => Ok(Self::Tcp(listeners)),
-        }
-    }
-
-    #[cfg(unix)]
-    fn bind_unix(path: &Path) -> anyhow::Result<Self> {
-        use std::os::unix::{
-            fs::FileTypeExt,
-            net::{UnixListener, UnixStream},
-        };
-
-        use rustix::{fs::Mode, process::umask};
-
-        let doing = || format!("cannot listen on {}", path.display());
-        let is_socket = fs::symlink_metadata(path).ok().map(|file| file.file_type().is_socket());
-        match is_socket {
-            None => {}
-            Some(false) => anyhow::bail!("{}: the file exists and is not a socket; use another path", doing()),
-            Some(true) => match UnixStream::connect(path) {
-                Ok(_) => anyhow::bail!("{}: another server is listening on it", doing()),
-                Err(_) => fs::remove_file(path).with_context(doing)?, // left by a killed server
-            },
-        }
-        // No other thread is running that could create a file meanwhile.
-        let before = umask(Mode::from_raw_mode(0o177));
-        let bound = UnixListener::bind(path);
-        umask(before);
-        Ok(Self::Unix(bound.with_context(doing)?, path.into()))
-    }
-
-    #[cfg(not(unix))]
-    fn bind_unix(_path: &Path) -> anyhow::Result<Self> {
-        Err(Usage("--unix: this system has no Unix sockets; use --host and --port".into()).into())
-    }
-
-    /// Returns the listeners, their address for messages, and a guard that removes the socket file.
-    fn listeners(self) -> anyhow::Result<(Vec<Listener>, String, Option<Removed>)> {
-        match self {
-            Self::Tcp(listeners) => {
-                let place = listeners.first().context("--host: no address")?.local_addr()?;
-                let listen = |listener: std::net::TcpListener| {
-                    listener.set_nonblocking(true)?;
-                    Ok(Listener::Tcp(tokio::net::TcpListener::from_std(listener)?))
-                };
-                let listeners = listeners.into_iter().map(listen).collect::<std::io::Result<_>>()?;
-                Ok((listeners, format!("http://{place}"), None))
-            }
-            #[cfg(unix)]
-            Self::Unix(listener, path) => {
-                listener.set_nonblocking(true)?;
-                let listener = tokio::net::UnixListener::from_std(listener)?;
-                let place = format!("the Unix socket {}", path.display());
-                Ok((vec![Listener::Unix(listener)], place, Some(Removed(path))))
-            }
-        }
-    }
-}
-
-/// Removes a file when dropped.
-struct Removed(PathBuf);
-
-impl Drop for Removed {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.0); // no one needs it any more
-    }
-}
-
-fn is_loopback(address: IpAddr) -> bool {
-    address.to_canonical().is_loopback()
-}
 
 /// Returns the public information about the model.
 fn card(args: &Args, model: &Model) -> ModelCard {
