@@ -19,7 +19,8 @@ use std::{
 };
 
 use hymba::{
-    Generation, Request, Sampler, SamplingParams, StopReason, Timeline, TokenModel, Tokenizer,
+    Constraint, Generation, Request, Sampler, SamplingParams, Shape, StopReason, Timeline, TokenModel, Tokenizer,
+    Vocabulary,
     engine::{
         Model, Session, SessionOptions,
         scheduler::{Cached, Event, Events, Job, Logprobs, Refused, Scheduler, SchedulerOptions, Taken, Usage},
@@ -478,9 +479,9 @@ fn what_can_not_be_read_fails_alone() {
     assert_eq!(scheduler.metrics().failed, 4);
 }
 
-/// A model that makes NaN of token 40, and values beyond F16 of token 41.
-fn delicate(folder: &Path) -> Arc<Model> {
-    let config = hymba::model::Config { meta_tokens: 0, ..small_config(&mut rng(5)) };
+/// A model that computes NaN from token 40, and values beyond the range of F16 from token 41.
+fn delicate(vocab: usize, folder: &Path) -> Arc<Model> {
+    let config = hymba::model::Config { vocab, meta_tokens: 0, ..small_config(&mut rng(5)) };
     drop(model(&config, DType::F32, folder));
     let mut gguf = Gguf::open(&folder.join("random.gguf")).unwrap();
     let (k, v) = config.kv_widths();
@@ -513,7 +514,7 @@ fn delicate(folder: &Path) -> Arc<Model> {
 #[test]
 fn what_goes_wrong_in_a_text_stays_there() {
     let folder = tempfile::tempdir().unwrap();
-    let model = delicate(folder.path());
+    let model = delicate(64, folder.path());
     let options = SchedulerOptions { slots: 8, ..defaults() };
     let scheduler = Scheduler::start(model.clone(), tokenizer(), &options).unwrap();
     let quiet = |i: usize| ids(30 + i as u32).into_iter().map(|id| id % 40).collect::<Vec<_>>();
@@ -677,4 +678,33 @@ fn prefix_states_survive_a_restart() {
     let got = owned(&scheduler, "");
     assert_eq!(got.cached.tokens, 0);
     check(&longer, &got, &model, &tokenizer(), &options);
+}
+
+/// A draft may contain a token that the model fails at and the text does not: then the text continues without it.
+#[test]
+fn texts_continue_without_a_draft_that_fails_the_pass() {
+    let (tokenizer, folder) = (Arc::new(texts::tokenizer()), tempfile::tempdir().unwrap());
+    let model = delicate(texts::VOCAB, folder.path());
+    let [nan, wide] = [tokenizer.decode(&[40]), tokenizer.decode(&[41])];
+    assert_eq!([&*nan, &*wide], ["%", "&"]);
+    let vocabulary = Vocabulary::new(&tokenizer).unwrap();
+    let drafted = [Speculate::Fixed(7), Speculate::Off].map(|speculate| {
+        let options = SchedulerOptions { slots: 3, speculate, ..defaults() };
+        let scheduler = Scheduler::start(model.clone(), tokenizer.clone(), &options).unwrap();
+        // The whole text is forced, so that all of it is drafted.
+        let submit = |regex: &str, stop: &str| {
+            let (mut job, events, cancel) = Ask { stops: vec![stop.into()], ..ask(vec![1, 52, 53], 30) }.job();
+            job.matching = Some(Constraint::new(&vocabulary, &Shape::Regex(regex.into())).unwrap().begin());
+            scheduler.submit(job).unwrap();
+            (events, cancel)
+        };
+        let all = [("1234%5678", "%"), ("1234&5678", "#"), ("123456789", "#")];
+        let answers =
+            all.map(|(regex, stop)| submit(regex, stop)).map(|(events, cancel)| answer(events, &cancel, None));
+        let text = answers.each_ref().map(|got| (&*got.text, got.end.as_ref().unwrap().as_ref().unwrap().0));
+        let end = StopReason::EndOfText;
+        assert_eq!(text, [("1234", StopReason::StopString), ("1234&5678", end), ("123456789", end)]);
+        scheduler.metrics().drafted
+    });
+    assert!(drafted[0] > 10 && drafted[1] == 0, "{drafted:?}");
 }

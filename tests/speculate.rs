@@ -24,7 +24,7 @@ use hymba::{
         speculate::{Class, DraftSource, Forced, Guess, Speculate, Speculator},
         timeline::Watch,
     },
-    format::{CacheType, DType, gguf::Metadata},
+    format::{CacheType, DType},
     sample::{Sampler, SamplingParams},
     text::{Template, Tokenizer, ToolChoice},
 };
@@ -32,21 +32,10 @@ use rand::{RngExt, seq::IndexedRandom};
 use rand_chacha::ChaCha8Rng;
 use runner::much;
 use serde_json::Value;
-use texts::{GO_ON, model, one_of, rng, small_config};
+use texts::{GO_ON, VOCAB, model, one_of, rng, small_config, tokenizer};
 
-const VOCAB: usize = 267;
 const CHATML: &str = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}\
     {% if add_generation_prompt %}<a>{% endif %}";
-
-/// A tokenizer of all bytes and some words.
-fn tokenizer() -> Tokenizer {
-    let mut metadata = Metadata::default();
-    metadata.set("tokenizer.huggingface.json", include_str!("../src/text/small-tokenizer.json"));
-    for (key, id) in [("unknown", 0u32), ("bos", 1), ("eos", 2)] {
-        metadata.set(format!("tokenizer.ggml.{key}_token_id"), id);
-    }
-    Tokenizer::from_metadata(&metadata, "test").unwrap()
-}
 
 /// A small model with random weights, for texts of all bytes.
 fn random_model(rng: &mut ChaCha8Rng, folder: &Path) -> Model {

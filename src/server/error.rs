@@ -108,7 +108,8 @@ impl From<Error> for ApiError {
                 Self::bad(message)
             }
             Error::Cancelled => Self::draining(),
-            Error::Busy(_) => Self { retry_after: Some(2), ..Self::new(StatusCode::TOO_MANY_REQUESTS, message) },
+            Error::Busy(_) => Self { retry_after: Some(2), ..Self::new(StatusCode::TOO_MANY_REQUESTS, message) }
+                .with_code("compiler_busy"),
             _ => Self::new(StatusCode::INTERNAL_SERVER_ERROR, message),
         }
     }
@@ -124,5 +125,30 @@ impl IntoResponse for ApiError {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_busy_compiler_is_status_429_with_a_time_to_retry() {
+        let error = ApiError::from(Error::Busy("too many constraints are being compiled; try again later"));
+        let error = error.of_field("response_format");
+        assert_eq!(
+            error.body()["error"],
+            json!({
+                "message": "too many constraints are being compiled; try again later",
+                "type": "rate_limit_error",
+                "param": null,
+                "code": "compiler_busy",
+            })
+        );
+        let response = error.into_response();
+        assert_eq!(
+            (response.status().as_u16(), &response.headers()[header::RETRY_AFTER]),
+            (429, &HeaderValue::from(2))
+        );
     }
 }

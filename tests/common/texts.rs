@@ -11,11 +11,12 @@ use hymba::{
     Result,
     backend::{Backend, Buffer, Cpu, MatMut, MatRef, Op},
     engine::Model,
-    format::{CacheType, DType},
+    format::{CacheType, DType, gguf::Metadata},
     forward::{Chunk, DECODE_TOKENS, Input, MetaPass, Phase, Room, Scratch, Segment},
     model::{Activation, Config},
     quant::random_weights,
     state::{Checkpoint, MetaState, State},
+    text::Tokenizer,
 };
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -62,6 +63,19 @@ pub fn small_config(rng: &mut ChaCha8Rng) -> Config {
         dt_rank: one_of(rng, &[3, 8, 32]),
         dt_b_c_norm: rng.random_bool(0.7),
     }
+}
+
+/// Number of tokens of [`tokenizer`].
+pub const VOCAB: usize = 267;
+
+/// A tokenizer of all bytes and some words.
+pub fn tokenizer() -> Tokenizer {
+    let mut metadata = Metadata::default();
+    metadata.set("tokenizer.huggingface.json", include_str!("../../src/text/small-tokenizer.json"));
+    for (key, id) in [("unknown", 0u32), ("bos", 1), ("eos", 2)] {
+        metadata.set(format!("tokenizer.ggml.{key}_token_id"), id);
+    }
+    Tokenizer::from_metadata(&metadata, "test").unwrap()
 }
 
 /// Returns a model with random weights; its file goes to `folder`.
