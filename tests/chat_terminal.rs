@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use common::{hymba, much, runner, session_header};
+use common::{hymba, runner, session_header, unless_emulated};
 use expectrl::{
     Expect, Session,
     process::unix::{Signal, WaitStatus},
@@ -50,7 +50,7 @@ impl Person {
             .env("TERM", "xterm")
             .env_remove("NO_COLOR");
         let mut session = Session::spawn(command).unwrap();
-        session.set_expect_timeout(Some(Duration::from_secs(much(60, 400))));
+        session.set_expect_timeout(Some(Duration::from_secs(unless_emulated(60, 400))));
         session.get_process_mut().set_window_size(size.0, size.1).unwrap();
         Self { session, seen: String::new() }
     }
@@ -129,7 +129,7 @@ fn plain(text: &str) -> String {
 }
 
 #[test]
-fn a_whole_conversation() {
+fn commands_work_in_a_conversation() {
     let home = tempfile::tempdir().unwrap();
     let file = home.path().join("talk").display().to_string();
     let args = ["--seed", "3", "-n", "20", "--color", "never"];
@@ -166,7 +166,7 @@ fn a_whole_conversation() {
     p.types("/show\r");
     let shown = p.sees("settings");
     for part in [
-        much("model     the built-in demo", "first-layers.gguf"),
+        unless_emulated("model     the built-in demo", "first-layers.gguf"),
         "branch    wolf (of main, wolf), 2 turns",
         " tokens used",
         "overflow stop",
@@ -201,7 +201,7 @@ fn a_whole_conversation() {
 }
 
 #[test]
-fn interrupts() {
+fn ctrl_c_stops_the_reply_then_the_chat() {
     let home = tempfile::tempdir().unwrap();
     let mut p = Person::new(home.path(), (80, 24), &["--color", "never", "-c", "20000", "--temp", "2"]);
     p.sees("Ctrl-D exits");
@@ -234,7 +234,7 @@ fn interrupts() {
 
 /// SIGTERM while a line is awaited: what was asked to be kept is kept.
 #[test]
-fn a_signal_keeps_the_conversation() {
+fn sigterm_at_the_prompt_saves_the_conversation() {
     let home = tempfile::tempdir().unwrap();
     let file = home.path().join("talk");
     let file = file.to_str().unwrap();
@@ -256,7 +256,7 @@ fn a_signal_keeps_the_conversation() {
 /// The terminal is closed, while a line is awaited and in the middle of a reply: what was said is saved, what was being
 /// said too.
 #[test]
-fn a_closed_terminal_keeps_the_conversation() {
+fn closing_the_terminal_saves_the_conversation() {
     let home = tempfile::tempdir().unwrap();
     for (name, message, more) in [("waiting", "Hello\r", "3"), ("speaking", "Tell me a story\r", "100000")] {
         let file = home.path().join(name);
@@ -292,7 +292,7 @@ fn a_closed_terminal_keeps_the_conversation() {
 
 /// SIGTERM ends a chat in the middle of a reply too, where Ctrl-C only stops the reply.
 #[test]
-fn a_signal_in_a_reply_ends_the_chat_and_saves_it() {
+fn sigterm_during_a_reply_saves_the_conversation() {
     let home = tempfile::tempdir().unwrap();
     let file = home.path().join("talk");
     let (terminal, mut child) =
@@ -360,7 +360,7 @@ fn invalid_utf8_is_reported() {
 
 /// Commands are typed: several lines that were pasted are a message, to the letter.
 #[test]
-fn a_paste_is_no_command() {
+fn pasted_lines_are_not_commands() {
     let home = tempfile::tempdir().unwrap();
     let file = home.path().join("talk");
     fs::write(&file, "mine").unwrap();
@@ -398,7 +398,7 @@ fn a_paste_is_no_command() {
 
 #[test]
 fn a_paste_of_two_thousand_lines_is_one_message() {
-    let count = much(2000, 100);
+    let count = unless_emulated(2000, 100);
     let home = tempfile::tempdir().unwrap();
     let mut p = Person::new(home.path(), (80, 24), &["--color", "never", "-c", "16000", "-n", "5"]);
     p.sees("Ctrl-D exits");
@@ -416,7 +416,7 @@ fn a_paste_of_two_thousand_lines_is_one_message() {
 }
 
 #[test]
-fn unicode_and_a_narrow_terminal() {
+fn unicode_and_multiline_input_work_in_a_narrow_terminal() {
     let home = tempfile::tempdir().unwrap();
     // a hot model says bytes that are parts of characters
     let hot = ["--temp", "50", "--top-k", "0", "--top-p", "1", "--min-p", "0", "--seed", "1", "-n", "60"];
@@ -442,7 +442,7 @@ fn unicode_and_a_narrow_terminal() {
 }
 
 #[test]
-fn colours_where_they_are_wanted() {
+fn the_color_flag_is_respected() {
     let home = tempfile::tempdir().unwrap();
     for (more, colours) in [(&["--color", "never"][..], false), (&[], true)] {
         let mut p = Person::new(home.path(), (80, 24), &[&["-n", "3"], more].concat());
@@ -455,7 +455,7 @@ fn colours_where_they_are_wanted() {
 }
 
 #[test]
-fn a_file_before_a_message() {
+fn read_attaches_a_file_to_the_next_message() {
     let home = tempfile::tempdir().unwrap();
     let file = home.path().join("a file.txt");
     fs::write(&file, "All about foxes.\n").unwrap();
@@ -476,13 +476,13 @@ fn a_file_before_a_message() {
 
 /// A terminal obeys no text that comes from elsewhere; a pipe gets it as it is.
 #[test]
-fn run_shows_control_characters_as_escapes() {
+fn control_characters_are_escaped_at_a_terminal() {
     let name = "no\u{9b}31m\x1b[31msuch";
     let shown = |args: &[&str]| {
         let mut command = hymba(args);
         command.stdin(Stdio::inherit());
         let mut session = Session::spawn(command).unwrap();
-        session.set_expect_timeout(Some(Duration::from_secs(much(20, 400))));
+        session.set_expect_timeout(Some(Duration::from_secs(unless_emulated(20, 400))));
         String::from_utf8(session.expect(expectrl::Eof).unwrap().as_bytes().to_vec()).unwrap()
     };
     let text = ["run", "-q", "-n", "0", "a\x1b[31mb"];
@@ -501,7 +501,7 @@ fn run_shows_control_characters_as_escapes() {
 
 /// The replies of a model whose tokens hold escapes, with styles of our own or without.
 #[test]
-fn replies_are_shown_with_escapes_too() {
+fn control_characters_in_replies_are_escaped() {
     let home = tempfile::tempdir().unwrap();
     let file = home.path().join("red.gguf");
     let demo = Gguf::open(Path::new(&common::demo_of_any_depth())).unwrap();
@@ -511,7 +511,7 @@ fn replies_are_shown_with_escapes_too() {
     let red = serde_json::json!({"type": "Replace", "pattern": {"String": "e"}, "content": "e\u{1b}[31m\u{9b}2J"});
     tokenizer["decoder"]["decoders"].as_array_mut().unwrap().push(red);
     metadata.set(JSON, tokenizer.to_string());
-    common::write_again(&demo, metadata, &file);
+    common::write_with_metadata(&demo, metadata, &file);
     let file = file.to_str().unwrap();
     for color in ["auto", "never"] {
         let mut p = Person::new(home.path(), (80, 24), &["-m", file, "--seed", "3", "-n", "20", "--color", color]);
@@ -531,7 +531,7 @@ fn replies_are_shown_with_escapes_too() {
 
 /// Lines end between words, at the terminal's width, in a reply that streams and in what stands around it.
 #[test]
-fn lines_are_as_wide_as_the_terminal() {
+fn replies_wrap_at_the_terminal_width() {
     let home = tempfile::tempdir().unwrap();
     let args = ["--color", "never", "-n", "80", "--seed", "1", "--temp", "0"];
     let story = "Tell me a short story about a fox";
@@ -554,7 +554,7 @@ fn lines_are_as_wide_as_the_terminal() {
 }
 
 #[test]
-fn a_session_shows_how_it_ended() {
+fn a_resumed_session_shows_the_last_turns() {
     let home = tempfile::tempdir().unwrap();
     let file = home.path().join("talk").display().to_string();
     let args = ["--color", "never", "-n", "6", "--session", &file];
@@ -588,13 +588,13 @@ fn a_session_shows_how_it_ended() {
 
 /// A terminal that knows nothing but text gets nothing else.
 #[test]
-fn a_dumb_terminal_gets_text() {
+fn a_dumb_terminal_gets_no_escape_sequences() {
     let home = tempfile::tempdir().unwrap();
     let start = |args: &[&str]| {
         let mut command = hymba(args);
         command.stdin(Stdio::inherit()).env("TERM", "dumb").env("HOME", home.path()).env("XDG_DATA_HOME", home.path());
         let mut session = Session::spawn(command).unwrap();
-        session.set_expect_timeout(Some(Duration::from_secs(much(20, 400))));
+        session.set_expect_timeout(Some(Duration::from_secs(unless_emulated(20, 400))));
         session
     };
     let mut chat = start(&["chat", "-n", "5"]);
@@ -618,7 +618,7 @@ fn a_dumb_terminal_gets_text() {
 
 /// At a terminal a text ends by itself, and says so.
 #[test]
-fn a_text_at_a_terminal_ends() {
+fn run_at_a_terminal_stops_after_512_tokens() {
     if runner().is_some() {
         eprintln!("SKIPPED: under emulation 512 tokens take minutes");
         return;
@@ -626,14 +626,14 @@ fn a_text_at_a_terminal_ends() {
     let mut command = hymba(["run", "--ignore-eos", "-c", "700", "--seed", "1", "Once upon a time"]);
     command.stdin(Stdio::inherit());
     let mut session = Session::spawn(command).unwrap();
-    session.set_expect_timeout(Some(Duration::from_secs(much(60, 800))));
+    session.set_expect_timeout(Some(Duration::from_secs(unless_emulated(60, 800))));
     let seen = String::from_utf8(session.expect(expectrl::Eof).unwrap().as_bytes().to_vec()).unwrap();
     assert!(seen.contains("stopped after 512 tokens"), "{seen}");
 }
 
 /// Question, call, result, answer: the result is typed, or a program's that may run; Ctrl-C ends the program.
 #[test]
-fn tools() {
+fn tool_results_are_typed_or_come_from_a_program() {
     use std::os::unix::fs::PermissionsExt;
 
     if runner().is_some() {

@@ -11,7 +11,7 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-use common::{demo, fails, golden, hymba, much, quantize, runner, session_header, succeeds, text};
+use common::{demo, fails, golden, hymba, quantize, runner, session_header, succeeds, text, unless_emulated};
 use hymba::format::{
     DType,
     gguf::{Gguf, Layout, Metadata, Strings, Value, Writer},
@@ -25,7 +25,7 @@ fn tiny(dir: &Path) -> PathBuf {
 }
 
 #[test]
-fn files_that_are_no_model() {
+fn invalid_model_files_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let model = tiny(dir.path());
     let run = |path: &Path| hymba(["eval", "logits", "--ids", "1", "-o", "never", "-m"]).arg(path).output().unwrap();
@@ -63,7 +63,7 @@ fn changed(model: &Path, to: &Path, change: impl FnOnce(&mut Metadata, &mut Vec<
 }
 
 #[test]
-fn models_that_contradict_themselves() {
+fn inconsistent_models_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let (model, bad) = (tiny(dir.path()), dir.path().join("bad.gguf"));
     let refused = |says: &str| fails(hymba(["run", "x", "-m"]).arg(&bad), 1, &["bad.gguf", says]);
@@ -96,7 +96,7 @@ fn copy(case: &str, to: &Path) {
 }
 
 #[test]
-fn checkpoints_that_can_not_be_converted() {
+fn invalid_checkpoints_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let (folder, out) = (dir.path().join("folder"), dir.path().join("out.gguf"));
     let refused = |code, says: &[&str]| {
@@ -135,7 +135,7 @@ fn checkpoints_that_can_not_be_converted() {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn a_full_disk() {
+fn a_full_disk_leaves_no_partial_file() {
     let dir = tempfile::tempdir().unwrap();
     let disk = dir.path().join("disk");
     fs::create_dir(&disk).unwrap();
@@ -154,7 +154,7 @@ fn a_full_disk() {
 }
 
 #[test]
-fn prompts_and_ids_that_do_not_fit() {
+fn invalid_prompts_ids_and_flags_are_errors() {
     let dir = tempfile::tempdir().unwrap();
     let latin = dir.path().join("latin1.txt");
     fs::write(&latin, b"caf\xe9").unwrap();
@@ -177,7 +177,7 @@ fn prompts_and_ids_that_do_not_fit() {
 const GREEDY: [&str; 5] = ["run", "--quiet", "--no-display-prompt", "--temp", "0"];
 
 #[test]
-fn the_demo_tells_a_story() {
+fn the_demo_generates_reproducible_text() {
     let demo = || {
         let mut command = hymba(GREEDY);
         command.env_remove("HYMBA_MODEL");
@@ -200,7 +200,7 @@ fn the_demo_tells_a_story() {
 }
 
 #[test]
-fn what_there_is_to_compute_with() {
+fn backends_are_listed_and_selected() {
     let devices = succeeds(&mut hymba(["run", "--list-devices"]));
     assert!(devices.starts_with("cpu ") && devices.contains(" threads, "), "{devices}");
     let tell = |backend| succeeds(&mut hymba(["run", "-q", "--temp", "0", "-n", "3", "--backend", backend, "Once"]));
@@ -213,7 +213,7 @@ fn what_there_is_to_compute_with() {
 }
 
 #[test]
-fn pipes() {
+fn pipes_are_read_and_may_close() {
     let dir = tempfile::tempdir().unwrap();
     let prompt = dir.path().join("prompt.txt");
     fs::write(&prompt, "Once upon a time there was\n").unwrap();
@@ -232,7 +232,7 @@ fn pipes() {
 
 /// A backslash and an n are a line break with --escape alone; without it a note says so.
 #[test]
-fn escapes_on_the_command_line() {
+fn the_escape_flag_interprets_backslashes() {
     let run = |more: &[&str]| {
         let output = hymba(["run", "--temp", "0", "-n", "4", "--json"]).args(more).output().unwrap();
         assert!(output.status.success(), "{}", text(&output.stderr));
@@ -262,7 +262,7 @@ fn escapes_on_the_command_line() {
 
 /// What some editors begin a text with is not a part of it.
 #[test]
-fn byte_order_marks_are_no_text() {
+fn byte_order_marks_are_ignored() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);
     let marked = |name: &str, text: &str| {
@@ -292,7 +292,7 @@ fn byte_order_marks_are_no_text() {
 /// Texts without an end are refused, whatever they are for.
 #[cfg(unix)]
 #[test]
-fn endless_texts() {
+fn endless_inputs_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let (model, out) = (demo(), dir.path().join("out"));
     for command in [
@@ -308,7 +308,7 @@ fn endless_texts() {
 
 #[cfg(unix)]
 #[test]
-fn an_interrupt_keeps_what_was_said() {
+fn sigint_keeps_the_generated_text() {
     use std::io::Read;
     let mut child = hymba(["run", "Once upon a time", "-q", "--ignore-eos", "-c", "100000"])
         .stdout(Stdio::piped())
@@ -345,12 +345,12 @@ fn undrafted(to: &Path, tokens: usize) -> String {
 fn drafts_from_a_file_are_accepted() {
     let dir = tempfile::tempdir().unwrap();
     let (reference, prompts) = (dir.path().join("reference.txt"), dir.path().join("prompts.jsonl"));
-    let said = undrafted(&reference, much(120, 20));
-    let json = succeeds(&mut drafted(&reference, &["--json", "-n", much("120", "20")]));
+    let said = undrafted(&reference, unless_emulated(120, 20));
+    let json = succeeds(&mut drafted(&reference, &["--json", "-n", unless_emulated("120", "20")]));
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!(json["text"].as_str(), Some(said.trim_end_matches('\n')));
     let accepted = json["speculation"]["accepted_tokens"].as_u64().unwrap();
-    assert!(accepted >= much(80, 10), "{}", json["speculation"]);
+    assert!(accepted >= unless_emulated(80, 10), "{}", json["speculation"]);
     fails(&mut drafted(Path::new("no/such.txt"), &[]), 1, &["no/such.txt", "No such file"]);
     fs::write(&prompts, "{\"prompt\": \"a\"}\n").unwrap();
     let mut batch = hymba(["run", "-o", "never", "--draft-from", "x", "--batch"]);
@@ -360,12 +360,12 @@ fn drafts_from_a_file_are_accepted() {
 /// Ctrl-C while a draft is verified: text and session are those of a run without drafts that ends at the same token.
 #[cfg(unix)]
 #[test]
-fn an_interrupted_draft_leaves_what_single_steps_do() {
+fn an_interrupted_draft_saves_the_session_of_single_steps() {
     use std::io::Read;
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);
-    undrafted(&path("reference"), much(600, 60));
-    for (i, bytes) in [30, much(250, 50), much(601, 71)].into_iter().enumerate() {
+    undrafted(&path("reference"), unless_emulated(600, 60));
+    for (i, bytes) in [30, unless_emulated(250, 50), unless_emulated(601, 71)].into_iter().enumerate() {
         let (session, plain) = (path(&format!("session {i}")), path(&format!("plain {i}")));
         let mut command = drafted(&path("reference"), &["--session", session.to_str().unwrap()]);
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -387,7 +387,7 @@ fn an_interrupted_draft_leaves_what_single_steps_do() {
 
 /// Packed and standard order hold the same values: converting back and forth changes no byte, and logits are the same bits.
 #[test]
-fn packing_loses_nothing() {
+fn packing_is_lossless() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);
     for dtype in ["q4_0", "q8_0"] {
@@ -419,7 +419,7 @@ fn packing_loses_nothing() {
 }
 
 #[test]
-fn inspect_says_what_the_demo_is() {
+fn inspect_describes_the_demo() {
     let demo = format!("{}/models/hymba-demo.gguf", env!("CARGO_MANIFEST_DIR"));
     assert!(succeeds(&mut hymba(["inspect", &demo])).contains("47,998,208"));
     assert!(succeeds(&mut hymba(["inspect", "--tensors", &demo])).contains("blk.11.ssm_a"));
@@ -429,9 +429,9 @@ fn inspect_says_what_the_demo_is() {
 
 /// The rows, limits and profile of a small run, in every format.
 #[test]
-fn bench_measures_every_row_and_its_limit() {
+fn bench_reports_every_row_and_limit() {
     // the limits are measured after every run: seconds under emulation
-    let (counts, threads, runs) = much((2, "1,2", 2), (1, "1", 1));
+    let (counts, threads, runs) = unless_emulated((2, "1,2", 2), (1, "1", 1));
     let small = format!("bench -p 20 -n 3 --ttft 5 -d 0,30 -t {threads} -r {runs} --profile");
     let run = |format: &str| succeeds(hymba(small.split(' ')).args(["-o", format]));
     let json: serde_json::Value = serde_json::from_str(&run("json")).unwrap();
@@ -464,14 +464,14 @@ fn bench_measures_every_row_and_its_limit() {
 
 /// What a file recommends for sampling is a wish: one that can't be met is said, and stops nothing.
 #[test]
-fn a_recommendation_out_of_range_is_left_out() {
+fn invalid_recommended_sampling_settings_are_ignored() {
     let dir = tempfile::tempdir().unwrap();
     let model = dir.path().join("wishes.gguf");
     let demo = Gguf::open(Path::new(&common::demo_of_any_depth())).unwrap();
     let mut metadata = demo.metadata.clone();
     metadata.set("general.sampling.top_p", 1.5f32);
     metadata.set("general.sampling.temp", "hot");
-    common::write_again(&demo, metadata, &model);
+    common::write_with_metadata(&demo, metadata, &model);
     for command in [&["run", "-n", "2", "Once"][..], &["chat", "-n", "2", "-st", "Hello"]] {
         let Output { status, stderr, .. } = hymba(command).arg("-m").arg(&model).output().unwrap();
         let said = text(&stderr);
@@ -490,10 +490,10 @@ fn a_recommendation_out_of_range_is_left_out() {
 fn usage_errors_fit_the_terminal() {
     use terminal::{Terminal, fits};
     for args in [&["run", "--temp", "foo"][..], &["run", "--tepm", "3"], &["quantize"], &["pull", "a/b/c"]] {
-        let (code, wide) = Terminal::start(&hymba(args), 400).ends();
+        let (code, wide) = Terminal::start(&hymba(args), 400).wait();
         assert!(code == 2 && !fits(&wide, 40), "{wide}");
         for (columns, variable) in [(40, "200"), (0, "40")] {
-            let (code, narrow) = Terminal::start(hymba(args).env("COLUMNS", variable), columns).ends();
+            let (code, narrow) = Terminal::start(hymba(args).env("COLUMNS", variable), columns).wait();
             let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
             assert!(code == 2 && fits(&narrow, 40) && words(&narrow) == words(&wide), "{args:?}: {narrow}");
         }

@@ -6,7 +6,7 @@ mod counting;
 
 use std::{fs, path::Path, sync::atomic::AtomicBool};
 
-use counting::{counted, doubles};
+use counting::{assert_linear, count_allocations};
 use hymba::{
     engine::{
         Model, Session, SessionOptions, Timeline,
@@ -24,8 +24,8 @@ use hymba::{
 };
 use serde_json::json;
 
-static GO_ON: AtomicBool = AtomicBool::new(false);
-const WATCH: Watch<'_> = Watch { cancel: &GO_ON, progress: &|_, _| () };
+static NO_CANCEL: AtomicBool = AtomicBool::new(false);
+const WATCH: Watch<'_> = Watch { cancel: &NO_CANCEL, progress: &|_, _| () };
 
 fn demo() -> Model {
     Model::open(Path::new(env!("CARGO_MANIFEST_DIR")).join("models/hymba-demo.gguf")).unwrap()
@@ -35,7 +35,7 @@ fn demo() -> Model {
 fn tiny(folder: &Path) -> Model {
     let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tiny-a");
     let options = Options { types: TypePlan::Uniform(DType::F32), ..Options::default() };
-    convert(&from, &folder.join("model.gguf"), &options, &mut |_| {}, &GO_ON).unwrap();
+    convert(&from, &folder.join("model.gguf"), &options, &mut |_| {}, &NO_CANCEL).unwrap();
     Model::open(folder.join("model.gguf")).unwrap()
 }
 
@@ -50,14 +50,14 @@ fn prose(bytes: usize) -> String {
 }
 
 #[test]
-fn texts() {
+fn tokenization_is_linear() {
     let tokenizer = demo().tokenizer().unwrap();
     tokenizer.encode(&prose(100_000), false).unwrap(); // what is computed once
-    let split = doubles("bytes of a text", 256 << 10, |n| drop(tokenizer.encode(&prose(n), false).unwrap()));
+    let split = assert_linear("bytes of a text", 256 << 10, |n| drop(tokenizer.encode(&prose(n), false).unwrap()));
     // Of 140 bytes of memory for a byte of text, a part of 32 KiB has them at a time.
-    assert!(split.most < (10 + 4 + 8) * (1 << 20), "{} bytes at once for a text of 1 MiB", split.most);
+    assert!(split.peak < (10 + 4 + 8) * (1 << 20), "{} bytes at once for a text of 1 MiB", split.peak);
     let ids = tokenizer.encode(&prose(40_000), false).unwrap();
-    doubles("tokens of a text", 2000, |n| drop(tokenizer.decode(&ids[..n])));
+    assert_linear("tokens of a text", 2000, |n| drop(tokenizer.decode(&ids[..n])));
 }
 
 /// Says one token after the other, whatever it reads.
@@ -84,11 +84,11 @@ impl TokenModel for Talker {
 }
 
 #[test]
-fn generated_tokens() {
+fn generation_is_linear() {
     let tokenizer = demo().tokenizer().unwrap();
     let logits: Vec<f32> = (0..tokenizer.vocab()).map(|id| if id == 300 { 1.0 } else { 0.0 }).collect();
     let params = SamplingParams { temperature: 0.0, repeat_penalty: 1.1, ..SamplingParams::default() };
-    doubles("generated tokens", 1000, |n| {
+    assert_linear("generated tokens", 1000, |n| {
         let (mut model, stops) = (Talker { read: 0, logits: logits.clone() }, ["never".to_owned()]);
         let request = Request { prompt: &[1], limit: Some(n), stops: &stops, ..Request::default() };
         let mut sampler = Sampler::new(params.clone(), 0);
@@ -97,8 +97,8 @@ fn generated_tokens() {
 }
 
 #[test]
-fn tensors_and_keys_of_a_file() {
-    doubles("tensors and keys", 1000, |n| {
+fn parsing_a_gguf_file_is_linear() {
+    assert_linear("tensors and keys", 1000, |n| {
         let mut metadata = Metadata::default();
         (0..n).for_each(|i| metadata.set(format!("key.{i}"), vec![i as u64]));
         let tensors = (0..n).map(|i| (format!("tensor.{i}"), vec![16], DType::F32, Packing::Plain)).collect();
@@ -110,8 +110,8 @@ fn tensors_and_keys_of_a_file() {
 }
 
 #[test]
-fn tokens_that_are_added_to_a_tokenizer() {
-    doubles("added tokens", 1000, |n| {
+fn loading_added_tokens_is_linear() {
+    assert_linear("added tokens", 1000, |n| {
         let added: Vec<_> = (0..n)
             .map(|i| {
                 json!({"id": i + 1, "content": format!("<added {i}>"), "special": true, "single_word": false,
@@ -129,12 +129,12 @@ fn tokens_that_are_added_to_a_tokenizer() {
 }
 
 #[test]
-fn checkpoints() {
+fn storing_checkpoints_is_linear() {
     let folder = tempfile::tempdir().unwrap();
     let model = tiny(folder.path());
     // Within the budget, and beyond it: the oldest go.
     for budget in [1 << 30, 2_000_000] {
-        doubles("checkpoints", 500, |n| {
+        assert_linear("checkpoints", 500, |n| {
             let mut timeline = timeline(&model, 2100, budget);
             for id in 0..n {
                 timeline.decode(id as u32 % 100).unwrap();
@@ -147,7 +147,7 @@ fn checkpoints() {
 
 /// A session may hold any number of checkpoints: reading it takes memory for those that the budget has room for.
 #[test]
-fn checkpoints_in_a_file() {
+fn loading_checkpoints_stays_within_the_budget() {
     let folder = tempfile::tempdir().unwrap();
     let (model, file) = (tiny(folder.path()), folder.path().join("marks"));
     let made = |n: usize| {
@@ -164,8 +164,8 @@ fn checkpoints_in_a_file() {
     let bytes = made(400);
     assert!(bytes > 8 * BUDGET, "{bytes}");
     let mut reader = timeline(&model, 2100, BUDGET);
-    let (_, few) = counted(|| reader.load(&file, |(), _| Ok(())).unwrap());
-    assert!(few.most < 3 * BUDGET + (4 << 20), "{} bytes for a file of {bytes}", few.most); // the file passes by in pieces of 4 MiB
+    let (_, few) = count_allocations(|| reader.load(&file, |(), _| Ok(())).unwrap());
+    assert!(few.peak < 3 * BUDGET + (4 << 20), "{} bytes for a file of {bytes}", few.peak); // the file passes by in pieces of 4 MiB
     assert!(reader.checkpoint_bytes() <= BUDGET && reader.checkpoint_bytes() > BUDGET / 2);
     // What was kept is right.
     let steps: Vec<Step> = reader.steps().to_vec();

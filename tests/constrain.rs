@@ -116,7 +116,7 @@ fn every_text_matches_its_schema() {
 }
 
 #[test]
-fn what_follows_is_not_drawn() {
+fn forced_tokens_are_not_sampled() {
     let demo = Demo::new();
     let constraint = demo.constraint(&schema(&json!({"const": {"a": "Once upon a time", "b": [1, 2, 3]}})));
     let mut sampler = sampler(1.5, 3);
@@ -132,7 +132,7 @@ fn what_follows_is_not_drawn() {
 }
 
 #[test]
-fn a_text_that_is_cut_says_so() {
+fn an_incomplete_match_has_its_own_stop_reason() {
     let demo = Demo::new();
     let constraint = demo.constraint(&schema(&json!({"const": "Once upon a time there was a dragon"})));
     let request = Request { constraint: Some(&constraint), limit: Some(4), ..Request::default() };
@@ -145,7 +145,7 @@ fn a_text_that_is_cut_says_so() {
 }
 
 #[test]
-fn a_text_goes_on_where_it_was_cut() {
+fn a_constrained_text_resumes_after_a_cut() {
     let demo = Demo::new();
     let constraint = demo.constraint(&schema(&json!({"const": ["one", "two", "three"]})));
     let whole = demo.generate(&mut sampler(0.0, 0), Request { constraint: Some(&constraint), ..Request::default() });
@@ -160,7 +160,7 @@ fn a_text_goes_on_where_it_was_cut() {
 }
 
 #[test]
-fn a_space_at_the_beginning_is_a_part_of_the_text() {
+fn a_leading_space_is_part_of_the_match() {
     let demo = Demo::new();
     let constraint = demo.constraint(&Shape::Regex(" (yes|no)".into()));
     let mut session = Session::new(&demo.model, &SessionOptions::default()).unwrap();
@@ -171,7 +171,7 @@ fn a_space_at_the_beginning_is_a_part_of_the_text() {
 }
 
 #[test]
-fn what_cannot_be_enforced_is_refused_by_its_place() {
+fn unenforceable_keywords_are_refused_with_their_path() {
     let demo = Demo::new();
     let said = |value: Value| demo.refusal(&schema(&value));
     assert_eq!(said(json!({"properties": {"a/b": {"not": {}}}})), "at #/properties/a~1b: `not` cannot be enforced");
@@ -212,7 +212,7 @@ fn any_text(demo: &Demo, constraint: &Constraint) -> String {
 }
 
 #[test]
-fn names_of_members_and_constants_are_no_keywords() {
+fn property_names_and_constants_are_not_keywords() {
     const KEYWORDS: &str = "$ref $id $schema $anchor $defs $dynamicRef $dynamicAnchor $comment $vocabulary x-guidance type \
         const enum multipleOf maximum exclusiveMaximum minimum exclusiveMinimum maxLength minLength pattern format items \
         prefixItems additionalItems contains maxItems minItems uniqueItems properties patternProperties definitions \
@@ -259,7 +259,7 @@ fn is_person(said: &str) -> bool {
 }
 
 #[test]
-fn run_holds_the_text_to_flags() {
+fn run_enforces_schemas_regexes_and_grammars() {
     let folder = tempfile::tempdir().unwrap();
     let file = |name: &str, text: &str| {
         let path = folder.path().join(name);
@@ -293,7 +293,7 @@ fn run_holds_the_text_to_flags() {
 }
 
 #[test]
-fn a_cut_text_has_an_exit_code_of_its_own() {
+fn an_incomplete_match_exits_with_code_3() {
     let cut = |flags: &[&str]| ends(hymba(["run", "--json", "--regex", "[a-z]{200}", "Once"]).args(flags), 3);
     let (said, _) = cut(&["-n", "5"]);
     assert_eq!(serde_json::from_str::<Value>(&said).unwrap()["stop_reason"], "length");
@@ -307,7 +307,7 @@ fn a_cut_text_has_an_exit_code_of_its_own() {
 }
 
 #[test]
-fn what_is_refused_is_refused_before_a_token() {
+fn invalid_constraints_are_refused_before_generation() {
     let refused = |flags: &[&str], says: &[&str]| fails(hymba(["run", "-q", "Once"]).args(flags), 2, says);
     refused(&["--json-schema", r#"{"properties": {"a": {"not": {}}}}"#], &["--json-schema: at #/properties/a: `not`"]);
     refused(&["--regex", "a("], &["--regex: not a regular expression: unclosed group"]);
@@ -325,7 +325,7 @@ fn what_is_refused_is_refused_before_a_token() {
 }
 
 #[test]
-fn a_chat_changes_its_format() {
+fn the_format_command_changes_the_constraint_of_a_chat() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("person.json");
     fs::write(&path, PERSON).unwrap();
@@ -356,7 +356,7 @@ fn a_chat_changes_its_format() {
 }
 
 #[test]
-fn a_session_goes_on_within_its_format() {
+fn each_text_of_a_session_is_constrained() {
     let folder = tempfile::tempdir().unwrap();
     let session = folder.path().join("s").to_str().unwrap().to_owned();
     let run = |prompt: &[&str]| {

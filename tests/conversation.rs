@@ -12,7 +12,7 @@ use std::{
     },
 };
 
-use common::much;
+use common::unless_emulated;
 use hymba::{
     Constraint, Error, Mismatch, Shape, Vocabulary,
     engine::{
@@ -46,7 +46,7 @@ const CURT: &str = "{% for m in messages %}{{ m.role + '\\n' }}\
 /// Says the first messages again at the end, so that nothing of what was read can stay.
 const REWRITING: &str = "{% for m in messages %}{{ m.content }}|{% endfor %}{{ messages|length }}:";
 
-static GO_ON: AtomicBool = AtomicBool::new(false);
+static NO_CANCEL: AtomicBool = AtomicBool::new(false);
 static DEMO: LazyLock<(Model, Tokenizer)> = LazyLock::new(|| {
     let model = Model::open(Path::new(&common::demo())).unwrap();
     let tokenizer = model.tokenizer().unwrap();
@@ -54,7 +54,7 @@ static DEMO: LazyLock<(Model, Tokenizer)> = LazyLock::new(|| {
 });
 
 fn watch() -> Watch<'static> {
-    Watch { cancel: &GO_ON, progress: &|_, _| () }
+    Watch { cancel: &NO_CANCEL, progress: &|_, _| () }
 }
 
 fn template(source: &str) -> Template {
@@ -81,7 +81,7 @@ impl Default for Setup {
             template: Some(HYMBA),
             system: Some(" Be brief. "),
             context: 600,
-            limit: much(12, 4),
+            limit: unless_emulated(12, 4),
             overflow: Overflow::Stop,
             stops: Vec::new(),
             temperature: 0.8,
@@ -177,7 +177,7 @@ fn check(conversation: &mut Conversation<'_>) {
         let (reply, rest) = (&last.reply, &read[says.len()..]);
         assert!(rest.starts_with(reply) || reply.starts_with(rest), "the reply is\n{reply}\nthe session read\n{read}");
     }
-    if conversation.timeline().steps().len() > much(usize::MAX, 60) {
+    if conversation.timeline().steps().len() > unless_emulated(usize::MAX, 60) {
         return;
     }
     let context = conversation.timeline().context();
@@ -187,7 +187,7 @@ fn check(conversation: &mut Conversation<'_>) {
     for pass in passes(conversation.timeline().steps()) {
         let ids: Vec<u32> = pass.iter().map(|step| step.id).collect();
         logits = match pass[0].phase {
-            Phase::Prefill => session.prefill(&ids, &GO_ON).unwrap().to_vec(),
+            Phase::Prefill => session.prefill(&ids, &NO_CANCEL).unwrap().to_vec(),
             Phase::Decode => session.decode(ids[0]).unwrap().to_vec(),
         };
     }
@@ -195,15 +195,15 @@ fn check(conversation: &mut Conversation<'_>) {
 }
 
 #[test]
-fn a_conversation_reads_what_its_template_says() {
-    for &template in much(
+fn processed_tokens_match_the_template() {
+    for &template in unless_emulated(
         &[Some(HYMBA), Some(CHATML), Some(LLAMA), Some(FORGETFUL), Some(CURT), Some(REWRITING), None][..],
         &[Some(REWRITING)],
     ) {
-        for &temperature in much(&[0.0, 1.0][..], &[1.0]) {
+        for &temperature in unless_emulated(&[0.0, 1.0][..], &[1.0]) {
             let mut c = Setup { template, temperature, ..Setup::default() }.conversation();
             let messages = ["Hello", "A story of a king.\n\nA long one!", "Ünïcödé 🙂 日本", " ", "And then?"];
-            let messages = &messages[much(0, 2)..];
+            let messages = &messages[unless_emulated(0, 2)..];
             for message in messages {
                 send(&mut c, message);
             }
@@ -214,10 +214,10 @@ fn a_conversation_reads_what_its_template_says() {
 
 /// After a template drops part of the past, only the tokens from the first changed prompt on are processed again.
 #[test]
-fn a_template_that_rewrites_replies_costs_what_it_rewrites() {
+fn only_the_rewritten_part_is_reprocessed() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("talk");
-    for &template in much(&[FORGETFUL, CURT][..], &[FORGETFUL]) {
+    for &template in unless_emulated(&[FORGETFUL, CURT][..], &[FORGETFUL]) {
         let mut c = Setup { template: Some(template), system: None, ..Setup::default() }.conversation();
         let mut prompts = Vec::new();
         for (i, message) in ["Hello", "Tell me a story.", "And then?", "The end."].into_iter().enumerate() {
@@ -261,7 +261,8 @@ fn a_template_that_rewrites_replies_costs_what_it_rewrites() {
 
         let setup = Setup { template: Some(template), system: None, context: 90, limit: 20, ..Setup::default() };
         let mut c = Setup { overflow: Overflow::Slide, ..setup }.conversation();
-        let dropped: usize = (0..much(9, 7)).map(|i| send(&mut c, &format!("This is message {i}")).dropped).sum();
+        let dropped: usize =
+            (0..unless_emulated(9, 7)).map(|i| send(&mut c, &format!("This is message {i}")).dropped).sum();
         assert!(dropped > 0);
     }
 }
@@ -269,7 +270,7 @@ fn a_template_that_rewrites_replies_costs_what_it_rewrites() {
 /// Each token is read once, each text split into tokens once, with a template that does not rewrite. It renders all of the
 /// conversation each time, which is bounded by what the context holds.
 #[test]
-fn twice_the_turns_are_twice_the_work() {
+fn work_is_linear_in_the_number_of_turns() {
     for (template, message) in [(HYMBA, "Hello"), (CHATML, "Hello <|im_start|>"), (FORGETFUL, "Hello")] {
         let work = |turns: usize| {
             let tokenizer = DEMO.0.tokenizer().unwrap();
@@ -284,7 +285,7 @@ fn twice_the_turns_are_twice_the_work() {
             assert!(template != CHATML || evaluated == c.used(), "{evaluated} tokens read for {}", c.used());
             (evaluated, tokenizer.bytes_encoded() - before)
         };
-        let (few, many) = (work(much(8, 2)), work(much(16, 4)));
+        let (few, many) = (work(unless_emulated(8, 2)), work(unless_emulated(16, 4)));
         assert!(many.0 <= few.0 * 5 / 2, "{few:?} {many:?} tokens read");
         assert!(many.1 <= few.1 * 5 / 2, "{few:?} {many:?} bytes split");
     }
@@ -292,7 +293,7 @@ fn twice_the_turns_are_twice_the_work() {
 
 /// The model says what the next turn begins with: it stops there, and is not shown.
 #[test]
-fn a_reply_ends_where_the_template_ends_it() {
+fn replies_stop_at_the_templates_end_marker() {
     let stops = |source| template(source).stops().unwrap();
     assert_eq!(
         (stops(HYMBA), stops(CHATML)),
@@ -301,7 +302,8 @@ fn a_reply_ends_where_the_template_ends_it() {
     // "the" is common enough to be said within 200 tokens
     let ends_with_the =
         "{% for m in messages %}{{ m.content }}{% if m.role == 'user' %}\n{% else %}<the>{% endif %}{% endfor %}";
-    let mut c = Setup { template: Some(ends_with_the), limit: much(200, 40), ..Setup::default() }.conversation();
+    let mut c =
+        Setup { template: Some(ends_with_the), limit: unless_emulated(200, 40), ..Setup::default() }.conversation();
     assert_eq!(c.stops(), ["<the>"]);
     send(&mut c, "Once upon a time");
     let options = Options {
@@ -332,8 +334,8 @@ fn a_reply_ends_where_the_template_ends_it() {
 }
 
 #[test]
-fn undo_and_regenerate_evaluate_nothing() {
-    for &(undo_memory, free) in much(&[(256 << 20, true), (0, false)][..], &[(256 << 20, true)]) {
+fn undo_and_regenerate_process_no_tokens() {
+    for &(undo_memory, free) in unless_emulated(&[(256 << 20, true), (0, false)][..], &[(256 << 20, true)]) {
         let mut c = Setup { undo_memory, ..Setup::default() }.conversation();
         send(&mut c, "Hello");
         send(&mut c, "Tell me a story.");
@@ -360,8 +362,8 @@ fn undo_and_regenerate_evaluate_nothing() {
 }
 
 #[test]
-fn branches_go_their_own_ways() {
-    for &(undo_memory, free) in much(&[(256 << 20, true), (0, false)][..], &[(256 << 20, true)]) {
+fn branches_are_independent() {
+    for &(undo_memory, free) in unless_emulated(&[(256 << 20, true), (0, false)][..], &[(256 << 20, true)]) {
         let mut c = Setup { undo_memory, ..Setup::default() }.conversation();
         send(&mut c, "Hello");
         c.branch("other").unwrap();
@@ -404,7 +406,7 @@ fn a_full_context_stops_or_slides() {
 
     let mut c = Setup { context: 120, limit: 40, overflow: Overflow::Slide, ..Setup::default() }.conversation();
     let (mut dropped, mut within) = (0, 0);
-    for i in 0..much(12, 7) {
+    for i in 0..unless_emulated(12, 7) {
         let used = c.used();
         let reply = send(&mut c, &format!("Tell me a story about fox number {i}"));
         dropped += reply.dropped;
@@ -413,15 +415,18 @@ fn a_full_context_stops_or_slides() {
         assert_eq!(c.system(), Some(" Be brief. "));
         assert!(c.used() <= 120);
     }
-    assert!(dropped > much(4, 1) && within > 0, "{dropped} turns were dropped, {within} times while the model spoke");
+    assert!(
+        dropped > unless_emulated(4, 1) && within > 0,
+        "{dropped} turns were dropped, {within} times while the model spoke"
+    );
     assert!(stream(&mut c, |c, sink| c.send(&long.repeat(2), sink)).is_err(), "what does not fit alone does not fit");
 }
 
 /// Room is made at each byte of a character, and at each of a stop string: nothing of either is seen.
 #[test]
-fn a_slide_holds_back_what_is_not_whole() {
+fn a_slide_splits_no_character_or_stop_string() {
     let setup = Setup { limit: 200, overflow: Overflow::Slide, temperature: 0.0, ..Setup::default() };
-    for context in much(130..134, 130..131) {
+    for context in unless_emulated(130..134, 130..131) {
         let mut c = Setup { context, regex: Some("(🙂){15}"), ..setup.clone() }.conversation();
         send(&mut c, "Hello");
         let reply = send(&mut c, "Hello");
@@ -443,7 +448,7 @@ fn a_slide_holds_back_what_is_not_whole() {
 
 /// Making room is ended too, and leaves the conversation as it was.
 #[test]
-fn an_interrupt_ends_a_slide() {
+fn a_cancelled_slide_leaves_the_conversation_unchanged() {
     let mut c = Setup { context: 300, overflow: Overflow::Slide, ..Setup::default() }.conversation();
     while c.used() < 270 {
         send(&mut c, "Tell me more.");
@@ -462,7 +467,7 @@ fn an_interrupt_ends_a_slide() {
 }
 
 #[test]
-fn another_system_message_is_read_before_what_was_said() {
+fn set_system_reprocesses_the_conversation() {
     let mut c = Setup::default().conversation();
     send(&mut c, "Hello");
     send(&mut c, "Who are you?");
@@ -476,7 +481,7 @@ fn another_system_message_is_read_before_what_was_said() {
 }
 
 #[test]
-fn an_interrupt_keeps_what_was_said() {
+fn a_cancelled_reply_keeps_the_generated_part() {
     let mut c = Setup { limit: 50, ..Setup::default() }.conversation();
     send(&mut c, "Hello");
     let before = c.turns().to_vec();
@@ -502,7 +507,7 @@ fn an_interrupt_keeps_what_was_said() {
 }
 
 #[test]
-fn a_saved_conversation_goes_on_as_if_nobody_had_left() {
+fn a_loaded_conversation_continues_identically() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("talk");
     let mut stayed = Setup { temperature: 1.0, ..Setup::default() }.conversation();
@@ -537,7 +542,7 @@ fn a_saved_conversation_goes_on_as_if_nobody_had_left() {
 
 /// A reply that fills the context, with nothing to drop, can be saved as any other.
 #[test]
-fn a_full_context_is_saved() {
+fn a_full_context_can_be_saved() {
     let file = tempfile::tempdir().unwrap();
     let file = file.path().join("talk");
     for overflow in [Overflow::Stop, Overflow::Slide] {
@@ -552,7 +557,7 @@ fn a_full_context_is_saved() {
 
 /// A conversation whose template can't be used here is refused before anything of the present one is gone.
 #[test]
-fn a_refused_file_changes_nothing() {
+fn a_failed_load_leaves_the_conversation_unchanged() {
     let folder = tempfile::tempdir().unwrap();
     let (raising, many) = (folder.path().join("raising"), folder.path().join("many"));
     let mut saved = Setup { template: Some(CHATML), system: None, ..Setup::default() }.conversation();

@@ -17,7 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{demo, fails, golden, hymba, hymba_at, much, quantize, runner, succeeds, text};
+use common::{demo, fails, golden, hymba, hymba_at, quantize, runner, succeeds, text, unless_emulated};
 use hymba::format::gguf::Gguf;
 
 /// Returns what is in a folder.
@@ -51,7 +51,7 @@ fn ends(child: Child) -> (Option<i32>, String) {
 }
 
 #[test]
-fn a_model_file_that_is_shortened_or_replaced() {
+fn a_truncated_or_overwritten_model_file_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
     let model = dir.path().join("model.gguf");
     let endless = ["-q", "-c", "100000", "-m"];
@@ -111,7 +111,7 @@ fn limited(limit: &str, command: &Command) -> Command {
 
 /// A disk that is full after 200 kB, as far as a process can tell: writes fail, and nothing of the file stays.
 #[test]
-fn writing_that_fails_leaves_nothing() {
+fn failed_writes_leave_no_file() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);
     let full = |command: &mut Command| {
@@ -152,7 +152,7 @@ fn writing_that_fails_leaves_nothing() {
 
 /// A closed standard output is an error for commands that write to it.
 #[test]
-fn no_standard_output() {
+fn a_closed_stdout_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
     let closed = |args: &[&str]| limited("exec >&-", &hymba(args));
@@ -175,7 +175,7 @@ fn no_standard_output() {
 
 /// Missing permissions are reported before any work is done.
 #[test]
-fn folders_and_files_of_others() {
+fn missing_permissions_are_reported_before_the_work() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);
     let mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
@@ -273,7 +273,7 @@ fn killed_at_every(
 }
 
 #[test]
-fn a_kill_at_any_write_leaves_the_old_file_or_the_new_one() {
+fn sigkill_at_any_write_leaves_the_old_or_the_new_file() {
     if !Command::new("strace").args(["-qq", "-o", "/dev/null", "true"]).status().is_ok_and(|s| s.success()) {
         eprintln!("SKIPPED: kills at every write need strace");
         return;
@@ -284,7 +284,7 @@ fn a_kill_at_any_write_leaves_the_old_file_or_the_new_one() {
         dir.path().join(name).join("file")
     };
     thread::scope(|scope| {
-        for &(name, old) in much(&[("new", false), ("replaced", true)][..], &[("replaced", true)]) {
+        for &(name, old) in unless_emulated(&[("new", false), ("replaced", true)][..], &[("replaced", true)]) {
             let model = folder(name);
             scope.spawn(move || {
                 let old = old.then(|| [&b"GGUF"[..], &[7; 5000]].concat());
@@ -317,7 +317,7 @@ fn a_kill_at_any_write_leaves_the_old_file_or_the_new_one() {
 
 /// Where no more threads can be made, there is less speed, or a sentence.
 #[test]
-fn a_limit_of_threads() {
+fn a_thread_limit_costs_speed_or_is_an_error() {
     if runner().is_some() {
         eprintln!("SKIPPED: an emulator has threads of its own");
         return;
@@ -365,7 +365,7 @@ fn a_limit_of_threads() {
 
 /// Too little memory is told before a word comes.
 #[test]
-fn a_context_that_is_too_long_for_the_memory() {
+fn a_context_larger_than_memory_is_refused() {
     for args in [&["run", "Once"][..], &["chat", "-q", "-st", "Once"]] {
         let mut command = hymba(args);
         command.args(["-c", "16777216", "-t", "1"]);
@@ -383,7 +383,7 @@ fn a_context_that_is_too_long_for_the_memory() {
 
 /// Whoever reads may go away: no word of it, and no error.
 #[test]
-fn a_closed_pipe() {
+fn a_closed_pipe_is_not_an_error() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out.gguf");
     let (out, tiny, model) = (out.to_str().unwrap(), golden("tiny-a"), demo());
@@ -411,7 +411,7 @@ fn a_closed_pipe() {
 
 /// SIGTERM ends a text, a conversation and a conversion as Ctrl-C does: what was asked to be kept is kept.
 #[test]
-fn termination_keeps_what_was_said() {
+fn sigterm_saves_texts_and_conversations() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| -> PathBuf { dir.path().join(name) };
     let mut child = piped(
@@ -446,7 +446,7 @@ fn termination_keeps_what_was_said() {
 
 /// The exit code tells which signal it was; one that is ignored at the start, as nohup and background jobs have it, stays so.
 #[test]
-fn signals_have_their_codes_and_may_be_ignored() {
+fn exit_codes_name_the_signal_and_ignored_signals_stay_ignored() {
     let endless = || hymba(["run", "Once upon a time", "-q", "--no-stdin", "--ignore-eos", "-c", "100000"]);
     for (name, code) in [("INT", 130), ("TERM", 143), ("HUP", 129)] {
         let mut child = piped(&mut endless());
@@ -466,7 +466,7 @@ fn signals_have_their_codes_and_may_be_ignored() {
 
 /// A pipe with a name and nobody at its other end: no file, where any place of it is read, and else a wait that a signal ends.
 #[test]
-fn pipes_with_names() {
+fn named_pipes_are_refused_or_interruptible() {
     let dir = tempfile::tempdir().unwrap();
     let fifo = |path: &Path| assert!(Command::new("mkfifo").arg(path).status().unwrap().success());
     let (pipe, folder, out) = (dir.path().join("pipe"), dir.path().join("folder"), dir.path().join("out"));
@@ -504,11 +504,11 @@ fn pipes_with_names() {
         &["quantize", &model, out, "--calibrate", pipe],
     ] {
         let child = piped(&mut hymba(command));
-        thread::sleep(Duration::from_millis(much(700, 5000)));
+        thread::sleep(Duration::from_millis(unless_emulated(700, 5000)));
         signal(&child, "TERM");
         let start = Instant::now();
         assert_eq!(ends(child), (Some(143), String::new()), "{command:?}");
-        assert!(start.elapsed() < Duration::from_secs(much(1, 10)), "{command:?}: {:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(unless_emulated(1, 10)), "{command:?}: {:?}", start.elapsed());
     }
     let child = piped(hymba(["run", "-q", "--temp", "0", "-n", "2", "-f", pipe]).stdin(Stdio::null()));
     fs::write(pipe, "Once upon a time").unwrap();
@@ -517,7 +517,7 @@ fn pipes_with_names() {
 
 /// Two processes that save one session at once: at any time the file is one of the two, whole.
 #[test]
-fn two_write_one_session() {
+fn concurrent_saves_never_mix() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("talk");
     let name = file.to_str().unwrap();

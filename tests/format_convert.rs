@@ -231,7 +231,7 @@ fn all_end_tokens_are_kept() {
 }
 
 #[test]
-fn gguf_to_gguf_gives_what_the_folder_gives() {
+fn requantizing_a_gguf_equals_converting_the_folder() {
     let fixture = Fixture::new();
     fixture.save();
     let path = |name: &str| fixture.dir.path().join(name);
@@ -266,7 +266,7 @@ fn overrides_win_and_odd_rows_fall_back() {
 }
 
 #[test]
-fn recipes_leave_what_the_user_fixed() {
+fn overrides_win_over_recipes() {
     let fixture = Fixture::new();
     fixture.save();
     let types = |pure| {
@@ -319,7 +319,7 @@ fn reads_shards_and_checks_their_index() {
 }
 
 #[test]
-fn refuses_what_it_cannot_run() {
+fn refuses_unsupported_configs() {
     for (key, value, why) in [
         ("model_type", json!("llama"), "`llama`"),
         ("num_experts", json!(4), "num_experts 4"),
@@ -376,7 +376,7 @@ fn refuses_broken_folders() {
 }
 
 #[test]
-fn refuses_values_that_no_type_holds() {
+fn refuses_nan_and_f16_overflow() {
     let mut fixture = Fixture::new();
     fixture.tensors.get_mut("model.layers.0.moe.experts.0.up_proj.weight").unwrap().1[64 * 3] = f32::NAN;
     fixture.save();
@@ -459,7 +459,7 @@ fn a_convolution_of_one_tap_has_no_state() {
 
 /// What is read is not replaced, under whatever name, nor is one output by the other.
 #[test]
-fn inputs_are_not_replaced() {
+fn inputs_are_never_overwritten() {
     let fixture = Fixture::new();
     fixture.save();
     fixture.save_tokenizer();
@@ -498,7 +498,7 @@ fn inputs_are_not_replaced() {
 }
 
 #[test]
-fn leaves_nothing_when_cancelled_or_failed() {
+fn leaves_no_file_when_cancelled_or_failed() {
     let fixture = Fixture::new();
     fixture.save();
     let options = Options { packed: true, ..plain() };
@@ -524,7 +524,7 @@ fn leaves_nothing_when_cancelled_or_failed() {
 
 /// What a model can do without does not stop it, whatever is wrong with it: it is said.
 #[test]
-fn optional_files_that_are_broken_are_left_out() {
+fn invalid_optional_files_are_ignored_with_a_note() {
     let mut fixture = Fixture::new();
     fixture.config["unused"] = json!("HERE");
     fixture.save();
@@ -558,7 +558,7 @@ fn optional_files_that_are_broken_are_left_out() {
 
 #[cfg(unix)]
 #[test]
-fn what_a_download_lacks_is_named() {
+fn missing_files_of_a_download_are_named() {
     let fixture = Fixture::new();
     fixture.file("config.json", &fixture.config.to_string());
     fixture.save_shard("model-00002-of-00002.safetensors", |_| true);
@@ -577,7 +577,7 @@ fn what_a_download_lacks_is_named() {
 
 /// A checkpoint that is overwritten while it is read makes no model, though nothing of it is missing.
 #[test]
-fn a_source_that_changes_meanwhile_makes_no_model() {
+fn a_source_modified_during_conversion_is_an_error() {
     let fixture = Fixture::new();
     fixture.save();
     let gguf = fixture.dir.path().join("tiny/from.gguf");
@@ -633,7 +633,7 @@ fn sample(context: usize) -> Calibration {
 
 /// A layer at a time, from the safetensors, the texts see what a session sees that reads them.
 #[test]
-fn calibration_measures_what_sessions_compute() {
+fn calibration_moments_match_a_session() {
     let fixture = Fixture::new();
     fixture.save();
     fixture.save_tokenizer();
@@ -685,7 +685,7 @@ fn calibration_measures_what_sessions_compute() {
 }
 
 #[test]
-fn calibration_changes_the_blocks_and_is_the_same_from_its_file() {
+fn calibration_from_text_equals_calibration_from_its_file() {
     let fixture = Fixture::new();
     fixture.save();
     fixture.save_tokenizer();

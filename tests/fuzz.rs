@@ -8,7 +8,7 @@ use std::{fs::File, io::Read, path::Path, time::Instant};
 mod fuzz;
 
 #[test]
-fn seeds_are_good_to_the_end() {
+fn fuzz_seeds_succeed() {
     for target in fuzz::TARGETS {
         for (i, seed) in (target.seeds)().iter().enumerate() {
             assert!((target.run)(seed), "{} refuses its seed {i}", target.name);
@@ -17,7 +17,7 @@ fn seeds_are_good_to_the_end() {
 }
 
 #[test]
-fn the_corpora_do_no_harm() {
+fn fuzz_corpora_cause_no_crash_or_hang() {
     let corpora = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
     let mut inputs = 0;
     for target in fuzz::TARGETS {

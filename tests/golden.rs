@@ -4,10 +4,10 @@
 #[path = "common/golden.rs"]
 mod golden;
 
-use golden::{GO_ON, TOLERANCE, cases, check_prompts, close};
+use golden::{NO_CANCEL, TOLERANCE, cases, check_prompts, close};
 
 #[test]
-fn prefill_and_decode_are_the_official_ones() {
+fn prefill_and_decode_match_the_official_code() {
     for case in cases() {
         // with and without the stored meta state, in one chunk and in several
         check_prompts(&case, usize::MAX, |i| {
@@ -18,7 +18,7 @@ fn prefill_and_decode_are_the_official_ones() {
 }
 
 #[test]
-fn layers_are_the_official_ones() {
+fn layer_outputs_match_the_official_code() {
     for case in cases() {
         let config = case.model.config();
         let ids = case.ids("trace.ids");
@@ -26,7 +26,7 @@ fn layers_are_the_official_ones() {
         let mut session = case.session(1024, 2, true);
         let mut seen = 0;
         session
-            .prefill_observed(&ids, &GO_ON, &mut |view| {
+            .prefill_observed(&ids, &NO_CANCEL, &mut |view| {
                 let views = [
                     ("hidden", view.hidden, hidden),
                     ("attn_out", view.attention, inner),
@@ -50,7 +50,7 @@ fn layers_are_the_official_ones() {
         let want = case.floats("trace_long.hidden_last");
         let mut session = case.session(1024, 2, true);
         session
-            .prefill_observed(&ids, &GO_ON, &mut |view| {
+            .prefill_observed(&ids, &NO_CANCEL, &mut |view| {
                 let want = &want[view.layer * hidden..][..hidden];
                 let got = &view.hidden.f32()[(ids.len() - 1) * hidden..][..hidden];
                 close(&format!("{}: long prompt, layer {}", case.name, view.layer), got, want, TOLERANCE);
@@ -61,7 +61,7 @@ fn layers_are_the_official_ones() {
 }
 
 #[test]
-fn threads_chunks_and_the_stored_meta_state_change_no_bit() {
+fn logits_do_not_depend_on_threads_chunks_or_the_stored_meta_state() {
     for case in cases() {
         let vocab = case.model.config().vocab;
         let longest = (0..case.prompts()).map(|i| case.ids(&format!("p{i}.ids"))).max_by_key(Vec::len).unwrap();

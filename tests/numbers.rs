@@ -7,7 +7,7 @@ use std::{
     sync::atomic::AtomicBool,
 };
 
-use common::{demo, fails, hymba, quantize, succeeds, text, write_again};
+use common::{demo, fails, hymba, quantize, succeeds, text, write_with_metadata};
 use hymba::{
     Error,
     engine::{Model, Session, SessionOptions, Timeline, generate::TokenModel},
@@ -16,7 +16,7 @@ use hymba::{
     quant::{Options, Rounding, TypePlan, convert},
 };
 
-static GO_ON: AtomicBool = AtomicBool::new(false);
+static NO_CANCEL: AtomicBool = AtomicBool::new(false);
 const META: &str = "hymba.meta_state.version";
 
 /// Returns a golden checkpoint, converted.
@@ -29,7 +29,7 @@ fn converted(case: &str, dtype: DType, packed: bool, folder: &Path) -> PathBuf {
         force: true,
         ..Options::default()
     };
-    convert(Path::new(&common::golden(case)), &file, &options, &mut |_| {}, &GO_ON).unwrap();
+    convert(Path::new(&common::golden(case)), &file, &options, &mut |_| {}, &NO_CANCEL).unwrap();
     file
 }
 
@@ -39,7 +39,7 @@ fn options(cache: CacheType) -> SessionOptions {
 
 /// NaN as the first value, or the first scale, of every tensor in turn.
 #[test]
-fn what_is_not_finite_is_told_with_its_layer() {
+fn non_finite_values_are_reported_with_their_layer() {
     let folder = tempfile::tempdir().unwrap();
     for (case, dtype, packed) in [
         ("tiny-a", DType::F32, false),
@@ -67,10 +67,12 @@ fn what_is_not_finite_is_told_with_its_layer() {
             let mut bad = good.clone();
             bad.tensors[i].data = Blob::from_vec(bytes);
             let file = folder.path().join("bad.gguf");
-            write_again(&bad, good.metadata.clone(), &file);
+            write_with_metadata(&bad, good.metadata.clone(), &file);
             // a vector is looked at when the file is opened
             let told = Model::open(&file).and_then(|model| {
-                Session::new(&model, &options(CacheType::F16))?.prefill(&[3, 1, 4, 1, 5], &GO_ON).map(<[f32]>::to_vec)
+                Session::new(&model, &options(CacheType::F16))?
+                    .prefill(&[3, 1, 4, 1, 5], &NO_CANCEL)
+                    .map(<[f32]>::to_vec)
             });
             let what = format!("{case}, {dtype}, {}", tensor.name);
             let said = told.map(|_| ()).expect_err(&what).to_string();
@@ -99,19 +101,19 @@ fn loud(case: &str, folder: &Path) -> PathBuf {
     }
     let (file, mut metadata) = (folder.join("loud.gguf"), gguf.metadata.clone());
     metadata.remove(META);
-    write_again(&gguf, metadata, &file);
+    write_with_metadata(&gguf, metadata, &file);
     file
 }
 
 /// What an F16 cache can't hold, an F32 cache does, by itself: at the meta tokens, or when the text says it.
 #[test]
-fn values_too_large_for_the_cache_get_a_wider_one() {
+fn values_beyond_f16_switch_the_cache_to_f32() {
     let folder = tempfile::tempdir().unwrap();
     for (case, meta_tokens) in [("tiny-a", true), ("tiny-c", false)] {
         let model = Model::open(loud(case, folder.path())).unwrap();
         let read = |cache| {
             let mut timeline = Timeline::new(Session::new(&model, &options(cache)).unwrap(), 1 << 20);
-            let mut logits = timeline.prefill(&[3, 1, 4, 1, 5, 9, 2, 6], &GO_ON).unwrap().to_vec();
+            let mut logits = timeline.prefill(&[3, 1, 4, 1, 5, 9, 2, 6], &NO_CANCEL).unwrap().to_vec();
             logits.extend_from_slice(timeline.decode(5).unwrap());
             let told = timeline.fallback_reason().map(ToString::to_string);
             (logits, told, timeline.session().fallback().is_some(), timeline.session().cache_type())
@@ -122,7 +124,7 @@ fn values_too_large_for_the_cache_get_a_wider_one() {
         assert!(fallback && kind == CacheType::F32 && told.is_some() != meta_tokens, "{case}: {told:?}");
         if !meta_tokens {
             let mut session = Session::new(&model, &options(CacheType::F16)).unwrap();
-            let refused = session.prefill(&[3, 1], &GO_ON);
+            let refused = session.prefill(&[3, 1], &NO_CANCEL);
             assert!(matches!(refused, Err(Error::CacheRange { layer: 0, cache: "f16" })));
         }
     }
@@ -130,7 +132,7 @@ fn values_too_large_for_the_cache_get_a_wider_one() {
 
 /// The same of the demo, by the commands.
 #[test]
-fn the_commands_get_along_with_large_values() {
+fn commands_switch_the_cache_for_large_values() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);
     quantize(&demo(), &path("plain.gguf"), &["--type", "q8_0", "--layout", "standard", "--rounding", "nearest"]);
@@ -148,7 +150,7 @@ fn the_commands_get_along_with_large_values() {
     tensor.data = Blob::from_vec(bytes);
     let mut metadata = gguf.metadata.clone();
     metadata.remove(META);
-    write_again(&gguf, metadata, &path("bare.gguf"));
+    write_with_metadata(&gguf, metadata, &path("bare.gguf"));
     quantize(path("bare.gguf").to_str().unwrap(), &path("stored.gguf"), &["--type", "q8_0", "--layout", "packed"]);
     let story = |model: &str, more: &[&str]| {
         let mut command = hymba(["run", "--temp", "0", "-n", "16", "Once upon a time there was", "-m"]);

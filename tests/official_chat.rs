@@ -8,7 +8,7 @@ use hymba::{
 };
 
 #[test]
-fn the_published_template_makes_the_published_ids() {
+fn the_published_template_gives_the_published_ids() {
     let Some(folder) = env::var_os("HYMBA_OFFICIAL").map(PathBuf::from) else {
         eprintln!("SKIPPED: HYMBA_OFFICIAL names no folder");
         return;

@@ -124,7 +124,7 @@ fn a_model_is_pulled_by_its_name() {
 }
 
 #[test]
-fn names_work_where_files_do() {
+fn model_names_are_accepted_wherever_files_are() {
     let world = World::with_model(SMALL);
     succeeds(&mut world.hymba(["pull", REPO, "-q", "--type", "f32"]));
     let path = succeeds(&mut world.hymba(["models", "path", "tiny-model"]));
@@ -178,7 +178,7 @@ fn names_work_where_files_do() {
 }
 
 #[test]
-fn a_ready_file_is_taken_as_it_is() {
+fn a_gguf_file_is_installed_unchanged() {
     let world = World::new();
     let file = world.dir.path().join("made.gguf");
     quantize(&golden("tiny-a"), &file, &["--type", "q4_0"]);
@@ -212,7 +212,7 @@ fn a_dry_run_writes_nothing() {
 }
 
 #[test]
-fn what_can_not_be_had_is_told_in_a_sentence() {
+fn pull_errors_are_one_sentence() {
     let world = World::with_model(SMALL);
     let pull = |args: &[&str]| world.hymba(["pull"].iter().chain(args));
     fails(&mut pull(&["a/b/c"]), 2, &["is not a model name"]);
@@ -244,7 +244,7 @@ fn what_can_not_be_had_is_told_in_a_sentence() {
 }
 
 #[test]
-fn a_token_goes_to_the_hub_alone() {
+fn the_token_is_sent_only_to_the_hub() {
     let world = World::with_model(SMALL);
     world.hub.gate(REPO, "hf_right");
     let page = format!("{}/a/Tiny-Model", world.hub.endpoint());
@@ -275,7 +275,7 @@ type Trouble = Box<dyn Fn(usize) -> Fault + Send + Sync>;
 
 /// Whatever breaks and mends itself is no reason to fail, and what came is not fetched again.
 #[test]
-fn trouble_on_the_way_is_overcome() {
+fn transient_errors_are_retried() {
     let troubles: [(&str, Trouble); 6] = [
         ("cut", Box::new(|n| if n < 8 { Fault::Cut(3_000_000) } else { Fault::None })),
         ("5xx", Box::new(|n| if n % 3 == 0 { Fault::Status(503, vec![]) } else { Fault::None })),
@@ -302,7 +302,7 @@ fn trouble_on_the_way_is_overcome() {
 }
 
 #[test]
-fn trouble_that_does_not_end_is_told() {
+fn permanent_errors_end_the_pull() {
     let world = World::with_model(SMALL);
     let later = || Fault::Status(429, vec![("Retry-After", "7200".into())]);
     world.hub.on(move |r| if r.is_get_of_data() { later() } else { Fault::None });
@@ -312,7 +312,7 @@ fn trouble_that_does_not_end_is_told() {
 }
 
 #[test]
-fn servers_without_ranges_will_do() {
+fn servers_without_range_support_work() {
     let world = World::with_model(LARGE);
     world.hub.on(|r| if r.is_get_of_data() { Fault::Unranged } else { Fault::None });
     succeeds(&mut world.hymba(QUICK));
@@ -320,7 +320,7 @@ fn servers_without_ranges_will_do() {
 }
 
 #[test]
-fn wrong_bytes_never_get_a_name() {
+fn a_hash_mismatch_installs_nothing() {
     let world = World::with_model(LARGE);
     let bad = Arc::new(AtomicBool::new(true));
     let first = bad.clone();
@@ -344,7 +344,7 @@ fn wrong_bytes_never_get_a_name() {
 }
 
 #[test]
-fn wrong_lengths_are_no_files() {
+fn files_of_the_wrong_length_are_rejected() {
     let world = World::with_model(SMALL);
     world.hub.on(|r| if r.is_get_of_data() { Fault::Longer(5) } else { Fault::None });
     fails(&mut world.hymba(QUICK), 1, &["bytes of it, but the hub reported"]);
@@ -360,7 +360,7 @@ fn wrong_lengths_are_no_files() {
 }
 
 #[test]
-fn a_revision_that_moves_does_not_mix() {
+fn a_branch_that_moves_during_a_pull_mixes_no_files() {
     let world = World::with_model(LARGE);
     let commits = world.dir.path().join("hf/hub/models--a--Tiny-Model/refs/main");
     let world = Arc::new(world);
@@ -385,7 +385,7 @@ fn a_revision_that_moves_does_not_mix() {
 }
 
 #[test]
-fn a_revision_is_pulled() {
+fn the_revision_flag_pulls_a_tag_or_commit() {
     let world = World::with_model(SMALL);
     let files = checkpoint(SMALL);
     let files: Vec<_> = files[..4].iter().map(|(name, bytes)| (&**name, &bytes[..], name.contains("model"))).collect();
@@ -400,7 +400,7 @@ fn a_revision_is_pulled() {
 }
 
 #[test]
-fn variables_say_where() {
+fn environment_variables_set_the_folders() {
     let world = World::with_model(SMALL);
     world.hub.gate(REPO, "hf_right");
     let dir = world.dir.path();
@@ -426,7 +426,7 @@ fn a_renamed_repository_is_found() {
 }
 
 #[test]
-fn two_pulls_share_one_download() {
+fn concurrent_pulls_share_one_download() {
     let world = World::with_model(LARGE);
     let size = checkpoint(LARGE)[3].1.len() as u64;
     world.hub.on(|r| if r.is_get_of_data() { Fault::Slow(Duration::from_millis(5)) } else { Fault::None });
@@ -439,7 +439,7 @@ fn two_pulls_share_one_download() {
 }
 
 #[test]
-fn what_python_left_is_gone_on_with() {
+fn incomplete_downloads_of_huggingface_hub_are_resumed() {
     for right in [true, false] {
         let world = World::with_model(LARGE);
         let weights = &checkpoint(LARGE)[3].1;
@@ -458,7 +458,7 @@ fn what_python_left_is_gone_on_with() {
 }
 
 #[test]
-fn a_cache_without_links_holds_files() {
+fn the_cache_works_without_symlinks() {
     let world = World::with_model(SMALL);
     let pull =
         |kind: &str| succeeds(world.hymba(["pull", REPO, "-q", "--type", kind]).env("HF_HUB_DISABLE_SYMLINKS", "1"));
@@ -476,7 +476,7 @@ fn a_cache_without_links_holds_files() {
 }
 
 #[test]
-fn offline_the_cache_is_enough() {
+fn offline_mode_uses_the_cache() {
     let world = World::with_model(SMALL);
     succeeds(&mut world.hymba(QUICK));
     world.hub.forget_requests();
@@ -495,7 +495,7 @@ fn offline_the_cache_is_enough() {
 
 #[cfg(unix)]
 #[test]
-fn an_interrupt_ends_a_stalled_pull() {
+fn sigint_ends_a_stalled_pull() {
     let world = World::with_model(LARGE);
     world.hub.on(|r| if r.is_get_of_data() { Fault::Stall(1_500_000) } else { Fault::None });
     let mut child = world.hymba(QUICK).spawn().unwrap();

@@ -36,7 +36,7 @@ fn size() -> u64 {
 
 /// The hub of these tests is one that Python's client takes for one.
 #[test]
-fn python_downloads_from_the_test_hub() {
+fn huggingface_hub_downloads_from_the_test_hub() {
     let world = World::with_model(VOCABULARY);
     let script = r#"
 import os, sys
@@ -91,7 +91,7 @@ hf_hub_download(sys.argv[1], "LICENSE", token="hf_right", force_download=True)
 }
 
 #[test]
-fn python_uses_what_was_pulled() {
+fn huggingface_hub_uses_pulled_files() {
     let world = World::with_model(VOCABULARY);
     let script = r#"
 import json, os, sys
@@ -124,7 +124,7 @@ print("good")
 /// An interrupted download of Python's is resumed.
 #[cfg(unix)]
 #[test]
-fn what_python_left_is_not_fetched_again() {
+fn an_interrupted_python_download_is_resumed() {
     let world = World::with_model(VOCABULARY);
     let script =
         "import sys; from huggingface_hub import hf_hub_download; hf_hub_download(sys.argv[1], 'model.safetensors')";
@@ -151,7 +151,7 @@ fn what_python_left_is_not_fetched_again() {
 
 /// Python's download and ours wait for each other.
 #[test]
-fn locks_are_the_same() {
+fn download_locks_are_shared_with_huggingface_hub() {
     let world = World::with_model(VOCABULARY);
     let script =
         "import sys; from huggingface_hub import hf_hub_download; hf_hub_download(sys.argv[1], 'model.safetensors')";

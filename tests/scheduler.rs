@@ -32,8 +32,8 @@ use hymba::{
 };
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
-use runner::much;
-use texts::{CONTEXT, GO_ON, model, one_of, rng, small_config};
+use runner::unless_emulated;
+use texts::{CONTEXT, NO_CANCEL, model, one_of, rng, small_config};
 
 /// Returns the demo's tokenizer, of which the small models have the first tokens.
 fn tokenizer() -> Arc<Tokenizer> {
@@ -210,9 +210,9 @@ fn answers(scheduler: &Scheduler, asks: &[(Ask, u64)]) -> Vec<Answer> {
 
 /// Jobs of all kinds come when they like, to more or fewer slots than there are of them.
 #[test]
-fn a_text_is_the_same_in_any_company() {
+fn a_text_does_not_depend_on_concurrent_texts() {
     let tokenizer = tokenizer();
-    for seed in 0..much(6, 1) {
+    for seed in 0..unless_emulated(6, 1) {
         let rng = &mut rng(seed);
         let (config, folder) = (small_config(rng), tempfile::tempdir().unwrap());
         let model = Arc::new(model(&config, one_of(rng, &DType::ALL), folder.path()));
@@ -220,7 +220,7 @@ fn a_text_is_the_same_in_any_company() {
         let options = options(rng, slots);
         let scheduler = Scheduler::start(model.clone(), tokenizer.clone(), &options).unwrap();
         let asks: Vec<(Ask, u64)> =
-            (0..much(24, 4)).map(|_| (Ask::random(rng, config.vocab), rng.random_range(0..20))).collect();
+            (0..unless_emulated(24, 4)).map(|_| (Ask::random(rng, config.vocab), rng.random_range(0..20))).collect();
         for ((ask, _), answer) in asks.iter().zip(answers(&scheduler, &asks)) {
             assert_eq!(answer.cached, Cached::default());
             check(ask, &answer, &model, &tokenizer, &options);
@@ -251,7 +251,7 @@ impl Events for Gated {
 /// each text.
 #[test]
 fn drafts_of_several_texts_share_passes() {
-    for (seed, slots) in [(200, 8), (201, 12)].into_iter().take(much(2, 1)) {
+    for (seed, slots) in [(200, 8), (201, 12)].into_iter().take(unless_emulated(2, 1)) {
         let rng = &mut rng(seed);
         let asks: Vec<Ask> = (0..slots + 5)
             .map(|_| {
@@ -308,10 +308,10 @@ fn drafts_of_several_texts_share_passes() {
 
 /// Jobs that continue, change or repeat the texts of others, concurrently or later.
 #[test]
-fn an_answer_is_defined_by_the_prefix_found() {
+fn an_answer_is_determined_by_its_cached_prefix() {
     let tokenizer = tokenizer();
     let (mut hits, mut decoded) = (0, 0);
-    for seed in 0..much(8, 1) {
+    for seed in 0..unless_emulated(8, 1) {
         let rng = &mut rng(100 + seed);
         let (config, folder) = (small_config(rng), tempfile::tempdir().unwrap());
         let model = Arc::new(model(&config, one_of(rng, &DType::ALL), folder.path()));
@@ -323,7 +323,7 @@ fn an_answer_is_defined_by_the_prefix_found() {
         };
         let scheduler = Scheduler::start(model.clone(), tokenizer.clone(), &options).unwrap();
         let mut texts: Vec<Vec<u32>> = vec![Vec::new()];
-        for _ in 0..much(6, 2) {
+        for _ in 0..unless_emulated(6, 2) {
             let asks: Vec<(Ask, u64)> = (0..5)
                 .map(|_| {
                     let ask = Ask::random(rng, config.vocab);
@@ -375,7 +375,7 @@ fn ids(count: u32) -> Vec<u32> {
 }
 
 #[test]
-fn branches_of_a_prompt_share_its_reading() {
+fn identical_prompts_are_prefilled_once() {
     let folder = tempfile::tempdir().unwrap();
     let (_, scheduler) = small(1, &defaults(), folder.path());
     let asks: Vec<(Ask, u64)> = (0..6).map(|seed| (Ask { seed, ..ask(ids(100), 20) }, 0)).collect();
@@ -391,7 +391,7 @@ fn branches_of_a_prompt_share_its_reading() {
 }
 
 #[test]
-fn an_owner_never_sees_what_others_read() {
+fn prefixes_are_not_shared_between_owners() {
     let folder = tempfile::tempdir().unwrap();
     let (_, scheduler) = small(2, &defaults(), folder.path());
     let cached = |owner: &str| {
@@ -413,7 +413,7 @@ fn an_owner_never_sees_what_others_read() {
 }
 
 #[test]
-fn log_probabilities_are_those_of_the_model() {
+fn log_probabilities_match_the_logits() {
     let folder = tempfile::tempdir().unwrap();
     let (model, scheduler) = small(3, &defaults(), folder.path());
     let prompt = ids(40);
@@ -427,7 +427,7 @@ fn log_probabilities_are_those_of_the_model() {
         let mut all: Vec<Vec<f32>> = Vec::new();
         let read = [&prompt[..], &[11; 3]].concat();
         session
-            .prefill_all(&prompt, &GO_ON, |_, logits| {
+            .prefill_all(&prompt, &NO_CANCEL, |_, logits| {
                 all.push(logits.to_vec());
                 Ok(())
             })
@@ -457,7 +457,7 @@ fn log_probabilities_are_those_of_the_model() {
 }
 
 #[test]
-fn what_can_not_be_read_fails_alone() {
+fn invalid_jobs_fail_alone() {
     let folder = tempfile::tempdir().unwrap();
     let (model, scheduler) = small(4, &defaults(), folder.path());
     let long = [(ask(ids(60), 100), 0), (ask(ids(50), 100), 0)];
@@ -512,7 +512,7 @@ fn delicate(vocab: usize, folder: &Path) -> Arc<Model> {
 }
 
 #[test]
-fn what_goes_wrong_in_a_text_stays_there() {
+fn non_finite_values_fail_only_their_text() {
     let folder = tempfile::tempdir().unwrap();
     let model = delicate(64, folder.path());
     let options = SchedulerOptions { slots: 8, ..defaults() };
@@ -545,7 +545,7 @@ fn what_goes_wrong_in_a_text_stays_there() {
         assert!(matches!(stop, Ok(StopReason::Limit | StopReason::EndOfText)), "{i}: {got:?}");
         // The same by a timeline, which falls back to a wider cache by itself.
         let mut timeline = Timeline::new(Session::new(&model, &options.session).unwrap(), 0);
-        let mut logits = timeline.prefill(&prompt, &GO_ON).unwrap().to_vec();
+        let mut logits = timeline.prefill(&prompt, &NO_CANCEL).unwrap().to_vec();
         let mut sampler = Sampler::new(SamplingParams::default(), 0);
         let mut history = prompt.clone();
         for (j, &id) in got.ids.iter().enumerate() {
@@ -565,7 +565,7 @@ fn what_goes_wrong_in_a_text_stays_there() {
 }
 
 #[test]
-fn a_full_queue_refuses_and_a_stop_ends_all() {
+fn a_full_queue_refuses_jobs_and_stop_ends_them() {
     let folder = tempfile::tempdir().unwrap();
     let options = SchedulerOptions { slots: 2, queue: 3, ..defaults() };
     let (_, scheduler) = small(6, &options, folder.path());
@@ -597,7 +597,7 @@ fn a_full_queue_refuses_and_a_stop_ends_all() {
 }
 
 #[test]
-fn a_cancel_ends_a_long_prompt_at_once() {
+fn a_long_prefill_can_be_cancelled() {
     let demo = Model::open(format!("{}/models/hymba-demo.gguf", env!("CARGO_MANIFEST_DIR"))).unwrap();
     let (model, tokenizer) = (Arc::new(demo), tokenizer());
     let session = SessionOptions { context: Some(20_000), ..SessionOptions::default() };
@@ -611,7 +611,7 @@ fn a_cancel_ends_a_long_prompt_at_once() {
     let ended = events.recv().unwrap();
     let took = start.elapsed();
     assert!(matches!(ended, Event::Done { stop: StopReason::Interrupted, .. }), "{ended:?}");
-    assert!(took < Duration::from_secs(much(2, 60)), "{took:?}");
+    assert!(took < Duration::from_secs(unless_emulated(2, 60)), "{took:?}");
 }
 
 #[test]

@@ -20,7 +20,7 @@ use hymba::{
 };
 use rand::{RngExt, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
-use runner::much;
+use runner::unless_emulated;
 use texts::{Machine, Part, Planted, What, model, one_of, rng, small_config};
 
 fn cpus(threads: usize) -> Vec<Cpu> {
@@ -33,7 +33,7 @@ fn cpu(kernels: usize, threads: usize) -> Cpu {
 
 /// Threads for a test's models, the same for each run: more than the machine has cores among them.
 fn threads(seed: u64) -> usize {
-    let counts = much(&[1, 2, 8, 3][..], &[1, 2]);
+    let counts = unless_emulated(&[1, 2, 8, 3][..], &[1, 2]);
     counts[seed as usize % counts.len()]
 }
 
@@ -88,7 +88,7 @@ fn check_company(model: &Model, kernels: usize, rng: &mut ChaCha8Rng) {
 }
 
 #[test]
-fn a_text_has_the_same_bits_in_any_company() {
+fn logits_do_not_depend_on_other_texts_in_the_pass() {
     for (seed, &dtype) in DType::ALL.iter().enumerate() {
         let rng = &mut rng(seed as u64);
         let (config, folder) = (small_config(rng), tempfile::tempdir().unwrap());
@@ -101,8 +101,8 @@ fn a_text_has_the_same_bits_in_any_company() {
 
 /// Texts that read their meta tokens, in one pass or in two, beside others that read text.
 #[test]
-fn meta_tokens_have_the_same_bits_in_any_company() {
-    for seed in 0..much(12, 3) {
+fn the_meta_state_does_not_depend_on_other_texts_in_the_pass() {
+    for seed in 0..unless_emulated(12, 3) {
         let rng = &mut rng(seed);
         let (mut config, folder) = (small_config(rng), tempfile::tempdir().unwrap());
         config.meta_tokens = rng.random_range(2..12);
@@ -135,8 +135,8 @@ fn meta_tokens_have_the_same_bits_in_any_company() {
 
 /// A decode segment at every length of the text around the edges of meta tokens, window and ring.
 #[test]
-fn decode_segments_are_single_steps() {
-    for seed in 0..much(6, 1) {
+fn decode_segments_equal_single_steps() {
+    for seed in 0..unless_emulated(6, 1) {
         let rng = &mut rng(1000 + seed);
         let (config, folder) = (small_config(rng), tempfile::tempdir().unwrap());
         let model = model(&config, one_of(rng, &DType::ALL), folder.path());
@@ -177,8 +177,8 @@ fn decode_segments_are_single_steps() {
 
 /// One of four texts meets NaN, keys too large for its cache, or a reader who has had enough.
 #[test]
-fn what_goes_wrong_in_a_text_stays_there() {
-    for seed in 0..much(6, 1) {
+fn a_failing_text_leaves_the_others_unchanged() {
+    for seed in 0..unless_emulated(6, 1) {
         let rng = &mut rng(2000 + seed);
         let (config, folder) = (small_config(rng), tempfile::tempdir().unwrap());
         let model = model(&config, one_of(rng, &DType::ALL), folder.path());
@@ -238,12 +238,12 @@ fn what_goes_wrong_in_a_text_stays_there() {
 
 /// What one of three texts can't read leaves the others as they are alone.
 #[test]
-fn a_text_that_can_not_go_on_leaves_the_others_alone() {
+fn an_invalid_text_leaves_the_others_unchanged() {
     let rng = &mut rng(3000);
     let (config, folder) = (small_config(rng), tempfile::tempdir().unwrap());
     let model = model(&config, DType::Q8_0, folder.path());
     let options = SessionOptions { context: Some(12), ..SessionOptions::default() };
-    let alone = |ids: &[u32]| Session::new(&model, &options).unwrap().prefill(ids, &texts::GO_ON).unwrap().to_vec();
+    let alone = |ids: &[u32]| Session::new(&model, &options).unwrap().prefill(ids, &texts::NO_CANCEL).unwrap().to_vec();
     let wanted = [alone(&[1, 2, 3]), alone(&[4, 5])];
     let (long, unknown) = ([7; 13], [1, config.vocab as u32]);
     for (ids, phase, said) in [

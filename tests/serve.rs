@@ -29,7 +29,7 @@ fn long() -> Value {
 }
 
 #[test]
-fn a_text_is_the_one_that_run_writes() {
+fn completions_equal_the_output_of_run() {
     let server = Server::start(&[]);
     let model = common::demo_of_any_depth();
     let args = ["run", "-m", &model, "-q", "--no-display-prompt", "-n", "24", "--seed", "5", "--temp", "0.9"];
@@ -51,7 +51,7 @@ fn a_text_is_the_one_that_run_writes() {
 }
 
 #[test]
-fn what_a_request_can_not_have_is_named() {
+fn request_errors_name_the_parameter() {
     let server = Server::start(&[]);
     for (path, body, param, code) in [
         (CHAT, json!({ "messages": hello(), "no_such": 1 }), "no_such", "unknown_parameter"),
@@ -97,7 +97,7 @@ fn what_a_request_can_not_have_is_named() {
 }
 
 #[test]
-fn bytes_that_are_no_request_do_no_harm() {
+fn malformed_requests_are_rejected() {
     let server = Server::start(&[]);
     let json = [("Content-Type", "application/json")];
     for (body, says) in [
@@ -142,7 +142,7 @@ fn bytes_that_are_no_request_do_no_harm() {
 }
 
 #[test]
-fn a_client_that_leaves_ends_its_text() {
+fn a_disconnect_cancels_the_text() {
     let server = Server::start(&["--parallel", "2"]);
     for stream in [true, false] {
         let mut body = long();
@@ -159,7 +159,7 @@ fn a_client_that_leaves_ends_its_text() {
 }
 
 #[test]
-fn a_full_queue_says_when_to_come_again() {
+fn a_full_queue_returns_429_with_retry_after() {
     let server = Server::start(&["--parallel", "1", "--queue", "1"]);
     let _running = server.begin(TEXT, &long());
     server.wait_for("texts_running", |running| running == 1.0);
@@ -171,7 +171,7 @@ fn a_full_queue_says_when_to_come_again() {
 }
 
 #[test]
-fn a_client_that_reads_nothing_holds_nobody_up() {
+fn a_slow_reader_does_not_block_other_clients() {
     let server = Server::start(&["--parallel", "1"]);
     let mut slow = long();
     slow["logprobs"] = 20.into(); // more than the system's buffers hold
@@ -182,7 +182,7 @@ fn a_client_that_reads_nothing_holds_nobody_up() {
 }
 
 #[test]
-fn a_stop_string_is_never_shown_in_part() {
+fn partial_stop_strings_are_never_streamed() {
     let server = Server::start(&[]);
     let body = json!({ "prompt": "Once upon a time", "max_tokens": 40 });
     let whole = server.post(TEXT, &body).json()["choices"][0]["text"].as_str().unwrap().to_owned();
@@ -199,7 +199,7 @@ fn a_stop_string_is_never_shown_in_part() {
 }
 
 #[test]
-fn an_answer_that_the_limit_cuts_says_so_whatever_it_had_to_match() {
+fn a_truncated_json_answer_has_finish_reason_length() {
     let server = Server::start(&[]);
     let mut body = json!({ "messages": hello(), "max_tokens": 2, "response_format": { "type": "json_object" } });
     for stream in [false, true] {
@@ -212,7 +212,7 @@ fn an_answer_that_the_limit_cuts_says_so_whatever_it_had_to_match() {
 }
 
 #[test]
-fn a_chat_streams_what_it_answers() {
+fn streamed_and_whole_chat_answers_are_equal() {
     let server = Server::start(&[]);
     let mut body = json!({ "messages": hello(), "max_tokens": 20, "logprobs": true, "top_logprobs": 1 });
     let whole = server.post(CHAT, &body).json();
@@ -232,7 +232,7 @@ fn a_chat_streams_what_it_answers() {
 }
 
 #[test]
-fn an_answer_that_goes_on_keeps_its_tokens() {
+fn a_returned_answer_keeps_its_token_ids() {
     let server = Server::start(&[]);
     let body = json!({ "messages": hello(), "max_tokens": 8, "temperature": 1.5, "seed": 3 });
     let first = server.post(CHAT, &body).json();
@@ -250,7 +250,7 @@ fn an_answer_that_goes_on_keeps_its_tokens() {
 }
 
 #[test]
-fn what_was_read_for_one_key_is_not_used_for_another() {
+fn cached_prefixes_are_not_shared_between_keys() {
     let server = Server::start(&["--api-key", "alpha", "--api-key", "beta"]);
     let cached = |key: &str| {
         let key = format!("Bearer {key}");
@@ -264,7 +264,7 @@ fn what_was_read_for_one_key_is_not_used_for_another() {
 }
 
 #[test]
-fn clients_that_never_finish_a_request_are_closed() {
+fn connections_that_never_finish_a_request_are_closed() {
     let server = Server::start(&[]);
     let slow: Vec<_> = (0..256)
         .map(|_| {
@@ -286,7 +286,7 @@ fn clients_that_never_finish_a_request_are_closed() {
 }
 
 #[test]
-fn contents_never_become_markers() {
+fn message_content_never_becomes_special_tokens() {
     let server = Server::start(&[]);
     let tokens = |content: &str| {
         let body = json!({ "messages": [{ "role": "user", "content": content }], "max_tokens": 1 });
@@ -298,7 +298,7 @@ fn contents_never_become_markers() {
 }
 
 #[test]
-fn calls_are_held_to_their_schemas_once_they_begin() {
+fn tool_calls_match_their_schemas() {
     if common::runner().is_some() {
         return; // the whole demo calls, not its first layers
     }
@@ -329,7 +329,7 @@ fn calls_are_held_to_their_schemas_once_they_begin() {
 }
 
 #[test]
-fn names_and_pages_that_are_not_known_are_refused() {
+fn unknown_hosts_and_origins_are_refused() {
     let server = Server::start(&["--cors", "https://chat.example.org", "--allow-host", "llm.example.org"]);
     assert_eq!(server.get("/v1/models", &[("Host", "evil.example")]).error().1, "host_not_allowed");
     assert_eq!(server.get("/v1/models", &[("Host", "llm.example.org")]).status, 200);
@@ -350,7 +350,7 @@ fn names_and_pages_that_are_not_known_are_refused() {
 }
 
 #[test]
-fn keys_are_checked_before_anything_else() {
+fn requests_without_a_valid_key_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("keys.txt");
     std::fs::write(&file, "# ours\nalpha\n\nbeta\n").unwrap();
@@ -368,7 +368,7 @@ fn keys_are_checked_before_anything_else() {
     }
     fails(&mut hymba(["serve", "--host", "0.0.0.0", "--port", "0"]), 2, &["0.0.0.0", "--api-key-file", "--no-auth"]);
     fails(&mut hymba(["serve", "--host", "127.0.0.1:8080"]), 2, &["an address or a name only"]);
-    let port = server.place.rsplit(':').next().unwrap();
+    let port = server.address.rsplit(':').next().unwrap();
     fails(&mut hymba(["serve", "--port", port]), 1, &["the port is in use; use another --port"]);
     fails(&mut hymba(["serve", "--cors", "*"]), 2, &["--cors '*'"]);
     fails(&mut hymba(["serve", "--api-key", "a b"]), 2, &["API key"]);
@@ -377,7 +377,7 @@ fn keys_are_checked_before_anything_else() {
 }
 
 #[test]
-fn the_description_and_the_metrics_can_be_read() {
+fn openapi_models_and_metrics_are_served() {
     let server = Server::start(&[]);
     let document = server.get("/openapi.json", &[]).json();
     assert_eq!(document["info"]["version"], env!("CARGO_PKG_VERSION"));
@@ -401,7 +401,7 @@ mod unix {
     use super::*;
 
     #[test]
-    fn a_socket_is_the_owners_alone() {
+    fn the_unix_socket_is_private_to_its_owner() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("hymba.sock");
         let flags = ["--unix", path.to_str().unwrap()];
@@ -430,7 +430,7 @@ mod unix {
     }
 
     #[test]
-    fn a_folder_of_prefix_states_has_one_user_who_says_when_it_fails() {
+    fn the_cache_folder_is_exclusive_and_write_failures_are_reported() {
         let folder = tempfile::tempdir().unwrap();
         let (states, said) = (folder.path().join("states"), folder.path().join("stderr"));
         let flags = ["--cache-folder", states.to_str().unwrap()];
@@ -453,7 +453,7 @@ mod unix {
     }
 
     #[test]
-    fn a_signal_lets_answers_end_and_a_second_one_does_not() {
+    fn the_first_signal_drains_and_the_second_exits() {
         let mut server = Server::start(&[]);
         let body = json!({ "prompt": "Once upon a time", "max_tokens": 60, "stream": true });
         let whole = server.post(TEXT, &body).body;

@@ -12,7 +12,7 @@ use std::{
     sync::{LazyLock, atomic::AtomicBool},
 };
 
-use common::{hymba, much, succeeds};
+use common::{hymba, succeeds, unless_emulated};
 use hymba::{
     Error, Holds,
     engine::{
@@ -95,7 +95,7 @@ struct Line {
 const LIMIT: usize = 16;
 /// Tokens that a text goes back.
 const BACK: usize = 7;
-static GO_ON: AtomicBool = AtomicBool::new(false);
+static NO_CANCEL: AtomicBool = AtomicBool::new(false);
 static EXPECTED: LazyLock<Expected> =
     LazyLock::new(|| serde_json::from_slice(&fs::read(fixture("expected.json")).unwrap()).unwrap());
 static MODEL: LazyLock<Model> = LazyLock::new(|| Model::open(fixture("model.gguf")).unwrap());
@@ -112,7 +112,7 @@ fn copied(name: &str, folder: &Path) -> PathBuf {
 }
 
 fn watch() -> Watch<'static> {
-    Watch { cancel: &GO_ON, progress: &|_, _| () }
+    Watch { cancel: &NO_CANCEL, progress: &|_, _| () }
 }
 
 /// Returns a beginning of the hash of their bits.
@@ -123,7 +123,7 @@ fn hash(logits: &[f32]) -> String {
 
 fn timeline(cache: &str) -> Timeline<'static> {
     let cache = CacheType::ALL.into_iter().find(|kind| kind.name() == cache).unwrap();
-    let options = SessionOptions { cache, threads: much(2, 1).try_into().ok(), ..SessionOptions::default() };
+    let options = SessionOptions { cache, threads: unless_emulated(2, 1).try_into().ok(), ..SessionOptions::default() };
     Timeline::new(Session::new(&MODEL, &options).unwrap(), usize::MAX)
 }
 
@@ -143,7 +143,7 @@ fn run(cache: &str, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> serde_
 }
 
 #[test]
-fn texts_go_on() {
+fn texts_of_0_1_continue_identically() {
     let folder = tempfile::tempdir().unwrap();
     for Text { file, cache, runs, logits } in &EXPECTED.texts {
         let copy = copied(file, folder.path());
@@ -165,13 +165,13 @@ fn texts_go_on() {
         seen.push(hash(timeline.logits()));
         timeline.load(&copy, |_: Saved, _| Ok(())).unwrap();
         unread.iter().for_each(|&id| drop(timeline.decode(id).unwrap().to_vec()));
-        seen.push(hash(timeline.prefill(&runs[0].ids[..1], &GO_ON).unwrap()));
+        seen.push(hash(timeline.prefill(&runs[0].ids[..1], &NO_CANCEL).unwrap()));
         computed(&seen, logits, file);
     }
 }
 
 #[test]
-fn a_prompt_is_known() {
+fn prompt_caches_of_0_1_are_used() {
     let folder = tempfile::tempdir().unwrap();
     let Prompt { file, cache, text, runs, logits } = &EXPECTED.prompt;
     for PromptRun { keep, add, cached_tokens, prompt_tokens, ids } in runs {
@@ -198,7 +198,7 @@ fn a_prompt_is_known() {
 }
 
 #[test]
-fn conversations_go_on() {
+fn conversations_of_0_1_continue_identically() {
     let folder = tempfile::tempdir().unwrap();
     let tokenizer = Tokenizer::from_metadata(MODEL.metadata(), MODEL.file()).unwrap();
     for Chat { file, cache, logits, lines } in &EXPECTED.chats {
@@ -252,7 +252,7 @@ fn conversations_go_on() {
 /// Files of 0.1 do not say what they are for, but may be replaced by their own kind alone; a text and a prompt without
 /// marks look the same.
 #[test]
-fn kinds_are_known() {
+fn kinds_of_0_1_files_are_recognized() {
     let kinds = [Kind::Chat, Kind::Text, Kind::Prompt];
     let known = |file: &str| kinds.map(|kind| check_replaceable(&fixture(file), kind, false).is_ok());
     for Chat { file, .. } in &EXPECTED.chats {

@@ -14,7 +14,7 @@ fn config(dir: &Path, text: &str) -> String {
 }
 
 #[test]
-fn a_flag_wins_over_a_variable_and_that_over_the_file() {
+fn flags_override_variables_and_variables_override_the_file() {
     let dir = tempfile::tempdir().unwrap();
     let file = config(dir.path(), "temp = 0.25\ntop-k = 7\ncache-type = \"q8_0\"\n");
     let shown = succeeds(hymba(["config"]).env("HYMBA_CONFIG", &file).env("HYMBA_TEMP", "0.5"));
@@ -40,7 +40,7 @@ fn a_flag_wins_over_a_variable_and_that_over_the_file() {
 }
 
 #[test]
-fn a_resumed_text_keeps_its_sampling() {
+fn a_resumed_text_keeps_its_sampling_parameters() {
     let dir = tempfile::tempdir().unwrap();
     let session = dir.path().join("text.session");
     let run = |more: &[&str]| {
@@ -55,7 +55,7 @@ fn a_resumed_text_keeps_its_sampling() {
 }
 
 #[test]
-fn a_setting_that_cannot_be_used_is_named_with_its_place() {
+fn invalid_settings_are_reported_with_their_source() {
     let dir = tempfile::tempdir().unwrap();
     let with = |text: &str| config(dir.path(), text);
     let run = || hymba(["run", "-n", "1", "Once"]);
@@ -74,7 +74,7 @@ fn a_setting_that_cannot_be_used_is_named_with_its_place() {
 }
 
 #[test]
-fn the_model_of_the_file_gives_way_to_the_variable() {
+fn the_model_is_chosen_by_flag_then_variable_then_file() {
     let dir = tempfile::tempdir().unwrap();
     let file = config(dir.path(), "model = \"in-the-file.gguf\"\n");
     let run = || hymba(["run", "-n", "1", "Once"]);
@@ -84,7 +84,7 @@ fn the_model_of_the_file_gives_way_to_the_variable() {
 }
 
 #[test]
-fn completions_and_manual_pages_know_every_command() {
+fn completions_and_manual_pages_cover_every_command() {
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let script = succeeds(&mut hymba(["completions", shell]));
         for word in ["quantize", "top-k", "completions"] {

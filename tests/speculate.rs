@@ -30,9 +30,9 @@ use hymba::{
 };
 use rand::{RngExt, seq::IndexedRandom};
 use rand_chacha::ChaCha8Rng;
-use runner::much;
+use runner::unless_emulated;
 use serde_json::Value;
-use texts::{GO_ON, VOCAB, model, one_of, rng, small_config, tokenizer};
+use texts::{NO_CANCEL, VOCAB, model, one_of, rng, small_config, tokenizer};
 
 const CHATML: &str = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}\
     {% if add_generation_prompt %}<a>{% endif %}";
@@ -239,7 +239,7 @@ fn random_move(rng: &mut ChaCha8Rng, number: usize) -> Move {
 type Outcome = Result<Option<(Result<(String, Vec<u32>, Option<u32>, StopReason, usize), String>, usize)>, String>;
 
 fn play(c: &mut Conversation<'_>, what: &Move, file: &Path, guessed: &Guessed) -> (Outcome, Vec<String>) {
-    let watch = Watch { cancel: &GO_ON, progress: &|_, _| () };
+    let watch = Watch { cancel: &NO_CANCEL, progress: &|_, _| () };
     let reply = |end: End, send: &mut dyn FnMut(&mut ReplySink<'_>) -> hymba::Result<Reply>| {
         ended(end, |cancel, text| {
             let watch = Watch { cancel, progress: &|_, _| () };
@@ -336,30 +336,30 @@ fn check_conversation(model: &Model, tokenizer: &Tokenizer, rng: &mut ChaCha8Rng
     }
     let saved = talks.each_mut().map(|talk| {
         let file = folder.path().join("last");
-        talk.save(&file, &Watch { cancel: &GO_ON, progress: &|_, _| () }).unwrap();
+        talk.save(&file, &Watch { cancel: &NO_CANCEL, progress: &|_, _| () }).unwrap();
         fs::read(file).unwrap()
     });
     assert!(saved[0] == saved[1], "{what}, {moves:?}: the saved files differ");
 }
 
 #[test]
-fn a_thousand_texts_are_those_of_single_steps() {
+fn speculation_does_not_change_texts_or_state() {
     let (tokenizer, guessed) = (tokenizer(), [Guessed::default(), Guessed::default()]);
-    for seed in 0..much(20, 1) {
+    for seed in 0..unless_emulated(20, 1) {
         let (mut rng, folder) = (rng(500 + seed), tempfile::tempdir().unwrap());
         let model = random_model(&mut rng, folder.path());
-        for script in 0..much(25, 3) {
+        for script in 0..unless_emulated(25, 3) {
             let what = format!("model {seed}, script {script}");
             check_texts(&model, &tokenizer, &mut rng, &guessed[0], &what);
             check_conversation(&model, &tokenizer, &mut rng, &guessed[1], &what);
         }
     }
-    guessed.iter().for_each(|guessed| guessed.check(much(1000, 1)));
+    guessed.iter().for_each(|guessed| guessed.check(unless_emulated(1000, 1)));
 }
 
 /// A text that is guessed as a whole, seven tokens at a time, ends within such a draft as it does otherwise.
 #[test]
-fn a_text_ends_in_the_middle_of_a_draft() {
+fn texts_end_within_a_draft_as_without_drafts() {
     let (tokenizer, folder) = (tokenizer(), tempfile::tempdir().unwrap());
     let model = random_model(&mut rng(1), folder.path());
     let options = SessionOptions { context: Some(64), threads: 1.try_into().ok(), ..SessionOptions::default() };
@@ -435,7 +435,7 @@ impl TokenModel for Fragile<'_> {
 }
 
 #[test]
-fn a_guess_that_a_pass_fails_at_does_no_harm() {
+fn a_failed_verification_does_not_change_the_text() {
     let (tokenizer, folder) = (tokenizer(), tempfile::tempdir().unwrap());
     let model = random_model(&mut rng(2), folder.path());
     let options = SessionOptions { context: Some(64), threads: 1.try_into().ok(), ..SessionOptions::default() };
@@ -456,7 +456,7 @@ fn a_guess_that_a_pass_fails_at_does_no_harm() {
     assert!(single.2 == several.2);
     assert!(several.0.drafted > 0);
     let mut session = Session::new(&model, &options).unwrap();
-    session.prefill(&[1, 7], &GO_ON).unwrap();
+    session.prefill(&[1, 7], &NO_CANCEL).unwrap();
     let bad = TokenModel::verify(&mut session, &[VOCAB as u32, 3], &mut |_| Ok(true));
     assert!(matches!(bad, Err(Error::TokenOutOfRange { .. })));
     assert_eq!(session.tokens(), 2);
@@ -528,7 +528,7 @@ const IN_VAIN: [f64; 8] = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0];
 /// Where text is copied it comes several times as fast; where nothing can be guessed, or passes cost as much as their tokens,
 /// it is not slowed down.
 #[test]
-fn drafts_are_as_long_as_pays() {
+fn draft_length_adapts_to_the_cost_of_passes() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let tasks = fs::read_to_string(root.join("tests/data/speculate/tasks.json")).unwrap();
     let tasks: Vec<Value> = serde_json::from_str(&tasks).unwrap();

@@ -38,7 +38,7 @@ fn repeated(before: &str, part: &str, after: &str) -> String {
 }
 
 #[test]
-fn values_that_hold_themselves() {
+fn self_referencing_values_are_bounded() {
     let set = "{% set ns = namespace() %}{% set ns.a = ns %}";
     let list = "{% set ns = namespace() %}{% set ns.a = [ns] %}";
     assert_eq!(outcome(&format!("{set}{{{{ ns }}}}")).unwrap(), "<Namespace {'a': <object>}>");
@@ -50,7 +50,7 @@ fn values_that_hold_themselves() {
 }
 
 #[test]
-fn values_that_are_deep_or_shared() {
+fn deep_and_shared_values_are_bounded() {
     let grown = |by: &str, times: &str, then: &str| {
         format!("{{% set ns = namespace(x=[], y=[]) %}}{times}{{% set ns.x = {by} %}}{END}{{{{ {then} }}}}")
     };
@@ -72,7 +72,7 @@ fn values_that_are_deep_or_shared() {
 }
 
 #[test]
-fn source_that_is_nested_or_chained() {
+fn nested_and_chained_source_is_bounded() {
     let chains =
         ["+1", "-1", "*1", "**1", " and x", " or x", ".a", "[0]", "()", "|e", "|default(1)", " if 1", "//1", "%1"];
     let mut templates: Vec<_> = chains.iter().map(|chain| repeated("{{ x", chain, " }}")).collect();
@@ -96,7 +96,7 @@ fn source_that_is_nested_or_chained() {
 }
 
 #[test]
-fn calls_without_end() {
+fn infinite_recursion_is_refused() {
     refused(
         &["nested more than 64 deep", "nested more than 1000 deep"],
         &owned(&[
@@ -115,7 +115,7 @@ fn calls_without_end() {
 }
 
 #[test]
-fn growth() {
+fn growing_values_are_refused() {
     let templates = owned(&[
         "{{ [[1]] | tojson(indent=2000000000) }}",
         "{{ 'x' * 10**9 }}",
@@ -162,7 +162,7 @@ fn growth() {
 }
 
 #[test]
-fn steps_that_cost_much() {
+fn expensive_steps_are_charged() {
     let long = "{% set a = 'a' * 999999 %}{% set b = 'a' * 999998 ~ 'a' %}{% set d = {a: 1} %}{% set l = range(99999) | list %}";
     let costly = [
         "a == b",
@@ -218,13 +218,13 @@ fn steps_that_cost_much() {
 }
 
 #[test]
-fn a_message_of_a_template_has_an_end() {
+fn raised_messages_are_truncated() {
     let said = outcome("{{ raise_exception('x' * 9999999) }}").unwrap_err();
     assert!(said.contains("xxx") && said.ends_with(" …") && said.len() < 2200, "{}", said.len());
 }
 
 #[test]
-fn source_that_is_cut_off_or_odd() {
+fn truncated_source_does_not_crash() {
     for part in [
         "{",
         "{%",

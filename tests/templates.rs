@@ -52,7 +52,7 @@ fn difference(source: &str, variables: &Variables, expected: &Answer) -> Option<
 }
 
 #[test]
-fn constructs_give_what_transformers_gives() {
+fn constructs_render_as_in_transformers() {
     let (inputs, expected): (Inputs, Expected) = (read("inputs.json"), read("expected.json"));
     let constructs: Vec<String> = read("constructs.json");
     assert!(constructs.len() == expected.constructs.len() && constructs.len() > 150);
@@ -65,7 +65,7 @@ fn constructs_give_what_transformers_gives() {
 }
 
 #[test]
-fn whole_templates_give_what_transformers_gives() {
+fn model_templates_render_as_in_transformers() {
     let (inputs, expected): (Inputs, Expected) = (read("inputs.json"), read("expected.json"));
     assert!(expected.models.len() > 12);
     for (model, answers) in &expected.models {

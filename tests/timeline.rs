@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::much;
+use common::unless_emulated;
 use hymba::{
     Error,
     engine::{
@@ -25,8 +25,8 @@ use hymba::{
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-static GO_ON: AtomicBool = AtomicBool::new(false);
-static STOP: AtomicBool = AtomicBool::new(true);
+static NO_CANCEL: AtomicBool = AtomicBool::new(false);
+static CANCEL: AtomicBool = AtomicBool::new(true);
 
 fn watch(cancel: &AtomicBool) -> Watch<'_> {
     Watch { cancel, progress: &|_, _| () }
@@ -37,7 +37,7 @@ fn golden(case: &str, folder: &Path) -> PathBuf {
     let file = folder.join(format!("{case}.gguf"));
     let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(case);
     let options = Options { types: TypePlan::Uniform(DType::F32), ..Options::default() };
-    convert(&from, &file, &options, &mut |_| {}, &GO_ON).unwrap();
+    convert(&from, &file, &options, &mut |_| {}, &NO_CANCEL).unwrap();
     file
 }
 
@@ -58,7 +58,7 @@ fn replayed(model: &Model, context: usize, cache: CacheType, steps: &[Step]) -> 
     for pass in passes(steps) {
         let ids: Vec<u32> = pass.iter().map(|step| step.id).collect();
         logits = match pass[0].phase {
-            Phase::Prefill => session.prefill(&ids, &GO_ON).unwrap().to_vec(),
+            Phase::Prefill => session.prefill(&ids, &NO_CANCEL).unwrap().to_vec(),
             Phase::Decode => session.decode(ids[0]).unwrap().to_vec(),
         };
     }
@@ -93,7 +93,7 @@ fn walk(model: &Model, context: usize, cache: CacheType, budget: usize, seed: u6
                     continue;
                 }
                 branches[current].steps.extend(prefilled(&ids(&mut rng, prompt)));
-                timeline.seek(&branches[current].steps, &watch(&GO_ON)).unwrap();
+                timeline.seek(&branches[current].steps, &watch(&NO_CANCEL)).unwrap();
                 timeline.checkpoint().unwrap();
                 for id in ids(&mut rng, reply) {
                     timeline.decode(id).unwrap();
@@ -108,10 +108,10 @@ fn walk(model: &Model, context: usize, cache: CacheType, budget: usize, seed: u6
                 let to = if what == 5 { branches[current].turns[turn] } else { rng.random_range(0..length) };
                 branches[current].steps.truncate(to);
                 branches[current].turns.retain(|&turn| turn < to);
-                if let Err(e) = timeline.seek(&branches[current].steps, &watch(&STOP)) {
+                if let Err(e) = timeline.seek(&branches[current].steps, &watch(&CANCEL)) {
                     assert!(matches!(e, Error::Cancelled) && branches[current].steps.starts_with(timeline.steps()));
                 }
-                timeline.seek(&branches[current].steps, &watch(&GO_ON)).unwrap();
+                timeline.seek(&branches[current].steps, &watch(&NO_CANCEL)).unwrap();
             }
             // a branch from here, or another one
             7..=9 => {
@@ -123,7 +123,7 @@ fn walk(model: &Model, context: usize, cache: CacheType, budget: usize, seed: u6
                     timeline.unstash(&other.to_string());
                 }
                 current = other;
-                timeline.seek(&branches[current].steps, &watch(&GO_ON)).unwrap();
+                timeline.seek(&branches[current].steps, &watch(&NO_CANCEL)).unwrap();
             }
             10 => {
                 timeline.save(&file, &branches[current].turns, rng.random_bool(0.5)).unwrap();
@@ -148,7 +148,7 @@ fn walk(model: &Model, context: usize, cache: CacheType, budget: usize, seed: u6
 }
 
 #[test]
-fn every_branch_ends_where_a_replay_ends() {
+fn random_histories_equal_a_replay() {
     let folder = tempfile::tempdir().unwrap();
     for (case, contexts) in [("tiny-a", [300, 200]), ("tiny-b", [150, 12])] {
         let model = Model::open(golden(case, folder.path())).unwrap();
@@ -156,48 +156,48 @@ fn every_branch_ends_where_a_replay_ends() {
             for (seed, cache, budget) in
                 [(1, CacheType::F16, 1 << 30), (2, CacheType::F32, 400_000), (3, CacheType::F16, 0)]
             {
-                walk(&model, context, cache, budget, seed, much(100, 15), folder.path());
+                walk(&model, context, cache, budget, seed, unless_emulated(100, 15), folder.path());
             }
         }
     }
 }
 
 #[test]
-fn the_demo_too() {
+fn random_histories_of_the_demo_equal_a_replay() {
     let folder = tempfile::tempdir().unwrap();
     for cache in [CacheType::F16, CacheType::Q8_0] {
-        walk(&demo(), 400, cache, 256 << 20, 1, much(12, 4), folder.path());
+        walk(&demo(), 400, cache, 256 << 20, 1, unless_emulated(12, 4), folder.path());
     }
 }
 
 /// Going back costs no evaluation while the checkpoint is in memory, and what it costs where it is not.
 #[test]
-fn checkpoints_save_evaluations() {
+fn checkpoints_avoid_reprocessing() {
     let model = demo();
     let ids: Vec<u32> = (3..200).collect();
     for (budget, costs) in [(256 << 20, 0), (0, 150)] {
         let mut timeline = Timeline::new(session(&model, 400, CacheType::F16, 2), budget);
         let steps: Vec<Step> = prefilled(&ids[..150]).chain(prefilled(&ids[150..])).collect();
-        timeline.seek(&steps[..150], &watch(&GO_ON)).unwrap();
+        timeline.seek(&steps[..150], &watch(&NO_CANCEL)).unwrap();
         timeline.checkpoint().unwrap();
         timeline.stash("other").unwrap();
-        timeline.seek(&steps, &watch(&GO_ON)).unwrap();
+        timeline.seek(&steps, &watch(&NO_CANCEL)).unwrap();
         let before = timeline.evaluated();
-        timeline.seek(&steps[..150], &watch(&GO_ON)).unwrap();
+        timeline.seek(&steps[..150], &watch(&NO_CANCEL)).unwrap();
         assert_eq!(timeline.evaluated() - before, costs);
         let other: Vec<Step> = prefilled(&ids[50..]).collect();
-        timeline.seek(&other, &watch(&GO_ON)).unwrap();
+        timeline.seek(&other, &watch(&NO_CANCEL)).unwrap();
         let before = timeline.evaluated();
         timeline.unstash("other");
-        timeline.seek(&steps[..150], &watch(&GO_ON)).unwrap();
+        timeline.seek(&steps[..150], &watch(&NO_CANCEL)).unwrap();
         assert_eq!(timeline.evaluated() - before, costs);
     }
 }
 
 /// A restored session of 4,000 tokens continues bit-identically, at less than 2% of the cost of processing it again.
 #[test]
-fn a_long_session_comes_back_at_once() {
-    let long = much(4000, 300);
+fn restoring_a_long_session_is_faster_than_prefill() {
+    let long = unless_emulated(4000, 300);
     let context = long + 200;
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("long");
@@ -205,11 +205,11 @@ fn a_long_session_comes_back_at_once() {
     let mut rng = ChaCha8Rng::seed_from_u64(7);
     let ids: Vec<u32> = (0..long).map(|_| rng.random_range(3..8000)).collect();
     let mut steps: Vec<Step> = prefilled(&ids).collect();
-    steps[long - much(200, 20)..].iter_mut().for_each(|step| *step = decoded(step.id));
+    steps[long - unless_emulated(200, 20)..].iter_mut().for_each(|step| *step = decoded(step.id));
 
     let mut stayed = Timeline::new(session(&model, context, CacheType::F16, 2), 0);
     let start = Instant::now();
-    stayed.seek(&steps, &watch(&GO_ON)).unwrap();
+    stayed.seek(&steps, &watch(&NO_CANCEL)).unwrap();
     let recomputed = start.elapsed();
     stayed.save(&file, &(), false).unwrap();
 
@@ -231,7 +231,7 @@ fn a_long_session_comes_back_at_once() {
 }
 
 #[test]
-fn files_that_do_not_belong_here_change_nothing() {
+fn a_failed_load_leaves_the_timeline_unchanged() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);
     let model = Model::open(golden("tiny-a", folder.path())).unwrap();
@@ -239,7 +239,7 @@ fn files_that_do_not_belong_here_change_nothing() {
     let steps: Vec<Step> = prefilled(&[1, 2, 3, 4, 5]).collect();
     let made = |model, context, cache, file: &Path| {
         let mut timeline = Timeline::new(session(model, context, cache, 1), 1 << 20);
-        timeline.seek(&steps, &watch(&GO_ON)).unwrap();
+        timeline.seek(&steps, &watch(&NO_CANCEL)).unwrap();
         timeline.save(file, &"more", true).unwrap();
     };
     made(&model, 20, CacheType::F16, &path("good"));
@@ -251,7 +251,7 @@ fn files_that_do_not_belong_here_change_nothing() {
     fs::write(path("damaged"), &damaged).unwrap();
 
     let mut timeline = Timeline::new(session(&model, 4, CacheType::F16, 1), 1 << 20);
-    timeline.seek(&steps[..3], &watch(&GO_ON)).unwrap();
+    timeline.seek(&steps[..3], &watch(&NO_CANCEL)).unwrap();
     let before = timeline.logits().to_vec();
     for (name, says) in [
         ("none", "cannot open"),
@@ -272,13 +272,13 @@ fn files_that_do_not_belong_here_change_nothing() {
 
 /// A file whose checksum is right may hold anything; the model is not to blame for it.
 #[test]
-fn a_session_of_no_numbers_is_damaged() {
+fn a_session_with_non_finite_values_is_rejected() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("bad");
     let model = Model::open(golden("tiny-a", folder.path())).unwrap();
     let steps: Vec<Step> = prefilled(&[1, 2, 3, 4, 5]).collect();
     let mut timeline = Timeline::new(session(&model, 20, CacheType::F16, 1), 1 << 20);
-    timeline.seek(&steps, &watch(&GO_ON)).unwrap();
+    timeline.seek(&steps, &watch(&NO_CANCEL)).unwrap();
     timeline.save(&file, &(), false).unwrap();
     let good = fs::read(&file).unwrap();
     let before = timeline.logits().to_vec();
@@ -301,15 +301,15 @@ fn a_session_of_no_numbers_is_damaged() {
 
 /// What undo, regenerate and switch cost in the shape of the 1.5B model: less than 50 ms.
 #[test]
-fn the_1_5b_shape_goes_back_at_once() {
+fn rewinding_the_1_5b_shape_takes_under_50_ms() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("random.gguf");
-    hymba::quant::random_checkpoint("hymba-1.5b", DType::Q4_0, &file, &GO_ON).unwrap();
+    hymba::quant::random_checkpoint("hymba-1.5b", DType::Q4_0, &file, &NO_CANCEL).unwrap();
     let model = Model::open(&file).unwrap();
     let mut timeline = Timeline::new(session(&model, 1400, CacheType::F16, 2), 256_000_000);
     // longer than the window, so that there is as much to copy as there ever is
     let steps: Vec<Step> = prefilled(&(0..1100).collect::<Vec<_>>()).collect();
-    timeline.seek(&steps, &watch(&GO_ON)).unwrap();
+    timeline.seek(&steps, &watch(&NO_CANCEL)).unwrap();
     timeline.checkpoint().unwrap();
     let logits = timeline.logits().to_vec();
     let spent = |timeline: &mut Timeline<'_>, switch: bool| {
@@ -320,7 +320,7 @@ fn the_1_5b_shape_goes_back_at_once() {
             timeline.stash("present").unwrap();
             timeline.unstash("other");
         }
-        timeline.seek(&steps, &watch(&GO_ON)).unwrap();
+        timeline.seek(&steps, &watch(&NO_CANCEL)).unwrap();
         let spent = start.elapsed();
         assert!(timeline.evaluated() <= 1110 && timeline.logits() == logits);
         spent

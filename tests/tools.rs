@@ -78,7 +78,7 @@ fn call() -> Value {
 }
 
 #[test]
-fn run_prints_the_call_or_the_answer() {
+fn run_prints_tool_calls_or_an_answer() {
     if runner().is_some() {
         return; // the whole demo calls, not its first layers
     }
@@ -107,7 +107,7 @@ fn run_prints_the_call_or_the_answer() {
 
 #[test]
 #[cfg(unix)]
-fn a_program_answers() {
+fn the_tool_command_answers_the_call() {
     if runner().is_some() {
         return;
     }
@@ -130,7 +130,7 @@ fn a_program_answers() {
 
 #[test]
 #[cfg(unix)]
-fn a_program_answers_eight_times_in_a_row() {
+fn the_tool_command_answers_at_most_eight_calls_in_a_row() {
     if runner().is_some() {
         return;
     }
@@ -157,7 +157,7 @@ fn pretty(value: &Value) -> String {
 }
 
 #[test]
-fn flags_that_cannot_be_met_are_refused_before_anything_is_generated() {
+fn invalid_tool_flags_are_refused_before_generation() {
     let folder = Folder::new();
     let tools = folder.path("tools.json");
     let bad = folder.write("bad.json", r#"[{"type": "function", "function": {"description": "no name"}}]"#);
@@ -189,7 +189,7 @@ fn flags_that_cannot_be_met_are_refused_before_anything_is_generated() {
 }
 
 #[test]
-fn a_pipe_brings_the_result_after_the_call() {
+fn piped_tool_results_follow_the_call() {
     if runner().is_some() {
         return;
     }
@@ -227,7 +227,7 @@ fn a_pipe_brings_the_result_after_the_call() {
 }
 
 #[test]
-fn there_is_a_result_only_where_there_is_a_call() {
+fn tool_results_without_a_call_are_an_error() {
     let folder = Folder::new();
     let mut command = hymba(["chat", "-q", "--commands", "-n", "4", "--tools", &folder.path("tools.json")]);
     let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
@@ -239,7 +239,7 @@ fn there_is_a_result_only_where_there_is_a_call() {
 }
 
 #[test]
-fn texts_to_answer_from_are_read() {
+fn context_files_are_used_in_the_answer() {
     if runner().is_some() {
         return;
     }

@@ -148,7 +148,7 @@ fn matmul() {
 
 /// Few tokens have kernels of their own, which read whole groups of rows at several places; other rows and more tokens do not.
 #[test]
-fn products_of_few_tokens() {
+fn matmul_of_few_tokens() {
     let mut rng = ChaCha8Rng::seed_from_u64(SEED);
     let mut reference = scalar();
     let mut cpus = cpus();
@@ -187,7 +187,7 @@ fn products_of_few_tokens() {
 /// A token's product does not depend on the tokens beside it, nor on the number of threads or of places that are read at
 /// once.
 #[test]
-fn matmul_is_the_same_bits_in_any_batch() {
+fn matmul_is_bit_identical_in_any_batch() {
     let mut rng = ChaCha8Rng::seed_from_u64(SEED);
     // the second has more activations than the kernels read in one go
     let shapes = [(53, 96, 27), (9, 8224, 63)];
@@ -214,7 +214,7 @@ fn matmul_is_the_same_bits_in_any_batch() {
 }
 
 #[test]
-fn a_gated_product_is_the_bits_of_its_three_steps() {
+fn gated_matmul_equals_its_three_steps() {
     let mut rng = ChaCha8Rng::seed_from_u64(SEED);
     for (tokens, rows, cols) in [(1, 1, 32), (1, 701, 96), (3, 77, 64), (50, 130, 32)] {
         let types: Vec<_> = types().collect();
@@ -319,7 +319,7 @@ fn rope() {
 }
 
 #[test]
-fn half_floats() {
+fn f16_conversion_rounds_to_nearest() {
     let mut rng = ChaCha8Rng::seed_from_u64(SEED);
     for cpu in cpus().iter_mut().chain([&mut scalar()]) {
         let mut x: Vec<f32> = (0..20_011).map(|_| f32::from_bits(rng.random())).filter(|v| !v.is_nan()).collect();
@@ -341,7 +341,7 @@ fn half_floats() {
 /// Two tokens over the only three rows there are, head by head: what is read ahead ends where the rows do (as
 /// AddressSanitizer can tell).
 #[test]
-fn attention_reads_no_row_that_is_not_there() {
+fn attention_stays_within_its_rows() {
     const ROWS: usize = 3;
     let mut rng = ChaCha8Rng::seed_from_u64(SEED);
     for cpu in &mut cpus() {
@@ -540,7 +540,7 @@ fn interleave(q: &Quantized, bytes: &[u8], rows: usize) -> Vec<u8> {
 
 /// The extreme codes, scales and activations: nothing overflows on the way.
 #[test]
-fn largest_products_fit() {
+fn extreme_products_do_not_overflow() {
     for q in &QUANTIZED {
         for (codes, fifth, sign) in [
             (0u8, 0u8, 1.0f32),
@@ -580,7 +580,7 @@ fn largest_products_fit() {
 /// Byte products are whole numbers, and their sums are added in one order: every vector set gives the same bits, and so do
 /// both orders of the rows.
 #[test]
-fn every_simd_set_and_both_layouts_give_the_same_bits() {
+fn simd_sets_and_layouts_are_bit_identical() {
     let mut rng = ChaCha8Rng::seed_from_u64(SEED + 1);
     for q in &QUANTIZED {
         let (plain, packed) = (q.plain, q.packed);

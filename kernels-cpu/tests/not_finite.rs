@@ -38,7 +38,7 @@ fn made(n: usize, f: impl FnOnce(MatMut<'_>)) -> Vec<f32> {
 }
 
 #[test]
-fn products() {
+fn matmul() {
     // one row of ones: Q8_0 in both orders, F32
     let block = |codes: u8| [&0x3c00u16.to_le_bytes()[..], &[codes; 32]].concat();
     let plain: Vec<u8> = (0..8 * N / 32).flat_map(|_| block(1)).collect();

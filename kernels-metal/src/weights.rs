@@ -100,7 +100,7 @@ mod tests {
 
     /// The shaders' enum is parsed from their source; its names are those of [`Format`] in capitals.
     #[test]
-    fn the_shaders_have_the_same_numbers() {
+    fn format_numbers_match_the_shaders() {
         use Format::*;
         let source = include_str!("../shaders/common.metal");
         let body = source.split_once("enum Format : uint {").unwrap().1.split_once('}').unwrap().0;

@@ -1,6 +1,6 @@
-//! An allocator that counts, for tests of how work grows: what is copied, collected or read again and again shows in the
-//! bytes that a thread asks for, on any machine and beside any other work.
-#![allow(dead_code, reason = "each user needs a part of it")]
+//! An allocator that counts, for tests of complexity: repeated copies and collections show in the bytes that a thread
+//! allocates, independently of the machine and of other load.
+#![allow(dead_code, reason = "each test file uses a part of it")]
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},
@@ -13,25 +13,25 @@ struct Counting;
 static COUNTING: Counting = Counting;
 
 thread_local! {
-    static ASKED: Cell<usize> = const { Cell::new(0) };
-    static HELD: Cell<isize> = const { Cell::new(0) };
-    static MOST: Cell<isize> = const { Cell::new(0) };
+    static ALLOCATED: Cell<usize> = const { Cell::new(0) };
+    static LIVE: Cell<isize> = const { Cell::new(0) };
+    static PEAK: Cell<isize> = const { Cell::new(0) };
 }
 
-fn count(asked: usize, more: isize) {
-    // A thread that ends has no counters any more.
-    let _ = ASKED.try_with(|all| all.set(all.get() + asked));
-    let _ = HELD.try_with(|held| {
-        held.set(held.get() + more);
-        let _ = MOST.try_with(|most| most.set(most.get().max(held.get())));
+fn count(allocated: usize, change: isize) {
+    // The counters of a thread that ends are gone.
+    let _ = ALLOCATED.try_with(|total| total.set(total.get() + allocated));
+    let _ = LIVE.try_with(|live| {
+        live.set(live.get() + change);
+        let _ = PEAK.try_with(|peak| peak.set(peak.get().max(live.get())));
     });
 }
 
-// SAFETY: everything is the system allocator's doing; counting allocates nothing.
+// SAFETY: all calls are forwarded to the system allocator; counting allocates nothing.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(layout.size(), layout.size() as isize);
-        // SAFETY: the caller keeps to what this trait asks for.
+        // SAFETY: the caller upholds this trait's contract.
         unsafe { System.alloc(layout) }
     }
 
@@ -41,49 +41,49 @@ unsafe impl GlobalAlloc for Counting {
         unsafe { System.alloc_zeroed(layout) }
     }
 
-    unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         count(size, size as isize - layout.size() as isize);
         // SAFETY: as above.
-        unsafe { System.realloc(at, layout, size) }
+        unsafe { System.realloc(pointer, layout, size) }
     }
 
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
         count(0, -(layout.size() as isize));
         // SAFETY: as above.
-        unsafe { System.dealloc(at, layout) }
+        unsafe { System.dealloc(pointer, layout) }
     }
 }
 
-/// Bytes that this thread asked for.
-pub struct Counted {
-    /// All of them, one after the other.
-    pub asked: usize,
-    /// The most that it held at once, beyond what it held before.
-    pub most: usize,
+/// Bytes that this thread allocated.
+pub struct Allocations {
+    /// Sum over all allocations.
+    pub total: usize,
+    /// Largest number of bytes in use at once, in addition to those in use before.
+    pub peak: usize,
 }
 
-/// Counts what `work` takes.
-pub fn counted<T>(work: impl FnOnce() -> T) -> (T, Counted) {
-    let (asked, held) = (ASKED.get(), HELD.get());
-    MOST.set(held);
+/// Counts the allocations of `work`.
+pub fn count_allocations<T>(work: impl FnOnce() -> T) -> (T, Allocations) {
+    let (allocated, live) = (ALLOCATED.get(), LIVE.get());
+    PEAK.set(live);
     let done = work();
-    let most = usize::try_from(MOST.get() - held).unwrap_or(0);
-    (done, Counted { asked: ASKED.get() - asked, most })
+    let peak = usize::try_from(PEAK.get() - live).unwrap_or(0);
+    (done, Allocations { total: ALLOCATED.get() - allocated, peak })
 }
 
-/// Fails if what `work` takes for twice as many things is more than n log n allows, once and again; returns what it took last.
+/// Asserts that the allocations of `work` grow at most by n log n when n doubles, twice; returns those of the last run.
 #[track_caller]
-pub fn doubles(what: &str, first: usize, mut work: impl FnMut(usize)) -> Counted {
-    let mut before = counted(|| work(first)).1;
+pub fn assert_linear(what: &str, first: usize, mut work: impl FnMut(usize)) -> Allocations {
+    let mut before = count_allocations(|| work(first)).1;
     for (n, times) in [(2 * first, "twice"), (4 * first, "four times")] {
-        let now = counted(|| work(n)).1;
-        // log 2n / log n is 1.1 for the thousands of things that are counted here; vectors that grow double.
-        let allowed = 2.3 * before.asked as f64 + 64e3;
+        let now = count_allocations(|| work(n)).1;
+        // log 2n / log n is 1.1 for the thousands of items here; growing vectors double their capacity.
+        let allowed = 2.3 * before.total as f64 + 64e3;
         assert!(
-            now.asked as f64 <= allowed,
+            now.total as f64 <= allowed,
             "{what}: {} bytes for {n}, {times} as many; {} before",
-            now.asked,
-            before.asked
+            now.total,
+            before.total
         );
         before = now;
     }

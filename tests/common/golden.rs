@@ -1,4 +1,4 @@
-//! Random checkpoints with the official code's answers, converted and open.
+//! Random checkpoints with the results of the official code, converted and opened.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 use std::{
@@ -16,9 +16,9 @@ use safetensors::SafeTensors;
 
 /// Allowed difference of a logit, times max(1, the largest logit).
 pub const TOLERANCE: f32 = 2e-4;
-pub static GO_ON: AtomicBool = AtomicBool::new(false);
+pub static NO_CANCEL: AtomicBool = AtomicBool::new(false);
 
-/// Returns the repository.
+/// Returns the root folder of the repository.
 pub fn root() -> &'static Path {
     let crates = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors();
     crates.into_iter().find(|folder| folder.join("tests/golden").is_dir()).unwrap()
@@ -37,12 +37,12 @@ impl Case {
         Self::convert(folder, folder, TypePlan::Uniform(DType::F32), true)
     }
 
-    /// Converts `input`, made from the checkpoint in `folder` or that itself, and opens it.
+    /// Converts `input`, which is the checkpoint in `folder` or a file converted from it, and opens the result.
     pub fn convert(folder: &Path, input: &Path, types: TypePlan, packed: bool) -> Self {
         let temporary = tempfile::tempdir().unwrap();
         let file = temporary.path().join("model.gguf");
         let options = Options { types, packed, rounding: Rounding::Nearest, ..Options::default() };
-        convert(input, &file, &options, &mut |_| {}, &GO_ON).unwrap();
+        convert(input, &file, &options, &mut |_| {}, &NO_CANCEL).unwrap();
         Self {
             name: folder.file_name().unwrap().to_string_lossy().into(),
             model: Model::open(&file).unwrap(),
@@ -88,16 +88,16 @@ impl Case {
         Session::new(&self.model, &SessionOptions { threads, ..options(chunk, stored_meta_state) }).unwrap()
     }
 
-    /// Logits of all of a prompt's positions, row after row.
+    /// Returns the logits of all positions of a prompt, `[tokens, vocab]`.
     pub fn prefill(&self, session: &mut Session<'_>, ids: &[u32]) -> Vec<f32> {
-        let mut all = Vec::new();
+        let mut rows = Vec::new();
         session
-            .prefill_all(ids, &GO_ON, |_, logits| {
-                all.extend_from_slice(logits);
+            .prefill_all(ids, &NO_CANCEL, |_, logits| {
+                rows.extend_from_slice(logits);
                 Ok(())
             })
             .unwrap();
-        all
+        rows
     }
 }
 
@@ -129,17 +129,17 @@ pub fn close(what: &str, got: &[f32], want: &[f32], tolerance: f32) {
     let bound = tolerance * want.iter().fold(1f32, |m, v| m.max(v.abs()));
     let worst =
         got.iter().zip(want).map(|(g, w)| (g - w).abs()).fold(0f32, |m, d| if d.is_nan() { d } else { m.max(d) });
-    assert!(worst <= bound, "{what}: off by {worst:e}, allowed {bound:e}");
+    assert!(worst <= bound, "{what}: the largest difference is {worst:e}, allowed is {bound:e}");
 }
 
 pub fn argmax(logits: &[f32]) -> u32 {
     (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b]).then(b.cmp(&a))).unwrap() as u32
 }
 
-/// Returns the first `most` prompts, each in the session that is made for its number.
-pub fn check_prompts<'a>(case: &'a Case, most: usize, session: impl Fn(usize) -> Session<'a>) {
+/// Compares the first `max` prompts, each processed in the session that `session` returns for its index.
+pub fn check_prompts<'a>(case: &'a Case, max: usize, session: impl Fn(usize) -> Session<'a>) {
     let vocab = case.model.config().vocab;
-    for i in 0..case.prompts().min(most) {
+    for i in 0..case.prompts().min(max) {
         let what = format!("{}, prompt {i}", case.name);
         let (ids, generated) = (case.ids(&format!("p{i}.ids")), case.ids(&format!("p{i}.gen_ids")));
         let want = case.floats(&format!("p{i}.logits"));

@@ -1,5 +1,5 @@
-//! A running `hymba serve`, and a client of sockets that can misbehave.
-#![allow(dead_code, reason = "each test uses a part of it")]
+//! A running `hymba serve`, and an HTTP client on plain sockets, which can send invalid requests.
+#![allow(dead_code, reason = "each test file uses a part of it")]
 
 use std::{
     io::{BufRead, BufReader, Read, Write},
@@ -12,18 +12,18 @@ use serde_json::Value;
 
 use super::{demo_of_any_depth, hymba};
 
-/// A server, which is killed when this is dropped.
+/// A server process, killed on drop.
 pub struct Server {
     child: Child,
-    /// Where it said it listens: `host:port`, or the file of its socket.
-    pub place: String,
+    /// The address it reports: `host:port`, or the path of its socket.
+    pub address: String,
 }
 
-/// What came back.
+/// A response.
 #[derive(Debug)]
 pub struct Answer {
     pub status: u16,
-    /// By names in lower case.
+    /// Names are in lower case.
     pub headers: Vec<(String, String)>,
     pub body: String,
 }
@@ -38,7 +38,7 @@ impl Answer {
         self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| &**value)
     }
 
-    /// The field that an error names, its code and its message.
+    /// Returns the parameter that an error names, its code and its message.
     #[track_caller]
     pub fn error(&self) -> (String, String, String) {
         let error = &self.json()["error"];
@@ -54,7 +54,7 @@ impl Server {
         Self::start_with(flags, Stdio::inherit())
     }
 
-    /// The same with another standard error.
+    /// The same with `stderr` as standard error.
     pub fn start_with(flags: &[&str], stderr: impl Into<Stdio>) -> Self {
         let model = demo_of_any_depth();
         let mut command = hymba(["serve", "-m", &model, "--alias", "demo", "--temp", "0"]);
@@ -65,18 +65,18 @@ impl Server {
         let mut child = command.stdout(Stdio::piped()).stderr(stderr).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
-        let place = line.trim().rsplit(' ').next().unwrap_or_default().trim_start_matches("http://").to_owned();
+        let address = line.trim().rsplit(' ').next().unwrap_or_default().trim_start_matches("http://").to_owned();
         assert!(line.contains("demo is served at"), "{line}");
-        Self { child, place }
+        Self { child, address }
     }
 
     pub fn connect(&self) -> TcpStream {
-        let stream = TcpStream::connect(&self.place).unwrap();
+        let stream = TcpStream::connect(&self.address).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         stream
     }
 
-    /// Sends a whole request as it is.
+    /// Sends the bytes of a request unchanged.
     pub fn raw(&self, request: &[u8]) -> Answer {
         let mut stream = self.connect();
         let _ = stream.write_all(request); // the server may have closed it already
@@ -96,7 +96,7 @@ impl Server {
         self.raw(request("POST", path, &headers, &body.to_string()).as_bytes())
     }
 
-    /// Posts a request and leaves its answer to be read.
+    /// Posts a request, and returns the connection without reading the answer.
     pub fn begin(&self, path: &str, body: &Value) -> TcpStream {
         let mut stream = self.connect();
         let headers = [("Content-Type", "application/json")];
@@ -104,7 +104,7 @@ impl Server {
         stream
     }
 
-    /// Returns a metric's value; of several rows the sum.
+    /// Returns a metric's value, summed over its rows.
     pub fn metric(&self, name: &str) -> f64 {
         let page = self.get("/metrics", &[]).body;
         let rows = page.lines().filter(|line| line.starts_with(&format!("hymba_{name}")));
@@ -113,7 +113,7 @@ impl Server {
         rows.into_iter().sum()
     }
 
-    /// Waits until a metric has this value, but not for ever.
+    /// Waits until a metric satisfies `wanted`, at most a minute; returns the time it took.
     #[track_caller]
     pub fn wait_for(&self, name: &str, wanted: impl Fn(f64) -> bool) -> Duration {
         let start = Instant::now();
@@ -133,7 +133,7 @@ impl Server {
         self.child.wait().unwrap()
     }
 
-    /// Returns the most memory that the process ever held, in bytes.
+    /// Returns the peak memory of the process, in bytes.
     #[cfg(target_os = "linux")]
     pub fn peak_memory(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
@@ -149,7 +149,7 @@ impl Drop for Server {
     }
 }
 
-/// Returns a request, with a Host header unless there is one among `headers`; the connection is closed after it.
+/// Returns a request with `Connection: close`, and a Host header unless `headers` contains one.
 pub fn request(method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> String {
     let mut text = format!("{method} {path} HTTP/1.1\r\nConnection: close\r\n");
     if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("host")) {
@@ -162,11 +162,11 @@ pub fn request(method: &str, path: &str, headers: &[(&str, &str)], body: &str) -
     text + "\r\n" + body
 }
 
-/// Reads an answer to its end, whatever the way its body is sent.
+/// Reads an answer to its end, with or without chunked encoding.
 #[track_caller]
 pub fn read_answer(mut stream: impl Read) -> Answer {
     let mut bytes = Vec::new();
-    let _ = stream.read_to_end(&mut bytes); // what came before a reset counts
+    let _ = stream.read_to_end(&mut bytes); // the bytes before a reset count
     let text = String::from_utf8_lossy(&bytes).into_owned();
     let (head, rest) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer: {text:?}"));
     let mut lines = head.lines();
@@ -176,11 +176,12 @@ pub fn read_answer(mut stream: impl Read) -> Answer {
         .map(|(name, value)| (name.to_lowercase(), value.to_owned()))
         .collect();
     let chunked = headers.iter().any(|(name, value)| name == "transfer-encoding" && value == "chunked");
-    let body = if chunked { unchunked(rest) } else { rest.to_owned() };
+    let body = if chunked { decode_chunks(rest) } else { rest.to_owned() };
     Answer { status, headers, body }
 }
 
-fn unchunked(mut rest: &str) -> String {
+/// Decodes a chunked body.
+fn decode_chunks(mut rest: &str) -> String {
     let mut body = String::new();
     while let Some((size, after)) = rest.split_once("\r\n") {
         let size = usize::from_str_radix(size, 16).unwrap();
@@ -193,7 +194,7 @@ fn unchunked(mut rest: &str) -> String {
     body
 }
 
-/// Returns the data of a stream's events, without the last one, which must be `[DONE]`.
+/// Returns the data of a stream's events, without the final `[DONE]`.
 #[track_caller]
 pub fn events(answer: &Answer) -> Vec<Value> {
     let mut data: Vec<&str> = answer.body.lines().filter_map(|line| line.strip_prefix("data: ")).collect();

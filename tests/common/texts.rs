@@ -21,7 +21,7 @@ use hymba::{
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-pub static GO_ON: AtomicBool = AtomicBool::new(false);
+pub static NO_CANCEL: AtomicBool = AtomicBool::new(false);
 /// Tokens of text that fit.
 pub const CONTEXT: usize = 200;
 
@@ -82,7 +82,7 @@ pub fn tokenizer() -> Tokenizer {
 pub fn model(config: &Config, dtype: DType, folder: &Path) -> Model {
     assert_eq!(config.contradiction(), None);
     let file = folder.join("random.gguf");
-    random_weights(config, "random", dtype, &file, &GO_ON).unwrap();
+    random_weights(config, "random", dtype, &file, &NO_CANCEL).unwrap();
     Model::open(&file).unwrap()
 }
 

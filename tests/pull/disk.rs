@@ -43,7 +43,7 @@ impl Drop for Disk {
 }
 
 #[test]
-fn a_small_disk_is_noticed_before_the_first_byte() {
+fn missing_disk_space_is_reported_before_the_download() {
     let world = World::with_model(LARGE);
     let Some(disk) = Disk::mount(&world.dir.path().join("hf"), 10) else { return };
     fails(&mut world.hymba(QUICK), 1, &["not enough disk space: ", "needed, 10.00 MB free"]);
@@ -53,7 +53,7 @@ fn a_small_disk_is_noticed_before_the_first_byte() {
 }
 
 #[test]
-fn a_full_disk_ends_a_download_that_goes_on_later() {
+fn a_download_resumes_after_a_full_disk() {
     let world = World::with_model(LARGE);
     let Some(disk) = Disk::mount(&world.dir.path().join("hf"), 40) else { return };
     let (filler, filled) = (disk.0.join("filler"), AtomicBool::new(false));

@@ -45,7 +45,7 @@ pub fn published(official: Option<&Path>) -> Vec<(String, Vec<u8>)> {
 }
 
 #[test]
-fn a_model_with_all_files_is_talked_to() {
+fn a_complete_model_is_pulled_and_chats() {
     let official = std::env::var_os("HYMBA_OFFICIAL");
     for folder in [None].into_iter().chain(official.as_ref().map(|folder| Some(Path::new(folder)))) {
         let world = World::new();

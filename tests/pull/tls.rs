@@ -62,7 +62,7 @@ impl Authority {
 }
 
 #[test]
-fn servers_prove_who_they_are() {
+fn certificates_are_verified() {
     let (ours, other) = (Authority::new("ours"), Authority::new("another"));
     let world = ours.hub("127.0.0.1", 4000);
     fails(&mut other.pull(&world), 1, &["is from an unknown authority", "SSL_CERT_FILE"]);
@@ -144,7 +144,7 @@ fn relay(mut client: TcpStream, log: &Mutex<Vec<String>>) -> io::Result<()> {
 }
 
 #[test]
-fn a_proxy_passes_tls_on() {
+fn https_goes_through_a_connect_proxy() {
     let (ours, proxy) = (Authority::new("ours"), Proxy::start());
     let world = ours.hub("127.0.0.1", 4000);
     let through = format!("http://user:pass-word@{}", proxy.address);
@@ -169,7 +169,7 @@ fn a_proxy_passes_tls_on() {
 
 /// A proxy that refuses, and one that is not for the hub's host.
 #[test]
-fn proxies_are_for_their_scheme() {
+fn each_scheme_has_its_own_proxy() {
     let world = World::with_model(SMALL);
     let proxy = TestHub::start(); // it answers CONNECT with an error
     let mut pull = world.hymba(QUICK);

@@ -33,7 +33,7 @@ fn finds(kernel: &'static str, fault: u32, groups: u32, buffers: &[(usize, bool)
 }
 
 #[test]
-fn threadgroup_memory() {
+fn finds_threadgroup_memory_races() {
     let buffers = [(64, false), (64, true)];
     run("faulty_neighbors", 0, 1, &buffers).unwrap();
     // threadgroups that write the same values of y
@@ -46,7 +46,7 @@ fn threadgroup_memory() {
 }
 
 #[test]
-fn bounds() {
+fn finds_out_of_bounds_accesses() {
     let buffers = [(128, false), (128, true)];
     run("faulty_bounds", 0, 2, &buffers).unwrap();
     finds("faulty_bounds", 1, 3, &[(128, false), (192, true)], "outside its buffers");
@@ -60,7 +60,7 @@ fn bounds() {
 }
 
 #[test]
-fn meeting_points() {
+fn finds_divergent_barriers() {
     let buffers = [(64, true)];
     run("faulty_meeting", 0, 1, &buffers).unwrap();
     for fault in [1, 2, 3] {
@@ -69,6 +69,6 @@ fn meeting_points() {
 }
 
 #[test]
-fn what_is_asked_for() {
+fn rejects_unknown_kernels() {
     finds("no_such_kernel", 0, 1, &[], "no such kernel");
 }

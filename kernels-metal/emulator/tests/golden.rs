@@ -14,7 +14,7 @@ use hymba::{
     format::DType,
     quant::{Recipe, TypePlan},
 };
-use runner::much;
+use runner::unless_emulated;
 
 /// A session on Metal's shaders, run by the emulator.
 fn emulated(case: &Case, chunk: usize, stored_meta_state: bool) -> Session<'_> {
@@ -25,9 +25,9 @@ fn emulated(case: &Case, chunk: usize, stored_meta_state: bool) -> Session<'_> {
 }
 
 #[test]
-fn prefill_and_decode_are_the_official_ones_on_emulated_metal() {
+fn prefill_and_decode_match_the_official_code_on_emulated_metal() {
     for case in &small_cases_and(None) {
-        check_prompts(case, much(usize::MAX, 1), |i| {
+        check_prompts(case, unless_emulated(usize::MAX, 1), |i| {
             let (chunk, stored) = [(1024, true), (9, false), (64, true)][i % 3];
             emulated(case, chunk, stored)
         });
@@ -49,9 +49,9 @@ fn check_on_emulated_metal(what: &str, folder: &Path, quantized: &Case) {
 }
 
 #[test]
-fn quantized_weights_on_emulated_metal_are_the_decoded_ones() {
+fn quantized_weights_equal_decoded_weights_on_emulated_metal() {
     let folder = root().join("tests/golden/tiny-a");
-    for &dtype in much(&DType::ALL[..], &[DType::Q4_0]) {
+    for &dtype in unless_emulated(&DType::ALL[..], &[DType::Q4_0]) {
         for packed in [true, false] {
             if dtype.is_quantized() || (dtype == DType::F16 && !packed) {
                 let quantized = Case::convert(&folder, &folder, TypePlan::Uniform(dtype), packed);
@@ -62,9 +62,9 @@ fn quantized_weights_on_emulated_metal_are_the_decoded_ones() {
 }
 
 #[test]
-fn recipes_on_emulated_metal_are_the_decoded_ones() {
+fn recipes_equal_decoded_weights_on_emulated_metal() {
     let folder = root().join("tests/golden/tiny-b");
-    for &recipe in &Recipe::ALL[..much(Recipe::ALL.len(), 1)] {
+    for &recipe in &Recipe::ALL[..unless_emulated(Recipe::ALL.len(), 1)] {
         let mixed = Case::convert(&folder, &folder, TypePlan::Recipe { recipe, pure: false }, true);
         check_on_emulated_metal(recipe.name(), &folder, &mixed);
     }

@@ -26,7 +26,7 @@ fn mat_mut(values: &mut [f32], cols: usize) -> cpu::MatMut<'_> {
 }
 
 #[test]
-fn products() {
+fn matmul() {
     let mut rng = rng(1);
     for format in FORMATS {
         let quantized = format as u32 >= Format::Q8_0 as u32;
@@ -68,7 +68,7 @@ fn products() {
 
 /// Tokens of a decode segment, with one or several reads of the weights.
 #[test]
-fn products_of_decode_segments_have_the_bits_of_single_tokens() {
+fn decode_segment_matmul_equals_single_tokens() {
     let mut rng = rng(11);
     for format in FORMATS {
         let quantized = format as u32 >= Format::Q8_0 as u32;
@@ -98,7 +98,7 @@ fn products_of_decode_segments_have_the_bits_of_single_tokens() {
 }
 
 #[test]
-fn rows_of_tables() {
+fn gather() {
     let mut rng = rng(2);
     for format in FORMATS {
         let quantized = format as u32 >= Format::Q8_0 as u32;
@@ -158,7 +158,7 @@ fn norms() {
 }
 
 #[test]
-fn value_by_value() {
+fn elementwise_operations() {
     let mut rng = rng(4);
     for _ in 0..10 {
         let (tokens, half, heads) = (rng.random_range(1..6usize), rng.random_range(1..40), rng.random_range(1..5));
@@ -443,7 +443,7 @@ fn attention() {
 
 /// A model larger than a buffer is mapped by several windows; every tensor is inside one.
 #[test]
-fn weights_beyond_the_longest_buffer() {
+fn weights_larger_than_a_buffer() {
     let mut rng = rng(9);
     let (rows, cols) = (8, 64);
     let mut weights = Weights::default();

@@ -11,7 +11,7 @@ use std::{
     },
 };
 
-use golden::{Case, GO_ON, root};
+use golden::{Case, NO_CANCEL, root};
 use hymba::{
     Error,
     backend::{Cpu, Device, DeviceChoice, Metal},
@@ -75,7 +75,7 @@ fn replayed(model: &Model, steps: &[Step]) -> Vec<f32> {
     for pass in passes(steps) {
         let ids: Vec<u32> = pass.iter().map(|step| step.id).collect();
         logits = match pass[0].phase {
-            Phase::Prefill => session.prefill(&ids, &GO_ON).unwrap().to_vec(),
+            Phase::Prefill => session.prefill(&ids, &NO_CANCEL).unwrap().to_vec(),
             Phase::Decode => session.decode(ids[0]).unwrap().to_vec(),
         };
     }
@@ -85,7 +85,7 @@ fn replayed(model: &Model, steps: &[Step]) -> Vec<f32> {
 /// After the GPU is lost, the CPU reprocesses everything and continues, also on other branches, unless the GPU was
 /// requested explicitly.
 #[test]
-fn the_cpu_takes_over_from_a_lost_gpu() {
+fn a_lost_gpu_falls_back_to_the_cpu() {
     let case = Case::open(&root().join("tests/golden/tiny-a"));
     let model = &case.model;
     let steps: Vec<Step> = prefilled(&[3, 14, 15, 92, 65, 35]).chain([89, 79, 32].map(decoded)).collect();
@@ -99,9 +99,9 @@ fn the_cpu_takes_over_from_a_lost_gpu() {
             SessionOptions { context: Some(64), cache: CacheType::F32, device: choice, ..SessionOptions::default() };
         let gpu = Device::new(Cpu::new(NonZeroUsize::MIN), Some(metal));
         let mut timeline = Timeline::new(Session::on(model, &options, gpu).unwrap(), usize::MAX);
-        timeline.seek(&aside, &watch(&GO_ON)).unwrap();
+        timeline.seek(&aside, &watch(&NO_CANCEL)).unwrap();
         timeline.stash("aside").unwrap();
-        timeline.seek(begin, &watch(&GO_ON)).unwrap();
+        timeline.seek(begin, &watch(&NO_CANCEL)).unwrap();
         timeline.checkpoint().unwrap();
         assert!(timeline.session().gpu().is_some() && timeline.fallback_reason().is_none());
 
@@ -109,7 +109,7 @@ fn the_cpu_takes_over_from_a_lost_gpu() {
         if choice == DeviceChoice::Metal {
             assert!(matches!(timeline.decode(rest[0].id), Err(Error::Gpu(what)) if what.contains("taken away")));
             assert!(timeline.steps().is_empty() && timeline.fallback_reason().is_none());
-            assert!(matches!(timeline.seek(&steps, &watch(&GO_ON)), Err(Error::Gpu(_)))); // it stays lost
+            assert!(matches!(timeline.seek(&steps, &watch(&NO_CANCEL)), Err(Error::Gpu(_)))); // it stays lost
             continue;
         }
         rest.iter().for_each(|step| drop(timeline.decode(step.id).unwrap().to_vec()));
@@ -119,7 +119,7 @@ fn the_cpu_takes_over_from_a_lost_gpu() {
         assert_eq!(timeline.logits(), replayed(model, &steps));
         for branch in [begin, &aside] {
             timeline.unstash("aside");
-            timeline.seek(branch, &watch(&GO_ON)).unwrap();
+            timeline.seek(branch, &watch(&NO_CANCEL)).unwrap();
             assert_eq!(timeline.logits(), replayed(model, branch));
         }
     }

@@ -110,7 +110,7 @@ impl Draft {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::counting::doubles;
+    use crate::counting::assert_linear;
 
     fn drafted(text: &str) -> Draft {
         let mut draft = Draft::default();
@@ -166,7 +166,7 @@ mod tests {
     #[test]
     fn time_is_linear_in_the_number_of_lines() {
         for line in ["", "a"] {
-            doubles("lines of a message", 20_000, |n| {
+            assert_linear("lines of a message", 20_000, |n| {
                 let mut draft = drafted(QUOTES);
                 for _ in 0..n {
                     draft.push(line);

@@ -26,7 +26,7 @@ fn by_head(rows: &[u16], heads: usize, width: usize) -> Vec<u16> {
 }
 
 #[test]
-fn attention() {
+fn attention_does_not_depend_on_the_chunk() {
     let mut rng = ChaCha8Rng::seed_from_u64(20);
     for kernels in Kernels::all() {
         let mut cpu = Cpu::with_kernels(kernels, 2.try_into().unwrap());

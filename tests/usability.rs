@@ -11,7 +11,9 @@ use std::{
     time::Duration,
 };
 
-use common::{demo, demo_of_any_depth, fails, golden, hymba, runner, session_header, succeeds, text, write_again};
+use common::{
+    demo, demo_of_any_depth, fails, golden, hymba, runner, session_header, succeeds, text, write_with_metadata,
+};
 use hymba::format::gguf::Gguf;
 use serde_json::Value;
 
@@ -36,7 +38,7 @@ fn prompt(args: &[&str], input: &str) -> String {
 }
 
 #[test]
-fn prompt_and_pipe_are_joined() {
+fn prompt_and_stdin_are_joined() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("file");
     fs::write(&file, "From a file:\n").unwrap();
@@ -61,7 +63,7 @@ fn prompt_and_pipe_are_joined() {
 }
 
 #[test]
-fn a_single_turn_takes_all_of_its_input() {
+fn single_turn_joins_message_and_stdin() {
     let dir = tempfile::tempdir().unwrap();
     let talk = dir.path().join("talk").display().to_string();
     for (args, message) in [(&["-st"][..], "one\n\ntwo"), (&["-st", "Summarize:"], "Summarize:\n\none\n\ntwo")] {
@@ -76,7 +78,7 @@ fn a_single_turn_takes_all_of_its_input() {
 }
 
 #[test]
-fn a_silent_pipe_is_told_after_a_second() {
+fn waiting_for_stdin_is_reported_after_a_second() {
     let mut child = hymba(["run", "-q", "-n", "1", "Hello"])
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
@@ -91,7 +93,7 @@ fn a_silent_pipe_is_told_after_a_second() {
 }
 
 #[test]
-fn the_seed_is_shown_and_fits_every_language() {
+fn the_summary_shows_a_32_bit_seed() {
     for _ in 0..3 {
         let report = json(&succeeds(&mut hymba(["run", "--json", "-n", "1", "Hello"])));
         assert!(report["seed"].as_u64().unwrap() < 1 << 32);
@@ -109,7 +111,7 @@ fn the_seed_is_shown_and_fits_every_language() {
 }
 
 #[test]
-fn values_that_would_be_ignored_are_refused() {
+fn flags_without_effect_are_refused() {
     let (model, dir) = (golden("tiny-a"), tempfile::tempdir().unwrap());
     let out = dir.path().join("out.gguf").display().to_string();
     fails(hymba(["run", "-n", "1", "a"]).env("HYMBA_KERNELS", "foo"), 2, &["HYMBA_KERNELS=foo", "scalar"]);
@@ -149,7 +151,7 @@ fn values_that_would_be_ignored_are_refused() {
     let gguf = Gguf::open(Path::new(&demo_of_any_depth())).unwrap();
     let mut metadata = gguf.metadata.clone();
     metadata.remove("tokenizer.chat_template");
-    write_again(&gguf, metadata, &plain);
+    write_with_metadata(&gguf, metadata, &plain);
     let plain = plain.to_str().unwrap();
     warned(&["chat", "-m", plain, "-n", "1", "-st", "a", "--system", "b"], "the model has no chat template");
     fails(&mut hymba(["run", "-m", plain, "--chat", "a"]), 2, &["--chat: the model has no chat template"]);
@@ -160,7 +162,7 @@ const HOT: [&str; 12] =
     ["--temp", "1000", "--top-k", "0", "--top-p", "1", "--min-p", "0", "--repeat-penalty", "1", "--seed", "1"];
 
 #[test]
-fn replies_end() {
+fn chat_replies_have_a_default_length_limit() {
     if runner().is_some() {
         eprintln!("SKIPPED: under emulation 512 tokens take minutes");
         return;
@@ -188,7 +190,7 @@ fn replies_end() {
     let gguf = Gguf::open(Path::new(&demo_of_any_depth())).unwrap();
     let mut metadata = gguf.metadata.clone();
     metadata.set("general.sampling.max_new_tokens", 7u32);
-    write_again(&gguf, metadata, &short);
+    write_with_metadata(&gguf, metadata, &short);
     assert_eq!(chat(&["-m", short.to_str().unwrap()]).0["generated_tokens"], 7);
 }
 
@@ -224,7 +226,7 @@ fn a_chat_session_is_created_and_resumed() {
 }
 
 #[test]
-fn the_past_is_shown_and_the_context_changes_size() {
+fn history_and_set_context_work() {
     let lines =
         "Hello\nAnd then?\n/history 1\n/set context 2000\n/set overflow slide\n/show\n/regen\n/set context 3\n/bye\n";
     let Output { stdout, stderr, .. } = piped(&mut hymba(["chat", "-n", "3", "--seed", "1", "--commands"]), lines);
@@ -240,7 +242,7 @@ fn the_past_is_shown_and_the_context_changes_size() {
 }
 
 #[test]
-fn events_are_lines_of_json() {
+fn jsonl_prints_one_event_per_line() {
     let lines = |command: &mut Command, input: &str| -> Vec<Value> {
         let Output { status, stdout, stderr } = piped(command, input);
         assert!(status.success(), "{}", text(&stderr));
@@ -267,7 +269,7 @@ fn events_are_lines_of_json() {
 }
 
 #[test]
-fn spellings_of_other_programs() {
+fn flag_names_of_other_programs_are_accepted() {
     let ours = ["-n", "3", "-c", "300", "--temp", "0.5", "--seed", "4", "Hello"];
     let theirs = ["--n-predict", "3", "--ctx-size", "300", "--temperature", "0.5", "-s", "4", "Hello"];
     let others = ["--max-tokens", "3", "--ctx-size", "300", "--temperature", "0.5", "-s", "4", "Hello"];
@@ -281,7 +283,7 @@ fn spellings_of_other_programs() {
 }
 
 #[test]
-fn a_conversion_ends_with_what_to_type_next() {
+fn quantize_names_the_model_and_suggests_the_next_command() {
     let dir = tempfile::tempdir().unwrap();
     let repository = dir.path().join("models--nvidia--Hymba-1.5B-Base");
     let snapshot = repository.join("snapshots").join("0a".repeat(20));
@@ -319,7 +321,7 @@ fn a_conversion_ends_with_what_to_type_next() {
 }
 
 #[test]
-fn a_text_or_a_model_may_go_unnamed() {
+fn eval_reads_stdin_and_inspect_uses_the_default_model() {
     let Output { status, stdout, .. } =
         piped(&mut hymba(["eval", "perplexity", "-", "--json"]), "Once upon a time there was a fox.");
     assert!(status.success() && json(&text(&stdout))["tokens"].as_u64() > Some(5));
