@@ -1,4 +1,4 @@
-//! `run --batch`: each prompt's text is the one that it has alone, in the order of the prompts, whatever interrupts the work.
+//! `run --batch`: each prompt has the same text as in a run of its own, in the order of the prompts, also after interruptions.
 
 mod common;
 
@@ -13,7 +13,7 @@ use std::{
 use common::{fails, hymba, text, unless_emulated};
 use serde_json::{Value, json};
 
-/// Prompts with settings of their own, and the flags that say the same of one prompt.
+/// Prompts with their own settings, and the equivalent flags of `run`.
 fn prompts() -> Vec<(Value, Vec<&'static str>)> {
     let hello = json!([{"role": "user", "content": "Hello, who are you?"}]);
     vec![
@@ -58,8 +58,8 @@ fn answers(path: &Path) -> Vec<Value> {
     fs::read_to_string(path).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-/// What of an answer does not depend on the machine.
-fn said(answer: &Value) -> Value {
+/// Returns the fields of an answer that do not depend on the machine.
+fn comparable(answer: &Value) -> Value {
     let fields = ["line", "id", "text", "ids", "prompt_tokens", "generated_tokens", "stop_reason", "seed", "error"];
     fields.iter().map(|field| answer[field].clone()).collect()
 }
@@ -91,7 +91,7 @@ fn batched_texts_equal_single_runs() {
         }
         assert_eq!((&answers[2]["id"], &answers[5]["id"], answers[0].get("id")), (&json!("chat"), &json!(7), None));
         assert_eq!(answers[3]["stop_reason"], "stop_string");
-        // Everything is there: nothing is done again.
+        // A complete file is not processed again.
         let before = fs::read(&output).unwrap();
         assert!(batch(&input, &output, &[]).status().unwrap().success());
         assert!(fs::read(&output).unwrap() == before);
@@ -117,18 +117,18 @@ fn an_invalid_line_does_not_stop_the_batch() {
     write(&input, lines.iter().map(|(line, _)| line.clone()));
     let Output { status, stderr, .. } = batch(&input, &output, &["--parallel", "2"]).output().unwrap();
     assert_eq!((status.code(), text(&stderr)), (Some(1), String::new()));
-    for (answer, (line, says)) in answers(&output).iter().zip(&lines) {
+    for (answer, (line, expected)) in answers(&output).iter().zip(&lines) {
         match answer["error"]["message"].as_str() {
-            Some(message) => assert!(!says.is_empty() && message.contains(says), "{line}: {message}"),
-            None => assert_eq!((*says, answer["generated_tokens"].as_u64()), ("", Some(3)), "{line}"),
+            Some(message) => assert!(!expected.is_empty() && message.contains(expected), "{line}: {message}"),
+            None => assert_eq!((*expected, answer["generated_tokens"].as_u64()), ("", Some(3)), "{line}"),
         }
     }
     let answers = answers(&output);
     assert_eq!((answers.len(), &answers[2]["id"]), (lines.len(), &json!(5)));
-    // An error is an answer: it is not tried again, and the exit code stays.
+    // An error is an answer: the prompt is not repeated, and the exit code stays.
     assert_eq!(batch(&input, &output, &[]).status().unwrap().code(), Some(1));
 
-    // Answers to other prompts are not continued, nor is a file of another kind.
+    // A file with answers to other prompts, or of another kind, is refused.
     write(&input, [good.clone(), "{}".into()]);
     fails(&mut batch(&input, &output, &[]), 1, &["line 2 differs from the line that was answered before"]);
     write(&input, lines[..1].iter().map(|(line, _)| line.clone()));
@@ -140,7 +140,7 @@ fn an_invalid_line_does_not_stop_the_batch() {
     fails(hymba(["run", "--batch"]).arg(&input), 2, &["--output"]);
 }
 
-/// Killed at moments that nobody chose, and stopped by a signal: the answers are those of a run that was left alone.
+/// After SIGKILL at arbitrary moments, and SIGTERM, the answers are those of an uninterrupted run.
 #[cfg(unix)]
 #[test]
 fn an_interrupted_batch_resumes() {
@@ -152,7 +152,7 @@ fn an_interrupted_batch_resumes() {
     write(&input, (0..unless_emulated(24, 6)).map(|i| prompt(i).to_string()));
     let flags = ["--seed", "3", "--parallel", "3"];
     assert!(batch(&input, &output, &flags).status().unwrap().success());
-    let wanted: Vec<Value> = answers(&output).iter().map(said).collect();
+    let wanted: Vec<Value> = answers(&output).iter().map(comparable).collect();
     fs::remove_file(&output).unwrap();
 
     let lines = || fs::read_to_string(&output).unwrap_or_default().matches('\n').count();
@@ -166,13 +166,13 @@ fn an_interrupted_batch_resumes() {
         Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
         let status = child.wait().unwrap();
         if status.success() {
-            break; // it was done sooner
+            break; // it finished before the signal
         }
         assert!(status.signal() == Some(9) || status.code() == Some(143), "{status}");
         interrupted += 1;
     }
     assert!(interrupted > 0 && lines() < wanted.len(), "{interrupted} interrupted, {} answers", lines());
     assert!(batch(&input, &output, &flags).status().unwrap().success());
-    let got: Vec<Value> = answers(&output).iter().map(said).collect();
+    let got: Vec<Value> = answers(&output).iter().map(comparable).collect();
     assert_eq!(got, wanted);
 }

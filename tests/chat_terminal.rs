@@ -1,4 +1,4 @@
-//! `hymba chat` at a terminal: a pseudo-terminal types, and reads what a person would see.
+//! `hymba chat` and `run` at a pseudo-terminal.
 #![cfg(unix)]
 
 mod common;
@@ -24,22 +24,22 @@ use expectrl::{
 };
 use hymba::format::gguf::Gguf;
 
-/// A prompt begins: what is typed before goes unread.
+/// Start of a prompt (bracketed paste is enabled); earlier input is discarded.
 const PROMPT: &str = "\x1b[?2004h";
 const CTRL_C: &str = "\x03";
 const CTRL_D: &str = "\x04";
 const UP: &str = "\x1b[A";
 const ENTER: &str = "\r";
 
-/// A person at a terminal.
-struct Person {
+/// A chat at a terminal.
+struct Chat {
     session: OsSession,
-    /// What was on the screen.
+    /// Output so far.
     seen: String,
 }
 
-impl Person {
-    /// Starts a chat; what it remembers of the person is in `home`.
+impl Chat {
+    /// Starts a chat whose history file is in `home`.
     fn new(home: &Path, size: (u16, u16), args: &[&str]) -> Self {
         let mut command = hymba(["chat"]);
         command
@@ -55,13 +55,13 @@ impl Person {
         Self { session, seen: String::new() }
     }
 
-    fn types(&mut self, keys: &str) {
+    fn send(&mut self, keys: &str) {
         self.session.send(keys).unwrap();
     }
 
-    /// Waits for `text` and returns what came before it.
+    /// Waits for `text` and returns the output before it.
     #[track_caller]
-    fn sees(&mut self, text: &str) -> String {
+    fn expect(&mut self, text: &str) -> String {
         match self.session.expect(text) {
             Ok(found) => {
                 let before = String::from_utf8_lossy(found.before()).into_owned();
@@ -73,48 +73,48 @@ impl Person {
                 let mut rest = vec![0; 1 << 20];
                 let length = self.session.try_read(&mut rest).unwrap_or(0);
                 self.seen += &String::from_utf8_lossy(&rest[..length]);
-                panic!("`{text}` does not come ({e}); what came is\n{}", plain(&self.seen));
+                panic!("no `{text}` ({e}); the output is\n{}", plain(&self.seen));
             }
         }
     }
 
-    /// Types a message and returns the reply. The small print after a reply tells how full the context is.
+    /// Sends a message and returns the reply.
     #[track_caller]
-    fn says(&mut self, message: &str) -> String {
-        self.types(message);
-        self.types(ENTER);
+    fn ask(&mut self, message: &str) -> String {
+        self.send(message);
+        self.send(ENTER);
         self.reply()
     }
 
-    /// [`Person::says`], when `lines` more lines were typed before that nothing answers.
+    /// [`Chat::ask`] after `lines` lines of input that have no reply.
     #[track_caller]
-    fn says_after(&mut self, message: &str, lines: usize) -> String {
+    fn ask_after(&mut self, message: &str, lines: usize) -> String {
         for _ in 0..lines {
-            self.sees("\x1b[?2004l");
+            self.expect("\x1b[?2004l");
         }
-        self.says(message)
+        self.ask(message)
     }
 
-    /// Returns the reply: what stands between the line that was typed and the small print.
+    /// Returns the reply: the output between the input line and the summary after the reply.
     #[track_caller]
     fn reply(&mut self) -> String {
-        self.sees("\x1b[?2004l");
-        let reply = self.sees(" tok/s");
+        self.expect("\x1b[?2004l");
+        let reply = self.expect(" tok/s");
         let lines: Vec<_> = reply.lines().collect();
         lines[..lines.len() - 1].join("\n").trim().to_owned()
     }
 
-    /// Ctrl-C at the prompt, and the wait for the next one: what is typed too soon after it goes with it.
+    /// Sends Ctrl-C at the prompt and waits for the next prompt, since earlier input would be discarded.
     #[track_caller]
-    fn interrupts(&mut self) -> String {
-        self.types(CTRL_C);
-        self.sees("\x1b[?2004l");
-        self.sees(PROMPT)
+    fn interrupt(&mut self) -> String {
+        self.send(CTRL_C);
+        self.expect("\x1b[?2004l");
+        self.expect(PROMPT)
     }
 
-    /// Waits for the end.
+    /// Waits for the end of the process with this exit code.
     #[track_caller]
-    fn leaves(&mut self, code: i32) {
+    fn expect_exit(&mut self, code: i32) {
         let end = self.session.expect(expectrl::Eof);
         assert!(end.is_ok());
         let status = self.session.get_process_mut().wait().unwrap();
@@ -122,7 +122,7 @@ impl Person {
     }
 }
 
-/// Without escapes.
+/// Returns the text without escape sequences.
 fn plain(text: &str) -> String {
     let escape = regex::Regex::new("\x1b\\[[0-9;?]*[a-zA-Z]").unwrap();
     escape.replace_all(text, "").replace('\r', "")
@@ -133,38 +133,38 @@ fn commands_work_in_a_conversation() {
     let home = tempfile::tempdir().unwrap();
     let file = home.path().join("talk").display().to_string();
     let args = ["--seed", "3", "-n", "20", "--color", "never"];
-    let mut p = Person::new(home.path(), (80, 24), &args);
-    p.sees("/help lists the commands");
-    p.types("/help\r");
-    p.sees("switch to a branch");
-    let hello = p.says("Hello");
-    let story = p.says("Tell me a story about a fox.");
+    let mut p = Chat::new(home.path(), (80, 24), &args);
+    p.expect("/help lists the commands");
+    p.send("/help\r");
+    p.expect("switch to a branch");
+    let hello = p.ask("Hello");
+    let story = p.ask("Tell me a story about a fox.");
     assert!(!hello.is_empty() && !story.is_empty() && hello != story);
-    // the same seed says the same, another draw does not
-    p.types("/set seed 9\r");
-    let first = p.says_after("/regen", 1);
+    // the same seed gives the same reply, the next draw another one
+    p.send("/set seed 9\r");
+    let first = p.ask_after("/regen", 1);
     assert_ne!(first, story);
-    p.types("/set seed 9\r");
-    assert_eq!(p.says_after("/regen", 1), first);
-    assert_ne!(p.says("/regen"), first);
-    // back, another way, and back again
-    p.types("/undo\r");
-    p.sees("undid 1 turn");
-    p.types("/branch wolf\r");
-    p.sees("created and switched to branch wolf");
-    p.says("Tell me a story about a wolf.");
-    p.types("/switch main\r");
-    p.sees("switched to branch main, 1 turn");
-    p.types("/switch wo\t\r");
-    p.sees("switched to branch wolf, 2 turns");
-    // the message is changed by hand: "wolf." becomes "bear!"
-    p.types("/edit\r");
-    p.sees("> Tell me a story about a wolf.");
-    let bear = p.says_after("\x7f\x7f\x7f\x7f\x7fbear!", 0);
-    p.types(&format!("/save {file}\r"));
-    p.sees("saved ");
-    p.types("/show\r");
-    let shown = p.sees("settings");
+    p.send("/set seed 9\r");
+    assert_eq!(p.ask_after("/regen", 1), first);
+    assert_ne!(p.ask("/regen"), first);
+    // undo, branch, and switch back
+    p.send("/undo\r");
+    p.expect("undid 1 turn");
+    p.send("/branch wolf\r");
+    p.expect("created and switched to branch wolf");
+    p.ask("Tell me a story about a wolf.");
+    p.send("/switch main\r");
+    p.expect("switched to branch main, 1 turn");
+    p.send("/switch wo\t\r");
+    p.expect("switched to branch wolf, 2 turns");
+    // edit the message: "wolf." becomes "bear!"
+    p.send("/edit\r");
+    p.expect("> Tell me a story about a wolf.");
+    let bear = p.ask_after("\x7f\x7f\x7f\x7f\x7fbear!", 0);
+    p.send(&format!("/save {file}\r"));
+    p.expect("saved ");
+    p.send("/show\r");
+    let shown = p.expect("settings");
     for part in [
         unless_emulated("model     the built-in demo", "first-layers.gguf"),
         "branch    wolf (of main, wolf), 2 turns",
@@ -175,90 +175,89 @@ fn commands_work_in_a_conversation() {
     ] {
         assert!(shown.contains(part), "`{part}` is missing in\n{shown}");
     }
-    p.sees(PROMPT);
-    p.types(CTRL_D);
-    p.leaves(0);
+    p.expect(PROMPT);
+    p.send(CTRL_D);
+    p.expect_exit(0);
 
-    // another process goes on, and knows what was typed
-    let mut p = Person::new(home.path(), (80, 24), &args);
-    p.types(&format!("/load {}\t\r", &file[..file.len() - 2]));
-    p.sees("loaded 2 turns from ");
-    p.types("/edit\r");
-    p.sees("> Tell me a story about a bear!");
-    p.interrupts();
-    p.says("And then?");
-    p.types("/undo\r");
-    p.sees("undid 1 turn");
-    p.types(&format!("{UP}{UP}{UP}{UP}"));
-    p.sees("/load ");
-    p.interrupts();
-    p.types("\x12a wolf"); // Ctrl-R
-    p.sees("Tell me a story about a wolf.");
-    p.interrupts();
-    p.types("/exit\r");
-    p.leaves(0);
+    // another process continues, with the history of input
+    let mut p = Chat::new(home.path(), (80, 24), &args);
+    p.send(&format!("/load {}\t\r", &file[..file.len() - 2]));
+    p.expect("loaded 2 turns from ");
+    p.send("/edit\r");
+    p.expect("> Tell me a story about a bear!");
+    p.interrupt();
+    p.ask("And then?");
+    p.send("/undo\r");
+    p.expect("undid 1 turn");
+    p.send(&format!("{UP}{UP}{UP}{UP}"));
+    p.expect("/load ");
+    p.interrupt();
+    p.send("\x12a wolf"); // Ctrl-R
+    p.expect("Tell me a story about a wolf.");
+    p.interrupt();
+    p.send("/exit\r");
+    p.expect_exit(0);
     assert!(!bear.is_empty());
 }
 
 #[test]
 fn ctrl_c_stops_the_reply_then_the_chat() {
     let home = tempfile::tempdir().unwrap();
-    let mut p = Person::new(home.path(), (80, 24), &["--color", "never", "-c", "20000", "--temp", "2"]);
-    p.sees("Ctrl-D exits");
-    // a reply is stopped, and what was said stays
-    p.types("Tell me a long story.\r");
-    p.sees("\x1b[?2004l");
-    p.sees(" ");
-    p.types(CTRL_C);
-    p.sees("[stopped · ");
-    p.types("/show\r");
-    p.sees("(of main), 1 turn");
-    // what was typed goes, and the next one hints; a message in between starts again
+    let mut p = Chat::new(home.path(), (80, 24), &["--color", "never", "-c", "20000", "--temp", "2"]);
+    p.expect("Ctrl-D exits");
+    // the reply stops and stays in the conversation
+    p.send("Tell me a long story.\r");
+    p.expect("\x1b[?2004l");
+    p.expect(" ");
+    p.send(CTRL_C);
+    p.expect("[stopped · ");
+    p.send("/show\r");
+    p.expect("(of main), 1 turn");
+    // the first Ctrl-C discards the input, the second one hints, a command in between resets that
     let hint = "press Ctrl-C again";
-    p.types("never said");
-    p.sees("never said");
-    assert!(!p.interrupts().contains(hint));
-    assert!(p.interrupts().contains(hint));
-    p.types("/help\r");
-    p.sees(PROMPT);
-    assert!(p.interrupts().contains(hint));
-    p.types(CTRL_C);
-    p.leaves(130);
-    // a signal from elsewhere ends it at the prompt
-    let mut p = Person::new(home.path(), (80, 24), &["--color", "never"]);
-    p.sees("> ");
+    p.send("discarded");
+    p.expect("discarded");
+    assert!(!p.interrupt().contains(hint));
+    assert!(p.interrupt().contains(hint));
+    p.send("/help\r");
+    p.expect(PROMPT);
+    assert!(p.interrupt().contains(hint));
+    p.send(CTRL_C);
+    p.expect_exit(130);
+    // SIGTERM ends it at the prompt
+    let mut p = Chat::new(home.path(), (80, 24), &["--color", "never"]);
+    p.expect("> ");
     std::thread::sleep(Duration::from_millis(200));
     p.session.get_process_mut().signal(Signal::SIGTERM).unwrap();
-    p.leaves(143);
+    p.expect_exit(143);
 }
 
-/// SIGTERM while a line is awaited: what was asked to be kept is kept.
+/// SIGTERM while it waits for input: --save-on-exit applies.
 #[test]
 fn sigterm_at_the_prompt_saves_the_conversation() {
     let home = tempfile::tempdir().unwrap();
     let file = home.path().join("talk");
     let file = file.to_str().unwrap();
-    let mut p = Person::new(home.path(), (80, 24), &["--color", "never", "-n", "3", "--save-on-exit", file]);
-    p.says("Hello");
-    p.sees(PROMPT);
-    p.types("half a li");
-    p.sees("half a li");
+    let mut p = Chat::new(home.path(), (80, 24), &["--color", "never", "-n", "3", "--save-on-exit", file]);
+    p.ask("Hello");
+    p.expect(PROMPT);
+    p.send("half a li");
+    p.expect("half a li");
     p.session.get_process_mut().signal(Signal::SIGTERM).unwrap();
-    p.sees("saved ");
-    p.leaves(143);
-    let mut p = Person::new(home.path(), (80, 24), &["--color", "never", "--resume", file]);
-    p.sees("loaded 1 turn from ");
-    p.sees(PROMPT);
-    p.types(CTRL_D);
-    p.leaves(0);
+    p.expect("saved ");
+    p.expect_exit(143);
+    let mut p = Chat::new(home.path(), (80, 24), &["--color", "never", "--resume", file]);
+    p.expect("loaded 1 turn from ");
+    p.expect(PROMPT);
+    p.send(CTRL_D);
+    p.expect_exit(0);
 }
 
-/// The terminal is closed, while a line is awaited and in the middle of a reply: what was said is saved, what was being
-/// said too.
+/// The terminal is closed while the chat waits for input, or during a reply, whose generated part is saved too.
 #[test]
 fn closing_the_terminal_saves_the_conversation() {
     let home = tempfile::tempdir().unwrap();
-    for (name, message, more) in [("waiting", "Hello\r", "3"), ("speaking", "Tell me a story\r", "100000")] {
+    for (name, message, more) in [("waiting", "Hello\r", "3"), ("replying", "Tell me a story\r", "100000")] {
         let file = home.path().join(name);
         let (terminal, mut child) =
             on_a_terminal(hymba(["chat", "--color", "never", "-c", "200000", "-n", more]).args([
@@ -269,18 +268,18 @@ fn closing_the_terminal_saves_the_conversation() {
             ]));
         let mut terminal = fs::File::from(terminal);
         let mut seen = String::new();
-        let mut until = |terminal: &mut fs::File, sign: &str| {
-            while !seen.contains(sign) {
-                let mut some = [0; 4096];
-                let count = terminal.read(&mut some).unwrap();
-                seen += &String::from_utf8_lossy(&some[..count]);
+        let mut wait_for = |terminal: &mut fs::File, pattern: &str| {
+            while !seen.contains(pattern) {
+                let mut buffer = [0; 4096];
+                let count = terminal.read(&mut buffer).unwrap();
+                seen += &String::from_utf8_lossy(&buffer[..count]);
             }
-            seen = seen.split_once(sign).unwrap().1.into();
+            seen = seen.split_once(pattern).unwrap().1.into();
         };
-        until(&mut terminal, PROMPT);
+        wait_for(&mut terminal, PROMPT);
         terminal.write_all(message.as_bytes()).unwrap();
-        let signs = if name == "waiting" { ["tok/s", PROMPT] } else { ["\x1b[?2004l", " "] };
-        signs.into_iter().for_each(|sign| until(&mut terminal, sign));
+        let patterns = if name == "waiting" { ["tok/s", PROMPT] } else { ["\x1b[?2004l", " "] };
+        patterns.into_iter().for_each(|pattern| wait_for(&mut terminal, pattern));
         drop(terminal);
         child.wait().unwrap();
         let turns = &session_header(&file)["more"]["chat"]["branches"]["main"]["turns"];
@@ -290,7 +289,7 @@ fn closing_the_terminal_saves_the_conversation() {
     }
 }
 
-/// SIGTERM ends a chat in the middle of a reply too, where Ctrl-C only stops the reply.
+/// SIGTERM during a reply ends the chat, whereas Ctrl-C only stops the reply.
 #[test]
 fn sigterm_during_a_reply_saves_the_conversation() {
     let home = tempfile::tempdir().unwrap();
@@ -301,26 +300,26 @@ fn sigterm_during_a_reply_saves_the_conversation() {
     terminal.write_all(b"Tell me a story\r").unwrap();
     let mut seen = String::new();
     while !seen.split_once("\x1b[?2004l").is_some_and(|(_, reply)| reply.contains(' ')) {
-        let mut some = [0; 4096];
-        let count = terminal.read(&mut some).unwrap();
-        seen += &String::from_utf8_lossy(&some[..count]);
+        let mut buffer = [0; 4096];
+        let count = terminal.read(&mut buffer).unwrap();
+        seen += &String::from_utf8_lossy(&buffer[..count]);
     }
-    // SAFETY: the process is a child that is not waited for yet.
+    // SAFETY: the process is a child that has not been waited for.
     unsafe { libc::kill(child.id() as _, libc::SIGTERM) };
     assert_eq!(child.wait().unwrap().code(), Some(128 + libc::SIGTERM));
     let turns = &session_header(&file)["more"]["chat"]["branches"]["main"]["turns"];
     assert_eq!(turns.as_array().unwrap().len(), 1);
 }
 
-/// Starts `command` as the leader of a terminal of its own, and returns the terminal's other end.
+/// Starts `command` as the session leader of a new terminal, and returns the terminal's controlling end.
 fn on_a_terminal(command: &mut Command) -> (OwnedFd, Child) {
     let (mut ours, mut theirs) = (-1, -1);
-    // SAFETY: both numbers are filled, the rest is not wanted.
+    // SAFETY: both file descriptors are written; the optional arguments are null.
     let opened = unsafe { libc::openpty(&mut ours, &mut theirs, ptr::null_mut(), ptr::null_mut(), ptr::null_mut()) };
     assert_eq!(opened, 0);
-    // SAFETY: the two are open, and nobody else's.
+    // SAFETY: both descriptors are open and owned here alone.
     let (ours, theirs) = unsafe { (OwnedFd::from_raw_fd(ours), OwnedFd::from_raw_fd(theirs)) };
-    // SAFETY: so is ours; the flag is all that changes.
+    // SAFETY: `ours` is open; only its flag changes.
     unsafe { libc::fcntl(ours.as_raw_fd(), libc::F_SETFD, libc::FD_CLOEXEC) };
     let end = || Stdio::from(theirs.try_clone().unwrap());
     command.stdin(end()).stdout(end()).stderr(end()).env("TERM", "xterm");
@@ -337,60 +336,60 @@ fn on_a_terminal(command: &mut Command) -> (OwnedFd, Child) {
     (ours, child)
 }
 
-/// Invalid UTF-8 ends neither the conversation nor the paste that contains it: the rest of the paste is not run.
+/// Invalid UTF-8 does not end the conversation, and the rest of a paste that contains it is not executed as commands.
 #[test]
 fn invalid_utf8_is_reported() {
     let home = tempfile::tempdir().unwrap();
-    let mut p = Person::new(home.path(), (80, 24), &["--color", "never", "-n", "3"]);
-    p.sees(PROMPT);
+    let mut p = Chat::new(home.path(), (80, 24), &["--color", "never", "-n", "3"]);
+    p.expect(PROMPT);
     p.session.send(b"caf\xe9 ").unwrap();
-    p.sees("dropped input that is not valid UTF-8");
-    p.sees(PROMPT);
+    p.expect("dropped input that is not valid UTF-8");
+    p.expect(PROMPT);
     p.session.send(b"\x1b[200~caf\xe9 au lait\r/branch pasted\r\x1b[201~").unwrap();
-    p.sees("dropped input that is not valid UTF-8");
-    p.sees(PROMPT);
-    p.says("Hello");
-    p.sees(PROMPT);
-    p.types("/show\r");
-    p.sees("main (of main), 1 turn");
-    p.sees(PROMPT);
-    p.types(CTRL_D);
-    p.leaves(0);
+    p.expect("dropped input that is not valid UTF-8");
+    p.expect(PROMPT);
+    p.ask("Hello");
+    p.expect(PROMPT);
+    p.send("/show\r");
+    p.expect("main (of main), 1 turn");
+    p.expect(PROMPT);
+    p.send(CTRL_D);
+    p.expect_exit(0);
 }
 
-/// Commands are typed: several lines that were pasted are a message, to the letter.
+/// Several pasted lines are a message, even if they look like commands.
 #[test]
 fn pasted_lines_are_not_commands() {
     let home = tempfile::tempdir().unwrap();
     let file = home.path().join("talk");
     fs::write(&file, "mine").unwrap();
     let saves = format!("/save --force {}\n//and more \\\nof it", file.display());
-    let mut p = Person::new(home.path(), (300, 24), &["--color", "never", "-n", "3"]);
-    p.sees(PROMPT);
-    p.types(&format!("\x1b[200~{saves}\x1b[201~"));
-    p.types(ENTER);
+    let mut p = Chat::new(home.path(), (300, 24), &["--color", "never", "-n", "3"]);
+    p.expect(PROMPT);
+    p.send(&format!("\x1b[200~{saves}\x1b[201~"));
+    p.send(ENTER);
     p.reply();
-    p.sees(PROMPT);
+    p.expect(PROMPT);
     assert_eq!(fs::read(&file).unwrap(), b"mine");
-    // it is changed without becoming one, and a line that was continued may be one
-    p.types("/edit\r");
-    p.sees("of it");
-    p.types(ENTER);
+    // it stays a message when it is edited; a continued line can be a command
+    p.send("/edit\r");
+    p.expect("of it");
+    p.send(ENTER);
     p.reply();
-    p.sees(PROMPT);
+    p.expect(PROMPT);
     assert_eq!(fs::read(&file).unwrap(), b"mine");
-    p.types("/system Be brief.\\\rVery.\r");
-    p.sees(PROMPT);
-    // nothing but /save --force replaces what is something else
-    p.types(&format!("/save {}\r", file.display()));
-    p.sees("was not replaced; name another file, or replace it with /save --force");
-    p.sees(PROMPT);
+    p.send("/system Be brief.\\\rVery.\r");
+    p.expect(PROMPT);
+    // only /save --force replaces a file of another kind
+    p.send(&format!("/save {}\r", file.display()));
+    p.expect("was not replaced; name another file, or replace it with /save --force");
+    p.expect(PROMPT);
     assert_eq!(fs::read(&file).unwrap(), b"mine");
-    p.types(&format!("/save --force {}\r", file.display()));
-    p.sees("saved ");
-    p.sees(PROMPT);
-    p.types(CTRL_D);
-    p.leaves(0);
+    p.send(&format!("/save --force {}\r", file.display()));
+    p.expect("saved ");
+    p.expect(PROMPT);
+    p.send(CTRL_D);
+    p.expect_exit(0);
     let main = &session_header(&file)["more"]["chat"]["branches"]["main"];
     assert_eq!((&main["system"], &main["turns"][0]["user"]), (&"Be brief.\nVery.".into(), &saves.into()));
     assert_eq!(main["turns"].as_array().unwrap().len(), 1);
@@ -400,57 +399,57 @@ fn pasted_lines_are_not_commands() {
 fn a_paste_of_two_thousand_lines_is_one_message() {
     let count = unless_emulated(2000, 100);
     let home = tempfile::tempdir().unwrap();
-    let mut p = Person::new(home.path(), (80, 24), &["--color", "never", "-c", "16000", "-n", "5"]);
-    p.sees("Ctrl-D exits");
+    let mut p = Chat::new(home.path(), (80, 24), &["--color", "never", "-c", "16000", "-n", "5"]);
+    p.expect("Ctrl-D exits");
     let lines: String = (0..count).map(|i| format!("{}\n", i % 10)).collect();
-    p.types(&format!("\x1b[200~{lines}\x1b[201~"));
-    p.types(ENTER);
+    p.send(&format!("\x1b[200~{lines}\x1b[201~"));
+    p.send(ENTER);
     p.reply();
-    p.types("/show\r");
-    p.sees("(of main), 1 turn");
-    let used: usize = p.sees(" of 16,000 tokens").rsplit(' ').next().unwrap().replace(',', "").parse().unwrap();
+    p.send("/show\r");
+    p.expect("(of main), 1 turn");
+    let used: usize = p.expect(" of 16,000 tokens").rsplit(' ').next().unwrap().replace(',', "").parse().unwrap();
     assert!(used >= 2 * count, "{used}");
-    p.sees(PROMPT);
-    p.types(CTRL_D);
-    p.leaves(0);
+    p.expect(PROMPT);
+    p.send(CTRL_D);
+    p.expect_exit(0);
 }
 
 #[test]
 fn unicode_and_multiline_input_work_in_a_narrow_terminal() {
     let home = tempfile::tempdir().unwrap();
-    // a hot model says bytes that are parts of characters
+    // a high temperature gives incomplete UTF-8 sequences
     let hot = ["--temp", "50", "--top-k", "0", "--top-p", "1", "--min-p", "0", "--seed", "1", "-n", "60"];
-    let mut p = Person::new(home.path(), (40, 10), &[&["--color", "never"], &hot[..]].concat());
+    let mut p = Chat::new(home.path(), (40, 10), &[&["--color", "never"], &hot[..]].concat());
     let message = "Grüße, 日本語 und 🙂🙂 — das ist viel länger als vierzig Spalten, nicht wahr?";
     for _ in 0..3 {
-        let reply = p.says(message);
+        let reply = p.ask(message);
         assert!(reply.chars().count() > 60, "{reply}");
     }
-    p.types("/edit\r");
-    p.sees("nicht wahr?");
-    p.interrupts();
-    p.types("\"\"\"\rone\rtwo\r\"\"\"\r");
+    p.send("/edit\r");
+    p.expect("nicht wahr?");
+    p.interrupt();
+    p.send("\"\"\"\rone\rtwo\r\"\"\"\r");
     p.reply();
-    p.types("three \\\rfour\r");
+    p.send("three \\\rfour\r");
     p.reply();
-    p.types("/edit\r");
-    p.sees("three");
-    p.sees("four");
-    p.interrupts();
-    p.types(CTRL_D);
-    p.leaves(0);
+    p.send("/edit\r");
+    p.expect("three");
+    p.expect("four");
+    p.interrupt();
+    p.send(CTRL_D);
+    p.expect_exit(0);
 }
 
 #[test]
 fn the_color_flag_is_respected() {
     let home = tempfile::tempdir().unwrap();
-    for (more, colours) in [(&["--color", "never"][..], false), (&[], true)] {
-        let mut p = Person::new(home.path(), (80, 24), &[&["-n", "3"], more].concat());
-        p.says("Hello");
-        p.sees(PROMPT);
-        p.types(CTRL_D);
-        p.leaves(0);
-        assert_eq!(p.seen.contains("\x1b[2m"), colours);
+    for (more, colors) in [(&["--color", "never"][..], false), (&[], true)] {
+        let mut p = Chat::new(home.path(), (80, 24), &[&["-n", "3"], more].concat());
+        p.ask("Hello");
+        p.expect(PROMPT);
+        p.send(CTRL_D);
+        p.expect_exit(0);
+        assert_eq!(p.seen.contains("\x1b[2m"), colors);
     }
 }
 
@@ -459,22 +458,22 @@ fn read_attaches_a_file_to_the_next_message() {
     let home = tempfile::tempdir().unwrap();
     let file = home.path().join("a file.txt");
     fs::write(&file, "All about foxes.\n").unwrap();
-    let mut p = Person::new(home.path(), (80, 24), &["--color", "never", "-n", "5"]);
-    p.types(&format!("/read {}/a\t\r", home.path().display()));
-    p.sees("attached ");
-    p.says("What is this about?");
-    p.types("/edit\r");
-    p.sees("> All about foxes.");
-    p.sees("What is this about?");
-    p.interrupts();
-    p.types("/hlep\r");
-    p.sees("unknown command /hlep");
-    p.sees(PROMPT);
-    p.types(CTRL_D);
-    p.leaves(0);
+    let mut p = Chat::new(home.path(), (80, 24), &["--color", "never", "-n", "5"]);
+    p.send(&format!("/read {}/a\t\r", home.path().display()));
+    p.expect("attached ");
+    p.ask("What is this about?");
+    p.send("/edit\r");
+    p.expect("> All about foxes.");
+    p.expect("What is this about?");
+    p.interrupt();
+    p.send("/hlep\r");
+    p.expect("unknown command /hlep");
+    p.expect(PROMPT);
+    p.send(CTRL_D);
+    p.expect_exit(0);
 }
 
-/// A terminal obeys no text that comes from elsewhere; a pipe gets it as it is.
+/// Control characters in arguments and prompts are escaped at a terminal, and unchanged in a pipe.
 #[test]
 fn control_characters_are_escaped_at_a_terminal() {
     let name = "no\u{9b}31m\x1b[31msuch";
@@ -489,7 +488,7 @@ fn control_characters_are_escaped_at_a_terminal() {
     for (args, escaped) in [
         (&["run", "-q", "Once", "-m", name][..], r"no\x9b31m\x1b[31msuch"),
         (&["inspect", name], r"no\x9b31m\x1b[31msuch"),
-        (&["quantize", "a", "b", name], r"no\x9b31m"), // the parser leaves colors out
+        (&["quantize", "a", "b", name], r"no\x9b31m"), // the parser strips colors
         (&text, r"a\x1b[31mb"),
     ] {
         let shown = shown(args);
@@ -499,7 +498,7 @@ fn control_characters_are_escaped_at_a_terminal() {
     assert!(String::from_utf8(piped.stdout).unwrap().contains("a\x1b[31mb"));
 }
 
-/// The replies of a model whose tokens hold escapes, with styles of our own or without.
+/// A model whose tokens decode to escape sequences, with styled and with plain output.
 #[test]
 fn control_characters_in_replies_are_escaped() {
     let home = tempfile::tempdir().unwrap();
@@ -514,43 +513,43 @@ fn control_characters_in_replies_are_escaped() {
     common::write_with_metadata(&demo, metadata, &file);
     let file = file.to_str().unwrap();
     for color in ["auto", "never"] {
-        let mut p = Person::new(home.path(), (80, 24), &["-m", file, "--seed", "3", "-n", "20", "--color", color]);
-        p.sees(PROMPT);
-        p.types("Tell me a story.\r");
-        let reply = p.sees(" tok/s");
+        let mut p = Chat::new(home.path(), (80, 24), &["-m", file, "--seed", "3", "-n", "20", "--color", color]);
+        p.expect(PROMPT);
+        p.send("Tell me a story.\r");
+        let reply = p.expect(" tok/s");
         assert!(reply.contains(r"e\x1b[31m\x9b2J"), "{color}: {reply:?}");
         assert!(!p.seen.contains("e\x1b[31m") && !p.seen.contains('\u{9b}'), "{color}: {:?}", p.seen);
-        p.sees(PROMPT);
-        p.types(CTRL_D);
-        p.leaves(0);
+        p.expect(PROMPT);
+        p.send(CTRL_D);
+        p.expect_exit(0);
     }
     let piped =
         hymba(["chat", "-q", "-m", file, "--seed", "3", "-n", "20", "-st", "Tell me a story."]).output().unwrap();
     assert!(String::from_utf8(piped.stdout).unwrap().contains("e\x1b[31m"));
 }
 
-/// Lines end between words, at the terminal's width, in a reply that streams and in what stands around it.
+/// Lines wrap between words at the terminal's width, in streamed replies and in other output.
 #[test]
 fn replies_wrap_at_the_terminal_width() {
     let home = tempfile::tempdir().unwrap();
     let args = ["--color", "never", "-n", "80", "--seed", "1", "--temp", "0"];
     let story = "Tell me a short story about a fox";
-    let mut p = Person::new(home.path(), (40, 24), &args);
-    let narrow = p.says(story);
+    let mut p = Chat::new(home.path(), (40, 24), &args);
+    let narrow = p.ask(story);
     assert!(narrow.lines().count() > 3 && narrow.lines().all(|line| line.chars().count() <= 40), "{narrow}");
-    p.sees(PROMPT);
-    p.types("/help\r");
-    let help = p.sees("the history.");
+    p.expect(PROMPT);
+    p.send("/help\r");
+    let help = p.expect("the history.");
     assert!(help.lines().all(|line| line.chars().count() <= 40), "{help}");
-    p.sees(PROMPT);
-    p.types(CTRL_D);
-    p.leaves(0);
-    let mut p = Person::new(home.path(), (400, 24), &args);
-    let wide = p.says(story);
+    p.expect(PROMPT);
+    p.send(CTRL_D);
+    p.expect_exit(0);
+    let mut p = Chat::new(home.path(), (400, 24), &args);
+    let wide = p.ask(story);
     assert_eq!(narrow.replace('\n', " "), wide.replace('\n', " "), "no word is lost");
-    p.sees(PROMPT);
-    p.types(CTRL_D);
-    p.leaves(0);
+    p.expect(PROMPT);
+    p.send(CTRL_D);
+    p.expect_exit(0);
 }
 
 #[test]
@@ -558,35 +557,35 @@ fn a_resumed_session_shows_the_last_turns() {
     let home = tempfile::tempdir().unwrap();
     let file = home.path().join("talk").display().to_string();
     let args = ["--color", "never", "-n", "6", "--session", &file];
-    let mut p = Person::new(home.path(), (80, 24), &args);
+    let mut p = Chat::new(home.path(), (80, 24), &args);
     for message in ["One", "Two", "Three"] {
-        p.says(message);
-        p.sees(PROMPT);
+        p.ask(message);
+        p.expect(PROMPT);
     }
-    p.types(CTRL_D);
-    p.sees("saved ");
-    p.leaves(0);
-    let mut p = Person::new(home.path(), (80, 24), &args);
-    let before = p.sees("loaded 3 turns from ");
+    p.send(CTRL_D);
+    p.expect("saved ");
+    p.expect_exit(0);
+    let mut p = Chat::new(home.path(), (80, 24), &args);
+    let before = p.expect("loaded 3 turns from ");
     assert!(before.contains("1 turn earlier; /history shows them"), "{before}");
     assert!(before.contains("> Two\n") && before.contains("> Three\n") && !before.contains("> One"), "{before}");
-    p.sees(PROMPT);
-    p.types("/history\r");
-    p.sees("> One");
-    p.sees(PROMPT);
-    p.types("/histroy\r");
-    p.sees("did you mean /history?");
-    p.sees(PROMPT);
-    // the home folder's short name is completed
+    p.expect(PROMPT);
+    p.send("/history\r");
+    p.expect("> One");
+    p.expect(PROMPT);
+    p.send("/histroy\r");
+    p.expect("did you mean /history?");
+    p.expect(PROMPT);
+    // paths that start with ~ are completed
     fs::write(home.path().join("a letter.txt"), "Dear fox").unwrap();
-    p.types("/read ~/a\t\r");
-    p.sees("(8 characters)");
-    p.sees(PROMPT);
-    p.types(CTRL_D);
-    p.leaves(0);
+    p.send("/read ~/a\t\r");
+    p.expect("(8 characters)");
+    p.expect(PROMPT);
+    p.send(CTRL_D);
+    p.expect_exit(0);
 }
 
-/// A terminal that knows nothing but text gets nothing else.
+/// TERM=dumb gets no escape sequences.
 #[test]
 fn a_dumb_terminal_gets_no_escape_sequences() {
     let home = tempfile::tempdir().unwrap();
@@ -599,10 +598,10 @@ fn a_dumb_terminal_gets_no_escape_sequences() {
     };
     let mut chat = start(&["chat", "-n", "5"]);
     let mut seen = Vec::new();
-    for (sign, answer) in [("> ", "Hello\r"), (" tok/s", ""), ("> ", "/exit\r")] {
-        let found = chat.expect(sign).unwrap();
+    for (pattern, input) in [("> ", "Hello\r"), (" tok/s", ""), ("> ", "/exit\r")] {
+        let found = chat.expect(pattern).unwrap();
         seen.extend_from_slice(found.before());
-        chat.send(answer).unwrap();
+        chat.send(input).unwrap();
     }
     seen.extend_from_slice(chat.expect(expectrl::Eof).unwrap().as_bytes());
     let mut run = start(&["run", "-n", "5", "Once upon a time"]);
@@ -612,11 +611,11 @@ fn a_dumb_terminal_gets_no_escape_sequences() {
     assert!(seen.contains("--nonsense") && !seen.contains('\x1b'), "{seen:?}");
     assert!(
         runner().is_some() || seen.contains("The demo is a toy model with"),
-        "what the demo is comes first: {seen}"
+        "the note about the demo is missing: {seen}"
     );
 }
 
-/// At a terminal a text ends by itself, and says so.
+/// At a terminal, generation stops at a default length and reports that.
 #[test]
 fn run_at_a_terminal_stops_after_512_tokens() {
     if runner().is_some() {
@@ -631,13 +630,13 @@ fn run_at_a_terminal_stops_after_512_tokens() {
     assert!(seen.contains("stopped after 512 tokens"), "{seen}");
 }
 
-/// Question, call, result, answer: the result is typed, or a program's that may run; Ctrl-C ends the program.
+/// Question, call, result, answer: the result is typed, or printed by a confirmed program; Ctrl-C ends the program.
 #[test]
 fn tool_results_are_typed_or_come_from_a_program() {
     use std::os::unix::fs::PermissionsExt;
 
     if runner().is_some() {
-        return; // the whole demo calls, not its first layers
+        return; // only the whole demo calls tools, not its first layers
     }
     const QUESTION: &str = "What is the weather like in Oslo?";
     const CALL: &str = "→ get_weather {\"city\": \"Oslo\"}";
@@ -655,55 +654,55 @@ fn tool_results_are_typed_or_come_from_a_program() {
     let tools = path("tools.json");
     let args = ["--color", "never", "--temp", "0", "-n", "60", "--tools", &tools];
 
-    let mut p = Person::new(home.path(), (80, 24), &args);
-    let called = p.says(QUESTION);
+    let mut p = Chat::new(home.path(), (80, 24), &args);
+    let called = p.ask(QUESTION);
     assert!(called.ends_with(CALL) && !called.contains("toolcall"), "{called}");
-    p.sees("/tool RESULT answers the call");
-    let answer = p.says(&format!("/tool {RESULT}"));
+    p.expect("/tool RESULT answers the call");
+    let answer = p.ask(&format!("/tool {RESULT}"));
     assert!(answer.contains("21"), "{answer}");
-    p.types("/tool 5\r");
-    p.sees("the last reply does not call a tool");
-    p.types("/history\r");
-    let history = p.sees("21 degrees");
+    p.send("/tool 5\r");
+    p.expect("the last reply does not call a tool");
+    p.send("/history\r");
+    let history = p.expect("21 degrees");
     assert!(history.contains(CALL) && history.contains(RESULT), "{history}");
-    p.types("/undo\r");
-    p.sees("undid 1 turn");
-    p.types("/show\r");
-    let shown = p.sees("settings");
+    p.send("/undo\r");
+    p.expect("undid 1 turn");
+    p.send("/show\r");
+    let shown = p.expect("settings");
     assert!(shown.contains("(of main), 0 turns") && shown.contains("tools     get_weather"), "{shown}");
-    p.types(CTRL_D);
-    p.leaves(0);
+    p.send(CTRL_D);
+    p.expect_exit(0);
 
     let answers = program("answers", &format!("cat > '{}'; echo '{RESULT}'", path("call")));
-    let mut p = Person::new(home.path(), (80, 24), &[&args[..], &["--tool-command", &answers]].concat());
-    p.says(QUESTION);
-    p.sees("[y/N]");
-    p.types("n\r");
-    p.sees("/tool RESULT answers the call");
+    let mut p = Chat::new(home.path(), (80, 24), &[&args[..], &["--tool-command", &answers]].concat());
+    p.ask(QUESTION);
+    p.expect("[y/N]");
+    p.send("n\r");
+    p.expect("/tool RESULT answers the call");
     assert!(!Path::new(&path("call")).exists());
-    p.sees(PROMPT);
-    p.types("/regen\r");
-    p.sees("[y/N]");
-    p.types("y\r");
-    let answer = p.sees(" tok/s");
+    p.expect(PROMPT);
+    p.send("/regen\r");
+    p.expect("[y/N]");
+    p.send("y\r");
+    let answer = p.expect(" tok/s");
     assert!(answer.contains("21"), "{answer}");
     let call = "{\"name\": \"get_weather\", \"arguments\": {\"city\": \"Oslo\"}}\n";
     assert_eq!(fs::read_to_string(path("call")).unwrap(), call);
-    p.sees(PROMPT);
-    p.types(CTRL_D);
-    p.leaves(0);
+    p.expect(PROMPT);
+    p.send(CTRL_D);
+    p.expect_exit(0);
 
     let waits = program("waits", &format!("touch '{}'; sleep 1000", path("started")));
-    let mut p = Person::new(home.path(), (80, 24), &[&args[..], &["--tool-yes", "--tool-command", &waits]].concat());
-    p.says(QUESTION);
+    let mut p = Chat::new(home.path(), (80, 24), &[&args[..], &["--tool-yes", "--tool-command", &waits]].concat());
+    p.ask(QUESTION);
     while !Path::new(&path("started")).exists() {
         std::thread::sleep(Duration::from_millis(20));
     }
-    p.types(CTRL_C);
-    p.sees("stopped before the reply began");
-    p.types("/show\r");
-    p.sees("(of main), 1 turn");
-    p.sees(PROMPT);
-    p.types(CTRL_D);
-    p.leaves(0);
+    p.send(CTRL_C);
+    p.expect("stopped before the reply began");
+    p.send("/show\r");
+    p.expect("(of main), 1 turn");
+    p.expect(PROMPT);
+    p.send(CTRL_D);
+    p.expect_exit(0);
 }

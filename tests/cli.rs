@@ -1,4 +1,4 @@
-//! The binary as people use it: bad input gives one clear sentence and the right exit code, good input does its work.
+//! The binary's commands: invalid input gives one clear sentence and the right exit code, valid input works.
 
 mod common;
 #[cfg(unix)]
@@ -17,7 +17,7 @@ use hymba::format::{
     gguf::{Gguf, Layout, Metadata, Strings, Value, Writer},
 };
 
-/// Returns a converted model in a folder of its own.
+/// Returns a converted model in `dir`.
 fn tiny(dir: &Path) -> PathBuf {
     let path = dir.join("tiny.gguf");
     quantize(&golden("tiny-a"), &path, &["--type", "f32"]);
@@ -29,10 +29,10 @@ fn invalid_model_files_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let model = tiny(dir.path());
     let run = |path: &Path| hymba(["eval", "logits", "--ids", "1", "-o", "never", "-m"]).arg(path).output().unwrap();
-    let refused = |name: &str, bytes: &[u8], says: &str| {
+    let refused = |name: &str, bytes: &[u8], reason: &str| {
         let path = dir.path().join(name);
         fs::write(&path, bytes).unwrap();
-        fails(hymba(["run", "x", "-m"]).arg(&path), 1, &[name, says]);
+        fails(hymba(["run", "x", "-m"]).arg(&path), 1, &[name, reason]);
     };
     fails(&mut hymba(["run", "x", "-m", "no/such.gguf"]), 1, &["no/such.gguf"]);
     fails(hymba(["run", "x", "-m"]).arg(dir.path()), 1, &["is a directory", "quantize"]);
@@ -50,14 +50,14 @@ fn invalid_model_files_are_refused() {
     assert!(!Path::new("never").exists());
 }
 
-/// Writes `model` again with its keys and tensors changed by `change`.
-fn changed(model: &Path, to: &Path, change: impl FnOnce(&mut Metadata, &mut Vec<(String, Vec<usize>, Vec<u8>)>)) {
+/// Writes a copy of `model` with its keys and tensors changed by `change`.
+fn changed(model: &Path, path: &Path, change: impl FnOnce(&mut Metadata, &mut Vec<(String, Vec<usize>, Vec<u8>)>)) {
     let gguf = Gguf::open(model).unwrap();
     let mut metadata = gguf.metadata.clone();
     let mut tensors: Vec<_> = gguf.tensors.iter().map(|t| (t.name.clone(), t.dims.clone(), t.data.to_vec())).collect();
     change(&mut metadata, &mut tensors);
-    let places = tensors.iter().map(|(name, dims, _)| (name.clone(), dims.clone(), DType::F32, Default::default()));
-    let mut writer = Writer::create(to, Layout::new(metadata, places.collect()).unwrap(), true).unwrap();
+    let infos = tensors.iter().map(|(name, dims, _)| (name.clone(), dims.clone(), DType::F32, Default::default()));
+    let mut writer = Writer::create(path, Layout::new(metadata, infos.collect()).unwrap(), true).unwrap();
     tensors.iter().for_each(|(_, _, bytes)| writer.write(bytes).unwrap());
     writer.finish().unwrap();
 }
@@ -66,7 +66,7 @@ fn changed(model: &Path, to: &Path, change: impl FnOnce(&mut Metadata, &mut Vec<
 fn inconsistent_models_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let (model, bad) = (tiny(dir.path()), dir.path().join("bad.gguf"));
-    let refused = |says: &str| fails(hymba(["run", "x", "-m"]).arg(&bad), 1, &["bad.gguf", says]);
+    let refused = |reason: &str| fails(hymba(["run", "x", "-m"]).arg(&bad), 1, &["bad.gguf", reason]);
     changed(&model, &bad, |meta, _| meta.set("general.architecture", "llama"));
     refused("`llama`");
     changed(&model, &bad, |_, tensors| tensors.retain(|t| t.0 != "blk.2.out_proj.weight"));
@@ -87,11 +87,11 @@ fn inconsistent_models_are_refused() {
     fails(hymba(["run", "x", "-m"]).arg(&model), 1, &["tiny.gguf", "tokenizer"]);
 }
 
-/// A copy of a golden folder to damage.
-fn copy(case: &str, to: &Path) {
-    fs::create_dir_all(to).unwrap();
+/// Copies a golden folder, to damage the copy.
+fn copy(case: &str, target: &Path) {
+    fs::create_dir_all(target).unwrap();
     for file in ["config.json", "model.safetensors"] {
-        fs::copy(Path::new(&golden(case)).join(file), to.join(file)).unwrap();
+        fs::copy(Path::new(&golden(case)).join(file), target.join(file)).unwrap();
     }
 }
 
@@ -99,8 +99,8 @@ fn copy(case: &str, to: &Path) {
 fn invalid_checkpoints_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let (folder, out) = (dir.path().join("folder"), dir.path().join("out.gguf"));
-    let refused = |code, says: &[&str]| {
-        fails(hymba(["quantize"]).arg(&folder).arg(&out), code, says);
+    let refused = |code, parts: &[&str]| {
+        fails(hymba(["quantize"]).arg(&folder).arg(&out), code, parts);
         assert!(!out.exists());
     };
     refused(1, &["folder"]);
@@ -146,11 +146,11 @@ fn a_full_disk_leaves_no_partial_file() {
     }
     let mut command = hymba(["quantize", &golden("tiny-b")]);
     let Output { status, stderr, .. } = command.arg(disk.join("full.gguf")).output().unwrap();
-    let left = fs::read_dir(&disk).unwrap().count();
+    let count = fs::read_dir(&disk).unwrap().count();
     Command::new("umount").arg(&disk).status().unwrap();
     assert_eq!(status.code(), Some(1));
     assert!(text(&stderr).contains("full.gguf") && text(&stderr).contains("space"), "{}", text(&stderr));
-    assert_eq!(left, 0, "no half file is left");
+    assert_eq!(count, 0, "no partial file is left");
 }
 
 #[test]
@@ -203,10 +203,11 @@ fn the_demo_generates_reproducible_text() {
 fn backends_are_listed_and_selected() {
     let devices = succeeds(&mut hymba(["run", "--list-devices"]));
     assert!(devices.starts_with("cpu ") && devices.contains(" threads, "), "{devices}");
-    let tell = |backend| succeeds(&mut hymba(["run", "-q", "--temp", "0", "-n", "3", "--backend", backend, "Once"]));
+    let generate =
+        |backend| succeeds(&mut hymba(["run", "-q", "--temp", "0", "-n", "3", "--backend", backend, "Once"]));
     if cfg!(not(target_os = "macos")) {
         assert_eq!(devices.lines().count(), 1);
-        assert_eq!(tell("auto"), tell("cpu"));
+        assert_eq!(generate("auto"), generate("cpu"));
         fails(&mut hymba(["run", "--backend", "metal", "Once"]), 1, &["no Metal", "--backend cpu"]);
     }
     fails(&mut hymba(["run", "--backend", "gpu", "Once"]), 2, &["--backend", "auto, cpu, metal"]);
@@ -219,18 +220,18 @@ fn pipes_are_read_and_may_close() {
     fs::write(&prompt, "Once upon a time there was\n").unwrap();
     let piped = succeeds(hymba(GREEDY).args(["-n", "4"]).stdin(fs::File::open(&prompt).unwrap()));
     assert_eq!(piped, succeeds(hymba(GREEDY).args(["-n", "4", "-f"]).arg(&prompt)));
-    // a reader that goes away ends the text quietly
+    // a reader that closes the pipe ends the text silently
     let mut child = hymba(["run", "Once", "-q", "--ignore-eos"]).stdout(Stdio::piped()).spawn().unwrap();
     drop(child.stdout.take());
     assert_eq!(child.wait().unwrap().code(), Some(0));
-    // and a report
+    // likewise for a report
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     let report = hymba(["inspect", "--json"]).arg(demo()).stdout(writer).output().unwrap();
     assert!(report.status.success() && report.stderr.is_empty(), "{}", text(&report.stderr));
 }
 
-/// A backslash and an n are a line break with --escape alone; without it a note says so.
+/// `\n` is a line break only with --escape; without it a note suggests the flag.
 #[test]
 fn the_escape_flag_interprets_backslashes() {
     let run = |more: &[&str]| {
@@ -241,14 +242,14 @@ fn the_escape_flag_interprets_backslashes() {
     };
     assert_eq!(run(&["-e", r"a\tb\u00e9"]).0, "a\tbé");
     assert_eq!(run(&["-p", r"a\tb"]).0, r"a\tb");
-    for (args, told) in [
+    for (args, is_noted) in [
         (&["Once", "--stop", r"\n"][..], true),
         (&["Once", "--stop", r"\n", "--escape"], false),
         (&["Once", "--stop", r"\n", "-q"], false),
         (&["Once", "--stop", "\n"], false),
         (&["Once", "--stop", r"\d"], false),
     ] {
-        assert_eq!(run(args).1.contains("--escape"), told, "{args:?}");
+        assert_eq!(run(args).1.contains("--escape"), is_noted, "{args:?}");
     }
     let story = ["chat", "-q", "-st", "--temp", "0", "-n", "20", "Tell me a story"];
     let whole = succeeds(&mut hymba(story));
@@ -260,18 +261,18 @@ fn the_escape_flag_interprets_backslashes() {
     fails(&mut hymba(["run", "-e", r"\xff"]), 2, &["the prompt", "UTF-8"]);
 }
 
-/// What some editors begin a text with is not a part of it.
+/// A byte order mark at the start of a file is ignored.
 #[test]
 fn byte_order_marks_are_ignored() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);
-    let marked = |name: &str, text: &str| {
+    let with_bom = |name: &str, text: &str| {
         fs::write(path(name), text).unwrap();
-        fs::write(path("marked"), format!("\u{feff}{text}")).unwrap();
-        [path(name), path("marked")]
+        fs::write(path("bom"), format!("\u{feff}{text}")).unwrap();
+        [path(name), path("bom")]
     };
-    let equal = |said: [String; 2]| assert_eq!(said[0], said[1]);
-    let story = marked("story", "Once upon a time there was a fox. It lived in a wood.");
+    let equal = |outputs: [String; 2]| assert_eq!(outputs[0], outputs[1]);
+    let story = with_bom("story", "Once upon a time there was a fox. It lived in a wood.");
     let run = || hymba(["run", "-q", "--temp", "0", "-n", "4"]);
     equal(story.each_ref().map(|file| succeeds(run().arg("-f").arg(file))));
     equal(story.each_ref().map(|file| succeeds(run().stdin(fs::File::open(file).unwrap()))));
@@ -283,13 +284,13 @@ fn byte_order_marks_are_ignored() {
         serde_json::from_str::<serde_json::Value>(&json).unwrap()["nll"].to_string()
     };
     equal(story.each_ref().map(nll));
-    equal(marked("ids", "1 5 9").each_ref().map(|file| {
+    equal(with_bom("ids", "1 5 9").each_ref().map(|file| {
         succeeds(hymba(["eval", "logits", "--force", "--ids-file"]).arg(file).arg("-o").arg(path("logits")));
         format!("{:?}", fs::read(path("logits")).unwrap())
     }));
 }
 
-/// Texts without an end are refused, whatever they are for.
+/// Endless input files are refused by all commands.
 #[cfg(unix)]
 #[test]
 fn endless_inputs_are_refused() {
@@ -316,39 +317,39 @@ fn sigint_keeps_the_generated_text() {
         .spawn()
         .unwrap();
     let mut out = child.stdout.take().unwrap();
-    let mut said = vec![0; 40];
-    out.read_exact(&mut said).unwrap();
+    let mut output = vec![0; 40];
+    out.read_exact(&mut output).unwrap();
     Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
-    out.read_to_end(&mut said).unwrap();
+    out.read_to_end(&mut output).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(130));
-    assert!(text(&said).starts_with("Once upon a time"));
+    assert!(text(&output).starts_with("Once upon a time"));
 }
 
-/// A run whose text is known from a file, so that each pass verifies a draft of seven tokens; `--draft-from` names the file.
+/// Returns a run that takes drafts of seven tokens per pass from the expected text in `reference`.
 fn drafted(reference: &Path, flags: &[&str]) -> Command {
     let mut command = hymba(["run", "Once upon a time", "-q", "--seed", "7", "--ignore-eos", "-c", "2048"]);
     command.args(["--speculate", "7", "--draft-from"]).arg(reference).args(flags);
     command
 }
 
-/// Writes what such a run generates without drafts.
-fn undrafted(to: &Path, tokens: usize) -> String {
+/// Writes the text of such a run without drafts to `path`, and returns it.
+fn undrafted(path: &Path, tokens: usize) -> String {
     let tokens = tokens.to_string();
     let flags =
         ["--seed", "7", "--ignore-eos", "-c", "2048", "--speculate", "off", "--no-display-prompt", "-n", &tokens];
-    let said = succeeds(hymba(["run", "Once upon a time", "-q"]).args(flags));
-    fs::write(to, &said).unwrap();
-    said
+    let output = succeeds(hymba(["run", "Once upon a time", "-q"]).args(flags));
+    fs::write(path, &output).unwrap();
+    output
 }
 
 #[test]
 fn drafts_from_a_file_are_accepted() {
     let dir = tempfile::tempdir().unwrap();
     let (reference, prompts) = (dir.path().join("reference.txt"), dir.path().join("prompts.jsonl"));
-    let said = undrafted(&reference, unless_emulated(120, 20));
+    let expected = undrafted(&reference, unless_emulated(120, 20));
     let json = succeeds(&mut drafted(&reference, &["--json", "-n", unless_emulated("120", "20")]));
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
-    assert_eq!(json["text"].as_str(), Some(said.trim_end_matches('\n')));
+    assert_eq!(json["text"].as_str(), Some(expected.trim_end_matches('\n')));
     let accepted = json["speculation"]["accepted_tokens"].as_u64().unwrap();
     assert!(accepted >= unless_emulated(80, 10), "{}", json["speculation"]);
     fails(&mut drafted(Path::new("no/such.txt"), &[]), 1, &["no/such.txt", "No such file"]);
@@ -357,7 +358,7 @@ fn drafts_from_a_file_are_accepted() {
     fails(batch.arg(&prompts), 2, &["--draft-from", "--batch"]);
 }
 
-/// Ctrl-C while a draft is verified: text and session are those of a run without drafts that ends at the same token.
+/// SIGINT while a draft is verified: text and session equal those of a run without drafts that ends at the same token.
 #[cfg(unix)]
 #[test]
 fn an_interrupted_draft_saves_the_session_of_single_steps() {
@@ -370,32 +371,32 @@ fn an_interrupted_draft_saves_the_session_of_single_steps() {
         let mut command = drafted(&path("reference"), &["--session", session.to_str().unwrap()]);
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut out = child.stdout.take().unwrap();
-        let mut said = vec![0; bytes];
-        out.read_exact(&mut said).unwrap();
+        let mut output = vec![0; bytes];
+        out.read_exact(&mut output).unwrap();
         Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
-        out.read_to_end(&mut said).unwrap();
+        out.read_to_end(&mut output).unwrap();
         assert_eq!(child.wait().unwrap().code(), Some(130));
         let steps = &session_header(&session)["steps"];
         let prompt = steps["prompts"][0][1].as_u64().unwrap();
         let generated = (steps["ids"].as_array().unwrap().len() as u64 - prompt).to_string();
         let flags = ["--seed", "7", "--ignore-eos", "-c", "2048", "--speculate", "off", "-n", &generated, "--session"];
         let want = succeeds(hymba(["run", "Once upon a time", "-q"]).args(flags).arg(&plain));
-        assert_eq!(text(&said), want, "{generated} tokens");
+        assert_eq!(text(&output), want, "{generated} tokens");
         assert!(fs::read(&session).unwrap() == fs::read(&plain).unwrap(), "{generated} tokens: the sessions differ");
     }
 }
 
-/// Packed and standard order hold the same values: converting back and forth changes no byte, and logits are the same bits.
+/// Packed and standard layout have the same values: converting back and forth changes no byte, and logits are bit-identical.
 #[test]
 fn packing_is_lossless() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);
     for dtype in ["q4_0", "q8_0"] {
         let (standard, packed, back) = (path("standard"), path("packed"), path("back"));
-        let to = |layout| ["--force", "--type", dtype, "--layout", layout];
-        quantize(&golden("tiny-b"), &standard, &to("standard"));
-        quantize(standard.to_str().unwrap(), &packed, &to("packed"));
-        quantize(packed.to_str().unwrap(), &back, &to("standard"));
+        let flags = |layout| ["--force", "--type", dtype, "--layout", layout];
+        quantize(&golden("tiny-b"), &standard, &flags("standard"));
+        quantize(standard.to_str().unwrap(), &packed, &flags("packed"));
+        quantize(packed.to_str().unwrap(), &back, &flags("standard"));
         let [a, b] = [&standard, &back].map(|p| Gguf::open(p).unwrap());
         for (a, b) in a.tensors.iter().zip(&b.tensors).filter(|(a, _)| !a.name.starts_with("meta_state")) {
             assert!(
@@ -430,7 +431,7 @@ fn inspect_describes_the_demo() {
 /// The rows, limits and profile of a small run, in every format.
 #[test]
 fn bench_reports_every_row_and_limit() {
-    // the limits are measured after every run: seconds under emulation
+    // limits are measured after every run, which takes seconds under emulation
     let (counts, threads, runs) = unless_emulated((2, "1,2", 2), (1, "1", 1));
     let small = format!("bench -p 20 -n 3 --ttft 5 -d 0,30 -t {threads} -r {runs} --profile");
     let run = |format: &str| succeeds(hymba(small.split(' ')).args(["-o", format]));
@@ -446,14 +447,14 @@ fn bench_reports_every_row_and_limit() {
         assert!(numbers["min"].as_f64() > Some(0.0) && numbers["min"].as_f64() <= numbers["mean"].as_f64());
         assert!(row["profile_seconds"]["matmul"].as_f64() > Some(0.0));
     }
-    // a decode step reads more of the cache the longer the text
+    // the longer the text, the more of the KV cache a decode step reads
     let decode = |depth| rows.iter().find(|r| r["depth"] == depth && r["test"].as_str().unwrap().starts_with("tg"));
     assert!(decode(30).unwrap()["bytes_per_token"].as_f64() > decode(0).unwrap()["bytes_per_token"].as_f64());
     assert_eq!(json["limits"].as_array().unwrap().len(), 2 * counts * 2);
     assert!(json["limits"].as_array().unwrap().iter().all(|l| l["read_bytes_per_second"].as_f64() > Some(0.0)));
 
     if runner().is_some() {
-        return; // text is text on every CPU
+        return; // the formats do not depend on the CPU
     }
     let lines = run("jsonl");
     assert!(lines.lines().all(|line| serde_json::from_str::<serde_json::Value>(line).is_ok()));
@@ -462,11 +463,11 @@ fn bench_reports_every_row_and_limit() {
     assert!(run("md").contains("| pp20 | 1 |"));
 }
 
-/// What a file recommends for sampling is a wish: one that can't be met is said, and stops nothing.
+/// Invalid sampling settings in a model file are reported and ignored.
 #[test]
 fn invalid_recommended_sampling_settings_are_ignored() {
     let dir = tempfile::tempdir().unwrap();
-    let model = dir.path().join("wishes.gguf");
+    let model = dir.path().join("settings.gguf");
     let demo = Gguf::open(Path::new(&common::demo_of_any_depth())).unwrap();
     let mut metadata = demo.metadata.clone();
     metadata.set("general.sampling.top_p", 1.5f32);
@@ -474,17 +475,17 @@ fn invalid_recommended_sampling_settings_are_ignored() {
     common::write_with_metadata(&demo, metadata, &model);
     for command in [&["run", "-n", "2", "Once"][..], &["chat", "-n", "2", "-st", "Hello"]] {
         let Output { status, stderr, .. } = hymba(command).arg("-m").arg(&model).output().unwrap();
-        let said = text(&stderr);
-        assert!(status.success(), "{said}");
+        let stderr = text(&stderr);
+        assert!(status.success(), "{stderr}");
         for part in ["recommends general.sampling.top_p 1.5, which must be from 0 to 1", "temp that is not a number"] {
-            assert!(said.contains(part), "{said}");
+            assert!(stderr.contains(part), "{stderr}");
         }
         let quiet = hymba(command).args(["-q", "--top-p", "0.5", "-m"]).arg(&model).output().unwrap();
         assert!(quiet.status.success() && quiet.stderr.is_empty(), "{}", text(&quiet.stderr));
     }
 }
 
-/// Usage errors fit the terminal; one that does not tell its size has COLUMNS.
+/// Usage errors fit the terminal's width, or COLUMNS if the terminal does not report one.
 #[cfg(unix)]
 #[test]
 fn usage_errors_fit_the_terminal() {
