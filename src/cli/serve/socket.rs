@@ -11,7 +11,6 @@ use std::{
 use anyhow::Context;
 use hymba::server::Listener;
 
-use super::Args;
 use crate::cli::usage::Usage;
 
 /// Maximum length of a socket's path: the system's `sun_path` without the terminating zero.
@@ -26,28 +25,27 @@ pub enum Socket {
 }
 
 impl Socket {
-    /// Binds the address in `args`, unless that would allow access without a key.
-    pub fn bind(args: &Args, has_key: bool) -> anyhow::Result<Self> {
-        if let Some(path) = &args.unix {
+    /// Binds the Unix socket `unix`, or else `host` and `port`: beyond loopback only if access is `protected` by a key or
+    /// explicitly open.
+    pub fn bind(host: &str, port: u16, unix: Option<&Path>, protected: bool) -> anyhow::Result<Self> {
+        if let Some(path) = unix {
             return Self::bind_unix(path);
         }
-        let host = args.host.trim_matches(['[', ']']);
-        if host.contains('/') || host.contains(':') && host.parse::<IpAddr>().is_err() {
-            let what = format!("--host {}: must be an address or a name only; use --port for the port", args.host);
+        let name = host.trim_matches(['[', ']']);
+        if name.contains('/') || name.contains(':') && name.parse::<IpAddr>().is_err() {
+            let what = format!("--host {host}: must be an address or a name only; use --port for the port");
             return Err(Usage(what).into());
         }
-        let wanted = format!("{}:{}", args.host, args.port);
-        let resolved = (host, args.port).to_socket_addrs();
-        let mut addresses: Vec<SocketAddr> = resolved.with_context(|| format!("--host {}", args.host))?.collect();
+        let wanted = format!("{host}:{port}");
+        let resolved = (name, port).to_socket_addrs();
+        let mut addresses: Vec<SocketAddr> = resolved.with_context(|| format!("--host {host}"))?.collect();
         addresses.sort_unstable();
         addresses.dedup();
         if let Some(open) = addresses.iter().find(|address| !is_loopback(address.ip()))
-            && !has_key
-            && !args.no_auth
+            && !protected
         {
             let what = format!(
-                "--host {}: {} can be reached from other machines; add --api-key-file, or --no-auth if anybody may use it",
-                args.host,
+                "--host {host}: {} can be reached from other machines; add --api-key-file, or --no-auth if anybody may use it",
                 open.ip()
             );
             return Err(Usage(what).into());
@@ -55,7 +53,7 @@ impl Socket {
         let mut listeners: Vec<TcpListener> = Vec::new();
         let mut failed = None;
         for mut address in addresses {
-            if let (0, Some(first)) = (args.port, listeners.first()) {
+            if let (0, Some(first)) = (port, listeners.first()) {
                 address.set_port(first.local_addr()?.port());
             }
             match TcpListener::bind(address) {
