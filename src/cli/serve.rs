@@ -116,7 +116,8 @@ pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
     }
     args.sampling.apply(SamplingParams::default())?;
     let keys = args.keys(cancel)?;
-    let socket = Socket::bind(&args.host, args.port, args.unix.as_deref(), args.no_auth || !keys.is_empty())?; // before loading the model, which may take some time
+    // Before loading the model, which may take some time.
+    let socket = Socket::bind(&args.host, args.port, args.unix.as_deref(), args.no_auth || !keys.is_empty())?;
     let access = args.access(&keys);
 
     let model = Arc::new(args.model.open(args.quiet, cancel)?);
