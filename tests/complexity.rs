@@ -1,5 +1,5 @@
-//! How work grows with what comes from outside: twice as much of it takes twice the steps, or n log n. Steps are counted, not
-//! timed: as bytes that are allocated, which copies and collections of what is there already would square.
+//! Work is linear in the size of the input, or n log n. It is measured as allocated bytes, not as time: repeated copies or
+//! collections of earlier items would make them quadratic.
 
 #[path = "common/counting.rs"]
 mod counting;
@@ -44,7 +44,7 @@ fn timeline(model: &Model, context: usize, budget: usize) -> Timeline<'_> {
     Timeline::new(Session::new(model, &options).unwrap(), budget)
 }
 
-/// Text of so many bytes, as people write it.
+/// Returns English text of this many bytes.
 fn prose(bytes: usize) -> String {
     "Once upon a time there was a fox who lived in 1999 hollow trees.\n".repeat(bytes / 65 + 1)[..bytes].into()
 }
@@ -52,31 +52,31 @@ fn prose(bytes: usize) -> String {
 #[test]
 fn tokenization_is_linear() {
     let tokenizer = demo().tokenizer().unwrap();
-    tokenizer.encode(&prose(100_000), false).unwrap(); // what is computed once
+    tokenizer.encode(&prose(100_000), false).unwrap(); // initializes what is computed once
     let split = assert_linear("bytes of a text", 256 << 10, |n| drop(tokenizer.encode(&prose(n), false).unwrap()));
-    // Of 140 bytes of memory for a byte of text, a part of 32 KiB has them at a time.
+    // Tokenization takes 140 bytes per byte of text, but only for a part of 32 KiB at a time.
     assert!(split.peak < (10 + 4 + 8) * (1 << 20), "{} bytes at once for a text of 1 MiB", split.peak);
     let ids = tokenizer.encode(&prose(40_000), false).unwrap();
     assert_linear("tokens of a text", 2000, |n| drop(tokenizer.decode(&ids[..n])));
 }
 
-/// Says one token after the other, whatever it reads.
-struct Talker {
-    read: usize,
+/// A model that always returns the same logits.
+struct Constant {
+    tokens: usize,
     logits: Vec<f32>,
 }
 
-impl TokenModel for Talker {
+impl TokenModel for Constant {
     fn prefill(&mut self, ids: &[u32], _: &AtomicBool) -> hymba::Result<&[f32]> {
-        self.read += ids.len();
+        self.tokens += ids.len();
         Ok(&self.logits)
     }
     fn decode(&mut self, _: u32) -> hymba::Result<&[f32]> {
-        self.read += 1;
+        self.tokens += 1;
         Ok(&self.logits)
     }
     fn tokens(&self) -> usize {
-        self.read
+        self.tokens
     }
     fn context(&self) -> usize {
         1 << 20
@@ -89,7 +89,7 @@ fn generation_is_linear() {
     let logits: Vec<f32> = (0..tokenizer.vocab()).map(|id| if id == 300 { 1.0 } else { 0.0 }).collect();
     let params = SamplingParams { temperature: 0.0, repeat_penalty: 1.1, ..SamplingParams::default() };
     assert_linear("generated tokens", 1000, |n| {
-        let (mut model, stops) = (Talker { read: 0, logits: logits.clone() }, ["never".to_owned()]);
+        let (mut model, stops) = (Constant { tokens: 0, logits: logits.clone() }, ["never".to_owned()]);
         let request = Request { prompt: &[1], limit: Some(n), stops: &stops, ..Request::default() };
         let mut sampler = Sampler::new(params.clone(), 0);
         generate(&mut model, &tokenizer, &mut sampler, &request, &mut |_| Ok(())).unwrap();
@@ -132,7 +132,7 @@ fn loading_added_tokens_is_linear() {
 fn storing_checkpoints_is_linear() {
     let folder = tempfile::tempdir().unwrap();
     let model = tiny(folder.path());
-    // Within the budget, and beyond it: the oldest go.
+    // Within the budget, and beyond it, where the oldest are evicted.
     for budget in [1 << 30, 2_000_000] {
         assert_linear("checkpoints", 500, |n| {
             let mut timeline = timeline(&model, 2100, budget);
@@ -145,35 +145,35 @@ fn storing_checkpoints_is_linear() {
     }
 }
 
-/// A session may hold any number of checkpoints: reading it takes memory for those that the budget has room for.
+/// A session file may contain any number of checkpoints: loading it takes memory only for those within the budget.
 #[test]
 fn loading_checkpoints_stays_within_the_budget() {
     let folder = tempfile::tempdir().unwrap();
-    let (model, file) = (tiny(folder.path()), folder.path().join("marks"));
-    let made = |n: usize| {
+    let (model, file) = (tiny(folder.path()), folder.path().join("session"));
+    let save = |n: usize| {
         let mut timeline = timeline(&model, 2100, 1 << 30);
         let steps: Vec<Step> = (0..n).map(|id| decoded(id as u32 % 100)).collect();
-        for at in 1..=n {
-            timeline.seek(&steps[..at], &WATCH).unwrap();
+        for length in 1..=n {
+            timeline.seek(&steps[..length], &WATCH).unwrap();
             timeline.checkpoint().unwrap();
         }
         timeline.save(&file, &(), true).unwrap();
         fs::metadata(&file).unwrap().len() as usize
     };
     const BUDGET: usize = 1_000_000;
-    let bytes = made(400);
+    let bytes = save(400);
     assert!(bytes > 8 * BUDGET, "{bytes}");
     let mut reader = timeline(&model, 2100, BUDGET);
-    let (_, few) = count_allocations(|| reader.load(&file, |(), _| Ok(())).unwrap());
-    assert!(few.peak < 3 * BUDGET + (4 << 20), "{} bytes for a file of {bytes}", few.peak); // the file passes by in pieces of 4 MiB
+    let (_, allocations) = count_allocations(|| reader.load(&file, |(), _| Ok(())).unwrap());
+    assert!(allocations.peak < 3 * BUDGET + (4 << 20), "{} bytes for a file of {bytes}", allocations.peak); // the file is read in pieces of 4 MiB
     assert!(reader.checkpoint_bytes() <= BUDGET && reader.checkpoint_bytes() > BUDGET / 2);
-    // What was kept is right.
+    // The checkpoints that were kept are correct.
     let steps: Vec<Step> = reader.steps().to_vec();
-    let back = &steps[..steps.len() - 10];
+    let earlier = &steps[..steps.len() - 10];
     let before = reader.evaluated();
-    reader.seek(back, &WATCH).unwrap();
+    reader.seek(earlier, &WATCH).unwrap();
     assert_eq!(reader.evaluated(), before, "the last checkpoints were dropped");
     let mut again = timeline(&model, 2100, 0);
-    again.seek(back, &WATCH).unwrap();
+    again.seek(earlier, &WATCH).unwrap();
     assert!(reader.logits() == again.logits());
 }

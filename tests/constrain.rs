@@ -1,4 +1,4 @@
-//! Texts that have to match something: through the library, and as the program makes them.
+//! Constrained generation: JSON schemas, regular expressions and grammars, in the library and in the commands.
 
 mod common;
 
@@ -63,7 +63,7 @@ fn schema(value: &Value) -> Shape {
     Shape::JsonSchema(value.to_string())
 }
 
-/// Temperatures and seeds for a text each.
+/// Samplers of several temperatures and seeds.
 fn samplers() -> impl Iterator<Item = Sampler> {
     [0.0, 0.8, 1.5].into_iter().flat_map(|temperature| (0..3).map(move |seed| sampler(temperature, seed)))
 }
@@ -108,11 +108,11 @@ fn every_text_matches_its_schema() {
             }
             completed += 1;
             assert_eq!(done.stop, StopReason::EndOfText);
-            let said = serde_json::from_str(&done.text).unwrap_or_else(|e| panic!("{value}: {} {e}", done.text));
-            assert!(is_right(&said), "{value}: {said}");
+            let parsed = serde_json::from_str(&done.text).unwrap_or_else(|e| panic!("{value}: {} {e}", done.text));
+            assert!(is_right(&parsed), "{value}: {parsed}");
         }
     }
-    assert!(completed > 48, "{completed} of 63 texts came to an end");
+    assert!(completed > 48, "{completed} of 63 texts were completed");
 }
 
 #[test]
@@ -124,11 +124,7 @@ fn forced_tokens_are_not_sampled() {
     let done = demo.generate(&mut sampler, Request { constraint: Some(&constraint), ..Request::default() });
     assert_eq!(done.text, r#"{"a": "Once upon a time", "b": [1, 2, 3]}"#);
     assert_eq!(sampler.saved(), before);
-    assert_eq!(
-        done.ids,
-        demo.tokenizer.encode_more(&done.text).unwrap(),
-        "the tokens that the model knows the text by"
-    );
+    assert_eq!(done.ids, demo.tokenizer.encode_more(&done.text).unwrap(), "the forced text has its usual tokens");
 }
 
 #[test]
@@ -141,7 +137,7 @@ fn an_incomplete_match_has_its_own_stop_reason() {
     let request = Request { constraint: Some(&complete), limit: Some(4), ..Request::default() };
     let mut sampler = sampler(0.0, 0);
     demo.tokenizer.ends().iter().for_each(|&end| sampler.ban(end));
-    assert_eq!(demo.generate(&mut sampler, request).stop, StopReason::Limit, "it matches as it is");
+    assert_eq!(demo.generate(&mut sampler, request).stop, StopReason::Limit, "the text matches at any length");
 }
 
 #[test]
@@ -173,30 +169,33 @@ fn a_leading_space_is_part_of_the_match() {
 #[test]
 fn unenforceable_keywords_are_refused_with_their_path() {
     let demo = Demo::new();
-    let said = |value: Value| demo.refusal(&schema(&value));
-    assert_eq!(said(json!({"properties": {"a/b": {"not": {}}}})), "at #/properties/a~1b: `not` cannot be enforced");
+    let refusal = |value: Value| demo.refusal(&schema(&value));
+    assert_eq!(refusal(json!({"properties": {"a/b": {"not": {}}}})), "at #/properties/a~1b: `not` cannot be enforced");
     assert_eq!(
-        said(json!({"items": {"$ref": "#/$defs/x"}, "$defs": {"x": {"format": "color"}}})),
+        refusal(json!({"items": {"$ref": "#/$defs/x"}, "$defs": {"x": {"format": "color"}}})),
         "at #/$defs/x: unknown format `color`"
     );
     assert_eq!(
-        said(json!({"anyOf": [{"type": "null"}, {"type": "string", "pattern": "(?=a)b"}]})).split(": ").next().unwrap(),
+        refusal(json!({"anyOf": [{"type": "null"}, {"type": "string", "pattern": "(?=a)b"}]}))
+            .split(": ")
+            .next()
+            .unwrap(),
         "at #/anyOf/1"
     );
-    assert!(said(json!({"type": "integer", "minimum": 5, "maximum": 4})).starts_with("at #: nothing can match: "));
-    assert!(said(json!({"oneOf": [{"type": "integer"}, {"type": "number"}]})).contains("may overlap"));
+    assert!(refusal(json!({"type": "integer", "minimum": 5, "maximum": 4})).starts_with("at #: nothing can match: "));
+    assert!(refusal(json!({"oneOf": [{"type": "integer"}, {"type": "number"}]})).contains("may overlap"));
     let text = |text: &str| demo.refusal(&Shape::JsonSchema(text.into()));
     assert!(text("{\"type\": ").starts_with("is not JSON: "));
     assert_eq!(text("[]"), "a JSON schema must be an object or `true`");
     assert!(text("false").contains("nothing matches"));
     let optional = json!({"properties": {"never": false, "x": {"if": {}}}});
-    assert_eq!(said(optional), "at #/properties/x: `if` cannot be enforced");
+    assert_eq!(refusal(optional), "at #/properties/x: `if` cannot be enforced");
     let lenient = json!({"x-guidance": {"lenient": true}, "not": {}});
-    assert_eq!(said(lenient), "at #: `not` cannot be enforced");
+    assert_eq!(refusal(lenient), "at #: `not` cannot be enforced");
 }
 
-/// A text that matches: of the tokens that may come next, always the first that ends nothing.
-fn any_text(demo: &Demo, constraint: &Constraint) -> String {
+/// Returns a matching text: always the first allowed token that does not end it.
+fn any_match(demo: &Demo, constraint: &Constraint) -> String {
     let (mut matching, mut bytes) = (constraint.begin(), Vec::new());
     for _ in 0..4000 {
         let id = match matching.next_tokens().unwrap() {
@@ -225,25 +224,28 @@ fn property_names_and_constants_are_not_keywords() {
         let members: serde_json::Map<_, _> = names.iter().map(|&name| (name.to_owned(), value(name))).collect();
         json!({"type": "object", "properties": members, "required": names, "additionalProperties": false})
     };
-    let says =
-        |schema: &Value| serde_json::from_str::<Value>(&any_text(&demo, &demo.constraint(&self::schema(schema))));
-    let said = says(&object(&|name| json!({"const": name, "description": "\u{1}"}))).unwrap();
-    assert!(names.iter().all(|&name| said[name] == name) && said.as_object().unwrap().len() == names.len(), "{said}");
+    let matching =
+        |schema: &Value| serde_json::from_str::<Value>(&any_match(&demo, &demo.constraint(&self::schema(schema))));
+    let named = matching(&object(&|name| json!({"const": name, "description": "\u{1}"}))).unwrap();
+    assert!(
+        names.iter().all(|&name| named[name] == name) && named.as_object().unwrap().len() == names.len(),
+        "{named}"
+    );
     let within = |name: &str| json!({"type": "object", "properties": {name: {"const": 5}}, "required": [name], "additionalProperties": false});
-    let nested = says(&object(&within)).unwrap();
+    let nested = matching(&object(&within)).unwrap();
     assert!(names.iter().all(|&name| nested[name] == json!({name: 5})), "{nested}");
-    // what a constant has in it is not a schema
+    // the contents of a constant are not a schema
     let data = object(&|_| json!({"$ref": "#/nowhere", "const": 5, "properties": {"type": 7}}));
-    assert_eq!(says(&json!({"const": data, "default": {"const": "\u{1}"}})).unwrap(), data);
+    assert_eq!(matching(&json!({"const": data, "default": {"const": "\u{1}"}})).unwrap(), data);
     for name in names {
-        let said = demo.refusal(&schema(&json!({"properties": {name: {"properties": {name: {"not": {}}}}}})));
-        assert_eq!(said, format!("at #/properties/{name}/properties/{name}: `not` cannot be enforced"));
+        let refusal = demo.refusal(&schema(&json!({"properties": {name: {"properties": {name: {"not": {}}}}}})));
+        assert_eq!(refusal, format!("at #/properties/{name}/properties/{name}: `not` cannot be enforced"));
     }
 }
 
-/// Runs to its end with this exit code; returns standard output and standard error.
+/// Runs a command that must end with this exit code; returns standard output and standard error.
 #[track_caller]
-fn ends(command: &mut Command, code: i32) -> (String, String) {
+fn outputs(command: &mut Command, code: i32) -> (String, String) {
     let Output { status, stdout, stderr } = command.output().unwrap();
     let (stdout, stderr) = (text(&stdout), text(&stderr));
     assert_eq!(status.code(), Some(code), "{stdout}{stderr}");
@@ -253,8 +255,8 @@ fn ends(command: &mut Command, code: i32) -> (String, String) {
 const PERSON: &str = r#"{"type": "object", "properties": {"name": {"type": "string", "maxLength": 9},
     "age": {"type": "integer", "minimum": 1, "maximum": 99}}, "required": ["name", "age"], "additionalProperties": false}"#;
 
-fn is_person(said: &str) -> bool {
-    let person: Value = serde_json::from_str(said).unwrap_or_else(|e| panic!("{said}: {e}"));
+fn is_person(text: &str) -> bool {
+    let person: Value = serde_json::from_str(text).unwrap_or_else(|e| panic!("{text}: {e}"));
     person["name"].is_string() && (1..=99).contains(&person["age"].as_u64().unwrap())
 }
 
@@ -269,21 +271,21 @@ fn run_enforces_schemas_regexes_and_grammars() {
     let run = |flags: &[&str]| {
         let args =
             ["run", "-q", "--no-display-prompt", "--temp", "1.2", "--seed", "1", "--repeat-penalty", "3", "Lily is"];
-        ends(hymba(args).args(flags), 0).0
+        outputs(hymba(args).args(flags), 0).0
     };
     assert!(is_person(&run(&["--json-schema", PERSON])));
     assert!(is_person(&run(&["--json-schema", &file("person.json", PERSON)])));
     assert!(run(&["--regex", "^-[ab]{3}$"]).starts_with('-'));
-    let said = run(&[
+    let output = run(&[
         "--grammar",
         &file("list.gbnf", "root ::= item+ # two lines or three\nitem ::= \"* \" [a-z]{1,5} \"\\n\"\n"),
     ]);
-    assert!(said.lines().all(|line| line.starts_with("* ")) && said.ends_with('\n'), "{said}");
+    assert!(output.lines().all(|line| line.starts_with("* ")) && output.ends_with('\n'), "{output}");
     let nested = run(&["--grammar", &file("nested.gbnf", "root ::= \"(\" (root | [a-c]) \")\""), "-n", "90"]);
     assert_eq!(nested.matches('(').count(), nested.matches(')').count(), "{nested}");
-    let said = run(&["--grammar", &file("g.lark", "start: WORD \", \" WORD\nWORD: /[A-Z][a-z]{1,4}/")]);
-    assert!(said.split(", ").count() == 2, "{said}");
-    let object = ends(
+    let output = run(&["--grammar", &file("g.lark", "start: WORD \", \" WORD\nWORD: /[A-Z][a-z]{1,4}/")]);
+    assert!(output.split(", ").count() == 2, "{output}");
+    let object = outputs(
         &mut hymba(["run", "--json", "-q", "--seed", "4", "--temp", "0", "--json-object", "-n", "300", "Lily is"]),
         0,
     )
@@ -294,33 +296,33 @@ fn run_enforces_schemas_regexes_and_grammars() {
 
 #[test]
 fn an_incomplete_match_exits_with_code_3() {
-    let cut = |flags: &[&str]| ends(hymba(["run", "--json", "--regex", "[a-z]{200}", "Once"]).args(flags), 3);
-    let (said, _) = cut(&["-n", "5"]);
-    assert_eq!(serde_json::from_str::<Value>(&said).unwrap()["stop_reason"], "length");
-    let (said, _) = cut(&["-c", "20"]);
-    assert_eq!(serde_json::from_str::<Value>(&said).unwrap()["stop_reason"], "length");
-    let (_, told) = ends(&mut hymba(["run", "--regex", "[a-z]{200}", "-n", "5", "Once"]), 3);
-    assert!(told.contains("incomplete: it was cut after 5 tokens"), "{told}");
+    let cut = |flags: &[&str]| outputs(hymba(["run", "--json", "--regex", "[a-z]{200}", "Once"]).args(flags), 3);
+    let (stdout, _) = cut(&["-n", "5"]);
+    assert_eq!(serde_json::from_str::<Value>(&stdout).unwrap()["stop_reason"], "length");
+    let (stdout, _) = cut(&["-c", "20"]);
+    assert_eq!(serde_json::from_str::<Value>(&stdout).unwrap()["stop_reason"], "length");
+    let (_, stderr) = outputs(&mut hymba(["run", "--regex", "[a-z]{200}", "-n", "5", "Once"]), 3);
+    assert!(stderr.contains("incomplete: it was cut after 5 tokens"), "{stderr}");
     let stopped = ["run", "--json", "--regex", "[a-z]{200}", "--stop", "e", "Once"];
-    let said: Value = serde_json::from_str(&ends(&mut hymba(stopped), 0).0).unwrap();
-    assert_eq!(said["stop_reason"], "stop_string", "what the user asked for is not a failure");
+    let stdout: Value = serde_json::from_str(&outputs(&mut hymba(stopped), 0).0).unwrap();
+    assert_eq!(stdout["stop_reason"], "stop_string", "stopping at --stop is not a failure");
 }
 
 #[test]
 fn invalid_constraints_are_refused_before_generation() {
-    let refused = |flags: &[&str], says: &[&str]| fails(hymba(["run", "-q", "Once"]).args(flags), 2, says);
+    let refused = |flags: &[&str], parts: &[&str]| fails(hymba(["run", "-q", "Once"]).args(flags), 2, parts);
     refused(&["--json-schema", r#"{"properties": {"a": {"not": {}}}}"#], &["--json-schema: at #/properties/a: `not`"]);
     refused(&["--regex", "a("], &["--regex: not a regular expression: unclosed group"]);
     refused(&["--regex", "a", "--json-object"], &["cannot be used with"]);
     fails(&mut hymba(["run", "-q", "--json-schema", "none.json", "Once"]), 1, &["none.json"]);
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("g");
-    for (grammar, says) in [
+    for (grammar, error) in [
         ("root ::= \"a\" |\n  b", "at line 2: rule `b` is not defined"),
         ("start: \"a\"\n  | b", "at line 1, column 8: unknown name"),
     ] {
         fs::write(&path, grammar).unwrap();
-        refused(&["--grammar", path.to_str().unwrap()], &["--grammar ", says]);
+        refused(&["--grammar", path.to_str().unwrap()], &["--grammar ", error]);
     }
 }
 
@@ -343,16 +345,16 @@ fn the_format_command_changes_the_constraint_of_a_chat() {
         (status.code(), text(&stdout), text(&stderr))
     };
     let lines = format!("Who is there?\n/format {path}\n/regen\nAnd who else?\n/format off\n/regen\n");
-    let (code, said, told) = chat(&["--commands"], &lines);
-    assert_eq!(code, Some(0), "{told}");
-    let said: Vec<_> = said.lines().filter(|line| !line.is_empty()).collect();
-    assert!(is_person(said[1]) && is_person(said[2]) && !said[3].starts_with('{'), "{said:?}");
-    let (code, said, _) = chat(&["--json-schema", path], "Who is there?\nAnd?\n");
-    assert!(code == Some(0) && said.lines().filter(|line| !line.is_empty()).all(is_person), "{said}");
-    let (code, _, told) = chat(&["--regex", "[a-z]{200}"], "Hello\n");
-    assert_eq!(code, Some(3), "{told}");
-    let (code, _, told) = chat(&["--commands"], "/format none.json\nHello\n");
-    assert!(code == Some(1) && told.contains("none.json"), "{code:?} {told}");
+    let (code, stdout, stderr) = chat(&["--commands"], &lines);
+    assert_eq!(code, Some(0), "{stderr}");
+    let replies: Vec<_> = stdout.lines().filter(|line| !line.is_empty()).collect();
+    assert!(is_person(replies[1]) && is_person(replies[2]) && !replies[3].starts_with('{'), "{replies:?}");
+    let (code, stdout, _) = chat(&["--json-schema", path], "Who is there?\nAnd?\n");
+    assert!(code == Some(0) && stdout.lines().filter(|line| !line.is_empty()).all(is_person), "{stdout}");
+    let (code, _, stderr) = chat(&["--regex", "[a-z]{200}"], "Hello\n");
+    assert_eq!(code, Some(3), "{stderr}");
+    let (code, _, stderr) = chat(&["--commands"], "/format none.json\nHello\n");
+    assert!(code == Some(1) && stderr.contains("none.json"), "{code:?} {stderr}");
 }
 
 #[test]
@@ -361,8 +363,8 @@ fn each_text_of_a_session_is_constrained() {
     let session = folder.path().join("s").to_str().unwrap().to_owned();
     let run = |prompt: &[&str]| {
         let args = ["run", "-q", "--no-display-prompt", "--temp", "0", "--session", &session, "--json-schema", PERSON];
-        ends(hymba(args).args(prompt), 0).0
+        outputs(hymba(args).args(prompt), 0).0
     };
     assert!(is_person(&run(&["Lily is"])));
-    assert!(is_person(&run(&[" and Tom is"])), "each text is one of its own");
+    assert!(is_person(&run(&[" and Tom is"])), "each text matches by itself");
 }

@@ -1,5 +1,5 @@
-//! Conversations with the demo model: what it reads is what the template says, whatever was taken back, tried again,
-//! branched, shortened or saved.
+//! Conversations with the demo model: the processed tokens match the template after undo, regenerate, branches, slides,
+//! and loading a file.
 
 mod common;
 
@@ -26,7 +26,7 @@ use hymba::{
     text::{Message, Role, Template, Tokenizer},
 };
 
-/// In the manner of Hymba-Instruct.
+/// Like the template of Hymba-Instruct.
 const HYMBA: &str = "{{ '<extra_id_0>System' }}{% for m in messages %}{% if m['role'] == 'system' %}{{ '\\n' + \
     m['content'].strip() }}{% endif %}{% endfor %}{{ '\\n\\n' }}{% for m in messages %}{% if m['role'] == 'user' %}\
     {{ '<extra_id_1>User\\n' + m['content'].strip() + '\\n' }}{% elif m['role'] == 'assistant' %}\
@@ -36,14 +36,14 @@ const CHATML: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.cont
     {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
 const LLAMA: &str = "{% for m in messages %}{% if m.role == 'user' %}{{ bos_token }}[INST] {{ m.content }} [/INST]\
     {% elif m.role == 'assistant' %} {{ m.content }} {{ eos_token }}{% endif %}{% endfor %}";
-/// Leaves out what past replies say up to their last space, as others do up to `</think>`.
+/// Removes past replies up to their last space, as other templates do up to `</think>`.
 const FORGETFUL: &str = "{% for m in messages %}{{ m.role }}: {% if m.role == 'assistant' %}\
     {{ m.content.split(' ')[-1].lstrip() }}{% else %}{{ m.content }}{% endif %}\n{% endfor %}assistant: ";
-/// Says of replies only the last one.
+/// Renders only the last reply.
 const CURT: &str = "{% for m in messages %}{{ m.role + '\\n' }}\
     {{ m.content if m.role != 'assistant' or loop.index0 + 2 >= messages|length else '...' }}{{ '\\n' }}{% endfor %}\
     {{ 'assistant\\n' }}";
-/// Says the first messages again at the end, so that nothing of what was read can stay.
+/// No prompt is a prefix of the next one, so that nothing processed can be kept.
 const REWRITING: &str = "{% for m in messages %}{{ m.content }}|{% endfor %}{{ messages|length }}:";
 
 static NO_CANCEL: AtomicBool = AtomicBool::new(false);
@@ -71,7 +71,7 @@ struct Setup {
     stops: Vec<String>,
     temperature: f32,
     undo_memory: usize,
-    /// What replies have to match.
+    /// Constraint of replies.
     regex: Option<&'static str>,
 }
 
@@ -144,7 +144,7 @@ fn regenerate(conversation: &mut Conversation<'_>) -> Reply {
     stream(conversation, |c, sink| c.regenerate(sink)).unwrap()
 }
 
-/// The session has read what the template says, and its logits are those of a session that has read nothing else.
+/// Asserts that the session has processed the template's rendering, and has the logits of a new session after the same steps.
 #[track_caller]
 fn check(conversation: &mut Conversation<'_>) {
     let (model, tokenizer) = &*DEMO;
@@ -155,27 +155,33 @@ fn check(conversation: &mut Conversation<'_>) {
             messages.extend([Message::new(Role::User, &turn.user), Message::new(Role::Assistant, &turn.reply)]);
         }
         messages.push(Message::new(Role::User, &last.user));
-        // white space between a prompt and the reply to it is as the model said it, and as the template has it if it said nothing
-        const BARE: &str = "\u{e000}";
+        // white space between a prompt and its reply is as generated, or the template's if the reply is empty
+        const NO_INDENT: &str = "\u{e000}";
         let indent = template.reply_indent();
         let replies = messages.iter().filter(|message| message.role == Role::Assistant);
         let contents: Vec<String> = replies
             .map(|reply| match reply.content.strip_prefix(&*indent) {
                 Some(content) => content.into(),
                 None if reply.content.is_empty() => String::new(),
-                None => format!("{BARE}{}", reply.content),
+                None => format!("{NO_INDENT}{}", reply.content),
             })
             .collect();
         let replies = messages.iter_mut().filter(|message| message.role == Role::Assistant);
         replies.zip(&contents).for_each(|(message, content)| message.content = content);
-        let says = template.render(&messages, true).unwrap().replace(&format!("{indent}{BARE}"), "");
-        // special tokens have a space after them, or no text
-        let [says, read] =
-            [tokenizer.encode(&says, false).unwrap(), conversation.timeline().ids()].map(|ids| tokenizer.decode(&ids));
-        assert!(read.starts_with(&says), "the template says\n{says}\nthe session read\n{read}");
-        // where the context is full, the end of the reply is not read
-        let (reply, rest) = (&last.reply, &read[says.len()..]);
-        assert!(rest.starts_with(reply) || reply.starts_with(rest), "the reply is\n{reply}\nthe session read\n{read}");
+        let rendered = template.render(&messages, true).unwrap().replace(&format!("{indent}{NO_INDENT}"), "");
+        // decoding adds a space after special tokens, or gives them no text
+        let [rendered, processed] = [tokenizer.encode(&rendered, false).unwrap(), conversation.timeline().ids()]
+            .map(|ids| tokenizer.decode(&ids));
+        assert!(
+            processed.starts_with(&rendered),
+            "the template renders\n{rendered}\nthe session processed\n{processed}"
+        );
+        // if the context is full, the end of the reply is not processed
+        let (reply, rest) = (&last.reply, &processed[rendered.len()..]);
+        assert!(
+            rest.starts_with(reply) || reply.starts_with(rest),
+            "the reply is\n{reply}\nthe session processed\n{processed}"
+        );
     }
     if conversation.timeline().steps().len() > unless_emulated(usize::MAX, 60) {
         return;
@@ -191,7 +197,7 @@ fn check(conversation: &mut Conversation<'_>) {
             Phase::Decode => session.decode(ids[0]).unwrap().to_vec(),
         };
     }
-    assert!(conversation.timeline().logits() == logits, "other logits than a replay's");
+    assert!(conversation.timeline().logits() == logits, "the logits differ from those of a replay");
 }
 
 #[test]
@@ -212,7 +218,7 @@ fn processed_tokens_match_the_template() {
     }
 }
 
-/// After a template drops part of the past, only the tokens from the first changed prompt on are processed again.
+/// If a template rewrites part of the history, only the tokens from the first changed prompt on are reprocessed.
 #[test]
 fn only_the_rewritten_part_is_reprocessed() {
     let folder = tempfile::tempdir().unwrap();
@@ -221,17 +227,17 @@ fn only_the_rewritten_part_is_reprocessed() {
         let mut c = Setup { template: Some(template), system: None, ..Setup::default() }.conversation();
         let mut prompts = Vec::new();
         for (i, message) in ["Hello", "Tell me a story.", "And then?", "The end."].into_iter().enumerate() {
-            let read = c.used();
+            let used = c.used();
             let reply = send(&mut c, message);
             prompts.push(c.used() - reply.generation.ids.len());
             let first = if template == FORGETFUL { 1 } else { 2 };
             assert_eq!(reply.rewritten > 0, i >= first, "{i}");
-            // the last prompt, or the first, which has no reply in it, stands, and so does its checkpoint
-            let stands = if template == FORGETFUL { prompts[i.saturating_sub(1)] } else { prompts[0] };
+            // the last prompt, or the first, which contains no reply, is kept with its checkpoint
+            let kept = if template == FORGETFUL { prompts[i.saturating_sub(1)] } else { prompts[0] };
             if i >= first {
                 let evaluated = reply.generation.timings.prompt_tokens;
-                assert!(evaluated <= prompts[i] - stands, "{evaluated} of {} read, {stands} stand", prompts[i]);
-                assert!(reply.rewritten <= read - stands);
+                assert!(evaluated <= prompts[i] - kept, "{evaluated} of {} processed, {kept} kept", prompts[i]);
+                assert!(reply.rewritten <= used - kept);
             }
         }
         regenerate(&mut c);
@@ -242,17 +248,17 @@ fn only_the_rewritten_part_is_reprocessed() {
         c.switch("main", &watch()).unwrap();
         check(&mut c);
         c.save(&file, &watch()).unwrap();
-        let mut back = Setup { template: None, system: None, ..Setup::default() }.conversation();
-        back.load(&file, false).unwrap();
-        let before = back.timeline().evaluated();
-        let reply = send(&mut back, "Who?");
-        assert!(reply.rewritten > 0 && back.timeline().evaluated() - before < back.used() + reply.rewritten);
-        back.switch("other", &watch()).unwrap();
-        check(&mut back);
-        back.set_system(Some("You are a fox."), &watch()).unwrap();
-        check(&mut back);
-        send(&mut back, "And now?");
-        // another template says all of it renders past turns differently
+        let mut loaded = Setup { template: None, system: None, ..Setup::default() }.conversation();
+        loaded.load(&file, false).unwrap();
+        let before = loaded.timeline().evaluated();
+        let reply = send(&mut loaded, "Who?");
+        assert!(reply.rewritten > 0 && loaded.timeline().evaluated() - before < loaded.used() + reply.rewritten);
+        loaded.switch("other", &watch()).unwrap();
+        check(&mut loaded);
+        loaded.set_system(Some("You are a fox."), &watch()).unwrap();
+        check(&mut loaded);
+        send(&mut loaded, "And now?");
+        // another template renders all past turns differently
         let mut other = Setup { template: Some(CHATML), ..Setup::default() }.conversation();
         other.load(&file, true).unwrap();
         regenerate(&mut other);
@@ -267,8 +273,8 @@ fn only_the_rewritten_part_is_reprocessed() {
     }
 }
 
-/// Each token is read once, each text split into tokens once, with a template that does not rewrite. It renders all of the
-/// conversation each time, which is bounded by what the context holds.
+/// Each token is processed once and each text tokenized once, with a template that does not rewrite. The whole conversation
+/// is rendered each time, which the context size bounds.
 #[test]
 fn work_is_linear_in_the_number_of_turns() {
     for (template, message) in [(HYMBA, "Hello"), (CHATML, "Hello <|im_start|>"), (FORGETFUL, "Hello")] {
@@ -282,16 +288,16 @@ fn work_is_linear_in_the_number_of_turns() {
                 c.send(message, &mut ReplySink { watch: watch(), text: &mut |_| Ok(()) }).unwrap();
             }
             let evaluated = c.timeline().evaluated();
-            assert!(template != CHATML || evaluated == c.used(), "{evaluated} tokens read for {}", c.used());
+            assert!(template != CHATML || evaluated == c.used(), "{evaluated} tokens processed for {}", c.used());
             (evaluated, tokenizer.bytes_encoded() - before)
         };
         let (few, many) = (work(unless_emulated(8, 2)), work(unless_emulated(16, 4)));
-        assert!(many.0 <= few.0 * 5 / 2, "{few:?} {many:?} tokens read");
-        assert!(many.1 <= few.1 * 5 / 2, "{few:?} {many:?} bytes split");
+        assert!(many.0 <= few.0 * 5 / 2, "{few:?} {many:?} tokens processed");
+        assert!(many.1 <= few.1 * 5 / 2, "{few:?} {many:?} bytes tokenized");
     }
 }
 
-/// The model says what the next turn begins with: it stops there, and is not shown.
+/// Generation stops at the marker with which the template starts the next turn, and the marker is not shown.
 #[test]
 fn replies_stop_at_the_templates_end_marker() {
     let stops = |source| template(source).stops().unwrap();
@@ -299,7 +305,7 @@ fn replies_stop_at_the_templates_end_marker() {
         (stops(HYMBA), stops(CHATML)),
         (vec!["<extra_id_1>".into()], vec!["<|im_end|>".into(), "<|im_start|>".into()])
     );
-    // "the" is common enough to be said within 200 tokens
+    // "the" is common enough to be generated within 200 tokens
     let ends_with_the =
         "{% for m in messages %}{{ m.content }}{% if m.role == 'user' %}\n{% else %}<the>{% endif %}{% endfor %}";
     let mut c =
@@ -323,14 +329,14 @@ fn replies_stop_at_the_templates_end_marker() {
         let reply = send(&mut c, message);
         assert!(!reply.generation.text.contains(" the "));
         stopped += usize::from(reply.generation.stop == StopReason::StopString);
-        // what the session read goes on as it was shown, not with the stop string
-        let read = c.timeline().ids();
-        assert!(tokenizer.decode(&read).contains(message));
+        // the session continues without the stop string
+        let ids = c.timeline().ids();
+        assert!(tokenizer.decode(&ids).contains(message));
     }
     assert!(stopped > 1);
-    let said: Vec<_> = c.turns().iter().map(|t| format!("{}{}", t.user, t.reply)).collect();
-    let read = tokenizer.decode(&c.timeline().ids());
-    assert!(read.starts_with(&said.join("\n")), "{read}\nis not\n{}", said.join("\n"));
+    let turns: Vec<_> = c.turns().iter().map(|t| format!("{}{}", t.user, t.reply)).collect();
+    let processed = tokenizer.decode(&c.timeline().ids());
+    assert!(processed.starts_with(&turns.join("\n")), "{processed}\nis not\n{}", turns.join("\n"));
 }
 
 #[test]
@@ -343,14 +349,14 @@ fn undo_and_regenerate_process_no_tokens() {
         let first = regenerate(&mut c);
         c.sampler().set_seed(5);
         let again = regenerate(&mut c);
-        assert_eq!(first.generation.text, again.generation.text, "the same seed says the same");
+        assert_eq!(first.generation.text, again.generation.text, "the same seed gives the same reply");
         assert_eq!(again.generation.timings.prompt_tokens == 0, free);
         let other = regenerate(&mut c);
-        assert_ne!(other.generation.text, again.generation.text, "another draw says something else");
+        assert_ne!(other.generation.text, again.generation.text, "the next draw gives another reply");
 
         let before = c.timeline().evaluated();
-        let gone = c.undo(1, &watch()).unwrap();
-        assert_eq!(gone[0].user, "Tell me a story.");
+        let undone = c.undo(1, &watch()).unwrap();
+        assert_eq!(undone[0].user, "Tell me a story.");
         assert_eq!(c.timeline().evaluated() == before, free);
         check(&mut c);
         assert!(c.undo(2, &watch()).unwrap_err().to_string().contains("only 1 turns to undo"));
@@ -401,8 +407,8 @@ fn a_full_context_stops_or_slides() {
         }
     };
     assert!(c.used() <= 90 && c.used() > 60, "{} {stop:?}", c.used());
-    let said = stream(&mut c, |c, sink| c.send(&long, sink)).err().unwrap().to_string();
-    assert!(said.contains("message too long") && said.contains(" of 90 "), "{said}");
+    let error = stream(&mut c, |c, sink| c.send(&long, sink)).err().unwrap().to_string();
+    assert!(error.contains("message too long") && error.contains(" of 90 "), "{error}");
 
     let mut c = Setup { context: 120, limit: 40, overflow: Overflow::Slide, ..Setup::default() }.conversation();
     let (mut dropped, mut within) = (0, 0);
@@ -417,12 +423,15 @@ fn a_full_context_stops_or_slides() {
     }
     assert!(
         dropped > unless_emulated(4, 1) && within > 0,
-        "{dropped} turns were dropped, {within} times while the model spoke"
+        "{dropped} turns were dropped, {within} times during a reply"
     );
-    assert!(stream(&mut c, |c, sink| c.send(&long.repeat(2), sink)).is_err(), "what does not fit alone does not fit");
+    assert!(
+        stream(&mut c, |c, sink| c.send(&long.repeat(2), sink)).is_err(),
+        "a message longer than the context is refused"
+    );
 }
 
-/// Room is made at each byte of a character, and at each of a stop string: nothing of either is seen.
+/// A slide at any byte of a character or of a stop string shows no part of either.
 #[test]
 fn a_slide_splits_no_character_or_stop_string() {
     let setup = Setup { limit: 200, overflow: Overflow::Slide, temperature: 0.0, ..Setup::default() };
@@ -430,7 +439,7 @@ fn a_slide_splits_no_character_or_stop_string() {
         let mut c = Setup { context, regex: Some("(🙂){15}"), ..setup.clone() }.conversation();
         send(&mut c, "Hello");
         let reply = send(&mut c, "Hello");
-        assert!(reply.dropped > 0, "there was room, {} of {context}", c.used());
+        assert!(reply.dropped > 0, "no turn was dropped, {} of {context} used", c.used());
         assert_eq!(reply.generation.text, "🙂".repeat(15), "context {context}");
 
         let stops = vec!["🙂🙂!".into()];
@@ -440,13 +449,13 @@ fn a_slide_splits_no_character_or_stop_string() {
         assert_eq!((&*reply.generation.text, reply.generation.stop), (&*"🙂".repeat(13), StopReason::StopString));
         assert!(reply.dropped > 0);
     }
-    // The end of a reply shows what there is.
+    // At the end of a reply an incomplete character is shown as U+FFFD.
     let mut c = Setup { context: 130, limit: 58, regex: Some("(🙂){15}"), ..setup }.conversation();
     send(&mut c, "Hello");
     assert!(send(&mut c, "Hello").generation.text.ends_with("🙂\u{fffd}"));
 }
 
-/// Making room is ended too, and leaves the conversation as it was.
+/// Cancelling while turns are dropped leaves the conversation unchanged.
 #[test]
 fn a_cancelled_slide_leaves_the_conversation_unchanged() {
     let mut c = Setup { context: 300, overflow: Overflow::Slide, ..Setup::default() }.conversation();
@@ -471,10 +480,10 @@ fn set_system_reprocesses_the_conversation() {
     let mut c = Setup::default().conversation();
     send(&mut c, "Hello");
     send(&mut c, "Who are you?");
-    let said = c.turns().to_vec();
+    let before = c.turns().to_vec();
     c.set_system(Some("You are a fox."), &watch()).unwrap();
     check(&mut c);
-    assert!(c.turns().iter().zip(&said).all(|(a, b)| a.user == b.user && a.reply == b.reply));
+    assert!(c.turns().iter().zip(&before).all(|(a, b)| a.user == b.user && a.reply == b.reply));
     send(&mut c, "And now?");
     c.set_system(None, &watch()).unwrap();
     check(&mut c);
@@ -510,37 +519,37 @@ fn a_cancelled_reply_keeps_the_generated_part() {
 fn a_loaded_conversation_continues_identically() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("talk");
-    let mut stayed = Setup { temperature: 1.0, ..Setup::default() }.conversation();
-    send(&mut stayed, "Hello");
-    stayed.branch("other").unwrap();
-    send(&mut stayed, "Tell me a story.");
-    stayed.save(&file, &watch()).unwrap();
+    let mut original = Setup { temperature: 1.0, ..Setup::default() }.conversation();
+    send(&mut original, "Hello");
+    original.branch("other").unwrap();
+    send(&mut original, "Tell me a story.");
+    original.save(&file, &watch()).unwrap();
 
-    let mut back = Setup { template: None, system: None, ..Setup::default() }.conversation();
-    send(&mut back, "Something that is gone");
-    back.load(&file, false).unwrap();
-    assert!(back.timeline().logits() == stayed.timeline().logits());
-    assert_eq!(back.turns(), stayed.turns());
-    assert_eq!((back.system(), back.branches()), (Some(" Be brief. "), vec!["main", "other"]));
+    let mut loaded = Setup { template: None, system: None, ..Setup::default() }.conversation();
+    send(&mut loaded, "Something that is replaced");
+    loaded.load(&file, false).unwrap();
+    assert!(loaded.timeline().logits() == original.timeline().logits());
+    assert_eq!(loaded.turns(), original.turns());
+    assert_eq!((loaded.system(), loaded.branches()), (Some(" Be brief. "), vec!["main", "other"]));
     for message in ["And then?", "The end."] {
-        let replies = [&mut stayed, &mut back].map(|c| send(c, message).generation.text);
+        let replies = [&mut original, &mut loaded].map(|c| send(c, message).generation.text);
         assert_eq!(replies[0], replies[1]);
     }
-    back.switch("main", &watch()).unwrap();
-    check(&mut back);
-    assert_eq!(back.turns().len(), 1);
-    back.undo(1, &watch()).unwrap();
+    loaded.switch("main", &watch()).unwrap();
+    check(&mut loaded);
+    assert_eq!(loaded.turns().len(), 1);
+    loaded.undo(1, &watch()).unwrap();
 
     // a text is not a conversation
     let mut timeline = Timeline::new(Session::new(&DEMO.0, &SessionOptions::default()).unwrap(), 0);
-    timeline.save(&file, &hymba::engine::conversation::Saved::text(back.sampler(), None), false).unwrap();
-    let refused = stayed.load(&file, false);
+    timeline.save(&file, &hymba::engine::conversation::Saved::text(loaded.sampler(), None), false).unwrap();
+    let refused = original.load(&file, false);
     assert!(matches!(refused, Err(Error::SessionMismatch { why: Mismatch::Text, .. })));
-    assert_eq!(stayed.turns().len(), 4);
-    check(&mut stayed);
+    assert_eq!(original.turns().len(), 4);
+    check(&mut original);
 }
 
-/// A reply that fills the context, with nothing to drop, can be saved as any other.
+/// A reply that fills the context, when there are no turns to drop, can be saved and loaded.
 #[test]
 fn a_full_context_can_be_saved() {
     let file = tempfile::tempdir().unwrap();
@@ -555,7 +564,7 @@ fn a_full_context_can_be_saved() {
     }
 }
 
-/// A conversation whose template can't be used here is refused before anything of the present one is gone.
+/// A file whose template cannot be used is refused, and the current conversation stays unchanged.
 #[test]
 fn a_failed_load_leaves_the_conversation_unchanged() {
     let folder = tempfile::tempdir().unwrap();
@@ -563,12 +572,12 @@ fn a_failed_load_leaves_the_conversation_unchanged() {
     let mut saved = Setup { template: Some(CHATML), system: None, ..Setup::default() }.conversation();
     send(&mut saved, "Hello");
     saved.save(&many, &watch()).unwrap();
-    // of the same length, so that nothing else in the file changes
+    // a template of the same length, so that nothing else in the file changes
     let raises = CHATML.replacen("m.role", "m.n.xx", 1);
     let mut bytes = std::fs::read(&many).unwrap();
     let (old, new) = [CHATML, &raises].map(|source| serde_json::to_string(source).unwrap()).into();
-    let at = bytes.windows(old.len()).position(|window| window == old.as_bytes()).unwrap();
-    bytes[at..at + old.len()].copy_from_slice(new.as_bytes());
+    let start = bytes.windows(old.len()).position(|window| window == old.as_bytes()).unwrap();
+    bytes[start..start + old.len()].copy_from_slice(new.as_bytes());
     let body = bytes.len() - 32;
     let hash = blake3::hash(&bytes[..body]);
     bytes[body..].copy_from_slice(hash.as_bytes());

@@ -1,5 +1,5 @@
-//! What goes wrong around the program: files that change or end while they are in use, disks that are full, folders that
-//! are not ours, kills at any moment, too little memory, readers that go away.
+//! Faults of the environment: files that change while they are in use, full disks, missing permissions, SIGKILL at any
+//! moment, too little memory, closed pipes.
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -20,7 +20,7 @@ use std::{
 use common::{demo, fails, golden, hymba, hymba_at, quantize, runner, succeeds, text, unless_emulated};
 use hymba::format::gguf::Gguf;
 
-/// Returns what is in a folder.
+/// Returns the file names in a folder.
 fn names(folder: &Path) -> Vec<String> {
     let mut names: Vec<_> =
         fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
@@ -36,18 +36,18 @@ fn piped(command: &mut Command) -> Child {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
-/// Waits for the first words.
-fn begins(child: &mut Child) {
+/// Waits for the start of the output.
+fn wait_for_output(child: &mut Child) {
     child.stdout.as_mut().unwrap().read_exact(&mut [0; 20]).unwrap();
 }
 
-/// How it ended, and its message, which is one sentence.
+/// Waits for the end, and returns the exit code and the message, which is at most one sentence.
 #[track_caller]
-fn ends(child: Child) -> (Option<i32>, String) {
+fn wait(child: Child) -> (Option<i32>, String) {
     let Output { status, stderr, .. } = child.wait_with_output().unwrap();
-    let said = text(&stderr);
-    assert!(said.lines().count() <= 1 && !said.contains("panicked"), "{said}");
-    (status.code(), said)
+    let stderr = text(&stderr);
+    assert!(stderr.lines().count() <= 1 && !stderr.contains("panicked"), "{stderr}");
+    (status.code(), stderr)
 }
 
 #[test]
@@ -58,16 +58,19 @@ fn a_truncated_or_overwritten_model_file_is_an_error() {
     let run = || piped(hymba(["run", "Once upon a time", "--ignore-eos", "--no-stdin"]).args(endless).arg(&model));
     let chat = || {
         let mut child = piped(hymba(["chat"]).args(endless).arg(&model));
-        // an answer may be short: more are asked for at once
+        // replies may be short, so there are many messages
         child.stdin.as_mut().unwrap().write_all("Tell me a story\n".repeat(500).as_bytes()).unwrap();
         child
     };
-    let told = |mut child: Child, change: &dyn Fn()| {
-        begins(&mut child);
+    let refused = |mut child: Child, change: &dyn Fn()| {
+        wait_for_output(&mut child);
         change();
-        let (code, said) = ends(child);
-        assert_eq!(code, Some(1), "{said}");
-        assert!(said.starts_with("hymba: ") && said.contains("model.gguf: was shortened or overwritten"), "{said}");
+        let (code, message) = wait(child);
+        assert_eq!(code, Some(1), "{message}");
+        assert!(
+            message.starts_with("hymba: ") && message.contains("model.gguf: was shortened or overwritten"),
+            "{message}"
+        );
     };
     let fresh = || {
         let _ = fs::remove_file(&model);
@@ -77,31 +80,31 @@ fn a_truncated_or_overwritten_model_file_is_an_error() {
     for start in [&run as &dyn Fn() -> Child, &chat] {
         for left in [0, 4096, 15_000_000] {
             fresh();
-            told(start(), &|| length(left));
+            refused(start(), &|| length(left));
         }
         fresh();
-        told(start(), &|| fs::write(&model, vec![0; fs::metadata(&model).unwrap().len() as usize]).unwrap());
+        refused(start(), &|| fs::write(&model, vec![0; fs::metadata(&model).unwrap().len() as usize]).unwrap());
         // a new file of the same name does not affect users of the old one
         fresh();
         let mut child = start();
-        begins(&mut child);
+        wait_for_output(&mut child);
         fs::write(dir.path().join("other"), "other").unwrap();
         fs::rename(dir.path().join("other"), &model).unwrap();
         child.stdout.as_mut().unwrap().read_exact(&mut [0; 300]).unwrap();
         fs::remove_file(&model).unwrap();
         child.stdout.as_mut().unwrap().read_exact(&mut [0; 300]).unwrap();
         signal(&child, "TERM");
-        assert_eq!(ends(child), (Some(143), String::new()));
+        assert_eq!(wait(child), (Some(143), String::new()));
     }
-    // a signal that a process sends has its usual effect
+    // a SIGBUS sent by a process has its usual effect
     fresh();
     let mut child = run();
-    begins(&mut child);
+    wait_for_output(&mut child);
     signal(&child, "BUS");
     assert_eq!(child.wait_with_output().unwrap().status.signal(), Some(7));
 }
 
-/// Returns the command in a shell that lets it do less, as `limit` says; `$@` is the command.
+/// Returns the command in a shell that first executes `limit`.
 fn limited(limit: &str, command: &Command) -> Command {
     let mut shell = Command::new("bash");
     shell.args(["-c", &format!("{limit}; exec \"$@\""), "bash"]).arg(command.get_program()).args(command.get_args());
@@ -109,7 +112,7 @@ fn limited(limit: &str, command: &Command) -> Command {
     shell
 }
 
-/// A disk that is full after 200 kB, as far as a process can tell: writes fail, and nothing of the file stays.
+/// With a file size limit of 200 kB, writes fail and no partial file stays.
 #[test]
 fn failed_writes_leave_no_file() {
     let dir = tempfile::tempdir().unwrap();
@@ -119,7 +122,7 @@ fn failed_writes_leave_no_file() {
         fails(&mut limited("ulimit -f 200", command.arg(&out)), 1, &["cannot write", "/out: ", "large"]);
         assert_eq!(names(dir.path()), [""; 0]);
         fs::write(&out, "old").unwrap();
-        // an old session is read, not replaced
+        // `run` and `chat` would resume an old session
         if command.get_args().any(|a| a == "quantize" || a == "eval") {
             fails(&mut limited("ulimit -f 200", command.arg("--force")), 1, &["cannot write", "large"]);
             assert_eq!((names(dir.path()), fs::read(&out).unwrap()), (vec!["out".to_owned()], b"old".to_vec()));
@@ -131,7 +134,7 @@ fn failed_writes_leave_no_file() {
     full(&mut hymba(["run", "-q", "-n", "3", "Once", "--session"]));
     full(&mut hymba(["run", "-q", "-n", "3", "Once", "--prompt-cache"]));
     full(&mut hymba(["chat", "-q", "-st", "-n", "3", "Once", "--save-on-exit"]));
-    // what goes to standard output
+    // standard output
     let full = || Stdio::from(fs::File::options().write(true).open("/dev/full").unwrap());
     for args in [
         &["run", "-q", "-n", "3", "Once"][..],
@@ -179,14 +182,14 @@ fn missing_permissions_are_reported_before_the_work() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);
     let mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
-    // root may do anything: somebody else tries
+    // permissions do not apply to root: use another user
     let root = Command::new("id").arg("-u").output().unwrap().stdout == b"0\n";
-    // out of a folder that they may enter
+    // and a copy of the program in a folder that this user may enter
     let program = path("hymba");
     if fs::hard_link(env!("CARGO_BIN_EXE_hymba"), &program).is_err() {
         fs::copy(env!("CARGO_BIN_EXE_hymba"), &program).unwrap();
     }
-    let somebody = |args: &[&str]| {
+    let unprivileged = |args: &[&str]| {
         let mut command = hymba_at(&program, args);
         if root {
             command.uid(65534).gid(65534);
@@ -207,35 +210,40 @@ fn missing_permissions_are_reported_before_the_work() {
         &["chat", "-st", "Once", "--save-on-exit", out],
     ] {
         let start = Instant::now();
-        fails(&mut somebody(command), 1, &["cannot create", out, "Permission denied"]);
-        assert!(start.elapsed() < Duration::from_secs(10), "{command:?} worked first");
+        fails(&mut unprivileged(command), 1, &["cannot create", out, "Permission denied"]);
+        assert!(start.elapsed() < Duration::from_secs(10), "{command:?} reported it only after the work");
     }
     assert_eq!(names(&folder), [""; 0]);
     mode(Path::new(model), 0o000);
-    fails(&mut somebody(&["inspect", model]), 1, &["cannot open", "model.gguf", "Permission denied"]);
+    fails(&mut unprivileged(&["inspect", model]), 1, &["cannot open", "model.gguf", "Permission denied"]);
     mode(&folder, 0o000);
-    fails(&mut somebody(&["run", "Once", "-m", out]), 1, &["cannot open", out, "Permission denied"]);
+    fails(&mut unprivileged(&["run", "Once", "-m", out]), 1, &["cannot open", out, "Permission denied"]);
     mode(&folder, 0o755);
 }
 
-/// The system calls that write to a file, and those that name it. Each thread counts its own calls, so that the thread that
-/// names a file is killed there only if the other's writes don't count.
+/// The system calls that write to a file, and those that name it. strace counts calls per thread: only with separate sets is
+/// the thread that names the file killed at that call.
 const CALLS: [&str; 2] = [
     "write,pwrite64,writev,ftruncate,fallocate,fsync,fdatasync",
     "ftruncate,rename,renameat,renameat2,link,linkat,unlink,unlinkat",
 ];
 
-/// Runs a command that writes `target`, and kills it at its first write, at its second, and so on until it comes through.
-/// After each kill `old` is there or something that `whole` accepts, and nothing that would be taken for either.
-fn killed_at_every_write(target: &Path, old: Option<&[u8]>, whole: &dyn Fn(), command: &dyn Fn() -> Command) -> usize {
-    CALLS.iter().map(|calls| killed_at_every(calls, target, old, whole, command)).sum()
+/// Runs a command that writes `target`, and kills it at its first write, at its second, and so on until it succeeds. After each
+/// kill, `target` is `old` or passes `check_new`, and all other files have temporary names. Returns the number of kills.
+fn killed_at_every_write(
+    target: &Path,
+    old: Option<&[u8]>,
+    check_new: &dyn Fn(),
+    command: &dyn Fn() -> Command,
+) -> usize {
+    CALLS.iter().map(|calls| killed_at_every(calls, target, old, check_new, command)).sum()
 }
 
 fn killed_at_every(
     calls: &str,
     target: &Path,
     old: Option<&[u8]>,
-    whole: &dyn Fn(),
+    check_new: &dyn Fn(),
     command: &dyn Fn() -> Command,
 ) -> usize {
     let folder = target.parent().unwrap();
@@ -258,13 +266,13 @@ fn killed_at_every(
         assert!(leftovers.iter().all(|n| n.starts_with(&format!(".{name}.hymba-"))), "kill {kill}: {leftovers:?}");
         match fs::read(target) {
             Ok(now) if old == Some(&now) => {}
-            Ok(_) => whole(),
+            Ok(_) => check_new(),
             Err(_) => assert!(old.is_none(), "kill {kill}: the old file is gone"),
         }
         if status.success() {
-            whole();
-            assert_eq!(names(folder), [name], "the last one sweeps");
-            println!("{} kills, {left} files left for the next one to sweep", kill - 1);
+            check_new();
+            assert_eq!(names(folder), [name], "the last run removes the temporary files");
+            println!("{} kills, {left} temporary files for the next run to remove", kill - 1);
             return kill - 1;
         }
         assert!(status.signal() == Some(9) || status.code() == Some(137), "kill {kill}: {status}, {}", text(&stderr));
@@ -275,7 +283,7 @@ fn killed_at_every(
 #[test]
 fn sigkill_at_any_write_leaves_the_old_or_the_new_file() {
     if !Command::new("strace").args(["-qq", "-o", "/dev/null", "true"]).status().is_ok_and(|s| s.success()) {
-        eprintln!("SKIPPED: kills at every write need strace");
+        eprintln!("SKIPPED: SIGKILL at every write needs strace");
         return;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -288,45 +296,45 @@ fn sigkill_at_any_write_leaves_the_old_or_the_new_file() {
             let model = folder(name);
             scope.spawn(move || {
                 let old = old.then(|| [&b"GGUF"[..], &[7; 5000]].concat());
-                let whole = || drop(Gguf::open(&model).unwrap());
+                let check_new = || drop(Gguf::open(&model).unwrap());
                 let quantize = || hymba(["quantize", "--force", "-t", "1", &golden("tiny-c"), model.to_str().unwrap()]);
-                let kills = killed_at_every_write(&model, old.as_deref(), &whole, &quantize);
-                assert!(kills > 3, "{kills}"); // at the data, both syncs and the name
+                let kills = killed_at_every_write(&model, old.as_deref(), &check_new, &quantize);
+                assert!(kills > 3, "{kills}"); // the data, both syncs and the name
             });
         }
     });
     let session = folder("session");
     let run = || hymba(["run", "-q", "-t", "1", "-n", "2", "Once", "--session", session.to_str().unwrap()]);
-    let goes_on = || drop(succeeds(run().arg("--session-ro")));
-    let kills = killed_at_every_write(&session, None, &goes_on, &run);
+    let resumes = || drop(succeeds(run().arg("--session-ro")));
+    let kills = killed_at_every_write(&session, None, &resumes, &run);
     assert!(kills > 5, "{kills}");
     let old = fs::read(&session).unwrap();
     if runner().is_none() {
-        killed_at_every_write(&session, Some(&old), &goes_on, &run);
+        killed_at_every_write(&session, Some(&old), &resumes, &run);
     }
     let talk = folder("talk");
     let chat = |flag: &str| hymba(["chat", "-q", "-t", "1", "-n", "2", "-st", "Hello", flag, talk.to_str().unwrap()]);
-    let goes_on = || drop(succeeds(&mut chat("--resume")));
-    let kills = killed_at_every_write(&talk, None, &goes_on, &|| chat("--save-on-exit"));
+    let resumes = || drop(succeeds(&mut chat("--resume")));
+    let kills = killed_at_every_write(&talk, None, &resumes, &|| chat("--save-on-exit"));
     assert!(kills > 5, "{kills}");
     if runner().is_none() {
         let old = fs::read(&talk).unwrap();
-        killed_at_every_write(&talk, Some(&old), &goes_on, &|| chat("--save-on-exit"));
+        killed_at_every_write(&talk, Some(&old), &resumes, &|| chat("--save-on-exit"));
     }
 }
 
-/// Where no more threads can be made, there is less speed, or a sentence.
+/// If threads cannot be created, the command runs with fewer threads or fails with one sentence.
 #[test]
 fn a_thread_limit_costs_speed_or_is_an_error() {
     if runner().is_some() {
-        eprintln!("SKIPPED: an emulator has threads of its own");
+        eprintln!("SKIPPED: an emulator has its own threads");
         return;
     }
     if Command::new("id").arg("-u").output().unwrap().stdout != b"0\n" {
-        eprintln!("SKIPPED: a limit of threads needs a user of its own, and so the right to become another");
+        eprintln!("SKIPPED: a thread limit needs a separate user, and so root");
         return;
     }
-    const NOBODY_ELSE: u32 = 61_283;
+    const UNUSED_UID: u32 = 61_283;
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
@@ -351,19 +359,19 @@ fn a_thread_limit_costs_speed_or_is_an_error() {
         for threads in [1, 2, 3, 4] {
             let program = hymba_at(Path::new(&path("hymba")), args);
             let mut command = limited(&format!("ulimit -u {threads}"), &program);
-            command.uid(NOBODY_ELSE).gid(NOBODY_ELSE).current_dir(dir.path());
+            command.uid(UNUSED_UID).gid(UNUSED_UID).current_dir(dir.path());
             command.stdin(fs::File::open(path("text")).unwrap());
             let Output { status, stderr, .. } = command.output().unwrap();
-            let said = text(&stderr);
-            assert!(!said.contains("panicked"), "{args:?}, {threads} threads: {said}");
+            let stderr = text(&stderr);
+            assert!(!stderr.contains("panicked"), "{args:?}, {threads} threads: {stderr}");
             let works = must_work || threads == 4;
-            assert!(status.code() == Some(0) || !works && status.code() == Some(1), "{i} {threads}: {said}");
-            assert!(status.success() || said.contains("thread"), "{args:?}, {threads} threads: {said}");
+            assert!(status.code() == Some(0) || !works && status.code() == Some(1), "{i} {threads}: {stderr}");
+            assert!(status.success() || stderr.contains("thread"), "{args:?}, {threads} threads: {stderr}");
         }
     }
 }
 
-/// Too little memory is told before a word comes.
+/// Too little memory is reported before any output.
 #[test]
 fn a_context_larger_than_memory_is_refused() {
     for args in [&["run", "Once"][..], &["chat", "-q", "-st", "Once"]] {
@@ -374,14 +382,14 @@ fn a_context_larger_than_memory_is_refused() {
         assert!(text(&stderr).contains("not enough memory for") && text(&stderr).contains("-c"), "{}", text(&stderr));
         assert!(stdout.is_empty());
     }
-    // more than the machine has, where that is less than 70 GB
+    // more than the machine has, if that is less than 70 GB
     if hymba::system::available_memory().is_some_and(|bytes| bytes < 70_000_000_000) {
         let long = ["run", "-q", "-n", "1", "Once", "-c", "16777216", "--cache-type", "f32"];
         fails(&mut hymba(long), 1, &["not enough memory for", "-c"]);
     }
 }
 
-/// Whoever reads may go away: no word of it, and no error.
+/// A reader that closes the pipe causes no error and no message.
 #[test]
 fn a_closed_pipe_is_not_an_error() {
     let dir = tempfile::tempdir().unwrap();
@@ -409,7 +417,7 @@ fn a_closed_pipe_is_not_an_error() {
     assert!(Gguf::open(Path::new(out)).is_ok());
 }
 
-/// SIGTERM ends a text, a conversation and a conversion as Ctrl-C does: what was asked to be kept is kept.
+/// SIGTERM ends `run` and `chat` as Ctrl-C does: --session and --save-on-exit apply.
 #[test]
 fn sigterm_saves_texts_and_conversations() {
     let dir = tempfile::tempdir().unwrap();
@@ -418,12 +426,12 @@ fn sigterm_saves_texts_and_conversations() {
         hymba(["run", "Once upon a time", "-q", "--no-stdin", "--ignore-eos", "-c", "100000", "--session"])
             .arg(path("run")),
     );
-    begins(&mut child);
+    wait_for_output(&mut child);
     signal(&child, "TERM");
-    assert_eq!(ends(child), (Some(143), String::new()));
+    assert_eq!(wait(child), (Some(143), String::new()));
     succeeds(hymba(["run", "-q", "-n", "2", "-c", "100000", "--session"]).arg(path("run")));
 
-    for (name, message) in [("speaking", "Tell me a story"), ("waiting", "")] {
+    for (name, message) in [("replying", "Tell me a story"), ("waiting", "")] {
         let args = if message.is_empty() { ["-n", "2"] } else { ["-n", "-1"] };
         let mut child = piped(hymba(["chat", "-q", "-c", "100000", "--save-on-exit"]).arg(path(name)).args(args));
         let mut input = child.stdin.take().unwrap();
@@ -433,7 +441,7 @@ fn sigterm_saves_texts_and_conversations() {
             thread::sleep(Duration::from_millis(100));
         }
         signal(&child, "TERM");
-        assert_eq!(ends(child), (Some(143), String::new()), "{name}");
+        assert_eq!(wait(child), (Some(143), String::new()), "{name}");
         drop(input);
         let mut back =
             piped(hymba(["chat", "-q", "--commands", "-n", "1", "-c", "100000", "--resume"]).arg(path(name)));
@@ -441,30 +449,30 @@ fn sigterm_saves_texts_and_conversations() {
         let Output { status, stdout, .. } = back.wait_with_output().unwrap();
         assert!(status.success() && text(&stdout).contains("turn"), "{name}: {}", text(&stdout));
     }
-    assert_eq!(names(dir.path()), ["run", "speaking", "waiting"]);
+    assert_eq!(names(dir.path()), ["replying", "run", "waiting"]);
 }
 
-/// The exit code tells which signal it was; one that is ignored at the start, as nohup and background jobs have it, stays so.
+/// The exit code is 128 plus the signal; a signal ignored at the start, as under nohup, stays ignored.
 #[test]
 fn exit_codes_name_the_signal_and_ignored_signals_stay_ignored() {
     let endless = || hymba(["run", "Once upon a time", "-q", "--no-stdin", "--ignore-eos", "-c", "100000"]);
     for (name, code) in [("INT", 130), ("TERM", 143), ("HUP", 129)] {
         let mut child = piped(&mut endless());
-        begins(&mut child);
+        wait_for_output(&mut child);
         signal(&child, name);
-        assert_eq!(ends(child), (Some(code), String::new()), "{name}");
+        assert_eq!(wait(child), (Some(code), String::new()), "{name}");
 
         let mut child = piped(&mut limited(&format!("trap '' {name}"), &endless()));
-        begins(&mut child);
+        wait_for_output(&mut child);
         signal(&child, name);
         signal(&child, name);
         child.stdout.as_mut().unwrap().read_exact(&mut [0; 300]).unwrap();
         signal(&child, if name == "TERM" { "INT" } else { "TERM" });
-        assert_eq!(ends(child).0, Some(if name == "TERM" { 130 } else { 143 }), "{name} was ignored");
+        assert_eq!(wait(child).0, Some(if name == "TERM" { 130 } else { 143 }), "{name} was ignored");
     }
 }
 
-/// A pipe with a name and nobody at its other end: no file, where any place of it is read, and else a wait that a signal ends.
+/// A named pipe without a writer is refused as a file with random access; otherwise it is read, and a signal ends the wait.
 #[test]
 fn named_pipes_are_refused_or_interruptible() {
     let dir = tempfile::tempdir().unwrap();
@@ -472,7 +480,7 @@ fn named_pipes_are_refused_or_interruptible() {
     let (pipe, folder, out) = (dir.path().join("pipe"), dir.path().join("folder"), dir.path().join("out"));
     fifo(&pipe);
     let (pipe, model, out) = (pipe.to_str().unwrap(), demo(), out.to_str().unwrap());
-    let no_file = "is a pipe, not a regular file";
+    let not_regular = "is a pipe, not a regular file";
     for command in [
         &["run", "-q", "Once", "-m", pipe][..],
         &["run", "-q", "Once", "--session-ro", "--session", pipe],
@@ -482,7 +490,7 @@ fn named_pipes_are_refused_or_interruptible() {
         &["quantize", &model, out, "--calibration", pipe],
         &["eval", "logits", "--ids", "1", "-o", out, "-m", pipe],
     ] {
-        fails(&mut hymba(command), 1, &["pipe", no_file]);
+        fails(&mut hymba(command), 1, &["pipe", not_regular]);
     }
     fails(&mut hymba(["inspect", "/dev/zero"]), 1, &["/dev/zero: is a device, not a regular file"]);
     for name in ["config.json", "model.safetensors"] {
@@ -493,7 +501,7 @@ fn named_pipes_are_refused_or_interruptible() {
         }
         fs::remove_file(folder.join(name)).unwrap();
         fifo(&folder.join(name));
-        fails(&mut hymba(["quantize", folder.to_str().unwrap(), out]), 1, &[name, no_file]);
+        fails(&mut hymba(["quantize", folder.to_str().unwrap(), out]), 1, &[name, not_regular]);
     }
     for command in [
         &["run", "-q", "-f", pipe][..],
@@ -507,7 +515,7 @@ fn named_pipes_are_refused_or_interruptible() {
         thread::sleep(Duration::from_millis(unless_emulated(700, 5000)));
         signal(&child, "TERM");
         let start = Instant::now();
-        assert_eq!(ends(child), (Some(143), String::new()), "{command:?}");
+        assert_eq!(wait(child), (Some(143), String::new()), "{command:?}");
         assert!(start.elapsed() < Duration::from_secs(unless_emulated(1, 10)), "{command:?}: {:?}", start.elapsed());
     }
     let child = piped(hymba(["run", "-q", "--temp", "0", "-n", "2", "-f", pipe]).stdin(Stdio::null()));
@@ -515,13 +523,13 @@ fn named_pipes_are_refused_or_interruptible() {
     assert!(text(&child.wait_with_output().unwrap().stdout).starts_with("Once upon a time"));
 }
 
-/// Two processes that save one session at once: at any time the file is one of the two, whole.
+/// While two processes save the same session, the file is always one of the two, complete.
 #[test]
 fn concurrent_saves_never_mix() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("talk");
     let name = file.to_str().unwrap();
-    let talk = |message: &str, times: usize| {
+    let chat = |message: &str, times: usize| {
         let mut child =
             piped(hymba(["chat", "-q", "--commands", "-n", "3", "--seed", "1", "-t", "1"]).args(["-c", "300"]));
         let saves = format!("/save {name}\n").repeat(times);
@@ -529,16 +537,16 @@ fn concurrent_saves_never_mix() {
         child
     };
     let saved = |message| {
-        assert!(talk(message, 1).wait_with_output().unwrap().status.success());
+        assert!(chat(message, 1).wait_with_output().unwrap().status.success());
         fs::read(&file).unwrap()
     };
     let (a, b) = (saved("Hello"), saved("Tell me a story about a fox."));
     assert_ne!(a, b);
-    let mut children = ["Hello", "Tell me a story about a fox."].map(|message| talk(message, 60));
+    let mut children = ["Hello", "Tell me a story about a fox."].map(|message| chat(message, 60));
     let mut seen = [0; 2];
     while children.iter_mut().any(|child| child.try_wait().unwrap().is_none()) {
         let now = fs::read(&file).unwrap();
-        assert!(now == a || now == b, "{} bytes that nobody wrote", now.len());
+        assert!(now == a || now == b, "{} bytes, which is neither session", now.len());
         seen[usize::from(now == b)] += 1;
     }
     for child in children {

@@ -1,4 +1,4 @@
-//! What the fuzzers in `fuzz/` do, done once with every input that they found worth keeping: no crash, no hang.
+//! Runs the fuzz targets in `fuzz/` once with their seeds and every input of their corpora: no crash, no hang.
 #![cfg(feature = "serve")]
 
 use std::{fs::File, io::Read, path::Path, time::Instant};

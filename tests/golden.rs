@@ -1,4 +1,4 @@
-//! The forward pass against what the official code answers for random checkpoints (`golden/README.md`): every case in
+//! The forward pass against the results of the official code for random checkpoints (`golden/README.md`): every case in
 //! `tests/golden`, and in the folder that `HYMBA_GOLDEN_EXTRA` names.
 
 #[path = "common/golden.rs"]
@@ -74,7 +74,7 @@ fn logits_do_not_depend_on_threads_chunks_or_the_stored_meta_state() {
                 for id in &ids[..ids.len().min(5)] {
                     logits.extend_from_slice(session.decode(*id).unwrap());
                 }
-                // the same session, cleared, reads the same again
+                // the cleared session gives the same logits again
                 session.clear().unwrap();
                 assert_eq!(case.prefill(&mut session, ids), logits[..ids.len() * vocab]);
                 let first = first.get_or_insert_with(|| logits.clone());

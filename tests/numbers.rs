@@ -1,4 +1,4 @@
-//! Numbers that are none, or too large for where they are kept: told with the layer, or got along with; never text.
+//! Values that are not finite are reported with their layer; values too large for the cache type switch the cache to F32.
 
 mod common;
 
@@ -54,9 +54,9 @@ fn non_finite_values_are_reported_with_their_layer() {
             let Some(layer) = tensor.name.strip_prefix("blk.").and_then(|rest| rest.split('.').next()) else {
                 continue;
             };
-            // the key norm of a layer that takes another's keys is not used
-            let source = |l: &str| config.kv_source[l.parse::<usize>().unwrap()].to_string() != l;
-            if tensor.name.contains("k_norm") && source(layer) {
+            // the key norm of a layer that shares another layer's keys is not used
+            let shares_kv = |l: &str| config.kv_source[l.parse::<usize>().unwrap()].to_string() != l;
+            if tensor.name.contains("k_norm") && shares_kv(layer) {
                 continue;
             }
             let mut bytes = tensor.data.to_vec();
@@ -68,23 +68,23 @@ fn non_finite_values_are_reported_with_their_layer() {
             bad.tensors[i].data = Blob::from_vec(bytes);
             let file = folder.path().join("bad.gguf");
             write_with_metadata(&bad, good.metadata.clone(), &file);
-            // a vector is looked at when the file is opened
-            let told = Model::open(&file).and_then(|model| {
+            // vectors are checked when the file is opened
+            let result = Model::open(&file).and_then(|model| {
                 Session::new(&model, &options(CacheType::F16))?
                     .prefill(&[3, 1, 4, 1, 5], &NO_CANCEL)
                     .map(<[f32]>::to_vec)
             });
             let what = format!("{case}, {dtype}, {}", tensor.name);
-            let said = told.map(|_| ()).expect_err(&what).to_string();
-            assert!(said.contains("bad.gguf"), "{what}: {said}");
+            let error = result.map(|_| ()).expect_err(&what).to_string();
+            assert!(error.contains("bad.gguf"), "{what}: {error}");
             let layer = format!("layer {layer} produced values that are not finite");
-            assert!(said.contains(&layer) || said.contains(&tensor.name), "{what}: {said}");
+            assert!(error.contains(&layer) || error.contains(&tensor.name), "{what}: {error}");
         }
     }
 }
 
-/// Returns the model with values (of attention) 2^20 times as large, which the norm after it takes back.
-fn loud(case: &str, folder: &Path) -> PathBuf {
+/// Returns a model whose attention values are 2^20 times as large, which the norm after attention normalizes again.
+fn with_large_values(case: &str, folder: &Path) -> PathBuf {
     let mut gguf = Gguf::open(&converted(case, DType::F32, false, folder)).unwrap();
     let model = Model::open(folder.join("model.gguf")).unwrap();
     let config = model.config();
@@ -99,29 +99,29 @@ fn loud(case: &str, folder: &Path) -> PathBuf {
         }
         tensor.data = Blob::from_vec(bytes);
     }
-    let (file, mut metadata) = (folder.join("loud.gguf"), gguf.metadata.clone());
+    let (file, mut metadata) = (folder.join("large.gguf"), gguf.metadata.clone());
     metadata.remove(META);
     write_with_metadata(&gguf, metadata, &file);
     file
 }
 
-/// What an F16 cache can't hold, an F32 cache does, by itself: at the meta tokens, or when the text says it.
+/// Values beyond F16 switch the cache to F32 automatically, at the meta tokens or during the text.
 #[test]
 fn values_beyond_f16_switch_the_cache_to_f32() {
     let folder = tempfile::tempdir().unwrap();
     for (case, meta_tokens) in [("tiny-a", true), ("tiny-c", false)] {
-        let model = Model::open(loud(case, folder.path())).unwrap();
-        let read = |cache| {
+        let model = Model::open(with_large_values(case, folder.path())).unwrap();
+        let run = |cache| {
             let mut timeline = Timeline::new(Session::new(&model, &options(cache)).unwrap(), 1 << 20);
             let mut logits = timeline.prefill(&[3, 1, 4, 1, 5, 9, 2, 6], &NO_CANCEL).unwrap().to_vec();
             logits.extend_from_slice(timeline.decode(5).unwrap());
-            let told = timeline.fallback_reason().map(ToString::to_string);
-            (logits, told, timeline.session().fallback().is_some(), timeline.session().cache_type())
+            let reason = timeline.fallback_reason().map(ToString::to_string);
+            (logits, reason, timeline.session().fallback().is_some(), timeline.session().cache_type())
         };
-        let (want, ..) = read(CacheType::F32);
-        let (got, told, fallback, kind) = read(CacheType::F16);
+        let (want, ..) = run(CacheType::F32);
+        let (got, reason, fallback, kind) = run(CacheType::F16);
         assert!(got == want, "{case}");
-        assert!(fallback && kind == CacheType::F32 && told.is_some() != meta_tokens, "{case}: {told:?}");
+        assert!(fallback && kind == CacheType::F32 && reason.is_some() != meta_tokens, "{case}: {reason:?}");
         if !meta_tokens {
             let mut session = Session::new(&model, &options(CacheType::F16)).unwrap();
             let refused = session.prefill(&[3, 1], &NO_CANCEL);
@@ -130,7 +130,7 @@ fn values_beyond_f16_switch_the_cache_to_f32() {
     }
 }
 
-/// The same of the demo, by the commands.
+/// The same for the demo and the commands.
 #[test]
 fn commands_switch_the_cache_for_large_values() {
     let folder = tempfile::tempdir().unwrap();
@@ -158,13 +158,13 @@ fn commands_switch_the_cache_for_large_values() {
         assert!(done.status.success(), "{}", text(&done.stderr));
         (text(&done.stdout), text(&done.stderr).contains("switched the KV cache to f32: layer 0"))
     };
-    let (plain, told) = story("plain.gguf", &[]);
-    assert!(!told);
+    let (plain, is_switched) = story("plain.gguf", &[]);
+    assert!(!is_switched);
     for model in ["bare.gguf", "stored.gguf"] {
         assert_eq!(story(model, &[]), (plain.clone(), true), "{model}");
         assert_eq!(story(model, &["--cache-type", "f32"]), (plain.clone(), false), "{model}");
     }
-    // a text that was kept says which cache it needs
+    // a saved text names the cache type that it needs
     let session = path("session");
     let mut run = hymba(["run", "-q", "-n", "2", "Once", "--session"]);
     succeeds(run.arg(&session).arg("-m").arg(path("bare.gguf")));

@@ -10,7 +10,7 @@ use hymba::{
 #[test]
 fn the_published_template_gives_the_published_ids() {
     let Some(folder) = env::var_os("HYMBA_OFFICIAL").map(PathBuf::from) else {
-        eprintln!("SKIPPED: HYMBA_OFFICIAL names no folder");
+        eprintln!("SKIPPED: HYMBA_OFFICIAL is not set");
         return;
     };
     let read = |name: &str| fs::read_to_string(folder.join(name)).unwrap();

@@ -1,5 +1,4 @@
-//! Settings from the environment and the configuration file, and what is generated from the flags: completions and manual
-//! pages.
+//! Settings from the environment and the configuration file; completions and manual pages.
 
 mod common;
 
@@ -26,7 +25,7 @@ fn flags_override_variables_and_variables_override_the_file() {
     ] {
         assert!(shown.lines().any(|shown| shown == line), "{line} is missing in {shown}");
     }
-    // At a temperature of 0 the seed does not matter, and the flag brings it back.
+    // At a temperature of 0 the seed has no effect; --temp overrides it.
     let texts = |flags: &[&str]| {
         ["1", "2"].map(|seed| {
             let mut command = hymba(["run", "-n", "12", "-q", "--seed", seed, "Once upon a time"]);
@@ -63,11 +62,11 @@ fn invalid_settings_are_reported_with_their_source() {
     fails(run().env("HYMBA_CONFIG", with("a line\n")), 2, &["config.toml", "line 1"]);
     fails(run().env("HYMBA_CONFIG", with("temp = [1]\n")), 2, &["config.toml", "`temp`", "number"]);
     fails(run().env("HYMBA_CONFIG", with("force = true\n")), 2, &["config.toml", "unknown setting `force`"]);
-    fails(run().env("HYMBA_CONFIG", with("context = \"much\"\n")), 2, &["config.toml", "'much'", "--context"]);
+    fails(run().env("HYMBA_CONFIG", with("context = \"large\"\n")), 2, &["config.toml", "'large'", "--context"]);
     fails(run().env("HYMBA_THREADS", "none"), 2, &["HYMBA_THREADS", "'none'", "--threads"]);
     fails(run().env("HYMBA_CONFIG", dir.path()), 2, &["is not a regular file"]);
-    // One that a flag overrides is not looked at, and help is always there.
-    succeeds(run().args(["-c", "64"]).env("HYMBA_CONTEXT", "much"));
+    // A setting that a flag overrides is not checked, and help always works.
+    succeeds(run().args(["-c", "64"]).env("HYMBA_CONTEXT", "large"));
     succeeds(hymba(["run", "--help"]).env("HYMBA_CONFIG", with("a line\n")));
     let help = succeeds(&mut hymba(["run", "--help"]));
     assert!(help.contains("[env: HYMBA_TOP_K]") && !help.contains("HYMBA_SEED"), "{help}");

@@ -1,4 +1,4 @@
-//! Chat templates give what `transformers` gives: `scripts/check-templates` writes down what that is.
+//! Chat templates render as in `transformers`, whose output `scripts/check-templates` records.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
@@ -24,7 +24,7 @@ struct Expected {
 #[serde(untagged)]
 enum Answer {
     Text(String),
-    /// The message, where the template raised it.
+    /// The message, if the template raised it.
     Failed {
         error: Option<String>,
     },
@@ -38,7 +38,7 @@ fn read<T: for<'de> Deserialize<'de>>(name: &str) -> T {
     serde_json::from_str(&fs::read_to_string(folder().join(name)).unwrap()).unwrap()
 }
 
-/// Returns what is wrong with a template's answer.
+/// Returns how a template's output differs from `expected`.
 fn difference(source: &str, variables: &Variables, expected: &Answer) -> Option<String> {
     let rendered = Template::new(source, "t", "<s>", "</s>").and_then(|template| template.render_with(variables));
     match (rendered, expected) {

@@ -1,4 +1,4 @@
-//! The first five minutes with the binary: what is typed, piped and named is taken or refused, never dropped.
+//! First use of the binary: input from arguments, files and pipes is used or refused, never ignored.
 
 mod common;
 
@@ -17,11 +17,11 @@ use common::{
 use hymba::format::gguf::Gguf;
 use serde_json::Value;
 
-/// Returns what the command prints when a pipe brings it `input`.
+/// Returns the output of the command with `input` as piped standard input.
 #[track_caller]
 fn piped(command: &mut Command, input: &str) -> Output {
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let _ = child.stdin.take().unwrap().write_all(input.as_bytes()); // a command need not read it
+    let _ = child.stdin.take().unwrap().write_all(input.as_bytes()); // the command may not read it
     child.wait_with_output().unwrap()
 }
 
@@ -29,7 +29,7 @@ fn json(text: &str) -> Value {
     serde_json::from_str(text).unwrap()
 }
 
-/// Returns the prompt that `run` takes from its arguments and `input`.
+/// Returns the prompt of `run` with these arguments and piped `input`.
 #[track_caller]
 fn prompt(args: &[&str], input: &str) -> String {
     let Output { status, stdout, stderr } = piped(&mut hymba([&["run", "--json", "-n", "1"], args].concat()), input);
@@ -55,7 +55,7 @@ fn prompt_and_stdin_are_joined() {
         assert_eq!(prompt(args, "a\nb\n"), expected, "{args:?}");
     }
     assert_eq!(prompt(&["Hello"], ""), "Hello", "a pipe may be empty");
-    // a file is a text too, a device is none
+    // a file is read as well, a device is not
     let output = hymba(["run", "--json", "-n", "1", "Hello"]).stdin(fs::File::open(file).unwrap()).output().unwrap();
     assert_eq!(json(&text(&output.stdout))["prompt"], "Hello\n\nFrom a file:");
     assert_eq!(json(&succeeds(&mut hymba(["run", "--json", "-n", "1", "Hello"])))["prompt"], "Hello");
@@ -99,15 +99,15 @@ fn the_summary_shows_a_32_bit_seed() {
         assert!(report["seed"].as_u64().unwrap() < 1 << 32);
     }
     let Output { stderr, .. } = hymba(["run", "-n", "3", "-s", "4711", "Hello"]).output().unwrap();
-    let told = text(&stderr);
-    let summary = told.lines().last().unwrap();
+    let stderr = text(&stderr);
+    let summary = stderr.lines().last().unwrap();
     let form = regex::Regex::new(
         r"^hymba: prompt \d+ tokens?, \d[\d.]* tok/s · generated 3 tokens, \d[\d.]* tok/s · cache \d+ MB · seed 4711$",
     );
     assert!(form.unwrap().is_match(summary), "{summary}");
     let Output { stderr, .. } = hymba(["run", "-n", "3", "--verbose", "Hello"]).output().unwrap();
-    let told = text(&stderr);
-    assert!(told.contains("loaded in ") && told.contains(" GB/s") && told.contains("stopped at limit"), "{told}");
+    let stderr = text(&stderr);
+    assert!(stderr.contains("loaded in ") && stderr.contains(" GB/s") && stderr.contains("stopped at limit"), "{stderr}");
 }
 
 #[test]
@@ -115,7 +115,7 @@ fn flags_without_effect_are_refused() {
     let (model, dir) = (golden("tiny-a"), tempfile::tempdir().unwrap());
     let out = dir.path().join("out.gguf").display().to_string();
     fails(hymba(["run", "-n", "1", "a"]).env("HYMBA_KERNELS", "foo"), 2, &["HYMBA_KERNELS=foo", "scalar"]);
-    for (line, says) in [
+    for (line, error) in [
         (&["quantize", &model, "-"][..], "name a file"),
         (&["quantize", &model, &out, "--damping", "0.1"], "--rounding gptq"),
         (&["quantize", &model, &out, "--column-order", "stored"], "--rounding gptq"),
@@ -133,15 +133,15 @@ fn flags_without_effect_are_refused() {
         (&["run", "a", "-t", "1000"], "a whole number from 1 to 512"),
         (&["quantize", &model, &out, "--type", "Q4_K_M"], "use q4"),
     ] {
-        fails(&mut hymba(line), 2, &[says]);
+        fails(&mut hymba(line), 2, &[error]);
     }
     fails(&mut hymba(["run", "a", "-m", "no/such.gguf"]), 1, &["no/such.gguf: No such file or directory"]);
     let Output { stderr, .. } = hymba(["run", "a", "-m", "no/such.gguf"]).output().unwrap();
     assert!(!text(&stderr).contains("os error"));
-    // what still works is warned about
-    let warned = |args: &[&str], says: &str| {
+    // settings that only make sense otherwise cause a warning
+    let warned = |args: &[&str], warning: &str| {
         let Output { status, stderr, .. } = hymba(args).output().unwrap();
-        assert!(status.success() && text(&stderr).contains(&format!("hymba: warning: {says}")), "{}", text(&stderr));
+        assert!(status.success() && text(&stderr).contains(&format!("hymba: warning: {warning}")), "{}", text(&stderr));
     };
     warned(
         &["run", "-n", "1", "-c", "2000", "a"],
@@ -157,7 +157,7 @@ fn flags_without_effect_are_refused() {
     fails(&mut hymba(["run", "-m", plain, "--chat", "a"]), 2, &["--chat: the model has no chat template"]);
 }
 
-/// A reply that would not end: every token is as likely as the next.
+/// A reply that does not end: all tokens are equally likely.
 const HOT: [&str; 12] =
     ["--temp", "1000", "--top-k", "0", "--top-p", "1", "--min-p", "0", "--repeat-penalty", "1", "--seed", "1"];
 
@@ -173,18 +173,18 @@ fn chat_replies_have_a_default_length_limit() {
         assert!(status.success(), "{}", text(&stderr));
         (json(text(&stdout).lines().last().unwrap()), text(&stderr))
     };
-    let (end, told) = chat(&[]);
+    let (end, stderr) = chat(&[]);
     assert_eq!((&end["generated_tokens"], &end["stop_reason"]), (&512.into(), &"limit".into()));
-    assert!(told.contains("cut off after 512 tokens; -n N changes that, -1 is no limit"), "{told}");
-    let (end, told) = chat(&["-n", "4"]);
-    assert!(end["generated_tokens"] == 4 && !told.contains("cut off"), "{told}");
+    assert!(stderr.contains("cut off after 512 tokens; -n N changes that, -1 is no limit"), "{stderr}");
+    let (end, stderr) = chat(&["-n", "4"]);
+    assert!(end["generated_tokens"] == 4 && !stderr.contains("cut off"), "{stderr}");
     let (end, _) = chat(&["-n", "-1"]);
     assert_eq!(end["stop_reason"], "context_full");
-    // a pipe gets all of a text
+    // `run` with piped output has no default limit
     let run = ["run", "--json", "--ignore-eos", "-c", "600", "Hello"];
     let whole = json(&succeeds(hymba(run).args(HOT)));
     assert!(whole["stop_reason"] == "context_full" && whole["generated_tokens"].as_u64() > Some(512));
-    // the model file may say how long replies are
+    // the model file may set the limit
     let dir = tempfile::tempdir().unwrap();
     let short = dir.path().join("short.gguf");
     let gguf = Gguf::open(Path::new(&demo_of_any_depth())).unwrap();
@@ -196,17 +196,18 @@ fn chat_replies_have_a_default_length_limit() {
 
 #[test]
 fn run_applies_the_chat_template() {
-    let asked = ["--seed", "3", "-n", "30", "What is the capital of France?"];
-    let ran = succeeds(&mut hymba([&["run", "-q", "--chat", "--no-display-prompt"], &asked[..]].concat()));
-    let chatted = succeeds(&mut hymba([&["chat", "-q", "-st"], &asked[..]].concat()));
-    assert_eq!(ran.trim_end(), chatted.trim_end());
+    let question = ["--seed", "3", "-n", "30", "What is the capital of France?"];
+    let from_run = succeeds(&mut hymba([&["run", "-q", "--chat", "--no-display-prompt"], &question[..]].concat()));
+    let from_chat = succeeds(&mut hymba([&["chat", "-q", "-st"], &question[..]].concat()));
+    assert_eq!(from_run.trim_end(), from_chat.trim_end());
     let brief = ["--system", "Be brief."];
-    let ran = succeeds(hymba([&["run", "-q", "--chat", "--no-display-prompt"], &asked[..]].concat()).args(brief));
-    let chatted = succeeds(hymba([&["chat", "-q", "-st"], &asked[..]].concat()).args(brief));
-    assert_eq!(ran.trim_end(), chatted.trim_end());
-    let told = |args: &[&str]| text(&hymba(args).output().unwrap().stderr).contains("apply it with --chat");
-    assert!(told(&["run", "-n", "1", "Hello"]) && !told(&["run", "-n", "1", "--chat", "Hello"]));
-    assert!(!told(&["run", "-q", "-n", "1", "Hello"]));
+    let from_run =
+        succeeds(hymba([&["run", "-q", "--chat", "--no-display-prompt"], &question[..]].concat()).args(brief));
+    let from_chat = succeeds(hymba([&["chat", "-q", "-st"], &question[..]].concat()).args(brief));
+    assert_eq!(from_run.trim_end(), from_chat.trim_end());
+    let has_note = |args: &[&str]| text(&hymba(args).output().unwrap().stderr).contains("apply it with --chat");
+    assert!(has_note(&["run", "-n", "1", "Hello"]) && !has_note(&["run", "-n", "1", "--chat", "Hello"]));
+    assert!(!has_note(&["run", "-q", "-n", "1", "Hello"]));
 }
 
 #[test]
@@ -230,15 +231,18 @@ fn history_and_set_context_work() {
     let lines =
         "Hello\nAnd then?\n/history 1\n/set context 2000\n/set overflow slide\n/show\n/regen\n/set context 3\n/bye\n";
     let Output { stdout, stderr, .. } = piped(&mut hymba(["chat", "-n", "3", "--seed", "1", "--commands"]), lines);
-    let (shown, told) = (text(&stdout), text(&stderr));
+    let (shown, stderr) = (text(&stdout), text(&stderr));
     assert!(shown.contains("> And then?\n") && !shown.contains("> Hello"), "{shown}");
     assert!(shown.contains(" of 2,000 tokens used; overflow slide"), "{shown}");
-    assert!(told.contains("training context of 1,024") && told.contains("/set context 3: the conversation"), "{told}");
-    // what was read is there in the larger context: the same reply as if it had been so all along
-    let said = |lines: &str, more: &[&str]| {
+    assert!(
+        stderr.contains("training context of 1,024") && stderr.contains("/set context 3: the conversation"),
+        "{stderr}"
+    );
+    // the processed tokens are kept: the reply is the same as with the larger context from the start
+    let replies = |lines: &str, more: &[&str]| {
         text(&piped(hymba(["chat", "-q", "-n", "8", "--seed", "1", "--commands"]).args(more), lines).stdout)
     };
-    assert_eq!(said("Hello\n/set context 2000\nAnd then?\n", &[]), said("Hello\nAnd then?\n", &["-c", "2000"]));
+    assert_eq!(replies("Hello\n/set context 2000\nAnd then?\n", &[]), replies("Hello\nAnd then?\n", &["-c", "2000"]));
 }
 
 #[test]
@@ -248,7 +252,7 @@ fn jsonl_prints_one_event_per_line() {
         assert!(status.success(), "{}", text(&stderr));
         text(&stdout).lines().map(json).collect()
     };
-    let said = |events: &[Value]| {
+    let generated = |events: &[Value]| {
         let pieces =
             events.iter().filter(|event| event["event"] == "text").map(|event| event["text"].as_str().unwrap());
         pieces.collect::<String>()
@@ -256,12 +260,12 @@ fn jsonl_prints_one_event_per_line() {
     let run = lines(&mut hymba(["run", "--jsonl", "-n", "6", "--seed", "2", "Once upon a time"]), "");
     let end = run.last().unwrap();
     assert!(run.iter().all(|event| event["version"] == 1));
-    assert_eq!((&end["event"], end["text"].as_str()), (&"end".into(), Some(&*said(&run))));
+    assert_eq!((&end["event"], end["text"].as_str()), (&"end".into(), Some(&*generated(&run))));
     assert_eq!(end["generated_tokens"], 6);
     let chat = lines(&mut hymba(["chat", "--jsonl", "-n", "4", "--seed", "2", "--commands"]), "Hello\n/show\nBye\n");
     let of = |event: &str| chat.iter().filter(|line| line["event"] == event).collect::<Vec<_>>();
     assert_eq!(of("start").iter().map(|event| &event["turn"]).collect::<Vec<_>>(), [1, 2]);
-    assert_eq!(of("end").iter().map(|event| event["text"].as_str().unwrap()).collect::<String>(), said(&chat));
+    assert_eq!(of("end").iter().map(|event| event["text"].as_str().unwrap()).collect::<String>(), generated(&chat));
     assert!(of("output")[0]["text"].as_str().unwrap().contains("settings"));
     for command in [&["run", "--json", "-n", "1", "a"][..], &["inspect", "--json"]] {
         assert_eq!(json(&succeeds(&mut hymba(command)))["version"], 1, "{command:?}");
@@ -295,20 +299,20 @@ fn quantize_names_the_model_and_suggests_the_next_command() {
         .unwrap();
     let out = dir.path().join("out.gguf");
     let quantize = |input: &Path, more: &[&str]| {
-        let told = succeeds(hymba(["quantize", "--force"]).arg(input).arg(&out).args(more));
-        (told, Gguf::open(&out).unwrap().metadata)
+        let output = succeeds(hymba(["quantize", "--force"]).arg(input).arg(&out).args(more));
+        (output, Gguf::open(&out).unwrap().metadata)
     };
     for input in [&snapshot, &repository, &repository.join("snapshots")] {
-        let (told, metadata) = quantize(input, &[]);
+        let (output, metadata) = quantize(input, &[]);
         assert_eq!(metadata.string("general.name"), Some("Hymba-1.5B-Base"));
         assert_eq!(metadata.string("general.organization"), Some("nvidia"));
         assert_eq!(metadata.string("general.license"), Some("some-license"));
-        let last: Vec<_> = told.lines().rev().take(2).collect();
-        assert!(last[1].contains("out.gguf: 0.") && last[1].contains(" MB, "), "{told}");
-        assert!(last[0].starts_with("try it: hymba run -m ") && last[0].contains("out.gguf"), "{told}");
+        let last: Vec<_> = output.lines().rev().take(2).collect();
+        assert!(last[1].contains("out.gguf: 0.") && last[1].contains(" MB, "), "{output}");
+        assert!(last[0].starts_with("try it: hymba run -m ") && last[0].contains("out.gguf"), "{output}");
     }
     assert_eq!(quantize(&repository, &["--name", "mine"]).1.string("general.name"), Some("mine"));
-    // without the cache: the card's name, the folder's, or a heading where the folder's name is a hash
+    // outside the cache: the name in the card, the folder's name, or a heading if the folder's name is a hash
     let plain = dir.path().join("a-folder");
     fs::rename(&snapshot, &plain).unwrap();
     assert_eq!(quantize(&plain, &[]).1.string("general.name"), Some("a-folder"));
