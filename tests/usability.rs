@@ -107,7 +107,10 @@ fn the_summary_shows_a_32_bit_seed() {
     assert!(form.unwrap().is_match(summary), "{summary}");
     let Output { stderr, .. } = hymba(["run", "-n", "3", "--verbose", "Hello"]).output().unwrap();
     let stderr = text(&stderr);
-    assert!(stderr.contains("loaded in ") && stderr.contains(" GB/s") && stderr.contains("stopped at limit"), "{stderr}");
+    assert!(
+        stderr.contains("loaded in ") && stderr.contains(" GB/s") && stderr.contains("stopped at limit"),
+        "{stderr}"
+    );
 }
 
 #[test]
