@@ -124,7 +124,7 @@ fn quantile(times: &mut [f64], share: f64) -> f64 {
 
 /// Follows `ids`, then random tokens up to `limit` in all; returns the milliseconds of each token.
 fn walk(constraint: &Constraint, ids: &[u32], limit: usize, random: &mut StdRng) -> Result<Vec<f64>> {
-    let (mut matching, mut times) = (constraint.begin(), Vec::new());
+    let (mut matching, mut times) = (constraint.matching(), Vec::new());
     while times.len() < limit {
         let start = Instant::now();
         let next = matching.next_tokens()?;

@@ -11,7 +11,7 @@ pub fn output_was_closed() -> bool {
 }
 
 #[cfg(unix)]
-extern "C" fn look() {
+extern "C" fn check_stdout() {
     // SAFETY: the call accepts any descriptor number and changes nothing.
     CLOSED.store(unsafe { libc::fcntl(libc::STDOUT_FILENO, libc::F_GETFD) } == -1, Ordering::Relaxed);
 }
@@ -23,4 +23,4 @@ extern "C" fn look() {
 #[used]
 #[cfg_attr(target_vendor = "apple", unsafe(link_section = "__DATA,__mod_init_func"))]
 #[cfg_attr(not(target_vendor = "apple"), unsafe(link_section = ".init_array"))]
-static BEFORE_MAIN: extern "C" fn() = look;
+static BEFORE_MAIN: extern "C" fn() = check_stdout;

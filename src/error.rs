@@ -10,7 +10,7 @@ use std::{
 /// A result whose error is [`enum@Error`].
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Everything the library reports. A `file` is the file's name as the user gave it; types go by their names.
+/// All errors of the library. `file` is the file's name as the user gave it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 #[allow(missing_docs, reason = "a variant's message names its fields")]
@@ -19,37 +19,37 @@ pub enum Error {
     #[error("{doing} {}: {source}", .path.display())]
     Io { doing: &'static str, path: PathBuf, source: io::Error },
     /// A file is invalid.
-    #[error("{file}: {what}")]
-    Format { file: String, what: String },
+    #[error("{file}: {problem}")]
+    Format { file: String, problem: String },
     /// An output file already exists and must not be replaced.
     #[error("{}: already exists", .0.display())]
     Exists(PathBuf),
     /// An output file already exists and is of another kind.
-    #[error("{}: {holds}, and was not replaced", .path.display())]
+    #[error("{}: {contents}, and was not replaced", .path.display())]
     NotReplaced {
         /// The file.
         path: PathBuf,
         /// Its contents.
-        holds: Holds,
+        contents: FileContents,
     },
     /// A model path is another kind of file, or a folder.
-    #[error("{file}: {what}")]
-    NotGguf { file: String, what: &'static str },
+    #[error("{file}: {problem}")]
+    NotGguf { file: String, problem: &'static str },
     /// A GGUF file lacks part of its model, or has it in an unsupported form; converting the model again helps.
-    #[error("{file}: {what}")]
-    Model { file: String, what: String },
+    #[error("{file}: {problem}")]
+    Model { file: String, problem: String },
     /// A model file has no tokenizer: only token ids can be used.
     #[error("{0}: has no tokenizer")]
     NoTokenizer(String),
     /// A chat template does not parse, or fails on these messages; its lines count from 1.
-    #[error("{origin}: is not a usable chat template{}: {what}", line_number(.line))]
-    Template { origin: String, line: Option<usize>, what: String },
+    #[error("{origin}: is not a usable chat template{}: {problem}", line_number(.line))]
+    Template { origin: String, line: Option<usize>, problem: String },
     /// A session file does not fit this session.
     #[error("{file}: {why}")]
     SessionMismatch { file: String, why: Mismatch },
     /// A calibration file does not fit this model.
-    #[error("{file}: {what}")]
-    Calibration { file: String, what: String },
+    #[error("{file}: {problem}")]
+    Calibration { file: String, problem: String },
     /// A type override matches no tensor.
     #[error("`{pattern}={dtype}` matches no tensor whose type can be changed")]
     NoSuchTensor { pattern: String, dtype: &'static str },
@@ -66,12 +66,12 @@ pub enum Error {
         .needed + 1 + .free - .context
     )]
     ConversationFull { needed: usize, free: usize, context: usize },
-    /// A token id outside the vocabulary.
+    /// A token id is outside of the vocabulary.
     #[error("token id {id} is out of range: the vocabulary has ids 0 to {}", .vocab.saturating_sub(1))]
     TokenOutOfRange { id: u32, vocab: usize },
     /// There are no turns to undo or regenerate.
     #[error("no messages yet")]
-    NothingSaid,
+    NoTurns,
     /// A new branch has the name of an existing one.
     #[error("branch `{0}` already exists")]
     BranchExists(String),
@@ -90,7 +90,7 @@ pub enum Error {
     /// Keys or values exceed the range of the KV cache's type.
     #[error("layer {layer} produces keys or values that are too large for a KV cache of type {cache}")]
     CacheRange { layer: usize, cache: &'static str },
-    /// Non-finite activations; the operation that produced them.
+    /// An operation, named here, produced activations that are not finite.
     #[error(
         "{0} produced values that are not finite: the weights are damaged or too sensitive for their quantization type; convert the model again"
     )]
@@ -108,10 +108,10 @@ pub enum Error {
     /// The GPU failed while working; its state is lost.
     #[error("the GPU failed: {0}")]
     Gpu(String),
-    /// What a text should match can't be enforced; `place` is where in it, as a JSON pointer or a line.
-    #[error("{}{what}", .place.as_ref().map(|place| format!("at {place}: ")).unwrap_or_default())]
-    Constraint { place: Option<String>, what: String },
-    /// As much as possible of this kind is being done already: a complete sentence. Later there may be room.
+    /// A constraint cannot be enforced; `location` is the part that causes it: a JSON pointer or a line.
+    #[error("{}{problem}", .location.as_ref().map(|location| format!("at {location}: ")).unwrap_or_default())]
+    Constraint { location: Option<String>, problem: String },
+    /// Too many operations of this kind are in progress; a retry may succeed: a complete sentence.
     #[error("{0}")]
     Busy(&'static str),
     /// The operation was cancelled.
@@ -125,7 +125,7 @@ pub enum Error {
 
 /// The contents of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Holds {
+pub enum FileContents {
     /// A saved conversation.
     #[error("contains a conversation")]
     Conversation,
@@ -172,13 +172,13 @@ pub enum Mismatch {
 
 impl Error {
     /// Returns the error that a file is invalid.
-    pub fn format(file: impl Into<String>, what: impl Into<String>) -> Self {
-        Self::Format { file: file.into(), what: what.into() }
+    pub fn format(file: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self::Format { file: file.into(), problem: problem.into() }
     }
 
     /// Returns the error that a model file should be converted again.
-    pub fn model(file: impl Into<String>, what: impl Into<String>) -> Self {
-        Self::Model { file: file.into(), what: what.into() }
+    pub fn model(file: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self::Model { file: file.into(), problem: problem.into() }
     }
 
     /// Returns the error of a failed system call on `path`.
@@ -218,11 +218,11 @@ mod tests {
 
     #[test]
     fn small_sizes_are_not_rounded_to_zero() {
-        let said = |wanted, available| Error::OutOfMemory { wanted, available }.to_string();
+        let message = |wanted, available| Error::OutOfMemory { wanted, available }.to_string();
         assert_eq!(
-            said(2_500_000_000, Some(1_000)),
+            message(2_500_000_000, Some(1_000)),
             "not enough memory for the KV cache: 2.5 GB needed, 1000 bytes available"
         );
-        assert_eq!(said(3_000_000, None), "not enough memory for the KV cache and activations: 3.0 MB needed");
+        assert_eq!(message(3_000_000, None), "not enough memory for the KV cache and activations: 3.0 MB needed");
     }
 }

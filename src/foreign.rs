@@ -35,8 +35,8 @@ pub fn call<T>(work: impl FnOnce() -> T) -> Result<T, String> {
 
 /// Returns the message of a panic as one line.
 pub fn message(payload: &(dyn Any + Send)) -> String {
-    let said = payload.downcast_ref::<String>().map(String::as_str).or(payload.downcast_ref::<&str>().copied());
-    said.unwrap_or("a panic").split_whitespace().collect::<Vec<_>>().join(" ")
+    let message = payload.downcast_ref::<String>().map(String::as_str).or(payload.downcast_ref::<&str>().copied());
+    message.unwrap_or("a panic").split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]
@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_panic_becomes_its_message() {
+    fn panics_become_their_message() {
         assert_eq!(call(|| 5), Ok(5));
         assert_eq!(call(|| "a"[9..].len()).unwrap_err().lines().count(), 1);
         assert_eq!(call(|| -> u8 { panic!("two\n {}", "lines") }), Err("two lines".into()));

@@ -84,7 +84,7 @@ pub use engine::{
     speculate::{Speculate, Speculator},
     timeline::Watch,
 };
-pub use error::{Error, Holds, Mismatch, Result};
+pub use error::{Error, FileContents, Mismatch, Result};
 pub use eval::{Estimate, Perplexity, perplexity};
 pub use format::CacheType;
 pub use sample::{Sampler, SamplingParams};

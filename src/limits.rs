@@ -53,9 +53,9 @@ pub const TEMPLATE_NESTING: usize = 200;
 pub const TEMPLATE_CALL_DEPTH: usize = 1000;
 /// Nesting depth of lists and dicts.
 pub const TEMPLATE_VALUE_DEPTH: usize = 128;
-/// Bytes of a JSON schema, a regular expression or a grammar that texts are held against.
+/// Bytes of a JSON schema, a regular expression or a grammar that constrains texts.
 pub const CONSTRAINT: usize = 256_000;
-/// How deep brackets of a regular expression or a grammar may be in each other.
+/// Nesting depth of brackets in a regular expression or a grammar.
 pub const CONSTRAINT_DEPTH: usize = 64;
 /// Stop strings.
 pub const STOPS: usize = 64;
@@ -74,21 +74,21 @@ pub const TOOL_RESULT: usize = MB;
 /// Bytes of a session file's header: ids and texts of the conversation, which take a few times as much in memory.
 pub const SESSION_HEADER: usize = 128 * MB;
 
-/// Fails if `text` is longer than a prompt may be; `what` is the subject of the message.
-pub fn check_prompt(text: &str, what: &str) -> Result<()> {
-    check_length(text.len(), what)
+/// Fails if `text` is longer than a prompt may be; `label` is the subject of the message.
+pub fn check_prompt(text: &str, label: &str) -> Result<()> {
+    check_length(text.len(), label)
 }
 
 /// Fails if a text of `bytes` bytes is longer than a prompt may be.
-pub fn check_length(bytes: usize, what: &str) -> Result<()> {
+pub fn check_length(bytes: usize, label: &str) -> Result<()> {
     if bytes <= PROMPT {
         return Ok(());
     }
     let limit = PROMPT / MB;
-    Err(Error::Request(format!("{what} has {bytes} bytes; the limit is {limit} MB; use a part of it")))
+    Err(Error::Request(format!("{label} has {bytes} bytes; the limit is {limit} MB; use a part of it")))
 }
 
-/// An error if `text` is longer than the result of a tool may be.
+/// Fails if `text` is longer than the result of a tool may be.
 pub fn check_result(text: &str) -> Result<()> {
     if text.len() <= TOOL_RESULT {
         return Ok(());
@@ -101,7 +101,7 @@ pub fn check_result(text: &str) -> Result<()> {
 mod tests {
     use super::*;
 
-    /// Rows of the table are `| what | number | ...`.
+    /// Rows of the table are `| label | number | ...`.
     #[test]
     fn the_table_in_the_docs_has_these_numbers() {
         let section = include_str!("../docs/trust.md").split("## Limits").nth(1).unwrap();
@@ -141,13 +141,13 @@ mod tests {
             ("tool's result", "1 MB", TOOL_RESULT),
             ("header of a session file", "128 MB", SESSION_HEADER),
         ];
-        for (what, number, value) in all {
-            let row = table.lines().find(|line| line.starts_with(&format!("| {what} | ")));
-            let row = row.unwrap_or_else(|| panic!("docs/trust.md says nothing of: {what}"));
+        for (label, number, value) in all {
+            let row = table.lines().find(|line| line.starts_with(&format!("| {label} | ")));
+            let row = row.unwrap_or_else(|| panic!("docs/trust.md says nothing of: {label}"));
             assert_eq!(row.split(" | ").nth(1), Some(number), "{row}");
             let digits: String = number.chars().filter(char::is_ascii_digit).collect();
             let unit = if number.ends_with("MB") { MB } else { 1 };
-            assert_eq!(digits.parse::<usize>().unwrap() * unit, value, "{what}");
+            assert_eq!(digits.parse::<usize>().unwrap() * unit, value, "{label}");
         }
         let rows = table.lines().filter(|line| line.starts_with("| "));
         assert_eq!(rows.count(), all.len() + 1, "the table has rows that are not checked here");

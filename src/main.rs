@@ -1,7 +1,7 @@
 //! The `hymba` command: parse, dispatch, exit code.
 //!
-//! 0: done, or the reader of the output went away · 1: it failed · 2: wrong usage · 3: a text was cut before it matched
-//! what it has to · 128 + n: signal n asked it to stop.
+//! Exit codes: 0: success, or the reader of the output closed the pipe · 1: failure · 2: usage error · 3: the output
+//! was cut before it matched its constraint · 128 + n: stopped by signal n.
 
 mod cli;
 mod closed;
@@ -15,7 +15,7 @@ use std::{
 };
 
 use cli::{
-    hints::Place,
+    hints::Interface,
     signals, terminal,
     usage::{Incomplete, Reported, Usage},
 };
@@ -58,6 +58,6 @@ fn exit_code(error: &anyhow::Error) -> ExitCode {
     if error.is::<Reported>() {
         return ExitCode::FAILURE;
     }
-    terminal::error(&terminal::one_line(error, Place::CommandLine));
+    terminal::error(&terminal::one_line(error, Interface::CommandLine));
     ExitCode::from(if error.is::<Usage>() { 2 } else { 1 })
 }

@@ -9,7 +9,7 @@ pub fn available_memory() -> Option<u64> {
     let line = machine.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let machine = line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1024)?;
     let container = number("/sys/fs/cgroup/memory.max")
-        .and_then(|most| Some(most.saturating_sub(number("/sys/fs/cgroup/memory.current")?)));
+        .and_then(|limit| Some(limit.saturating_sub(number("/sys/fs/cgroup/memory.current")?)));
     Some(container.map_or(machine, |container| container.min(machine)))
 }
 
@@ -23,7 +23,7 @@ pub fn peak_memory() -> Option<u64> {
 #[cfg(all(test, target_os = "linux"))]
 mod tests {
     #[test]
-    fn linux_reports_both() {
+    fn available_memory_is_known_on_linux() {
         assert!(super::available_memory().is_some_and(|bytes| bytes > 1 << 20));
     }
 }

@@ -44,12 +44,12 @@ pub fn pool(threads: Option<NonZeroUsize>) -> Option<ThreadPool> {
 }
 
 /// Runs `work` on a separate thread and returns its result; once `cancel` is set, it is abandoned.
-pub fn until<T: Send + 'static>(cancel: &AtomicBool, work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+pub fn cancellable<T: Send + 'static>(cancel: &AtomicBool, work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
     wait(thread::Builder::new(), cancel, None, work)?.ok_or(Error::Cancelled)
 }
 
-/// [`until`], with a stack of so many bytes; `None` where `work` takes longer than `patience`. That is CPU time where the
-/// system tells it (Linux), so that a busy machine makes no difference, but at most ten times as long by the clock.
+/// [`cancellable`] with a stack of `stack` bytes; `None` if `work` takes longer than `patience`. On Linux `patience` is
+/// CPU time, so that a busy machine makes no difference; the elapsed time is limited to ten times as much.
 pub fn bounded<T: Send + 'static>(
     cancel: &AtomicBool,
     stack: usize,
@@ -89,10 +89,10 @@ fn wait<T: Send + 'static>(
     }
 }
 
-/// Returns how long the thread whose folder in /proc is `task` has been on a CPU.
+/// Returns the CPU time of the thread whose folder in /proc is `task`.
 fn cpu_time(task: &Path) -> Option<Duration> {
     let text = fs::read_to_string(task.join("stat")).ok()?;
-    // After the name in brackets; the 14th and 15th are hundredths of a second in user and in system mode.
+    // The name in brackets may contain spaces. Fields 14 and 15 are hundredths of a second in user and system mode.
     let mut fields = text.rsplit_once(')')?.1.split_ascii_whitespace().skip(11);
     let ticks: u64 = fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?;
     Some(Duration::from_millis(ticks * 10))
@@ -120,10 +120,10 @@ mod tests {
 
     #[test]
     fn cancelling_ends_the_wait() {
-        assert_eq!(until(&AtomicBool::new(false), || 5).unwrap(), 5);
+        assert_eq!(cancellable(&AtomicBool::new(false), || 5).unwrap(), 5);
         let (_end, ends) = mpsc::channel::<()>();
         let never = move || ends.recv().is_ok();
-        assert!(matches!(until(&AtomicBool::new(true), never), Err(Error::Cancelled)));
+        assert!(matches!(cancellable(&AtomicBool::new(true), never), Err(Error::Cancelled)));
         let (_end, ends) = mpsc::channel::<()>();
         let never = move || ends.recv().is_ok();
         assert!(bounded(&AtomicBool::new(false), 1 << 20, Duration::from_millis(1), never).unwrap().is_none());

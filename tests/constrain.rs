@@ -145,10 +145,10 @@ fn a_constrained_text_resumes_after_a_cut() {
     let demo = Demo::new();
     let constraint = demo.constraint(&schema(&json!({"const": ["one", "two", "three"]})));
     let whole = demo.generate(&mut sampler(0.0, 0), Request { constraint: Some(&constraint), ..Request::default() });
-    let (begun, rest) = whole.ids.split_at(4);
-    let request = Request { constraint: Some(&constraint), begun, ..Request::default() };
+    let (generated, rest) = whole.ids.split_at(4);
+    let request = Request { constraint: Some(&constraint), generated, ..Request::default() };
     assert_eq!(demo.generate(&mut sampler(0.0, 0), request).ids, rest);
-    let other = Request { constraint: Some(&constraint), begun: &rest[1..], ..Request::default() };
+    let other = Request { constraint: Some(&constraint), generated: &rest[1..], ..Request::default() };
     let mut session = Session::new(&demo.model, &SessionOptions::default()).unwrap();
     let prompt = demo.tokenizer.encode("a", true).unwrap();
     let request = Request { prompt: &prompt, ..other };
@@ -196,7 +196,7 @@ fn unenforceable_keywords_are_refused_with_their_path() {
 
 /// Returns a matching text: always the first allowed token that does not end it.
 fn any_match(demo: &Demo, constraint: &Constraint) -> String {
-    let (mut matching, mut bytes) = (constraint.begin(), Vec::new());
+    let (mut matching, mut bytes) = (constraint.matching(), Vec::new());
     for _ in 0..4000 {
         let id = match matching.next_tokens().unwrap() {
             Next::End => break,

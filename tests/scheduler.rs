@@ -23,7 +23,7 @@ use hymba::{
     Vocabulary,
     engine::{
         Model, Session, SessionOptions,
-        scheduler::{Cached, Event, Events, Job, Logprobs, Refused, Scheduler, SchedulerOptions, Taken, Usage},
+        scheduler::{Cached, Delivery, Event, Events, Job, Logprobs, Refused, Scheduler, SchedulerOptions, Usage},
         speculate::Speculate,
     },
     format::{Blob, CacheType, DType, gguf::Gguf},
@@ -239,11 +239,11 @@ struct Gated {
 }
 
 impl Events for Gated {
-    fn take(&mut self, event: Event) -> Taken {
+    fn deliver(&mut self, event: Event) -> Delivery {
         if let Some(gate) = self.gate.take() {
             gate.wait();
         }
-        self.events.take(event)
+        self.events.deliver(event)
     }
 }
 
@@ -694,7 +694,7 @@ fn texts_continue_without_a_draft_that_fails_the_pass() {
         // The whole text is forced, so that all of it is drafted.
         let submit = |regex: &str, stop: &str| {
             let (mut job, events, cancel) = Ask { stops: vec![stop.into()], ..ask(vec![1, 52, 53], 30) }.job();
-            job.matching = Some(Constraint::new(&vocabulary, &Shape::Regex(regex.into())).unwrap().begin());
+            job.matching = Some(Constraint::new(&vocabulary, &Shape::Regex(regex.into())).unwrap().matching());
             scheduler.submit(job).unwrap();
             (events, cancel)
         };

@@ -14,7 +14,7 @@ use std::{
 
 use common::{hymba, succeeds, unless_emulated};
 use hymba::{
-    Error, Holds,
+    Error, FileContents,
     engine::{
         Conversation, Model, Session, SessionOptions, Timeline,
         conversation::{Kind, Options, Overflow, ReplySink, Saved, check_replaceable},
@@ -263,5 +263,5 @@ fn kinds_of_0_1_files_are_recognized() {
     }
     assert_eq!(known(&EXPECTED.prompt.file), [false, false, true]);
     let model = check_replaceable(&fixture("model.gguf"), Kind::Chat, true);
-    assert!(matches!(model, Err(Error::NotReplaced { holds: Holds::Model, .. })));
+    assert!(matches!(model, Err(Error::NotReplaced { contents: FileContents::Model, .. })));
 }

@@ -422,8 +422,8 @@ impl TokenModel for Fragile<'_> {
     fn context(&self) -> usize {
         self.0.context()
     }
-    fn most_guesses(&self) -> usize {
-        self.0.most_guesses()
+    fn max_guesses(&self) -> usize {
+        self.0.max_guesses()
     }
     fn verify(&mut self, ids: &[u32], is_right: &mut dyn FnMut(&[f32]) -> hymba::Result<bool>) -> hymba::Result<()> {
         let mut ids = ids.to_vec();
@@ -483,7 +483,7 @@ impl TokenModel for Machine<'_> {
     fn context(&self) -> usize {
         8192
     }
-    fn most_guesses(&self) -> usize {
+    fn max_guesses(&self) -> usize {
         7
     }
     fn verify(&mut self, ids: &[u32], is_right: &mut dyn FnMut(&[f32]) -> hymba::Result<bool>) -> hymba::Result<()> {

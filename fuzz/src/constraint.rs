@@ -60,7 +60,7 @@ pub fn hold(data: &[u8]) -> bool {
     };
     let (tokenizer, vocabulary) = vocabulary();
     let Ok(constraint) = Constraint::new(vocabulary, &shape) else { return false };
-    let (mut matching, mut ids) = (constraint.begin(), Vec::new());
+    let (mut matching, mut ids) = (constraint.matching(), Vec::new());
     let mut choices = choices.iter().chain(std::iter::repeat(&0)).take(150);
     loop {
         let Some(&choice) = choices.next() else { return true };
@@ -105,7 +105,7 @@ fn call(list: &str, reply: &str) -> bool {
 
 /// Whether `ids` match; `None` where they go beyond the engine's limits.
 fn accepts(constraint: &Constraint, ids: &[u32]) -> Option<bool> {
-    let mut matching = constraint.begin();
+    let mut matching = constraint.matching();
     for &id in ids {
         let allowed = match matching.next_tokens().ok()? {
             Next::End => false,

@@ -77,8 +77,8 @@ fn no_memory(bytes: usize) -> Error {
 
 /// Returns the largest magnitude in some rows; infinity or NaN if there is one, since their bits compare as larger.
 fn max_abs<'a>(rows: usize, row: impl Fn(usize) -> &'a [f32]) -> f32 {
-    let bits = |x: &[f32]| x.iter().fold(0, |most: i32, v| most.max((v.to_bits() & 0x7fff_ffff) as i32));
-    f32::from_bits((0..rows).fold(0, |most, t| most.max(bits(row(t)))) as u32)
+    let bits = |x: &[f32]| x.iter().fold(0, |max: i32, v| max.max((v.to_bits() & 0x7fff_ffff) as i32));
+    f32::from_bits((0..rows).fold(0, |max, t| max.max(bits(row(t)))) as u32)
 }
 
 fn mat<'a>(m: MatRef<'a>) -> kernels::MatRef<'a> {

@@ -151,7 +151,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rows_come_back_as_they_were_stored() {
+    fn stored_rows_round_trip() {
         let mut cpu = Cpu::new(2.try_into().unwrap());
         let (rows, heads, dim) = (7, 3, 32);
         let x: Vec<f32> = (0..rows * heads * dim).map(|i| i as f32 * if i % 2 == 0 { 0.5 } else { -0.5 }).collect();
@@ -161,8 +161,8 @@ mod tests {
             kv.store(&mut cpu, MatRef::new(&x, 3, 0, row, row), 4);
             kv.store(&mut cpu, MatRef::new(&x, 4, 3 * row, row, row), 0);
             let close = |got: &[f32], want: &[f32]| {
-                let most = if kind == CacheType::Q8_0 { 2.7 } else { 0.0 }; // half a step of a block whose largest value is 127
-                got.len() == want.len() && got.iter().zip(want).all(|(a, b)| (a - b).abs() <= most)
+                let tolerance = if kind == CacheType::Q8_0 { 2.7 } else { 0.0 }; // half a step of a block whose largest value is 127
+                got.len() == want.len() && got.iter().zip(want).all(|(a, b)| (a - b).abs() <= tolerance)
             };
             let both = [&x[3 * row..], &x[..3 * row]].concat();
             assert!(close(&kv.load(rows), &both), "{kind:?}");

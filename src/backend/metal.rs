@@ -17,7 +17,7 @@ use crate::{
 
 fn failed(error: DeviceError) -> Error {
     match error {
-        DeviceError::Failed(what) => Error::Gpu(what),
+        DeviceError::Failed(problem) => Error::Gpu(problem),
         DeviceError::OutOfMemory(bytes) => Error::GpuOutOfMemory(bytes),
         DeviceError::Missing(_) | DeviceError::Shaders(_) => Error::GpuUnsupported(error.to_string()),
     }
@@ -48,9 +48,9 @@ impl Metal {
     /// file in place.
     pub fn new(device: Box<dyn Device>, weights: Blob, states: usize) -> Result<Self> {
         if states > Gpu::MOST_STATES {
-            let most = Gpu::MOST_STATES;
-            let what = format!("the GPU's kernels hold {most} states a channel, and this model has {states}");
-            return Err(Error::GpuUnsupported(what));
+            let max = Gpu::MOST_STATES;
+            let problem = format!("the GPU's kernels hold {max} states a channel, and this model has {states}");
+            return Err(Error::GpuUnsupported(problem));
         }
         // SAFETY: the blob is dropped after the GPU's buffers, and its bytes never change.
         let gpu = unsafe { Gpu::new(device, &weights) }.map_err(failed)?;

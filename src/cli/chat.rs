@@ -32,7 +32,7 @@ use hymba::{
 use super::{
     constraint::{self, ConstraintArgs},
     escape::EscapeArgs,
-    hints::Place,
+    hints::Interface,
     model::{DEMO, EMBEDDED_NAME, ModelArgs},
     options::{Limit, REPLY_LIMIT, SamplingArgs, SessionArgs, count, limit, list_devices},
     prompt::{self, StdinArgs},
@@ -278,18 +278,18 @@ pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
             repl.set_system(system.as_deref())?;
         }
     }
-    let left = guarded(|| repl.run(&mut input));
-    leave(&mut repl, args, left)
+    let outcome = guarded(|| repl.run(&mut input));
+    save_on_exit(&mut repl, args, outcome)
 }
 
 /// Saves the conversation on exit, whatever ended it, including an error or a panic that was already reported.
-fn leave(repl: &mut Repl<'_>, args: &Args, left: Result<anyhow::Result<()>, Reported>) -> anyhow::Result<()> {
-    let panicked = left.is_err();
-    let left = left.unwrap_or_else(|told| Err(told.into()));
-    let Some(path) = args.saved() else { return left };
+fn save_on_exit(repl: &mut Repl<'_>, args: &Args, outcome: Result<anyhow::Result<()>, Reported>) -> anyhow::Result<()> {
+    let panicked = outcome.is_err();
+    let outcome = outcome.unwrap_or_else(|reported| Err(reported.into()));
+    let Some(path) = args.saved() else { return outcome };
     let empty = args.resumed().is_none() && repl.conversation().is_empty();
-    if left.is_err() && empty && path.exists() {
-        return left; // an empty conversation does not replace an earlier one
+    if outcome.is_err() && empty && path.exists() {
+        return outcome; // an empty conversation does not replace an earlier one
     }
     let saved = guarded(|| {
         if panicked {
@@ -298,21 +298,21 @@ fn leave(repl: &mut Repl<'_>, args: &Args, left: Result<anyhow::Result<()>, Repo
         repl.save(path, args.force, &AtomicBool::new(false)) // a signal that ended the conversation must not cancel this
     });
     match saved {
-        Ok(Ok(())) => left,
+        Ok(Ok(())) => outcome,
         Ok(Err(e)) => {
-            tell(left);
+            report_error(outcome);
             Err(anyhow::Error::from(e).context("the conversation was not saved"))
         }
-        Err(told) => Err(told.into()),
+        Err(reported) => Err(reported.into()),
     }
 }
 
 /// Reports the error that ended the conversation when a second one follows.
-fn tell(left: anyhow::Result<()>) {
-    let Err(e) = left else { return };
+fn report_error(outcome: anyhow::Result<()>) {
+    let Err(e) = outcome else { return };
     let cancelled = e.downcast_ref().is_some_and(|e| matches!(e, Error::Cancelled));
     if !cancelled && !e.is::<Reported>() && !terminal::is_broken_pipe(&e) {
-        terminal::error(&terminal::one_line(&e, Place::CommandLine));
+        terminal::error(&terminal::one_line(&e, Interface::CommandLine));
     }
 }
 
@@ -331,7 +331,7 @@ fn template(
     let (source, origin) = match (&args.chat_template, &args.chat_template_file) {
         (Some(text), _) if text == templates::NONE => return Ok(None),
         (Some(text), _) => (templates::source(text).to_owned(), "--chat-template".to_owned()),
-        (None, Some(path)) => (prompt::read_whole(path, cancel)?, path.display().to_string()),
+        (None, Some(path)) => (prompt::read_text(path, cancel)?, path.display().to_string()),
         (None, None) => {
             let template = model.chat_template(tokenizer)?;
             if template.is_none() && !args.quiet {

@@ -39,7 +39,7 @@ impl ConstraintArgs {
             Self { json_object: true, .. } => Some(("--json-object".into(), Shape::JsonObject)),
             Self { regex: Some(regex), .. } => Some(("--regex".into(), Shape::Regex(regex.clone()))),
             Self { grammar: Some(path), .. } => {
-                let grammar = Shape::grammar(prompt::read_whole(path, cancel)?);
+                let grammar = Shape::grammar(prompt::read_text(path, cancel)?);
                 Some((format!("--grammar {}", path.display()), grammar))
             }
             _ => None,
@@ -52,13 +52,13 @@ fn json_schema(value: &str, cancel: &AtomicBool) -> anyhow::Result<(String, Shap
     if value.trim_start().starts_with('{') {
         return Ok(("--json-schema".into(), Shape::JsonSchema(value.into())));
     }
-    let text = prompt::read_whole(Path::new(value), cancel)?;
+    let text = prompt::read_text(Path::new(value), cancel)?;
     Ok((format!("--json-schema {value}"), Shape::JsonSchema(text)))
 }
 
 /// Returns the constraint in the file at `path`: a JSON schema or a grammar.
 pub fn format_file(path: &Path, cancel: &AtomicBool) -> hymba::Result<Shape> {
-    let text = prompt::read_whole(path, cancel)?;
+    let text = prompt::read_text(path, cancel)?;
     let json = path.extension().is_some_and(|end| end.eq_ignore_ascii_case("json"));
     Ok(if json || text.trim_start().starts_with('{') { Shape::JsonSchema(text) } else { Shape::grammar(text) })
 }
@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_says_itself_what_it_is() {
+    fn format_files_are_classified_by_extension_or_content() {
         let folder = tempfile::tempdir().unwrap();
         let of = |name: &str, text: &str| {
             let path = folder.path().join(name);

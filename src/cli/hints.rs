@@ -3,11 +3,11 @@
 
 use std::borrow::Cow;
 
-use hymba::{Error, Holds, Mismatch};
+use hymba::{Error, FileContents, Mismatch};
 
-/// Where the hint is shown.
+/// The interface in which the hint is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum Interface {
     /// In a shell, after the program exited: advise on flags.
     CommandLine,
     /// In a running conversation: advise on slash commands.
@@ -15,14 +15,14 @@ pub enum Place {
 }
 
 /// Returns advice to append to `error` after a semicolon, if there is any.
-pub fn hint(error: &Error, place: Place) -> Option<Cow<'static, str>> {
+pub fn hint(error: &Error, interface: Interface) -> Option<Cow<'static, str>> {
     let hint = match error {
         Error::Exists(_) => "add --force to replace it",
-        Error::NotReplaced { holds, .. } => match (holds, place) {
-            (Holds::Model, _) => "name another file",
-            (_, Place::Conversation) => "name another file, or replace it with /save --force",
-            (Holds::Conversation, _) => "resume it with `hymba chat --resume`, or replace it with --force",
-            (Holds::Text, _) => "resume it with `hymba run --session`, or replace it with --force",
+        Error::NotReplaced { contents, .. } => match (contents, interface) {
+            (FileContents::Model, _) => "name another file",
+            (_, Interface::Conversation) => "name another file, or replace it with /save --force",
+            (FileContents::Conversation, _) => "resume it with `hymba chat --resume`, or replace it with --force",
+            (FileContents::Text, _) => "resume it with `hymba run --session`, or replace it with --force",
             _ => "name another file, or replace it with --force",
         },
         Error::NotGguf { .. } => "name a GGUF file, or convert a Hugging Face folder with `hymba quantize`",
@@ -31,16 +31,16 @@ pub fn hint(error: &Error, place: Place) -> Option<Cow<'static, str>> {
             "convert the model again with `hymba quantize` from a folder that holds tokenizer.json"
         }
         Error::Template { .. } => "use another one with --chat-template-file",
-        Error::SessionMismatch { why, .. } => return mismatch(why, place),
+        Error::SessionMismatch { why, .. } => return mismatch(why, interface),
         Error::Calibration { .. } => "create one for this model with --calibrate",
         Error::NoSuchTensor { .. } => "names for --tensor-type look like blk.0.ffn_up.weight",
         Error::TensorRange { name, .. } => {
             return Some(format!("keep it wider, for example with --tensor-type {name}=f32").into());
         }
         Error::ContextFull { .. } => "shorten the text or use a larger -c",
-        Error::ConversationFull { .. } => match place {
-            Place::CommandLine => "use --overflow slide or a larger -c",
-            Place::Conversation => "use /undo, /clear, /set context N or /set overflow slide",
+        Error::ConversationFull { .. } => match interface {
+            Interface::CommandLine => "use --overflow slide or a larger -c",
+            Interface::Conversation => "use /undo, /clear, /set context N or /set overflow slide",
         },
         Error::BranchExists(name) => return Some(format!("switch to it with /switch {name}").into()),
         Error::CacheTypeWidth { .. } => "use --cache-type f16",
@@ -55,14 +55,14 @@ pub fn hint(error: &Error, place: Place) -> Option<Cow<'static, str>> {
     Some(hint.into())
 }
 
-fn mismatch(why: &Mismatch, place: Place) -> Option<Cow<'static, str>> {
-    let hint = match (why, place) {
-        (Mismatch::CacheType { saved, .. }, Place::CommandLine) => format!("add --cache-type {saved}").into(),
-        (Mismatch::CacheType { saved, .. }, Place::Conversation) => {
+fn mismatch(why: &Mismatch, interface: Interface) -> Option<Cow<'static, str>> {
+    let hint = match (why, interface) {
+        (Mismatch::CacheType { saved, .. }, Interface::CommandLine) => format!("add --cache-type {saved}").into(),
+        (Mismatch::CacheType { saved, .. }, Interface::Conversation) => {
             format!("start with --cache-type {saved} to load it").into()
         }
-        (Mismatch::Tokens { .. }, Place::CommandLine) => "raise it with -c".into(),
-        (Mismatch::Tokens { .. }, Place::Conversation) => "start with a larger -c to load it".into(),
+        (Mismatch::Tokens { .. }, Interface::CommandLine) => "raise it with -c".into(),
+        (Mismatch::Tokens { .. }, Interface::Conversation) => "start with a larger -c to load it".into(),
         (Mismatch::Conversation, _) => "resume it with `hymba chat --resume`".into(),
         (Mismatch::Text, _) => "resume it with `hymba run --session`".into(),
         (Mismatch::Model(_), _) => return None,
@@ -157,16 +157,16 @@ mod tests {
     #[test]
     fn an_error_and_its_hint_are_one_sentence() {
         let session = |why| Error::SessionMismatch { file: "talk".into(), why };
-        let template = |line| Error::Template { origin: "t.jinja".into(), line, what: "no".into() };
+        let template = |line| Error::Template { origin: "t.jinja".into(), line, problem: "no".into() };
         let memory = |available| Error::OutOfMemory { wanted: 2_500_000_000, available };
-        for (error, said) in [
+        for (error, expected) in [
             (Error::Exists("out.gguf".into()), "out.gguf: already exists; add --force to replace it"),
             (
-                Error::NotReplaced { path: "notes".into(), holds: Holds::Other },
+                Error::NotReplaced { path: "notes".into(), contents: FileContents::Other },
                 "notes: is not a hymba session file, and was not replaced; name another file, or replace it with --force",
             ),
             (
-                Error::NotReplaced { path: "m.gguf".into(), holds: Holds::Model },
+                Error::NotReplaced { path: "m.gguf".into(), contents: FileContents::Model },
                 "m.gguf: is a model file (GGUF), and was not replaced; name another file",
             ),
             (
@@ -191,19 +191,19 @@ mod tests {
             (Error::BranchExists("b".into()), "branch `b` already exists; switch to it with /switch b"),
             (Error::Gpu("it was lost".into()), "the GPU failed: it was lost; try again, or use --backend cpu"),
         ] {
-            assert_eq!(format!("{error}; {}", hint(&error, Place::CommandLine).unwrap()), said);
+            assert_eq!(format!("{error}; {}", hint(&error, Interface::CommandLine).unwrap()), expected);
         }
     }
 
     #[test]
-    fn hints_depend_on_the_place() {
+    fn hints_depend_on_the_interface() {
         let full = Error::ConversationFull { needed: 9, free: 3, context: 3 };
-        assert!(!hint(&full, Place::CommandLine).unwrap().contains('/'));
-        assert!(hint(&full, Place::Conversation).unwrap().starts_with("use /undo"));
+        assert!(!hint(&full, Interface::CommandLine).unwrap().contains('/'));
+        assert!(hint(&full, Interface::Conversation).unwrap().starts_with("use /undo"));
         let why = Mismatch::CacheType { saved: "f16".into(), cache: "f32" };
         let other = Error::SessionMismatch { file: "talk".into(), why };
-        assert_eq!(hint(&other, Place::CommandLine).unwrap(), "add --cache-type f16");
-        assert_eq!(hint(&other, Place::Conversation).unwrap(), "start with --cache-type f16 to load it");
-        assert!(hint(&Error::Cancelled, Place::CommandLine).is_none());
+        assert_eq!(hint(&other, Interface::CommandLine).unwrap(), "add --cache-type f16");
+        assert_eq!(hint(&other, Interface::Conversation).unwrap(), "start with --cache-type f16 to load it");
+        assert!(hint(&Error::Cancelled, Interface::CommandLine).is_none());
     }
 }

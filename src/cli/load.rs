@@ -47,10 +47,10 @@ fn is_cached(file: &File, size: usize) -> bool {
     use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
     const SAMPLES: usize = 64;
-    (0..SAMPLES).all(|place| {
+    (0..SAMPLES).all(|sample| {
         let mut byte = [0];
         let mut buffers = [std::io::IoSliceMut::new(&mut byte)];
-        let at = (size / SAMPLES * place) as u64;
+        let at = (size / SAMPLES * sample) as u64;
         preadv2(file, &mut buffers, at, ReadWriteFlags::NOWAIT) != Err(Errno::AGAIN)
     })
 }

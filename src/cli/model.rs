@@ -90,10 +90,10 @@ impl ModelArgs {
             return Ok(Source::Variable(path));
         }
         if EMBEDDED.is_empty() {
-            let what = format!(
+            let problem = format!(
                 "this build has no built-in model; use -m FILE or {VARIABLE} (`hymba pull` or `hymba quantize` creates a model file)"
             );
-            return Err(Usage(what).into());
+            return Err(Usage(problem).into());
         }
         say(format!(
             "no model given (-m or {VARIABLE}); using the built-in demo; get the official model with `hymba pull {OFFICIAL}`"

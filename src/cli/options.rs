@@ -111,7 +111,7 @@ fn backend() -> impl TypedValueParser<Value = DeviceChoice> {
 /// Prints the output of `--list-devices`: values of `--backend` and the devices behind them.
 pub fn list_devices() -> io::Result<()> {
     let mut out = terminal::out();
-    devices().iter().try_for_each(|(backend, what)| writeln!(out, "{backend:<6} {what}"))
+    devices().iter().try_for_each(|(backend, name)| writeln!(out, "{backend:<6} {name}"))
 }
 
 /// Opens a session. `cancel` interrupts the pass over the meta tokens, if their state is not stored in the model file.
@@ -131,7 +131,7 @@ impl SessionArgs {
             return Ok(session);
         }
         if let Some(why) = session.fallback() {
-            terminal::warn(&terminal::instead(why));
+            terminal::warn(&terminal::describe_fallback(why));
         }
         if let Some(warning) = beyond_training(model, session.context()) {
             terminal::warn(&warning);
@@ -183,14 +183,14 @@ pub struct SamplingArgs {
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = number)]
     pub repeat_last_n: Option<f64>,
     /// Random seed, for reproducible output [default: random]
-    #[arg(long, short_alias = 's', value_name = "N", allow_negative_numbers = true, value_parser = whole_number)]
+    #[arg(long, short_alias = 's', value_name = "N", allow_negative_numbers = true, value_parser = integer)]
     pub seed: Option<u64>,
     /// The values above that come from a variable or the configuration file.
     #[arg(skip)]
     pub settings: Vec<&'static str>,
 }
 
-fn whole_number(text: &str) -> Result<u64, &'static str> {
+fn integer(text: &str) -> Result<u64, &'static str> {
     text.parse().map_err(|_| "must be a whole number, at least 0")
 }
 
@@ -198,7 +198,7 @@ impl SamplingArgs {
     /// Returns the model's sampling defaults overridden by flags. Warns, unless `quiet`, about invalid defaults.
     pub fn of_model(&self, model: &Model, quiet: bool) -> Result<SamplingParams, Usage> {
         let (params, refused) = model.usable_sampling();
-        refused.iter().filter(|_| !quiet).for_each(|what| terminal::note(what));
+        refused.iter().filter(|_| !quiet).for_each(|warning| terminal::note(warning));
         self.apply(params)
     }
 
@@ -247,9 +247,9 @@ mod tests {
 
     #[test]
     fn numbers_out_of_range_are_refused_in_plain_words() {
-        let said = |text: &str| count(1..=512)(text).unwrap_err();
+        let message = |text: &str| count(1..=512)(text).unwrap_err();
         for text in ["0", "513", "-1", "x", "1.5", ""] {
-            assert_eq!(said(text), "must be a whole number from 1 to 512", "{text}");
+            assert_eq!(message(text), "must be a whole number from 1 to 512", "{text}");
         }
         assert_eq!(count(1..=512)("512"), Ok(512));
         assert_eq!(limit("-1"), Ok(Limit(None)));

@@ -19,8 +19,8 @@ const PAUSE: Duration = Duration::from_secs(10);
 pub struct Progress {
     quiet: bool,
     bar: ProgressBar,
-    /// What is being worked on.
-    what: String,
+    /// The current work.
+    label: String,
     /// The amounts done before the phase and now, and the total.
     before: u64,
     done: u64,
@@ -28,7 +28,7 @@ pub struct Progress {
     start: Instant,
     last_line: Instant,
     /// The last message, which is not repeated.
-    said: String,
+    last_message: String,
 }
 
 impl Progress {
@@ -36,36 +36,36 @@ impl Progress {
     pub fn new(quiet: bool) -> Self {
         let bar = if quiet || !terminal::draws() { ProgressBar::hidden() } else { ProgressBar::no_length() };
         let now = Instant::now();
-        let (what, said) = (String::new(), String::new());
-        Self { quiet, bar, what, before: 0, done: 0, total: 0, start: now, last_line: now, said }
+        let (label, last_message) = (String::new(), String::new());
+        Self { quiet, bar, label, before: 0, done: 0, total: 0, start: now, last_line: now, last_message }
     }
 
-    /// Starts a phase of `total` bytes, of which `done` are there already.
+    /// Starts a phase of `total` bytes, of which `done` are already present.
     pub fn begin_bytes(&mut self, total: u64, done: u64) {
-        self.begin(Unit::Bytes, total, done);
+        self.start(Unit::Bytes, total, done);
     }
 
     /// Starts a phase of `total` steps.
     pub fn begin_steps(&mut self, total: u64) {
-        self.begin(Unit::Steps, total, 0);
+        self.start(Unit::Steps, total, 0);
     }
 
-    fn begin(&mut self, unit: Unit, total: u64, done: u64) {
+    fn start(&mut self, unit: Unit, total: u64, done: u64) {
         self.bar.set_style(style(unit, terminal::err_width(), done as f64 / total.max(1) as f64));
         self.bar.reset();
         self.bar.set_length(total);
         self.bar.set_position(done);
-        // What was there does not count as speed.
+        // Bytes that were already present do not count towards the speed.
         self.bar.tick();
         self.bar.reset_eta();
         (self.before, self.done, self.total, self.start) = (done, done, total, Instant::now());
     }
 
-    /// Names what is being worked on.
-    pub fn message(&mut self, what: &str) {
-        if self.what != what {
-            self.bar.set_message(terminal::printable(what).into_owned());
-            self.what = what.into();
+    /// Shows what is being worked on.
+    pub fn message(&mut self, label: &str) {
+        if self.label != label {
+            self.bar.set_message(terminal::printable(label).into_owned());
+            self.label = label.into();
         }
     }
 
@@ -83,12 +83,12 @@ impl Progress {
             let fraction = |done: u64| done as f64 / self.total.max(1) as f64;
             let left = left(self.start.elapsed(), fraction(self.before), fraction(self.done));
             let left = left.map_or(String::new(), |left| format!(", {} left", HumanDuration(left)));
-            let (percent, what) = (100.0 * fraction(self.done), &self.what);
-            terminal::note(&format!("{percent:.0} % ({what}){left}"));
+            let (percent, label) = (100.0 * fraction(self.done), &self.label);
+            terminal::note(&format!("{percent:.0} % ({label}){left}"));
         }
     }
 
-    /// Takes back bytes that have to be done again.
+    /// Subtracts bytes that have to be processed again.
     pub fn take_back(&mut self, bytes: u64) {
         self.bar.dec(bytes);
         self.done = self.done.saturating_sub(bytes);
@@ -101,8 +101,8 @@ impl Progress {
             Event::Opened { .. } => (),
             Event::Calibrate { steps } => self.begin_steps(steps),
             Event::Begin { bytes } => self.begin_bytes(bytes, 0),
-            Event::Calibrated { what, steps } => {
-                self.message(what);
+            Event::Calibrated { label, steps } => {
+                self.message(label);
                 self.advance(steps);
             }
             Event::Converted { tensor, bytes } => {
@@ -115,9 +115,9 @@ impl Progress {
 
     /// Writes a message above the bar, once: several threads may report the same problem.
     pub fn note(&mut self, text: &str) {
-        if !self.quiet && self.said != text {
+        if !self.quiet && self.last_message != text {
             self.bar.suspend(|| terminal::note(text));
-            self.said = text.into();
+            self.last_message = text.into();
         }
     }
 

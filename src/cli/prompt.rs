@@ -1,4 +1,4 @@
-//! Where a prompt comes from: an argument, a file, or standard input.
+//! Sources of a prompt: an argument, a file, or standard input.
 
 use std::{
     fs::File,
@@ -91,8 +91,8 @@ impl PromptArgs {
         let nothing = given.is_none();
         let text = self.stdin.join(given, cancel)?;
         if needed && nothing && text.is_empty() {
-            let what = if self.stdin.brings() { "standard input is empty" } else { "no prompt given" };
-            return Err(Usage(format!("{what}; try: hymba run \"Once upon a time\"")).into());
+            let problem = if self.stdin.brings() { "standard input is empty" } else { "no prompt given" };
+            return Err(Usage(format!("{problem}; try: hymba run \"Once upon a time\"")).into());
         }
         Ok(text)
     }
@@ -100,11 +100,11 @@ impl PromptArgs {
 
 /// Reads a file without its trailing line break.
 pub fn read_file(path: &Path, cancel: &AtomicBool) -> Result<String> {
-    read_whole(path, cancel).map(without_line_break)
+    read_text(path, cancel).map(without_line_break)
 }
 
 /// Reads a file, which may be a FIFO; `-` is standard input.
-pub fn read_whole(path: &Path, cancel: &AtomicBool) -> Result<String> {
+pub fn read_text(path: &Path, cancel: &AtomicBool) -> Result<String> {
     if path.as_os_str() == "-" {
         return read_standard_input(cancel);
     }
@@ -131,14 +131,14 @@ fn read_standard_input(cancel: &AtomicBool) -> Result<String> {
     text(bytes.map_err(|e| Error::io("cannot read", NAME, e))?, NAME)
 }
 
-/// Runs `read` on a separate thread, so that a signal can end the wait, and returns its result. After a second, `say`
+/// Runs `read` on a separate thread, so that a signal can end the wait, and returns its result. After a second, `notify`
 /// is called.
 fn wait_for<T: Send + 'static>(
     read: impl Fn() -> T + Clone + Send + 'static,
     cancel: &AtomicBool,
-    say: impl FnOnce(),
+    notify: impl FnOnce(),
 ) -> Result<T> {
-    let (start, mut say) = (Instant::now(), Some(say));
+    let (start, mut notify) = (Instant::now(), Some(notify));
     let (send, receive) = mpsc::channel();
     let reader = read.clone();
     if thread::Builder::new().spawn(move || send.send(reader())).is_err() {
@@ -148,8 +148,8 @@ fn wait_for<T: Send + 'static>(
         match receive.recv_timeout(Duration::from_millis(20)) {
             Ok(done) => return Ok(done),
             Err(RecvTimeoutError::Timeout) if !cancel.load(Ordering::Relaxed) => {
-                if let Some(say) = say.take_if(|_| start.elapsed() > Duration::from_secs(1)) {
-                    say();
+                if let Some(notify) = notify.take_if(|_| start.elapsed() > Duration::from_secs(1)) {
+                    notify();
                 }
             }
             Err(_) => return Err(Error::Cancelled),

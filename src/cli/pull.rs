@@ -151,9 +151,9 @@ impl<'a> Pull<'a> {
         let files: Vec<_> = selection.files();
         let files: Vec<_> = info.files.iter().filter(|file| files.contains(&&*file.path)).collect();
         // The weights last: problems with other files show before hours of download.
-        let (weights, others): (Vec<_>, Vec<_>) =
+        let (weights, other_files): (Vec<_>, Vec<_>) =
             files.into_iter().partition(|file| file.path.ends_with(".safetensors") || file.path.ends_with(".gguf"));
-        let files: Vec<_> = others.into_iter().chain(weights).collect();
+        let files: Vec<_> = other_files.into_iter().chain(weights).collect();
         let fetch = Fetch::new(&client, &info);
         let plan = fetch.plan(&files)?;
         let estimate = Estimate::new(&fetch, &selection, &plan, &model)?;
@@ -162,7 +162,7 @@ impl<'a> Pull<'a> {
             return Ok(None);
         }
         if let Some(license) = info.license.as_ref().filter(|_| is_new && !self.args.job.quiet) {
-            terminal::note(&told(&info.repo, license));
+            terminal::note(&license_note(&info.repo, license));
         }
         estimate.check_disk(&plan, &self.settings.cache, self.store.folder())?;
         let mut progress = Progress::new(self.args.job.quiet);
@@ -333,7 +333,7 @@ fn show(progress: &mut Progress, event: &Event) {
     }
 }
 
-fn told(repo: &Repo, License { id, name, link }: &License) -> String {
+fn license_note(repo: &Repo, License { id, name, link }: &License) -> String {
     format!("license of {repo}: {} ({link})", name.as_ref().unwrap_or(id))
 }
 

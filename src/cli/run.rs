@@ -134,8 +134,8 @@ pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
     args.stored.check()?;
     let shape = args.constraint.shape(cancel)?;
     if !args.tools.is_empty() && (!args.chat || args.batch.batch.is_some()) {
-        let what = "--tools and --context-file need --chat, which applies the chat template, and not --batch";
-        return Err(Usage(what.into()).into());
+        let problem = "--tools and --context-file need --chat, which applies the chat template, and not --batch";
+        return Err(Usage(problem.into()).into());
     }
     args.tools.check(shape.is_some())?;
     if args.batch.batch.is_some() {
@@ -398,7 +398,7 @@ impl<'a> Run<'a> {
         let calls = conversation.tools().map(|_| tools::json(&conversation.calls()));
         let (seed, (load, compile)) = (conversation.sampler().seed(), times);
         let report = Report { model, prompt: message, cached: None, seed, load, compile, calls, generation: &done };
-        tell(args, cancel, conversation.timeline(), limit, &mut output, &report)
+        report_end(args, cancel, conversation.timeline(), limit, &mut output, &report)
     }
 
     /// Saves the session and reports how the text ended.
@@ -416,12 +416,12 @@ impl<'a> Run<'a> {
         let (seed, calls) = (sampler.seed(), None);
         let report =
             Report { model, prompt: &prompt.text, cached: prompt.cached, seed, load, compile, calls, generation: done };
-        tell(args, cancel, &mut timeline, limit, &mut output, &report)
+        report_end(args, cancel, &mut timeline, limit, &mut output, &report)
     }
 }
 
 /// Reports how a text ended. A cancelled text, or one that ended before it matched its constraint, is an error.
-fn tell(
+fn report_end(
     args: &Args,
     cancel: &AtomicBool,
     timeline: &mut Timeline<'_>,
@@ -430,7 +430,7 @@ fn tell(
     report: &Report<'_>,
 ) -> anyhow::Result<()> {
     if let Some(why) = timeline.fallback_reason().filter(|_| !args.quiet) {
-        terminal::warn(&terminal::instead(why));
+        terminal::warn(&terminal::describe_fallback(why));
     }
     let (session, done) = (timeline.session(), report.generation);
     if args.json || args.jsonl {

@@ -193,7 +193,7 @@ impl Args {
     fn keys(&self, cancel: &AtomicBool) -> anyhow::Result<Vec<String>> {
         let mut keys = self.api_key.clone();
         if let Some(path) = &self.api_key_file {
-            let text = prompt::read_whole(path, cancel)?;
+            let text = prompt::read_text(path, cancel)?;
             let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
             let before = keys.len();
             keys.extend(lines.map(str::to_owned));

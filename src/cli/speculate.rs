@@ -7,7 +7,7 @@ use hymba::{
     text::Tokenizer,
 };
 
-use super::{prompt::read_whole, usage::Usage, wording::grouped};
+use super::{prompt::read_text, usage::Usage, wording::grouped};
 
 /// The draft policy.
 #[derive(Clone, Copy, Debug, clap::Args)]
@@ -37,8 +37,8 @@ fn speculate(text: &str) -> Result<Speculate, String> {
     match (text, text.parse()) {
         ("auto", _) => Ok(Speculate::Auto),
         ("off", _) => Ok(Speculate::Off),
-        (_, Ok(guesses @ 1..=Speculate::MOST)) => Ok(Speculate::Fixed(guesses)),
-        _ => Err(format!("must be `auto`, `off` or a number of tokens from 1 to {}", Speculate::MOST)),
+        (_, Ok(guesses @ 1..=Speculate::MAX)) => Ok(Speculate::Fixed(guesses)),
+        _ => Err(format!("must be `auto`, `off` or a number of tokens from 1 to {}", Speculate::MAX)),
     }
 }
 
@@ -59,10 +59,10 @@ impl SpeculateArgs {
         }
         let mut left = FILE_TOKENS;
         for path in &self.draft_from {
-            let text = read_whole(path, cancel)?;
+            let text = read_text(path, cancel)?;
             let too_long = || {
-                let most = grouped(FILE_TOKENS);
-                Usage(format!("--draft-from {}: the files have more than {most} tokens; shorten them", path.display()))
+                let max = grouped(FILE_TOKENS);
+                Usage(format!("--draft-from {}: the files have more than {max} tokens; shorten them", path.display()))
             };
             if tokenizer.least_tokens(&text) > left {
                 return Err(too_long().into());

@@ -11,7 +11,7 @@ use std::{
 use serde::Serialize;
 
 use super::{
-    hints::{Place, hint},
+    hints::{Interface, hint},
     wrap::wrapped,
 };
 
@@ -86,8 +86,8 @@ fn width<S: IsTerminal + std::os::windows::io::AsHandle>(stream: &S) -> Option<u
     stream.is_terminal().then(|| narrowed(size, env::var("COLUMNS").ok().as_deref())).flatten()
 }
 
-/// Returns the width of a terminal of `size` columns, limited by the value of COLUMNS; 0: it does not tell its size, as
-/// over some serial lines and in containers.
+/// Returns the width of a terminal of `size` columns, limited by the value of COLUMNS; 0: the size is unknown, as over
+/// some serial lines and in containers.
 fn narrowed(size: usize, columns: Option<&str>) -> Option<usize> {
     let columns = columns.and_then(|columns| columns.parse().ok()).filter(|&columns: &usize| columns > 0);
     [Some(size).filter(|&size| size > 0), columns].into_iter().flatten().min()
@@ -177,17 +177,17 @@ pub fn small_print(line: &str, styled: bool) {
 }
 
 /// Returns the description of a fallback.
-pub fn instead(why: &hymba::Error) -> String {
+pub fn describe_fallback(why: &hymba::Error) -> String {
     let done = match why {
         hymba::Error::CacheRange { .. } => "switched the KV cache to f32",
         _ => "falling back to CPU",
     };
-    format!("{done}: {}", with_hint(why.to_string(), why, Place::CommandLine))
+    format!("{done}: {}", with_hint(why.to_string(), why, Interface::CommandLine))
 }
 
-/// Returns the error, its causes and the hint for this `place` in one line; a cause already at the end of the line is
+/// Returns the error, its causes and the hint for this `interface` in one line; a cause already at the end of the line is
 /// not repeated.
-pub fn one_line(error: &anyhow::Error, place: Place) -> String {
+pub fn one_line(error: &anyhow::Error, interface: Interface) -> String {
     let mut line = String::new();
     for cause in error.chain().map(ToString::to_string) {
         if line.is_empty() {
@@ -197,7 +197,7 @@ pub fn one_line(error: &anyhow::Error, place: Place) -> String {
         }
     }
     if let Some(error) = error.chain().find_map(|cause| cause.downcast_ref()) {
-        line = with_hint(line, error, place);
+        line = with_hint(line, error, interface);
     }
     without_codes(&line).split_whitespace().collect::<Vec<_>>().join(" ")
 }
@@ -216,10 +216,10 @@ fn without_codes(text: &str) -> String {
     kept
 }
 
-fn with_hint(said: String, error: &hymba::Error, place: Place) -> String {
-    match hint(error, place) {
-        Some(hint) => format!("{said}; {hint}"),
-        None => said,
+fn with_hint(message: String, error: &hymba::Error, interface: Interface) -> String {
+    match hint(error, interface) {
+        Some(hint) => format!("{message}; {hint}"),
+        None => message,
     }
 }
 
@@ -287,30 +287,33 @@ mod tests {
     fn causes_are_listed_once_in_one_line() {
         let missing = || io::Error::from(io::ErrorKind::NotFound);
         let error = anyhow::Error::from(hymba::Error::io("cannot open", "a.gguf", missing())).context("HYMBA_MODEL");
-        let one_line = |error| one_line(&error, Place::CommandLine);
+        let one_line = |error| one_line(&error, Interface::CommandLine);
         assert_eq!(one_line(error), "HYMBA_MODEL: cannot open a.gguf: entity not found");
         assert_eq!(one_line(anyhow::anyhow!("two\n  lines")), "two lines");
         let missing_file = hymba::Error::io("cannot open", "a (os error x)", io::Error::from_raw_os_error(2));
         assert_eq!(one_line(missing_file.into()), "cannot open a (os error x): No such file or directory");
         let empty = anyhow::Error::from(hymba::Error::NoTokenizer("a.gguf".into())).context("HYMBA_MODEL");
-        let said = one_line(empty);
-        assert!(said.starts_with("HYMBA_MODEL: a.gguf: has no tokenizer; convert the model again with `"), "{said}");
+        let message = one_line(empty);
+        assert!(
+            message.starts_with("HYMBA_MODEL: a.gguf: has no tokenizer; convert the model again with `"),
+            "{message}"
+        );
         let error = Err::<(), _>(io::Error::from(io::ErrorKind::BrokenPipe)).context("while writing").unwrap_err();
         assert!(is_broken_pipe(&error) && !is_broken_pipe(&missing().into()));
     }
 
     /// All output passes through [`Out`], [`note`] or [`small_print`], which escape text from files and models.
     #[test]
-    fn nothing_else_prints() {
+    fn only_this_module_prints() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-        let (mut folders, mut looked_at, mut found) = (vec![root.clone()], 0, Vec::new());
+        let (mut folders, mut checked, mut found) = (vec![root.clone()], 0, Vec::new());
         while let Some(folder) = folders.pop() {
             for entry in fs::read_dir(folder).unwrap() {
                 let path = entry.unwrap().path();
                 if path.is_dir() {
                     folders.push(path);
                 } else if path.extension().is_some_and(|e| e == "rs") && path != root.join("cli/terminal.rs") {
-                    looked_at += 1;
+                    checked += 1;
                     let source = fs::read_to_string(&path).unwrap();
                     let lines = source.split("#[cfg(test)]\nmod tests").next().unwrap().lines().enumerate();
                     let printing = lines.filter(|(_, line)| prints(line));
@@ -318,8 +321,8 @@ mod tests {
                 }
             }
         }
-        assert!(found.is_empty() && looked_at > 100, "{looked_at} files, {found:#?}");
-        for (line, does) in [
+        assert!(found.is_empty() && checked > 100, "{checked} files, {found:#?}");
+        for (line, expected) in [
             ("    writeln!(io::stdout(), \"{text}\")?;", true),
             ("    println!(\"{text}\");", true),
             ("    let out = stdout().lock();", true),
@@ -327,7 +330,7 @@ mod tests {
             ("    let use_stderr = answer.use_stderr();", false),
             ("//! println!()", false),
         ] {
-            assert_eq!(prints(line), does, "{line}");
+            assert_eq!(prints(line), expected, "{line}");
         }
     }
 

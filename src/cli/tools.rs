@@ -16,7 +16,7 @@ use hymba::{
 
 use super::{
     ask,
-    prompt::{read_file, read_whole},
+    prompt::{read_file, read_text},
     usage::Usage,
 };
 pub use calls::{json, shown};
@@ -57,9 +57,9 @@ impl ToolArgs {
     /// Fails if replies are constrained (`is_held`) and may also call tools.
     pub fn check(&self, is_held: bool) -> Result<(), Usage> {
         if is_held && self.tools.is_some() && self.tool_choice.as_deref() != Some("none") {
-            let what =
+            let problem =
                 "--tools cannot be combined with constrained output; omit one of them, or add --tool-choice none";
-            return Err(Usage(what.into()));
+            return Err(Usage(problem.into()));
         }
         Ok(())
     }
@@ -71,7 +71,7 @@ impl ToolArgs {
 
     /// Reads the files.
     pub fn read(&self, cancel: &AtomicBool) -> anyhow::Result<Resources> {
-        let read_tools = |path: &Path| Tools::parse(&read_whole(path, cancel)?, &path.display().to_string());
+        let read_tools = |path: &Path| Tools::parse(&read_text(path, cancel)?, &path.display().to_string());
         let tools = self.tools.as_deref().map(read_tools).transpose()?;
         let choice = self.tool_choice.as_deref().map(|word| ToolChoice::parse(word, tools.as_ref()));
         let choice = choice.transpose().map_err(|e| Usage(format!("--tool-choice: {e}")))?.unwrap_or_default();
@@ -85,9 +85,9 @@ impl ToolArgs {
         let Some(command) = &self.tool_command else { return Ok(None) };
         let program = Program::new(command).map_err(|why| Usage(format!("--tool-command: {why}")))?;
         if !self.tool_yes && !ask::at_terminal() {
-            let what =
+            let problem =
                 "--tool-command: there is no terminal to confirm each run; add --tool-yes to skip the confirmation";
-            return Err(Usage(what.into()).into());
+            return Err(Usage(problem.into()).into());
         }
         Ok(Some(Answers { program, yes: self.tool_yes }))
     }

@@ -128,11 +128,11 @@ mod tests {
 
     /// Wraps at ten columns, in one piece or in many.
     fn at_ten(text: &str) -> String {
-        let whole = wrapped(text, Some(10));
+        let uncut = wrapped(text, Some(10));
         let mut wrap = Wrap::new(Some(10));
         let pieces: String = text.chars().map(|c| wrap.push(&c.to_string())).collect();
-        assert_eq!(pieces + &wrap.finish(), whole, "{text:?}");
-        whole
+        assert_eq!(pieces + &wrap.finish(), uncut, "{text:?}");
+        uncut
     }
 
     #[test]

@@ -1,12 +1,12 @@
 //! Constraints on replies with tool calls: free text until a call begins, then arguments that match the tool's schema.
 //!
-//! A tagged call begins with its tag, an untagged one where its arguments begin: JSON that turns out to be no call stays free.
+//! A tagged call is constrained from its tag on, an untagged one from its arguments on: other JSON remains free text.
 
 use std::{fmt::Write as _, sync::atomic::AtomicBool};
 
 use serde_json::{Value, json};
 
-use super::{Constraint, Shape, Vocabulary, price, schema};
+use super::{Constraint, Shape, Vocabulary, cost, schema};
 use crate::{
     Error, Result,
     text::{
@@ -34,13 +34,13 @@ impl Shape {
             ToolChoice::Auto => {
                 let ends: String = breaks.iter().map(|id| format!(" | <[{id}]>")).collect();
                 let end = if ends.is_empty() { "" } else { " end" };
-                let bare: Vec<_> = (0..callable.len()).map(|i| format!("bare_{i}")).collect();
-                let _ = writeln!(lark, "start: ({})* (begun call)* TEXT{end}\nTEXT: /(.|\\n)*/", bare.join(" | "));
-                let _ = writeln!(lark, "begun[lazy]: TEXT {}", quoted(OPEN));
+                let untagged: Vec<_> = (0..callable.len()).map(|i| format!("untagged_{i}")).collect();
+                let _ = writeln!(lark, "start: ({})* (tag call)* TEXT{end}\nTEXT: /(.|\\n)*/", untagged.join(" | "));
+                let _ = writeln!(lark, "tag[lazy]: TEXT {}", quoted(OPEN));
                 for (i, tool) in callable.iter().enumerate() {
-                    let begins = bare_beginning(&tool.name);
-                    let _ = writeln!(lark, "bare_{i}: bare_begun_{i} SPACE? arguments_{i} SPACE? \"}}\"");
-                    let _ = writeln!(lark, "bare_begun_{i}[lazy]: /{begins}/");
+                    let start = untagged_call_start(&tool.name);
+                    let _ = writeln!(lark, "untagged_{i}: untagged_start_{i} SPACE? arguments_{i} SPACE? \"}}\"");
+                    let _ = writeln!(lark, "untagged_start_{i}[lazy]: /{start}/");
                 }
                 let _ = writeln!(lark, "SPACE: /[ \\t\\n\\r]{{1,8}}/");
                 if !ends.is_empty() {
@@ -54,8 +54,8 @@ impl Shape {
         let names: Vec<_> = (0..callable.len()).map(|i| format!("call_{i}")).collect();
         let _ = writeln!(lark, "call: \" \" ({}) {}", names.join(" | "), quoted(&format!(" {CLOSE}")));
         for (i, tool) in callable.into_iter().enumerate() {
-            let begins = format!("{{\"name\": {}, \"arguments\": ", json!(tool.name));
-            let _ = writeln!(lark, "call_{i}: {} arguments_{i} \"}}\"", quoted(&begins));
+            let start = format!("{{\"name\": {}, \"arguments\": ", json!(tool.name));
+            let _ = writeln!(lark, "call_{i}: {} arguments_{i} \"}}\"", quoted(&start));
             let _ = writeln!(lark, "arguments_{i}: %json {}", schema::enforced(schema::with_types(parameters(tool))));
         }
         Some(Self::Lark(lark))
@@ -78,8 +78,8 @@ impl Constraint {
         let breaks: Vec<u32> = stops.iter().filter_map(|name| vocabulary.special(name)).collect();
         let Some(shape) = Shape::of_calls(tools, choice, &breaks) else { return Ok(None) };
         let schemas: Vec<_> = tools.iter().map(checked).collect::<Result<_>>()?;
-        price::check(&schemas)?;
-        let whole = match Self::new_until(vocabulary, &shape, cancel) {
+        cost::check(&schemas)?;
+        let error = match Self::new_until(vocabulary, &shape, cancel) {
             Err(e @ Error::Constraint { .. }) => e,
             done => return done.map(Some),
         };
@@ -90,7 +90,7 @@ impl Constraint {
                 return Err(of_tool(tool, error));
             }
         }
-        Err(whole)
+        Err(error)
     }
 }
 
@@ -109,19 +109,19 @@ fn parameters(tool: &Tool) -> Value {
 /// Returns the schema of a tool's arguments as it is compiled.
 fn checked(tool: &Tool) -> Result<Value> {
     let schema = schema::prepared(parameters(tool));
-    schema.and_then(|schema| price::check([&schema]).map(|()| schema)).map_err(|error| of_tool(tool, error))
+    schema.and_then(|schema| cost::check([&schema]).map(|()| schema)).map_err(|error| of_tool(tool, error))
 }
 
 /// Returns an error about the schema of `tool`.
 fn of_tool(tool: &Tool, error: Error) -> Error {
-    let Error::Constraint { place, what } = error else { return error };
-    let place = place.map(|place| format!(" at {place}")).unwrap_or_default();
-    Error::Constraint { place: Some(format!("the parameters of the tool `{}`{place}", tool.name)), what }
+    let Error::Constraint { location, problem } = error else { return error };
+    let location = location.map(|location| format!(" at {location}")).unwrap_or_default();
+    Error::Constraint { location: Some(format!("the parameters of the tool `{}`{location}", tool.name)), problem }
 }
 
 /// Returns a regular expression for an untagged call of the tool `name`, up to its arguments; it may follow another call, or be
 /// an item of a list.
-fn bare_beginning(name: &str) -> String {
+fn untagged_call_start(name: &str) -> String {
     const SPACE: &str = r"[ \t\n\r]*";
     let name = name.replace('.', r"\.");
     let parts = [r"[\s,\[\]]*\{", r#""name""#, ":", &format!("\"{name}\""), ",", r#""(arguments|parameters)""#, ":"];
@@ -153,8 +153,8 @@ mod tests {
     }
 
     /// Whether `text` is a valid start of a reply, and whether the reply may end there.
-    fn judged(constraint: &Constraint, tokenizer: &Tokenizer, text: &str) -> (bool, bool) {
-        let mut matching = constraint.begin();
+    fn judge(constraint: &Constraint, tokenizer: &Tokenizer, text: &str) -> (bool, bool) {
+        let mut matching = constraint.matching();
         for id in tokenizer.encode_more(text).unwrap() {
             let allowed = match matching.next_tokens().unwrap() {
                 Next::End => false,
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn calls_are_held_to_their_schemas_once_they_begin() {
+    fn tool_calls_must_match_their_schema() {
         let tokenizer = demo();
         let vocabulary = Vocabulary::new(&tokenizer).unwrap();
         let compiled = |choice: &ToolChoice| {
@@ -179,21 +179,22 @@ mod tests {
         const OSLO: &str = "<toolcall> {\"name\": \"get_weather\", \"arguments\": {\"city\": \"Oslo\"}} </toolcall>";
         const NOW: &str = "<toolcall> {\"name\": \"now\", \"arguments\": {}} </toolcall>";
         let auto = compiled(&ToolChoice::Auto).unwrap();
-        let may = |text: &str| judged(&auto, &tokenizer, text);
-        for whole in ["", "Hello!\n", "a < b, {\"name\": 5}", "<toolcal", "é 日本"] {
-            assert_eq!(may(whole), (true, true), "{whole}");
+        let check = |text: &str| judge(&auto, &tokenizer, text);
+        for text in ["", "Hello!\n", "a < b, {\"name\": 5}", "<toolcal", "é 日本"] {
+            assert_eq!(check(text), (true, true), "{text}");
         }
-        for whole in [OSLO, NOW, &format!("Wait.\n{OSLO}"), &format!("{OSLO}\n{NOW}\nDone.")] {
-            assert_eq!(may(whole), (true, true), "{whole}");
+        for text in [OSLO, NOW, &format!("Wait.\n{OSLO}"), &format!("{OSLO}\n{NOW}\nDone.")] {
+            assert_eq!(check(text), (true, true), "{text}");
         }
-        for begun in ["<toolcall>", "Well, <toolcall> {\"name\": \"get", &OSLO[..50]] {
-            assert_eq!(may(begun), (true, false), "{begun}");
+        for partial in ["<toolcall>", "Well, <toolcall> {\"name\": \"get", &OSLO[..50]] {
+            assert_eq!(check(partial), (true, false), "{partial}");
         }
-        for never in ["<toolcall> no", "<toolcall> {\"name\": \"other", &OSLO.replace("Oslo", "Paris"), "<toolcall>{"] {
-            assert_eq!(may(never), (false, false), "{never}");
+        for invalid in ["<toolcall> no", "<toolcall> {\"name\": \"other", &OSLO.replace("Oslo", "Paris"), "<toolcall>{"]
+        {
+            assert_eq!(check(invalid), (false, false), "{invalid}");
         }
         // without tags
-        for whole in [
+        for text in [
             r#"{"name": "get_weather", "arguments": {"city": "Oslo"}}"#,
             "\n{ \"name\" :\"now\",\n\"parameters\": {} }\n",
             r#"[{"name": "now", "arguments": {}}, {"name": "get_weather", "arguments": {"city": "Rome"}}]"#,
@@ -205,12 +206,12 @@ mod tests {
             r#"{"city": "Paris"}"#,
             r#"So: {"name": "get_weather", "arguments": {"city": "Paris"}}"#,
         ] {
-            assert_eq!(may(whole), (true, true), "{whole}");
+            assert_eq!(check(text), (true, true), "{text}");
         }
-        for begun in ["{\"name\": \"get_weather\", \"arguments\":", "[{\"name\": \"now\", \"arguments\": {}"] {
-            assert_eq!(may(begun), (true, false), "{begun}");
+        for partial in ["{\"name\": \"get_weather\", \"arguments\":", "[{\"name\": \"now\", \"arguments\": {}"] {
+            assert_eq!(check(partial), (true, false), "{partial}");
         }
-        for never in [
+        for invalid in [
             r#"{"name": "get_weather", "arguments": {"city": "Paris"}}"#,
             r#"{"name": "get_weather", "parameters": {"city": 5"#,
             r#"{"name": "now", "arguments": null"#,
@@ -218,28 +219,29 @@ mod tests {
             "{\"name\": \"now\", \"arguments\": {}}\n{\"name\": \"get_weather\", \"arguments\": {\"city\": \"P",
             r#"{"name": "now", "arguments": {}, "id": 5"#,
         ] {
-            assert_eq!(may(never), (false, false), "{never}");
+            assert_eq!(check(invalid), (false, false), "{invalid}");
         }
         let named = compiled(&ToolChoice::Named("now".into())).unwrap();
-        assert_eq!(judged(&named, &tokenizer, NOW), (true, true));
-        for never in ["Hello", OSLO, &format!("{NOW}\n")] {
-            assert_eq!(judged(&named, &tokenizer, never), (false, false), "{never}");
+        assert_eq!(judge(&named, &tokenizer, NOW), (true, true));
+        for invalid in ["Hello", OSLO, &format!("{NOW}\n")] {
+            assert_eq!(judge(&named, &tokenizer, invalid), (false, false), "{invalid}");
         }
         let required = compiled(&ToolChoice::Required).unwrap();
-        assert_eq!(judged(&required, &tokenizer, OSLO), (true, true));
-        assert_eq!(judged(&required, &tokenizer, ""), (true, false));
+        assert_eq!(judge(&required, &tokenizer, OSLO), (true, true));
+        assert_eq!(judge(&required, &tokenizer, ""), (true, false));
         assert!(compiled(&ToolChoice::None).is_none());
     }
 
     #[test]
-    fn free_text_may_end_where_another_turn_begins() {
+    fn free_text_may_end_at_a_turn_marker() {
         let tokenizer = demo();
         let vocabulary = Vocabulary::new(&tokenizer).unwrap();
         let turn = *tokenizer.encode("<extra_id_1>", false).unwrap().last().unwrap();
         for (stops, allowed) in [(&["User:".into(), "<extra_id_1>".into()][..], true), (&[], false)] {
-            let go_on = AtomicBool::new(false);
-            let auto = Constraint::of_calls(&vocabulary, &tools(), &ToolChoice::Auto, stops, &go_on).unwrap().unwrap();
-            let mut matching = auto.begin();
+            let no_cancel = AtomicBool::new(false);
+            let auto =
+                Constraint::of_calls(&vocabulary, &tools(), &ToolChoice::Auto, stops, &no_cancel).unwrap().unwrap();
+            let mut matching = auto.matching();
             for id in tokenizer.encode_more("Hello\n").unwrap() {
                 matching.accept(id).unwrap();
             }
@@ -249,14 +251,14 @@ mod tests {
     }
 
     #[test]
-    fn a_schema_that_cannot_be_enforced_is_named() {
+    fn unenforceable_schemas_name_the_tool_and_location() {
         let vocabulary = Vocabulary::new(&demo()).unwrap();
         let list = json!([{"name": "a"}, {"name": "b", "parameters": {"type": "object", "properties": {
             "c": {"type": "string", "format": "no-such-format"}}}}]);
         let tools = Tools::from_value(&list, "test").unwrap();
         let error = Constraint::of_calls(&vocabulary, &tools, &ToolChoice::Auto, &[], &AtomicBool::new(false));
-        let said = error.unwrap_err().to_string();
-        assert!(said.starts_with("at the parameters of the tool `b` at #/properties/c: "), "{said}");
+        let message = error.unwrap_err().to_string();
+        assert!(message.starts_with("at the parameters of the tool `b` at #/properties/c: "), "{message}");
         // a schema cannot disable its enforcement
         let list = json!([{"name": "a", "parameters": {"x-guidance": {"lenient": true}, "properties": {
             "c": {"type": "string", "format": "no-such-format"}}}}]);

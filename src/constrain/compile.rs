@@ -44,7 +44,7 @@ pub(super) fn compile(
     let factory = factory.clone();
     bounded(cancel, move |waiting| {
         let mut parser = factory.create_parser(grammar).map_err(|e| e.to_string())?;
-        waiting.ends(parser.enable_cancellation());
+        waiting.cancel_at_end(parser.enable_cancellation());
         let mut matcher = Matcher::new(Ok(parser));
         // A grammar without any matching text is only detected by computing a mask.
         match matcher.is_stopped() || matcher.compute_mask().is_ok() {
@@ -72,41 +72,41 @@ static RUNNING: Running = Running::new(AT_ONCE);
 /// Counts compile threads, including abandoned ones.
 struct Running {
     count: AtomicUsize,
-    most: usize,
+    max: usize,
 }
 
 /// Counts as a thread until it is dropped.
-struct Place(&'static Running);
+struct Permit(&'static Running);
 
 impl Running {
-    const fn new(most: usize) -> Self {
-        Self { count: AtomicUsize::new(0), most }
+    const fn new(max: usize) -> Self {
+        Self { count: AtomicUsize::new(0), max }
     }
 
-    fn begin(&'static self) -> Option<Place> {
-        let one_more = |count| (count < self.most).then_some(count + 1);
-        self.count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).ok().map(|_| Place(self))
+    fn try_acquire(&'static self) -> Option<Permit> {
+        let one_more = |count| (count < self.max).then_some(count + 1);
+        self.count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).ok().map(|_| Permit(self))
     }
 }
 
-impl Drop for Place {
+impl Drop for Permit {
     fn drop(&mut self) {
         self.0.count.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-/// Whether somebody still waits for the result of a compile thread.
+/// Whether a caller still waits for the result of a compile thread.
 #[derive(Clone, Default)]
 pub(super) struct Waiting(Arc<(AtomicBool, OnceLock<CancellationHandle>)>);
 
 impl Waiting {
-    /// Whether nobody does.
+    /// Whether no caller waits any more.
     pub fn is_over(&self) -> bool {
         self.0.0.load(Ordering::SeqCst)
     }
 
     /// Makes the end of waiting cancel the work of `handle`.
-    fn ends(&self, handle: CancellationHandle) {
+    fn cancel_at_end(&self, handle: CancellationHandle) {
         let handle = self.0.1.get_or_init(|| handle);
         if self.is_over() {
             handle.cancel();
@@ -135,11 +135,12 @@ fn bounded_by<T: Send + 'static>(
     cancel: &AtomicBool,
     work: impl FnOnce(&Waiting) -> std::result::Result<T, Refusal> + Send + 'static,
 ) -> Result<std::result::Result<T, Refusal>> {
-    let place = running.begin().ok_or(Error::Busy("too many constraints are being compiled; try again later"))?;
+    let permit =
+        running.try_acquire().ok_or(Error::Busy("too many constraints are being compiled; try again later"))?;
     let waiting = Waiting::default();
     let still = waiting.clone();
     let work = move || {
-        let _place = place;
+        let _permit = permit;
         foreign::call(|| work(&still)).unwrap_or_else(Err)
     };
     match threads::bounded(cancel, STACK, patience, work) {
@@ -147,7 +148,7 @@ fn bounded_by<T: Send + 'static>(
         other => {
             waiting.end();
             other?;
-            Err(Error::Constraint { place: None, what: "it takes too long to compile; simplify it".into() })
+            Err(Error::Constraint { location: None, problem: "it takes too long to compile; simplify it".into() })
         }
     }
 }
@@ -161,48 +162,48 @@ mod tests {
     #[test]
     fn abandoned_threads_are_counted_until_they_end() {
         static FEW: Running = Running::new(3);
-        let (go_on, now) = (AtomicBool::new(false), Duration::from_millis(1));
-        let (ended, ends) = mpsc::channel();
-        let mut ways_out = Vec::new();
+        let (no_cancel, now) = (AtomicBool::new(false), Duration::from_millis(1));
+        let (ended, outcomes) = mpsc::channel();
+        let mut gates = Vec::new();
         let mut start = |patience| {
-            let (open, way_out) = mpsc::channel::<()>();
-            ways_out.push(open);
+            let (gate, closed) = mpsc::channel::<()>();
+            gates.push(gate);
             let ended = ended.clone();
-            bounded_by(&FEW, patience, &go_on, move |waiting: &Waiting| {
-                let _ = way_out.recv();
+            bounded_by(&FEW, patience, &no_cancel, move |waiting: &Waiting| {
+                let _ = closed.recv();
                 let _ = ended.send(waiting.is_over());
                 Ok(())
             })
         };
         for _ in 0..3 {
-            assert!(matches!(start(now), Err(Error::Constraint { what, .. }) if what.contains("too long")));
+            assert!(matches!(start(now), Err(Error::Constraint { problem, .. }) if problem.contains("too long")));
         }
         for _ in 0..20 {
             assert!(matches!(start(now), Err(Error::Busy(_))), "no more threads than that");
         }
         assert_eq!(FEW.count.load(Ordering::Relaxed), 3);
-        ways_out.clear();
+        gates.clear();
         for _ in 0..3 {
-            assert!(ends.recv().unwrap(), "it knows that nobody waits");
+            assert!(outcomes.recv().unwrap(), "it knows that nobody waits");
         }
         while FEW.count.load(Ordering::Relaxed) > 0 {
             thread::yield_now();
         }
-        assert!(bounded_by(&FEW, Duration::from_secs(60), &go_on, |_| Ok(5)).unwrap() == Ok(5));
-        // a panic gives the place back too
+        assert!(bounded_by(&FEW, Duration::from_secs(60), &no_cancel, |_| Ok(5)).unwrap() == Ok(5));
+        // a panic releases the permit too
         let failed =
-            bounded_by(&FEW, Duration::from_secs(60), &go_on, |_| -> std::result::Result<(), _> { panic!("no") });
+            bounded_by(&FEW, Duration::from_secs(60), &no_cancel, |_| -> std::result::Result<(), _> { panic!("no") });
         assert_eq!(failed.unwrap(), Err("no".into()));
     }
 
     #[test]
-    fn a_cancel_reaches_the_work() {
+    fn ending_the_wait_cancels_the_compilation() {
         for is_late in [false, true] {
             let (waiting, handle) = (Waiting::default(), CancellationHandle::default());
             if is_late {
                 waiting.end();
             }
-            waiting.ends(handle.clone());
+            waiting.cancel_at_end(handle.clone());
             assert_eq!(handle.is_cancelled(), is_late);
             waiting.end();
             assert!(handle.is_cancelled());

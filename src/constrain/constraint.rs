@@ -5,7 +5,7 @@ use std::{fmt, sync::atomic::AtomicBool};
 use llguidance::{Matcher, api::TopLevelGrammar};
 use serde_json::json;
 
-use super::{Matching, Vocabulary, compile::compile, gbnf, place, price, schema};
+use super::{Matching, Vocabulary, compile::compile, cost, gbnf, locate, schema};
 use crate::{Error, Result, limits};
 
 /// The source of a constraint.
@@ -32,7 +32,7 @@ impl Shape {
     }
 }
 
-/// A constraint compiled for a vocabulary. [`Constraint::begin`] starts matching a text.
+/// A constraint compiled for a vocabulary. [`Constraint::matching`] starts matching a text.
 pub struct Constraint {
     matcher: Matcher,
     vocabulary: Vocabulary,
@@ -66,7 +66,7 @@ impl Constraint {
     ///
     /// # Errors
     ///
-    /// [`Error::Constraint`] where something can't be enforced to the letter; it names the place.
+    /// [`Error::Constraint`] if a part cannot be enforced exactly; it names the location.
     pub fn new(vocabulary: &Vocabulary, shape: &Shape) -> Result<Self> {
         Self::new_until(vocabulary, shape, &AtomicBool::new(false))
     }
@@ -78,38 +78,38 @@ impl Constraint {
             Shape::JsonSchema(text) => {
                 check_size(text)?;
                 let schema = schema::parse(text)?;
-                price::check([&schema])?;
-                compile(schema::grammar(schema.clone()))?.map_err(|why| place::in_schema(schema, why, cancel))
+                cost::check([&schema])?;
+                compile(schema::grammar(schema.clone()))?.map_err(|why| locate::schema_error(schema, why, cancel))
             }
-            Shape::JsonObject => compile(schema::grammar(json!({"type": "object"})))?.map_err(place::of_refusal),
+            Shape::JsonObject => compile(schema::grammar(json!({"type": "object"})))?.map_err(locate::grammar_error),
             Shape::Regex(text) => {
                 check_size(text)?;
                 check_depth(text)?;
-                compile(regex(text))?.map_err(place::of_regex)
+                compile(regex(text))?.map_err(locate::regex_error)
             }
             Shape::Gbnf(text) => {
                 check_size(text)?;
                 check_depth(text)?;
-                compile(TopLevelGrammar::from_lark(gbnf::to_lark(text)?))?.map_err(place::of_refusal)
+                compile(TopLevelGrammar::from_lark(gbnf::to_lark(text)?))?.map_err(locate::grammar_error)
             }
             Shape::Lark(text) => {
                 check_size(text)?;
                 check_depth(text)?;
-                compile(TopLevelGrammar::from_lark(text.clone()))?.map_err(place::of_refusal)
+                compile(TopLevelGrammar::from_lark(text.clone()))?.map_err(locate::grammar_error)
             }
         };
         Ok(Self { matcher: compiled?, vocabulary: vocabulary.clone() })
     }
 
-    /// Starts a text.
-    pub fn begin(&self) -> Matching {
+    /// Returns the state of matching an empty text.
+    pub fn matching(&self) -> Matching {
         // Matchers share no state, so that no text depends on others.
         Matching::new(self.matcher.deep_clone(), self.vocabulary.clone())
     }
 
-    /// Starts a text that already consists of `ids`.
-    pub fn begin_with(&self, ids: &[u32]) -> Result<Matching> {
-        let mut matching = self.begin();
+    /// Returns the state of matching after the tokens `ids`.
+    pub fn matching_after(&self, ids: &[u32]) -> Result<Matching> {
+        let mut matching = self.matching();
         ids.iter().try_for_each(|&id| matching.accept(id))?;
         Ok(matching)
     }
@@ -125,8 +125,8 @@ fn regex(pattern: &str) -> TopLevelGrammar {
     }
 }
 
-fn refused(what: impl Into<String>) -> Error {
-    Error::Constraint { place: None, what: what.into() }
+fn refused(problem: impl Into<String>) -> Error {
+    Error::Constraint { location: None, problem: problem.into() }
 }
 
 fn check_size(text: &str) -> Result<()> {

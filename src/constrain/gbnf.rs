@@ -28,8 +28,8 @@ pub(super) fn to_lark(source: &str) -> Result<String> {
     Ok(lark)
 }
 
-fn error(line: Option<usize>, what: impl Into<String>) -> Error {
-    Error::Constraint { place: line.map(|line| format!("line {line}")), what: what.into() }
+fn error(line: Option<usize>, problem: impl Into<String>) -> Error {
+    Error::Constraint { location: line.map(|line| format!("line {line}")), problem: problem.into() }
 }
 
 /// A part of a rule.
@@ -73,23 +73,23 @@ impl Rules {
 
     /// Returns the rules for which `holds` is true, as a fixed point.
     fn fixpoint(&self, holds: impl Fn(&[Vec<Part>], &[bool]) -> bool) -> Vec<bool> {
-        let mut known = vec![false; self.bodies.len()];
+        let mut matching = vec![false; self.bodies.len()];
         loop {
             let mut changed = false;
             for (rule, body) in self.bodies.iter().enumerate() {
-                if !known[rule] && holds(body.as_deref().unwrap_or_default(), &known) {
-                    (known[rule], changed) = (true, true);
+                if !matching[rule] && holds(body.as_deref().unwrap_or_default(), &matching) {
+                    (matching[rule], changed) = (true, true);
                 }
             }
             if !changed {
-                return known;
+                return matching;
             }
         }
     }
 
     /// Returns the rules that are not recursive.
     fn regular(&self) -> Vec<bool> {
-        self.fixpoint(|body, known| body.iter().flatten().all(|part| uses_only(part, known)))
+        self.fixpoint(|body, matching| body.iter().flatten().all(|part| uses_only(part, matching)))
     }
 
     /// Returns the rules that match the empty text.
@@ -115,12 +115,12 @@ impl Rules {
     }
 }
 
-/// Whether all rules in `part` are in `known`.
-fn uses_only(part: &Part, known: &[bool]) -> bool {
+/// Whether all rules in `part` are in `matching`.
+fn uses_only(part: &Part, matching: &[bool]) -> bool {
     match part {
-        Part::Rule(rule) => known[*rule],
-        Part::Times(part, ..) => uses_only(part, known),
-        Part::Any(alternatives) => alternatives.iter().flatten().all(|part| uses_only(part, known)),
+        Part::Rule(rule) => matching[*rule],
+        Part::Times(part, ..) => uses_only(part, matching),
+        Part::Any(alternatives) => alternatives.iter().flatten().all(|part| uses_only(part, matching)),
         Part::Text(_) | Part::Character(_) => true,
     }
 }
@@ -132,7 +132,7 @@ fn may_be_empty(alternatives: &[Vec<Part>], rules: &[bool]) -> bool {
             Part::Text(text) => text.is_empty(),
             Part::Character(_) => false,
             Part::Any(alternatives) => may_be_empty(alternatives, rules),
-            Part::Times(part, least, _) => *least == 0 || part_may(part, rules),
+            Part::Times(part, min, _) => *min == 0 || part_may(part, rules),
             Part::Rule(rule) => rules[*rule],
         }
     }
@@ -141,13 +141,13 @@ fn may_be_empty(alternatives: &[Vec<Part>], rules: &[bool]) -> bool {
 
 fn alternatives(all: &[Vec<Part>], in_terminal: bool) -> String {
     let sequence = |parts: &Vec<Part>| {
-        let parts: Vec<_> = parts.iter().map(|part| written(part, in_terminal)).collect();
+        let parts: Vec<_> = parts.iter().map(|part| part_to_lark(part, in_terminal)).collect();
         if parts.is_empty() { "\"\"".into() } else { parts.join(" ") }
     };
     all.iter().map(sequence).collect::<Vec<_>>().join(" | ")
 }
 
-fn written(part: &Part, in_terminal: bool) -> String {
+fn part_to_lark(part: &Part, in_terminal: bool) -> String {
     match part {
         Part::Text(text) => {
             let quoted = serde_json::to_string(text).unwrap_or_default();
@@ -157,14 +157,14 @@ fn written(part: &Part, in_terminal: bool) -> String {
         Part::Rule(rule) if in_terminal => format!("T{rule}"),
         Part::Rule(rule) => format!("r{rule}"),
         Part::Any(all) => format!("({})", alternatives(all, in_terminal)),
-        Part::Times(part, least, most) => {
-            let part = written(part, in_terminal);
-            match (least, most) {
+        Part::Times(part, min, max) => {
+            let part = part_to_lark(part, in_terminal);
+            match (min, max) {
                 (0, None) => format!("({part})*"),
                 (1, None) => format!("({part})+"),
                 (0, Some(1)) => format!("({part})?"),
-                (least, None) => format!("({part}){{{least},}}"),
-                (least, Some(most)) => format!("({part}){{{least},{most}}}"),
+                (min, None) => format!("({part}){{{min},}}"),
+                (min, Some(max)) => format!("({part}){{{min},{max}}}"),
             }
         }
     }
@@ -186,31 +186,31 @@ impl<'s> Parser<'s> {
     fn rules(mut self) -> Result<Rules> {
         self.skip(true);
         while !self.rest.is_empty() {
-            let name = self.name().ok_or_else(|| self.wrong("expected a rule name"))?;
+            let name = self.name().ok_or_else(|| self.syntax_error("expected a rule name"))?;
             self.skip(false);
             if !self.eat("::=") {
-                return Err(self.wrong(format!("expected `::=` after `{name}`")));
+                return Err(self.syntax_error(format!("expected `::=` after `{name}`")));
             }
             self.skip(true);
             let line = self.line;
             let body = self.alternatives()?;
             if self.rules.names.len() > RULES {
-                return Err(self.wrong(format!("more than {RULES} rules")));
+                return Err(self.syntax_error(format!("more than {RULES} rules")));
             }
             let number = self.rules.number(&name, line);
             if self.rules.bodies[number].replace(body).is_some() {
-                return Err(self.wrong(format!("rule `{name}` is already defined")));
+                return Err(self.syntax_error(format!("rule `{name}` is already defined")));
             }
             if !self.rest.is_empty() && !self.rest.starts_with(['\n', '\r']) {
-                return Err(self.wrong("expected the end of the line after a rule"));
+                return Err(self.syntax_error("expected the end of the line after a rule"));
             }
             self.skip(true);
         }
         Ok(self.rules)
     }
 
-    fn wrong(&self, what: impl Into<String>) -> Error {
-        error(Some(self.line), what)
+    fn syntax_error(&self, problem: impl Into<String>) -> Error {
+        error(Some(self.line), problem)
     }
 
     /// Skips white space and comments; line breaks only within a rule.
@@ -266,8 +266,8 @@ impl<'s> Parser<'s> {
                     let (line, name) = (self.line, self.name().unwrap_or_default());
                     Part::Rule(self.rules.number(&name, line))
                 }
-                Some('<' | '!') => return Err(self.wrong("token names are not supported; use their text")),
-                Some('*' | '+' | '?' | '{') => return Err(self.wrong("there is nothing to repeat here")),
+                Some('<' | '!') => return Err(self.syntax_error("token names are not supported; use their text")),
+                Some('*' | '+' | '?' | '{') => return Err(self.syntax_error("there is nothing to repeat here")),
                 _ => return Ok(parts),
             };
             let part = self.repeated(part)?;
@@ -280,23 +280,23 @@ impl<'s> Parser<'s> {
         self.rest = &self.rest[1..];
         self.depth += 1;
         if self.depth > limits::CONSTRAINT_DEPTH {
-            return Err(self.wrong("brackets are nested too deeply"));
+            return Err(self.syntax_error("brackets are nested too deeply"));
         }
         self.skip(true);
         let all = self.alternatives()?;
         self.depth -= 1;
-        if self.eat(")") { Ok(Part::Any(all)) } else { Err(self.wrong("unclosed `(`")) }
+        if self.eat(")") { Ok(Part::Any(all)) } else { Err(self.syntax_error("unclosed `(`")) }
     }
 
     fn repeated(&mut self, mut part: Part) -> Result<Part> {
         for _ in 0..REPEATS {
             self.skip(self.depth > 0);
-            let (least, most) = match self.rest.chars().next() {
+            let (min, max) = match self.rest.chars().next() {
                 Some('*') => (0, None),
                 Some('+') => (1, None),
                 Some('?') => (0, Some(1)),
                 Some('{') => {
-                    let end = self.rest.find('}').ok_or_else(|| self.wrong("unclosed `{`"))?;
+                    let end = self.rest.find('}').ok_or_else(|| self.syntax_error("unclosed `{`"))?;
                     let range = &self.rest[1..end];
                     self.rest = &self.rest[end..];
                     self.range(range)?
@@ -304,9 +304,9 @@ impl<'s> Parser<'s> {
                 _ => return Ok(part),
             };
             self.rest = &self.rest[1..];
-            part = Part::Times(Box::new(part), least, most);
+            part = Part::Times(Box::new(part), min, max);
         }
-        Err(self.wrong("repetitions are nested too deeply"))
+        Err(self.syntax_error("repetitions are nested too deeply"))
     }
 
     /// Parses `{m}`, `{m,}`, `{,n}` or `{m,n}`.
@@ -314,14 +314,14 @@ impl<'s> Parser<'s> {
         let number = |text: &str| text.trim().parse::<u32>().ok().filter(|&n| n <= 100_000);
         let parsed = match text.split_once(',') {
             None => number(text).map(|n| (n, Some(n))),
-            Some((least, most)) => {
-                let least = if least.trim().is_empty() { Some(0) } else { number(least) };
-                let most = if most.trim().is_empty() { Some(None) } else { number(most).map(Some) };
-                least.zip(most)
+            Some((min, max)) => {
+                let min = if min.trim().is_empty() { Some(0) } else { number(min) };
+                let max = if max.trim().is_empty() { Some(None) } else { number(max).map(Some) };
+                min.zip(max)
             }
         };
-        let in_order = parsed.filter(|&(least, most)| most.is_none_or(|most| least <= most));
-        in_order.ok_or_else(|| self.wrong(format!("invalid repetition `{{{text}}}`")))
+        let in_order = parsed.filter(|&(min, max)| max.is_none_or(|max| min <= max));
+        in_order.ok_or_else(|| self.syntax_error(format!("invalid repetition `{{{text}}}`")))
     }
 
     fn text(&mut self) -> Result<Part> {
@@ -338,21 +338,21 @@ impl<'s> Parser<'s> {
     fn class(&mut self) -> Result<Part> {
         self.rest = &self.rest[1..];
         let mut class = if self.eat("^") { "[^".to_owned() } else { "[".to_owned() };
-        let begin = class.len();
+        let empty_len = class.len();
         while let Some(first) = self.character(']')? {
             let _ = write!(class, "\\x{{{:X}}}", u32::from(first));
             if self.rest.starts_with('-') && !self.rest.starts_with("-]") {
                 self.rest = &self.rest[1..];
-                let last = self.character(']')?.ok_or_else(|| self.wrong("incomplete character range"))?;
+                let last = self.character(']')?.ok_or_else(|| self.syntax_error("incomplete character range"))?;
                 if last < first {
-                    return Err(self.wrong(format!("invalid character range `{first}-{last}`")));
+                    return Err(self.syntax_error(format!("invalid character range `{first}-{last}`")));
                 }
                 let _ = write!(class, "-\\x{{{:X}}}", u32::from(last));
             }
         }
-        match (class.len() == begin, class.starts_with("[^")) {
+        match (class.len() == empty_len, class.starts_with("[^")) {
             (true, true) => Ok(Part::Character("(?s:.)".into())),
-            (true, false) => Err(self.wrong("`[]` matches nothing")),
+            (true, false) => Err(self.syntax_error("`[]` matches nothing")),
             _ => Ok(Part::Character(class + "]")),
         }
     }
@@ -361,7 +361,7 @@ impl<'s> Parser<'s> {
     fn character(&mut self, end: char) -> Result<Option<char>> {
         let mut rest = self.rest.chars();
         let found = match rest.next() {
-            None | Some('\n') => return Err(self.wrong(format!("`{end}` is missing at the end of the line"))),
+            None | Some('\n') => return Err(self.syntax_error(format!("`{end}` is missing at the end of the line"))),
             Some(c) if c == end => None,
             Some('\\') => {
                 let escape = rest.next();
@@ -386,7 +386,7 @@ impl<'s> Parser<'s> {
                     ) => Some(c),
                     _ => None,
                 };
-                Some(c.ok_or_else(|| self.wrong("unknown escape sequence"))?)
+                Some(c.ok_or_else(|| self.syntax_error("unknown escape sequence"))?)
             }
             Some(c) => Some(c),
         };
@@ -404,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_circle_is_one_terminal() {
+    fn grammars_without_recursion_become_one_terminal() {
         let lark =
             to_lark("# comment\nroot ::= word (\" \" word){0,3} \".\"\nword ::= [a-z]+ | \n  \"I\\u0027m\"").unwrap();
         assert!(lark.starts_with("start: T1\n"), "{lark}");
@@ -414,7 +414,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_said_with_its_line() {
+    fn errors_include_the_line_number() {
         assert_eq!(refusal("a ::= \"x\""), "rule `root` is not defined");
         assert_eq!(refusal("root ::= \"x\" |\n b"), "at line 2: rule `b` is not defined");
         assert_eq!(refusal("root ::= \"x\n"), "at line 1: `\"` is missing at the end of the line");

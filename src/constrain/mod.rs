@@ -5,10 +5,10 @@
 mod calls;
 mod compile;
 mod constraint;
+mod cost;
 mod gbnf;
+mod locate;
 mod matching;
-mod place;
-mod price;
 mod schema;
 mod vocabulary;
 

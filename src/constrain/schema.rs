@@ -71,8 +71,8 @@ fn escaped(name: &str) -> String {
     name.replace('~', "~0").replace('/', "~1")
 }
 
-/// Returns the pointer of a constant, or of a name of a member, with a character that JSON can only encode as `\\u`, since
-/// such escapes are excluded.
+/// Returns the pointer of a constant or member name with a character that JSON can only encode as `\\u`, which the
+/// grammar excludes.
 fn unwritable(schema: &Value) -> Option<String> {
     let mut left = vec![String::new()];
     while let Some(pointer) = left.pop() {
@@ -96,7 +96,7 @@ fn unwritable(schema: &Value) -> Option<String> {
     None
 }
 
-/// Returns the pointer of such a text in `value`, which is at `pointer`.
+/// Returns the pointer of such a string in `value`, which is at `pointer`.
 fn unwritable_in(value: &Value, pointer: &str) -> Option<String> {
     match value {
         Value::String(text) => is_unwritable(text).then(|| pointer.to_owned()),
@@ -117,7 +117,7 @@ fn is_unwritable(text: &str) -> bool {
 
 /// Parses a schema.
 pub(super) fn parse(text: &str) -> Result<Value> {
-    let refused = |what: String| Error::Constraint { place: None, what };
+    let refused = |problem: String| Error::Constraint { location: None, problem };
     match serde_json::from_str(text) {
         Ok(Value::Bool(true)) => Ok(Value::Object(Map::new())),
         Ok(Value::Bool(false)) => Err(refused("the schema is `false`, which nothing matches".into())),
@@ -127,11 +127,11 @@ pub(super) fn parse(text: &str) -> Result<Value> {
     }
 }
 
-/// Returns `schema` as it is compiled, or an error about what llguidance does not reject.
+/// Returns `schema` in the form that is compiled; fails for unsupported parts that llguidance would accept.
 pub(super) fn prepared(schema: Value) -> Result<Value> {
-    if let Some(place) = unwritable(&schema) {
-        let what = "control characters that JSON escapes as `\\u…` are not supported in constants and names".into();
-        return Err(Error::Constraint { place: Some(format!("#{place}")), what });
+    if let Some(location) = unwritable(&schema) {
+        let problem = "control characters that JSON escapes as `\\u…` are not supported in constants and names".into();
+        return Err(Error::Constraint { location: Some(format!("#{location}")), problem });
     }
     Ok(with_types(schema))
 }
@@ -165,8 +165,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn control_characters_are_refused_where_they_would_be_written() {
-        for (schema, place) in [
+    fn control_characters_are_rejected_in_constants_and_names() {
+        for (schema, pointer) in [
             (json!({"const": "a\u{1}"}), "#/const"),
             (json!({"enum": ["a", {"b": ["\u{1}"]}]}), "#/enum/1/b/0"),
             (json!({"const": {"a\u{7f}": 1}}), "#/const/a\u{7f}"),
@@ -175,7 +175,7 @@ mod tests {
             (json!({"required": ["\u{1}"]}), "#/required/0"),
         ] {
             let refused = prepared(schema).unwrap_err();
-            assert!(matches!(&refused, Error::Constraint { place: Some(at), .. } if at == place), "{refused}");
+            assert!(matches!(&refused, Error::Constraint { location: Some(at), .. } if at == pointer), "{refused}");
         }
         for schema in [
             json!({"description": "\u{1}", "default": {"const": "\u{1}"}, "examples": [{"enum": ["\u{1}"]}]}),

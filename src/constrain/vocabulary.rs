@@ -59,7 +59,7 @@ impl Vocabulary {
         let mut words: Vec<_> = tokenizer.entries().into_iter().map(word).collect();
         let tokens = words.len() as u32;
         let mut ends: Vec<u32> = tokenizer.ends().iter().copied().filter(|&end| end < tokens).collect();
-        let known = ends.clone();
+        let end_tokens = ends.clone();
         if ends.is_empty() {
             // llguidance requires an end token; this id is outside of the vocabulary and never chosen.
             words.push(Vec::new());
@@ -77,7 +77,7 @@ impl Vocabulary {
         });
         let unusable = |why: String| Error::Request(format!("the model's vocabulary cannot be constrained: {why}"));
         let factory = prepared.and_then(|done| done.map_err(|e| e.to_string())).map_err(unusable)?;
-        Ok(Self { factory: Arc::new(factory), tokens, ends: known.into() })
+        Ok(Self { factory: Arc::new(factory), tokens, ends: end_tokens.into() })
     }
 
     /// Returns the special token of this name.
@@ -130,13 +130,13 @@ mod tests {
     }
 
     #[test]
-    fn the_trie_reads_tokens_as_the_text_shows_them() {
+    fn trie_bytes_equal_the_decoded_text() {
         assert_same_text(&small_tokenizer());
         assert_same_text(&demo_tokenizer());
     }
 
     #[test]
-    fn forced_text_is_made_of_the_tokens_that_the_model_knows() {
+    fn forced_text_is_tokenized_like_plain_text() {
         let tokenizer = demo_tokenizer();
         let vocabulary = Vocabulary::new(&tokenizer).unwrap();
         let env = vocabulary.factory.tok_env();
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn a_model_may_have_no_end_token() {
+    fn models_without_an_end_token_are_supported() {
         let vocabulary = Vocabulary::new(&small_with_ends(&[])).unwrap();
         assert_eq!(vocabulary.ends.len(), 0);
         assert_eq!(&*Vocabulary::new(&small_with_ends(&[2, 9999])).unwrap().ends, [2]);

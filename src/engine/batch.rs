@@ -7,7 +7,7 @@ use crate::{
     Error, Result,
     backend::{Backend, Buffer, Device, Op},
     format::CacheType,
-    forward::{Chunk, DECODE_TOKENS, Input, MetaPass, Observer, Phase, Room, Scratch, Segment},
+    forward::{Chunk, DECODE_TOKENS, Input, MetaPass, Observer, Phase, Scratch, ScratchSize, Segment},
     state::{Checkpoint, MetaState},
     system,
 };
@@ -29,11 +29,11 @@ pub struct Read<'a> {
     pub text: &'a mut Text,
     /// Its next tokens. In the decode phase at most [`DECODE_TOKENS`]: a sampled token followed by a draft.
     pub ids: &'a [u32],
-    /// The phase that they are processed in.
+    /// Their phase.
     pub phase: Phase,
     /// Which logits are wanted.
     pub logits: Wanted,
-    /// Gives this text's part of the pass up when it is set; looked at several times a layer.
+    /// Cancels this text's part of the pass when set; checked several times per layer.
     pub cancel: Option<&'a AtomicBool>,
 }
 
@@ -51,8 +51,8 @@ pub struct Batch<'m> {
 impl<'m> Batch<'m> {
     /// Returns a batch on `device` with buffers for passes of `rows` tokens; they grow for longer passes.
     pub fn new(model: &'m Model, device: Device, rows: usize, stored_meta_state: bool) -> Result<Self> {
-        let room = Room { config: model.config(), rows, cache: CacheType::default() };
-        let scratch = Scratch::new(&device, room)?;
+        let size = ScratchSize { config: model.config(), rows, cache: CacheType::default() };
+        let scratch = Scratch::new(&device, size)?;
         Ok(Self { model, device, scratch, stored_meta_state, meta_state: None })
     }
 
@@ -65,7 +65,7 @@ impl<'m> Batch<'m> {
     pub fn text(&mut self, context: usize, cache: CacheType) -> Result<Text> {
         let mut text = Text::new(&self.device, self.model.config(), context, cache)?;
         let wanted = text.state.bytes as u64;
-        if let available @ Some(_) = system::available_memory().filter(|&there| wanted > there) {
+        if let available @ Some(_) = system::available_memory().filter(|&available| wanted > available) {
             return Err(Error::OutOfMemory { wanted, available });
         }
         self.clear(&mut text)?;
@@ -197,7 +197,7 @@ impl Read<'_> {
         if self.phase == Phase::Decode && tokens > DECODE_TOKENS {
             return Err(Error::Request(format!("a decode pass takes at most {DECODE_TOKENS} tokens, not {tokens}")));
         }
-        self.text.check_room(tokens)
+        self.text.check_fits(tokens)
     }
 }
 

@@ -31,8 +31,8 @@ pub struct Request<'a> {
     /// The constraint on the text.
     pub constraint: Option<&'a Constraint>,
     /// Tokens at the end of `history` and `prompt` that are the start of the generated text.
-    pub begun: &'a [u32],
-    /// Whether the caller may make room when the context is full and continue with all tokens so far as `begun`.
+    pub generated: &'a [u32],
+    /// Whether the caller may make room when the context is full and continue with all tokens so far as `generated`.
     /// Incomplete characters and partial stop strings are then held back over the pause.
     pub pauses: bool,
     /// Timings so far, for instance of processing `history`; those of the generation are added.
@@ -70,9 +70,9 @@ pub fn generate_with(
     let history = [request.history, request.prompt].concat();
     let mut text = Generator::new(tokenizer, history, request.limit, request.stops)?;
     if let Some(constraint) = request.constraint {
-        text.hold_to(constraint.begin_with(request.begun)?);
+        text.constrain(constraint.matching_after(request.generated)?);
     }
-    text.resume(request.begun.len());
+    text.resume(request.generated.len());
     if request.pauses {
         text.pause_when_full();
     }
@@ -107,9 +107,9 @@ pub fn generate_with(
             break StopReason::ContextFull;
         };
         // Every accepted draft token yields one more token.
-        let most = text.left().map_or(usize::MAX, |left| left - 1);
-        let forced = if speculator.is_on() && most > 0 { text.forced() } else { Vec::new() };
-        let counts = speculator.advance(model, id, most, &Forced(&forced), &mut |logits| {
+        let max_draft = text.left().map_or(usize::MAX, |left| left - 1);
+        let forced = if speculator.is_on() && max_draft > 0 { text.forced() } else { Vec::new() };
+        let counts = speculator.advance(model, id, max_draft, &Forced(&forced), &mut |logits| {
             text.mark_read();
             stop = text.choose(logits, sampler, sink)?;
             Ok(text.unread().filter(|_| stop.is_none() && reason_to_stop(&text).is_none()))
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn ends_where_the_model_says() {
+    fn generation_ends_at_the_end_token() {
         let mut session = Script::new(&[SPACE_A, B]);
         let (done, pieces) = run(&mut session, &mut greedy(), Request::default());
         assert_eq!((done.text.as_str(), done.stop), (" ab", StopReason::EndOfText));
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn runs_no_step_that_nobody_needs() {
+    fn no_decode_step_runs_after_the_last_token() {
         for limit in 0..3 {
             let mut session = Script::new(&[B; 9]);
             let (done, _) = run(&mut session, &mut greedy(), Request { limit: Some(limit), ..Request::default() });
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn a_banned_end_does_not_come() {
+    fn a_banned_end_token_is_never_chosen() {
         let mut sampler = greedy();
         sampler.ban(EOS);
         let (done, _) = run(&mut Script::new(&[A]), &mut sampler, Request { limit: Some(3), ..Request::default() });
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stop_string_is_not_shown() {
+    fn stop_strings_are_not_output() {
         let stops = ["ba".to_string()];
         let request = Request { stops: &stops, ..Request::default() };
         let (done, pieces) = run(&mut Script::new(&[A, B, B, A, A]), &mut greedy(), request);
@@ -260,43 +260,43 @@ mod tests {
     }
 
     #[test]
-    fn half_a_character_comes_out_at_the_end() {
+    fn incomplete_characters_are_flushed_at_the_end() {
         let (done, _) = run(&mut Script::new(&[A, 3 + 0xE2]), &mut greedy(), Request::default());
         assert_eq!(done.text, "a\u{fffd}");
     }
 
     #[test]
-    fn a_closed_pipe_ends_quietly_and_a_full_disk_does_not() {
-        let go = |kind: io::ErrorKind| {
+    fn broken_pipes_end_the_text_and_other_sink_errors_are_returned() {
+        let run_with = |kind: io::ErrorKind| {
             let mut session = Script::new(&[A; 50]);
             let request = Request { prompt: &[1], ..Request::default() };
             generate(&mut session, &small_tokenizer(), &mut greedy(), &request, &mut |_| Err(kind.into()))
         };
-        let done = go(io::ErrorKind::BrokenPipe).unwrap();
+        let done = run_with(io::ErrorKind::BrokenPipe).unwrap();
         assert_eq!((done.stop, done.ids.len()), (StopReason::BrokenPipe, 1));
-        assert!(go(io::ErrorKind::StorageFull).unwrap_err().to_string().starts_with("cannot write the text: "));
+        assert!(run_with(io::ErrorKind::StorageFull).unwrap_err().to_string().starts_with("cannot write the text: "));
     }
 
     #[test]
-    fn a_signal_ends_the_text_where_it_is() {
+    fn cancelling_keeps_the_text_so_far() {
         let cancel = AtomicBool::new(false);
         let request = Request { prompt: &[1], cancel: Some(&cancel), ..Request::default() };
         let mut session = Script::new(&[A; 50]);
-        let mut go = || {
+        let mut run_with = || {
             let mut sink = |_: &str| {
                 cancel.store(true, Ordering::Relaxed);
                 Ok(())
             };
             generate(&mut session, &small_tokenizer(), &mut greedy(), &request, &mut sink).unwrap()
         };
-        let done = go();
+        let done = run_with();
         assert_eq!((done.text.as_str(), done.stop), ("a", StopReason::Interrupted));
-        let done = go();
+        let done = run_with();
         assert_eq!((done.text.as_str(), done.stop), ("", StopReason::Interrupted), "during the prompt");
     }
 
     #[test]
-    fn nothing_to_go_on_from_is_an_error() {
+    fn an_empty_prompt_without_history_is_an_error() {
         let (mut session, none) = (Script::new(&[]), Request::default());
         let error = generate(&mut session, &small_tokenizer(), &mut greedy(), &none, &mut |_| Ok(()));
         assert!(error.unwrap_err().to_string().starts_with("the prompt is empty"));

@@ -46,21 +46,21 @@ impl<'t> Generator<'t> {
 
     /// Constrains the text: tokens that `matching` excludes are not chosen, and a token without alternatives follows
     /// without using the logits or random numbers.
-    pub fn hold_to(&mut self, matching: Matching) {
+    pub fn constrain(&mut self, matching: Matching) {
         // The constraint sees each token's text as it is within a text.
         self.stream.keep_space();
         self.matching = Some(matching);
     }
 
-    /// Resumes a paused text, whose tokens so far are the last `begun` ones of the history. Incomplete characters and
+    /// Resumes a paused text, whose tokens so far are the last `generated` ones of the history. Incomplete characters and
     /// partial stop strings are held back again.
-    pub fn resume(&mut self, begun: usize) {
-        let (before, begun) = self.history.split_at(self.history.len().saturating_sub(begun));
+    pub fn resume(&mut self, generated: usize) {
+        let (before, generated) = self.history.split_at(self.history.len().saturating_sub(generated));
         self.stream = self.tokenizer.stream_after(before);
         if self.matching.is_some() {
             self.stream.keep_space();
         }
-        for &id in begun {
+        for &id in generated {
             self.stops.push(&self.stream.push(id)); // the output was already shown
         }
     }

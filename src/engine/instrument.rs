@@ -8,7 +8,7 @@ use crate::{
     backend::{Cpu, Metal, Profile},
 };
 
-/// The limits per second of a number of threads.
+/// The hardware limits per second at the current number of threads.
 #[derive(Clone, Copy, Debug)]
 pub struct Roofline {
     /// Bytes read from memory.
@@ -26,7 +26,7 @@ impl Session<'_> {
     }
 
     /// Measures the read bandwidth of this session's threads in bytes per second: over all mapped weights, as in
-    /// decode, or, if they are small, over several times the size of most last-level caches. `cancel` ends that.
+    /// decode, or, if they are small, over several times the size of most last-level caches. `cancel` interrupts it.
     pub fn read_bandwidth(&mut self, cancel: &AtomicBool) -> Result<f64> {
         const BEYOND_CACHES: usize = 160 << 20;
         const PASSES: usize = 2;
@@ -34,7 +34,7 @@ impl Session<'_> {
         if weights.len() >= BEYOND_CACHES {
             return self.batch.device.cpu().read_bandwidth(weights, PASSES, cancel);
         }
-        // Piece by piece: the system may take long to give the pages.
+        // Allocated in pieces, since mapping the pages may take long.
         let mut bytes = Vec::with_capacity(BEYOND_CACHES);
         while bytes.len() < BEYOND_CACHES {
             Error::check_cancelled(cancel)?;
@@ -43,7 +43,7 @@ impl Session<'_> {
         self.batch.device.cpu().read_bandwidth(&bytes, PASSES, cancel)
     }
 
-    /// Measures the roofline of this session's threads. `cancel` ends that.
+    /// Measures the roofline of this session's threads. `cancel` interrupts it.
     pub fn roofline(&mut self, cancel: &AtomicBool) -> Result<Roofline> {
         let [int8_macs, float_macs] = self.batch.device.cpu().rates(3);
         Ok(Roofline { read_bytes: self.read_bandwidth(cancel)?, int8_macs, float_macs })

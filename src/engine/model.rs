@@ -86,7 +86,7 @@ impl Model {
     /// [`Model::sampling`] with defaults in place of invalid recommendations, and a sentence for each.
     pub fn usable_sampling(&self) -> (SamplingParams, Vec<String>) {
         let (params, refused) = SamplingParams::usable(self.metadata());
-        (params, refused.iter().map(|what| format!("{}: {what}; using the default", self.file())).collect())
+        (params, refused.iter().map(|problem| format!("{}: {problem}; using the default", self.file())).collect())
     }
 
     /// Returns the file's recommended reply limit in tokens.
@@ -214,13 +214,13 @@ mod tests {
         quant::{Options, TypePlan, convert},
     };
 
-    static GO_ON: AtomicBool = AtomicBool::new(false);
-    static STOP: AtomicBool = AtomicBool::new(true);
+    static NO_CANCEL: AtomicBool = AtomicBool::new(false);
+    static CANCEL: AtomicBool = AtomicBool::new(true);
 
     fn tiny(folder: &Path) -> std::path::PathBuf {
         let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tiny-a");
         let options = Options { types: TypePlan::Uniform(DType::F32), ..Options::default() };
-        convert(&from, &folder.join("tiny.gguf"), &options, &mut |_| {}, &GO_ON).unwrap();
+        convert(&from, &folder.join("tiny.gguf"), &options, &mut |_| {}, &NO_CANCEL).unwrap();
         folder.join("tiny.gguf")
     }
 
@@ -229,7 +229,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = tiny(folder.path());
         let (early, late) = (Model::open(&path).unwrap(), Model::open(&path).unwrap());
-        assert!(matches!(early.fingerprint_until(&STOP), Err(Error::Cancelled)));
+        assert!(matches!(early.fingerprint_until(&CANCEL), Err(Error::Cancelled)));
         let known = early.fingerprint().unwrap().to_owned();
         assert_eq!(known, blake3::hash(&fs::read(&path).unwrap()).to_hex().to_string());
         thread::sleep(Duration::from_millis(20)); // a tick of the file system's clock
@@ -237,24 +237,24 @@ mod tests {
         other[100] ^= 1;
         fs::write(&path, other).unwrap();
         assert_eq!(early.fingerprint().unwrap(), known);
-        let said = late.fingerprint().unwrap_err().to_string();
-        assert!(said.contains("tiny.gguf: was shortened or overwritten"), "{said}");
+        let message = late.fingerprint().unwrap_err().to_string();
+        assert!(message.contains("tiny.gguf: was shortened or overwritten"), "{message}");
     }
 
     #[test]
-    fn meta_tokens_are_read_before_a_session_or_by_it() {
+    fn meta_state_is_the_same_computed_in_advance_or_by_a_session() {
         let folder = tempfile::tempdir().unwrap();
         let model = Model::open(tiny(folder.path())).unwrap();
         assert!(model.config().meta_tokens > 0);
         let bare = || model.with_matrices(|_, _| Ok(None)).unwrap(); // without the stored state
         let logits = |model: &Model| {
             let mut session = Session::new(model, &SessionOptions::default()).unwrap();
-            session.prefill(&[1, 2, 3], &GO_ON).unwrap().to_vec()
+            session.prefill(&[1, 2, 3], &NO_CANCEL).unwrap().to_vec()
         };
         let read = bare();
-        assert!(matches!(read.read_meta_tokens(None, &STOP), Err(Error::Cancelled)));
+        assert!(matches!(read.read_meta_tokens(None, &CANCEL), Err(Error::Cancelled)));
         assert!(read.stored_meta_state().is_none());
-        read.read_meta_tokens(None, &GO_ON).unwrap();
+        read.read_meta_tokens(None, &NO_CANCEL).unwrap();
         assert!(read.stored_meta_state().is_some());
         assert_eq!(logits(&read), logits(&bare()));
     }

@@ -97,7 +97,7 @@ impl<'m> Session<'m> {
         (&mut self.batch, &mut self.text)
     }
 
-    /// Returns the device with the model, and the text, apart from each other.
+    /// Splits the session into its batch and its text.
     pub(super) fn into_parts(self) -> (Batch<'m>, Text) {
         (self.batch, self.text)
     }
@@ -200,7 +200,7 @@ impl<'m> Session<'m> {
         self.text.bytes()
     }
 
-    /// The KV cache type.
+    /// Returns the KV cache type.
     pub fn cache_type(&self) -> CacheType {
         self.options.cache
     }
@@ -281,11 +281,11 @@ impl<'m> Session<'m> {
     /// Fails unless all of `ids` can be processed.
     fn check(&self, ids: &[u32]) -> Result<()> {
         Read::check_ids(ids, self.model().config().vocab)?;
-        self.check_room(ids.len())
+        self.check_fits(ids.len())
     }
 
     /// Fails unless `needed` more tokens fit.
-    pub(super) fn check_room(&self, needed: usize) -> Result<()> {
-        self.text.check_room(needed)
+    pub(super) fn check_fits(&self, needed: usize) -> Result<()> {
+        self.text.check_fits(needed)
     }
 }

@@ -11,7 +11,7 @@ pub struct Text {
 }
 
 impl Text {
-    /// Not even the meta tokens were processed yet.
+    /// Returns a text in the initial state, before the meta tokens.
     pub(super) fn new(memory: &dyn Memory, config: &Config, context: usize, cache: CacheType) -> Result<Self> {
         let block = cache.dtype().block_len();
         let (key_dim, value_dim) = (config.key_dim, config.value_dim);
@@ -42,7 +42,7 @@ impl Text {
     }
 
     /// Fails unless `needed` more tokens fit.
-    pub fn check_room(&self, needed: usize) -> Result<()> {
+    pub fn check_fits(&self, needed: usize) -> Result<()> {
         let (context, free) = (self.context, self.context - self.tokens());
         if needed > free { Err(Error::ContextFull { needed, free, context }) } else { Ok(()) }
     }

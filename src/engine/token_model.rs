@@ -17,7 +17,7 @@ pub trait TokenModel {
     /// Returns the context size in tokens.
     fn context(&self) -> usize;
     /// Returns the maximum number of draft tokens that [`TokenModel::verify`] accepts now.
-    fn most_guesses(&self) -> usize {
+    fn max_guesses(&self) -> usize {
         0
     }
     /// Processes the first of `ids`, and as many of the following draft tokens as are accepted. `is_right` receives the
@@ -45,7 +45,7 @@ impl TokenModel for Session<'_> {
         Session::context(self)
     }
 
-    fn most_guesses(&self) -> usize {
+    fn max_guesses(&self) -> usize {
         (DECODE_TOKENS - 1).min((self.context() - self.tokens()).saturating_sub(1))
     }
 

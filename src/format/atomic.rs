@@ -57,8 +57,8 @@ pub fn check_output(path: &Path, force: bool) -> Result<PathBuf> {
         return fs::canonicalize(path).map_err(|e| Error::io("cannot open", path, e));
     }
     if let Ok(target) = fs::read_link(path) {
-        let what = format!("is a link to {}, which does not exist; name a file to write", target.display());
-        return Err(Error::format(name(), what));
+        let problem = format!("is a link to {}, which does not exist; name a file to write", target.display());
+        return Err(Error::format(name(), problem));
     }
     if path.file_name().is_none() {
         return Err(Error::format(name(), "is not a file name; name a file to write"));
@@ -99,9 +99,9 @@ fn sweep(path: &Path) {
     for entry in fs::read_dir(parent(path)).into_iter().flatten().flatten() {
         let name = entry.file_name();
         let rest = name.as_bytes().strip_prefix(prefix.as_bytes());
-        let ours = rest.is_some_and(|rest| rest.len() == 6 && rest.iter().all(u8::is_ascii_alphanumeric));
+        let is_ours = rest.is_some_and(|rest| rest.len() == 6 && rest.iter().all(u8::is_ascii_alphanumeric));
         let is_left = || entry.file_type()?.is_file().then(|| File::open(entry.path())).transpose();
-        if ours && is_left().is_ok_and(|file| file.is_some_and(|file| lock(&file))) {
+        if is_ours && is_left().is_ok_and(|file| file.is_some_and(|file| lock(&file))) {
             let _ = fs::remove_file(entry.path());
         }
     }
@@ -238,7 +238,7 @@ impl AtomicFile {
         synced.and_then(|()| temporary.persist(&path, force)).map_err(|e| Error::io("cannot write", &path, e))?;
         #[cfg(unix)]
         if let Ok(directory) = File::open(parent(&path)) {
-            // The name survives a power failure only once the directory is synced, which some file systems do not
+            // The name survives a power failure only after the directory is synced, which some file systems do not
             // support.
             let _ = directory.sync_all();
         }
@@ -294,7 +294,7 @@ mod tests {
 
     /// The same with temporary names.
     #[test]
-    fn temporary_names_work_too() {
+    fn named_temporary_files_are_atomic_too() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
         let write = |bytes: &[u8], force| {
@@ -315,7 +315,7 @@ mod tests {
     /// Leftovers of killed writers are removed; files of running writers and other files stay.
     #[cfg(unix)]
     #[test]
-    fn leftovers_are_swept() {
+    fn leftover_temporary_files_are_removed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
         let left = |name: &str| fs::write(dir.path().join(name), "left").unwrap();

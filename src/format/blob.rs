@@ -39,7 +39,7 @@ impl Blob {
         let meta = file.metadata().map_err(|e| Error::io("cannot open", path, e))?;
         let name = || path.display().to_string();
         if meta.is_dir() {
-            return Err(Error::NotGguf { file: name(), what: "is a directory" });
+            return Err(Error::NotGguf { file: name(), problem: "is a directory" });
         }
         if meta.len() == 0 {
             return Err(Error::format(name(), "is empty"));

@@ -171,8 +171,8 @@ mod tests {
         let second = map();
         std::thread::sleep(Duration::from_millis(20)); // longer than the file system's timestamp granularity
         File::options().write(true).open(&path).unwrap().write_all(&[3]).unwrap();
-        let said = second.check().unwrap_err().to_string();
-        assert!(said.contains("file: was shortened or overwritten"), "{said}");
+        let message = second.check().unwrap_err().to_string();
+        assert!(message.contains("file: was shortened or overwritten"), "{message}");
         let third = map();
         third.check().unwrap();
         File::options().write(true).open(&path).unwrap().set_len(10).unwrap();

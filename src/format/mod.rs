@@ -19,7 +19,7 @@ pub use cache_type::CacheType;
 pub use dtype::DType;
 pub use mapping::install_sigbus_handler;
 pub(crate) use mapping::{CHANGED, is_unchanged};
-pub use open::{is_there, open_file};
+pub use open::{exists, open_file};
 pub(crate) use stored::Source;
 pub use stored::Stored;
 pub use weight::{Matrix, Vector};

@@ -25,15 +25,15 @@ pub fn open_file(path: &Path) -> Result<File> {
     let pipe = std::os::unix::fs::FileTypeExt::is_fifo(&kind);
     #[cfg(not(unix))]
     let pipe = false;
-    let what = if pipe { "a pipe" } else { "a device" };
+    let kind = if pipe { "a pipe" } else { "a device" };
     Err(Error::format(
         path.display().to_string(),
-        format!("is {what}, not a regular file; save its contents to a file first"),
+        format!("is {kind}, not a regular file; save its contents to a file first"),
     ))
 }
 
 /// Whether there is a file or folder at `path`; fails for a dangling link, as in an incomplete download.
-pub fn is_there(path: &Path) -> Result<bool> {
+pub fn exists(path: &Path) -> Result<bool> {
     if path.exists() { Ok(true) } else { dangling(path).map_or(Ok(false), Err) }
 }
 
@@ -41,6 +41,6 @@ pub fn is_there(path: &Path) -> Result<bool> {
 fn dangling(path: &Path) -> Option<Error> {
     let target = fs::read_link(path).ok()?;
     let gone = fs::metadata(path).is_err_and(|e| e.kind() == io::ErrorKind::NotFound);
-    let what = format!("is a link to {}, which does not exist; download it again", target.display());
-    gone.then(|| Error::format(path.display().to_string(), what))
+    let problem = format!("is a link to {}, which does not exist; download it again", target.display());
+    gone.then(|| Error::format(path.display().to_string(), problem))
 }

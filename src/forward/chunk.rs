@@ -76,8 +76,8 @@ impl Chunk<'_, '_> {
         Ok(())
     }
 
-    /// Computes the requested logits after [`Chunk::forward`], and waits for completion. Segments that were given up
-    /// get none that mean anything.
+    /// Computes the requested logits after [`Chunk::forward`], and waits for completion. Those of failed segments are
+    /// undefined.
     pub fn logits(&mut self, weights: &Weights) -> Result<()> {
         if self.is_given_up() {
             return self.backend.finish();
@@ -107,8 +107,8 @@ impl Chunk<'_, '_> {
         Ok(())
     }
 
-    /// Runs one layer as [`Chunk::forward`] does, over the residual stream in the scratch ([`Scratch::hidden_mut`]): for
-    /// texts that pass through the model a layer at a time. See [`Chunk::commit_layer`].
+    /// Runs one layer over the residual stream in the scratch ([`Scratch::hidden_mut`]), for layer-by-layer evaluation.
+    /// See [`Chunk::commit_layer`].
     pub fn single_layer(&mut self, index: usize, layer: &Layer) -> Result<()> {
         self.rotate();
         self.layer(index, layer);
@@ -137,7 +137,7 @@ impl Chunk<'_, '_> {
             Self::feed_forward,    // x += down(act(norm(x)))
         ];
         for part in parts {
-            // A layer of a long prompt may take longer than anybody wants to wait.
+            // A layer of a long prompt may take too long to check only between layers.
             self.segments.iter_mut().for_each(Segment::check_cancelled);
             if self.is_given_up() {
                 return;
@@ -147,7 +147,7 @@ impl Chunk<'_, '_> {
         self.check_finite(|| format!("layer {index}"));
     }
 
-    /// Whether no segment is left that anybody waits for.
+    /// Whether all segments have failed or were cancelled.
     fn is_given_up(&self) -> bool {
         self.segments.iter().all(|segment| segment.failed.is_some())
     }
@@ -285,13 +285,13 @@ impl Chunk<'_, '_> {
         b.run(Op::MatMul { w: &f.down, x: s.up.all(t), out: s.x.all_mut(t), accumulate: true, spans: &s.spans });
     }
 
-    /// Fails segments with NaN or infinity in the residual stream, which `what` produced. Once per layer suffices:
+    /// Fails segments with NaN or infinity in the residual stream, which `location` produced. Once per layer suffices:
     /// kernels propagate non-finite values.
-    fn check_finite(&mut self, what: impl Fn() -> String) {
+    fn check_finite(&mut self, location: impl Fn() -> String) {
         let Scratch { x, pending, .. } = &mut *self.scratch;
         for (rows, segment, _) in live(self.segments, pending) {
             if self.backend.max_abs(x.rows(rows)).is_some_and(|max| !max.is_finite()) {
-                segment.failed = Some(Error::NotFinite(what()));
+                segment.failed = Some(Error::NotFinite(location()));
             }
         }
     }

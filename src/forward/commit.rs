@@ -25,19 +25,22 @@ impl Chunk<'_, '_> {
     pub fn commit_layer(&mut self, (index, w): (usize, &Layer), i: usize, accepted: usize) {
         let segment = &mut self.segments[i];
         assert!(segment.failed.is_none(), "a failed segment cannot be committed");
-        let whole = accepted == segment.tokens;
-        assert!(whole || (segment.is_divisible() && accepted < segment.tokens), "prefill is committed as a whole");
+        let all_accepted = accepted == segment.tokens;
+        assert!(
+            all_accepted || (segment.is_divisible() && accepted < segment.tokens),
+            "prefill is committed as a whole"
+        );
         // Only after all layers: the newest rows replace a ring's oldest, which the first tokens still see, also in
         // consumers.
         let position = segment.state.position;
-        if !whole {
+        if !all_accepted {
             self.recompute((index, w), i, accepted);
         }
         let state = &mut self.segments[i].state.layers[index];
         let pending = &mut self.scratch.pending[i].layers[index];
         let (k_width, v_width) = self.config.kv_widths();
         if let (Some(cache), Some([k, v])) = (&mut state.kv, &pending.kv) {
-            for (from, to, rows) in cache.layout.places(position, accepted) {
+            for (from, to, rows) in cache.layout.copy_ranges(position, accepted) {
                 self.backend.run(Op::CopyRows { from: (k, from), to: (&mut cache.k, to), rows, width: k_width });
                 self.backend.run(Op::CopyRows { from: (v, from), to: (&mut cache.v, to), rows, width: v_width });
             }

@@ -1,8 +1,8 @@
-//! The pass over the meta tokens. The state after it depends on the weights alone: sessions begin with it.
+//! The pass over the meta tokens. The state after it depends on the weights alone; sessions start from it.
 
 use std::sync::atomic::AtomicBool;
 
-use super::{CHUNK, Chunk, Input, Observer, Phase, Room, Scratch, Segment};
+use super::{CHUNK, Chunk, Input, Observer, Phase, Scratch, ScratchSize, Segment};
 use crate::{
     Result,
     backend::Memory,
@@ -19,12 +19,12 @@ pub struct MetaPass<'a> {
     pub config: &'a Config,
     /// Its weights.
     pub weights: &'a Weights,
-    /// Ends the pass when it is set; looked at several times a layer.
+    /// Cancels the pass when set; checked several times per layer.
     pub cancel: Option<&'a AtomicBool>,
 }
 
 impl MetaPass<'_> {
-    /// Returns the state after the meta tokens; `observe` sees every layer.
+    /// Returns the state after the meta tokens; `observe` receives the outputs of every layer.
     ///
     /// # Panics
     /// If the model has no meta tokens.
@@ -34,8 +34,8 @@ impl MetaPass<'_> {
             panic!("a model without meta tokens has no state after them");
         };
         let mut state = State::new(backend, config, 0, CacheType::F32)?;
-        let room = Room { config, rows: CHUNK.min(table.rows), cache: CacheType::F32 };
-        let mut scratch = Scratch::new(backend, room)?;
+        let size = ScratchSize { config, rows: CHUNK.min(table.rows), cache: CacheType::F32 };
+        let mut scratch = Scratch::new(backend, size)?;
         let all: Vec<u32> = (0..table.rows as u32).collect();
         for ids in all.chunks(CHUNK) {
             let observe: Option<Observer<'_>> = match &mut observe {

@@ -12,5 +12,5 @@ mod segment;
 pub use chunk::{CHUNK, Chunk, Input, LayerView, Observer};
 pub use meta::MetaPass;
 pub use pending::DECODE_TOKENS;
-pub use scratch::{Room, Scratch};
+pub use scratch::{Scratch, ScratchSize};
 pub use segment::{Phase, Segment};

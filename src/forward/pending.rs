@@ -47,10 +47,10 @@ pub(super) struct MambaInputs {
 impl Pending {
     /// Returns buffers for segments of up to `rows` tokens.
     pub(super) fn new(memory: &dyn Memory, c: &Config, rows: usize, cache: CacheType) -> Result<Self> {
-        let room = |dim| memory.kv_rows(cache, rows, c.kv_heads, dim);
+        let alloc = |dim| memory.kv_rows(cache, rows, c.kv_heads, dim);
         let layer = |layer| {
             Ok(PendingLayer {
-                kv: c.is_producer(layer).then(|| Ok([room(c.key_dim)?, room(c.value_dim)?])).transpose()?,
+                kv: c.is_producer(layer).then(|| Ok([alloc(c.key_dim)?, alloc(c.value_dim)?])).transpose()?,
                 conv: memory.zeros((c.conv_kernel - 1) * c.inner)?,
                 ssm: memory.zeros(c.inner * c.state)?,
                 inputs: None,
@@ -68,10 +68,10 @@ impl Pending {
     /// Allocates buffers for the Mamba heads' inputs, if missing.
     pub(super) fn hold_inputs(&mut self, memory: &dyn Memory, c: &Config) -> Result<()> {
         if !self.has_inputs {
-            let room = |width| memory.zeros(DECODE_TOKENS * width);
+            let alloc = |width| memory.zeros(DECODE_TOKENS * width);
             for layer in &mut self.layers {
-                let [conv, dt, u] = [room(c.inner)?, room(c.inner)?, room(c.inner)?];
-                layer.inputs = Some(MambaInputs { conv, dt, u, b: room(c.state)? });
+                let [conv, dt, u] = [alloc(c.inner)?, alloc(c.inner)?, alloc(c.inner)?];
+                layer.inputs = Some(MambaInputs { conv, dt, u, b: alloc(c.state)? });
             }
             self.has_inputs = true;
         }

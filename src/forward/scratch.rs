@@ -70,7 +70,7 @@ impl Acts {
 /// twice, as each field notes.
 pub struct Scratch {
     /// Capacity in rows.
-    room: usize,
+    capacity: usize,
     /// Rows of the pass.
     pub(super) rows: usize,
     pub(super) spans: Vec<RowSpan>,
@@ -89,7 +89,7 @@ pub struct Scratch {
     /// Δ of the Mamba heads; then the feed-forward's hidden layer.
     pub(super) up: Acts,
     pub(super) logits: Acts,
-    logits_room: usize,
+    logits_capacity: usize,
     /// A copy of the logits, since a GPU may be overwriting the original.
     pub(super) logits_read: Vec<f32>,
     /// Rows of the logits of each segment.
@@ -100,7 +100,7 @@ pub struct Scratch {
 }
 
 /// Dimensions of a [`Scratch`].
-pub struct Room<'a> {
+pub struct ScratchSize<'a> {
     /// The model's sizes.
     pub config: &'a Config,
     /// Rows of the longest pass.
@@ -111,11 +111,11 @@ pub struct Room<'a> {
 
 impl Scratch {
     /// Allocates buffers for passes over one text, without logits.
-    pub fn new(memory: &dyn Memory, room: Room<'_>) -> Result<Self> {
-        let Room { config, rows, cache } = room;
+    pub fn new(memory: &dyn Memory, size: ScratchSize<'_>) -> Result<Self> {
+        let ScratchSize { config, rows, cache } = size;
         let [x, input, mixed, attention, dt_b_c, mamba, up] = activations(memory, config, rows)?;
         Ok(Self {
-            room: rows,
+            capacity: rows,
             rows: 0,
             spans: Vec::new(),
             x,
@@ -126,7 +126,7 @@ impl Scratch {
             mamba,
             up,
             logits: Acts { buffer: memory.zeros(0)?, width: config.vocab },
-            logits_room: 0,
+            logits_capacity: 0,
             logits_read: Vec::new(),
             logits_rows: Vec::new(),
             pending: vec![Pending::new(memory, config, rows, cache)?],
@@ -138,10 +138,10 @@ impl Scratch {
     pub fn prepare(&mut self, memory: &dyn Memory, config: &Config, segments: &[Segment<'_>]) -> Result<()> {
         self.rows = segments.iter().map(|segment| segment.tokens).sum();
         self.spans = spans(segments.iter().map(|segment| (segment.tokens, segment.phase)));
-        if self.rows > self.room {
+        if self.rows > self.capacity {
             [self.x, self.input, self.mixed, self.attention, self.dt_b_c, self.mamba, self.up] =
                 activations(memory, config, self.rows)?;
-            self.room = self.rows;
+            self.capacity = self.rows;
         }
         let mut end = 0;
         self.logits_rows.clear();
@@ -177,9 +177,9 @@ impl Scratch {
 
     /// Grows the logits buffer to `rows` rows of the vocabulary's width.
     pub fn hold_logits(&mut self, memory: &dyn Memory, rows: usize) -> Result<()> {
-        if self.logits_room < rows {
+        if self.logits_capacity < rows {
             self.logits.buffer = memory.zeros(rows * self.logits.width)?;
-            self.logits_room = rows;
+            self.logits_capacity = rows;
         }
         Ok(())
     }

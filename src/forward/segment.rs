@@ -28,7 +28,7 @@ pub struct Segment<'a> {
     pub phase: Phase,
     /// The tokens whose logits are requested.
     pub logits: Range<usize>,
-    /// Gives the segment up when it is set; looked at before every part of a layer.
+    /// Cancels the segment when set; checked before every part of a layer.
     pub cancel: Option<&'a AtomicBool>,
     /// The segment's error, if it failed. Its rows are meaningless then; other segments are not affected.
     pub failed: Option<Error>,

@@ -99,7 +99,7 @@ impl Cache {
     /// Records that `revision` is now `commit`.
     pub(super) fn set_reference(&self, repo: &Repo, revision: &str, commit: &str) -> Result<()> {
         let path = self.reference(repo, revision)?;
-        if revision == commit || fs::read_to_string(&path).is_ok_and(|there| there == commit) {
+        if revision == commit || fs::read_to_string(&path).is_ok_and(|recorded| recorded == commit) {
             return Ok(());
         }
         if let Some(folder) = path.parent() {
@@ -134,13 +134,14 @@ impl Cache {
             let files = fs::read_dir(snapshot).into_iter().flatten().flatten();
             files.filter_map(|file| fs::canonicalize(file.path()).ok()).collect()
         };
-        let others = fs::read_dir(folder.join("snapshots")).into_iter().flatten().flatten().map(|other| other.path());
-        let others: Vec<PathBuf> = others.filter(|other| *other != snapshot.folder).collect();
+        let other_snapshots =
+            fs::read_dir(folder.join("snapshots")).into_iter().flatten().flatten().map(|other| other.path());
+        let other_snapshots: Vec<PathBuf> = other_snapshots.filter(|other| *other != snapshot.folder).collect();
         let failed = |path: &Path, e| Error::io("cannot remove", path, e);
-        if others.is_empty() {
+        if other_snapshots.is_empty() {
             return fs::remove_dir_all(&folder).map_err(|e| failed(&folder, e));
         }
-        let needed: HashSet<PathBuf> = others.iter().flat_map(|other| blobs_of(other)).collect();
+        let needed: HashSet<PathBuf> = other_snapshots.iter().flat_map(|other| blobs_of(other)).collect();
         let blobs = fs::canonicalize(folder.join("blobs")).unwrap_or_default();
         for blob in blobs_of(&snapshot.folder).difference(&needed).filter(|blob| blob.starts_with(&blobs)) {
             fs::remove_file(blob).map_err(|e| failed(blob, e))?;

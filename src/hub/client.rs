@@ -1,4 +1,4 @@
-//! Requests to a hub and to where it redirects. The token goes to the hub alone.
+//! Requests to a hub and to the targets of its redirects. The token is sent only to the hub.
 
 use std::{
     io::{self, ErrorKind, Read},
@@ -125,19 +125,19 @@ impl Client {
         agent.run(request).map_err(|error| self.failure(error, url, proxied.is_some()))
     }
 
-    /// Sends a request and follows redirects while `goes_on` accepts their address.
+    /// Sends a request and follows redirects while `accepts` accepts their address.
     pub(super) fn follow(
         &self,
         method: &str,
         url: &str,
         headers: &[(&str, &str)],
-        goes_on: impl Fn(&str) -> bool,
+        accepts: impl Fn(&str) -> bool,
     ) -> std::result::Result<(Answer, String), Failure> {
         let mut url = url.to_owned();
         for _ in 0..=REDIRECTS {
             let answer = self.send(method, &url, headers)?;
             let Some(next) = redirect(&answer, &url)? else { return Ok((answer, url)) };
-            if !goes_on(&next) {
+            if !accepts(&next) {
                 return Ok((answer, url));
             }
             url = next;
@@ -227,8 +227,8 @@ fn tls(settings: &Settings) -> Result<TlsConfig> {
     let found = rustls_native_certs::load_native_certs();
     if found.certs.is_empty() && settings.endpoint.starts_with("https") {
         let why = found.errors.first().map(|error| format!(" ({error})")).unwrap_or_default();
-        let what = format!("no CA certificates found{why}; set SSL_CERT_FILE to a file of them");
-        return Err(Error::Request(what));
+        let problem = format!("no CA certificates found{why}; set SSL_CERT_FILE to a file of them");
+        return Err(Error::Request(problem));
     }
     let certificates: Vec<_> = found.certs.iter().map(|der| Certificate::from_der(der).to_owned()).collect();
     let provider = Arc::new(rustls::crypto::ring::default_provider());

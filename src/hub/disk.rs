@@ -24,9 +24,9 @@ pub fn free_space(path: &Path) -> Option<u64> {
     let folder: Vec<u16> = existing(path)?.as_os_str().encode_wide().chain([0]).collect();
     let mut free = 0;
     // SAFETY: the folder's name is zero-terminated, and `free` outlives the call; null outputs are not written.
-    let told =
+    let succeeded =
         unsafe { GetDiskFreeSpaceExW(folder.as_ptr(), &mut free, std::ptr::null_mut(), std::ptr::null_mut()) != 0 };
-    told.then_some(free)
+    succeeded.then_some(free)
 }
 
 /// Whether two paths, which need not exist yet, share a file system. If unknown, they do.

@@ -28,7 +28,7 @@ use crate::{Error, Result};
 #[allow(missing_docs, reason = "a variant's text names its fields")]
 pub enum Event<'a> {
     /// A download of a file starts, with `present` bytes already there.
-    File { path: &'a str, there: u64 },
+    File { path: &'a str, present: u64 },
     /// Bytes were received.
     Fetched { bytes: u64 },
     /// The partial file is unusable; these bytes are downloaded again.
@@ -90,7 +90,7 @@ impl Download<'_> {
         let Remote { path, hash, size, .. } = self.remote;
         let cancel = self.client.cancel();
         let mut part = Part::open(blob, *size, cancel)?;
-        progress(Event::File { path, there: part.bytes() });
+        progress(Event::File { path, present: part.bytes() });
         loop {
             let was_foreign = part.is_foreign();
             part = self.fill(part, progress)?;
@@ -200,7 +200,7 @@ impl Download<'_> {
     }
 
     /// Downloads ranges from the queue until it is empty.
-    fn work(&self, shared: &Shared, say: &Sender<Message>) -> std::result::Result<(), Failure> {
+    fn work(&self, shared: &Shared, sender: &Sender<Message>) -> std::result::Result<(), Failure> {
         let path = &self.remote.path;
         loop {
             let next = lock(&shared.queue).pop_front();
@@ -209,7 +209,7 @@ impl Download<'_> {
             while !range.is_empty() {
                 let start = range.start;
                 let source = lock(&shared.source).clone();
-                let failure = match self.receive(&mut range, &source, shared, say) {
+                let failure = match self.receive(&mut range, &source, shared, sender) {
                     Ok(()) => continue,
                     Err(Failure::Unranged) => return Err(Failure::Unranged),
                     Err(failure) => failure,
@@ -218,8 +218,8 @@ impl Download<'_> {
                     backoff.reset();
                 }
                 let expired = matches!(failure, Failure::Expired(_));
-                let tell = &mut |why: &str, pause| drop(say.send(Message::Retry(why.into(), pause)));
-                backoff.wait(failure, path, tell, &shared.stop)?;
+                let report = &mut |why: &str, pause| drop(sender.send(Message::Retry(why.into(), pause)));
+                backoff.wait(failure, path, report, &shared.stop)?;
                 if expired {
                     self.renew(shared, &source)?;
                 }
@@ -252,31 +252,31 @@ impl Download<'_> {
         range: &mut Range<u64>,
         source: &Source,
         shared: &Shared,
-        say: &Sender<Message>,
+        sender: &Sender<Message>,
     ) -> std::result::Result<(), Failure> {
         let size = self.remote.size;
-        let whole = *range == (0..size);
+        let is_full = *range == (0..size);
         let wanted = format!("bytes={}-{}", range.start, range.end - 1);
         let mut headers = Vec::new();
-        if !whole {
+        if !is_full {
             headers.push(("Range", &*wanted));
             headers.extend(source.tag.as_deref().map(|tag| ("If-Range", tag)));
         }
         let (mut answer, _) = self.client.follow("GET", &source.location, &headers, |_| true)?;
         let (status, get) = (answer.status(), |name| header(answer.headers(), name));
-        let wrong = |what: String| Err(Failure::Again { why: what, after: None });
+        let wrong = |problem: String| Err(Failure::Again { why: problem, after: None });
         match status.as_u16() {
-            206 if whole => return wrong("the server sent a range for a full request".into()),
+            206 if is_full => return wrong("the server sent a range for a full request".into()),
             206 => {
-                let there = get("Content-Range").and_then(content_range);
-                if there.is_none_or(|(start, total)| start != range.start || total != size) {
+                let content_range = get("Content-Range").and_then(content_range);
+                if content_range.is_none_or(|(start, total)| start != range.start || total != size) {
                     return wrong(format!("the server did not send the range from byte {} of {size}", range.start));
                 }
             }
-            200 if whole => match get("Content-Length").and_then(|length| length.parse::<u64>().ok()) {
+            200 if is_full => match get("Content-Length").and_then(|length| length.parse::<u64>().ok()) {
                 Some(length) if length != size => {
-                    let what = format!("the server has {length} bytes of it, but the hub reported {size}");
-                    return Err(Error::Request(format!("{}: {what}", self.remote.path)).into());
+                    let problem = format!("the server has {length} bytes of it, but the hub reported {size}");
+                    return Err(Error::Request(format!("{}: {problem}", self.remote.path)).into());
                 }
                 _ => (),
             },
@@ -304,16 +304,16 @@ impl Download<'_> {
         let mut bytes = Vec::with_capacity(PIECE_BYTES);
         while !range.is_empty() {
             bytes.clear();
-            let most = (range.end - range.start).min(PIECE_BYTES as u64);
-            let read = body.by_ref().take(most).read_to_end(&mut bytes);
+            let max_len = (range.end - range.start).min(PIECE_BYTES as u64);
+            let read = body.by_ref().take(max_len).read_to_end(&mut bytes);
             // Data received before the connection broke is valid.
             if !bytes.is_empty() {
                 lock(&shared.part).write(range.start, &bytes)?;
                 range.start += bytes.len() as u64;
-                drop(say.send(Message::Fetched(bytes.len() as u64)));
+                drop(sender.send(Message::Fetched(bytes.len() as u64)));
             }
             read.map_err(|e| self.client.broken(&e))?;
-            if (bytes.len() as u64) < most {
+            if (bytes.len() as u64) < max_len {
                 return wrong("the connection ended early".into());
             }
             if shared.stop.load(Ordering::Relaxed) || Error::check_cancelled(self.client.cancel()).is_err() {

@@ -30,12 +30,12 @@ impl Plan {
 
     /// Bytes still missing.
     pub fn missing(&self) -> u64 {
-        self.files.iter().map(|(remote, there)| remote.size - there).sum()
+        self.files.iter().map(|(remote, present)| remote.size - present).sum()
     }
 
     /// Name, size and present bytes of each file.
     pub fn files(&self) -> impl Iterator<Item = (&str, u64, u64)> {
-        self.files.iter().map(|(remote, there)| (&*remote.path, remote.size, *there))
+        self.files.iter().map(|(remote, present)| (&*remote.path, remote.size, *present))
     }
 }
 
@@ -49,12 +49,12 @@ impl<'a> Fetch<'a> {
     pub fn plan(&self, files: &[&RemoteFile]) -> Result<Plan> {
         let plan = |file: &&RemoteFile| {
             let remote = self.client.remote(self.info, file)?;
-            let there = if self.is_there(&remote) {
+            let present = if self.is_present(&remote) {
                 remote.size
             } else {
                 Part::peek(&self.cache.blob(&self.info.repo, remote.hash.hex()), remote.size)
             };
-            Ok((remote, there))
+            Ok((remote, present))
         };
         Ok(Plan { files: files.iter().map(plan).collect::<Result<_>>()? })
     }
@@ -72,7 +72,7 @@ impl<'a> Fetch<'a> {
 
     /// Whether a file is present, as a blob or, without links, in the snapshot. Its name is its verified hash; its size
     /// is checked here.
-    fn is_there(&self, remote: &Remote) -> bool {
+    fn is_present(&self, remote: &Remote) -> bool {
         let blob = self.cache.blob(&self.info.repo, remote.hash.hex());
         let pointer = self.cache.snapshot(&self.info.repo, &self.info.commit).folder.join(&remote.path);
         [blob, pointer].iter().any(|path| fs::metadata(path).is_ok_and(|m| m.is_file() && m.len() == remote.size))
@@ -87,7 +87,7 @@ impl<'a> Fetch<'a> {
             let blob = self.cache.blob(repo, remote.hash.hex());
             let waits = &mut || progress(Event::Waiting { path: &remote.path });
             let _lock = Lock::take(&self.cache.lock(repo, remote.hash.hex()), waits, cancel)?;
-            if !self.is_there(remote) {
+            if !self.is_present(remote) {
                 Download { client: self.client, info: self.info, remote }.run(&blob, progress)?;
             }
             if blob.exists() {

@@ -84,7 +84,7 @@ impl Client {
         let endpoint = &self.settings().endpoint;
         let url = format!("{endpoint}/api/models/{repo}/revision/{}?blobs=true", encode(revision, false));
         let text = self.text(&url, |answer| self.check(answer, repo, revision, None))?;
-        let bad = |what: String| Error::Request(format!("{}: {what}; is {endpoint} a hub?", shown(&url)));
+        let bad = |problem: String| Error::Request(format!("{}: {problem}; is {endpoint} a hub?", shown(&url)));
         let raw: Raw = serde_json::from_str(&text).map_err(|e| bad(format!("unexpected response: {e}")))?;
         if !is_commit(&raw.sha) {
             return Err(bad(format!("`{}` is not a commit", raw.sha)));
@@ -127,8 +127,8 @@ impl Client {
             match self.head(info, &file.path) {
                 Ok(remote) if file.size.is_some_and(|size| size != remote.size) => {
                     let (path, announced) = (&file.path, file.size.unwrap_or_default());
-                    let what = format!("the hub reports two sizes of {path}: {announced} and {} bytes", remote.size);
-                    return Err(Error::Request(what));
+                    let problem = format!("the hub reports two sizes of {path}: {announced} and {} bytes", remote.size);
+                    return Err(Error::Request(problem));
                 }
                 Ok(remote) => return Ok(remote),
                 Err(failure) => backoff.wait(failure, &file.path, &mut |_, _| (), self.cancel())?,
@@ -144,7 +144,7 @@ impl Client {
             self.check(&answer, &info.repo, &info.commit, Some(path))?;
         }
         let get = |name: &str| header(answer.headers(), name);
-        let bad = |what: &str| Failure::from(Error::Request(format!("{}: {what}", shown(&url))));
+        let bad = |problem: &str| Failure::from(Error::Request(format!("{}: {problem}", shown(&url))));
         match get("X-Repo-Commit") {
             Some(commit) if commit == info.commit => (),
             Some(_) => return Err(bad("the hub answered for another commit")),
@@ -176,15 +176,15 @@ impl Client {
         }
         let endpoint = &self.settings().endpoint;
         let has_token = self.settings().token.is_some();
-        let said = header(headers, "X-Error-Message").unwrap_or_default();
-        let what = match (status.as_u16(), header(headers, "X-Error-Code").unwrap_or_default()) {
+        let message = header(headers, "X-Error-Message").unwrap_or_default();
+        let problem = match (status.as_u16(), header(headers, "X-Error-Code").unwrap_or_default()) {
             (_, "GatedRepo") => {
                 let then = if has_token { "" } else { ", and set HF_TOKEN to a token of your account" };
                 format!("{repo} requires accepting its license: do so at {endpoint}/{repo}{then}; then try again")
             }
             (_, "RevisionNotFound") => format!("{repo} has no revision `{revision}`"),
             (_, "EntryNotFound") => format!("{repo} has no file {}", path.unwrap_or_default()),
-            (401, _) if said.starts_with("Invalid credentials") => {
+            (401, _) if message.starts_with("Invalid credentials") => {
                 format!("{endpoint} rejected the token; check HF_TOKEN, or run `hf auth login` again")
             }
             (401 | 404, _) if has_token => {
@@ -196,6 +196,6 @@ impl Client {
             (403, _) => format!("{endpoint} denies access to {repo}; see {endpoint}/{repo}"),
             (status, _) => format!("{endpoint} responded with status {status} for {repo}"),
         };
-        Err(Error::Request(what).into())
+        Err(Error::Request(problem).into())
     }
 }

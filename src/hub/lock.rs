@@ -25,7 +25,7 @@ impl Lock {
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder).map_err(|e| Error::io("cannot create", folder, e))?;
         }
-        let mut told = false;
+        let mut notified = false;
         loop {
             let file = File::options().create(true).truncate(false).read(true).write(true).open(path);
             let file = file.map_err(|e| Error::io("cannot open", path, e))?;
@@ -36,8 +36,8 @@ impl Lock {
                 Err(TryLockError::Error(_)) => return Ok(Self { _file: None }),
                 Err(TryLockError::WouldBlock) => (),
             }
-            if !told {
-                told = true;
+            if !notified {
+                notified = true;
                 waits();
             }
             Error::check_cancelled(cancel)?;
@@ -51,9 +51,9 @@ fn is_at(file: &File, path: &Path) -> bool {
     #[cfg(unix)]
     {
         use std::os::unix::fs::MetadataExt;
-        let place = |meta: fs::Metadata| (meta.dev(), meta.ino());
-        let (opened, there) = (file.metadata().ok().map(place), fs::metadata(path).ok().map(place));
-        opened.is_some() && opened == there
+        let file_id = |meta: fs::Metadata| (meta.dev(), meta.ino());
+        let (opened, current) = (file.metadata().ok().map(file_id), fs::metadata(path).ok().map(file_id));
+        opened.is_some() && opened == current
     }
     #[cfg(not(unix))]
     {

@@ -83,9 +83,9 @@ impl Line {
 /// Parses the journal's complete lines, if it is for `size` bytes, and returns them with their total length.
 fn read_journal(path: &Path, size: u64) -> Option<(Vec<Line>, u64)> {
     let text = fs::read_to_string(path).ok()?;
-    let whole = &text[..text.rfind('\n')? + 1];
-    let lines = whole.strip_prefix(&*header(size))?.lines();
-    Some((lines.filter_map(|line| Line::parse(line, size)).collect(), whole.len() as u64))
+    let complete = &text[..text.rfind('\n')? + 1];
+    let lines = complete.strip_prefix(&*header(size))?.lines();
+    Some((lines.filter_map(|line| Line::parse(line, size)).collect(), complete.len() as u64))
 }
 
 impl Part {
@@ -148,9 +148,9 @@ impl Part {
         self.ranges.bytes()
     }
 
-    /// Returns the missing ranges in pieces of at most `most` bytes.
-    pub fn missing(&self, most: u64) -> Vec<Range<u64>> {
-        self.ranges.missing(self.size, most)
+    /// Returns the missing ranges in pieces of at most `max_len` bytes.
+    pub fn missing(&self, max_len: u64) -> Vec<Range<u64>> {
+        self.ranges.missing(self.size, max_len)
     }
 
     /// Whether it contains unverified data from another program.
@@ -209,9 +209,9 @@ fn incomplete(blob: &Path, size: u64) -> Option<(PathBuf, u64)> {
             letters.len() <= 8 && letters.bytes().all(|byte| byte.is_ascii_hexdigit())
         })
     };
-    let left =
+    let found =
         fs::read_dir(blob.parent()?).ok()?.flatten().filter(|entry| entry.file_name().to_str().is_some_and(is_left));
-    let with_size = left.filter_map(|entry| {
+    let with_size = found.filter_map(|entry| {
         let meta = entry.metadata().ok()?;
         (meta.is_file() && (1..=size).contains(&meta.len())).then(|| (entry.path(), meta.len()))
     });
@@ -220,9 +220,9 @@ fn incomplete(blob: &Path, size: u64) -> Option<(PathBuf, u64)> {
 
 /// Adopts a partial download of Python's client, noting that in the journal.
 fn adopt_incomplete(blob: &Path, size: u64, paths: &Paths) -> Result<()> {
-    let Some((left, _)) = incomplete(blob, size) else { return Ok(()) };
-    let failed = |e: io::Error| Error::io("cannot read", &left, e);
-    let mut reader = BufReader::with_capacity(PIECE_BYTES, File::open(&left).map_err(failed)?);
+    let Some((found, _)) = incomplete(blob, size) else { return Ok(()) };
+    let failed = |e: io::Error| Error::io("cannot read", &found, e);
+    let mut reader = BufReader::with_capacity(PIECE_BYTES, File::open(&found).map_err(failed)?);
     let mut journal = header(size);
     let mut start = 0;
     loop {
@@ -238,7 +238,7 @@ fn adopt_incomplete(blob: &Path, size: u64, paths: &Paths) -> Result<()> {
     }
     // The journal first: without data it is ignored, and this is repeated.
     fs::write(&paths.journal, journal).map_err(|e| Error::io("cannot write", &paths.journal, e))?;
-    fs::rename(&left, &paths.part).map_err(|e| Error::io("cannot rename", &left, e))
+    fs::rename(&found, &paths.part).map_err(|e| Error::io("cannot rename", &found, e))
 }
 
 #[cfg(test)]

@@ -25,18 +25,18 @@ impl Ranges {
         self.0.iter().map(|range| range.end - range.start).sum()
     }
 
-    /// Returns the complement within the first `size` bytes, in pieces of at most `most`.
-    pub fn missing(&self, size: u64, most: u64) -> Vec<Range<u64>> {
+    /// Returns the complement within the first `size` bytes, in pieces of at most `max_len`.
+    pub fn missing(&self, size: u64, max_len: u64) -> Vec<Range<u64>> {
         let mut pieces = Vec::new();
         let mut start = 0;
         let ends = self.0.iter().cloned().chain(iter::once(size..size));
-        for there in ends {
-            while start < there.start.min(size) {
-                let end = there.start.min(size).min(start.saturating_add(most));
+        for stored in ends {
+            while start < stored.start.min(size) {
+                let end = stored.start.min(size).min(start.saturating_add(max_len));
                 pieces.push(start..end);
                 start = end;
             }
-            start = start.max(there.end);
+            start = start.max(stored.end);
         }
         pieces
     }
@@ -60,7 +60,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_comes_in_pieces() {
+    fn missing_ranges_are_split_into_pieces() {
         let mut set = Ranges::default();
         assert_eq!(set.missing(25, 10), [0..10, 10..20, 20..25]);
         assert_eq!(set.missing(0, 10), []);

@@ -28,11 +28,11 @@ impl From<Error> for Failure {
 
 impl Failure {
     /// Converts it to the error of a request that is not retried.
-    pub fn into_error(self, what: &str) -> Error {
+    pub fn into_error(self, subject: &str) -> Error {
         match self {
             Self::Fatal(error) => error,
-            Self::Again { why, .. } | Self::Expired(why) => Error::Request(format!("{what}: {why}")),
-            Self::Unranged => Error::Request(format!("{what}: the server does not support ranges")),
+            Self::Again { why, .. } | Self::Expired(why) => Error::Request(format!("{subject}: {why}")),
+            Self::Unranged => Error::Request(format!("{subject}: the server does not support ranges")),
         }
     }
 }
@@ -60,31 +60,33 @@ impl Backoff {
         self.failures = 0;
     }
 
-    /// Waits before the next attempt, or fails if there is none. `tell` receives the reason and the pause; `stop`
+    /// Waits before the next attempt, or fails if there is none. `report` receives the reason and the pause; `stop`
     /// interrupts it.
     pub fn wait(
         &mut self,
         failure: Failure,
-        what: &str,
-        tell: &mut dyn FnMut(&str, Duration),
+        subject: &str,
+        report: &mut dyn FnMut(&str, Duration),
         stop: &AtomicBool,
     ) -> Result<()> {
         self.failures += 1;
         if self.failures >= self.attempts {
-            return Err(failure.into_error(what));
+            return Err(failure.into_error(subject));
         }
         let (why, after) = match failure {
             Failure::Again { why, after } => (why, after),
             Failure::Expired(why) => (why, None),
-            other => return Err(other.into_error(what)),
+            other => return Err(other.into_error(subject)),
         };
         let own = self.first.saturating_mul(1 << (self.failures - 1).min(16)).min(LONGEST);
         let pause = after.map_or(own, |after| after.max(own));
         if pause > GRANTED {
             let minutes = pause.as_secs() / 60;
-            return Err(Error::Request(format!("{what}: {why}; the server accepts no requests for {minutes} minutes")));
+            return Err(Error::Request(format!(
+                "{subject}: {why}; the server accepts no requests for {minutes} minutes"
+            )));
         }
-        tell(&why, pause);
+        report(&why, pause);
         let end = Instant::now() + pause;
         while !stop.load(Ordering::Relaxed) {
             let left = end.saturating_duration_since(Instant::now());
@@ -120,7 +122,7 @@ mod tests {
         assert!(later.ends_with("accepts no requests for 20 minutes"), "{later}");
         assert_eq!(pauses, [1, 2, 3, 2, 4]);
         backoff.reset();
-        assert!(backoff.wait(Failure::Fatal(Error::NothingSaid), "", &mut |_, _| panic!(), &no).is_err());
+        assert!(backoff.wait(Failure::Fatal(Error::NoTurns), "", &mut |_, _| panic!(), &no).is_err());
         let failure = Failure::Expired("it is old".into());
         assert!(matches!(backoff.wait(failure, "", &mut |_, _| (), &AtomicBool::new(true)), Err(Error::Cancelled)));
     }

@@ -94,8 +94,8 @@ pub fn select(name: &Name, files: &[String], usual: &str) -> Result<Selection> {
     let known: Vec<&str> = ready.iter().map(|(kind, _)| kind.as_str()).collect();
     match (&name.kind, &known[..]) {
         (_, []) => {
-            let what = "holds neither a checkpoint (config.json and safetensors) nor a GGUF file";
-            Err(Error::Request(format!("{} {what}", name.repo)))
+            let problem = "holds neither a checkpoint (config.json and safetensors) nor a GGUF file";
+            Err(Error::Request(format!("{} {problem}", name.repo)))
         }
         (None, [_]) => take(ready[0].clone()),
         (None, _) => match find(usual) {

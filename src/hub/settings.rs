@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn the_variables_of_pythons_tools() {
+    fn environment_variables_of_python_tools_are_honored() {
         let usual = settings(&[]).unwrap();
         assert_eq!((usual.endpoint.as_str(), usual.cache), (HUB, PathBuf::from("/hf/hub")));
         assert!(!usual.offline && usual.links && usual.token.is_none());
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn proxies_and_exceptions() {
+    fn proxies_apply_except_to_no_proxy_hosts() {
         let set =
             settings(&[("HTTPS_PROXY", "http://p:1"), ("http_proxy", "q:2"), ("NO_PROXY", "localhost, .in.org,*.x")]);
         let set = set.unwrap();

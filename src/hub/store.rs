@@ -118,18 +118,18 @@ impl Store {
         let (alias, kind) = text.split_once(':').map_or((&*text, None), |(alias, kind)| (alias, Some(kind)));
         let all: Vec<Installed> = self.list().into_iter().filter(|model| model.is_type(kind)).collect();
         let name = |model: &Installed| model.repo.name().to_ascii_lowercase();
-        let whole: Vec<Installed> = all.iter().filter(|model| name(model) == alias).cloned().collect();
-        if !whole.is_empty() || alias.is_empty() {
-            return whole;
+        let exact: Vec<Installed> = all.iter().filter(|model| name(model) == alias).cloned().collect();
+        if !exact.is_empty() || alias.is_empty() {
+            return exact;
         }
         all.into_iter().filter(|model| format!("-{}-", name(model)).contains(&format!("-{alias}-"))).collect()
     }
 }
 
 /// Returns the path of an auxiliary file next to the model.
-fn hidden(path: &Path, what: &str) -> PathBuf {
+fn hidden(path: &Path, suffix: &str) -> PathBuf {
     let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    path.with_file_name(format!(".{name}.{what}"))
+    path.with_file_name(format!(".{name}.{suffix}"))
 }
 
 impl Installed {
@@ -168,8 +168,8 @@ impl Installed {
     /// Removes it.
     pub fn remove(&self) -> Result<()> {
         fs::remove_file(&self.path).map_err(|e| Error::io("cannot remove", &self.path, e))?;
-        for what in ["source.json", "lock"] {
-            let _ = fs::remove_file(hidden(&self.path, what));
+        for suffix in ["source.json", "lock"] {
+            let _ = fs::remove_file(hidden(&self.path, suffix));
         }
         if let Some(owner) = self.path.parent() {
             let _ = fs::remove_dir(owner); // if it is empty now
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn an_installed_model_knows_where_it_is_from() {
+    fn installed_models_record_their_source() {
         let dir = tempfile::tempdir().unwrap();
         let store = store(dir.path(), &["a/b:q4"]);
         let model = store.list().remove(0);

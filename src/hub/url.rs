@@ -75,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn redirects_are_followed_from_where_they_come() {
+    fn relative_redirects_resolve_against_the_request() {
         for (location, wanted) in [
             ("/x/y", Some("https://a:1/x/y")),
             ("http://b/z?s", Some("http://b/z?s")),

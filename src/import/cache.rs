@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_repository_leads_to_its_snapshot() {
+    fn repositories_resolve_to_their_only_snapshot() {
         let dir = tempfile::tempdir().unwrap();
         let repository = dir.path().join("models--NVIDIA--Hymba-1.5B-Base");
         let [old, new] = ["a", "b"].map(|digit| repository.join("snapshots").join(digit.repeat(40)));
@@ -75,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn a_repository_has_a_name() {
+    fn repository_names_are_parsed_from_cache_paths() {
         let of = |path: &str| repository(Path::new(path)).map(|r| (r.organization.unwrap_or_default(), r.name));
         let named = |organization: &str, name: &str| Some((organization.to_owned(), name.to_owned()));
         assert_eq!(of("/hub/models--NVIDIA--Hymba-1.5B-Base/snapshots/0a1b"), named("NVIDIA", "Hymba-1.5B-Base"));

@@ -99,22 +99,22 @@ struct Generation {
 /// values are added to `notes`.
 pub(super) fn sampling(folder: &Path, metadata: &mut Metadata, notes: &mut Vec<String>) {
     let path = folder.join("generation_config.json");
-    let Some(wish) = optional(&path, notes, json::<Generation>) else { return };
-    if let Some(value) = wish.max_new_tokens.filter(|value| !value.is_null()) {
+    let Some(config) = optional(&path, notes, json::<Generation>) else { return };
+    if let Some(value) = config.max_new_tokens.filter(|value| !value.is_null()) {
         match value.as_u64().and_then(|tokens| u32::try_from(tokens).ok()).filter(|&tokens| tokens > 0) {
             Some(tokens) => metadata.set(MAX_NEW_TOKENS, tokens),
             None => notes.push(format!("{}: ignored max_new_tokens {value}", path.display())),
         }
     }
-    if !wish.do_sample.unwrap_or(wish.temperature.is_some()) {
+    if !config.do_sample.unwrap_or(config.temperature.is_some()) {
         return;
     }
     let wishes = [
-        (Setting::Temperature, "temperature", wish.temperature),
-        (Setting::TopK, "top_k", wish.top_k),
-        (Setting::TopP, "top_p", wish.top_p),
-        (Setting::MinP, "min_p", wish.min_p),
-        (Setting::RepeatPenalty, "repetition_penalty", wish.repetition_penalty),
+        (Setting::Temperature, "temperature", config.temperature),
+        (Setting::TopK, "top_k", config.top_k),
+        (Setting::TopP, "top_p", config.top_p),
+        (Setting::MinP, "min_p", config.min_p),
+        (Setting::RepeatPenalty, "repetition_penalty", config.repetition_penalty),
     ];
     for (setting, name, value) in wishes {
         let Some(value) = value else { continue };
@@ -131,19 +131,19 @@ pub(super) fn sampling(folder: &Path, metadata: &mut Metadata, notes: &mut Vec<S
 /// config.json; none if the file is absent or invalid.
 pub(super) fn ends(folder: &Path, vocab: usize, notes: &mut Vec<String>) -> Vec<u64> {
     let path = folder.join("generation_config.json");
-    let wish: serde_json::Value = json(&path).unwrap_or_default();
-    let ids = match &wish["eos_token_id"] {
+    let config: serde_json::Value = json(&path).unwrap_or_default();
+    let ids = match &config["eos_token_id"] {
         serde_json::Value::Array(ids) => ids,
         one => std::slice::from_ref(one),
     };
-    let (mut ends, mut others) = (Vec::new(), Vec::new());
+    let (mut ends, mut unknown) = (Vec::new(), Vec::new());
     for id in ids.iter().filter(|id| !id.is_null() && id.as_i64() != Some(-1)) {
         match id.as_u64().filter(|&id| id < vocab as u64) {
             Some(id) => ends.push(id),
-            None => others.push(id),
+            None => unknown.push(id),
         }
     }
-    if let Some(other) = others.first() {
+    if let Some(other) = unknown.first() {
         let path = path.display();
         notes.push(format!("{path} has the eos token id {other}, which is not in the vocabulary; ignored"));
     }

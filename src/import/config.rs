@@ -53,7 +53,7 @@ pub(super) struct Raw {
     pad_token_id: Option<Ids>,
 }
 
-/// What to read first: other models' files lack keys, which says less.
+/// Parsed first, since the files of other models lack required keys, and an error about those would be less clear.
 #[derive(Deserialize)]
 struct Kind {
     model_type: String,
@@ -83,17 +83,17 @@ impl Raw {
     pub(super) fn read(path: &Path, text: &str) -> Result<Self> {
         let Kind { model_type } = parse(path, text)?;
         if model_type != "hymba" {
-            let what = format!("describes a model of type `{model_type}`; only `hymba` is supported");
-            return Err(Error::format(path.display().to_string(), what));
+            let problem = format!("describes a model of type `{model_type}`; only `hymba` is supported");
+            return Err(Error::format(path.display().to_string(), problem));
         }
         parse(path, text)
     }
 
     /// Returns the configuration, or why the model is not supported; `file` is the name for messages.
     pub(super) fn config(&self, file: &str) -> Result<Config> {
-        let bad = |what: String| Error::format(file, what);
-        if let Some(what) = self.unsupported() {
-            return Err(bad(format!("requires {what}, which is not supported")));
+        let bad = |problem: String| Error::format(file, problem);
+        if let Some(problem) = self.unsupported() {
+            return Err(bad(format!("requires {problem}, which is not supported")));
         }
         let (hidden, heads, layers) = (self.hidden_size, self.num_attention_heads, self.num_hidden_layers);
         if !(1..=limits::LAYERS).contains(&layers) {
@@ -140,7 +140,7 @@ impl Raw {
         })
     }
 
-    /// Returns a feature of the official code that is not supported here.
+    /// Returns a feature that is not supported, if the model needs one.
     fn unsupported(&self) -> Option<String> {
         let Self { hidden_size, num_attention_heads, .. } = self;
         let named = |key: &str, value: &Option<String>, known: &[&str]| {
@@ -206,7 +206,7 @@ impl Raw {
         Ok(source)
     }
 
-    /// Returns RoPE's base; with `ntk` it is enlarged so that the longest text has the rotation range of the original
+    /// Returns RoPE's base; with `ntk` it is scaled so that the longest text has the rotation range of the original
     /// context.
     fn rope_base(&self) -> std::result::Result<f32, String> {
         let theta = match self.rope_theta {
@@ -225,8 +225,8 @@ impl Raw {
     }
 
     /// Adds special token ids under ggml's keys; of a list, the first one. If several tokens end a text, all of them,
-    /// with `more_ends`, are listed under a separate key; the second one is also the end of turn, for readers that know
-    /// two.
+    /// with `more_ends`, are listed under a separate key; the second one is also stored as the end of turn, for readers
+    /// that support two.
     pub(super) fn special_ids(&self, file: &str, more_ends: &[u64], metadata: &mut Metadata) -> Result<()> {
         for (name, ids) in [("bos", &self.bos_token_id), ("padding", &self.pad_token_id)] {
             if let Some(&id) = self.known_ids(file, name, ids)?.first() {

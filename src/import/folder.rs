@@ -5,7 +5,7 @@ use std::path::Path;
 use super::{card, config, read::text, tokenizer, weights};
 use crate::{
     Error, Result,
-    format::{Stored, gguf::Metadata, is_there},
+    format::{Stored, exists, gguf::Metadata},
     model::{
         Config,
         tensors::{Spec, specs},
@@ -28,7 +28,7 @@ impl Folder {
     /// Reads everything in the folder at `path` except the tensors' values.
     pub fn open(path: &Path) -> Result<Self> {
         let config_path = path.join("config.json");
-        if !is_there(&config_path)? {
+        if !exists(&config_path)? {
             return Err(Error::format(
                 path.display().to_string(),
                 "has no config.json; name a Hugging Face folder or a GGUF file",
@@ -63,7 +63,7 @@ fn match_tensors(
     notes: &mut Vec<String>,
 ) -> Result<Vec<(Spec, Stored)>> {
     let mut stored = weights::open(path)?;
-    let bad = |what: String| Error::format(path.display().to_string(), what);
+    let bad = |problem: String| Error::format(path.display().to_string(), problem);
     let mut found = Vec::new();
     for spec in specs(config) {
         if raw.leaves_out(&spec) {

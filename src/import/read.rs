@@ -6,14 +6,14 @@ use serde::de::DeserializeOwned;
 
 use crate::{
     Error, Result,
-    format::{is_there, open_file},
+    format::{exists, open_file},
     limits,
 };
 
 /// Reads a text file of bounded length.
 pub(super) fn text(path: &Path) -> Result<String> {
     let failed = |e| Error::io("cannot read", path, e);
-    let bad = |what: &str| Error::format(path.display().to_string(), what);
+    let bad = |problem: &str| Error::format(path.display().to_string(), problem);
     let mut bytes = Vec::new();
     open_file(path)?.take(limits::FOLDER_TEXT as u64 + 1).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.len() > limits::FOLDER_TEXT {
@@ -29,7 +29,7 @@ pub(super) fn json<T: DeserializeOwned>(path: &Path) -> Result<T> {
 
 /// Reads an optional file with `read`; `None` if it is absent, or invalid, which is added to `notes`.
 pub(super) fn optional<T>(path: &Path, notes: &mut Vec<String>, read: impl FnOnce(&Path) -> Result<T>) -> Option<T> {
-    match is_there(path).and_then(|there| there.then(|| read(path)).transpose()) {
+    match exists(path).and_then(|exists| exists.then(|| read(path)).transpose()) {
         Ok(read) => read,
         Err(e) => {
             notes.push(format!("{e}; ignored"));
@@ -104,18 +104,18 @@ mod tests {
         ] {
             assert_eq!(parse(text).unwrap().hidden, 4, "{text}");
         }
-        let said = parse(r#"{"hidden": NaN}"#).unwrap_err();
-        assert!(said.contains("`hidden`: invalid type: string \"NaN\""), "{said}");
+        let message = parse(r#"{"hidden": NaN}"#).unwrap_err();
+        assert!(message.contains("`hidden`: invalid type: string \"NaN\""), "{message}");
         assert_eq!(without_numbers_of_python(r#"["NaN", NaN, -Infinity]"#), r#"["NaN", "NaN", "-Infinity"]"#);
     }
 
     #[test]
     fn errors_name_the_key() {
-        let said = |text: &str| parse::<Sizes>(Path::new("config.json"), text).unwrap_err().to_string();
-        let deep = said(r#"{"hidden": 4, "layers": {"a": [1, "b"]}}"#);
+        let message = |text: &str| parse::<Sizes>(Path::new("config.json"), text).unwrap_err().to_string();
+        let deep = message(r#"{"hidden": 4, "layers": {"a": [1, "b"]}}"#);
         assert!(deep.contains("`layers.a[1]`: invalid type"), "{deep}");
-        assert!(said("{}").contains("missing field `hidden`"));
-        assert!(said(r#"{"hidden": 4} x"#).contains("trailing characters"));
-        assert!(!said(r#"{"hidden": "#).contains("`"), "{}", said(r#"{"hidden": "#));
+        assert!(message("{}").contains("missing field `hidden`"));
+        assert!(message(r#"{"hidden": 4} x"#).contains("trailing characters"));
+        assert!(!message(r#"{"hidden": "#).contains("`"), "{}", message(r#"{"hidden": "#));
     }
 }

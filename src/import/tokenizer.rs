@@ -1,4 +1,5 @@
-//! Tokenizer files: tokenizer.json is stored as is for ourselves, and converted to ggml's keys for other readers.
+//! Tokenizer files: tokenizer.json is stored unchanged for this program, and converted to ggml's keys for other
+//! readers.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -11,8 +12,8 @@ use super::read::{json, optional, parse, text};
 use crate::{
     Error, Result,
     format::{
+        exists,
         gguf::{Metadata, Value},
-        is_there,
     },
     model::Config,
 };
@@ -97,10 +98,10 @@ mod kind {
 /// Adds the tokenizer's keys from the available files.
 pub(super) fn import(folder: &Path, config: &Config, metadata: &mut Metadata, notes: &mut Vec<String>) -> Result<()> {
     let path = folder.join("tokenizer.json");
-    if is_there(&path)? {
-        let whole = text(&path)?;
-        let tokenizer: Tokenizer = parse(&path, &whole)?;
-        metadata.set("tokenizer.huggingface.json", whole);
+    if exists(&path)? {
+        let source = text(&path)?;
+        let tokenizer: Tokenizer = parse(&path, &source)?;
+        metadata.set("tokenizer.huggingface.json", source);
         spell_out(tokenizer, config, &path.display().to_string(), metadata)?;
     } else {
         notes.push("the folder has no tokenizer.json; the model works with token ids only".into());
@@ -123,17 +124,17 @@ pub(super) fn import(folder: &Path, config: &Config, metadata: &mut Metadata, no
 
 fn spell_out(tokenizer: Tokenizer, config: &Config, file: &str, metadata: &mut Metadata) -> Result<()> {
     let Tokenizer { model, added_tokens } = tokenizer;
-    let bad = |what: String| Error::format(file, what);
+    let bad = |problem: String| Error::format(file, problem);
     if model.kind.as_deref().is_some_and(|kind| kind != "BPE") {
         return Err(bad("is not a BPE tokenizer, which Hymba models use".into()));
     }
     let mut tokens: Vec<Option<(String, i64)>> = vec![None; config.vocab];
     let slot = |tokens: &mut Vec<Option<(String, i64)>>, id: u64, text: &str, kind| {
-        let place = usize::try_from(id).ok().and_then(|id| tokens.get_mut(id));
-        let place = place.ok_or_else(|| {
+        let entry = usize::try_from(id).ok().and_then(|id| tokens.get_mut(id));
+        let entry = entry.ok_or_else(|| {
             bad(format!("gives `{text}` the id {id}, but config.json says vocab_size {}", config.vocab))
         })?;
-        *place = Some((text.to_owned(), kind));
+        *entry = Some((text.to_owned(), kind));
         Ok(())
     };
     for (text, &id) in &model.vocab {

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use super::read::json;
 use crate::{
     Error, Result, foreign,
-    format::{DType, Source, Stored, is_there, packed::Packing},
+    format::{DType, Source, Stored, exists, packed::Packing},
     limits,
 };
 
@@ -27,15 +27,15 @@ struct Index {
 /// Returns all tensors of the folder, by name.
 pub(super) fn open(folder: &Path) -> Result<BTreeMap<String, Stored>> {
     let mut tensors = BTreeMap::new();
-    if is_there(&folder.join(SINGLE))? {
+    if exists(&folder.join(SINGLE))? {
         add_file(&folder.join(SINGLE), &mut tensors)?;
         return Ok(tensors);
     }
     let index_path = folder.join(INDEX);
-    if !is_there(&index_path)? {
+    if !exists(&index_path)? {
         if let Some(shard) = some_shard(folder) {
-            let what = format!("has {shard}, but not the index of all shards, {INDEX}; download it too");
-            return Err(Error::format(folder.display().to_string(), what));
+            let problem = format!("has {shard}, but not the index of all shards, {INDEX}; download it too");
+            return Err(Error::format(folder.display().to_string(), problem));
         }
         return Err(Error::format(
             folder.display().to_string(),
@@ -43,7 +43,7 @@ pub(super) fn open(folder: &Path) -> Result<BTreeMap<String, Stored>> {
         ));
     }
     let Index { weight_map } = json(&index_path)?;
-    let bad = |what: String| Error::format(index_path.display().to_string(), what);
+    let bad = |problem: String| Error::format(index_path.display().to_string(), problem);
     let mut shards: Vec<&str> = weight_map.values().map(String::as_str).collect();
     shards.sort_unstable();
     shards.dedup();
@@ -53,7 +53,7 @@ pub(super) fn open(folder: &Path) -> Result<BTreeMap<String, Stored>> {
             return Err(bad(format!("names the shard `{shard}`, which is not a plain file name")));
         }
         let path = folder.join(shard);
-        if !is_there(&path)? {
+        if !exists(&path)? {
             return Err(bad(format!("names the shard {shard}, which is missing; download it too")));
         }
         for name in add_file(&path, &mut tensors)? {
@@ -79,7 +79,7 @@ fn some_shard(folder: &Path) -> Option<String> {
 
 /// Adds the tensors of one file, and returns their names.
 fn add_file(path: &Path, tensors: &mut BTreeMap<String, Stored>) -> Result<Vec<String>> {
-    let bad = |what: String| Error::format(path.display().to_string(), what);
+    let bad = |problem: String| Error::format(path.display().to_string(), problem);
     let (source, blob) = Source::open(path)?;
     if blob.starts_with(b"version ") {
         return Err(bad("is a Git LFS pointer; fetch the file itself, for example with `git lfs pull`".into()));

@@ -30,18 +30,18 @@ impl Activation {
     }
 }
 
-/// The sizes and constants of a model. Letters in brackets are the ones shapes are written with.
+/// The sizes and constants of a model. Letters in brackets are those used in shapes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// Rows of the embedding (V).
     pub vocab: usize,
-    /// Positions the model was trained for, meta tokens included.
+    /// Training context in positions, meta tokens included.
     pub context_length: usize,
     /// Width of the residual stream (H).
     pub hidden: usize,
     /// Layers (L).
     pub layers: usize,
-    /// Width of the feed-forward part (F); 0: there is none.
+    /// Width of the feed-forward network (F); 0: none.
     pub ffn: usize,
     /// The feed-forward activation.
     pub activation: Activation,
@@ -67,7 +67,7 @@ pub struct Config {
     pub meta_tokens: usize,
     /// Whether queries and keys are rotated by position (RoPE).
     pub rope: bool,
-    /// RoPE's base, NTK enlargement applied.
+    /// RoPE's base, after NTK scaling.
     pub rope_base: f32,
     /// Taps of the causal convolution.
     pub conv_kernel: usize,
@@ -120,7 +120,7 @@ impl Config {
 
     /// Reads the hyper-parameters from `meta`; `file` is the name for error messages.
     pub fn from_metadata(meta: &Metadata, file: &str) -> Result<Self> {
-        let bad = |what: String| Error::format(file, what);
+        let bad = |problem: String| Error::format(file, problem);
         match meta.string("general.architecture") {
             Some(ARCHITECTURE) => {}
             Some(other) => {
@@ -197,7 +197,7 @@ impl Config {
             return Err(bad(format!("rotates {rotated} of {key_dim} values per head; only all or none are supported")));
         }
         match config.contradiction() {
-            Some(what) => Err(bad(format!("is inconsistent: {what}"))),
+            Some(problem) => Err(bad(format!("is inconsistent: {problem}"))),
             None => Ok(config),
         }
     }
@@ -335,14 +335,14 @@ mod tests {
     }
 
     #[test]
-    fn heads_are_rotated_whole() {
-        let said = refusal("hymba.rope.dimension_count", 32);
-        assert_eq!(said, "m.gguf: rotates 32 of 64 values per head; only all or none are supported");
+    fn partial_rotation_is_rejected() {
+        let message = refusal("hymba.rope.dimension_count", 32);
+        assert_eq!(message, "m.gguf: rotates 32 of 64 values per head; only all or none are supported");
     }
 
     #[test]
-    fn meta_tokens_have_a_limit() {
-        let said = refusal("hymba.meta_token_count", 1 << 20);
-        assert_eq!(said, "m.gguf: is inconsistent: 1048576 meta tokens; the limit is 2048");
+    fn the_number_of_meta_tokens_is_limited() {
+        let message = refusal("hymba.meta_token_count", 1 << 20);
+        assert_eq!(message, "m.gguf: is inconsistent: 1048576 meta tokens; the limit is 2048");
     }
 }

@@ -28,7 +28,7 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Returns the plan of a model of these sizes (checked ones, as [`Config::from_metadata`] returns them).
+    /// Returns the plan of a model with the validated sizes `c`.
     pub fn new(c: &Config) -> Self {
         let layers = (0..c.layers)
             .map(|layer| LayerPlan {
@@ -52,8 +52,8 @@ impl Plan {
         self.layers.iter().enumerate().filter(|(layer, plan)| plan.kv_source == *layer)
     }
 
-    /// Returns the rows of keys, and as many of values, that a producer holds after a text of `tokens`: the meta
-    /// tokens' and the text's, in a windowed layer no more of it than the window.
+    /// Returns the number of KV rows of a producer after `tokens` tokens of text: meta tokens plus text, in a windowed
+    /// layer at most the window.
     pub fn kv_rows(&self, windowed: bool, tokens: usize) -> usize {
         self.meta_tokens + if windowed { tokens.min(self.window) } else { tokens }
     }
@@ -65,13 +65,13 @@ impl Plan {
         kind.size(producers * self.kv_rows(windowed, tokens) * self.kv_width) as u64
     }
 
-    /// Returns the bytes of all layers' conv and SSM states, F32, whatever the length of the text.
+    /// Returns the bytes of all conv and SSM states in F32, which do not depend on the length of the text.
     pub fn state_bytes(&self) -> u64 {
         (self.layers.len() * self.state_values * size_of::<f32>()) as u64
     }
 
-    /// Returns the bytes of keys, values and states that a decode step after a text of `tokens` reads: consumers read
-    /// their producer's rows once more.
+    /// Returns the bytes of KV rows and states that a decode step reads after `tokens` tokens of text. Every consumer
+    /// reads the rows of its producer again.
     pub fn read_bytes(&self, tokens: usize, kind: CacheType) -> u64 {
         let rows: usize = self.layers.iter().map(|layer| self.kv_rows(layer.windowed, tokens)).sum();
         kind.size(rows * self.kv_width) as u64 + self.state_bytes()
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn a_window_fills_up_and_then_stays() {
+    fn windowed_caches_stop_growing_at_the_window() {
         let plan = Plan::new(&Config::hymba_1_5b());
         assert_eq!(plan.kv_rows(true, 0), 128);
         assert_eq!(plan.kv_rows(true, 1000), 1128);

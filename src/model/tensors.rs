@@ -2,7 +2,7 @@
 
 use super::config::{Activation, Config};
 
-/// How a tensor is used, which decides how it may be stored.
+/// How a tensor is used, which determines the types that it can be stored in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// A matrix used in products: stored in the chosen type.
@@ -16,7 +16,7 @@ pub enum Role {
 /// A required or optional tensor.
 #[derive(Clone, Debug)]
 pub struct Spec {
-    /// Its number among all tensors of the model: its place in [`specs`].
+    /// Its index in [`specs`].
     pub id: usize,
     /// Its layer, if any.
     pub layer: Option<usize>,
@@ -90,7 +90,7 @@ pub fn specs(c: &Config) -> Vec<Spec> {
     all
 }
 
-/// Returns the tensors that hold the state after the meta tokens: F32, one set a layer.
+/// Returns the tensors that hold the state after the meta tokens: F32, one set per layer.
 pub fn meta_state_specs(c: &Config) -> Vec<(String, [usize; 2])> {
     let (k, v) = c.kv_widths();
     (0..c.layers)

@@ -80,7 +80,7 @@ pub struct Layer {
 }
 
 impl Layer {
-    /// Returns every matrix of the layer.
+    /// Returns all matrices of the layer.
     pub fn matrices(&self) -> impl Iterator<Item = &Matrix> {
         let ffn = self.feed_forward.iter().flat_map(|f| f.gate.iter().chain([&f.up, &f.down]));
         [&self.in_proj, &self.x_proj, &self.dt_proj, &self.out_proj].into_iter().chain(ffn)
@@ -99,7 +99,7 @@ pub struct Weights {
     pub token_embd: Matrix,
     /// `[meta_tokens, hidden]`
     pub meta_embd: Option<Matrix>,
-    /// One a layer.
+    /// One per layer.
     pub layers: Vec<Layer>,
     /// `[hidden]`
     pub output_norm: Vector,
@@ -108,7 +108,7 @@ pub struct Weights {
 }
 
 impl Weights {
-    /// Finds every tensor that a model of these sizes needs in `gguf`, and checks its shape and type.
+    /// Finds all tensors of a model of these sizes in `gguf`, and checks their shapes and types.
     pub fn from_gguf(gguf: &Gguf, config: &Config) -> Result<Self> {
         let find = Finder::new(gguf, config);
         Ok(Self {
@@ -120,7 +120,7 @@ impl Weights {
         })
     }
 
-    /// Returns every matrix.
+    /// Returns all matrices.
     pub(crate) fn matrices_mut(&mut self) -> impl Iterator<Item = &mut Matrix> {
         let layers = self.layers.iter_mut().flat_map(Layer::matrices_mut);
         [&mut self.token_embd].into_iter().chain(&mut self.meta_embd).chain(layers).chain(&mut self.output)
@@ -131,13 +131,13 @@ impl Weights {
         self.output.as_ref().unwrap_or(&self.token_embd)
     }
 
-    /// Returns the multiply-adds of products with the layers' matrices, for each token that is read.
+    /// Returns the multiply-adds per token of the products with the layers' matrices.
     pub fn macs_per_token(&self) -> u64 {
         self.layers.iter().flat_map(Layer::matrices).map(|m| (m.rows * m.cols) as u64).sum()
     }
 }
 
-/// Finds a model's tensors in a file, which may hold a part of the model only, and checks their shapes and types.
+/// Finds a model's tensors in a file, which may contain only part of the model, and checks their shapes and types.
 pub(crate) struct Finder<'a> {
     gguf: &'a Gguf,
     config: &'a Config,
@@ -149,7 +149,7 @@ impl<'a> Finder<'a> {
         Self { gguf, config, specs: specs(config).into_iter().map(|s| (s.name.clone(), s)).collect() }
     }
 
-    /// Layer `i`.
+    /// Returns layer `i`.
     pub(crate) fn layer(&self, i: usize) -> Result<Layer> {
         let name = |part: &str| format!("blk.{i}.{part}");
         let matrix = |part: &str| self.matrix(&name(part));
@@ -186,9 +186,9 @@ impl<'a> Finder<'a> {
         })
     }
 
-    /// Returns the tensor and its id, once its shape is what the spec says.
+    /// Returns the tensor and its id; fails unless it has the shape of its spec.
     fn checked(&self, name: &str) -> Result<(usize, &Tensor)> {
-        let bad = |what: String| Error::model(&self.gguf.file, what);
+        let bad = |problem: String| Error::model(&self.gguf.file, problem);
         let spec = self.specs.get(name).ok_or_else(|| bad(format!("has no place for a tensor `{name}`")))?;
         let missing = || bad(format!("has no tensor `{name}`: the file is incomplete"));
         let tensor = self.gguf.tensor(name).ok_or_else(missing)?;
@@ -211,7 +211,7 @@ impl<'a> Finder<'a> {
         Vector::new(&self.gguf.file, self.checked(name)?.1)
     }
 
-    /// Returns the tensor, if the model has a place for it and the file holds it, or must hold it.
+    /// Returns the tensor; `None` if the model does not have it, or if it is optional and absent from the file.
     fn maybe<T>(&self, name: &str, read: impl Fn(&str) -> Result<T>) -> Result<Option<T>> {
         match self.specs.get(name) {
             None => Ok(None),

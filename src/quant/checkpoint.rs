@@ -34,7 +34,7 @@ impl Checkpoint {
         }
         let (source, blob) = Source::open(path)?;
         let Gguf { file, mut metadata, tensors: stored, .. } = Gguf::parse(&path.display().to_string(), blob)?;
-        let bad = |what: String| Error::format(&file, what);
+        let bad = |problem: String| Error::format(&file, problem);
         let config = Config::from_metadata(&metadata, &file)?;
         metadata.remove(meta_state::KEY);
         let mut stored: std::collections::BTreeMap<_, _> = stored.into_iter().map(|t| (t.name.clone(), t)).collect();

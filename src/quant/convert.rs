@@ -32,11 +32,11 @@ use crate::{
     threads,
 };
 
-/// Converts the checkpoint `input`, a Hugging Face folder or a GGUF file of ours, to the GGUF file `output`.
+/// Converts the checkpoint `input`, a Hugging Face folder or a GGUF file of a Hymba model, to the GGUF file `output`.
 ///
-/// Once all weights are in place, the state after the meta tokens is computed from them and stored too.
+/// After the weights, the state after the meta tokens is computed from them and stored too.
 ///
-/// `output` appears when everything has succeeded; an error, or `cancel` turning true, leaves nothing.
+/// `output` appears only after success; an error or `cancel` leaves nothing.
 pub fn convert(
     input: &Path,
     output: &Path,
@@ -66,7 +66,7 @@ pub fn convert(
     let conversion = Conversion { file, config, metadata, options, pool, cancel };
     conversion.write_weights(&mut plans, &mut writer, progress)?;
     conversion.write_meta_state(&mut writer, progress)?;
-    // The data read may be from two versions of the checkpoint.
+    // Otherwise the data could be a mix of two versions of the checkpoint.
     inputs.iter().try_for_each(Stored::check_source)?;
     Error::check_cancelled(cancel)?;
     writer.finish()?;
@@ -74,9 +74,9 @@ pub fn convert(
     Ok(summary)
 }
 
-/// Rejects in advance outputs that cannot be written, or that are identical with the input or each other.
+/// Rejects outputs early that cannot be written, or that are the same file as the input or each other.
 fn check_paths(input: &Path, output: &Path, options: &Options) -> Result<()> {
-    // A folder may hold what earlier conversions wrote, too.
+    // An input folder may also contain the results of earlier conversions.
     let is_read = |path: &PathBuf| path.extension().is_none_or(|extension| extension != "gguf");
     let mut read: Vec<PathBuf> = match fs::read_dir(input) {
         Ok(files) => files.flatten().map(|file| file.path()).filter(is_read).collect(),
@@ -89,7 +89,7 @@ fn check_paths(input: &Path, output: &Path, options: &Options) -> Result<()> {
     let read: Vec<PathBuf> = read.iter().filter_map(|path| path.canonicalize().ok()).collect();
     let mut written = Vec::new();
     for path in [Some(output), options.save_moments.as_deref()].into_iter().flatten() {
-        let refuse = |what| Err(Error::Request(format!("{} is {what}; name another output", path.display())));
+        let refuse = |problem| Err(Error::Request(format!("{} is {problem}; name another output", path.display())));
         if path.canonicalize().is_ok_and(|file| read.contains(&file)) {
             return refuse("both input and output");
         }
@@ -104,7 +104,7 @@ fn check_paths(input: &Path, output: &Path, options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Decides what becomes of each tensor.
+/// Plans the conversion of each tensor.
 fn plan(
     tensors: Vec<(Spec, Stored)>,
     a_is_log: bool,
@@ -116,9 +116,9 @@ fn plan(
     let choices = options.types.choose(&specs, &options.overrides);
     let mut requantized = 0;
     let mut plans = Vec::with_capacity(specs.len());
-    for ((spec, input), tensor_type::Choice { dtype, wished }) in specs.into_iter().zip(inputs).zip(choices) {
-        if let Some(wished) = wished {
-            summary.fallbacks.push((spec.name.clone(), wished, dtype));
+    for ((spec, input), tensor_type::Choice { dtype, requested }) in specs.into_iter().zip(inputs).zip(choices) {
+        if let Some(requested) = requested {
+            summary.fallbacks.push((spec.name.clone(), requested, dtype));
         }
         requantized += usize::from(input.dtype.is_quantized() && input.dtype != dtype);
         let packing = if options.packed { Packing::fastest(dtype) } else { Packing::Plain };
@@ -135,8 +135,8 @@ fn plan(
     Ok(plans)
 }
 
-/// Lays out the file: the tensors of `plans`, whose matrices are `main` for the most part, and the state after the meta
-/// tokens.
+/// Computes the layout of the output: the tensors of `plans`, most of whose matrices have the type `main`, and the
+/// state after the meta tokens.
 fn layout(config: &Config, mut metadata: Metadata, plans: &[TensorPlan], main: DType) -> Result<Layout> {
     let parameters = plans.iter().map(|plan| plan.spec.shape.iter().product::<usize>() as u64).sum();
     metadata.set("general.size_label", size_label(parameters));
@@ -147,7 +147,7 @@ fn layout(config: &Config, mut metadata: Metadata, plans: &[TensorPlan], main: D
     Layout::new(metadata, tensors)
 }
 
-/// What the steps that write share.
+/// The common inputs of the steps that write.
 struct Conversion<'a> {
     /// The checkpoint's name, for messages.
     file: String,
@@ -208,7 +208,7 @@ impl Conversion<'_> {
     }
 }
 
-/// What is said where the system refuses the threads that a conversion can't do without.
+/// Returns the error for a system that allows no threads, which a conversion needs.
 const NO_THREAD: &str = "cannot start threads: a conversion needs two more than the system allows";
 
 /// Streams tensors of any size with few pieces of rows in memory: a reader thread works one or two pieces ahead, the
@@ -226,14 +226,14 @@ fn write_tensors(
             for (plan, rows) in plans.iter().flat_map(|plan| plan.pieces().map(move |rows| (plan, rows))) {
                 let read = plan.read(rows.clone()).map(|bytes| (plan, rows.start, bytes));
                 let failed = read.is_err();
-                // The receiver is gone after an error or a cancellation.
+                // The receiver was dropped after an error or a cancellation.
                 if sender.send(read).is_err() || failed {
                     return;
                 }
             }
         };
         thread::Builder::new().spawn_scoped(scope, read).map_err(|_| Error::Request(NO_THREAD.into()))?;
-        // Taken in here, so that the reader learns of an early return.
+        // Moved in here, so that the reader notices an early return.
         let receiver = receiver;
         let mut out = Vec::new();
         for piece in &receiver {

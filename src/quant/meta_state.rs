@@ -1,4 +1,4 @@
-//! The state after the meta tokens, computed from the weights and stored behind them.
+//! The state after the meta tokens, computed from the weights and stored after them.
 
 use std::{num::NonZeroUsize, sync::atomic::AtomicBool};
 
@@ -14,25 +14,25 @@ use crate::{
     model::{Config, Weights, tensors::meta_state_specs},
 };
 
-/// The key that says that the state after the meta tokens is stored.
+/// The key for the layout version of the stored state after the meta tokens.
 pub(super) const KEY: &str = "hymba.meta_state.version";
 /// The version of its layout.
 const VERSION: u32 = 1;
 
-/// Announces the state in `metadata` and returns its tensors' places in a [`Layout`](crate::format::gguf::Layout); none
-/// if the model has no meta tokens.
+/// Adds the state's key to `metadata` and returns its tensors' entries for a [`Layout`](crate::format::gguf::Layout);
+/// none if the model has no meta tokens.
 pub(super) fn reserve(config: &Config, metadata: &mut Metadata) -> Vec<(String, Vec<usize>, DType, Packing)> {
     if config.meta_tokens == 0 {
         return Vec::new();
     }
     metadata.set(KEY, VERSION);
-    // A convolution of one tap has no state, and GGUF no empty tensors.
+    // A one-tap convolution has no state, and GGUF allows no empty tensors.
     let stored = meta_state_specs(config).into_iter().filter(|(_, dims)| !dims.contains(&0));
     stored.map(|(name, dims)| (name, dims.to_vec(), DType::F32, Packing::Plain)).collect()
 }
 
-/// Computes the state from the weights that `writer` holds, and writes it behind them. Each layer's pages are released
-/// when the layer is done, so that a model of any size passes through little memory.
+/// Computes the state from the weights written to `writer`, and writes it after them. The pages of each layer are
+/// released afterwards, so that models larger than memory can be processed.
 pub(super) fn write(
     writer: &mut Writer,
     config: &Config,

@@ -15,19 +15,19 @@ use crate::{
     model::tensors::Spec,
 };
 
-/// How to convert.
+/// Options of a conversion.
 pub struct Options {
     /// The types of the matrices.
     pub types: TypePlan,
     /// Whether to interleave the rows of quantized matrices by eight, the fastest layout for the kernels.
     pub packed: bool,
-    /// Other types for tensors whose name (in GGUF) matches; the last match wins.
+    /// Types for tensors whose GGUF name matches; the last match wins.
     pub overrides: Vec<(Regex, DType)>,
     /// How values become blocks.
     pub rounding: Rounding,
     /// Calibration data that weights quantization errors; a text for [`Rounding::Gptq`].
     pub calibration: Option<Calibration>,
-    /// Where to save what was measured on the text.
+    /// Where to save the importance matrix.
     pub save_moments: Option<PathBuf>,
     /// Overrides the checkpoint's model name.
     pub name: Option<String>,
@@ -56,12 +56,12 @@ impl Default for Options {
     }
 }
 
-/// Which types the matrices take.
+/// The types of the matrices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TypePlan {
     /// One type.
     Uniform(DType),
-    /// A type per tensor within the recipe's size; if `pure`, its main type for all.
+    /// A type per tensor, within the recipe's size; with `pure`, its main type for all matrices.
     #[allow(missing_docs, reason = "the variant's text names its fields")]
     Recipe { recipe: Recipe, pure: bool },
 }
@@ -73,7 +73,7 @@ impl TypePlan {
         DType::from_name(name).map(Self::Uniform).or_else(recipe)
     }
 
-    /// Returns the bits that a weight takes, about.
+    /// Returns the approximate bits per weight.
     pub fn bits(self) -> f64 {
         match self {
             Self::Uniform(dtype) => 8.0 * dtype.block_bytes() as f64 / dtype.block_len() as f64,
@@ -81,7 +81,7 @@ impl TypePlan {
         }
     }
 
-    /// Returns the type that most weights take.
+    /// Returns the type of most weights.
     pub(super) fn main(self) -> DType {
         match self {
             Self::Uniform(dtype) => dtype,
@@ -89,7 +89,7 @@ impl TypePlan {
         }
     }
 
-    /// Chooses for each of `specs`, all tensors of a checkpoint.
+    /// Chooses the type of each of `specs`, all tensors of a checkpoint.
     pub(super) fn choose(self, specs: &[Spec], overrides: &[(Regex, DType)]) -> Vec<Choice> {
         let mut exceptions: Vec<_> = specs.iter().map(|spec| overridden(spec, overrides)).collect();
         match self {
@@ -116,8 +116,8 @@ pub enum Rounding {
 /// Calibration data that weights quantization errors.
 #[derive(Clone, Debug)]
 pub enum Calibration {
-    /// The model reads a text.
+    /// Computed from a text.
     Text(Sample),
-    /// What was measured before, and saved.
+    /// A saved importance matrix.
     File(PathBuf),
 }

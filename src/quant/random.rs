@@ -37,17 +37,17 @@ pub fn random_weights(config: &Config, name: &str, dtype: DType, output: &Path, 
     metadata.set("general.architecture", ARCHITECTURE);
     metadata.set("general.name", name);
     config.to_metadata(&mut metadata);
-    let place = |spec: &Spec| {
+    let entry = |spec: &Spec| {
         let dtype = choose(spec, dtype, None).dtype;
         (spec.name.clone(), spec.shape.clone(), dtype, Packing::fastest(dtype))
     };
     let specs: Vec<Spec> =
         specs(config).into_iter().filter(|s| !s.optional || s.name.ends_with("conv1d.bias")).collect();
-    let places: Vec<_> = specs.iter().map(place).collect();
-    let layout = places.iter().cloned().chain(meta_state::reserve(config, &mut metadata)).collect();
+    let entries: Vec<_> = specs.iter().map(entry).collect();
+    let layout = entries.iter().cloned().chain(meta_state::reserve(config, &mut metadata)).collect();
     let mut writer = Writer::create(output, Layout::new(metadata, layout)?, true)?;
     let mut rng = ChaCha8Rng::seed_from_u64(0);
-    for (name, shape, dtype, packing) in places {
+    for (name, shape, dtype, packing) in entries {
         let cols = *shape.last().unwrap_or(&1);
         let rows = shape.iter().product::<usize>() / cols;
         let groups = bank(&mut rng, &name, cols, dtype, packing)?;

@@ -6,7 +6,7 @@ use crate::{
     model::tensors::{Role, Spec},
 };
 
-/// A size of file.
+/// A target file size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Recipe {
     /// All matrices as Q8_0.
@@ -22,10 +22,10 @@ pub enum Recipe {
 }
 
 impl Recipe {
-    /// Every recipe, the largest first.
+    /// All recipes, largest first.
     pub const ALL: [Self; 5] = [Self::Q8, Self::Q6, Self::Q5, Self::Q4, Self::Small];
 
-    /// Name, bits a weight, main type.
+    /// Returns the name, bits per weight and main type.
     const fn facts(self) -> (&'static str, f64, DType) {
         match self {
             Self::Q8 => ("q8", 9.0, DType::Q8_0),
@@ -46,21 +46,21 @@ impl Recipe {
         Self::ALL.into_iter().find(|r| r.name() == name)
     }
 
-    /// Returns the bits a weight at most, all tensors counted. A model whose matrices are few beside its other tensors
-    /// may need more even if all of them take the smallest type.
+    /// Returns the maximum bits per weight over all tensors. A model with relatively few matrix weights may exceed it
+    /// even if all matrices have the smallest type.
     pub fn bits(self) -> f64 {
         self.facts().1
     }
 
-    /// Returns the type that most weights take, or all where one type is asked for.
+    /// Returns the type of most matrices, and of all of them without mixed precision.
     pub fn main(self) -> DType {
         self.facts().2
     }
 }
 
-/// The types that matrices take, the smallest first, and the mean squared error of each relative to the mean square of the
-/// weights, scales chosen well. A bit more gains less from each to the next. IQ4_NL, as large as Q4_0, has a lesser error,
-/// but its perplexity is worse and its products are slower.
+/// The matrix types, smallest first, with their mean squared error relative to the mean square of the weights, with
+/// searched scales. The gain per bit decreases along the ladder. IQ4_NL, of the same size as Q4_0, has a smaller error,
+/// but a worse perplexity and slower products.
 const LADDER: [(DType, f64); 4] =
     [(DType::Mxfp4, 0.0125), (DType::Q4_0, 0.0065), (DType::Q5_0, 0.0016), (DType::Q8_0, 0.000_03)];
 
@@ -81,16 +81,16 @@ fn sensitivity(spec: &Spec) -> f64 {
 
 /// A matrix that may take any type of the ladder.
 struct Matrix {
-    /// Its place among the tensors.
+    /// Its index among the tensors.
     index: usize,
     weights: f64,
     sensitivity: f64,
-    /// Its place on the ladder.
+    /// Its index on the ladder.
     at: usize,
 }
 
 impl Recipe {
-    /// Completes `exceptions`, one for each of `specs`, starting from the main type: given ones are the user's and are
+    /// Fills in `exceptions`, the types of `specs` that differ from the default; given ones are the user's and are
     /// kept.
     pub(super) fn mix(self, specs: &[Spec], exceptions: &mut [Option<DType>]) {
         let mut matrices = Vec::new();
@@ -125,7 +125,8 @@ impl Recipe {
         matrices.iter().for_each(|m| exceptions[m.index] = Some(LADDER[m.at].0));
     }
 
-    /// The same in one type: only dt_proj, which else stays F16, takes the main type too if its rows have whole blocks.
+    /// Fills in `exceptions` without mixed precision: dt_proj, which is F16 by default, also gets the main type if its
+    /// rows consist of whole blocks.
     pub(super) fn pure(self, specs: &[Spec], exceptions: &mut [Option<DType>]) {
         let dtype = self.main();
         let fits = |spec: &Spec| spec.shape.last().is_some_and(|&cols| dtype.row_bytes(cols).is_some());
@@ -137,7 +138,7 @@ impl Recipe {
     }
 }
 
-/// Returns the bits that a weight takes.
+/// Returns the bits per weight of a type.
 fn bits_of(dtype: DType) -> f64 {
     8.0 * dtype.block_bytes() as f64 / dtype.block_len() as f64
 }
@@ -170,7 +171,7 @@ mod tests {
         exceptions
     }
 
-    /// Returns the bits a weight.
+    /// Returns the bits per weight.
     fn size(specs: &[Spec], recipe: Recipe, exceptions: &[Option<DType>]) -> f64 {
         let (mut bits, mut weights) = (0.0, 0.0);
         for (spec, exception) in specs.iter().zip(exceptions) {
@@ -217,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn pure_has_one_exception() {
+    fn pure_changes_only_the_dt_projection() {
         let specs = specs(512, 32, 2);
         let mut types = vec![None; specs.len()];
         types[2] = Some(DType::F32); // blk.0.ssm_dt.weight

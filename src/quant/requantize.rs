@@ -11,7 +11,8 @@ use crate::{
     threads,
 };
 
-/// `matrix` rounded to `dtype` value by value, packed if that type can be; `None` if its rows have no whole blocks.
+/// Returns `matrix` rounded to nearest in `dtype`, packed if possible; `None` if its rows do not consist of whole
+/// blocks.
 pub fn requantize(matrix: &Matrix, dtype: DType) -> Result<Option<Matrix>, Unfit> {
     let Some(row_bytes) = dtype.row_bytes(matrix.cols) else { return Ok(None) };
     let packing = Packing::fastest(dtype);

@@ -7,28 +7,28 @@ use crate::format::{DType, gguf::Layout};
 /// A step of a conversion.
 #[allow(missing_docs, reason = "a variant's text names its fields")]
 pub enum Event<'a> {
-    /// The checkpoint was read but for its weights, of which there are so many.
+    /// The checkpoint was read, except for its weights; their number.
     Opened { parameters: u64 },
-    /// A calibration begins: so many steps, about equally long.
+    /// A calibration starts; its number of steps, of similar duration.
     Calibrate { steps: u64 },
-    /// So many steps of the calibration are done, by work on `what`.
-    Calibrated { what: &'a str, steps: u64 },
-    /// The work begins: so many bytes of input.
+    /// `steps` further steps of the calibration, on `label`, are done.
+    Calibrated { label: &'a str, steps: u64 },
+    /// The conversion starts; its input in bytes.
     Begin { bytes: u64 },
-    /// A piece of a tensor, so many bytes of input, is in the output.
+    /// A piece of a tensor was written; its input in bytes.
     Converted { tensor: &'a str, bytes: u64 },
-    /// The weights are in place; the state after the meta tokens is computed next.
+    /// The weights are written; the state after the meta tokens is computed next.
     MetaState,
 }
 
 /// The result of a conversion.
 #[derive(Clone, Debug, Default)]
 pub struct Summary {
-    /// The types of the weights that are there, with the number of tensors and their bytes.
+    /// The types of the weights, each with the number of tensors and their bytes.
     pub types: Vec<(DType, usize, u64)>,
     /// Tensors whose row length is not a multiple of the requested type's block: name, requested type, actual type.
     pub fallbacks: Vec<(String, DType, DType)>,
-    /// What else the user may want to know, a sentence each.
+    /// Notes for the user, a sentence each.
     pub notes: Vec<String>,
     /// Number of weights.
     pub parameters: u64,
@@ -36,14 +36,14 @@ pub struct Summary {
     pub bytes: u64,
     /// Bits per weight, without the state after the meta tokens.
     pub bits_per_weight: f64,
-    /// How long it took.
+    /// The elapsed time.
     pub seconds: f64,
     /// Whether the model has a chat template.
     pub chats: bool,
 }
 
 impl Summary {
-    /// Counts the first `weights` tensors of `layout`; those behind them hold state.
+    /// Counts the first `weights` tensors of `layout`; the others hold state.
     pub(super) fn count(&mut self, layout: &Layout, weights: usize) {
         let slots = layout.slots.iter().take(weights);
         self.parameters = slots.clone().map(|slot| slot.dims.iter().product::<usize>() as u64).sum();
@@ -65,8 +65,8 @@ impl fmt::Display for Summary {
         for &(dtype, count, bytes) in &self.types {
             writeln!(f, "{:<6} {count:>4} tensors {:>9.1} MB", dtype.name(), bytes as f64 / 1e6)?;
         }
-        for (name, wished, taken) in &self.fallbacks {
-            writeln!(f, "{name} is stored as {taken}: its rows are not a multiple of {wished}'s block size")?;
+        for (name, requested, actual) in &self.fallbacks {
+            writeln!(f, "{name} is stored as {actual}: its rows are not a multiple of {requested}'s block size")?;
         }
         for note in &self.notes {
             writeln!(f, "note: {note}")?;
@@ -77,7 +77,7 @@ impl fmt::Display for Summary {
     }
 }
 
-/// Returns a number of weights in two digits or more, as model names have it: 27M, 1.5B.
+/// Returns a number of weights with at least two digits, as in model names: 27M, 1.5B.
 pub(super) fn size_label(parameters: u64) -> String {
     let (unit, letter) = match parameters {
         0..1_000_000 => (1e3, 'K'),

@@ -19,7 +19,7 @@ use crate::{
     model::tensors::{Role, Spec},
 };
 
-/// Bytes of input that are read at once, about.
+/// Approximate size in bytes of an input piece.
 const READ_BYTES: usize = 4 << 20;
 
 /// The plan for one tensor.
@@ -27,19 +27,19 @@ const READ_BYTES: usize = 4 << 20;
 pub(super) struct TensorPlan {
     pub(super) spec: Spec,
     pub(super) input: Stored,
-    /// The type that it gets.
+    /// The type of the output.
     pub(super) dtype: DType,
     pub(super) packing: Packing,
-    /// Whether the input is A_log and the output A.
+    /// Whether to convert A_log to A.
     pub(super) a_is_log: bool,
-    /// Rounds to blocks; `None`: round to nearest.
+    /// Searches for scales; `None`: round to nearest.
     pub(super) searcher: Option<Arc<Searcher>>,
     /// Importance of each column, if known.
     pub(super) importance: Option<Vec<f32>>,
 }
 
 impl TensorPlan {
-    /// Returns the whole tensor in memory, as the checkpoint holds it: to compute with.
+    /// Loads the whole tensor of the checkpoint into memory, for computation.
     pub(super) fn load(&self, cancel: &AtomicBool) -> Result<Tensor> {
         let Self { spec, input, .. } = self;
         let dtype = if spec.role == Role::Exact { DType::F32 } else { input.dtype };
@@ -59,11 +59,11 @@ impl TensorPlan {
     }
 
     pub(super) fn row_bytes(&self, dtype: DType) -> usize {
-        // A layout and a checkpoint are made of whole blocks only.
+        // Layouts and checkpoints consist of whole blocks.
         dtype.row_bytes(self.rows_and_cols().1).unwrap_or(0)
     }
 
-    /// Returns the rows of the input, those that pad its last group included.
+    /// Returns the number of input rows, including the padding of the last group.
     fn input_rows(&self) -> usize {
         self.input.packing.stored_rows(self.rows_and_cols().0)
     }
@@ -72,7 +72,7 @@ impl TensorPlan {
         (self.input_rows() * self.row_bytes(self.input.dtype)) as u64
     }
 
-    /// Returns the rows of the input in pieces, which are whole groups but for the last of a plain tensor.
+    /// Divides the rows of the input into pieces of whole groups; the last piece of a plain tensor may be shorter.
     pub(super) fn pieces(&self) -> impl Iterator<Item = Range<usize>> + use<> {
         let rows = self.input_rows();
         let step = (READ_BYTES / self.row_bytes(self.input.dtype)).next_multiple_of(GROUP).max(GROUP);
@@ -86,8 +86,8 @@ impl TensorPlan {
         Ok(bytes)
     }
 
-    /// Converts the whole rows in `bytes`, of which the first is row `first`. `cancel` is looked at before each: the search for
-    /// scales may take a second for what is read at once.
+    /// Converts the complete rows in `bytes`, starting at row `first`. `cancel` is checked before each row, since the
+    /// search for scales may take a second per piece.
     pub(super) fn convert(&self, first: usize, bytes: &[u8], out: &mut Vec<u8>, cancel: &AtomicBool) -> Result<()> {
         let (from, to) = (self.row_bytes(self.input.dtype), self.row_bytes(self.dtype));
         let (all_rows, cols) = self.rows_and_cols();
@@ -121,7 +121,7 @@ impl TensorPlan {
         if self.a_is_log {
             values.iter_mut().for_each(|v| *v = -f64::from(*v).exp() as f32);
         } else if self.input.dtype == self.dtype {
-            // Encoding blocks again could change them.
+            // Re-encoding blocks could change them.
             out.copy_from_slice(bytes);
             return values.iter().all(|v| v.is_finite()).then_some(()).ok_or(Unfit::NotFinite);
         }
@@ -145,7 +145,7 @@ impl TensorPlan {
     }
 }
 
-/// Packs or unpacks `from`, whole groups of rows of `row` bytes.
+/// Packs or unpacks `from`, complete groups of rows of `row` bytes.
 fn regroup(from: &[u8], row: usize, turn: impl Fn(&[u8], &mut [u8]) + Sync) -> Vec<u8> {
     let mut to = vec![0; from.len()];
     let groups = to.par_chunks_exact_mut(GROUP * row).zip(from.par_chunks_exact(GROUP * row));

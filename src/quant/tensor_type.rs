@@ -13,29 +13,29 @@ use crate::{
 pub(super) struct Choice {
     pub(super) dtype: DType,
     /// The requested type, if its rows are not a multiple of that type's block.
-    pub(super) wished: Option<DType>,
+    pub(super) requested: Option<DType>,
 }
 
-/// Chooses by role: matrices take `main`, tables a float type near it, all else stays F32. `exception` replaces the first
-/// two.
+/// Chooses by role: matrices get `main`, tables a float type of similar precision, everything else F32. `exception`
+/// replaces the first two.
 pub(super) fn choose(spec: &Spec, main: DType, exception: Option<DType>) -> Choice {
     let fallback = match main {
         DType::F32 | DType::BF16 => main,
         _ => DType::F16,
     };
-    let wished = match spec.role {
+    let requested = match spec.role {
         Role::Exact => DType::F32,
         Role::Half => exception.unwrap_or(fallback),
         Role::Matrix => exception.unwrap_or(main),
     };
     let cols = spec.shape.last().copied().unwrap_or(0);
-    match wished.row_bytes(cols) {
-        Some(_) => Choice { dtype: wished, wished: None },
-        None => Choice { dtype: fallback, wished: Some(wished) },
+    match requested.row_bytes(cols) {
+        Some(_) => Choice { dtype: requested, requested: None },
+        None => Choice { dtype: fallback, requested: Some(requested) },
     }
 }
 
-/// Returns the type that the user asked for by the tensor's name; the last override that matches wins.
+/// Returns the type of the last override that matches the tensor's name.
 pub(super) fn overridden(spec: &Spec, overrides: &[(Regex, DType)]) -> Option<DType> {
     overrides.iter().rev().find(|(name, _)| name.is_match(&spec.name)).map(|&(_, dtype)| dtype)
 }
@@ -61,7 +61,7 @@ mod tests {
 
     #[test]
     fn roles_decide_and_the_last_override_wins() {
-        let kept = |dtype| Choice { dtype, wished: None };
+        let kept = |dtype| Choice { dtype, requested: None };
         let (matrix, half) = (spec("blk.0.ffn_up.weight", 64, Role::Matrix), spec("meta_embd.weight", 64, Role::Half));
         let exact = spec("blk.0.ssm_d", 64, Role::Exact);
         for (dtype, table) in [
@@ -84,9 +84,9 @@ mod tests {
     }
 
     #[test]
-    fn rows_that_do_not_fit_stay_half() {
+    fn rows_without_whole_blocks_stay_f16() {
         let narrow = spec("blk.0.ssm_dt.weight", 100, Role::Matrix);
-        assert_eq!(choose(&narrow, DType::Q8_0, None), Choice { dtype: DType::F16, wished: Some(DType::Q8_0) });
+        assert_eq!(choose(&narrow, DType::Q8_0, None), Choice { dtype: DType::F16, requested: Some(DType::Q8_0) });
     }
 
     #[test]

@@ -74,7 +74,7 @@ impl SamplingParams {
     /// Returns the recommendations of a model file, with defaults for the rest; `file` is the name for error messages.
     pub fn from_metadata(meta: &Metadata, file: &str) -> Result<Self> {
         let (params, refused) = Self::usable(meta);
-        refused.first().map_or(Ok(params), |what| Err(Error::format(file, what)))
+        refused.first().map_or(Ok(params), |problem| Err(Error::format(file, problem)))
     }
 
     /// Returns the valid recommendations, with defaults for the rest, and a message about each invalid one, to be
@@ -144,7 +144,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_recommends_and_the_rest_are_defaults() {
+    fn file_recommendations_override_defaults() {
         let mut meta = Metadata::default();
         assert_eq!(SamplingParams::from_metadata(&meta, "f").unwrap(), SamplingParams::default());
         meta.set("general.sampling.temp", 0.5f32);

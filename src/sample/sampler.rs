@@ -198,10 +198,10 @@ fn keep_mass(candidates: &mut Vec<Candidate>, p: f32) {
 fn draw(candidates: &[Candidate], temperature: f32, rng: &mut ChaCha8Rng) -> u32 {
     let max = highest(candidates);
     let weight = |c: &Candidate| f64::from(((c.logit - max) / temperature).exp());
-    let mut left = rng.random::<f64>() * candidates.iter().map(weight).sum::<f64>();
+    let mut remaining = rng.random::<f64>() * candidates.iter().map(weight).sum::<f64>();
     let drawn = candidates.iter().find(|c| {
-        left -= weight(c);
-        left < 0.0
+        remaining -= weight(c);
+        remaining < 0.0
     });
     // Rounding may leave a small remainder after the last candidate.
     drawn.or(candidates.last()).map_or(0, |c| c.id)
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn filters_keep_what_they_should() {
+    fn filters_keep_the_expected_tokens() {
         assert_shares(SamplingParams { top_k: 2, ..PLAIN }, &P, &[], &[0.0, 4.0 / 7.0, 0.0, 3.0 / 7.0]);
         assert_shares(SamplingParams { top_k: 9, ..PLAIN }, &P, &[], &[0.1, 0.4, 0.2, 0.3]);
         assert_shares(SamplingParams { top_p: 0.65, ..PLAIN }, &P, &[], &[0.0, 4.0 / 7.0, 0.0, 3.0 / 7.0]);
@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_allowed_is_chosen() {
+    fn only_allowed_tokens_are_sampled() {
         let logits = [9.0, 1.0, 5.0, 3.0];
         let allowed: TokenSet = [1, 3, 999].into_iter().collect();
         let mut sampler = Sampler::new(SamplingParams { temperature: 0.0, repeat_penalty: 1000.0, ..PLAIN }, 0);
@@ -328,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn a_seed_decides_the_sequence() {
+    fn equal_seeds_give_equal_sequences() {
         let draws = |sampler: &mut Sampler| (0..50).map(|_| sampler.sample(&[0.0; 100], &[])).collect::<Vec<_>>();
         let mut one = Sampler::new(PLAIN, 42);
         let first = draws(&mut one);

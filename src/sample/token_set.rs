@@ -37,10 +37,10 @@ impl TokenSet {
     /// Returns the ids, in ascending order.
     pub fn iter(&self) -> impl Iterator<Item = u32> {
         self.words.iter().zip((0..).step_by(32)).flat_map(|(&word, base)| {
-            let mut left = word;
+            let mut remaining = word;
             std::iter::from_fn(move || {
-                let bit = (left != 0).then(|| left.trailing_zeros())?;
-                left &= left - 1;
+                let bit = (remaining != 0).then(|| remaining.trailing_zeros())?;
+                remaining &= remaining - 1;
                 Some(base + bit)
             })
         })
@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn holds_what_was_put_in() {
+    fn contains_exactly_the_inserted_tokens() {
         let ids = [0, 1, 31, 32, 33, 1000];
         let mut set: TokenSet = ids.into_iter().collect();
         assert_eq!(set.iter().collect::<Vec<_>>(), ids);

@@ -69,14 +69,14 @@ impl Access {
 
     /// Prevents DNS rebinding: a page whose name resolves to this machine uses that name as the host.
     fn check_host(&self, request: &Parts) -> Result<()> {
-        let mut named = request.headers.get_all(header::HOST).iter();
-        let (Some(host), None) = (named.next(), named.next()) else {
+        let mut hosts_given = request.headers.get_all(header::HOST).iter();
+        let (Some(host), None) = (hosts_given.next(), hosts_given.next()) else {
             return Err(ApiError::bad("the request must have one Host header"));
         };
         let Some(hosts) = &self.hosts else { return Ok(()) };
         let authority = host.to_str().ok().and_then(|host| host.parse::<Authority>().ok());
         let authorities = [authority.as_ref(), request.uri.authority()];
-        if authorities[0].is_some() && authorities.into_iter().flatten().all(|a| is_known(a.host(), hosts)) {
+        if authorities[0].is_some() && authorities.into_iter().flatten().all(|a| is_allowed_host(a.host(), hosts)) {
             return Ok(());
         }
         let message = format!("the server does not answer to the name in the Host header; {}", self.hints.host);
@@ -111,8 +111,8 @@ impl Access {
         let given = headers.get(header::AUTHORIZATION).and_then(|value| bearer(value.as_bytes()));
         let hash = blake3::hash(given.unwrap_or_default());
         let same = |key: &blake3::Hash| key.as_bytes().ct_eq(hash.as_bytes());
-        let known = self.keys.iter().fold(Choice::from(0), |known, key| known | same(key));
-        if given.is_some() && bool::from(known) {
+        let is_valid = self.keys.iter().fold(Choice::from(0), |is_valid, key| is_valid | same(key));
+        if given.is_some() && bool::from(is_valid) {
             return Ok(Caller { owner: hash.to_hex().to_string() });
         }
         let message = match given {
@@ -122,19 +122,19 @@ impl Access {
         Err(ApiError::new(StatusCode::UNAUTHORIZED, message).with_code("invalid_api_key"))
     }
 
-    /// Adds the CORS headers that let pages of allowed origins read `answer`; `asked` are the request headers.
-    pub fn add_cors(&self, asked: &HeaderMap, answer: &mut HeaderMap) {
+    /// Adds the CORS headers that let pages of allowed origins read `answer`; `request_headers` are the request headers.
+    pub fn add_cors(&self, request_headers: &HeaderMap, answer: &mut HeaderMap) {
         if self.origins.is_empty() {
             return;
         }
         answer.append(header::VARY, HeaderValue::from_static("Origin"));
-        let Some(origin) = asked.get(header::ORIGIN).filter(|origin| self.allows(origin)) else { return };
+        let Some(origin) = request_headers.get(header::ORIGIN).filter(|origin| self.allows(origin)) else { return };
         answer.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
         answer.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static("Retry-After"));
-        if asked.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD) {
+        if request_headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD) {
             answer.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST, OPTIONS"));
             answer.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600"));
-            if let Some(wanted) = asked.get(header::ACCESS_CONTROL_REQUEST_HEADERS) {
+            if let Some(wanted) = request_headers.get(header::ACCESS_CONTROL_REQUEST_HEADERS) {
                 answer.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, wanted.clone());
             }
         }
@@ -143,12 +143,12 @@ impl Access {
 
 /// Whether the server accepts the host name. A web page's own name is never an IP address of this machine, or
 /// `localhost`.
-fn is_known(host: &str, known: &[String]) -> bool {
+fn is_allowed_host(host: &str, is_valid: &[String]) -> bool {
     let host = host.strip_suffix('.').unwrap_or(host);
     let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
     address.parse::<IpAddr>().is_ok()
         || host.eq_ignore_ascii_case("localhost")
-        || known.iter().any(|name| host.eq_ignore_ascii_case(name))
+        || is_valid.iter().any(|name| host.eq_ignore_ascii_case(name))
 }
 
 /// Returns the key of a bearer token.
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_a_page_can_have_are_refused() {
+    fn unknown_host_names_are_rejected() {
         let access = Access::new(&[], Some(vec!["llm.example.org".into()]), Vec::new());
         for host in ["localhost", "LOCALHOST:8080", "127.0.0.1:8080", "[::1]:1", "10.0.0.7", "llm.example.org:443"] {
             assert_eq!(status(&access, &[("host", host)], false), 200, "{host}");
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_are_needed_and_tell_owners_apart() {
+    fn api_keys_are_required_and_identify_owners() {
         let access = Access::new(&["one".into(), "two".into()], Some(Vec::new()), Vec::new());
         let host = ("host", "localhost");
         for (key, expected) in
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn only_json_is_posted() {
+    fn posts_must_be_json() {
         let access = Access::new(&[], Some(Vec::new()), Vec::new());
         for (kind, expected) in
             [("application/json; charset=utf-8", 200), ("text/plain", 415), ("application/x-www-form-urlencoded", 415)]

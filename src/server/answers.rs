@@ -14,12 +14,12 @@ const PER_PROMPT: usize = 8;
 /// Answers by prompt.
 #[derive(Default)]
 pub struct Answers {
-    known: Mutex<Memory>,
+    entry: Mutex<Memory>,
 }
 
 /// A prompt and its answers.
 #[derive(Clone)]
-pub struct Known {
+pub struct Entry {
     /// Length of the prompt's text in bytes.
     pub bytes: usize,
     /// Its token ids.
@@ -39,7 +39,7 @@ pub struct Answer {
 #[derive(Default)]
 struct Memory {
     /// Prompts, and when they were last used, by the hash of owner and text.
-    prompts: HashMap<blake3::Hash, (Known, u64)>,
+    prompts: HashMap<blake3::Hash, (Entry, u64)>,
     /// The same in order of last use.
     order: BTreeMap<u64, blake3::Hash>,
     /// Number of prompts by text length in bytes.
@@ -51,18 +51,18 @@ struct Memory {
 impl Answers {
     /// Stores an answer to a prompt of `owner` with the given text and ids.
     pub fn remember(&self, owner: &str, text: &str, prompt: &[u32], answer: Answer) {
-        let key = begin(owner).update(text.as_bytes()).finalize();
-        let mut memory = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = memory.prompts.get(&key).map(|(known, _)| known.clone()).filter(|known| *known.prompt == *prompt);
-        let mut known =
-            known.unwrap_or_else(|| Known { bytes: text.len(), prompt: prompt.into(), answers: Vec::new() });
-        known.answers.retain(|other| other.ids != answer.ids);
-        if known.answers.len() >= PER_PROMPT {
-            known.answers.remove(0);
+        let key = owner_hasher(owner).update(text.as_bytes()).finalize();
+        let mut memory = self.entry.lock().unwrap_or_else(PoisonError::into_inner);
+        let entry = memory.prompts.get(&key).map(|(entry, _)| entry.clone()).filter(|entry| *entry.prompt == *prompt);
+        let mut entry =
+            entry.unwrap_or_else(|| Entry { bytes: text.len(), prompt: prompt.into(), answers: Vec::new() });
+        entry.answers.retain(|other| other.ids != answer.ids);
+        if entry.answers.len() >= PER_PROMPT {
+            entry.answers.remove(0);
         }
-        known.answers.push(Arc::new(answer));
+        entry.answers.push(Arc::new(answer));
         memory.remove(&key);
-        memory.insert(key, known);
+        memory.insert(key, entry);
         while memory.ids > IDS {
             let Some(&oldest) = memory.order.values().next() else { break };
             memory.remove(&oldest);
@@ -71,13 +71,13 @@ impl Answers {
 
     /// Returns their approximate size in bytes.
     pub fn bytes(&self) -> usize {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).ids * size_of::<u32>()
+        self.entry.lock().unwrap_or_else(PoisonError::into_inner).ids * size_of::<u32>()
     }
 
     /// Returns the longest prompt of `owner` that `text` starts with.
-    pub fn find(&self, owner: &str, text: &str) -> Option<Known> {
-        let mut memory = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let (mut hasher, mut hashed, mut found) = (begin(owner), 0, None);
+    pub fn find(&self, owner: &str, text: &str) -> Option<Entry> {
+        let mut memory = self.entry.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut hasher, mut hashed, mut found) = (owner_hasher(owner), 0, None);
         for &bytes in memory.lengths.range(..=text.len()).map(|(bytes, _)| bytes) {
             hasher.update(&text.as_bytes()[hashed..bytes]);
             hashed = bytes;
@@ -86,47 +86,47 @@ impl Answers {
                 found = Some(key);
             }
         }
-        let known = memory.remove(&found?)?;
-        memory.insert(found?, known.clone());
-        Some(known)
+        let entry = memory.remove(&found?)?;
+        memory.insert(found?, entry.clone());
+        Some(entry)
     }
 }
 
 /// Returns a hasher for a text of `owner`.
-fn begin(owner: &str) -> blake3::Hasher {
+fn owner_hasher(owner: &str) -> blake3::Hasher {
     let mut hasher = blake3::Hasher::new();
     hasher.update(blake3::hash(owner.as_bytes()).as_bytes());
     hasher
 }
 
 impl Memory {
-    fn insert(&mut self, key: blake3::Hash, known: Known) {
+    fn insert(&mut self, key: blake3::Hash, entry: Entry) {
         self.clock += 1;
-        self.ids += known.size();
-        *self.lengths.entry(known.bytes).or_default() += 1;
+        self.ids += entry.size();
+        *self.lengths.entry(entry.bytes).or_default() += 1;
         self.order.insert(self.clock, key);
-        self.prompts.insert(key, (known, self.clock));
+        self.prompts.insert(key, (entry, self.clock));
     }
 
-    fn remove(&mut self, key: &blake3::Hash) -> Option<Known> {
-        let (known, used) = self.prompts.remove(key)?;
+    fn remove(&mut self, key: &blake3::Hash) -> Option<Entry> {
+        let (entry, used) = self.prompts.remove(key)?;
         self.order.remove(&used);
-        self.ids -= known.size();
-        if let Some(count) = self.lengths.get_mut(&known.bytes) {
+        self.ids -= entry.size();
+        if let Some(count) = self.lengths.get_mut(&entry.bytes) {
             *count -= 1;
             if *count == 0 {
-                self.lengths.remove(&known.bytes);
+                self.lengths.remove(&entry.bytes);
             }
         }
-        Some(known)
+        Some(entry)
     }
 }
 
-impl Known {
+impl Entry {
     /// Returns the approximate size in units of token ids.
     fn size(&self) -> usize {
-        const BESIDE: usize = 64;
-        BESIDE + self.prompt.len() + self.answers.iter().map(|answer| answer.ids.len() + BESIDE).sum::<usize>()
+        const OVERHEAD: usize = 64;
+        OVERHEAD + self.prompt.len() + self.answers.iter().map(|answer| answer.ids.len() + OVERHEAD).sum::<usize>()
     }
 }
 
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_are_forgotten() {
+    fn oldest_answers_are_evicted() {
         let answers = Answers::default();
         let long = vec![7; IDS / 4];
         for text in ["a", "b", "c", "d"] {
@@ -161,7 +161,7 @@ mod tests {
             assert!(answers.find("", "a").is_some());
         }
         assert!(answers.find("", "b").is_none() && answers.find("", "d").is_some());
-        let memory = answers.known.lock().unwrap();
+        let memory = answers.entry.lock().unwrap();
         assert!(memory.ids <= IDS && memory.lengths[&1] == memory.prompts.len());
     }
 }

@@ -21,7 +21,7 @@ use super::{
     Server, bounds,
     error::{ApiError, Result},
     fields::Fields,
-    room::Room,
+    permits::Permits,
 };
 
 /// Reads the body of `request` and runs `work` on its fields on a blocking thread.
@@ -33,11 +33,11 @@ pub async fn prepare<T: Send + 'static>(
     if server.draining.load(Ordering::Relaxed) {
         return Err(ApiError::draining());
     }
-    let (body, room) = read(&server.room, request).await?;
-    let turn = server.room.preparing.clone().acquire_owned().await.map_err(|_| ApiError::draining())?;
+    let (body, permits) = read(&server.permits, request).await?;
+    let turn = server.permits.preparing.clone().acquire_owned().await.map_err(|_| ApiError::draining())?;
     let server = server.clone();
     let done = spawn_blocking(move || {
-        let _held = (room, turn);
+        let _held = (permits, turn);
         let fields = Fields::parse(&body)?;
         drop(body);
         work(&server, fields)
@@ -51,7 +51,7 @@ pub async fn prepare<T: Send + 'static>(
 }
 
 /// Reads a body of at most [`bounds::BODY_BYTES`].
-async fn read(room: &Room, request: Request) -> Result<(Vec<u8>, OwnedSemaphorePermit)> {
+async fn read(permits: &Permits, request: Request) -> Result<(Vec<u8>, OwnedSemaphorePermit)> {
     let length = request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
     let length: usize = length.unwrap_or(bounds::BODY_BYTES);
     let mut body = request.into_body();
@@ -59,8 +59,8 @@ async fn read(room: &Room, request: Request) -> Result<(Vec<u8>, OwnedSemaphoreP
         return Err(too_large(body).await);
     }
     let kib = u32::try_from(length.div_ceil(1 << 10)).unwrap_or(u32::MAX);
-    let room = timeout(bounds::BODY_TIME, room.bodies.clone().acquire_many_owned(kib)).await;
-    let Ok(Ok(room)) = room else { return Err(ApiError::busy(Duration::from_secs(1))) };
+    let permits = timeout(bounds::BODY_TIME, permits.bodies.clone().acquire_many_owned(kib)).await;
+    let Ok(Ok(permits)) = permits else { return Err(ApiError::busy(Duration::from_secs(1))) };
     let until = tokio::time::Instant::now() + bounds::BODY_TIME;
     let mut bytes = Vec::new();
     loop {
@@ -69,7 +69,7 @@ async fn read(room: &Room, request: Request) -> Result<(Vec<u8>, OwnedSemaphoreP
             ApiError::new(StatusCode::REQUEST_TIMEOUT, message)
         })?;
         match frame {
-            None => return Ok((bytes, room)),
+            None => return Ok((bytes, permits)),
             Some(Err(_)) => return Err(ApiError::bad("the body is incomplete")),
             Some(Ok(frame)) => bytes.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data)),
         }

@@ -22,7 +22,7 @@ use super::{
     params::Params,
     prompt::Prompt,
     shape,
-    sse::{Sent, done, event, stream_of},
+    sse::{StreamEvent, done, event, stream_of},
     texts::Texts,
     usage::Usage,
 };
@@ -50,21 +50,21 @@ pub async fn completions(
     Extension(caller): Extension<Caller>,
     request: Request,
 ) -> Result<Response> {
-    let chat = body::prepare(&server, request, move |server, fields| Chat::begin(server, caller, fields)).await?;
+    let chat = body::prepare(&server, request, move |server, fields| Chat::start(server, caller, fields)).await?;
     if chat.params.stream { Ok(chat.stream().into_response()) } else { Ok(Json(chat.answer().await?).into_response()) }
 }
 
 /// Parses the parameters of a chat completion.
 fn params(fields: &mut Fields, server: &Server) -> Result<Params> {
     let mut params = Params::take(fields, server)?;
-    let most = fields.whole("max_completion_tokens", 1..=u32::MAX.into())?;
-    let older = fields.whole("max_tokens", 1..=u32::MAX.into())?;
-    if most.is_some() && older.is_some() && most != older {
+    let max_tokens = fields.integer("max_completion_tokens", 1..=u32::MAX.into())?;
+    let legacy_max_tokens = fields.integer("max_tokens", 1..=u32::MAX.into())?;
+    if max_tokens.is_some() && legacy_max_tokens.is_some() && max_tokens != legacy_max_tokens {
         return Err(ApiError::field("max_tokens", "and max_completion_tokens are two names of one limit; give one"));
     }
-    params.limit = most.or(older).or(server.reply_limit);
+    params.limit = max_tokens.or(legacy_max_tokens).or(server.reply_limit);
     let wanted = fields.flag("logprobs")?.unwrap_or(false);
-    let top = fields.whole("top_logprobs", 0..=bounds::TOP_LOGPROBS)?;
+    let top = fields.integer("top_logprobs", 0..=bounds::TOP_LOGPROBS)?;
     if top.is_some_and(|top| top > 0) && !wanted {
         return Err(ApiError::field("top_logprobs", "needs `logprobs: true`"));
     }
@@ -85,7 +85,7 @@ fn params(fields: &mut Fields, server: &Server) -> Result<Params> {
 
 impl Chat {
     /// Parses a request and starts generating.
-    fn begin(server: &Arc<Server>, caller: Caller, mut fields: Fields) -> Result<Self> {
+    fn start(server: &Arc<Server>, caller: Caller, mut fields: Fields) -> Result<Self> {
         let messages = messages::take(&mut fields)?;
         let mut params = params(&mut fields, server)?;
         let format = shape::response_format(&mut fields)?;
@@ -94,8 +94,8 @@ impl Chat {
         let chat = server.chat_format()?;
         chat.check_tools(tools.as_ref())?;
         if tools.is_some() && format.is_some() {
-            let what = "cannot be combined with tools; omit one of them, or set `tool_choice: \"none\"`";
-            return Err(ApiError::unsupported("response_format", what));
+            let problem = "cannot be combined with tools; omit one of them, or set `tool_choice: \"none\"`";
+            return Err(ApiError::unsupported("response_format", problem));
         }
         params.constraint = match (&format, &tools) {
             (Some(shape), _) => Some(server.constraint(shape).map_err(|e| e.of_field("response_format"))?),
@@ -104,15 +104,15 @@ impl Chat {
             }
             (None, None) => None,
         };
-        server.check_length(messages.iter().map(|said| &*said.content))?;
+        server.check_length(messages.iter().map(|message| &*message.content))?;
         let prompt = chat.prompt(&server.tokenizer, &server.answers, &caller.owner, &messages, tools.as_ref())?;
         server.check_prompt(prompt.ids.len())?;
         params.stops.extend(chat.stops.iter().cloned());
 
         let replies = (0..params.choices).map(|_| Reply::new(Choice::new(&prompt.ids), tools.as_ref())).collect();
         let (job, ids, owner) = (params.clone(), prompt.ids.clone(), caller.owner.clone());
-        let make = Box::new(move |choice, port| job.job(ids.clone(), choice, &owner, port));
-        let texts = Texts::start(server, params.choices, make)?;
+        let make_job = Box::new(move |choice, port| job.job(ids.clone(), choice, &owner, port));
+        let texts = Texts::start(server, params.choices, make_job)?;
         let (id, created) = (server.new_id("chatcmpl"), server.now());
         let (server, owner, usage) = (server.clone(), caller.owner, Usage::default());
         Ok(Self { server, owner, params, prompt, texts, replies, usage, id, created })
@@ -144,11 +144,11 @@ impl Chat {
         let roles = (0..self.replies.len()).map(|index| {
             self.chunk(index, json!({ "role": "assistant", "content": "", "refusal": null }), Value::Null, None)
         });
-        let first: Vec<Sent> = roles.map(Ok).collect();
+        let first: Vec<StreamEvent> = roles.map(Ok).collect();
         let rest = stream::unfold(Some(self), |chat| async move {
             let mut chat = chat?;
-            let Some((text, happened)) = chat.texts.next().await else { return Some((chat.last(), None)) };
-            match chat.take(text, happened) {
+            let Some((text, received)) = chat.texts.next().await else { return Some((chat.last(), None)) };
+            match chat.take(text, received) {
                 Ok(step) => Some((chat.chunks(text, step), Some(chat))),
                 Err(error) => Some((vec![Ok(event(&error.body())), Ok(done())], None)),
             }
@@ -157,7 +157,7 @@ impl Chat {
     }
 
     /// Returns the stream events for one step.
-    fn chunks(&self, index: usize, step: Step) -> Vec<Sent> {
+    fn chunks(&self, index: usize, step: Step) -> Vec<StreamEvent> {
         let Step { content, calls, tokens, reason } = step;
         let mut chunks = Vec::new();
         if !content.is_empty() || !tokens.is_empty() {
@@ -167,11 +167,11 @@ impl Chat {
         }
         for (number, id, call) in calls {
             // Sends the name once: clients concatenate all deltas of a call.
-            let mut begin = call_json(&id, &call);
-            begin["index"] = number.into();
-            begin["function"]["arguments"] = "".into();
+            let mut opening = call_json(&id, &call);
+            opening["index"] = number.into();
+            opening["function"]["arguments"] = "".into();
             let rest = json!({ "index": number, "function": { "arguments": call.arguments } });
-            for delta in [begin, rest] {
+            for delta in [opening, rest] {
                 chunks.push(self.chunk(index, json!({ "tool_calls": [delta] }), Value::Null, None));
             }
         }
@@ -191,7 +191,7 @@ impl Chat {
     }
 
     /// Returns the final stream events.
-    fn last(&self) -> Vec<Sent> {
+    fn last(&self) -> Vec<StreamEvent> {
         let mut last = Vec::new();
         if self.params.include_usage {
             let mut chunk = self.object("chat.completion.chunk", json!([]));

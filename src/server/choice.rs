@@ -15,11 +15,11 @@ pub struct Choice {
     /// Tokens of the prompt and the text.
     history: Vec<u32>,
     /// Number of prompt tokens.
-    before: usize,
+    prompt_tokens: usize,
     /// The text sent so far.
     pub text: String,
     /// Length in bytes of the text of all tokens so far.
-    said: usize,
+    decoded_bytes: usize,
     /// Tokens with log probabilities whose text is not sent yet; it never will be if it becomes part of a stop string.
     held: VecDeque<Token>,
 }
@@ -39,35 +39,35 @@ impl Choice {
     /// Returns an empty text after `prompt`.
     pub fn new(prompt: &[u32]) -> Self {
         let (text, held) = (String::new(), VecDeque::new());
-        Self { history: prompt.into(), before: prompt.len(), text, said: 0, held }
+        Self { history: prompt.into(), prompt_tokens: prompt.len(), text, decoded_bytes: 0, held }
     }
 
     /// Returns the token ids of the text.
     pub fn ids(&self) -> &[u32] {
-        &self.history[self.before..]
+        &self.history[self.prompt_tokens..]
     }
 
     /// Adds a token and the text that became final with it. Returns the tokens whose text is now final.
     pub fn push(&mut self, tokenizer: &Tokenizer, id: u32, text: &str, logprobs: Option<Logprobs>) -> Vec<Token> {
         self.text.push_str(text);
         if let Some(logprobs) = logprobs {
-            let start = self.said;
-            self.said += tokenizer.stream_after(&self.history).push(id).len();
-            self.held.push_back(Token { id, start, end: self.said, logprobs });
+            let start = self.decoded_bytes;
+            self.decoded_bytes += tokenizer.stream_after(&self.history).push(id).len();
+            self.held.push_back(Token { id, start, end: self.decoded_bytes, logprobs });
         }
         self.history.push(id);
-        self.shown()
+        self.take_final()
     }
 
     /// Adds the end of the text. Returns the remaining tokens.
     pub fn finish(&mut self, text: &str, stop: StopReason) -> Vec<Token> {
         self.text.push_str(text);
-        if stop == StopReason::StopString { self.shown() } else { self.held.drain(..).collect() }
+        if stop == StopReason::StopString { self.take_final() } else { self.held.drain(..).collect() }
     }
 
-    fn shown(&mut self) -> Vec<Token> {
-        let shown = self.held.iter().take_while(|token| token.end <= self.text.len()).count();
-        self.held.drain(..shown).collect()
+    fn take_final(&mut self) -> Vec<Token> {
+        let take_final = self.held.iter().take_while(|token| token.end <= self.text.len()).count();
+        self.held.drain(..take_final).collect()
     }
 }
 
@@ -100,7 +100,7 @@ mod tests {
     use crate::text::small_tokenizer;
 
     #[test]
-    fn tokens_of_a_stop_string_are_not_shown() {
+    fn tokens_of_a_stop_string_are_withheld() {
         let tokenizer = small_tokenizer();
         let some = || Some(Logprobs { logprob: -1.0, top: Vec::new() });
         let (a, b) = (260, 261);

@@ -19,7 +19,7 @@ use super::{
     fields::{Fields, mismatch},
     legacy::LegacyLogprobs,
     params::Params,
-    sse::{Sent, done, event, stream_of},
+    sse::{StreamEvent, done, event, stream_of},
     texts::Texts,
     usage::Usage,
 };
@@ -42,14 +42,14 @@ struct Completion {
     prompts: Vec<Prompt>,
     texts: Texts,
     /// The answers, in the order of the prompts.
-    choices: Vec<Growing>,
+    choices: Vec<PartialText>,
     usage: Usage,
     id: String,
     created: u64,
 }
 
 /// A text and its unsent part.
-struct Growing {
+struct PartialText {
     choice: Choice,
     /// Whether the prompt was echoed, if requested.
     echoed: bool,
@@ -64,22 +64,22 @@ pub async fn completions(
     Extension(caller): Extension<Caller>,
     request: Request,
 ) -> Result<Response> {
-    let begun =
-        body::prepare(&server, request, move |server, fields| Completion::begin(server, caller, fields)).await?;
-    if begun.params.stream {
-        Ok(begun.stream().into_response())
+    let completion =
+        body::prepare(&server, request, move |server, fields| Completion::start(server, caller, fields)).await?;
+    if completion.params.stream {
+        Ok(completion.stream().into_response())
     } else {
-        Ok(Json(begun.answer().await?).into_response())
+        Ok(Json(completion.answer().await?).into_response())
     }
 }
 
 impl Completion {
     /// Parses a request and starts generating.
-    fn begin(server: &Arc<Server>, caller: Caller, mut fields: Fields) -> Result<Self> {
+    fn start(server: &Arc<Server>, caller: Caller, mut fields: Fields) -> Result<Self> {
         let prompts = prompts(&mut fields, server)?;
         let mut params = Params::take(&mut fields, server)?;
-        params.limit = Some(fields.whole("max_tokens", 0..=u32::MAX.into())?.unwrap_or(LIMIT));
-        params.logprobs = fields.whole("logprobs", 0..=bounds::TOP_LOGPROBS)?;
+        params.limit = Some(fields.integer("max_tokens", 0..=u32::MAX.into())?.unwrap_or(LIMIT));
+        params.logprobs = fields.integer("logprobs", 0..=bounds::TOP_LOGPROBS)?;
         let echo = fields.flag("echo")?.unwrap_or(false);
         fields.only(
             "best_of",
@@ -92,21 +92,21 @@ impl Completion {
             return Err(ApiError::field("n", format!("at most {} texts in total are allowed", bounds::PROMPTS)));
         }
 
-        let growing = |prompt: &Prompt| Growing {
+        let partial = |prompt: &Prompt| PartialText {
             choice: Choice::new(&prompt.ids),
             echoed: !echo,
             text: String::new(),
             logprobs: params.logprobs.map(|_| LegacyLogprobs::default()),
             reason: None,
         };
-        let choices = prompts.iter().flat_map(|prompt| (0..params.choices).map(move |_| growing(prompt))).collect();
+        let choices = prompts.iter().flat_map(|prompt| (0..params.choices).map(move |_| partial(prompt))).collect();
         let (job, owner, prompt_logprobs) = (params.clone(), caller.owner, echo && params.logprobs.is_some());
         let ids: Vec<_> = prompts.iter().map(|prompt| prompt.ids.clone()).collect();
-        let make = Box::new(move |text: usize, port| {
+        let make_job = Box::new(move |text: usize, port| {
             let (prompt, choice) = (text / job.choices, text % job.choices);
             Job { prompt_logprobs, ..job.job(ids[prompt].clone(), choice, &owner, port) }
         });
-        let texts = Texts::start(server, prompts.len() * params.choices, make)?;
+        let texts = Texts::start(server, prompts.len() * params.choices, make_job)?;
         let (id, created) = (server.new_id("cmpl"), server.now());
         let (server, usage) = (server.clone(), Usage::default());
         Ok(Self { server, params, echo, prompts, texts, choices, usage, id, created })
@@ -125,8 +125,8 @@ impl Completion {
     fn stream(self) -> impl IntoResponse {
         let rest = stream::unfold(Some(self), |completion| async move {
             let mut completion = completion?;
-            let Some((text, happened)) = completion.texts.next().await else { return Some((completion.last(), None)) };
-            match completion.take(text, happened) {
+            let Some((text, received)) = completion.texts.next().await else { return Some((completion.last(), None)) };
+            match completion.take(text, received) {
                 Ok(()) => Some((completion.chunk(text).map(Ok).into_iter().collect(), Some(completion))),
                 Err(error) => Some((vec![Ok(event(&error.body())), Ok(done())], None)),
             }
@@ -137,49 +137,49 @@ impl Completion {
     /// Handles an event of a text.
     fn take(&mut self, text: usize, event: Event) -> Result<()> {
         let Self { server, echo, prompts, choices, usage, params, .. } = self;
-        let (tokenizer, growing) = (&server.tokenizer, &mut choices[text]);
+        let (tokenizer, partial) = (&server.tokenizer, &mut choices[text]);
         let prompt = &prompts[text / params.choices];
-        if matches!(event, Event::Token { .. } | Event::Done { .. }) && !std::mem::replace(&mut growing.echoed, true) {
-            let echoed = if growing.logprobs.is_some() { tokenizer.decode(&prompt.ids) } else { prompt.text.clone() };
-            growing.text = echoed;
+        if matches!(event, Event::Token { .. } | Event::Done { .. }) && !std::mem::replace(&mut partial.echoed, true) {
+            let echoed = if partial.logprobs.is_some() { tokenizer.decode(&prompt.ids) } else { prompt.text.clone() };
+            partial.text = echoed;
         }
         let tokens = match event {
             Event::Started(_) => return Ok(()),
             Event::Prompt(logprobs) => {
-                if let Some(legacy) = growing.logprobs.as_mut().filter(|_| *echo) {
+                if let Some(legacy) = partial.logprobs.as_mut().filter(|_| *echo) {
                     legacy.push_prompt(tokenizer, &prompt.ids, logprobs);
                 }
                 return Ok(());
             }
             Event::Token { id, text, logprobs } => {
-                growing.text.push_str(&text);
-                growing.choice.push(tokenizer, id, &text, logprobs)
+                partial.text.push_str(&text);
+                partial.choice.push(tokenizer, id, &text, logprobs)
             }
             Event::Done { text: rest, stop, usage: used } => {
-                growing.text.push_str(&rest);
-                growing.reason = Some(finish_reason(stop)?);
+                partial.text.push_str(&rest);
+                partial.reason = Some(finish_reason(stop)?);
                 usage.add(text.is_multiple_of(params.choices), &used);
-                growing.choice.finish(&rest, stop)
+                partial.choice.finish(&rest, stop)
             }
             Event::Failed(error) => return Err(error.into()),
         };
-        if let Some(legacy) = &mut growing.logprobs {
-            tokens.iter().for_each(|token| legacy.push(tokenizer, &growing.choice.text, token));
+        if let Some(legacy) = &mut partial.logprobs {
+            tokens.iter().for_each(|token| legacy.push(tokenizer, &partial.choice.text, token));
         }
         Ok(())
     }
 
     /// Returns the unsent part of a text, if there is any.
     fn choice(&mut self, text: usize) -> Option<Value> {
-        let growing = &mut self.choices[text];
-        if !growing.echoed {
+        let partial = &mut self.choices[text];
+        if !partial.echoed {
             return None;
         }
-        let piece = std::mem::take(&mut growing.text);
-        let logprobs = growing.logprobs.as_mut().and_then(LegacyLogprobs::json);
-        let nothing = piece.is_empty() && logprobs.is_none() && growing.reason.is_none();
+        let piece = std::mem::take(&mut partial.text);
+        let logprobs = partial.logprobs.as_mut().and_then(LegacyLogprobs::json);
+        let nothing = piece.is_empty() && logprobs.is_none() && partial.reason.is_none();
         (!nothing)
-            .then(|| json!({ "index": text, "text": piece, "logprobs": logprobs, "finish_reason": growing.reason }))
+            .then(|| json!({ "index": text, "text": piece, "logprobs": logprobs, "finish_reason": partial.reason }))
     }
 
     fn chunk(&mut self, text: usize) -> Option<sse::Event> {
@@ -192,7 +192,7 @@ impl Completion {
     }
 
     /// Returns the final stream events.
-    fn last(&self) -> Vec<Sent> {
+    fn last(&self) -> Vec<StreamEvent> {
         let mut last = Vec::new();
         if self.params.include_usage {
             let mut chunk = self.object(json!([]));

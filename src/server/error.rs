@@ -37,14 +37,14 @@ impl ApiError {
         Self::new(StatusCode::BAD_REQUEST, message)
     }
 
-    /// Returns the error for an invalid field; `what` follows the field's name.
-    pub fn field(path: &str, what: impl std::fmt::Display) -> Self {
-        Self { param: Some(path.into()), ..Self::bad(format!("`{path}`: {what}")) }.with_code("invalid_value")
+    /// Returns the error for an invalid field; `problem` follows the field's name.
+    pub fn field(path: &str, problem: impl std::fmt::Display) -> Self {
+        Self { param: Some(path.into()), ..Self::bad(format!("`{path}`: {problem}")) }.with_code("invalid_value")
     }
 
     /// Returns the error for a field that is not supported.
-    pub fn unsupported(path: &str, what: impl std::fmt::Display) -> Self {
-        Self::field(path, what).with_code("unsupported_parameter")
+    pub fn unsupported(path: &str, problem: impl std::fmt::Display) -> Self {
+        Self::field(path, problem).with_code("unsupported_parameter")
     }
 
     /// Returns the error for exceeding the context size.

@@ -57,7 +57,7 @@ impl Fields {
     }
 
     /// Takes an integer within `range`.
-    pub fn whole(&mut self, name: &str, range: RangeInclusive<u64>) -> Result<Option<usize>> {
+    pub fn integer(&mut self, name: &str, range: RangeInclusive<u64>) -> Result<Option<usize>> {
         let wanted = match range.end() {
             &u64::MAX => format!("a whole number, at least {}", range.start()),
             end => format!("a whole number from {} to {end}", range.start()),
@@ -77,8 +77,8 @@ impl Fields {
     pub fn number(&mut self, name: &str, range: RangeInclusive<f64>) -> Result<Option<f64>> {
         let wanted = match (*range.start(), *range.end()) {
             (f64::MIN, f64::MAX) => "a number".into(),
-            (least, f64::MAX) => format!("a number, at least {least}"),
-            (least, most) => format!("a number from {least} to {most}"),
+            (min, f64::MAX) => format!("a number, at least {min}"),
+            (min, max) => format!("a number from {min} to {max}"),
         };
         self.typed(name, wanted, |value| value.as_f64().filter(|number| range.contains(number)))
     }
@@ -130,14 +130,14 @@ mod tests {
         Fields::parse(text.as_bytes()).unwrap()
     }
 
-    fn said<T: std::fmt::Debug>(result: Result<T>) -> String {
+    fn message<T: std::fmt::Debug>(result: Result<T>) -> String {
         result.unwrap_err().body()["error"]["message"].as_str().unwrap().to_owned()
     }
 
     #[test]
-    fn what_is_left_is_refused() {
+    fn unknown_fields_are_rejected() {
         let mut body = fields(r#"{"a": 1, "b": null, "c": 2}"#);
-        assert_eq!(body.whole("a", 0..=1).unwrap(), Some(1));
+        assert_eq!(body.integer("a", 0..=1).unwrap(), Some(1));
         let error = body.finish().unwrap_err().body();
         assert_eq!(
             (error["error"]["param"].as_str(), error["error"]["code"].as_str()),
@@ -147,23 +147,25 @@ mod tests {
     }
 
     #[test]
-    fn messages_name_the_field_and_the_range() {
+    fn errors_name_the_field_and_the_range() {
         let mut body = fields(r#"{"n": 1.5, "t": -1, "s": "x", "f": 1, "l": {}}"#);
-        assert_eq!(said(body.whole("n", 1..=8)), "`n`: must be a whole number from 1 to 8, not 1.5");
-        assert_eq!(said(body.number("t", 0.0..=2.0)), "`t`: must be a number from 0 to 2, not -1");
-        assert_eq!(said(body.seed("s")), "`s`: must be a whole number of at most 64 bits, not a string");
-        assert_eq!(said(body.flag("f")), "`f`: must be true or false, not 1");
-        assert_eq!(said(body.list("l")), "`l`: must be a list, not an object");
+        assert_eq!(message(body.integer("n", 1..=8)), "`n`: must be a whole number from 1 to 8, not 1.5");
+        assert_eq!(message(body.number("t", 0.0..=2.0)), "`t`: must be a number from 0 to 2, not -1");
+        assert_eq!(message(body.seed("s")), "`s`: must be a whole number of at most 64 bits, not a string");
+        assert_eq!(message(body.flag("f")), "`f`: must be true or false, not 1");
+        assert_eq!(message(body.list("l")), "`l`: must be a list, not an object");
         let mut inner = Fields::of("a[1]", serde_json::json!({ "b": 5 })).unwrap();
-        assert_eq!(said(inner.text("b")), "`a[1].b`: must be a string, not 5");
+        assert_eq!(message(inner.text("b")), "`a[1].b`: must be a string, not 5");
     }
 
     #[test]
-    fn a_body_is_an_object_in_utf8() {
-        assert_eq!(said(Fields::parse(b"[1]")), "the body must be a JSON object, not a list");
-        assert_eq!(said(Fields::parse(b"{\"a\": \xff}")), "the body is not UTF-8 from byte 6 on");
-        assert!(said(Fields::parse(b"{\"a\" 1}")).starts_with("the body is not JSON: expected `:` at line 1 column 6"));
+    fn bodies_must_be_utf8_json_objects() {
+        assert_eq!(message(Fields::parse(b"[1]")), "the body must be a JSON object, not a list");
+        assert_eq!(message(Fields::parse(b"{\"a\": \xff}")), "the body is not UTF-8 from byte 6 on");
+        assert!(
+            message(Fields::parse(b"{\"a\" 1}")).starts_with("the body is not JSON: expected `:` at line 1 column 6")
+        );
         let deep = "[".repeat(1 << 20);
-        assert!(said(Fields::parse(deep.as_bytes())).contains("recursion limit"));
+        assert!(message(Fields::parse(deep.as_bytes())).contains("recursion limit"));
     }
 }

@@ -11,13 +11,13 @@ use crate::text::{Call, Role, calls};
 
 /// A message.
 #[derive(Clone, Debug)]
-pub struct Said {
+pub struct ChatMessage {
     pub role: Role,
     pub content: String,
 }
 
 /// Takes the messages of a request.
-pub fn take(fields: &mut Fields) -> Result<Vec<Said>> {
+pub fn take(fields: &mut Fields) -> Result<Vec<ChatMessage>> {
     let path = fields.path("messages");
     let list = fields.list("messages")?.ok_or_else(|| ApiError::field(&path, "is missing; give a list of messages"))?;
     if list.is_empty() {
@@ -31,7 +31,7 @@ pub fn take(fields: &mut Fields) -> Result<Vec<Said>> {
 }
 
 /// Parses a message; `ids` are those of the tool calls so far.
-fn message(path: &str, value: Value, ids: &mut Vec<String>) -> Result<Said> {
+fn message(path: &str, value: Value, ids: &mut Vec<String>) -> Result<ChatMessage> {
     let mut fields = Fields::of(path, value)?;
     let role = match fields.text("role")?.as_deref() {
         Some("system" | "developer") => Role::System,
@@ -39,8 +39,8 @@ fn message(path: &str, value: Value, ids: &mut Vec<String>) -> Result<Said> {
         Some("assistant") => Role::Assistant,
         Some("tool") => Role::Tool,
         Some(other) => {
-            let what = format!("must be system, developer, user, assistant or tool, not {other}");
-            return Err(ApiError::field(&fields.path("role"), what));
+            let problem = format!("must be system, developer, user, assistant or tool, not {other}");
+            return Err(ApiError::field(&fields.path("role"), problem));
         }
         None => return Err(ApiError::field(&fields.path("role"), "is missing")),
     };
@@ -72,7 +72,7 @@ fn message(path: &str, value: Value, ids: &mut Vec<String>) -> Result<Said> {
     };
     fields.only("name", &[], "the chat template does not support names; leave it out")?;
     fields.finish()?;
-    Ok(Said { role, content })
+    Ok(ChatMessage { role, content })
 }
 
 /// Parses a tool call and its id.
@@ -118,7 +118,7 @@ fn content(path: &str, value: Value) -> Result<String> {
 mod tests {
     use super::*;
 
-    fn taken(messages: Value) -> Result<Vec<Said>> {
+    fn taken(messages: Value) -> Result<Vec<ChatMessage>> {
         take(&mut Fields::of("", json!({ "messages": messages })).unwrap())
     }
 
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn calls_are_what_the_model_writes() {
+    fn tool_calls_are_written_in_the_models_format() {
         let function = json!({"name": "f", "arguments": "{\"a\": 1}"});
         let said = taken(json!([
             {"role": "user", "content": "a"},
@@ -152,8 +152,8 @@ mod tests {
     }
 
     #[test]
-    fn what_a_message_can_not_have_is_named() {
-        for (messages, says) in [
+    fn invalid_messages_name_the_field() {
+        for (messages, expected) in [
             (json!([]), "`messages`: must hold at least one message"),
             (json!([{"role": "user"}]), "`messages[0].content`: is missing"),
             (json!([{"content": "a"}]), "`messages[0].role`: is missing"),
@@ -180,7 +180,7 @@ mod tests {
             ),
         ] {
             let said = refused(messages);
-            assert!(said.starts_with(says), "{said}");
+            assert!(said.starts_with(expected), "{said}");
         }
     }
 }

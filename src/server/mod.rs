@@ -22,8 +22,8 @@ mod metrics;
 mod models;
 mod openapi;
 mod params;
+mod permits;
 mod prompt;
-mod room;
 mod routes;
 mod shape;
 mod sse;
@@ -46,8 +46,8 @@ pub use card::ModelCard;
 use counters::Counters;
 use error::{ApiError, Result};
 pub use listen::{Listener, connection, serve};
+use permits::Permits;
 pub use prompt::ChatFormat;
-use room::Room;
 pub use routes::router;
 
 use crate::{
@@ -89,7 +89,7 @@ pub struct Server {
     /// For constrained answers.
     vocabulary: Vocabulary,
     answers: Answers,
-    room: Room,
+    permits: Permits,
     counters: Counters,
     fingerprint: String,
     /// Whether the server is shutting down.
@@ -112,12 +112,12 @@ impl Server {
         let vocabulary = Vocabulary::new(&options.tokenizer)?;
         let fingerprint = format!("hymba-{}", env!("CARGO_PKG_VERSION"));
         let ids = AtomicU64::new(options.card.created << 20);
-        let (answers, room, counters) = (Answers::default(), Room::default(), Counters::default());
+        let (answers, permits, counters) = (Answers::default(), Permits::default(), Counters::default());
         Ok(Arc::new(Self {
             options,
             vocabulary,
             answers,
-            room,
+            permits,
             counters,
             fingerprint,
             draining: AtomicBool::new(false),

@@ -48,7 +48,7 @@ impl Params {
         server.check_model(fields.text("model")?)?;
         let stream = fields.flag("stream")?.unwrap_or(false);
         let include_usage = stream_options(fields, stream)?;
-        let choices = fields.whole("n", 1..=bounds::CHOICES)?.unwrap_or(1);
+        let choices = fields.integer("n", 1..=bounds::CHOICES)?.unwrap_or(1);
         for label in ["user", "safety_identifier", "prompt_cache_key"] {
             fields.text(label)?; // labels for records, which this server does not keep
         }
@@ -89,7 +89,7 @@ impl Params {
             frequency_penalty: self.frequency_penalty,
             presence_penalty: self.presence_penalty,
             logprobs: self.logprobs,
-            matching: self.constraint.as_ref().map(|constraint| constraint.begin()),
+            matching: self.constraint.as_ref().map(|constraint| constraint.matching()),
             owner: owner.into(),
             cancel: port.cancel(),
             ..Job::new(prompt, Box::new(port))

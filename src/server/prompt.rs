@@ -2,9 +2,9 @@
 //! server keep the ids with which they were generated, so that their state can be reused.
 
 use super::{
-    answers::{Answers, Known},
+    answers::{Answers, Entry},
     error::ApiError,
-    messages::Said,
+    messages::ChatMessage,
 };
 use crate::{
     Result,
@@ -42,8 +42,9 @@ impl ChatFormat {
     }
 
     /// Renders `messages` and `tools` up to the start of the reply.
-    pub fn render(&self, messages: &[Said], tools: Option<&Tools>) -> Result<Rendered> {
-        let messages: Vec<_> = messages.iter().map(|said| Message::new(said.role, self.content(said))).collect();
+    pub fn render(&self, messages: &[ChatMessage], tools: Option<&Tools>) -> Result<Rendered> {
+        let messages: Vec<_> =
+            messages.iter().map(|message| Message::new(message.role, self.content(message))).collect();
         let inputs = Inputs { messages: &messages, tools, ..Inputs::default() };
         self.template.render_literal(inputs, true, &self.markers)
     }
@@ -57,9 +58,9 @@ impl ChatFormat {
     }
 
     /// Returns the content of a message for the template, without white space that the template adds itself.
-    fn content<'s>(&self, said: &'s Said) -> &'s str {
-        let indented = if said.role == Role::Assistant { said.content.strip_prefix(&*self.indent) } else { None };
-        indented.unwrap_or(&said.content)
+    fn content<'s>(&self, message: &'s ChatMessage) -> &'s str {
+        let indented = if message.role == Role::Assistant { message.content.strip_prefix(&*self.indent) } else { None };
+        indented.unwrap_or(&message.content)
     }
 
     /// Returns the prompt for `messages`, reusing the ids of `owner`'s earlier chats in `answers` as far as possible.
@@ -68,12 +69,12 @@ impl ChatFormat {
         tokenizer: &Tokenizer,
         answers: &Answers,
         owner: &str,
-        messages: &[Said],
+        messages: &[ChatMessage],
         tools: Option<&Tools>,
     ) -> Result<Prompt> {
         let rendered = self.render(messages, tools)?;
         let (mut ids, mut read) = (Vec::new(), None);
-        if let Some(Known { bytes, prompt, answers }) = answers.find(owner, &rendered.text) {
+        if let Some(Entry { bytes, prompt, answers }) = answers.find(owner, &rendered.text) {
             let rest = &rendered.text[bytes..];
             // The answer that matches the text the furthest.
             let farthest = answers.iter().map(|answer| {

@@ -51,7 +51,7 @@ pub fn router(server: &Arc<Server>) -> Router {
 async fn guard(State(server): State<Arc<Server>>, request: Request, next: Next) -> Response {
     let (mut parts, body) = request.into_parts();
     let route = route(parts.uri.path());
-    let asked = parts.headers.clone();
+    let request_headers = parts.headers.clone();
     let is_preflight = parts.method == Method::OPTIONS;
     let checked = server.access.check(&parts, route != "/health" && !is_preflight);
     let mut answer = match checked {
@@ -62,7 +62,7 @@ async fn guard(State(server): State<Arc<Server>>, request: Request, next: Next) 
             next.run(Request::from_parts(parts, body)).await
         }
     };
-    server.access.add_cors(&asked, answer.headers_mut());
+    server.access.add_cors(&request_headers, answer.headers_mut());
     server.counters.count(route, answer.status());
     answer
 }

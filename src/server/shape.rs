@@ -34,8 +34,8 @@ pub fn response_format(fields: &mut Fields) -> Result<Option<Shape>> {
             Some(Shape::JsonSchema(schema.to_string()))
         }
         other => {
-            let what = format!("must be text, json_object or json_schema, not {other}");
-            return Err(ApiError::field(&format.path("type"), what));
+            let problem = format!("must be text, json_object or json_schema, not {other}");
+            return Err(ApiError::field(&format.path("type"), problem));
         }
     };
     format.finish()?;
@@ -49,7 +49,7 @@ pub fn tools(fields: &mut Fields) -> Result<(Option<Tools>, ToolChoice)> {
         None => None,
         Some(Value::Array(list)) if list.is_empty() => None,
         Some(list) => Some(Tools::from_value(&list, &path).map_err(|error| match error {
-            Error::Format { what, .. } => ApiError::field(&path, what),
+            Error::Format { problem, .. } => ApiError::field(&path, problem),
             other => ApiError::from(other).of_field(&path),
         })?),
     };
@@ -79,8 +79,8 @@ mod tests {
     }
 
     #[test]
-    fn forms_that_are_not_known_are_refused() {
-        for (body, says) in [
+    fn unknown_formats_and_tools_are_rejected() {
+        for (body, expected) in [
             (json!({"response_format": {"type": "xml"}}), "`response_format.type`: must be text"),
             (json!({"response_format": {"type": "json_schema"}}), "`response_format.json_schema`: is missing"),
             (
@@ -91,8 +91,8 @@ mod tests {
             (json!({"tools": [{"name": "f"}], "tool_choice": "g"}), "`tool_choice`: must be auto"),
             (json!({"tool_choice": "required"}), "`tool_choice`: "),
         ] {
-            let said = refused(body);
-            assert!(said.starts_with(says), "{said}");
+            let message = refused(body);
+            assert!(message.starts_with(expected), "{message}");
         }
     }
 }

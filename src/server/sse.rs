@@ -13,12 +13,12 @@ use futures_util::{Stream, StreamExt, stream};
 use serde_json::Value;
 
 /// An event of a stream; errors are sent as events too.
-pub type Sent = Result<Event, Infallible>;
+pub type StreamEvent = Result<Event, Infallible>;
 
 /// Returns a stream of the events `first`, followed by the batches of `rest`; after `silence` without an event comes a ping.
 pub fn stream_of(
-    first: Vec<Sent>,
-    rest: impl Stream<Item = Vec<Sent>> + Send + 'static,
+    first: Vec<StreamEvent>,
+    rest: impl Stream<Item = Vec<StreamEvent>> + Send + 'static,
     silence: Duration,
 ) -> impl IntoResponse {
     let events = stream::iter(first).chain(rest.flat_map(stream::iter));
@@ -51,12 +51,12 @@ mod tests {
             let first = vec![Ok(event(&1.into()))];
             let answer = stream_of(first, stream::pending(), Duration::from_millis(1)).into_response();
             let mut body = answer.into_body();
-            let mut said = String::new();
-            while said.lines().count() < 6 {
+            let mut received = String::new();
+            while received.lines().count() < 6 {
                 let frame = body.frame().await.unwrap().unwrap();
-                said += std::str::from_utf8(frame.data_ref().unwrap()).unwrap();
+                received += std::str::from_utf8(frame.data_ref().unwrap()).unwrap();
             }
-            assert_eq!(said, "data: 1\n\n: ping\n\n: ping\n\n");
+            assert_eq!(received, "data: 1\n\n: ping\n\n: ping\n\n");
         });
     }
 }

@@ -74,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_client_that_reads_nothing_is_left() {
+    fn a_client_that_does_not_read_is_disconnected() {
         Builder::new_current_thread().enable_time().build().unwrap().block_on(async {
             let (near, _far) = tokio::io::duplex(16);
             let mut stalled = Stalled::new(near, Duration::from_millis(10));

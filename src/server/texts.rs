@@ -18,12 +18,12 @@ use super::{
     Server,
     error::{ApiError, Result},
 };
-use crate::engine::scheduler::{Event, Events, Job, Refused, Taken};
+use crate::engine::scheduler::{Delivery, Event, Events, Job, Refused};
 
 /// The event channel of a job.
 pub struct Port {
     text: usize,
-    to: Sender<(usize, Event)>,
+    sender: Sender<(usize, Event)>,
     cancel: Arc<AtomicBool>,
 }
 
@@ -35,53 +35,53 @@ impl Port {
 }
 
 impl Events for Port {
-    fn take(&mut self, event: Event) -> Taken {
-        match self.to.try_send((self.text, event)) {
-            Ok(()) => Taken::Yes,
-            Err(TrySendError::Full((_, event))) => Taken::Later(event),
-            Err(TrySendError::Closed(_)) => Taken::Gone,
+    fn deliver(&mut self, event: Event) -> Delivery {
+        match self.sender.try_send((self.text, event)) {
+            Ok(()) => Delivery::Delivered,
+            Err(TrySendError::Full((_, event))) => Delivery::Full(event),
+            Err(TrySendError::Closed(_)) => Delivery::Closed,
         }
     }
 }
 
 /// Creates the job for a text; its events go to the port.
-pub type Make = Box<dyn Fn(usize, Port) -> Job + Send>;
+pub type MakeJob = Box<dyn Fn(usize, Port) -> Job + Send>;
 
 /// The texts of a request. Dropping them, for instance when the client disconnects, cancels all.
 pub struct Texts {
     server: Arc<Server>,
-    make: Make,
+    make_job: MakeJob,
     /// Texts that are not submitted yet.
     waiting: VecDeque<usize>,
     running: usize,
     events: Receiver<(usize, Event)>,
-    to: Sender<(usize, Event)>,
+    sender: Sender<(usize, Event)>,
     cancel: Arc<AtomicBool>,
 }
 
 impl Texts {
     /// Starts `count` texts. Fails if the scheduler rejects the first one.
-    pub fn start(server: &Arc<Server>, count: usize, make: Make) -> Result<Self> {
-        let places = server.scheduler.metrics().slots.max(1);
+    pub fn start(server: &Arc<Server>, count: usize, make_job: MakeJob) -> Result<Self> {
+        let slots = server.scheduler.metrics().slots.max(1);
         // The channel holds all events of the running texts, so that a slow client does not block a slot.
-        let (to, events) = mpsc::channel(places.min(count).max(1) * (server.context + EVENTS_BESIDE_TOKENS));
+        let (sender, events) = mpsc::channel(slots.min(count).max(1) * (server.context + NON_TOKEN_EVENTS));
         let (waiting, cancel) = ((0..count).collect(), Arc::default());
-        let mut texts = Self { server: server.clone(), make, waiting, running: 0, events, to, cancel };
+        let mut texts = Self { server: server.clone(), make_job, waiting, running: 0, events, sender, cancel };
         if let Err(refused) = texts.submit() {
             return Err(match refused {
                 Refused::Full(after) => ApiError::busy(after),
                 Refused::Stopping => ApiError::draining(),
             });
         }
-        while texts.running < places && matches!(texts.submit(), Ok(true)) {}
+        while texts.running < slots && matches!(texts.submit(), Ok(true)) {}
         Ok(texts)
     }
 
     /// Submits the next text; returns whether there was one.
     fn submit(&mut self) -> std::result::Result<bool, Refused> {
         let Some(&text) = self.waiting.front() else { return Ok(false) };
-        let port = Port { text, to: self.to.clone(), cancel: self.cancel.clone() };
-        self.server.scheduler.submit((self.make)(text, port))?;
+        let port = Port { text, sender: self.sender.clone(), cancel: self.cancel.clone() };
+        self.server.scheduler.submit((self.make_job)(text, port))?;
         self.waiting.pop_front();
         self.running += 1;
         Ok(true)
@@ -117,6 +117,6 @@ impl Drop for Texts {
 }
 
 /// Maximum number of events of a job apart from tokens: start, end, and passes over its prompt.
-const EVENTS_BESIDE_TOKENS: usize = 64;
+const NON_TOKEN_EVENTS: usize = 64;
 /// Interval between attempts to submit a text of a request.
 const RETRY: Duration = Duration::from_millis(20);

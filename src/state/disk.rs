@@ -84,7 +84,7 @@ pub fn read_session<H: DeserializeOwned, T>(
     check: impl FnOnce(H) -> Result<(T, usize)>,
 ) -> Result<(T, Payload)> {
     let failed = |e| Error::io("cannot open", path, e);
-    let bad = |what: &str| Error::format(path.display().to_string(), what);
+    let bad = |problem: &str| Error::format(path.display().to_string(), problem);
     const DAMAGED: &str = "is damaged: its checksum is wrong, or its end is missing; restore it from a copy";
     let mut file = open_file(path)?;
     let then = file.metadata().map_err(failed)?;
@@ -120,13 +120,13 @@ pub fn read_session<H: DeserializeOwned, T>(
         });
     drop(header);
     // Report damage rather than its consequences.
-    let mut left = rest;
+    let mut remaining = rest;
     let mut piece = vec![0; READ_BYTES.min(usize::try_from(rest).unwrap_or(READ_BYTES))];
-    while left > 0 {
-        let bytes = usize::try_from(left).unwrap_or(READ_BYTES).min(READ_BYTES);
+    while remaining > 0 {
+        let bytes = usize::try_from(remaining).unwrap_or(READ_BYTES).min(READ_BYTES);
         file.read_exact(&mut piece[..bytes]).map_err(failed)?;
         threads::hash(&mut hasher, &piece[..bytes]);
-        left -= bytes as u64;
+        remaining -= bytes as u64;
     }
     let mut hash = [0; HASH];
     file.read_exact(&mut hash).map_err(failed)?;
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn comes_back_as_it_was() {
+    fn session_files_round_trip() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
         for payload in [vec![], vec![7; 3], vec![1; 9 << 20]] {
@@ -177,42 +177,42 @@ mod tests {
     }
 
     #[test]
-    fn every_damage_is_seen() {
+    fn all_damage_is_detected() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
         write_session(&path, &["header"], |write| write(&[7; 5])).unwrap();
-        let whole = fs::read(&path).unwrap();
+        let file = fs::read(&path).unwrap();
         let refusal = |bytes: &[u8]| {
             fs::write(&path, bytes).unwrap();
             read::<Vec<String>>(&path, 5).unwrap_err().to_string()
         };
-        for at in 0..whole.len() {
-            let mut bytes = whole.clone();
+        for at in 0..file.len() {
+            let mut bytes = file.clone();
             bytes[at] ^= 0x10;
-            let said = refusal(&bytes);
+            let message = refusal(&bytes);
             let expected = match at {
                 0..8 => "is not a hymba session file",
                 8..12 => "of version",
                 _ => "is damaged",
             };
-            assert!(said.contains(expected), "byte {at}: {said}");
+            assert!(message.contains(expected), "byte {at}: {message}");
             assert!(
-                refusal(&whole[..at]).contains(if at < 8 { "is not a hymba session" } else { "is damaged" }),
+                refusal(&file[..at]).contains(if at < 8 { "is not a hymba session" } else { "is damaged" }),
                 "cut at {at}"
             );
         }
-        assert!(refusal(&[&whole[..], b"x"].concat()).contains("is damaged"));
+        assert!(refusal(&[&file[..], b"x"].concat()).contains("is damaged"));
         write_session(&path, &1, |_| Ok(())).unwrap();
         assert!(read::<String>(&path, 0).unwrap_err().to_string().contains("unsupported session"));
         assert!(read::<u32>(&path, usize::MAX).unwrap_err().to_string().contains("is inconsistent"));
-        // nothing of that size is there, nor asked for
+        // nothing of that size exists or is allocated
         let mut bytes = [&SESSION_MAGIC[..], &VERSION.to_le_bytes(), &u32::MAX.to_le_bytes()].concat();
         fs::write(&path, &bytes).unwrap();
         assert!(read::<u32>(&path, 0).unwrap_err().to_string().contains("is damaged"));
         bytes[12..].copy_from_slice(&(limits::SESSION_HEADER as u32 + 1).to_le_bytes());
         fs::write(&path, &bytes).unwrap();
         File::options().write(true).open(&path).unwrap().set_len(1 << 30).unwrap();
-        let said = read::<u32>(&path, 0).unwrap_err().to_string();
-        assert!(said.contains("has a header of 128000001 bytes; the limit is 128 MB"), "{said}");
+        let message = read::<u32>(&path, 0).unwrap_err().to_string();
+        assert!(message.contains("has a header of 128000001 bytes; the limit is 128 MB"), "{message}");
     }
 }

@@ -61,9 +61,9 @@ impl KvLayout {
         }
     }
 
-    /// Where `tokens` rows of a chunk that begins at position `start` go: (row of the chunk, row of the cache, rows),
-    /// at most the last ones that fit into a ring.
-    pub fn places(&self, start: usize, tokens: usize) -> impl Iterator<Item = (usize, usize, usize)> {
+    /// Returns the ranges in which the last rows of a chunk are copied to the cache, as many as fit into a ring: (row
+    /// of the chunk, row of the cache, rows). The chunk has `tokens` rows and begins at position `start`.
+    pub fn copy_ranges(&self, start: usize, tokens: usize) -> impl Iterator<Item = (usize, usize, usize)> {
         let fit = if self.windowed && start >= self.meta { tokens.min(self.text) } else { tokens };
         let (from, to) = (tokens - fit, self.row(start + tokens - fit));
         let before_end = fit.min(self.rows() - to);
@@ -75,11 +75,11 @@ impl KvLayout {
     /// layer looks (W in prefill, W − 1 in decode, as in the official code). A chunk holds meta tokens or text, not
     /// both.
     pub fn visible(&self, start: usize, token: usize, reach: usize) -> [KvSpan; 4] {
-        let here = start + token;
+        let position = start + token;
         let text = start >= self.meta; // meta tokens have no prefix and no window
         let meta = if text { self.meta } else { 0 };
-        // the first visible position after those
-        let from = if self.windowed && text { here.saturating_sub(reach).max(meta) } else { meta };
+        // the first visible position after the meta tokens
+        let from = if self.windowed && text { position.saturating_sub(reach).max(meta) } else { meta };
         let cached = start.saturating_sub(from);
         let chunk_from = from.max(start);
         let first = if cached > 0 { self.row(from) } else { 0 };
@@ -88,7 +88,7 @@ impl KvLayout {
             KvSpan { chunk: false, first: 0, rows: meta },
             KvSpan { chunk: false, first, rows: before_end },
             KvSpan { chunk: false, first: self.meta, rows: cached - before_end },
-            KvSpan { chunk: true, first: chunk_from - start, rows: here + 1 - chunk_from },
+            KvSpan { chunk: true, first: chunk_from - start, rows: position + 1 - chunk_from },
         ]
     }
 }
@@ -99,7 +99,7 @@ mod tests {
 
     /// With any chunking, the visible positions are exactly those of the mask's formula, in order.
     #[test]
-    fn visible_rows_are_those_of_the_mask() {
+    fn visible_rows_match_the_attention_mask() {
         for (meta, window) in [(0, 5), (3, 4), (8, 1), (2, 7)] {
             for windowed in [false, true] {
                 for chunk in [1, 2, 3, 5, 16] {
@@ -118,18 +118,18 @@ mod tests {
             let boundary = if start < layout.meta { layout.meta } else { layout.meta + 40 };
             let tokens = chunk.min(boundary - start);
             for token in 0..tokens {
-                let here = start + token;
-                let want: Vec<usize> = (0..=here)
-                    .filter(|&k| !layout.windowed || k < layout.meta || here < layout.meta || here - k <= reach)
+                let position = start + token;
+                let want: Vec<usize> = (0..=position)
+                    .filter(|&k| !layout.windowed || k < layout.meta || position < layout.meta || position - k <= reach)
                     .collect();
                 let runs = layout.visible(start, token, reach);
                 let got: Vec<usize> = runs
                     .iter()
                     .flat_map(|r| (r.first..r.first + r.rows).map(|row| if r.chunk { start + row } else { holds[row] }))
                     .collect();
-                assert_eq!(got, want, "{layout:?}, position {here}, chunk from {start}");
+                assert_eq!(got, want, "{layout:?}, position {position}, chunk from {start}");
             }
-            for (from, to, rows) in layout.places(start, tokens) {
+            for (from, to, rows) in layout.copy_ranges(start, tokens) {
                 (0..rows).for_each(|i| holds[to + i] = start + from + i);
             }
             start += tokens;

@@ -41,11 +41,11 @@ impl State {
         for layer in 0..c.layers {
             let kv = if c.is_producer(layer) {
                 let layout = KvLayout::new(c, layer, context);
-                let mut room = |dim| {
+                let mut alloc = |dim| {
                     count(cache, layout.rows(), c.kv_heads * dim);
                     memory.kv_rows(cache, layout.rows(), c.kv_heads, dim)
                 };
-                Some(KvCache { layout, k: room(c.key_dim)?, v: room(c.value_dim)? })
+                Some(KvCache { layout, k: alloc(c.key_dim)?, v: alloc(c.value_dim)? })
             } else {
                 None
             };

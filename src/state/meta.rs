@@ -39,7 +39,7 @@ impl MetaState {
             if shape.contains(&0) {
                 return Ok(Values::Computed(Vec::new())); // a one-tap convolution has no state
             }
-            let bad = |what: &str| Error::model(&gguf.file, format!("tensor `{name}` {what}"));
+            let bad = |problem: &str| Error::model(&gguf.file, format!("tensor `{name}` {problem}"));
             let tensor = gguf.tensor(&name).ok_or_else(|| bad("of the stored meta state is missing"))?;
             if tensor.dims != shape {
                 return Err(bad(&format!("has shape {:?}, but the metadata requires {shape:?}", tensor.dims)));

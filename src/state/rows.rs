@@ -1,5 +1,5 @@
-//! Parts of a text's state, apart from the text: keys and values of some of its tokens, conv and SSM state after one of
-//! them. Put together, tokens after tokens, they become the state again.
+//! Copies of parts of a text's state: KV rows of a range of tokens, and the conv and SSM state after a token. The rows
+//! of consecutive ranges and the last conv and SSM state restore the whole state.
 
 use std::ops::Range;
 
@@ -14,15 +14,16 @@ use crate::{
     model::Config,
 };
 
-/// Keys and values of some tokens of a text, in all producers. Of windowed layers only those that a token after them sees.
+/// KV rows of a range of tokens, for all producers. Windowed layers have only those that are still visible to later
+/// tokens.
 pub struct Rows {
-    /// Which tokens; the meta tokens do not count.
+    /// The range of tokens, without meta tokens.
     tokens: Range<usize>,
     cache: CacheType,
     layers: Vec<Option<LayerRows>>,
 }
 
-/// Those of a layer, from token `first` to the last.
+/// The rows of a layer, from token `first` to the last.
 struct LayerRows {
     first: usize,
     k: Buffer,
@@ -35,7 +36,7 @@ pub struct Recurrent {
 }
 
 impl State {
-    /// Returns the rows of `tokens`, as far as they are still there.
+    /// Returns the rows of `tokens`, as far as rings have not overwritten them.
     pub fn rows(&self, memory: &mut dyn Memory, c: &Config, tokens: Range<usize>) -> Result<Rows> {
         let (k_width, v_width) = c.kv_widths();
         let position = self.position - c.meta_tokens;
@@ -45,8 +46,8 @@ impl State {
                 layers.push(None);
                 continue;
             };
-            let there = kv.layout.text_rows(self.position).len();
-            let first = tokens.start.max(position - there);
+            let available = kv.layout.text_rows(self.position).len();
+            let first = tokens.start.max(position - available);
             if first >= tokens.end {
                 layers.push(None);
                 continue;
@@ -54,8 +55,8 @@ impl State {
             let rows = tokens.end - first;
             let mut copy = |from, dim, width| {
                 let mut to = memory.kv_rows(self.cache, rows, c.kv_heads, dim)?;
-                for (row, place, rows) in kv.layout.places(c.meta_tokens + first, rows) {
-                    memory.run(Op::CopyRows { from: (from, place), to: (&mut to, row), rows, width });
+                for (row, from_row, rows) in kv.layout.copy_ranges(c.meta_tokens + first, rows) {
+                    memory.run(Op::CopyRows { from: (from, from_row), to: (&mut to, row), rows, width });
                 }
                 Ok(to)
             };
@@ -65,20 +66,20 @@ impl State {
         Ok(Rows { tokens, cache: self.cache, layers })
     }
 
-    /// Puts the rows where they were. The rows of earlier tokens must be there already.
+    /// Restores the rows. The rows of earlier tokens must be restored before.
     pub fn put_rows(&mut self, memory: &mut dyn Memory, c: &Config, rows: &Rows) {
         let (k_width, v_width) = c.kv_widths();
         for (layer, saved) in self.layers.iter_mut().zip(&rows.layers) {
             let (Some(kv), Some(saved)) = (&mut layer.kv, saved) else { continue };
             let tokens = rows.tokens.end - saved.first;
-            for (from, to, rows) in kv.layout.places(c.meta_tokens + saved.first, tokens) {
+            for (from, to, rows) in kv.layout.copy_ranges(c.meta_tokens + saved.first, tokens) {
                 memory.run(Op::CopyRows { from: (&saved.k, from), to: (&mut kv.k, to), rows, width: k_width });
                 memory.run(Op::CopyRows { from: (&saved.v, from), to: (&mut kv.v, to), rows, width: v_width });
             }
         }
     }
 
-    /// Returns a copy of conv and SSM state.
+    /// Returns a copy of the conv and SSM state.
     pub fn recurrent(&self, memory: &mut dyn Memory, c: &Config) -> Result<Recurrent> {
         let mut layers = Vec::with_capacity(c.layers);
         for layer in &self.layers {
@@ -92,7 +93,7 @@ impl State {
         Ok(Recurrent { layers })
     }
 
-    /// Becomes the state after `tokens` tokens of text, whose rows were put.
+    /// Restores the conv and SSM state after `tokens` tokens of text, whose rows must be restored already.
     pub fn put_recurrent(&mut self, memory: &mut dyn Memory, c: &Config, from: &Recurrent, tokens: usize) {
         for (layer, [conv, ssm]) in self.layers.iter_mut().zip(&from.layers) {
             let (to, rows) = ((&mut layer.conv, 0), c.conv_kernel - 1);
@@ -104,19 +105,19 @@ impl State {
 }
 
 impl Rows {
-    /// Returns which tokens' they are.
+    /// Returns the range of tokens.
     pub fn tokens(&self) -> Range<usize> {
         self.tokens.clone()
     }
 
-    /// Returns the bytes of memory that they take.
+    /// Returns their size in bytes.
     pub fn bytes(&self, c: &Config) -> usize {
         let (k_width, v_width) = c.kv_widths();
         let rows: usize = self.layers.iter().flatten().map(|layer| self.tokens.end - layer.first).sum();
         self.cache.size(rows * (k_width + v_width))
     }
 
-    /// Returns the rows before token `at`, and those from there on.
+    /// Splits the rows into those before token `at` and those from it on.
     pub fn split(&self, memory: &mut dyn Memory, c: &Config, at: usize) -> Result<[Self; 2]> {
         Ok([self.part(memory, c, self.tokens.start..at)?, self.part(memory, c, at..self.tokens.end)?])
     }
@@ -142,7 +143,7 @@ impl Rows {
         Ok(Self { tokens, cache: self.cache, layers })
     }
 
-    /// Whether windowed layers lack rows that a text of `tokens` tokens sees.
+    /// Whether windowed layers lack rows that are visible after `tokens` tokens.
     pub fn lack(&self, c: &Config, tokens: usize) -> bool {
         let from = self.tokens.start.max(tokens.saturating_sub(c.window.unwrap_or(0)));
         let windowed = self.layers.iter().zip(&c.windowed).enumerate();
@@ -152,7 +153,7 @@ impl Rows {
                 .any(|(_, (layer, _))| layer.as_ref().is_none_or(|layer| layer.first > from))
     }
 
-    /// Takes from `more`, rows of the same tokens, those layers that have more of them.
+    /// Replaces layers by those of `more`, rows of the same tokens, that have more rows.
     pub fn complete_with(&mut self, more: Self) {
         for (layer, more) in self.layers.iter_mut().zip(more.layers) {
             let Some(more) = more else { continue };
@@ -163,9 +164,9 @@ impl Rows {
     }
 }
 
-/// How the parts are stored in a file: layer by layer, little-endian.
+/// Serialization: layer by layer, little-endian.
 impl Rows {
-    /// Returns the first token of each layer's rows; `None` where there are none.
+    /// Returns the first token of each layer's rows; `None` for layers without rows.
     pub fn firsts(&self) -> Vec<Option<usize>> {
         self.layers.iter().map(|layer| layer.as_ref().map(|layer| layer.first)).collect()
     }
@@ -180,7 +181,7 @@ impl Rows {
         }
     }
 
-    /// Returns how many bytes [`Rows::write`] appends; `None` if there are no such rows in this model.
+    /// Returns the number of bytes that [`Rows::write`] appends; `None` if the model cannot have such rows.
     pub fn written(c: &Config, cache: CacheType, tokens: &Range<usize>, firsts: &[Option<usize>]) -> Option<usize> {
         let (k_width, v_width) = c.kv_widths();
         let mut rows = 0usize;
@@ -196,7 +197,7 @@ impl Rows {
         (firsts.len() == c.layers && tokens.start < tokens.end).then(|| cache.size(values))
     }
 
-    /// Returns the rows that were written as `bytes`, of which there are [`Rows::written`].
+    /// Reads rows from `bytes`, which [`Rows::write`] wrote; there are [`Rows::written`] of them.
     pub fn read(
         memory: &mut dyn Memory,
         c: &Config,
@@ -226,7 +227,7 @@ impl Rows {
 }
 
 impl Recurrent {
-    /// Returns the bytes of memory and in a file that such a state takes.
+    /// Returns its size in bytes, in memory and in a file.
     pub fn bytes(c: &Config) -> usize {
         CacheType::F32.size(c.layers * c.inner * (c.conv_kernel - 1 + c.state))
     }
@@ -239,7 +240,7 @@ impl Recurrent {
         }
     }
 
-    /// Returns the state that was written as `bytes`, of which there are [`Recurrent::bytes`].
+    /// Reads the state from `bytes`, which [`Recurrent::write`] wrote; there are [`Recurrent::bytes`] of them.
     pub fn read(memory: &mut dyn Memory, c: &Config, bytes: &[u8]) -> Result<Self> {
         let (mut rest, mut layers) = (bytes, Vec::with_capacity(c.layers));
         for _ in 0..c.layers {

@@ -49,10 +49,10 @@ fn shared(c: &Config, cache: CacheType, of: ImageOf, later: ImageOf) -> Vec<(usi
                 Some(other) if !is_state => other.rows.start.max(rows.start)..rows.end.min(other.rows.end),
                 _ => 0..0,
             };
-            let place =
+            let offset =
                 at + other.as_ref().map_or(0, |other| common.start.saturating_sub(other.rows.start)) * row_bytes;
             let within = if common.is_empty() { 0..0 } else { common.start - rows.start..common.end - rows.start };
-            shared.push((rows.len(), within, row_bytes, place));
+            shared.push((rows.len(), within, row_bytes, offset));
         }
         at += other.map_or(0, |other| other.rows.len() * other.row_bytes);
     }
@@ -79,11 +79,11 @@ pub fn thinned(c: &Config, cache: CacheType, of: ImageOf, later: ImageOf, image:
 /// Restores the image `of` from its [`thinned`] form and the image of `later`.
 pub fn restored(c: &Config, cache: CacheType, of: ImageOf, later: ImageOf, thin: &[u8], later_image: &[u8]) -> Vec<u8> {
     let (mut rest, mut image) = (thin, Vec::new());
-    for (rows, common, bytes, place) in shared(c, cache, of, later) {
+    for (rows, common, bytes, offset) in shared(c, cache, of, later) {
         let (before, after) = rest.split_at(common.start * bytes);
         let (behind, after) = after.split_at((rows - common.end) * bytes);
         image.extend_from_slice(before);
-        image.extend_from_slice(&later_image[place..place + common.len() * bytes]);
+        image.extend_from_slice(&later_image[offset..offset + common.len() * bytes]);
         image.extend_from_slice(behind);
         rest = after;
     }

@@ -84,8 +84,9 @@ impl Call {
         calls.filter(|calls| !calls.is_empty())
     }
 
-    /// Parses an untagged call of a tool; `allows` returns whether there is a tool of this name that can be called with or
-    /// without arguments. The call's form is the one from which on replies are constrained, so that no call escapes that.
+    /// Parses an untagged call of a tool; `allows` returns whether there is a tool of this name that can be called with
+    /// or without arguments. The accepted form is the one from which on replies are constrained, so that every call is
+    /// constrained.
     fn parse_bare(json: &str, allows: impl Fn(&str, bool) -> bool) -> Option<Self> {
         let Bare { name, arguments } = serde_json::from_str(json).ok()?;
         (bare_beginning(json) == Some(true) && allows(name, arguments.is_some())).then(|| Self::parse(json))?
@@ -389,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn calls_are_taken_out_of_a_reply() {
+    fn calls_are_extracted_from_replies() {
         let f = || call("f", r#"{"a": 1}"#);
         for (reply, text, calls) in [
             (r#"<toolcall> {"name": "f", "arguments": {"a": 1}} </toolcall>"#, "", vec![f()]),
@@ -429,7 +430,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_else_is_text_to_the_letter() {
+    fn text_outside_calls_is_unchanged() {
         for reply in [
             "",
             " ",
@@ -459,7 +460,7 @@ mod tests {
     }
 
     #[test]
-    fn text_comes_before_the_call_is_whole() {
+    fn text_is_emitted_before_the_call_is_complete() {
         let mut parser = ReplyParser::new(&tools());
         assert_eq!(parser.push("Let me "), [ReplyPart::Text("Let me".into())]);
         assert_eq!(parser.push("look. <tool"), [ReplyPart::Text(" look.".into())]);
@@ -468,7 +469,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_parsed_again() {
+    fn written_calls_parse_back() {
         let calls = [call("f", r#"{"a": "<toolcall> \" }"}"#), call("g", "{}")];
         let text = to_text("Wait.", &calls);
         let written = "Wait.\n<toolcall> {\"name\": \"f\", \"arguments\": {\"a\": \"<toolcall> \\\" }\"}} </toolcall>\n\

@@ -12,9 +12,9 @@ use crate::limits::UNDIVIDED;
 pub const PART: usize = 32 << 10;
 
 /// The character pairs between which a text can be split.
-pub struct Seams {
+pub struct SplitPoints {
     /// Pairs of characters that are adjacent in some token.
-    beside: HashSet<(char, char)>,
+    adjacent: HashSet<(char, char)>,
     /// Characters that are tokens; others become bytes, or one unknown token for a run of them.
     tokens: HashSet<char>,
     /// First and last characters of added tokens, which are matched before everything else.
@@ -29,16 +29,17 @@ fn merged(c: char) -> char {
     if c == ' ' { '▁' } else { c }
 }
 
-impl Seams {
-    /// Returns the seams for a tokenizer with these tokens. `keeps_all`: each byte of a text is part of a token, or a
+impl SplitPoints {
+    /// Returns the seams for a tokenizer with these tokens. `is_lossless`: each byte of a text is part of a token, or a
     /// byte token if there is one.
     pub fn new<'t>(
         vocabulary: impl Iterator<Item = &'t str>,
         added: impl Iterator<Item = &'t str>,
-        keeps_all: bool,
+        is_lossless: bool,
     ) -> Self {
         let none = HashSet::new;
-        let mut seams = Self { beside: HashSet::new(), tokens: none(), first: none(), last: none(), longest: None };
+        let mut split_points =
+            Self { adjacent: HashSet::new(), tokens: none(), first: none(), last: none(), longest: None };
         let (mut longest, mut bytes) = (1, 0);
         for token in vocabulary {
             let mut chars = token.chars().map(merged);
@@ -47,22 +48,22 @@ impl Seams {
             let Some(first) = chars.next() else { continue };
             let mut before = first;
             for c in chars {
-                seams.beside.insert((before, c));
+                split_points.adjacent.insert((before, c));
                 before = c;
             }
             if token.chars().nth(1).is_none() {
-                seams.tokens.insert(first);
+                split_points.tokens.insert(first);
             }
         }
         for token in added {
             longest = longest.max(token.len());
             let chars: Vec<char> = token.chars().map(merged).collect();
-            seams.beside.extend(chars.windows(2).map(|pair| (pair[0], pair[1])));
-            seams.first.extend(chars.first());
-            seams.last.extend(chars.last());
+            split_points.adjacent.extend(chars.windows(2).map(|pair| (pair[0], pair[1])));
+            split_points.first.extend(chars.first());
+            split_points.last.extend(chars.last());
         }
-        seams.longest = (keeps_all && bytes == 256).then_some(longest);
-        seams
+        split_points.longest = (is_lossless && bytes == 256).then_some(longest);
+        split_points
     }
 
     /// Whether a text can be split between `a` and `b`.
@@ -70,7 +71,7 @@ impl Seams {
         let (a, b) = (merged(a), merged(b));
         self.tokens.contains(&a)
             && self.tokens.contains(&b)
-            && !self.beside.contains(&(a, b))
+            && !self.adjacent.contains(&(a, b))
             && !self.last.contains(&a)
             && !self.first.contains(&b)
     }
@@ -122,9 +123,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_token_lies_across_a_seam() {
+    fn split_points_never_divide_a_token() {
         let vocabulary = ["a", "b", "c", "▁", "ab", "▁a", "<x>"];
-        let seams = Seams::new(vocabulary.into_iter(), ["<x>"].into_iter(), true);
+        let split_points = SplitPoints::new(vocabulary.into_iter(), ["<x>"].into_iter(), true);
         for (pair, divides) in [
             ("ba", true),
             ("b ", true),
@@ -136,20 +137,20 @@ mod tests {
             ("  ", true),
         ] {
             let [a, b]: [char; 2] = pair.chars().collect::<Vec<_>>().try_into().unwrap();
-            assert_eq!(seams.between(a, b), divides, "{pair:?}");
+            assert_eq!(split_points.between(a, b), divides, "{pair:?}");
         }
-        assert_eq!(seams.least_tokens("abab"), 0, "bytes may be lost: there are no byte tokens");
+        assert_eq!(split_points.least_tokens("abab"), 0, "bytes may be lost: there are no byte tokens");
     }
 
     #[test]
-    fn parts_are_the_whole_text() {
-        let seams = Seams::new(["a", "b", "ab"].into_iter(), [].into_iter(), true);
+    fn parts_concatenate_to_the_text() {
+        let split_points = SplitPoints::new(["a", "b", "ab"].into_iter(), [].into_iter(), true);
         for text in [String::new(), "ab".repeat(PART), "ab".repeat(PART / 2 - 1), "é".repeat(PART)] {
-            let parts: Vec<_> = seams.parts(&text).collect();
+            let parts: Vec<_> = split_points.parts(&text).collect();
             assert_eq!(parts.concat(), text);
             assert!(parts.iter().all(|part| part.len() < PART + 5 || !text.starts_with('a')));
         }
-        assert_eq!(seams.parts(&"ab".repeat(PART)).count(), 2);
+        assert_eq!(split_points.parts(&"ab".repeat(PART)).count(), 2);
         assert!(check_part(UNDIVIDED / 4, 4.0).is_ok() && check_part(UNDIVIDED / 4 + 1, 4.0).is_err());
     }
 }

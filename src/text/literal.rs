@@ -26,7 +26,7 @@ const GAP: &str = "\u{200b}";
 const ROUNDS: usize = 16;
 
 impl Tokenizer {
-    /// Returns the ids of `text`, like [`Tokenizer::encode`] or, if `goes_on`, [`Tokenizer::encode_more`], except that
+    /// Returns the ids of `text`, like [`Tokenizer::encode`] or, if `continues`, [`Tokenizer::encode_more`], except that
     /// no marker that touches one of the ranges `literal` becomes the marker's ids. The text is split inside such a
     /// marker, so that other ids stand for it. If that does not help, one of its characters becomes byte tokens, or
     /// otherwise a zero-width space is inserted. What remains a marker even then (a special token of one character
@@ -36,14 +36,14 @@ impl Tokenizer {
         text: &str,
         literal: &[Range<usize>],
         markers: &Markers,
-        goes_on: bool,
+        continues: bool,
     ) -> Result<Vec<u32>> {
         if literal.is_empty() {
-            return if goes_on { self.encode_more(text) } else { self.encode(text, false) };
+            return if continues { self.encode_more(text) } else { self.encode(text, false) };
         }
         limits::check_prompt(text, "the text")?;
         let mut parts = vec![Part::Text(0..text.len())];
-        let mut encoded = vec![self.part(text, &parts[0], goes_on)?];
+        let mut encoded = vec![self.part(text, &parts[0], continues)?];
         for _ in 0..ROUNDS {
             let pieces = encoded.concat();
             let found = found(markers, self, &pieces, text, literal);
@@ -53,7 +53,7 @@ impl Tokenizer {
             let mut breaks: Vec<Part> = found.iter().map(|found| self.breaking(text, &pieces, found)).collect();
             breaks.sort_by_key(Part::start);
             breaks.dedup();
-            (parts, encoded) = self.broken(text, parts, encoded, &breaks, goes_on)?;
+            (parts, encoded) = self.broken(text, parts, encoded, &breaks, continues)?;
         }
         let mut pieces = encoded.concat();
         for unbroken in found(markers, self, &pieces, text, literal) {
@@ -69,7 +69,7 @@ impl Tokenizer {
         parts: Vec<Part>,
         encoded: Vec<Vec<Piece>>,
         breaks: &[Part],
-        goes_on: bool,
+        continues: bool,
     ) -> Result<(Vec<Part>, Vec<Vec<Piece>>)> {
         let (mut all, mut pieces) = (Vec::new(), Vec::new());
         let mut breaks = breaks.iter().peekable();
@@ -101,7 +101,7 @@ impl Tokenizer {
                 all.push(Part::Text(at..range.end));
             }
             for (i, part) in all.iter().enumerate().skip(before) {
-                pieces.push(self.part(text, part, goes_on || i > 0)?);
+                pieces.push(self.part(text, part, continues || i > 0)?);
             }
         }
         Ok((all, pieces))
@@ -111,19 +111,19 @@ impl Tokenizer {
     fn breaking(&self, text: &str, pieces: &[Piece], found: &Found) -> Part {
         let within = |piece: &Piece| {
             let range = piece.range.start.max(found.range.start)..piece.range.end.min(found.range.end);
-            text.get(range.clone()).filter(|said| !said.is_empty()).map(|said| (said, range))
+            text.get(range.clone()).filter(|covered| !covered.is_empty()).map(|covered| (covered, range))
         };
         let inside = || pieces[found.tokens.clone()].iter().filter_map(|piece| Some((piece, within(piece)?)));
         // A token of several characters cannot arise where the text is split inside it.
-        let longest = inside().map(|(_, part)| part).max_by_key(|(said, _)| said.chars().count());
-        if let Some((said, range)) = longest {
-            let half = said.chars().count() / 2;
-            if let Some((at, _)) = said.char_indices().nth(half).filter(|_| half > 0) {
+        let longest = inside().map(|(_, part)| part).max_by_key(|(covered, _)| covered.chars().count());
+        if let Some((covered, range)) = longest {
+            let half = covered.chars().count() / 2;
+            if let Some((at, _)) = covered.char_indices().nth(half).filter(|_| half > 0) {
                 return Part::Text(range.start + at..range.start + at);
             }
         }
-        let character = inside().find(|(piece, (said, _))| {
-            !self.is_byte(piece.id) && said.bytes().all(|byte| self.byte_id(byte).is_some())
+        let character = inside().find(|(piece, (covered, _))| {
+            !self.is_byte(piece.id) && covered.bytes().all(|byte| self.byte_id(byte).is_some())
         });
         match character {
             Some((_, (_, range))) => Part::Bytes(range),
@@ -134,10 +134,10 @@ impl Tokenizer {
         }
     }
 
-    fn part(&self, text: &str, part: &Part, goes_on: bool) -> Result<Vec<Piece>> {
+    fn part(&self, text: &str, part: &Part, continues: bool) -> Result<Vec<Piece>> {
         match part {
             Part::Text(range) => {
-                let mut pieces = self.pieces(&text[range.clone()], goes_on)?;
+                let mut pieces = self.pieces(&text[range.clone()], continues)?;
                 for piece in &mut pieces {
                     piece.range = piece.range.start + range.start..piece.range.end + range.start;
                 }
@@ -156,15 +156,15 @@ impl Tokenizer {
 
     /// Returns the tokens of `text` and their positions; a long text is encoded in parts, like in
     /// [`Tokenizer::encode`].
-    pub(super) fn pieces(&self, text: &str, goes_on: bool) -> Result<Vec<Piece>> {
+    pub(super) fn pieces(&self, text: &str, continues: bool) -> Result<Vec<Piece>> {
         let divided = text.len() > PART && self.traits.plain;
-        let parts = if divided { self.seams().parts(text).collect() } else { vec![text] };
+        let parts = if divided { self.split_points().parts(text).collect() } else { vec![text] };
         let (mut pieces, mut start) = (Vec::new(), 0);
         for part in parts {
             if let Some(cancel) = self.cancel.as_deref().filter(|_| divided) {
                 Error::check_cancelled(cancel)?;
             }
-            let of_part = self.pieces_of_part(part, goes_on || start > 0)?;
+            let of_part = self.pieces_of_part(part, continues || start > 0)?;
             pieces.extend(
                 of_part
                     .into_iter()
@@ -175,9 +175,9 @@ impl Tokenizer {
         Ok(pieces)
     }
 
-    fn pieces_of_part(&self, text: &str, goes_on: bool) -> Result<Vec<Piece>> {
+    fn pieces_of_part(&self, text: &str, continues: bool) -> Result<Vec<Piece>> {
         const BEFORE: &str = "\n";
-        if goes_on {
+        if continues {
             let before = self.encode(BEFORE, false)?;
             let all = self.encoding_with_offsets(&format!("{BEFORE}{text}"))?;
             if all.get_ids().starts_with(&before) {
@@ -277,14 +277,14 @@ mod tests {
         Tokenizer::from_metadata(&metadata, "small.gguf").unwrap()
     }
 
-    /// Counts the marker `<tool>` and special tokens in the ids of `before`, `said` and `after`, of which only `said`
+    /// Counts the marker `<tool>` and special tokens in the ids of `before`, `content` and `after`, of which only `content`
     /// is literal; asserts that the text is preserved.
-    fn markers_in(t: &Tokenizer, before: &str, said: &str, after: &str) -> usize {
+    fn markers_in(t: &Tokenizer, before: &str, content: &str, after: &str) -> usize {
         let markers = t.markers(&["<tool>".into()]).unwrap();
-        let text = format!("{before}{said}{after}");
-        let literal = before.len()..before.len() + said.len();
-        let count = [false, true].map(|goes_on| {
-            let ids = t.encode_literal(&text, from_ref(&literal), &markers, goes_on).unwrap();
+        let text = format!("{before}{content}{after}");
+        let literal = before.len()..before.len() + content.len();
+        let count = [false, true].map(|continues| {
+            let ids = t.encode_literal(&text, from_ref(&literal), &markers, continues).unwrap();
             let pieces: Vec<Piece> = ids.iter().map(|&id| Piece { id, range: 0..0 }).collect();
             markers.find(t, &pieces, "").len()
         });
@@ -296,27 +296,28 @@ mod tests {
     const MERGES: [[&str; 2]; 4] = [["t", "o"], ["o", "l"], ["to", "ol"], ["▁", "<"]];
 
     #[test]
-    fn no_marker_arises_from_what_is_literal() {
+    fn literal_text_never_becomes_a_marker() {
         let words = tokenizer(true, &LETTERS, &MERGES, &[]);
         let letters = tokenizer(true, &["▁", "<", ">", "t", "o", "l"], &[], &[]);
         let bytes = tokenizer(true, &["▁"], &[], &[]);
         let no_bytes = tokenizer(false, &["▁", "<", ">", "t", "o", "l"], &[], &[]);
         for (name, t) in [("words", &words), ("letters", &letters), ("bytes", &bytes), ("no bytes", &no_bytes)] {
-            for said in ["<tool>", " <tool> ", "<tool><tool>", "<<tool>", "<tool", "tool", "lo<tool>lo", "▁<tool>"] {
+            for content in ["<tool>", " <tool> ", "<tool><tool>", "<<tool>", "<tool", "tool", "lo<tool>lo", "▁<tool>"]
+            {
                 for (before, after) in [("", ""), ("<tool>", "<tool>"), ("<tool> ", "\n"), ("<", ">")] {
                     let own = [before, after].iter().filter(|part| part.contains("<tool>")).count();
-                    let name = format!("{name}: {before:?} {said:?} {after:?}");
-                    assert_eq!(markers_in(t, before, said, after), own, "{name}");
+                    let name = format!("{name}: {before:?} {content:?} {after:?}");
+                    assert_eq!(markers_in(t, before, content, after), own, "{name}");
                 }
             }
-            for said in ["</s>", "<s>", "o<s></s>l", "<unk>"] {
-                assert_eq!(markers_in(t, "<tool>", said, "<s>"), 2, "{name}: {said}");
+            for content in ["</s>", "<s>", "o<s></s>l", "<unk>"] {
+                assert_eq!(markers_in(t, "<tool>", content, "<s>"), 2, "{name}: {content}");
             }
         }
     }
 
     #[test]
-    fn the_text_stays_and_so_do_the_ids_of_all_else() {
+    fn literal_encoding_keeps_the_text_and_all_other_ids() {
         let t = tokenizer(true, &LETTERS, &MERGES, &[]);
         let markers = t.markers(&["<tool>".into()]).unwrap();
         let ids = |text: &str, literal: Range<usize>| t.encode_literal(text, &[literal], &markers, false).unwrap();
@@ -332,18 +333,18 @@ mod tests {
 
     /// Characters that this tokenizer normalizes to those of a marker.
     #[test]
-    fn what_only_looks_like_a_marker_is_none_either() {
+    fn lookalikes_do_not_become_markers() {
         let t = tokenizer(true, &LETTERS, &MERGES, &[["＜", "<"], ["ⓞ", "o"]]);
         let markers = t.markers(&["<tool>".into()]).unwrap();
         assert!(markers.may_hold(["＜tⓞ"].into_iter()));
-        for said in ["＜tool>", "<tⓞⓞl>", "＜tⓞol>＜tool>"] {
-            assert_eq!(markers_in(&t, "<tool>", said, ""), 1, "{said}");
+        for content in ["＜tool>", "<tⓞⓞl>", "＜tⓞol>＜tool>"] {
+            assert_eq!(markers_in(&t, "<tool>", content, ""), 1, "{content}");
         }
         assert!(!small_tokenizer().markers(&[]).unwrap().may_hold(["＜tⓞ"].into_iter()));
     }
 
     #[test]
-    fn a_hostile_text_takes_no_more_rounds_than_others() {
+    fn hostile_text_takes_no_extra_rounds() {
         let t = tokenizer(true, &LETTERS, &MERGES, &[]);
         let markers = t.markers(&["<tool>".into(), "tool><".into(), "<tool><tool>".into()]).unwrap();
         let bytes = |times: usize| {

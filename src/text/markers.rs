@@ -94,9 +94,9 @@ impl Markers {
         let mut found = Vec::new();
         for (i, token) in tokens.iter().enumerate() {
             if let Some(name) = self.special.get(&token.id) {
-                let said = text.get(token.range.clone()).unwrap_or_default();
+                let covered = text.get(token.range.clone()).unwrap_or_default();
                 // Unknown characters are also the unknown token.
-                let at = said.find(name.trim()).map(|at| token.range.start + at);
+                let at = covered.find(name.trim()).map(|at| token.range.start + at);
                 if let Some(start) = at.or((Some(token.id) != tokenizer.unknown).then_some(token.range.start)) {
                     let end = at.map_or(token.range.end, |at| at + name.trim().len());
                     found.push(Found { tokens: i..i + 1, range: start..end });
@@ -143,8 +143,8 @@ impl Template {
         let mut markers = Vec::new();
         tags(self.source(), &mut markers);
         // Some markers are composed of several literals.
-        let said = [Role::System, Role::User, Role::Assistant, Role::User].map(|role| Message::new(role, "a"));
-        let rendered = self.render(&said, true).or_else(|_| self.render(&said[1..], true));
+        let messages = [Role::System, Role::User, Role::Assistant, Role::User].map(|role| Message::new(role, "a"));
+        let rendered = self.render(&messages, true).or_else(|_| self.render(&messages[1..], true));
         tags(&rendered.unwrap_or_default(), &mut markers);
         if markers.iter().any(|marker| marker.starts_with("<extra_id_")) {
             // The tool call markers of Hymba's instruct models, whether or not the template contains them.
@@ -178,7 +178,7 @@ mod tests {
     use crate::text::small_tokenizer;
 
     #[test]
-    fn a_template_says_what_its_markers_are() {
+    fn markers_are_found_in_the_template() {
         let markers = |source: &str| Template::new(source, "test", "<s>", "</s>").unwrap().markers();
         let chatml = "{% for m in messages %}{{ '<|im_' + 'start|>' + m['role'] }}{% if 1 < 2 and 2 > 1 %}\
             {{ messages[0][m.content] }}{% endif %}[INST] [/INST]<<SYS>> [ a ]{% endfor %}";
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn a_marker_is_found_whatever_is_around_it() {
+    fn markers_are_found_in_any_context() {
         let t = small_tokenizer();
         let markers = t.markers(&["<tab>".into()]).unwrap();
         for (text, count) in [("<tab>", 1), ("a <tab>b <tab>", 2), ("<ta b>", 0), ("a</s><tab>", 2)] {

@@ -140,7 +140,7 @@ pub struct Traits {
     /// Whether normalization only replaces spaces by `▁` and prepends one.
     pub plain: bool,
     /// Whether each byte of a text is part of a token's text, or a token of its own.
-    pub keeps_all: bool,
+    pub is_lossless: bool,
 }
 
 /// Returns the properties of `json`, the contents of tokenizer.json, or why it cannot be used.
@@ -184,16 +184,16 @@ pub fn check(json: &str) -> Result<Traits, String> {
     Ok(Traits {
         growth: before().try_fold(1.0, |all, part| Ok::<_, String>(all * growth(part)?))?,
         plain: !model.ignore_merges && before().all(is_plain),
-        keeps_all: model.byte_fallback && !added_tokens.iter().any(|added| added.lstrip || added.rstrip),
+        is_lossless: model.byte_fallback && !added_tokens.iter().any(|added| added.lstrip || added.rstrip),
     })
 }
 
-/// Returns the error `said` for `json` with the affected key, if there is one. Tracking keys takes time, so it is only
+/// Returns the error `error` for `json` with the affected key, if there is one. Tracking keys takes time, so it is only
 /// done for invalid files.
-fn with_key(json: &str, said: &serde_json::Error) -> String {
+fn with_key(json: &str, error: &serde_json::Error) -> String {
     match serde_path_to_error::deserialize::<_, Parts>(&mut serde_json::Deserializer::from_str(json)) {
-        Err(e) if said.is_data() && e.path().iter().next().is_some() => format!("`{}`: {said}", e.path()),
-        _ => said.to_string(),
+        Err(e) if error.is_data() && e.path().iter().next().is_some() => format!("`{}`: {error}", e.path()),
+        _ => error.to_string(),
     }
 }
 
@@ -237,10 +237,10 @@ mod tests {
 
     use super::*;
 
-    fn whole(key: &str, part: Value) -> Result<Traits, String> {
-        let mut whole = json!({"model": {"type": "BPE", "vocab": {}, "merges": []}});
-        whole[key] = part;
-        check(&whole.to_string())
+    fn check_with(key: &str, part: Value) -> Result<Traits, String> {
+        let mut check_with = json!({"model": {"type": "BPE", "vocab": {}, "merges": []}});
+        check_with[key] = part;
+        check(&check_with.to_string())
     }
 
     fn replace(from: &str, to: &str) -> Value {
@@ -252,12 +252,12 @@ mod tests {
     }
 
     #[test]
-    fn hymbas_parts_are_fine_and_others_are_not() {
+    fn unsupported_components_are_rejected() {
         let prepend = json!({"type": "Prepend", "prepend": "▁"});
-        assert_eq!(whole("normalizer", sequence(vec![prepend, replace(" ", "▁")])).unwrap().growth, 12.0);
-        assert!(whole("pre_tokenizer", json!({"type": "Metaspace", "replacement": "▁", "split": false})).is_ok());
+        assert_eq!(check_with("normalizer", sequence(vec![prepend, replace(" ", "▁")])).unwrap().growth, 12.0);
+        assert!(check_with("pre_tokenizer", json!({"type": "Metaspace", "replacement": "▁", "split": false})).is_ok());
         let strip = |stop| json!({"type": "Strip", "content": " ", "start": 1, "stop": stop});
-        assert!(whole("decoder", json!({"type": "Sequence", "decoders": [{"type": "Fuse"}, strip(0)]})).is_ok());
+        assert!(check_with("decoder", json!({"type": "Sequence", "decoders": [{"type": "Fuse"}, strip(0)]})).is_ok());
 
         let model = |key: &str, value: Value| {
             let mut model = json!({"type": "BPE", "vocab": {"a": 0}, "merges": []});
@@ -287,24 +287,24 @@ mod tests {
             ("added_tokens", vec![added("a".repeat(2000))].into(), "a token of 2000 bytes"),
             ("added_tokens", vec![added("a".repeat(1000)); 1100].into(), "1100000 bytes"),
         ] {
-            let said = whole(key, part).unwrap_err();
-            assert!(said.contains(why), "{said:?} does not say {why:?}");
+            let message = check_with(key, part).unwrap_err();
+            assert!(message.contains(why), "{message:?} does not say {why:?}");
         }
     }
 
     #[test]
     fn errors_name_the_key() {
-        let said = |key, part| whole(key, part).unwrap_err();
+        let message = |key, part| check_with(key, part).unwrap_err();
         assert!(
-            said("added_tokens", json!([{"content": "a"}, {"content": 5}]))
+            message("added_tokens", json!([{"content": "a"}, {"content": 5}]))
                 .contains("`added_tokens[1].content`: invalid")
         );
-        assert!(said("model", json!({"type": "BPE"})).contains("`model`: missing field `merges`"));
+        assert!(message("model", json!({"type": "BPE"})).contains("`model`: missing field `merges`"));
     }
 
     #[test]
-    fn what_may_be_divided_is_plain() {
-        let plain = |part| whole("normalizer", part).unwrap().plain;
+    fn only_space_replacement_counts_as_plain() {
+        let plain = |part| check_with("normalizer", part).unwrap().plain;
         assert!(plain(Value::Null) && plain(sequence(vec![replace(" ", "▁")])));
         assert!(!plain(replace("a", "b")) && !plain(json!({"type": "Strip"})));
     }

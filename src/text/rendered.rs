@@ -55,8 +55,8 @@ impl Template {
     pub fn reply_indent(&self) -> String {
         const MARK: &str = "\u{e000}\u{e001}";
         use super::Role::{Assistant, User};
-        let said = [Message::new(User, "a"), Message::new(Assistant, MARK), Message::new(User, "a")];
-        let both = self.render(&said[..1], true).and_then(|before| Ok((before, self.render(&said, true)?)));
+        let messages = [Message::new(User, "a"), Message::new(Assistant, MARK), Message::new(User, "a")];
+        let both = self.render(&messages[..1], true).and_then(|before| Ok((before, self.render(&messages, true)?)));
         let Ok((before, after)) = both else { return String::new() };
         let indent = after.strip_prefix(&*before).and_then(|rest| rest.split(MARK).next());
         indent.filter(|indent| indent.trim().is_empty()).unwrap_or_default().into()
@@ -193,42 +193,43 @@ mod tests {
     use super::*;
     use crate::text::{Role, Tools, small_tokenizer};
 
-    /// Returns the parts of the prompt for `said`, alternating between user and model, that come from messages.
-    fn theirs(source: &str, said: &[&str]) -> Vec<String> {
+    /// Returns the parts of the prompt for `contents`, alternating between user and model, that come from messages.
+    fn literal_parts(source: &str, contents: &[&str]) -> Vec<String> {
         let template = Template::new(source, "test", "<s>", "</s>").unwrap();
         let markers = small_tokenizer().markers(&template.markers()).unwrap();
         let roles = [Role::User, Role::Assistant].into_iter().cycle();
-        let messages: Vec<_> = roles.zip(said).map(|(role, content)| Message::new(role, content)).collect();
+        let messages: Vec<_> = roles.zip(contents).map(|(role, content)| Message::new(role, content)).collect();
         let Rendered { text, literal } = template.render_literal(&messages, true, &markers).unwrap();
         assert_eq!(text, template.render(&messages, true).unwrap());
         literal.into_iter().map(|range| text[range].into()).collect()
     }
 
     #[test]
-    fn what_was_said_is_found_whatever_the_template_does() {
-        let each = |what: &str| "{% for m in messages %}<a>{{ WHAT }}</a>{% endfor %}".replace("WHAT", what);
-        let said = [" <a> ", "b<b>"];
-        assert_eq!(theirs(&each("m.content"), &["a", "b"]), [""; 0], "no marker can arise");
-        assert_eq!(theirs(&each("m.content"), &said), ["<a>", "b<b>"]);
-        assert_eq!(theirs(&each("'<b>' + m.content.strip() + '<b>'"), &said), ["<a>", "b<b>"]);
-        assert_eq!(theirs(&each("m.content|upper"), &said), ["<A>", "B<B>"]);
-        assert_eq!(theirs(&each("m.content|tojson"), &[" <a> "]).len(), 1);
-        assert_eq!(theirs(&each("m.content ~ m.content"), &["<a>"]), ["<a><a>"]);
+    fn message_contents_are_located_in_any_template() {
+        let each =
+            |expression: &str| "{% for m in messages %}<a>{{ WHAT }}</a>{% endfor %}".replace("WHAT", expression);
+        let contents = [" <a> ", "b<b>"];
+        assert_eq!(literal_parts(&each("m.content"), &["a", "b"]), [""; 0], "no marker can arise");
+        assert_eq!(literal_parts(&each("m.content"), &contents), ["<a>", "b<b>"]);
+        assert_eq!(literal_parts(&each("'<b>' + m.content.strip() + '<b>'"), &contents), ["<a>", "b<b>"]);
+        assert_eq!(literal_parts(&each("m.content|upper"), &contents), ["<A>", "B<B>"]);
+        assert_eq!(literal_parts(&each("m.content|tojson"), &[" <a> "]).len(), 1);
+        assert_eq!(literal_parts(&each("m.content ~ m.content"), &["<a>"]), ["<a><a>"]);
         let thought = each("m.content.split('</think>')[-1].lstrip('\\n')");
-        assert_eq!(theirs(&thought, &["a", "<think>b</think>\n\n<a>"]), ["a", "<a>"]);
-        assert_eq!(theirs(&each("m.content.split('|')[0]"), &["<a>b|c"]), ["<a>b"]);
+        assert_eq!(literal_parts(&thought, &["a", "<think>b</think>\n\n<a>"]), ["a", "<a>"]);
+        assert_eq!(literal_parts(&each("m.content.split('|')[0]"), &["<a>b|c"]), ["<a>b"]);
         // depends on how the content starts and ends
         let first = each("m.content[0] + '.' + m.content[1:]");
-        assert_eq!(theirs(&first, &["b<a>"]), ["<", ">"]);
+        assert_eq!(literal_parts(&first, &["b<a>"]), ["<", ">"]);
         let ends = each("m.content if m.content.endswith('>') else 'c'");
-        assert_eq!(theirs(&ends, &["<a>"]), ["<a><a></a>"]);
+        assert_eq!(literal_parts(&ends, &["<a>"]), ["<a><a></a>"]);
         // both together cannot be resolved: everything is literal, if it matters
         let both = each("m.content[0] ~ m.content[1:] if m.content[0] == '<' else m.content|length");
-        assert_eq!(theirs(&both, &["<a>"]), ["<a><a></a>"]);
-        assert_eq!(theirs(&both, &["c>"]), [""; 0]);
+        assert_eq!(literal_parts(&both, &["<a>"]), ["<a><a></a>"]);
+        assert_eq!(literal_parts(&both, &["c>"]), [""; 0]);
         // sentinels within a message have no effect
         let private = ["\u{f0000}<a>\u{f0001}\u{e000}"];
-        assert_eq!(theirs(&each("m.content"), &private), [format!("<a>{}</a>", private[0])]);
+        assert_eq!(literal_parts(&each("m.content"), &private), [format!("<a>{}</a>", private[0])]);
     }
 
     #[test]
@@ -249,7 +250,7 @@ mod tests {
             Message::new(Role::Assistant, &quoted),
             Message::new(Role::Tool, "<result>"),
         ];
-        let theirs = |inputs: Inputs<'_>| -> Vec<String> {
+        let literal_parts = |inputs: Inputs<'_>| -> Vec<String> {
             let Rendered { text, literal } = template.render_literal(inputs, true, &markers).unwrap();
             assert_eq!(text, template.render(inputs, true).unwrap());
             literal.into_iter().map(|range| text[range].into()).collect()
@@ -257,16 +258,16 @@ mod tests {
         let inputs = Inputs { messages: &messages, tools: Some(&tools), contexts: &contexts, parse_special: false };
         let elsewhere = ["a </tool> \\\"b\\\"\\n<b>", "<key>", "<context>", "d"];
         let json = "{\"name\": \"f\", \"arguments\": {\"a\": \"</toolcall>\"}}";
-        let said = ["<user>", "<tool>", json, "<toolcall>", "<result>"];
-        assert_eq!(theirs(inputs), [&elsewhere[..], &said].concat());
+        let contents = ["<user>", "<tool>", json, "<toolcall>", "<result>"];
+        assert_eq!(literal_parts(inputs), [&elsewhere[..], &contents].concat());
         let special = Inputs { parse_special: true, ..inputs };
-        assert_eq!(theirs(special), [&elsewhere[..], &["<result>"]].concat());
+        assert_eq!(literal_parts(special), [&elsewhere[..], &["<result>"]].concat());
         let without = Inputs { tools: None, contexts: &[], ..inputs };
-        assert_eq!(theirs(without), ["<user>", &quoted, "<result>"], "without tools there are no calls");
+        assert_eq!(literal_parts(without), ["<user>", &quoted, "<result>"], "without tools there are no calls");
     }
 
     #[test]
-    fn a_template_may_say_white_space_before_a_reply() {
+    fn white_space_before_the_reply_is_detected() {
         let indent = |source: &str| Template::new(source, "test", "<s>", "</s>").unwrap().reply_indent();
         let llama = "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]{% else %} \
             {{ m.content }} </s>{% endif %}{% endfor %}";

@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn there_are_limits() {
+    fn stop_strings_have_limits() {
         let refusal = |stops: Vec<String>| StopMatcher::new(&stops).map(drop).map_err(|e| e.to_string());
         assert_eq!(refusal(vec!["a".repeat(limits::STOP); limits::STOPS]), Ok(()));
         let many = refusal(vec!["a".into(); limits::STOPS + 1]).unwrap_err();
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn any_splitting_gives_the_same() {
+    fn results_do_not_depend_on_splitting() {
         let cases: [(&[&str], &str); 9] = [
             (&["ab"], "aaab rest"),
             (&["aab", "ab"], "caaab"),

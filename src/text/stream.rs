@@ -42,7 +42,7 @@ impl Tokenizer {
         for (i, &id) in ids.iter().enumerate() {
             let Some(after) = rest.strip_prefix(&*stream.push(id)) else { break };
             rest = after;
-            if stream.is_whole() {
+            if stream.is_complete() {
                 within = (i + 1, rest);
             }
         }
@@ -83,7 +83,7 @@ impl Stream<'_> {
     }
 
     /// Whether the text of all ids was returned.
-    pub fn is_whole(&self) -> bool {
+    pub fn is_complete(&self) -> bool {
         self.pending.is_empty()
     }
 
@@ -116,13 +116,13 @@ mod tests {
     }
 
     #[test]
-    fn holds_a_character_until_it_is_whole() {
+    fn incomplete_characters_are_held_back() {
         let ids = "🙂".bytes().map(byte).collect::<Vec<_>>();
         assert_eq!(pieces(&ids), ["", "", "", "🙂", ""]);
     }
 
     #[test]
-    fn bytes_that_make_no_character_do_not_wait() {
+    fn invalid_bytes_are_not_held_back() {
         assert_eq!(pieces(&[byte(0x80), 260]), ["\u{fffd}", "a", ""]);
         assert_eq!(pieces(&[byte(0xE2), 260]), ["", "\u{fffd}a", ""], "another token ends the wait");
         assert_eq!(pieces(&[byte(0xE2), byte(0xE2), byte(0x80), byte(0xA6)]), ["", "\u{fffd}", "", "…", ""]);
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_first_space_of_a_text_goes() {
+    fn only_the_leading_space_is_removed() {
         assert_eq!(pieces(&[1, 262, 262]), ["", "a", " a", ""]);
         assert_eq!(pieces(&[259, 262]), ["", " a", ""]);
         assert_eq!(pieces(&[260, 262]), ["a", " a", ""]);
@@ -142,21 +142,21 @@ mod tests {
     }
 
     #[test]
-    fn the_last_ids_say_what_is_pending() {
+    fn resumed_streams_have_the_same_pending_bytes() {
         let tokenizer = small();
         let some = [byte(0xF0), byte(0x9F), byte(0xC2), byte(0x80), byte(0xFF), 259, 260, 262, 1];
         // Every sequence of five of these ids.
         for text in 0..some.len().pow(5) {
             let ids: Vec<u32> = (0..5).map(|i| some[text / some.len().pow(i) % some.len()]).collect();
-            let mut whole = tokenizer.stream();
-            ids.iter().for_each(|&id| drop(whole.push(id)));
+            let mut uninterrupted = tokenizer.stream();
+            ids.iter().for_each(|&id| drop(uninterrupted.push(id)));
             let after = tokenizer.stream_after(&ids);
-            assert_eq!((after.at_start, after.pending), (whole.at_start, whole.pending), "{ids:?}");
+            assert_eq!((after.at_start, after.pending), (uninterrupted.at_start, uninterrupted.pending), "{ids:?}");
         }
     }
 
     #[test]
-    fn all_pieces_are_the_decoded_text() {
+    fn pieces_concatenate_to_the_decoded_text() {
         let tokenizer = small();
         // Every id several times, in an order that mixes bytes and words.
         let ids: Vec<u32> = (0..4000u32).map(|i| i.wrapping_mul(2_654_435_761) >> 7).map(|h| h % 268).collect();

@@ -278,7 +278,7 @@ fn bad(origin: &str, failure: Failure) -> Error {
     if failure.cancelled {
         return Error::Cancelled;
     }
-    Error::Template { origin: origin.into(), line: failure.line, what: failure.what }
+    Error::Template { origin: origin.into(), line: failure.line, problem: failure.problem }
 }
 
 #[cfg(test)]
@@ -325,13 +325,13 @@ mod tests {
     }
 
     #[test]
-    fn a_template_may_have_places_for_tools_and_contexts() {
+    fn tool_and_context_support_is_detected() {
         let tools = Tools::parse(r#"[{"name": "f", "parameters": {"type": "object"}}]"#, "t.json").unwrap();
         let contexts = ["a".to_owned()];
         let inputs = Inputs { tools: Some(&tools), contexts: &contexts, ..Inputs::default() };
-        let said = template("{{ tools|tojson }} {{ contexts|tojson }} {{ documents|tojson }}").render(inputs, true);
+        let rendered = template("{{ tools|tojson }} {{ contexts|tojson }} {{ documents|tojson }}").render(inputs, true);
         let expected = r#"[{"name": "f", "parameters": {"type": "object"}}] ["a"] [{"title": "", "text": "a"}]"#;
-        assert_eq!(said.unwrap(), expected);
+        assert_eq!(rendered.unwrap(), expected);
         let takes = |source| (template(source).takes_tools().unwrap(), template(source).takes_contexts().unwrap());
         assert_eq!(takes(CHATML), (false, false));
         assert_eq!(takes("{% for tool in tools or [] %}{{ tool.function.name }}{% endfor %}"), (true, false));
@@ -345,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn finds_where_a_reply_ends() {
+    fn stop_strings_are_derived_from_the_template() {
         let stops = |source: &str| template(source).stops().unwrap();
         assert_eq!(stops(HYMBA), ["<extra_id_1>"]);
         assert_eq!(stops(CHATML), ["<|im_end|>", "<|im_start|>"]);
@@ -354,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn says_what_is_wrong_with_a_template() {
+    fn template_errors_are_described() {
         let refusal = |source: &str| match Template::new(source, "t.jinja", "", "") {
             Ok(t) => t.render(&[user("a")], true).unwrap_err().to_string(),
             Err(e) => e.to_string(),
@@ -378,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn a_template_has_limits() {
+    fn template_cost_is_limited() {
         let refusal = |source: &str| match Template::new(source, "t.jinja", "", "") {
             Ok(t) => t.render(&[user("a")], true).unwrap_err().to_string(),
             Err(e) => e.to_string(),
@@ -391,8 +391,8 @@ mod tests {
             "{{ 'a' * 99999999 }}",
             "{{ ('a' * 999999).replace('a', 'b' * 999999) }}",
         ] {
-            let said = refusal(endless);
-            assert!(said.contains("more than 2000000 steps"), "{endless}: {said}");
+            let message = refusal(endless);
+            assert!(message.contains("more than 2000000 steps"), "{endless}: {message}");
         }
         let deep = "{% macro m(n) %}{{ m(n + 1) }}{% endmacro %}{{ m(0) }}";
         assert!(refusal(deep).contains("calls are nested more than 64 deep"), "{}", refusal(deep));

@@ -8,7 +8,7 @@ use std::sync::{
 use tokenizers::{Decoder, DecoderWrapper, Encoding, ModelWrapper, PostProcessorWrapper};
 
 use super::{
-    divide::{PART, Seams, check_part},
+    divide::{PART, SplitPoints, check_part},
     ends::end_tokens,
     parts::{self, Traits},
 };
@@ -39,42 +39,42 @@ pub struct Tokenizer {
     /// Whether the decoder removes one space from the start of a text (as Llama's does).
     strips_space: bool,
     pub(super) traits: Traits,
-    seams: OnceLock<Seams>,
+    split_points: OnceLock<SplitPoints>,
     /// Cancels the tokenization of long texts.
     pub(super) cancel: Option<Arc<AtomicBool>>,
     encoded: AtomicU64,
 }
 
-/// What a token stands for.
+/// The content of a token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Entry {
-    /// These bytes; none if no token has the id.
+    /// Its bytes; empty if no token has the id.
     Text(Vec<u8>),
     /// A special token, by name.
     Special(String),
 }
 
 impl Tokenizer {
-    /// Reads the tokenizer out of a model file's metadata; `file` is the name for error messages.
+    /// Reads the tokenizer from a model file's metadata; `file` is the name for error messages.
     pub fn from_metadata(meta: &Metadata, file: &str) -> Result<Self> {
         Self::from_metadata_until(meta, file, &AtomicBool::new(false))
     }
 
-    /// [`Tokenizer::from_metadata`], ended by `cancel`.
+    /// [`Tokenizer::from_metadata`], interrupted by `cancel`.
     pub fn from_metadata_until(meta: &Metadata, file: &str, cancel: &AtomicBool) -> Result<Self> {
         let json = meta.string(JSON).ok_or_else(|| Error::NoTokenizer(file.into()))?;
-        let unusable = |what: String| Error::format(file, format!("has an unusable tokenizer: {what}"));
-        // Those in use take a few hundredths of a second.
+        let unusable = |problem: String| Error::format(file, format!("has an unusable tokenizer: {problem}"));
+        // Actual ones are parsed in a few hundredths of a second.
         let (traits, inner) = if json.len() <= LARGE {
             parse(json)
         } else {
             let json = json.to_owned();
-            threads::until(cancel, move || parse(&json))?
+            threads::cancellable(cancel, move || parse(&json))?
         }
         .map_err(unusable)?;
         let strips_space = match inner.get_decoder() {
             None => return Err(unusable("its tokenizer.json has no decoder".into())),
-            // A token may then be a part of a character that no token text can hold.
+            // Its tokens may be incomplete characters, which this program's token texts cannot represent.
             Some(DecoderWrapper::ByteLevel(_)) => {
                 return Err(unusable(
                     "its tokens are byte-level (GPT-2's kind); Hymba's are SentencePiece-like".into(),
@@ -94,64 +94,64 @@ impl Tokenizer {
             silent: ["bos", "eos", "unknown", "padding"].into_iter().filter_map(id).collect(),
             strips_space,
             traits,
-            seams: OnceLock::new(),
+            split_points: OnceLock::new(),
             cancel: None,
             encoded: AtomicU64::new(0),
         })
     }
 
-    /// Returns another hold of this tokenizer, which costs little and outlives it; nothing cancels what it does.
+    /// Returns another handle to this tokenizer, without its cancellation flag. The data is shared.
     pub fn share(&self) -> Self {
         Self {
             inner: self.inner.clone(),
             ends: self.ends.clone(),
             silent: self.silent.clone(),
-            seams: OnceLock::new(),
+            split_points: OnceLock::new(),
             cancel: None,
             encoded: AtomicU64::new(0),
             ..*self
         }
     }
 
-    /// Returns this tokenizer, whose splitting of long texts, and its [templates](Tokenizer::template)' rendering, end with
-    /// [`Error::Cancelled`] once `cancel` is set.
+    /// Returns this tokenizer with a cancellation flag: once it is set, tokenization of long texts and rendering of its
+    /// [templates](Tokenizer::template) end with [`Error::Cancelled`].
     pub fn cancelled_by(self, cancel: &Arc<AtomicBool>) -> Self {
         Self { cancel: Some(cancel.clone()), ..self }
     }
 
-    /// Returns how many tokens `text` makes at the least, at no cost to speak of; 0 where that can't be told.
+    /// Returns a lower bound for the number of tokens of `text`, computed much faster than the tokens; 0 if there is
+    /// none.
     pub fn least_tokens(&self, text: &str) -> usize {
-        if text.len() <= PART { 0 } else { self.seams().least_tokens(text) }
+        if text.len() <= PART { 0 } else { self.split_points().least_tokens(text) }
     }
 
-    pub(super) fn seams(&self) -> &Seams {
-        self.seams.get_or_init(|| {
+    pub(super) fn split_points(&self) -> &SplitPoints {
+        self.split_points.get_or_init(|| {
             let vocabulary = self.inner.get_vocab(false);
             let added = self.inner.get_added_tokens_decoder();
-            let keeps_all = self.traits.plain && self.traits.keeps_all;
-            Seams::new(
+            let is_lossless = self.traits.plain && self.traits.is_lossless;
+            SplitPoints::new(
                 vocabulary.keys().map(String::as_str),
                 added.values().map(|token| token.content.as_str()),
-                keeps_all,
+                is_lossless,
             )
         })
     }
 
-    /// Returns the ids of `text`. The names of special tokens in it (`<s>`) become those tokens, as in llama.cpp and
-    /// Hugging Face. `with_bos` puts the begin token in front, if the model wants one and the text does not name it
-    /// itself.
+    /// Returns the ids of `text`. Names of special tokens in it (`<s>`) become those tokens, as in llama.cpp and
+    /// Hugging Face. `with_bos` prepends the BOS token if the model uses one and the text does not start with it.
     pub fn encode(&self, text: &str, with_bos: bool) -> Result<Vec<u32>> {
         self.encode_until(text, with_bos, self.cancel.as_deref().unwrap_or(&AtomicBool::new(false)))
     }
 
-    /// [`Tokenizer::encode`], ended by `cancel`.
+    /// [`Tokenizer::encode`], interrupted by `cancel`.
     pub fn encode_until(&self, text: &str, with_bos: bool, cancel: &AtomicBool) -> Result<Vec<u32>> {
         limits::check_prompt(text, "the text")?;
         let ids = self.split(text, cancel)?;
         Ok(if with_bos { self.with_bos(ids) } else { ids })
     }
 
-    /// `ids` with the begin token in front, if the model wants one and they do not begin with it.
+    /// Prepends the BOS token to `ids` if the model uses one and they do not start with it.
     pub fn with_bos(&self, mut ids: Vec<u32>) -> Vec<u32> {
         if let Some(bos) = self.bos.filter(|_| self.add_bos)
             && ids.first() != Some(&bos)
@@ -161,27 +161,27 @@ impl Tokenizer {
         ids
     }
 
-    /// Returns the ids of `text` where it goes on after other text: without the begin token, and without the space that
-    /// Llama's tokenizers put in front of a text.
+    /// Returns the ids of `text` as the continuation of another text: without BOS, and without the space that Llama's
+    /// tokenizers prepend to a text.
     pub fn encode_more(&self, text: &str) -> Result<Vec<u32>> {
         let (before, all) = (self.encode(BEFORE, false)?, self.encode(&format!("{BEFORE}{text}"), false)?);
         Ok(all.strip_prefix(&*before).map(Into::into).unwrap_or(self.encode(text, false)?))
     }
 
-    /// Returns the ids of a text of any length, a part at a time.
+    /// Returns the ids of a text of any length, encoded in parts.
     fn split(&self, text: &str, cancel: &AtomicBool) -> Result<Vec<u32>> {
         if text.len() <= PART || !self.traits.plain {
             return self.split_part(text);
         }
         let before = self.split_part(BEFORE)?;
         let mut ids = Vec::new();
-        for part in self.seams().parts(text) {
+        for part in self.split_points().parts(text) {
             Error::check_cancelled(cancel)?;
             if ids.is_empty() {
                 ids = self.split_part(part)?;
                 continue;
             }
-            // Not as the beginning of a text, which has a space in front.
+            // Encoded as a continuation: at the start of a text, the tokenizer prepends a space.
             let all = self.split_part(&format!("{BEFORE}{part}"))?;
             match all.strip_prefix(&*before) {
                 Some(more) => ids.extend_from_slice(more),
@@ -195,14 +195,14 @@ impl Tokenizer {
         Ok(self.encoding(text, |inner| inner.encode_fast(text, false))?.get_ids().to_vec())
     }
 
-    /// Returns the encoding of `text`, a part, by `encode`.
+    /// Returns the result of `encode` for `text`, which must be short enough to be encoded in one piece.
     pub(super) fn encoding(
         &self,
         text: &str,
         encode: impl FnOnce(&tokenizers::Tokenizer) -> tokenizers::Result<Encoding>,
     ) -> Result<Encoding> {
-        let failed = |what: String| Error::Request(format!("cannot split the text into tokens: {what}"));
-        check_part(text.len(), self.traits.growth).map_err(|what| Error::Request(format!("the text {what}")))?;
+        let failed = |problem: String| Error::Request(format!("cannot split the text into tokens: {problem}"));
+        check_part(text.len(), self.traits.growth).map_err(|problem| Error::Request(format!("the text {problem}")))?;
         self.count_bytes(text);
         let encoding = foreign::call(|| {
             let encoding = encode(&self.inner);
@@ -224,12 +224,12 @@ impl Tokenizer {
         text
     }
 
-    /// Returns the token that begins a text.
+    /// Returns the BOS token.
     pub fn bos(&self) -> Option<u32> {
         self.bos
     }
 
-    /// Returns the token that ends a text.
+    /// Returns the EOS token.
     pub fn eos(&self) -> Option<u32> {
         self.eos
     }
@@ -239,7 +239,7 @@ impl Tokenizer {
         &self.ends
     }
 
-    /// Returns how many bytes of text were split into tokens so far: what it costs, for those who count it.
+    /// Returns the number of bytes tokenized so far, a measure of the work.
     pub fn bytes_encoded(&self) -> u64 {
         self.encoded.load(Ordering::Relaxed)
     }
@@ -253,22 +253,22 @@ impl Tokenizer {
         self.inner.id_to_token(id).is_some_and(|token| byte_token(&token).is_some())
     }
 
-    /// Returns the name of a token, as templates may say it; empty if there is none.
+    /// Returns the name of a token, as used in templates; empty if there is none.
     pub fn name(&self, id: Option<u32>) -> String {
         id.and_then(|id| self.inner.id_to_token(id)).unwrap_or_default()
     }
 
-    /// Tokens, the added ones included.
+    /// Returns the number of tokens, including added ones.
     pub fn vocab(&self) -> usize {
         self.vocab
     }
 
-    /// Whether decoding strips one space from the beginning of a text.
+    /// Whether decoding removes one space from the start of a text.
     pub(super) fn strips_space(&self) -> bool {
         self.strips_space
     }
 
-    /// Returns what each id stands for, up to the last one that there is.
+    /// Returns the entry of each id, up to the largest id.
     pub fn entries(&self) -> Vec<Entry> {
         let added = self.inner.get_added_tokens_decoder();
         let ids = self.inner.get_vocab(true).into_values().max().map_or(0, |last| last + 1);
@@ -282,7 +282,7 @@ impl Tokenizer {
         (0..ids).map(entry).collect()
     }
 
-    /// The bytes that `id` stands for in the middle of a text.
+    /// Returns the bytes of `id` in the middle of a text.
     pub fn piece(&self, id: u32) -> Vec<u8> {
         if self.silent.contains(&id) {
             return Vec::new();
@@ -291,7 +291,7 @@ impl Tokenizer {
         if let Some(byte) = byte_token(&token) {
             return vec![byte];
         }
-        // Something before it keeps the decoder from treating the token as the beginning of a text.
+        // Preceded by another token, since the decoder treats the first token of a text differently.
         const BEFORE: &str = "a";
         let decoded = self.inner.get_decoder().and_then(|d| decoded(d, vec![BEFORE.into(), token.clone()]));
         match decoded.as_deref().and_then(|text| text.strip_prefix(BEFORE)) {
@@ -301,7 +301,7 @@ impl Tokenizer {
     }
 }
 
-/// Returns the tokenizer that `json` describes and what is known of it, or what makes it unusable.
+/// Parses tokenizer.json and returns the tokenizer with its properties, or why it is unusable.
 fn parse(json: &str) -> std::result::Result<(Traits, tokenizers::Tokenizer), String> {
     let traits = parts::check(json)?;
     let parsed = foreign::call(|| {
@@ -314,15 +314,15 @@ fn parse(json: &str) -> std::result::Result<(Traits, tokenizers::Tokenizer), Str
     Ok((traits, inner.map_err(|e| format!("tokenizer.json says {e}"))?))
 }
 
-/// Its byte is a token that joins with no other.
+/// Text before a continuation: its byte is a token that never merges with another.
 const BEFORE: &str = "\n";
 
-/// Returns the text that `decoder` makes of `tokens`, if it makes one.
+/// Returns the text of `tokens` according to `decoder`, unless it fails.
 fn decoded(decoder: &DecoderWrapper, tokens: Vec<String>) -> Option<String> {
     foreign::call(|| decoder.decode(tokens).ok()).ok()?
 }
 
-/// Returns the byte that a token named like `<0x0A>` stands for.
+/// Returns the byte of a byte token, such as `<0x0A>`.
 fn byte_token(token: &str) -> Option<u8> {
     let hex = token.strip_prefix("<0x")?.strip_suffix('>')?;
     (hex.len() == 2).then(|| u8::from_str_radix(hex, 16).ok())?
@@ -358,7 +358,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn several_tokens_may_end_a_text() {
+    fn several_end_tokens_are_supported() {
         let mut meta = metadata(&json());
         let ends = |meta: &Metadata| Tokenizer::from_metadata(meta, "f").unwrap().ends().to_vec();
         assert_eq!(ends(&meta), [2]);
@@ -371,7 +371,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn encodes_with_and_without_the_begin_token() {
+    fn bos_is_optional() {
         let t = small();
         assert_eq!(t.encode("ab a", false).unwrap(), [264, 262]);
         assert_eq!(t.encode("ab a", true).unwrap(), [1, 264, 262]);
@@ -387,7 +387,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_text_goes_on_without_a_space() {
+    fn continuations_get_no_leading_space() {
         let t = small();
         assert_eq!(t.encode_more("ab").unwrap(), [263]);
         assert_eq!(t.encode_more(" ab\na").unwrap(), [264, 3 + 10, 260]);
@@ -396,9 +396,9 @@ pub(crate) mod tests {
         assert_eq!([t.encode("ab", false).unwrap(), t.encode_more(" ab").unwrap()].concat(), whole);
     }
 
-    /// A long text is split in parts, and the outcome is that of the library for the whole.
+    /// A long text is encoded in parts, with the same result as the library's for the whole text.
     #[test]
-    fn parts_make_the_tokens_of_the_whole() {
+    fn splitting_does_not_change_the_tokens() {
         let t = small();
         let words = ["ab", " a", "a<extra_id_1>b", "é", "\n", "  ", "<s>", "ba", "▁b", "…"];
         let mut state = 7usize;
@@ -408,7 +408,7 @@ pub(crate) mod tests {
             text += words[(state >> 33) % words.len()];
         }
         let whole = t.inner.encode_fast(&*text, false).unwrap();
-        assert!(t.seams().parts(&text).count() > 3);
+        assert!(t.split_points().parts(&text).count() > 3);
         assert_eq!(t.encode(&text, false).unwrap(), whole.get_ids());
         let least = t.least_tokens(&text);
         assert!(least > 0 && least <= whole.get_ids().len(), "{least}");
@@ -422,15 +422,15 @@ pub(crate) mod tests {
         assert!(t.encode("ba", true).is_ok(), "what takes no time is split even so");
     }
 
-    /// What can't be divided would take memory and time without end.
+    /// Indivisible text would take unbounded memory and time.
     #[test]
     fn indivisible_text_has_a_limit() {
-        let said = small().encode(&"…".repeat(100_000), true).map(|ids| ids.len()).unwrap_err().to_string();
-        assert!(said.contains("has 300000 bytes that cannot be divided"), "{said}");
+        let message = small().encode(&"…".repeat(100_000), true).map(|ids| ids.len()).unwrap_err().to_string();
+        assert!(message.contains("has 300000 bytes that cannot be divided"), "{message}");
         assert!(small().encode(&"ba".repeat(200_000), true).is_ok());
     }
 
-    /// The library panics where a merge's second half is shorter than this prefix.
+    /// The library panics if the second half of a merge is shorter than this prefix.
     #[test]
     fn tokenizers_that_make_the_library_panic_are_rejected() {
         let mut value = json();

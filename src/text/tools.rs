@@ -1,13 +1,13 @@
-//! Functions that a model may call: OpenAI's list of them, checked, in the form that chat templates take.
+//! Tools: functions that a model may call, parsed and validated from a list in the format of OpenAI's API.
 //!
-//! A server does with a request what the program does with a file:
+//! A request with tools is handled in these steps:
 //!
-//! - [`Tools::from_value`] checks the request's list and [`ToolChoice::parse`] its choice; the errors name the place;
-//! - [`super::Inputs`] hands the list, retrieved texts and the messages to [`super::Template::render_literal`]; an
-//!   assistant's message with calls has [`super::calls::to_text`] of them as its content, a tool's result is a message of
-//!   [`super::Role::Tool`];
-//! - [`super::ReplyParser`] takes the reply as it comes and returns text to show and calls, whole; [`super::parse_reply`]
-//!   does it at once.
+//! - [`Tools::from_value`] parses the list and [`ToolChoice::parse`] the choice; errors name the JSON path.
+//! - [`super::Inputs`] passes the list, retrieved texts and the messages to [`super::Template::render_literal`]. An
+//!   assistant message with calls contains the result of [`super::calls::to_text`], and a tool's result is a message with
+//!   the role [`super::Role::Tool`].
+//! - [`super::ReplyParser`] parses the streamed reply into text and complete calls; [`super::parse_reply`] parses a
+//!   complete one.
 
 use serde_json::{Map, Value, json};
 
@@ -24,26 +24,26 @@ pub struct Tool {
     item: Value,
 }
 
-/// Functions that the model may call; at least one, each with a name of its own.
+/// Functions that the model may call; at least one, with distinct names.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tools(Vec<Tool>);
 
 /// Whether the model calls tools.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum ToolChoice {
-    /// As it likes.
+    /// The model decides.
     #[default]
     Auto,
-    /// Never: it does not read of any.
+    /// Never: the prompt does not list the tools.
     None,
-    /// It calls at least one.
+    /// At least one call is required.
     Required,
-    /// It calls this one.
+    /// A call of this tool is required.
     Named(String),
 }
 
 impl Tools {
-    /// Parses a list of functions: the text of a file or a flag, which `origin` names in errors.
+    /// Parses a list of functions, the text of a file or a flag; `origin` is its name for error messages.
     pub fn parse(text: &str, origin: &str) -> Result<Self> {
         if text.len() > limits::TOOLS_BYTES {
             let (bytes, limit) = (text.len(), limits::TOOLS_BYTES / limits::MB);
@@ -53,13 +53,13 @@ impl Tools {
         Self::from_value(&list, origin)
     }
 
-    /// Returns the functions of `list`; `origin` says in errors where it is from. An item is
+    /// Returns the functions of `list`; `origin` is its name for error messages. An item is
     /// `{"type": "function", "function": {"name", "description", "parameters"}}`, or the inner object alone.
     pub fn from_value(list: &Value, origin: &str) -> Result<Self> {
-        let bad = |what: String| Error::format(origin, what);
+        let bad = |problem: String| Error::format(origin, problem);
         let Value::Array(items) = list else {
-            let what = "a list of functions, [{\"type\": \"function\", \"function\": {...}}]";
-            return Err(bad(format!("holds {}, not {what}", kind(list))));
+            let expected = "a list of functions, [{\"type\": \"function\", \"function\": {...}}]";
+            return Err(bad(format!("holds {}, not {expected}", kind(list))));
         };
         if items.is_empty() {
             return Err(bad("contains no tools; give a list of at least one function".into()));
@@ -97,7 +97,7 @@ impl Tools {
         self.0.iter().map(|tool| tool.item.clone()).collect()
     }
 
-    /// Returns a list to find out with whether a template takes one.
+    /// Returns a sample list, to test whether a template supports tools.
     pub(super) fn sample() -> Self {
         let item = json!({"type": "function", "function": {"name": "sample", "parameters": {"type": "object"}}});
         Self(vec![Tool { name: "sample".into(), parameters: None, item }])
@@ -105,7 +105,7 @@ impl Tools {
 }
 
 impl Tool {
-    /// Returns the function of the list's `item` number `i`, or what is wrong with it.
+    /// Parses `item` number `i` of the list; an error names the JSON path.
     fn new(item: &Value, i: usize) -> std::result::Result<Self, String> {
         let object = as_object(item, &format!("[{i}]"))?;
         match object.get("type") {
@@ -113,39 +113,39 @@ impl Tool {
             Some(Value::String(kind)) if kind == "function" => {}
             Some(other) => return Err(format!("[{i}].type is {other}, but a tool's type is \"function\"")),
         }
-        let (function, place) = match object.get("function") {
+        let (function, path) = match object.get("function") {
             Some(function) => {
-                let place = format!("[{i}].function");
-                (as_object(function, &place)?, place)
+                let path = format!("[{i}].function");
+                (as_object(function, &path)?, path)
             }
             None => (object, format!("[{i}]")),
         };
         let name = match function.get("name") {
             Some(Value::String(name)) => name,
-            Some(other) => return Err(format!("{place}.name is {}, not a string", kind(other))),
-            None => return Err(format!("{place} has no \"name\"")),
+            Some(other) => return Err(format!("{path}.name is {}, not a string", kind(other))),
+            None => return Err(format!("{path} has no \"name\"")),
         };
         let allowed = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);
         if name.is_empty() || name.len() > limits::TOOL_NAME || !name.chars().all(allowed) {
             let limit = limits::TOOL_NAME;
-            return Err(format!("{place}.name must be 1 to {limit} letters, digits, `_`, `-` or `.`, not {name:?}"));
+            return Err(format!("{path}.name must be 1 to {limit} letters, digits, `_`, `-` or `.`, not {name:?}"));
         }
         if let Some(other) = function.get("description").filter(|value| !value.is_string() && !value.is_null()) {
-            return Err(format!("{place}.description is {}, not a string", kind(other)));
+            return Err(format!("{path}.description is {}, not a string", kind(other)));
         }
         let parameters = function.get("parameters").filter(|value| !value.is_null());
         if let Some(parameters) = parameters {
-            let place = format!("{place}.parameters");
-            match as_object(parameters, &place)?.get("type") {
+            let path = format!("{path}.parameters");
+            match as_object(parameters, &path)?.get("type") {
                 None => {}
                 Some(Value::String(kind)) if kind == "object" => {}
-                Some(other) => return Err(format!("{place}.type is {other}, but arguments are an \"object\"")),
+                Some(other) => return Err(format!("{path}.type is {other}, but arguments are an \"object\"")),
             }
         }
         Ok(Self { name: name.clone(), parameters: parameters.cloned(), item: item.clone() })
     }
 
-    /// Whether it can be called without arguments: its schema has no keyword that no arguments could fail at.
+    /// Whether it can be called without arguments: an empty object satisfies all keywords of its schema.
     pub(super) fn takes_nothing(&self) -> bool {
         const HARMLESS: [&str; 14] = [
             "$comment",
@@ -172,8 +172,8 @@ impl Tool {
 }
 
 impl ToolChoice {
-    /// Returns what `choice` (OpenAI's `tool_choice`) means: `auto`, `none`, `required`, a function's name, or
-    /// `{"type": "function", "function": {"name"}}`. A name must be among `tools`.
+    /// Parses OpenAI's `tool_choice`: `auto`, `none`, `required`, a function's name, or
+    /// `{"type": "function", "function": {"name"}}`. A name must be one of `tools`.
     pub fn from_value(choice: &Value, tools: Option<&Tools>) -> Result<Self> {
         let name = match choice {
             Value::String(word) => word,
@@ -191,7 +191,7 @@ impl ToolChoice {
         }
     }
 
-    /// Returns what `word` means: `auto`, `none`, `required` or the name of one of `tools`.
+    /// Parses `auto`, `none`, `required` or the name of one of `tools`.
     pub fn parse(word: &str, tools: Option<&Tools>) -> Result<Self> {
         match word {
             "auto" => Ok(Self::Auto),
@@ -213,12 +213,12 @@ impl ToolChoice {
     }
 }
 
-/// Returns the object that `value` is, or what is wrong at `place`.
-fn as_object<'v>(value: &'v Value, place: &str) -> std::result::Result<&'v Map<String, Value>, String> {
-    value.as_object().ok_or_else(|| format!("{place} is {}, not an object", kind(value)))
+/// Returns `value` as an object, or an error that names its `path`.
+fn as_object<'v>(value: &'v Value, path: &str) -> std::result::Result<&'v Map<String, Value>, String> {
+    value.as_object().ok_or_else(|| format!("{path} is {}, not an object", kind(value)))
 }
 
-/// Returns what `value` is, for messages.
+/// Returns the JSON type of `value`, for messages.
 pub fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn both_forms_are_taken_as_they_are() {
+    fn both_tool_formats_are_accepted_unchanged() {
         let list = json!([
             {"type": "function", "function": {"name": "a", "description": "A", "parameters": {"type": "object"}}},
             {"name": "b.c-D_1", "parameters": {}},
@@ -253,9 +253,9 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_said_with_its_place() {
+    fn errors_include_the_json_path() {
         let list = |item: Value| json!([{"name": "a"}, item]).to_string();
-        for (text, said) in [
+        for (text, message) in [
             ("[{]".into(), "t.json: is not JSON: key must be a string at line 1 column 3"),
             ("{}".into(), "t.json: holds an object, not a list of functions"),
             ("[]".into(), "t.json: contains no tools"),
@@ -273,13 +273,13 @@ mod tests {
             (json!(vec![0; 129]).to_string(), "t.json: contains 129 tools; the limit is 128"),
             (" ".repeat(limits::TOOLS_BYTES + 1), "t.json: has 1000001 bytes; the limit for tools is 1 MB"),
         ] {
-            assert!(refusal(&text).starts_with(said), "{}\nis not\n{said}", refusal(&text));
+            assert!(refusal(&text).starts_with(message), "{}\nis not\n{message}", refusal(&text));
         }
         assert!(refusal(&"[".repeat(100_000)).contains("recursion limit"));
     }
 
     #[test]
-    fn choices_are_words_names_or_objects() {
+    fn tool_choices_are_words_names_or_objects() {
         let tools = Tools::from_value(&json!([{"name": "a"}]), "t").unwrap();
         let choice = |value: Value| ToolChoice::from_value(&value, Some(&tools)).map_err(|e| e.to_string());
         assert_eq!(choice(json!("auto")), Ok(ToolChoice::Auto));

@@ -12,7 +12,7 @@ use hymba::{
     backend::{Backend, Buffer, Cpu, MatMut, MatRef, Op},
     engine::Model,
     format::{CacheType, DType, gguf::Metadata},
-    forward::{Chunk, DECODE_TOKENS, Input, MetaPass, Phase, Room, Scratch, Segment},
+    forward::{Chunk, DECODE_TOKENS, Input, MetaPass, Phase, Scratch, ScratchSize, Segment},
     model::{Activation, Config},
     quant::random_weights,
     state::{Checkpoint, MetaState, State},
@@ -183,8 +183,8 @@ pub struct Machine<'m> {
 
 impl<'m> Machine<'m> {
     pub fn new(model: &'m Model, cpu: Cpu) -> Self {
-        let room = Room { config: model.config(), rows: 1, cache: CacheType::F16 };
-        let (scratch, mut cpu) = (Scratch::new(&cpu, room).unwrap(), cpu);
+        let size = ScratchSize { config: model.config(), rows: 1, cache: CacheType::F16 };
+        let (scratch, mut cpu) = (Scratch::new(&cpu, size).unwrap(), cpu);
         let (config, weights) = (model.config(), model.weights());
         let meta = MetaPass { backend: &mut cpu, config, weights, cancel: None };
         let meta = (config.meta_tokens > 0).then(|| meta.run(None).unwrap());

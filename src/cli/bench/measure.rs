@@ -216,8 +216,9 @@ pub fn measure(
         }
         let point = session.checkpoint(plan.texts() > 1)?;
         let (batch, first) = session.parts();
-        let room = (first.context(), first.cache_type());
-        let mut others: Vec<Text> = (1..plan.texts()).map(|_| batch.text(room.0, room.1)).collect::<Result<_>>()?;
+        let size = (first.context(), first.cache_type());
+        let mut further_texts: Vec<Text> =
+            (1..plan.texts()).map(|_| batch.text(size.0, size.1)).collect::<Result<_>>()?;
         bar.inc(1);
         for &threads in &plan.threads {
             session.set_threads(NonZeroUsize::new(threads).unwrap_or(NonZeroUsize::MIN));
@@ -244,11 +245,11 @@ pub fn measure(
                 bar.set_message(format!("{} on {threads} threads", row.name()));
                 for run in 0..=plan.repeat {
                     session.restore(&point);
-                    let others = &mut others[..row.texts() - 1];
-                    others.iter_mut().for_each(|text| session.parts().0.restore(text, &point));
+                    let further_texts = &mut further_texts[..row.texts() - 1];
+                    further_texts.iter_mut().for_each(|text| session.parts().0.restore(text, &point));
                     session.measure(plan.profile);
                     let before = after;
-                    let (time, sampling) = once((session, others), kind, &prompt, cancel)?;
+                    let (time, sampling) = once((session, further_texts), kind, &prompt, cancel)?;
                     let profile = plan.profile.then(|| (session.profile(), sampling));
                     session.measure(false);
                     Error::check_cancelled(cancel)?;
@@ -279,7 +280,7 @@ pub fn measure(
 
 /// Runs a test once, with further texts for batched decode; returns its time, and the part spent sampling.
 fn once(
-    (session, others): (&mut Session<'_>, &mut [Text]),
+    (session, further_texts): (&mut Session<'_>, &mut [Text]),
     kind: Test,
     prompt: &[u32],
     cancel: &AtomicBool,
@@ -309,7 +310,7 @@ fn once(
             let mut ids = vec![prompt[0]; texts];
             for _ in 0..prompt.len() {
                 Error::check_cancelled(cancel)?;
-                let texts = [&mut *first].into_iter().chain(&mut *others);
+                let texts = [&mut *first].into_iter().chain(&mut *further_texts);
                 let read = |(text, id)| Read {
                     text,
                     ids: std::slice::from_ref(id),

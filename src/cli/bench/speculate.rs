@@ -158,7 +158,7 @@ pub fn measure(
     let mut gains = Vec::new();
     for mut text in prepared.texts {
         if text.ids.is_empty() {
-            text.ids = say(model, session, &text.prompt_ids, extent.predict, cancel)?;
+            text.ids = greedy_answer(model, session, &text.prompt_ids, extent.predict, cancel)?;
         }
         gains.push(measure_text(session, text, extent.repeat, cancel)?);
     }
@@ -180,20 +180,20 @@ fn measure_passes(
     if depth > 0 {
         session.prefill(&ids(depth), cancel)?;
     }
-    let start = session.checkpoint(false)?;
+    let checkpoint = session.checkpoint(false)?;
     let mut times = vec![Vec::new(); DECODE_TOKENS];
     for run in 0..=2 * repeat {
         for tokens in 1..=DECODE_TOKENS {
             Error::check_cancelled(cancel)?;
-            let (ids, begin) = (ids(tokens), Instant::now());
+            let (ids, start) = (ids(tokens), Instant::now());
             let mut pass = session.verify(&ids, None)?;
             pass.logits(0)?;
             pass.commit(0, tokens);
             drop(pass);
             if run > 0 {
-                times[tokens - 1].push(begin.elapsed().as_secs_f64());
+                times[tokens - 1].push(start.elapsed().as_secs_f64());
             }
-            session.restore(&start);
+            session.restore(&checkpoint);
         }
     }
     let seconds: Vec<f64> = times.iter_mut().map(|times| median(times)).collect();
@@ -202,17 +202,17 @@ fn measure_passes(
 }
 
 /// Returns the model's greedy answer to a prompt.
-fn say(
+fn greedy_answer(
     model: &Model,
     session: &mut Session<'_>,
     prompt: &[u32],
-    most: usize,
+    limit: usize,
     cancel: &AtomicBool,
 ) -> hymba::Result<Vec<u32>> {
     session.clear()?;
     let tokenizer = model.tokenizer()?;
     let mut sampler = Sampler::new(SamplingParams { temperature: 0.0, ..model.sampling()? }, 0);
-    let request = Request { prompt, limit: Some(most), cancel: Some(cancel), ..Request::default() };
+    let request = Request { prompt, limit: Some(limit), cancel: Some(cancel), ..Request::default() };
     let speculator = &mut Speculator::new(Speculate::Off);
     Ok(generate_with(session, &tokenizer, &mut sampler, &request, speculator, &mut |_| Ok(()))?.ids)
 }
@@ -250,20 +250,20 @@ fn replay(
 ) -> hymba::Result<(Duration, Counts)> {
     let mut sampler = Sampler::new(SamplingParams { temperature: 0.0, ..SamplingParams::default() }, 0);
     let (mut speculator, mut counts) = (Speculator::new(speculate), Counts::default());
-    let begin = Instant::now();
+    let start = Instant::now();
     speculator.read(&text.prompt_ids);
     while let Some(&id) = text.ids.get(counts.tokens) {
         Error::check_cancelled(cancel)?;
-        let (mut at, left) = (counts.tokens, text.ids.len() - counts.tokens - 1);
-        let most = left.min(session.most_guesses());
-        let more = speculator.advance(session, id, most, &Forced(&[]), &mut |logits| {
+        let (mut at, remaining) = (counts.tokens, text.ids.len() - counts.tokens - 1);
+        let max_draft = remaining.min(session.max_guesses());
+        let more = speculator.advance(session, id, max_draft, &Forced(&[]), &mut |logits| {
             sampler.sample(logits, &[]);
             at += 1;
             Ok(text.ids.get(at).copied())
         })?;
         counts.add(more);
     }
-    Ok((begin.elapsed(), counts))
+    Ok((start.elapsed(), counts))
 }
 
 fn median(values: &mut [f64]) -> f64 {
@@ -382,7 +382,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pass_is_worth_its_time_where_guesses_are_right_often_enough() {
+    fn the_break_even_acceptance_follows_from_the_cost_of_a_pass() {
         let even = |tokens, ratio| Pass { depth: 0, tokens, seconds: 1.0, ratio }.break_even();
         assert!((even(2, 1.1).unwrap() - 0.1).abs() < 1e-6);
         assert!((even(3, 1.75).unwrap() - 0.5).abs() < 1e-6);

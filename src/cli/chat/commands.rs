@@ -24,9 +24,9 @@ pub enum Command {
     Save(PathBuf, bool),
     Load(PathBuf),
     Read(PathBuf),
-    /// What replies have to match; nothing, if there is no file.
+    /// The format that constrains replies; `None`: no constraint.
     Format(Option<PathBuf>),
-    /// The result of a call; what /read attached, if there is no text.
+    /// The result of a tool call; `None`: the text attached by /read.
     Tool(Option<String>),
     Branch(Option<String>),
     Switch(String),
@@ -82,7 +82,7 @@ impl Command {
         let text = || Some(argument.to_owned()).filter(|text| !text.is_empty());
         let usage = || {
             let known = COMMANDS.iter().find(|command| command.0 == name);
-            known.map(|(name, after, what)| format!("/{name} {after}: {what}")).unwrap_or_default()
+            known.map(|(name, after, description)| format!("/{name} {after}: {description}")).unwrap_or_default()
         };
         let file = || text().map(|text| path(&text)).ok_or_else(usage);
         let alone =

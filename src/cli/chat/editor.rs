@@ -25,7 +25,7 @@ use hymba::Error;
 
 use super::{
     commands::{COMMANDS, knobs},
-    message::{Event, is_whole, typed},
+    message::{Event, is_complete, typed},
     screen::PROMPT_STYLE,
 };
 
@@ -84,8 +84,8 @@ impl Editor {
                 // The rest of the input belonged to the invalid byte and could be misread as a command.
                 drop_typed_ahead();
                 self.inner = line_editor(self.history.as_deref(), self.color)?;
-                let what = "dropped input that is not valid UTF-8; set the terminal to UTF-8";
-                Ok(Event::Refused(Error::Request(what.into())))
+                let problem = "dropped input that is not valid UTF-8; set the terminal to UTF-8";
+                Ok(Event::Refused(Error::Request(problem.into())))
             }
             Err(e) => Err(e.into()),
         }
@@ -183,8 +183,8 @@ impl Hinter for Helpers {
 
 impl Validator for Helpers {
     fn validate(&self, context: &mut ValidationContext<'_>) -> rustyline::Result<ValidationResult> {
-        let whole = is_whole(context.input());
-        Ok(if whole { ValidationResult::Valid(None) } else { ValidationResult::Incomplete })
+        let complete = is_complete(context.input());
+        Ok(if complete { ValidationResult::Valid(None) } else { ValidationResult::Incomplete })
     }
 }
 

@@ -20,8 +20,8 @@ pub fn guarded<T>(work: impl FnOnce() -> T) -> Result<T, Reported> {
 }
 
 fn sentence(info: &PanicHookInfo<'_>) -> String {
-    let place = info.location().map(|place| format!(" at {place}")).unwrap_or_default();
-    format!("internal error{place}: {}; please report this bug", foreign::message(info.payload()))
+    let location = info.location().map(|location| format!(" at {location}")).unwrap_or_default();
+    format!("internal error{location}: {}; please report this bug", foreign::message(info.payload()))
 }
 
 #[cfg(test)]
@@ -29,7 +29,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_panic_is_a_sentence() {
+    fn panics_become_one_sentence() {
         assert!(guarded(|| 5).is_ok_and(|done| done == 5));
         assert!(guarded(|| [1].iter().for_each(|n| assert!(*n > 1, "two\nlines"))).is_err());
         // Panics inside `foreign::call` become errors and are not bugs of this program.

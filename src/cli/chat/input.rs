@@ -1,4 +1,4 @@
-//! Where messages come from: the line editor, the lines of a pipe, or the command line.
+//! Sources of messages: the line editor, the lines of a pipe, or the command line.
 
 use std::{
     io::{self, BufRead, Read},
@@ -100,7 +100,7 @@ impl Input {
                         None => draft.push(&text),
                         Some(why) => draft.refuse(&text, why),
                     }
-                    if draft.is_whole() {
+                    if draft.is_complete() {
                         break;
                     }
                 }
@@ -133,7 +133,7 @@ impl<R: BufRead> Lines<R> {
         } else {
             self.within = true;
         }
-        let of_input = |what: &str| Error::format("standard input", what);
+        let of_input = |problem: &str| Error::format("standard input", problem);
         let long = limits::check_length(line.len(), "a line").map_err(|e| of_input(&e.to_string()));
         let (text, refused) = match String::from_utf8(line) {
             Ok(text) => (text, long.err()),
@@ -164,7 +164,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_have_an_end() {
+    fn lines_have_a_maximum_length() {
         let long = "a".repeat(limits::PROMPT + 9);
         let pipe = [b"one\r\ntwo\n\nca\xE9f\xE9\n", long.as_bytes(), b"\nlast"].concat();
         let mut lines = Lines { from: &pipe[..], within: false };

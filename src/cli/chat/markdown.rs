@@ -16,7 +16,7 @@ pub struct Markdown {
     last: Option<char>,
     /// Whether the line holds only white space so far.
     fresh: bool,
-    begun: bool,
+    started: bool,
     bold: bool,
     italic: bool,
     code: bool,
@@ -32,8 +32,8 @@ impl Markdown {
     pub fn push(&mut self, piece: &str) -> String {
         let mut out = String::new();
         for c in piece.chars() {
-            if !self.begun {
-                (self.begun, self.fresh) = (true, true);
+            if !self.started {
+                (self.started, self.fresh) = (true, true);
             }
             if self.held.chars().next().is_some_and(|held| held != c) {
                 self.marks(Some(c), &mut out);
@@ -137,8 +137,8 @@ mod tests {
 
     /// Styles `text`, with `<b>` and the like for the escapes.
     fn shown(text: &str) -> String {
-        let mut whole = Markdown::default();
-        let all = whole.push(text) + &whole.finish();
+        let mut uncut = Markdown::default();
+        let all = uncut.push(text) + &uncut.finish();
         // the result does not depend on how the text is cut into pieces
         let mut pieces = Markdown::default();
         let single: String = text.chars().map(|c| pieces.push(&c.to_string())).collect();

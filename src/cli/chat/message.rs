@@ -21,7 +21,7 @@ pub enum Event {
 }
 
 /// Whether a typed message is complete: not within `"""`, nor after a trailing backslash.
-pub fn is_whole(text: &str) -> bool {
+pub fn is_complete(text: &str) -> bool {
     match quoted(text) {
         Some(rest) => ends(rest, true),
         None => ends(text, false),
@@ -64,25 +64,25 @@ pub struct Draft {
     text: String,
     /// Length of the text in bytes, including the part dropped because the text is too long.
     bytes: usize,
-    begun: bool,
+    started: bool,
     quoted: bool,
-    whole: bool,
+    complete: bool,
     refused: Option<Error>,
 }
 
 impl Draft {
     /// Adds a line.
     pub fn push(&mut self, line: &str) {
-        self.whole = if self.begun { ends(line, self.quoted) } else { is_whole(line) };
-        self.quoted |= !self.begun && quoted(line).is_some();
-        self.bytes += usize::from(self.begun) + line.len();
+        self.complete = if self.started { ends(line, self.quoted) } else { is_complete(line) };
+        self.quoted |= !self.started && quoted(line).is_some();
+        self.bytes += usize::from(self.started) + line.len();
         if self.bytes <= limits::PROMPT {
-            if self.begun {
+            if self.started {
                 self.text.push('\n');
             }
             self.text += line;
         }
-        self.begun = true;
+        self.started = true;
     }
 
     /// Adds a rejected line, which makes the whole message rejected.
@@ -92,14 +92,14 @@ impl Draft {
     }
 
     /// Whether it is complete.
-    pub fn is_whole(&self) -> bool {
-        self.whole
+    pub fn is_complete(&self) -> bool {
+        self.complete
     }
 
     /// Returns the message, or with `commands` the line that may be a command.
     pub fn finish(self, commands: bool) -> Event {
         match self.refused.map_or_else(|| limits::check_length(self.bytes, "a message"), Err) {
-            _ if !self.begun => Event::End,
+            _ if !self.started => Event::End,
             Err(why) => Event::Refused(why),
             Ok(()) if commands && !self.quoted => Event::Line(joined(&self.text)),
             Ok(()) => Event::Message(joined(&self.text)),
@@ -119,8 +119,8 @@ mod tests {
     }
 
     #[test]
-    fn messages_of_several_lines() {
-        for (typed, whole, message) in [
+    fn multi_line_messages_end_at_the_closing_quotes_or_line() {
+        for (typed, complete, message) in [
             ("a", true, "a"),
             ("a\\", false, "a"),
             ("a\\\nb", true, "a\nb"),
@@ -132,9 +132,9 @@ mod tests {
             ("\"\"\"a\"\"\" ", true, "a"),
             ("a \"\"\"", true, "a \"\"\""),
         ] {
-            assert_eq!((is_whole(typed), &*joined(typed)), (whole, message), "{typed:?}");
+            assert_eq!((is_complete(typed), &*joined(typed)), (complete, message), "{typed:?}");
             let draft = drafted(typed);
-            assert_eq!(draft.is_whole(), whole, "{typed:?}");
+            assert_eq!(draft.is_complete(), complete, "{typed:?}");
             assert!(matches!(draft.finish(false), Event::Message(text) if text == message), "{typed:?}");
         }
         assert!(matches!(Draft::default().finish(false), Event::End));
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_draft_is_a_command_only_where_there_are_commands() {
+    fn drafts_are_commands_only_if_commands_are_enabled() {
         assert!(matches!(drafted("/save a").finish(true), Event::Line(line) if line == "/save a"));
         for (text, commands) in [("/save a", false), ("\"\"\"\n/save a\n\"\"\"", true)] {
             assert!(matches!(drafted(text).finish(commands), Event::Message(text) if text == "/save a"));
@@ -170,10 +170,10 @@ mod tests {
                 let mut draft = drafted(QUOTES);
                 for _ in 0..n {
                     draft.push(line);
-                    assert!(!draft.is_whole());
+                    assert!(!draft.is_complete());
                 }
                 draft.push(QUOTES);
-                assert!(draft.is_whole());
+                assert!(draft.is_complete());
                 let Event::Message(text) = draft.finish(true) else { panic!("it is a message") };
                 assert_eq!(text.len(), if line.is_empty() { 0 } else { 2 * n - 1 });
             });

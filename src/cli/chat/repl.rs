@@ -32,7 +32,7 @@ use super::{
 };
 use crate::cli::{
     constraint,
-    hints::Place,
+    hints::Interface,
     json::speculation,
     options::beyond_training,
     prompt, signals, terminal,
@@ -72,7 +72,7 @@ pub struct Repl<'m> {
     /// Whether the warning about a nearly full context was shown.
     announced: bool,
     /// Whether the note about a template that rewrites past turns was shown.
-    told_rewritten: bool,
+    rewrite_noted: bool,
     /// Context tokens used before the last turn.
     used_before: usize,
     last: Option<Timings>,
@@ -92,7 +92,7 @@ impl<'m> Repl<'m> {
             results: Vec::new(),
             editing: false,
             announced: false,
-            told_rewritten: false,
+            rewrite_noted: false,
             used_before: 0,
             last: None,
             incomplete: false,
@@ -117,7 +117,7 @@ impl<'m> Repl<'m> {
     /// Runs until the end of input. Errors are reported, and the loop continues with the next line.
     pub fn run(&mut self, input: &mut Input) -> anyhow::Result<()> {
         let (mut hinted, mut failed) = (false, false);
-        let place = if input.has_commands() { Place::Conversation } else { Place::CommandLine };
+        let interface = if input.has_commands() { Interface::Conversation } else { Interface::CommandLine };
         loop {
             if input.is_terminal() {
                 if signals::must_end() {
@@ -153,7 +153,7 @@ impl<'m> Repl<'m> {
                 Ok(false) if failed && !input.is_terminal() => return Err(Reported.into()),
                 Ok(false) if self.incomplete && !input.is_terminal() => return Err(Incomplete.into()),
                 Ok(false) => return Ok(()),
-                // The reader of the replies is gone.
+                // The reader of the replies closed the pipe.
                 Err(e) if e.is::<io::Error>() => return Err(e),
                 Err(e) => match e.downcast_ref() {
                     Some(Error::Cancelled) if input.is_terminal() => {
@@ -163,7 +163,7 @@ impl<'m> Repl<'m> {
                     // Every further line would fail too.
                     _ if !input.is_terminal() && self.model_is_gone() => return Err(e),
                     _ => {
-                        let message = terminal::one_line(&e, place);
+                        let message = terminal::one_line(&e, interface);
                         terminal::error(&message);
                         self.screen.event("error", json!({ "message": message }))?;
                         failed = true;
@@ -217,7 +217,8 @@ impl<'m> Repl<'m> {
         self.converse(|conversation, sink| conversation.send_results(&results, sink))
     }
 
-    /// Streams the reply to what `send` sends, and further replies as long as a program answers their calls.
+    /// Streams the reply to the message that `send` sends, and further replies as long as a program answers their tool
+    /// calls.
     fn converse(
         &mut self,
         send: impl FnOnce(&mut Conversation<'m>, &mut ReplySink<'_>) -> Result<Reply>,
@@ -323,8 +324,8 @@ impl<'m> Repl<'m> {
             return Ok(());
         };
         if self.conversation.tools().is_some() {
-            let what = "/format: replies cannot be constrained while tools are available; start without --tools";
-            return Err(Error::Request(what.into()).into());
+            let problem = "/format: replies cannot be constrained while tools are available; start without --tools";
+            return Err(Error::Request(problem.into()).into());
         }
         let shape = constraint::format_file(path, &self.cancel)?;
         let name = format!("/format {}", path.display());
@@ -359,9 +360,9 @@ impl<'m> Repl<'m> {
         let used = self.conversation.used();
         if tokens < used {
             let (tokens, used) = (grouped(tokens), grouped(used));
-            let what =
+            let problem =
                 format!("/set context {tokens}: the conversation already takes {used}; /undo or /clear makes room");
-            return Err(Error::Request(what).into());
+            return Err(Error::Request(problem).into());
         }
         let mut timeline = (self.setup.open)(tokens)?;
         if used > 0 {
@@ -438,7 +439,7 @@ impl<'m> Repl<'m> {
         work(&mut self.conversation, &Watch { cancel: &self.cancel, progress: &|done, total| bar.show(done, total) })
     }
 
-    /// Streams the reply to what `send` sends.
+    /// Streams the reply to the message that `send` sends.
     fn stream_reply(
         &mut self,
         send: impl FnOnce(&mut Conversation<'m>, &mut ReplySink<'_>) -> Result<Reply>,
@@ -473,7 +474,7 @@ impl<'m> Repl<'m> {
         let reply = self.reply_json(&generation);
         self.screen.event("end", reply)?;
         self.incomplete |= generation.stop == StopReason::Length;
-        self.tell(&generation.timings, generation.stop, dropped);
+        self.report_end(&generation.timings, generation.stop, dropped);
         self.tell_rewritten(rewritten);
         if generation.stop == StopReason::Interrupted && !self.screen.terminal {
             return Err(Error::Cancelled.into());
@@ -510,7 +511,7 @@ impl<'m> Repl<'m> {
 
     /// Notes, once, that the template forces reprocessing.
     fn tell_rewritten(&mut self, tokens: usize) {
-        if tokens > 0 && !std::mem::replace(&mut self.told_rewritten, true) {
+        if tokens > 0 && !std::mem::replace(&mut self.rewrite_noted, true) {
             self.screen.warn(&format!(
                 "the chat template renders past turns differently than before: {tokens} tokens were dropped, and the new rendering was processed before this reply; this may happen again (shown once)"
             ));
@@ -518,9 +519,9 @@ impl<'m> Repl<'m> {
     }
 
     /// Shows notes and warnings after a reply.
-    fn tell(&mut self, timings: &Timings, stop: StopReason, dropped: usize) {
+    fn report_end(&mut self, timings: &Timings, stop: StopReason, dropped: usize) {
         if let Some(why) = self.conversation.timeline().fallback_reason() {
-            self.screen.warn(&terminal::instead(why));
+            self.screen.warn(&terminal::describe_fallback(why));
         }
         let usage = show::usage(&mut self.conversation);
         let stopped = if stop == StopReason::Interrupted { "stopped · " } else { "" };
@@ -531,14 +532,14 @@ impl<'m> Repl<'m> {
         {
             let limit = counted(limit, "token");
             let flag = if self.screen.terminal { "/set predict N changes that" } else { "-n N changes that" };
-            self.screen.tell(&format!("the reply was cut off after {limit}; {flag}, -1 is no limit"));
+            self.screen.notify(&format!("the reply was cut off after {limit}; {flag}, -1 is no limit"));
         }
         if stop == StopReason::Length {
-            let ways = match self.screen.terminal {
+            let advice = match self.screen.terminal {
                 true => "/set predict N or /set context N allows more",
                 false => "a larger -n or -c allows more",
             };
-            self.screen.warn(&format!("the reply is incomplete: it ended before it matched its format; {ways}"));
+            self.screen.warn(&format!("the reply is incomplete: it ended before it matched its format; {advice}"));
         }
         if dropped > 0 {
             self.screen.warn(&format!("context full: dropped the oldest {}", turns(dropped)));
@@ -549,16 +550,16 @@ impl<'m> Repl<'m> {
         let nearly_full = free < context / 10 || free < context / 5 && free < another;
         self.used_before = used;
         let slides = self.conversation.options().overflow == Overflow::Slide;
-        let ways = match self.screen.terminal {
+        let advice = match self.screen.terminal {
             true => "/set context N makes it larger, /set overflow slide drops old turns",
             false => "-c N makes it larger, --overflow slide drops old turns",
         };
         if stop == StopReason::ContextFull {
             self.screen
-                .warn(&format!("the context is full ({} tokens), the reply ends here; {ways}", grouped(context)));
+                .warn(&format!("the context is full ({} tokens), the reply ends here; {advice}", grouped(context)));
         } else if nearly_full && !self.announced && !slides {
             let left = counted(free, "token");
-            self.screen.warn(&format!("the context is nearly full: {usage} used, {left} left; {ways}"));
+            self.screen.warn(&format!("the context is nearly full: {usage} used, {left} left; {advice}"));
         }
         self.announced = nearly_full;
     }

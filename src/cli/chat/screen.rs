@@ -54,7 +54,7 @@ impl Screen {
     }
 
     /// Shows a note.
-    pub fn tell(&self, message: &str) {
+    pub fn notify(&self, message: &str) {
         if !self.quiet {
             terminal::note(message);
         }

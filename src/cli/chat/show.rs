@@ -21,9 +21,10 @@ use crate::cli::{
 pub fn help(width: Option<usize>) -> String {
     let narrow = width.is_some_and(|width| width < 70);
     let mut text = String::new();
-    for (name, after, what) in COMMANDS {
+    for (name, after, description) in COMMANDS {
         let command = format!("/{name} {after}");
-        text += &if narrow { format!("{command}\n  {what}\n") } else { format!("{command:<22} {what}\n") };
+        text +=
+            &if narrow { format!("{command}\n  {description}\n") } else { format!("{command:<22} {description}\n") };
     }
     text + "\nMultiline message: end a line with a backslash, or put \"\"\" before and after it. // sends a leading slash.\n\
             Ctrl-C stops a reply. Tab completes, Ctrl-R searches the history.\n"
@@ -77,9 +78,9 @@ pub fn page(
     const NAMES: usize = 10;
     let mut lines = Vec::new();
     let width = width.map(|width| width.saturating_sub(NAMES));
-    let mut line = |name: &str, what: String| {
-        let what = wrapped(&what, width).replace('\n', &format!("\n{:NAMES$}", ""));
-        lines.push(format!("{name:<NAMES$}{what}"));
+    let mut line = |name: &str, description: String| {
+        let description = wrapped(&description, width).replace('\n', &format!("\n{:NAMES$}", ""));
+        lines.push(format!("{name:<NAMES$}{description}"));
     };
     line("model", model.into());
     line("system", c.system().map_or_else(|| "none".into(), |text| text.replace('\n', " ")));
@@ -87,11 +88,11 @@ pub fn page(
     let template = if c.options().template.is_some() { "chat template" } else { "none (plain continuation)" };
     line("template", format!("{template}; stop: {}", stops.join(", ")));
     line("branch", format!("{} (of {}), {}", c.branch_name(), c.branches().join(", "), turns(c.turns().len())));
-    let what = match c.options().overflow {
+    let description = match c.options().overflow {
         Overflow::Stop => "stop (the reply stops there)",
         Overflow::Slide => "slide (drops the oldest turns)",
     };
-    line("context", format!("{} used; overflow {what}", usage(c)));
+    line("context", format!("{} used; overflow {description}", usage(c)));
     if let Some(tools) = c.tools() {
         line("tools", tools.iter().map(|tool| &*tool.name).collect::<Vec<_>>().join(", "));
     }

@@ -68,8 +68,8 @@ pub fn check(source: &str) -> Result<(), String> {
         return Ok(());
     }
     let names: Vec<_> = KNOWN.iter().map(|known| known.0).chain([NONE]).collect();
-    let what = if source.contains(['{', '\n']) { "the template" } else { "neither a known template nor one that" };
-    Err(format!("{what} does not mention `messages`; built-in templates: {}", names.join(", ")))
+    let subject = if source.contains(['{', '\n']) { "the template" } else { "neither a known template nor one that" };
+    Err(format!("{subject} does not mention `messages`; built-in templates: {}", names.join(", ")))
 }
 
 #[cfg(test)]
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn chatml_is_as_its_model_cards_say() {
+    fn chatml_matches_its_published_output() {
         let template = Template::new(source("chatml"), "chatml", "<s>", "</s>").unwrap();
         assert_eq!(
             template.render(&messages()[..2], true).unwrap(),

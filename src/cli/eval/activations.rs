@@ -6,7 +6,7 @@ use hymba::{Error, engine::SessionOptions, format::DType, quant::requantize};
 
 use super::{
     args::Common,
-    text::{CONTEXTS, TextArgs, beside, report},
+    text::{CONTEXTS, TextArgs, divergence_from, report},
 };
 
 #[derive(clap::Args)]
@@ -33,7 +33,7 @@ pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
     })?;
     // Both recompute the state after the meta tokens: it is unknown how the file's was computed.
     let options = SessionOptions { stored_meta_state: false, ..args.common.machine.options(args.text.context) };
-    let found = beside(&exact, &model, &options, &text, cancel)?;
+    let found = divergence_from(&exact, &model, &options, &text, cancel)?;
     report(&args.text, &text, model.file(), "the same weights with unquantized activations", &found)?;
     Ok(())
 }

@@ -6,7 +6,7 @@ use hymba::engine::Model;
 
 use super::{
     args::RuntimeArgs,
-    text::{CONTEXTS, TextArgs, beside, report},
+    text::{CONTEXTS, TextArgs, divergence_from, report},
 };
 use crate::cli::named::resolve;
 
@@ -26,7 +26,7 @@ pub struct Args {
 pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
     let [a, b] = [Model::open(resolve(&args.a)?)?, Model::open(resolve(&args.b)?)?];
     let text = args.text.read(&a, 0, cancel)?;
-    let found = beside(&a, &b, &args.machine.options(args.text.context), &text, cancel)?;
+    let found = divergence_from(&a, &b, &args.machine.options(args.text.context), &text, cancel)?;
     report(&args.text, &text, b.file(), a.file(), &found)?;
     Ok(())
 }

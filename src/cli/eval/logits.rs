@@ -17,7 +17,7 @@ use safetensors::{Dtype, tensor::TensorView};
 use super::args::Common;
 use crate::cli::{
     options::{count, new_session},
-    prompt::read_whole,
+    prompt::read_text,
     usage::Usage,
 };
 
@@ -99,7 +99,7 @@ pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
 }
 
 fn read_ids(file: &Path, cancel: &AtomicBool) -> anyhow::Result<Vec<u32>> {
-    let text = read_whole(file, cancel)?;
+    let text = read_text(file, cancel)?;
     let words = text.split(|c: char| c == ',' || c.is_whitespace()).filter(|w| !w.is_empty());
     words
         .map(|word| word.parse().map_err(|_| Usage(format!("{}: `{word}` is not a token id", file.display())).into()))

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::{
     args::Common,
-    text::{CONTEXTS, TextArgs, bar, beside, divergence_json, tell},
+    text::{CONTEXTS, TextArgs, bar, divergence_from, divergence_json, write_comparison},
 };
 use crate::cli::{json::JSON_VERSION, named::resolve, options::new_session, terminal};
 
@@ -32,7 +32,7 @@ pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
     let base = args.kl.as_ref().map(|kl| anyhow::Ok(Model::open(resolve(kl)?)?)).transpose()?;
     let start = Instant::now();
     let options = args.common.machine.options(args.text.context);
-    let found = base.as_ref().map(|base| beside(base, &model, &options, &text, cancel)).transpose()?;
+    let found = base.as_ref().map(|base| divergence_from(base, &model, &options, &text, cancel)).transpose()?;
     let nll = match &found {
         Some(found) => Estimate::of(found.nll.iter().copied()),
         None => {
@@ -49,7 +49,7 @@ pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
 
     let (perplexity, seconds, tokens) = (nll.exp(), start.elapsed().as_secs_f64(), text.ids.len());
     let contexts = tokens.div_ceil(args.text.context - 1);
-    let bits_per_byte = text.whole.then(|| nll.mean * tokens as f64 / std::f64::consts::LN_2 / text.bytes as f64);
+    let bits_per_byte = text.complete.then(|| nll.mean * tokens as f64 / std::f64::consts::LN_2 / text.bytes as f64);
     let rate = tokens as f64 / seconds;
     let mut out = terminal::out();
     if args.text.json {
@@ -79,7 +79,7 @@ pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
     writeln!(out, "nll          {:.6} ± {:.6} nats/token{bits}", nll.mean, nll.error)?;
     writeln!(out, "tokens       {tokens} in {contexts} contexts of {}", args.text.context)?;
     if let (Some(found), Some(base)) = (&found, &base) {
-        tell(&mut out, base.file(), found)?;
+        write_comparison(&mut out, base.file(), found)?;
     }
     writeln!(out, "time         {seconds:.1} s, {rate:.0} tokens/s")?;
     Ok(())

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use crate::cli::{
     json::JSON_VERSION,
     options::{count, new_session},
-    prompt::read_whole,
+    prompt::read_text,
     terminal,
 };
 
@@ -50,17 +50,17 @@ pub struct Text {
     /// Its tokens, possibly truncated.
     pub ids: Vec<u32>,
     /// Whether `ids` are all of its tokens.
-    pub whole: bool,
+    pub complete: bool,
     /// The BOS token that begins each context.
     pub bos: u32,
 }
 
 impl TextArgs {
-    /// Reads and tokenizes the file for `model`; without a user limit, only its first `most` tokens (0: all).
-    pub fn read(&self, model: &Model, most: usize, cancel: &AtomicBool) -> anyhow::Result<Text> {
-        let most = self.tokens.unwrap_or(most);
+    /// Reads and tokenizes the file for `model`; without a user limit, only its first `max_tokens` tokens (0: all).
+    pub fn read(&self, model: &Model, max_tokens: usize, cancel: &AtomicBool) -> anyhow::Result<Text> {
+        let max_tokens = self.tokens.unwrap_or(max_tokens);
         let name = self.file.display().to_string();
-        let text = read_whole(&self.file, cancel)?;
+        let text = read_text(&self.file, cancel)?;
         let tokenizer = model.tokenizer()?;
         let bos =
             tokenizer.bos().ok_or_else(|| Error::format(model.file(), "has no BOS token, which each context needs"))?;
@@ -68,22 +68,23 @@ impl TextArgs {
         if ids.is_empty() {
             return Err(Error::format(name, "contains no text").into());
         }
-        let whole = most == 0 || ids.len() <= most;
-        if !whole {
-            ids.truncate(most);
+        let complete = max_tokens == 0 || ids.len() <= max_tokens;
+        if !complete {
+            ids.truncate(max_tokens);
         }
-        Ok(Text { name, bytes: text.len(), ids, whole, bos })
+        Ok(Text { name, bytes: text.len(), ids, complete, bos })
     }
 }
 
 /// Returns a progress bar over `tokens` tokens.
-pub fn bar(tokens: usize, what: &str) -> anyhow::Result<ProgressBar> {
+pub fn bar(tokens: usize, label: &str) -> anyhow::Result<ProgressBar> {
     let bar = if terminal::draws() { ProgressBar::new(tokens as u64) } else { ProgressBar::hidden() };
-    Ok(bar.with_style(ProgressStyle::with_template(&format!("{{bar:20}} {{percent:>3}} % {{eta:>4}}  {what}{{msg}}"))?))
+    Ok(bar
+        .with_style(ProgressStyle::with_template(&format!("{{bar:20}} {{percent:>3}} % {{eta:>4}}  {label}{{msg}}"))?))
 }
 
 /// Measures the divergence of `model` from `base` on the text.
-pub fn beside(
+pub fn divergence_from(
     base: &Model,
     model: &Model,
     options: &SessionOptions,
@@ -115,7 +116,7 @@ pub fn report(args: &TextArgs, text: &Text, model: &str, base: &str, found: &Div
         return out.json(&object, false);
     }
     writeln!(out, "model        {model}, perplexity {:.4} ± {:.4}", perplexity.mean, perplexity.error)?;
-    tell(&mut out, base, found)
+    write_comparison(&mut out, base, found)
 }
 
 /// Converts a perplexity ratio to a change in percent.
@@ -124,7 +125,7 @@ pub fn percent(ratio: Estimate) -> Estimate {
 }
 
 /// Writes the report of a comparison with `base`.
-pub fn tell(out: &mut impl Write, base: &str, found: &Divergence) -> io::Result<()> {
+pub fn write_comparison(out: &mut impl Write, base: &str, found: &Divergence) -> io::Result<()> {
     let (kl, change, same) = (found.mean_kl(), percent(found.perplexity_ratio()), found.same_top());
     writeln!(out, "base         {base}, perplexity {:.4}", found.base_perplexity().mean)?;
     writeln!(out, "change       {:+.3} ± {:.3} % of perplexity", change.mean, change.error)?;

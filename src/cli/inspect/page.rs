@@ -148,8 +148,8 @@ impl Page<'_> {
 
     fn tokenizer(&mut self, t: &Tokenizer, vocabulary: usize) -> io::Result<()> {
         let kind = t.kind.as_deref().unwrap_or("unnamed kind");
-        let whole = if t.huggingface { "tokenizer.json in the file" } else { "without tokenizer.json" };
-        self.fact("tokenizer", format!("{kind}, {whole}"))?;
+        let source = if t.huggingface { "tokenizer.json in the file" } else { "without tokenizer.json" };
+        self.fact("tokenizer", format!("{kind}, {source}"))?;
         self.fact("vocabulary", format!("{} tokens", HumanCount(t.tokens as u64)))?;
         if t.tokens != vocabulary {
             self.fact("", format!("({} rows in the embedding)", HumanCount(vocabulary as u64)))?;

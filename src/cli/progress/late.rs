@@ -13,7 +13,7 @@ use crate::cli::terminal;
 /// Progress on standard error, if that is a terminal.
 pub struct Bar {
     unit: Unit,
-    what: &'static str,
+    label: &'static str,
     on: bool,
     since: Cell<Instant>,
     bar: RefCell<Option<ProgressBar>>,
@@ -35,9 +35,9 @@ impl Bar {
         Self::new(Unit::Bytes, "loading the model", on)
     }
 
-    fn new(unit: Unit, what: &'static str, on: bool) -> Self {
+    fn new(unit: Unit, label: &'static str, on: bool) -> Self {
         let (since, bar) = (Cell::new(Instant::now()), RefCell::default());
-        Self { unit, what, on: on && terminal::draws(), since, bar }
+        Self { unit, label, on: on && terminal::draws(), since, bar }
     }
 
     /// Sets the position to `done` of `total`.
@@ -51,7 +51,7 @@ impl Bar {
             let bar = bar.get_or_insert_with(|| {
                 let before = done as f64 / total.max(1) as f64;
                 let style = style(self.unit, terminal::err_width(), before);
-                ProgressBar::new(total as u64).with_style(style).with_message(self.what)
+                ProgressBar::new(total as u64).with_style(style).with_message(self.label)
             });
             bar.set_position(done as u64);
         }

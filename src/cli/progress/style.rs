@@ -1,20 +1,20 @@
-//! What bars look like.
+//! Styles of progress bars.
 
 use std::{fmt, time::Duration};
 
 use indicatif::{HumanDuration, ProgressState, ProgressStyle};
 
-/// What a bar counts.
+/// The unit of a bar.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unit {
     Bytes,
-    /// Steps that mean nothing to the user.
+    /// Steps without a meaning for the user.
     Steps,
-    /// Things that the message names.
+    /// Items that the message names.
     Items,
 }
 
-/// Columns that a bar with everything needs.
+/// Minimum terminal width for the full template.
 const WIDE: usize = 72;
 
 fn template(unit: Unit, width: usize) -> &'static str {
@@ -27,7 +27,8 @@ fn template(unit: Unit, width: usize) -> &'static str {
     }
 }
 
-/// Returns the style for a terminal of this `width`, and for work of which a part was done `before`.
+/// Returns the style for a terminal of this `width`; `before` is the fraction of the work that was already done at the
+/// start.
 pub fn style(unit: Unit, width: Option<usize>, before: f64) -> ProgressStyle {
     let show_left = move |state: &ProgressState, to: &mut dyn fmt::Write| {
         let left = left(state.elapsed(), before, state.fraction().into());
@@ -39,8 +40,8 @@ pub fn style(unit: Unit, width: Option<usize>, before: f64) -> ProgressStyle {
         .with_key("left", show_left)
 }
 
-/// Estimates the time left from the average since the beginning, as the parts of a phase differ in speed; `None` when
-/// too little was done to tell.
+/// Estimates the remaining time from the average speed since the start, since the parts of a phase differ in speed;
+/// `None` if too little is done for an estimate.
 pub fn left(elapsed: Duration, before: f64, now: f64) -> Option<Duration> {
     const ENOUGH: f64 = 2e-3;
     let (done, left) = (now - before, 1.0 - now);
@@ -61,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn the_time_left_counts_what_was_done_since_the_beginning() {
+    fn remaining_time_excludes_work_done_before_the_start() {
         let second = Duration::from_secs(1);
         assert_eq!(left(second, 0.0, 0.25), Some(3 * second));
         assert_eq!(left(second, 0.5, 0.75), Some(second));

@@ -12,7 +12,7 @@ use indicatif::DecimalBytes;
 use serde_json::Value;
 
 /// Bytes besides the weights: tokenizer, metadata, state after the meta tokens.
-const BESIDE: u64 = 24 << 20;
+const OVERHEAD: u64 = 24 << 20;
 /// Memory for a conversion, independent of the model's size.
 const TO_CONVERT: u64 = 140_000_000;
 /// Memory for a conversation besides the weights.
@@ -39,7 +39,7 @@ impl Estimate {
         let wide = ["torch_dtype", "dtype"].iter().any(|key| config[key] == "float32");
         let weights = ends_with(".safetensors") / if wide { 4 } else { 2 };
         let bits = TypePlan::from_name(&model.kind).map_or(32.0, TypePlan::bits);
-        Ok(Self { model: (weights as f64 * bits / 8.0) as u64 + BESIDE, is_converted: true })
+        Ok(Self { model: (weights as f64 * bits / 8.0) as u64 + OVERHEAD, is_converted: true })
     }
 
     /// Returns the output of a dry run.
@@ -53,13 +53,13 @@ impl Estimate {
         if let Some(license) = &info.license {
             line(format!("license: {}, {}", license.name.as_ref().unwrap_or(&license.id), license.link));
         }
-        for (path, size, there) in plan.files() {
-            let there = match there {
+        for (path, size, present) in plan.files() {
+            let present = match present {
                 0 => String::new(),
-                there if there == size => ", already downloaded".into(),
-                there => format!(", {} of it already downloaded", DecimalBytes(there)),
+                present if present == size => ", already downloaded".into(),
+                present => format!(", {} of it already downloaded", DecimalBytes(present)),
             };
-            line(format!("  {path} ({}{there})", DecimalBytes(size)));
+            line(format!("  {path} ({}{present})", DecimalBytes(size)));
         }
         let (all, missing, made) = (DecimalBytes(plan.bytes()), DecimalBytes(plan.missing()), DecimalBytes(self.model));
         line(format!("to download: {missing} of {all}, into {}", settings.cache.display()));

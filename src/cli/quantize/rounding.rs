@@ -4,7 +4,7 @@ use std::{path::PathBuf, sync::atomic::AtomicBool};
 
 use hymba::quant::{Calibration, Gptq, Order, Rounding, Sample};
 
-use crate::cli::{options::count, prompt::read_whole, usage::Usage};
+use crate::cli::{options::count, prompt::read_text, usage::Usage};
 
 /// Rounding flags.
 #[derive(clap::Args)]
@@ -65,7 +65,7 @@ impl RoundingArgs {
     /// Returns the requested rounding.
     pub fn rounding(&self) -> anyhow::Result<Rounding> {
         let has_text = self.calibrate.is_some();
-        let wrong = |what: &str| Err(Usage(what.into()).into());
+        let wrong = |problem: &str| Err(Usage(problem.into()).into());
         let by_default = if has_text && self.save_calibration.is_none() { Kind::Gptq } else { Kind::Search };
         let kind = self.rounding.unwrap_or(by_default);
         if kind != Kind::Gptq && (self.damping.is_some() || self.column_order.is_some()) {
@@ -98,7 +98,7 @@ impl RoundingArgs {
             return Ok(Some(Calibration::File(path.clone())));
         }
         let Some(path) = &self.calibrate else { return Ok(None) };
-        let (text, name) = (read_whole(path, cancel)?, path.display().to_string());
+        let (text, name) = (read_text(path, cancel)?, path.display().to_string());
         let (tokens, context) = (self.calibration_tokens.unwrap_or(32768), self.calibration_context.unwrap_or(512));
         Ok(Some(Calibration::Text(Sample { text, name, tokens, context })))
     }

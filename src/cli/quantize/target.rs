@@ -94,8 +94,8 @@ mod tests {
             assert!(parse(theirs).unwrap_err().contains(ours), "{theirs}");
         }
         for unknown in ["q7", "int4", "", "q", "7_0"] {
-            let said = parse(unknown).unwrap_err();
-            assert!(said.starts_with("unknown type; available: q8, q6, q5, q4, small, f32"), "{said}");
+            let message = parse(unknown).unwrap_err();
+            assert!(message.starts_with("unknown type; available: q8, q6, q5, q4, small, f32"), "{message}");
         }
     }
 

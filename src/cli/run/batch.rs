@@ -22,14 +22,14 @@ use hymba::{
     engine::{
         Model,
         generate::StopReason,
-        scheduler::{Event, Events, Scheduler, SchedulerOptions, Taken, Usage as Took},
+        scheduler::{Delivery, Event, Events, Scheduler, SchedulerOptions, Usage as Took},
     },
     text::Tokenizer,
 };
 use serde_json::{Value, json};
 
 use crate::cli::{
-    hints::Place,
+    hints::Interface,
     json::JSON_VERSION,
     options::{beyond_training, count},
     progress::Bar,
@@ -75,20 +75,20 @@ struct Done {
 
 /// Collects a job's text and passes it on when it is complete.
 struct Collector {
-    place: usize,
+    index: usize,
     text: String,
     ids: Vec<u32>,
     done: Sender<(usize, Result<Done, Error>)>,
 }
 
 impl Events for Collector {
-    fn take(&mut self, event: Event) -> Taken {
+    fn deliver(&mut self, event: Event) -> Delivery {
         let outcome = match event {
-            Event::Started(_) | Event::Prompt(_) => return Taken::Yes,
+            Event::Started(_) | Event::Prompt(_) => return Delivery::Delivered,
             Event::Token { id, text, .. } => {
                 self.ids.push(id);
                 self.text.push_str(&text);
-                return Taken::Yes;
+                return Delivery::Delivered;
             }
             Event::Done { text, stop, usage: took } => {
                 let text = std::mem::take(&mut self.text) + &text;
@@ -96,7 +96,7 @@ impl Events for Collector {
             }
             Event::Failed(e) => Err(e),
         };
-        if self.done.send((self.place, outcome)).is_ok() { Taken::Yes } else { Taken::Gone }
+        if self.done.send((self.index, outcome)).is_ok() { Delivery::Delivered } else { Delivery::Closed }
     }
 }
 
@@ -220,7 +220,7 @@ impl Batch {
                     is_read = true;
                     break;
                 };
-                let collector = Collector { place: next, text: String::new(), ids: Vec::new(), done: send.clone() };
+                let collector = Collector { index: next, text: String::new(), ids: Vec::new(), done: send.clone() };
                 let prompt = self.submit(&line, collector, scheduler)?;
                 at_work += usize::from(prompt.outcome.is_none());
                 pending.insert(next, prompt);
@@ -234,16 +234,16 @@ impl Batch {
                 return Ok(());
             }
             match receive.recv_timeout(Duration::from_millis(20)) {
-                Ok((place, outcome)) => {
+                Ok((index, outcome)) => {
                     at_work -= 1;
                     let outcome = match outcome {
                         Ok(Done { stop: StopReason::Interrupted, .. }) | Err(Error::Cancelled) => {
                             bail!(Error::Cancelled)
                         }
                         Ok(done) => Ok(done),
-                        Err(e) => Err(terminal::one_line(&e.into(), Place::CommandLine)),
+                        Err(e) => Err(terminal::one_line(&e.into(), Interface::CommandLine)),
                     };
-                    if let Some(prompt) = pending.get_mut(&place) {
+                    if let Some(prompt) = pending.get_mut(&index) {
                         prompt.outcome = Some(outcome);
                     }
                 }
@@ -269,7 +269,7 @@ impl Batch {
                 scheduler.submit(job).map_err(|why| anyhow!("the queue refused a prompt: {why:?}"))?;
             }
             Err(e) if matches!(e.downcast_ref(), Some(Error::Cancelled)) => return Err(e),
-            Err(e) => pending.outcome = Some(Err(terminal::one_line(&e, Place::CommandLine))),
+            Err(e) => pending.outcome = Some(Err(terminal::one_line(&e, Interface::CommandLine))),
         }
         Ok(pending)
     }

@@ -61,9 +61,9 @@ impl Report<'_> {
     /// Returns the timing summary.
     pub fn summary(&self, session: &Session<'_>) -> String {
         let t = &self.generation.timings;
-        let with_rate = |what: String, tokens_per_second: f64| match tokens_per_second {
-            0.0 => what,
-            some => format!("{what}, {}", rate(some)),
+        let with_rate = |counts: String, tokens_per_second: f64| match tokens_per_second {
+            0.0 => counts,
+            some => format!("{counts}, {}", rate(some)),
         };
         let mut parts = vec![
             with_rate(format!("prompt {}", counted(t.prompt_tokens, "token")), t.prompt_rate()),

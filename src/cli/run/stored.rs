@@ -45,8 +45,8 @@ impl StoredArgs {
     pub fn check(&self) -> anyhow::Result<()> {
         let Some((path, kind)) = self.written() else {
             let useless = self.force && self.session.is_none();
-            let what = "--force applies to --session or --prompt-cache; add one of them";
-            return if useless { Err(Usage(what.into()).into()) } else { Ok(()) };
+            let problem = "--force applies to --session or --prompt-cache; add one of them";
+            return if useless { Err(Usage(problem.into()).into()) } else { Ok(()) };
         };
         output_file("--session and --prompt-cache", path)?;
         check_writable(path)?;
@@ -104,10 +104,10 @@ pub fn keep(
 /// Rewinds the tokens of `generated` beyond its text; if the text ends within a token, processes the rest of it.
 fn go_back_to_shown(timeline: &mut Timeline<'_>, tokenizer: &Tokenizer, generated: &Generation) -> Result<()> {
     let read = timeline.steps().len();
-    let begin = read + usize::from(generated.unread.is_some()) - generated.ids.len();
-    let (kept, rest) = tokenizer.ids_within(&timeline.ids()[..begin], &generated.ids, &generated.text);
-    let mut target = timeline.steps()[..read.min(begin + kept)].to_vec();
-    target.extend(generated.ids[target.len() - begin..kept].iter().map(|&id| decoded(id)));
+    let start = read + usize::from(generated.unread.is_some()) - generated.ids.len();
+    let (kept, rest) = tokenizer.ids_within(&timeline.ids()[..start], &generated.ids, &generated.text);
+    let mut target = timeline.steps()[..read.min(start + kept)].to_vec();
+    target.extend(generated.ids[target.len() - start..kept].iter().map(|&id| decoded(id)));
     let rest = tokenizer.encode_more(rest)?;
     if target.len() + rest.len() <= timeline.context() {
         target.extend(prefilled(&rest));
@@ -116,7 +116,7 @@ fn go_back_to_shown(timeline: &mut Timeline<'_>, tokenizer: &Tokenizer, generate
 }
 
 /// Tokens between two checkpoints.
-const APART: usize = 64;
+const CHECKPOINT_STRIDE: usize = 64;
 
 /// A timeline that reports prompt progress and creates regular checkpoints, so that the end of a text can be rewound
 /// without processing all of it again.
@@ -138,7 +138,7 @@ impl<'t, 'm> Checkpointed<'t, 'm> {
 
     /// Returns the number of tokens until the next checkpoint is due; `None`: it is due now.
     fn until_checkpoint(&self) -> Option<usize> {
-        (self.last? + APART).checked_sub(self.tokens()).filter(|&left| left > 0)
+        (self.last? + CHECKPOINT_STRIDE).checked_sub(self.tokens()).filter(|&left| left > 0)
     }
 
     fn checkpoint_if_due(&mut self) -> Result<()> {
@@ -164,10 +164,10 @@ impl TokenModel for Checkpointed<'_, '_> {
         self.timeline.decode(id)
     }
 
-    fn most_guesses(&self) -> usize {
+    fn max_guesses(&self) -> usize {
         // A pass ends where single steps would create a checkpoint.
-        let left = if self.on { self.until_checkpoint().unwrap_or(APART) - 1 } else { usize::MAX };
-        self.timeline.most_guesses().min(left)
+        let left = if self.on { self.until_checkpoint().unwrap_or(CHECKPOINT_STRIDE) - 1 } else { usize::MAX };
+        self.timeline.max_guesses().min(left)
     }
 
     fn verify(&mut self, ids: &[u32], is_right: &mut dyn FnMut(&[f32]) -> Result<bool>) -> Result<()> {
@@ -198,8 +198,8 @@ pub fn read_cached(
     const CHECKPOINTS: usize = 4;
     if ids.len() > timeline.context() {
         let (tokens, context) = (ids.len(), timeline.context());
-        let what = format!("prompt too long: {tokens} tokens, context size {context}; use a larger -c");
-        return Err(Error::Request(what));
+        let problem = format!("prompt too long: {tokens} tokens, context size {context}; use a larger -c");
+        return Err(Error::Request(problem));
     }
     let start = Instant::now();
     if path.exists() && !stored.replaces_other() {
@@ -208,9 +208,9 @@ pub fn read_cached(
     let known = timeline.ids().iter().zip(ids).take_while(|(a, b)| a == b).count();
     let mut target = timeline.steps()[..known].to_vec();
     target.extend(prefilled(&ids[known..]));
-    let apart = ids.len().div_ceil(CHECKPOINTS).next_multiple_of(CHUNK);
+    let stride = ids.len().div_ceil(CHECKPOINTS).next_multiple_of(CHUNK);
     // The next prompt is likely to differ at the same position.
-    for at in (known..ids.len()).step_by(apart) {
+    for at in (known..ids.len()).step_by(stride) {
         timeline.seek(&target[..at], watch)?;
         timeline.checkpoint()?;
     }

@@ -187,7 +187,7 @@ fn read_aside(mut from: impl Read + Send + 'static, limit: usize) -> io::Result<
 mod tests {
     use super::*;
 
-    static GO_ON: AtomicBool = AtomicBool::new(false);
+    static NO_CANCEL: AtomicBool = AtomicBool::new(false);
 
     fn call() -> Call {
         Call { name: "f".into(), arguments: r#"{"a": "$HOME"}"#.into() }
@@ -195,11 +195,11 @@ mod tests {
 
     fn run(words: &[&str]) -> Result<String, String> {
         let words = words.iter().map(|word| word.to_string()).collect();
-        Program { words, patience: Duration::from_millis(300) }.run(&call(), &GO_ON).unwrap()
+        Program { words, patience: Duration::from_millis(300) }.run(&call(), &NO_CANCEL).unwrap()
     }
 
     #[test]
-    fn a_command_line_is_split_and_not_interpreted() {
+    fn command_lines_are_split_without_shell_interpretation() {
         let words = |command: &str| Program::new(command).map(|program| program.words);
         assert_eq!(words(r#"a 'b c' "d e"  f\ g $HOME;h|i"#).unwrap(), ["a", "b c", "d e", "f g", "$HOME;h|i"]);
         for bad in ["", "  ", "''", "a 'b", "a \\"] {
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn the_call_goes_in_and_the_result_comes_out() {
+    fn programs_receive_the_call_and_return_the_result() {
         assert_eq!(run(&["cat"]).unwrap(), r#"{"name": "f", "arguments": {"a": "$HOME"}}"#);
         assert_eq!(run(&["echo", "$HOME; ls"]).unwrap(), "$HOME; ls");
         assert_eq!(run(&["printf", r"a\n\n"]).unwrap(), "a\n");
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn what_goes_wrong_is_said() {
+    fn failures_are_described() {
         let failure = |script: &str| run(&["sh", "-c", script]).unwrap_err();
         assert!(
             failure("echo a >&2; echo no such city >&2; exit 3").ends_with("failed (exit status: 3): no such city")
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cancel_ends_all_that_was_started() {
+    fn cancelling_kills_child_processes() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("pid");
         let script = format!("sleep 1000 & echo $! > '{0}.new'; mv '{0}.new' '{0}'; wait", file.display());

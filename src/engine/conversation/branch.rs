@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::format::Said;
+use super::format::Fingerprint;
 use crate::{
     engine::timeline::{Step, common_steps, saved_steps},
     text::{Message, Role},
@@ -41,9 +41,9 @@ pub struct Turn {
     pub reply: String,
     /// Number of steps from the start of the conversation to the end of the prompt; the reply's steps follow.
     pub(super) prompt: usize,
-    /// The text of that prompt; version 0.1 did not save it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) said: Option<Said>,
+    /// The fingerprint of that prompt's text; version 0.1 did not save it.
+    #[serde(rename = "said", default, skip_serializing_if = "Option::is_none")]
+    pub(super) fingerprint: Option<Fingerprint>,
     /// Number of leading steps shared with the previous turn.
     pub(super) kept: usize,
     /// The steps after them, to the end of the reply. They may lack the last token of the reply or include part of a
@@ -98,13 +98,13 @@ impl Branch {
     }
 
     /// Adds a turn that ends after `steps`, counted from the start of the conversation. The first `prompt` of them are
-    /// its prompt, whose text is `said`.
+    /// its prompt, whose text has this `fingerprint`.
     pub(super) fn push(
         &mut self,
         query: Query<'_>,
         reply: &str,
         prompt: usize,
-        said: Option<Said>,
+        fingerprint: Option<Fingerprint>,
         mut steps: Vec<Step>,
     ) {
         let common = common_steps(&self.steps(), &steps);
@@ -114,7 +114,7 @@ impl Branch {
             Query::Results(results) => (String::new(), results.to_vec()),
         };
         let (reply, steps) = (reply.into(), steps.split_off(kept));
-        self.turns.push(Turn { user, results, reply, prompt, said, kept, steps });
+        self.turns.push(Turn { user, results, reply, prompt, fingerprint, kept, steps });
     }
 
     /// Returns the first turn at or after `at` that starts an exchange. An exchange is a turn with a user message and
@@ -154,7 +154,7 @@ mod tests {
     use crate::engine::timeline::{decoded, prefilled};
 
     #[test]
-    fn a_turn_adds_whole_passes_to_the_one_before() {
+    fn turns_share_whole_passes_with_the_previous_turn() {
         let first: Vec<Step> = prefilled(&[1, 2, 3]).chain([4, 5].map(decoded)).collect();
         let shorter: Vec<Step> = prefilled(&[1, 2]).chain([decoded(6)]).collect();
         let other = [&first[..4], &prefilled(&[7, 8]).collect::<Vec<_>>()].concat();
@@ -171,11 +171,11 @@ mod tests {
     }
 
     #[test]
-    fn a_turn_can_keep_and_prompt_with_what_is_there_only() {
+    fn turns_with_step_counts_out_of_range_are_inconsistent() {
         let turn = |kept, prompt, new: &[u32]| {
             let steps = prefilled(new).collect();
             let (user, results, reply) = (String::new(), Vec::new(), String::new());
-            Turn { user, results, reply, prompt, said: None, kept, steps }
+            Turn { user, results, reply, prompt, fingerprint: None, kept, steps }
         };
         for (kept, prompt, good) in [(5, 6, true), (6, 6, false), (usize::MAX, 6, false), (5, 7, false), (0, 1, true)] {
             let turns = vec![turn(0, 5, &[1; 5]), turn(kept, prompt, &[2])];
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn an_exchange_begins_with_a_message() {
+    fn exchanges_start_with_a_user_message() {
         let mut branch = Branch::default();
         let results = ["5".to_owned()];
         for query in [Query::User("a"), Query::User("b"), Query::Results(&results), Query::Results(&results)] {

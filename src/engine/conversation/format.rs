@@ -34,23 +34,23 @@ impl Format {
 
 /// The fingerprint of a rendered prompt: its length and hash.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Said {
+pub(super) struct Fingerprint {
     pub bytes: usize,
     pub hash: String,
 }
 
-impl Said {
+impl Fingerprint {
     pub fn new(text: &str) -> Self {
         Self { bytes: text.len(), hash: blake3::hash(text.as_bytes()).to_hex().to_string() }
     }
 
     /// Returns a fingerprint that no text matches.
-    pub fn something_else() -> Self {
+    pub fn unmatched() -> Self {
         Self { bytes: 0, hash: String::new() }
     }
 
     /// Whether `text` starts with the prompt.
-    pub fn begins(&self, text: &str) -> bool {
+    pub fn is_prefix_of(&self, text: &str) -> bool {
         let start = text.as_bytes().get(..self.bytes);
         start.is_some_and(|start| *blake3::hash(start).to_hex() == *self.hash)
     }

@@ -9,7 +9,7 @@ use std::{
 use serde::{Deserialize, Serialize, de::IgnoredAny};
 
 use crate::{
-    Error, Holds, Result,
+    Error, FileContents, Result,
     format::gguf,
     state::{SESSION_MAGIC, session_header},
 };
@@ -43,28 +43,30 @@ struct More {
 /// Fails if the file at `path` is not a session of `kind`, unless `force`. A model is never replaced, even with
 /// `force`. `path` must not be a directory or a device.
 pub fn check_replaceable(path: &Path, kind: Kind, force: bool) -> Result<()> {
-    let holds = match File::open(path).and_then(|file| holds(file, kind)) {
-        Ok(holds) => holds,
+    let contents = match File::open(path).and_then(|file| contents(file, kind)) {
+        Ok(contents) => contents,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(e) => return Err(Error::io("cannot read", path, e)),
     };
-    match holds {
-        Some(holds) if !force || holds == Holds::Model => Err(Error::NotReplaced { path: path.into(), holds }),
+    match contents {
+        Some(contents) if !force || contents == FileContents::Model => {
+            Err(Error::NotReplaced { path: path.into(), contents })
+        }
         _ => Ok(()),
     }
 }
 
 /// Returns what `file` contains; `None` if it is a session of `kind`.
-fn holds(mut file: File, kind: Kind) -> io::Result<Option<Holds>> {
+fn contents(mut file: File, kind: Kind) -> io::Result<Option<FileContents>> {
     let mut start = Vec::new();
     (&mut file).take(SESSION_MAGIC.len() as u64).read_to_end(&mut start)?;
     if start.starts_with(&gguf::MAGIC) {
-        return Ok(Some(Holds::Model));
+        return Ok(Some(FileContents::Model));
     }
     if start != SESSION_MAGIC {
-        return Ok(Some(Holds::Other));
+        return Ok(Some(FileContents::Other));
     }
-    let Some(Header { marks, more }) = session_header(file)? else { return Ok(Some(Holds::Damaged)) };
+    let Some(Header { marks, more }) = session_header(file)? else { return Ok(Some(FileContents::Damaged)) };
     let found = match more {
         More { kind: Some(kind), .. } => kind,
         More { chat: Some(_), .. } => Kind::Chat,
@@ -73,8 +75,8 @@ fn holds(mut file: File, kind: Kind) -> io::Result<Option<Holds>> {
         _ => Kind::Text,
     };
     Ok((found != kind).then_some(match found {
-        Kind::Chat => Holds::Conversation,
-        Kind::Text => Holds::Text,
-        Kind::Prompt => Holds::Prompt,
+        Kind::Chat => FileContents::Conversation,
+        Kind::Text => FileContents::Text,
+        Kind::Prompt => FileContents::Prompt,
     }))
 }

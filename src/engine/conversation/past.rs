@@ -12,12 +12,12 @@ impl Conversation<'_> {
     pub fn undo(&mut self, count: usize, watch: &Watch<'_>) -> Result<Vec<Turn>> {
         let Some(start) = self.current.last_exchanges(count) else {
             let turns = self.current.exchanges();
-            let what = format!("only {turns} turns to undo; give a number from 1 to {turns}");
-            return Err(if turns == 0 { Error::NothingSaid } else { Error::Request(what) });
+            let problem = format!("only {turns} turns to undo; give a number from 1 to {turns}");
+            return Err(if turns == 0 { Error::NoTurns } else { Error::Request(problem) });
         };
-        let gone = self.current.turns.split_off(start);
+        let undone = self.current.turns.split_off(start);
         self.sync(watch)?;
-        Ok(gone)
+        Ok(undone)
     }
 
     /// Moves the timeline to the end of the current branch.
@@ -34,13 +34,13 @@ impl Conversation<'_> {
 
     /// Sets the system message and replays the turns after it.
     pub fn set_system(&mut self, system: Option<&str>, watch: &Watch<'_>) -> Result<()> {
-        let least = system.map_or(0, |system| self.tokenizer.least_tokens(system));
-        if least > self.timeline.context() {
-            return Err(self.full(least));
+        let min = system.map_or(0, |system| self.tokenizer.least_tokens(system));
+        if min > self.timeline.context() {
+            return Err(self.context_full_error(min));
         }
         let replayed = self.replay_turns(system.map(str::to_owned), 0, watch)?;
         if replayed.end() > self.timeline.context() {
-            return Err(self.full(replayed.end()));
+            return Err(self.context_full_error(replayed.end()));
         }
         self.current = replayed;
         self.sync(watch)
@@ -55,11 +55,11 @@ impl Conversation<'_> {
             Error::check_cancelled(watch.cancel)?;
             read.truncate(turn.kept);
             read.extend(&turn.steps);
-            let Prompt { mut steps, said, .. } = self.prompt_after(&replayed, turn.query())?;
+            let Prompt { mut steps, fingerprint, .. } = self.prompt_after(&replayed, turn.query())?;
             let prompt = steps.len();
             let reply: Vec<u32> = read[turn.prompt..].iter().map(|step| step.id).collect();
             steps.extend(prefilled(&reply));
-            replayed.push(turn.query(), &turn.reply, prompt, said, steps);
+            replayed.push(turn.query(), &turn.reply, prompt, fingerprint, steps);
             if replayed.end() > self.timeline.context() {
                 break;
             }
@@ -94,7 +94,7 @@ impl Conversation<'_> {
             let length = prompt.as_ref().map_or(0, |prompt| prompt.steps.len()).max(kept.end());
             Ok((length <= context / 2 || dropped == last && length < context).then_some((kept, prompt)))
         };
-        fewest(1, last, self.likely_to_drop(last), without).or_else(|e| match e {
+        fewest(1, last, self.estimate_drop(last), without).or_else(|e| match e {
             Error::Cancelled => Err(e),
             _ => Ok(None),
         })
@@ -102,7 +102,7 @@ impl Conversation<'_> {
 
     /// Estimates how many turns to drop, at most `last`, to free half of the context, from the lengths of the turns
     /// when they were processed.
-    fn likely_to_drop(&self, last: usize) -> usize {
+    fn estimate_drop(&self, last: usize) -> usize {
         let end = self.used();
         let left = |turn: &Turn| end.saturating_sub(turn.end());
         1 + self.current.turns[..last.saturating_sub(1)]
@@ -179,19 +179,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_fewest_are_found_with_few_tries() {
+    fn fewest_finds_the_minimum_in_few_calls() {
         for last in [0, 1, 2, 7, 1000] {
-            for (least, guess) in (1..last + 2).flat_map(|least| [1, least, 500, 5000].map(|guess| (least, guess))) {
-                let mut tries = 0;
+            for (min, guess) in (1..last + 2).flat_map(|min| [1, min, 500, 5000].map(|guess| (min, guess))) {
+                let mut calls = 0;
                 let make = |n: usize| {
-                    tries += 1;
+                    calls += 1;
                     assert!((1..=last).contains(&n));
-                    Ok((n >= least).then_some(n))
+                    Ok((n >= min).then_some(n))
                 };
                 let found = fewest(1, last, guess, make).unwrap();
-                assert_eq!(found, (least <= last).then_some(least), "{least} of {last} from {guess}");
-                let most = if guess == least { 3 } else { 22 };
-                assert!(tries <= most, "{tries} tries for {least} of {last} from {guess}");
+                assert_eq!(found, (min <= last).then_some(min), "{min} of {last} from {guess}");
+                let max_calls = if guess == min { 3 } else { 22 };
+                assert!(calls <= max_calls, "{calls} tries for {min} of {last} from {guess}");
             }
         }
         assert!(matches!(fewest(1, 9, 4, |_| Err::<Option<u8>, _>(Error::Cancelled)), Err(Error::Cancelled)));

@@ -3,7 +3,7 @@
 use super::{
     Branch, Conversation,
     branch::Query,
-    format::{Format, Said},
+    format::{Fingerprint, Format},
 };
 use crate::{
     Result,
@@ -16,7 +16,7 @@ pub(super) struct Prompt {
     /// All steps from the start of the conversation.
     pub steps: Vec<Step>,
     /// The fingerprint of its text.
-    pub said: Option<Said>,
+    pub fingerprint: Option<Fingerprint>,
     /// Number of steps discarded because the template now renders the history differently.
     pub rewritten: usize,
 }
@@ -26,13 +26,13 @@ impl Conversation<'_> {
     /// that the new text starts with, and up to the end of the reply to it.
     pub(super) fn prompt_after(&self, branch: &Branch, query: Query<'_>) -> Result<Prompt> {
         let rendered = self.render(branch, query)?;
-        let said = Some(Said::new(&rendered.text));
+        let fingerprint = Some(Fingerprint::new(&rendered.text));
         let Some(last) = branch.turns.last() else {
             let ids = self.encode_after(&rendered, None)?;
-            return Ok(Prompt { steps: prefilled(&ids).collect(), said, rewritten: 0 });
+            return Ok(Prompt { steps: prefilled(&ids).collect(), fingerprint, rewritten: 0 });
         };
-        let (mut steps, mut read, mut goes_on) = (Vec::new(), None, false);
-        if let Some((at, bytes)) = self.last_said(branch, &rendered.text)? {
+        let (mut steps, mut read, mut continues) = (Vec::new(), None, false);
+        if let Some((at, bytes)) = self.last_matching_prompt(branch, &rendered.text)? {
             let turn = &branch.turns[at];
             steps = branch.steps_of(at + 1);
             let mut rest = rendered.text.get(bytes..).unwrap_or_default();
@@ -45,11 +45,11 @@ impl Conversation<'_> {
             steps.truncate(turn.prompt + kept);
             // The reply is re-encoded as the template renders it.
             read = Some(if kept > 0 { rendered.text.len() - after.len() } else { bytes });
-            goes_on = at + 1 == branch.turns.len() && rest.starts_with(last.reply.trim_end());
+            continues = at + 1 == branch.turns.len() && rest.starts_with(last.reply.trim_end());
         }
-        let rewritten = if goes_on { 0 } else { branch.end().saturating_sub(steps.len()) };
+        let rewritten = if continues { 0 } else { branch.end().saturating_sub(steps.len()) };
         steps.extend(prefilled(&self.encode_after(&rendered, read)?));
-        Ok(Prompt { steps, said, rewritten })
+        Ok(Prompt { steps, fingerprint, rewritten })
     }
 
     /// Renders `branch` and `query` up to the start of the reply.
@@ -86,30 +86,31 @@ impl Conversation<'_> {
     }
 
     /// Returns the last turn whose prompt `text` starts with, and the length of that prompt in bytes.
-    fn last_said(&self, branch: &Branch, text: &str) -> Result<Option<(usize, usize)>> {
+    fn last_matching_prompt(&self, branch: &Branch, text: &str) -> Result<Option<(usize, usize)>> {
         let Some((last, before)) = branch.turns.split_last() else { return Ok(None) };
-        let said = match &last.said {
-            Some(said) => said.clone(),
+        let fingerprint = match &last.fingerprint {
+            Some(fingerprint) => fingerprint.clone(),
             // A session of version 0.1, which was saved with this template.
             None => {
                 let before = Branch { system: branch.system.clone(), turns: before.to_vec() };
-                Said::new(&self.render(&before, last.query())?.text)
+                Fingerprint::new(&self.render(&before, last.query())?.text)
             }
         };
-        if said.begins(text) {
-            return Ok(Some((before.len(), said.bytes)));
+        if fingerprint.is_prefix_of(text) {
+            return Ok(Some((before.len(), fingerprint.bytes)));
         }
         // All other prompts, in one pass over the text.
-        let known = before.iter().enumerate().filter_map(|(i, turn)| Some((turn.said.as_ref()?, i, turn.prompt)));
-        let mut known: Vec<_> = known.filter(|(said, ..)| said.bytes <= text.len()).collect();
-        known.sort_by_key(|(said, ..)| said.bytes);
+        let candidates =
+            before.iter().enumerate().filter_map(|(i, turn)| Some((turn.fingerprint.as_ref()?, i, turn.prompt)));
+        let mut candidates: Vec<_> = candidates.filter(|(fingerprint, ..)| fingerprint.bytes <= text.len()).collect();
+        candidates.sort_by_key(|(fingerprint, ..)| fingerprint.bytes);
         let (mut hasher, mut hashed) = (blake3::Hasher::new(), 0);
-        let same = known.into_iter().filter(|(said, ..)| {
-            hasher.update(&text.as_bytes()[hashed..said.bytes]);
-            hashed = said.bytes;
-            *hasher.finalize().to_hex() == *said.hash
+        let matching = candidates.into_iter().filter(|(fingerprint, ..)| {
+            hasher.update(&text.as_bytes()[hashed..fingerprint.bytes]);
+            hashed = fingerprint.bytes;
+            *hasher.finalize().to_hex() == *fingerprint.hash
         });
-        Ok(same.max_by_key(|&(.., prompt)| prompt).map(|(said, i, _)| (i, said.bytes)))
+        Ok(matching.max_by_key(|&(.., prompt)| prompt).map(|(fingerprint, i, _)| (i, fingerprint.bytes)))
     }
 }
 
@@ -117,17 +118,17 @@ impl Conversation<'_> {
 /// it.
 fn running_text(branch: &Branch, query: Query<'_>) -> String {
     let mut text = branch.system.clone().unwrap_or_default();
-    let mut begin_line = branch.system.is_some();
+    let mut needs_newline = branch.system.is_some();
     let turns = branch.turns.iter().map(|turn| (turn.query(), &*turn.reply)).chain([(query, "")]);
     for (query, reply) in turns {
         for message in query.messages() {
-            if std::mem::replace(&mut begin_line, true) {
+            if std::mem::replace(&mut needs_newline, true) {
                 text.push('\n');
             }
             text.push_str(message.content);
         }
         text.push_str(reply);
-        begin_line = !reply.ends_with('\n');
+        needs_newline = !reply.ends_with('\n');
     }
     text
 }

@@ -2,7 +2,7 @@
 
 use std::{io, time::Instant};
 
-use super::{Branch, Conversation, Overflow, branch::Query, format::Said, prompt::Prompt};
+use super::{Branch, Conversation, Overflow, branch::Query, format::Fingerprint, prompt::Prompt};
 use crate::{
     Error, Result,
     engine::{
@@ -35,7 +35,7 @@ struct Question<'a> {
     query: Query<'a>,
     /// The number of steps of the prompt, and its text.
     prompt: usize,
-    said: Option<Said>,
+    fingerprint: Option<Fingerprint>,
     /// Whether the reply replaces the last one.
     replaces: bool,
 }
@@ -71,38 +71,38 @@ impl Conversation<'_> {
         // Checked first, since processing the message takes many times its length in memory.
         let least = query.messages().map(|message| self.tokenizer.least_tokens(message.content)).sum();
         if least >= self.timeline.context() {
-            return Err(self.full(least));
+            return Err(self.context_full_error(least));
         }
         let mut prompt = self.prompt_after(&self.current, query)?;
         let mut dropped = 0;
         if prompt.steps.len() >= self.timeline.context() {
             let Some((kept, Some(shorter))) = self.slide_window(Some(query), &sink.watch)? else {
-                return Err(self.full(prompt.steps.len()));
+                return Err(self.context_full_error(prompt.steps.len()));
             };
             dropped = self.current.turns.len() - kept.turns.len();
             (self.current, prompt) = (kept, shorter);
         }
-        let Prompt { steps, said, rewritten } = prompt;
-        let question = Question { query, prompt: steps.len(), said, replaces: false };
+        let Prompt { steps, fingerprint, rewritten } = prompt;
+        let question = Question { query, prompt: steps.len(), fingerprint, replaces: false };
         let reply = self.reply(question, &steps, sink)?;
         Ok(Reply { dropped: dropped + reply.dropped, rewritten, ..reply })
     }
 
     /// Regenerates the reply to the last message and replaces the previous one.
     pub fn regenerate(&mut self, sink: &mut ReplySink<'_>) -> Result<Reply> {
-        let Some((turn, before)) = self.current.turns.split_last() else { return Err(Error::NothingSaid) };
+        let Some((turn, before)) = self.current.turns.split_last() else { return Err(Error::NoTurns) };
         let turn = turn.clone();
-        let mut prompt = Prompt { steps: self.current.steps(), said: turn.said.clone(), rewritten: 0 };
+        let mut prompt = Prompt { steps: self.current.steps(), fingerprint: turn.fingerprint.clone(), rewritten: 0 };
         prompt.steps.truncate(turn.prompt);
-        if turn.said.is_some() {
+        if turn.fingerprint.is_some() {
             // The template may have changed, or may depend on the date.
             let before = Branch { system: self.current.system.clone(), turns: before.to_vec() };
-            if Some(Said::new(&self.render(&before, turn.query())?.text)) != turn.said {
+            if Some(Fingerprint::new(&self.render(&before, turn.query())?.text)) != turn.fingerprint {
                 prompt = self.prompt_after(&before, turn.query())?;
             }
         }
-        let Prompt { steps, said, rewritten } = prompt;
-        let question = Question { query: turn.query(), prompt: steps.len(), said, replaces: true };
+        let Prompt { steps, fingerprint, rewritten } = prompt;
+        let question = Question { query: turn.query(), prompt: steps.len(), fingerprint, replaces: true };
         Ok(Reply { rewritten, ..self.reply(question, &steps, sink)? })
     }
 
@@ -118,15 +118,15 @@ impl Conversation<'_> {
             if question.replaces {
                 self.current.turns.pop();
             }
-            let Question { query, prompt, said, .. } = &question;
-            self.current.push(*query, &reply.generation.text, *prompt, said.clone(), steps);
+            let Question { query, prompt, fingerprint, .. } = &question;
+            self.current.push(*query, &reply.generation.text, *prompt, fingerprint.clone(), steps);
             if reply.generation.stop != StopReason::ContextFull || !self.slide(&mut reply, &sink.watch)? {
                 break incomplete;
             }
             // The turn exists from here on and is replaced when its reply grows.
             question.replaces = true;
             if let Some(turn) = self.current.turns.last() {
-                (question.prompt, question.said) = (turn.prompt, turn.said.clone());
+                (question.prompt, question.fingerprint) = (turn.prompt, turn.fingerprint.clone());
             }
         };
         if incomplete && reply.generation.stop == StopReason::ContextFull {
@@ -176,8 +176,8 @@ impl Conversation<'_> {
             prompt: &[],
             limit: self.options.limit.map(|limit| limit - reply.ids.len()),
             stops: &self.format.stops,
-            constraint: self.options.constraint.as_deref().or_else(|| self.held_to.of(query)),
-            begun: &reply.ids,
+            constraint: self.options.constraint.as_deref().or_else(|| self.call_constraints.of(query)),
+            generated: &reply.ids,
             pauses: self.options.overflow == Overflow::Slide,
             timings: reply.timings,
             cancel: Some(sink.watch.cancel),
@@ -199,10 +199,10 @@ impl Conversation<'_> {
     /// Processes the last token of `reply`, unless the text ended before it. Returns all steps, including that token if
     /// it did not fit.
     fn read_pending_token(&mut self, reply: &Generation) -> Result<Vec<Step>> {
-        let broken_off = matches!(reply.stop, StopReason::StopString | StopReason::BrokenPipe);
-        let pending = reply.unread.filter(|_| !broken_off);
-        let full = self.timeline.tokens() >= self.timeline.context();
-        if let Some(id) = pending.filter(|_| !full) {
+        let is_cut = matches!(reply.stop, StopReason::StopString | StopReason::BrokenPipe);
+        let pending = reply.unread.filter(|_| !is_cut);
+        let context_full_error = self.timeline.tokens() >= self.timeline.context();
+        if let Some(id) = pending.filter(|_| !context_full_error) {
             self.timeline.decode(id)?;
         }
         let mut steps = self.timeline.steps().to_vec();
@@ -226,7 +226,7 @@ impl Conversation<'_> {
             // There was no room for the pending token either.
             let read = self.timeline.steps().to_vec();
             if let Some(turn) = self.current.turns.pop() {
-                self.current.push(turn.query(), &turn.reply, turn.prompt, turn.said.clone(), read);
+                self.current.push(turn.query(), &turn.reply, turn.prompt, turn.fingerprint.clone(), read);
             }
             return Ok(false);
         };

@@ -8,8 +8,8 @@ use serde_json::Value;
 use super::{
     Branch, Conversation, Kind,
     calls::CallConstraints,
-    format::{Format, Said},
-    state::check_places,
+    format::{Fingerprint, Format},
+    state::check_template_inputs,
 };
 use crate::{
     Error, Mismatch, Result,
@@ -87,7 +87,7 @@ impl Conversation<'_> {
     pub fn load(&mut self, path: &Path, keep_template: bool) -> Result<()> {
         let file = path.display().to_string();
         let Self { timeline, tokenizer, options, format, .. } = self;
-        let (sampler, adopted, tools, contexts, held_to, name, current, branches) =
+        let (sampler, adopted, tools, contexts, call_constraints, name, current, branches) =
             timeline.load(path, |saved: Saved, steps| {
                 let sampler = saved.sampler(path)?;
                 let text = || Error::SessionMismatch { file: file.clone(), why: Mismatch::Text };
@@ -107,13 +107,15 @@ impl Conversation<'_> {
                 if other_template || other_inputs {
                     // Versions before 0.2 did not save the text of prompts.
                     let turns = branches.values_mut().flat_map(|branch| &mut branch.turns);
-                    turns.for_each(|turn| turn.said = turn.said.take().or_else(|| Some(Said::something_else())));
+                    turns.for_each(|turn| {
+                        turn.fingerprint = turn.fingerprint.take().or_else(|| Some(Fingerprint::unmatched()))
+                    });
                 }
                 let adopted = (!keep_template).then(|| adopt(template)).transpose()?;
                 let template = adopted.as_ref().map_or(options.template.as_ref(), |(template, _)| template.as_ref());
-                check_places(template, tools.as_ref(), &contexts)?;
+                check_template_inputs(template, tools.as_ref(), &contexts)?;
                 let stops = adopted.as_ref().map_or(&format.stops, |(_, format)| &format.stops);
-                let held_to = CallConstraints::new(
+                let call_constraints = CallConstraints::new(
                     tokenizer,
                     stops,
                     tools.as_ref(),
@@ -123,13 +125,13 @@ impl Conversation<'_> {
                 let consistent = branches.values().all(Branch::is_consistent);
                 let current = branches.remove(&name).filter(|current| consistent && current.steps() == steps);
                 let current = current.ok_or_else(|| Error::format(&file, "is inconsistent; restore it from a copy"))?;
-                Ok((sampler, adopted, tools, contexts, held_to, name, current, branches))
+                Ok((sampler, adopted, tools, contexts, call_constraints, name, current, branches))
             })?;
         self.sampler = sampler;
         if let Some((template, format)) = adopted {
             (self.options.template, self.format) = (template, format);
         }
-        (self.tools, self.contexts, self.held_to) = (tools, contexts, held_to);
+        (self.tools, self.contexts, self.call_constraints) = (tools, contexts, call_constraints);
         (self.name, self.current, self.branches) = (name, current, branches);
         self.speculator.clear();
         self.timeline.checkpoint()

@@ -67,7 +67,7 @@ pub struct Conversation<'m> {
     pub(super) tools: Option<Tools>,
     pub(super) contexts: Vec<String>,
     /// The constraints imposed by the tools.
-    pub(super) held_to: CallConstraints,
+    pub(super) call_constraints: CallConstraints,
     /// The name of the current branch.
     pub(super) name: String,
     pub(super) current: Branch,
@@ -89,9 +89,10 @@ impl<'m> Conversation<'m> {
         let current = Branch { system: options.system.take(), turns: Vec::new() };
         let format = Format::new(tokenizer, options.template.as_ref(), &options.stops)?;
         let (tools, contexts) = (options.tools.clone(), options.contexts.clone());
-        check_places(options.template.as_ref(), tools.as_ref(), &contexts)?;
-        let go_on = AtomicBool::new(false);
-        let held_to = CallConstraints::new(tokenizer, &format.stops, tools.as_ref(), &options.tool_choice, &go_on)?;
+        check_template_inputs(options.template.as_ref(), tools.as_ref(), &contexts)?;
+        let no_cancel = AtomicBool::new(false);
+        let call_constraints =
+            CallConstraints::new(tokenizer, &format.stops, tools.as_ref(), &options.tool_choice, &no_cancel)?;
         let (name, branches) = (FIRST_BRANCH.into(), BTreeMap::new());
         let speculator = Speculator::new(Speculate::Auto);
         Ok(Self {
@@ -103,7 +104,7 @@ impl<'m> Conversation<'m> {
             format,
             tools,
             contexts,
-            held_to,
+            call_constraints,
             name,
             current,
             branches,
@@ -203,7 +204,7 @@ impl<'m> Conversation<'m> {
     }
 
     /// Returns the error for `needed` tokens that do not fit.
-    pub(super) fn full(&self, needed: usize) -> Error {
+    pub(super) fn context_full_error(&self, needed: usize) -> Error {
         let context = self.timeline.context();
         let free = context - self.used().min(context);
         Error::ConversationFull { needed, free, context }
@@ -211,8 +212,12 @@ impl<'m> Conversation<'m> {
 }
 
 /// Fails if `template` has no place for the tools or contexts.
-pub(super) fn check_places(template: Option<&Template>, tools: Option<&Tools>, contexts: &[String]) -> Result<()> {
-    let missing = |what: &str| Error::Request(format!("the chat template does not support {what}"));
+pub(super) fn check_template_inputs(
+    template: Option<&Template>,
+    tools: Option<&Tools>,
+    contexts: &[String],
+) -> Result<()> {
+    let missing = |feature: &str| Error::Request(format!("the chat template does not support {feature}"));
     if tools.is_some() && !template.map(Template::takes_tools).transpose()?.unwrap_or(false) {
         return Err(missing("tools"));
     }

@@ -41,9 +41,9 @@ impl Bias {
         }
         self.changed.clear();
         self.changed.extend_from_slice(logits);
-        let mut add = |id: u32, what: f32| {
+        let mut add = |id: u32, delta: f32| {
             if let Some(logit) = self.changed.get_mut(id as usize) {
-                *logit += what;
+                *logit += delta;
             }
         };
         self.fixed.iter().for_each(|&(id, bias)| add(id, bias));
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn penalties_count_what_was_generated() {
+    fn penalties_count_generated_tokens() {
         let (frequency_penalty, presence_penalty) = (0.5, 0.25);
         let bias = vec![(0, -100.0), (9, 1.0)];
         let job = Job { frequency_penalty, presence_penalty, bias, ..Job::new(vec![1], Box::new(sync_channel(1).0)) };

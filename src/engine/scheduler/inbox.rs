@@ -19,9 +19,9 @@ pub(super) struct Queued {
 
 /// The stages of a shutdown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Ending {
+pub(super) enum Stage {
     /// Accepts jobs.
-    Not,
+    Accepting,
     /// Rejects new jobs and finishes the others.
     Draining,
     /// Has cancelled all jobs.
@@ -38,21 +38,22 @@ pub(super) struct Inbox {
 pub(super) struct Shared {
     pub queue: VecDeque<Queued>,
     /// Capacity of the queue.
-    room: usize,
-    pub ending: Ending,
+    capacity: usize,
+    pub stage: Stage,
     /// The cancellation flags of the running jobs.
     pub running: Vec<Arc<AtomicBool>>,
     pub metrics: Metrics,
     /// Running mean of the time that jobs take.
-    pub usual: Duration,
+    pub mean_duration: Duration,
 }
 
 impl Inbox {
-    /// Returns an inbox with a queue of `room` jobs.
-    pub fn new(room: usize, slots: usize) -> Self {
+    /// Returns an inbox with a queue of `capacity` jobs.
+    pub fn new(capacity: usize, slots: usize) -> Self {
         let metrics = Metrics { slots, ..Metrics::default() };
         let (queue, running) = (VecDeque::new(), Vec::new());
-        let shared = Shared { queue, room, ending: Ending::Not, running, metrics, usual: Duration::ZERO };
+        let shared =
+            Shared { queue, capacity, stage: Stage::Accepting, running, metrics, mean_duration: Duration::ZERO };
         Self { shared: Mutex::new(shared), changed: Condvar::new() }
     }
 
@@ -64,14 +65,14 @@ impl Inbox {
     /// Enqueues a job, or returns why it was rejected.
     pub fn submit(&self, job: Job) -> Result<(), Refused> {
         let mut shared = self.lock();
-        if shared.ending > Ending::Not {
+        if shared.stage > Stage::Accepting {
             return Err(Refused::Stopping);
         }
         // Free slots count as room, since a job for one leaves the queue at once.
         let free = shared.metrics.slots.saturating_sub(shared.running.len());
-        if shared.queue.len() >= shared.room + free {
+        if shared.queue.len() >= shared.capacity + free {
             shared.metrics.refused += 1;
-            return Err(Refused::Full(shared.until_room()));
+            return Err(Refused::Full(shared.retry_after()));
         }
         shared.queue.push_back(Queued { job, since: Instant::now() });
         self.changed.notify_one();
@@ -79,10 +80,10 @@ impl Inbox {
     }
 
     /// Advances the shutdown to the given stage.
-    pub fn end(&self, ending: Ending) {
+    pub fn advance(&self, stage: Stage) {
         let mut shared = self.lock();
-        shared.ending = shared.ending.max(ending);
-        if ending == Ending::Cancelled {
+        shared.stage = shared.stage.max(stage);
+        if stage == Stage::Cancelled {
             let queued = shared.queue.iter().map(|queued| &queued.job.cancel);
             shared.running.iter().chain(queued).for_each(|cancel| cancel.store(true, Ordering::Relaxed));
         }
@@ -91,7 +92,7 @@ impl Inbox {
 
     /// Waits until a job arrives or a shutdown begins, at most for `limit`.
     pub fn wait(&self, limit: Option<Duration>) {
-        let idle = |shared: &mut Shared| shared.queue.is_empty() && shared.ending == Ending::Not;
+        let idle = |shared: &mut Shared| shared.queue.is_empty() && shared.stage == Stage::Accepting;
         let shared = self.lock();
         match limit {
             None => drop(self.changed.wait_while(shared, idle)),
@@ -102,8 +103,8 @@ impl Inbox {
 
 impl Shared {
     /// Dequeues the oldest job of the owner with the fewest running jobs.
-    pub fn next(&mut self, at_work: impl Fn(&str) -> usize) -> Option<Queued> {
-        let next = (0..self.queue.len()).min_by_key(|&i| at_work(&self.queue[i].job.owner))?;
+    pub fn next(&mut self, running_jobs: impl Fn(&str) -> usize) -> Option<Queued> {
+        let next = (0..self.queue.len()).min_by_key(|&i| running_jobs(&self.queue[i].job.owner))?;
         self.queue.remove(next)
     }
 
@@ -113,9 +114,9 @@ impl Shared {
     }
 
     /// Estimates when the queue has room.
-    fn until_room(&self) -> Duration {
+    fn retry_after(&self) -> Duration {
         let slots = self.metrics.slots.max(1) as u32;
-        (self.usual / slots).clamp(Duration::from_secs(1), Duration::from_secs(60))
+        (self.mean_duration / slots).clamp(Duration::from_secs(1), Duration::from_secs(60))
     }
 }
 
@@ -130,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_queue_refuses_and_an_ending_one_too() {
+    fn full_and_draining_queues_reject_jobs() {
         let inbox = Inbox::new(1, 1);
         for _ in 0..2 {
             inbox.submit(job("", 0)).unwrap();
@@ -140,14 +141,14 @@ mod tests {
         inbox.lock().queue.pop_front();
         assert!(matches!(inbox.submit(job("", 0)), Err(Refused::Full(_))), "the slot is taken");
         assert_eq!(inbox.lock().metrics.refused, 2);
-        inbox.end(Ending::Draining);
+        inbox.advance(Stage::Draining);
         assert_eq!(inbox.submit(job("", 0)), Err(Refused::Stopping));
         assert!(!inbox.lock().running[0].load(Ordering::Relaxed));
-        inbox.end(Ending::Cancelled);
+        inbox.advance(Stage::Cancelled);
         assert!(inbox.lock().running[0].load(Ordering::Relaxed));
         assert!(inbox.lock().queue[0].job.cancel.load(Ordering::Relaxed));
-        inbox.end(Ending::Draining);
-        assert_eq!(inbox.lock().ending, Ending::Cancelled);
+        inbox.advance(Stage::Draining);
+        assert_eq!(inbox.lock().stage, Stage::Cancelled);
     }
 
     #[test]
@@ -156,10 +157,10 @@ mod tests {
         for (owner, seed) in [("a", 0), ("a", 1), ("b", 2), ("a", 3), ("b", 4)] {
             inbox.submit(job(owner, seed)).unwrap();
         }
-        let mut at_work: Vec<String> = Vec::new();
+        let mut running_jobs: Vec<String> = Vec::new();
         let mut order = Vec::new();
-        while let Some(next) = inbox.lock().next(|owner| at_work.iter().filter(|&other| other == owner).count()) {
-            at_work.push(next.job.owner);
+        while let Some(next) = inbox.lock().next(|owner| running_jobs.iter().filter(|&other| other == owner).count()) {
+            running_jobs.push(next.job.owner);
             order.push(next.job.seed);
         }
         assert_eq!(order, [0, 2, 1, 4, 3]);

@@ -141,28 +141,27 @@ pub struct Usage {
 
 /// Receives the events of a job. It must not block, since it is called on the thread that runs the model for all jobs.
 pub trait Events: Send {
-    /// Takes an event.
-    fn take(&mut self, event: Event) -> Taken;
+    /// Delivers an event.
+    fn deliver(&mut self, event: Event) -> Delivery;
 }
 
 /// The outcome of delivering an event.
 #[derive(Debug)]
-pub enum Taken {
-    /// The event was taken.
-    Yes,
-    /// There is no room for the event now. The job is suspended, and the event is delivered again a few milliseconds
-    /// later.
-    Later(Event),
-    /// The receiver is gone: the job is cancelled.
-    Gone,
+pub enum Delivery {
+    /// The receiver has the event.
+    Delivered,
+    /// The receiver's queue is full. The job is suspended, and delivery is retried a few milliseconds later.
+    Full(Event),
+    /// The receiver was dropped: the job is cancelled.
+    Closed,
 }
 
 impl Events for SyncSender<Event> {
-    fn take(&mut self, event: Event) -> Taken {
+    fn deliver(&mut self, event: Event) -> Delivery {
         match self.try_send(event) {
-            Ok(()) => Taken::Yes,
-            Err(TrySendError::Full(event)) => Taken::Later(event),
-            Err(TrySendError::Disconnected(_)) => Taken::Gone,
+            Ok(()) => Delivery::Delivered,
+            Err(TrySendError::Full(event)) => Delivery::Full(event),
+            Err(TrySendError::Disconnected(_)) => Delivery::Closed,
         }
     }
 }

@@ -9,7 +9,7 @@ mod choice;
 mod inbox;
 mod job;
 mod options;
-mod pace;
+mod prefill_budget;
 mod running;
 mod worker;
 
@@ -18,8 +18,8 @@ use std::{
     thread::{Builder, JoinHandle},
 };
 
-use inbox::{Ending, Inbox};
-pub use job::{Cached, Event, Events, Job, Logprobs, Metrics, Refused, Taken, Usage};
+use inbox::{Inbox, Stage};
+pub use job::{Cached, Delivery, Event, Events, Job, Logprobs, Metrics, Refused, Usage};
 pub use options::SchedulerOptions;
 use worker::Worker;
 
@@ -45,7 +45,7 @@ impl Scheduler {
             let inbox = inbox.clone();
             move || {
                 // However the thread ends, later callers must not wait for it.
-                let _ended = EndsInbox(&inbox);
+                let _close = CloseOnDrop(&inbox);
                 match Worker::new(&model, &tokenizer, &inbox, options) {
                     Ok(mut worker) => {
                         let _ = send.send(Ok((worker.context(), worker.fallback())));
@@ -57,8 +57,8 @@ impl Scheduler {
         };
         let started = Builder::new().name("model".into()).spawn(work);
         let thread = started.map_err(|e| Error::io("cannot start", "a thread", e))?;
-        let gone = |_| Err(Error::Request("the thread that runs the model has ended".into()));
-        let (context, fallback) = opened.recv().unwrap_or_else(gone)?;
+        let ended = |_| Err(Error::Request("the thread that runs the model has ended".into()));
+        let (context, fallback) = opened.recv().unwrap_or_else(ended)?;
         Ok(Self { inbox, thread: Some(thread), context, fallback })
     }
 
@@ -85,12 +85,12 @@ impl Scheduler {
 
     /// Rejects new jobs and finishes the others.
     pub fn drain(&self) {
-        self.inbox.end(Ending::Draining);
+        self.inbox.advance(Stage::Draining);
     }
 
     /// Rejects new jobs and cancels the others.
     pub fn stop(&self) {
-        self.inbox.end(Ending::Cancelled);
+        self.inbox.advance(Stage::Cancelled);
     }
 
     /// Whether the thread has ended. After [`Scheduler::drain`] or [`Scheduler::stop`] it ends with the last job.
@@ -115,11 +115,11 @@ impl Drop for Scheduler {
 }
 
 /// Shuts down the inbox when dropped; remaining jobs are dropped with their events.
-struct EndsInbox<'a>(&'a Inbox);
+struct CloseOnDrop<'a>(&'a Inbox);
 
-impl Drop for EndsInbox<'_> {
+impl Drop for CloseOnDrop<'_> {
     fn drop(&mut self) {
-        self.0.end(Ending::Cancelled);
+        self.0.advance(Stage::Cancelled);
         self.0.lock().queue.clear();
     }
 }

@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::{
-    Cached, Event, Job, Taken, Usage,
+    Cached, Delivery, Event, Job, Usage,
     choice::{Bias, logprobs},
     inbox::Queued,
 };
@@ -62,9 +62,9 @@ pub(super) struct Running<'t> {
     pub is_undrafted: bool,
     /// Events that are not delivered yet.
     outbox: VecDeque<Event>,
-    is_gone: bool,
+    is_closed: bool,
     /// Number of prompt tokens whose log probabilities were reported.
-    told: usize,
+    reported_prompt: usize,
     /// How and when it ended.
     pub end: Option<(End, Instant)>,
     queued: Duration,
@@ -89,7 +89,7 @@ impl<'t> Running<'t> {
             .and_then(|()| Generator::new(tokenizer, job.prompt.clone(), job.limit, &job.stops));
         let matching = job.matching.take();
         let text = text.map(|mut text| {
-            matching.into_iter().for_each(|matching| text.hold_to(matching));
+            matching.into_iter().for_each(|matching| text.constrain(matching));
             text
         });
         let is_refused = text.is_err();
@@ -114,8 +114,8 @@ impl<'t> Running<'t> {
             drafter: Drafter::default(),
             is_undrafted: false,
             outbox: failure.into_iter().collect(),
-            is_gone: false,
-            told: 1,
+            is_closed: false,
+            reported_prompt: 1,
             end: is_refused.then_some((End::Failed, now)),
             queued: now.saturating_duration_since(since),
             since: now,
@@ -144,9 +144,9 @@ impl<'t> Running<'t> {
         self.cached = Cached { tokens: known.len(), decoded: decoded(&known) };
         (self.read, self.logits, self.is_started, self.awaits) = (known.len(), logits, true, None);
         self.steps[..known.len()].copy_from_slice(&known);
-        self.tell(Event::Started(self.cached.clone()));
+        self.emit(Event::Started(self.cached.clone()));
         if self.job.prompt_logprobs {
-            self.tell(Event::Prompt(vec![None]));
+            self.emit(Event::Prompt(vec![None]));
         }
         self.choose(context);
     }
@@ -173,7 +173,7 @@ impl<'t> Running<'t> {
 
     /// Whether all events are delivered.
     pub fn is_delivered(&self) -> bool {
-        self.is_gone || self.outbox.is_empty()
+        self.is_closed || self.outbox.is_empty()
     }
 
     /// Whether all steps are processed, so that the next token can be chosen.
@@ -186,16 +186,16 @@ impl<'t> Running<'t> {
         !self.is_over() && self.steps.get(self.read).is_some_and(|step| step.1 == Phase::Prefill)
     }
 
-    /// Returns the steps for the next pass, at most `most` prompt tokens.
-    pub fn next(&self, most: usize) -> Range<usize> {
+    /// Returns the steps for the next pass, at most `max_tokens` prompt tokens.
+    pub fn next(&self, max_tokens: usize) -> Range<usize> {
         let Some(&(_, phase)) = self.steps.get(self.read) else { return self.read..self.read };
-        let most = match phase {
+        let max_tokens = match phase {
             Phase::Decode => DECODE_TOKENS,
-            Phase::Prefill if self.job.prompt_logprobs => most.min(ROWS_WITH_LOGITS),
-            Phase::Prefill => most,
+            Phase::Prefill if self.job.prompt_logprobs => max_tokens.min(ROWS_WITH_LOGITS),
+            Phase::Prefill => max_tokens,
         };
         let cut = self.cuts.iter().copied().filter(|&cut| cut > self.read).min().unwrap_or(usize::MAX);
-        let same = self.steps[self.read..].iter().take(most).take_while(|step| step.1 == phase).count();
+        let same = self.steps[self.read..].iter().take(max_tokens).take_while(|step| step.1 == phase).count();
         self.read..(self.read + same).min(cut)
     }
 
@@ -205,17 +205,17 @@ impl<'t> Running<'t> {
     }
 
     /// Accepts the logits of the next `tokens` steps: all rows, the last one, or none.
-    pub fn has_read(&mut self, tokens: usize, logits: &[f32], vocab: usize) {
+    pub fn accept_logits(&mut self, tokens: usize, logits: &[f32], vocab: usize) {
         let before = self.read;
         self.read += tokens;
         if self.wants_all_logits() {
             let known = logits.chunks(vocab).zip(self.job.prompt.iter().enumerate().skip(before + 1));
-            let new = known.filter(|(_, (i, _))| *i >= self.told);
+            let new = known.filter(|(_, (i, _))| *i >= self.reported_prompt);
             let top = self.job.logprobs.unwrap_or(0);
             let all: Vec<_> = new.map(|(logits, (_, &id))| Some(logprobs(logits, id, top))).collect();
             if !all.is_empty() {
-                self.told += all.len();
-                self.tell(Event::Prompt(all));
+                self.reported_prompt += all.len();
+                self.emit(Event::Prompt(all));
             }
         }
         self.logits.clear();
@@ -271,7 +271,7 @@ impl<'t> Running<'t> {
                 if stop.is_none() {
                     self.steps.push((id, Phase::Decode));
                 }
-                self.tell(Event::Token { id, text: shown, logprobs });
+                self.emit(Event::Token { id, text: shown, logprobs });
                 stop
             }
             _ => stop,
@@ -279,19 +279,19 @@ impl<'t> Running<'t> {
         Ok(stop)
     }
 
-    /// Drafts the tokens after the pending one, at most `room`. Returns the probability that the first of them is
+    /// Drafts the tokens after the pending one, at most `max_draft`. Returns the probability that the first of them is
     /// accepted, the first two, and so on.
-    pub fn draft(&mut self, room: usize) -> Vec<f64> {
+    pub fn draft(&mut self, max_draft: usize) -> Vec<f64> {
         let is_single = self.read + 1 == self.steps.len() && !mem::take(&mut self.is_undrafted);
         let Some(text) = self.text.as_mut().filter(|text| is_single && text.unread().is_some()) else {
             return Vec::new();
         };
         // Every accepted draft token yields one more token.
-        let most = text.left().map_or(room, |left| left.saturating_sub(1).min(room));
-        let certain = if most > 0 { text.forced() } else { Vec::new() };
+        let max_tokens = text.left().map_or(max_draft, |left| left.saturating_sub(1).min(max_draft));
+        let certain = if max_tokens > 0 { text.forced() } else { Vec::new() };
         self.drafter.read(text.history());
         self.drafter.draft(&Forced(&certain));
-        self.drafter.chances(most)
+        self.drafter.chances(max_tokens)
     }
 
     /// Chooses the tokens after the pending one and its draft (`ids`) from the logits `[ids, vocab]`, up to the first
@@ -299,7 +299,7 @@ impl<'t> Running<'t> {
     pub fn verify(&mut self, ids: &[u32], logits: &[f32], (vocab, context): (usize, usize)) -> (usize, u64) {
         let (mut read, mut chosen) = (0, 0);
         for logits in logits.chunks(vocab) {
-            self.has_read(1, logits, vocab);
+            self.accept_logits(1, logits, vocab);
             chosen += u64::from(self.choose(context));
             read += 1;
             let next = self.text.as_ref().and_then(Generator::unread);
@@ -314,8 +314,8 @@ impl<'t> Running<'t> {
     /// Ends the text.
     pub fn end(&mut self, stop: StopReason) {
         let Some(text) = self.text.take() else { return };
-        let how = if stop == StopReason::Interrupted { End::Cancelled } else { End::Done };
-        self.end = Some((how, Instant::now()));
+        let end_kind = if stop == StopReason::Interrupted { End::Cancelled } else { End::Done };
+        self.end = Some((end_kind, Instant::now()));
         let mut rest = String::new();
         let generated_tokens = text.ids().len();
         let done = text.finish(stop, Timings::default(), &mut |piece| {
@@ -325,15 +325,15 @@ impl<'t> Running<'t> {
         match done {
             Ok(done) => {
                 let usage = self.usage(generated_tokens);
-                self.tell(Event::Done { text: rest, stop: done.stop, usage });
+                self.emit(Event::Done { text: rest, stop: done.stop, usage });
             }
-            Err(e) => self.tell_failure(e),
+            Err(e) => self.emit_failure(e),
         }
     }
 
-    fn tell_failure(&mut self, error: Error) {
+    fn emit_failure(&mut self, error: Error) {
         (self.text, self.end) = (None, Some((End::Failed, Instant::now())));
-        self.tell(Event::Failed(error));
+        self.emit(Event::Failed(error));
     }
 
     /// Ends the text with an error.
@@ -342,20 +342,20 @@ impl<'t> Running<'t> {
             Error::Cancelled => self.end(StopReason::Interrupted),
             // The receiver is gone, which counts as a cancellation.
             Error::Io { source, .. } if source.kind() == ErrorKind::BrokenPipe => self.end(StopReason::Interrupted),
-            error => self.tell_failure(error),
+            error => self.emit_failure(error),
         }
     }
 
     /// Ends the text if it was cancelled.
     pub fn check_cancelled(&mut self) {
-        if self.is_gone || self.job.cancel.load(Ordering::Relaxed) {
+        if self.is_closed || self.job.cancel.load(Ordering::Relaxed) {
             self.end(StopReason::Interrupted);
         }
     }
 
     /// Whether the job can be dropped: it has ended, and after a cancellation the receiver had some time to take the
     /// last events.
-    pub fn is_left(&self, all_cancelled: bool) -> bool {
+    pub fn is_removable(&self, all_cancelled: bool) -> bool {
         const PATIENCE: Duration = Duration::from_secs(1);
         self.end.is_some_and(|(_, at)| {
             let cancelled = all_cancelled || self.job.cancel.load(Ordering::Relaxed);
@@ -363,8 +363,8 @@ impl<'t> Running<'t> {
         })
     }
 
-    fn tell(&mut self, event: Event) {
-        if !self.is_gone {
+    fn emit(&mut self, event: Event) {
+        if !self.is_closed {
             self.outbox.push_back(event);
             self.deliver();
         }
@@ -373,12 +373,12 @@ impl<'t> Running<'t> {
     /// Delivers as many events as the receiver takes.
     pub fn deliver(&mut self) {
         while let Some(event) = self.outbox.pop_front() {
-            match self.job.events.take(event) {
-                Taken::Yes => {}
-                Taken::Later(event) => return self.outbox.push_front(event),
-                Taken::Gone => {
+            match self.job.events.deliver(event) {
+                Delivery::Delivered => {}
+                Delivery::Full(event) => return self.outbox.push_front(event),
+                Delivery::Closed => {
                     self.outbox.clear();
-                    self.is_gone = true;
+                    self.is_closed = true;
                 }
             }
         }

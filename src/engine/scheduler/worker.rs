@@ -7,9 +7,9 @@ use std::{
 };
 
 use super::{
-    inbox::{Ending, Inbox, Queued},
+    inbox::{Inbox, Queued, Stage},
     options::SchedulerOptions,
-    pace::Pace,
+    prefill_budget::PrefillBudget,
     running::{End, Running},
 };
 use crate::{
@@ -57,7 +57,7 @@ pub(super) struct Worker<'w> {
     cache_failed: fn(&Error),
     /// Decides how many draft tokens each sequence gets.
     policy: Policy,
-    pace: Pace,
+    prefill_budget: PrefillBudget,
     passes: u64,
     serial: u64,
 }
@@ -111,9 +111,9 @@ impl<'w> Worker<'w> {
         let fallback = session.fallback().map(Error::to_string);
         let (context, cache, chunk) = (session.context(), session.cache_type(), session.chunk_tokens());
         let (mut batch, text) = session.into_parts();
-        // Each of them alone may fit, since memory is only used once it is written to.
+        // Checked for all texts together: memory is only used once it is written to, so each allocation alone succeeds.
         let wanted = (text.bytes() as u64).saturating_mul(slots as u64);
-        if let available @ Some(_) = available_memory().filter(|&there| wanted > there) {
+        if let available @ Some(_) = available_memory().filter(|&available| wanted > available) {
             return Err(Error::OutOfMemory { wanted, available });
         }
         let mut texts = vec![text];
@@ -122,7 +122,7 @@ impl<'w> Worker<'w> {
         }
         let text_bytes = texts.iter().map(|text| text.bytes() as u64).sum();
         let limit = cache_memory.unwrap_or_else(|| default_cache_memory(text_bytes));
-        let mut prefixes = (limit > 0).then(|| Prefixes::new(limit, tokens_alike(&batch)));
+        let mut prefixes = (limit > 0).then(|| Prefixes::new(limit, phase_independent_tokens(&batch)));
         if let (Some(prefixes), Some(path)) = (&mut prefixes, &cache_folder) {
             prefixes.keep_in(Folder::open(path, model, cache)?, &mut batch)?;
         }
@@ -134,7 +134,7 @@ impl<'w> Worker<'w> {
         }
         drop(shared);
         let jobs = repeat_with(|| None).take(slots).collect();
-        let (leaving, pace) = (Vec::new(), Pace::default());
+        let (leaving, prefill_budget) = (Vec::new(), PrefillBudget::default());
         Ok(Self {
             model,
             tokenizer,
@@ -151,7 +151,7 @@ impl<'w> Worker<'w> {
             prefixes,
             cache_failed,
             policy: Policy::new(speculate),
-            pace,
+            prefill_budget,
             passes: 0,
             serial: 0,
         })
@@ -171,7 +171,7 @@ impl<'w> Worker<'w> {
     pub fn run(&mut self) {
         loop {
             // Slots and prefix states freed here are available to the next job.
-            self.attend();
+            self.deliver_events();
             self.admit();
             let parts = self.plan();
             if !parts.is_empty() {
@@ -182,14 +182,14 @@ impl<'w> Worker<'w> {
                 self.inbox.wait(Some(POLL));
                 continue;
             }
-            let (is_empty, ending) = {
+            let (is_empty, stage) = {
                 let shared = self.inbox.lock();
-                (shared.queue.is_empty(), shared.ending)
+                (shared.queue.is_empty(), shared.stage)
             };
-            match ending {
+            match stage {
                 _ if !is_empty => {}
                 _ if self.save_one() => {}
-                Ending::Not => self.inbox.wait(None),
+                Stage::Accepting => self.inbox.wait(None),
                 _ => return,
             }
         }
@@ -209,26 +209,26 @@ impl<'w> Worker<'w> {
     /// Assigns free slots to queued jobs.
     fn admit(&mut self) {
         while let Some(slot) = self.jobs.iter().position(Option::is_none) {
-            let at_work = |owner: &str| self.jobs.iter().flatten().filter(|job| job.job.owner == owner).count();
+            let running_jobs = |owner: &str| self.jobs.iter().flatten().filter(|job| job.job.owner == owner).count();
             let next = {
                 let mut shared = self.inbox.lock();
-                let next = shared.next(at_work);
+                let next = shared.next(running_jobs);
                 if let Some(next) = &next {
                     shared.running.push(next.job.cancel.clone());
                 }
                 next
             };
             let Some(next) = next else { return };
-            self.begin(slot, next);
+            self.assign(slot, next);
         }
     }
 
-    fn begin(&mut self, slot: usize, queued: Queued) {
+    fn assign(&mut self, slot: usize, queued: Queued) {
         self.serial += 1;
         let sizes = (self.model.config().vocab, self.context);
         let mut job = Running::new(self.serial, self.tokenizer, queued, sizes);
         job.check_cancelled();
-        let awaits = self.shared_with_others(&job);
+        let awaits = self.shared_prefix_in_progress(&job);
         if let Some((serial, at)) = awaits {
             let other = self.jobs.iter_mut().flatten().find(|other| other.serial == serial);
             other.into_iter().for_each(|other| other.cuts.push(at));
@@ -242,7 +242,7 @@ impl<'w> Worker<'w> {
     }
 
     /// Returns the running job that is about to process more of this job's prompt than is known, and how much.
-    fn shared_with_others(&self, job: &Running<'_>) -> Option<(u64, usize)> {
+    fn shared_prefix_in_progress(&self, job: &Running<'_>) -> Option<(u64, usize)> {
         let known = self.find(job)?.tokens;
         let prompt = &job.job.prompt;
         let others = self.jobs.iter().flatten();
@@ -251,16 +251,16 @@ impl<'w> Worker<'w> {
             let common = prompt.iter().zip(&other.job.prompt).take_while(|(a, b)| a == b).count();
             let is_whole = common == prompt.len() && common == other.job.prompt.len();
             let at = if is_whole { common } else { common.min(prompt.len() - 1) };
-            let is_worth_it = at > other.read && at >= known + if is_whole { 1 } else { WORTH_KEEPING };
-            is_worth_it.then_some((other.serial, at))
+            let is_worthwhile = at > other.read && at >= known + if is_whole { 1 } else { WORTH_KEEPING };
+            is_worthwhile.then_some((other.serial, at))
         });
         shared.max_by_key(|&(_, at)| at)
     }
 
     /// Returns the known prefix of a job's prompt, if it can be used.
     fn find(&self, job: &Running<'_>) -> Option<Found> {
-        let is_of_use = !job.is_over() && !job.job.prompt_logprobs;
-        let prefixes = self.prefixes.as_ref().filter(|_| is_of_use)?;
+        let is_usable = !job.is_over() && !job.job.prompt_logprobs;
+        let prefixes = self.prefixes.as_ref().filter(|_| is_usable)?;
         Some(prefixes.find(&job.job.owner, &job.job.prompt))
     }
 
@@ -286,7 +286,7 @@ impl<'w> Worker<'w> {
     }
 
     /// Stores the state of a sequence for other jobs with the same prefix; failures are ignored.
-    fn keep(&mut self, slot: usize) {
+    fn store_prefix(&mut self, slot: usize) {
         let (Some(prefixes), Some(job)) = (&mut self.prefixes, &self.jobs[slot]) else { return };
         let text = &self.texts[slot];
         if text.cache_type() == self.cache && job.read > 0 && text.tokens() == job.read {
@@ -299,34 +299,34 @@ impl<'w> Worker<'w> {
     }
 
     /// Delivers events and removes ended jobs.
-    fn attend(&mut self) {
+    fn deliver_events(&mut self) {
         for slot in 0..self.jobs.len() {
             let Some(job) = &mut self.jobs[slot] else { continue };
             job.deliver();
             job.check_cancelled();
             if job.is_over() {
-                self.keep(slot);
-                self.part_with(slot);
+                self.store_prefix(slot);
+                self.release(slot);
             }
         }
         for slot in 0..self.jobs.len() {
             let awaits = self.jobs[slot].as_ref().and_then(|job| job.awaits);
-            let is_to_come = |(serial, at): (u64, usize)| {
+            let is_pending = |(serial, at): (u64, usize)| {
                 let mut others = self.jobs.iter().flatten();
                 others.any(|other| other.serial == serial && !other.is_over() && other.read < at)
             };
-            if awaits.is_some_and(|awaits| !is_to_come(awaits)) {
+            if awaits.is_some_and(|awaits| !is_pending(awaits)) {
                 self.start(slot);
             }
         }
         self.leaving.iter_mut().for_each(Running::deliver);
         if !self.leaving.is_empty() {
-            let all_cancelled = self.inbox.lock().ending == Ending::Cancelled;
-            self.leaving.retain(|job| !job.is_left(all_cancelled));
+            let all_cancelled = self.inbox.lock().stage == Stage::Cancelled;
+            self.leaving.retain(|job| !job.is_removable(all_cancelled));
         }
     }
 
-    fn part_with(&mut self, slot: usize) {
+    fn release(&mut self, slot: usize) {
         let Some(mut job) = self.jobs[slot].take() else { return };
         if let Some(narrow) = job.narrow.take() {
             self.texts[slot] = narrow;
@@ -340,8 +340,9 @@ impl<'w> Worker<'w> {
             Some((End::Cancelled, _)) => shared.metrics.cancelled += 1,
             _ => {
                 shared.metrics.done += 1;
-                let usual = shared.usual;
-                shared.usual = if usual.is_zero() { job.age() } else { (usual * 7 + job.age()) / 8 };
+                let mean_duration = shared.mean_duration;
+                shared.mean_duration =
+                    if mean_duration.is_zero() { job.age() } else { (mean_duration * 7 + job.age()) / 8 };
             }
         }
         drop(shared);
@@ -361,10 +362,10 @@ impl<'w> Worker<'w> {
             self.draft(&mut parts);
             return parts;
         }
-        if self.pace.is_unknown(decoded) {
+        if self.prefill_budget.is_unknown(decoded) {
             return parts;
         }
-        let mut left = self.pace.rows(decoded, self.chunk);
+        let mut left = self.prefill_budget.rows(decoded, self.chunk);
         prompts.sort_by_key(|&slot| self.jobs[slot].as_ref().map_or(0, |job| job.turn));
         for slot in prompts {
             if let Some(part) = self.part(slot, left).filter(|_| left > 0) {
@@ -379,9 +380,9 @@ impl<'w> Worker<'w> {
     }
 
     /// Returns a sequence's part of the next pass.
-    fn part(&self, slot: usize, most: usize) -> Option<Part> {
+    fn part(&self, slot: usize, max_prompt: usize) -> Option<Part> {
         let job = self.jobs[slot].as_ref()?;
-        let next = job.next(most);
+        let next = job.next(max_prompt);
         let phase = job.steps.get(next.start)?.1;
         let wanted = match next.end == job.steps.len() {
             _ if job.wants_all_logits() => Wanted::All,
@@ -399,8 +400,8 @@ impl<'w> Worker<'w> {
         }
         let draft = |part: &Part| {
             let text = &self.texts[part.slot];
-            let room = (text.context() - text.tokens()).saturating_sub(1);
-            self.jobs[part.slot].as_mut().map_or(Vec::new(), |job| job.draft(room))
+            let max_draft = (text.context() - text.tokens()).saturating_sub(1);
+            self.jobs[part.slot].as_mut().map_or(Vec::new(), |job| job.draft(max_draft))
         };
         let chances: Vec<Vec<f64>> = parts.iter().map(draft).collect();
         let drafts = self.policy.drafts(&chances, self.mean_depth(parts));
@@ -422,15 +423,15 @@ impl<'w> Worker<'w> {
         let (start, depth) = (Instant::now(), self.mean_depth(parts));
         let Outcome { failures, mut chosen, choosing, drafted, accepted } = match self.read(parts) {
             Ok(outcome) => outcome,
-            Err(e) => return self.lose(e),
+            Err(e) => return self.handle_pass_error(e),
         };
-        self.measured(parts, depth, start.elapsed().saturating_sub(choosing));
+        self.record_pass(parts, depth, start.elapsed().saturating_sub(choosing));
         for (slot, error) in failures {
-            self.failed(slot, error);
+            self.handle_failure(slot, error);
         }
         for part in parts {
             if self.jobs[part.slot].as_ref().is_some_and(|job| !job.is_over() && job.is_at_cut()) {
-                self.keep(part.slot);
+                self.store_prefix(part.slot);
             }
             if let Some(job) = &mut self.jobs[part.slot] {
                 chosen += u64::from(job.choose(self.context));
@@ -467,7 +468,7 @@ impl<'w> Worker<'w> {
                     read
                 }
                 Ok(logits) => {
-                    job.has_read(part.ids.len(), logits, vocab);
+                    job.accept_logits(part.ids.len(), logits, vocab);
                     part.ids.len()
                 }
                 // The failure may be caused by a draft token, which a single step would not process.
@@ -486,7 +487,7 @@ impl<'w> Worker<'w> {
     }
 
     /// Records the time of a pass.
-    fn measured(&mut self, parts: &[Part], depth: usize, elapsed: Duration) {
+    fn record_pass(&mut self, parts: &[Part], depth: usize, elapsed: Duration) {
         let of = |phase| parts.iter().filter(move |part| part.phase == phase);
         let count = |phase| of(phase).map(|part| part.ids.len()).sum::<usize>();
         let (decoded, prompt) = (count(Phase::Decode), count(Phase::Prefill));
@@ -495,7 +496,7 @@ impl<'w> Worker<'w> {
             self.policy.record([parts.len(), decoded], depth, elapsed);
         }
         if drafted == 0 {
-            self.pace.learn(decoded, prompt, elapsed);
+            self.prefill_budget.record(decoded, prompt, elapsed);
         }
         let plan = self.model.plan();
         let cache_bytes = |part: &Part| plan.read_bytes(self.texts[part.slot].tokens(), self.cache);
@@ -519,7 +520,7 @@ impl<'w> Worker<'w> {
 
     /// Handles the failure of one sequence. If values exceeded the range of its KV cache type, it is reprocessed with a
     /// wider one.
-    fn failed(&mut self, slot: usize, error: Error) {
+    fn handle_failure(&mut self, slot: usize, error: Error) {
         let Some(job) = &mut self.jobs[slot] else { return };
         if !matches!(error, Error::CacheRange { .. }) || self.texts[slot].cache_type() == CacheType::F32 {
             return job.fail(error);
@@ -535,19 +536,19 @@ impl<'w> Worker<'w> {
 
     /// Handles a failure that affects all sequences of a pass. If the CPU can replace a failed GPU, all of them are
     /// reprocessed.
-    fn lose(&mut self, error: Error) {
-        let can_go_on = matches!(error, Error::Gpu(_)) && self.options.device == DeviceChoice::Auto;
-        if can_go_on && self.go_on_with_cpu(&error).is_ok() {
+    fn handle_pass_error(&mut self, error: Error) {
+        let can_fall_back = matches!(error, Error::Gpu(_)) && self.options.device == DeviceChoice::Auto;
+        if can_fall_back && self.fall_back_to_cpu(&error).is_ok() {
             return;
         }
-        let said = error.to_string();
+        let message = error.to_string();
         let mut first = Some(error);
         for job in self.jobs.iter_mut().flatten() {
-            job.fail(first.take().unwrap_or_else(|| Error::Request(said.clone())));
+            job.fail(first.take().unwrap_or_else(|| Error::Request(message.clone())));
         }
     }
 
-    fn go_on_with_cpu(&mut self, why: &Error) -> Result<()> {
+    fn fall_back_to_cpu(&mut self, why: &Error) -> Result<()> {
         self.options.device = DeviceChoice::Cpu;
         let options = SessionOptions { cache: self.cache, context: Some(self.context), ..self.options.clone() };
         let (mut batch, text) = Session::new(self.model, &options)?.into_parts();
@@ -557,11 +558,11 @@ impl<'w> Worker<'w> {
         }
         (self.batch, self.texts, self.fallback) = (batch, texts, Some(why.to_string()));
         let limit = self.prefixes.as_ref().map(Prefixes::limit);
-        self.prefixes = limit.map(|limit| Prefixes::new(limit, tokens_alike(&self.batch)));
+        self.prefixes = limit.map(|limit| Prefixes::new(limit, phase_independent_tokens(&self.batch)));
         for job in self.jobs.iter_mut().flatten() {
             (job.read, job.logits, job.narrow) = (0, Vec::new(), None);
         }
-        self.pace = Pace::default();
+        self.prefill_budget = PrefillBudget::default();
         self.policy.forget();
         Ok(())
     }
@@ -573,15 +574,15 @@ fn rows(parts: &[Part]) -> usize {
 
 /// Returns the number of leading tokens whose state does not depend on whether they were prefilled or decoded. On a GPU
 /// the lowest bits always depend on it.
-fn tokens_alike(batch: &Batch<'_>) -> usize {
+fn phase_independent_tokens(batch: &Batch<'_>) -> usize {
     let config = batch.model().config();
     let window = config.window.filter(|_| config.windowed.contains(&true));
     if batch.device.gpu().is_some() { 0 } else { window.unwrap_or(usize::MAX) }
 }
 
-/// A quarter of the memory that is free when all sequences are full, at most 4 GB.
+/// Returns a quarter of the memory that remains free when the context of every sequence is full, at most 4 GB.
 fn default_cache_memory(text_bytes: u64) -> usize {
-    const MOST: u64 = 4_000_000_000;
-    let free = available_memory().map_or(MOST, |free| free.saturating_sub(text_bytes) / 4);
-    usize::try_from(free.min(MOST)).unwrap_or(0)
+    const MAX: u64 = 4_000_000_000;
+    let free = available_memory().map_or(MAX, |free| free.saturating_sub(text_bytes) / 4);
+    usize::try_from(free.min(MAX)).unwrap_or(0)
 }

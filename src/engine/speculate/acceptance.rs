@@ -23,9 +23,9 @@ impl Default for Acceptance {
     fn default() -> Self {
         let expected = |index: usize| match index.checked_sub(1) {
             None => 0.97,
-            Some(place) => {
-                let certain = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85][place / 2];
-                if place % 2 == 1 { 0.5 * certain } else { certain }
+            Some(index) => {
+                let certain = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85][index / 2];
+                if index % 2 == 1 { 0.5 * certain } else { certain }
             }
         };
         let share = |index| Share { right: EXPECTED * expected(index), all: EXPECTED };
@@ -46,8 +46,8 @@ impl Acceptance {
         share.right += f64::from(u8::from(right));
         share.all += 1.0;
         if share.all > MEMORY {
-            let less = MEMORY / share.all;
-            *share = Share { right: share.right * less, all: MEMORY };
+            let scale = MEMORY / share.all;
+            *share = Share { right: share.right * scale, all: MEMORY };
         }
     }
 }
@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_right_is_likely() {
+    fn acceptance_rates_follow_recent_guesses() {
         let mut acceptance = Acceptance::default();
         let [long, short] = [12, 1].map(|length| Class::of_match(length, 1.0));
         assert!(acceptance.of(long) > acceptance.of(short));

@@ -18,7 +18,7 @@ const RECENT: usize = 7;
 /// disturbed.
 const ENOUGH: usize = 3;
 /// Number of passes after which a measurement expires, since the load of the machine may have changed.
-const FORGOTTEN: u64 = 512;
+const EXPIRY: u64 = 512;
 
 /// The last measurements of a pass, in seconds.
 #[derive(Clone, Copy, Default)]
@@ -44,7 +44,7 @@ impl Recent {
 pub struct Costs {
     /// Indexed by depth, then by rows.
     measured: Vec<[Recent; ROWS]>,
-    /// The most rows that were measured.
+    /// The largest number of rows measured.
     largest: usize,
     passes: u64,
 }
@@ -59,9 +59,9 @@ impl Costs {
     /// Records the time of a pass of `rows` rows at `depth` tokens of text.
     pub fn record(&mut self, rows: usize, depth: usize, time: Duration) {
         self.passes += 1;
-        let Some(recent) = self.measured[place(depth)].get_mut(rows.wrapping_sub(1)) else { return };
+        let Some(recent) = self.measured[depth_index(depth)].get_mut(rows.wrapping_sub(1)) else { return };
         self.largest = self.largest.max(rows);
-        if recent.count > 0 && self.passes > recent.last + FORGOTTEN {
+        if recent.count > 0 && self.passes > recent.last + EXPIRY {
             recent.count = 0;
         }
         recent.seconds[recent.count % RECENT] = time.as_secs_f64();
@@ -69,38 +69,43 @@ impl Costs {
     }
 
     /// Returns the measurements of passes of `rows` at a depth, if there are recent ones.
-    fn recent(&self, rows: usize, place: usize) -> Option<&Recent> {
-        let recent = self.measured[place].get(rows.wrapping_sub(1))?;
-        (recent.count > 0 && self.passes <= recent.last + FORGOTTEN).then_some(recent)
+    fn recent(&self, rows: usize, depth_index: usize) -> Option<&Recent> {
+        let recent = self.measured[depth_index].get(rows.wrapping_sub(1))?;
+        (recent.count > 0 && self.passes <= recent.last + EXPIRY).then_some(recent)
     }
 
-    /// Returns the number of recent measurements of passes of `rows`, at the depth with the most.
+    /// Returns the number of recent measurements of passes of `rows`: the maximum over all depths.
     pub fn measurements(&self, rows: usize) -> usize {
-        (0..DEPTHS.len()).filter_map(|place| self.recent(rows, place)).map(|recent| recent.count).max().unwrap_or(0)
+        (0..DEPTHS.len())
+            .filter_map(|depth_index| self.recent(rows, depth_index))
+            .map(|recent| recent.count)
+            .max()
+            .unwrap_or(0)
     }
 
     /// Returns the cost of a pass of `rows` relative to `base` rows at `depth` or the nearest measured depth, and the number
     /// of measurements.
     fn measured(&self, rows: usize, base: usize, depth: usize) -> Option<(f64, usize)> {
-        let here = place(depth);
-        let places = (0..DEPTHS.len()).flat_map(|away| [here.checked_sub(away), here.checked_add(away)]).flatten();
+        let nearest = depth_index(depth);
+        let indices =
+            (0..DEPTHS.len()).flat_map(|away| [nearest.checked_sub(away), nearest.checked_add(away)]).flatten();
         let ratio = |at: usize| {
             let recent = self.recent(rows, at)?;
             Some((recent.typical()? / self.recent(base, at)?.typical()?, recent.count))
         };
-        places.filter(|&at| at < DEPTHS.len()).find_map(ratio)
+        indices.filter(|&at| at < DEPTHS.len()).find_map(ratio)
     }
 
-    /// Returns the costs of passes of `base` to `most` rows at `depth` relative to `base` rows: as measured, or estimated
+    /// Returns the costs of passes of `base` to `max` rows at `depth` relative to `base` rows: as measured, or estimated
     /// from other passes.
-    pub fn ratios(&self, base: usize, most: usize, depth: usize) -> Vec<f64> {
-        let believed = |rows: usize| match self.measured(rows, base, depth)? {
+    pub fn ratios(&self, base: usize, max: usize, depth: usize) -> Vec<f64> {
+        let estimate = |rows: usize| match self.measured(rows, base, depth)? {
             (ratio, count) if count < ENOUGH => Some(ratio.min(expected(rows, base))),
             (ratio, _) => Some(ratio),
         };
-        let most_measured = (2 * most).clamp(DECODE_TOKENS, ROWS);
+        let max_measured = (2 * max).clamp(DECODE_TOKENS, ROWS);
         let measured: Vec<(usize, f64)> =
-            (base + 1..=most_measured.min(self.largest)).filter_map(|rows| Some((rows, believed(rows)?))).collect();
+            (base + 1..=max_measured.min(self.largest)).filter_map(|rows| Some((rows, estimate(rows)?))).collect();
         let ratio = |rows: usize| match measured.iter().min_by_key(|(other, _)| other.abs_diff(rows)) {
             _ if rows == base => 1.0,
             Some(&(other, ratio)) if other == rows => ratio,
@@ -110,12 +115,12 @@ impl Costs {
             }
             None => expected(rows, base),
         };
-        (base..=most).map(ratio).collect()
+        (base..=max).map(ratio).collect()
     }
 
     /// Returns the largest pass worth trying at `depth`: twice the largest that costs no more than expected, or that is
     /// known to cost more; `base` until passes of `base` rows were measured.
-    pub fn most_rows(&self, base: usize, depth: usize) -> usize {
+    pub fn max_rows(&self, base: usize, depth: usize) -> usize {
         let known = |&rows: &usize| match self.measured(rows, base, depth) {
             Some((ratio, count)) => count >= ENOUGH || ratio <= 1.15 * expected(rows, base),
             None => false,
@@ -133,8 +138,8 @@ fn expected(rows: usize, base: usize) -> f64 {
     cost(rows) / cost(base)
 }
 
-fn place(depth: usize) -> usize {
-    DEPTHS.partition_point(|&least| least <= depth) - 1
+fn depth_index(depth: usize) -> usize {
+    DEPTHS.partition_point(|&min| min <= depth) - 1
 }
 
 #[cfg(test)]
@@ -150,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_measured_replaces_what_was_expected() {
+    fn measurements_replace_expected_costs() {
         let mut costs = Costs::default();
         assert_eq!((ratio(&costs, 1, 0), ratio(&costs, 8, 0)), (1.0, EXPECTED[7]));
         record(&mut costs, 1, 0, &[10]);
@@ -167,12 +172,12 @@ mod tests {
     }
 
     #[test]
-    fn a_measurement_is_forgotten_some_time() {
+    fn measurements_expire() {
         let mut costs = Costs::default();
         record(&mut costs, 1, 0, &[10]);
         record(&mut costs, 2, 0, &[90, 90, 90]);
         assert_eq!(ratio(&costs, 2, 0), 9.0);
-        (0..=FORGOTTEN).for_each(|_| record(&mut costs, 1, 0, &[10]));
+        (0..=EXPIRY).for_each(|_| record(&mut costs, 1, 0, &[10]));
         assert_eq!(ratio(&costs, 2, 0), EXPECTED[1]);
         record(&mut costs, 2, 0, &[11]);
         assert!((ratio(&costs, 2, 0) - 1.1).abs() < 1e-9);
@@ -181,15 +186,15 @@ mod tests {
     #[test]
     fn larger_passes_are_tried_step_by_step() {
         let mut costs = Costs::default();
-        assert_eq!(costs.most_rows(1, 0), 1);
-        for (tokens, most) in [(1, 2), (2, 4), (3, 6), (4, 8), (8, 16)] {
+        assert_eq!(costs.max_rows(1, 0), 1);
+        for (tokens, max) in [(1, 2), (2, 4), (3, 6), (4, 8), (8, 16)] {
             record(&mut costs, tokens, 0, &[10]);
-            assert_eq!(costs.most_rows(1, 0), most);
+            assert_eq!(costs.max_rows(1, 0), max);
         }
         let mut costs = Costs::default();
         record(&mut costs, 1, 0, &[10]);
         record(&mut costs, 2, 0, &[20, 20]);
-        assert_eq!(costs.most_rows(1, 0), 2, "not before it is sure what that costs");
+        assert_eq!(costs.max_rows(1, 0), 2, "not before it is sure what that costs");
     }
 
     #[test]
@@ -198,12 +203,12 @@ mod tests {
         record(&mut costs, 1, 0, &[10]);
         record(&mut costs, 5, 0, &[20, 20, 20]);
         assert_eq!((costs.measurements(5), costs.measurements(6)), (3, 0));
-        assert_eq!(costs.most_rows(5, 0), 10);
-        assert_eq!(costs.most_rows(9, 0), 9, "passes without a draft were not measured");
+        assert_eq!(costs.max_rows(5, 0), 10);
+        assert_eq!(costs.max_rows(9, 0), 9, "passes without a draft were not measured");
         record(&mut costs, 8, 0, &[50, 50, 50]);
         let ratios = costs.ratios(5, 11, 0);
         assert_eq!((ratios.len(), ratios[0], ratios[3]), (7, 1.0, 2.5));
         assert!((ratios[6] - (1.0 + 1.5 * 1.2 / 0.6)).abs() < 1e-9, "{ratios:?}");
-        assert_eq!(costs.most_rows(5, 0), 16);
+        assert_eq!(costs.max_rows(5, 0), 16);
     }
 }

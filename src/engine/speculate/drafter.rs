@@ -51,7 +51,7 @@ impl Drafter {
         let mut common = self.text.len();
         if !text.starts_with(&self.text) {
             common = self.text.iter().zip(text).take_while(|(a, b)| a == b).count();
-            self.index.begin(&text[..common]);
+            self.index.start_text(&text[..common]);
             self.text.truncate(common);
         }
         text[common..].iter().for_each(|&id| self.push(id));
@@ -69,19 +69,19 @@ impl Drafter {
         let index: &dyn DraftSource = &self.index;
         for source in [first].into_iter().chain(self.sources.iter().map(Box::as_ref)).chain([index]) {
             if self.guesses.is_empty() {
-                source.guess(&self.text, Speculate::MOST, &mut self.guesses);
+                source.guess(&self.text, Speculate::MAX, &mut self.guesses);
             }
         }
     }
 
-    /// Returns the probability that the first token of the draft is accepted, the first two, and so on, at most `most`.
-    pub fn chances(&self, most: usize) -> Vec<f64> {
+    /// Returns the probability that the first token of the draft is accepted, the first two, and so on, at most `max`.
+    pub fn chances(&self, max: usize) -> Vec<f64> {
         let mut all_right = 1.0;
         let chance = |guess: &Guess| {
             all_right *= self.acceptance.of(guess.class);
             all_right
         };
-        self.guesses.iter().take(most).map(chance).collect()
+        self.guesses.iter().take(max).map(chance).collect()
     }
 
     /// Returns the first `count` tokens of the draft.
@@ -89,9 +89,9 @@ impl Drafter {
         self.guesses.iter().take(count).map(|guess| guess.id)
     }
 
-    /// Returns whether the draft token at `place` equals `chosen`, and records the result.
-    pub fn check(&mut self, place: usize, chosen: u32) -> bool {
-        let Some(guess) = self.guesses.get(place) else { return false };
+    /// Returns whether the draft token at `index` equals `chosen`, and records the result.
+    pub fn check(&mut self, index: usize, chosen: u32) -> bool {
+        let Some(guess) = self.guesses.get(index) else { return false };
         let is_right = guess.id == chosen;
         self.acceptance.record(guess.class, is_right);
         is_right

@@ -17,7 +17,7 @@ const TRIES: usize = 48;
 const CANDIDATES: usize = 16;
 
 /// The positions of all n-grams of length `order`, by hash.
-struct Places {
+struct Positions {
     order: usize,
     /// The last position for each hash; its length is a power of two.
     last: Vec<u32>,
@@ -25,7 +25,7 @@ struct Places {
     before: Vec<u32>,
 }
 
-impl Places {
+impl Positions {
     fn new(order: usize) -> Self {
         Self { order, last: vec![NONE; 256], before: Vec::new() }
     }
@@ -69,20 +69,20 @@ impl Places {
 pub struct Index {
     /// All texts, each followed by [`BREAK`]; the current one is last.
     tokens: Vec<u32>,
-    places: [Places; 3],
+    positions: [Positions; 3],
     /// Number of leading tokens to keep: the reference texts.
     kept: usize,
     /// Maximum number of tokens after them.
-    most: usize,
+    max: usize,
 }
 
 impl Index {
     /// Default maximum number of tokens, in addition to reference texts.
     pub const TOKENS: usize = 1 << 16;
 
-    /// Returns an empty index, which drops the oldest tokens beyond `most`.
-    pub fn new(most: usize) -> Self {
-        Self { tokens: Vec::new(), places: ORDERS.map(Places::new), kept: 0, most: most.max(4 * LONGEST) }
+    /// Returns an empty index, which drops the oldest tokens beyond `max`.
+    pub fn new(max: usize) -> Self {
+        Self { tokens: Vec::new(), positions: ORDERS.map(Positions::new), kept: 0, max: max.max(4 * LONGEST) }
     }
 
     /// Adds a reference text, which is kept. Must be called before any tokens are pushed.
@@ -99,14 +99,14 @@ impl Index {
 
     /// Adds the next token of the current text.
     pub fn push(&mut self, id: u32) {
-        if self.tokens.len() >= self.kept + self.most {
-            self.forget(self.tokens.len() - self.most / 2);
+        if self.tokens.len() >= self.kept + self.max {
+            self.forget(self.tokens.len() - self.max / 2);
         }
         self.add(id, true);
     }
 
     /// Starts another text that continues after `before`. These tokens are already indexed as part of other texts.
-    pub fn begin(&mut self, before: &[u32]) {
+    pub fn start_text(&mut self, before: &[u32]) {
         if self.tokens.last().is_some_and(|&last| last != BREAK) {
             self.add(BREAK, false);
         }
@@ -117,46 +117,46 @@ impl Index {
 
     /// Returns its size in bytes.
     pub fn bytes(&self) -> usize {
-        4 * self.tokens.capacity() + self.places.iter().map(Places::bytes).sum::<usize>()
+        4 * self.tokens.capacity() + self.positions.iter().map(Positions::bytes).sum::<usize>()
     }
 
     fn add(&mut self, id: u32, listed: bool) {
         self.tokens.push(id);
-        self.places.iter_mut().for_each(|places| places.push(&self.tokens, listed));
+        self.positions.iter_mut().for_each(|positions| positions.push(&self.tokens, listed));
     }
 
     /// Drops the tokens before `first`, except reference texts.
     fn forget(&mut self, first: usize) {
         let tokens = std::mem::take(&mut self.tokens);
         // Every position that can be found is listed in the index of single tokens.
-        let [.., single] = std::mem::replace(&mut self.places, ORDERS.map(Places::new));
+        let [.., single] = std::mem::replace(&mut self.positions, ORDERS.map(Positions::new));
         let stays = (0..self.kept).chain(first.max(self.kept)..tokens.len());
         stays.for_each(|at| self.add(tokens[at], single.before[at] != UNLISTED));
     }
 
     /// Returns the length of the common suffix of the tokens up to `at` and the whole text.
     fn common(&self, at: usize) -> usize {
-        let (here, end) = (self.tokens[..=at].iter().rev(), self.tokens.iter().rev());
-        here.zip(end).take(LONGEST).take_while(|(a, b)| a == b && **a != BREAK).count()
+        let (suffix, end) = (self.tokens[..=at].iter().rev(), self.tokens.iter().rev());
+        suffix.zip(end).take(LONGEST).take_while(|(a, b)| a == b && **a != BREAK).count()
     }
 
     /// Returns the latest earlier positions that match the end of the text, and the length of each match.
     fn matches(&self) -> Vec<(usize, usize)> {
         let mut found = Vec::new();
-        for places in &self.places {
-            let Some(hash) = places.hash(&self.tokens) else { continue };
-            let mut at = places.last[hash];
+        for positions in &self.positions {
+            let Some(hash) = positions.hash(&self.tokens) else { continue };
+            let mut at = positions.last[hash];
             for _ in 0..TRIES {
                 if at >= UNLISTED || found.len() == CANDIDATES {
                     break;
                 }
                 if at as usize + 1 < self.tokens.len() {
                     let length = self.common(at as usize);
-                    if length >= places.order {
+                    if length >= positions.order {
                         found.push((at as usize, length));
                     }
                 }
-                at = places.before[at as usize];
+                at = positions.before[at as usize];
             }
             if !found.is_empty() {
                 break;
@@ -169,10 +169,10 @@ impl Index {
 impl DraftSource for Index {
     /// Drafts a continuation of the current text. Among the longest matches, the most frequent next token wins, then
     /// the most recent one; the draft continues with the tokens after it.
-    fn guess(&self, _text: &[u32], most: usize, guesses: &mut Vec<Guess>) {
-        let mut matches = if most > 0 { self.matches() } else { Vec::new() };
+    fn guess(&self, _text: &[u32], max: usize, guesses: &mut Vec<Guess>) {
+        let mut matches = if max > 0 { self.matches() } else { Vec::new() };
         let (first, end) = (guesses.len(), self.tokens.len());
-        for step in 0..most {
+        for step in 0..max {
             // If the match overlaps the end of the text, the draft continues with its own tokens.
             let follower = |at: usize| match self.tokens.get(at + 1 + step) {
                 Some(&id) => Some(id).filter(|&id| id != BREAK),
@@ -199,9 +199,9 @@ impl DraftSource for Index {
 mod tests {
     use super::*;
 
-    fn guess(index: &Index, most: usize) -> Vec<u32> {
+    fn guess(index: &Index, max: usize) -> Vec<u32> {
         let mut guesses = Vec::new();
-        index.guess(&[], most, &mut guesses);
+        index.guess(&[], max, &mut guesses);
         guesses.iter().map(|guess| guess.id).collect()
     }
 
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn goes_on_as_after_the_longest_match() {
+    fn drafts_follow_the_longest_match() {
         assert!(guess(&index(&[]), 3).is_empty());
         assert!(guess(&index(&[1, 2, 3]), 3).is_empty(), "nothing occurred before");
         let ids = [9, 1, 2, 3, 4, 50, 51, 8, 1, 2, 3, 4, 60, 61, 7, 2, 3, 4, 70, 71, 9, 1, 2, 3, 4];
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn tells_how_much_a_guess_is_worth() {
+    fn guesses_carry_match_length_and_agreement() {
         let class = |ids: &[u32]| {
             let mut guesses = Vec::new();
             index(ids).guess(&[], 2, &mut guesses);
@@ -235,32 +235,32 @@ mod tests {
     }
 
     #[test]
-    fn another_text_goes_on_from_what_it_shares() {
+    fn new_texts_draft_from_shared_prefixes() {
         let mut index = index(&[1, 2, 3, 4, 5, 6]);
-        index.begin(&[1, 2, 3]);
+        index.start_text(&[1, 2, 3]);
         assert_eq!(guess(&index, 3), [4, 5, 6], "what was taken back");
         [7, 8, 9].iter().for_each(|&id| index.push(id));
-        index.begin(&[1, 2, 3]);
+        index.start_text(&[1, 2, 3]);
         let mut guesses = Vec::new();
         index.guess(&[], 1, &mut guesses);
         assert_eq!(guesses[0].id, 7, "the last of two versions");
         index.push(4);
         assert_eq!(guess(&index, 2), [5, 6]);
-        index.begin(&[]);
+        index.start_text(&[]);
         assert!(guess(&index, 2).is_empty());
         index.push(6);
         assert!(guess(&index, 2).is_empty(), "no text goes on in the next one");
     }
 
     #[test]
-    fn texts_to_copy_from_stay() {
+    fn reference_texts_are_never_dropped() {
         let mut index = Index::new(0);
         index.keep(&[1, 2, 3]);
         index.keep(&[4, 5]);
         for id in 100..10_000 {
             index.push(id);
         }
-        assert!(index.tokens.len() <= index.kept + index.most);
+        assert!(index.tokens.len() <= index.kept + index.max);
         index.push(1);
         assert_eq!(guess(&index, 9), [2, 3]);
         index.push(9_990);
@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn takes_little_memory_and_little_work() {
+    fn memory_and_matches_are_bounded() {
         let mut index = Index::new(Index::TOKENS);
         (0..8192).for_each(|i| index.push(i * i % 977));
         assert!(index.bytes() < 1_000_000, "{} bytes", index.bytes());
@@ -288,7 +288,7 @@ mod tests {
 
     /// The drafts agree with a brute-force search of the whole text.
     #[test]
-    fn finds_what_a_plain_search_finds() {
+    fn matches_agree_with_brute_force_search() {
         let (mut index, mut ids, mut state) = (Index::new(Index::TOKENS), Vec::new(), 7u64);
         for _ in 0..3000 {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -303,13 +303,13 @@ mod tests {
             assert_eq!(found.is_empty(), longest == 0);
             // If few positions share an n-gram, the longest match is among them.
             let few = ORDERS.iter().find(|&&order| longest >= order);
-            let places = (0..end - 1).filter(|&at| few.is_some_and(|&order| common(at) >= order)).count();
-            if let (Some(guess), true) = (found.first(), places <= CANDIDATES && places > 0) {
+            let positions = (0..end - 1).filter(|&at| few.is_some_and(|&order| common(at) >= order)).count();
+            if let (Some(guess), true) = (found.first(), positions <= CANDIDATES && positions > 0) {
                 let class = Class::of_match(longest, 1.0).matched().unwrap().0;
                 assert!(guess.class.matched().unwrap().0 <= class);
                 let votes = |id| {
-                    let places = (0..end - 1).filter(|&at| ids[at + 1] == id).map(common);
-                    places.filter(|&length| length >= *few.unwrap()).map(|length| 1u64 << length).sum::<u64>()
+                    let positions = (0..end - 1).filter(|&at| ids[at + 1] == id).map(common);
+                    positions.filter(|&length| length >= *few.unwrap()).map(|length| 1u64 << length).sum::<u64>()
                 };
                 assert!((0..6).all(|other| votes(other) <= votes(guess.id)), "at {end}");
             }

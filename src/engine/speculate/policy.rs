@@ -19,7 +19,7 @@ pub enum Speculate {
 
 impl Speculate {
     /// Maximum draft tokens per pass.
-    pub const MOST: usize = DECODE_TOKENS - 1;
+    pub const MAX: usize = DECODE_TOKENS - 1;
 }
 
 /// Minimum expected speedup to draft at all, since estimates are inexact.
@@ -53,15 +53,15 @@ impl Policy {
     pub fn drafts(&self, chances: &[Vec<f64>], depth: usize) -> Vec<usize> {
         let texts = chances.len();
         let none = vec![0; texts];
-        let room = ROWS.saturating_sub(texts);
+        let free_rows = ROWS.saturating_sub(texts);
         match self.speculate {
-            _ if texts == 0 || room == 0 => none,
+            _ if texts == 0 || free_rows == 0 => none,
             Speculate::Off => none,
-            Speculate::Fixed(most) => {
-                let most = most.min(room.div_ceil(texts));
-                let mut left = room;
+            Speculate::Fixed(max) => {
+                let max = max.min(free_rows.div_ceil(texts));
+                let mut left = free_rows;
                 let mut take = |chances: &Vec<f64>| {
-                    let taken = chances.len().min(most).min(left);
+                    let taken = chances.len().min(max).min(left);
                     left -= taken;
                     taken
                 };
@@ -82,8 +82,8 @@ impl Policy {
         if guesses == 0 {
             return best;
         }
-        let most = self.costs.most_rows(texts, depth).min(texts + guesses);
-        let ratios = self.costs.ratios(texts, most, depth);
+        let max = self.costs.max_rows(texts, depth).min(texts + guesses);
+        let ratios = self.costs.ratios(texts, max, depth);
         let (mut fastest, mut expected) = (GAIN, texts as f64);
         for ratio in &ratios[1..] {
             let next = (0..texts).map(|text| (text, chances[text].get(drafts[text]).copied().unwrap_or(0.0)));
@@ -160,7 +160,7 @@ mod tests {
 
     #[test]
     fn fixed_drafts_are_limited_by_the_rows_of_a_pass() {
-        let drafts = |texts: usize, most| policy(Speculate::Fixed(most), &[]).drafts(&vec![vec![0.1; 7]; texts], 0);
+        let drafts = |texts: usize, max| policy(Speculate::Fixed(max), &[]).drafts(&vec![vec![0.1; 7]; texts], 0);
         assert_eq!((drafts(1, 7), drafts(3, 2)), (vec![7], vec![2; 3]));
         assert_eq!(policy(Speculate::Fixed(3), &[]).drafts(&[vec![0.1], vec![]], 0), [1, 0]);
         for texts in [8, 9, 40, 64, 100] {

@@ -26,8 +26,8 @@ impl Class {
     /// Returns the class of a token that follows a match of `length` tokens; `share` is the share of matches that agree
     /// on it.
     pub fn of_match(length: usize, share: f64) -> Self {
-        let place = LENGTHS.partition_point(|&least| least <= length).max(1) - 1;
-        Self((1 + 2 * place + usize::from(share < 0.75)) as u8)
+        let index = LENGTHS.partition_point(|&min| min <= length).max(1) - 1;
+        Self((1 + 2 * index + usize::from(share < 0.75)) as u8)
     }
 
     /// Returns its index in a table of [`Class::COUNT`] entries.
@@ -37,23 +37,23 @@ impl Class {
 
     /// Returns the minimum match length and whether other matches disagree; `None` for forced tokens.
     pub fn matched(self) -> Option<(usize, bool)> {
-        let place = self.index().checked_sub(1)?;
-        Some((LENGTHS[place / 2], place % 2 == 1))
+        let index = self.index().checked_sub(1)?;
+        Some((LENGTHS[index / 2], index % 2 == 1))
     }
 }
 
 /// A source of draft tokens. Wrong drafts only cost time: they never change the generated text.
 pub trait DraftSource {
-    /// Appends up to `most` draft tokens after `text` to `guesses`.
-    fn guess(&self, text: &[u32], most: usize, guesses: &mut Vec<Guess>);
+    /// Appends up to `max` draft tokens after `text` to `guesses`.
+    fn guess(&self, text: &[u32], max: usize, guesses: &mut Vec<Guess>);
 }
 
 /// Tokens forced by a constraint.
 pub struct Forced<'a>(pub &'a [u32]);
 
 impl DraftSource for Forced<'_> {
-    fn guess(&self, _text: &[u32], most: usize, guesses: &mut Vec<Guess>) {
-        guesses.extend(self.0.iter().take(most).map(|&id| Guess { id, class: Class::FORCED }));
+    fn guess(&self, _text: &[u32], max: usize, guesses: &mut Vec<Guess>) {
+        guesses.extend(self.0.iter().take(max).map(|&id| Guess { id, class: Class::FORCED }));
     }
 }
 
@@ -62,10 +62,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn classes_tell_lengths_and_contests_apart() {
-        for (length, least) in [(0, 1), (1, 1), (2, 2), (6, 5), (7, 7), (27, 20), (28, 28), (1000, 28)] {
-            assert_eq!(Class::of_match(length, 1.0).matched(), Some((least, false)), "{length}");
-            assert_eq!(Class::of_match(length, 0.5).matched(), Some((least, true)), "{length}");
+    fn classes_encode_match_length_and_agreement() {
+        for (length, min) in [(0, 1), (1, 1), (2, 2), (6, 5), (7, 7), (27, 20), (28, 28), (1000, 28)] {
+            assert_eq!(Class::of_match(length, 1.0).matched(), Some((min, false)), "{length}");
+            assert_eq!(Class::of_match(length, 0.5).matched(), Some((min, true)), "{length}");
         }
         assert_eq!(Class::FORCED.matched(), None);
         assert_eq!(Class::of_match(9999, 0.1).index(), Class::COUNT - 1);

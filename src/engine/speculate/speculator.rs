@@ -88,13 +88,13 @@ impl Speculator {
         self.policy.is_on()
     }
 
-    /// Processes `id` and up to `most` draft tokens after it, taken from `first` if it has any. `choose` receives the
+    /// Processes `id` and up to `max` draft tokens after it, taken from `first` if it has any. `choose` receives the
     /// logits after each processed token in order and returns the next token, or `None` to stop.
     pub fn advance(
         &mut self,
         model: &mut impl TokenModel,
         id: u32,
-        most: usize,
+        max: usize,
         first: &dyn DraftSource,
         choose: &mut dyn FnMut(&[f32]) -> Result<Option<u32>>,
     ) -> Result<Counts> {
@@ -103,7 +103,7 @@ impl Speculator {
         if self.is_on() {
             self.drafter.push(id);
             self.drafter.draft(first);
-            let chances = self.drafter.chances(most.min(model.most_guesses()));
+            let chances = self.drafter.chances(max.min(model.max_guesses()));
             let drafted = self.policy.drafts(&[chances], depth)[0];
             ids.extend(self.drafter.ids(drafted));
         }
@@ -112,10 +112,10 @@ impl Speculator {
         let (start, mut choosing) = ((self.clock)(), Duration::ZERO);
         let outcome = model.verify(&ids, &mut |logits| {
             let start = (self.clock)();
-            let place = counts.tokens;
+            let index = counts.tokens;
             counts.tokens += 1;
             let chosen = choose(logits)?;
-            let is_right = chosen.is_some_and(|chosen| self.drafter.check(place, chosen)) && place < drafted;
+            let is_right = chosen.is_some_and(|chosen| self.drafter.check(index, chosen)) && index < drafted;
             choosing += (self.clock)() - start;
             Ok(is_right)
         });

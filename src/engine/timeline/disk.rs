@@ -129,12 +129,12 @@ impl Timeline<'_> {
             Ok(((more, steps, images), payload))
         })?;
         // The latest checkpoints come first: load as many as fit, and the end.
-        let mut room = budget;
+        let mut remaining = budget;
         let kept: Vec<&Image> = images
             .iter()
             .filter(|image| {
-                let fits = image.of.global_layers || image.all + image.logits <= room;
-                room = if fits { room.saturating_sub(image.all + image.logits) } else { 0 };
+                let fits = image.of.global_layers || image.all + image.logits <= remaining;
+                remaining = if fits { remaining.saturating_sub(image.all + image.logits) } else { 0 };
                 fits
             })
             .collect();
@@ -143,8 +143,8 @@ impl Timeline<'_> {
             if finite && logits.iter().all(|v| v.is_finite()) {
                 return Ok(());
             }
-            let what = "is damaged: it holds values that are not finite; restore it from a copy";
-            Err(Error::format(path.display().to_string(), what))
+            let problem = "is damaged: it holds values that are not finite; restore it from a copy";
+            Err(Error::format(path.display().to_string(), problem))
         })?;
 
         self.clear()?;

@@ -146,7 +146,7 @@ impl<'m> Timeline<'m> {
         if steps.is_empty() {
             return Ok(());
         }
-        self.session.check_room(steps.len())?;
+        self.session.check_fits(steps.len())?;
         let mut done = 0;
         for pass in passes(steps) {
             match self.read_pass(pass, done + pass.len() == steps.len(), watch.cancel) {
@@ -232,8 +232,8 @@ impl TokenModel for Timeline<'_> {
         Ok(&self.logits)
     }
 
-    fn most_guesses(&self) -> usize {
-        self.session.most_guesses()
+    fn max_guesses(&self) -> usize {
+        self.session.max_guesses()
     }
 
     fn verify(&mut self, ids: &[u32], is_right: &mut dyn FnMut(&[f32]) -> Result<bool>) -> Result<()> {

@@ -68,7 +68,7 @@ fn encodes_as_ggml_does() {
 }
 
 #[test]
-fn a_scale_too_small_to_divide_by_gives_zeros() {
+fn scales_without_a_finite_inverse_give_zeros() {
     check(DType::Q4_0, &[1e-40; 32], "008088888888888888888888888888888888");
     for dtype in [DType::Q8_0, DType::Q4_1, DType::Q5_1, DType::Iq4Nl, DType::Mxfp4] {
         check(dtype, &[1e-40; 32], &"00".repeat(dtype.block_bytes()));

@@ -70,18 +70,18 @@ impl Gguf {
         let tensor_count = header.u64("the number of tensors")?;
         let key_count = header.u64("the number of keys")?;
         let metadata = header.metadata(key_count)?;
-        let alignment = alignment(&metadata).map_err(|what| header.bad(what))?;
+        let alignment = alignment(&metadata).map_err(|problem| header.bad(problem))?;
         let infos = header.tensor_infos(tensor_count, alignment, &metadata)?;
         let data_start = (header.at as u64).next_multiple_of(alignment);
 
         let mut tensors = Vec::with_capacity(infos.len());
         let mut spans = Vec::with_capacity(infos.len());
         for info in infos {
-            let place = |offset: u64| {
+            let locate = |offset: u64| {
                 let start = usize::try_from(offset.checked_add(data_start)?).ok()?;
                 blob.slice(start..start.checked_add(info.bytes)?).map(|data| (start, data))
             };
-            let Some((start, data)) = place(info.offset) else {
+            let Some((start, data)) = locate(info.offset) else {
                 return Err(header.bad(format!(
                     "is truncated: tensor `{}` ends past the end of the file; download or convert it again",
                     info.name
@@ -151,11 +151,11 @@ struct Header<'a> {
 }
 
 impl<'a> Header<'a> {
-    fn bad(&self, what: impl Into<String>) -> Error {
-        Error::format(self.file, what)
+    fn bad(&self, problem: impl Into<String>) -> Error {
+        Error::format(self.file, problem)
     }
 
-    fn take(&mut self, n: usize, what: &str) -> Result<&'a [u8]> {
+    fn take(&mut self, n: usize, item: &str) -> Result<&'a [u8]> {
         let rest = &self.bytes[self.at..];
         match rest.get(..n) {
             Some(taken) => {
@@ -164,58 +164,58 @@ impl<'a> Header<'a> {
             }
             None if self.capped => {
                 Err(self
-                    .bad(format!("is damaged: {what} lies beyond the first {} MB", limits::GGUF_HEADER / limits::MB)))
+                    .bad(format!("is damaged: {item} lies beyond the first {} MB", limits::GGUF_HEADER / limits::MB)))
             }
             None => {
                 Err(self
-                    .bad(format!("is truncated: {what} runs past the end of the file; download or convert it again")))
+                    .bad(format!("is truncated: {item} runs past the end of the file; download or convert it again")))
             }
         }
     }
 
-    fn array<const N: usize>(&mut self, what: &str) -> Result<[u8; N]> {
+    fn array<const N: usize>(&mut self, item: &str) -> Result<[u8; N]> {
         let mut bytes = [0; N];
-        bytes.copy_from_slice(self.take(N, what)?);
+        bytes.copy_from_slice(self.take(N, item)?);
         Ok(bytes)
     }
 
-    fn u32(&mut self, what: &str) -> Result<u32> {
-        self.array(what).map(u32::from_le_bytes)
+    fn u32(&mut self, item: &str) -> Result<u32> {
+        self.array(item).map(u32::from_le_bytes)
     }
 
-    fn u64(&mut self, what: &str) -> Result<u64> {
-        self.array(what).map(u64::from_le_bytes)
+    fn u64(&mut self, item: &str) -> Result<u64> {
+        self.array(item).map(u64::from_le_bytes)
     }
 
     /// Returns the bytes of `count` items of `size` bytes each.
-    fn items(&mut self, count: u64, size: usize, what: &str) -> Result<&'a [u8]> {
+    fn items(&mut self, count: u64, size: usize, item: &str) -> Result<&'a [u8]> {
         // A product that overflows usize is past the end of any file.
         let bytes = usize::try_from(count).ok().and_then(|n| n.checked_mul(size)).unwrap_or(usize::MAX);
-        self.take(bytes, what)
+        self.take(bytes, item)
     }
 
-    fn str(&mut self, what: &str) -> Result<&'a str> {
-        let len = self.u64(what)?;
-        let bytes = self.items(len, 1, what)?;
-        std::str::from_utf8(bytes).map_err(|_| self.bad(format!("is damaged: {what} is not UTF-8 text")))
+    fn str(&mut self, item: &str) -> Result<&'a str> {
+        let len = self.u64(item)?;
+        let bytes = self.items(len, 1, item)?;
+        std::str::from_utf8(bytes).map_err(|_| self.bad(format!("is damaged: {item} is not UTF-8 text")))
     }
 
     /// Reads a key or tensor name: short and printable, so that messages can quote it.
-    fn name(&mut self, what: &str) -> Result<&'a str> {
-        let name = self.str(what)?;
+    fn name(&mut self, item: &str) -> Result<&'a str> {
+        let name = self.str(item)?;
         if name.len() > limits::NAME || name.chars().any(char::is_control) {
             let limit = limits::NAME;
-            return Err(self.bad(format!("is damaged: {what} is longer than {limit} bytes or unprintable")));
+            return Err(self.bad(format!("is damaged: {item} is longer than {limit} bytes or unprintable")));
         }
         Ok(name)
     }
 
-    /// Rejects a count of items that exceeds the remaining bytes, at `least` bytes per item.
-    fn check_count(&self, count: u64, least: u64, what: &str) -> Result<usize> {
-        let room = (self.bytes.len() - self.at) as u64 / least;
-        if count > room {
+    /// Rejects a count of items that exceeds the remaining bytes, at `min_bytes` bytes per item.
+    fn check_count(&self, count: u64, min_bytes: u64, item: &str) -> Result<usize> {
+        let max_count = (self.bytes.len() - self.at) as u64 / min_bytes;
+        if count > max_count {
             return Err(self.bad(format!(
-                "is truncated or damaged: it declares {count} {what}, more than it has bytes for; \
+                "is truncated or damaged: it declares {count} {item}, more than it has bytes for; \
                  download or convert it again"
             )));
         }
@@ -230,7 +230,7 @@ impl<'a> Header<'a> {
                     "is not a GGUF file but a Git LFS pointer; fetch the file itself, for example with `git lfs pull`",
                 ));
             }
-            return Err(Error::NotGguf { file: self.file.into(), what: "is not a GGUF file" });
+            return Err(Error::NotGguf { file: self.file.into(), problem: "is not a GGUF file" });
         }
         self.at = MAGIC.len();
         let version = self.u32("the version")?;
@@ -261,14 +261,14 @@ impl<'a> Header<'a> {
     }
 
     fn value(&mut self, key: &str) -> Result<Value> {
-        let what = format!("the value of `{key}`");
-        let what = what.as_str();
+        let item = format!("the value of `{key}`");
+        let item = item.as_str();
         macro_rules! number {
             ($from:ty, $kind:ident, $to:ty) => {
-                Value::$kind(<$to>::from(<$from>::from_le_bytes(self.array(what)?)))
+                Value::$kind(<$to>::from(<$from>::from_le_bytes(self.array(item)?)))
             };
         }
-        Ok(match self.u32(what)? {
+        Ok(match self.u32(item)? {
             0 => number!(u8, Uint, u64),
             1 => number!(i8, Int, i64),
             2 => number!(u16, Uint, u64),
@@ -277,21 +277,21 @@ impl<'a> Header<'a> {
             5 => number!(i32, Int, i64),
             6 => number!(f32, Float, f64),
             7 => {
-                let [byte] = self.array(what)?;
+                let [byte] = self.array(item)?;
                 Value::Bool(self.bool(byte, key)?)
             }
-            8 => Value::String(self.str(what)?.to_owned()),
-            9 => self.array_value(key, what)?,
+            8 => Value::String(self.str(item)?.to_owned()),
+            9 => self.array_value(key, item)?,
             10 => number!(u64, Uint, u64),
             11 => number!(i64, Int, i64),
             12 => number!(f64, Float, f64),
-            other => return Err(self.bad(format!("is damaged: {what} has the unknown type {other}"))),
+            other => return Err(self.bad(format!("is damaged: {item} has the unknown type {other}"))),
         })
     }
 
-    fn array_value(&mut self, key: &str, what: &str) -> Result<Value> {
-        let kind = self.u32(what)?;
-        let count = self.u64(what)?;
+    fn array_value(&mut self, key: &str, item: &str) -> Result<Value> {
+        let kind = self.u32(item)?;
+        let count = self.u64(item)?;
         self.items = self.items.saturating_add(self.check_count(count, 1, "array items")?);
         if self.items > limits::ARRAY_ITEMS {
             let limit = limits::ARRAY_ITEMS;
@@ -301,7 +301,7 @@ impl<'a> Header<'a> {
         }
         macro_rules! numbers {
             ($from:ty, $kind:ident, $to:ty) => {{
-                let (items, _) = self.items(count, size_of::<$from>(), what)?.as_chunks();
+                let (items, _) = self.items(count, size_of::<$from>(), item)?.as_chunks();
                 Value::$kind(items.iter().map(|&b| <$to>::from(<$from>::from_le_bytes(b))).collect())
             }};
         }
@@ -314,14 +314,14 @@ impl<'a> Header<'a> {
             5 => numbers!(i32, Ints, i64),
             6 => numbers!(f32, Floats, f64),
             7 => {
-                let bytes = self.items(count, 1, what)?;
+                let bytes = self.items(count, 1, item)?;
                 Value::Bools(bytes.iter().map(|&b| self.bool(b, key)).collect::<Result<_>>()?)
             }
             8 => {
                 let count = self.check_count(count, 8, "strings")?;
                 let mut strings = Strings::default();
                 for _ in 0..count {
-                    strings.push(self.str(what)?);
+                    strings.push(self.str(item)?);
                 }
                 Value::Strings(strings)
             }
@@ -329,7 +329,7 @@ impl<'a> Header<'a> {
             10 => numbers!(u64, Uints, u64),
             11 => numbers!(i64, Ints, i64),
             12 => numbers!(f64, Floats, f64),
-            other => return Err(self.bad(format!("is damaged: {what} is an array of the unknown type {other}"))),
+            other => return Err(self.bad(format!("is damaged: {item} is an array of the unknown type {other}"))),
         })
     }
 
@@ -344,7 +344,7 @@ impl<'a> Header<'a> {
     fn tensor_infos(&mut self, count: u64, alignment: u64, metadata: &Metadata) -> Result<Vec<TensorInfo>> {
         // The shortest entry: an empty name's length, the number of dimensions, one of them, type and offset.
         let count = self.check_count(count, 32, "tensors")?;
-        let mut index = packed::read_index(metadata).map_err(|what| self.bad(what))?;
+        let mut index = packed::read_index(metadata).map_err(|problem| self.bad(problem))?;
         let mut seen = HashSet::with_capacity(count);
         let mut infos = Vec::with_capacity(count);
         for _ in 0..count {
@@ -352,8 +352,8 @@ impl<'a> Header<'a> {
             if !seen.insert(name) {
                 return Err(self.bad(format!("is damaged: the tensor `{name}` appears twice")));
             }
-            let what = format!("the entry of tensor `{name}`");
-            let dim_count = self.u32(&what)?;
+            let item = format!("the entry of tensor `{name}`");
+            let dim_count = self.u32(&item)?;
             if !(1..=limits::DIMENSIONS).contains(&dim_count) {
                 return Err(
                     self.bad(format!("is damaged: tensor `{name}` has {dim_count} dimensions; it must have 1 to 4"))
@@ -361,19 +361,19 @@ impl<'a> Header<'a> {
             }
             let mut dims = Vec::with_capacity(limits::DIMENSIONS as usize);
             for _ in 0..dim_count {
-                match usize::try_from(self.u64(&what)?) {
+                match usize::try_from(self.u64(&item)?) {
                     Ok(0) => return Err(self.bad(format!("is damaged: tensor `{name}` has a dimension of 0"))),
                     Ok(dim) => dims.insert(0, dim),
                     Err(_) => return Err(self.bad(format!("is damaged: tensor `{name}` is larger than memory"))),
                 }
             }
-            let id = self.u32(&what)?;
+            let id = self.u32(&item)?;
             let packed = index.remove(name).filter(|_| id == I8);
             let (dtype, packing) = match packed {
                 Some((dtype, ..)) => (dtype, Packing::X8),
                 None => (DType::from_ggml_id(id).ok_or_else(|| self.unknown_type(name, id, metadata))?, Packing::Plain),
             };
-            let offset = self.u64(&what)?;
+            let offset = self.u64(&item)?;
             if !offset.is_multiple_of(alignment) {
                 return Err(self.bad(format!(
                     "is damaged: tensor `{name}` starts at {offset}, which is not a multiple of the alignment {alignment}"

@@ -103,9 +103,9 @@ fn a_file_cut_short_anywhere_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a.gguf");
     write(&path, every_kind(), &[("a", vec![16], DType::F32, vec![1; 64])]);
-    let whole = std::fs::read(&path).unwrap();
-    for len in 0..whole.len() {
-        let message = parse(whole[..len].to_vec()).err().expect("a cut file").to_string();
+    let file = std::fs::read(&path).unwrap();
+    for len in 0..file.len() {
+        let message = parse(file[..len].to_vec()).err().expect("a cut file").to_string();
         assert!(message.contains("truncated") || len < 4, "{len}: {message}");
     }
 }
@@ -115,10 +115,10 @@ fn damage_to_any_byte_is_an_error_or_harmless() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a.gguf");
     write(&path, every_kind(), &[("a", vec![16], DType::F32, vec![1; 64])]);
-    let whole = std::fs::read(&path).unwrap();
-    for at in 0..whole.len() {
+    let file = std::fs::read(&path).unwrap();
+    for at in 0..file.len() {
         for value in [0, 1, 0x7f, 0x80, 0xff] {
-            let mut bytes = whole.clone();
+            let mut bytes = file.clone();
             bytes[at] = value;
             let _ = parse(bytes);
         }
@@ -126,7 +126,7 @@ fn damage_to_any_byte_is_an_error_or_harmless() {
 }
 
 #[test]
-fn an_unfinished_file_leaves_nothing() {
+fn unfinished_files_are_removed() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a.gguf");
     let layout = || Layout::new(Metadata::default(), vec![("a".into(), vec![4], DType::F32, Packing::Plain)]).unwrap();
@@ -168,7 +168,7 @@ fn refuses_impossible_counts_before_allocating() {
 
 /// A byte in the file takes eight in memory.
 #[test]
-fn arrays_have_a_limit_together() {
+fn arrays_have_a_total_size_limit() {
     let array = |count: usize| {
         [&9u32.to_le_bytes()[..], &0u32.to_le_bytes(), &(count as u64).to_le_bytes(), &vec![1; count]].concat()
     };

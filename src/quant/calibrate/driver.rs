@@ -80,28 +80,28 @@ impl Calibrator<'_> {
                 continue;
             };
             let mut rounded = group.to_vec();
-            let what = format!("layer {} of {}", index + 1, self.config.layers);
+            let label = format!("layer {} of {}", index + 1, self.config.layers);
             let layer = self.layer(index, group)?;
             let matrices = to_round(&layer, group);
             let hessians =
-                self.hessians(&mut stream, index, &layer, &matrices, &mut || self.step(progress, &what, 1))?;
-            let mut told = 0;
+                self.hessians(&mut stream, index, &layer, &matrices, &mut || self.step(progress, &label, 1))?;
+            let mut reported = 0;
             self.round_layer(index, &mut rounded, &matrices, hessians, gptq, &mut |share| {
                 let now = (texts as f64 * share) as u64;
-                let steps = now - told;
-                told = now;
-                self.step(progress, &what, steps)
+                let steps = now - reported;
+                reported = now;
+                self.step(progress, &label, steps)
             })?;
             drop(matrices);
             drop(layer);
             let layer = self.layer(index, &rounded)?;
-            stream.pass(index, &layer, Advance::Commit, &mut |_, _| (), &mut || self.step(progress, &what, 1))?;
+            stream.pass(index, &layer, Advance::Commit, &mut |_, _| (), &mut || self.step(progress, &label, 1))?;
             write(&rounded)?;
         }
         Ok(())
     }
 
-    /// Returns the second moments of what the matrices multiply, by their inputs' ids.
+    /// Returns the Hessians of the matrices' inputs, by input id.
     fn hessians(
         &self,
         stream: &mut Stream<'_>,
@@ -138,8 +138,8 @@ impl Calibrator<'_> {
             let factor = self.pool.install(|| Factor::new(&hessian, gptq, self.cancel));
             Error::check_cancelled(self.cancel)?;
             let factor = factor.ok_or_else(|| {
-                let what = format!("layer {index} multiplies values that are not finite: the weights are damaged");
-                Error::format(self.file, what)
+                let problem = format!("layer {index} multiplies values that are not finite: the weights are damaged");
+                Error::format(self.file, problem)
             })?;
             drop(hessian);
             for to_round in matrices.iter().filter(|m| m.input == input) {
@@ -164,7 +164,7 @@ impl Calibrator<'_> {
         Ok(())
     }
 
-    /// Returns the text in front of the first layer, and the number of its pieces.
+    /// Returns the stream of the calibration text before the first layer, and the number of its sequences.
     fn open(&self, plans: &[TensorPlan]) -> Result<(Stream<'_>, usize)> {
         let pieces = self.sample.pieces(self.metadata, self.file, self.cancel)?;
         let tables = ["token_embd.weight", "meta_embd.weight"].into_iter().filter_map(|name| named(plans, name));
@@ -184,15 +184,15 @@ impl Calibrator<'_> {
         Finder::new(&self.load(plans)?, self.config).layer(index)
     }
 
-    /// Returns the tensors as they are in the checkpoint, ready to compute with.
+    /// Loads tensors of the checkpoint into memory, for computation.
     fn load<'p>(&self, plans: impl IntoIterator<Item = &'p TensorPlan>) -> Result<Gguf> {
         let tensors =
             plans.into_iter().map(|plan| self.pool.install(|| plan.load(self.cancel))).collect::<Result<_>>()?;
         Ok(Gguf::in_memory(self.file, tensors))
     }
 
-    fn step(&self, progress: &mut dyn FnMut(Event), what: &str, steps: u64) -> Result<()> {
-        progress(Event::Calibrated { what, steps });
+    fn step(&self, progress: &mut dyn FnMut(Event), label: &str, steps: u64) -> Result<()> {
+        progress(Event::Calibrated { label, steps });
         Error::check_cancelled(self.cancel)
     }
 }
@@ -200,15 +200,14 @@ impl Calibrator<'_> {
 /// A matrix to round with compensation.
 struct ToRound<'a> {
     matrix: &'a Matrix,
-    /// Its plan's place among those of the layer.
+    /// The index of its plan in the layer.
     plan: usize,
-    /// The id of the matrix whose inputs are measured for this one too: gate and up multiply the same, so that one
-    /// Hessian serves both.
+    /// The id of the matrix whose inputs are measured. Gate and up have the same input, so they share a Hessian.
     input: usize,
 }
 
 impl ToRound<'_> {
-    /// How much work it is to round.
+    /// Returns the relative work of rounding it.
     fn cost(&self) -> f64 {
         let Matrix { rows, cols, .. } = *self.matrix;
         rows as f64 * cols as f64 * cols as f64
@@ -229,7 +228,7 @@ fn to_round<'a>(layer: &'a Layer, plans: &[TensorPlan]) -> Vec<ToRound<'a>> {
     layer.matrices().filter_map(entry).collect()
 }
 
-/// Returns the tensors of each layer, which follow each other, and those before and behind all layers.
+/// Groups consecutive tensors by layer; those before and after all layers form groups of their own.
 fn by_layer(plans: &[TensorPlan]) -> impl Iterator<Item = &[TensorPlan]> {
     plans.chunk_by(|a, b| a.spec.layer == b.spec.layer)
 }

@@ -1,5 +1,5 @@
-//! Second moments of every matrix's inputs by column, which weight the errors in that column. Saved as GGUF, in the
-//! format of llama.cpp's importance matrices.
+//! The importance matrix: second moments of each matrix's inputs by column, which weight the errors in that column.
+//! Saved as GGUF, in the format of llama.cpp.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -21,19 +21,19 @@ struct Sums {
     name: String,
     /// Σ x² of each column.
     squares: Vec<f32>,
-    /// Inputs summed up.
+    /// Number of inputs.
     count: f32,
 }
 
 /// The second moments of the inputs of a model's matrices.
 pub struct Moments {
-    /// By the tensors' ids.
+    /// By tensor id.
     sums: BTreeMap<usize, Sums>,
-    /// What was read.
+    /// The name of the calibration text.
     dataset: String,
-    /// Tokens of a text.
+    /// Tokens per sequence.
     context: usize,
-    /// Texts read.
+    /// Number of sequences.
     texts: usize,
 }
 
@@ -41,12 +41,12 @@ const SQUARES: &str = ".in_sum2";
 const COUNTS: &str = ".counts";
 
 impl Moments {
-    /// Nothing yet of `texts` texts of `context` tokens out of `dataset`.
+    /// Returns empty sums for `texts` sequences of `context` tokens from `dataset`.
     pub fn new(dataset: &str, context: usize, texts: usize) -> Self {
         Self { sums: BTreeMap::new(), dataset: dataset.to_owned(), context, texts }
     }
 
-    /// Adds what the matrix `spec` multiplies.
+    /// Adds inputs of the matrix `spec`.
     pub fn add(&mut self, spec: &Spec, x: MatRef<'_>) {
         let none = || Sums { name: spec.name.clone(), squares: vec![0.0; x.cols], count: 0.0 };
         let sums = self.sums.entry(spec.id).or_insert_with(none);
@@ -77,8 +77,8 @@ impl Moments {
         let mut sums: Vec<&Sums> = self.sums.values().collect();
         sums.sort_by_key(|sums| &sums.name);
         let tensors = sums.iter().flat_map(|Sums { name, squares, .. }| {
-            let place = |suffix, cols| (format!("{name}{suffix}"), vec![1, cols], DType::F32, Packing::Plain);
-            [place(SQUARES, squares.len()), place(COUNTS, 1)]
+            let entry = |suffix, cols| (format!("{name}{suffix}"), vec![1, cols], DType::F32, Packing::Plain);
+            [entry(SQUARES, squares.len()), entry(COUNTS, 1)]
         });
         let mut writer = Writer::create(path, Layout::new(metadata, tensors.collect())?, force)?;
         for Sums { squares, count, .. } in sums {
@@ -91,7 +91,7 @@ impl Moments {
     /// Reads the file at `path`, made for a model with the tensors `specs`.
     pub fn load(path: &Path, specs: &[&Spec]) -> Result<Self> {
         let gguf = Gguf::open(path)?;
-        let bad = |what: String| Error::Calibration { file: gguf.file.clone(), what };
+        let bad = |problem: String| Error::Calibration { file: gguf.file.clone(), problem };
         if gguf.metadata.string("general.type") != Some("imatrix") {
             return Err(bad("is not a calibration: its key general.type is not `imatrix`".into()));
         }

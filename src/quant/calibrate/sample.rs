@@ -4,21 +4,22 @@ use std::sync::atomic::AtomicBool;
 
 use crate::{Error, Result, format::gguf::Metadata, text::Tokenizer};
 
-/// A text to calibrate on.
+/// A calibration text.
 #[derive(Clone, Debug)]
 pub struct Sample {
     /// The text.
     pub text: String,
-    /// What messages call it.
+    /// Its name in messages.
     pub name: String,
-    /// Tokens that are read at most, in pieces from all over the text.
+    /// Maximum number of tokens, sampled evenly in sequences.
     pub tokens: usize,
-    /// Tokens of a piece, BOS included, which the model reads as a text of its own.
+    /// Length of a sequence in tokens, BOS included. Sequences are independent texts.
     pub context: usize,
 }
 
 impl Sample {
-    /// The pieces that the model with the keys `metadata`, of the file `file`, reads.
+    /// Tokenizes the text with the tokenizer in `metadata` and returns the sequences; `file` is the model's name for
+    /// messages.
     pub(in crate::quant) fn pieces(
         &self,
         metadata: &Metadata,

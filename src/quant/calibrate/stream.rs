@@ -6,7 +6,7 @@ use crate::{
     Result,
     backend::{Backend, Buffer, Cpu, MatRef, Memory, Op, Watched},
     format::{CacheType, Matrix, Vector},
-    forward::{Chunk, Phase, Room, Scratch, Segment},
+    forward::{Chunk, Phase, Scratch, ScratchSize, Segment},
     model::{Config, Plan, weights::Layer},
     state::State,
 };
@@ -16,11 +16,11 @@ use crate::{
 pub enum Advance {
     /// The texts stay before the layer.
     Peek,
-    /// They are behind it afterwards.
+    /// The texts move past the layer.
     Commit,
 }
 
-/// Texts before a layer.
+/// Texts that have been processed up to a layer.
 pub struct Stream<'a> {
     config: &'a Config,
     plan: Plan,
@@ -29,12 +29,12 @@ pub struct Stream<'a> {
     scratch: Scratch,
     /// The residual stream `[tokens, hidden]` of the meta tokens, if there are any, then of each text.
     hidden: Vec<Vec<f32>>,
-    /// The keys and values of each, for layers whose readers are still to come.
+    /// The KV rows of each, for producers with consumers among the remaining layers.
     kv: Vec<Vec<[Buffer; 2]>>,
 }
 
 impl<'a> Stream<'a> {
-    /// Texts, as token ids, in front of the first layer.
+    /// Returns a stream of `texts`, given as token ids, before the first layer.
     pub fn new(
         config: &'a Config,
         embeddings: &Matrix,
@@ -55,7 +55,7 @@ impl<'a> Stream<'a> {
         Ok(Self {
             plan: Plan::new(config),
             state: State::new(&backend, config, 0, CacheType::F16)?,
-            scratch: Scratch::new(&backend, Room { config, rows, cache: CacheType::F16 })?,
+            scratch: Scratch::new(&backend, ScratchSize { config, rows, cache: CacheType::F16 })?,
             kv: (0..config.layers).map(|_| Vec::new()).collect(),
             config,
             backend,
@@ -63,7 +63,7 @@ impl<'a> Stream<'a> {
         })
     }
 
-    /// Returns how many texts there are, the meta tokens counted as one.
+    /// Returns the number of texts; the meta tokens count as one.
     pub fn texts(&self) -> usize {
         self.hidden.len()
     }
@@ -82,7 +82,7 @@ impl<'a> Stream<'a> {
         let source = c.kv_source[index];
         let has_readers = !self.plan.layers[index].readers.is_empty();
         self.state.position = 0;
-        // Only the meta tokens are committed: every text begins behind them.
+        // Only the meta tokens are committed, since every text follows them.
         let memory = &mut self.state.layers[index];
         self.backend.clear(&mut memory.conv);
         self.backend.clear(&mut memory.ssm);
@@ -113,8 +113,8 @@ impl<'a> Stream<'a> {
                 self.hidden[text] = self.backend.download(self.scratch.hidden_mut(), tokens * c.hidden);
                 if has_readers && let Some(kv) = self.scratch.kv_mut(index) {
                     let (k, v) = c.kv_widths();
-                    let room = |dim| self.backend.kv_rows(CacheType::F16, tokens, c.kv_heads, dim);
-                    let mut copy = [room(c.key_dim)?, room(c.value_dim)?];
+                    let alloc = |dim| self.backend.kv_rows(CacheType::F16, tokens, c.kv_heads, dim);
+                    let mut copy = [alloc(c.key_dim)?, alloc(c.value_dim)?];
                     for (copy, (kv, width)) in copy.iter_mut().zip(kv.iter().zip([k, v])) {
                         self.backend.run(Op::CopyRows { from: (kv, 0), to: (copy, 0), rows: tokens, width });
                     }

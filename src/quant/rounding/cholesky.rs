@@ -8,7 +8,7 @@ use rayon::prelude::*;
 /// Rows and columns of a block.
 const BLOCK: usize = 64;
 
-/// Returns a matrix whose rows follow `stride` values after each other.
+/// Returns a matrix view whose rows are `stride` values apart.
 pub(super) fn strided(values: &[f32], rows: usize, cols: usize, stride: usize) -> ArrayView2<'_, f32> {
     ArrayView2::from_shape((rows, cols).strides((stride, 1)), values).expect("the rows are there")
 }
@@ -36,7 +36,7 @@ pub fn cholesky(a: &mut [f32], n: usize, cancel: &AtomicBool) -> bool {
                 };
                 let rest = f64::from(done[i * n + j]) - dot(done);
                 if i == j {
-                    // NaN is treated like too small.
+                    // NaN counts as not positive.
                     if rest.is_nan() || rest <= 0.0 {
                         return false;
                     }
@@ -49,7 +49,7 @@ pub fn cholesky(a: &mut [f32], n: usize, cancel: &AtomicBool) -> bool {
         if below.is_empty() {
             break;
         }
-        // The rows below: x·Lᵀ = a, value after value.
+        // The rows below: solve x·Lᵀ = a by forward substitution.
         let diagonal = &done[start * n..];
         below.par_chunks_exact_mut(n).for_each(|row| {
             let x = &mut row[start..end];
@@ -59,7 +59,7 @@ pub fn cholesky(a: &mut [f32], n: usize, cancel: &AtomicBool) -> bool {
                 x[j] = (x[j] - sum) / l[j];
             }
         });
-        // What they leave of the rest.
+        // Subtract their product from the remaining matrix.
         let rows = below.len() / n;
         let mut panel = vec![0.0; rows * size];
         panel.chunks_exact_mut(size).zip(below.chunks_exact(n)).for_each(|(to, row)| {
@@ -76,7 +76,8 @@ pub fn cholesky(a: &mut [f32], n: usize, cancel: &AtomicBool) -> bool {
     true
 }
 
-/// Returns the inverse of the lower half of `l` `[n, n]`, row-major; zeros above it. Of no use once `cancel` is set.
+/// Returns the inverse of the lower triangular `l` `[n, n]`, row-major, with zeros above the diagonal. The result is
+/// undefined once `cancel` is set.
 pub fn invert(l: &[f32], n: usize, cancel: &AtomicBool) -> Vec<f32> {
     let mut inverse = vec![0.0; n * n];
     for start in (0..n).step_by(BLOCK) {
@@ -95,7 +96,7 @@ pub fn invert(l: &[f32], n: usize, cancel: &AtomicBool) -> Vec<f32> {
                 general_mat_mul(-1.0, &left, &above, 0.0, &mut strided_mut(rows, height, start, n));
             });
         }
-        // L of the block's own rows is left: each row minus what the rows before it hold of it.
+        // The block's own rows of L: forward substitution.
         for i in 0..end - start {
             let (before, row) = rows.split_at_mut(i * n);
             let row = &mut row[..end];
@@ -129,9 +130,9 @@ mod tests {
         for n in [1, 5, 64, 96, 200] {
             let a = matrix(n);
             let mut l = a.clone();
-            let (go_on, stop) = (AtomicBool::new(false), AtomicBool::new(true));
-            assert!(cholesky(&mut l, n, &go_on) && !cholesky(&mut a.clone(), n, &stop));
-            let inverse = invert(&l, n, &go_on);
+            let (no_cancel, cancelled) = (AtomicBool::new(false), AtomicBool::new(true));
+            assert!(cholesky(&mut l, n, &no_cancel) && !cholesky(&mut a.clone(), n, &cancelled));
+            let inverse = invert(&l, n, &no_cancel);
             for i in 0..n {
                 for j in 0..n {
                     let product: f32 = (0..=i.min(j)).map(|k| l[i * n + k] * l[j * n + k]).sum();
@@ -147,8 +148,8 @@ mod tests {
     fn matrices_without_a_factor_are_detected() {
         let mut a = matrix(80);
         a[70 * 80 + 70] = -1.0;
-        let go_on = AtomicBool::new(false);
-        assert!(!cholesky(&mut a, 80, &go_on));
-        assert!(!cholesky(&mut [f32::NAN], 1, &go_on));
+        let no_cancel = AtomicBool::new(false);
+        assert!(!cholesky(&mut a, 80, &no_cancel));
+        assert!(!cholesky(&mut [f32::NAN], 1, &no_cancel));
     }
 }

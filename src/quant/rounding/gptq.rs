@@ -19,7 +19,7 @@ use crate::format::{
 /// Column order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Order {
-    /// As they are stored.
+    /// The stored order.
     Stored,
     /// Blocks with the largest inputs first, and within a block the columns with the largest: early errors can be
     /// compensated by more columns.
@@ -27,12 +27,12 @@ pub enum Order {
     Largest,
 }
 
-/// How errors are compensated.
+/// Options of GPTQ.
 #[derive(Clone, Copy, Debug)]
 pub struct Gptq {
     /// Damping: fraction of the mean Hessian diagonal added to the diagonal.
     pub damping: f32,
-    /// In which order.
+    /// The order of the columns.
     pub order: Order,
 }
 
@@ -48,16 +48,16 @@ pub struct Hessian {
     sums: Vec<f32>,
 }
 
-/// Rows of the second moments that are added to at once.
+/// Rows of the Hessian that are updated together.
 const PANEL_ROWS: usize = 128;
 
 impl Hessian {
-    /// Of inputs of `cols` values; none yet.
+    /// Returns the sums for inputs of `cols` values, before any input.
     pub fn new(cols: usize) -> Self {
         Self { cols, sums: vec![0.0; cols * cols] }
     }
 
-    /// Adds `rows` inputs, of which one follows `stride` values after the other. `cancel` ends that: then the sums are of no use.
+    /// Adds `rows` inputs, which are `stride` values apart. Once `cancel` is set, the sums are undefined.
     pub fn add(&mut self, values: &[f32], rows: usize, stride: usize, cancel: &AtomicBool) {
         let n = self.cols;
         let x = strided(values, rows, n, stride);
@@ -85,8 +85,8 @@ pub struct Factor {
 }
 
 impl Factor {
-    /// Factors `hessian`, whose columns are whole blocks; `None` if inputs were not finite, or `cancel` is set. Damps more than asked for where
-    /// that is needed for an inverse.
+    /// Factors `hessian`, whose columns are whole blocks; `None` if inputs were not finite, or if `cancel` is set.
+    /// Increases the damping as far as the inverse needs it.
     pub fn new(hessian: &Hessian, options: &Gptq, cancel: &AtomicBool) -> Option<Self> {
         let n = hessian.cols;
         if !(0..n).all(|i| hessian.at(i, i).is_finite()) {
@@ -97,16 +97,16 @@ impl Factor {
         let mean = if mean > 0.0 { mean as f32 } else { 1.0 };
         let mut damping = options.damping.max(1e-6);
         while !cancel.load(Ordering::Relaxed) {
-            // H in the opposite order is L·Lᵀ, so that in the right order it is U·Uᵀ with U upper triangular; R is U⁻¹.
-            let mut turned = vec![0.0; n * n];
-            turned.par_chunks_exact_mut(n).enumerate().for_each(|(i, row)| {
+            // In reversed order H is L·Lᵀ, so in the original order it is U·Uᵀ with an upper triangular U; R is U⁻¹.
+            let mut reversed = vec![0.0; n * n];
+            reversed.par_chunks_exact_mut(n).enumerate().for_each(|(i, row)| {
                 let a = order[n - 1 - i];
                 (0..=i).for_each(|j| row[j] = hessian.at(a, order[n - 1 - j]));
                 row[i] += damping * mean;
             });
-            if cholesky(&mut turned, n, cancel) {
-                let mut r = invert(&turned, n, cancel);
-                drop(turned);
+            if cholesky(&mut reversed, n, cancel) {
+                let mut r = invert(&reversed, n, cancel);
+                drop(reversed);
                 r.reverse();
                 if r.iter().all(|v| v.is_finite()) {
                     return Some(Self { order, r });
@@ -122,7 +122,7 @@ impl Factor {
     }
 }
 
-/// Returns the columns as they are rounded: whole blocks, each in its own order.
+/// Returns the columns in the order of rounding: whole blocks, each with its own order.
 fn column_order(n: usize, order: Order, weight: impl Fn(usize) -> f32) -> Vec<usize> {
     let mut blocks: Vec<Vec<usize>> = (0..n).step_by(BLOCK).map(|start| (start..start + BLOCK).collect()).collect();
     if order == Order::Largest {
@@ -173,13 +173,13 @@ fn round_tile(
     let mut cost = 0.0;
     let rows = values.len() / n;
     let row_bytes = out.len() / rows;
-    // In the order of rounding.
+    // Columns in the order of rounding.
     let mut w: Vec<f32> =
         values.chunks_exact(n).flat_map(|row| factor.order.iter().map(|&column| row[column])).collect();
     let mut errors = vec![0.0; rows * BLOCK];
     for (start, columns) in (0..n).step_by(BLOCK).zip(factor.order.chunks_exact(BLOCK)) {
         let block = columns[0] / BLOCK;
-        // The factor's part between the block's own columns, and what an error in each of them costs after compensation.
+        // The factor among the block's own columns, and the cost of an error in each of them after compensation.
         let inner: [[f32; BLOCK]; BLOCK] =
             std::array::from_fn(|i| std::array::from_fn(|j| factor.r[(start + i) * n + start + j]));
         let weights: [f32; BLOCK] = std::array::from_fn(|i| 1.0 / (inner[i][i] * inner[i][i]));
@@ -191,16 +191,16 @@ fn round_tile(
                 return Err((row, Unfit::Overflow));
             }
             let fit = search(grid, &x, &weights, &plain);
-            let mut best = walk(grid, &x, &inner, fit.d, fit.m);
+            let mut best = round_with_compensation(grid, &x, &inner, fit.d, fit.m);
             for factor in NEARBY_SCALES {
                 let d = grid.scale(fit.d * factor);
-                // The middle of the range stays where it is.
+                // Keeps the middle of the range.
                 let m = if grid.has_min {
                     half::f16::from_f32(fit.m + (fit.d - d) * grid.reach[1] / 2.0).to_f32()
                 } else {
                     0.0
                 };
-                let other = walk(grid, &x, &inner, d, m);
+                let other = round_with_compensation(grid, &x, &inner, d, m);
                 if other.cost < best.cost {
                     best = other;
                 }
@@ -222,32 +222,32 @@ fn round_tile(
     Ok(cost)
 }
 
-/// Scales around the one that was found for each value by itself.
+/// Factors for scales near the one found without compensation.
 const NEARBY_SCALES: [f32; 6] = [0.94, 0.96, 0.98, 1.02, 1.04, 1.06];
 
-/// A block that was rounded with compensation inside.
-struct Walk {
+/// A block rounded with compensation among its columns.
+struct Rounded {
     d: f32,
     m: f32,
     levels: [f32; BLOCK],
-    /// What each column leaves for those to come, over the factor's diagonal.
+    /// The error of each column, divided by the factor's diagonal.
     errors: [f32; BLOCK],
     /// Σ errors².
     cost: f32,
 }
 
-fn walk(grid: &Grid, x: &[f32; BLOCK], r: &[[f32; BLOCK]; BLOCK], d: f32, m: f32) -> Walk {
+fn round_with_compensation(grid: &Grid, x: &[f32; BLOCK], r: &[[f32; BLOCK]; BLOCK], d: f32, m: f32) -> Rounded {
     let inverse = inverse(d);
     let mut x = *x;
-    let mut walk = Walk { d, m, levels: [0.0; BLOCK], errors: [0.0; BLOCK], cost: 0.0 };
+    let mut rounded = Rounded { d, m, levels: [0.0; BLOCK], errors: [0.0; BLOCK], cost: 0.0 };
     for i in 0..BLOCK {
         let level = grid.nearest_one((x[i] - m) * inverse);
         let error = (x[i] - (level * d + m)) / r[i][i];
-        // What lies before i is zero in the factor.
+        // The factor is zero before i.
         x.iter_mut().zip(&r[i]).for_each(|(x, r)| *x -= error * r);
-        walk.levels[i] = level;
-        walk.errors[i] = error;
-        walk.cost += error * error;
+        rounded.levels[i] = level;
+        rounded.errors[i] = error;
+        rounded.cost += error * error;
     }
-    walk
+    rounded
 }

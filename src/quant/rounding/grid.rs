@@ -7,28 +7,28 @@ use crate::format::{
     codec::{BLOCK, Block, levels},
 };
 
-/// A value over its scale is looked up with this many steps to one.
+/// Table entries per unit of a scaled value.
 const STEPS: f32 = 4.0;
-/// Levels and scaled values are in −`REACH`..`REACH`.
+/// Levels and scaled values are between −`REACH` and `REACH`.
 const REACH: f32 = 128.0;
 const TABLE_LEN: usize = 1024; // 2 · REACH · STEPS
 
-/// The values that the codes of a quantized type stand for.
+/// The levels of a quantized type: the values of its codes before scaling.
 pub struct Grid {
     dtype: DType,
     kind: Kind,
     /// Whether a block has a minimum besides its scale.
     pub has_min: bool,
-    /// Whether scales are powers of two.
+    /// Whether scales can have any value, rather than only powers of two.
     pub any_scale: bool,
     /// The largest magnitudes of levels on both sides of zero.
     pub reach: [f32; 2],
 }
 
 enum Kind {
-    /// Whole numbers, from the first to the last.
+    /// All integers from `low` to `high`.
     Even { low: f32, high: f32 },
-    /// Any: for every step the code of the nearest level, and the level.
+    /// Other levels: the nearest level and its code for each table entry.
     Table { codes: Box<[u8; TABLE_LEN]>, levels: Box<[f32; TABLE_LEN]> },
 }
 
@@ -53,12 +53,12 @@ impl Grid {
         Self { dtype, kind, has_min: dtype.has_min(), any_scale: dtype != DType::Mxfp4, reach: [-low, high] }
     }
 
-    /// The levels nearest to `v`, values over their scale.
+    /// Returns the levels nearest to the scaled values `v`.
     #[inline]
     pub fn nearest(&self, v: &[f32; BLOCK]) -> [f32; BLOCK] {
         match &self.kind {
             Kind::Even { low, high } => v.map(|v| round_to_integer(v.clamp(*low, *high))),
-            Kind::Table { levels, .. } => v.map(place).map(|place| levels[place]),
+            Kind::Table { levels, .. } => v.map(|v| levels[table_index(v)]),
         }
     }
 
@@ -67,11 +67,11 @@ impl Grid {
     pub fn nearest_one(&self, v: f32) -> f32 {
         match &self.kind {
             Kind::Even { low, high } => round_to_integer(v.clamp(*low, *high)),
-            Kind::Table { levels, .. } => levels[place(v)],
+            Kind::Table { levels, .. } => levels[table_index(v)],
         }
     }
 
-    /// Returns the scale nearest to `d` that can be stored.
+    /// Returns the nearest scale to `d` that can be stored.
     #[inline]
     pub fn scale(&self, d: f32) -> f32 {
         if self.any_scale {
@@ -81,27 +81,27 @@ impl Grid {
         f32::exp2(d.abs().log2().round().clamp(-128.0, 126.0))
     }
 
-    /// The block of these levels.
+    /// Returns the block with these levels.
     pub fn block(&self, d: f32, m: f32, chosen: &[f32; BLOCK]) -> Block {
         let q = chosen.map(|level| match &self.kind {
             Kind::Even { .. } => (level - f32::from(levels(self.dtype)[0])) as u8,
-            Kind::Table { codes, .. } => codes[place(level)],
+            Kind::Table { codes, .. } => codes[table_index(level)],
         });
         Block { d, m, q }
     }
 }
 
-/// Returns the nearest whole number of a small one: what is added and taken away leaves no room for more.
+/// Returns the nearest integer of a small number: adding the constant leaves no bits for a fraction.
 #[inline]
 fn round_to_integer(v: f32) -> f32 {
-    const ROOM: f32 = 12_582_912.0; // 1.5 · 2²³
-    (v + ROOM) - ROOM
+    const ROUND_MAGIC: f32 = 12_582_912.0; // 1.5 · 2²³
+    (v + ROUND_MAGIC) - ROUND_MAGIC
 }
 
-/// Returns the place in a table of a value over its scale, or the end of the table that is nearer to it.
+/// Returns the table index of a scaled value, clamped to the table.
 #[inline]
-fn place(v: f32) -> usize {
-    // Half a step less, since the nearest is taken; what is added puts the whole number into the lowest bits.
+fn table_index(v: f32) -> usize {
+    // Half a step less, since the conversion rounds to nearest; adding 2²³ moves the integer to the lowest bits.
     let at = ((v + REACH) * STEPS - 0.5).clamp(0.0, (TABLE_LEN - 1) as f32);
     (at + 8_388_608.0).to_bits() as usize % TABLE_LEN
 }

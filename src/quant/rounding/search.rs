@@ -14,7 +14,7 @@ pub struct Searcher {
 }
 
 impl Searcher {
-    /// For rows of `dtype`, a quantized type.
+    /// Returns a searcher for rows of `dtype`, a quantized type.
     pub fn new(dtype: DType) -> Self {
         Self { dtype, grid: Grid::new(dtype) }
     }
@@ -49,7 +49,7 @@ pub struct Fit {
     pub m: f32,
     /// The levels.
     pub levels: [f32; BLOCK],
-    /// Σ weight · (value − what is stored for it)².
+    /// Σ weight · (value − stored value)².
     pub error: f32,
 }
 
@@ -66,14 +66,14 @@ impl Fit {
         Self { d, m, levels, error }
     }
 
-    /// Returns what is stored.
+    /// Returns the block to store.
     pub fn block(&self, grid: &Grid) -> Block {
         grid.block(self.d, self.m, &self.levels)
     }
 }
 
-/// Finds a block for `x`, where an error of value i counts `weights[i]`, not below 0. Starts from `plain`, and is never
-/// worse.
+/// Finds a block for `x` with the least error, where the squared error of value i has the weight `weights[i]` ≥ 0. The
+/// result is never worse than `plain`.
 pub fn search(grid: &Grid, x: &[f32; BLOCK], weights: &[f32; BLOCK], plain: &Block) -> Fit {
     let mut best = Fit::of(grid, plain.d, plain.m, x, weights);
     let (min, max) = x.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(a, b), &v| (a.min(v), b.max(v)));
@@ -94,7 +94,7 @@ pub fn search(grid: &Grid, x: &[f32; BLOCK], weights: &[f32; BLOCK], plain: &Blo
     if grid.has_min {
         let [low, top] = grid.reach;
         for i in 0..TRIALS {
-            // The range from less than what is there, ends cut off, to a little more.
+            // Ranges from a clipped one to one slightly larger than the values'.
             let inverse = (low + top) * (0.8 + 0.4 * i as f32 / (TRIALS - 1) as f32) / (max - min);
             let center = (max + min) / 2.0;
             let levels = grid.nearest(&x.map(|v| (v - center) * inverse + (low + top) / 2.0));
@@ -104,7 +104,7 @@ pub fn search(grid: &Grid, x: &[f32; BLOCK], weights: &[f32; BLOCK], plain: &Blo
     } else {
         let sides: &[f32] = if grid.reach[0] == grid.reach[1] { &[1.0] } else { &[1.0, -1.0] };
         for &side in sides {
-            // The largest value on the side of the lowest level, or of the highest.
+            // Maps the largest magnitude to the lowest level, or to the highest.
             let reach = if (max > -min) == (side > 0.0) { grid.reach[1] } else { grid.reach[0] };
             for i in 0..TRIALS {
                 let inverse = side * reach * (0.78 + 0.44 * i as f32 / (TRIALS - 1) as f32) / magnitude;
@@ -117,7 +117,7 @@ pub fn search(grid: &Grid, x: &[f32; BLOCK], weights: &[f32; BLOCK], plain: &Blo
         }
     }
     let (_, mut d, mut m) = sketch;
-    // The levels nearest under the fitted scale may be others, which another scale fits better still.
+    // The fitted scale may have other nearest levels, for which another scale fits even better.
     for _ in 0..REFINEMENTS {
         let fit = Fit::of(grid, d, m, x, weights);
         if fit.error < best.error {
@@ -136,7 +136,7 @@ pub fn search(grid: &Grid, x: &[f32; BLOCK], weights: &[f32; BLOCK], plain: &Blo
     best
 }
 
-/// Scales that are tried on each side.
+/// Scales to try on each side.
 const TRIALS: usize = 24;
 const REFINEMENTS: usize = 3;
 
@@ -152,7 +152,7 @@ fn products(x: &[f32; BLOCK], weights: &[f32; BLOCK], levels: &[f32; BLOCK]) -> 
     (up.iter().sum(), down.iter().sum())
 }
 
-/// The line d·l + m that is nearest to the values.
+/// Returns the line d·l + m that fits the values best.
 #[inline]
 fn fit_line(x: &[f32; BLOCK], weights: &[f32; BLOCK], levels: &[f32; BLOCK]) -> (f32, f32) {
     let (mut w, mut wl, mut wx) = ([0f32; 4], [0f32; 4], [0f32; 4]);

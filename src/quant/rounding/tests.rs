@@ -9,13 +9,13 @@ use crate::format::{
     codec::{BLOCK, Unfit, decode_row, encode_row, round_block},
 };
 
-static GO_ON: AtomicBool = AtomicBool::new(false);
+static NO_CANCEL: AtomicBool = AtomicBool::new(false);
 
 fn quantized() -> impl Iterator<Item = DType> {
     DType::ALL.into_iter().filter(|dtype| dtype.is_quantized())
 }
 
-/// Returns the values that gather around zero, some far out, as weights do.
+/// Returns values concentrated near zero with some outliers, like weights.
 fn weights(rng: &mut ChaCha8Rng, n: usize) -> Vec<f32> {
     (0..n).map(|_| (0..6).map(|_| rng.random_range(-0.02f32..0.02)).sum::<f32>() * rng.random_range(0.2..2.0)).collect()
 }
@@ -49,7 +49,7 @@ fn the_searched_scale_is_never_worse_and_often_better() {
     }
 }
 
-/// Thousands of scales between nothing and twice the plain one, of both signs.
+/// Thousands of scales up to twice the plain one, of both signs.
 #[test]
 fn no_scale_is_much_better_than_the_searched_one() {
     let mut rng = ChaCha8Rng::seed_from_u64(2);
@@ -94,7 +94,7 @@ fn zero_and_constant_blocks_are_exact() {
     }
 }
 
-/// Inputs of which each shares much with its neighbors, and some are much larger.
+/// Correlated inputs, some of them much larger than others.
 fn inputs(rng: &mut ChaCha8Rng, rows: usize, cols: usize) -> Vec<f32> {
     let mut x = Vec::with_capacity(rows * cols);
     for _ in 0..rows {
@@ -107,7 +107,7 @@ fn inputs(rng: &mut ChaCha8Rng, rows: usize, cols: usize) -> Vec<f32> {
     x
 }
 
-/// Σ over rows of e·H·eᵀ with H damped as the factor has it.
+/// Returns Σ over rows of e·H·eᵀ, with H damped as in the factor.
 fn quadratic(e: &[f32], x: &[f32], cols: usize, damping: f32) -> f64 {
     let mean = x.iter().map(|v| f64::from(v * v)).sum::<f64>() / cols as f64;
     let mut sum = 0.0;
@@ -127,14 +127,14 @@ fn compensation_reports_its_loss_and_beats_plain_rounding() {
     let w = weights(&mut rng, rows * cols);
     let x = inputs(&mut rng, tokens, cols);
     let mut hessian = Hessian::new(cols);
-    // Added in two parts, the second out of wider rows.
-    hessian.add(&x[..200 * cols], 200, cols, &GO_ON);
+    // Added in two parts, the second one from wider rows.
+    hessian.add(&x[..200 * cols], 200, cols, &NO_CANCEL);
     let wide: Vec<f32> = x[200 * cols..].chunks(cols).flat_map(|row| row.iter().copied().chain([9.0; 5])).collect();
-    hessian.add(&wide, 300, cols + 5, &GO_ON);
+    hessian.add(&wide, 300, cols + 5, &NO_CANCEL);
     for dtype in quantized() {
         for order in [Order::Stored, Order::Largest] {
             let options = Gptq { damping: 0.01, order };
-            let factor = Factor::new(&hessian, &options, &GO_ON).unwrap();
+            let factor = Factor::new(&hessian, &options, &NO_CANCEL).unwrap();
             let row_bytes = dtype.row_bytes(cols).unwrap();
             let mut bytes = vec![0; rows * row_bytes];
             let change = |bytes: &[u8]| {
@@ -144,9 +144,9 @@ fn compensation_reports_its_loss_and_beats_plain_rounding() {
                 let e: Vec<f32> = w.iter().zip(back).map(|(a, b)| a - b).collect();
                 quadratic(&e, &x, cols, options.damping)
             };
-            let told = compensate(dtype, &w, &factor, &mut bytes, &GO_ON).unwrap();
+            let reported = compensate(dtype, &w, &factor, &mut bytes, &NO_CANCEL).unwrap();
             let cost = change(&bytes);
-            assert!((told / cost - 1.0).abs() < 0.01, "{dtype}, {order:?}: {told} told, {cost} found");
+            assert!((reported / cost - 1.0).abs() < 0.01, "{dtype}, {order:?}: {reported} told, {cost} found");
             let searcher = Searcher::new(dtype);
             let alone = w.chunks(cols).zip(bytes.chunks_mut(row_bytes));
             alone.for_each(|(w, bytes)| searcher.encode_row(w, None, bytes).unwrap());
@@ -165,20 +165,20 @@ fn degenerate_inputs_are_handled() {
     let mut x = inputs(&mut rng, 5, cols);
     x.iter_mut().step_by(3).for_each(|v| *v = 0.0);
     let mut few = Hessian::new(cols);
-    few.add(&x, 5, cols, &GO_ON);
+    few.add(&x, 5, cols, &NO_CANCEL);
     for hessian in [few, Hessian::new(cols)] {
-        let factor = Factor::new(&hessian, &Gptq { damping: 0.0, ..Gptq::default() }, &GO_ON).unwrap();
+        let factor = Factor::new(&hessian, &Gptq { damping: 0.0, ..Gptq::default() }, &NO_CANCEL).unwrap();
         let mut bytes = vec![0; rows * DType::Q4_0.row_bytes(cols).unwrap()];
-        assert!(compensate(DType::Q4_0, &w, &factor, &mut bytes, &GO_ON).unwrap().is_finite());
+        assert!(compensate(DType::Q4_0, &w, &factor, &mut bytes, &NO_CANCEL).unwrap().is_finite());
         let mut back = vec![0.0; cols];
         decode_row(DType::Q4_0, &bytes[..bytes.len() / rows], &mut back);
         assert!(back.iter().all(|v| v.is_finite()));
     }
     let nan = [f32::NAN].repeat(rows * cols);
-    let factor = Factor::new(&Hessian::new(cols), &Gptq::default(), &GO_ON).unwrap();
+    let factor = Factor::new(&Hessian::new(cols), &Gptq::default(), &NO_CANCEL).unwrap();
     let mut bytes = vec![0; rows * DType::Q4_0.row_bytes(cols).unwrap()];
-    assert_eq!(compensate(DType::Q4_0, &nan, &factor, &mut bytes, &GO_ON), Err((0, Unfit::NotFinite)));
+    assert_eq!(compensate(DType::Q4_0, &nan, &factor, &mut bytes, &NO_CANCEL), Err((0, Unfit::NotFinite)));
     let mut hessian = Hessian::new(cols);
-    hessian.add(&nan[..cols], 1, cols, &GO_ON);
-    assert!(Factor::new(&hessian, &Gptq::default(), &GO_ON).is_none());
+    hessian.add(&nan[..cols], 1, cols, &NO_CANCEL);
+    assert!(Factor::new(&hessian, &Gptq::default(), &NO_CANCEL).is_none());
 }

@@ -31,18 +31,18 @@ impl Arguments {
             return Err(Failure::new(format!("{function}() takes at most {N} arguments ({given} given)")));
         }
         let mut bound = [const { None }; N];
-        for (place, value) in self.positional.iter().enumerate() {
-            bound[place] = Some(value.clone());
+        for (index, value) in self.positional.iter().enumerate() {
+            bound[index] = Some(value.clone());
         }
         for (name, value) in &self.named {
-            let place = names.iter().position(|of| **of == **name);
-            let place = place.filter(|&place| bound[place].is_none()).ok_or_else(|| {
+            let index = names.iter().position(|of| **of == **name);
+            let index = index.filter(|&index| bound[index].is_none()).ok_or_else(|| {
                 Failure::new(format!("{function}() got an unexpected argument '{name}', or got it twice"))
             })?;
-            bound[place] = Some(value.clone());
+            bound[index] = Some(value.clone());
         }
         match bound[..required].iter().position(Option::is_none) {
-            Some(place) => Err(Failure::new(format!("{function}() is missing an argument: '{}'", names[place]))),
+            Some(index) => Err(Failure::new(format!("{function}() is missing an argument: '{}'", names[index]))),
             None => Ok(bound),
         }
     }

@@ -21,7 +21,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_are_written_as_python_writes_them() {
+    fn times_are_formatted_like_python() {
         let time = chrono::NaiveDate::from_ymd_opt(2025, 3, 9).unwrap().and_hms_opt(7, 5, 6).unwrap();
         for (format, expected) in [
             ("%d %b %Y", "09 Mar 2025"),

@@ -6,7 +6,7 @@ pub struct Failure {
     /// The line number, starting at 1.
     pub line: Option<usize>,
     /// What is wrong.
-    pub what: String,
+    pub problem: String,
     /// Whether the caller cancelled the rendering.
     pub cancelled: bool,
 }
@@ -15,18 +15,18 @@ pub struct Failure {
 const LONGEST: usize = 2000;
 
 impl Failure {
-    /// Returns a failure with the message `what`, shortened if necessary.
-    pub(super) fn new(what: impl Into<String>) -> Self {
-        let mut what = what.into();
-        if let Some((end, _)) = what.char_indices().nth(LONGEST) {
-            what.replace_range(end.., " …");
+    /// Returns a failure with the message `problem`, shortened if necessary.
+    pub(super) fn new(problem: impl Into<String>) -> Self {
+        let mut problem = problem.into();
+        if let Some((end, _)) = problem.char_indices().nth(LONGEST) {
+            problem.replace_range(end.., " …");
         }
-        Self { line: None, what, cancelled: false }
+        Self { line: None, problem, cancelled: false }
     }
 
     /// Returns the failure for cancelled rendering.
     pub(super) fn cancelled() -> Self {
-        Self { line: None, what: "rendering was cancelled".into(), cancelled: true }
+        Self { line: None, problem: "rendering was cancelled".into(), cancelled: true }
     }
 
     /// Adds the line number, unless there is one.

@@ -236,8 +236,8 @@ impl Interpreter<'_> {
         };
         let (length, leeway) = (number(length, 255)?, number(leeway, 5)?);
         let end = self.text_of(&end.unwrap_or_else(|| "...".into()))?;
-        let room = length - end.chars().count() as i128;
-        if room < 0 || leeway < 0 {
+        let available = length - end.chars().count() as i128;
+        if available < 0 || leeway < 0 {
             return Err(Failure::new("truncate: length must not be less than the length of `end`"));
         }
         let Value::Str(text) = value else {
@@ -249,8 +249,8 @@ impl Interpreter<'_> {
         if self.length(value)? as i128 <= length.saturating_add(leeway) {
             return Ok(value.clone());
         }
-        let room = usize::try_from(room).unwrap_or(usize::MAX);
-        let cut = text.char_indices().nth(room).map_or(text.len(), |(at, _)| at);
+        let available = usize::try_from(available).unwrap_or(usize::MAX);
+        let cut = text.char_indices().nth(available).map_or(text.len(), |(at, _)| at);
         let mut kept = &text[..cut];
         if !killwords.is_some_and(|kill| kill.is_true()) {
             kept = kept.rfind(' ').map_or(kept, |at| &kept[..at]);

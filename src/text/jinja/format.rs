@@ -245,9 +245,9 @@ impl Fields<'_, '_> {
         let mixed = || Failure::new("a format string cannot mix automatic and manual field numbering");
         self.meter.charge(self.arguments.named.len())?;
         let mut value = if first.is_empty() {
-            let place = self.automatic.ok_or_else(mixed)?;
-            self.automatic = Some(place + 1);
-            self.arguments.positional.get(place).cloned()
+            let index = self.automatic.ok_or_else(mixed)?;
+            self.automatic = Some(index + 1);
+            self.arguments.positional.get(index).cloned()
         } else if let Ok(index) = first.parse::<usize>() {
             if self.automatic.is_some_and(|fields| fields > 0) {
                 return Err(mixed());

@@ -27,7 +27,7 @@ pub struct Interpreter<'t> {
     pub(super) line: usize,
     depth: usize,
     /// Maximum nesting depth of statements and expressions, calls included.
-    most: usize,
+    max_depth: usize,
     pub(super) calls: usize,
 }
 
@@ -49,7 +49,7 @@ const ROOT: usize = 0;
 
 impl<'t> Interpreter<'t> {
     /// Returns an interpreter with the given global variables.
-    pub fn new(variables: HashMap<&'t str, Value>, most: usize, meter: &'t Meter) -> Self {
+    pub fn new(variables: HashMap<&'t str, Value>, max_depth: usize, meter: &'t Meter) -> Self {
         Self {
             meter,
             objects: Vec::new(),
@@ -59,7 +59,7 @@ impl<'t> Interpreter<'t> {
             captured: Vec::new(),
             line: 1,
             depth: 0,
-            most,
+            max_depth,
             calls: 0,
         }
     }
@@ -75,8 +75,8 @@ impl<'t> Interpreter<'t> {
 
     /// Runs `inner` one nesting level deeper.
     pub(super) fn deeper<T>(&mut self, inner: impl FnOnce(&mut Self) -> Result<T, Failure>) -> Result<T, Failure> {
-        if self.depth == self.most {
-            return Err(Failure::new(format!("calls and expressions are nested more than {} deep", self.most)));
+        if self.depth == self.max_depth {
+            return Err(Failure::new(format!("calls and expressions are nested more than {} deep", self.max_depth)));
         }
         self.depth += 1;
         let result = inner(self);

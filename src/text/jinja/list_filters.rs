@@ -122,7 +122,7 @@ impl Interpreter<'_> {
                 let Value::Dict(dict) = &value else {
                     return Err(Failure::new(format!("'{}' object has no items to sort", value.type_name())));
                 };
-                let place = match by.as_ref().map(Value::as_str) {
+                let index = match by.as_ref().map(Value::as_str) {
                     None | Some(Some("key")) => 0,
                     Some(Some("value")) => 1,
                     _ => return Err(Failure::new("You can only sort by either \"key\" or \"value\"")),
@@ -130,7 +130,7 @@ impl Interpreter<'_> {
                 let mut keyed = Vec::new();
                 let pairs = methods::pairs(dict, SeqKind::List, meter)?;
                 for pair in self.items_of(&pairs)? {
-                    let key = self.item(&pair, &Value::Int(place))?;
+                    let key = self.item(&pair, &Value::Int(index))?;
                     keyed.push((if is_true(&cased) { key } else { self.lowered(key)? }, pair));
                 }
                 let items = self.sorted(keyed, is_true(&reverse))?;
@@ -163,10 +163,10 @@ impl Interpreter<'_> {
                 let mut rest = &items[..];
                 let mut columns = Vec::new();
                 for column in 0..count {
-                    let (here, after) = rest.split_at(each + usize::from(column < more));
+                    let (column_items, after) = rest.split_at(each + usize::from(column < more));
                     rest = after;
                     let fill = fill.iter().filter(|fill| column >= more && !matches!(fill, Value::None));
-                    columns.push(Seq::list(here.iter().chain(fill).cloned().collect(), meter)?);
+                    columns.push(Seq::list(column_items.iter().chain(fill).cloned().collect(), meter)?);
                 }
                 self.generator(columns)
             }

@@ -81,7 +81,7 @@ const SHALLOW: usize = 100;
 /// Runs `work` on a stack that is large enough, passing the depth that is allowed there. A panic becomes a failure.
 fn on_own_stack<T: Send>(work: impl Fn(usize) -> Result<T, Failure> + Sync) -> Result<T, Failure> {
     let guarded = |depth| {
-        let panicked = |said| Err(Failure::new(format!("the template engine failed ({said})")));
+        let panicked = |message| Err(Failure::new(format!("the template engine failed ({message})")));
         foreign::call(|| work(depth)).unwrap_or_else(panicked)
     };
     thread::scope(|scope| {

@@ -224,14 +224,14 @@ impl Spec {
         let long = scientific(value, precision - 1);
         let (mantissa, exponent) = long.split_once('e').unwrap_or((&long, "0"));
         let exponent: i64 = exponent.parse().unwrap_or_default();
-        let most = precision as i64 - i64::from(is_default);
+        let max_exponent = precision as i64 - i64::from(is_default);
         let stripped = |text: &str| {
             if self.alternate || !text.contains('.') {
                 return text.to_owned();
             }
             text.trim_end_matches('0').trim_end_matches('.').to_owned()
         };
-        if !(-4..most).contains(&exponent) {
+        if !(-4..max_exponent).contains(&exponent) {
             return format!("{}e{}", stripped(mantissa), &long[mantissa.len() + 1..]);
         }
         let decimals = usize::try_from(precision as i64 - 1 - exponent).unwrap_or_default();

@@ -236,17 +236,17 @@ pub fn contains(container: &Value, item: &Value, meter: &Meter) -> Result<bool, 
 
 /// Returns the value at an index, counted from the end if it is negative.
 pub fn at_index(value: &Value, index: i128, meter: &Meter) -> Result<Option<Value>, Failure> {
-    let place = |length: usize| {
+    let index = |length: usize| {
         let index = if index < 0 { index.checked_add(length as i128)? } else { index };
         usize::try_from(index).ok().filter(|&index| index < length)
     };
     Ok(match value {
         Value::Seq(seq) if !matches!(seq.kind, SeqKind::Keys | SeqKind::Values | SeqKind::Items) => {
-            place(seq.items.len()).map(|at| seq.items[at].clone())
+            index(seq.items.len()).map(|at| seq.items[at].clone())
         }
         Value::Str(text) => {
             meter.charge(text.len())?;
-            let at = place(text.chars().count());
+            let at = index(text.chars().count());
             at.and_then(|at| text.chars().nth(at)).map(|c| Value::from(c.to_string()))
         }
         _ => None,
@@ -268,40 +268,40 @@ pub fn slice(value: &Value, bounds: &[Value; 3], meter: &Meter) -> Result<Value,
         return Err(Failure::new("slice step cannot be zero"));
     }
     let clamped = |length: i128| {
-        let (least, most) = if step > 0 { (0, length) } else { (-1, length - 1) };
-        let clamp = |at: i128| (if at < 0 { at.saturating_add(length) } else { at }).clamp(least, most);
+        let (min, max) = if step > 0 { (0, length) } else { (-1, length - 1) };
+        let clamp = |at: i128| (if at < 0 { at.saturating_add(length) } else { at }).clamp(min, max);
         let (first, last) = if step > 0 { (0, length) } else { (length - 1, -1) };
         (start.map_or(first, clamp), stop.map_or(last, clamp))
     };
-    let places = |length: usize| {
+    let indices = |length: usize| {
         let (mut at, end) = clamped(length as i128);
         std::iter::from_fn(move || {
-            let here = if step > 0 { at < end } else { at > end }.then_some(at)?;
+            let in_range = if step > 0 { at < end } else { at > end }.then_some(at)?;
             at = at.saturating_add(step);
-            usize::try_from(here).ok()
+            usize::try_from(in_range).ok()
         })
     };
     match value {
         Value::Str(text) => {
             meter.charge(5 * text.len())?;
             let chars: Vec<char> = text.chars().collect();
-            Ok(places(chars.len()).map(|at| chars[at]).collect::<String>().into())
+            Ok(indices(chars.len()).map(|at| chars[at]).collect::<String>().into())
         }
         Value::Seq(seq) if !matches!(seq.kind, SeqKind::Keys | SeqKind::Values | SeqKind::Items) => {
             meter.charge_for(seq.items.len(), ITEM / 8)?;
-            let items: Vec<_> = places(seq.items.len()).map(|at| seq.items[at].clone()).collect();
+            let items: Vec<_> = indices(seq.items.len()).map(|at| seq.items[at].clone()).collect();
             let kind = match seq.kind {
                 SeqKind::Range(first, _, by) => {
                     let (start, end) = clamped(seq.items.len() as i128);
-                    let place = |at: i128| first.saturating_add(at.saturating_mul(by));
-                    SeqKind::Range(place(start), place(end), by.saturating_mul(step))
+                    let index = |at: i128| first.saturating_add(at.saturating_mul(by));
+                    SeqKind::Range(index(start), index(end), by.saturating_mul(step))
                 }
                 SeqKind::List => SeqKind::List,
                 _ => SeqKind::Tuple,
             };
             Seq::of(kind, items, meter)
         }
-        Value::Undefined(what) => Err(Failure::new(&**what)),
+        Value::Undefined(message) => Err(Failure::new(&**message)),
         _ => Err(Failure::new(format!("'{}' object is not subscriptable", value.type_name()))),
     }
 }

@@ -360,10 +360,10 @@ impl Expr {
             let all = args.positional.iter().chain(named).chain(&args.star).chain(&args.double_star);
             all.map(|e| e.depth).max().unwrap_or_default()
         };
-        let most = |all: &[Self]| all.iter().map(|e| e.depth).max().unwrap_or_default();
+        let deepest = |all: &[Self]| all.iter().map(|e| e.depth).max().unwrap_or_default();
         let inner = match &kind {
             Kind::Const(_) | Kind::Name(_) | Kind::Captured => 0,
-            Kind::Tuple(items) | Kind::List(items) | Kind::Concat(items) => most(items),
+            Kind::Tuple(items) | Kind::List(items) | Kind::Concat(items) => deepest(items),
             Kind::Dict(pairs) => pairs.iter().map(|(k, v)| k.depth.max(v.depth)).max().unwrap_or_default(),
             Kind::Attr(of, _) | Kind::Not(of) | Kind::Minus(of) | Kind::Plus(of) => of.depth,
             Kind::Item(a, b) | Kind::Binary(a, _, b) | Kind::And(a, b) | Kind::Or(a, b) => a.depth.max(b.depth),

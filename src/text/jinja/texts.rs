@@ -216,14 +216,14 @@ pub fn strip(text: &str, name: &str, arguments: &Arguments, meter: &Meter) -> Re
 /// Converts `start` and `end` to a byte range of the string.
 fn range(text: &str, start: Option<Value>, end: Option<Value>) -> Result<Option<std::ops::Range<usize>>, Failure> {
     let length = text.chars().count() as i128;
-    let place = |value: Option<Value>, default: i128| match value {
+    let bound = |value: Option<Value>, default: i128| match value {
         None | Some(Value::None) => Ok(default),
         Some(value) => {
             let at = value.as_int().ok_or_else(|| Failure::new("slice indices must be integers or None"))?;
             Ok(if at < 0 { at.saturating_add(length).max(0) } else { at })
         }
     };
-    let (start, end) = (place(start, 0)?, place(end, length)?.min(length));
+    let (start, end) = (bound(start, 0)?, bound(end, length)?.min(length));
     if start > end {
         return Ok(None);
     }
@@ -259,15 +259,15 @@ fn affix(text: &str, name: &str, arguments: &Arguments, meter: &Meter) -> Result
 }
 
 fn split(text: &str, from_end: bool, arguments: &Arguments, meter: &Meter) -> Result<Value, Failure> {
-    let [separator, most] = arguments.bind("split", ["sep", "maxsplit"], 0)?;
-    let most = match most {
+    let [separator, max_splits] = arguments.bind("split", ["sep", "maxsplit"], 0)?;
+    let max_splits = match max_splits {
         None => -1,
-        Some(most) => most.as_int().ok_or_else(|| Failure::new("maxsplit must be an integer"))?,
+        Some(max_splits) => max_splits.as_int().ok_or_else(|| Failure::new("maxsplit must be an integer"))?,
     };
-    let most = usize::try_from(most).unwrap_or(usize::MAX);
-    let parts = most.saturating_add(1);
+    let max_splits = usize::try_from(max_splits).unwrap_or(usize::MAX);
+    let parts = max_splits.saturating_add(1);
     let separator = match separator {
-        None | Some(Value::None) => return split_words(text, from_end, most, meter),
+        None | Some(Value::None) => return split_words(text, from_end, max_splits, meter),
         Some(Value::Str(separator)) if separator.is_empty() => return Err(Failure::new("empty separator")),
         Some(Value::Str(separator)) => separator,
         Some(_) => return Err(Failure::new("must be str or None, not another type")),
@@ -284,7 +284,7 @@ fn split(text: &str, from_end: bool, arguments: &Arguments, meter: &Meter) -> Re
     strings(found.into_iter().rev(), meter)
 }
 
-fn split_words(text: &str, from_end: bool, most: usize, meter: &Meter) -> Result<Value, Failure> {
+fn split_words(text: &str, from_end: bool, max_splits: usize, meter: &Meter) -> Result<Value, Failure> {
     let mut words = Vec::new();
     let mut rest = text;
     loop {
@@ -293,7 +293,7 @@ fn split_words(text: &str, from_end: bool, most: usize, meter: &Meter) -> Result
             break;
         }
         meter.charge(ITEM)?;
-        if words.len() == most {
+        if words.len() == max_splits {
             words.push(rest); // with trailing white space
             break;
         }

@@ -194,8 +194,8 @@ impl From<usize> for Value {
 
 impl Value {
     /// Returns an undefined value, with the reason.
-    pub fn undefined(what: impl Into<Arc<str>>) -> Self {
-        Self::Undefined(what.into())
+    pub fn undefined(message: impl Into<Arc<str>>) -> Self {
+        Self::Undefined(message.into())
     }
 
     /// Converts a JSON value.
@@ -304,7 +304,7 @@ impl Value {
     /// Fails if the value is undefined.
     pub fn check_defined(&self) -> Result<(), Failure> {
         match self {
-            Self::Undefined(what) => Err(Failure::new(&**what)),
+            Self::Undefined(message) => Err(Failure::new(&**message)),
             _ => Ok(()),
         }
     }

@@ -64,7 +64,7 @@ impl Answers {
 
     fn read(&mut self) -> anyhow::Result<Vec<Answered>> {
         let name = self.path.display();
-        let (mut found, mut whole) = (Vec::new(), 0);
+        let (mut found, mut complete) = (Vec::new(), 0);
         let mut lines = BufReader::new(&self.file);
         loop {
             let mut line = Vec::new();
@@ -73,7 +73,7 @@ impl Answers {
             let foreign = || format!("{name}: line {number} is not an answer of `run --batch`; name another file");
             if line.ends_with(b"\n") {
                 found.push(serde_json::from_slice(&line).with_context(foreign)?);
-                whole += bytes as u64;
+                complete += bytes as u64;
                 continue;
             }
             // The start of every line, of which only a part may have been written.
@@ -83,7 +83,7 @@ impl Answers {
                 bail!(foreign());
             }
             if bytes > 0 {
-                self.file.set_len(whole).with_context(|| format!("cannot write {name}"))?;
+                self.file.set_len(complete).with_context(|| format!("cannot write {name}"))?;
             }
             return Ok(found);
         }
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_was_cut_off_is_written_again() {
+    fn truncated_lines_are_rewritten() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("out");
         let (mut answers, found) = Answers::open(&path).unwrap();
@@ -143,13 +143,13 @@ mod tests {
     }
 
     #[test]
-    fn another_file_stays_as_it_is() {
+    fn files_with_other_contents_are_not_modified() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("out");
         for other in ["a text", "{}\n", "GGUF", "{\"version\":1,\"prompt\":\"a\"}", "\n", "{\"line\":1}\n"] {
             fs::write(&path, other).unwrap();
-            let said = Answers::open(&path).err().unwrap().to_string();
-            assert!(said.contains("line 1 is not an answer of `run --batch`"), "{other}: {said}");
+            let message = Answers::open(&path).err().unwrap().to_string();
+            assert!(message.contains("line 1 is not an answer of `run --batch`"), "{other}: {message}");
             assert_eq!(fs::read_to_string(&path).unwrap(), other);
         }
         assert!(Answers::open(folder.path()).is_err());

@@ -15,7 +15,7 @@ use hymba::{
     text::{Message, Role, StopMatcher, Template, Tokenizer},
 };
 
-use super::prompts::{Request, Said};
+use super::prompts::{InputMessage, Request};
 use crate::cli::{options::SamplingArgs, usage::Usage};
 
 /// Values from the flags, for all prompts.
@@ -67,7 +67,7 @@ impl Preparation {
         let Request { max_tokens, stop, ignore_eos, seed, frequency_penalty, presence_penalty, logit_bias, .. } =
             &request;
         let limit = match max_tokens {
-            Some(most) => usize::try_from(*most).ok(), // -1: no limit
+            Some(max) => usize::try_from(*max).ok(), // -1: no limit
             None => self.defaults.limit,
         };
         let mut bias: Vec<(u32, f32)> = logit_bias.iter().map(|(&id, &bias)| (id, bias)).collect();
@@ -91,7 +91,7 @@ impl Preparation {
             bias,
             frequency_penalty: frequency,
             presence_penalty: presence,
-            matching: self.defaults.constraint.as_ref().map(|constraint| constraint.begin()),
+            matching: self.defaults.constraint.as_ref().map(|constraint| constraint.matching()),
             cancel: self.cancel.clone(),
             ..Job::new(prompt, events)
         })
@@ -105,7 +105,7 @@ impl Preparation {
                 return Ok((self.encode(text, true)?, &[]));
             }
             (Some(text), _) => vec![Message::new(Role::User, text)],
-            (None, messages) => messages.iter().flatten().map(Said::message).collect(),
+            (None, messages) => messages.iter().flatten().map(InputMessage::message).collect(),
         };
         let Some(template) = &self.template else {
             bail!("`messages` need a chat template, and the model has none; give a `prompt`")

@@ -103,7 +103,7 @@ pub struct Request {
     #[serde(alias = "custom_id")]
     id: Option<Value>,
     pub prompt: Option<String>,
-    pub messages: Option<Vec<Said>>,
+    pub messages: Option<Vec<InputMessage>>,
     pub system: Option<String>,
     /// −1: no limit.
     #[serde(alias = "max_completion_tokens", alias = "n_predict")]
@@ -128,7 +128,7 @@ pub struct Request {
 /// A message.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Said {
+pub struct InputMessage {
     role: Speaker,
     content: String,
 }
@@ -142,7 +142,7 @@ enum Speaker {
     Tool,
 }
 
-impl Said {
+impl InputMessage {
     pub fn message(&self) -> Message<'_> {
         let role = match self.role {
             Speaker::System => Role::System,
@@ -188,7 +188,7 @@ impl Request {
         let finite = |value: Option<f32>| value.is_none_or(f32::is_finite);
         ensure!(self.prompt.is_some() != self.messages.is_some(), "give either `prompt` or `messages`");
         ensure!(self.messages.as_ref().is_none_or(|all| !all.is_empty()), "`messages` is empty; give at least one");
-        ensure!(self.max_tokens.is_none_or(|most| most >= -1), "`max_tokens` must be a number of tokens, or -1");
+        ensure!(self.max_tokens.is_none_or(|max| max >= -1), "`max_tokens` must be a number of tokens, or -1");
         ensure!(finite(self.frequency_penalty) && finite(self.presence_penalty), "a penalty must be a number");
         Ok(self)
     }
@@ -199,7 +199,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_are_numbered_and_blank_ones_left_out() {
+    fn blank_lines_are_counted_but_skipped() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(&file, "\u{feff}{}\n\n  \r\n{\"a\":1}\r\nlast").unwrap();
         let mut lines = Lines::open(file.path()).unwrap();
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_is_too_long_does_not_end_the_others() {
+    fn overlong_lines_do_not_affect_later_ones() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(&file, [&vec![b'a'; LONGEST + 10][..], b"\n{}"].concat()).unwrap();
         let mut lines = Lines::open(file.path()).unwrap();
@@ -224,8 +224,8 @@ mod tests {
     }
 
     #[test]
-    fn what_a_line_can_not_ask_for_is_said() {
-        for (line, says) in [
+    fn invalid_requests_have_specific_errors() {
+        for (line, expected) in [
             ("[]", "is not a JSON object"),
             ("{", "is not JSON: EOF"),
             ("{}", "either `prompt` or `messages`"),
@@ -236,8 +236,8 @@ mod tests {
             (r#"{"prompt": "a", "max_tokens": -2}"#, "`max_tokens` must be"),
             (r#"{"messages": [{"role": "god", "content": ""}]}"#, "unknown variant `god`"),
         ] {
-            let said = Request::of(line.as_bytes()).1.unwrap_err().to_string();
-            assert!(said.contains(says), "{line}: {said}");
+            let message = Request::of(line.as_bytes()).1.unwrap_err().to_string();
+            assert!(message.contains(expected), "{line}: {message}");
         }
         let (id, request) = Request::of(br#"{"custom_id": 7, "prompt": "a", "stop": "b", "logit_bias": {"5": 1}}"#);
         let request = request.unwrap();

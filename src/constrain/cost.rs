@@ -1,4 +1,5 @@
-//! Forms of JSON schemas that llguidance compiles in one step, however large the result: its own limits only count steps.
+//! Limits on the size of JSON schemas. llguidance limits the number of its compile steps, but compiles some keywords in a
+//! single step, however large the result.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -7,24 +8,24 @@ use serde_json::{Number, Value};
 use super::schema::subschemas;
 use crate::{Error, Result};
 
-/// Patterns of one string: their intersection has as many parts as the product of theirs.
+/// Maximum number of patterns of one string: the size of their intersection is the product of their sizes.
 const PATTERNS: u64 = 3;
-/// The least common multiple of the divisors of one number: each remainder is a state.
+/// Maximum least common multiple of the divisors of one number: each remainder is a state.
 const DIVISOR: u64 = 100_000;
-/// Members of one object: each may be followed by each.
+/// Maximum number of members of one object: any pair may be adjacent.
 const MEMBERS: u64 = 1000;
-/// Key patterns of one object: each is compared with each.
+/// Maximum number of key patterns of one object: every pair is compared.
 const KEY_PATTERNS: u64 = 50;
-/// The work for all of a schema, in units of about half a microsecond.
+/// Maximum work for a whole schema, in units of about half a microsecond.
 const WORK: u64 = 10_000_000;
-/// Fewer members, key patterns and smaller divisors are not counted, nor is what they add up to.
+/// Smaller numbers of members and key patterns, and smaller divisors, are not counted.
 const SMALL: u64 = 10;
-/// Counted places of a schema.
-const PLACES: usize = 20_000;
-/// Schemas within schemas, references included.
+/// Maximum number of paths with a load in a schema.
+const PATHS: usize = 20_000;
+/// Maximum nesting depth of schemas, including references.
 const DEPTH: usize = 300;
 
-/// What has to hold of one value at once.
+/// The sizes of the constraints that apply to one value.
 #[derive(Clone, Copy, Default, PartialEq)]
 struct Load {
     patterns: u64,
@@ -33,22 +34,22 @@ struct Load {
     key_patterns: u64,
 }
 
-/// Loads by the place of the value: `/a` is the member a, `/*` any member, `/#` any item.
+/// Loads by the path of the value: `/a` is the member a, `/*` any member, `/#` any item.
 type Loads = BTreeMap<String, Load>;
 
-/// Refuses schemas, which are to be compiled together, if they are too expensive.
+/// Rejects schemas that are too expensive to compile together.
 pub(super) fn check<'s>(schemas: impl IntoIterator<Item = &'s Value>) -> Result<()> {
     let mut work = 0;
     for schema in schemas {
-        let loads = Pricing { root: schema, known: HashMap::new(), open: HashSet::new() }.loads("", 0)?;
+        let loads = Estimate { root: schema, memo: HashMap::new(), open: HashSet::new() }.loads("", 0)?;
         work += loads.values().map(|load| load.work()).sum::<u64>();
     }
-    let what = "its large objects, key patterns and divisors are too many to compile".into();
-    if work > WORK { Err(Error::Constraint { place: None, what }) } else { Ok(()) }
+    let problem = "its large objects, key patterns and divisors are too many to compile".into();
+    if work > WORK { Err(Error::Constraint { location: None, problem }) } else { Ok(()) }
 }
 
 impl Load {
-    /// The load of a schema's own keywords.
+    /// Returns the load of a schema's own keywords.
     fn of(schema: &Value) -> Self {
         let count = |key: &str| schema.get(key).and_then(Value::as_object).map_or(0, |members| members.len() as u64);
         let counted = |count: u64| if count < SMALL { 0 } else { count };
@@ -82,12 +83,12 @@ impl Load {
         }
     }
 
-    /// Returns about how much work it is, as measured.
+    /// Returns the approximate work, from measurements.
     fn work(self) -> u64 {
         self.members.pow(2) + 70 * self.key_patterns.pow(2) + 20 * self.divisor
     }
 
-    /// Returns what is too much of it.
+    /// Returns which limit it exceeds, if any.
     fn excess(self) -> Option<String> {
         if self.patterns > PATTERNS {
             return Some(format!("a string can have at most {PATTERNS} patterns at once, not {}", self.patterns));
@@ -103,7 +104,7 @@ impl Load {
     }
 }
 
-/// Returns the digits of a number as a whole number: its remainders, as it is compared digit by digit.
+/// Returns the digits of a number as an integer: the number of remainders, since division is checked digit by digit.
 fn digits(number: &Number) -> u64 {
     let text = number.to_string();
     let (mantissa, exponent) = text.split_once(['e', 'E']).unwrap_or((&text, "0"));
@@ -116,21 +117,21 @@ fn greatest_common_divisor(a: u64, b: u64) -> u64 {
     if b == 0 { a } else { greatest_common_divisor(b, a % b) }
 }
 
-struct Pricing<'s> {
+struct Estimate<'s> {
     root: &'s Value,
-    known: HashMap<String, Loads>,
-    /// Schemas that are being followed: a reference back to one adds nothing.
+    memo: HashMap<String, Loads>,
+    /// Schemas being visited: a recursive reference to one adds nothing.
     open: HashSet<String>,
 }
 
-impl Pricing<'_> {
-    /// Returns the loads of the schema at `pointer`, or what is too much of them.
+impl Estimate<'_> {
+    /// Returns the loads of the schema at `pointer`; fails if one exceeds a limit.
     fn loads(&mut self, pointer: &str, depth: usize) -> Result<Loads> {
         let Some(schema) = self.root.pointer(pointer) else { return Ok(Loads::new()) };
-        if let Some(known) = self.known.get(pointer) {
-            return Ok(known.clone());
+        if let Some(memo) = self.memo.get(pointer) {
+            return Ok(memo.clone());
         }
-        let refused = |what: String| Error::Constraint { place: Some(format!("#{pointer}")), what };
+        let refused = |problem: String| Error::Constraint { location: Some(format!("#{pointer}")), problem };
         if depth > DEPTH {
             return Err(refused(format!("schemas refer to each other more than {DEPTH} deep")));
         }
@@ -152,44 +153,44 @@ impl Pricing<'_> {
             };
             let inner = self.loads(&part, depth + 1)?;
             match keyword {
-                "allOf" | "properties" => join_all(&mut loads, step, inner, Load::and),
-                _ => join_all(&mut options, step, inner, Load::or),
+                "allOf" | "properties" => merge(&mut loads, step, inner, Load::and),
+                _ => merge(&mut options, step, inner, Load::or),
             }
         }
         if let Some(target) = schema.get("$ref").and_then(Value::as_str).and_then(|to| to.strip_prefix('#')) {
-            let inner = self.loads(&unescaped(target), depth + 1)?;
-            join_all(&mut loads, "", inner, Load::and);
+            let inner = self.loads(&percent_decoded(target), depth + 1)?;
+            merge(&mut loads, "", inner, Load::and);
         }
-        join_all(&mut loads, "", options, Load::and);
-        if loads.len() > PLACES {
-            return Err(refused(format!("it has more than {PLACES} places that are counted against limits")));
+        merge(&mut loads, "", options, Load::and);
+        if loads.len() > PATHS {
+            return Err(refused(format!("it has more than {PATHS} places that are counted against limits")));
         }
-        if let Some(what) = loads.keys().find_map(|place| total(&loads, place).excess()) {
-            return Err(refused(what));
+        if let Some(problem) = loads.keys().find_map(|path| total(&loads, path).excess()) {
+            return Err(refused(problem));
         }
         self.open.remove(pointer);
-        self.known.insert(pointer.into(), loads.clone());
+        self.memo.insert(pointer.into(), loads.clone());
         Ok(loads)
     }
 }
 
-/// Joins `inner`, which is a `step` further in, with what `loads` has in the same places.
-fn join_all(loads: &mut Loads, step: &str, inner: Loads, join: fn(Load, Load) -> Load) {
-    for (place, load) in inner {
-        let at = loads.entry(format!("{step}{place}")).or_default();
+/// Merges the loads of a subschema, whose paths `step` extends, into `loads`.
+fn merge(loads: &mut Loads, step: &str, inner: Loads, join: fn(Load, Load) -> Load) {
+    for (path, load) in inner {
+        let at = loads.entry(format!("{step}{path}")).or_default();
         *at = join(*at, load);
     }
 }
 
-/// Returns all that has to hold in `place`.
-fn total(loads: &Loads, place: &str) -> Load {
-    let exact = loads[place];
-    let wild = |place: &str| place.split('/').any(|step| step == "*");
+/// Returns the total load at `path`, including that of matching wildcard paths.
+fn total(loads: &Loads, path: &str) -> Load {
+    let exact = loads[path];
+    let wild = |path: &str| path.split('/').any(|step| step == "*");
     if loads.len() > 64 || !loads.keys().any(|other| wild(other)) {
         return exact;
     }
     let same = |other: &str| {
-        let (mut a, mut b) = (place.split('/'), other.split('/'));
+        let (mut a, mut b) = (path.split('/'), other.split('/'));
         loop {
             match (a.next(), b.next()) {
                 (None, None) => return true,
@@ -202,7 +203,7 @@ fn total(loads: &Loads, place: &str) -> Load {
 }
 
 /// Decodes the fragment of a URI.
-fn unescaped(fragment: &str) -> String {
+fn percent_decoded(fragment: &str) -> String {
     let (mut bytes, mut rest) = (Vec::new(), fragment.as_bytes());
     while let Some((&byte, after)) = rest.split_first() {
         let code = after.get(..2).and_then(|hex| u8::from_str_radix(std::str::from_utf8(hex).ok()?, 16).ok());
@@ -228,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn what_holds_at_once_is_counted_together() {
+    fn constraints_on_the_same_value_add_up() {
         let patterns = |count: usize| -> Vec<_> { (0..count).map(|i| json!({"pattern": format!("a{i}")})).collect() };
         assert_eq!(refusal(json!({"allOf": patterns(3)})), None);
         assert_eq!(refusal(json!({"anyOf": patterns(30), "pattern": "b"})), None);
@@ -244,16 +245,16 @@ mod tests {
                 "{schema}"
             );
         }
-        let apart: serde_json::Map<_, _> =
+        let separate: serde_json::Map<_, _> =
             patterns(50).into_iter().zip(0..).map(|(p, i)| (format!("m{i}"), p)).collect();
-        assert_eq!(refusal(json!({"properties": apart})), None, "each is a string of its own");
+        assert_eq!(refusal(json!({"properties": separate})), None, "each is a string of its own");
         let recursive =
             json!({"$ref": "#/$defs/a", "$defs": {"a": {"pattern": "a", "properties": {"b": {"$ref": "#/$defs/a"}}}}});
         assert_eq!(refusal(recursive), None);
     }
 
     #[test]
-    fn sizes_are_limited_by_their_place() {
+    fn limits_apply_per_value_and_in_total() {
         for divisor in [json!(0.01), json!(7), json!(3600), json!(100_000), json!(2.5e-7), json!(1e3)] {
             assert_eq!(refusal(json!({"multipleOf": divisor})), None, "{divisor}");
         }

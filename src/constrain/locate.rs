@@ -18,35 +18,35 @@ const TRIALS: usize = 1000;
 const PATIENCE: Duration = Duration::from_millis(900);
 
 /// Returns the error for a schema that llguidance rejected with the message `why`.
-pub(super) fn in_schema(schema: Value, why: String, cancel: &AtomicBool) -> Error {
+pub(super) fn schema_error(schema: Value, why: String, cancel: &AtomicBool) -> Error {
     let (first, root) = (why.clone(), schema.clone());
     let found = compile::bounded(cancel, move |waiting| Ok(Search::new(root, waiting.clone()).from("", why)));
     match found {
-        Ok(Ok((pointer, why))) => Error::Constraint { place: Some(format!("#{pointer}")), what: reason(&why) },
+        Ok(Ok((pointer, why))) => Error::Constraint { location: Some(format!("#{pointer}")), problem: reason(&why) },
         Err(Error::Cancelled) => Error::Cancelled,
-        _ => of_refusal(first),
+        _ => grammar_error(first),
     }
 }
 
 /// Returns the error for a grammar that llguidance rejected with the message `why`.
-pub(super) fn of_refusal(why: String) -> Error {
+pub(super) fn grammar_error(why: String) -> Error {
     // For grammars, the message starts with line and column.
     let located = why.strip_prefix("at ").and_then(|rest| {
-        let (place, what) = rest.split_once("): ")?;
-        let (line, column) = place.split_once('(')?;
-        Some((format!("line {line}, column {column}"), what))
+        let (location, problem) = rest.split_once("): ")?;
+        let (line, column) = location.split_once('(')?;
+        Some((format!("line {line}, column {column}"), problem))
     });
     match located {
-        Some((place, what)) => Error::Constraint { place: Some(place), what: reason(what) },
-        None => Error::Constraint { place: None, what: reason(&why) },
+        Some((location, problem)) => Error::Constraint { location: Some(location), problem: reason(problem) },
+        None => Error::Constraint { location: None, problem: reason(&why) },
     }
 }
 
 /// Returns the error for a regular expression. The position in llguidance's message refers to the generated grammar and
 /// is dropped.
-pub(super) fn of_regex(why: String) -> Error {
-    match of_refusal(why) {
-        Error::Constraint { what, .. } => Error::Constraint { place: None, what },
+pub(super) fn regex_error(why: String) -> Error {
+    match grammar_error(why) {
+        Error::Constraint { problem, .. } => Error::Constraint { location: None, problem },
         other => other,
     }
 }
@@ -54,9 +54,9 @@ pub(super) fn of_regex(why: String) -> Error {
 /// Converts a message of llguidance to one line, reworded where that helps.
 fn reason(why: &str) -> String {
     let why = why.split("\n<").next().unwrap_or_default().trim();
-    if let Some((_, what)) = why.split_once("regex parse error:") {
-        let what = what.rsplit_once("error: ").map_or("it does not parse", |(_, what)| what);
-        return format!("not a regular expression: {}", what.lines().next().unwrap_or_default());
+    if let Some((_, problem)) = why.split_once("regex parse error:") {
+        let problem = problem.rsplit_once("error: ").map_or("it does not parse", |(_, problem)| problem);
+        return format!("not a regular expression: {}", problem.lines().next().unwrap_or_default());
     }
     let why = why.lines().next().unwrap_or_default(); // the rest is context or a location
     if let Some(keys) = why.strip_prefix("Unimplemented keys: ") {

@@ -7,14 +7,14 @@ use tokio::sync::Semaphore;
 use super::bounds;
 
 /// Semaphores that bound the memory and work of requests.
-pub struct Room {
+pub struct Permits {
     /// Total size of bodies, in KiB.
     pub bodies: Arc<Semaphore>,
     /// Number of requests being parsed.
     pub preparing: Arc<Semaphore>,
 }
 
-impl Default for Room {
+impl Default for Permits {
     fn default() -> Self {
         let bodies = Arc::new(Semaphore::new(bounds::ALL_BODY_BYTES >> 10));
         Self { bodies, preparing: Arc::new(Semaphore::new(bounds::PREPARING)) }
