@@ -45,22 +45,22 @@ mod tests {
     fn the_table_in_the_docs_has_these_numbers() {
         let (whole, seconds) = (|n: usize| n.to_string(), |time: Duration| format!("{} s", time.as_secs()));
         let grouped = |n: usize| format!("{},{:03}", n / 1000, n % 1000);
-        let section = include_str!("../../docs/server.md").split("## What a client can take").nth(1).unwrap();
+        let section = include_str!("../../docs/server.md").split("## Limits").nth(1).unwrap();
         for (what, limit) in [
             ("connections", whole(CONNECTIONS)),
-            ("head of a request", format!("{} KB", HEAD_BYTES / 1000)),
+            ("request head", format!("{} KB", HEAD_BYTES / 1000)),
             ("header fields", whole(HEADERS)),
-            ("time for a head, also on an idle connection", seconds(HEAD_TIME)),
+            ("time to receive a head, also on an idle connection", seconds(HEAD_TIME)),
             ("body", format!("{} MB", BODY_BYTES / MB)),
-            ("time for a body", seconds(BODY_TIME)),
-            ("all bodies at once", format!("{} MB", ALL_BODY_BYTES / MB)),
-            ("requests that are taken apart at once", whole(PREPARING)),
+            ("time to receive a body", seconds(BODY_TIME)),
+            ("total size of all bodies", format!("{} MB", ALL_BODY_BYTES / MB)),
+            ("requests parsed concurrently", whole(PREPARING)),
             ("answers to a prompt (`n`)", whole(CHOICES as usize)),
             ("texts of a request: prompts times `n`", grouped(PROMPTS)),
             ("messages of a chat", grouped(MESSAGES)),
             ("stop strings", whole(STOPS)),
-            ("most likely tokens (`logprobs`, `top_logprobs`)", whole(TOP_LOGPROBS as usize)),
-            ("time without reading anything of an answer", seconds(WRITE_TIME)),
+            ("alternatives per token (`logprobs`, `top_logprobs`)", whole(TOP_LOGPROBS as usize)),
+            ("time without reading an answer", seconds(WRITE_TIME)),
         ] {
             assert!(section.contains(&format!("\n| {what} | {limit} | ")), "{what}: {limit}");
         }
