@@ -141,7 +141,7 @@ fn a_full_disk_leaves_no_partial_file() {
     fs::create_dir(&disk).unwrap();
     let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=256k", "tmpfs"]).arg(&disk).status();
     if !mounted.is_ok_and(|status| status.success()) {
-        eprintln!("SKIPPED: a full disk needs the right to mount a tmpfs");
+        eprintln!("SKIPPED: needs permission to mount a tmpfs");
         return;
     }
     let mut command = hymba(["quantize", &golden("tiny-b")]);

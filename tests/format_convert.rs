@@ -1,4 +1,4 @@
-//! Small Hugging Face folders, whole, odd and broken, through import and conversion.
+//! Import and conversion of small Hugging Face folders: valid, unusual and invalid ones.
 
 use std::{
     collections::BTreeMap,
@@ -23,7 +23,7 @@ use regex::Regex;
 use safetensors::{Dtype, tensor::TensorView};
 use serde_json::{Value as Json, json};
 
-/// A folder of a model of 3 layers; layer 2 reads layer 1's keys and values.
+/// A Hugging Face folder of a model with 3 layers; layer 2 shares layer 1's KV cache.
 struct Fixture {
     dir: tempfile::TempDir,
     config: Json,
@@ -132,15 +132,15 @@ impl Fixture {
     }
 
     #[track_caller]
-    fn refused(&self, why: &str) {
-        let message = self.convert(DType::Q8_0).expect_err(why).to_string();
-        assert!(message.contains(why), "{message:?} does not say {why:?}");
+    fn refused(&self, reason: &str) {
+        let message = self.convert(DType::Q8_0).expect_err(reason).to_string();
+        assert!(message.contains(reason), "{message:?} does not contain {reason:?}");
         let left: Vec<_> = fs::read_dir(self.dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
-        assert_eq!(left, ["tiny"], "something was left behind");
+        assert_eq!(left, ["tiny"], "a file was left behind");
     }
 }
 
-/// To the bytes that ggml's reference code makes.
+/// Options for the same bytes as ggml's reference code.
 fn plain() -> Options {
     Options { packed: false, rounding: Rounding::Nearest, ..Options::default() }
 }
@@ -191,7 +191,7 @@ fn converts_a_folder() {
     assert_eq!(summary.types.iter().map(|t| t.1).sum::<usize>(), fixture.tensors.len());
 }
 
-/// Those of config.json and those of generation_config.json.
+/// The ids in config.json and in generation_config.json.
 #[test]
 fn all_end_tokens_are_kept() {
     let mut fixture = Fixture::new();
@@ -241,8 +241,8 @@ fn requantizing_a_gguf_equals_converting_the_folder() {
         to(&fixture.folder(), &path("a.gguf"), dtype, &[]).unwrap();
         to(&path("wide.gguf"), &path("b.gguf"), dtype, &[]).unwrap();
         let again = to(&path("a.gguf"), &path("c.gguf"), dtype, &[]).unwrap();
-        assert!(read("a.gguf") == read("b.gguf"), "{dtype}: other bytes from F32 GGUF");
-        assert!(read("a.gguf") == read("c.gguf"), "{dtype}: other bytes from itself");
+        assert!(read("a.gguf") == read("b.gguf"), "{dtype}: conversion from an F32 GGUF file differs");
+        assert!(read("a.gguf") == read("c.gguf"), "{dtype}: requantization to the same type differs");
         assert!(again.notes.is_empty());
     }
     let summary = to(&path("a.gguf"), &path("b.gguf"), DType::Q8_0, &[]).unwrap();
@@ -320,7 +320,7 @@ fn reads_shards_and_checks_their_index() {
 
 #[test]
 fn refuses_unsupported_configs() {
-    for (key, value, why) in [
+    for (key, value, reason) in [
         ("model_type", json!("llama"), "`llama`"),
         ("num_experts", json!(4), "num_experts 4"),
         ("memory_tokens_interspersed_every", json!(64), "memory_tokens_interspersed_every 64"),
@@ -346,7 +346,7 @@ fn refuses_unsupported_configs() {
         let mut fixture = Fixture::new();
         fixture.config[key] = value;
         fixture.save();
-        fixture.refused(why);
+        fixture.refused(reason);
     }
 }
 
@@ -457,7 +457,7 @@ fn a_convolution_of_one_tap_has_no_state() {
     assert_eq!(logits(true), logits(false));
 }
 
-/// What is read is not replaced, under whatever name, nor is one output by the other.
+/// Inputs are not overwritten under any name, and two outputs must be different files.
 #[test]
 fn inputs_are_never_overwritten() {
     let fixture = Fixture::new();
@@ -475,7 +475,7 @@ fn inputs_are_never_overwritten() {
         let before = [output, moments.unwrap_or(output)].map(|path| fs::read(path).ok());
         let done = convert(input, output, &options, &mut |_| {}, &AtomicBool::new(false));
         let message = done.unwrap_err().to_string();
-        assert!(message.contains(why), "{message:?} does not say {why:?}");
+        assert!(message.contains(why), "{message:?} does not contain {why:?}");
         assert_eq!(before, [output, moments.unwrap_or(output)].map(|path| fs::read(path).ok()));
     };
     for name in ["model.safetensors", "config.json", "tokenizer.json"] {
@@ -506,15 +506,15 @@ fn leaves_no_file_when_cancelled_or_failed() {
         convert(&fixture.folder(), &fixture.output(), &options, &mut |_| {}, &AtomicBool::new(cancelled))
     };
     assert!(matches!(run(&fixture, true), Err(Error::Cancelled)));
-    // Every weight is finite, but what they make of the meta tokens is not.
+    // All weights are finite, but the state after the meta tokens is not.
     let mut infinite = Fixture::new();
     let (_, values) = infinite.tensors.get_mut("model.layers.1.mamba.in_proj.weight").unwrap();
     values.fill(3e38);
     infinite.save();
     let options = Options { types: TypePlan::Uniform(DType::F32), ..plain() };
     let failed = convert(&infinite.folder(), &infinite.output(), &options, &mut |_| {}, &AtomicBool::new(false));
-    let said = failed.unwrap_err().to_string();
-    assert!(said.contains("tiny: layer 1 "), "{said}");
+    let error = failed.unwrap_err().to_string();
+    assert!(error.contains("tiny: layer 1 "), "{error}");
     for fixture in [&fixture, &infinite] {
         assert_eq!(fs::read_dir(fixture.dir.path()).unwrap().count(), 1);
     }
@@ -522,7 +522,7 @@ fn leaves_no_file_when_cancelled_or_failed() {
     assert!(matches!(run(&fixture, false), Err(Error::Exists(_))));
 }
 
-/// What a model can do without does not stop it, whatever is wrong with it: it is said.
+/// Invalid optional files do not fail a conversion; each is reported in a note.
 #[test]
 fn invalid_optional_files_are_ignored_with_a_note() {
     let mut fixture = Fixture::new();
@@ -531,9 +531,9 @@ fn invalid_optional_files_are_ignored_with_a_note() {
     fixture.save_tokenizer();
     let config = fixture.config.to_string().replace("\"HERE\"", "[Infinity, NaN, -Infinity]");
     fixture.file("config.json", &config);
-    let notes = |fixture: &Fixture| fixture.convert(DType::F32).unwrap().notes.join("\n");
-    assert_eq!(notes(&fixture), "");
-    for (text, says, kept) in [
+    let convert = |fixture: &Fixture| fixture.convert(DType::F32).unwrap().notes.join("\n");
+    assert_eq!(convert(&fixture), "");
+    for (text, note, kept) in [
         (r#"{"do_sample": true, "temperature": 0.5, "top_k": -1}"#, "", 2),
         (r#"{"temperature": 0.5, "top_p": 1.5}"#, "top_p 1.5 must be from 0 to 1; ignored", 1),
         (r#"{"temperature": 0.5, "top_p": NaN, "min_p": "low"}"#, "top_p \"NaN\" is not a number", 1),
@@ -542,8 +542,8 @@ fn invalid_optional_files_are_ignored_with_a_note() {
         (r#"{"do_sample": "maybe"}"#, "`do_sample`: invalid type", 0),
     ] {
         fixture.file("generation_config.json", text);
-        let said = notes(&fixture);
-        assert!(said.contains(says) && said.is_empty() == says.is_empty(), "{text}: {said}");
+        let notes = convert(&fixture);
+        assert!(notes.contains(note) && notes.is_empty() == note.is_empty(), "{text}: {notes}");
         let meta = Gguf::open(&fixture.output()).unwrap().metadata;
         assert_eq!(meta.iter().filter(|(key, _)| key.starts_with("general.sampling.")).count(), kept, "{text}");
         Model::open(fixture.output()).unwrap().sampling().unwrap();
@@ -551,9 +551,9 @@ fn invalid_optional_files_are_ignored_with_a_note() {
     fixture.file("generation_config.json", "{}");
     fixture.file("tokenizer_config.json", r#"{"add_bos_token": "yes"}"#);
     fs::write(fixture.folder().join("chat_template.jinja"), [0xff]).unwrap();
-    let said = notes(&fixture);
-    assert!(said.contains("tokenizer_config.json") && said.contains("`add_bos_token`"), "{said}");
-    assert!(said.contains("chat_template.jinja: is not UTF-8 text"), "{said}");
+    let notes = convert(&fixture);
+    assert!(notes.contains("tokenizer_config.json") && notes.contains("`add_bos_token`"), "{notes}");
+    assert!(notes.contains("chat_template.jinja: is not UTF-8 text"), "{notes}");
 }
 
 #[cfg(unix)]
@@ -575,7 +575,7 @@ fn missing_files_of_a_download_are_named() {
     }
 }
 
-/// A checkpoint that is overwritten while it is read makes no model, though nothing of it is missing.
+/// A checkpoint that is overwritten during the conversion, even with the same bytes, is an error.
 #[test]
 fn a_source_modified_during_conversion_is_an_error() {
     let fixture = Fixture::new();
@@ -590,10 +590,10 @@ fn a_source_modified_during_conversion_is_an_error() {
                 fs::write(&file, fs::read(&file).unwrap()).unwrap();
             }
         };
-        let made = convert(&input, &fixture.output(), &plain(), &mut change, &AtomicBool::new(false));
-        let said = made.unwrap_err().to_string();
+        let result = convert(&input, &fixture.output(), &plain(), &mut change, &AtomicBool::new(false));
+        let error = result.unwrap_err().to_string();
         let name = file.file_name().unwrap().to_str().unwrap();
-        assert!(said.contains(&format!("{name}: was shortened or overwritten")), "{said}");
+        assert!(error.contains(&format!("{name}: was shortened or overwritten")), "{error}");
         assert!(!fixture.output().exists());
     }
 }
@@ -678,7 +678,7 @@ fn calibration_moments_match_a_session() {
     for (got, want) in values(&moments, "token_embd.weight.in_sum2").iter().zip(&squares) {
         assert!((got / want - 1.0).abs() < 5e-3, "{got} is not {want}");
     }
-    // The meta tokens are read once.
+    // The meta tokens are processed once.
     let inputs = 24.0 * wanted as f32 + 4.0;
     assert_eq!(values(&moments, "blk.2.ffn_gate.weight.counts"), [inputs]);
     assert_eq!(values(&moments, "blk.1.ssm_x.weight.in_sum2").len(), INNER);
@@ -707,7 +707,7 @@ fn calibration_from_text_equals_calibration_from_its_file() {
 
     let refused = |options: &Options, why: &str| {
         let message = calibrated(&fixture, "f.gguf", options).unwrap_err().to_string();
-        assert!(message.contains(why), "{message:?} does not say {why:?}");
+        assert!(message.contains(why), "{message:?} does not contain {why:?}");
         assert!(!fixture.dir.path().join("f.gguf").exists());
     };
     refused(&Options { calibration: Some(sample(1000)), ..base() }, "calibration needs at least 999");

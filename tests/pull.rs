@@ -1,4 +1,4 @@
-//! Models by name: the binary against a hub that behaves, and against one that does not.
+//! `hymba pull` and model names, with a hub that works and with one that fails.
 
 mod common;
 #[cfg(target_os = "linux")]
@@ -33,13 +33,13 @@ use hub::{Fault, REPO, Side, World, checkpoint, commit};
 use hymba::format::gguf::Gguf;
 use sha2::{Digest, Sha256};
 
-/// A vocabulary with which weights are 20 MB, which four connections fetch in five ranges.
+/// A vocabulary size that makes weights of 20 MB, fetched by four connections in five ranges.
 const LARGE: usize = 76_000;
 const SMALL: usize = 128;
-/// A conversion that takes no time.
+/// A pull with a fast conversion.
 const QUICK: [&str; 5] = ["pull", REPO, "-q", "--type", "f16"];
 
-/// Names of the files in a folder.
+/// Returns the file names in a folder.
 fn names(folder: impl AsRef<Path>) -> Vec<String> {
     let mut names: Vec<String> =
         fs::read_dir(folder).unwrap().map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
@@ -47,9 +47,9 @@ fn names(folder: impl AsRef<Path>) -> Vec<String> {
     names
 }
 
-/// The blobs are whole, bear their hashes, and nothing else is there.
+/// Asserts that all blobs match the hashes in their names, and that there are no other files.
 #[track_caller]
-fn blobs_are_right(world: &World) {
+fn assert_blobs(world: &World) {
     let blobs = world.cache().join("blobs");
     for name in names(&blobs) {
         let bytes = fs::read(blobs.join(&name)).unwrap();
@@ -61,20 +61,20 @@ fn blobs_are_right(world: &World) {
     }
 }
 
-/// What was pulled is what `quantize` makes of the same files.
+/// Asserts that the installed model equals the result of `quantize` for the same files.
 #[track_caller]
-fn is_installed(world: &World, kind: &str, vocab: usize) {
+fn assert_installed(world: &World, kind: &str, vocab: usize) {
     let installed = Gguf::open(&world.installed(kind)).unwrap();
     let folder = world.dir.path().join("original");
     fs::create_dir_all(&folder).unwrap();
     for (name, bytes) in checkpoint(vocab) {
         fs::write(folder.join(name), bytes).unwrap();
     }
-    let same = world.dir.path().join("same.gguf");
-    quantize(folder.to_str().unwrap(), &same, &["--type", kind, "--force"]);
-    let same = Gguf::open(&same).unwrap();
-    assert_eq!(installed.tensors.len(), same.tensors.len());
-    for (a, b) in installed.tensors.iter().zip(&same.tensors) {
+    let converted = world.dir.path().join("converted.gguf");
+    quantize(folder.to_str().unwrap(), &converted, &["--type", kind, "--force"]);
+    let converted = Gguf::open(&converted).unwrap();
+    assert_eq!(installed.tensors.len(), converted.tensors.len());
+    for (a, b) in installed.tensors.iter().zip(&converted.tensors) {
         assert!(a.name == b.name && *a.data == *b.data, "{} differs", a.name);
     }
 }
@@ -91,19 +91,19 @@ fn a_model_is_pulled_by_its_name() {
         "{err}"
     );
 
-    // What conversion reads, and card and license; in the layout of Python's tools.
+    // The files needed for conversion, card and license, in the layout of huggingface_hub's cache.
     let commit = fs::read_to_string(world.cache().join("refs/main")).unwrap();
     let snapshot = world.cache().join("snapshots").join(&commit);
     assert_eq!(names(&snapshot), ["LICENSE", "README.md", "config.json", "model.safetensors"]);
     assert!(fs::read_link(snapshot.join("config.json")).unwrap().starts_with("../../blobs"));
-    blobs_are_right(&world);
+    assert_blobs(&world);
     let requests = world.hub.requests();
     assert!(!requests.iter().any(|r| r.path.contains("pytorch") || r.path.contains("modeling")));
     let data = requests.iter().filter(|r| r.is_get_of_data());
     assert!(data.clone().count() > 4 && data.clone().all(|r| r.header("range").is_some()));
     assert!(data.clone().any(|r| r.header("if-range").is_some()));
 
-    is_installed(&world, "q4", LARGE);
+    assert_installed(&world, "q4", LARGE);
     let metadata = Gguf::open(&world.installed("q4")).unwrap().metadata;
     for (key, value) in
         [("general.name", "Tiny-Model"), ("general.license", "other"), ("general.license.name", "tiny-license")]
@@ -113,14 +113,14 @@ fn a_model_is_pulled_by_its_name() {
     assert!(metadata.string("general.license.link").unwrap().ends_with("/LICENSE"));
     assert!(metadata.string("general.source.url").unwrap().ends_with(&commit));
 
-    // Again: nothing to do. As another type: nothing to download.
+    // The same again does nothing, another type downloads nothing.
     world.hub.forget_requests();
     let again = world.hymba(["pull", REPO]).output().unwrap();
     assert!(text(&again.stderr).contains("is installed and up to date"));
     let second = world.hymba(["pull", "a/Tiny-Model:q8_0"]).output().unwrap();
     assert!(second.status.success() && !text(&second.stderr).contains("license"));
     assert!(!world.hub.requests().iter().any(|r| r.is_get_of_data()));
-    is_installed(&world, "q8_0", LARGE);
+    assert_installed(&world, "q8_0", LARGE);
 }
 
 #[test]
@@ -167,9 +167,8 @@ fn model_names_are_accepted_wherever_files_are() {
         &["is ambiguous; use one of a/Tiny-Model:f32 or a/Tiny-Model:q8_0"],
     );
     fails(&mut world.hymba(["models", "rm", "tiny"]), 1, &["is ambiguous; use one of"]);
-    // A file of this name is meant first.
-    let here = world.dir.path().join("tiny");
-    fs::copy(world.installed("f32"), &here).unwrap();
+    // A file with this name has precedence.
+    fs::copy(world.installed("f32"), world.dir.path().join("tiny")).unwrap();
     assert!(succeeds(world.hymba(["inspect", "tiny"]).current_dir(&world.dir)).contains("f32"));
     succeeds(&mut world.hymba(["models", "rm", "tiny:f32", "tiny:q8_0"]));
     assert!(names(world.dir.path().join("models")).is_empty());
@@ -196,7 +195,7 @@ fn a_gguf_file_is_installed_unchanged() {
 #[test]
 fn a_dry_run_writes_nothing() {
     let world = World::with_model(LARGE);
-    let told = succeeds(&mut world.hymba(["pull", REPO, "--dry-run"]));
+    let output = succeeds(&mut world.hymba(["pull", REPO, "--dry-run"]));
     for part in [
         "license: tiny-license",
         "model.safetensors (2",
@@ -205,7 +204,7 @@ fn a_dry_run_writes_nothing() {
         "on disk: ",
         "in memory: ",
     ] {
-        assert!(told.contains(part), "{part} is missing in {told}");
+        assert!(output.contains(part), "{part} is missing in {output}");
     }
     assert!(names(&world.dir).is_empty());
     assert!(!world.hub.requests().iter().any(|r| r.is_get_of_data()));
@@ -256,8 +255,8 @@ fn the_token_is_sent_only_to_the_hub() {
         move |r| if r.is_get_of_data() && !cut.swap(true, Ordering::Relaxed) { Fault::Cut(1000) } else { Fault::None },
     );
     let output = world.hymba(&QUICK[..2]).env("HF_TOKEN", "hf_right").output().unwrap();
-    let said = text(&output.stdout) + &text(&output.stderr);
-    assert!(!said.contains("hf_right") && !said.contains("secret-of-the-cdn"), "{said}");
+    let output = text(&output.stdout) + &text(&output.stderr);
+    assert!(!output.contains("hf_right") && !output.contains("secret-of-the-cdn"), "{output}");
     world.hub.on(|_| Fault::None);
     fs::create_dir_all(world.dir.path().join("hf")).unwrap();
     fs::write(world.dir.path().join("hf/token"), "hf_right\n").unwrap();
@@ -270,13 +269,13 @@ fn the_token_is_sent_only_to_the_hub() {
     }
 }
 
-/// What is wrong with the answer of this number.
-type Trouble = Box<dyn Fn(usize) -> Fault + Send + Sync>;
+/// Returns the fault of the n-th answer.
+type Faults = Box<dyn Fn(usize) -> Fault + Send + Sync>;
 
-/// Whatever breaks and mends itself is no reason to fail, and what came is not fetched again.
+/// Temporary faults do not end a pull, and received data is not downloaded again.
 #[test]
 fn transient_errors_are_retried() {
-    let troubles: [(&str, Trouble); 6] = [
+    let cases: [(&str, Faults); 6] = [
         ("cut", Box::new(|n| if n < 8 { Fault::Cut(3_000_000) } else { Fault::None })),
         ("5xx", Box::new(|n| if n % 3 == 0 { Fault::Status(503, vec![]) } else { Fault::None })),
         ("429", Box::new(|n| if n == 2 { Fault::Status(429, vec![("Retry-After", "1".into())]) } else { Fault::None })),
@@ -284,19 +283,19 @@ fn transient_errors_are_retried() {
         ("expired", Box::new(|n| if n == 3 { Fault::Status(403, vec![]) } else { Fault::None })),
         ("tag", Box::new(|n| Fault::Header("ETag", Some(format!("\"{}\"", n % 2))))),
     ];
-    for (name, trouble) in troubles {
+    for (name, faults) in cases {
         let world = World::with_model(LARGE);
         let size = checkpoint(LARGE)[3].1.len() as u64;
         let count = AtomicUsize::new(0);
         world
             .hub
-            .on(move |r| if r.is_get_of_data() { trouble(count.fetch_add(1, Ordering::Relaxed)) } else { Fault::None });
+            .on(move |r| if r.is_get_of_data() { faults(count.fetch_add(1, Ordering::Relaxed)) } else { Fault::None });
         let output = world.hymba(["pull", REPO, "--type", "f16"]).env("HF_HUB_DOWNLOAD_TIMEOUT", "1").output().unwrap();
         assert!(output.status.success(), "{name}: {}", text(&output.stderr));
-        blobs_are_right(&world);
+        assert_blobs(&world);
         assert!(text(&output.stderr).contains("trying again in"), "{name}");
         let sent = world.hub.sent();
-        // An answer with another tag is sent for nothing, as far as it goes before the connection closes.
+        // An answer with another ETag is discarded, which wastes what was sent before the connection closes.
         assert!(name == "tag" || sent >= size && sent < size + (4 << 20), "{name}: {sent} bytes were sent of {size}");
     }
 }
@@ -304,8 +303,8 @@ fn transient_errors_are_retried() {
 #[test]
 fn permanent_errors_end_the_pull() {
     let world = World::with_model(SMALL);
-    let later = || Fault::Status(429, vec![("Retry-After", "7200".into())]);
-    world.hub.on(move |r| if r.is_get_of_data() { later() } else { Fault::None });
+    let retry_later = || Fault::Status(429, vec![("Retry-After", "7200".into())]);
+    world.hub.on(move |r| if r.is_get_of_data() { retry_later() } else { Fault::None });
     fails(&mut world.hymba(QUICK), 1, &["model.safetensors", "no requests for 120 minutes"]);
     world.hub.on(|r| if r.is_get_of_data() { Fault::Status(418, vec![]) } else { Fault::None });
     fails(&mut world.hymba(QUICK), 1, &["status 418"]);
@@ -314,9 +313,9 @@ fn permanent_errors_end_the_pull() {
 #[test]
 fn servers_without_range_support_work() {
     let world = World::with_model(LARGE);
-    world.hub.on(|r| if r.is_get_of_data() { Fault::Unranged } else { Fault::None });
+    world.hub.on(|r| if r.is_get_of_data() { Fault::NoRanges } else { Fault::None });
     succeeds(&mut world.hymba(QUICK));
-    blobs_are_right(&world);
+    assert_blobs(&world);
 }
 
 #[test]
@@ -327,15 +326,15 @@ fn a_hash_mismatch_installs_nothing() {
     world.hub.on(move |r| {
         if r.is_get_of_data() && first.swap(false, Ordering::Relaxed) { Fault::WrongByte } else { Fault::None }
     });
-    let why = ["model.safetensors: the download does not match the hub's hash (SHA-256 ", ".hymba-bad"];
-    fails(&mut world.hymba(QUICK), 1, &why);
+    let error = ["model.safetensors: the download does not match the hub's hash (SHA-256 ", ".hymba-bad"];
+    fails(&mut world.hymba(QUICK), 1, &error);
     let blobs = names(world.cache().join("blobs"));
     assert!(!blobs.iter().any(|name| name.len() == 64) && blobs.iter().any(|name| name.ends_with(".hymba-bad")));
     assert!(!world.cache().join("refs/main").exists() && !world.installed("f16").exists());
     succeeds(&mut world.hymba(QUICK));
-    is_installed(&world, "f16", LARGE);
+    assert_installed(&world, "f16", LARGE);
 
-    // Plain files have git's hash, whether they are kept or only looked at.
+    // Plain files are verified with git's hash, whether they are stored or only read.
     for file in ["LICENSE", "config.json"] {
         let world = World::with_model(SMALL);
         world.hub.on(move |r| if r.method == "GET" && r.path.ends_with(file) { Fault::WrongByte } else { Fault::None });
@@ -348,7 +347,7 @@ fn files_of_the_wrong_length_are_rejected() {
     let world = World::with_model(SMALL);
     world.hub.on(|r| if r.is_get_of_data() { Fault::Longer(5) } else { Fault::None });
     fails(&mut world.hymba(QUICK), 1, &["bytes of it, but the hub reported"]);
-    // A blob of the wrong length, as a full disk may have left it, does not count.
+    // A blob of the wrong length, as after a full disk, is downloaded again.
     world.hub.on(|_| Fault::None);
     let blob = world.cache().join("blobs").join({
         let bytes = &checkpoint(SMALL)[3].1;
@@ -356,7 +355,7 @@ fn files_of_the_wrong_length_are_rejected() {
     });
     fs::write(&blob, "short").unwrap();
     succeeds(&mut world.hymba(QUICK));
-    blobs_are_right(&world);
+    assert_blobs(&world);
 }
 
 #[test]
@@ -434,26 +433,26 @@ fn concurrent_pulls_share_one_download() {
         ["f16", "f32"].map(|kind| world.hymba(["pull", REPO, "-q", "--type", kind]).spawn().unwrap()).into();
     assert!(children.iter_mut().all(|child| child.wait().unwrap().success()));
     assert!(world.hub.sent() < size + 10_000, "{} bytes were sent of {size}", world.hub.sent());
-    is_installed(&world, "f16", LARGE);
-    is_installed(&world, "f32", LARGE);
+    assert_installed(&world, "f16", LARGE);
+    assert_installed(&world, "f32", LARGE);
 }
 
 #[test]
 fn incomplete_downloads_of_huggingface_hub_are_resumed() {
-    for right in [true, false] {
+    for is_valid in [true, false] {
         let world = World::with_model(LARGE);
         let weights = &checkpoint(LARGE)[3].1;
         let hash: String = Sha256::digest(weights).iter().map(|byte| format!("{byte:02x}")).collect();
         let blobs = world.cache().join("blobs");
         fs::create_dir_all(&blobs).unwrap();
-        let mut left = weights[..13_000_000].to_vec();
-        left[12_999_999] ^= u8::from(!right);
-        fs::write(blobs.join(format!("{hash}.incomplete")), left).unwrap();
+        let mut partial = weights[..13_000_000].to_vec();
+        partial[12_999_999] ^= u8::from(!is_valid);
+        fs::write(blobs.join(format!("{hash}.incomplete")), partial).unwrap();
         succeeds(&mut world.hymba(QUICK));
-        blobs_are_right(&world);
+        assert_blobs(&world);
         let (sent, size) = (world.hub.sent(), weights.len() as u64);
-        let wanted = if right { size - 13_000_000 } else { 2 * size - 13_000_000 };
-        assert!(sent >= wanted && sent < wanted + 10_000, "{sent} bytes were sent, not {wanted}");
+        let expected = if is_valid { size - 13_000_000 } else { 2 * size - 13_000_000 };
+        assert!(sent >= expected && sent < expected + 10_000, "{sent} bytes were sent, not {expected}");
     }
 }
 
@@ -471,7 +470,7 @@ fn the_cache_works_without_symlinks() {
     assert_eq!(
         world.hub.sent(),
         fs::metadata(file.with_file_name("config.json")).unwrap().len(),
-        "config.json was looked at"
+        "only config.json is downloaded"
     );
 }
 
@@ -486,7 +485,7 @@ fn offline_mode_uses_the_cache() {
         command
     };
     succeeds(&mut offline(&["--type", "q8_0"]));
-    is_installed(&world, "q8_0", SMALL);
+    assert_installed(&world, "q8_0", SMALL);
     fails(&mut offline(&["--revision", "other"]), 1, &["a/Tiny-Model at other is not in the cache"]);
     assert!(world.hub.requests().is_empty());
     succeeds(&mut world.hymba(["pull", REPO, "-q", "--type", "f32", "--keep-original", "no"]));

@@ -1,5 +1,5 @@
-//! Pulls that are killed at random moments of download and conversion: the next one completes, nothing wrong is ever left
-//! under a final name, and little is fetched twice. `HYMBA_KILLS` says how many are killed.
+//! Pulls that are killed at random moments of download and conversion: the next one completes, files with final names are
+//! always correct, and little is downloaded twice. `HYMBA_KILLS` is the number of kills.
 #![cfg(unix)]
 
 mod common;
@@ -19,12 +19,12 @@ use rand::{RngExt, SeedableRng, rngs::StdRng};
 use sha2::{Digest, Sha256};
 
 const VOCABULARY: usize = 120_000;
-/// Bytes that each of four connections may lose.
-const LOST: u64 = 4 * (4 << 20);
+/// Bytes that may be downloaded twice per kill, over four connections.
+const MAX_LOSS: u64 = 4 * (4 << 20);
 
-/// Everything with a final name is whole and right; what is on its way has another.
+/// Asserts that files with final names are complete and correct; partial files have other names.
 #[track_caller]
-fn nothing_wrong(world: &World, reference: &[u8], is_done: bool) {
+fn check_files(world: &World, reference: &[u8], is_done: bool) {
     for file in fs::read_dir(world.cache().join("blobs")).into_iter().flatten().flatten() {
         let name = file.file_name().into_string().unwrap();
         if name.len() == 64 {
@@ -77,7 +77,7 @@ fn a_pull_resumes_after_sigkill() {
     while killed < kills {
         let before = world.hub.sent();
         let mut child = pull().spawn().unwrap();
-        // Rather early than late, so that many kills fall into one download.
+        // Early moments are more likely, so that there are several kills per download.
         let moment = usual.mul_f64(random.random_range(0.0..1.1f64).powi(2));
         let end = Instant::now() + moment;
         let status = loop {
@@ -88,35 +88,35 @@ fn a_pull_resumes_after_sigkill() {
             thread::sleep(Duration::from_millis(2));
         };
         let status = match status {
-            // A conversion that is let through is followed by a new download.
+            // After a conversion that is not killed, a new download starts.
             None if killed + 1 == kills || random.random_bool(if has_downloaded() { 0.5 } else { 0.95 }) => {
                 child.kill().unwrap();
                 child.wait().unwrap();
                 killed += 1;
                 in_a_row += 1;
                 converting += usize::from(has_downloaded());
-                nothing_wrong(&world, &reference, false);
+                check_files(&world, &reference, false);
                 continue;
             }
             None => child.wait().unwrap(),
             Some(status) => status,
         };
         assert!(status.success());
-        nothing_wrong(&world, &reference, true);
-        let twice = world.hub.sent().saturating_sub(size + 10_000); // config.json is looked at, each time
+        check_files(&world, &reference, true);
+        let twice = world.hub.sent().saturating_sub(size + 10_000); // config.json is downloaded each time
         assert!(
-            twice <= LOST * in_a_row,
-            "{twice} bytes were fetched twice in {in_a_row} kills; the last began at {before}"
+            twice <= MAX_LOSS * in_a_row,
+            "{twice} bytes were downloaded twice in {in_a_row} kills; the last began at {before}"
         );
         worst = worst.max(twice / in_a_row.max(1));
         in_a_row = 0;
         clear();
     }
     succeeds(&mut pull());
-    nothing_wrong(&world, &reference, true);
+    check_files(&world, &reference, true);
     let twice = world.hub.sent().saturating_sub(size + 10_000);
-    assert!(twice <= LOST * in_a_row, "{twice} bytes were fetched twice in {in_a_row} kills");
+    assert!(twice <= MAX_LOSS * in_a_row, "{twice} bytes were downloaded twice in {in_a_row} kills");
     println!(
-        "{killed} kills, {converting} of them after the download; at most {worst} bytes a kill were fetched twice"
+        "{killed} kills, {converting} of them after the download; at most {worst} bytes per kill were downloaded twice"
     );
 }

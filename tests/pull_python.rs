@@ -1,5 +1,4 @@
-//! The cache and the protocol, held against Python's `huggingface_hub`: `HYMBA_HF_PYTHON` names a Python that has it. Without
-//! it nothing is done here.
+//! Compatibility of cache and protocol with Python's `huggingface_hub`, if `HYMBA_HF_PYTHON` names a Python that has it.
 
 mod common;
 #[path = "common/hub.rs"]
@@ -17,11 +16,11 @@ use hub::{Fault, REPO, World, checkpoint};
 
 const VOCABULARY: usize = 96_000;
 
-/// Python with a script, in an environment that knows this hub alone.
+/// Returns a command that runs a Python script with the environment of `world`.
 fn python(world: &World, script: &str) -> Option<Command> {
     let python = std::env::var("HYMBA_HF_PYTHON").ok()?;
     let mut command = Command::new(python);
-    world.set(&mut command);
+    world.set_env(&mut command);
     command.args(["-c", script, REPO]).stdin(Stdio::null());
     command
         .env("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -34,7 +33,7 @@ fn size() -> u64 {
     checkpoint(VOCABULARY)[3].1.len() as u64
 }
 
-/// The hub of these tests is one that Python's client takes for one.
+/// The test hub is compatible with huggingface_hub.
 #[test]
 fn huggingface_hub_downloads_from_the_test_hub() {
     let world = World::with_model(VOCABULARY);
@@ -66,7 +65,7 @@ print(folder)
     for (name, bytes) in checkpoint(VOCABULARY) {
         assert!(fs::read(format!("{}/{name}", folder.trim_end())).unwrap() == bytes, "{name}");
     }
-    // What it fetched is enough for a pull: without a network, and with one nothing is fetched.
+    // A pull needs no further downloads, offline and online.
     world.hub.forget_requests();
     succeeds(world.hymba(["pull", REPO, "-q"]).env("HF_HUB_OFFLINE", "1"));
     assert!(world.hub.requests().is_empty());
@@ -114,14 +113,14 @@ print("good")
     world.hub.forget_requests();
     assert_eq!(succeeds(offline.env("HF_HUB_OFFLINE", "1")), "good\n");
     assert!(world.hub.requests().is_empty());
-    // With a network it fetches what a pull left out, and no more.
+    // Online, it downloads only what the pull did not need.
     let online = "import sys; from huggingface_hub import snapshot_download; snapshot_download(sys.argv[1])";
     succeeds(&mut python(&world, online).unwrap());
     let data: Vec<_> = world.hub.requests().into_iter().filter(|r| r.is_get_of_data()).collect();
     assert_eq!(data.len(), 1, "pytorch_model.bin alone: {data:?}");
 }
 
-/// An interrupted download of Python's is resumed.
+/// A pull resumes an interrupted download of huggingface_hub.
 #[cfg(unix)]
 #[test]
 fn an_interrupted_python_download_is_resumed() {
@@ -132,24 +131,29 @@ fn an_interrupted_python_download_is_resumed() {
     world.hub.on(|r| if r.is_get_of_data() { Fault::Slow(Duration::from_millis(10)) } else { Fault::None });
     let mut child = download.spawn().unwrap();
     let blobs = world.cache().join("blobs");
-    let left = || {
+    let downloaded = || {
         let files = fs::read_dir(&blobs).into_iter().flatten().flatten();
         files.filter_map(|file| file.metadata().ok()).map(|meta| meta.len()).max().unwrap_or(0)
     };
-    while left() < 9_000_000 {
-        assert!(child.try_wait().unwrap().is_none(), "it was done too soon");
+    while downloaded() < 9_000_000 {
+        assert!(child.try_wait().unwrap().is_none(), "it ended too early");
         thread::sleep(Duration::from_millis(10));
     }
     child.kill().unwrap();
     child.wait().unwrap();
-    let left = left();
+    let downloaded = downloaded();
     world.hub.on(|_| Fault::None);
     world.hub.forget_requests();
     succeeds(&mut world.hymba(["pull", REPO, "-q"]));
-    assert!(world.hub.sent() < size() - left + 10_000, "{} of {} bytes, {left} were there", world.hub.sent(), size());
+    assert!(
+        world.hub.sent() < size() - downloaded + 10_000,
+        "{} of {} bytes, {downloaded} were there",
+        world.hub.sent(),
+        size()
+    );
 }
 
-/// Python's download and ours wait for each other.
+/// Downloads of huggingface_hub and `hymba pull` wait for each other.
 #[test]
 fn download_locks_are_shared_with_huggingface_hub() {
     let world = World::with_model(VOCABULARY);

@@ -1,4 +1,4 @@
-//! Texts in a scheduler: each is what it is alone, whatever comes, goes, fails or is cancelled beside it.
+//! The scheduler: each text is bit-identical to a run of its own, whatever other texts start, end, fail or are cancelled.
 
 #[path = "common/runner.rs"]
 mod runner;
@@ -35,27 +35,27 @@ use rand_chacha::ChaCha8Rng;
 use runner::unless_emulated;
 use texts::{CONTEXT, NO_CANCEL, model, one_of, rng, small_config};
 
-/// Returns the demo's tokenizer, of which the small models have the first tokens.
+/// Returns the demo's tokenizer; the vocabulary of the small models is a prefix of its own.
 fn tokenizer() -> Arc<Tokenizer> {
     let demo = Model::open(format!("{}/models/hymba-demo.gguf", env!("CARGO_MANIFEST_DIR"))).unwrap();
     Arc::new(demo.tokenizer().unwrap())
 }
 
-/// What a job asks for, to be asked for again.
+/// The parameters of a job, from which several jobs can be created.
 #[derive(Clone, Debug)]
-struct Ask {
+struct Spec {
     prompt: Vec<u32>,
     limit: Option<usize>,
     stops: Vec<String>,
     sampling: SamplingParams,
     seed: u64,
-    /// After so many tokens its reader has had enough.
+    /// Number of tokens after which the reader cancels it.
     cancel_after: Option<usize>,
-    /// Events that its reader can hold.
+    /// Capacity of the reader's channel, in events.
     room: usize,
 }
 
-impl Ask {
+impl Spec {
     fn random(rng: &mut ChaCha8Rng, vocab: usize) -> Self {
         let length = rng.random_range(1..80);
         let sampling = SamplingParams {
@@ -74,8 +74,8 @@ impl Ask {
         }
     }
 
-    /// The text that comes of it alone, if some of the prompt's tokens are read as an answer's.
-    fn after(&self, model: &Model, tokenizer: &Tokenizer, options: &SessionOptions, cached: &Cached) -> Generation {
+    /// Returns the text of a session of its own, in which the `decoded` tokens of the prompt are decoded, not prefilled.
+    fn alone(&self, model: &Model, tokenizer: &Tokenizer, options: &SessionOptions, cached: &Cached) -> Generation {
         let mut session = Replay { session: Session::new(model, options).unwrap(), decoded: cached.decoded.clone() };
         let mut sampler = Sampler::new(self.sampling.clone(), self.seed);
         let request = Request { prompt: &self.prompt, limit: self.limit, stops: &self.stops, ..Request::default() };
@@ -102,7 +102,7 @@ impl Ask {
     }
 }
 
-/// A session that reads some tokens of a prompt as an answer's.
+/// A session that decodes some tokens of a prompt instead of prefilling them.
 struct Replay<'m> {
     session: Session<'m>,
     decoded: Vec<Range<usize>>,
@@ -133,7 +133,7 @@ impl TokenModel for Replay<'_> {
     }
 }
 
-/// What came out for a job.
+/// The events of a job, collected.
 #[derive(Debug, Default)]
 struct Answer {
     ids: Vec<u32>,
@@ -144,14 +144,14 @@ struct Answer {
     end: Option<std::result::Result<(StopReason, Usage), String>>,
 }
 
-/// Takes all events of a job, whose reader has had enough after so many tokens.
+/// Collects all events of a job, and cancels it after `cancel_after` tokens.
 fn answer(events: Receiver<Event>, cancel: &AtomicBool, cancel_after: Option<usize>) -> Answer {
     let mut answer = Answer::default();
     for event in events {
         assert!(answer.end.is_none(), "the end is the last event");
         match event {
             Event::Started(cached) => answer.cached = cached,
-            Event::Prompt(all) => answer.prompt.extend(all),
+            Event::Prompt(logprobs) => answer.prompt.extend(logprobs),
             Event::Token { id, text, logprobs } => {
                 answer.ids.push(id);
                 answer.text += &text;
@@ -182,33 +182,33 @@ fn options(rng: &mut ChaCha8Rng, slots: usize) -> SchedulerOptions {
     SchedulerOptions { session, slots, speculate, cache_memory: Some(0), ..SchedulerOptions::default() }
 }
 
-/// Checks an answer against the same text alone, begun as the answer was.
-fn check(ask: &Ask, answer: &Answer, model: &Model, tokenizer: &Tokenizer, options: &SchedulerOptions) {
-    let want = ask.after(model, tokenizer, &options.session, &answer.cached);
-    let what = format!("{ask:?}, {:?}, {options:?}, {:?}", answer.cached, model.config());
+/// Compares an answer with the same text alone, with the prompt tokens in the same phases.
+fn check(spec: &Spec, answer: &Answer, model: &Model, tokenizer: &Tokenizer, options: &SchedulerOptions) {
+    let want = spec.alone(model, tokenizer, &options.session, &answer.cached);
+    let what = format!("{spec:?}, {:?}, {options:?}, {:?}", answer.cached, model.config());
     let (stop, usage) = answer.end.as_ref().unwrap().as_ref().unwrap();
     if *stop == StopReason::Interrupted {
-        assert!(ask.cancel_after.is_some(), "{what}");
+        assert!(spec.cancel_after.is_some(), "{what}");
         assert!(want.ids.starts_with(&answer.ids) && want.text.starts_with(&answer.text), "{what}");
     } else {
         assert_eq!((&answer.ids, &answer.text, *stop), (&want.ids, &want.text, want.stop), "{what}");
-        assert_eq!((usage.prompt_tokens, usage.generated_tokens), (ask.prompt.len(), want.ids.len()), "{what}");
+        assert_eq!((usage.prompt_tokens, usage.generated_tokens), (spec.prompt.len(), want.ids.len()), "{what}");
     }
 }
 
-/// Answers to all of them, which come when they like.
-fn answers(scheduler: &Scheduler, asks: &[(Ask, u64)]) -> Vec<Answer> {
+/// Submits jobs, each after its delay in ms, and returns their answers.
+fn answers(scheduler: &Scheduler, specs: &[(Spec, u64)]) -> Vec<Answer> {
     thread::scope(|scope| {
-        let ask = |(ask, wait): &(Ask, u64)| {
+        let submit = |(spec, wait): &(Spec, u64)| {
             thread::sleep(Duration::from_millis(*wait));
-            ask.submit(scheduler)
+            spec.submit(scheduler)
         };
-        let threads: Vec<_> = asks.iter().map(|one| scope.spawn(move || ask(one))).collect();
+        let threads: Vec<_> = specs.iter().map(|one| scope.spawn(move || submit(one))).collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
     })
 }
 
-/// Jobs of all kinds come when they like, to more or fewer slots than there are of them.
+/// Random jobs at random times, with fewer or more slots than jobs.
 #[test]
 fn a_text_does_not_depend_on_concurrent_texts() {
     let tokenizer = tokenizer();
@@ -219,14 +219,14 @@ fn a_text_does_not_depend_on_concurrent_texts() {
         let slots = one_of(rng, &[1, 2, 3, 8]);
         let options = options(rng, slots);
         let scheduler = Scheduler::start(model.clone(), tokenizer.clone(), &options).unwrap();
-        let asks: Vec<(Ask, u64)> =
-            (0..unless_emulated(24, 4)).map(|_| (Ask::random(rng, config.vocab), rng.random_range(0..20))).collect();
-        for ((ask, _), answer) in asks.iter().zip(answers(&scheduler, &asks)) {
+        let specs: Vec<(Spec, u64)> =
+            (0..unless_emulated(24, 4)).map(|_| (Spec::random(rng, config.vocab), rng.random_range(0..20))).collect();
+        for ((spec, _), answer) in specs.iter().zip(answers(&scheduler, &specs)) {
             assert_eq!(answer.cached, Cached::default());
-            check(ask, &answer, &model, &tokenizer, &options);
+            check(spec, &answer, &model, &tokenizer, &options);
         }
         let metrics = scheduler.metrics();
-        assert_eq!((metrics.done + metrics.cancelled, metrics.failed), (asks.len() as u64, 0));
+        assert_eq!((metrics.done + metrics.cancelled, metrics.failed), (specs.len() as u64, 0));
         scheduler.drain();
         assert!(scheduler.join());
     }
@@ -253,18 +253,18 @@ impl Events for Gated {
 fn drafts_of_several_texts_share_passes() {
     for (seed, slots) in [(200, 8), (201, 12)].into_iter().take(unless_emulated(2, 1)) {
         let rng = &mut rng(seed);
-        let asks: Vec<Ask> = (0..slots + 5)
+        let specs: Vec<Spec> = (0..slots + 5)
             .map(|_| {
-                let Ask { mut prompt, stops, .. } = Ask::random(rng, 64);
+                let Spec { mut prompt, stops, .. } = Spec::random(rng, 64);
                 prompt.truncate(20);
                 let temperature = one_of(rng, &[0.0, 1.0, 5.0]);
                 let sampling = SamplingParams { temperature, ..SamplingParams::default() };
                 let cancel_after = rng.random_bool(0.1).then_some(15);
-                Ask { stops, sampling, seed: rng.random(), cancel_after, ..ask(prompt, rng.random_range(40..80)) }
+                Spec { stops, sampling, seed: rng.random(), cancel_after, ..spec(prompt, rng.random_range(40..80)) }
             })
             .collect();
         let job = |i: usize| {
-            let (job, events, cancel) = asks[i].job();
+            let (job, events, cancel) = specs[i].job();
             let bias = [11, 13, 14 + i as u32 % 2].map(|id| (id, 50.0)).into();
             (Job { bias, ..job }, events, cancel)
         };
@@ -282,20 +282,20 @@ fn drafts_of_several_texts_share_passes() {
                 scheduler.submit(job).unwrap();
                 (events, cancel)
             };
-            let submitted: Vec<_> = (0..asks.len()).map(submit).collect();
+            let submitted: Vec<_> = (0..specs.len()).map(submit).collect();
             gate.wait();
-            let answers = submitted.into_iter().zip(&asks);
+            let answers = submitted.into_iter().zip(&specs);
             let answers: Vec<_> =
-                answers.map(|((events, cancel), ask)| answer(events, &cancel, ask.cancel_after)).collect();
+                answers.map(|((events, cancel), spec)| answer(events, &cancel, spec.cancel_after)).collect();
             (answers, scheduler.metrics())
         });
-        for ((ask, got), want) in asks.iter().zip(together.0).zip(alone.0) {
-            if ask.cancel_after.is_none() {
+        for ((spec, got), want) in specs.iter().zip(together.0).zip(alone.0) {
+            if spec.cancel_after.is_none() {
                 let stop = |answer: &Answer| answer.end.as_ref().unwrap().as_ref().unwrap().0;
-                assert_eq!((&got.ids, &got.text, stop(&got)), (&want.ids, &want.text, stop(&want)), "{ask:?}");
+                assert_eq!((&got.ids, &got.text, stop(&got)), (&want.ids, &want.text, stop(&want)), "{spec:?}");
             }
             let common = got.ids.iter().zip(&want.ids).take_while(|(a, b)| a == b).count();
-            assert_eq!(common, got.ids.len().min(want.ids.len()), "{ask:?}");
+            assert_eq!(common, got.ids.len().min(want.ids.len()), "{spec:?}");
         }
         let metrics = together.1;
         let rows = (metrics.rows - metrics.prompt_tokens) as f64 / metrics.passes as f64;
@@ -324,23 +324,23 @@ fn an_answer_is_determined_by_its_cached_prefix() {
         let scheduler = Scheduler::start(model.clone(), tokenizer.clone(), &options).unwrap();
         let mut texts: Vec<Vec<u32>> = vec![Vec::new()];
         for _ in 0..unless_emulated(6, 2) {
-            let asks: Vec<(Ask, u64)> = (0..5)
+            let specs: Vec<(Spec, u64)> = (0..5)
                 .map(|_| {
-                    let ask = Ask::random(rng, config.vocab);
+                    let spec = Spec::random(rng, config.vocab);
                     let known = &texts[rng.random_range(0..texts.len())];
                     let keep = if rng.random_bool(0.5) { known.len() } else { rng.random_range(0..=known.len()) };
                     let more =
-                        if keep > 0 && rng.random_bool(0.3) { 0 } else { rng.random_range(1..=ask.prompt.len()) };
-                    let mut prompt = [&known[..keep], &ask.prompt[..more]].concat();
+                        if keep > 0 && rng.random_bool(0.3) { 0 } else { rng.random_range(1..=spec.prompt.len()) };
+                    let mut prompt = [&known[..keep], &spec.prompt[..more]].concat();
                     prompt.truncate(CONTEXT - 10);
-                    (Ask { prompt, ..ask }, rng.random_range(0..20))
+                    (Spec { prompt, ..spec }, rng.random_range(0..20))
                 })
                 .collect();
-            for ((ask, _), answer) in asks.iter().zip(answers(&scheduler, &asks)) {
-                check(ask, &answer, &model, &tokenizer, &options);
+            for ((spec, _), answer) in specs.iter().zip(answers(&scheduler, &specs)) {
+                check(spec, &answer, &model, &tokenizer, &options);
                 hits += usize::from(answer.cached.tokens > 0);
                 decoded += answer.cached.decoded.len();
-                texts.push([&ask.prompt[..], &answer.ids].concat());
+                texts.push([&spec.prompt[..], &answer.ids].concat());
             }
             let metrics = scheduler.metrics();
             assert!(metrics.prefix_bytes <= metrics.prefix_limit);
@@ -364,12 +364,12 @@ fn defaults() -> SchedulerOptions {
     SchedulerOptions { session, ..SchedulerOptions::default() }
 }
 
-fn ask(prompt: Vec<u32>, limit: usize) -> Ask {
+fn spec(prompt: Vec<u32>, limit: usize) -> Spec {
     let (stops, sampling, seed) = (Vec::new(), SamplingParams::default(), 0);
-    Ask { prompt, limit: Some(limit), stops, sampling, seed, cancel_after: None, room: 1000 }
+    Spec { prompt, limit: Some(limit), stops, sampling, seed, cancel_after: None, room: 1000 }
 }
 
-/// Ids that no token ends a text with.
+/// Returns ids without end tokens.
 fn ids(count: u32) -> Vec<u32> {
     (0..count).map(|i| 3 + i * 7 % 60).collect()
 }
@@ -378,14 +378,14 @@ fn ids(count: u32) -> Vec<u32> {
 fn identical_prompts_are_prefilled_once() {
     let folder = tempfile::tempdir().unwrap();
     let (_, scheduler) = small(1, &defaults(), folder.path());
-    let asks: Vec<(Ask, u64)> = (0..6).map(|seed| (Ask { seed, ..ask(ids(100), 20) }, 0)).collect();
-    let answers = answers(&scheduler, &asks);
+    let specs: Vec<(Spec, u64)> = (0..6).map(|seed| (Spec { seed, ..spec(ids(100), 20) }, 0)).collect();
+    let answers = answers(&scheduler, &specs);
     let metrics = scheduler.metrics();
     assert_eq!((metrics.prompt_tokens, metrics.cached_tokens), (100, 500));
-    assert!(answers.iter().any(|answer| answer.ids != answers[0].ids), "each has its own random numbers");
-    // others that begin alike read the rest alone
-    let begin = |more: &[u32]| (ask([&ids(60)[..], more].concat(), 5), 0);
-    let answers = self::answers(&scheduler, &[begin(&[1, 9]), begin(&[9, 8, 7])]);
+    assert!(answers.iter().any(|answer| answer.ids != answers[0].ids), "each has its own seed");
+    // prompts with a common prefix share only that
+    let with_suffix = |more: &[u32]| (spec([&ids(60)[..], more].concat(), 5), 0);
+    let answers = self::answers(&scheduler, &[with_suffix(&[1, 9]), with_suffix(&[9, 8, 7])]);
     let cached: Vec<usize> = answers.iter().map(|answer| answer.cached.tokens).collect();
     assert!(cached == [0, 60] || cached == [60, 0], "{cached:?}");
 }
@@ -395,21 +395,21 @@ fn prefixes_are_not_shared_between_owners() {
     let folder = tempfile::tempdir().unwrap();
     let (_, scheduler) = small(2, &defaults(), folder.path());
     let cached = |owner: &str| {
-        let (job, events, cancel) = ask(ids(50), 3).job();
+        let (job, events, cancel) = spec(ids(50), 3).job();
         scheduler.submit(Job { owner: owner.into(), ..job }).unwrap();
         answer(events, &cancel, None).cached.tokens
     };
     assert_eq!([cached("a"), cached("b"), cached("a"), cached("b"), cached("")], [0, 0, 50, 50, 0]);
     let jobs: Vec<_> = ["c", "d", "d"]
         .map(|owner| {
-            let (job, events, cancel) = ask(ids(100), 3).job();
+            let (job, events, cancel) = spec(ids(100), 3).job();
             scheduler.submit(Job { owner: owner.into(), ..job }).unwrap();
             (events, cancel)
         })
         .into_iter()
         .map(|(events, cancel)| answer(events, &cancel, None).cached.tokens)
         .collect();
-    assert_eq!(jobs, [0, 0, 100], "nor waits for them");
+    assert_eq!(jobs, [0, 0, 100], "and no owner waits for another");
 }
 
 #[test]
@@ -418,14 +418,14 @@ fn log_probabilities_match_the_logits() {
     let (model, scheduler) = small(3, &defaults(), folder.path());
     let prompt = ids(40);
     for prompt_logprobs in [false, true, true] {
-        let (job, events, cancel) = ask(prompt.clone(), 4).job();
+        let (job, events, cancel) = spec(prompt.clone(), 4).job();
         let job = Job { logprobs: Some(3), prompt_logprobs, bias: vec![(11, 1e9)], ..job };
         scheduler.submit(job).unwrap();
         let answer = answer(events, &cancel, None);
-        assert_eq!(answer.ids, [11; 4], "the bias says so");
+        assert_eq!(answer.ids, [11; 4], "the bias forces token 11");
         let mut session = Session::new(&model, &defaults().session).unwrap();
         let mut all: Vec<Vec<f32>> = Vec::new();
-        let read = [&prompt[..], &[11; 3]].concat();
+        let ids = [&prompt[..], &[11; 3]].concat();
         session
             .prefill_all(&prompt, &NO_CANCEL, |_, logits| {
                 all.push(logits.to_vec());
@@ -438,18 +438,18 @@ fn log_probabilities_match_the_logits() {
             let sum: f64 = logits.iter().map(|&v| f64::from(v).exp()).sum();
             (f64::from(logits[id as usize]) - sum.ln()) as f32
         };
-        let is = |got: &Logprobs, position: usize, id: u32| {
+        let check = |got: &Logprobs, position: usize, id: u32| {
             assert!((got.logprob - want(position, id)).abs() < 1e-4, "token {position}");
             assert!(got.top.len() == 3 && got.top.iter().all(|&(id, p)| (p - want(position, id)).abs() < 1e-4));
             let best = all[position - 1].iter().copied().fold(f32::MIN, f32::max);
             assert_eq!(all[position - 1][got.top[0].0 as usize], best);
         };
         assert_eq!(answer.logprobs.len(), 4);
-        answer.logprobs.iter().enumerate().for_each(|(i, got)| is(got, 40 + i, 11));
+        answer.logprobs.iter().enumerate().for_each(|(i, got)| check(got, 40 + i, 11));
         assert_eq!(answer.prompt.len(), if prompt_logprobs { 40 } else { 0 });
         for (i, got) in answer.prompt.iter().enumerate() {
             match got {
-                Some(got) => is(got, i, read[i]),
+                Some(got) => check(got, i, ids[i]),
                 None => assert_eq!(i, 0),
             }
         }
@@ -460,27 +460,27 @@ fn log_probabilities_match_the_logits() {
 fn invalid_jobs_fail_alone() {
     let folder = tempfile::tempdir().unwrap();
     let (model, scheduler) = small(4, &defaults(), folder.path());
-    let long = [(ask(ids(60), 100), 0), (ask(ids(50), 100), 0)];
-    let fine: Vec<Answer> = thread::scope(|scope| {
-        let fine = scope.spawn(|| answers(&scheduler, &long));
-        let failure = |ask: Ask| ask.submit(&scheduler).end.unwrap().unwrap_err();
-        assert!(failure(ask(vec![], 1)).starts_with("the prompt is empty"));
-        assert!(failure(ask(vec![1, 64], 1)).starts_with("token id 64 is out of range"));
-        assert!(failure(ask(ids(201), 1)).starts_with("201 more tokens do not fit"));
+    let long = [(spec(ids(60), 100), 0), (spec(ids(50), 100), 0)];
+    let valid: Vec<Answer> = thread::scope(|scope| {
+        let valid = scope.spawn(|| answers(&scheduler, &long));
+        let failure = |spec: Spec| spec.submit(&scheduler).end.unwrap().unwrap_err();
+        assert!(failure(spec(vec![], 1)).starts_with("the prompt is empty"));
+        assert!(failure(spec(vec![1, 64], 1)).starts_with("token id 64 is out of range"));
+        assert!(failure(spec(ids(201), 1)).starts_with("201 more tokens do not fit"));
         let stops = vec!["a".into(); 100];
-        assert!(failure(Ask { stops, ..ask(ids(2), 1) }).starts_with("100 stop strings are too many"));
-        fine.join().unwrap()
+        assert!(failure(Spec { stops, ..spec(ids(2), 1) }).starts_with("100 stop strings are too many"));
+        valid.join().unwrap()
     });
-    for ((ask, _), answer) in long.iter().zip(fine) {
-        check(ask, &answer, &model, &tokenizer(), &defaults());
+    for ((spec, _), answer) in long.iter().zip(valid) {
+        check(spec, &answer, &model, &tokenizer(), &defaults());
     }
-    let full = ask(ids(200), 9).submit(&scheduler);
+    let full = spec(ids(200), 9).submit(&scheduler);
     assert_eq!((full.ids.len(), full.end.unwrap().unwrap().0), (1, StopReason::ContextFull));
     assert_eq!(scheduler.metrics().failed, 4);
 }
 
 /// A model that computes NaN from token 40, and values beyond the range of F16 from token 41.
-fn delicate(vocab: usize, folder: &Path) -> Arc<Model> {
+fn fragile(vocab: usize, folder: &Path) -> Arc<Model> {
     let config = hymba::model::Config { vocab, meta_tokens: 0, ..small_config(&mut rng(5)) };
     drop(model(&config, DType::F32, folder));
     let mut gguf = Gguf::open(&folder.join("random.gguf")).unwrap();
@@ -495,7 +495,7 @@ fn delicate(vocab: usize, folder: &Path) -> Arc<Model> {
         }
         tensor.data = Blob::from_vec(bytes);
     };
-    // Of all embeddings that of token 40 alone has something in column 1, and that of token 41 in column 0.
+    // In the embeddings, only token 40 is nonzero in column 1, and only token 41 in column 0.
     change("token_embd.weight", &|row, col, value| match (row, col) {
         (40, 1) | (41, 0) => 8.0,
         (_, 0 | 1) => 0.0,
@@ -514,21 +514,21 @@ fn delicate(vocab: usize, folder: &Path) -> Arc<Model> {
 #[test]
 fn non_finite_values_fail_only_their_text() {
     let folder = tempfile::tempdir().unwrap();
-    let model = delicate(64, folder.path());
+    let model = fragile(64, folder.path());
     let options = SchedulerOptions { slots: 8, ..defaults() };
     let scheduler = Scheduler::start(model.clone(), tokenizer(), &options).unwrap();
-    let quiet = |i: usize| ids(30 + i as u32).into_iter().map(|id| id % 40).collect::<Vec<_>>();
+    let harmless = |i: usize| ids(30 + i as u32).into_iter().map(|id| id % 40).collect::<Vec<_>>();
     let bias = || vec![(40, -1e9), (41, -1e9)];
     let jobs: Vec<_> = (0..8)
         .map(|i| {
-            let mut prompt = quiet(i);
+            let mut prompt = harmless(i);
             match i {
                 2 => prompt[20] = 40,
                 4 => prompt[20] = 41,
                 _ => {}
             }
-            let (mut job, events, cancel) = ask(prompt.clone(), 20).job();
-            // the sixth says the loud token itself, after some others
+            let (mut job, events, cancel) = spec(prompt.clone(), 20).job();
+            // text 6 generates token 41 itself
             job.bias = if i == 6 { vec![(41, 1e9)] } else { bias() };
             scheduler.submit(job).unwrap();
             (i, prompt, events, cancel)
@@ -537,13 +537,13 @@ fn non_finite_values_fail_only_their_text() {
     for (i, prompt, events, cancel) in jobs {
         let got = answer(events, &cancel, None);
         if i == 2 {
-            let said = got.end.unwrap().unwrap_err();
-            assert!(said.contains("not finite"), "{said}");
+            let error = got.end.unwrap().unwrap_err();
+            assert!(error.contains("not finite"), "{error}");
             continue;
         }
         let stop = got.end.as_ref().unwrap().as_ref().map(|end| end.0);
         assert!(matches!(stop, Ok(StopReason::Limit | StopReason::EndOfText)), "{i}: {got:?}");
-        // The same by a timeline, which falls back to a wider cache by itself.
+        // The same with a timeline, which falls back to an F32 cache.
         let mut timeline = Timeline::new(Session::new(&model, &options.session).unwrap(), 0);
         let mut logits = timeline.prefill(&prompt, &NO_CANCEL).unwrap().to_vec();
         let mut sampler = Sampler::new(SamplingParams::default(), 0);
@@ -559,9 +559,9 @@ fn non_finite_values_fail_only_their_text() {
         assert_eq!(wide, i == 4 || i == 6, "text {i}");
     }
     assert_eq!((scheduler.metrics().done, scheduler.metrics().failed), (7, 1));
-    // and the slots have their narrow caches again
-    let again = ask(quiet(3), 5).submit(&scheduler);
-    assert_eq!(again.cached.tokens, quiet(3).len());
+    // the slots have their original cache type again
+    let again = spec(harmless(3), 5).submit(&scheduler);
+    assert_eq!(again.cached.tokens, harmless(3).len());
 }
 
 #[test]
@@ -569,26 +569,26 @@ fn a_full_queue_refuses_jobs_and_stop_ends_them() {
     let folder = tempfile::tempdir().unwrap();
     let options = SchedulerOptions { slots: 2, queue: 3, ..defaults() };
     let (_, scheduler) = small(6, &options, folder.path());
-    // Readers who take nothing: their texts wait, and hold the slots.
-    let stuck: Vec<_> = (0..5).map(|_| Ask { room: 1, ..ask(ids(9), 50) }.job()).collect();
+    // Texts whose readers receive nothing wait and occupy their slots.
+    let stuck: Vec<_> = (0..5).map(|_| Spec { room: 1, ..spec(ids(9), 50) }.job()).collect();
     let mut readers = Vec::new();
     for (job, events, _) in stuck {
         scheduler.submit(job).unwrap();
         readers.push(events);
     }
-    let refused = scheduler.submit(ask(ids(9), 1).job().0);
+    let refused = scheduler.submit(spec(ids(9), 1).job().0);
     assert!(matches!(refused, Err(Refused::Full(_))), "{refused:?}");
     assert_eq!((scheduler.metrics().queued + scheduler.metrics().running, scheduler.metrics().refused), (5, 1));
-    // One goes away: the next gets its slot.
+    // If readers disconnect, waiting texts get their slots.
     let last = readers.pop().unwrap();
     drop(readers);
     let got = answer(last, &AtomicBool::new(false), None);
-    assert!(got.end.is_some_and(|end| end.is_ok()), "the reader who stays gets all of it");
-    // A drain finishes what there is, a stop does not.
-    let (job, events, cancel) = Ask { room: 1, limit: None, ..ask(ids(9), 0) }.job();
+    assert!(got.end.is_some_and(|end| end.is_ok()), "the remaining reader gets its whole text");
+    // `drain` finishes running texts, `stop` does not.
+    let (job, events, cancel) = Spec { room: 1, limit: None, ..spec(ids(9), 0) }.job();
     scheduler.submit(job).unwrap();
     scheduler.drain();
-    assert!(matches!(scheduler.submit(ask(ids(9), 1).job().0), Err(Refused::Stopping)));
+    assert!(matches!(scheduler.submit(spec(ids(9), 1).job().0), Err(Refused::Stopping)));
     assert!(!scheduler.is_ended());
     scheduler.stop();
     let got = answer(events, &cancel, None);
@@ -602,7 +602,7 @@ fn a_long_prefill_can_be_cancelled() {
     let (model, tokenizer) = (Arc::new(demo), tokenizer());
     let session = SessionOptions { context: Some(20_000), ..SessionOptions::default() };
     let scheduler = Scheduler::start(model, tokenizer, &SchedulerOptions { session, ..defaults() }).unwrap();
-    let (job, events, cancel) = ask(vec![5; 20_000], 1).job();
+    let (job, events, cancel) = spec(vec![5; 20_000], 1).job();
     scheduler.submit(job).unwrap();
     assert!(matches!(events.recv().unwrap(), Event::Started(_)));
     thread::sleep(Duration::from_millis(300));
@@ -620,15 +620,15 @@ fn prefix_states_survive_a_restart() {
     let states = cache.path().join("states");
     let options = SchedulerOptions { cache_folder: Some(states.clone()), ..defaults() };
     let (model, scheduler) = small(7, &options, folder.path());
-    let first = ask(ids(50), 30);
+    let first = spec(ids(50), 30);
     let answer = first.submit(&scheduler);
-    let longer = ask([&first.prompt[..], &answer.ids, &[9, 8, 7]].concat(), 10);
+    let longer = spec([&first.prompt[..], &answer.ids, &[9, 8, 7]].concat(), 10);
     let owned = |scheduler: &Scheduler, owner: &str| {
         let (job, events, cancel) = longer.job();
         scheduler.submit(Job { owner: owner.into(), ..job }).unwrap();
         self::answer(events, &cancel, None)
     };
-    let branch = ask([&first.prompt[..30], &[50; 20]].concat(), 4); // splits a node
+    let branch = spec([&first.prompt[..30], &[50; 20]].concat(), 4); // splits a node
     branch.submit(&scheduler);
     let want = owned(&scheduler, "");
     assert!(want.cached.tokens >= 79, "{:?}", want.cached);
@@ -655,18 +655,18 @@ fn prefix_states_survive_a_restart() {
     assert_eq!((got.cached.tokens, &got.ids), (longer.prompt.len(), &want.ids));
     let answer = branch.submit(&scheduler);
     assert_eq!(answer.cached.tokens, branch.prompt.len());
-    for (ask, answer) in [(&longer, &got), (&branch, &answer)] {
-        check(ask, answer, &model, &tokenizer(), &options);
+    for (spec, answer) in [(&longer, &got), (&branch, &answer)] {
+        check(spec, answer, &model, &tokenizer(), &options);
     }
     drop(scheduler);
-    // Nothing of another model's is taken, or touched.
+    // States of another model are neither used nor removed.
     let before = files();
     let other = tempfile::tempdir().unwrap();
     let (_, scheduler) = small(8, &options, other.path());
     assert_eq!(scheduler.metrics().prefixes, 0);
     drop(scheduler);
     assert_eq!(files(), before);
-    // What is damaged is read again.
+    // Damaged states are removed, and the prompt is processed again.
     for path in files() {
         let mut bytes = fs::read(&path).unwrap();
         let middle = bytes.len() / 2;
@@ -684,7 +684,7 @@ fn prefix_states_survive_a_restart() {
 #[test]
 fn texts_continue_without_a_draft_that_fails_the_pass() {
     let (tokenizer, folder) = (Arc::new(texts::tokenizer()), tempfile::tempdir().unwrap());
-    let model = delicate(texts::VOCAB, folder.path());
+    let model = fragile(texts::VOCAB, folder.path());
     let [nan, wide] = [tokenizer.decode(&[40]), tokenizer.decode(&[41])];
     assert_eq!([&*nan, &*wide], ["%", "&"]);
     let vocabulary = Vocabulary::new(&tokenizer).unwrap();
@@ -693,7 +693,7 @@ fn texts_continue_without_a_draft_that_fails_the_pass() {
         let scheduler = Scheduler::start(model.clone(), tokenizer.clone(), &options).unwrap();
         // The whole text is forced, so that all of it is drafted.
         let submit = |regex: &str, stop: &str| {
-            let (mut job, events, cancel) = Ask { stops: vec![stop.into()], ..ask(vec![1, 52, 53], 30) }.job();
+            let (mut job, events, cancel) = Spec { stops: vec![stop.into()], ..spec(vec![1, 52, 53], 30) }.job();
             job.matching = Some(Constraint::new(&vocabulary, &Shape::Regex(regex.into())).unwrap().matching());
             scheduler.submit(job).unwrap();
             (events, cancel)

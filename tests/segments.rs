@@ -1,5 +1,5 @@
-//! A pass over several texts: each has the bits that it has alone, whatever else is in the pass, and nothing of it stays
-//! before it is committed.
+//! A pass over several texts: each is bit-identical to a pass of its own, whatever else is in the pass, and its state is
+//! unchanged until it is committed.
 
 #[path = "common/runner.rs"]
 mod runner;
@@ -21,7 +21,7 @@ use hymba::{
 use rand::{RngExt, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
 use runner::unless_emulated;
-use texts::{Machine, Part, Planted, What, model, one_of, rng, small_config};
+use texts::{Fault, FaultKind, Machine, Part, model, one_of, rng, small_config};
 
 fn cpus(threads: usize) -> Vec<Cpu> {
     Cpu::all(NonZeroUsize::new(threads).unwrap())
@@ -31,32 +31,32 @@ fn cpu(kernels: usize, threads: usize) -> Cpu {
     cpus(threads).swap_remove(kernels)
 }
 
-/// Threads for a test's models, the same for each run: more than the machine has cores among them.
+/// Number of threads for a seed, sometimes more than the machine has cores.
 fn threads(seed: u64) -> usize {
     let counts = unless_emulated(&[1, 2, 8, 3][..], &[1, 2]);
     counts[seed as usize % counts.len()]
 }
 
-/// Returns what a text has read before: lengths on both sides of every window.
+/// Returns the earlier parts of a text, with lengths below and above every window.
 fn history(rng: &mut ChaCha8Rng, vocab: usize) -> Vec<Part> {
     (0..rng.random_range(0..4)).map(|_| Part::random(rng, vocab)).collect()
 }
 
-/// Returns a text that has read `history`, in memory that held another one if `dirty`.
+/// Returns a text that has processed `history`, in memory that held another text before if `dirty`.
 fn text(machine: &mut Machine<'_>, cache: CacheType, history: &[Part], dirty: Option<&mut ChaCha8Rng>) -> State {
     let mut state = machine.empty(cache);
     if let Some(rng) = dirty {
-        machine.read(&mut state, &Part::prefill(rng, 64, 12)).unwrap();
+        machine.run(&mut state, &Part::prefill(rng, 64, 12)).unwrap();
         machine.clear(&mut state);
     }
     for part in history {
-        machine.read(&mut state, part).unwrap();
+        machine.run(&mut state, part).unwrap();
     }
     state
 }
 
-/// Texts of all kinds of caches, lengths and phases read something, alone and then together.
-fn check_company(model: &Model, kernels: usize, rng: &mut ChaCha8Rng) {
+/// Compares a pass over texts of random cache types, lengths and phases with passes over each alone.
+fn check_pass(model: &Model, kernels: usize, rng: &mut ChaCha8Rng) {
     let vocab = model.config().vocab;
     let mut alone = Machine::new(model, cpu(kernels, 1));
     let mut together = Machine::new(model, cpu(kernels, one_of(rng, &[1, 2, 2, 3, 8])));
@@ -65,7 +65,7 @@ fn check_company(model: &Model, kernels: usize, rng: &mut ChaCha8Rng) {
         for _ in 0..*texts {
             let (cache, past, part) = (one_of(rng, &CacheType::ALL), history(rng, vocab), Part::random(rng, vocab));
             let mut state = text(&mut alone, cache, &past, None);
-            let logits = alone.read(&mut state, &part).unwrap();
+            let logits = alone.run(&mut state, &part).unwrap();
             wanted.push((cache, past, part, logits, alone.image(&state)));
         }
         wanted.shuffle(rng);
@@ -94,12 +94,12 @@ fn logits_do_not_depend_on_other_texts_in_the_pass() {
         let (config, folder) = (small_config(rng), tempfile::tempdir().unwrap());
         let model = model(&config, dtype, folder.path());
         for kernels in 0..cpus(1).len() {
-            check_company(&model, kernels, rng);
+            check_pass(&model, kernels, rng);
         }
     }
 }
 
-/// Texts that read their meta tokens, in one pass or in two, beside others that read text.
+/// Meta tokens are processed in one pass or in two, next to other texts.
 #[test]
 fn the_meta_state_does_not_depend_on_other_texts_in_the_pass() {
     for seed in 0..unless_emulated(12, 3) {
@@ -109,17 +109,17 @@ fn the_meta_state_does_not_depend_on_other_texts_in_the_pass() {
         let model = model(&config, one_of(rng, &DType::ALL), folder.path());
         let mut machine = Machine::new(&model, cpu(0, threads(seed)));
         let wanted = CacheType::ALL.map(|cache| {
-            let mut state = machine.nothing(cache);
+            let mut state = machine.zeroed(cache);
             let ids = (0..config.meta_tokens as u32).collect();
-            machine.read(&mut state, &Part { ids, phase: Phase::Prefill, accepted: config.meta_tokens }).unwrap();
+            machine.run(&mut state, &Part { ids, phase: Phase::Prefill, accepted: config.meta_tokens }).unwrap();
             (machine.image(&state), cache)
         });
-        // the state that texts start from is F32's
+        // texts start from the F32 state
         let (f32, start) = (&wanted[1].0, machine.empty(CacheType::F32));
         assert!(&machine.image(&start) == f32, "{config:?}");
         for (want, cache) in &wanted {
             let cut = rng.random_range(1..config.meta_tokens);
-            let mut state = machine.nothing(*cache);
+            let mut state = machine.zeroed(*cache);
             let mut others = [machine.empty(CacheType::F16), machine.empty(CacheType::Q8_0)];
             for ids in [0..cut as u32, cut as u32..config.meta_tokens as u32] {
                 let part = Part { accepted: ids.len(), ids: ids.collect(), phase: Phase::Prefill };
@@ -133,7 +133,7 @@ fn the_meta_state_does_not_depend_on_other_texts_in_the_pass() {
     }
 }
 
-/// A decode segment at every length of the text around the edges of meta tokens, window and ring.
+/// Decode segments for every text length around the boundaries of meta tokens, window and ring.
 #[test]
 fn decode_segments_equal_single_steps() {
     for seed in 0..unless_emulated(6, 1) {
@@ -156,7 +156,7 @@ fn decode_segments_equal_single_steps() {
             let start = machine.checkpoint(&state);
             let (mut images, mut logits) = (vec![machine.image(&state)], Vec::new());
             for i in 0..ids.len() {
-                logits.push(machine.read(&mut state, &single(i)).unwrap());
+                logits.push(machine.run(&mut state, &single(i)).unwrap());
                 images.push(machine.image(&state));
             }
             for tokens in 1..=DECODE_TOKENS {
@@ -164,18 +164,18 @@ fn decode_segments_equal_single_steps() {
                     let what = format!("{tokens} tokens after {length}, {accepted} accepted, {config:?}");
                     let part = Part { ids: ids[..tokens].to_vec(), phase: Phase::Decode, accepted };
                     machine.restore(&mut state, &start);
-                    let got = machine.read(&mut state, &part).unwrap();
+                    let got = machine.run(&mut state, &part).unwrap();
                     assert!(got == logits[..tokens].concat(), "logits of {what}");
                     assert!(machine.image(&state) == images[accepted], "state after {what}");
-                    // and the text goes on from there
-                    assert!(machine.read(&mut state, &single(accepted)).unwrap() == logits[accepted], "after {what}");
+                    // and the text continues from there
+                    assert!(machine.run(&mut state, &single(accepted)).unwrap() == logits[accepted], "after {what}");
                 }
             }
         }
     }
 }
 
-/// One of four texts meets NaN, keys too large for its cache, or a reader who has had enough.
+/// One of four texts produces NaN, or keys too large for its cache, or is cancelled.
 #[test]
 fn a_failing_text_leaves_the_others_unchanged() {
     for seed in 0..unless_emulated(6, 1) {
@@ -194,49 +194,49 @@ fn a_failing_text_leaves_the_others_unchanged() {
             .map(|(cache, past, part)| {
                 let mut state = text(&mut machine, *cache, past, None);
                 let before = machine.image(&state);
-                (before, machine.read(&mut state, part).unwrap(), machine.image(&state))
+                (before, machine.run(&mut state, part).unwrap(), machine.image(&state))
             })
             .collect();
         for layer in 0..config.layers {
-            for what in [What::Nan, What::Large, What::Cancel] {
-                if what == What::Large && !config.is_producer(layer) {
+            for kind in [FaultKind::Nan, FaultKind::Large, FaultKind::Cancel] {
+                if kind == FaultKind::Large && !config.is_producer(layer) {
                     continue;
                 }
                 let mut order = [0, 1, 2, 3];
-                if what != What::Cancel {
-                    order.shuffle(rng); // the first can be cancelled
+                if kind != FaultKind::Cancel {
+                    order.shuffle(rng); // only the first text can be cancelled
                 }
-                let place = order.iter().position(|&i| i == 0).unwrap();
-                let first = order[..place].iter().map(|&i| texts[i].2.ids.len()).sum();
-                let planted = Planted { layer, rows: first..first + texts[0].2.ids.len(), what };
+                let index = order.iter().position(|&i| i == 0).unwrap();
+                let first = order[..index].iter().map(|&i| texts[i].2.ids.len()).sum();
+                let fault = Fault { layer, rows: first..first + texts[0].2.ids.len(), kind };
                 let mut states = order.map(|i| text(&mut machine, texts[i].0, &texts[i].1, None));
                 let mut reads: Vec<_> = states.iter_mut().zip(order).map(|(state, i)| (state, &texts[i].2)).collect();
-                let outcomes = machine.pass(&mut reads, Some(&planted));
-                for (place, (outcome, i)) in outcomes.into_iter().zip(order).enumerate() {
-                    let told = format!("text {i}, {what:?} in layer {layer}, order {order:?}, {config:?}");
-                    let image = machine.image(&states[place]);
+                let outcomes = machine.pass(&mut reads, Some(&fault));
+                for (index, (outcome, i)) in outcomes.into_iter().zip(order).enumerate() {
+                    let what = format!("text {i}, {kind:?} in layer {layer}, order {order:?}, {config:?}");
+                    let image = machine.image(&states[index]);
                     if i > 0 {
-                        assert!(outcome.unwrap() == wanted[i].1 && image == wanted[i].2, "{told}");
+                        assert!(outcome.unwrap() == wanted[i].1 && image == wanted[i].2, "{what}");
                         continue;
                     }
-                    let said = outcome.expect_err(&told);
-                    let expected = match what {
-                        What::Nan => format!("layer {layer} produced values that are not finite"),
-                        What::Large => format!("layer {layer} produces keys or values that are too large"),
-                        What::Cancel => "interrupted".into(),
+                    let error = outcome.expect_err(&what);
+                    let expected = match kind {
+                        FaultKind::Nan => format!("layer {layer} produced values that are not finite"),
+                        FaultKind::Large => format!("layer {layer} produces keys or values that are too large"),
+                        FaultKind::Cancel => "interrupted".into(),
                     };
-                    assert!(said.starts_with(&expected), "{told}: {said}");
-                    assert!(image == wanted[i].0, "{told}: the state has changed");
-                    // and it can be read again
-                    assert!(machine.read(&mut states[place], &texts[i].2).unwrap() == wanted[i].1, "{told}");
-                    assert!(machine.image(&states[place]) == wanted[i].2, "{told}");
+                    assert!(error.starts_with(&expected), "{what}: {error}");
+                    assert!(image == wanted[i].0, "{what}: the state has changed");
+                    // and the same part can be processed again
+                    assert!(machine.run(&mut states[index], &texts[i].2).unwrap() == wanted[i].1, "{what}");
+                    assert!(machine.image(&states[index]) == wanted[i].2, "{what}");
                 }
             }
         }
     }
 }
 
-/// What one of three texts can't read leaves the others as they are alone.
+/// Invalid input of one of three texts does not affect the others.
 #[test]
 fn an_invalid_text_leaves_the_others_unchanged() {
     let rng = &mut rng(3000);
@@ -246,7 +246,7 @@ fn an_invalid_text_leaves_the_others_unchanged() {
     let alone = |ids: &[u32]| Session::new(&model, &options).unwrap().prefill(ids, &texts::NO_CANCEL).unwrap().to_vec();
     let wanted = [alone(&[1, 2, 3]), alone(&[4, 5])];
     let (long, unknown) = ([7; 13], [1, config.vocab as u32]);
-    for (ids, phase, said) in [
+    for (ids, phase, expected) in [
         (&long[..], Phase::Prefill, "13 more tokens do not fit"),
         (&unknown, Phase::Prefill, "token id 64 is out of range"),
         (&[], Phase::Decode, "no tokens to process"),
@@ -259,12 +259,12 @@ fn an_invalid_text_leaves_the_others_unchanged() {
         let read = |(text, (ids, phase))| Read { text, ids, phase, logits: Wanted::Last, cancel: None };
         let mut pass = batch.run(three.iter_mut().zip(parts).map(read)).unwrap();
         for (i, want) in [(0, &wanted[0]), (2, &wanted[1])] {
-            assert!(pass.logits(i).unwrap() == want, "{said}: text {i}");
+            assert!(pass.logits(i).unwrap() == want, "{expected}: text {i}");
             pass.commit(i, parts[i].0.len());
         }
         let error = pass.logits(1).unwrap_err().to_string();
-        assert!(error.starts_with(said), "{error}");
+        assert!(error.starts_with(expected), "{error}");
         drop(pass);
-        assert_eq!(three.map(|text| text.tokens()), [3, 0, 2], "{said}");
+        assert_eq!(three.map(|text| text.tokens()), [3, 0, 2], "{expected}");
     }
 }

@@ -1,4 +1,4 @@
-//! `hymba serve` by its sockets: what clients send that is right, wrong, slow, or hostile.
+//! `hymba serve` over sockets: valid, invalid, slow and hostile clients.
 #![cfg(feature = "serve")]
 
 mod common;
@@ -23,7 +23,7 @@ fn hello() -> Value {
     json!([{ "role": "user", "content": "Hello! Who are you?" }])
 }
 
-/// A request that takes as long as the context lasts.
+/// A request that generates until the context is full.
 fn long() -> Value {
     json!({ "prompt": "Once upon a time", "max_tokens": 100_000, "logit_bias": { "2": -100 }, "temperature": 2.0, "stream": true })
 }
@@ -39,7 +39,7 @@ fn completions_equal_the_output_of_run() {
     assert_eq!(answer.status, 200, "{answer:?}");
     assert_eq!(answer.json()["choices"][0]["text"], alone.trim_end_matches('\n'));
 
-    // In company too, and as a stream.
+    // Also with concurrent requests, and as a stream.
     let others: Vec<_> = (0..3).map(|_| server.begin(TEXT, &long())).collect();
     let mut streamed = body.clone();
     streamed["stream"] = true.into();
@@ -80,8 +80,8 @@ fn request_errors_name_the_parameter() {
     ] {
         let answer = server.post(path, &body);
         assert_eq!(answer.status, 400, "{body}: {answer:?}");
-        let (said, said_code, message) = answer.error();
-        assert_eq!((&*said, code.is_empty() || code == said_code), (param, true), "{body}: {answer:?}");
+        let (got_param, got_code, message) = answer.error();
+        assert_eq!((&*got_param, code.is_empty() || code == got_code), (param, true), "{body}: {answer:?}");
         assert!(message.contains(param), "{message}");
     }
     let words = "word ".repeat(30_000);
@@ -100,7 +100,7 @@ fn request_errors_name_the_parameter() {
 fn malformed_requests_are_rejected() {
     let server = Server::start(&[]);
     let json = [("Content-Type", "application/json")];
-    for (body, says) in [
+    for (body, reason) in [
         ("{\"messages\": [", "not JSON"),
         ("[]", "must be a JSON object"),
         ("", "not JSON"),
@@ -108,7 +108,7 @@ fn malformed_requests_are_rejected() {
     ] {
         let answer = server.raw(request("POST", CHAT, &json, body).as_bytes());
         assert_eq!(answer.status, 400);
-        assert!(answer.error().2.contains(says), "{answer:?}");
+        assert!(answer.error().2.contains(reason), "{answer:?}");
     }
     let mut wrong = request("POST", CHAT, &json, "{\"messages\": \"??\"}").into_bytes();
     let end = wrong.len();
@@ -122,10 +122,10 @@ fn malformed_requests_are_rejected() {
     assert_eq!(server.get("/health", &many).status, 431);
     assert_eq!(server.get("/health", &[("x", &"a".repeat(100_000))]).status, 431);
 
-    // A gigabyte is not taken, whether its length is told or not.
+    // A body of a gigabyte is refused, with and without Content-Length.
     let head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n";
-    let told = server.raw(format!("{head}Content-Length: 1073741824\r\n\r\n{{").as_bytes());
-    assert_eq!((told.status, told.error().1.as_str()), (413, "body_too_large"));
+    let answer = server.raw(format!("{head}Content-Length: 1073741824\r\n\r\n{{").as_bytes());
+    assert_eq!((answer.status, answer.error().1.as_str()), (413, "body_too_large"));
     let mut stream = server.connect();
     stream.write_all(format!("{head}Transfer-Encoding: chunked\r\n\r\n").as_bytes()).unwrap();
     let part = format!("100000\r\n{}\r\n", " ".repeat(1 << 20));
@@ -150,7 +150,7 @@ fn a_disconnect_cancels_the_text() {
         let client = server.begin(TEXT, &body);
         server.wait_for("texts_running", |running| running == 1.0);
         drop(client);
-        // Within 0.2 s by design; a machine under load may take some times as long.
+        // Within 0.2 s by design; several times as long under load.
         let took = server.wait_for("texts_running", |running| running == 0.0);
         assert!(took < Duration::from_secs(3), "{took:?}");
     }
@@ -178,7 +178,7 @@ fn a_slow_reader_does_not_block_other_clients() {
     let _slow = server.begin(TEXT, &slow);
     server.wait_for("texts_running", |running| running == 1.0);
     let answer = server.post(TEXT, &json!({ "prompt": "a", "max_tokens": 2 }));
-    assert_eq!(answer.status, 200, "the text ends though nobody reads it: {answer:?}");
+    assert_eq!(answer.status, 200, "the text ends although the client does not read it: {answer:?}");
 }
 
 #[test]
@@ -243,8 +243,8 @@ fn a_returned_answer_keeps_its_token_ids() {
         .extend([first["choices"][0]["message"].clone(), json!({ "role": "user", "content": "Go on." })]);
     let second = server.post(CHAT, &json!({ "messages": messages, "max_tokens": 4 })).json();
     let tokens = |answer: &Value, what: &str| answer["usage"][what].as_u64().unwrap();
-    let said = tokens(&first, "prompt_tokens") + tokens(&first, "completion_tokens");
-    assert!(tokens(&second, "prompt_tokens") > said, "{second}");
+    let processed = tokens(&first, "prompt_tokens") + tokens(&first, "completion_tokens");
+    assert!(tokens(&second, "prompt_tokens") > processed, "{second}");
     let cached = second["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap();
     assert!(cached > tokens(&first, "prompt_tokens"), "{second}");
 }
@@ -273,7 +273,7 @@ fn connections_that_never_finish_a_request_are_closed() {
             stream
         })
         .collect();
-    // Others are told that there is no room, until the time of those is over.
+    // Other connections get status 503 until the slow ones time out.
     let start = std::time::Instant::now();
     let mut statuses = Vec::new();
     while statuses.last() != Some(&200) {
@@ -293,14 +293,14 @@ fn message_content_never_becomes_special_tokens() {
         server.post(CHAT, &body).json()["usage"]["prompt_tokens"].as_u64().unwrap()
     };
     let base = tokens("a");
-    // As the begin token it would be one more.
+    // As the BOS token it would be only one more.
     assert!(tokens("a <s>") > base + 1, "{} {base}", tokens("a <s>"));
 }
 
 #[test]
 fn tool_calls_match_their_schemas() {
     if common::runner().is_some() {
-        return; // the whole demo calls, not its first layers
+        return; // only the whole demo calls tools, not its first layers
     }
     let server = Server::start(&[]);
     let weather = |city: Value| {
@@ -308,8 +308,8 @@ fn tool_calls_match_their_schemas() {
             "parameters": { "type": "object", "properties": { "city": city }, "required": ["city"],
                 "additionalProperties": false } } }])
     };
-    let ask = |tools: Value, said: &str| {
-        let messages = json!([{ "role": "user", "content": said }]);
+    let ask = |tools: Value, content: &str| {
+        let messages = json!([{ "role": "user", "content": content }]);
         server.post(CHAT, &json!({ "messages": messages, "tools": tools, "max_tokens": 60 }))
     };
     let question = "What is the weather like in Oslo?";
@@ -319,7 +319,11 @@ fn tool_calls_match_their_schemas() {
         choice["message"]["tool_calls"][0]["function"]["arguments"].as_str().unwrap().to_owned()
     };
     assert_eq!(called(json!({ "type": "string" })), r#"{"city": "Oslo"}"#);
-    assert_eq!(called(json!({ "enum": ["Rome"] })), r#"{"city": "Rome"}"#, "what the model would not say by itself");
+    assert_eq!(
+        called(json!({ "enum": ["Rome"] })),
+        r#"{"city": "Rome"}"#,
+        "the schema overrides what the model would generate"
+    );
     let hello = ask(weather(json!({ "type": "string" })), "Hello! How are you?").json();
     assert_eq!(hello["choices"][0]["message"].get("tool_calls"), None, "{hello}");
     let refused = ask(weather(json!({ "not": {} })), question);
@@ -334,7 +338,7 @@ fn unknown_hosts_and_origins_are_refused() {
     assert_eq!(server.get("/v1/models", &[("Host", "evil.example")]).error().1, "host_not_allowed");
     assert_eq!(server.get("/v1/models", &[("Host", "llm.example.org")]).status, 200);
     let answer = server.get("http://evil.example/v1/models", &[("Host", "localhost")]);
-    assert_eq!(answer.status, 403, "the name in the request's first line counts too");
+    assert_eq!(answer.status, 403, "the host in the request line counts too");
     assert_eq!(server.get("/v1/models", &[("Origin", "https://evil.example")]).error().1, "origin_not_allowed");
     let answer = server.get("/v1/models", &[("Origin", "https://chat.example.org")]);
     assert_eq!(answer.header("access-control-allow-origin"), Some("https://chat.example.org"));
@@ -421,7 +425,7 @@ mod unix {
         server.signal(Signal::TERM);
         assert_eq!(server.wait().code(), Some(143));
         assert!(!path.exists());
-        // One that was killed leaves its socket behind.
+        // A killed server leaves its socket behind.
         let mut killed = Server::start(&flags);
         killed.signal(Signal::KILL);
         killed.wait();
@@ -432,9 +436,9 @@ mod unix {
     #[test]
     fn the_cache_folder_is_exclusive_and_write_failures_are_reported() {
         let folder = tempfile::tempdir().unwrap();
-        let (states, said) = (folder.path().join("states"), folder.path().join("stderr"));
+        let (states, log) = (folder.path().join("states"), folder.path().join("stderr"));
         let flags = ["--cache-folder", states.to_str().unwrap()];
-        let mut server = Server::start_with(&flags, std::fs::File::create(&said).unwrap());
+        let mut server = Server::start_with(&flags, std::fs::File::create(&log).unwrap());
         let model = common::demo_of_any_depth();
         let mut second = hymba(["serve", "-m", &model, "--port", "0"]);
         fails(second.args(flags), 1, &[flags[1], "another process uses it"]);
@@ -448,8 +452,8 @@ mod unix {
         assert_eq!(server.post(TEXT, &body).status, 200);
         server.signal(Signal::TERM);
         server.wait();
-        let said = std::fs::read_to_string(said).unwrap();
-        assert_eq!(said.matches("prefix states are no longer saved: ").count(), 1, "{said}");
+        let log = std::fs::read_to_string(log).unwrap();
+        assert_eq!(log.matches("prefix states are no longer saved: ").count(), 1, "{log}");
     }
 
     #[test]

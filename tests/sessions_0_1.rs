@@ -1,6 +1,6 @@
-//! Session files that version 0.1 wrote, with what it went on to say after each (`data/README.md`): every later version
-//! reads them and continues the same texts with bit-identical logits. The plain C kernels, which add in another order
-//! than all others, are held to what is in the files alone.
+//! Session files of version 0.1, with its continuation of each (`data/README.md`): every later version loads them and
+//! continues the same texts with bit-identical logits. With the scalar kernels, which add in another order, only the contents of
+//! the files are compared.
 
 mod common;
 
@@ -27,7 +27,7 @@ use hymba::{
 };
 use serde::Deserialize;
 
-/// What version 0.1 did with the files. Logits are hashed.
+/// Results of version 0.1. Logits are hashed.
 #[derive(Deserialize)]
 struct Expected {
     texts: Vec<Text>,
@@ -39,10 +39,10 @@ struct Expected {
 struct Text {
     file: String,
     cache: String,
-    /// Ways to go on; the first takes nothing but what the file says.
+    /// Continuations; the first one has no flags beyond the file.
     runs: Vec<Run>,
     /// After loading, after each token of the first run, some tokens before the end of the file's text, and after loading
-    /// again and reading one token as a prompt: that alone looks at a window's oldest row.
+    /// again and prefilling one token, which alone uses the oldest row of a window.
     logits: Vec<String>,
 }
 
@@ -57,10 +57,10 @@ struct Run {
 struct Prompt {
     file: String,
     cache: String,
-    /// What the file has the state of.
+    /// The text whose state the file contains.
     text: String,
     runs: Vec<PromptRun>,
-    /// At the end, and at each mark, the last first.
+    /// At the end, and at each checkpoint, the last one first.
     logits: Vec<String>,
 }
 
@@ -91,10 +91,10 @@ struct Line {
     logits: String,
 }
 
-/// Tokens of a reply at most.
+/// Maximum tokens of a reply.
 const LIMIT: usize = 16;
-/// Tokens that a text goes back.
-const BACK: usize = 7;
+/// Tokens to rewind.
+const REWIND: usize = 7;
 static NO_CANCEL: AtomicBool = AtomicBool::new(false);
 static EXPECTED: LazyLock<Expected> =
     LazyLock::new(|| serde_json::from_slice(&fs::read(fixture("expected.json")).unwrap()).unwrap());
@@ -104,7 +104,7 @@ fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/sessions-0.1").join(name)
 }
 
-/// Returns a copy in `folder`: the program writes to some of the files that it reads.
+/// Copies a file to `folder`, since the program updates some of the files that it loads.
 fn copied(name: &str, folder: &Path) -> PathBuf {
     let copy = folder.join(name);
     fs::copy(fixture(name), &copy).unwrap();
@@ -115,7 +115,7 @@ fn watch() -> Watch<'static> {
     Watch { cancel: &NO_CANCEL, progress: &|_, _| () }
 }
 
-/// Returns a beginning of the hash of their bits.
+/// Returns a prefix of the hash of their bits.
 fn hash(logits: &[f32]) -> String {
     let bytes: Vec<u8> = logits.iter().flat_map(|v| v.to_le_bytes()).collect();
     blake3::hash(&bytes).to_hex()[..16].into()
@@ -127,16 +127,16 @@ fn timeline(cache: &str) -> Timeline<'static> {
     Timeline::new(Session::new(&MODEL, &options).unwrap(), usize::MAX)
 }
 
-/// Checks what was computed, with kernels that add as those did that made `expected`.
+/// Compares computed values, unless the kernels add in another order than those that computed `expected`.
 #[track_caller]
-fn computed<A: PartialEq<B> + Debug, B: Debug>(seen: A, expected: B, what: &str) {
+fn assert_computed<A: PartialEq<B> + Debug, B: Debug>(seen: A, expected: B, what: &str) {
     static COMPARABLE: LazyLock<bool> = LazyLock::new(|| timeline("f32").session().kernels() != "scalar");
     if *COMPARABLE {
         assert_eq!(seen, expected, "{what}");
     }
 }
 
-/// Returns what `hymba run --json` prints about the fixtures' model.
+/// Returns the report of `hymba run --json` with the fixtures' model.
 fn run(cache: &str, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> serde_json::Value {
     let mut command = hymba(["run", "--json", "--quiet", "--backend", "cpu", "--cache-type", cache, "--model"]);
     serde_json::from_str(&succeeds(command.arg(fixture("model.gguf")).args(args))).unwrap()
@@ -150,8 +150,8 @@ fn texts_of_0_1_continue_identically() {
         for Run { args, ids, text } in runs {
             let flags = ["--session", copy.to_str().unwrap(), "--session-ro"];
             let done = run(cache, flags.into_iter().chain(args.iter().map(String::as_str)));
-            computed(&done["ids"], &serde_json::json!(ids), &format!("{file}, {args:?}"));
-            computed(&done["text"], text, &format!("{file}, {args:?}"));
+            assert_computed(&done["ids"], &serde_json::json!(ids), &format!("{file}, {args:?}"));
+            assert_computed(&done["text"], text, &format!("{file}, {args:?}"));
         }
         assert!(fs::read(&copy).unwrap() == fs::read(fixture(file)).unwrap(), "{file}");
 
@@ -161,12 +161,12 @@ fn texts_of_0_1_continue_identically() {
         let mut seen = vec![hash(timeline.logits())];
         assert_eq!(seen[0], logits[0], "{file}");
         seen.extend(unread.iter().chain(&runs[0].ids).map(|&id| hash(timeline.decode(id).unwrap())));
-        timeline.seek(&loaded[..loaded.len() - BACK], &watch()).unwrap();
+        timeline.seek(&loaded[..loaded.len() - REWIND], &watch()).unwrap();
         seen.push(hash(timeline.logits()));
         timeline.load(&copy, |_: Saved, _| Ok(())).unwrap();
         unread.iter().for_each(|&id| drop(timeline.decode(id).unwrap().to_vec()));
         seen.push(hash(timeline.prefill(&runs[0].ids[..1], &NO_CANCEL).unwrap()));
-        computed(&seen, logits, file);
+        assert_computed(&seen, logits, file);
     }
 }
 
@@ -179,22 +179,22 @@ fn prompt_caches_of_0_1_are_used() {
         let prompt = format!("{}{add}", &text[..*keep]);
         let done = run(cache, ["-n", "16", "--seed", "5", "--prompt-cache", copy.to_str().unwrap(), &prompt]);
         assert_eq!([&done["cached_tokens"], &done["prompt_tokens"]], [cached_tokens, prompt_tokens], "{keep}{add}");
-        computed(&done["ids"], &serde_json::json!(ids), &format!("{keep}{add}"));
+        assert_computed(&done["ids"], &serde_json::json!(ids), &format!("{keep}{add}"));
     }
 
     let mut timeline = timeline(cache);
     timeline.load(&fixture(file), |_: Saved, _| Ok(())).unwrap();
     let whole = timeline.steps().to_vec();
     let mut seen = vec![hash(timeline.logits())];
-    for mark in [512, 256] {
-        timeline.seek(&whole[..mark], &watch()).unwrap();
-        assert_eq!(timeline.evaluated(), 0, "the state at {mark} is in the file");
+    for checkpoint in [512, 256] {
+        timeline.seek(&whole[..checkpoint], &watch()).unwrap();
+        assert_eq!(timeline.evaluated(), 0, "the state at {checkpoint} is in the file");
         seen.push(hash(timeline.logits()));
     }
     assert_eq!(seen, *logits);
     timeline.seek(&whole, &watch()).unwrap();
     assert_eq!(timeline.evaluated(), whole.len() - 256);
-    computed(&hash(timeline.logits()), &logits[0], file);
+    assert_computed(&hash(timeline.logits()), &logits[0], file);
 }
 
 #[test]
@@ -203,7 +203,7 @@ fn conversations_of_0_1_continue_identically() {
     let tokenizer = Tokenizer::from_metadata(MODEL.metadata(), MODEL.file()).unwrap();
     for Chat { file, cache, logits, lines } in &EXPECTED.chats {
         let script = folder.path().join("script");
-        fs::write(&script, lines.iter().map(|said| format!("{}\n", said.line)).collect::<String>()).unwrap();
+        fs::write(&script, lines.iter().map(|line| format!("{}\n", line.line)).collect::<String>()).unwrap();
         let mut chat = hymba([
             "chat",
             "--quiet",
@@ -216,9 +216,9 @@ fn conversations_of_0_1_continue_identically() {
             &LIMIT.to_string(),
         ]);
         chat.arg("--model").arg(fixture("model.gguf")).arg("--resume").arg(fixture(file));
-        let replies = lines.iter().filter_map(|said| said.reply.as_ref());
+        let replies = lines.iter().filter_map(|line| line.reply.as_ref());
         let replies: String = replies.map(|reply| format!("{reply}\n")).collect();
-        computed(succeeds(chat.stdin(fs::File::open(&script).unwrap())), replies, file);
+        assert_computed(succeeds(chat.stdin(fs::File::open(&script).unwrap())), replies, file);
 
         let options = Options {
             template: None,
@@ -230,27 +230,27 @@ fn conversations_of_0_1_continue_identically() {
             ..Options::default()
         };
         let sampler = Sampler::new(SamplingParams::default(), 0);
-        let mut talk = Conversation::new(timeline(cache), &tokenizer, sampler, options).unwrap();
-        talk.load(&fixture(file), false).unwrap();
-        assert_eq!(hash(talk.timeline().logits()), *logits, "{file}");
+        let mut conversation = Conversation::new(timeline(cache), &tokenizer, sampler, options).unwrap();
+        conversation.load(&fixture(file), false).unwrap();
+        assert_eq!(hash(conversation.timeline().logits()), *logits, "{file}");
         for Line { line, reply, logits } in lines {
             let mut sink = ReplySink { watch: watch(), text: &mut |_| Ok(()) };
-            let heard = match line.split_once(' ').unwrap_or((line, "")) {
-                ("/regen", _) => Some(talk.regenerate(&mut sink)),
-                ("/undo", _) => talk.undo(1, &watch()).map(|_| None).unwrap(),
-                ("/switch", name) => talk.switch(name, &watch()).map(|()| None).unwrap(),
-                ("/system", text) => talk.set_system(Some(text), &watch()).map(|()| None).unwrap(),
-                _ => Some(talk.send(line, &mut sink)),
+            let result = match line.split_once(' ').unwrap_or((line, "")) {
+                ("/regen", _) => Some(conversation.regenerate(&mut sink)),
+                ("/undo", _) => conversation.undo(1, &watch()).map(|_| None).unwrap(),
+                ("/switch", name) => conversation.switch(name, &watch()).map(|()| None).unwrap(),
+                ("/system", text) => conversation.set_system(Some(text), &watch()).map(|()| None).unwrap(),
+                _ => Some(conversation.send(line, &mut sink)),
             };
             let what = format!("{file}, {line}");
-            computed(&heard.map(|reply| reply.unwrap().generation.text), reply, &what);
-            computed(&hash(talk.timeline().logits()), logits, &what);
+            assert_computed(&result.map(|reply| reply.unwrap().generation.text), reply, &what);
+            assert_computed(&hash(conversation.timeline().logits()), logits, &what);
         }
     }
 }
 
-/// Files of 0.1 do not say what they are for, but may be replaced by their own kind alone; a text and a prompt without
-/// marks look the same.
+/// Files of 0.1 do not store their kind, but may only be replaced by their own kind; a text and a prompt without checkpoints
+/// look the same.
 #[test]
 fn kinds_of_0_1_files_are_recognized() {
     let kinds = [Kind::Chat, Kind::Text, Kind::Prompt];

@@ -1,5 +1,5 @@
-//! With speculation the text, its ids, logits, state and saved files are those of single steps, to the bit, whatever is
-//! guessed and wherever the text ends.
+//! With speculative decoding, the text, its ids, logits, state and saved files are bit-identical to those of single steps,
+//! whatever the drafts are and wherever the text ends.
 
 #[path = "common/runner.rs"]
 mod runner;
@@ -44,20 +44,20 @@ fn random_model(rng: &mut ChaCha8Rng, folder: &Path) -> Model {
     model(&config, one_of(rng, &[DType::F32, DType::Q8_0, DType::Q4_0]), folder)
 }
 
-/// Knows what will be said, and tells some of it, or something else.
+/// A draft source that knows the text and returns partly right guesses.
 #[derive(Clone, Default)]
 struct Oracle {
-    /// The ids of the text with single steps, which begin with a part of those that are asked about.
+    /// The ids of the text with single steps.
     ids: Rc<RefCell<Vec<u32>>>,
-    /// Of 8 guesses, how many are right.
+    /// How many of 8 guesses are right.
     right: u32,
 }
 
 impl DraftSource for Oracle {
-    fn guess(&self, text: &[u32], most: usize, guesses: &mut Vec<Guess>) {
+    fn guess(&self, text: &[u32], max: usize, guesses: &mut Vec<Guess>) {
         let ids = self.ids.borrow();
         let Some(next) = ids.get(text.len()..).filter(|_| ids.starts_with(text)) else { return };
-        for (i, &id) in next.iter().take(most).enumerate() {
+        for (i, &id) in next.iter().take(max).enumerate() {
             let mixed = (text.len() + i).wrapping_mul(2_654_435_761) as u32 >> 13;
             let id = if mixed % 8 < self.right { id } else { mixed % VOCAB as u32 };
             guesses.push(Guess { id, class: Class::of_match(8, 1.0) });
@@ -65,7 +65,7 @@ impl DraftSource for Oracle {
     }
 }
 
-/// What ends a text early, after so many pieces of it.
+/// What ends a text early, after this many pieces.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum End {
     No,
@@ -74,8 +74,11 @@ enum End {
     Full(usize),
 }
 
-/// Runs `work` with a sink that ends the text so; returns the pieces too.
-fn ended<T>(end: End, work: impl FnOnce(&AtomicBool, &mut dyn FnMut(&str) -> io::Result<()>) -> T) -> (T, Vec<String>) {
+/// Runs `work` with a sink that ends the text that way; returns its result and the pieces.
+fn with_end<T>(
+    end: End,
+    work: impl FnOnce(&AtomicBool, &mut dyn FnMut(&str) -> io::Result<()>) -> T,
+) -> (T, Vec<String>) {
     let (cancel, mut pieces) = (AtomicBool::new(false), Vec::new());
     let done = work(&cancel, &mut |piece: &str| {
         match end {
@@ -90,11 +93,11 @@ fn ended<T>(end: End, work: impl FnOnce(&AtomicBool, &mut dyn FnMut(&str) -> io:
     (done, pieces)
 }
 
-/// Text, ids, the unread one, the reason to stop, decode steps.
+/// Text, ids, the unprocessed id, stop reason, decode steps.
 type Compared = (String, Vec<u32>, Option<u32>, StopReason, usize);
 
-/// What can be compared of a text: all but how long it took.
-fn compared(done: hymba::Result<Generation>) -> Result<Compared, String> {
+/// Returns everything in a result except the times.
+fn comparable(done: hymba::Result<Generation>) -> Result<Compared, String> {
     let done = done.map_err(|e| e.to_string())?;
     Ok((done.text, done.ids, done.unread, done.stop, done.timings.decode_steps))
 }
@@ -119,13 +122,13 @@ fn end(rng: &mut ChaCha8Rng) -> End {
     one_of(rng, &[End::No, End::No, End::No, End::Cancel(after), End::Closed(after), End::Full(after)])
 }
 
-/// Strings that such a text may say.
+/// Stop strings that may occur in a random text.
 fn stops(rng: &mut ChaCha8Rng) -> Vec<String> {
     let all = ["a", "b", "ab", " c", "é", "e", "the", "\n"];
     (0..one_of(rng, &[0, 0, 1, 2])).map(|_| (*all.choose(rng).unwrap()).to_owned()).collect()
 }
 
-/// Guesses that were read, and right, so far: a test in which none are tells nothing.
+/// Numbers of drafted and accepted tokens, to assert that a test has some of both.
 #[derive(Default)]
 struct Guessed {
     drafted: Cell<usize>,
@@ -139,13 +142,13 @@ impl Guessed {
     }
 
     #[track_caller]
-    fn check(&self, least: usize) {
+    fn check(&self, min: usize) {
         let (drafted, accepted) = (self.drafted.get(), self.accepted.get());
-        assert!(accepted >= least && drafted - accepted >= least, "{accepted} of {drafted} guesses were right");
+        assert!(accepted >= min && drafted - accepted >= min, "{accepted} of {drafted} guesses were right");
     }
 }
 
-/// Texts on a session, one after the other.
+/// Compares consecutive texts of a session.
 fn check_texts(model: &Model, tokenizer: &Tokenizer, rng: &mut ChaCha8Rng, guessed: &Guessed, what: &str) {
     let options = SessionOptions {
         context: Some(rng.random_range(20..120)),
@@ -170,7 +173,7 @@ fn check_texts(model: &Model, tokenizer: &Tokenizer, rng: &mut ChaCha8Rng, guess
         let (limit, stops, end) = (one_of(rng, &[None, Some(0), Some(1), Some(9), Some(40)]), stops(rng), end(rng));
         let mut outcomes = Vec::new();
         for i in 0..2 {
-            let (done, pieces) = ended(end, |cancel, sink| {
+            let (done, pieces) = with_end(end, |cancel, sink| {
                 let cancel = Some(cancel);
                 let request =
                     Request { history: &history, prompt: &prompt, limit, stops: &stops, cancel, ..Request::default() };
@@ -181,13 +184,13 @@ fn check_texts(model: &Model, tokenizer: &Tokenizer, rng: &mut ChaCha8Rng, guess
                 *oracle.ids.borrow_mut() = [&*history, &prompt, &done.ids].concat();
             }
             let read = sessions[i].tokens();
-            // What the session has left behind shows in what it says next.
+            // The logits of the next token show whether the state is the same.
             let state = sessions[i].checkpoint(true).unwrap();
             let room = read < sessions[i].context();
             let next: Option<Vec<u32>> =
                 room.then(|| sessions[i].decode(7).unwrap().iter().map(|logit| logit.to_bits()).collect());
             sessions[i].restore(&state);
-            outcomes.push((compared(done), pieces, read, next, samplers[i].saved()));
+            outcomes.push((comparable(done), pieces, read, next, samplers[i].saved()));
         }
         let with = outcomes.pop().unwrap();
         assert!(
@@ -201,9 +204,9 @@ fn check_texts(model: &Model, tokenizer: &Tokenizer, rng: &mut ChaCha8Rng, guess
     }
 }
 
-/// What a person may do in a conversation.
+/// A user action in a conversation.
 #[derive(Clone, Debug)]
-enum Move {
+enum Action {
     Send(String, End),
     Regenerate(End),
     Undo,
@@ -216,61 +219,61 @@ enum Move {
     Limit(Option<usize>),
 }
 
-fn random_move(rng: &mut ChaCha8Rng, number: usize) -> Move {
+fn random_action(rng: &mut ChaCha8Rng, number: usize) -> Action {
     let words = ["a b c d", "abc abc abc", "the end", "é", "a b c d e f g h", "x"];
     let name = one_of(rng, &["main", "one", "two"]).to_owned();
     match rng.random_range(0..16) {
-        _ if number == 0 => Move::Send(words[0].into(), End::No),
-        0..=5 => Move::Send((*words.choose(rng).unwrap()).into(), end(rng)),
-        6 | 7 => Move::Regenerate(end(rng)),
-        8 => Move::Undo,
-        9 => Move::Branch(name),
-        10 => Move::Switch(name),
-        11 => Move::Save,
-        12 => Move::Load,
-        13 => Move::Params(params(rng)),
-        14 => Move::Limit(one_of(rng, &[None, Some(1), Some(6), Some(25)])),
-        _ if rng.random_bool(0.2) => Move::Clear,
-        _ => Move::Undo,
+        _ if number == 0 => Action::Send(words[0].into(), End::No),
+        0..=5 => Action::Send((*words.choose(rng).unwrap()).into(), end(rng)),
+        6 | 7 => Action::Regenerate(end(rng)),
+        8 => Action::Undo,
+        9 => Action::Branch(name),
+        10 => Action::Switch(name),
+        11 => Action::Save,
+        12 => Action::Load,
+        13 => Action::Params(params(rng)),
+        14 => Action::Limit(one_of(rng, &[None, Some(1), Some(6), Some(25)])),
+        _ if rng.random_bool(0.2) => Action::Clear,
+        _ => Action::Undo,
     }
 }
 
-/// What comes of a move; of a failure, what it says.
+/// Result of an action, or its error message.
 type Outcome = Result<Option<(Result<(String, Vec<u32>, Option<u32>, StopReason, usize), String>, usize)>, String>;
 
-fn play(c: &mut Conversation<'_>, what: &Move, file: &Path, guessed: &Guessed) -> (Outcome, Vec<String>) {
+fn perform(c: &mut Conversation<'_>, action: &Action, file: &Path, guessed: &Guessed) -> (Outcome, Vec<String>) {
     let watch = Watch { cancel: &NO_CANCEL, progress: &|_, _| () };
     let reply = |end: End, send: &mut dyn FnMut(&mut ReplySink<'_>) -> hymba::Result<Reply>| {
-        ended(end, |cancel, text| {
+        with_end(end, |cancel, text| {
             let watch = Watch { cancel, progress: &|_, _| () };
             let reply = send(&mut ReplySink { watch, text }).map_err(|e| e.to_string())?;
             guessed.add(&reply.generation.timings);
-            Ok(Some((compared(Ok(reply.generation)), reply.dropped)))
+            Ok(Some((comparable(Ok(reply.generation)), reply.dropped)))
         })
     };
     let done = |done: hymba::Result<()>| (done.map(|()| None).map_err(|e| e.to_string()), Vec::new());
-    match what {
-        Move::Send(text, end) => reply(*end, &mut |sink| c.send(text, sink)),
-        Move::Regenerate(end) => reply(*end, &mut |sink| c.regenerate(sink)),
-        Move::Undo => done(c.undo(1, &watch).map(drop)),
-        Move::Branch(name) => done(c.branch(name)),
-        Move::Switch(name) => done(c.switch(name, &watch)),
-        Move::Save => done(c.save(file, &watch)),
-        Move::Load if file.exists() => done(c.load(file, false)),
-        Move::Load => done(Ok(())),
-        Move::Clear => done(c.clear()),
-        Move::Params(params) => {
+    match action {
+        Action::Send(text, end) => reply(*end, &mut |sink| c.send(text, sink)),
+        Action::Regenerate(end) => reply(*end, &mut |sink| c.regenerate(sink)),
+        Action::Undo => done(c.undo(1, &watch).map(drop)),
+        Action::Branch(name) => done(c.branch(name)),
+        Action::Switch(name) => done(c.switch(name, &watch)),
+        Action::Save => done(c.save(file, &watch)),
+        Action::Load if file.exists() => done(c.load(file, false)),
+        Action::Load => done(Ok(())),
+        Action::Clear => done(c.clear()),
+        Action::Params(params) => {
             c.sampler().set_params(params.clone());
             done(Ok(()))
         }
-        Move::Limit(limit) => {
+        Action::Limit(limit) => {
             c.set_limit(*limit);
             done(Ok(()))
         }
     }
 }
 
-/// Conversations that take the same moves.
+/// Compares two conversations after the same actions.
 fn check_conversation(model: &Model, tokenizer: &Tokenizer, rng: &mut ChaCha8Rng, guessed: &Guessed, what: &str) {
     let folder = tempfile::tempdir().unwrap();
     let files = ["single", "several"].map(|name| folder.path().join(name));
@@ -289,7 +292,7 @@ fn check_conversation(model: &Model, tokenizer: &Tokenizer, rng: &mut ChaCha8Rng
     let (template, stops) = (rng.random_bool(0.7), stops(rng));
     let (overflow, limit) = (one_of(rng, &[Overflow::Stop, Overflow::Slide]), one_of(rng, &[Some(12), Some(30), None]));
     let budget = one_of(rng, &[0, 1 << 16, 64 << 20]);
-    let mut talks = speculators.map(|speculator| {
+    let mut conversations = speculators.map(|speculator| {
         let timeline = Timeline::new(Session::new(model, &options).unwrap(), budget);
         let options = Options {
             template: template.then(|| Template::new(CHATML, "test", "<s>", "</s>").unwrap()),
@@ -303,43 +306,43 @@ fn check_conversation(model: &Model, tokenizer: &Tokenizer, rng: &mut ChaCha8Rng
             tool_choice: ToolChoice::Auto,
             contexts: Vec::new(),
         };
-        let mut talk = Conversation::new(timeline, tokenizer, sampler.clone(), options).unwrap();
-        talk.set_speculator(speculator);
-        talk
+        let mut conversation = Conversation::new(timeline, tokenizer, sampler.clone(), options).unwrap();
+        conversation.set_speculator(speculator);
+        conversation
     });
-    let mut moves = Vec::new();
+    let mut actions = Vec::new();
     for number in 0..rng.random_range(3..9) {
-        let next = random_move(rng, number);
-        moves.push(next.clone());
+        let next = random_action(rng, number);
+        actions.push(next.clone());
         let mut outcomes = Vec::new();
-        for (talk, file) in talks.iter_mut().zip(&files) {
-            let (outcome, pieces) = play(talk, &next, file, guessed);
-            let ids = talk.timeline().ids();
+        for (conversation, file) in conversations.iter_mut().zip(&files) {
+            let (outcome, pieces) = perform(conversation, &next, file, guessed);
+            let ids = conversation.timeline().ids();
             if let Ok(Some((Ok((_, _, unread, ..)), _))) = &outcome {
                 *oracle.ids.borrow_mut() = ids.iter().copied().chain(*unread).collect();
             }
-            let logits: Vec<u32> = talk.timeline().logits().iter().map(|logit| logit.to_bits()).collect();
-            let steps = talk.timeline().steps().to_vec();
-            let (sampler, turns) = (talk.sampler().saved(), talk.turns().to_vec());
-            let checkpoints = talk.timeline().checkpoint_bytes();
-            outcomes.push((outcome, pieces, steps, logits, sampler, turns, talk.used(), checkpoints));
+            let logits: Vec<u32> = conversation.timeline().logits().iter().map(|logit| logit.to_bits()).collect();
+            let steps = conversation.timeline().steps().to_vec();
+            let (sampler, turns) = (conversation.sampler().saved(), conversation.turns().to_vec());
+            let checkpoints = conversation.timeline().checkpoint_bytes();
+            outcomes.push((outcome, pieces, steps, logits, sampler, turns, conversation.used(), checkpoints));
         }
         let with = outcomes.pop().unwrap();
         assert!(
             with == outcomes[0],
-            "{what}, {moves:?}:\n{:?}\n{:?}\n{:?}\n{:?}",
+            "{what}, {actions:?}:\n{:?}\n{:?}\n{:?}\n{:?}",
             with.0,
             outcomes[0].0,
             with.2,
             outcomes[0].2
         );
     }
-    let saved = talks.each_mut().map(|talk| {
+    let saved = conversations.each_mut().map(|conversation| {
         let file = folder.path().join("last");
-        talk.save(&file, &Watch { cancel: &NO_CANCEL, progress: &|_, _| () }).unwrap();
+        conversation.save(&file, &Watch { cancel: &NO_CANCEL, progress: &|_, _| () }).unwrap();
         fs::read(file).unwrap()
     });
-    assert!(saved[0] == saved[1], "{what}, {moves:?}: the saved files differ");
+    assert!(saved[0] == saved[1], "{what}, {actions:?}: the saved files differ");
 }
 
 #[test]
@@ -357,7 +360,7 @@ fn speculation_does_not_change_texts_or_state() {
     guessed.iter().for_each(|guessed| guessed.check(unless_emulated(1000, 1)));
 }
 
-/// A text that is guessed as a whole, seven tokens at a time, ends within such a draft as it does otherwise.
+/// A text that is drafted completely, seven tokens at a time, ends within a draft as it does with single steps.
 #[test]
 fn texts_end_within_a_draft_as_without_drafts() {
     let (tokenizer, folder) = (tokenizer(), tempfile::tempdir().unwrap());
@@ -372,7 +375,7 @@ fn texts_end_within_a_draft_as_without_drafts() {
             let ids = Rc::new(RefCell::new([&[1, 7], ids].concat()));
             speculator.add_source(Box::new(Oracle { ids, right: 8 }));
         }
-        let (done, pieces) = ended(end, |cancel, sink| {
+        let (done, pieces) = with_end(end, |cancel, sink| {
             let prompt = &[1, 7];
             let request = Request { prompt, limit, stops, cancel: Some(cancel), ..Request::default() };
             generate_with(&mut session, &tokenizer, &mut sampler, &request, &mut speculator, sink)
@@ -384,7 +387,7 @@ fn texts_end_within_a_draft_as_without_drafts() {
     let whole = text(None, Some(30), &[], End::No, None).0.unwrap();
     assert_eq!(whole.ids.len(), 30);
     let drafted = text(Some(&whole.ids), Some(30), &[], End::No, None).0.unwrap();
-    assert_eq!((drafted.timings.passes, drafted.timings.decode_steps), (4, 29), "as few passes as can be");
+    assert_eq!((drafted.timings.passes, drafted.timings.decode_steps), (4, 29), "the fewest possible passes");
     // Bytes at the end of the text: a stop string appears with each of its tokens.
     let shown: Vec<char> = whole.text.chars().filter(|c| *c != '\u{fffd}').collect();
     let stop = |i: usize| shown.get(i..i + 2).map(|chars| chars.iter().collect::<String>());
@@ -400,13 +403,13 @@ fn texts_end_within_a_draft_as_without_drafts() {
         let last = limit.map(|_| 9);
         let single = text(None, limit, &stops, end, last);
         let several = text(Some(&whole.ids), limit, &stops, end, last);
-        assert_eq!(compared(single.0), compared(several.0), "{what}");
+        assert_eq!(comparable(single.0), comparable(several.0), "{what}");
         assert_eq!((single.1, single.2, single.4), (several.1, several.2, several.4), "{what}");
-        assert!(single.3 == several.3, "{what}: other logits after it");
+        assert!(single.3 == several.3, "{what}: the next logits differ");
     }
 }
 
-/// A model that guesses are read with, but of which some make a pass fail.
+/// A model whose verification of three or more tokens fails.
 struct Fragile<'m>(Session<'m>);
 
 impl TokenModel for Fragile<'_> {
@@ -428,7 +431,7 @@ impl TokenModel for Fragile<'_> {
     fn verify(&mut self, ids: &[u32], is_right: &mut dyn FnMut(&[f32]) -> hymba::Result<bool>) -> hymba::Result<()> {
         let mut ids = ids.to_vec();
         if ids.len() > 2 {
-            ids[2] = VOCAB as u32; // no token of the model: the pass can't be run
+            ids[2] = VOCAB as u32; // out of range: the pass fails
         }
         TokenModel::verify(&mut self.0, &ids, is_right)
     }
@@ -444,7 +447,7 @@ fn a_failed_verification_does_not_change_the_text() {
         let mut sampler = Sampler::new(SamplingParams { temperature: 0.0, ..SamplingParams::default() }, 0);
         let request = Request { prompt: &[1, 7], limit: Some(30), ..Request::default() };
         let done = generate_with(&mut model, &tokenizer, &mut sampler, &request, speculator, &mut |_| Ok(())).unwrap();
-        (done.timings, compared(Ok(done)), model.0.decode(9).unwrap().to_vec())
+        (done.timings, comparable(Ok(done)), model.0.decode(9).unwrap().to_vec())
     };
     let single = text(&mut Speculator::new(Speculate::Off));
     let mut speculator = Speculator::new(Speculate::Fixed(7));
@@ -462,9 +465,9 @@ fn a_failed_verification_does_not_change_the_text() {
     assert_eq!(session.tokens(), 2);
 }
 
-/// Passes that take as long as they are said to, over a text that is known.
+/// A model without weights: passes have given costs, and the text is known.
 struct Machine<'a> {
-    /// What a pass of 1 to 8 tokens takes, in passes of one.
+    /// Costs of passes of 1 to 8 tokens, relative to one token.
     costs: [f64; 8],
     microseconds: &'a AtomicU64,
     tokens: usize,
@@ -498,8 +501,8 @@ impl TokenModel for Machine<'_> {
     }
 }
 
-/// Returns how many times as fast as with single steps `ids` come after `prompt`, and how many tokens a pass.
-fn pace(prompt: &[u32], ids: &[u32], costs: [f64; 8]) -> (f64, f64) {
+/// Returns the speedup over single steps when `ids` are generated after `prompt`, and the tokens per pass.
+fn speedup(prompt: &[u32], ids: &[u32], costs: [f64; 8]) -> (f64, f64) {
     let time: &'static AtomicU64 = Box::leak(Box::default());
     let mut machine = Machine { costs, microseconds: time, tokens: prompt.len() };
     let mut speculator = Speculator::new(Speculate::Auto);
@@ -519,14 +522,14 @@ fn pace(prompt: &[u32], ids: &[u32], costs: [f64; 8]) -> (f64, f64) {
     (1e4 * ids.len() as f64 / time.load(Ordering::Relaxed) as f64, ids.len() as f64 / f64::from(passes))
 }
 
-/// What a pass of 1 to 8 tokens takes over the 1.5B shape, measured on two threads of a Zen 5.
+/// Costs of passes of 1 to 8 tokens of the 1.5B shape, measured on two threads of a Zen 5.
 const AVX2: [f64; 8] = [1.0, 1.12, 1.16, 1.31, 1.57, 1.94, 2.2, 2.5];
 const AVX_512: [f64; 8] = [1.0, 1.08, 1.09, 1.15, 1.24, 1.4, 1.5, 1.65];
-/// A machine on which nothing is gained.
-const IN_VAIN: [f64; 8] = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0];
+/// Costs with which speculation cannot help.
+const PROPORTIONAL: [f64; 8] = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0];
 
-/// Where text is copied it comes several times as fast; where nothing can be guessed, or passes cost as much as their tokens,
-/// it is not slowed down.
+/// Copied text is generated several times as fast; text that cannot be guessed, and passes that cost as much as their tokens,
+/// are not slowed down.
 #[test]
 fn draft_length_adapts_to_the_cost_of_passes() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -539,26 +542,29 @@ fn draft_length_adapts_to_the_cost_of_passes() {
         let Some(answer) = text("answer") else { continue };
         let prompt = tokenizer.encode(text("prompt").or(text("text")).unwrap(), false).unwrap();
         let ids = tokenizer.encode_more(answer).unwrap();
-        let [avx2, avx_512, in_vain] = [AVX2, AVX_512, IN_VAIN].map(|costs| pace(&prompt, &ids, costs));
+        let [avx2, avx_512, proportional] = [AVX2, AVX_512, PROPORTIONAL].map(|costs| speedup(&prompt, &ids, costs));
         let name = text("name").unwrap();
-        println!("{name}: {} tokens, AVX2 {avx2:.2?}, AVX-512 {avx_512:.2?}, in vain {in_vain:.2?}", ids.len());
+        println!(
+            "{name}: {} tokens, AVX2 {avx2:.2?}, AVX-512 {avx_512:.2?}, proportional {proportional:.2?}",
+            ids.len()
+        );
         if text("prompt").is_some() {
             copied.push((avx2.0, avx_512.0));
         } else {
             assert!(avx2.0 >= 0.99 && avx_512.0 >= 0.99, "{name}: {avx2:?} {avx_512:?}");
         }
-        let lost = ids.len() as f64 * (1.0 / in_vain.0 - 1.0);
-        assert!(lost <= 5.0, "{name}: {in_vain:?}");
+        let lost = ids.len() as f64 * (1.0 / proportional.0 - 1.0);
+        assert!(lost <= 5.0, "{name}: {proportional:?}");
     }
-    // A whole text again, which takes a while to be found out.
+    // A repeated text, which is recognized after a while.
     let page =
         tokenizer.encode(&fs::read_to_string(root.join("tests/data/heldout.txt")).unwrap()[..4000], false).unwrap();
-    let again = [AVX2, AVX_512].map(|costs| pace(&page, &page, costs));
-    println!("again: {} tokens, {again:.2?}", page.len());
-    assert!(again[0].0 > 2.5 && again[1].0 > 3.5, "{again:?}");
+    let repeated = [AVX2, AVX_512].map(|costs| speedup(&page, &page, costs));
+    println!("repeated: {} tokens, {repeated:.2?}", page.len());
+    assert!(repeated[0].0 > 2.5 && repeated[1].0 > 3.5, "{repeated:?}");
     assert!(copied.len() >= 5 && copied.iter().all(|&(avx2, avx_512)| avx2 > 1.1 && avx_512 > 1.15), "{copied:?}");
     let noise: Vec<u32> = (0..1000u32).map(|i| i.wrapping_mul(2_654_435_761) >> 12).collect();
-    for costs in [AVX2, AVX_512, IN_VAIN] {
-        assert!(pace(&noise[..200], &noise[200..], costs).0 >= 0.99);
+    for costs in [AVX2, AVX_512, PROPORTIONAL] {
+        assert!(speedup(&noise[..200], &noise[200..], costs).0 >= 0.99);
     }
 }

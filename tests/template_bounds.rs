@@ -1,4 +1,4 @@
-//! No chat template can crash, hang or take memory without end, whatever it does: it gives a text, or ends in a sentence.
+//! No chat template can crash, hang or use unbounded memory: it renders a text or fails with one sentence.
 
 use hymba::{Error, Template};
 use serde_json::{Map, json};
@@ -6,7 +6,7 @@ use serde_json::{Map, json};
 const MANY: &str = "{% for i in range(99999) %}";
 const END: &str = "{% endfor %}";
 
-/// Returns the text that a template makes, or the sentence.
+/// Returns the rendered text, or the error message.
 fn outcome(source: &str) -> Result<String, String> {
     let variables: Map<_, _> = [("x".to_owned(), json!(1)), ("messages".to_owned(), json!([]))].into_iter().collect();
     let rendered = Template::new(source, "t", "", "").and_then(|template| template.render_with(&variables));
@@ -18,12 +18,12 @@ fn outcome(source: &str) -> Result<String, String> {
     })
 }
 
-/// Each of these ends in a sentence that has one of `words` in it.
+/// Asserts that each template fails with a message that contains one of `words`.
 fn refused(words: &[&str], templates: &[String]) {
     for source in templates {
         let start: String = source.chars().take(120).collect();
         match outcome(source) {
-            Ok(text) => panic!("{start}: a text of {} bytes", text.len()),
+            Ok(text) => panic!("{start}: rendered {} bytes", text.len()),
             Err(e) => assert!(words.iter().any(|word| e.contains(word)), "{start}: {e}"),
         }
     }
@@ -67,7 +67,7 @@ fn deep_and_shared_values_are_bounded() {
     let two = "{% set ns = namespace(x=1, y=1) %}{% for i in range(99) %}{% set ns.x = [ns.x, ns.x] %}\
         {% set ns.y = [ns.y, ns.y] %}{% endfor %}";
     refused(&["more than 2000000 steps"], &["==", "<", ">="].map(|op| format!("{two}{{{{ ns.x {op} [ns.y][0] }}}}")));
-    // Namespaces in a row are held side by side.
+    // Chained namespaces are limited by steps, not by depth.
     refused(&["more than 2000000 steps"], &[grown("namespace(p=ns.x)", "{% for j in 'aaa' * 99999 %}", "ns.x")]);
 }
 
@@ -206,7 +206,7 @@ fn expensive_steps_are_charged() {
         .iter()
         .map(|value| format!("{long}{MANY}{{% set x = {value} %}}{END}{MANY}{{{{ i }}}}{END}{MANY}{MANY}{END}{END}"))
         .collect();
-    let step = if std::env::var_os("HYMBA_TEST_RUNNER").is_some() { 9 } else { 1 }; // an emulator takes its time
+    let step = if std::env::var_os("HYMBA_TEST_RUNNER").is_some() { 9 } else { 1 }; // emulation is slow
     refused(&["more than 2000000 steps"], &costly.into_iter().step_by(step).collect::<Vec<_>>());
     let endless = [
         "{% for j in range(99999) %}{% endfor %}",
@@ -219,8 +219,8 @@ fn expensive_steps_are_charged() {
 
 #[test]
 fn raised_messages_are_truncated() {
-    let said = outcome("{{ raise_exception('x' * 9999999) }}").unwrap_err();
-    assert!(said.contains("xxx") && said.ends_with(" …") && said.len() < 2200, "{}", said.len());
+    let message = outcome("{{ raise_exception('x' * 9999999) }}").unwrap_err();
+    assert!(message.contains("xxx") && message.ends_with(" …") && message.len() < 2200, "{}", message.len());
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! Wherever a timeline goes (forth, back, to another branch, to the disk), its logits are those of a session that has read
-//! nothing but the surviving tokens, each by its rule: the same to the last bit.
+//! After any sequence of turns, rewinds, branches, saves and loads, the logits of a timeline are bit-identical to those of a
+//! session that has processed only the remaining tokens, each in its phase.
 
 mod common;
 
@@ -32,7 +32,7 @@ fn watch(cancel: &AtomicBool) -> Watch<'_> {
     Watch { cancel, progress: &|_, _| () }
 }
 
-/// Returns a small random model, in F32, with the window that `case` has.
+/// Converts a golden checkpoint to F32; returns the file.
 fn golden(case: &str, folder: &Path) -> PathBuf {
     let file = folder.join(format!("{case}.gguf"));
     let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(case);
@@ -51,7 +51,7 @@ fn session(model: &Model, context: usize, cache: CacheType, threads: usize) -> S
     Session::new(model, &options).unwrap()
 }
 
-/// Returns the logits after `steps`, read by a new session.
+/// Returns the logits of a new session after `steps`.
 fn replayed(model: &Model, context: usize, cache: CacheType, steps: &[Step]) -> Vec<f32> {
     let mut session = session(model, context, cache, 1);
     let mut logits = Vec::new();
@@ -65,15 +65,23 @@ fn replayed(model: &Model, context: usize, cache: CacheType, steps: &[Step]) -> 
     logits
 }
 
-/// A branch: its steps, and where its turns begin.
+/// A branch: its steps, and the positions where its turns begin.
 #[derive(Clone, Default)]
 struct Branch {
     steps: Vec<Step>,
     turns: Vec<usize>,
 }
 
-/// What a person may do, at random: turns, undo, branch, switch, save, load, interrupt.
-fn walk(model: &Model, context: usize, cache: CacheType, budget: usize, seed: u64, moves: usize, folder: &Path) {
+/// Random user actions: turns, undo, branch, switch, save, load, cancel.
+fn random_history(
+    model: &Model,
+    context: usize,
+    cache: CacheType,
+    budget: usize,
+    seed: u64,
+    moves: usize,
+    folder: &Path,
+) {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let vocab = model.config().vocab as u32;
     let ids = |rng: &mut ChaCha8Rng, n: usize| (0..n).map(|_| rng.random_range(0..vocab)).collect::<Vec<u32>>();
@@ -84,8 +92,8 @@ fn walk(model: &Model, context: usize, cache: CacheType, budget: usize, seed: u6
     let mut timeline = Timeline::new(session(model, context, cache, 2), budget);
     for number in 0..moves {
         let length = branches[current].steps.len();
-        let what = rng.random_range(0..12);
-        match what {
+        let action = rng.random_range(0..12);
+        match action {
             // a turn
             0..=4 => {
                 let (prompt, reply) = (rng.random_range(1..40), rng.random_range(0..30));
@@ -102,10 +110,10 @@ fn walk(model: &Model, context: usize, cache: CacheType, budget: usize, seed: u6
                 timeline.checkpoint().unwrap();
                 branches[current].turns.push(length);
             }
-            // undo to the beginning of a turn, or to any place; interrupted at first
+            // undo to the beginning of a turn, or to any position; cancelled at first
             5 | 6 if length > 0 => {
                 let turn = rng.random_range(0..branches[current].turns.len());
-                let to = if what == 5 { branches[current].turns[turn] } else { rng.random_range(0..length) };
+                let to = if action == 5 { branches[current].turns[turn] } else { rng.random_range(0..length) };
                 branches[current].steps.truncate(to);
                 branches[current].turns.retain(|&turn| turn < to);
                 if let Err(e) = timeline.seek(&branches[current].steps, &watch(&CANCEL)) {
@@ -113,11 +121,11 @@ fn walk(model: &Model, context: usize, cache: CacheType, budget: usize, seed: u6
                 }
                 timeline.seek(&branches[current].steps, &watch(&NO_CANCEL)).unwrap();
             }
-            // a branch from here, or another one
+            // a new branch from here, or a switch to another one
             7..=9 => {
                 timeline.stash(&current.to_string()).unwrap();
                 let other = (current + rng.random_range(1..3)) % branches.len();
-                if what == 7 {
+                if action == 7 {
                     branches[other] = branches[current].clone();
                 } else {
                     timeline.unstash(&other.to_string());
@@ -129,7 +137,7 @@ fn walk(model: &Model, context: usize, cache: CacheType, budget: usize, seed: u6
                 timeline.save(&file, &branches[current].turns, rng.random_bool(0.5)).unwrap();
                 saved = Some(branches[current].clone());
             }
-            // in this process, or in another one with other threads and another context
+            // in the same timeline, or in a new one with other threads and another context size
             11 if saved.is_some() => {
                 if rng.random_bool(0.5) {
                     timeline = Timeline::new(session(model, context + 5, cache, 1), budget);
@@ -143,7 +151,7 @@ fn walk(model: &Model, context: usize, cache: CacheType, budget: usize, seed: u6
         }
         assert!(timeline.checkpoint_bytes() <= budget && timeline.steps() == branches[current].steps);
         let want = replayed(model, context + 5, cache, timeline.steps());
-        assert!(timeline.logits() == want, "seed {seed}, move {number} ({what}): other logits");
+        assert!(timeline.logits() == want, "seed {seed}, move {number} (action {action}): the logits differ");
     }
 }
 
@@ -156,7 +164,7 @@ fn random_histories_equal_a_replay() {
             for (seed, cache, budget) in
                 [(1, CacheType::F16, 1 << 30), (2, CacheType::F32, 400_000), (3, CacheType::F16, 0)]
             {
-                walk(&model, context, cache, budget, seed, unless_emulated(100, 15), folder.path());
+                random_history(&model, context, cache, budget, seed, unless_emulated(100, 15), folder.path());
             }
         }
     }
@@ -166,11 +174,11 @@ fn random_histories_equal_a_replay() {
 fn random_histories_of_the_demo_equal_a_replay() {
     let folder = tempfile::tempdir().unwrap();
     for cache in [CacheType::F16, CacheType::Q8_0] {
-        walk(&demo(), 400, cache, 256 << 20, 1, unless_emulated(12, 4), folder.path());
+        random_history(&demo(), 400, cache, 256 << 20, 1, unless_emulated(12, 4), folder.path());
     }
 }
 
-/// Going back costs no evaluation while the checkpoint is in memory, and what it costs where it is not.
+/// Rewinding to a checkpoint in memory processes no tokens; without it, the tokens are processed again.
 #[test]
 fn checkpoints_avoid_reprocessing() {
     let model = demo();
@@ -207,22 +215,22 @@ fn restoring_a_long_session_is_faster_than_prefill() {
     let mut steps: Vec<Step> = prefilled(&ids).collect();
     steps[long - unless_emulated(200, 20)..].iter_mut().for_each(|step| *step = decoded(step.id));
 
-    let mut stayed = Timeline::new(session(&model, context, CacheType::F16, 2), 0);
+    let mut original = Timeline::new(session(&model, context, CacheType::F16, 2), 0);
     let start = Instant::now();
-    stayed.seek(&steps, &watch(&NO_CANCEL)).unwrap();
+    original.seek(&steps, &watch(&NO_CANCEL)).unwrap();
     let recomputed = start.elapsed();
-    stayed.save(&file, &(), false).unwrap();
+    original.save(&file, &(), false).unwrap();
 
-    let mut back = Timeline::new(session(&model, context, CacheType::F16, 2), 0);
-    // the machine is shared: the best of three
+    let mut loaded = Timeline::new(session(&model, context, CacheType::F16, 2), 0);
+    // the best of three, as the machine may be shared
     let restored = (0..3).fold(Duration::MAX, |best, _| {
         let start = Instant::now();
-        back.load(&file, |(), _| Ok(())).unwrap();
+        loaded.load(&file, |(), _| Ok(())).unwrap();
         best.min(start.elapsed())
     });
-    assert!(back.logits() == stayed.logits());
-    let (a, b) = (stayed.decode(5).unwrap(), back.decode(5).unwrap());
-    assert!(a == b, "the next token has other logits");
+    assert!(loaded.logits() == original.logits());
+    let (a, b) = (original.decode(5).unwrap(), loaded.decode(5).unwrap());
+    assert!(a == b, "the logits of the next token differ");
     println!(
         "{:.0} kB, restored in {restored:?}, recomputed in {recomputed:?}",
         fs::metadata(&file).unwrap().len() as f64 / 1e3
@@ -237,14 +245,14 @@ fn a_failed_load_leaves_the_timeline_unchanged() {
     let model = Model::open(golden("tiny-a", folder.path())).unwrap();
     let other = Model::open(golden("tiny-c", folder.path())).unwrap();
     let steps: Vec<Step> = prefilled(&[1, 2, 3, 4, 5]).collect();
-    let made = |model, context, cache, file: &Path| {
+    let save = |model, context, cache, file: &Path| {
         let mut timeline = Timeline::new(session(model, context, cache, 1), 1 << 20);
         timeline.seek(&steps, &watch(&NO_CANCEL)).unwrap();
         timeline.save(file, &"more", true).unwrap();
     };
-    made(&model, 20, CacheType::F16, &path("good"));
-    made(&model, 20, CacheType::F32, &path("f32"));
-    made(&other, 20, CacheType::F16, &path("other"));
+    save(&model, 20, CacheType::F16, &path("good"));
+    save(&model, 20, CacheType::F32, &path("f32"));
+    save(&other, 20, CacheType::F16, &path("other"));
     let mut damaged = fs::read(path("good")).unwrap();
     let middle = damaged.len() / 2;
     damaged[middle] ^= 1;
@@ -253,7 +261,7 @@ fn a_failed_load_leaves_the_timeline_unchanged() {
     let mut timeline = Timeline::new(session(&model, 4, CacheType::F16, 1), 1 << 20);
     timeline.seek(&steps[..3], &watch(&NO_CANCEL)).unwrap();
     let before = timeline.logits().to_vec();
-    for (name, says) in [
+    for (name, reason) in [
         ("none", "cannot open"),
         ("tiny-a.gguf", "is not a hymba session file"),
         ("damaged", "is damaged"),
@@ -261,8 +269,8 @@ fn a_failed_load_leaves_the_timeline_unchanged() {
         ("f32", "has a KV cache of type f32, but the current type is f16"),
         ("good", "has 5 tokens, but the context size is 4"),
     ] {
-        let said = timeline.load(&path(name), |more: String, _| Ok(more)).unwrap_err().to_string();
-        assert!(said.contains(name) && said.contains(says), "{said}");
+        let error = timeline.load(&path(name), |more: String, _| Ok(more)).unwrap_err().to_string();
+        assert!(error.contains(name) && error.contains(reason), "{error}");
         assert!(timeline.steps() == &steps[..3] && timeline.logits() == before);
     }
     let mut timeline = Timeline::new(session(&model, 5, CacheType::F16, 1), 1 << 20);
@@ -270,7 +278,7 @@ fn a_failed_load_leaves_the_timeline_unchanged() {
     assert_eq!(timeline.steps(), steps);
 }
 
-/// A file whose checksum is right may hold anything; the model is not to blame for it.
+/// A file with a valid checksum may contain any values; the error must blame the file, not the model.
 #[test]
 fn a_session_with_non_finite_values_is_rejected() {
     let folder = tempfile::tempdir().unwrap();
@@ -284,7 +292,7 @@ fn a_session_with_non_finite_values_is_rejected() {
     let before = timeline.logits().to_vec();
     let logits = 4 * before.len();
     let header = 16 + u32::from_le_bytes(good[12..16].try_into().unwrap()) as usize;
-    // F16 keys first, logits last, states before them.
+    // F16 keys come first, logits last, states before them.
     for at in [header, good.len() - 32 - logits - 4, good.len() - 32 - 4] {
         let mut bad = good.clone();
         bad[at..at + 4].copy_from_slice(&f32::INFINITY.to_le_bytes());
@@ -293,13 +301,13 @@ fn a_session_with_non_finite_values_is_rejected() {
         let hash = blake3::hash(&bad[..end]);
         bad[end..].copy_from_slice(hash.as_bytes());
         fs::write(&file, bad).unwrap();
-        let said = timeline.load(&file, |(), _| Ok(())).unwrap_err().to_string();
-        assert!(said.contains("bad: is damaged: it holds values that are not finite"), "{at}: {said}");
+        let error = timeline.load(&file, |(), _| Ok(())).unwrap_err().to_string();
+        assert!(error.contains("bad: is damaged: it holds values that are not finite"), "{at}: {error}");
         assert!(timeline.steps() == steps && timeline.logits() == before);
     }
 }
 
-/// What undo, regenerate and switch cost in the shape of the 1.5B model: less than 50 ms.
+/// Undo, regenerate and switch take less than 50 ms in the shape of the 1.5B model.
 #[test]
 fn rewinding_the_1_5b_shape_takes_under_50_ms() {
     let folder = tempfile::tempdir().unwrap();
@@ -307,7 +315,7 @@ fn rewinding_the_1_5b_shape_takes_under_50_ms() {
     hymba::quant::random_checkpoint("hymba-1.5b", DType::Q4_0, &file, &NO_CANCEL).unwrap();
     let model = Model::open(&file).unwrap();
     let mut timeline = Timeline::new(session(&model, 1400, CacheType::F16, 2), 256_000_000);
-    // longer than the window, so that there is as much to copy as there ever is
+    // longer than the window, for the largest amount of data to copy
     let steps: Vec<Step> = prefilled(&(0..1100).collect::<Vec<_>>()).collect();
     timeline.seek(&steps, &watch(&NO_CANCEL)).unwrap();
     timeline.checkpoint().unwrap();
@@ -326,10 +334,10 @@ fn rewinding_the_1_5b_shape_takes_under_50_ms() {
         spent
     };
     // the machine is shared: the best of some
-    let [back, switched] = [false, true].map(|switch| (0..4).map(|_| spent(&mut timeline, switch)).min().unwrap());
+    let [rewound, switched] = [false, true].map(|switch| (0..4).map(|_| spent(&mut timeline, switch)).min().unwrap());
     println!(
-        "back in {back:?}, switched in {switched:?}, {:.0} MB of checkpoints",
+        "rewound in {rewound:?}, switched in {switched:?}, {:.0} MB of checkpoints",
         timeline.checkpoint_bytes() as f64 / 1e6
     );
-    assert!(back < Duration::from_millis(50) && switched < Duration::from_millis(50), "{back:?}, {switched:?}");
+    assert!(rewound < Duration::from_millis(50) && switched < Duration::from_millis(50), "{rewound:?}, {switched:?}");
 }

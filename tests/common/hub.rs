@@ -1,5 +1,5 @@
-//! A hub to test against: it speaks the protocol of Hugging Face's as its clients see it, serves what a test commits to it,
-//! and fails as a test asks it to. Plain files come from the hub itself, those in LFS from another port, as from a CDN.
+//! A test double of the Hugging Face Hub: it implements the HTTP API that clients use, serves the files that a test commits,
+//! and injects faults on request. Plain files come from the hub itself, LFS files from another port that acts as a CDN.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 use std::{
@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
-/// Which of the two servers.
+/// One of the two servers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
     Hub,
@@ -30,9 +30,9 @@ pub enum Side {
 pub struct Request {
     pub side: Side,
     pub method: String,
-    /// With its query.
+    /// Including the query.
     pub path: String,
-    /// By their names in lower case.
+    /// Names are in lower case.
     pub headers: BTreeMap<String, String>,
 }
 
@@ -46,25 +46,25 @@ impl Request {
     }
 }
 
-/// What is wrong with an answer.
+/// A fault of an answer.
 #[derive(Clone, Debug)]
 pub enum Fault {
     None,
-    /// Another status, with these headers and no body.
+    /// This status, with these headers and no body.
     Status(u16, Vec<(&'static str, String)>),
-    /// So many bytes of the body, then the connection closes.
+    /// The connection closes after this many bytes of the body.
     Cut(usize),
-    /// So many bytes of the body, then nothing more.
+    /// No more data after this many bytes of the body.
     Stall(usize),
     /// A pause before every 64 KiB.
     Slow(Duration),
-    /// A byte of the body is another.
+    /// One byte of the body is wrong.
     WrongByte,
-    /// The body and what is said of it are so many bytes longer.
+    /// The body and its declared length are this many bytes too long.
     Longer(usize),
-    /// Ranges are not understood.
-    Unranged,
-    /// A header has this value, or is not there.
+    /// The Range header is ignored.
+    NoRanges,
+    /// A header has this value, or is missing.
     Header(&'static str, Option<String>),
 }
 
@@ -94,7 +94,7 @@ struct Repo {
     card: Value,
     /// The token of a user who accepted the license.
     gate: Option<String>,
-    /// The name that it has now.
+    /// Its new name.
     moved: Option<String>,
 }
 
@@ -158,7 +158,7 @@ impl TestHub {
         self.state.address(Side::Hub)
     }
 
-    /// Makes `revision` of `repo` a commit with these files, and returns it; those with `true` are in LFS.
+    /// Commits files to `revision` of `repo`, and returns the commit; files with `true` are in LFS.
     pub fn commit(&self, repo: &str, revision: &str, files: &[(&str, &[u8], bool)]) -> String {
         let files: BTreeMap<String, File> = files
             .iter()
@@ -177,7 +177,7 @@ impl TestHub {
         commit
     }
 
-    /// Makes the files of a folder a commit; large ones are in LFS.
+    /// Commits the files of a folder; weights are in LFS.
     pub fn commit_folder(&self, repo: &str, folder: &std::path::Path) -> String {
         let files: Vec<(String, Vec<u8>)> = std::fs::read_dir(folder)
             .unwrap()
@@ -204,7 +204,7 @@ impl TestHub {
         repos.insert(from.into(), Repo { moved: Some(to.into()), ..Repo::default() });
     }
 
-    /// From now on answers are as wrong as `hook` says.
+    /// From now on, answers have the faults that `hook` returns.
     pub fn on(&self, hook: impl Fn(&Request) -> Fault + Send + Sync + 'static) {
         *self.state.hook.lock().unwrap() = Some(Box::new(hook));
     }
@@ -218,7 +218,7 @@ impl TestHub {
         self.state.sent.store(0, Ordering::Relaxed);
     }
 
-    /// Returns the bytes of files that were sent.
+    /// Returns the number of bytes of files that were sent.
     pub fn sent(&self) -> u64 {
         self.state.sent.load(Ordering::Relaxed)
     }
@@ -233,7 +233,7 @@ impl Drop for TestHub {
     }
 }
 
-/// What is answered: status, headers, and the bytes of a file or of a message.
+/// An answer: status, headers, and the bytes of a file or of a message.
 struct Answer {
     status: u16,
     headers: Vec<(&'static str, String)>,
@@ -252,7 +252,7 @@ impl Answer {
         Self::new(status, headers, json!({ "error": message }).to_string().into_bytes())
     }
 
-    /// Returns a file, or what of it the request asks for.
+    /// Returns a file, or the range of it that the request asks for.
     fn file(file: &File, etag: &str, request: &Request, ranged: bool) -> Self {
         let length = file.bytes.len();
         let mut headers = vec![("ETag", format!("\"{etag}\""))];
@@ -275,16 +275,16 @@ impl Answer {
 fn accept(state: &State, side: Side, stream: TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     match &state.tls {
-        None => converse(state, side, stream),
+        None => serve_requests(state, side, stream),
         Some(tls) => {
             let connection = ServerConnection::new(tls.clone()).map_err(io::Error::other)?;
-            converse(state, side, StreamOwned::new(connection, stream))
+            serve_requests(state, side, StreamOwned::new(connection, stream))
         }
     }
 }
 
 /// Answers requests on a connection until it closes.
-fn converse(state: &State, side: Side, stream: impl Read + Write) -> io::Result<()> {
+fn serve_requests(state: &State, side: Side, stream: impl Read + Write) -> io::Result<()> {
     let mut reader = BufReader::new(stream);
     while let Some(request) = read_request(&mut reader, side)? {
         if state.stop.load(Ordering::Relaxed) {
@@ -292,7 +292,7 @@ fn converse(state: &State, side: Side, stream: impl Read + Write) -> io::Result<
         }
         state.log.lock().unwrap().push(request.clone());
         let fault = state.hook.lock().unwrap().as_ref().map_or(Fault::None, |hook| hook(&request));
-        let ranged = !matches!(fault, Fault::Unranged);
+        let ranged = !matches!(fault, Fault::NoRanges);
         let answer = match (&fault, side) {
             (Fault::Status(status, headers), _) => Answer::new(*status, headers.clone(), Vec::new()),
             (_, Side::Hub) => answer_of_hub(state, &request, ranged),
@@ -478,8 +478,8 @@ fn info(id: &str, repo: &Repo, commit: &str, files: &BTreeMap<String, File>, blo
     .into_bytes()
 }
 
-/// Returns the files of a checkpoint whose config.json asks for `vocab` tokens: a golden one with another embedding,
-/// 256 bytes a token, so that it can be of any size.
+/// Returns the files of a checkpoint with `vocab` tokens: a golden one with another embedding, of 256 bytes per token, so that
+/// it can have any size.
 pub fn checkpoint(vocab: usize) -> Vec<(String, Vec<u8>)> {
     let folder = std::path::PathBuf::from(crate::common::golden("tiny-a"));
     let mut config: Value = serde_json::from_slice(&std::fs::read(folder.join("config.json")).unwrap()).unwrap();
@@ -489,7 +489,7 @@ pub fn checkpoint(vocab: usize) -> Vec<(String, Vec<u8>)> {
     let mut header: Value = serde_json::from_slice(&file[8..8 + length]).unwrap();
     let (name, width) = ("model.embed_tokens.weight", 64);
     let old = header[name]["data_offsets"][1].as_u64().unwrap() as usize;
-    assert_eq!(header[name]["data_offsets"][0], 0, "the embedding lies first");
+    assert_eq!(header[name]["data_offsets"][0], 0, "the embedding comes first");
     let new = vocab * width * 4;
     for (key, tensor) in header.as_object_mut().unwrap() {
         if key == name {
@@ -520,7 +520,7 @@ pub fn checkpoint(vocab: usize) -> Vec<(String, Vec<u8>)> {
     ]
 }
 
-/// Commits such files; weights are in LFS.
+/// Commits the files of a checkpoint; weights are in LFS.
 pub fn commit(hub: &TestHub, repo: &str, files: &[(String, Vec<u8>)]) -> String {
     let is_lfs = |name: &str| [".safetensors", ".gguf", ".bin"].iter().any(|suffix| name.ends_with(suffix));
     let files: Vec<_> = files.iter().map(|(name, bytes)| (&**name, &bytes[..], is_lfs(name))).collect();
@@ -528,7 +528,7 @@ pub fn commit(hub: &TestHub, repo: &str, files: &[(String, Vec<u8>)]) -> String 
     hub.commit(repo, "main", &files)
 }
 
-/// A hub, a cache and a folder of models for the binary.
+/// A hub, and a temporary cache and model folder for the binary.
 pub struct World {
     pub hub: TestHub,
     pub dir: tempfile::TempDir,
@@ -536,29 +536,29 @@ pub struct World {
 
 impl World {
     pub fn new() -> Self {
-        Self::of(TestHub::start())
+        Self::with_hub(TestHub::start())
     }
 
-    pub fn of(hub: TestHub) -> Self {
+    pub fn with_hub(hub: TestHub) -> Self {
         Self { hub, dir: tempfile::tempdir().unwrap() }
     }
 
-    /// With a checkpoint of so many tokens as `a/Tiny-Model`.
+    /// The hub contains a checkpoint of `vocab` tokens as `a/Tiny-Model`.
     pub fn with_model(vocab: usize) -> Self {
         let world = Self::new();
         commit(&world.hub, REPO, &checkpoint(vocab));
         world
     }
 
-    /// Returns the binary here, in an environment that knows this hub alone.
+    /// Returns a command that runs the binary with this environment.
     pub fn hymba<S: AsRef<std::ffi::OsStr>>(&self, args: impl IntoIterator<Item = S>) -> std::process::Command {
         let mut command = crate::common::hymba(args);
-        self.set(&mut command);
+        self.set_env(&mut command);
         command
     }
 
-    /// The environment of a command.
-    pub fn set(&self, command: &mut std::process::Command) {
+    /// Sets the environment of a command: this hub and these folders.
+    pub fn set_env(&self, command: &mut std::process::Command) {
         for (name, _) in std::env::vars_os() {
             let name = name.to_string_lossy();
             if ["HF_", "SSL_CERT_"].iter().any(|start| name.starts_with(start))

@@ -1,4 +1,4 @@
-//! Small random models, and passes over several texts of them.
+//! Small random models, and passes over several texts.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 use std::{
@@ -22,7 +22,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 pub static NO_CANCEL: AtomicBool = AtomicBool::new(false);
-/// Tokens of text that fit.
+/// Context size in tokens.
 pub const CONTEXT: usize = 200;
 
 pub fn rng(seed: u64) -> ChaCha8Rng {
@@ -33,7 +33,7 @@ pub fn one_of<T: Copy>(rng: &mut ChaCha8Rng, values: &[T]) -> T {
     values[rng.random_range(0..values.len())]
 }
 
-/// Sizes of a model that computes fast, with every kind of layer: global and windowed, producers and consumers.
+/// Returns a random config of a small model with every kind of layer: global and windowed, KV producers and consumers.
 pub fn small_config(rng: &mut ChaCha8Rng) -> Config {
     let (kv_heads, group, key_dim) = (rng.random_range(1..3), rng.random_range(1..4), one_of(rng, &[32, 32, 64]));
     let heads = kv_heads * group;
@@ -78,7 +78,7 @@ pub fn tokenizer() -> Tokenizer {
     Tokenizer::from_metadata(&metadata, "test").unwrap()
 }
 
-/// Returns a model with random weights; its file goes to `folder`.
+/// Returns a model with random weights, whose file is in `folder`.
 pub fn model(config: &Config, dtype: DType, folder: &Path) -> Model {
     assert_eq!(config.contradiction(), None);
     let file = folder.join("random.gguf");
@@ -86,7 +86,7 @@ pub fn model(config: &Config, dtype: DType, folder: &Path) -> Model {
     Model::open(&file).unwrap()
 }
 
-/// What a text reads in a pass, and how much of it is committed.
+/// Input of a text in a pass, and how many of its tokens are committed.
 #[derive(Clone, Debug)]
 pub struct Part {
     pub ids: Vec<u32>,
@@ -115,48 +115,48 @@ impl Part {
     }
 }
 
-/// What comes of a part: the bits of the logits after every token, or what went wrong.
+/// Result of a part: the bits of the logits after every token, or the error.
 pub type Outcome = std::result::Result<Vec<u32>, String>;
 
-/// Something that happens to some rows of a pass while a layer is computed.
+/// A fault in some rows of a pass while a layer is computed.
 #[derive(Clone, Debug)]
-pub struct Planted {
+pub struct Fault {
     pub layer: usize,
     pub rows: Range<usize>,
-    pub what: What,
+    pub kind: FaultKind,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum What {
-    /// in_proj makes NaN.
+pub enum FaultKind {
+    /// in_proj produces NaN.
     Nan,
-    /// in_proj makes large values.
+    /// in_proj produces values beyond F16.
     Large,
-    /// The reader of the first text has had enough.
+    /// The first text is cancelled.
     Cancel,
 }
 
-/// A backend during whose operations something happens.
-struct Planting<'a> {
+/// A backend that injects a fault.
+struct Injecting<'a> {
     inner: &'a mut Cpu,
     model: &'a Model,
-    planted: &'a Planted,
+    fault: &'a Fault,
     cancel: &'a AtomicBool,
 }
 
-impl Backend for Planting<'_> {
+impl Backend for Injecting<'_> {
     fn run(&mut self, op: Op<'_>) {
-        let Planted { layer, rows, what } = self.planted;
+        let Fault { layer, rows, kind } = self.fault;
         match op {
             Op::MatMul { w, x, out, accumulate, spans } if w.id == self.model.weights().layers[*layer].in_proj.id => {
-                let MatMut { buffer, rows: all, start, cols, stride } = out;
-                let out = MatMut { buffer: &mut *buffer, rows: all, start, cols, stride };
+                let MatMut { buffer, rows: tokens, start, cols, stride } = out;
+                let out = MatMut { buffer: &mut *buffer, rows: tokens, start, cols, stride };
                 self.inner.run(Op::MatMul { w, x, out, accumulate, spans });
                 let Buffer::F32(values) = buffer else { panic!("activations are f32") };
-                match what {
-                    What::Cancel => self.cancel.store(true, Ordering::Relaxed),
-                    What::Nan | What::Large => rows.clone().for_each(|t| {
-                        values[start + t * stride..][..cols].fill(if *what == What::Nan { f32::NAN } else { 1e6 });
+                match kind {
+                    FaultKind::Cancel => self.cancel.store(true, Ordering::Relaxed),
+                    FaultKind::Nan | FaultKind::Large => rows.clone().for_each(|t| {
+                        values[start + t * stride..][..cols].fill(if *kind == FaultKind::Nan { f32::NAN } else { 1e6 });
                     }),
                 }
             }
@@ -173,7 +173,7 @@ impl Backend for Planting<'_> {
     }
 }
 
-/// A CPU with room for passes of a model.
+/// A model on a CPU, with the buffers for passes.
 pub struct Machine<'m> {
     model: &'m Model,
     cpu: Cpu,
@@ -191,7 +191,7 @@ impl<'m> Machine<'m> {
         Self { model, cpu, scratch, meta }
     }
 
-    /// The same model with other kernels, or more threads.
+    /// Replaces the CPU: other kernels, or another number of threads.
     pub fn set_cpu(&mut self, cpu: Cpu) {
         self.cpu = cpu;
     }
@@ -200,14 +200,14 @@ impl<'m> Machine<'m> {
         self.cpu.kernels()
     }
 
-    /// Room for a text, in which the meta tokens are not read.
-    pub fn nothing(&self, cache: CacheType) -> State {
+    /// Returns a zeroed state, without the meta tokens.
+    pub fn zeroed(&self, cache: CacheType) -> State {
         State::new(&self.cpu, self.model.config(), CONTEXT, cache).unwrap()
     }
 
-    /// Returns an empty text.
+    /// Returns the state of an empty text, after the meta tokens.
     pub fn empty(&mut self, cache: CacheType) -> State {
-        let mut state = self.nothing(cache);
+        let mut state = self.zeroed(cache);
         self.clear(&mut state);
         state
     }
@@ -218,7 +218,7 @@ impl<'m> Machine<'m> {
         meta.into_iter().for_each(|meta| meta.put(&mut self.cpu, self.model.config(), state).unwrap());
     }
 
-    /// All of a state, to go back to.
+    /// Returns a checkpoint of the whole state.
     pub fn checkpoint(&mut self, state: &State) -> Checkpoint {
         state.checkpoint(&mut self.cpu, self.model.config(), state.cache, true).unwrap()
     }
@@ -235,9 +235,8 @@ impl<'m> Machine<'m> {
         image
     }
 
-    /// Returns a pass over some texts, of which those are committed that nothing went wrong in. What is planted is
-    /// planted, and may make the first text's reader have had enough.
-    pub fn pass(&mut self, texts: &mut [(&mut State, &Part)], planted: Option<&Planted>) -> Vec<Outcome> {
+    /// Runs a pass over some texts, with a fault if there is one, and commits those that did not fail.
+    pub fn pass(&mut self, texts: &mut [(&mut State, &Part)], fault: Option<&Fault>) -> Vec<Outcome> {
         let Self { model, cpu, scratch, .. } = self;
         let (config, weights, cancel) = (model.config(), model.weights(), AtomicBool::new(false));
         let ids: Vec<u32> = texts.iter().flat_map(|(_, part)| part.ids.clone()).collect();
@@ -253,11 +252,11 @@ impl<'m> Machine<'m> {
             .collect();
         scratch.prepare(cpu, config, &segments).unwrap();
         let input = Input { ids: &ids, observe: None };
-        let mut planting;
-        let backend: &mut dyn Backend = match planted {
-            Some(planted) => {
-                planting = Planting { inner: cpu, model, planted, cancel: &cancel };
-                &mut planting
+        let mut injecting;
+        let backend: &mut dyn Backend = match fault {
+            Some(fault) => {
+                injecting = Injecting { inner: cpu, model, fault, cancel: &cancel };
+                &mut injecting
             }
             None => cpu,
         };
@@ -277,8 +276,8 @@ impl<'m> Machine<'m> {
         outcomes
     }
 
-    /// Returns a pass over one text.
-    pub fn read(&mut self, state: &mut State, part: &Part) -> Outcome {
+    /// Runs a pass over one text.
+    pub fn run(&mut self, state: &mut State, part: &Part) -> Outcome {
         self.pass(&mut [(state, part)], None).remove(0)
     }
 }

@@ -1,4 +1,4 @@
-//! Pulls onto disks that are too small, full, or read-only.
+//! Pulls to disks that are too small, full, or read-only.
 
 use std::{
     fs,
@@ -8,24 +8,24 @@ use std::{
 };
 
 use crate::{
-    LARGE, QUICK, blobs_are_right,
+    LARGE, QUICK, assert_blobs,
     common::{fails, succeeds},
     hub::{Fault, World, checkpoint},
 };
 
-/// A disk of its own below the folder of a world.
+/// A temporary file system.
 struct Disk(PathBuf);
 
 impl Disk {
-    /// Mounts a disk of so many megabytes; `None` without the right to do so.
-    fn mount(at: &Path, megabytes: usize) -> Option<Self> {
-        fs::create_dir(at).unwrap();
+    /// Mounts a disk of this size; `None` without the required permissions.
+    fn mount(path: &Path, megabytes: usize) -> Option<Self> {
+        fs::create_dir(path).unwrap();
         let size = format!("size={megabytes}000000");
-        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(at).status();
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(path).status();
         if mounted.is_ok_and(|status| status.success()) {
-            return Some(Self(at.into()));
+            return Some(Self(path.into()));
         }
-        eprintln!("SKIPPED: disks need the right to mount a tmpfs");
+        eprintln!("SKIPPED: needs permission to mount a tmpfs");
         None
     }
 
@@ -68,7 +68,7 @@ fn a_download_resumes_after_a_full_disk() {
     fs::remove_file(filler).unwrap();
     let before = world.hub.sent();
     succeeds(&mut world.hymba(QUICK));
-    blobs_are_right(&world);
+    assert_blobs(&world);
     let (again, size) = (world.hub.sent() - before, checkpoint(LARGE)[3].1.len() as u64);
     assert!(again < size - 4_000_000, "{again} of {size} bytes were sent again");
 }

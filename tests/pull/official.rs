@@ -1,4 +1,4 @@
-//! A model with all files that the official ones have: pulled, converted, and talked to by its name.
+//! A model with all files of the official ones is pulled, converted, and used by name.
 
 use std::{fs, path::Path};
 
@@ -11,7 +11,7 @@ use crate::{
     names,
 };
 
-/// Files besides the weights, as published.
+/// Published files other than the weights.
 const FILES: [&str; 4] =
     ["generation_config.json", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json"];
 
@@ -50,8 +50,8 @@ fn a_complete_model_is_pulled_and_chats() {
     for folder in [None].into_iter().chain(official.as_ref().map(|folder| Some(Path::new(folder)))) {
         let world = World::new();
         commit(&world.hub, REPO, &published(folder));
-        let told = succeeds(&mut world.hymba(["pull", REPO, "--type", "q4"]));
-        assert!(told.ends_with("try it: hymba chat -m a/Tiny-Model\n"), "{told}");
+        let output = succeeds(&mut world.hymba(["pull", REPO, "--type", "q4"]));
+        assert!(output.ends_with("try it: hymba chat -m a/Tiny-Model\n"), "{output}");
         let commit = fs::read_to_string(world.cache().join("refs/main")).unwrap();
         let snapshot = names(world.cache().join("snapshots").join(commit));
         assert!(FILES.iter().all(|file| snapshot.iter().any(|name| name == file)), "{snapshot:?}");

@@ -1,4 +1,4 @@
-//! Pulls at a terminal: questions, answers, and bars.
+//! Pulls at a terminal: questions and progress bars.
 
 use std::fs;
 
@@ -9,7 +9,7 @@ use crate::{
     terminal::{CTRL_C, CTRL_D, Terminal, fits},
 };
 
-/// Weights of 6 MB, which take a moment.
+/// Weights of 6 MB, for a download that takes some time.
 const VOCABULARY: usize = 20_000;
 const OFFER: &str = "a/Tiny-Model is not installed. Download and convert it now? [Y/n] ";
 const KEEP: &str = "for other types and programs? [Y/n] ";
@@ -28,8 +28,9 @@ fn run_offers_to_pull_a_missing_model() {
         terminal.send(keys);
         let (ended, shown) = terminal.wait();
         assert_eq!(ended, code, "{keys:?}: {shown}");
-        let told = "hymba: error: a/Tiny-Model: no such file or installed model; get it with `hymba pull a/Tiny-Model`";
-        assert_eq!(shown.contains(told), code == 1, "{keys:?}: {shown}");
+        let error =
+            "hymba: error: a/Tiny-Model: no such file or installed model; get it with `hymba pull a/Tiny-Model`";
+        assert_eq!(shown.contains(error), code == 1, "{keys:?}: {shown}");
     }
     assert!(world.hub.requests().is_empty());
 
@@ -57,10 +58,10 @@ fn the_original_is_kept_unless_declined() {
     for keys in ["\r", "yes\r", CTRL_D] {
         assert_eq!(pull(keys), (0, true, true), "{keys:?}");
     }
-    assert_eq!(pull(CTRL_C), (130, false, true), "it is installed, and nothing is removed");
+    assert_eq!(pull(CTRL_C), (130, false, true), "the model is installed, and nothing is removed");
     assert!(world.installed("f16").exists());
     assert_eq!(pull("n\r"), (0, true, false));
-    // Who says it in advance is not asked.
+    // With --keep-original there is no question.
     for (keep, kept) in [("yes", true), ("no", false)] {
         let pull = world.hymba(["pull", REPO, "--type", "f16", "--force", "--keep-original", keep]);
         let (code, shown) = Terminal::start(&pull, 200).wait();
@@ -68,7 +69,7 @@ fn the_original_is_kept_unless_declined() {
     }
 }
 
-/// A bar and lines fit a narrow terminal; a pipe gets lines alone, and who wants quiet gets nothing.
+/// Progress bar and messages fit a narrow terminal; a pipe gets messages only, and -q suppresses all.
 #[test]
 fn progress_fits_the_terminal_width() {
     let world = World::with_model(VOCABULARY);

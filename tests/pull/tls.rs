@@ -1,4 +1,4 @@
-//! Pulls over TLS, with certificates made here, and through proxies.
+//! Pulls over TLS, with generated certificates, and through proxies.
 
 use std::{
     fs,
@@ -30,7 +30,7 @@ impl Authority {
         Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
     }
 
-    /// Returns a hub with the model whose certificate is for `host` until `year`.
+    /// Returns a hub with the model, and a certificate for `host` that is valid until `year`.
     fn hub(&self, host: &str, year: i32) -> World {
         let mut params = CertificateParams::new([host.to_owned()]).unwrap();
         params.not_after = date_time_ymd(year, 1, 1);
@@ -41,19 +41,19 @@ impl Authority {
             .unwrap()
             .with_no_client_auth()
             .with_single_cert(vec![certificate.der().clone()], PrivatePkcs8KeyDer::from(key.serialize_der()).into());
-        let world = World::of(TestHub::start_tls(Arc::new(config.unwrap())));
+        let world = World::with_hub(TestHub::start_tls(Arc::new(config.unwrap())));
         commit(&world.hub, REPO, &checkpoint(SMALL));
         world
     }
 
-    /// Writes its certificate to a file.
+    /// Writes the authority's certificate to a file.
     fn file(&self, world: &World) -> PathBuf {
         let path = world.dir.path().join("ca.pem");
         fs::write(&path, self.0.pem()).unwrap();
         path
     }
 
-    /// Returns a pull that trusts it.
+    /// Returns a pull that trusts this authority.
     fn pull(&self, world: &World) -> Command {
         let mut pull = world.hymba(QUICK);
         pull.env("SSL_CERT_FILE", self.file(world));
@@ -71,7 +71,7 @@ fn certificates_are_verified() {
     fails(world.hymba(QUICK).env("SSL_CERT_FILE", none), 1, &["no CA certificates found", "none.pem"]);
     assert!(world.hub.requests().is_empty() && !world.cache().exists());
 
-    // The token stays with the hub, and nothing goes from TLS to an unprotected address.
+    // The token is only sent to the hub, and redirects from https to http are refused.
     world.hub.gate(REPO, "hf_right");
     world
         .hub
@@ -99,33 +99,33 @@ fn certificates_are_verified() {
     fails(ours.pull(&world).env("HF_ENDPOINT", https), 1, &["does not speak TLS"]);
 }
 
-/// A proxy that connects to whatever it is asked for.
+/// A CONNECT proxy.
 struct Proxy {
     address: String,
-    /// The requests that it received, with their headers.
-    asked: Arc<Mutex<Vec<String>>>,
+    /// Received requests with their headers.
+    requests: Arc<Mutex<Vec<String>>>,
 }
 
 impl Proxy {
     fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let (address, asked) = (listener.local_addr().unwrap().to_string(), Arc::<Mutex<Vec<_>>>::default());
-        let log = asked.clone();
+        let (address, requests) = (listener.local_addr().unwrap().to_string(), Arc::<Mutex<Vec<_>>>::default());
+        let log = requests.clone();
         thread::spawn(move || {
             for client in listener.incoming().flatten() {
                 let log = log.clone();
                 thread::spawn(move || drop(relay(client, &log)));
             }
         });
-        Self { address, asked }
+        Self { address, requests }
     }
 
-    fn asked(&self) -> Vec<String> {
-        self.asked.lock().unwrap().clone()
+    fn requests(&self) -> Vec<String> {
+        self.requests.lock().unwrap().clone()
     }
 }
 
-/// Connects `client` with the address that its request names.
+/// Connects `client` to the address in its request.
 fn relay(mut client: TcpStream, log: &Mutex<Vec<String>>) -> io::Result<()> {
     let mut reader = BufReader::new(client.try_clone()?);
     let mut head = String::new();
@@ -148,26 +148,26 @@ fn https_goes_through_a_connect_proxy() {
     let (ours, proxy) = (Authority::new("ours"), Proxy::start());
     let world = ours.hub("127.0.0.1", 4000);
     let through = format!("http://user:pass-word@{}", proxy.address);
-    // Exceptions are hosts; one for another changes nothing.
+    // NO_PROXY for another host has no effect.
     let output = ours.pull(&world).env("HTTPS_PROXY", &through).env("NO_PROXY", "hub.example").output().unwrap();
-    let said = text(&output.stdout) + &text(&output.stderr);
-    assert!(output.status.success() && !said.contains("pass-word"), "{said}");
-    let (asked, hub) = (proxy.asked(), world.hub.endpoint().replace("https://", "CONNECT "));
-    assert!(asked.iter().any(|head| head.starts_with(&hub)), "{asked:?}");
+    let shown = text(&output.stdout) + &text(&output.stderr);
+    assert!(output.status.success() && !shown.contains("pass-word"), "{shown}");
+    let (requests, hub) = (proxy.requests(), world.hub.endpoint().replace("https://", "CONNECT "));
+    assert!(requests.iter().any(|head| head.starts_with(&hub)), "{requests:?}");
     let basic = "basic dxnlcjpwyxnzlxdvcmq="; // user:pass-word
-    assert!(asked.iter().all(|head| head.starts_with("CONNECT 127.0.0.1:") && head.to_lowercase().contains(basic)));
-    assert!(!asked.iter().any(|head| head.contains("Signature")), "addresses are within TLS");
+    assert!(requests.iter().all(|head| head.starts_with("CONNECT 127.0.0.1:") && head.to_lowercase().contains(basic)));
+    assert!(!requests.iter().any(|head| head.contains("Signature")), "paths are inside TLS");
 
     succeeds(ours.pull(&world).arg("--force").env("HTTPS_PROXY", &through).env("NO_PROXY", "localhost,127.0.0.1"));
-    assert_eq!(proxy.asked().len(), asked.len(), "this host needs no proxy");
+    assert_eq!(proxy.requests().len(), requests.len(), "NO_PROXY contains this host");
     let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let output = ours.pull(&world).env("HTTPS_PROXY", format!("http://user:pass-word@{nobody}")).output().unwrap();
-    let said = text(&output.stderr);
-    let why = ": no connection (connection refused); check the network and the proxy\n";
-    assert!(output.status.code() == Some(1) && said.ends_with(why) && said.lines().count() == 1, "{said}");
+    let stderr = text(&output.stderr);
+    let error = ": no connection (connection refused); check the network and the proxy\n";
+    assert!(output.status.code() == Some(1) && stderr.ends_with(error) && stderr.lines().count() == 1, "{stderr}");
 }
 
-/// A proxy that refuses, and one that is not for the hub's host.
+/// HTTPS_PROXY applies to https only; NO_PROXY excludes the hub's host.
 #[test]
 fn each_scheme_has_its_own_proxy() {
     let world = World::with_model(SMALL);
@@ -175,12 +175,12 @@ fn each_scheme_has_its_own_proxy() {
     let mut pull = world.hymba(QUICK);
     pull.env("HF_ENDPOINT", "https://hub.example").env("HTTPS_PROXY", proxy.endpoint());
     fails(&mut pull, 1, &["https://hub.example: the proxy refuses the connection: "]);
-    let asked = proxy.requests();
+    let requests = proxy.requests();
     assert!(
-        !asked.is_empty() && asked.iter().all(|r| r.method == "CONNECT" && r.path == "hub.example:443"),
-        "{asked:?}"
+        !requests.is_empty() && requests.iter().all(|r| r.method == "CONNECT" && r.path == "hub.example:443"),
+        "{requests:?}"
     );
     succeeds(world.hymba(QUICK).env("HTTPS_PROXY", proxy.endpoint()));
     succeeds(world.hymba(QUICK).arg("--force").env("HTTP_PROXY", proxy.endpoint()).env("NO_PROXY", "127.0.0.1"));
-    assert_eq!(proxy.requests().len(), asked.len());
+    assert_eq!(proxy.requests().len(), requests.len());
 }
