@@ -28,7 +28,7 @@ pub fn rate(tokens_per_second: f64) -> String {
 /// Formats the acceptance rate of draft tokens, if there were any.
 pub fn drafts(t: &Timings) -> Option<String> {
     let (per_pass, share) = (t.tokens_per_pass()?, t.accepted_share()?);
-    Some(format!("{per_pass:.1} tokens a pass, {:.0} % of drafts accepted", 1e2 * share))
+    Some(format!("{per_pass:.1} tokens per pass, {:.0} % of drafts accepted", 1e2 * share))
 }
 
 /// Returns the one of `names` closest to `typed`, if it is close.

@@ -333,7 +333,7 @@ pub fn markdown(results: &Results) -> String {
     if !gains.is_empty() {
         let _ = writeln!(
             out,
-            "\n| task | tokens | tok/s, single steps | tok/s | times as fast | tokens a pass | accepted | drafting |\n\
+            "\n| task | tokens | tok/s, single steps | tok/s | speedup | tokens per pass | accepted | drafting |\n\
              |---|---|---|---|---|---|---|---|"
         );
     }
