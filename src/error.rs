@@ -45,8 +45,8 @@ pub enum Error {
     #[error("{origin}: is not a usable chat template{}: {problem}", line_number(.line))]
     Template { origin: String, line: Option<usize>, problem: String },
     /// A session file does not fit this session.
-    #[error("{file}: {why}")]
-    SessionMismatch { file: String, why: Mismatch },
+    #[error("{file}: {reason}")]
+    SessionMismatch { file: String, reason: Mismatch },
     /// A calibration file does not fit this model.
     #[error("{file}: {problem}")]
     Calibration { file: String, problem: String },

@@ -544,7 +544,7 @@ fn a_loaded_conversation_continues_identically() {
     let mut timeline = Timeline::new(Session::new(&DEMO.0, &SessionOptions::default()).unwrap(), 0);
     timeline.save(&file, &hymba::engine::conversation::Saved::text(loaded.sampler(), None), false).unwrap();
     let refused = original.load(&file, false);
-    assert!(matches!(refused, Err(Error::SessionMismatch { why: Mismatch::Text, .. })));
+    assert!(matches!(refused, Err(Error::SessionMismatch { reason: Mismatch::Text, .. })));
     assert_eq!(original.turns().len(), 4);
     check(&mut original);
 }

@@ -156,15 +156,15 @@ fn texts_of_0_1_continue_identically() {
         assert!(fs::read(&copy).unwrap() == fs::read(fixture(file)).unwrap(), "{file}");
 
         let mut timeline = timeline(cache);
-        let unread = timeline.load(&copy, |saved: Saved, _| Ok(saved.unread)).unwrap();
+        let unprocessed = timeline.load(&copy, |saved: Saved, _| Ok(saved.unprocessed)).unwrap();
         let loaded = timeline.steps().to_vec();
         let mut seen = vec![hash(timeline.logits())];
         assert_eq!(seen[0], logits[0], "{file}");
-        seen.extend(unread.iter().chain(&runs[0].ids).map(|&id| hash(timeline.decode(id).unwrap())));
+        seen.extend(unprocessed.iter().chain(&runs[0].ids).map(|&id| hash(timeline.decode(id).unwrap())));
         timeline.seek(&loaded[..loaded.len() - REWIND], &watch()).unwrap();
         seen.push(hash(timeline.logits()));
         timeline.load(&copy, |_: Saved, _| Ok(())).unwrap();
-        unread.iter().for_each(|&id| drop(timeline.decode(id).unwrap().to_vec()));
+        unprocessed.iter().for_each(|&id| drop(timeline.decode(id).unwrap().to_vec()));
         seen.push(hash(timeline.prefill(&runs[0].ids[..1], &NO_CANCEL).unwrap()));
         assert_computed(&seen, logits, file);
     }

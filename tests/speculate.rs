@@ -99,7 +99,7 @@ type Compared = (String, Vec<u32>, Option<u32>, StopReason, usize);
 /// Returns everything in a result except the times.
 fn comparable(done: hymba::Result<Generation>) -> Result<Compared, String> {
     let done = done.map_err(|e| e.to_string())?;
-    Ok((done.text, done.ids, done.unread, done.stop, done.timings.decode_steps))
+    Ok((done.text, done.ids, done.unprocessed, done.stop, done.timings.decode_steps))
 }
 
 fn params(rng: &mut ChaCha8Rng) -> SamplingParams {
@@ -318,8 +318,8 @@ fn check_conversation(model: &Model, tokenizer: &Tokenizer, rng: &mut ChaCha8Rng
         for (conversation, file) in conversations.iter_mut().zip(&files) {
             let (outcome, pieces) = perform(conversation, &next, file, guessed);
             let ids = conversation.timeline().ids();
-            if let Ok(Some((Ok((_, _, unread, ..)), _))) = &outcome {
-                *oracle.ids.borrow_mut() = ids.iter().copied().chain(*unread).collect();
+            if let Ok(Some((Ok((_, _, unprocessed, ..)), _))) = &outcome {
+                *oracle.ids.borrow_mut() = ids.iter().copied().chain(*unprocessed).collect();
             }
             let logits: Vec<u32> = conversation.timeline().logits().iter().map(|logit| logit.to_bits()).collect();
             let steps = conversation.timeline().steps().to_vec();

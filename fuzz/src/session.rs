@@ -104,9 +104,9 @@ pub fn load(data: &[u8]) -> bool {
     fs::write(&saved, file(data)).expect("room for it");
 
     let mut running = timeline();
-    let check = |saved_text: Saved, _: &[_]| Ok((saved_text.text_sampler(saved.path())?, saved_text.unread));
-    let text = running.load(saved.path(), check).and_then(|(sampler, unread)| {
-        unread.map(|id| running.decode(id).map(drop)).transpose()?;
+    let check = |saved_text: Saved, _: &[_]| Ok((saved_text.text_sampler(saved.path())?, saved_text.unprocessed));
+    let text = running.load(saved.path(), check).and_then(|(sampler, unprocessed)| {
+        unprocessed.map(|id| running.decode(id).map(drop)).transpose()?;
         running.decode(5)?;
         Ok(sampler)
     });

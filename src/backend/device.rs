@@ -86,7 +86,7 @@ impl Device {
         self.profile.clone().unwrap_or_default()
     }
 
-    fn at_work(&mut self) -> &mut dyn Memory {
+    fn active(&mut self) -> &mut dyn Memory {
         match &mut self.gpu {
             Some(gpu) => gpu,
             None => &mut self.cpu,
@@ -102,12 +102,12 @@ impl Device {
 impl Backend for Device {
     fn run(&mut self, op: Op<'_>) {
         if self.profile.is_none() {
-            return self.at_work().run(op);
+            return self.active().run(op);
         }
         let (operation, before, start) = (op.operation(), self.waited(), Instant::now());
-        self.at_work().run(op);
+        self.active().run(op);
         // Includes what a GPU has enqueued; an error is reported again by the next call.
-        let _ = self.at_work().finish();
+        let _ = self.active().finish();
         let waited = self.waited() - before;
         if let Some(profile) = &mut self.profile {
             profile.add(operation, start.elapsed(), waited);
@@ -115,11 +115,11 @@ impl Backend for Device {
     }
 
     fn max_abs(&mut self, x: MatRef<'_>) -> Option<f32> {
-        self.at_work().max_abs(x)
+        self.active().max_abs(x)
     }
 
     fn finish(&mut self) -> Result<()> {
-        self.at_work().finish()
+        self.active().finish()
     }
 }
 
@@ -136,14 +136,14 @@ impl Memory for Device {
     }
 
     fn clear(&mut self, buffer: &mut Buffer) {
-        self.at_work().clear(buffer);
+        self.active().clear(buffer);
     }
 
     fn upload(&mut self, values: &[f32], buffer: &mut Buffer, at: usize) {
-        self.at_work().upload(values, buffer, at);
+        self.active().upload(values, buffer, at);
     }
 
     fn download(&mut self, buffer: &Buffer, len: usize) -> Vec<f32> {
-        self.at_work().download(buffer, len)
+        self.active().download(buffer, len)
     }
 }

@@ -14,10 +14,10 @@ pub fn at_terminal() -> bool {
     io::stdin().is_terminal() && io::stderr().is_terminal()
 }
 
-/// Asks a yes/no question at the terminal; an empty answer means `usual`. Returns `None` at the end of the input.
-pub fn ask(question: &str, usual: bool, cancel: &AtomicBool) -> anyhow::Result<Option<bool>> {
+/// Asks a yes/no question at the terminal; an empty answer means `default_answer`. Returns `None` at the end of the input.
+pub fn ask(question: &str, default_answer: bool, cancel: &AtomicBool) -> anyhow::Result<Option<bool>> {
     loop {
-        terminal::question(&format!("{question} [{}]", if usual { "Y/n" } else { "y/N" }))?;
+        terminal::question(&format!("{question} [{}]", if default_answer { "Y/n" } else { "y/N" }))?;
         let mut line = String::new();
         let read = wait(cancel).map_err(anyhow::Error::from);
         let read = read.and_then(|()| Ok(io::stdin().read_line(&mut line)?));
@@ -29,7 +29,7 @@ pub fn ask(question: &str, usual: bool, cancel: &AtomicBool) -> anyhow::Result<O
         match &*line.trim().to_lowercase() {
             "y" | "yes" => return Ok(Some(true)),
             "n" | "no" => return Ok(Some(false)),
-            "" => return Ok((!line.is_empty()).then_some(usual)),
+            "" => return Ok((!line.is_empty()).then_some(default_answer)),
             _ => (),
         }
     }

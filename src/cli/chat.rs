@@ -344,6 +344,6 @@ fn template(
         }
     };
     let template = tokenizer.template(&source, &origin)?;
-    templates::check(&source).map_err(|why| Usage(format!("{origin}: {why}")))?;
+    templates::check(&source).map_err(|reason| Usage(format!("{origin}: {reason}")))?;
     Ok(Some(template))
 }

@@ -31,7 +31,7 @@ pub fn hint(error: &Error, interface: Interface) -> Option<Cow<'static, str>> {
             "convert the model again with `hymba quantize` from a folder that holds tokenizer.json"
         }
         Error::Template { .. } => "use another one with --chat-template-file",
-        Error::SessionMismatch { why, .. } => return mismatch(why, interface),
+        Error::SessionMismatch { reason, .. } => return mismatch(reason, interface),
         Error::Calibration { .. } => "create one for this model with --calibrate",
         Error::NoSuchTensor { .. } => "names for --tensor-type look like blk.0.ffn_up.weight",
         Error::TensorRange { name, .. } => {
@@ -55,8 +55,8 @@ pub fn hint(error: &Error, interface: Interface) -> Option<Cow<'static, str>> {
     Some(hint.into())
 }
 
-fn mismatch(why: &Mismatch, interface: Interface) -> Option<Cow<'static, str>> {
-    let hint = match (why, interface) {
+fn mismatch(reason: &Mismatch, interface: Interface) -> Option<Cow<'static, str>> {
+    let hint = match (reason, interface) {
         (Mismatch::CacheType { saved, .. }, Interface::CommandLine) => format!("add --cache-type {saved}").into(),
         (Mismatch::CacheType { saved, .. }, Interface::Conversation) => {
             format!("start with --cache-type {saved} to load it").into()
@@ -156,7 +156,7 @@ mod tests {
 
     #[test]
     fn an_error_and_its_hint_are_one_sentence() {
-        let session = |why| Error::SessionMismatch { file: "talk".into(), why };
+        let session = |reason| Error::SessionMismatch { file: "talk".into(), reason };
         let template = |line| Error::Template { origin: "t.jinja".into(), line, problem: "no".into() };
         let memory = |available| Error::OutOfMemory { wanted: 2_500_000_000, available };
         for (error, expected) in [
@@ -200,8 +200,8 @@ mod tests {
         let full = Error::ConversationFull { needed: 9, free: 3, context: 3 };
         assert!(!hint(&full, Interface::CommandLine).unwrap().contains('/'));
         assert!(hint(&full, Interface::Conversation).unwrap().starts_with("use /undo"));
-        let why = Mismatch::CacheType { saved: "f16".into(), cache: "f32" };
-        let other = Error::SessionMismatch { file: "talk".into(), why };
+        let reason = Mismatch::CacheType { saved: "f16".into(), cache: "f32" };
+        let other = Error::SessionMismatch { file: "talk".into(), reason };
         assert_eq!(hint(&other, Interface::CommandLine).unwrap(), "add --cache-type f16");
         assert_eq!(hint(&other, Interface::Conversation).unwrap(), "start with --cache-type f16 to load it");
         assert!(hint(&Error::Cancelled, Interface::CommandLine).is_none());

@@ -90,12 +90,17 @@ impl Cli {
         let line: Vec<_> = env::args_os().collect();
         match settings::read() {
             Ok(settings) => Self::of(line.clone(), &settings).map_err(|e| {
-                settings::blame(e, &settings, |some| Self::of(line.clone(), some).map(drop), &mut Self::command())
+                settings::attribute_error(
+                    e,
+                    &settings,
+                    |some| Self::of(line.clone(), some).map(drop),
+                    &mut Self::command(),
+                )
             }),
             // Commands that need no settings, such as help, still work.
-            Err(why) => match Self::of(line, &[])? {
+            Err(reason) => match Self::of(line, &[])? {
                 cli @ Self { command: Command::Completions(_) | Command::Man(_) } => Ok(cli),
-                _ => Err(Self::command().error(ErrorKind::InvalidValue, why)),
+                _ => Err(Self::command().error(ErrorKind::InvalidValue, reason)),
             },
         }
     }
@@ -122,7 +127,7 @@ impl Cli {
         let matches = command.try_get_matches_from_mut(line)?;
         let mut cli = Self::from_arg_matches(&matches).map_err(|e| e.format(&mut command))?;
         if let (Some(sampling), Some((_, flags))) = (cli.command.sampling_mut(), matches.subcommand()) {
-            sampling.settings = settings::not_flags(flags);
+            sampling.settings = settings::from_settings(flags);
         }
         Ok(cli)
     }

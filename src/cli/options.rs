@@ -130,8 +130,8 @@ impl SessionArgs {
         if quiet {
             return Ok(session);
         }
-        if let Some(why) = session.fallback() {
-            terminal::warn(&terminal::describe_fallback(why));
+        if let Some(reason) = session.fallback() {
+            terminal::warn(&terminal::describe_fallback(reason));
         }
         if let Some(warning) = beyond_training(model, session.context()) {
             terminal::warn(&warning);
@@ -223,7 +223,7 @@ impl SamplingArgs {
         ]);
         for (setting, value) in flags {
             if let Some(value) = value.filter(|_| applies(setting.name())) {
-                let refuse = |why| Usage(format!("--{} {value}: the value {why}", setting.name()));
+                let refuse = |reason| Usage(format!("--{} {value}: the value {reason}", setting.name()));
                 params.set(setting, value).map_err(refuse)?;
             }
         }

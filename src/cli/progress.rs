@@ -9,7 +9,7 @@ use hymba::quant::Event;
 use indicatif::{HumanDuration, ProgressBar};
 
 pub use self::late::Bar;
-use self::style::{Unit, left, style};
+use self::style::{Unit, remaining, style};
 use super::terminal;
 
 /// Interval between lines without a terminal.
@@ -81,15 +81,15 @@ impl Progress {
         if !self.quiet && !self.has_bar() && self.last_line.elapsed() > PAUSE {
             self.last_line = Instant::now();
             let fraction = |done: u64| done as f64 / self.total.max(1) as f64;
-            let left = left(self.start.elapsed(), fraction(self.before), fraction(self.done));
-            let left = left.map_or(String::new(), |left| format!(", {} left", HumanDuration(left)));
+            let remaining = remaining(self.start.elapsed(), fraction(self.before), fraction(self.done));
+            let remaining = remaining.map_or(String::new(), |remaining| format!(", {} left", HumanDuration(remaining)));
             let (percent, label) = (100.0 * fraction(self.done), &self.label);
-            terminal::note(&format!("{percent:.0} % ({label}){left}"));
+            terminal::note(&format!("{percent:.0} % ({label}){remaining}"));
         }
     }
 
     /// Subtracts bytes that have to be processed again.
-    pub fn take_back(&mut self, bytes: u64) {
+    pub fn subtract(&mut self, bytes: u64) {
         self.bar.dec(bytes);
         self.done = self.done.saturating_sub(bytes);
         self.before = self.before.min(self.done);

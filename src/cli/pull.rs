@@ -322,12 +322,12 @@ fn show(progress: &mut Progress, event: &Event) {
         }
         Event::Fetched { bytes } => progress.advance(*bytes),
         Event::Again { path, bytes } => {
-            progress.take_back(*bytes);
+            progress.subtract(*bytes);
             progress.note(&format!("{path}: the partial download cannot be resumed; starting over"));
         }
         Event::Waiting { path } => progress.note(&format!("another program is downloading {path}; waiting for it")),
-        Event::Retry { path, why, pause } => {
-            progress.note(&format!("{path}: {why}; trying again in {:.1} s", pause.as_secs_f64()));
+        Event::Retry { path, reason, pause } => {
+            progress.note(&format!("{path}: {reason}; trying again in {:.1} s", pause.as_secs_f64()));
         }
         Event::Checking { path } => progress.message(&format!("checking {path}")),
     }

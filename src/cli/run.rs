@@ -275,10 +275,10 @@ impl<'a> Run<'a> {
             (_, true) => Format::JsonLines,
             _ => Format::Text,
         };
-        let reads_along = format == Format::Text && io::stdout().is_terminal();
+        let is_interactive = format == Format::Text && io::stdout().is_terminal();
         let limit = match args.predict {
             Some(Limit(limit)) => limit,
-            None if reads_along => Some(model.reply_limit()?.unwrap_or(REPLY_LIMIT)),
+            None if is_interactive => Some(model.reply_limit()?.unwrap_or(REPLY_LIMIT)),
             None => None,
         };
         let speculator = args.speculate.speculator(tokenizer, cancel)?;
@@ -342,7 +342,7 @@ impl<'a> Run<'a> {
             constraint,
             ..Request::default()
         };
-        let goes_back = !args.stop.is_empty() && args.stored.session.is_some() && !args.stored.session_ro;
+        let may_rewind = !args.stop.is_empty() && args.stored.session.is_some() && !args.stored.session_ro;
         let (bar, output) = (Bar::tokens(!args.quiet), RefCell::new(output));
         // The bar and the prompt would share a line: clear the bar first.
         let (prompt, failed) = (Cell::new(Some(&*prompt.shown)), RefCell::new(None));
@@ -355,7 +355,7 @@ impl<'a> Run<'a> {
                 *failed.borrow_mut() = output.borrow_mut().show_prompt(prompt).err();
             }
         };
-        let mut timeline = Checkpointed::new(timeline, goes_back, &progress);
+        let mut timeline = Checkpointed::new(timeline, may_rewind, &progress);
         let show = &mut |text: &str| match failed.take() {
             Some(e) => Err(e),
             None => output.borrow_mut().show(text),
@@ -411,7 +411,7 @@ impl<'a> Run<'a> {
     ) -> anyhow::Result<()> {
         let Self { args, cancel, model, tokenizer, mut timeline, sampler, limit, mut output, .. } = self;
         if let Some(path) = args.stored.session.as_ref().filter(|_| !args.stored.session_ro) {
-            stored::keep(&mut timeline, &args.stored, path, tokenizer, &sampler, done)?;
+            stored::save(&mut timeline, &args.stored, path, tokenizer, &sampler, done)?;
         }
         let (seed, calls) = (sampler.seed(), None);
         let report =
@@ -429,8 +429,8 @@ fn report_end(
     output: &mut Output,
     report: &Report<'_>,
 ) -> anyhow::Result<()> {
-    if let Some(why) = timeline.fallback_reason().filter(|_| !args.quiet) {
-        terminal::warn(&terminal::describe_fallback(why));
+    if let Some(reason) = timeline.fallback_reason().filter(|_| !args.quiet) {
+        terminal::warn(&terminal::describe_fallback(reason));
     }
     let (session, done) = (timeline.session(), report.generation);
     if args.json || args.jsonl {

@@ -105,7 +105,7 @@ pub fn read() -> Result<Vec<Setting>, String> {
 }
 
 fn read_file(path: &Path) -> Result<Vec<Setting>, String> {
-    let fail = |why: String| format!("{}: {why}", path.display());
+    let fail = |reason: String| format!("{}: {reason}", path.display());
     match fs::metadata(path) {
         Ok(meta) if meta.len() > FILE_BYTES => return Err(fail("is too large for a configuration file".into())),
         Ok(meta) if !meta.is_file() => return Err(fail("is not a regular file".into())),
@@ -174,7 +174,7 @@ fn apply_to(command: Command, all: bool, settings: &[Setting]) -> Command {
 }
 
 /// Returns the settings of `flags` whose value is not from the command line.
-pub fn not_flags(flags: &ArgMatches) -> Vec<&'static str> {
+pub fn from_settings(flags: &ArgMatches) -> Vec<&'static str> {
     let is_default = |name: &str| {
         let id = name.replace('-', "_");
         flags.ids().any(|known| *known == *id) && flags.value_source(&id) == Some(ValueSource::DefaultValue)
@@ -200,7 +200,7 @@ fn show_variable(arg: Arg, name: &str) -> Arg {
 
 /// Prefixes `error` with the variable or file whose value `parse` rejects; `parse` takes a command and parses the
 /// command line.
-pub fn blame(
+pub fn attribute_error(
     error: Error,
     settings: &[Setting],
     parse: impl Fn(&[Setting]) -> Result<(), Error>,
@@ -211,11 +211,11 @@ pub fn blame(
     }
     let refused = settings.iter().find_map(|setting| {
         // clap does not report the source of an invalid value, so each setting is tried alone.
-        let why = parse(std::slice::from_ref(setting)).err()?;
-        parse(&[]).is_ok().then_some((setting, why))
+        let reason = parse(std::slice::from_ref(setting)).err()?;
+        parse(&[]).is_ok().then_some((setting, reason))
     });
-    let Some((setting, why)) = refused else { return error };
-    let text = why.render().to_string();
+    let Some((setting, reason)) = refused else { return error };
+    let text = reason.render().to_string();
     let first = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
     command.error(error.kind(), format!("{}: {first}", setting.origin.name()))
 }

@@ -94,7 +94,7 @@ fn narrowed(size: usize, columns: Option<&str>) -> Option<usize> {
 }
 
 /// Whether `c` is a control or invisible character.
-fn is_obeyed(c: char) -> bool {
+fn is_control(c: char) -> bool {
     c.is_control() && !matches!(c, '\n' | '\t')
 }
 
@@ -106,12 +106,12 @@ pub fn question(text: &str) -> io::Result<()> {
 /// Returns `text` with control characters except line breaks and tabs escaped (`\x1b`). Text from files or models may
 /// contain them, and must not control the terminal.
 pub fn printable(text: &str) -> Cow<'_, str> {
-    if !text.contains(is_obeyed) {
+    if !text.contains(is_control) {
         return text.into();
     }
     let mut shown = String::with_capacity(text.len() + 8);
     for c in text.chars() {
-        if is_obeyed(c) {
+        if is_control(c) {
             let _ = write!(shown, "\\x{:02x}", c as u32); // writing to a string cannot fail
         } else {
             shown.push(c);
@@ -147,7 +147,7 @@ impl Out {
     /// Writes `object` as JSON and a line break; at a terminal, control characters are JSON-escaped.
     pub fn json(&mut self, object: &impl Serialize, pretty: bool) -> io::Result<()> {
         let text = if pretty { serde_json::to_string_pretty(object) } else { serde_json::to_string(object) }?;
-        let escape = |c: char| if is_obeyed(c) { format!("\\u{:04x}", c as u32) } else { c.to_string() };
+        let escape = |c: char| if is_control(c) { format!("\\u{:04x}", c as u32) } else { c.to_string() };
         let text = if self.terminal { text.chars().map(escape).collect() } else { text };
         writeln!(self.out, "{text}")
     }
@@ -177,12 +177,12 @@ pub fn small_print(line: &str, styled: bool) {
 }
 
 /// Returns the description of a fallback.
-pub fn describe_fallback(why: &hymba::Error) -> String {
-    let done = match why {
+pub fn describe_fallback(reason: &hymba::Error) -> String {
+    let done = match reason {
         hymba::Error::CacheRange { .. } => "switched the KV cache to f32",
         _ => "falling back to CPU",
     };
-    format!("{done}: {}", with_hint(why.to_string(), why, Interface::CommandLine))
+    format!("{done}: {}", with_hint(reason.to_string(), reason, Interface::CommandLine))
 }
 
 /// Returns the error, its causes and the hint for this `interface` in one line; a cause already at the end of the line is

@@ -54,9 +54,9 @@ pub struct Resources {
 }
 
 impl ToolArgs {
-    /// Fails if replies are constrained (`is_held`) and may also call tools.
-    pub fn check(&self, is_held: bool) -> Result<(), Usage> {
-        if is_held && self.tools.is_some() && self.tool_choice.as_deref() != Some("none") {
+    /// Fails if replies are constrained (`is_constrained`) and may also call tools.
+    pub fn check(&self, is_constrained: bool) -> Result<(), Usage> {
+        if is_constrained && self.tools.is_some() && self.tool_choice.as_deref() != Some("none") {
             let problem =
                 "--tools cannot be combined with constrained output; omit one of them, or add --tool-choice none";
             return Err(Usage(problem.into()));
@@ -83,7 +83,7 @@ impl ToolArgs {
     /// confirmation and there is no user to ask.
     pub fn answers(&self) -> anyhow::Result<Option<Answers>> {
         let Some(command) = &self.tool_command else { return Ok(None) };
-        let program = Program::new(command).map_err(|why| Usage(format!("--tool-command: {why}")))?;
+        let program = Program::new(command).map_err(|reason| Usage(format!("--tool-command: {reason}")))?;
         if !self.tool_yes && !ask::at_terminal() {
             let problem =
                 "--tool-command: there is no terminal to confirm each run; add --tool-yes to skip the confirmation";

@@ -58,7 +58,7 @@ pub(super) fn compile(
 pub(super) fn refusal(grammar: TopLevelGrammar) -> Option<Refusal> {
     let checked = foreign::call(|| GrammarInit::Serialized(grammar).validate(None, limits()));
     match checked {
-        Ok(ValidationResult::Error(why)) => Some(why),
+        Ok(ValidationResult::Error(reason)) => Some(reason),
         Ok(_) => None,
         Err(panic) => Some(panic),
     }

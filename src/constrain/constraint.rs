@@ -79,7 +79,7 @@ impl Constraint {
                 check_size(text)?;
                 let schema = schema::parse(text)?;
                 cost::check([&schema])?;
-                compile(schema::grammar(schema.clone()))?.map_err(|why| locate::schema_error(schema, why, cancel))
+                compile(schema::grammar(schema.clone()))?.map_err(|reason| locate::schema_error(schema, reason, cancel))
             }
             Shape::JsonObject => compile(schema::grammar(json!({"type": "object"})))?.map_err(locate::grammar_error),
             Shape::Regex(text) => {

@@ -185,8 +185,8 @@ fn merge(loads: &mut Loads, step: &str, inner: Loads, join: fn(Load, Load) -> Lo
 /// Returns the total load at `path`, including that of matching wildcard paths.
 fn total(loads: &Loads, path: &str) -> Load {
     let exact = loads[path];
-    let wild = |path: &str| path.split('/').any(|step| step == "*");
-    if loads.len() > 64 || !loads.keys().any(|other| wild(other)) {
+    let has_wildcard = |path: &str| path.split('/').any(|step| step == "*");
+    if loads.len() > 64 || !loads.keys().any(|other| has_wildcard(other)) {
         return exact;
     }
     let same = |other: &str| {
@@ -241,7 +241,7 @@ mod tests {
             json!({"additionalProperties": {"allOf": patterns(2)}, "allOf": [{"properties": {"x": {"allOf": patterns(2)}}}]}),
         ] {
             assert!(
-                refusal(schema.clone()).is_some_and(|why| why.contains("4 patterns") || why.contains("not 4")),
+                refusal(schema.clone()).is_some_and(|reason| reason.contains("4 patterns") || reason.contains("not 4")),
                 "{schema}"
             );
         }
@@ -264,7 +264,7 @@ mod tests {
             json!({"multipleOf": 99.99999}),
             json!({"allOf": [{"multipleOf": 991}, {"multipleOf": 997}]}),
         ] {
-            assert!(refusal(schema.clone()).is_some_and(|why| why.starts_with("at #: `multipleOf`")), "{schema}");
+            assert!(refusal(schema.clone()).is_some_and(|reason| reason.starts_with("at #: `multipleOf`")), "{schema}");
         }
         assert_eq!(refusal(json!({"properties": members(1000)})), None);
         let many = refusal(json!({"items": {"allOf": [{"properties": members(600)}, {"properties": members(600)}]}}));

@@ -71,13 +71,13 @@ impl Rules {
         missing.map_or(Ok(()), |((name, line), _)| Err(error(Some(*line), format!("rule `{name}` is not defined"))))
     }
 
-    /// Returns the rules for which `holds` is true, as a fixed point.
-    fn fixpoint(&self, holds: impl Fn(&[Vec<Part>], &[bool]) -> bool) -> Vec<bool> {
+    /// Returns the rules for which `predicate` is true, as a fixed point.
+    fn fixpoint(&self, predicate: impl Fn(&[Vec<Part>], &[bool]) -> bool) -> Vec<bool> {
         let mut matching = vec![false; self.bodies.len()];
         loop {
             let mut changed = false;
             for (rule, body) in self.bodies.iter().enumerate() {
-                if !matching[rule] && holds(body.as_deref().unwrap_or_default(), &matching) {
+                if !matching[rule] && predicate(body.as_deref().unwrap_or_default(), &matching) {
                     (matching[rule], changed) = (true, true);
                 }
             }

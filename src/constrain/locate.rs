@@ -17,61 +17,63 @@ const TRIALS: usize = 1000;
 /// Time limit of the search, after which a larger part is reported.
 const PATIENCE: Duration = Duration::from_millis(900);
 
-/// Returns the error for a schema that llguidance rejected with the message `why`.
-pub(super) fn schema_error(schema: Value, why: String, cancel: &AtomicBool) -> Error {
-    let (first, root) = (why.clone(), schema.clone());
-    let found = compile::bounded(cancel, move |waiting| Ok(Search::new(root, waiting.clone()).from("", why)));
+/// Returns the error for a schema that llguidance rejected with the message `message`.
+pub(super) fn schema_error(schema: Value, message: String, cancel: &AtomicBool) -> Error {
+    let (first, root) = (message.clone(), schema.clone());
+    let found = compile::bounded(cancel, move |waiting| Ok(Search::new(root, waiting.clone()).from("", message)));
     match found {
-        Ok(Ok((pointer, why))) => Error::Constraint { location: Some(format!("#{pointer}")), problem: reason(&why) },
+        Ok(Ok((pointer, message))) => {
+            Error::Constraint { location: Some(format!("#{pointer}")), problem: reworded(&message) }
+        }
         Err(Error::Cancelled) => Error::Cancelled,
         _ => grammar_error(first),
     }
 }
 
-/// Returns the error for a grammar that llguidance rejected with the message `why`.
-pub(super) fn grammar_error(why: String) -> Error {
+/// Returns the error for a grammar that llguidance rejected with the message `message`.
+pub(super) fn grammar_error(message: String) -> Error {
     // For grammars, the message starts with line and column.
-    let located = why.strip_prefix("at ").and_then(|rest| {
+    let located = message.strip_prefix("at ").and_then(|rest| {
         let (location, problem) = rest.split_once("): ")?;
         let (line, column) = location.split_once('(')?;
         Some((format!("line {line}, column {column}"), problem))
     });
     match located {
-        Some((location, problem)) => Error::Constraint { location: Some(location), problem: reason(problem) },
-        None => Error::Constraint { location: None, problem: reason(&why) },
+        Some((location, problem)) => Error::Constraint { location: Some(location), problem: reworded(problem) },
+        None => Error::Constraint { location: None, problem: reworded(&message) },
     }
 }
 
 /// Returns the error for a regular expression. The position in llguidance's message refers to the generated grammar and
 /// is dropped.
-pub(super) fn regex_error(why: String) -> Error {
-    match grammar_error(why) {
+pub(super) fn regex_error(message: String) -> Error {
+    match grammar_error(message) {
         Error::Constraint { problem, .. } => Error::Constraint { location: None, problem },
         other => other,
     }
 }
 
 /// Converts a message of llguidance to one line, reworded where that helps.
-fn reason(why: &str) -> String {
-    let why = why.split("\n<").next().unwrap_or_default().trim();
-    if let Some((_, problem)) = why.split_once("regex parse error:") {
+fn reworded(message: &str) -> String {
+    let message = message.split("\n<").next().unwrap_or_default().trim();
+    if let Some((_, problem)) = message.split_once("regex parse error:") {
         let problem = problem.rsplit_once("error: ").map_or("it does not parse", |(_, problem)| problem);
         return format!("not a regular expression: {}", problem.lines().next().unwrap_or_default());
     }
-    let why = why.lines().next().unwrap_or_default(); // the rest is context or a location
-    if let Some(keys) = why.strip_prefix("Unimplemented keys: ") {
+    let message = message.lines().next().unwrap_or_default(); // the rest is context or a location
+    if let Some(keys) = message.strip_prefix("Unimplemented keys: ") {
         let keys: Vec<String> = serde_json::from_str(keys).unwrap_or_default();
         let named: Vec<_> = keys.iter().map(|key| format!("`{key}`")).collect();
         return format!("{} cannot be enforced", named.join(", "));
     }
-    if why.starts_with("oneOf constraints are not supported") {
+    if message.starts_with("oneOf constraints are not supported") {
         return "the options of `oneOf` may overlap, which cannot be ruled out; use `anyOf`".into();
     }
-    if let Some(format) = why.strip_prefix("Unknown format: ") {
+    if let Some(format) = message.strip_prefix("Unknown format: ") {
         return format!("unknown format `{format}`");
     }
-    let why = why.replace("Unsatisfiable schema: ", "nothing can match: ");
-    let line = why.split_whitespace().collect::<Vec<_>>().join(" ");
+    let message = message.replace("Unsatisfiable schema: ", "nothing can match: ");
+    let line = message.split_whitespace().collect::<Vec<_>>().join(" ");
     match line.chars().next() {
         None => "cannot be compiled".into(),
         Some(first) => first.to_lowercase().chain(line.chars().skip(1)).take(400).collect(),
@@ -93,9 +95,9 @@ impl Search {
     }
 
     /// Returns the smallest rejected part within the part at `pointer`, and the reason; the part itself is rejected
-    /// with the message `why`.
-    fn from(&mut self, pointer: &str, why: String) -> (String, String) {
-        let (mut pointer, mut why) = (pointer.to_owned(), why);
+    /// with the message `message`.
+    fn from(&mut self, pointer: &str, message: String) -> (String, String) {
+        let (mut pointer, mut message) = (pointer.to_owned(), message);
         'down: loop {
             for part in self.parts(&pointer) {
                 let is_over = self.trials == 0 || self.waiting.is_over() || Instant::now() > self.deadline;
@@ -105,12 +107,12 @@ impl Search {
                 self.trials -= 1;
                 let refusal = self.refusal(&part);
                 // An unsatisfiable part may be optional; then it is not the cause.
-                if let Some(more) = refusal.filter(|more| !is_unsatisfiable(more) || is_unsatisfiable(&why)) {
-                    (pointer, why) = (part, more);
+                if let Some(more) = refusal.filter(|more| !is_unsatisfiable(more) || is_unsatisfiable(&message)) {
+                    (pointer, message) = (part, more);
                     continue 'down;
                 }
             }
-            return (pointer, why);
+            return (pointer, message);
         }
     }
 
@@ -146,6 +148,6 @@ impl Search {
     }
 }
 
-fn is_unsatisfiable(why: &str) -> bool {
-    why.contains("Unsatisfiable schema")
+fn is_unsatisfiable(message: &str) -> bool {
+    message.contains("Unsatisfiable schema")
 }

@@ -96,9 +96,9 @@ impl Matching {
         let (matcher, start) = (&mut self.matcher, Instant::now());
         let done = foreign::call(|| work(matcher).map_err(|e| e.to_string())).unwrap_or_else(Err);
         self.spent += start.elapsed();
-        done.map_err(|why| {
-            let why = why.lines().next().unwrap_or_default();
-            Error::Request(format!("the text can no longer be constrained by its grammar: {why}"))
+        done.map_err(|reason| {
+            let reason = reason.lines().next().unwrap_or_default();
+            Error::Request(format!("the text can no longer be constrained by its grammar: {reason}"))
         })
     }
 }

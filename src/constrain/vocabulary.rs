@@ -75,7 +75,8 @@ impl Vocabulary {
             factory.quiet();
             Ok::<_, anyhow::Error>(factory)
         });
-        let unusable = |why: String| Error::Request(format!("the model's vocabulary cannot be constrained: {why}"));
+        let unusable =
+            |reason: String| Error::Request(format!("the model's vocabulary cannot be constrained: {reason}"));
         let factory = prepared.and_then(|done| done.map_err(|e| e.to_string())).map_err(unusable)?;
         Ok(Self { factory: Arc::new(factory), tokens, ends: end_tokens.into() })
     }

@@ -93,28 +93,28 @@ impl<'m> Batch<'m> {
 
     /// Runs a pass over some texts, which are unchanged until [`Pass::commit`]. An error concerns all texts; a failure
     /// of one text is its [`Pass::error`] and does not affect the bits of the others.
-    pub fn run<'a>(&'a mut self, reads: impl IntoIterator<Item = Read<'a>>) -> Result<Pass<'a, 'm>> {
-        self.run_observed(reads, None)
+    pub fn run<'a>(&'a mut self, inputs: impl IntoIterator<Item = Read<'a>>) -> Result<Pass<'a, 'm>> {
+        self.run_observed(inputs, None)
     }
 
     /// [`Batch::run`] with an observer of every layer.
     pub fn run_observed<'a>(
         &'a mut self,
-        reads: impl IntoIterator<Item = Read<'a>>,
+        inputs: impl IntoIterator<Item = Read<'a>>,
         observe: Option<Observer<'_>>,
     ) -> Result<Pass<'a, 'm>> {
         let (config, weights) = (self.model.config(), self.model.weights());
         let (mut ids, mut segments) = (Vec::new(), Vec::new());
-        for read in reads {
-            let failed = read.check(config.vocab).err();
-            let tokens = if failed.is_none() { read.ids.len() } else { 0 };
-            ids.extend(&read.ids[..tokens]);
-            let logits = match read.logits {
+        for input in inputs {
+            let failed = input.check(config.vocab).err();
+            let tokens = if failed.is_none() { input.ids.len() } else { 0 };
+            ids.extend(&input.ids[..tokens]);
+            let logits = match input.logits {
                 Wanted::Nothing => 0..0,
                 Wanted::Last => tokens.saturating_sub(1)..tokens,
                 Wanted::All => 0..tokens,
             };
-            let Read { text: Text { state, .. }, phase, cancel, .. } = read;
+            let Read { text: Text { state, .. }, phase, cancel, .. } = input;
             segments.push(Segment { state, tokens, phase, logits, cancel, failed });
         }
         let Self { device, scratch, .. } = self;

@@ -103,16 +103,16 @@ pub fn generate_with(
         if let Some(stop) = stop.or_else(|| reason_to_stop(&text)) {
             break stop;
         }
-        let Some(id) = text.unread().filter(|_| model.tokens() < model.context()) else {
+        let Some(id) = text.unprocessed().filter(|_| model.tokens() < model.context()) else {
             break StopReason::ContextFull;
         };
         // Every accepted draft token yields one more token.
         let max_draft = text.left().map_or(usize::MAX, |left| left - 1);
         let forced = if speculator.is_on() && max_draft > 0 { text.forced() } else { Vec::new() };
         let counts = speculator.advance(model, id, max_draft, &Forced(&forced), &mut |logits| {
-            text.mark_read();
+            text.mark_processed();
             stop = text.choose(logits, sampler, sink)?;
-            Ok(text.unread().filter(|_| stop.is_none() && reason_to_stop(&text).is_none()))
+            Ok(text.unprocessed().filter(|_| stop.is_none() && reason_to_stop(&text).is_none()))
         })?;
         timings.add(counts);
     };

@@ -130,7 +130,7 @@ pub struct Generation {
     /// The chosen tokens without the end token; with a stop string they extend beyond `text`.
     pub ids: Vec<u32>,
     /// The last of them, if the session has not processed it.
-    pub unread: Option<u32>,
+    pub unprocessed: Option<u32>,
     /// Why the text ended.
     pub stop: StopReason,
     /// Timings.

@@ -15,7 +15,7 @@ pub type Sink<'a> = dyn FnMut(&str) -> io::Result<()> + 'a;
 
 /// A text being generated. The caller runs the passes: it passes the logits after each token, in order, until there is
 /// a reason to stop, processes the chosen tokens, one or several per pass, and confirms each by
-/// [`Generator::mark_read`].
+/// [`Generator::mark_processed`].
 pub struct Generator<'t> {
     tokenizer: &'t Tokenizer,
     /// All tokens: those before the text and those chosen.
@@ -23,7 +23,7 @@ pub struct Generator<'t> {
     /// Number of tokens before the text.
     before: usize,
     /// Whether the model still has to process the last token.
-    unread: bool,
+    unprocessed: bool,
     limit: Option<usize>,
     /// The text passed to the sink.
     shown: String,
@@ -41,7 +41,7 @@ impl<'t> Generator<'t> {
         let (stream, stops) = (tokenizer.stream_after(&history), StopMatcher::new(stops)?);
         let before = history.len();
         let (shown, matching, pauses) = (String::new(), None, false);
-        Ok(Self { tokenizer, history, before, unread: false, limit, shown, stream, stops, matching, pauses })
+        Ok(Self { tokenizer, history, before, unprocessed: false, limit, shown, stream, stops, matching, pauses })
     }
 
     /// Constrains the text: tokens that `matching` excludes are not chosen, and a token without alternatives follows
@@ -91,13 +91,13 @@ impl<'t> Generator<'t> {
     }
 
     /// Returns the last chosen token if the model still has to process it.
-    pub fn unread(&self) -> Option<u32> {
-        self.history.last().copied().filter(|_| self.unread)
+    pub fn unprocessed(&self) -> Option<u32> {
+        self.history.last().copied().filter(|_| self.unprocessed)
     }
 
     /// Records that the model has processed the last chosen token.
-    pub fn mark_read(&mut self) {
-        self.unread = false;
+    pub fn mark_processed(&mut self) {
+        self.unprocessed = false;
     }
 
     /// Chooses the next token from the logits `[vocab]` after all tokens so far, and outputs the text that it
@@ -118,7 +118,7 @@ impl<'t> Generator<'t> {
             matching.accept(id)?;
         }
         self.history.push(id);
-        self.unread = true;
+        self.unprocessed = true;
         let piece = self.stream.push(id);
         let stop = self.push_text(&piece, sink)?;
         let over = self.matching.as_ref().is_some_and(Matching::is_over);
@@ -150,8 +150,8 @@ impl<'t> Generator<'t> {
             stop = StopReason::Length;
         }
         timings.constraint += self.matching.as_ref().map(Matching::spent).unwrap_or_default();
-        let (ids, unread) = (self.ids().to_vec(), self.unread());
-        Ok(Generation { text: self.shown, held, ids, unread, stop, timings })
+        let (ids, unprocessed) = (self.ids().to_vec(), self.unprocessed());
+        Ok(Generation { text: self.shown, held, ids, unprocessed, stop, timings })
     }
 
     fn flush(&mut self, sink: &mut Sink<'_>) -> Result<Option<StopReason>> {

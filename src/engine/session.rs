@@ -70,7 +70,7 @@ impl<'m> Session<'m> {
             Self::on(model, options, Device::new(Cpu::new(NonZeroUsize::MIN), Some(metal)))
         };
         match gpu() {
-            Err(why) if options.device == DeviceChoice::Auto => Ok(Self { fallback: Some(why), ..on_cpu()? }),
+            Err(reason) if options.device == DeviceChoice::Auto => Ok(Self { fallback: Some(reason), ..on_cpu()? }),
             result => result,
         }
     }
@@ -83,9 +83,9 @@ impl<'m> Session<'m> {
         let hidden = device.zeros(config.hidden)?;
         let mut batch = Batch::new(model, device, chunk, options.stored_meta_state)?;
         let (text, options, fallback) = match batch.text(context, options.cache) {
-            Err(why @ Error::CacheRange { .. }) if options.cache != CacheType::F32 => {
+            Err(reason @ Error::CacheRange { .. }) if options.cache != CacheType::F32 => {
                 let options = SessionOptions { cache: CacheType::F32, ..options.clone() };
-                (batch.text(context, options.cache)?, options, Some(why))
+                (batch.text(context, options.cache)?, options, Some(reason))
             }
             text => (text?, options.clone(), None),
         };

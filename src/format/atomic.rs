@@ -318,19 +318,19 @@ mod tests {
     fn leftover_temporary_files_are_removed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
-        let left = |name: &str| fs::write(dir.path().join(name), "left").unwrap();
-        let strangers =
+        let create = |name: &str| fs::write(dir.path().join(name), "left").unwrap();
+        let other_files =
             [".file.hymba-abc", ".file.hymba-abcdefg", ".file.hymba-abcde~", "file.hymba-abcdef", "file.tmp"];
-        strangers.iter().for_each(|name| left(name));
-        left(".file.hymba-abc123");
-        let living = AtomicFile::create_as(&path, false, Shared, false).unwrap();
+        other_files.iter().for_each(|name| create(name));
+        create(".file.hymba-abc123");
+        let active = AtomicFile::create_as(&path, false, Shared, false).unwrap();
         assert!(!dir.path().join(".file.hymba-abc123").exists());
         write_atomically(&path, true, Shared, |w| w.write_all(b"one")).unwrap();
         check_writable(&path).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"one");
-        assert!(living.temporary_path().exists());
-        drop(living);
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), strangers.len() + 1);
+        assert!(active.temporary_path().exists());
+        drop(active);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), other_files.len() + 1);
     }
 
     #[test]

@@ -63,7 +63,7 @@ impl Chunk<'_, '_> {
         self.check_finite(|| "the embedding".into());
         for (index, layer) in weights.layers.iter().enumerate() {
             self.layer(index, layer);
-            if self.is_given_up() {
+            if self.all_failed() {
                 break;
             }
             if let Some(observe) = &mut observe {
@@ -79,7 +79,7 @@ impl Chunk<'_, '_> {
     /// Computes the requested logits after [`Chunk::forward`], and waits for completion. Those of failed segments are
     /// undefined.
     pub fn logits(&mut self, weights: &Weights) -> Result<()> {
-        if self.is_given_up() {
+        if self.all_failed() {
             return self.backend.finish();
         }
         let (b, c, s) = (&mut *self.backend, self.config, &mut *self.scratch);
@@ -139,7 +139,7 @@ impl Chunk<'_, '_> {
         for part in parts {
             // A layer of a long prompt may take too long to check only between layers.
             self.segments.iter_mut().for_each(Segment::check_cancelled);
-            if self.is_given_up() {
+            if self.all_failed() {
                 return;
             }
             part(self, index, w);
@@ -148,7 +148,7 @@ impl Chunk<'_, '_> {
     }
 
     /// Whether all segments have failed or were cancelled.
-    fn is_given_up(&self) -> bool {
+    fn all_failed(&self) -> bool {
         self.segments.iter().all(|segment| segment.failed.is_some())
     }
 
@@ -304,8 +304,8 @@ impl Chunk<'_, '_> {
         if !c.rope {
             return;
         }
-        let half = c.key_dim / 2;
-        let rates: Vec<f64> = (0..half).map(|j| f64::from(c.rope_base).powf(-(j as f64) / half as f64)).collect();
+        let halve = c.key_dim / 2;
+        let rates: Vec<f64> = (0..halve).map(|j| f64::from(c.rope_base).powf(-(j as f64) / halve as f64)).collect();
         for segment in &*self.segments {
             for position in segment.state.position..segment.state.position + segment.tokens {
                 for rate in &rates {

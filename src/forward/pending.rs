@@ -66,7 +66,7 @@ impl Pending {
     }
 
     /// Allocates buffers for the Mamba heads' inputs, if missing.
-    pub(super) fn hold_inputs(&mut self, memory: &dyn Memory, c: &Config) -> Result<()> {
+    pub(super) fn ensure_inputs(&mut self, memory: &dyn Memory, c: &Config) -> Result<()> {
         if !self.has_inputs {
             let alloc = |width| memory.zeros(DECODE_TOKENS * width);
             for layer in &mut self.layers {

@@ -149,15 +149,15 @@ impl Scratch {
             self.logits_rows.push(end..end + segment.logits.len());
             end += segment.logits.len();
         }
-        self.hold_logits(memory, end)?;
+        self.ensure_logits(memory, end)?;
         for (i, segment) in segments.iter().enumerate() {
-            self.hold_pending(memory, config, i, segment)?;
+            self.ensure_pending(memory, config, i, segment)?;
         }
         Ok(())
     }
 
     /// Makes `pending[i]` fit the segment, from unused ones or newly allocated.
-    fn hold_pending(&mut self, memory: &dyn Memory, config: &Config, i: usize, segment: &Segment<'_>) -> Result<()> {
+    fn ensure_pending(&mut self, memory: &dyn Memory, config: &Config, i: usize, segment: &Segment<'_>) -> Result<()> {
         let (tokens, cache) = (segment.tokens, segment.state.cache);
         let fits = (i..self.pending.len()).filter(|&j| self.pending[j].holds(tokens, cache));
         let j = fits.min_by_key(|&j| self.pending[j].rows).unwrap_or(self.pending.len());
@@ -172,11 +172,11 @@ impl Scratch {
         } else {
             self.pending.swap(i, j);
         }
-        if segment.is_divisible() { self.pending[i].hold_inputs(memory, config) } else { Ok(()) }
+        if segment.is_divisible() { self.pending[i].ensure_inputs(memory, config) } else { Ok(()) }
     }
 
     /// Grows the logits buffer to `rows` rows of the vocabulary's width.
-    pub fn hold_logits(&mut self, memory: &dyn Memory, rows: usize) -> Result<()> {
+    pub fn ensure_logits(&mut self, memory: &dyn Memory, rows: usize) -> Result<()> {
         if self.logits_capacity < rows {
             self.logits.buffer = memory.zeros(rows * self.logits.width)?;
             self.logits_capacity = rows;

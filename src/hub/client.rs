@@ -181,7 +181,7 @@ impl Client {
     pub(super) fn broken(&self, error: &io::Error) -> Failure {
         match Error::check_cancelled(&self.cancel) {
             Err(cancelled) => cancelled.into(),
-            Ok(()) => Failure::Again { why: format!("the connection broke: {error}"), after: None },
+            Ok(()) => Failure::Again { reason: format!("the connection broke: {error}"), after: None },
         }
     }
 
@@ -195,8 +195,8 @@ impl Client {
             false if self.settings.endpoint == HUB => "check the network",
             false => "check the network and HF_ENDPOINT",
         };
-        let unreachable = |why: &dyn std::fmt::Display| format!("no connection ({why}); {check}");
-        let why = match error {
+        let unreachable = |reason: &dyn std::fmt::Display| format!("no connection ({reason}); {check}");
+        let reason = match error {
             ureq::Error::Io(e) => match e.get_ref().and_then(|inner| inner.downcast_ref()) {
                 Some(error) => return Error::Request(format!("{server}: {}", insecure(error))).into(),
                 None if is_unknown_host(&e) => unreachable(&"unknown host"),
@@ -207,12 +207,12 @@ impl Client {
             ureq::Error::ConnectionFailed => unreachable(&"refused"),
             ureq::Error::Timeout(_) => "timed out".into(),
             ureq::Error::Protocol(e) => format!("the response is not HTTP: {e}"),
-            ureq::Error::ConnectProxyFailed(why) => {
-                return Error::Request(format!("{server}: the proxy refuses the connection: {why}")).into();
+            ureq::Error::ConnectProxyFailed(reason) => {
+                return Error::Request(format!("{server}: the proxy refuses the connection: {reason}")).into();
             }
             other => return Error::Request(format!("{server}: {other}")).into(),
         };
-        Failure::Again { why, after: None }
+        Failure::Again { reason, after: None }
     }
 }
 
@@ -226,8 +226,8 @@ impl Drop for Client {
 fn tls(settings: &Settings) -> Result<TlsConfig> {
     let found = rustls_native_certs::load_native_certs();
     if found.certs.is_empty() && settings.endpoint.starts_with("https") {
-        let why = found.errors.first().map(|error| format!(" ({error})")).unwrap_or_default();
-        let problem = format!("no CA certificates found{why}; set SSL_CERT_FILE to a file of them");
+        let reason = found.errors.first().map(|error| format!(" ({error})")).unwrap_or_default();
+        let problem = format!("no CA certificates found{reason}; set SSL_CERT_FILE to a file of them");
         return Err(Error::Request(problem));
     }
     let certificates: Vec<_> = found.certs.iter().map(|der| Certificate::from_der(der).to_owned()).collect();
@@ -249,7 +249,7 @@ fn is_unknown_host(error: &io::Error) -> bool {
 /// Returns why there is no secure connection.
 fn insecure(error: &rustls::Error) -> String {
     use rustls::{CertificateError as Wrong, Error::InvalidCertificate};
-    let why = match error {
+    let reason = match error {
         InvalidCertificate(Wrong::UnknownIssuer) => {
             "the server's certificate is from an unknown authority; to trust it, set SSL_CERT_FILE to a file with the authority's certificate"
         }
@@ -265,7 +265,7 @@ fn insecure(error: &rustls::Error) -> String {
         rustls::Error::InvalidMessage(_) => "the server does not speak TLS; check the address and the proxy",
         other => return format!("no secure connection: {other}"),
     };
-    why.into()
+    reason.into()
 }
 
 /// Returns a header's value, if it is text.
@@ -299,10 +299,10 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 
 /// Returns the reason of a status that may succeed on retry; else `None`.
 pub(super) fn passing(status: StatusCode, headers: &HeaderMap) -> Option<Failure> {
-    let why = match status.as_u16() {
+    let reason = match status.as_u16() {
         429 => "too many requests".to_owned(),
         408 | 425 | 500..=599 => format!("server error (status {})", status.as_u16()),
         _ => return None,
     };
-    Some(Failure::Again { why, after: retry_after(headers) })
+    Some(Failure::Again { reason, after: retry_after(headers) })
 }

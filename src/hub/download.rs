@@ -36,7 +36,7 @@ pub enum Event<'a> {
     /// Waiting for another process that downloads this file.
     Waiting { path: &'a str },
     /// A failure is retried after a pause.
-    Retry { path: &'a str, why: &'a str, pause: Duration },
+    Retry { path: &'a str, reason: &'a str, pause: Duration },
     /// The file is complete and is being verified.
     Checking { path: &'a str },
 }
@@ -180,7 +180,7 @@ impl Download<'_> {
             for message in &receiver {
                 match message {
                     Message::Fetched(bytes) => progress(Event::Fetched { bytes }),
-                    Message::Retry(why, pause) => progress(Event::Retry { path, why: &why, pause }),
+                    Message::Retry(reason, pause) => progress(Event::Retry { path, reason: &reason, pause }),
                 }
             }
             let mut failed = None;
@@ -218,7 +218,7 @@ impl Download<'_> {
                     backoff.reset();
                 }
                 let expired = matches!(failure, Failure::Expired(_));
-                let report = &mut |why: &str, pause| drop(sender.send(Message::Retry(why.into(), pause)));
+                let report = &mut |reason: &str, pause| drop(sender.send(Message::Retry(reason.into(), pause)));
                 backoff.wait(failure, path, report, &shared.stop)?;
                 if expired {
                     self.renew(shared, &source)?;
@@ -264,7 +264,7 @@ impl Download<'_> {
         }
         let (mut answer, _) = self.client.follow("GET", &source.location, &headers, |_| true)?;
         let (status, get) = (answer.status(), |name| header(answer.headers(), name));
-        let wrong = |problem: String| Err(Failure::Again { why: problem, after: None });
+        let wrong = |problem: String| Err(Failure::Again { reason: problem, after: None });
         match status.as_u16() {
             206 if is_full => return wrong("the server sent a range for a full request".into()),
             206 => {

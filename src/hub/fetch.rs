@@ -63,7 +63,7 @@ impl<'a> Fetch<'a> {
     pub fn text(&self, plan: &Plan, path: &str) -> Result<String> {
         let text = self.client.file_text(self.info, path)?;
         match plan.files.iter().find(|(remote, _)| remote.path == path) {
-            Some((Remote { hash, .. }, _)) if !hash.is_of(text.as_bytes()) => {
+            Some((Remote { hash, .. }, _)) if !hash.matches_bytes(text.as_bytes()) => {
                 Err(Error::Request(format!("{path}: the download does not match the hub's hash ({hash})")))
             }
             _ => Ok(text),

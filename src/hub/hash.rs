@@ -56,7 +56,7 @@ impl Hash {
     }
 
     /// Whether `bytes` have this hash.
-    pub fn is_of(&self, bytes: &[u8]) -> bool {
+    pub fn matches_bytes(&self, bytes: &[u8]) -> bool {
         let found = match self {
             Self::Sha256(_) => hex(&Sha256::digest(bytes)),
             Self::Git(_) => hex(&git_blob(bytes.len() as u64).chain_update(bytes).finalize()),
@@ -119,7 +119,7 @@ mod tests {
             let hash = Hash::from_etag(etag).unwrap();
             let mut read = 0;
             assert_eq!(hash.matches(&path, &mut |n| read += n, &AtomicBool::new(false)).unwrap(), same, "{etag}");
-            assert!(read == 6 && hash.is_of(b"hello\n") == same);
+            assert!(read == 6 && hash.matches_bytes(b"hello\n") == same);
         }
         for etag in ["", "abc", "../../etc/passwd", "CE013625030BA8DBA906F756967F9E9CA394464A"] {
             assert_eq!(Hash::from_etag(etag), None);

@@ -13,7 +13,7 @@ pub(super) enum Failure {
     /// A retry would not help.
     Fatal(Error),
     /// A network or server failure, with a requested delay, if any.
-    Again { why: String, after: Option<Duration> },
+    Again { reason: String, after: Option<Duration> },
     /// The address from a redirect has expired.
     Expired(String),
     /// The server does not support ranges.
@@ -31,7 +31,7 @@ impl Failure {
     pub fn into_error(self, subject: &str) -> Error {
         match self {
             Self::Fatal(error) => error,
-            Self::Again { why, .. } | Self::Expired(why) => Error::Request(format!("{subject}: {why}")),
+            Self::Again { reason, .. } | Self::Expired(reason) => Error::Request(format!("{subject}: {reason}")),
             Self::Unranged => Error::Request(format!("{subject}: the server does not support ranges")),
         }
     }
@@ -73,9 +73,9 @@ impl Backoff {
         if self.failures >= self.attempts {
             return Err(failure.into_error(subject));
         }
-        let (why, after) = match failure {
-            Failure::Again { why, after } => (why, after),
-            Failure::Expired(why) => (why, None),
+        let (reason, after) = match failure {
+            Failure::Again { reason, after } => (reason, after),
+            Failure::Expired(reason) => (reason, None),
             other => return Err(other.into_error(subject)),
         };
         let own = self.first.saturating_mul(1 << (self.failures - 1).min(16)).min(LONGEST);
@@ -83,10 +83,10 @@ impl Backoff {
         if pause > GRANTED {
             let minutes = pause.as_secs() / 60;
             return Err(Error::Request(format!(
-                "{subject}: {why}; the server accepts no requests for {minutes} minutes"
+                "{subject}: {reason}; the server accepts no requests for {minutes} minutes"
             )));
         }
-        report(&why, pause);
+        report(&reason, pause);
         let end = Instant::now() + pause;
         while !stop.load(Ordering::Relaxed) {
             let left = end.saturating_duration_since(Instant::now());
@@ -109,7 +109,7 @@ mod tests {
         let no = AtomicBool::new(false);
         let mut pauses = Vec::new();
         let mut fail = |backoff: &mut Backoff, after| {
-            let failure = Failure::Again { why: "it broke".into(), after };
+            let failure = Failure::Again { reason: "it broke".into(), after };
             backoff.wait(failure, "a.bin", &mut |_, pause| pauses.push(pause.as_millis()), &no)
         };
         assert!(fail(&mut backoff, None).is_ok() && fail(&mut backoff, None).is_ok());

@@ -66,8 +66,8 @@ pub fn ready_type(file: &str) -> Option<String> {
 }
 
 /// Selects from the `files` of the repository of `name`. If both exist, a GGUF file is used if its type was requested,
-/// else the checkpoint; `usual` is the default type.
-pub fn select(name: &Name, files: &[String], usual: &str) -> Result<Selection> {
+/// else the checkpoint; `default_type` is the default type.
+pub fn select(name: &Name, files: &[String], default_type: &str) -> Result<Selection> {
     // Files in subfolders are for other programs.
     let files: BTreeSet<&str> = files.iter().map(String::as_str).filter(|file| !file.contains(['/', '\\'])).collect();
     let has = |file: &str| files.contains(file);
@@ -98,7 +98,7 @@ pub fn select(name: &Name, files: &[String], usual: &str) -> Result<Selection> {
             Err(Error::Request(format!("{} {problem}", name.repo)))
         }
         (None, [_]) => take(ready[0].clone()),
-        (None, _) => match find(usual) {
+        (None, _) => match find(default_type) {
             Some(found) => take(found),
             None => Err(Error::Request(format!(
                 "{} has the types {}; choose one, as in {}:{}",

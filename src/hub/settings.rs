@@ -162,9 +162,9 @@ mod tests {
 
     #[test]
     fn environment_variables_of_python_tools_are_honored() {
-        let usual = settings(&[]).unwrap();
-        assert_eq!((usual.endpoint.as_str(), usual.cache), (HUB, PathBuf::from("/hf/hub")));
-        assert!(!usual.offline && usual.links && usual.token.is_none());
+        let defaults = settings(&[]).unwrap();
+        assert_eq!((defaults.endpoint.as_str(), defaults.cache), (HUB, PathBuf::from("/hf/hub")));
+        assert!(!defaults.offline && defaults.links && defaults.token.is_none());
         let set = settings(&[
             ("HF_ENDPOINT", "http://here:80/"),
             ("HF_HUB_CACHE", "/c"),

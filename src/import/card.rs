@@ -122,7 +122,7 @@ pub(super) fn sampling(folder: &Path, metadata: &mut Metadata, notes: &mut Vec<S
         match number.and_then(|number| SamplingParams::default().set(setting, number).map(|()| number)) {
             Ok(number) if setting == Setting::TopK => metadata.set(setting.key(), Value::Int(number as i64)),
             Ok(number) => metadata.set(setting.key(), number as f32),
-            Err(why) => notes.push(format!("{}: {name} {value} {why}; ignored", path.display())),
+            Err(reason) => notes.push(format!("{}: {name} {value} {reason}; ignored", path.display())),
         }
     }
 }

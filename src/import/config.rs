@@ -267,7 +267,7 @@ impl Raw {
     }
 
     /// Whether an optional tensor is unused by this model, even if present.
-    pub(super) fn leaves_out(&self, spec: &Spec) -> bool {
+    pub(super) fn may_omit(&self, spec: &Spec) -> bool {
         spec.official == "lm_head.weight" && self.tie_word_embeddings == Some(true)
             || spec.name.ends_with("_proj.bias") && !self.mamba_proj_bias
             || spec.name.ends_with("ssm_conv1d.bias") && !self.mamba_conv_bias

@@ -66,7 +66,7 @@ fn match_tensors(
     let bad = |problem: String| Error::format(path.display().to_string(), problem);
     let mut found = Vec::new();
     for spec in specs(config) {
-        if raw.leaves_out(&spec) {
+        if raw.may_omit(&spec) {
             continue;
         }
         let Some(mut tensor) = stored.remove(&spec.official) else {

@@ -44,8 +44,12 @@ pub(super) fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T> {
     let json = &mut serde_json::Deserializer::from_str(&text);
     let parsed = serde_path_to_error::deserialize(&mut *json).map_err(|e| {
         let key = e.path().to_string();
-        let why = e.into_inner();
-        if key == "." || why.is_syntax() || why.is_eof() { why.to_string() } else { format!("`{key}`: {why}") }
+        let reason = e.into_inner();
+        if key == "." || reason.is_syntax() || reason.is_eof() {
+            reason.to_string()
+        } else {
+            format!("`{key}`: {reason}")
+        }
     });
     let parsed = parsed.and_then(|parsed| json.end().map(|()| parsed).map_err(|e| e.to_string()));
     parsed.map_err(|e| Error::format(path.display().to_string(), format!("is not valid: {e}")))

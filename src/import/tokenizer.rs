@@ -102,7 +102,7 @@ pub(super) fn import(folder: &Path, config: &Config, metadata: &mut Metadata, no
         let source = text(&path)?;
         let tokenizer: Tokenizer = parse(&path, &source)?;
         metadata.set("tokenizer.huggingface.json", source);
-        spell_out(tokenizer, config, &path.display().to_string(), metadata)?;
+        add_ggml_keys(tokenizer, config, &path.display().to_string(), metadata)?;
     } else {
         notes.push("the folder has no tokenizer.json; the model works with token ids only".into());
     }
@@ -122,7 +122,7 @@ pub(super) fn import(folder: &Path, config: &Config, metadata: &mut Metadata, no
     Ok(())
 }
 
-fn spell_out(tokenizer: Tokenizer, config: &Config, file: &str, metadata: &mut Metadata) -> Result<()> {
+fn add_ggml_keys(tokenizer: Tokenizer, config: &Config, file: &str, metadata: &mut Metadata) -> Result<()> {
     let Tokenizer { model, added_tokens } = tokenizer;
     let bad = |problem: String| Error::format(file, problem);
     if model.kind.as_deref().is_some_and(|kind| kind != "BPE") {

@@ -33,7 +33,7 @@ pub(super) fn open(folder: &Path) -> Result<BTreeMap<String, Stored>> {
     }
     let index_path = folder.join(INDEX);
     if !exists(&index_path)? {
-        if let Some(shard) = some_shard(folder) {
+        if let Some(shard) = find_shard(folder) {
             let problem = format!("has {shard}, but not the index of all shards, {INDEX}; download it too");
             return Err(Error::format(folder.display().to_string(), problem));
         }
@@ -72,7 +72,7 @@ pub(super) fn open(folder: &Path) -> Result<BTreeMap<String, Stored>> {
 }
 
 /// Returns the name of a part of a model in `folder`, if there is one.
-fn some_shard(folder: &Path) -> Option<String> {
+fn find_shard(folder: &Path) -> Option<String> {
     let names = fs::read_dir(folder).ok()?.flatten().filter_map(|file| file.file_name().into_string().ok());
     names.filter(|name| name.starts_with("model-") && name.ends_with(".safetensors")).min()
 }

@@ -196,7 +196,7 @@ impl Config {
             let key_dim = config.key_dim;
             return Err(bad(format!("rotates {rotated} of {key_dim} values per head; only all or none are supported")));
         }
-        match config.contradiction() {
+        match config.inconsistency() {
             Some(problem) => Err(bad(format!("is inconsistent: {problem}"))),
             None => Ok(config),
         }
@@ -231,7 +231,7 @@ impl Config {
     }
 
     /// Returns the inconsistency of the sizes, if any.
-    pub fn contradiction(&self) -> Option<String> {
+    pub fn inconsistency(&self) -> Option<String> {
         let Self { hidden, heads, kv_heads, key_dim, value_dim, inner, layers, .. } = *self;
         let positive = [
             ("vocabulary", self.vocab),

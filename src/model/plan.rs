@@ -58,8 +58,8 @@ impl Plan {
         self.meta_tokens + if windowed { tokens.min(self.window) } else { tokens }
     }
 
-    /// Returns the bytes of the keys and values of the windowed producers, or of the global ones, after a text of
-    /// `tokens`: the former stay the same once the window is full, the latter grow with the text.
+    /// Returns the bytes of KV rows of all windowed or all global producers after `tokens` tokens of text. Those of
+    /// windowed producers stop growing once the window is full.
     pub fn kv_bytes(&self, windowed: bool, tokens: usize, kind: CacheType) -> u64 {
         let producers = self.producers().filter(|(_, plan)| plan.windowed == windowed).count();
         kind.size(producers * self.kv_rows(windowed, tokens) * self.kv_width) as u64
@@ -85,7 +85,7 @@ mod tests {
     #[test]
     fn hymba_1_5b_has_the_cache_size_of_the_paper() {
         let config = Config::hymba_1_5b();
-        assert_eq!(config.contradiction(), None);
+        assert_eq!(config.inconsistency(), None);
         let plan = Plan::new(&config);
         assert_eq!(plan.producers().count(), 17);
         assert_eq!(plan.layers[16].readers, [17, 18]);

@@ -23,7 +23,7 @@ pub struct Options {
     pub packed: bool,
     /// Types for tensors whose GGUF name matches; the last match wins.
     pub overrides: Vec<(Regex, DType)>,
-    /// How values become blocks.
+    /// The rounding method.
     pub rounding: Rounding,
     /// Calibration data that weights quantization errors; a text for [`Rounding::Gptq`].
     pub calibration: Option<Calibration>,
@@ -101,7 +101,7 @@ impl TypePlan {
     }
 }
 
-/// How values become blocks.
+/// The rounding method.
 #[derive(Clone, Copy, Debug, Default)]
 pub enum Rounding {
     /// Round to nearest, with the same bytes as ggml's reference code.

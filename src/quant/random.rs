@@ -50,7 +50,7 @@ pub fn random_weights(config: &Config, name: &str, dtype: DType, output: &Path, 
     for (name, shape, dtype, packing) in entries {
         let cols = *shape.last().unwrap_or(&1);
         let rows = shape.iter().product::<usize>() / cols;
-        let groups = bank(&mut rng, &name, cols, dtype, packing)?;
+        let groups = row_pool(&mut rng, &name, cols, dtype, packing)?;
         for _ in 0..rows.div_ceil(packing.stored_rows(1)) {
             Error::check_cancelled(cancel)?;
             writer.write(&groups[rng.random_range(0..groups.len())])?;
@@ -63,7 +63,7 @@ pub fn random_weights(config: &Config, name: &str, dtype: DType, output: &Path, 
 }
 
 /// Returns some encoded rows, or groups of packed ones, that the tensor's are drawn from.
-fn bank(rng: &mut impl Rng, name: &str, cols: usize, dtype: DType, packing: Packing) -> Result<Vec<Vec<u8>>> {
+fn row_pool(rng: &mut impl Rng, name: &str, cols: usize, dtype: DType, packing: Packing) -> Result<Vec<Vec<u8>>> {
     const GROUPS: usize = 16;
     let lanes = packing.stored_rows(1);
     let spread = (3.0 / cols as f32).sqrt(); // a product with values of variance 1 has variance 1

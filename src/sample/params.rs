@@ -92,8 +92,8 @@ impl SamplingParams {
                     continue;
                 }
             };
-            if let Err(why) = params.set(setting, value) {
-                refused.push(format!("recommends {} {value}, which {why}", setting.key()));
+            if let Err(reason) = params.set(setting, value) {
+                refused.push(format!("recommends {} {value}, which {reason}", setting.key()));
             }
         }
         (params, refused)

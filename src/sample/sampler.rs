@@ -54,7 +54,7 @@ impl Sampler {
         for (name, &value) in &saved.settings {
             let setting = Setting::ALL.into_iter().find(|s| s.name() == name);
             let setting = setting.ok_or_else(|| format!("has an unknown setting `{name}`"))?;
-            params.set(setting, value).map_err(|why| format!("has {name} {value}, which {why}"))?;
+            params.set(setting, value).map_err(|reason| format!("has {name} {value}, which {reason}"))?;
         }
         let mut sampler = Self::new(params, saved.seed);
         sampler.rng.set_word_pos(saved.drawn.into());

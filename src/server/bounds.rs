@@ -43,26 +43,26 @@ mod tests {
 
     #[test]
     fn the_table_in_the_docs_has_these_numbers() {
-        let (whole, seconds) = (|n: usize| n.to_string(), |time: Duration| format!("{} s", time.as_secs()));
+        let (plain, seconds) = (|n: usize| n.to_string(), |time: Duration| format!("{} s", time.as_secs()));
         let grouped = |n: usize| format!("{},{:03}", n / 1000, n % 1000);
         let section = include_str!("../../docs/server.md").split("## Limits").nth(1).unwrap();
-        for (what, limit) in [
-            ("connections", whole(CONNECTIONS)),
+        for (label, limit) in [
+            ("connections", plain(CONNECTIONS)),
             ("request head", format!("{} KB", HEAD_BYTES / 1000)),
-            ("header fields", whole(HEADERS)),
+            ("header fields", plain(HEADERS)),
             ("time to receive a head, also on an idle connection", seconds(HEAD_TIME)),
             ("body", format!("{} MB", BODY_BYTES / MB)),
             ("time to receive a body", seconds(BODY_TIME)),
             ("total size of all bodies", format!("{} MB", ALL_BODY_BYTES / MB)),
-            ("requests parsed concurrently", whole(PREPARING)),
-            ("answers to a prompt (`n`)", whole(CHOICES as usize)),
+            ("requests parsed concurrently", plain(PREPARING)),
+            ("answers to a prompt (`n`)", plain(CHOICES as usize)),
             ("texts of a request: prompts times `n`", grouped(PROMPTS)),
             ("messages of a chat", grouped(MESSAGES)),
-            ("stop strings", whole(STOPS)),
-            ("alternatives per token (`logprobs`, `top_logprobs`)", whole(TOP_LOGPROBS as usize)),
+            ("stop strings", plain(STOPS)),
+            ("alternatives per token (`logprobs`, `top_logprobs`)", plain(TOP_LOGPROBS as usize)),
             ("time without reading an answer", seconds(WRITE_TIME)),
         ] {
-            assert!(section.contains(&format!("\n| {what} | {limit} | ")), "{what}: {limit}");
+            assert!(section.contains(&format!("\n| {label} | {limit} | ")), "{label}: {limit}");
         }
         assert!(include_str!("../../docs/server.md").contains(&format!("every {} seconds", PING.as_secs())));
     }

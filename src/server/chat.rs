@@ -69,7 +69,7 @@ fn params(fields: &mut Fields, server: &Server) -> Result<Params> {
         return Err(ApiError::field("top_logprobs", "needs `logprobs: true`"));
     }
     params.logprobs = wanted.then(|| top.unwrap_or(0));
-    for (name, harmless, why) in [
+    for (name, harmless, reason) in [
         ("functions", json!([[]]), "this field is deprecated; use tools"),
         ("function_call", json!(["none", "auto"]), "this field is deprecated; use tool_choice"),
         ("parallel_tool_calls", json!([true, false]), "must be true or false"),
@@ -78,7 +78,7 @@ fn params(fields: &mut Fields, server: &Server) -> Result<Params> {
         ("service_tier", json!(["auto", "default"]), "there is one tier only: leave it out"),
         ("reasoning_effort", json!(["none"]), "the model does not reason before it answers: leave it out"),
     ] {
-        fields.only(name, harmless.as_array().map_or(&[][..], |list| list), why)?;
+        fields.only(name, harmless.as_array().map_or(&[][..], |list| list), reason)?;
     }
     Ok(params)
 }

@@ -94,9 +94,9 @@ impl Fields {
     }
 
     /// Takes the unsupported field `name`, which must be absent or have one of the values `harmless`.
-    pub fn only(&mut self, name: &str, harmless: &[Value], why: &str) -> Result<()> {
+    pub fn only(&mut self, name: &str, harmless: &[Value], reason: &str) -> Result<()> {
         match self.value(name) {
-            Some(value) if !harmless.contains(&value) => Err(ApiError::unsupported(&self.path(name), why)),
+            Some(value) if !harmless.contains(&value) => Err(ApiError::unsupported(&self.path(name), reason)),
             _ => Ok(()),
         }
     }

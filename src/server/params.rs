@@ -147,7 +147,7 @@ fn sampling(fields: &mut Fields, mut params: SamplingParams) -> Result<SamplingP
     ];
     for (setting, name) in names {
         if let Some(value) = fields.number(name, f64::MIN..=f64::MAX)? {
-            let refuse = |why| ApiError::field(&fields.path(name), format!("{value}: the value {why}"));
+            let refuse = |reason| ApiError::field(&fields.path(name), format!("{value}: the value {reason}"));
             params.set(setting, value).map_err(refuse)?;
         }
     }

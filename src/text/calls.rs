@@ -228,7 +228,7 @@ impl ReplyParser {
                 }
                 self.end_call(&tag, end, &mut parts);
             }
-            State::Call { tag, end: None, .. } => self.give_up(&tag, &mut parts),
+            State::Call { tag, end: None, .. } => self.emit_tag_as_text(&tag, &mut parts),
             _ => {}
         }
         self.show(self.held.len(), &mut parts);
@@ -265,7 +265,7 @@ impl ReplyParser {
                 let begins = self.held.trim_start();
                 if !begins.is_empty() && !begins.starts_with(['{', '[']) {
                     let tag = std::mem::take(tag);
-                    self.give_up(&tag, parts);
+                    self.emit_tag_as_text(&tag, parts);
                     return true;
                 }
                 *end = scanner.end(&self.held);
@@ -285,7 +285,9 @@ impl ReplyParser {
 
     /// Extracts the call whose JSON ends at `end`, and its closing tag if there is one.
     fn end_call(&mut self, tag: &str, end: usize, parts: &mut Vec<ReplyPart>) {
-        let Some(calls) = Call::parse_some(&self.held[..end], Call::parse) else { return self.give_up(tag, parts) };
+        let Some(calls) = Call::parse_some(&self.held[..end], Call::parse) else {
+            return self.emit_tag_as_text(tag, parts);
+        };
         parts.extend(calls.into_iter().map(ReplyPart::Call));
         let after = self.held[end..].trim_start();
         self.held = after.strip_prefix(CLOSE).unwrap_or(after).into();
@@ -293,7 +295,7 @@ impl ReplyParser {
     }
 
     /// Treats a tag as text, since no call follows it.
-    fn give_up(&mut self, tag: &str, parts: &mut Vec<ReplyPart>) {
+    fn emit_tag_as_text(&mut self, tag: &str, parts: &mut Vec<ReplyPart>) {
         let text = if self.drops_space { tag.trim_start() } else { tag };
         parts.push(ReplyPart::Text(text.into()));
         (self.state, self.drops_space) = (State::Text, false);

@@ -20,7 +20,7 @@ pub struct Markers {
     /// First and last characters of markers.
     edges: Vec<char>,
     /// Whether the tokenizer normalizes characters other than spaces.
-    reads_others: bool,
+    normalizes: bool,
 }
 
 /// A marker that is ordinary text to the tokenizer.
@@ -68,7 +68,7 @@ impl Tokenizer {
             names.flat_map(|name| [name.chars().next(), name.chars().next_back()]).flatten().collect();
         edges.sort_unstable();
         edges.dedup();
-        Ok(Markers { special, texts, edges, reads_others: !self.traits.plain })
+        Ok(Markers { special, texts, edges, normalizes: !self.traits.plain })
     }
 }
 
@@ -80,7 +80,7 @@ impl Markers {
 
     /// Whether `contents` may contain or complete a marker.
     pub(super) fn may_hold<'a>(&self, mut contents: impl Iterator<Item = &'a str>) -> bool {
-        contents.any(|content| self.reads_others && !content.is_empty() || content.contains(&*self.edges))
+        contents.any(|content| self.normalizes && !content.is_empty() || content.contains(&*self.edges))
     }
 
     /// Counts the markers in `text`.
@@ -106,7 +106,7 @@ impl Markers {
         for marker in &self.texts {
             let Some(last) = marker.ids.len().checked_sub(1) else { continue };
             for (i, window) in tokens.windows(marker.ids.len()).enumerate() {
-                if let Some(range) = marker.range_in(window, last, tokenizer, self.reads_others) {
+                if let Some(range) = marker.range_in(window, last, tokenizer, self.normalizes) {
                     found.push(Found { tokens: i..i + marker.ids.len(), range });
                 }
             }

@@ -265,7 +265,7 @@ mod tests {
             model
         };
         let added = |content: String| json!({"id": 0, "content": content});
-        for (key, part, why) in [
+        for (key, part, reason) in [
             ("normalizer", json!({"type": "Precompiled", "precompiled_charsmap": "AAAA"}), "unknown variant"),
             ("normalizer", replace("", "a"), "empty pattern"),
             ("normalizer", sequence(vec![replace("a", "aaaaaaaaa"); 2]), "81 times as long"),
@@ -288,7 +288,7 @@ mod tests {
             ("added_tokens", vec![added("a".repeat(1000)); 1100].into(), "1100000 bytes"),
         ] {
             let message = check_with(key, part).unwrap_err();
-            assert!(message.contains(why), "{message:?} does not say {why:?}");
+            assert!(message.contains(reason), "{message:?} does not say {reason:?}");
         }
     }
 

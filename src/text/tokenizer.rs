@@ -35,7 +35,7 @@ pub struct Tokenizer {
     pub(super) unknown: Option<u32>,
     add_bos: bool,
     /// Ids without text.
-    silent: Vec<u32>,
+    without_text: Vec<u32>,
     /// Whether the decoder removes one space from the start of a text (as Llama's does).
     strips_space: bool,
     pub(super) traits: Traits,
@@ -91,7 +91,7 @@ impl Tokenizer {
             ends: end_tokens(meta).into_iter().filter_map(|id| u32::try_from(id).ok()).collect(),
             unknown: id("unknown"),
             add_bos: meta.bool("tokenizer.ggml.add_bos_token").unwrap_or(true),
-            silent: ["bos", "eos", "unknown", "padding"].into_iter().filter_map(id).collect(),
+            without_text: ["bos", "eos", "unknown", "padding"].into_iter().filter_map(id).collect(),
             strips_space,
             traits,
             split_points: OnceLock::new(),
@@ -105,7 +105,7 @@ impl Tokenizer {
         Self {
             inner: self.inner.clone(),
             ends: self.ends.clone(),
-            silent: self.silent.clone(),
+            without_text: self.without_text.clone(),
             split_points: OnceLock::new(),
             cancel: None,
             encoded: AtomicU64::new(0),
@@ -274,7 +274,7 @@ impl Tokenizer {
         let ids = self.inner.get_vocab(true).into_values().max().map_or(0, |last| last + 1);
         let entry = |id: u32| {
             let special = added.get(&id).is_some_and(|token| token.special);
-            if special || self.silent.contains(&id) || self.ends.contains(&id) {
+            if special || self.without_text.contains(&id) || self.ends.contains(&id) {
                 return Entry::Special(self.name(Some(id)));
             }
             Entry::Text(self.piece(id))
@@ -284,7 +284,7 @@ impl Tokenizer {
 
     /// Returns the bytes of `id` in the middle of a text.
     pub fn piece(&self, id: u32) -> Vec<u8> {
-        if self.silent.contains(&id) {
+        if self.without_text.contains(&id) {
             return Vec::new();
         }
         let Some(token) = self.inner.id_to_token(id) else { return Vec::new() };

@@ -80,7 +80,7 @@ pub fn tokenizer() -> Tokenizer {
 
 /// Returns a model with random weights, whose file is in `folder`.
 pub fn model(config: &Config, dtype: DType, folder: &Path) -> Model {
-    assert_eq!(config.contradiction(), None);
+    assert_eq!(config.inconsistency(), None);
     let file = folder.join("random.gguf");
     random_weights(config, "random", dtype, &file, &NO_CANCEL).unwrap();
     Model::open(&file).unwrap()

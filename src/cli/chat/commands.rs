@@ -13,7 +13,7 @@ pub enum Command {
     Exit,
     Clear,
     System(Option<String>),
-    Set(Option<Knob>),
+    Set(Option<ChatSetting>),
     Show,
     /// The last N turns, or all.
     History(Option<usize>),
@@ -34,7 +34,7 @@ pub enum Command {
 
 /// A setting of /set.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Knob {
+pub enum ChatSetting {
     Sampling(Setting, f64),
     Seed(u64),
     /// Maximum number of tokens per reply.
@@ -66,7 +66,7 @@ pub const COMMANDS: [(&str, &str, &str); 17] = [
 ];
 
 /// Returns the names of the settings.
-pub fn knobs() -> impl Iterator<Item = &'static str> {
+pub fn setting_names() -> impl Iterator<Item = &'static str> {
     Setting::ALL.map(Setting::name).into_iter().chain(["seed", "predict", "context", "overflow"])
 }
 
@@ -111,7 +111,7 @@ impl Command {
             "undo" if argument.is_empty() => Ok(Self::Undo(1)),
             "undo" => number(name, argument).map(Self::Undo),
             "set" if argument.is_empty() => Ok(Self::Set(None)),
-            "set" => knob(argument).map(|knob| Self::Set(Some(knob))),
+            "set" => chat_setting(argument).map(|setting| Self::Set(Some(setting))),
             _ => {
                 let meant = nearest(name, COMMANDS.iter().map(|command| command.0));
                 let hint = meant.map_or_else(|| "try /help".into(), |meant| format!("did you mean /{meant}?"));
@@ -125,26 +125,26 @@ fn number(name: &str, argument: &str) -> Result<usize, String> {
     argument.parse().map_err(|_| format!("/{name} {argument}: must be a whole number"))
 }
 
-fn knob(text: &str) -> Result<Knob, String> {
+fn chat_setting(text: &str) -> Result<ChatSetting, String> {
     let text = text.strip_prefix("parameter ").map_or(text, str::trim_start); // ollama's syntax
     let (name, value) = text.split_once(['=', ' ']).unwrap_or((text, ""));
     let (name, value) = (name.trim_start_matches('-').replace('_', "-"), value.trim());
     let refuse = |must: &str| format!("/set {name} {value}: must be {must}");
     let number = || value.parse::<f64>().map_err(|_| refuse("a number"));
     match &*name {
-        "seed" => value.parse().map(Knob::Seed).map_err(|_| refuse("a whole number")),
+        "seed" => value.parse().map(ChatSetting::Seed).map_err(|_| refuse("a whole number")),
         "predict" | "n" | "num-predict" | "n-predict" | "max-tokens" => match number()? {
-            -1.0 => Ok(Knob::Predict(None)),
-            n if n >= 0.0 && n.fract() == 0.0 => Ok(Knob::Predict(Some(n as usize))),
+            -1.0 => Ok(ChatSetting::Predict(None)),
+            n if n >= 0.0 && n.fract() == 0.0 => Ok(ChatSetting::Predict(Some(n as usize))),
             _ => Err(refuse("a whole number, or -1 for no limit")),
         },
         "context" | "c" | "ctx-size" | "num-ctx" => match value.parse() {
-            Ok(tokens @ 1..=limits::CONTEXT) => Ok(Knob::Context(tokens)),
+            Ok(tokens @ 1..=limits::CONTEXT) => Ok(ChatSetting::Context(tokens)),
             _ => Err(refuse(&format!("a whole number from 1 to {}", limits::CONTEXT))),
         },
         "overflow" => match value {
-            "stop" => Ok(Knob::Overflow(Overflow::Stop)),
-            "slide" => Ok(Knob::Overflow(Overflow::Slide)),
+            "stop" => Ok(ChatSetting::Overflow(Overflow::Stop)),
+            "slide" => Ok(ChatSetting::Overflow(Overflow::Slide)),
             _ => Err(refuse("stop or slide")),
         },
         _ => {
@@ -153,8 +153,11 @@ fn knob(text: &str) -> Result<Knob, String> {
                 other => other,
             };
             match Setting::ALL.into_iter().find(|setting| setting.name() == known) {
-                Some(setting) => Ok(Knob::Sampling(setting, number()?)),
-                None => Err(format!("unknown setting `{name}`; available: {}", knobs().collect::<Vec<_>>().join(", "))),
+                Some(setting) => Ok(ChatSetting::Sampling(setting, number()?)),
+                None => Err(format!(
+                    "unknown setting `{name}`; available: {}",
+                    setting_names().collect::<Vec<_>>().join(", ")
+                )),
             }
         }
     }
@@ -185,13 +188,13 @@ mod tests {
         assert_eq!(parse("/save my\\ file"), Some(Command::Save("my file".into(), false)));
         assert_eq!(parse("/save --force  a b"), Some(Command::Save("a b".into(), true)));
         assert_eq!(parse("/save --forced"), Some(Command::Save("--forced".into(), false)));
-        assert_eq!(parse("/set temp 0.7"), Some(Command::Set(Some(Knob::Sampling(Setting::Temperature, 0.7)))));
-        assert_eq!(parse("/set --top_k=5"), Some(Command::Set(Some(Knob::Sampling(Setting::TopK, 5.0)))));
-        assert_eq!(parse("/set seed 7"), Some(Command::Set(Some(Knob::Seed(7)))));
-        assert_eq!(parse("/set n -1"), Some(Command::Set(Some(Knob::Predict(None)))));
-        assert_eq!(parse("/set context 4096"), Some(Command::Set(Some(Knob::Context(4096)))));
-        assert_eq!(parse("/set overflow slide"), Some(Command::Set(Some(Knob::Overflow(Overflow::Slide)))));
-        let temperature = Some(Command::Set(Some(Knob::Sampling(Setting::Temperature, 0.5))));
+        assert_eq!(parse("/set temp 0.7"), Some(Command::Set(Some(ChatSetting::Sampling(Setting::Temperature, 0.7)))));
+        assert_eq!(parse("/set --top_k=5"), Some(Command::Set(Some(ChatSetting::Sampling(Setting::TopK, 5.0)))));
+        assert_eq!(parse("/set seed 7"), Some(Command::Set(Some(ChatSetting::Seed(7)))));
+        assert_eq!(parse("/set n -1"), Some(Command::Set(Some(ChatSetting::Predict(None)))));
+        assert_eq!(parse("/set context 4096"), Some(Command::Set(Some(ChatSetting::Context(4096)))));
+        assert_eq!(parse("/set overflow slide"), Some(Command::Set(Some(ChatSetting::Overflow(Overflow::Slide)))));
+        let temperature = Some(Command::Set(Some(ChatSetting::Sampling(Setting::Temperature, 0.5))));
         assert_eq!(parse("/set parameter temperature 0.5"), temperature);
         assert_eq!(
             (parse("/history"), parse("/history 2")),

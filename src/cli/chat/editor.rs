@@ -24,7 +24,7 @@ use rustyline::{
 use hymba::Error;
 
 use super::{
-    commands::{COMMANDS, knobs},
+    commands::{COMMANDS, setting_names},
     message::{Event, is_complete, typed},
     screen::PROMPT_STYLE,
 };
@@ -53,7 +53,7 @@ impl Editor {
         });
         let inner = line_editor(history.as_deref(), color)?;
         let waiting = Arc::new(AtomicBool::new(false));
-        wake_when(cancel.clone(), waiting.clone());
+        interrupt_wait_when(cancel.clone(), waiting.clone());
         Ok(Self { inner, history, color, waiting, cancel: cancel.clone() })
     }
 
@@ -82,7 +82,7 @@ impl Editor {
             Err(ReadlineError::Eof) => Ok(Event::End),
             Err(ReadlineError::Io(e)) if e.kind() == io::ErrorKind::InvalidData => {
                 // The rest of the input belonged to the invalid byte and could be misread as a command.
-                drop_typed_ahead();
+                discard_pending_input();
                 self.inner = line_editor(self.history.as_deref(), self.color)?;
                 let problem = "dropped input that is not valid UTF-8; set the terminal to UTF-8";
                 Ok(Event::Refused(Error::Request(problem.into())))
@@ -112,7 +112,7 @@ fn line_editor(history: Option<&Path>, color: bool) -> rustyline::Result<rustyli
 
 /// Discards pending input, including the rest of a paste.
 #[cfg(unix)]
-fn drop_typed_ahead() {
+fn discard_pending_input() {
     use std::{thread, time::Duration};
 
     const MOMENT: Duration = Duration::from_millis(20);
@@ -129,15 +129,15 @@ fn drop_typed_ahead() {
 }
 
 #[cfg(not(unix))]
-fn drop_typed_ahead() {}
+fn discard_pending_input() {}
 
 /// On other systems only Ctrl-C sets `cancel`, which the editor handles itself.
 #[cfg(not(unix))]
-fn wake_when(_cancel: Arc<AtomicBool>, _waiting: Arc<AtomicBool>) {}
+fn interrupt_wait_when(_cancel: Arc<AtomicBool>, _waiting: Arc<AtomicBool>) {}
 
 /// Ends the wait for a line when `cancel` is set, through the one signal that the editor reacts to.
 #[cfg(unix)]
-fn wake_when(cancel: Arc<AtomicBool>, waiting: Arc<AtomicBool>) {
+fn interrupt_wait_when(cancel: Arc<AtomicBool>, waiting: Arc<AtomicBool>) {
     use std::{thread, time::Duration};
 
     use rustix::process::{Signal, getpid, kill_process};
@@ -222,7 +222,7 @@ impl Completer for Helpers {
             }
             Some(("load" | "read" | "save" | "format", _)) => self.complete_file(typed),
             Some(("switch", _)) => Ok(among("/switch ".len(), &mut self.branches.iter().cloned())),
-            Some(("set", _)) => Ok(among("/set ".len(), &mut knobs().map(|name| format!("{name} ")))),
+            Some(("set", _)) => Ok(among("/set ".len(), &mut setting_names().map(|name| format!("{name} ")))),
             Some(_) => Ok((pos, Vec::new())),
         }
     }

@@ -98,7 +98,7 @@ impl Input {
                 while let Some(Line { text, refused }) = next_line(lines, cancel)? {
                     match refused {
                         None => draft.push(&text),
-                        Some(why) => draft.refuse(&text, why),
+                        Some(reason) => draft.refuse(&text, reason),
                     }
                     if draft.is_complete() {
                         break;
@@ -170,12 +170,12 @@ mod tests {
         let mut lines = Lines { from: &pipe[..], within: false };
         let mut read = Vec::new();
         while let Some(Line { text, refused }) = lines.next().unwrap() {
-            read.push((text.len(), refused.map(|why| why.to_string()).unwrap_or_default()));
+            read.push((text.len(), refused.map(|reason| reason.to_string()).unwrap_or_default()));
         }
         let bad = "standard input: a line is not UTF-8 text (see its byte 2)";
         let too_long = "standard input: a line has 16000002 bytes; the limit is 16 MB; use a part of it";
         let expected = [(3, ""), (3, ""), (0, ""), (9, bad), (limits::PROMPT + 2, too_long), (4, "")];
-        assert!(read.iter().map(|(length, why)| (*length, why.as_str())).eq(expected), "{read:?}");
+        assert!(read.iter().map(|(length, reason)| (*length, reason.as_str())).eq(expected), "{read:?}");
         let mut endless = Lines { from: io::BufReader::new(io::repeat(b'a')), within: false };
         assert!(endless.next().unwrap().unwrap().refused.is_some());
     }

@@ -86,9 +86,9 @@ impl Draft {
     }
 
     /// Adds a rejected line, which makes the whole message rejected.
-    pub fn refuse(&mut self, line: &str, why: Error) {
+    pub fn refuse(&mut self, line: &str, reason: Error) {
         self.push(line);
-        self.refused.get_or_insert(why);
+        self.refused.get_or_insert(reason);
     }
 
     /// Whether it is complete.
@@ -100,7 +100,7 @@ impl Draft {
     pub fn finish(self, commands: bool) -> Event {
         match self.refused.map_or_else(|| limits::check_length(self.bytes, "a message"), Err) {
             _ if !self.started => Event::End,
-            Err(why) => Event::Refused(why),
+            Err(reason) => Event::Refused(reason),
             Ok(()) if commands && !self.quoted => Event::Line(joined(&self.text)),
             Ok(()) => Event::Message(joined(&self.text)),
         }
@@ -188,7 +188,7 @@ mod tests {
         }
         assert!(draft.text.len() <= limits::PROMPT);
         draft.push(QUOTES);
-        let Event::Refused(why) = draft.finish(false) else { panic!("it is too long") };
-        assert!(why.to_string().starts_with("a message has 20971547 bytes; the limit is 16 MB"), "{why}");
+        let Event::Refused(reason) = draft.finish(false) else { panic!("it is too long") };
+        assert!(reason.to_string().starts_with("a message has 20971547 bytes; the limit is 16 MB"), "{reason}");
     }
 }

@@ -24,7 +24,7 @@ use hymba::{
 use serde_json::json;
 
 use super::{
-    commands::{Command, Knob},
+    commands::{ChatSetting, Command},
     input::Input,
     message::Event,
     screen::{PROMPT, Screen},
@@ -145,7 +145,7 @@ impl<'m> Repl<'m> {
                     self.take_result(text).map(|()| true)
                 }
                 Event::Message(text) => self.send(&text),
-                Event::Refused(why) => Err(why.into()),
+                Event::Refused(reason) => Err(reason.into()),
             };
             hinted = false;
             match done {
@@ -161,7 +161,7 @@ impl<'m> Repl<'m> {
                     }
                     Some(Error::Cancelled) => return Err(e),
                     // Every further line would fail too.
-                    _ if !input.is_terminal() && self.model_is_gone() => return Err(e),
+                    _ if !input.is_terminal() && self.model_file_changed() => return Err(e),
                     _ => {
                         let message = terminal::one_line(&e, interface);
                         terminal::error(&message);
@@ -174,7 +174,7 @@ impl<'m> Repl<'m> {
     }
 
     /// Whether the model file changed during the conversation.
-    fn model_is_gone(&mut self) -> bool {
+    fn model_file_changed(&mut self) -> bool {
         self.conversation.timeline().session().model().check_file().is_err()
     }
 
@@ -199,7 +199,7 @@ impl<'m> Repl<'m> {
             self.replace(text)?;
         } else {
             let message = std::mem::take(&mut self.attached) + text;
-            self.converse(|conversation, sink| conversation.send(&message, sink))?;
+            self.stream_replies(|conversation, sink| conversation.send(&message, sink))?;
         }
         Ok(true)
     }
@@ -214,12 +214,12 @@ impl<'m> Repl<'m> {
             return Ok(());
         }
         let results = std::mem::take(&mut self.results);
-        self.converse(|conversation, sink| conversation.send_results(&results, sink))
+        self.stream_replies(|conversation, sink| conversation.send_results(&results, sink))
     }
 
     /// Streams the reply to the message that `send` sends, and further replies as long as a program answers their tool
     /// calls.
-    fn converse(
+    fn stream_replies(
         &mut self,
         send: impl FnOnce(&mut Conversation<'m>, &mut ReplySink<'_>) -> Result<Reply>,
     ) -> anyhow::Result<()> {
@@ -265,13 +265,13 @@ impl<'m> Repl<'m> {
                 self.screen.print(&page)?;
             }
             Command::History(count) => self.history(count.unwrap_or(usize::MAX))?,
-            Command::Set(Some(knob)) => self.set(knob)?,
+            Command::Set(Some(setting)) => self.set(setting)?,
             Command::Undo(count) => {
                 self.waiting(|conversation, watch| conversation.undo(count, watch))?;
                 self.results.clear();
                 self.screen.note(&format!("undid {}", turns(count)));
             }
-            Command::Regen => self.converse(|conversation, sink| conversation.regenerate(sink))?,
+            Command::Regen => self.stream_replies(|conversation, sink| conversation.regenerate(sink))?,
             Command::Edit(Some(text)) => self.replace(&text)?,
             Command::Edit(None) if self.conversation.turns().is_empty() => self.replace("")?,
             Command::Edit(None) if self.screen.terminal => self.editing = true,
@@ -335,18 +335,18 @@ impl<'m> Repl<'m> {
         Ok(())
     }
 
-    fn set(&mut self, knob: Knob) -> anyhow::Result<()> {
-        match knob {
-            Knob::Seed(seed) => self.conversation.sampler().set_seed(seed),
-            Knob::Predict(limit) => {
+    fn set(&mut self, setting: ChatSetting) -> anyhow::Result<()> {
+        match setting {
+            ChatSetting::Seed(seed) => self.conversation.sampler().set_seed(seed),
+            ChatSetting::Predict(limit) => {
                 self.conversation.set_limit(limit);
                 self.setup.default_limit = false;
             }
-            Knob::Context(tokens) => self.set_context(tokens)?,
-            Knob::Overflow(overflow) => self.conversation.set_overflow(overflow),
-            Knob::Sampling(setting, value) => {
+            ChatSetting::Context(tokens) => self.set_context(tokens)?,
+            ChatSetting::Overflow(overflow) => self.conversation.set_overflow(overflow),
+            ChatSetting::Sampling(setting, value) => {
                 let mut params = self.conversation.sampler().params().clone();
-                let refuse = |why| Error::Request(format!("/set {} {value}: the value {why}", setting.name()));
+                let refuse = |reason| Error::Request(format!("/set {} {value}: the value {reason}", setting.name()));
                 params.set(setting, value).map_err(refuse)?;
                 self.conversation.sampler().set_params(params);
             }
@@ -396,7 +396,7 @@ impl<'m> Repl<'m> {
     /// Replaces the last message with `message` and regenerates.
     fn replace(&mut self, message: &str) -> anyhow::Result<()> {
         self.waiting(|conversation, watch| conversation.undo(1, watch))?;
-        self.converse(|conversation, sink| conversation.send(message, sink))
+        self.stream_replies(|conversation, sink| conversation.send(message, sink))
     }
 
     /// Drops the state, which may be inconsistent, and keeps the messages, from which it is recomputed.
@@ -475,7 +475,7 @@ impl<'m> Repl<'m> {
         self.screen.event("end", reply)?;
         self.incomplete |= generation.stop == StopReason::Length;
         self.report_end(&generation.timings, generation.stop, dropped);
-        self.tell_rewritten(rewritten);
+        self.note_rewritten(rewritten);
         if generation.stop == StopReason::Interrupted && !self.screen.terminal {
             return Err(Error::Cancelled.into());
         }
@@ -510,7 +510,7 @@ impl<'m> Repl<'m> {
     }
 
     /// Notes, once, that the template forces reprocessing.
-    fn tell_rewritten(&mut self, tokens: usize) {
+    fn note_rewritten(&mut self, tokens: usize) {
         if tokens > 0 && !std::mem::replace(&mut self.rewrite_noted, true) {
             self.screen.warn(&format!(
                 "the chat template renders past turns differently than before: {tokens} tokens were dropped, and the new rendering was processed before this reply; this may happen again (shown once)"
@@ -520,8 +520,8 @@ impl<'m> Repl<'m> {
 
     /// Shows notes and warnings after a reply.
     fn report_end(&mut self, timings: &Timings, stop: StopReason, dropped: usize) {
-        if let Some(why) = self.conversation.timeline().fallback_reason() {
-            self.screen.warn(&terminal::describe_fallback(why));
+        if let Some(reason) = self.conversation.timeline().fallback_reason() {
+            self.screen.warn(&terminal::describe_fallback(reason));
         }
         let usage = show::usage(&mut self.conversation);
         let stopped = if stop == StopReason::Interrupted { "stopped · " } else { "" };

@@ -38,12 +38,12 @@ fn type_parser() -> impl TypedValueParser<Value = DType> {
 /// A class of tensors.
 struct Class {
     name: String,
-    holds: Box<dyn Fn(&str) -> bool>,
+    contains: Box<dyn Fn(&str) -> bool>,
 }
 
 /// Returns the classes of a model with `layers` layers.
 fn classes(layers: usize, each_layer: bool) -> Vec<Class> {
-    let class = |name: &str, holds: Box<dyn Fn(&str) -> bool>| Class { name: name.into(), holds };
+    let class = |name: &str, contains: Box<dyn Fn(&str) -> bool>| Class { name: name.into(), contains };
     let mut all = vec![class("all", Box::new(|_| true))];
     all.push(class("embedding and head", Box::new(|n| n == "token_embd.weight" || n == "output.weight")));
     for kind in ["in_proj", "ssm_x", "ssm_dt", "out_proj", "ffn_gate", "ffn_up", "ffn_down"] {
@@ -67,7 +67,7 @@ fn classes(layers: usize, each_layer: bool) -> Vec<Class> {
 fn quantized(model: &Model, class: &Class, dtype: DType, cancel: &AtomicBool) -> hymba::Result<(Model, u64, i64)> {
     let (mut weights, mut saved) = (0, 0);
     let changed = model.with_matrices(|name, matrix| {
-        if name == "meta_embd.weight" || !(class.holds)(name) {
+        if name == "meta_embd.weight" || !(class.contains)(name) {
             return Ok(None);
         }
         Error::check_cancelled(cancel)?;

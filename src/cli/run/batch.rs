@@ -260,13 +260,13 @@ impl Batch {
     fn submit(&self, line: &Line, collector: Collector, scheduler: &Scheduler) -> anyhow::Result<Pending> {
         let (id, request) = match &line.bytes {
             Ok(bytes) => Request::of(bytes),
-            Err(why) => (None, Err(anyhow!("{why}"))),
+            Err(reason) => (None, Err(anyhow!("{reason}"))),
         };
         let mut pending = Pending { number: line.number, hash: line.hash(), id, seed: 0, outcome: None };
         match request.and_then(|request| self.preparation.job(request, Box::new(collector))) {
             Ok(job) => {
                 pending.seed = job.seed;
-                scheduler.submit(job).map_err(|why| anyhow!("the queue refused a prompt: {why:?}"))?;
+                scheduler.submit(job).map_err(|reason| anyhow!("the queue refused a prompt: {reason:?}"))?;
             }
             Err(e) if matches!(e.downcast_ref(), Some(Error::Cancelled)) => return Err(e),
             Err(e) => pending.outcome = Some(Err(terminal::one_line(&e, Interface::CommandLine))),
@@ -299,9 +299,9 @@ impl Batch {
                     "generated_tokens_per_second": per_second(generated_tokens, generation),
                 });
             }
-            Some(Err(why)) => {
+            Some(Err(reason)) => {
                 self.failed += 1;
-                answer["error"] = json!({ "message": why });
+                answer["error"] = json!({ "message": reason });
             }
             None => return Ok(()),
         }

@@ -72,15 +72,16 @@ impl StoredArgs {
 
 /// Resumes the text in `path` and returns its sampler.
 pub fn resume(timeline: &mut Timeline<'_>, path: &Path) -> Result<Sampler> {
-    let (sampler, unread) = timeline.load(path, |saved: Saved, _| Ok((saved.text_sampler(path)?, saved.unread)))?;
-    if let Some(id) = unread {
+    let (sampler, unprocessed) =
+        timeline.load(path, |saved: Saved, _| Ok((saved.text_sampler(path)?, saved.unprocessed)))?;
+    if let Some(id) = unprocessed {
         timeline.decode(id)?;
     }
     Ok(sampler)
 }
 
 /// Saves the text to `path`, with the part of `generated` that was shown.
-pub fn keep(
+pub fn save(
     timeline: &mut Timeline<'_>,
     stored: &StoredArgs,
     path: &Path,
@@ -88,23 +89,23 @@ pub fn keep(
     sampler: &Sampler,
     generated: &Generation,
 ) -> Result<()> {
-    let mut unread = generated.unread;
+    let mut unprocessed = generated.unprocessed;
     if generated.stop == StopReason::StopString {
-        go_back_to_shown(timeline, tokenizer, generated)?;
-        unread = None;
+        rewind_to_shown(timeline, tokenizer, generated)?;
+        unprocessed = None;
     }
-    if let Some(id) = unread.filter(|_| timeline.steps().len() < timeline.context()) {
+    if let Some(id) = unprocessed.filter(|_| timeline.steps().len() < timeline.context()) {
         timeline.decode(id)?;
-        unread = None;
+        unprocessed = None;
     }
     check_replaceable(path, Kind::Text, stored.force)?;
-    timeline.save(path, &Saved::text(sampler, unread), false)
+    timeline.save(path, &Saved::text(sampler, unprocessed), false)
 }
 
 /// Rewinds the tokens of `generated` beyond its text; if the text ends within a token, processes the rest of it.
-fn go_back_to_shown(timeline: &mut Timeline<'_>, tokenizer: &Tokenizer, generated: &Generation) -> Result<()> {
+fn rewind_to_shown(timeline: &mut Timeline<'_>, tokenizer: &Tokenizer, generated: &Generation) -> Result<()> {
     let read = timeline.steps().len();
-    let start = read + usize::from(generated.unread.is_some()) - generated.ids.len();
+    let start = read + usize::from(generated.unprocessed.is_some()) - generated.ids.len();
     let (kept, rest) = tokenizer.ids_within(&timeline.ids()[..start], &generated.ids, &generated.text);
     let mut target = timeline.steps()[..read.min(start + kept)].to_vec();
     target.extend(generated.ids[target.len() - start..kept].iter().map(|&id| decoded(id)));

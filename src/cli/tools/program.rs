@@ -59,7 +59,7 @@ impl Program {
         match self.attend(&mut running, call, cancel) {
             Ok(done) => Ok(done),
             Err(Stopped::Cancelled) => Err(Error::Cancelled),
-            Err(Stopped::Failed(why)) => Ok(Err(why)),
+            Err(Stopped::Failed(reason)) => Ok(Err(reason)),
         }
     }
 
@@ -78,8 +78,8 @@ impl Program {
             // A program that does not read its input is fine, so write errors are ignored.
             thread::Builder::new().spawn(move || input.write_all(text.as_bytes())).map_err(fails)?;
         }
-        let output = child.stdout.take().map(|output| read_aside(output, limits::TOOL_RESULT));
-        let messages = child.stderr.take().map(|messages| read_aside(messages, MESSAGES));
+        let output = child.stdout.take().map(|output| read_on_thread(output, limits::TOOL_RESULT));
+        let messages = child.stderr.take().map(|messages| read_on_thread(messages, MESSAGES));
         let (Some(output), Some(messages)) = (output.transpose().map_err(fails)?, messages.transpose().map_err(fails)?)
         else {
             return Err(Stopped::Failed(format!("{self} has no output")));
@@ -169,7 +169,7 @@ struct Output {
 }
 
 /// Reads on a separate thread, which lives as long as there is something to read.
-fn read_aside(mut from: impl Read + Send + 'static, limit: usize) -> io::Result<Receiver<Output>> {
+fn read_on_thread(mut from: impl Read + Send + 'static, limit: usize) -> io::Result<Receiver<Output>> {
     let (send, receive) = mpsc::channel();
     let read = move || {
         let mut bytes = Vec::new();

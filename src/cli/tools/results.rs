@@ -32,7 +32,7 @@ impl Answers {
             if !self.is_allowed(call, cancel)? {
                 return Ok(None);
             }
-            results.push(self.program.run(call, cancel)?.unwrap_or_else(|why| failed(&why)));
+            results.push(self.program.run(call, cancel)?.unwrap_or_else(|reason| failed(&reason)));
         }
         Ok(Some(results))
     }
@@ -44,7 +44,7 @@ impl Answers {
 }
 
 /// Reports a failure, and returns it as a result.
-fn failed(why: &str) -> String {
-    terminal::warn(&format!("the tool call failed: {why}"));
-    json!({ "error": why }).to_string()
+fn failed(reason: &str) -> String {
+    terminal::warn(&format!("the tool call failed: {reason}"));
+    json!({ "error": reason }).to_string()
 }

@@ -110,7 +110,7 @@ impl Conversation<'_> {
     fn reply(&mut self, mut question: Question<'_>, prompt: &[Step], sink: &mut ReplySink<'_>) -> Result<Reply> {
         let timings = self.prefill_prompt(prompt, &sink.watch)?;
         let (text, ids, stop) = (String::new(), Vec::new(), StopReason::ContextFull);
-        let generation = Generation { text, held: String::new(), ids, unread: None, stop, timings };
+        let generation = Generation { text, held: String::new(), ids, unprocessed: None, stop, timings };
         let mut reply = Reply { generation, dropped: 0, rewritten: 0 };
         let incomplete = loop {
             let incomplete = self.generate_until_full(question.query, &mut reply.generation, sink)?;
@@ -200,7 +200,7 @@ impl Conversation<'_> {
     /// it did not fit.
     fn read_pending_token(&mut self, reply: &Generation) -> Result<Vec<Step>> {
         let is_cut = matches!(reply.stop, StopReason::StopString | StopReason::BrokenPipe);
-        let pending = reply.unread.filter(|_| !is_cut);
+        let pending = reply.unprocessed.filter(|_| !is_cut);
         let context_full_error = self.timeline.tokens() >= self.timeline.context();
         if let Some(id) = pending.filter(|_| !context_full_error) {
             self.timeline.decode(id)?;

@@ -24,7 +24,8 @@ pub struct Saved {
     /// The sampler.
     pub sampler: SavedSampler,
     /// A token that was chosen and shown but not processed, because the context was full.
-    pub unread: Option<u32>,
+    #[serde(rename = "unread")]
+    pub unprocessed: Option<u32>,
     /// The purpose of the file; `None` in files of version 0.1.
     kind: Option<Kind>,
     /// The conversation; `None` for a plain text.
@@ -45,8 +46,8 @@ struct SavedChat {
 
 impl Saved {
     /// Returns the contents for a plain text.
-    pub fn text(sampler: &Sampler, unread: Option<u32>) -> Self {
-        Self { sampler: sampler.saved(), unread, kind: Some(Kind::Text), chat: None }
+    pub fn text(sampler: &Sampler, unprocessed: Option<u32>) -> Self {
+        Self { sampler: sampler.saved(), unprocessed, kind: Some(Kind::Text), chat: None }
     }
 
     /// Returns the contents for a processed prompt.
@@ -58,13 +59,13 @@ impl Saved {
     pub fn text_sampler(&self, path: &Path) -> Result<Sampler> {
         if self.chat.is_some() {
             let file = path.display().to_string();
-            return Err(Error::SessionMismatch { file, why: Mismatch::Conversation });
+            return Err(Error::SessionMismatch { file, reason: Mismatch::Conversation });
         }
         self.sampler(path)
     }
 
     fn sampler(&self, path: &Path) -> Result<Sampler> {
-        let bad = |why| Error::format(path.display().to_string(), format!("cannot be used: the sampler {why}"));
+        let bad = |reason| Error::format(path.display().to_string(), format!("cannot be used: the sampler {reason}"));
         Sampler::from_saved(&self.sampler).map_err(bad)
     }
 }
@@ -90,7 +91,7 @@ impl Conversation<'_> {
         let (sampler, adopted, tools, contexts, call_constraints, name, current, branches) =
             timeline.load(path, |saved: Saved, steps| {
                 let sampler = saved.sampler(path)?;
-                let text = || Error::SessionMismatch { file: file.clone(), why: Mismatch::Text };
+                let text = || Error::SessionMismatch { file: file.clone(), reason: Mismatch::Text };
                 let SavedChat { template, tools, contexts, name, mut branches } = saved.chat.ok_or_else(text)?;
                 let saved_tools = tools.map(|tools| Tools::from_value(&tools, &file)).transpose()?;
                 let tools = options.tools.clone().or_else(|| saved_tools.clone());

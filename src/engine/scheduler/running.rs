@@ -223,7 +223,7 @@ impl<'t> Running<'t> {
             self.logits.extend_from_slice(&logits[logits.len() - vocab..]);
         }
         if let Some(text) = self.text.as_mut().filter(|_| self.read == self.steps.len()) {
-            text.mark_read();
+            text.mark_processed();
         }
     }
 
@@ -259,7 +259,7 @@ impl<'t> Running<'t> {
             shown.push_str(piece);
             Ok(())
         })?;
-        let stop = match text.unread() {
+        let stop = match text.unprocessed() {
             Some(id) if text.ids().len() > before => {
                 self.bias.count(id);
                 let logprobs = self.job.logprobs.map(|top| logprobs(&self.logits, id, top));
@@ -283,7 +283,7 @@ impl<'t> Running<'t> {
     /// accepted, the first two, and so on.
     pub fn draft(&mut self, max_draft: usize) -> Vec<f64> {
         let is_single = self.read + 1 == self.steps.len() && !mem::take(&mut self.is_undrafted);
-        let Some(text) = self.text.as_mut().filter(|text| is_single && text.unread().is_some()) else {
+        let Some(text) = self.text.as_mut().filter(|text| is_single && text.unprocessed().is_some()) else {
             return Vec::new();
         };
         // Every accepted draft token yields one more token.
@@ -297,18 +297,18 @@ impl<'t> Running<'t> {
     /// Chooses the tokens after the pending one and its draft (`ids`) from the logits `[ids, vocab]`, up to the first
     /// that differs from the draft. Returns the number of accepted ids, the pending one included, and of chosen tokens.
     pub fn verify(&mut self, ids: &[u32], logits: &[f32], (vocab, context): (usize, usize)) -> (usize, u64) {
-        let (mut read, mut chosen) = (0, 0);
+        let (mut accepted, mut chosen) = (0, 0);
         for logits in logits.chunks(vocab) {
             self.accept_logits(1, logits, vocab);
             chosen += u64::from(self.choose(context));
-            read += 1;
-            let next = self.text.as_ref().and_then(Generator::unread);
-            let is_right = next.is_some_and(|next| self.drafter.check(read - 1, next));
-            if !is_right || read == ids.len() {
+            accepted += 1;
+            let next = self.text.as_ref().and_then(Generator::unprocessed);
+            let is_right = next.is_some_and(|next| self.drafter.check(accepted - 1, next));
+            if !is_right || accepted == ids.len() {
                 break;
             }
         }
-        (read, chosen)
+        (accepted, chosen)
     }
 
     /// Ends the text.

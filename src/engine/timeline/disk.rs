@@ -35,7 +35,7 @@ impl<T> Header<T> {
     /// Fails unless the file belongs to `session`'s model and fits.
     fn check(&self, session: &Session<'_>, path: &Path) -> Result<()> {
         let file = || path.display().to_string();
-        let other = |why| Err(Error::SessionMismatch { file: file(), why });
+        let other = |reason| Err(Error::SessionMismatch { file: file(), reason });
         let model = session.model();
         let (context, cache) = (session.context(), session.cache_type().name());
         if self.fingerprint != model.fingerprint()? {

@@ -119,7 +119,7 @@ impl<'m> Timeline<'m> {
             while checkpoints.back().is_some_and(|last| last.at > common || !ends_pass(last.at)) {
                 checkpoints.pop_back();
             }
-            self.go_back()?;
+            self.rewind_to_checkpoint()?;
         }
         self.read(&target[self.steps.len()..], watch)
     }
@@ -129,11 +129,11 @@ impl<'m> Timeline<'m> {
         if matches!(failure, Error::Gpu(_)) {
             self.checkpoints.drop_all(); // they were in GPU memory
         }
-        self.go_back().and(Err(failure))
+        self.rewind_to_checkpoint().and(Err(failure))
     }
 
     /// Restores the last checkpoint, or the beginning.
-    fn go_back(&mut self) -> Result<()> {
+    fn rewind_to_checkpoint(&mut self) -> Result<()> {
         let Some(checkpoint) = self.checkpoints.current.back().cloned() else { return self.clear() };
         self.restore(&checkpoint);
         self.steps.truncate(checkpoint.at);

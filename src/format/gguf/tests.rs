@@ -8,9 +8,9 @@ fn parse(bytes: Vec<u8>) -> crate::Result<Gguf> {
 }
 
 #[track_caller]
-fn refused(bytes: Vec<u8>, why: &str) {
-    let message = parse(bytes).err().expect(why).to_string();
-    assert!(message.starts_with("model.gguf: ") && message.contains(why), "{message}");
+fn refused(bytes: Vec<u8>, reason: &str) {
+    let message = parse(bytes).err().expect(reason).to_string();
+    assert!(message.starts_with("model.gguf: ") && message.contains(reason), "{message}");
 }
 
 fn text(s: &str) -> Vec<u8> {

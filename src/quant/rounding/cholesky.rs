@@ -17,9 +17,9 @@ pub(super) fn strided_mut(values: &mut [f32], rows: usize, cols: usize, stride: 
     ArrayViewMut2::from_shape((rows, cols).strides((stride, 1)), values).expect("the rows are there")
 }
 
-/// Replaces the lower half of `a` `[n, n]`, row-major, by L of L·Lᵀ = a. The upper half is neither read nor written, but
-/// inside the blocks of the diagonal. False if `a` is not positive definite, as far as 32 bits can tell, or `cancel` is set;
-/// `a` is of no use then.
+/// Replaces the lower half of `a` `[n, n]`, row-major, by L with L·Lᵀ = a. The upper half is unused, except inside the
+/// blocks of the diagonal. Returns `false` if `a` is not positive definite within the precision of F32, or if `cancel` is
+/// set; the contents of `a` are undefined then.
 pub fn cholesky(a: &mut [f32], n: usize, cancel: &AtomicBool) -> bool {
     for start in (0..n).step_by(BLOCK) {
         if cancel.load(Ordering::Relaxed) {

@@ -19,8 +19,8 @@ impl Searcher {
         Self { dtype, grid: Grid::new(dtype) }
     }
 
-    /// Writes a row as [`encode_row`](crate::format::codec::encode_row) does. An error in column i counts
-    /// `importance[i]`, not below 0; all count the same if there is none.
+    /// Encodes a row like [`encode_row`](crate::format::codec::encode_row). The squared error in column i has the weight
+    /// `importance[i]` ≥ 0; without importance, all weights are equal.
     pub fn encode_row(&self, values: &[f32], importance: Option<&[f32]>, out: &mut [u8]) -> Result<(), Unfit> {
         if !values.iter().all(|v| v.is_finite()) {
             return Err(Unfit::NotFinite);
@@ -85,10 +85,10 @@ pub fn search(grid: &Grid, x: &[f32; BLOCK], weights: &[f32; BLOCK], plain: &Blo
         let near = [0.5, 2.0].map(|factor| Fit::of(grid, plain.d * factor, 0.0, x, weights));
         return near.into_iter().fold(best, |best, fit| if fit.error < best.error { fit } else { best });
     }
-    let mut sketch = (f32::INFINITY, 0.0, 0.0);
+    let mut best_line = (f32::INFINITY, 0.0, 0.0);
     let mut consider = |score: f32, d: f32, m: f32| {
-        if score < sketch.0 {
-            sketch = (score, d, m);
+        if score < best_line.0 {
+            best_line = (score, d, m);
         }
     };
     if grid.has_min {
@@ -116,7 +116,7 @@ pub fn search(grid: &Grid, x: &[f32; BLOCK], weights: &[f32; BLOCK], plain: &Blo
             }
         }
     }
-    let (_, mut d, mut m) = sketch;
+    let (_, mut d, mut m) = best_line;
     // The fitted scale may have other nearest levels, for which another scale fits even better.
     for _ in 0..REFINEMENTS {
         let fit = Fit::of(grid, d, m, x, weights);

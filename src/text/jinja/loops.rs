@@ -69,11 +69,11 @@ impl<'t> Interpreter<'t> {
         {
             return Ok(Some(item));
         }
-        self.look_further(id)
+        self.fetch_one_more(id)
     }
 
     /// Fetches one more item beyond those fetched ahead.
-    fn look_further(&mut self, id: usize) -> Result<Option<Value>, Failure> {
+    fn fetch_one_more(&mut self, id: usize) -> Result<Option<Value>, Failure> {
         loop {
             self.meter.charge(STEP / 4)?;
             let Some(Object::Loop(state)) = self.objects.get_mut(id) else { return Ok(None) };
@@ -110,7 +110,7 @@ impl<'t> Interpreter<'t> {
         {
             return Ok(Some(item.clone()));
         }
-        let item = self.look_further(id)?;
+        let item = self.fetch_one_more(id)?;
         if let (Some(Object::Loop(state)), Some(item)) = (self.objects.get_mut(id), &item) {
             state.ahead.push_back(item.clone());
         }
@@ -127,7 +127,7 @@ impl<'t> Interpreter<'t> {
             _ => None,
         };
         if known.is_none() {
-            while let Some(item) = self.look_further(id)? {
+            while let Some(item) = self.fetch_one_more(id)? {
                 self.meter.charge(ITEM)?;
                 if let Some(Object::Loop(state)) = self.objects.get_mut(id) {
                     state.ahead.push_back(item);

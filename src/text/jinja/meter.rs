@@ -21,7 +21,7 @@ pub const ITEM: usize = 64;
 const TEXT_OVERHEAD: usize = 8;
 
 /// Cost between two checks for cancellation: a power of two, less than a millisecond of work.
-const LOOK: usize = 1024 * STEP;
+const CHECK_INTERVAL: usize = 1024 * STEP;
 
 /// The budget of one rendering.
 pub struct Meter {
@@ -47,8 +47,8 @@ impl Meter {
         match before.checked_sub(cost) {
             Some(left) => {
                 self.left.set(left);
-                let looks = (before ^ left) >= LOOK;
-                if looks && self.cancel.as_ref().is_some_and(|cancel| cancel.load(Ordering::Relaxed)) {
+                let is_check_due = (before ^ left) >= CHECK_INTERVAL;
+                if is_check_due && self.cancel.as_ref().is_some_and(|cancel| cancel.load(Ordering::Relaxed)) {
                     return Err(Failure::cancelled());
                 }
                 Ok(())

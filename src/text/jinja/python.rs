@@ -161,8 +161,8 @@ pub fn parse_int(text: &str, base: u32) -> Option<i128> {
         None => (digits, if base == 0 { 10 } else { base }),
     };
     let digits = plain_digits(digits)?;
-    let starts_well = digits.starts_with(|c: char| c.is_digit(base));
-    let value = i128::from_str_radix(&digits, base).ok().filter(|_| starts_well)?;
+    let starts_with_digit = digits.starts_with(|c: char| c.is_digit(base));
+    let value = i128::from_str_radix(&digits, base).ok().filter(|_| starts_with_digit)?;
     Some(if negative { -value } else { value })
 }
 
@@ -179,6 +179,6 @@ pub fn parse_float(text: &str) -> Option<f64> {
 fn plain_digits(text: &str) -> Option<String> {
     let bytes = text.as_bytes();
     let alone = |at: usize| !bytes.get(at).is_some_and(u8::is_ascii_alphanumeric);
-    let stray = (0..bytes.len()).any(|at| bytes[at] == b'_' && (at == 0 || alone(at - 1) || alone(at + 1)));
-    (!stray).then(|| text.replace('_', ""))
+    let is_misplaced = (0..bytes.len()).any(|at| bytes[at] == b'_' && (at == 0 || alone(at - 1) || alone(at + 1)));
+    (!is_misplaced).then(|| text.replace('_', ""))
 }
