@@ -1,9 +1,12 @@
-//! The thread that owns the model: it composes passes and handles their results.
+//! The thread that owns the model: it assigns jobs to slots, runs passes and delivers events.
+
+mod pass;
+mod plan;
 
 use std::{
     iter::repeat_with,
     sync::{Arc, atomic::AtomicBool},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use super::{
@@ -14,16 +17,13 @@ use super::{
 };
 use crate::{
     Error, Result,
-    backend::DeviceChoice,
     engine::{
         Batch, Model, Session, SessionOptions,
-        batch::{Read, Wanted},
         prefix::{Folder, Found, Prefixes},
         speculate::Policy,
         text::Text,
     },
     format::CacheType,
-    forward::Phase,
     system::available_memory,
     text::Tokenizer,
 };
@@ -60,32 +60,6 @@ pub(super) struct Worker<'w> {
     prefill_budget: PrefillBudget,
     passes: u64,
     serial: u64,
-}
-
-/// A sequence's part of a pass.
-struct Part {
-    slot: usize,
-    ids: Vec<u32>,
-    phase: Phase,
-    wanted: Wanted,
-    cancel: Arc<AtomicBool>,
-    /// The number of draft tokens at the end of `ids`; `None` if drafting was not considered.
-    drafted: Option<usize>,
-}
-
-/// The result of a pass.
-#[derive(Default)]
-struct Outcome {
-    /// Failures of single sequences.
-    failures: Vec<(usize, Error)>,
-    /// Tokens chosen during verification.
-    chosen: u64,
-    /// The time it took to choose them.
-    choosing: Duration,
-    /// Draft tokens that were verified.
-    drafted: u64,
-    /// Draft tokens that were accepted.
-    accepted: u64,
 }
 
 impl<'w> Worker<'w> {
@@ -348,228 +322,6 @@ impl<'w> Worker<'w> {
         drop(shared);
         self.leaving.push(job);
     }
-
-    /// Plans the next pass: one token of each decoding sequence, and as many prompt tokens as the pace allows, starting
-    /// with the prompts that have waited longest.
-    fn plan(&mut self) -> Vec<Part> {
-        let is_ready = |&slot: &usize| self.jobs[slot].as_ref().is_some_and(Running::is_ready);
-        let slots: Vec<usize> = (0..self.jobs.len()).filter(is_ready).collect();
-        let (mut prompts, written): (Vec<usize>, Vec<usize>) =
-            slots.into_iter().partition(|&slot| self.jobs[slot].as_ref().is_some_and(Running::is_in_prompt));
-        let mut parts: Vec<Part> = written.into_iter().filter_map(|slot| self.part(slot, usize::MAX)).collect();
-        let decoded = rows(&parts);
-        if prompts.is_empty() {
-            self.draft(&mut parts);
-            return parts;
-        }
-        if self.prefill_budget.is_unknown(decoded) {
-            return parts;
-        }
-        let mut left = self.prefill_budget.rows(decoded, self.chunk);
-        prompts.sort_by_key(|&slot| self.jobs[slot].as_ref().map_or(0, |job| job.turn));
-        for slot in prompts {
-            if let Some(part) = self.part(slot, left).filter(|_| left > 0) {
-                left -= part.ids.len();
-                if let Some(job) = &mut self.jobs[slot] {
-                    job.turn = self.passes + 1;
-                }
-                parts.push(part);
-            }
-        }
-        parts
-    }
-
-    /// Returns a sequence's part of the next pass.
-    fn part(&self, slot: usize, max_prompt: usize) -> Option<Part> {
-        let job = self.jobs[slot].as_ref()?;
-        let next = job.next(max_prompt);
-        let phase = job.steps.get(next.start)?.1;
-        let wanted = match next.end == job.steps.len() {
-            _ if job.wants_all_logits() => Wanted::All,
-            true => Wanted::Last,
-            false => Wanted::Nothing,
-        };
-        let ids = job.steps[next].iter().map(|step| step.0).collect();
-        Some(Part { slot, ids, phase, wanted, cancel: job.job.cancel.clone(), drafted: None })
-    }
-
-    /// Adds draft tokens to the parts of generating sequences, as the policy decides.
-    fn draft(&mut self, parts: &mut [Part]) {
-        if !self.policy.is_on() || rows(parts) != parts.len() {
-            return; // a sequence that is recomputed knows its next tokens
-        }
-        let draft = |part: &Part| {
-            let text = &self.texts[part.slot];
-            let max_draft = (text.context() - text.tokens()).saturating_sub(1);
-            self.jobs[part.slot].as_mut().map_or(Vec::new(), |job| job.draft(max_draft))
-        };
-        let chances: Vec<Vec<f64>> = parts.iter().map(draft).collect();
-        let drafts = self.policy.drafts(&chances, self.mean_depth(parts));
-        for (part, drafted) in parts.iter_mut().zip(drafts) {
-            let Some(job) = &self.jobs[part.slot] else { continue };
-            part.ids.extend(job.drafter.ids(drafted));
-            (part.drafted, part.wanted) = (Some(drafted), Wanted::All);
-        }
-    }
-
-    /// Returns the mean number of tokens of the sequences.
-    fn mean_depth(&self, parts: &[Part]) -> usize {
-        let tokens: usize = parts.iter().map(|part| self.texts[part.slot].tokens()).sum();
-        tokens / parts.len().max(1)
-    }
-
-    /// Runs a pass.
-    fn pass(&mut self, parts: &[Part]) {
-        let (start, depth) = (Instant::now(), self.mean_depth(parts));
-        let Outcome { failures, mut chosen, choosing, drafted, accepted } = match self.read(parts) {
-            Ok(outcome) => outcome,
-            Err(e) => return self.handle_pass_error(e),
-        };
-        self.record_pass(parts, depth, start.elapsed().saturating_sub(choosing));
-        for (slot, error) in failures {
-            self.handle_failure(slot, error);
-        }
-        for part in parts {
-            if self.jobs[part.slot].as_ref().is_some_and(|job| !job.is_over() && job.is_at_cut()) {
-                self.store_prefix(part.slot);
-            }
-            if let Some(job) = &mut self.jobs[part.slot] {
-                chosen += u64::from(job.choose(self.context));
-            }
-        }
-        let mut shared = self.inbox.lock();
-        shared.metrics.generated_tokens += chosen;
-        shared.metrics.drafted += drafted;
-        shared.metrics.accepted += accepted;
-    }
-
-    /// Processes the parts, and chooses the next tokens where a draft is verified.
-    fn read(&mut self, parts: &[Part]) -> Result<Outcome> {
-        let (context, vocab) = (self.context, self.model.config().vocab);
-        let mut texts: Vec<Option<&mut Text>> = self.texts.iter_mut().map(Some).collect();
-        let reads = parts.iter().filter_map(|part| {
-            let Part { slot, ids, phase, wanted, cancel, .. } = part;
-            let text = texts[*slot].take()?; // each sequence is in a pass at most once
-            Some(Read { text, ids, phase: *phase, logits: *wanted, cancel: Some(cancel) })
-        });
-        let mut outcome = Outcome::default();
-        let mut pass = self.batch.run(reads)?;
-        for (i, part) in parts.iter().enumerate() {
-            let Some(job) = &mut self.jobs[part.slot] else { continue };
-            let drafted = part.drafted.unwrap_or(0);
-            outcome.drafted += drafted as u64;
-            let read = match pass.logits(i) {
-                Ok(logits) if part.drafted.is_some() => {
-                    let start = Instant::now();
-                    let (read, chosen) = job.verify(&part.ids, logits, (vocab, context));
-                    outcome.accepted += read as u64 - 1;
-                    outcome.chosen += chosen;
-                    outcome.choosing += start.elapsed();
-                    read
-                }
-                Ok(logits) => {
-                    job.accept_logits(part.ids.len(), logits, vocab);
-                    part.ids.len()
-                }
-                // The failure may be caused by a draft token, which a single step would not process.
-                Err(_) if drafted > 0 => {
-                    job.is_undrafted = true;
-                    continue;
-                }
-                Err(e) => {
-                    outcome.failures.push((part.slot, e));
-                    continue;
-                }
-            };
-            pass.commit(i, read);
-        }
-        Ok(outcome)
-    }
-
-    /// Records the time of a pass.
-    fn record_pass(&mut self, parts: &[Part], depth: usize, elapsed: Duration) {
-        let of = |phase| parts.iter().filter(move |part| part.phase == phase);
-        let count = |phase| of(phase).map(|part| part.ids.len()).sum::<usize>();
-        let (decoded, prompt) = (count(Phase::Decode), count(Phase::Prefill));
-        let drafted: usize = parts.iter().filter_map(|part| part.drafted).sum();
-        if prompt == 0 && decoded - drafted == parts.len() {
-            self.policy.record([parts.len(), decoded], depth, elapsed);
-        }
-        if drafted == 0 {
-            self.prefill_budget.record(decoded, prompt, elapsed);
-        }
-        let plan = self.model.plan();
-        let cache_bytes = |part: &Part| plan.read_bytes(self.texts[part.slot].tokens(), self.cache);
-        self.count([decoded, prompt], elapsed, of(Phase::Decode).map(cache_bytes).sum());
-    }
-
-    /// Counts a pass with the given number of decoded and prompt rows.
-    fn count(&mut self, [decoded, prompt]: [usize; 2], elapsed: Duration, cache_bytes: u64) {
-        self.passes += 1;
-        let mut shared = self.inbox.lock();
-        let metrics = &mut shared.metrics;
-        metrics.passes += 1;
-        metrics.rows += (decoded + prompt) as u64;
-        metrics.busy += elapsed;
-        metrics.prompt_tokens += prompt as u64;
-        if prompt == 0 {
-            metrics.decode_bytes += self.model.weight_bytes_per_token() + cache_bytes;
-            metrics.decode_time += elapsed;
-        }
-    }
-
-    /// Handles the failure of one sequence. If values exceeded the range of its KV cache type, it is reprocessed with a
-    /// wider one.
-    fn handle_failure(&mut self, slot: usize, error: Error) {
-        let Some(job) = &mut self.jobs[slot] else { return };
-        if !matches!(error, Error::CacheRange { .. }) || self.texts[slot].cache_type() == CacheType::F32 {
-            return job.fail(error);
-        }
-        match self.batch.text(self.context, CacheType::F32) {
-            Ok(wide) => {
-                job.narrow = Some(std::mem::replace(&mut self.texts[slot], wide));
-                (job.read, job.logits) = (0, Vec::new());
-            }
-            Err(e) => job.fail(e),
-        }
-    }
-
-    /// Handles a failure that affects all sequences of a pass. If the CPU can replace a failed GPU, all of them are
-    /// reprocessed.
-    fn handle_pass_error(&mut self, error: Error) {
-        let can_fall_back = matches!(error, Error::Gpu(_)) && self.options.device == DeviceChoice::Auto;
-        if can_fall_back && self.fall_back_to_cpu(&error).is_ok() {
-            return;
-        }
-        let message = error.to_string();
-        let mut first = Some(error);
-        for job in self.jobs.iter_mut().flatten() {
-            job.fail(first.take().unwrap_or_else(|| Error::Request(message.clone())));
-        }
-    }
-
-    fn fall_back_to_cpu(&mut self, why: &Error) -> Result<()> {
-        self.options.device = DeviceChoice::Cpu;
-        let options = SessionOptions { cache: self.cache, context: Some(self.context), ..self.options.clone() };
-        let (mut batch, text) = Session::new(self.model, &options)?.into_parts();
-        let mut texts = vec![text];
-        while texts.len() < self.texts.len() {
-            texts.push(batch.text(self.context, self.cache)?);
-        }
-        (self.batch, self.texts, self.fallback) = (batch, texts, Some(why.to_string()));
-        let limit = self.prefixes.as_ref().map(Prefixes::limit);
-        self.prefixes = limit.map(|limit| Prefixes::new(limit, phase_independent_tokens(&self.batch)));
-        for job in self.jobs.iter_mut().flatten() {
-            (job.read, job.logits, job.narrow) = (0, Vec::new(), None);
-        }
-        self.prefill_budget = PrefillBudget::default();
-        self.policy.forget();
-        Ok(())
-    }
-}
-
-fn rows(parts: &[Part]) -> usize {
-    parts.iter().map(|part| part.ids.len()).sum()
 }
 
 /// Returns the number of leading tokens whose state does not depend on whether they were prefilled or decoded. On a GPU
