@@ -94,7 +94,7 @@ pub fn check_result(text: &str) -> Result<()> {
         return Ok(());
     }
     let (bytes, limit) = (text.len(), TOOL_RESULT / MB);
-    Err(Error::Request(format!("the tool's result has {bytes} bytes, but {limit} MB is the limit; give a part of it")))
+    Err(Error::Request(format!("the tool's result has {bytes} bytes; the limit is {limit} MB; return a part of it")))
 }
 
 #[cfg(test)]

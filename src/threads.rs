@@ -134,7 +134,7 @@ mod tests {
     fn a_busy_machine_does_not_end_the_wait() {
         let sleep = || thread::sleep(Duration::from_millis(300));
         let done = bounded(&AtomicBool::new(false), 1 << 20, Duration::from_millis(50), sleep);
-        assert!(done.unwrap().is_some(), "it was not on a CPU for that long");
+        assert!(done.unwrap().is_some(), "its CPU time is below the limit");
         let work = || {
             let start = Instant::now();
             while start.elapsed() < Duration::from_secs(20) && !STOP.load(Ordering::Relaxed) {}

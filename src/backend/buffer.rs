@@ -32,23 +32,23 @@ impl Buffer {
 
     /// Returns the values of an f32 buffer in main memory.
     pub(super) fn f32_mut(&mut self) -> &mut [f32] {
-        let Self::F32(values) = self else { panic!("the CPU writes activations in main memory") };
+        let Self::F32(values) = self else { panic!("activations of the CPU are in main memory") };
         values
     }
 
     /// Returns the keys or values of a buffer in main memory.
     pub(super) fn kv(&self) -> &Kv {
-        let Self::Kv(kv) = self else { panic!("the CPU's attention reads keys and values in main memory") };
+        let Self::Kv(kv) = self else { panic!("keys and values of the CPU's attention are in main memory") };
         kv
     }
 
     pub(super) fn kv_mut(&mut self) -> &mut Kv {
-        let Self::Kv(kv) = self else { panic!("the CPU stores keys and values in main memory") };
+        let Self::Kv(kv) = self else { panic!("keys and values of the CPU are in main memory") };
         kv
     }
 
     pub(super) fn gpu(&self) -> &GpuBuffer {
-        let Self::Gpu(buffer) = self else { panic!("the GPU works on memory that it shares") };
+        let Self::Gpu(buffer) = self else { panic!("the GPU requires shared memory") };
         buffer
     }
 }
@@ -69,7 +69,7 @@ impl GpuBuffer {
     /// # Panics If they are not f32, or the GPU is busy.
     pub fn f32(&self) -> &[f32] {
         assert!(self.cache == CacheType::F32, "activations are f32");
-        assert!(!self.busy.load(Ordering::Relaxed), "the GPU is still at work");
+        assert!(!self.busy.load(Ordering::Relaxed), "the GPU is busy");
         // SAFETY: the buffer is large enough; the GPU is idle, and operations that write the buffer borrow it mutably.
         unsafe { std::slice::from_raw_parts(self.buffer.contents().cast(), self.len) }
     }

@@ -119,14 +119,14 @@ impl Kv {
 
     /// Copies `rows` of a buffer of the same type and width to rows `first..`.
     pub fn copy(&mut self, from: &Self, rows: Range<usize>, first: usize) {
-        assert!((self.heads, self.dim) == (from.heads, from.dim), "rows are copied between memories of one shape");
+        assert!((self.heads, self.dim) == (from.heads, from.dim), "rows are copied between buffers of the same shape");
         for head in 0..self.heads {
             let (a, b) = (from.span(head, rows.clone()), self.span(head, first..first + rows.len()));
             match (&from.values, &mut self.values) {
                 (Values::F16(from), Values::F16(to)) => to[b].copy_from_slice(&from[a]),
                 (Values::F32(from), Values::F32(to)) => to[b].copy_from_slice(&from[a]),
                 (Values::Q8_0(from), Values::Q8_0(to)) => to[bytes(b)].copy_from_slice(&from[bytes(a)]),
-                _ => panic!("rows are copied between memories of one kind"),
+                _ => panic!("rows are copied between buffers of the same type"),
             }
         }
     }

@@ -49,7 +49,8 @@ impl Metal {
     pub fn new(device: Box<dyn Device>, weights: Blob, states: usize) -> Result<Self> {
         if states > Gpu::MOST_STATES {
             let max = Gpu::MOST_STATES;
-            let problem = format!("the GPU's kernels hold {max} states a channel, and this model has {states}");
+            let problem =
+                format!("the GPU's kernels support up to {max} states per channel, but this model has {states}");
             return Err(Error::GpuUnsupported(problem));
         }
         // SAFETY: the blob is dropped after the GPU's buffers, and its bytes never change.
@@ -157,7 +158,7 @@ impl Backend for Metal {
             }
             Op::CopyRows { from: (from, a), to: (to, b), rows, width } => {
                 let (from, to) = (from.gpu(), to.gpu());
-                assert!(from.cache == to.cache, "rows are copied between buffers of one type");
+                assert!(from.cache == to.cache, "rows are copied between buffers of the same type");
                 let (source, target) =
                     ((&from.buffer, from.cache.size(a * width)), (&to.buffer, to.cache.size(b * width)));
                 gpu.copy(source, target, from.cache.size(rows * width));

@@ -179,12 +179,12 @@ mod tests {
             assert!(matches!(start(now), Err(Error::Constraint { problem, .. }) if problem.contains("too long")));
         }
         for _ in 0..20 {
-            assert!(matches!(start(now), Err(Error::Busy(_))), "no more threads than that");
+            assert!(matches!(start(now), Err(Error::Busy(_))), "the number of threads is limited");
         }
         assert_eq!(FEW.count.load(Ordering::Relaxed), 3);
         gates.clear();
         for _ in 0..3 {
-            assert!(outcomes.recv().unwrap(), "it knows that nobody waits");
+            assert!(outcomes.recv().unwrap(), "the work can see that nobody waits");
         }
         while FEW.count.load(Ordering::Relaxed) > 0 {
             thread::yield_now();

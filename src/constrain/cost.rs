@@ -163,7 +163,7 @@ impl Estimate<'_> {
         }
         merge(&mut loads, "", options, Load::and);
         if loads.len() > PATHS {
-            return Err(refused(format!("it has more than {PATHS} places that are counted against limits")));
+            return Err(refused(format!("it has more than {PATHS} subschemas that count against limits")));
         }
         if let Some(problem) = loads.keys().find_map(|path| total(&loads, path).excess()) {
             return Err(refused(problem));
@@ -247,7 +247,7 @@ mod tests {
         }
         let separate: serde_json::Map<_, _> =
             patterns(50).into_iter().zip(0..).map(|(p, i)| (format!("m{i}"), p)).collect();
-        assert_eq!(refusal(json!({"properties": separate})), None, "each is a string of its own");
+        assert_eq!(refusal(json!({"properties": separate})), None, "they apply to different strings");
         let recursive =
             json!({"$ref": "#/$defs/a", "$defs": {"a": {"pattern": "a", "properties": {"b": {"$ref": "#/$defs/a"}}}}});
         assert_eq!(refusal(recursive), None);

@@ -146,7 +146,7 @@ mod tests {
         }
         for text in ["</s>", "▁▁a", "x<s>", "<extra_id_1>", "\u{0}"] {
             let ids = env.tokenize(text);
-            assert_eq!(env.tok_trie().decode_raw(&ids), text.as_bytes(), "{text} is text, whatever it is called");
+            assert_eq!(env.tok_trie().decode_raw(&ids), text.as_bytes(), "{text} is plain text");
         }
         let half = env.tokenize_bytes(b"a\xe2\x82");
         assert_eq!(env.tok_trie().decode_raw(&half), b"a\xe2\x82");

@@ -255,7 +255,7 @@ mod tests {
         assert_eq!(
             (done.text.as_str(), done.stop),
             ("ab", StopReason::EndOfText),
-            "what was held back comes at the end"
+            "held-back text is output at the end"
         );
     }
 

@@ -191,7 +191,7 @@ impl Chunk<'_, '_> {
                 b.run(Op::StoreRows { x: s.mixed.part(rows.clone(), v_cols.clone()), out: v });
             }
             let (Some(cache), Some([k, v])) = (&segment.state.layers[source].kv, &pending.layers[source].kv) else {
-                unreachable!("the configuration was checked: a source is a producer");
+                unreachable!("the configuration was validated: a KV source is a producer");
             };
             let decode = segment.phase == Phase::Decode;
             let reach = if decode { window.saturating_sub(1) } else { window };

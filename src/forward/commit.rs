@@ -53,7 +53,7 @@ impl Chunk<'_, '_> {
     fn recompute(&mut self, (index, w): (usize, &Layer), i: usize, tokens: usize) {
         let (b, c) = (&mut *self.backend, self.config);
         let (state, pending) = (&self.segments[i].state.layers[index], &mut self.scratch.pending[i].layers[index]);
-        let Some(inputs) = &pending.inputs else { unreachable!("the inputs of a decode segment are kept") };
+        let Some(inputs) = &pending.inputs else { unreachable!("a decode segment keeps its inputs") };
         let past = c.conv_kernel - 1;
         let old = past.saturating_sub(tokens); // earlier inputs that remain in the state
         let mut copy = |from, to, rows| {

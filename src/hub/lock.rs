@@ -73,7 +73,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a/lock");
         let no = AtomicBool::new(false);
-        let first = Lock::take(&path, &mut || panic!("nobody has it"), &no).unwrap();
+        let first = Lock::take(&path, &mut || panic!("the lock is free"), &no).unwrap();
         let cancel = AtomicBool::new(false);
         let mut waited = 0;
         let second = Lock::take(
@@ -87,7 +87,7 @@ mod tests {
         assert!(matches!(second, Err(Error::Cancelled)) && waited == 1);
         fs::remove_file(&path).unwrap(); // as filelock may
         drop(first);
-        let third = Lock::take(&path, &mut || panic!("nobody has it"), &no).unwrap();
+        let third = Lock::take(&path, &mut || panic!("the lock is free"), &no).unwrap();
         assert!(path.exists());
         drop(third);
     }

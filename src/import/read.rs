@@ -93,7 +93,7 @@ mod tests {
     use super::*;
 
     #[derive(Debug, Deserialize)]
-    #[allow(dead_code, reason = "what is read is not looked at")]
+    #[allow(dead_code, reason = "only parsing is tested")]
     struct Sizes {
         hidden: usize,
         layers: Option<BTreeMap<String, Vec<usize>>>,

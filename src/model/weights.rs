@@ -194,7 +194,7 @@ impl<'a> Finder<'a> {
         let tensor = self.gguf.tensor(name).ok_or_else(missing)?;
         if tensor.dims != spec.shape {
             return Err(bad(format!(
-                "tensor `{name}` has shape {:?}, but its metadata asks for {:?}",
+                "tensor `{name}` has shape {:?}, but its metadata requires {:?}",
                 tensor.dims, spec.shape
             )));
         }

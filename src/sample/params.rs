@@ -162,7 +162,7 @@ mod tests {
         let error = SamplingParams::from_metadata(&meta, "m.gguf").unwrap_err().to_string();
         assert_eq!(error, "m.gguf: has a general.sampling.top_p that is not a number");
         let (params, refused) = SamplingParams::usable(&meta);
-        assert_eq!((params.temperature, params.top_p, refused.len()), (0.5, 0.95, 1), "the rest holds");
+        assert_eq!((params.temperature, params.top_p, refused.len()), (0.5, 0.95, 1), "the others are used");
     }
 
     #[test]

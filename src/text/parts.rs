@@ -288,7 +288,7 @@ mod tests {
             ("added_tokens", vec![added("a".repeat(1000)); 1100].into(), "1100000 bytes"),
         ] {
             let message = check_with(key, part).unwrap_err();
-            assert!(message.contains(reason), "{message:?} does not say {reason:?}");
+            assert!(message.contains(reason), "{message:?} does not contain {reason:?}");
         }
     }
 

@@ -126,7 +126,7 @@ mod tests {
         assert_eq!(pieces(&[byte(0x80), 260]), ["\u{fffd}", "a", ""]);
         assert_eq!(pieces(&[byte(0xE2), 260]), ["", "\u{fffd}a", ""], "another token ends the wait");
         assert_eq!(pieces(&[byte(0xE2), byte(0xE2), byte(0x80), byte(0xA6)]), ["", "\u{fffd}", "", "…", ""]);
-        assert_eq!(pieces(&[byte(0xF0), byte(0x9F)]), ["", "", "\u{fffd}"], "the end ends it too");
+        assert_eq!(pieces(&[byte(0xF0), byte(0x9F)]), ["", "", "\u{fffd}"], "so does the end of the text");
         assert_eq!(pieces(&[byte(0xFF); 3]), ["\u{fffd}", "\u{fffd}", "\u{fffd}", ""]);
     }
 

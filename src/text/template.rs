@@ -241,7 +241,7 @@ impl Template {
         }
         all.extend(variables.iter().map(|(name, value)| (name.clone(), value.clone())));
         let text = self.program.render(&all, self.cancel.as_ref()).map_err(|failure| bad(&self.origin, failure))?;
-        limits::check_prompt(&text, "the text that the chat template makes of the messages")?;
+        limits::check_prompt(&text, "the prompt rendered by the chat template")?;
         Ok(text)
     }
 
@@ -397,7 +397,7 @@ mod tests {
         let deep = "{% macro m(n) %}{{ m(n + 1) }}{% endmacro %}{{ m(0) }}";
         assert!(refusal(deep).contains("calls are nested more than 64 deep"), "{}", refusal(deep));
         let long = refusal("{% set s = 'a' * 999999 %}{% for i in range(17) %}{{ s }}{% endfor %}");
-        assert!(long.contains("makes of the messages has 16999983 bytes; the limit is 16 MB"), "{long}");
+        assert!(long.contains("rendered by the chat template has 16999983 bytes; the limit is 16 MB"), "{long}");
         let source = refusal(&"a".repeat(limits::TEMPLATE + 1));
         assert_eq!(source, "t.jinja: has a chat template of 1000001 bytes; the limit is 1 MB; use a shorter one");
         let tags = template(

@@ -375,10 +375,10 @@ pub(crate) mod tests {
         let t = small();
         assert_eq!(t.encode("ab a", false).unwrap(), [264, 262]);
         assert_eq!(t.encode("ab a", true).unwrap(), [1, 264, 262]);
-        assert_eq!(t.encode("<s>ab", true).unwrap(), [1, 264], "no second begin token");
+        assert_eq!(t.encode("<s>ab", true).unwrap(), [1, 264], "no second BOS");
         assert_eq!(t.encode("", true).unwrap(), [1]);
         let five = t.encode("a a a a a", false).unwrap();
-        assert_eq!(five, [262; 5], "truncation asked for by tokenizer.json is not applied");
+        assert_eq!(five, [262; 5], "truncation in tokenizer.json is ignored");
         assert_eq!((t.bos(), t.eos(), t.vocab()), (Some(1), Some(2), 267));
 
         let mut meta = metadata(&json());
@@ -419,7 +419,7 @@ pub(crate) mod tests {
         let cancel = Arc::new(AtomicBool::new(true));
         let t = small().cancelled_by(&cancel);
         assert!(matches!(t.encode(&"ba".repeat(PART), true), Err(Error::Cancelled)));
-        assert!(t.encode("ba", true).is_ok(), "what takes no time is split even so");
+        assert!(t.encode("ba", true).is_ok(), "short texts are tokenized even after cancellation");
     }
 
     /// Indivisible text would take unbounded memory and time.
@@ -437,7 +437,7 @@ pub(crate) mod tests {
         value["model"]["continuing_subword_prefix"] = "####".into();
         let refusal = Tokenizer::from_metadata(&metadata(&value), "m.gguf").err().unwrap().to_string();
         assert!(refusal.contains("continuing_subword_prefix"), "{refusal}");
-        assert!(foreign::call(|| value.to_string().parse::<tokenizers::Tokenizer>()).is_err(), "it panics no more");
+        assert!(foreign::call(|| value.to_string().parse::<tokenizers::Tokenizer>()).is_err(), "no panic");
     }
 
     #[test]

@@ -59,8 +59,8 @@ pub const COMMANDS: [(&str, &str, &str); 17] = [
     ("save", "[--force] FILE", "save the conversation; --force: replace a file of another kind"),
     ("load", "FILE", "load a conversation"),
     ("read", "FILE", "attach a file to the next message"),
-    ("format", "FILE|off", "constrain replies to a JSON schema or a grammar; off: stop that"),
-    ("tool", "[RESULT]", "answer the model's call; without RESULT: with what /read attached"),
+    ("format", "FILE|off", "constrain replies to a JSON schema or a grammar; off: no constraint"),
+    ("tool", "[RESULT]", "answer the model's tool call; without RESULT: with the text attached by /read"),
     ("branch", "[NAME]", "create a branch; without NAME: list them"),
     ("switch", "NAME", "switch to a branch"),
 ];

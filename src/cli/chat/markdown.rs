@@ -169,7 +169,7 @@ mod tests {
         for text in ["2 * 3 * 4", "snake_case_name", "a_b", "#hash", "* item", "a**", "😀 # x", ""] {
             assert_eq!(shown(text).replace("<->", ""), text);
         }
-        assert_eq!(shown("**a\nb"), "<-><b>**a<->\nb", "a style ends with its line");
+        assert_eq!(shown("**a\nb"), "<-><b>**a<->\nb", "styles end with their line");
         assert_eq!(shown("**a"), "<-><b>**a<->", "and with the text");
     }
 }

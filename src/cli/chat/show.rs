@@ -100,7 +100,7 @@ pub fn page(
         line("contexts", counted(c.contexts().len(), "text"));
     }
     if c.options().constraint.is_some() {
-        line("format", "constrained; /format off ends that".into());
+        line("format", "constrained; /format off removes the constraint".into());
     }
     let config = c.timeline().session().model().config();
     let windowed = config.windowed.iter().filter(|&&windowed| windowed).count();

@@ -83,7 +83,7 @@ impl Report<'_> {
         parts.extend(self.cached.map(|tokens| format!("{} from the prompt cache", counted(tokens, "token"))));
         parts.extend(self.compile.map(|time| {
             let each = t.constraint.as_secs_f64() / t.generated_tokens.max(1) as f64;
-            format!("format compiled in {:.1} ms, {:.2} ms a token", 1e3 * time.as_secs_f64(), 1e3 * each)
+            format!("format compiled in {:.1} ms, {:.2} ms per token", 1e3 * time.as_secs_f64(), 1e3 * each)
         }));
         parts.push(format!("stopped at {}", self.generation.stop.name().replace('_', " ")));
         if let Some(gpu) = session.gpu() {

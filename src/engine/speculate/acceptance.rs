@@ -65,7 +65,7 @@ mod tests {
         (0..40).for_each(|_| acceptance.record(short, true));
         assert!(acceptance.of(long) < 0.15 && acceptance.of(short) > 0.85);
         (0..200).for_each(|_| acceptance.record(long, true));
-        assert!(acceptance.of(long) > 0.9, "what is long ago counts less");
+        assert!(acceptance.of(long) > 0.9, "older results have less weight");
         assert!(acceptance.of(Class::FORCED) > 0.9);
     }
 }

@@ -161,14 +161,14 @@ mod tests {
         record(&mut costs, 1, 0, &[10]);
         assert_eq!(ratio(&costs, 4, 0), EXPECTED[3]);
         record(&mut costs, 4, 0, &[40, 40]);
-        assert_eq!(ratio(&costs, 4, 0), EXPECTED[3], "twice may be by accident");
+        assert_eq!(ratio(&costs, 4, 0), EXPECTED[3], "two slow passes may be outliers");
         record(&mut costs, 4, 0, &[40]);
         assert_eq!(ratio(&costs, 4, 0), 4.0);
-        assert!((ratio(&costs, 2, 0) - 2.2).abs() < 1e-9, "as much worse as a pass of 4");
+        assert!((ratio(&costs, 2, 0) - 2.2).abs() < 1e-9, "scaled from a pass of 4 rows");
         assert_eq!(ratio(&costs, 4, 9000), 4.0, "from another depth");
         record(&mut costs, 1, 5000, &[20, 20]);
         record(&mut costs, 4, 5000, &[30, 99, 30, 99, 99]);
-        assert_eq!((ratio(&costs, 4, 9000), ratio(&costs, 4, 100)), (1.5, 4.0), "what was disturbed does not count");
+        assert_eq!((ratio(&costs, 4, 9000), ratio(&costs, 4, 100)), (1.5, 4.0), "outliers are ignored");
     }
 
     #[test]
@@ -194,7 +194,7 @@ mod tests {
         let mut costs = Costs::default();
         record(&mut costs, 1, 0, &[10]);
         record(&mut costs, 2, 0, &[20, 20]);
-        assert_eq!(costs.max_rows(1, 0), 2, "not before it is sure what that costs");
+        assert_eq!(costs.max_rows(1, 0), 2, "two measurements are not enough");
     }
 
     #[test]
@@ -204,7 +204,7 @@ mod tests {
         record(&mut costs, 5, 0, &[20, 20, 20]);
         assert_eq!((costs.measurements(5), costs.measurements(6)), (3, 0));
         assert_eq!(costs.max_rows(5, 0), 10);
-        assert_eq!(costs.max_rows(9, 0), 9, "passes without a draft were not measured");
+        assert_eq!(costs.max_rows(9, 0), 9, "passes of 9 rows without drafts were not measured");
         record(&mut costs, 8, 0, &[50, 50, 50]);
         let ratios = costs.ratios(5, 11, 0);
         assert_eq!((ratios.len(), ratios[0], ratios[3]), (7, 1.0, 2.5));

@@ -214,13 +214,13 @@ mod tests {
     #[test]
     fn drafts_follow_the_longest_match() {
         assert!(guess(&index(&[]), 3).is_empty());
-        assert!(guess(&index(&[1, 2, 3]), 3).is_empty(), "nothing occurred before");
+        assert!(guess(&index(&[1, 2, 3]), 3).is_empty(), "no earlier occurrence");
         let ids = [9, 1, 2, 3, 4, 50, 51, 8, 1, 2, 3, 4, 60, 61, 7, 2, 3, 4, 70, 71, 9, 1, 2, 3, 4];
-        assert_eq!(guess(&index(&ids), 2), [50, 51], "five tokens are the same there, four and three elsewhere");
+        assert_eq!(guess(&index(&ids), 2), [50, 51], "five matching tokens, against four and three");
         assert_eq!(guess(&index(&[&ids[..7], &[2, 3, 4]].concat()), 9), [50, 51, 2, 3, 4, 50, 51, 2, 3]);
         assert_eq!(guess(&index(&[1, 2, 1, 3, 1, 3, 1]), 1), [3], "most often");
         assert_eq!(guess(&index(&[1, 2, 7, 1, 3, 8, 1]), 1), [3], "last");
-        assert_eq!(guess(&index(&[5, 5]), 4), [5, 5, 5, 5], "a text that repeats itself goes on");
+        assert_eq!(guess(&index(&[5, 5]), 4), [5, 5, 5, 5], "a repetition continues");
     }
 
     #[test]
@@ -238,7 +238,7 @@ mod tests {
     fn new_texts_draft_from_shared_prefixes() {
         let mut index = index(&[1, 2, 3, 4, 5, 6]);
         index.start_text(&[1, 2, 3]);
-        assert_eq!(guess(&index, 3), [4, 5, 6], "what was taken back");
+        assert_eq!(guess(&index, 3), [4, 5, 6], "the undone continuation");
         [7, 8, 9].iter().for_each(|&id| index.push(id));
         index.start_text(&[1, 2, 3]);
         let mut guesses = Vec::new();
@@ -249,7 +249,7 @@ mod tests {
         index.start_text(&[]);
         assert!(guess(&index, 2).is_empty());
         index.push(6);
-        assert!(guess(&index, 2).is_empty(), "no text goes on in the next one");
+        assert!(guess(&index, 2).is_empty(), "drafts do not cross texts");
     }
 
     #[test]
@@ -264,9 +264,9 @@ mod tests {
         index.push(1);
         assert_eq!(guess(&index, 9), [2, 3]);
         index.push(9_990);
-        assert_eq!(guess(&index, 2), [9_991, 9_992], "the newest of the others is there");
+        assert_eq!(guess(&index, 2), [9_991, 9_992], "recent tokens are kept");
         index.push(101);
-        assert!(guess(&index, 2).is_empty(), "the oldest is not");
+        assert!(guess(&index, 2).is_empty(), "old tokens are dropped");
         index.clear();
         index.push(9_990);
         assert!(guess(&index, 2).is_empty());

@@ -10,11 +10,11 @@ const BLOCK: usize = 64;
 
 /// Returns a matrix view whose rows are `stride` values apart.
 pub(super) fn strided(values: &[f32], rows: usize, cols: usize, stride: usize) -> ArrayView2<'_, f32> {
-    ArrayView2::from_shape((rows, cols).strides((stride, 1)), values).expect("the rows are there")
+    ArrayView2::from_shape((rows, cols).strides((stride, 1)), values).expect("the slice holds all rows")
 }
 
 pub(super) fn strided_mut(values: &mut [f32], rows: usize, cols: usize, stride: usize) -> ArrayViewMut2<'_, f32> {
-    ArrayViewMut2::from_shape((rows, cols).strides((stride, 1)), values).expect("the rows are there")
+    ArrayViewMut2::from_shape((rows, cols).strides((stride, 1)), values).expect("the slice holds all rows")
 }
 
 /// Replaces the lower half of `a` `[n, n]`, row-major, by L with L·Lᵀ = a. The upper half is unused, except inside the

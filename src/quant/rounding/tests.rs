@@ -68,7 +68,7 @@ fn no_scale_is_much_better_than_the_searched_one() {
             best += all.fold(f32::INFINITY, f32::min);
             searched += search(&grid, &x, &[1.0; BLOCK], &plain).error;
         }
-        assert!(searched <= 1.02 * best, "{dtype}: {searched}, {best} is possible");
+        assert!(searched <= 1.02 * best, "{dtype}: {searched}, the best is {best}");
     }
 }
 
@@ -146,7 +146,7 @@ fn compensation_reports_its_loss_and_beats_plain_rounding() {
             };
             let reported = compensate(dtype, &w, &factor, &mut bytes, &NO_CANCEL).unwrap();
             let cost = change(&bytes);
-            assert!((reported / cost - 1.0).abs() < 0.01, "{dtype}, {order:?}: {reported} told, {cost} found");
+            assert!((reported / cost - 1.0).abs() < 0.01, "{dtype}, {order:?}: {reported} reported, {cost} measured");
             let searcher = Searcher::new(dtype);
             let alone = w.chunks(cols).zip(bytes.chunks_mut(row_bytes));
             alone.for_each(|(w, bytes)| searcher.encode_row(w, None, bytes).unwrap());
