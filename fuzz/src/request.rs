@@ -84,10 +84,10 @@ pub fn answer(data: &[u8]) -> bool {
         "POST {path} HTTP/1.0\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
         rest.len()
     );
-    let Some(said) = converse(&[head.as_bytes(), rest].concat(), false) else { return true };
-    let said = String::from_utf8(said).expect("UTF-8");
-    let (status, head, body) = parts(&said).expect("an answer");
-    check_status(status, &said);
+    let Some(response) = converse(&[head.as_bytes(), rest].concat(), false) else { return true };
+    let response = String::from_utf8(response).expect("UTF-8");
+    let (status, head, body) = parts(&response).expect("an answer");
+    check_status(status, &response);
     if status == 200 && head.contains("text/event-stream") {
         let mut events = body.lines().filter_map(|line| line.strip_prefix("data: "));
         assert_eq!(events.next_back(), Some("[DONE]"), "{body}");
@@ -95,42 +95,42 @@ pub fn answer(data: &[u8]) -> bool {
     } else {
         let object: Value = serde_json::from_str(body).expect("JSON");
         check_object(&object, body);
-        assert_eq!(status != 200, object["error"].is_object(), "{said}");
+        assert_eq!(status != 200, object["error"].is_object(), "{response}");
     }
     status == 200
 }
 
 /// An answer, or an event of one. Nothing that went wrong is a fault here.
-fn check_object(object: &Value, said: &str) {
+fn check_object(object: &Value, response: &str) {
     if let Some(error) = object.get("error") {
-        assert!(error["message"].as_str().is_some_and(|message| !message.is_empty()), "{said}");
-        assert!(error["type"].is_string() && error["type"] != "server_error", "{said}");
+        assert!(error["message"].as_str().is_some_and(|message| !message.is_empty()), "{response}");
+        assert!(error["type"].is_string() && error["type"] != "server_error", "{response}");
     }
 }
 
 /// All that a connection brings. What comes back may be several answers.
 fn raw(data: &[u8]) -> bool {
-    let Some(said) = converse(data, true) else { return true };
-    let said = String::from_utf8_lossy(&said); // headers may repeat any bytes of the request's
-    match parts(&said) {
+    let Some(response) = converse(data, true) else { return true };
+    let response = String::from_utf8_lossy(&response); // headers may repeat any bytes of the request's
+    match parts(&response) {
         Some((status, ..)) => {
-            check_status(status, &said);
+            check_status(status, &response);
             (200..300).contains(&status)
         }
         None => {
-            assert!(said.is_empty(), "{said}");
+            assert!(response.is_empty(), "{response}");
             false // it broke off
         }
     }
 }
 
-fn check_status(status: u16, said: &str) {
-    assert!((200..500).contains(&status), "{said}");
+fn check_status(status: u16, response: &str) {
+    assert!((200..500).contains(&status), "{response}");
 }
 
 /// The status, head and body of the first answer.
-fn parts(said: &str) -> Option<(u16, &str, &str)> {
-    let (head, body) = said.split_once("\r\n\r\n")?;
+fn parts(response: &str) -> Option<(u16, &str, &str)> {
+    let (head, body) = response.split_once("\r\n\r\n")?;
     Some((head.split(' ').nth(1)?.parse().ok()?, head, body))
 }
 
@@ -139,17 +139,17 @@ fn parts(said: &str) -> Option<(u16, &str, &str)> {
 fn converse(data: &[u8], ends: bool) -> Option<Vec<u8>> {
     let server = &*SERVER;
     let runtime = Builder::new_current_thread().enable_time().build().expect("a runtime");
-    let said = runtime.block_on(async {
+    let response = runtime.block_on(async {
         let (mut client, stream) = duplex(data.len().max(1 << 16));
         let talk = async {
             client.write_all(data).await.ok()?;
-            let mut said = Vec::new();
+            let mut response = Vec::new();
             if ends {
-                let _ = timeout(PAUSE, client.read_buf(&mut said)).await;
+                let _ = timeout(PAUSE, client.read_buf(&mut response)).await;
                 client.shutdown().await.ok()?;
             }
-            let _ = client.read_to_end(&mut said).await; // what came before it broke off counts
-            Some(said)
+            let _ = client.read_to_end(&mut response).await; // what came before it broke off counts
+            Some(response)
         };
         let serve = connection(&router(server), stream);
         timeout(PATIENCE, async { tokio::join!(talk, serve).0 }).await.ok().flatten()
@@ -162,7 +162,7 @@ fn converse(data: &[u8], ends: bool) -> Option<Vec<u8>> {
     while at_work() > 0 {
         sleep(Duration::from_micros(100));
     }
-    said
+    response
 }
 
 pub fn seeds() -> Vec<Vec<u8>> {

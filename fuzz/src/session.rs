@@ -115,7 +115,7 @@ pub fn load(data: &[u8]) -> bool {
     if conversation.load(saved.path(), false).is_err() {
         return text.is_ok();
     }
-    let said = send(&mut conversation, "ab a") && send(&mut conversation, "b");
+    let sent = send(&mut conversation, "ab a") && send(&mut conversation, "b");
     let names: Vec<String> = conversation.branches().into_iter().map(Into::into).collect();
     let went = names.iter().all(|name| {
         name == conversation.branch_name()
@@ -126,7 +126,7 @@ pub fn load(data: &[u8]) -> bool {
     if conversation.save(again.path(), &watch()).is_ok() {
         conversation.load(again.path(), false).expect("what was saved can be loaded");
     }
-    said && went && back
+    sent && went && back
 }
 
 pub fn seeds() -> Vec<Vec<u8>> {

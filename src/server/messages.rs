@@ -118,37 +118,37 @@ fn content(path: &str, value: Value) -> Result<String> {
 mod tests {
     use super::*;
 
-    fn taken(messages: Value) -> Result<Vec<ChatMessage>> {
+    fn parsed(messages: Value) -> Result<Vec<ChatMessage>> {
         take(&mut Fields::of("", json!({ "messages": messages })).unwrap())
     }
 
-    fn refused(messages: Value) -> String {
-        taken(messages).unwrap_err().body()["error"]["message"].as_str().unwrap().to_owned()
+    fn refusal(messages: Value) -> String {
+        parsed(messages).unwrap_err().body()["error"]["message"].as_str().unwrap().to_owned()
     }
 
     #[test]
     fn parts_are_joined() {
-        let said = taken(json!([
+        let messages = parsed(json!([
             {"role": "developer", "content": "Be brief."},
             {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
             {"role": "assistant", "content": "c", "refusal": null, "annotations": [], "tool_calls": null, "audio": null},
         ]))
         .unwrap();
-        let contents: Vec<_> = said.iter().map(|said| (said.role, &*said.content)).collect();
+        let contents: Vec<_> = messages.iter().map(|message| (message.role, &*message.content)).collect();
         assert_eq!(contents, [(Role::System, "Be brief."), (Role::User, "ab"), (Role::Assistant, "c")]);
     }
 
     #[test]
     fn tool_calls_are_written_in_the_models_format() {
         let function = json!({"name": "f", "arguments": "{\"a\": 1}"});
-        let said = taken(json!([
+        let messages = parsed(json!([
             {"role": "user", "content": "a"},
             {"role": "assistant", "content": null, "tool_calls": [{"id": "1", "type": "function", "function": function}]},
             {"role": "tool", "tool_call_id": "1", "content": "5"},
         ]))
         .unwrap();
-        assert_eq!(said[1].content, r#"<toolcall> {"name": "f", "arguments": {"a": 1}} </toolcall>"#);
-        assert_eq!((said[2].role, &*said[2].content), (Role::Tool, "5"));
+        assert_eq!(messages[1].content, r#"<toolcall> {"name": "f", "arguments": {"a": 1}} </toolcall>"#);
+        assert_eq!((messages[2].role, &*messages[2].content), (Role::Tool, "5"));
     }
 
     #[test]
@@ -179,8 +179,8 @@ mod tests {
                 "`messages[0].tool_calls[0].function.arguments`: must be the JSON text of an object",
             ),
         ] {
-            let said = refused(messages);
-            assert!(said.starts_with(expected), "{said}");
+            let message = refusal(messages);
+            assert!(message.starts_with(expected), "{message}");
         }
     }
 }
