@@ -1,4 +1,4 @@
-//! For macOS: compiles the shaders where Xcode's Metal compiler is. Elsewhere the program compiles them when it starts.
+//! For macOS: compiles the shaders if Xcode's Metal compiler is available; otherwise they are compiled at run time.
 
 #[path = "src/source.rs"]
 mod source;

@@ -1,5 +1,5 @@
-//! Every kernel of every instruction set this CPU has, against the scalar reference: random shapes, odd sizes,
-//! unaligned pointers, outputs poisoned with NaN first, guard values around them.
+//! Every kernel of every instruction set that this CPU supports, against the scalar reference: random shapes, odd sizes,
+//! unaligned pointers, outputs poisoned with NaN and surrounded by guard values.
 
 use std::num::NonZeroUsize;
 
@@ -10,10 +10,10 @@ use rand_chacha::ChaCha8Rng;
 
 const SEED: u64 = 7;
 const GUARD: f32 = 1234.5;
-/// Values in front of every output and behind it, so that a write outside is seen; odd, so that nothing is aligned.
+/// Number of guard values before and after every output; odd, so that nothing is aligned.
 const MARGIN: usize = 3;
 
-/// A quantized type in both layouts, and the bytes of a block's parts: scale, minimum and fifth bits, then codes.
+/// A quantized type in both layouts, and the sizes of a block's parts in bytes: scale, minimum and fifth bits, then codes.
 struct Quantized {
     plain: WeightType,
     packed: WeightType,
@@ -58,7 +58,7 @@ fn random(rng: &mut ChaCha8Rng, n: usize, size: f32) -> Vec<f32> {
     (0..n).map(|_| rng.random_range(-size..size)).collect()
 }
 
-/// Runs `f` on an output of `n` NaNs inside guards, and returns it once the guards are seen unhurt.
+/// Runs `f` on an output of `n` NaNs between guard values, asserts that these are unchanged, and returns the output.
 fn output(n: usize, f: impl FnOnce(&mut [f32])) -> Vec<f32> {
     let mut all = vec![GUARD; n + 2 * MARGIN];
     all[MARGIN..MARGIN + n].fill(f32::NAN);
@@ -69,7 +69,7 @@ fn output(n: usize, f: impl FnOnce(&mut [f32])) -> Vec<f32> {
     out.to_vec()
 }
 
-/// Largest difference relative to `scale`, the size that rounding errors of a sum are measured by.
+/// Asserts that values differ by at most `tolerance` times `scale`, the magnitude of the summands.
 fn close(what: &str, want: &[f32], got: &[f32], scale: f32, tolerance: f32) {
     assert_eq!(want.len(), got.len());
     for (i, (w, g)) in want.iter().zip(got).enumerate() {
@@ -78,7 +78,7 @@ fn close(what: &str, want: &[f32], got: &[f32], scale: f32, tolerance: f32) {
     }
 }
 
-/// A random matrix of the type, as bytes that start at an odd address.
+/// Returns a random matrix of this type, as bytes that start at an odd address.
 fn weight(rng: &mut ChaCha8Rng, dtype: WeightType, rows: usize, cols: usize) -> Vec<u8> {
     let values = random(rng, rows * cols, 1.0);
     let mut bytes = vec![0];
@@ -95,8 +95,8 @@ fn weight(rng: &mut ChaCha8Rng, dtype: WeightType, rows: usize, cols: usize) -> 
                         match part {
                             1 => bytes.push(rng.random_range(113..125)), // 2^-15 to 2^-4
                             2 => {
-                                let most = [0.1, 1.0][i];
-                                bytes.extend(f16::from_f32(rng.random_range(-most..most)).to_le_bytes());
+                                let max = [0.1, 1.0][i];
+                                bytes.extend(f16::from_f32(rng.random_range(-max..max)).to_le_bytes());
                             }
                             _ => bytes.extend(rng.random::<u32>().to_le_bytes()),
                         }
@@ -137,8 +137,7 @@ fn matmul() {
                     });
                     [set, added].concat()
                 });
-                // the size of a sum of `cols` products of the largest weight with the largest activation; of fewer than
-                // eight, two roundings alone are more than the tolerance
+                // the largest possible sum of `cols` products; with fewer than eight, two roundings alone exceed the tolerance
                 let size = cols.max(8) as f32 * if quantized { 12.8 } else { 1.0 } * 2.0;
                 close(&format!("{dtype:?} [{rows}, {cols}] x {tokens}"), &want, &got, size, 1e-7);
             }
@@ -146,7 +145,7 @@ fn matmul() {
     }
 }
 
-/// Few tokens have kernels of their own, which read whole groups of rows at several places; other rows and more tokens do not.
+/// Few tokens use separate kernels (`gemv`), which read groups of eight rows from several streams.
 #[test]
 fn matmul_of_few_tokens() {
     let mut rng = ChaCha8Rng::seed_from_u64(SEED);
@@ -176,7 +175,7 @@ fn matmul_of_few_tokens() {
             for (got, cpu) in all.iter().zip(&mut cpus) {
                 let what = format!("{:?} [{rows}, {cols}] x {tokens}, {}", q.packed, cpu.kernels());
                 close(&what, &floats(&want), &floats(got), cols as f32 * 25.6, 1e-7);
-                assert_eq!(*got, all[0], "{what}: other bits");
+                assert_eq!(*got, all[0], "{what}: not bit-identical");
                 let t = rng.random_range(0..tokens);
                 assert_eq!(product(cpu, t, 1), got[t * stride..][..stride], "{what}: token {t} alone");
             }
@@ -184,12 +183,11 @@ fn matmul_of_few_tokens() {
     }
 }
 
-/// A token's product does not depend on the tokens beside it, nor on the number of threads or of places that are read at
-/// once.
+/// A token's product does not depend on other tokens, nor on the number of threads or streams.
 #[test]
 fn matmul_is_bit_identical_in_any_batch() {
     let mut rng = ChaCha8Rng::seed_from_u64(SEED);
-    // the second has more activations than the kernels read in one go
+    // the second has more activations than the kernels process at once
     let shapes = [(53, 96, 27), (9, 8224, 63)];
     for (dtype, (rows, cols, tokens)) in types().flat_map(|t| shapes.map(|shape| (t, shape))) {
         let bytes = weight(&mut rng, dtype, rows, cols);
@@ -273,7 +271,7 @@ fn norms_and_activations() {
                     }),
                 ]
             });
-            // A norm's output is of size 1 times the gain, whatever the input; products are right relative to themselves.
+            // Norms have outputs of magnitude gain, whatever the input; the other tolerances are relative to the value.
             let cases = [("rms_norm", 1.0), ("fuse", 1.0), ("head_norm", 1.0), ("silu_mul", 0.0), ("relu2", 0.0)];
             for ((want, got), (what, scale)) in want.iter().zip(&got).zip(cases) {
                 close(&format!("{what} {tokens} x {n}"), want, got, scale, 2e-6);
@@ -325,7 +323,7 @@ fn f16_conversion_rounds_to_nearest() {
         let mut x: Vec<f32> = (0..20_011).map(|_| f32::from_bits(rng.random())).filter(|v| !v.is_nan()).collect();
         x.extend((0..20_000).map(|_| rng.random_range(-70000.0..70000.0f32)));
         x.extend((0..20_000).map(|_| rng.random_range(-1e-4..1e-4f32)));
-        // every tie between two halves, and its neighbors
+        // every tie between two half floats
         x.extend((0..0x7c00u16).map(|h| {
             (f16::from_bits(h).to_f32() + f16::from_bits(h + 1).to_f32()) / 2.0 * if h & 1 == 0 { 1.0 } else { -1.0 }
         }));
@@ -338,8 +336,7 @@ fn f16_conversion_rounds_to_nearest() {
     }
 }
 
-/// Two tokens over the only three rows there are, head by head: what is read ahead ends where the rows do (as
-/// AddressSanitizer can tell).
+/// Two tokens over three rows, head by head: prefetching must not read beyond them (detected by AddressSanitizer).
 #[test]
 fn attention_stays_within_its_rows() {
     const ROWS: usize = 3;
@@ -383,7 +380,7 @@ fn attention() {
             } else {
                 (rng.random_range(1..70), rng.random_range(1..140))
             };
-            // a single token has a way of its own
+            // a single token uses the decode kernel
             let (rows, tokens) = if round % 4 < 2 {
                 (rng.random_range(20..900), 1)
             } else {
@@ -394,7 +391,7 @@ fn attention() {
             let kv = [0; 4].map(|_| random(&mut rng, rows * kv_heads * key_dim.max(value_dim), 1.0));
             let halves = kv.each_ref().map(|v| v.iter().map(|v| f16::from_f32(*v).to_bits()).collect::<Vec<_>>());
             let as_f16 = round % 2 == 0;
-            // any bytes are values, under scales that make them as large as the others
+            // random codes, with scales for values of the same magnitude
             let mut bytes = kv.each_ref().map(|v| (0..v.len() / 32 * 34).map(|_| rng.random()).collect::<Vec<u8>>());
             for block in bytes.iter_mut().flat_map(|v| v.chunks_exact_mut(34)) {
                 let scale = f16::from_f32(rng.random_range(-1.0..1.0) / 127.0);
@@ -405,11 +402,11 @@ fn attention() {
                 (_, true) => KvRows::F16(&halves[i]),
                 (_, false) => KvRows::F32(&kv[i]),
             };
-            // a prefix, the end of what the cache holds else, and rows of the chunk, in order
+            // meta tokens, two spans of the ring, and rows of the chunk
             let prefix = KvSpan { chunk: false, first: 0, rows: rng.random_range(0..rows / 2) };
             let (old, new) = (rng.random_range(0..=rows / 4), rng.random_range(0..=rows / 4));
             let first = rows - rows / 4;
-            let mut gone = 0; // rows that later tokens see no more
+            let mut gone = 0; // rows outside the window of later tokens
             let visible: Vec<[KvSpan; 4]> = (0..tokens)
                 .map(|t| {
                     gone += if t > 0 && rng.random_bool(0.7) { rng.random_range(0..=(old + new) / 2) } else { 0 };
@@ -481,13 +478,13 @@ fn selective_scan() {
         for _ in 0..150 {
             let (channels, tokens) = (rng.random_range(1..100), rng.random_range(1..40));
             let states = if rng.random_bool(0.4) { 16 } else { rng.random_range(1..70) };
-            let wide = channels + 1;
-            let [dt, u, gate] = [8.0, 1.0, 5.0].map(|size| random(&mut rng, tokens * wide, size));
+            let stride = channels + 1;
+            let [dt, u, gate] = [8.0, 1.0, 5.0].map(|size| random(&mut rng, tokens * stride, size));
             let bc = random(&mut rng, tokens * (2 * states + 3), 1.0);
             let (dt_bias, d) = (random(&mut rng, channels, 3.0), random(&mut rng, channels, 1.0));
             let a: Vec<f32> = (0..channels * states).map(|_| -rng.random_range(1e-3..20.0f32)).collect();
             let h = random(&mut rng, channels * states, 1.0);
-            let [dt, u, gate] = [&dt, &u, &gate].map(|v| MatRef::new(v, tokens, 1, channels, wide));
+            let [dt, u, gate] = [&dt, &u, &gate].map(|v| MatRef::new(v, tokens, 1, channels, stride));
             let args = Scan {
                 dt,
                 dt_bias: &dt_bias,
@@ -513,7 +510,7 @@ fn selective_scan() {
     }
 }
 
-/// ggml's blocks, row after row, as groups of eight interleaved rows.
+/// Converts ggml's blocks to groups of eight interleaved rows.
 fn interleave(q: &Quantized, bytes: &[u8], rows: usize) -> Vec<u8> {
     let size = q.parts.iter().sum::<usize>() + q.codes;
     let row = bytes.len() / rows;
@@ -525,7 +522,7 @@ fn interleave(q: &Quantized, bytes: &[u8], rows: usize) -> Vec<u8> {
         for (i, &len) in pieces.iter().enumerate() {
             let to = &mut out[r / 8 * 8 * row + 8 * (start + at) + r % 8 * len..][..len];
             if len == 4 && i < q.parts.len() {
-                // bit c of byte j is the fifth of column 4c + j
+                // bit c of byte j is the fifth bit of column 4c + j
                 for column in 0..32 {
                     to[column % 4] |= (block[at + column / 8] >> (column % 8) & 1) << (column / 4);
                 }
@@ -538,7 +535,7 @@ fn interleave(q: &Quantized, bytes: &[u8], rows: usize) -> Vec<u8> {
     out
 }
 
-/// The extreme codes, scales and activations: nothing overflows on the way.
+/// Extreme codes, scales and activations cause no overflow.
 #[test]
 fn extreme_products_do_not_overflow() {
     for q in &QUANTIZED {
@@ -577,8 +574,8 @@ fn extreme_products_do_not_overflow() {
     }
 }
 
-/// Byte products are whole numbers, and their sums are added in one order: every vector set gives the same bits, and so do
-/// both orders of the rows.
+/// int8 products are exact, and their sums are added in a fixed order: all vector instruction sets and both layouts are
+/// bit-identical.
 #[test]
 fn simd_sets_and_layouts_are_bit_identical() {
     let mut rng = ChaCha8Rng::seed_from_u64(SEED + 1);

@@ -1,4 +1,4 @@
-//! What a token sees, it answers with the same bits, in whatever chunk it is read and wherever the cache holds the rows.
+//! The attention output of a token is bit-identical for any chunk length and any position of its rows in the cache.
 
 use half::f16;
 use hymba_kernels_cpu::{Attention, Cpu, Kernels, KvRows, KvSpan, MatMut, MatRef};
@@ -7,19 +7,19 @@ use rand_chacha::ChaCha8Rng;
 
 const META: usize = 37;
 
-/// Keys or values of meta tokens and text, `width` a row: as they lie in a cache whose ring has `ring` rows when `read`
-/// positions of text are read, or, with `ring` 0, one after the other.
-fn cached(rows: &[u16], width: usize, ring: usize, read: usize) -> Vec<u16> {
+/// Returns rows of meta tokens and text, `width` values each, in the order of a cache with a ring of `ring` rows after `tokens`
+/// tokens of text, or in their original order if `ring` is 0.
+fn cached(rows: &[u16], width: usize, ring: usize, tokens: usize) -> Vec<u16> {
     let (meta, text) = rows.split_at(META * width);
     let mut cache = meta.to_vec();
     cache.resize((META + ring) * width, 0);
-    for (i, row) in text.chunks(width).take(read).enumerate().skip(read.saturating_sub(ring)) {
+    for (i, row) in text.chunks(width).take(tokens).enumerate().skip(tokens.saturating_sub(ring)) {
         cache[(META + i % ring) * width..][..width].copy_from_slice(row);
     }
     cache
 }
 
-/// Rows `[rows, heads * dim]` as `[heads, rows, dim]`.
+/// Converts rows `[rows, heads * dim]` to `[heads, rows, dim]`.
 fn by_head(rows: &[u16], heads: usize, width: usize) -> Vec<u16> {
     let dim = width / heads;
     (0..heads).flat_map(|head| rows.chunks(width).flat_map(move |row| &row[head * dim..][..dim])).copied().collect()
@@ -42,11 +42,11 @@ fn attention_does_not_depend_on_the_chunk() {
                 let value = |_| f16::from_f32(rng.random_range(-1.0f32..1.0)).to_bits();
                 (0..(META + text) * width).map(value).collect::<Vec<u16>>()
             });
-            // the last tokens of the text, in one chunk or one by one
+            // attention of tokens first .. first + n in a chunk that starts at `begin`
             let mut attend = |first: usize, n: usize, begin: usize, ring: usize| {
                 let cache = [0, 1].map(|i| by_head(&cached(&kv[i], widths[i], ring, begin), kv_heads, widths[i]));
                 let chunk = [0, 1].map(|i| by_head(&kv[i][(META + begin) * widths[i]..], kv_heads, widths[i]));
-                let see = |token: usize| {
+                let spans = |token: usize| {
                     let from = token.saturating_sub(window);
                     let old = begin.saturating_sub(from);
                     let row = META + if old > 0 { from % ring } else { 0 };
@@ -59,7 +59,7 @@ fn attention_does_not_depend_on_the_chunk() {
                         KvSpan { chunk: true, first: own, rows: token + 1 - begin - own },
                     ]
                 };
-                let visible: Vec<_> = (first..first + n).map(see).collect();
+                let visible: Vec<_> = (first..first + n).map(spans).collect();
                 let args = Attention {
                     q: MatRef::new(&q, n, (first + tokens - text) * heads * key_dim, heads * key_dim, heads * key_dim),
                     heads,
@@ -77,11 +77,11 @@ fn attention_does_not_depend_on_the_chunk() {
                 out
             };
             let together = attend(text - tokens, tokens, 0, 0);
-            let apart: Vec<f32> = (text - tokens..text).flat_map(|token| attend(token, 1, token, ring)).collect();
+            let single: Vec<f32> = (text - tokens..text).flat_map(|token| attend(token, 1, token, ring)).collect();
             let halves = [text - tokens, text - tokens / 2, text];
             let halves: Vec<f32> = halves.windows(2).flat_map(|w| attend(w[0], w[1] - w[0], w[0], ring)).collect();
             let what = format!("{}, group {group}, keys {key_dim}, values {value_dim}", kernels.name());
-            assert!(together.iter().all(|v| v.is_finite()) && apart == together && halves == together, "{what}");
+            assert!(together.iter().all(|v| v.is_finite()) && single == together && halves == together, "{what}");
         }
     }
 }

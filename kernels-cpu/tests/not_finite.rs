@@ -1,4 +1,4 @@
-//! What is not finite goes through every kernel: none makes a number of it that would pass for a result.
+//! Every kernel propagates NaN and infinity, instead of returning finite values for them.
 
 use std::num::NonZeroUsize;
 
@@ -10,8 +10,8 @@ fn ones(n: usize) -> Vec<f32> {
     (0..n).map(|i| 0.5 + (i % 7) as f32 / 8.0).collect()
 }
 
-/// For every kernel set, place and kind of NaN or infinity: one of them in `inputs` values of 0.5 and more.
-fn each(inputs: usize, infinite: bool, mut f: impl FnMut(&mut Cpu, &[f32]) -> Vec<f32>) {
+/// Runs `f` for every instruction set, with NaN (or infinity, if `infinite`) at for_each_position of `inputs` positions.
+fn for_each_position(inputs: usize, infinite: bool, mut f: impl FnMut(&mut Cpu, &[f32]) -> Vec<f32>) {
     for kernels in Kernels::all() {
         let mut cpu = Cpu::with_kernels(kernels, NonZeroUsize::MIN);
         let poisons = [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY];
@@ -20,7 +20,7 @@ fn each(inputs: usize, infinite: bool, mut f: impl FnMut(&mut Cpu, &[f32]) -> Ve
                 let mut x = ones(inputs);
                 x[at] = *poison;
                 let y = f(&mut cpu, &x);
-                assert!(!y.iter().all(|v| v.is_finite()), "{}: {poison} at {at} becomes a number", kernels.name());
+                assert!(!y.iter().all(|v| v.is_finite()), "{}: {poison} at {at} gives finite output", kernels.name());
             }
         }
         assert!(f(&mut cpu, &ones(inputs)).iter().all(|v| v.is_finite()), "{}", kernels.name());
@@ -31,7 +31,7 @@ fn row(x: &[f32]) -> MatRef<'_> {
     MatRef::new(x, 1, 0, x.len(), x.len())
 }
 
-fn made(n: usize, f: impl FnOnce(MatMut<'_>)) -> Vec<f32> {
+fn output(n: usize, f: impl FnOnce(MatMut<'_>)) -> Vec<f32> {
     let mut out = vec![0.0; n];
     f(MatMut::new(&mut out, 1, 0, n, n));
     out
@@ -48,8 +48,8 @@ fn matmul() {
     for (dtype, bytes) in
         [(WeightType::HK_Q8_0, &plain), (WeightType::HK_Q8_0X8, &packed), (WeightType::HK_F32, &floats)]
     {
-        each(N, true, |cpu, x| {
-            made(8, |out| cpu.matmul(Weight { dtype, rows: 8, cols: N, bytes }, row(x), out, false))
+        for_each_position(N, true, |cpu, x| {
+            output(8, |out| cpu.matmul(Weight { dtype, rows: 8, cols: N, bytes }, row(x), out, false))
         });
     }
 }
@@ -57,14 +57,14 @@ fn matmul() {
 #[test]
 fn norms_and_activations() {
     let gain = ones(N);
-    each(N, false, |cpu, x| made(N, |out| cpu.rms_norm(row(x), &gain, 1e-6, out)));
-    each(N, false, |cpu, x| made(N, |out| cpu.fuse(row(x), &gain, row(&gain), &gain, 1e-6, out)));
-    each(N + 3, false, |cpu, x| {
+    for_each_position(N, false, |cpu, x| output(N, |out| cpu.rms_norm(row(x), &gain, 1e-6, out)));
+    for_each_position(N, false, |cpu, x| output(N, |out| cpu.fuse(row(x), &gain, row(&gain), &gain, 1e-6, out)));
+    for_each_position(N + 3, false, |cpu, x| {
         let mut up = x.to_vec();
         cpu.relu2(MatMut::new(&mut up, 1, 0, N + 3, N + 3));
         up
     });
-    each(N + 3, false, |cpu, x| {
+    for_each_position(N + 3, false, |cpu, x| {
         let mut up = ones(N + 3);
         cpu.silu_mul(row(x), MatMut::new(&mut up, 1, 0, N + 3, N + 3));
         up
@@ -76,10 +76,10 @@ fn attention() {
     // query, keys and values of nine rows, one head of 8
     let (dim, rows) = (8, 9);
     let empty = [0f32; 0];
-    each(dim + 2 * rows * dim, false, |cpu, x| {
+    for_each_position(dim + 2 * rows * dim, false, |cpu, x| {
         let (q, kv) = x.split_at(dim);
         let (k, v) = kv.split_at(rows * dim);
-        let nothing = KvSpan { chunk: false, first: 0, rows: 0 };
+        let empty_span = KvSpan { chunk: false, first: 0, rows: 0 };
         let args = Attention {
             q: row(q),
             heads: 1,
@@ -88,23 +88,23 @@ fn attention() {
             value_dim: dim,
             cache: [KvRows::F32(&empty), KvRows::F32(&empty)],
             chunk: [KvRows::F32(k), KvRows::F32(v)],
-            visible: &[[nothing, nothing, nothing, KvSpan { chunk: true, first: 0, rows }]],
+            visible: &[[empty_span, empty_span, empty_span, KvSpan { chunk: true, first: 0, rows }]],
             position: 0,
         };
-        made(dim, |out| cpu.attention(&args, out))
+        output(dim, |out| cpu.attention(&args, out))
     });
 }
 
 #[test]
 fn mamba() {
     let (channels, states, taps) = (11, 16, 4);
-    each(channels + channels * taps, false, |cpu, x| {
+    for_each_position(channels + channels * taps, false, |cpu, x| {
         let (u, weight) = x.split_at(channels);
         let (state, mut next) = (vec![0.5; (taps - 1) * channels], vec![0.0; (taps - 1) * channels]);
-        made(channels, |out| cpu.conv_silu(&Conv { u: row(u), weight, bias: None }, &state, &mut next, out))
+        output(channels, |out| cpu.conv_silu(&Conv { u: row(u), weight, bias: None }, &state, &mut next, out))
     });
     // dt, u, gate, B, C, h
-    each(3 * channels + 2 * states + channels * states, false, |cpu, x| {
+    for_each_position(3 * channels + 2 * states + channels * states, false, |cpu, x| {
         let (dt, rest) = x.split_at(channels);
         let (u, rest) = rest.split_at(channels);
         let (gate, rest) = rest.split_at(channels);
@@ -113,6 +113,6 @@ fn mamba() {
         let (zeros, a, mut next) = (vec![0.0; channels], vec![-1.0; channels * states], h.to_vec());
         let args =
             Scan { dt: row(dt), dt_bias: &zeros, u: row(u), gate: row(gate), b: row(b), c: row(c), a: &a, d: &zeros };
-        made(channels, |out| cpu.scan(&args, h, &mut next, out))
+        output(channels, |out| cpu.scan(&args, h, &mut next, out))
     });
 }

@@ -1,4 +1,4 @@
-//! Compiles the shaders as C++ against the shim, every access to memory instrumented, and the machine that runs them.
+//! Compiles the shaders as C++ with the shim and instrumented memory accesses, and the emulator's runtime.
 
 #[path = "src/prepass.rs"]
 mod prepass;
@@ -21,13 +21,13 @@ fn main() {
     let build = || {
         let mut build = cc::Build::new();
         build.cpp(true).std("c++17").opt_level(2).include("shim").flag("-ffp-contract=off").warnings(true);
-        // whole: nothing but a constructor reaches the kernels, and some linkers look no name up in what came before
+        // Kernels are only referenced by constructors, which a linker would drop without this.
         build.link_lib_modifier("+whole-archive");
         build
     };
     build().file("runtime/runtime.cpp").file("runtime/memory.cpp").compile("hymba_emulator_runtime");
-    // The sanitizer's library is not linked: its calls end in runtime/memory.cpp. Variables without a value get one
-    // that is noticed.
+    // The sanitizer's library is not linked: runtime/memory.cpp implements its calls. Uninitialized variables get a pattern
+    // that tests detect.
     build()
         .files(&sources)
         .flag("-fsanitize=thread")

@@ -1,8 +1,8 @@
-//! How much of a GPU's memory bandwidth each kernel reaches, for the shape of Hymba-1.5B: a check of how the shaders
-//! read memory, not a claim about Apple's GPUs. Needs the library of cuda/build.sh, named by `HYMBA_METAL_CUDA`.
+//! Measures the memory bandwidth of each kernel on an NVIDIA GPU, in the shape of Hymba-1.5B. It checks the access patterns of
+//! the shaders and says nothing about Apple's GPUs. Needs the library of cuda/build.sh, named by `HYMBA_METAL_CUDA`.
 //!
-//! Every kernel is launched on as many copies of its weights or cache as do not fit the GPU's caches, one launch after
-//! the other. Bytes are those that a kernel must read and write at least.
+//! Each kernel is launched on several copies of its weights or cache, which together exceed the GPU's caches. Bytes are the
+//! minimum that a kernel must read and write.
 
 #[path = "../tests/common/mod.rs"]
 mod common;
@@ -14,7 +14,7 @@ use hymba_kernels_metal::{Attention, Buffer, Conv, Format, KvSpan, Scan, View};
 use hymba_metal_emulator::{Cuda, Stopwatch};
 
 /// Bytes of all copies together.
-const ENOUGH: usize = 320 << 20;
+const TOTAL: usize = 320 << 20;
 const HIDDEN: usize = 1600;
 const INNER: usize = 3200;
 const STATES: usize = 16;
@@ -25,7 +25,7 @@ struct Bench {
 }
 
 impl Bench {
-    /// Launches what `launch` asks for with each of the copies; prints and returns the seconds of one.
+    /// Launches the kernel with each copy; prints a row, and returns the seconds per launch.
     fn time(
         &self,
         m: &mut Machine,
@@ -57,7 +57,7 @@ impl Bench {
             _ => Parts::of(format).block_bytes() * cols / 32,
         };
         let bytes = stored * row_bytes;
-        let copies = ENOUGH.div_ceil(bytes).clamp(2, 1000);
+        let copies = TOTAL.div_ceil(bytes).clamp(2, 1000);
         let mut weights = Weights::default();
         let noise: Vec<u8> = (0..bytes as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8 & 0x3f).collect();
         let all: Vec<_> = (0..copies).map(|_| weights.add(&noise)).collect();
@@ -162,7 +162,7 @@ fn scan_and_conv(b: &Bench) {
 fn attention(b: &Bench, rows: usize) {
     let (heads, kv_heads, key_dim, value_dim) = (25, 5, 64, 128);
     let bytes = 2 * rows * kv_heads * (key_dim + value_dim);
-    let copies = ENOUGH.div_ceil(bytes);
+    let copies = TOTAL.div_ceil(bytes);
     let mut m = Weights::default().machine_on(device(&b.stopwatch));
     let caches: Vec<_> = (0..copies)
         .map(|_| [key_dim, value_dim].map(|dim| m.gpu.allocate(2 * rows * kv_heads * dim).unwrap()))
@@ -171,7 +171,7 @@ fn attention(b: &Bench, rows: usize) {
     let (q, y) = (m.buffer(&vec![0.1; heads * key_dim]), m.buffer(&vec![0.0; heads * value_dim]));
     let none = KvSpan::default();
     let visible = [[KvSpan { rows: rows as u32 - 1, ..none }, none, none, KvSpan { rows: 1, chunk: 1, ..none }]];
-    // two launches: slices, and what puts them together
+    // two launches: slices, and combining them
     b.time(&mut m, &format!("attention, {rows} rows (each of two launches)"), bytes / 2, copies, |m, i| {
         let args = Attention {
             q: row(&q, heads * key_dim),

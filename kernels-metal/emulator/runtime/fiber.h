@@ -1,4 +1,4 @@
-// Switching stacks.
+// Fibers: switching between stacks.
 #pragma once
 #include <cstdint>
 
@@ -8,7 +8,7 @@
 #define FIBER_SYMBOL "hymba_fiber_switch"
 #endif
 
-/// Saves what a call must keep on this stack, `*from` = this stack; switches to the stack `to`.
+/// Saves the callee-saved registers on the current stack and its pointer in `*from`, then switches to the stack `to`.
 extern "C" void hymba_fiber_switch(void **from, void *to);
 
 #if defined(__x86_64__)
@@ -17,10 +17,10 @@ asm(".text\n.globl " FIBER_SYMBOL "\n" FIBER_SYMBOL ":\n"
     "movq %rsp, (%rdi)\nmovq %rsi, %rsp\n"
     "popq %r15\npopq %r14\npopq %r13\npopq %r12\npopq %rbx\npopq %rbp\nret\n");
 
-/// A stack that begins with a call of `start`.
+/// Returns a stack whose first switch calls `start`.
 inline void *fiber_prepare(char *stack_end, void (*start)()) {
     uint64_t *sp = reinterpret_cast<uint64_t *>(stack_end) - 1; // aligned as after a call
-    sp[0] = 0; // where `start` would return to
+    sp[0] = 0; // return address of `start`, which does not return
     *--sp = reinterpret_cast<uint64_t>(start);
     return sp - 6;
 }
@@ -36,7 +36,7 @@ asm(".text\n.globl " FIBER_SYMBOL "\n.p2align 2\n" FIBER_SYMBOL ":\n"
     "ldp d8, d9, [sp, #96]\nldp d10, d11, [sp, #112]\nldp d12, d13, [sp, #128]\nldp d14, d15, [sp, #144]\n"
     "add sp, sp, #160\nret\n");
 
-/// A stack that begins with a call of `start`.
+/// Returns a stack whose first switch calls `start`.
 inline void *fiber_prepare(char *stack_end, void (*start)()) {
     uint64_t *sp = reinterpret_cast<uint64_t *>(stack_end) - 20;
     sp[11] = reinterpret_cast<uint64_t>(start); // x30

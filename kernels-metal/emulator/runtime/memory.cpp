@@ -8,32 +8,32 @@ namespace emulator {
 namespace {
 
 constexpr uint32_t DEVICE = 1, THREADGROUP = 2; // mem_flags
-constexpr uint32_t NOBODY = ~0u;
+constexpr uint32_t NO_THREAD = ~0u;
 
-/// Who has read a cell since it was written.
-enum class Readers { Nobody, Thread, Threadgroup, Anybody };
+/// The readers of a cell since its last write.
+enum class Readers { None, Thread, Threadgroup, Everyone };
 
 struct Region {
     uintptr_t from, to;
     bool writable;
-    size_t cells; // where its cells begin, if it can be written
+    size_t cells; // index of its first cell, if it is writable
 };
 
-/// When a thread did something: barriers passed by its threadgroup and by its simdgroup.
+/// Logical time of an access: the numbers of barriers passed by the threadgroup and by the simdgroup.
 struct Time {
     uint32_t group, simd;
 };
 
-/// Who last wrote and read a few bytes. What an older dispatch or threadgroup left has another stamp.
+/// The last writer and readers of a few bytes. Entries of earlier dispatches or threadgroups have another stamp.
 struct Cell {
     uint64_t stamp;
-    uint32_t writer, reader; // threads, numbered through all threadgroups; the last of several readers
+    uint32_t writer, reader; // thread indices over all threadgroups; the last of several readers
     Readers readers;
     Time written, read;
 };
 
 constexpr size_t DEVICE_CELL = 2, THREADGROUP_CELL = 4; // bytes of a cell
-constexpr size_t MOST_SIMDGROUPS = 32;
+constexpr size_t MAX_SIMDGROUPS = 32;
 
 struct State {
     std::vector<Region> globals, regions;
@@ -41,8 +41,8 @@ struct State {
     uintptr_t stacks_from, stacks_to;
     uintptr_t shared_from, shared_to;
     uint64_t dispatches, threadgroups;
-    uint32_t threadgroup, thread, simd; // who runs
-    Time device_time[MOST_SIMDGROUPS], threadgroup_time[MOST_SIMDGROUPS];
+    uint32_t threadgroup, thread, simd; // the running thread
+    Time device_time[MAX_SIMDGROUPS], threadgroup_time[MAX_SIMDGROUPS];
 };
 
 State &state() {
@@ -50,27 +50,27 @@ State &state() {
     return s;
 }
 
-/// Did a barrier come between what thread `who` did at `then` and what thread `me` does now?
-bool ordered(uint32_t who, Time then, uint32_t me, Time now) {
-    if (who == NOBODY || who == me) return true;
-    if (who / 1024 != me / 1024) return false;
-    return then.group != now.group || (who / 32 == me / 32 && then.simd != now.simd);
+/// Whether a barrier separates an access of thread `other` at `then` from one of thread `me` now.
+bool ordered(uint32_t other, Time then, uint32_t me, Time now) {
+    if (other == NO_THREAD || other == me) return true;
+    if (other / 1024 != me / 1024) return false;
+    return then.group != now.group || (other / 32 == me / 32 && then.simd != now.simd);
 }
 
 bool ordered_after_readers(const Cell &cell, uint32_t me, Time now) {
     switch (cell.readers) {
-    case Readers::Nobody: return true;
+    case Readers::None: return true;
     case Readers::Thread: return ordered(cell.reader, cell.read, me, now);
     case Readers::Threadgroup: return cell.reader / 1024 == me / 1024 && cell.read.group != now.group;
-    case Readers::Anybody: break;
+    case Readers::Everyone: break;
     }
     return false;
 }
 
-void clash(const char *what, uint32_t who, bool device) {
+void report_race(const char *what, uint32_t other, bool device) {
     char text[200];
     snprintf(text, sizeof text, "%s memory %s by thread %u of threadgroup number %u, without a barrier between",
-             device ? "device" : "threadgroup", what, who % 1024, who / 1024);
+             device ? "device" : "threadgroup", what, other % 1024, other / 1024);
     fail(text);
 }
 
@@ -78,23 +78,23 @@ void touch(Cell &cell, uint64_t stamp, bool write, Time now, bool device) {
     const State &s = state();
     const uint32_t me = s.threadgroup * 1024 + s.thread;
     if (cell.stamp != stamp) {
-        cell = {stamp, NOBODY, NOBODY, Readers::Nobody, {}, {}};
-        if (!device && !write) return fail("reads threadgroup memory that nobody has written");
+        cell = {stamp, NO_THREAD, NO_THREAD, Readers::None, {}, {}};
+        if (!device && !write) return fail("reads uninitialized threadgroup memory");
     }
     if (!ordered(cell.writer, cell.written, me, now)) {
-        return clash(write ? "is written after it was written" : "is read after it was written", cell.writer, device);
+        return report_race(write ? "is written after it was written" : "is read after it was written", cell.writer, device);
     }
     if (write) {
-        if (!ordered_after_readers(cell, me, now)) return clash("is written after it was read", cell.reader, device);
+        if (!ordered_after_readers(cell, me, now)) return report_race("is written after it was read", cell.reader, device);
         cell.writer = me;
         cell.written = now;
-        cell.readers = Readers::Nobody;
+        cell.readers = Readers::None;
         return;
     }
-    if (cell.readers == Readers::Nobody || (cell.readers == Readers::Thread && cell.reader == me)) {
+    if (cell.readers == Readers::None || (cell.readers == Readers::Thread && cell.reader == me)) {
         cell.readers = Readers::Thread;
-    } else if (cell.readers != Readers::Anybody) {
-        cell.readers = cell.reader / 1024 == me / 1024 ? Readers::Threadgroup : Readers::Anybody;
+    } else if (cell.readers != Readers::Everyone) {
+        cell.readers = cell.reader / 1024 == me / 1024 ? Readers::Threadgroup : Readers::Everyone;
     }
     cell.reader = me;
     cell.read = now;
@@ -105,7 +105,7 @@ void check(const void *p, size_t n, bool write) {
     const uintptr_t from = reinterpret_cast<uintptr_t>(p), to = from + n;
     if (from >= s.stacks_from && to <= s.stacks_to) return;
     if (from >= s.shared_from && from < s.shared_to) {
-        if (to > s.shared_to) return fail("goes beyond the end of threadgroup memory");
+        if (to > s.shared_to) return fail("reaches beyond the end of threadgroup memory");
         for (size_t i = (from - s.shared_from) / THREADGROUP_CELL; i * THREADGROUP_CELL < to - s.shared_from; i++) {
             touch(s.threadgroup_cells[i], s.threadgroups, write, s.threadgroup_time[s.simd], false);
         }
@@ -113,9 +113,9 @@ void check(const void *p, size_t n, bool write) {
     }
     for (const Region &r : s.regions) {
         if (from < r.from || from >= r.to || (write && !r.writable)) continue;
-        if (to > r.to) return fail("goes beyond the end of a buffer");
-        if (n == 16 && from % 16 != 0) return fail("16 bytes at an address that is no multiple of 16");
-        if (n == 8 && from % 8 != 0) return fail("8 bytes at an address that is no multiple of 8");
+        if (to > r.to) return fail("reaches beyond the end of a buffer");
+        if (n == 16 && from % 16 != 0) return fail("16 bytes at an address that is not a multiple of 16");
+        if (n == 8 && from % 8 != 0) return fail("8 bytes at an address that is not a multiple of 8");
         if (r.writable) {
             for (size_t i = (from - r.from) / DEVICE_CELL; i * DEVICE_CELL < to - r.from; i++) {
                 touch(s.device_cells[r.cells + i], s.dispatches, write, s.device_time[s.simd], true);
@@ -128,7 +128,7 @@ void check(const void *p, size_t n, bool write) {
             if (from >= r.from && to <= r.to) return;
         }
     }
-    fail(write ? "writes outside the buffers it may write" : "reads outside its buffers");
+    fail(write ? "writes outside its writable buffers" : "reads outside its buffers");
 }
 
 } // namespace
@@ -145,7 +145,7 @@ void enter_dispatch(const hymba_emulator_dispatch &d, const char *stacks, size_t
     s.stacks_to = s.stacks_from + stacks_bytes;
     s.regions.clear();
     size_t cells = 0;
-    for (const bool writable : {true, false}) { // what is bound twice is found as the one that can be written
+    for (const bool writable : {true, false}) { // of a buffer that is bound twice, the writable binding counts
         for (size_t i = 0; i < d.n_buffers; i++) {
             const hymba_emulator_buffer &b = d.buffers[i];
             if (b.memory == nullptr || (b.writable != 0) != writable) continue;
@@ -165,11 +165,11 @@ void enter_threadgroup(uint32_t linear, char *memory, size_t bytes) {
     s.threadgroup = linear;
     s.shared_from = reinterpret_cast<uintptr_t>(memory);
     s.shared_to = s.shared_from + bytes;
-    std::memset(memory, 0xff, bytes); // not a number
+    std::memset(memory, 0xff, bytes); // NaN
     if (s.threadgroup_cells.size() < bytes / THREADGROUP_CELL + 1) {
         s.threadgroup_cells.resize(bytes / THREADGROUP_CELL + 1);
     }
-    for (size_t i = 0; i < MOST_SIMDGROUPS; i++) s.device_time[i] = s.threadgroup_time[i] = {0, 0};
+    for (size_t i = 0; i < MAX_SIMDGROUPS; i++) s.device_time[i] = s.threadgroup_time[i] = {0, 0};
 }
 
 void enter_thread(const Position &position) {
@@ -180,7 +180,7 @@ void enter_thread(const Position &position) {
 
 void pass_threadgroup_barrier(uint32_t flags) {
     State &s = state();
-    for (size_t i = 0; i < MOST_SIMDGROUPS; i++) {
+    for (size_t i = 0; i < MAX_SIMDGROUPS; i++) {
         if (flags & DEVICE) s.device_time[i].group++;
         if (flags & THREADGROUP) s.threadgroup_time[i].group++;
     }
@@ -194,7 +194,7 @@ void pass_simdgroup_barrier(size_t simdgroup, uint32_t flags) {
 
 } // namespace emulator
 
-// ---- what the compiler calls
+// ---- the functions that instrumented code calls
 
 using emulator::check;
 extern "C" {

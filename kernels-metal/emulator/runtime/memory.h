@@ -1,5 +1,5 @@
-// Every access of a shader to memory, checked: is it inside a buffer of the dispatch, may it be written, and has a
-// barrier come between it and what other threads did there?
+// Checks every memory access of a shader: bounds, write permission, and that a barrier separates it from conflicting accesses
+// of other threads.
 #pragma once
 #include <string>
 
@@ -10,7 +10,7 @@ namespace emulator {
 /// Ends the running fiber, and with it the dispatch.
 void fail(const std::string &what);
 
-/// A variable of the program that shaders read.
+/// Registers a variable of the program that shaders may read.
 void allow_global(const void *p, size_t bytes);
 
 void enter_dispatch(const hymba_emulator_dispatch &dispatch, const char *stacks, size_t stacks_bytes);

@@ -15,9 +15,9 @@
 namespace emulator {
 namespace {
 
-constexpr size_t LANES = 32, MOST_THREADS = 1024, STACK = 128 << 10;
+constexpr size_t LANES = 32, MAX_THREADS = 1024, STACK = 128 << 10;
 
-/// What all 32 lanes of a simdgroup wait for each other with; None: nothing.
+/// What a fiber waits for.
 enum class Wait { None, Exchange, SimdBarrier, GroupBarrier, Done };
 
 struct Fiber {
@@ -28,13 +28,13 @@ struct Fiber {
     uint32_t flags;     // of a barrier
 };
 
-/// What a lane brings to an exchange.
+/// A lane's contribution to an exchange.
 struct Slot {
     uint32_t word[4];
 };
 
 struct Simdgroup {
-    Slot slots[2][LANES]; // of this exchange, and of the one before, which slower lanes still read
+    Slot slots[2][LANES]; // of this exchange and the previous one, which other lanes may still read
     uint32_t turn;
 };
 
@@ -53,9 +53,9 @@ std::unordered_map<uint32_t, uint32_t *> &constants() {
     return all;
 }
 
-char *stacks; // MOST_THREADS of STACK bytes
-Fiber fibers[MOST_THREADS];
-Simdgroup simdgroups[MOST_THREADS / LANES];
+char *stacks; // MAX_THREADS stacks of STACK bytes
+Fiber fibers[MAX_THREADS];
+Simdgroup simdgroups[MAX_THREADS / LANES];
 Fiber *current;
 void *scheduler;
 const Launch *launched;
@@ -98,8 +98,8 @@ void *threadgroup_memory(const Launch &launch) {
     return const_cast<char *>(launch.threadgroup_memory.data());
 }
 
-/// Back to the scheduler, until what the fiber waits for is there.
-static void leave(Wait wait) {
+/// Returns to the scheduler until the condition of `wait` is met.
+static void suspend(Wait wait) {
     current->wait = wait;
     hymba_fiber_switch(&current->stack_pointer, scheduler);
 }
@@ -112,20 +112,20 @@ void fail(const std::string &what) {
                  p.thread_index);
         problem = where + what;
     }
-    hymba_fiber_switch(&current->stack_pointer, scheduler); // which never comes back to it
+    hymba_fiber_switch(&current->stack_pointer, scheduler); // does not return
 }
 
-static Simdgroup &mine() {
+static Simdgroup &current_simdgroup() {
     return simdgroups[current->position.thread_index / LANES];
 }
 
-/// Shows `slot` to the other lanes; returns what all of them brought to the same operation.
+/// Exchanges `slot` with the other lanes; returns the slots of all lanes.
 static const Slot *exchange(uint32_t operation, Slot slot) {
-    Simdgroup &s = mine();
+    Simdgroup &s = current_simdgroup();
     const uint32_t turn = s.turn;
     s.slots[turn % 2][current->position.lane] = slot;
     current->operation = operation;
-    leave(Wait::Exchange);
+    suspend(Wait::Exchange);
     return s.slots[turn % 2];
 }
 
@@ -135,7 +135,7 @@ static uint32_t bits(float v) {
     return word;
 }
 
-static float number(uint32_t word) {
+static float to_float(uint32_t word) {
     float v;
     std::memcpy(&v, &word, 4);
     return v;
@@ -144,24 +144,24 @@ static float number(uint32_t word) {
 float sum(float v) {
     const Slot *all = exchange(1, {{bits(v)}});
     float values[LANES];
-    for (size_t i = 0; i < LANES; i++) values[i] = number(all[i].word[0]);
+    for (size_t i = 0; i < LANES; i++) values[i] = to_float(all[i].word[0]);
     for (size_t n = LANES / 2; n > 0; n /= 2)
         for (size_t i = 0; i < n; i++) values[i] += values[i + n];
     return values[0];
 }
 
-float greatest(float v) {
+float max(float v) {
     const Slot *all = exchange(2, {{bits(v)}});
-    float most = v;
-    for (size_t i = 0; i < LANES; i++) most = std::fmax(most, number(all[i].word[0]));
-    return most;
+    float result = v;
+    for (size_t i = 0; i < LANES; i++) result = std::fmax(result, to_float(all[i].word[0]));
+    return result;
 }
 
 bool any(bool v) {
     const Slot *all = exchange(3, {{v}});
-    bool one = false;
-    for (size_t i = 0; i < LANES; i++) one = one || all[i].word[0] != 0;
-    return one;
+    bool result = false;
+    for (size_t i = 0; i < LANES; i++) result = result || all[i].word[0] != 0;
+    return result;
 }
 
 uint32_t shuffle_xor(uint32_t v, uint32_t mask) {
@@ -173,43 +173,43 @@ void multiply(float a0, float a1, float b0, float b1, float &c0, float &c1) {
     const size_t row = current->position.lane / 4, col = current->position.lane % 4 * 2;
     const Slot *all = exchange(5, {{bits(a0), bits(a1), bits(b0), bits(b1)}});
     for (size_t k = 0; k < 8; k++) {
-        const float a = number(all[row * 4 + k / 2].word[k % 2]);
+        const float a = to_float(all[row * 4 + k / 2].word[k % 2]);
         const Slot &b = all[k * 4 + col / 2];
-        c0 += a * number(b.word[2]);
-        c1 += a * number(b.word[3]);
+        c0 += a * to_float(b.word[2]);
+        c1 += a * to_float(b.word[3]);
     }
 }
 
 void threadgroup_barrier(uint32_t flags) {
     current->flags = flags;
-    leave(Wait::GroupBarrier);
+    suspend(Wait::GroupBarrier);
 }
 
 void simdgroup_barrier(uint32_t flags) {
     current->flags = flags;
-    leave(Wait::SimdBarrier);
+    suspend(Wait::SimdBarrier);
 }
 
 static void run_fiber() {
     launched->entry(*launched);
-    leave(Wait::Done);
+    suspend(Wait::Done);
 }
 
-/// Do all of `n` fibers wait for the same? With different ones some would wait for ever.
-static bool together(const Fiber *first, size_t n, const char *whom) {
+/// Whether all of `n` fibers wait for the same condition; otherwise some would wait forever.
+static bool converged(const Fiber *first, size_t n, const char *group) {
     for (size_t i = 1; i < n; i++) {
         const bool same = first[i].wait == first->wait &&
                           (first->wait != Wait::Exchange || first[i].operation == first->operation);
         if (!same) {
-            problem = std::string("threads 0 and ") + std::to_string(i) + " of " + whom +
-                      " have come to different barriers or simd_ operations, or one of them is done";
+            problem = std::string("threads 0 and ") + std::to_string(i) + " of " + group +
+                      " reached different barriers or simd_ operations, or one of them has ended";
             return false;
         }
     }
     return true;
 }
 
-/// Runs a simdgroup until it waits for its threadgroup, or is done.
+/// Runs a simdgroup until it waits for its threadgroup, or has ended.
 static void run_simdgroup(size_t index) {
     Fiber *lanes = fibers + index * LANES;
     do {
@@ -220,7 +220,7 @@ static void run_simdgroup(size_t index) {
             hymba_fiber_switch(&scheduler, current->stack_pointer);
             if (!problem.empty()) return;
         }
-        if (!together(lanes, LANES, "a simdgroup")) return;
+        if (!converged(lanes, LANES, "a simdgroup")) return;
         simdgroups[index].turn++;
         if (lanes->wait == Wait::SimdBarrier) pass_simdgroup_barrier(index, lanes->flags);
     } while (lanes->wait == Wait::Exchange || lanes->wait == Wait::SimdBarrier);
@@ -239,7 +239,7 @@ static void run_threadgroup(Launch &launch, const uint32_t group[3], uint32_t li
             run_simdgroup(s);
             if (!problem.empty()) return;
         }
-        if (!together(fibers, threads, "a threadgroup")) return;
+        if (!converged(fibers, threads, "a threadgroup")) return;
         if (fibers->wait == Wait::Done) return;
         pass_threadgroup_barrier(fibers->flags);
     }
@@ -251,19 +251,19 @@ extern "C" int hymba_emulator_run(const hymba_emulator_dispatch *d, char *error,
     using namespace emulator;
     problem.clear();
     const auto found = kernels().find(d->kernel);
-    if (found == kernels().end()) problem = "there is no such kernel";
-    else if (found->second.args_size != d->args_bytes) problem = "the arguments have another size";
-    else if (d->threads == 0 || d->threads % LANES != 0 || d->threads > MOST_THREADS) problem = "threads";
+    if (found == kernels().end()) problem = "no such kernel";
+    else if (found->second.args_size != d->args_bytes) problem = "wrong size of the arguments";
+    else if (d->threads == 0 || d->threads % LANES != 0 || d->threads > MAX_THREADS) problem = "invalid number of threads";
     else if (d->threadgroup_bytes > 32768) problem = "more than 32 KB of threadgroup memory";
     if (problem.empty()) {
         if (stacks == nullptr) {
-            stacks = static_cast<char *>(std::malloc(MOST_THREADS * STACK));
-            allow_global(fibers, sizeof fibers); // where a thread reads its position
+            stacks = static_cast<char *>(std::malloc(MAX_THREADS * STACK));
+            allow_global(fibers, sizeof fibers); // threads read their position there
         }
         for (const auto &[index, value] : constants()) *value = index < d->n_constants ? d->constants[index] : 0;
         Launch launch{d, found->second.entry, std::vector<char>(d->threadgroup_bytes)};
         launched = &launch;
-        enter_dispatch(*d, stacks, MOST_THREADS * STACK);
+        enter_dispatch(*d, stacks, MAX_THREADS * STACK);
         uint32_t linear = 0, group[3];
         for (group[2] = 0; group[2] < d->groups[2]; group[2]++)
             for (group[1] = 0; group[1] < d->groups[1]; group[1]++)

@@ -1,5 +1,5 @@
-// The emulator's machine: a dispatch runs one threadgroup after the other, the threads of each as fibers that go on in
-// lock-step per simdgroup. The shaders are compiled with the compiler's thread-sanitizer instrumentation, whose calls
+// The emulated GPU: a dispatch runs its threadgroups one after the other; the threads of each are fibers, in lock-step per
+// simdgroup. The shaders are compiled with the compiler's thread-sanitizer instrumentation, whose calls
 // end here: every access to memory is checked.
 #pragma once
 #include <cstddef>
@@ -7,7 +7,7 @@
 
 namespace emulator {
 
-/// Where a thread is.
+/// Position of a thread in its dispatch.
 struct Position {
     uint32_t group[3];
     uint32_t thread_index, threads;
@@ -17,17 +17,17 @@ struct Position {
 struct Launch;
 using Entry = void (*)(const Launch &);
 
-/// A kernel, by name; made before main.
+/// A kernel, by name; created before main.
 struct Kernel {
     Kernel(const char *name, Entry entry, size_t args_size);
 };
 
-/// A function constant, by index; made before main.
+/// A function constant, by index; created before main.
 struct Constant {
     Constant(uint32_t *value, uint32_t index);
 };
 
-/// Values that do not change and any kernel may read; made before main.
+/// Constant values that any kernel may read; created before main.
 struct Table {
     Table(const void *values, size_t bytes);
 };
@@ -38,7 +38,7 @@ const void *args(const Launch &launch);
 void *threadgroup_memory(const Launch &launch);
 
 float sum(float v);
-float greatest(float v);
+float max(float v);
 bool any(bool v);
 uint32_t shuffle_xor(uint32_t v, uint32_t mask);
 void multiply(float a0, float a1, float b0, float b1, float &c0, float &c1);
@@ -47,7 +47,7 @@ void simdgroup_barrier(uint32_t flags);
 
 } // namespace emulator
 
-/// Memory that a dispatch may touch.
+/// Memory that a dispatch may access.
 struct hymba_emulator_buffer {
     void *memory;
     size_t bytes;
@@ -67,5 +67,5 @@ struct hymba_emulator_dispatch {
     size_t threadgroup_bytes;
 };
 
-/// Runs a dispatch. Returns 0, or 1 and what went wrong in `error`. One call at a time in a process.
+/// Runs a dispatch. Returns 0, or 1 and a message in `error`. Only one call at a time per process.
 extern "C" int hymba_emulator_run(const hymba_emulator_dispatch *dispatch, char *error, size_t error_bytes);

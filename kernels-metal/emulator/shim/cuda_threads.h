@@ -25,7 +25,7 @@ __device__ inline float simd_shuffle_xor(float v, ushort mask) {
 __device__ inline uint simd_shuffle_xor(uint v, ushort mask) {
     return __shfl_xor_sync(SHIM_ALL, v, mask);
 }
-/// Not how this GPU multiplies matrices best: it is here for the values, not for the speed.
+/// Multiplies 8×8 matrices by shuffles: for correct values, not for speed.
 __device__ inline void shim_multiply(float a0, float a1, float b0, float b1, float &c0, float &c1) {
     const uint row = shim_lane() / 4, col = shim_lane() % 4;
     for (uint k = 0; k < 8; k += 2) {
@@ -45,7 +45,7 @@ __device__ inline void simdgroup_barrier(mem_flags) {
 
 } // namespace metal
 
-// ---- what the generated entry points are made of
+// ---- building blocks of the generated entry points
 
 /// A launch's parameters.
 struct ShimLaunch {
@@ -53,12 +53,12 @@ struct ShimLaunch {
     alignas(16) unsigned char args[64];
 };
 
-/// A kernel, by name; made before main.
+/// A kernel, by name; created before main.
 struct ShimKernel {
     ShimKernel(const char *name, const void *entry, size_t args_size);
 };
 
-/// A function constant, by index; made before main.
+/// A function constant, by index; created before main.
 struct ShimConstant {
     ShimConstant(const void *symbol, unsigned index);
 };

@@ -1,4 +1,4 @@
-// Threads, simdgroups and barriers, as the emulator runs them.
+// Threads, simdgroups and barriers of the emulator.
 #pragma once
 #include "../runtime/runtime.h"
 
@@ -11,7 +11,7 @@ inline float simd_sum(float v) {
     return emulator::sum(v);
 }
 inline float simd_max(float v) {
-    return emulator::greatest(v);
+    return emulator::max(v);
 }
 inline bool simd_any(bool v) {
     return emulator::any(v);
@@ -34,7 +34,7 @@ inline void simdgroup_barrier(mem_flags flags) {
 
 } // namespace metal
 
-// ---- what the generated entry points are made of
+// ---- building blocks of the generated entry points
 
 using ShimLaunch = emulator::Launch;
 #define SHIM_CONSTANT(type, name, index) \

@@ -1,4 +1,4 @@
-// What the emulator's half is: stored in 16 bits, computed as float.
+// The emulator's half type: stored in 16 bits, computed as float.
 #pragma once
 #define SHIM_FN
 
@@ -27,7 +27,7 @@ struct half {
         std::memcpy(&word, &v, 4);
         const uint16_t sign = uint16_t(word >> 16 & 0x8000);
         const uint32_t magnitude = word & 0x7fffffff;
-        if (magnitude > 0x7f800000) return uint16_t(sign | 0x7e00);  // not a number
+        if (magnitude > 0x7f800000) return uint16_t(sign | 0x7e00);  // NaN
         if (magnitude >= 0x477ff000) return uint16_t(sign | 0x7c00); // rounds to infinity
         if (magnitude < 0x38800000) {                                // below the smallest normal half: steps of 2^-24
             return uint16_t(sign | uint16_t(std::nearbyint(std::fabs(v) * 0x1p24f)));

@@ -1,4 +1,4 @@
-// Kernels with one fault each, for the emulator to find; `fault` says where, 0 is none.
+// Kernels with one fault each, for the emulator to find; `fault` selects it, 0 is none.
 #include <metal_stdlib>
 #include <metal_simdgroup_matrix>
 using namespace metal;
@@ -35,10 +35,10 @@ kernel void faulty_bounds(device const float *x [[buffer(0)]], device float *y [
     if (a.fault == 8 && i > 32) y[i] = y[i - 32] + v;             // another simdgroup's value
 }
 
-kernel void faulty_meeting(device float *y [[buffer(0)]], constant FaultArgs &a [[buffer(1)]],
-                           uint tid [[thread_index_in_threadgroup]]) {
+kernel void faulty_barriers(device float *y [[buffer(0)]], constant FaultArgs &a [[buffer(1)]],
+                            uint tid [[thread_index_in_threadgroup]]) {
     float v = float(tid);
-    if (a.fault == 1 && tid < 7) v = simd_sum(v); // not all lanes come
+    if (a.fault == 1 && tid < 7) v = simd_sum(v); // not all lanes participate
     if (a.fault == 2 && tid < 32) threadgroup_barrier(mem_flags::mem_threadgroup);
     if (a.fault == 3) v = tid % 2 == 0 ? simd_sum(v) : simd_max(v);
     y[tid] = v;

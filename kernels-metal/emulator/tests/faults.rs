@@ -27,7 +27,8 @@ fn run(kernel: &'static str, fault: u32, groups: u32, buffers: &[(usize, bool)])
     device.finish().map_err(|e| e.to_string())
 }
 
-fn finds(kernel: &'static str, fault: u32, groups: u32, buffers: &[(usize, bool)], what: &str) {
+/// Asserts that the emulator reports `what` for this fault.
+fn assert_found(kernel: &'static str, fault: u32, groups: u32, buffers: &[(usize, bool)], what: &str) {
     let found = run(kernel, fault, groups, buffers).expect_err(what);
     assert!(found.contains(what), "fault {fault} of {kernel}: {found}");
 }
@@ -37,38 +38,38 @@ fn finds_threadgroup_memory_races() {
     let buffers = [(64, false), (64, true)];
     run("faulty_neighbors", 0, 1, &buffers).unwrap();
     // threadgroups that write the same values of y
-    finds("faulty_neighbors", 0, 2, &buffers, "device memory is written after it was written");
-    finds("faulty_neighbors", 1, 1, &buffers, "that nobody has written");
+    assert_found("faulty_neighbors", 0, 2, &buffers, "device memory is written after it was written");
+    assert_found("faulty_neighbors", 1, 1, &buffers, "uninitialized threadgroup memory");
     for fault in [2, 3, 4] {
-        finds("faulty_neighbors", fault, 1, &buffers, "threadgroup memory");
+        assert_found("faulty_neighbors", fault, 1, &buffers, "threadgroup memory");
     }
-    finds("faulty_neighbors", 5, 1, &buffers, "without a barrier between");
+    assert_found("faulty_neighbors", 5, 1, &buffers, "without a barrier between");
 }
 
 #[test]
 fn finds_out_of_bounds_accesses() {
     let buffers = [(128, false), (128, true)];
     run("faulty_bounds", 0, 2, &buffers).unwrap();
-    finds("faulty_bounds", 1, 3, &[(128, false), (192, true)], "outside its buffers");
-    finds("faulty_bounds", 2, 2, &buffers, "outside its buffers");
-    finds("faulty_bounds", 3, 2, &buffers, "writes outside");
-    finds("faulty_bounds", 4, 2, &buffers, "outside");
-    finds("faulty_bounds", 5, 2, &buffers, "multiple of 16");
-    finds("faulty_bounds", 6, 3, &[(192, false), (128, true)], "writes outside");
-    finds("faulty_bounds", 7, 2, &buffers, "device memory is written after it was written");
-    finds("faulty_bounds", 8, 1, &buffers, "device memory");
+    assert_found("faulty_bounds", 1, 3, &[(128, false), (192, true)], "outside its buffers");
+    assert_found("faulty_bounds", 2, 2, &buffers, "outside its buffers");
+    assert_found("faulty_bounds", 3, 2, &buffers, "writes outside");
+    assert_found("faulty_bounds", 4, 2, &buffers, "outside");
+    assert_found("faulty_bounds", 5, 2, &buffers, "multiple of 16");
+    assert_found("faulty_bounds", 6, 3, &[(192, false), (128, true)], "writes outside");
+    assert_found("faulty_bounds", 7, 2, &buffers, "device memory is written after it was written");
+    assert_found("faulty_bounds", 8, 1, &buffers, "device memory");
 }
 
 #[test]
 fn finds_divergent_barriers() {
     let buffers = [(64, true)];
-    run("faulty_meeting", 0, 1, &buffers).unwrap();
+    run("faulty_barriers", 0, 1, &buffers).unwrap();
     for fault in [1, 2, 3] {
-        finds("faulty_meeting", fault, 1, &buffers, "have come to different");
+        assert_found("faulty_barriers", fault, 1, &buffers, "reached different");
     }
 }
 
 #[test]
 fn rejects_unknown_kernels() {
-    finds("no_such_kernel", 0, 1, &[], "no such kernel");
+    assert_found("no_such_kernel", 0, 1, &[], "no such kernel");
 }
