@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Other systems and older CPUs: lints for macOS and Windows; the same text without AVX2. Needs the binary that test.sh
-# builds.
+# Checks other platforms: lints for macOS and Windows, and the same text on an emulated CPU without AVX2. Needs the binary that
+# test.sh builds.
 source "$(dirname "$0")/common.sh"
 
 stage "Lints for other systems"
-# The Rust code is checked, not linked: in place of the C kernels there are empty objects. Those for macOS on Apple silicon
-# are compiled, with Clang and the headers of macOS that come with zig.
+# The Rust code is checked, not linked, so that empty objects replace the C kernels. For macOS on Apple silicon they are
+# compiled, with Clang and the macOS headers of zig.
 cat >"$temp/cc" <<'EOF'
 #!/bin/sh
 case $1 in
@@ -17,7 +17,7 @@ while [ $# -gt 0 ]; do
     shift
 done
 EOF
-# Stands in for Xcode's Metal compiler, so that the code for compiled shaders is checked too.
+# Replaces Xcode's Metal compiler, so that the code for precompiled shaders is checked too.
 mkdir "$temp/xcode"
 cat >"$temp/xcode/xcrun" <<'EOF'
 #!/bin/sh
@@ -40,13 +40,13 @@ for target in aarch64-apple-darwin x86_64-pc-windows-gnu; do
     [[ $target == *-darwin && -x $temp/cc-macos ]] && cc=$temp/cc-macos
     env "CC_${target//-/_}=$cc" cargo clippy --quiet --release --target "$target" --workspace --exclude hymba-bindings \
         --exclude hymba-metal-emulator -- -D warnings
-    printf '%s: no complaint\n' "$target"
+    printf '%s: no warnings\n' "$target"
 done
 if [[ -x $temp/cc-macos ]]; then
     # shellcheck disable=SC2012 # cargo's names are plain
     object=$(ls -t "${CARGO_TARGET_DIR:-target}"/aarch64-apple-darwin/release/build/hymba-kernels-cpu-*/out/*-neon_i8mm.o | head -n 1)
     [[ $(od -An -tx4 -N4 "$object") == " feedfacf" ]] # Mach-O
-    strings "$object" | grep -x neon_i8mm >/dev/null  # and no empty table
+    strings "$object" | grep -x neon_i8mm >/dev/null  # not an empty table
     printf 'C kernels for aarch64-apple-darwin: Mach-O objects\n'
 fi
 touch kernels-metal/build.rs
@@ -54,12 +54,12 @@ PATH=$temp/xcode:$PATH cargo clippy --quiet --release --target aarch64-apple-dar
 
 stage "The same text on a CPU without AVX2"
 if [[ $(uname -m) == x86_64 ]]; then
-    tell=("$hymba" run --temp 0 -n 8 --no-display-prompt --quiet "Once upon a time")
+    generate=("$hymba" run --temp 0 -n 8 --no-display-prompt --quiet "Once upon a time")
     qemu=$(command -v qemu-x86_64-static || command -v qemu-x86_64)
-    here=$("${tell[@]}")
-    there=$("$qemu" -cpu Nehalem "${tell[@]}")
-    printf 'here:  %s\nthere: %s\n' "$here" "$there"
-    [[ -n $here && $here == "$there" ]]
+    native=$("${generate[@]}")
+    emulated=$("$qemu" -cpu Nehalem "${generate[@]}")
+    printf 'native:   %s\nemulated: %s\n' "$native" "$emulated"
+    [[ -n $native && $native == "$emulated" ]]
 else
     skip "this machine is not x86-64"
 fi

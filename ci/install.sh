@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Installs what the other scripts need on a bare Debian machine (root, Rust, Python 3 with pip).
+# Installs the dependencies of the other scripts on a Debian machine with root, Rust, and Python 3 with pip.
 source "$(dirname "$0")/common.sh"
 
-stage "Install what the checks need"
+stage "Dependencies"
 quietly as_root apt-get update
 quietly as_root apt-get install --yes --no-install-recommends ca-certificates gcc g++ libc6-dev clang libclang-dev \
     libsimde-dev qemu-user-static shellcheck strace valgrind

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Formatting, layers, words, licenses, lints, documentation and bindings.
+# Checks formatting, layers, wording, licenses, lints, documentation and bindings.
 source "$(dirname "$0")/common.sh"
 
 stage "Formatting"
@@ -19,7 +19,7 @@ stage "Layers"
 scripts/check-layers --self-test
 scripts/check-layers
 
-stage "Words"
+stage "Wording"
 scripts/check-words --self-test
 scripts/check-words
 
