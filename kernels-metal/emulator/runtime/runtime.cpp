@@ -150,7 +150,7 @@ float sum(float v) {
     return values[0];
 }
 
-float max(float v) {
+float maximum(float v) {
     const Slot *all = exchange(2, {{bits(v)}});
     float result = v;
     for (size_t i = 0; i < LANES; i++) result = std::fmax(result, to_float(all[i].word[0]));

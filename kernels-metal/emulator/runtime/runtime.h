@@ -38,7 +38,7 @@ const void *args(const Launch &launch);
 void *threadgroup_memory(const Launch &launch);
 
 float sum(float v);
-float max(float v);
+float maximum(float v);
 bool any(bool v);
 uint32_t shuffle_xor(uint32_t v, uint32_t mask);
 void multiply(float a0, float a1, float b0, float b1, float &c0, float &c1);

@@ -11,7 +11,7 @@ inline float simd_sum(float v) {
     return emulator::sum(v);
 }
 inline float simd_max(float v) {
-    return emulator::max(v);
+    return emulator::maximum(v);
 }
 inline bool simd_any(bool v) {
     return emulator::any(v);
