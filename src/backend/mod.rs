@@ -12,8 +12,8 @@ pub use cpu::{Cpu, KERNELS};
 pub use device::{Device, DeviceChoice, Profile, devices};
 pub use metal::Metal;
 pub use op::{
-    Angles, Attention, Backend, Carried, Heads, KvSpan, MatMut, MatRef, Memory, Op, Operation, RowSpan, ScanInput,
-    ScanWeights, Watched,
+    Angles, Attention, Backend, Heads, KvSpan, MatMut, MatRef, Memory, Op, Operation, RowSpan, ScanInput, ScanWeights,
+    StateUpdate, Watched,
 };
 
 #[cfg(test)]

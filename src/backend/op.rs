@@ -108,8 +108,8 @@ pub struct ScanInput<'a> {
     pub c: MatRef<'a>,
 }
 
-/// A state updated by an operation, from one buffer to another.
-pub struct Carried<'a> {
+/// A state that an operation reads from one buffer and writes to another.
+pub struct StateUpdate<'a> {
     /// The state before the first token.
     pub from: &'a Buffer,
     /// The state after the last.
@@ -150,9 +150,9 @@ pub enum Op<'a> {
     /// See [`Attention`].
     Attention(Attention<'a>),
     /// out = silu(causal convolution of u) after the inputs in `state` `[taps − 1, inner]`.
-    Conv { u: MatRef<'a>, weight: &'a Vector, bias: Option<&'a Vector>, state: Carried<'a>, out: MatMut<'a> },
+    Conv { u: MatRef<'a>, weight: &'a Vector, bias: Option<&'a Vector>, state: StateUpdate<'a>, out: MatMut<'a> },
     /// h = exp(ΔA)·h + Δ·u·B; out = (h·C + D·u) ⊙ silu(gate), with Δ = softplus(dt + bias); `state` is h `[inner, state]`.
-    Scan { input: ScanInput<'a>, weights: ScanWeights<'a>, state: Carried<'a>, out: MatMut<'a> },
+    Scan { input: ScanInput<'a>, weights: ScanWeights<'a>, state: StateUpdate<'a>, out: MatMut<'a> },
     /// out = ½·(RMSNorm(a) + RMSNorm(b)), each with its gain.
     Fuse { a: (MatRef<'a>, &'a Vector), b: (MatRef<'a>, &'a Vector), eps: f32, out: MatMut<'a> },
     /// x = relu(x)²

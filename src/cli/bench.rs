@@ -135,7 +135,7 @@ pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
         tests: tests
             .into_iter()
             .flat_map(|(kind, list)| list.iter().map(move |&n| (kind, n)))
-            .chain(args.predict.iter().flat_map(|&n| args.batch.iter().map(move |&texts| (Test::Together(texts), n))))
+            .chain(args.predict.iter().flat_map(|&n| args.batch.iter().map(move |&texts| (Test::Batch(texts), n))))
             .chain(args.verify.iter().map(|&n| (Test::Verify, n)))
             .filter(|t| t.1 > 0)
             .collect(),

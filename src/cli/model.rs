@@ -79,14 +79,14 @@ impl ModelArgs {
         if let Some(path) = &self.model {
             return Ok(Source::Flag(resolve(path)?));
         }
-        let say = |message: String| {
+        let notify = |message: String| {
             if !quiet {
                 terminal::note(&message);
             }
         };
         if let Some(path) = env::var_os(VARIABLE).filter(|path| !path.is_empty()) {
             let path = resolve(&PathBuf::from(path)).context(VARIABLE)?;
-            say(format!("using {} (from {VARIABLE})", path.display()));
+            notify(format!("using {} (from {VARIABLE})", path.display()));
             return Ok(Source::Variable(path));
         }
         if EMBEDDED.is_empty() {
@@ -95,7 +95,7 @@ impl ModelArgs {
             );
             return Err(Usage(problem).into());
         }
-        say(format!(
+        notify(format!(
             "no model given (-m or {VARIABLE}); using the built-in demo; get the official model with `hymba pull {OFFICIAL}`"
         ));
         Ok(Source::Embedded)

@@ -48,7 +48,7 @@ impl StdinArgs {
             Some(dash) if dash == "-" => return standard_input(cancel),
             text => text.unwrap_or_default(),
         };
-        let more = if self.brings() { standard_input(cancel)? } else { String::new() };
+        let more = if self.has_text() { standard_input(cancel)? } else { String::new() };
         Ok(if text.is_empty() || more.is_empty() { text + &more } else { text + "\n\n" + &more })
     }
 
@@ -58,7 +58,7 @@ impl StdinArgs {
     }
 
     /// Whether standard input provides text: it is a pipe or a file, and not otherwise used.
-    pub fn brings(&self) -> bool {
+    pub fn has_text(&self) -> bool {
         !self.no_stdin && is_pipe_or_file()
     }
 }
@@ -91,7 +91,7 @@ impl PromptArgs {
         let nothing = given.is_none();
         let text = self.stdin.join(given, cancel)?;
         if needed && nothing && text.is_empty() {
-            let problem = if self.stdin.brings() { "standard input is empty" } else { "no prompt given" };
+            let problem = if self.stdin.has_text() { "standard input is empty" } else { "no prompt given" };
             return Err(Usage(format!("{problem}; try: hymba run \"Once upon a time\"")).into());
         }
         Ok(text)

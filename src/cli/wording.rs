@@ -15,8 +15,8 @@ pub fn grouped(number: usize) -> String {
 }
 
 /// Formats a count of things.
-pub fn counted(count: usize, thing: &str) -> String {
-    format!("{} {thing}{}", grouped(count), if count == 1 { "" } else { "s" })
+pub fn counted(count: usize, noun: &str) -> String {
+    format!("{} {noun}{}", grouped(count), if count == 1 { "" } else { "s" })
 }
 
 /// Formats tokens per second with the significant digits.

@@ -65,9 +65,9 @@ pub(super) fn refusal(grammar: TopLevelGrammar) -> Option<Refusal> {
 }
 
 /// Maximum number of compile threads: abandoned ones still use time and memory until they reach the limits.
-const AT_ONCE: usize = 8;
+const MAX_THREADS: usize = 8;
 /// Compile threads of this process.
-static RUNNING: Running = Running::new(AT_ONCE);
+static RUNNING: Running = Running::new(MAX_THREADS);
 
 /// Counts compile threads, including abandoned ones.
 struct Running {

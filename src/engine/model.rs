@@ -190,12 +190,12 @@ impl Model {
 /// Returns the hash of `bytes`, cached in `known`.
 fn fingerprint<'k>(known: &'k OnceLock<String>, bytes: &Blob, cancel: &AtomicBool) -> Result<&'k str> {
     /// Bytes hashed between checks of `cancel`: some ten milliseconds.
-    const AT_ONCE: usize = 16 << 20;
+    const HASH_CHUNK: usize = 16 << 20;
     if let Some(known) = known.get() {
         return Ok(known);
     }
     let mut hasher = blake3::Hasher::new();
-    for bytes in bytes.chunks(AT_ONCE) {
+    for bytes in bytes.chunks(HASH_CHUNK) {
         Error::check_cancelled(cancel)?;
         threads::hash(&mut hasher, bytes);
     }

@@ -2,10 +2,10 @@
 
 use std::ops::Range;
 
-use super::{Phase, Scratch, Segment, pending::MambaInputs, segment::live};
+use super::{Phase, Scratch, Segment, pending::MambaInputs, segment::unfailed};
 use crate::{
     Error, Result,
-    backend::{Attention, Backend, Buffer, Carried, Heads, KvSpan, Op, RowSpan, ScanInput, ScanWeights},
+    backend::{Attention, Backend, Buffer, Heads, KvSpan, Op, RowSpan, ScanInput, ScanWeights, StateUpdate},
     model::{Config, Weights, weights::Layer},
 };
 
@@ -180,7 +180,7 @@ impl Chunk<'_, '_> {
         }
         let source = c.kv_source[index];
         let window = c.window.unwrap_or(0);
-        for (rows, segment, pending) in live(self.segments, &mut s.pending) {
+        for (rows, segment, pending) in unfailed(self.segments, &mut s.pending) {
             if let (Some([k, v]), Some((k_cols, v_cols))) = (&mut pending.layers[index].kv, kv) {
                 let max = b.max_abs(s.mixed.part(rows.clone(), k_cols.start..v_cols.end));
                 if max.is_some_and(|max| max.is_finite() && max > pending.cache.limit()) {
@@ -216,13 +216,13 @@ impl Chunk<'_, '_> {
         let t = s.rows;
         let cols = InProjCols::new(c, index);
         s.input.set_width(c.inner);
-        for (rows, segment, pending) in live(self.segments, &mut s.pending) {
+        for (rows, segment, pending) in unfailed(self.segments, &mut s.pending) {
             let (from, pending) = (&segment.state.layers[index].conv, &mut pending.layers[index]);
             let (u, out) = (s.mixed.part(rows.clone(), cols.u.clone()), s.input.rows_mut(rows));
             if let Some(MambaInputs { conv, .. }) = pending.inputs.as_mut().filter(|_| segment.is_divisible()) {
                 b.run(Op::StoreRows { x: u, out: conv });
             }
-            let state = Carried { from, to: &mut pending.conv };
+            let state = StateUpdate { from, to: &mut pending.conv };
             b.run(Op::Conv { u, weight: &w.conv, bias: w.conv_bias.as_ref(), state, out });
         }
         let (x, out) = (s.input.all(t), s.dt_b_c.cols_mut(t, 0..w.x_proj.rows));
@@ -237,7 +237,7 @@ impl Chunk<'_, '_> {
         let (x, out) = (s.dt_b_c.cols(t, dt), s.up.resized(t, c.inner));
         b.run(Op::MatMul { w: &w.dt_proj, x, out, accumulate: false, spans: &s.spans });
         let weights = || ScanWeights { dt_bias: &w.dt_bias, a: &w.a, d: &w.d };
-        for (rows, segment, pending) in live(self.segments, &mut s.pending) {
+        for (rows, segment, pending) in unfailed(self.segments, &mut s.pending) {
             let (from, pending) = (&segment.state.layers[index].ssm, &mut pending.layers[index]);
             let input = ScanInput {
                 dt: s.up.rows(rows.clone()),
@@ -251,7 +251,7 @@ impl Chunk<'_, '_> {
                 b.run(Op::StoreRows { x: input.u, out: &mut kept.u });
                 b.run(Op::StoreRows { x: input.b, out: &mut kept.b });
             }
-            let state = Carried { from, to: &mut pending.ssm };
+            let state = StateUpdate { from, to: &mut pending.ssm };
             b.run(Op::Scan { input, weights: weights(), state, out: s.mamba.rows_mut(rows) });
         }
     }
@@ -289,7 +289,7 @@ impl Chunk<'_, '_> {
     /// kernels propagate non-finite values.
     fn check_finite(&mut self, location: impl Fn() -> String) {
         let Scratch { x, pending, .. } = &mut *self.scratch;
-        for (rows, segment, _) in live(self.segments, pending) {
+        for (rows, segment, _) in unfailed(self.segments, pending) {
             if self.backend.max_abs(x.rows(rows)).is_some_and(|max| !max.is_finite()) {
                 segment.failed = Some(Error::NotFinite(location()));
             }

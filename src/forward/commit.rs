@@ -4,7 +4,7 @@ use std::mem::swap;
 
 use super::Chunk;
 use crate::{
-    backend::{Carried, MatRef, Op, ScanInput, ScanWeights},
+    backend::{MatRef, Op, ScanInput, ScanWeights, StateUpdate},
     model::{Weights, weights::Layer},
 };
 
@@ -67,7 +67,7 @@ impl Chunk<'_, '_> {
         // The outputs were computed before: neither gate nor C matters.
         let input = ScanInput { dt: rows(&inputs.dt, c.inner), u, gate: u, b: states, c: states };
         let weights = ScanWeights { dt_bias: &w.dt_bias, a: &w.a, d: &w.d };
-        let carried = Carried { from: &state.ssm, to: &mut pending.ssm };
+        let carried = StateUpdate { from: &state.ssm, to: &mut pending.ssm };
         b.run(Op::Scan { input, weights, state: carried, out: self.scratch.mamba.all_mut(tokens) });
     }
 }

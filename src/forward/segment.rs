@@ -49,14 +49,14 @@ impl Segment<'_> {
 }
 
 /// Returns the segments that did not fail, with their rows in the pass and their pending results.
-pub(super) fn live<'b, 's>(
+pub(super) fn unfailed<'b, 's>(
     segments: &'b mut [Segment<'s>],
     pending: &'b mut [Pending],
 ) -> impl Iterator<Item = (Range<usize>, &'b mut Segment<'s>, &'b mut Pending)> {
     let mut end = 0;
-    let placed = segments.iter_mut().zip(pending).map(move |(segment, pending)| {
+    let with_rows = segments.iter_mut().zip(pending).map(move |(segment, pending)| {
         end += segment.tokens;
         (end - segment.tokens..end, segment, pending)
     });
-    placed.filter(|(_, segment, _)| segment.failed.is_none())
+    with_rows.filter(|(_, segment, _)| segment.failed.is_none())
 }

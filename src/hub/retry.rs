@@ -40,7 +40,7 @@ impl Failure {
 /// Maximum pause, unless a server requests more.
 const LONGEST: Duration = Duration::from_secs(30);
 /// Maximum pause at a server's request.
-const GRANTED: Duration = Duration::from_secs(600);
+const MAX_REQUESTED_PAUSE: Duration = Duration::from_secs(600);
 
 /// Exponential backoff.
 pub(super) struct Backoff {
@@ -80,7 +80,7 @@ impl Backoff {
         };
         let own = self.first.saturating_mul(1 << (self.failures - 1).min(16)).min(LONGEST);
         let pause = after.map_or(own, |after| after.max(own));
-        if pause > GRANTED {
+        if pause > MAX_REQUESTED_PAUSE {
             let minutes = pause.as_secs() / 60;
             return Err(Error::Request(format!(
                 "{subject}: {reason}; the server accepts no requests for {minutes} minutes"

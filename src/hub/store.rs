@@ -96,8 +96,8 @@ impl Store {
     }
 
     /// Returns the models that `text` matches: by full name, without the owner, or by a part between dashes, ignoring
-    /// case. Among several types of one model, `usual` is preferred.
-    pub fn find(&self, text: &str, usual: &str) -> Vec<Installed> {
+    /// case. Among several types of one model, `preferred` is preferred.
+    pub fn find(&self, text: &str, preferred: &str) -> Vec<Installed> {
         let mut found = match text.parse::<Name>() {
             Ok(name) => self
                 .list()
@@ -107,8 +107,8 @@ impl Store {
             Err(_) => self.find_alias(text),
         };
         let one_repo = found.windows(2).all(|pair| pair[0].repo == pair[1].repo);
-        if one_repo && found.len() > 1 && found.iter().any(|model| model.kind == usual) {
-            found.retain(|model| model.kind == usual);
+        if one_repo && found.len() > 1 && found.iter().any(|model| model.kind == preferred) {
+            found.retain(|model| model.kind == preferred);
         }
         found
     }

@@ -4,7 +4,7 @@
 pub(super) fn origin(url: &str) -> Option<(String, String, u16)> {
     let (scheme, rest) = url.split_once("://")?;
     let scheme = scheme.to_lowercase();
-    let usual = match &*scheme {
+    let default_port = match &*scheme {
         "http" => 80,
         "https" => 443,
         _ => return None,
@@ -16,7 +16,7 @@ pub(super) fn origin(url: &str) -> Option<(String, String, u16)> {
     }
     let (host, port) = match authority.rsplit_once(':') {
         Some((host, port)) if !port.ends_with(']') => (host, port.parse().ok()?),
-        _ => (authority, usual),
+        _ => (authority, default_port),
     };
     (!host.is_empty()).then(|| (scheme, host.to_lowercase(), port))
 }

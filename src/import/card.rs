@@ -42,7 +42,7 @@ pub(super) fn describe(folder: &Path, metadata: &mut Metadata) -> Result<()> {
 /// A model card.
 struct Card {
     /// The lines of its front matter.
-    front: Vec<String>,
+    front_matter: Vec<String>,
     /// The first heading of its text.
     heading: Option<String>,
 }
@@ -55,20 +55,23 @@ impl Card {
         // The text may be truncated within a character.
         let text = String::from_utf8_lossy(&bytes);
         let mut lines = text.trim_start_matches('\u{feff}').lines().map(str::trim_end).peekable();
-        let mut front = Vec::new();
+        let mut front_matter = Vec::new();
         if lines.next_if_eq(&"---").is_some() {
-            front.extend(lines.by_ref().take_while(|&line| line != "---").map(str::to_owned));
+            front_matter.extend(lines.by_ref().take_while(|&line| line != "---").map(str::to_owned));
         }
         let heading = lines.find_map(|line| line.strip_prefix("# ")).map(|heading| heading.trim().to_owned());
         let heading = heading.filter(|heading| !heading.is_empty());
-        Some(Self { front, heading })
+        Some(Self { front_matter, heading })
     }
 
     /// Returns the value of a key of the front matter; the first item of a list.
     fn value(&self, key: &str) -> Option<String> {
-        let at = self.front.iter().position(|line| line.strip_prefix(key).is_some_and(|rest| rest.starts_with(':')))?;
-        let same_line = self.front[at][key.len() + 1..].trim();
-        let item = || self.front.get(at + 1)?.trim_start().strip_prefix("- ");
+        let at = self
+            .front_matter
+            .iter()
+            .position(|line| line.strip_prefix(key).is_some_and(|rest| rest.starts_with(':')))?;
+        let same_line = self.front_matter[at][key.len() + 1..].trim();
+        let item = || self.front_matter.get(at + 1)?.trim_start().strip_prefix("- ");
         let value = if same_line.is_empty() { item()? } else { same_line };
         let value = value.trim().trim_matches(['"', '\'']);
         (!value.is_empty()).then(|| value.to_owned())
@@ -109,14 +112,14 @@ pub(super) fn sampling(folder: &Path, metadata: &mut Metadata, notes: &mut Vec<S
     if !config.do_sample.unwrap_or(config.temperature.is_some()) {
         return;
     }
-    let wishes = [
+    let recommendations = [
         (Setting::Temperature, "temperature", config.temperature),
         (Setting::TopK, "top_k", config.top_k),
         (Setting::TopP, "top_p", config.top_p),
         (Setting::MinP, "min_p", config.min_p),
         (Setting::RepeatPenalty, "repetition_penalty", config.repetition_penalty),
     ];
-    for (setting, name, value) in wishes {
+    for (setting, name, value) in recommendations {
         let Some(value) = value else { continue };
         let number = value.as_f64().ok_or("is not a number");
         match number.and_then(|number| SamplingParams::default().set(setting, number).map(|()| number)) {

@@ -220,8 +220,8 @@ impl Raw {
         let original = self.orig_max_position_embeddings.filter(|&n| n > 0);
         let original = original.ok_or("has rope_type `ntk`, but no orig_max_position_embeddings")? as f64;
         let width = self.hidden_size as f64 / self.num_attention_heads as f64;
-        let stretch = 2.0 * self.max_position_embeddings as f64 / original - 1.0;
-        Ok((theta * stretch.powf(width / (width - 2.0))) as f32)
+        let scale = 2.0 * self.max_position_embeddings as f64 / original - 1.0;
+        Ok((theta * scale.powf(width / (width - 2.0))) as f32)
     }
 
     /// Adds special token ids under ggml's keys; of a list, the first one. If several tokens end a text, all of them,

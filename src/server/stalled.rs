@@ -28,10 +28,10 @@ impl<S> Stalled<S> {
     }
 
     /// Handles the result of a write: fails if it has been blocked for too long.
-    fn watch<T>(&mut self, wrote: Poll<io::Result<T>>, context: &mut Context<'_>) -> Poll<io::Result<T>> {
-        if wrote.is_ready() {
+    fn watch<T>(&mut self, result: Poll<io::Result<T>>, context: &mut Context<'_>) -> Poll<io::Result<T>> {
+        if result.is_ready() {
             self.timer = None;
-            return wrote;
+            return result;
         }
         let time = self.time;
         let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(time)));
@@ -50,8 +50,8 @@ impl<S: AsyncRead + Unpin> AsyncRead for Stalled<S> {
 impl<S: AsyncWrite + Unpin> AsyncWrite for Stalled<S> {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, from: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let wrote = Pin::new(&mut this.stream).poll_write(context, from);
-        this.watch(wrote, context)
+        let result = Pin::new(&mut this.stream).poll_write(context, from);
+        this.watch(result, context)
     }
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {

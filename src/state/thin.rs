@@ -81,10 +81,10 @@ pub fn restored(c: &Config, cache: CacheType, of: ImageOf, later: ImageOf, thin:
     let (mut rest, mut image) = (thin, Vec::new());
     for (rows, common, bytes, offset) in shared(c, cache, of, later) {
         let (before, after) = rest.split_at(common.start * bytes);
-        let (behind, after) = after.split_at((rows - common.end) * bytes);
+        let (rows_after, after) = after.split_at((rows - common.end) * bytes);
         image.extend_from_slice(before);
         image.extend_from_slice(&later_image[offset..offset + common.len() * bytes]);
-        image.extend_from_slice(behind);
+        image.extend_from_slice(rows_after);
         rest = after;
     }
     image

@@ -182,7 +182,7 @@ pub struct ReplyParser {
 #[derive(Debug)]
 enum State {
     /// Only white space so far.
-    Begun,
+    Start,
     /// The reply may consist of untagged calls.
     Bare,
     Text,
@@ -200,7 +200,7 @@ impl ReplyParser {
     /// Returns a parser for one reply of a model that may call `tools`.
     pub fn new(tools: &Tools) -> Self {
         let tools = tools.iter().map(|tool| (tool.name.clone(), tool.takes_nothing())).collect();
-        Self { tools, held: String::new(), state: State::Begun, drops_space: false }
+        Self { tools, held: String::new(), state: State::Start, drops_space: false }
     }
 
     /// Adds a piece and returns the parts that are now complete.
@@ -238,7 +238,7 @@ impl ReplyParser {
     /// Advances one step; returns whether another step is possible without more text.
     fn advance(&mut self, parts: &mut Vec<ReplyPart>) -> bool {
         match &mut self.state {
-            State::Begun => {
+            State::Start => {
                 self.state = match bare_beginning(&self.held) {
                     Some(true) => State::Bare,
                     Some(false) => State::Text,
@@ -332,12 +332,12 @@ impl ReplyParser {
 
 /// Returns whether `text` looks like the start of untagged calls; `None`: too short to tell.
 fn bare_beginning(text: &str) -> Option<bool> {
-    const BEGINNINGS: [&str; 2] = ["{\"name\":", "[{\"name\":"];
-    let text: String = text.chars().filter(|c| !c.is_whitespace()).take(BEGINNINGS[1].len()).collect();
-    if BEGINNINGS.iter().any(|beginning| text.starts_with(beginning)) {
+    const CALL_STARTS: [&str; 2] = ["{\"name\":", "[{\"name\":"];
+    let text: String = text.chars().filter(|c| !c.is_whitespace()).take(CALL_STARTS[1].len()).collect();
+    if CALL_STARTS.iter().any(|start| text.starts_with(start)) {
         return Some(true);
     }
-    (!BEGINNINGS.iter().any(|beginning| beginning.starts_with(&*text))).then_some(false)
+    (!CALL_STARTS.iter().any(|start| start.starts_with(&*text))).then_some(false)
 }
 
 /// Parses a `reply` of a model that may call `tools`.

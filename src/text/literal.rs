@@ -56,8 +56,8 @@ impl Tokenizer {
             (parts, encoded) = self.broken(text, parts, encoded, &breaks, continues)?;
         }
         let mut pieces = encoded.concat();
-        for unbroken in found(markers, self, &pieces, text, literal) {
-            pieces[unbroken.tokens].iter_mut().for_each(|piece| piece.id = u32::MAX);
+        for remaining in found(markers, self, &pieces, text, literal) {
+            pieces[remaining.tokens].iter_mut().for_each(|piece| piece.id = u32::MAX);
         }
         Ok(pieces.iter().map(|piece| piece.id).filter(|&id| id != u32::MAX).collect())
     }

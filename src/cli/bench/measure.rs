@@ -39,7 +39,7 @@ pub enum Test {
     Decode,
     FirstToken,
     /// Batched decode of this many texts.
-    Together(usize),
+    Batch(usize),
     /// Passes over one decode segment, as in draft verification.
     Verify,
 }
@@ -58,7 +58,7 @@ impl BenchPlan {
 
     /// Returns the largest batch size.
     fn texts(&self) -> usize {
-        let texts = |&(kind, _): &(Test, usize)| if let Test::Together(texts) = kind { texts } else { 1 };
+        let texts = |&(kind, _): &(Test, usize)| if let Test::Batch(texts) = kind { texts } else { 1 };
         self.tests.iter().map(texts).max().unwrap_or(1)
     }
 
@@ -99,7 +99,7 @@ impl Row {
             Test::Prefill => format!("pp{}", self.tokens),
             Test::Decode => format!("tg{}", self.tokens),
             Test::FirstToken => format!("ttft {}", self.tokens),
-            Test::Together(texts) => format!("tg{} b{texts}", self.tokens),
+            Test::Batch(texts) => format!("tg{} b{texts}", self.tokens),
             Test::Verify => format!("verify {}", self.tokens),
         };
         if self.depth == 0 { name } else { format!("{name} @ d{}", self.depth) }
@@ -107,7 +107,7 @@ impl Row {
 
     /// Returns the batch size.
     pub fn texts(&self) -> usize {
-        if let Test::Together(texts) = self.kind { texts } else { 1 }
+        if let Test::Batch(texts) = self.kind { texts } else { 1 }
     }
 
     /// Returns the mean milliseconds per pass over a decode segment.
@@ -122,7 +122,7 @@ impl Row {
     fn bound(&self, limits: &Roofline) -> f64 {
         match self.kind {
             Test::Prefill | Test::FirstToken => limits.int8_macs,
-            Test::Decode | Test::Together(_) | Test::Verify => limits.read_bytes,
+            Test::Decode | Test::Batch(_) | Test::Verify => limits.read_bytes,
         }
     }
 
@@ -305,7 +305,7 @@ fn once(
                 history.push(id);
             }
         }
-        Test::Together(texts) => {
+        Test::Batch(texts) => {
             let (batch, first) = session.parts();
             let mut ids = vec![prompt[0]; texts];
             for _ in 0..prompt.len() {

@@ -12,7 +12,7 @@ use super::measure::{Results, Row, Test};
 use crate::cli::json::JSON_VERSION;
 
 /// Mean, sample deviation, minimum and maximum.
-fn spread(values: &[f64]) -> [f64; 4] {
+fn statistics(values: &[f64]) -> [f64; 4] {
     let n = values.len() as f64;
     let mean = values.iter().sum::<f64>() / n;
     let variance = values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / (n - 1.0).max(1.0);
@@ -37,7 +37,7 @@ pub fn markdown(results: &Results) -> String {
     let _ = writeln!(out, "model: {} · kernels: {}\n", results.model, results.kernels);
     let _ = writeln!(out, "| test | threads | tok/s | min | % of limit | runs |\n|---|---|---|---|---|---|");
     for row in &results.rows {
-        let [mean, deviation, least, _] = spread(&row.values());
+        let [mean, deviation, least, _] = statistics(&row.values());
         let unit = if row.kind == Test::FirstToken { " ms" } else { "" };
         let share = row.share().map_or("".into(), |s| format!("{:.1} %", 100.0 * s));
         let _ = writeln!(
@@ -49,13 +49,13 @@ pub fn markdown(results: &Results) -> String {
             if row.is_unstable() { " !" } else { "" }
         );
     }
-    if results.rows.iter().any(|r| matches!(r.kind, Test::Together(_))) {
+    if results.rows.iter().any(|r| matches!(r.kind, Test::Batch(_))) {
         let _ = writeln!(
             out,
             "\n| batched decode | threads | batch | tok/s total | tok/s per text |\n|---|---|---|---|---|"
         );
-        for row in results.rows.iter().filter(|r| matches!(r.kind, Test::Together(_))) {
-            let ([mean, ..], texts) = (spread(&row.values()), row.texts());
+        for row in results.rows.iter().filter(|r| matches!(r.kind, Test::Batch(_))) {
+            let ([mean, ..], texts) = (statistics(&row.values()), row.texts());
             let each = mean / texts as f64;
             let _ = writeln!(out, "| {} | {} | {texts} | {mean:.2} | {each:.2} |", row.name(), row.threads);
         }
@@ -115,7 +115,7 @@ pub fn csv(results: &Results) -> String {
     let mut out =
         "test,depth,threads,unit,mean,deviation,min,max,runs,share_of_limit,work_per_token,limit\n".to_owned();
     for row in &results.rows {
-        let [mean, deviation, least, greatest] = spread(&row.values());
+        let [mean, deviation, least, greatest] = statistics(&row.values());
         let unit = if row.kind == Test::FirstToken { "ms" } else { "tok/s" };
         let share = row.share().map_or(String::new(), |s| format!("{s:.4}"));
         let _ = writeln!(
@@ -134,7 +134,7 @@ pub fn csv(results: &Results) -> String {
 
 /// Returns a row as a JSON object.
 pub fn row_json(row: &Row) -> Value {
-    let [mean, deviation, min, max] = spread(&row.values());
+    let [mean, deviation, min, max] = statistics(&row.values());
     let numbers = json!({"mean": mean, "deviation": deviation, "min": min, "max": max, "runs": row.values()});
     let mut object = json!({
         "version": JSON_VERSION,
@@ -145,7 +145,7 @@ pub fn row_json(row: &Row) -> Value {
         "runs_left_out": row.runs.len() - row.steady().len(),
         "unstable": row.is_unstable(),
     });
-    if let Test::Together(texts) = row.kind {
+    if let Test::Batch(texts) = row.kind {
         object["texts"] = json!(texts);
     }
     if let Some(time) = row.pass_milliseconds() {

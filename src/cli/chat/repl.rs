@@ -70,7 +70,7 @@ pub struct Repl<'m> {
     /// Whether the next message replaces the last one.
     editing: bool,
     /// Whether the warning about a nearly full context was shown.
-    announced: bool,
+    warned_nearly_full: bool,
     /// Whether the note about a template that rewrites past turns was shown.
     rewrite_noted: bool,
     /// Context tokens used before the last turn.
@@ -91,7 +91,7 @@ impl<'m> Repl<'m> {
             attached: String::new(),
             results: Vec::new(),
             editing: false,
-            announced: false,
+            warned_nearly_full: false,
             rewrite_noted: false,
             used_before: 0,
             last: None,
@@ -381,7 +381,7 @@ impl<'m> Repl<'m> {
         if let Some(warning) = beyond_training(self.conversation.timeline().session().model(), tokens) {
             self.screen.warn(&warning);
         }
-        self.announced = false;
+        self.warned_nearly_full = false;
         Ok(())
     }
 
@@ -417,16 +417,16 @@ impl<'m> Repl<'m> {
 
     /// Resumes a conversation from a file and shows its last turns.
     pub fn load(&mut self, path: &Path) -> anyhow::Result<()> {
-        const SHOWN: usize = 2;
+        const SHOWN_TURNS: usize = 2;
         self.conversation.timeline().session().model().fingerprint_until(&self.cancel)?;
         self.conversation.load(path, self.setup.keep_template)?;
         self.results.clear();
         let count = self.conversation.turns().len();
         if self.screen.terminal && !self.screen.quiet {
-            if count > SHOWN {
-                self.screen.small(&format!("{} earlier; /history shows them", turns(count - SHOWN)));
+            if count > SHOWN_TURNS {
+                self.screen.small(&format!("{} earlier; /history shows them", turns(count - SHOWN_TURNS)));
             }
-            self.history(SHOWN)?;
+            self.history(SHOWN_TURNS)?;
         }
         let usage = show::usage(&mut self.conversation);
         self.screen.note(&format!("loaded {} from {}, {usage}", turns(count), path.display()));
@@ -447,13 +447,13 @@ impl<'m> Repl<'m> {
         self.screen.event("start", json!({ "turn": self.conversation.turns().len() + 1 }))?;
         let mut writer = self.screen.reply(self.conversation.tools());
         // Every output failure ends the reply like a closed pipe: the text up to there is kept.
-        let mut lost = None;
+        let mut output_error = None;
         let done = {
             let bar = self.screen.bar();
             let watch = Watch { cancel: &self.cancel, progress: &|done, total| bar.show(done, total) };
             let mut text = |text: &str| {
                 writer.write(text).map_err(|e| {
-                    lost = Some(e);
+                    output_error = Some(e);
                     io::ErrorKind::BrokenPipe.into()
                 })
             };
@@ -466,7 +466,7 @@ impl<'m> Repl<'m> {
             }
             Ok(reply) => reply,
         };
-        if let Some(e) = lost {
+        if let Some(e) = output_error {
             return Err(anyhow::Error::new(e).context("cannot write the text"));
         }
         writer.finish()?;
@@ -546,8 +546,8 @@ impl<'m> Repl<'m> {
         }
         let (used, context) = (self.conversation.used(), self.conversation.timeline().context());
         let free = context.saturating_sub(used);
-        let another = used.saturating_sub(self.used_before);
-        let nearly_full = free < context / 10 || free < context / 5 && free < another;
+        let last_turn_tokens = used.saturating_sub(self.used_before);
+        let nearly_full = free < context / 10 || free < context / 5 && free < last_turn_tokens;
         self.used_before = used;
         let slides = self.conversation.options().overflow == Overflow::Slide;
         let advice = match self.screen.terminal {
@@ -557,10 +557,10 @@ impl<'m> Repl<'m> {
         if stop == StopReason::ContextFull {
             self.screen
                 .warn(&format!("the context is full ({} tokens), the reply ends here; {advice}", grouped(context)));
-        } else if nearly_full && !self.announced && !slides {
+        } else if nearly_full && !self.warned_nearly_full && !slides {
             let left = counted(free, "token");
             self.screen.warn(&format!("the context is nearly full: {usage} used, {left} left; {advice}"));
         }
-        self.announced = nearly_full;
+        self.warned_nearly_full = nearly_full;
     }
 }

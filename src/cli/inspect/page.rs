@@ -206,9 +206,9 @@ fn draw(plan: &Plan, width: usize) -> Vec<String> {
     for first in (0..layers.len()).step_by(per_row) {
         let row = first..layers.len().min(first + per_row);
         let numbers: String = row.clone().step_by(4).map(|l| format!("{l:<8}")).collect();
-        let sees: String = row.clone().map(|l| if layers[l].windowed { "░ " } else { "█ " }).collect();
+        let attention: String = row.clone().map(|l| if layers[l].windowed { "░ " } else { "█ " }).collect();
         let keeps: String = row.map(source).collect();
-        for (label, cells) in [("layer", numbers), ("sees", sees), ("keeps", keeps)] {
+        for (label, cells) in [("layer", numbers), ("sees", attention), ("keeps", keeps)] {
             lines.push(format!("  {label:<6}{}", cells.trim_end()));
         }
     }

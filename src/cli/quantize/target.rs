@@ -65,8 +65,8 @@ pub fn parse_override(text: &str) -> Result<(Regex, DType), String> {
         .ok_or_else(|| format!("unknown type `{name}`; available: {}", DType::ALL.map(DType::name).join(", ")))?;
     let regex = Regex::new(regex).map_err(|e| {
         // The last line is the reason; the others point at the position.
-        let drawing = e.to_string();
-        format!("invalid regular expression `{regex}`: {}", drawing.lines().last().unwrap_or_default())
+        let details = e.to_string();
+        format!("invalid regular expression `{regex}`: {}", details.lines().last().unwrap_or_default())
     })?;
     Ok((regex, dtype))
 }

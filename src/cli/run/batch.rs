@@ -22,7 +22,7 @@ use hymba::{
     engine::{
         Model,
         generate::StopReason,
-        scheduler::{Delivery, Event, Events, Scheduler, SchedulerOptions, Usage as Took},
+        scheduler::{Delivery, Event, Events, Scheduler, SchedulerOptions, Usage as JobUsage},
     },
     text::Tokenizer,
 };
@@ -60,7 +60,7 @@ pub struct BatchArgs {
 }
 
 /// Prompts prepared in advance per running one, so that a long text does not delay the others.
-const AHEAD: usize = 16;
+const PREPARED_PER_SLOT: usize = 16;
 
 /// The result of a prompt.
 type Outcome = Result<Done, String>;
@@ -70,7 +70,7 @@ struct Done {
     text: String,
     ids: Vec<u32>,
     stop: StopReason,
-    took: Took,
+    usage: JobUsage,
 }
 
 /// Collects a job's text and passes it on when it is complete.
@@ -90,9 +90,9 @@ impl Events for Collector {
                 self.text.push_str(&text);
                 return Delivery::Delivered;
             }
-            Event::Done { text, stop, usage: took } => {
+            Event::Done { text, stop, usage } => {
                 let text = std::mem::take(&mut self.text) + &text;
-                Ok(Done { text, ids: std::mem::take(&mut self.ids), stop, took })
+                Ok(Done { text, ids: std::mem::take(&mut self.ids), stop, usage })
             }
             Event::Failed(e) => Err(e),
         };
@@ -212,9 +212,9 @@ impl Batch {
         let bar = Bar::prompts(shows);
         let (send, receive) = channel();
         let mut pending: BTreeMap<usize, Pending> = BTreeMap::new();
-        let (mut next, mut at_work, mut is_read) = (self.written, 0, false);
+        let (mut next, mut running, mut is_read) = (self.written, 0, false);
         loop {
-            while !is_read && at_work < 2 * slots && pending.len() < AHEAD * slots {
+            while !is_read && running < 2 * slots && pending.len() < PREPARED_PER_SLOT * slots {
                 Error::check_cancelled(cancel)?;
                 let Some(line) = lines.next()? else {
                     is_read = true;
@@ -222,7 +222,7 @@ impl Batch {
                 };
                 let collector = Collector { index: next, text: String::new(), ids: Vec::new(), done: send.clone() };
                 let prompt = self.submit(&line, collector, scheduler)?;
-                at_work += usize::from(prompt.outcome.is_none());
+                running += usize::from(prompt.outcome.is_none());
                 pending.insert(next, prompt);
                 next += 1;
             }
@@ -235,7 +235,7 @@ impl Batch {
             }
             match receive.recv_timeout(Duration::from_millis(20)) {
                 Ok((index, outcome)) => {
-                    at_work -= 1;
+                    running -= 1;
                     let outcome = match outcome {
                         Ok(Done { stop: StopReason::Interrupted, .. }) | Err(Error::Cancelled) => {
                             bail!(Error::Cancelled)
@@ -283,7 +283,7 @@ impl Batch {
         match outcome {
             Some(Ok(done)) => {
                 let per_second = |tokens: usize, time: Duration| tokens as f64 / time.as_secs_f64().max(1e-9);
-                let Took { prompt_tokens, cached_tokens, generated_tokens, prompt, generation, .. } = done.took;
+                let JobUsage { prompt_tokens, cached_tokens, generated_tokens, prompt, generation, .. } = done.usage;
                 self.generated += generated_tokens;
                 answer["text"] = done.text.into();
                 answer["ids"] = done.ids.into();

@@ -44,9 +44,9 @@ impl StoredArgs {
     /// Checks early whether the output file can and may be written.
     pub fn check(&self) -> anyhow::Result<()> {
         let Some((path, kind)) = self.written() else {
-            let useless = self.force && self.session.is_none();
+            let is_useless = self.force && self.session.is_none();
             let problem = "--force applies to --session or --prompt-cache; add one of them";
-            return if useless { Err(Usage(problem.into()).into()) } else { Ok(()) };
+            return if is_useless { Err(Usage(problem.into()).into()) } else { Ok(()) };
         };
         output_file("--session and --prompt-cache", path)?;
         check_writable(path)?;

@@ -16,8 +16,8 @@ use hymba::{Error, limits, text::Call};
 
 /// Time limit of the program.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Time to wait for output after the program has ended, from processes that it left running.
-const AFTERMATH: Duration = Duration::from_secs(1);
+/// Time to wait for remaining output after the program has exited, which child processes may still write.
+const OUTPUT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Maximum size of its standard error that is kept.
 const MESSAGES: usize = 64 << 10;
 
@@ -99,10 +99,10 @@ impl Program {
             }
             match (&ended, read.take()) {
                 (Some((status, _)), Some(read)) => {
-                    let messages = messages.recv_timeout(AFTERMATH).map(|read| read.bytes).unwrap_or_default();
+                    let messages = messages.recv_timeout(OUTPUT_TIMEOUT).map(|read| read.bytes).unwrap_or_default();
                     return Ok(self.outcome(*status, read.bytes, &messages));
                 }
-                (Some((_, since)), None) if since.elapsed() > AFTERMATH => {
+                (Some((_, since)), None) if since.elapsed() > OUTPUT_TIMEOUT => {
                     return Err(Stopped::Failed(format!(
                         "{self} has exited, but its output is still open in a child process"
                     )));

@@ -52,8 +52,8 @@ fn on_table(x: &[f32; BLOCK], levels: &[i8]) -> Block {
     }
     let inverse = 1.0 / (largest / f32::from(levels[0]));
     let code = |v: f32| {
-        let halfway = levels.windows(2).map(|pair| (f32::from(pair[0]) + f32::from(pair[1])) / 2.0);
-        halfway.map(|h| u8::from(v * inverse >= h)).sum()
+        let midpoints = levels.windows(2).map(|pair| (f32::from(pair[0]) + f32::from(pair[1])) / 2.0);
+        midpoints.map(|h| u8::from(v * inverse >= h)).sum()
     };
     let q = x.map(code);
     let (mut up, mut down) = (0.0, 0.0);

@@ -61,10 +61,10 @@ fn encodes_as_ggml_does() {
     check(DType::Q8_0, &tiny, "0000ad3fd467fc9124b94be073089d30c457ec8114a93cd063f88d20b547dc6f0499");
     check(DType::Iq4Nl, &tiny, "0000620da42fc841eb731db52fd951fc831e");
     check(DType::Mxfp4, &tiny, "67aef52ce650ce639de53bd651be640de6");
-    let halfs = [1.0, -2.5, 65504.0, 1e-7, 6e-8, std::f32::consts::PI, 1.000_488_3, 1.001_464_8];
-    check(DType::F16, &halfs, "003c00c1ff7b020001004842003c023c");
-    let brains = [1.0, -2.5, 65504.0, 1e-40, std::f32::consts::PI, 1.003_906_3, 1.011_718_8, 1e38];
-    check(DType::BF16, &brains, "803f20c0804701004940803f823f967e");
+    let halves = [1.0, -2.5, 65504.0, 1e-7, 6e-8, std::f32::consts::PI, 1.000_488_3, 1.001_464_8];
+    check(DType::F16, &halves, "003c00c1ff7b020001004842003c023c");
+    let bfloats = [1.0, -2.5, 65504.0, 1e-40, std::f32::consts::PI, 1.003_906_3, 1.011_718_8, 1e38];
+    check(DType::BF16, &bfloats, "803f20c0804701004940803f823f967e");
 }
 
 #[test]

@@ -380,15 +380,15 @@ impl<'a> Header<'a> {
                 )));
             }
             let damaged = |problem: String| self.bad(format!("is damaged: tensor `{name}` {problem}"));
-            let real = packed.map_or(dims.clone(), |(_, rows, cols)| vec![rows, cols]);
-            let bytes = byte_len(&real, dtype, packing).map_err(damaged)?;
+            let shape = packed.map_or(dims.clone(), |(_, rows, cols)| vec![rows, cols]);
+            let bytes = byte_len(&shape, dtype, packing).map_err(damaged)?;
             if packing == Packing::X8 {
-                let groups = real[0].div_ceil(GROUP);
+                let groups = shape[0].div_ceil(GROUP);
                 if dims != [groups, bytes / groups] {
-                    return Err(damaged(format!("has {dims:?} bytes for packed rows and columns of {real:?}")));
+                    return Err(damaged(format!("has {dims:?} bytes for packed rows and columns of {shape:?}")));
                 }
             }
-            infos.push(TensorInfo { name: name.to_owned(), dims: real, dtype, packing, offset, bytes });
+            infos.push(TensorInfo { name: name.to_owned(), dims: shape, dtype, packing, offset, bytes });
         }
         if let Some(name) = index.keys().next() {
             return Err(self.bad(format!("is damaged: it declares a packed tensor `{name}` that is missing")));

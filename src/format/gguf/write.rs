@@ -96,7 +96,7 @@ impl Layout {
 }
 
 /// Write size: the page cache uses large pages only for writes of whole ones.
-const AT_ONCE: usize = 2 << 20;
+const WRITE_SIZE: usize = 2 << 20;
 
 /// Writes a file with a layout. If dropped before [`finish`](Self::finish), it leaves nothing.
 pub struct Writer {
@@ -168,7 +168,7 @@ impl Writer {
     fn put(&mut self, bytes: &[u8]) -> Result<()> {
         self.gathered.extend_from_slice(bytes);
         self.position += bytes.len() as u64;
-        self.flush(self.gathered.len() / AT_ONCE * AT_ONCE)
+        self.flush(self.gathered.len() / WRITE_SIZE * WRITE_SIZE)
     }
 
     /// Flushes the first `n` buffered bytes.

@@ -130,7 +130,7 @@ impl<'a> Stream<'a> {
     }
 
     /// Returns the inputs of the output matrix: the texts after the last layer, normed by `norm`, without meta tokens.
-    pub fn head_inputs(&self, norm: &Vector, see: &mut dyn FnMut(MatRef<'_>)) {
+    pub fn head_inputs(&self, norm: &Vector, watch: &mut dyn FnMut(MatRef<'_>)) {
         let c = self.config;
         for hidden in &self.hidden[usize::from(c.meta_tokens > 0)..] {
             let mut rows = hidden.clone();
@@ -141,7 +141,7 @@ impl<'a> Stream<'a> {
             }
             let buffer = Buffer::F32(rows);
             let rows = hidden.len() / c.hidden;
-            see(MatRef { buffer: &buffer, rows, start: 0, cols: c.hidden, stride: c.hidden });
+            watch(MatRef { buffer: &buffer, rows, start: 0, cols: c.hidden, stride: c.hidden });
         }
     }
 }

@@ -15,7 +15,7 @@ use serde_json::Value;
 use crate::cli::json::JSON_VERSION;
 
 /// Maximum time until a line is flushed to disk, which a power failure may lose.
-const UNSYNCED: Duration = Duration::from_secs(1);
+const SYNC_INTERVAL: Duration = Duration::from_secs(1);
 
 /// An existing answer.
 #[derive(Deserialize)]
@@ -93,7 +93,7 @@ impl Answers {
     pub fn add(&mut self, answer: &Value) -> anyhow::Result<()> {
         let line = format!("{answer}\n");
         let mut written = self.file.write_all(line.as_bytes());
-        if self.synced.elapsed() > UNSYNCED {
+        if self.synced.elapsed() > SYNC_INTERVAL {
             written = written.and_then(|()| self.sync());
         }
         written.with_context(|| format!("cannot write {}", self.path.display()))

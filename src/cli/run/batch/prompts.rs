@@ -129,13 +129,13 @@ pub struct Request {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct InputMessage {
-    role: Speaker,
+    role: InputRole,
     content: String,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-enum Speaker {
+enum InputRole {
     System,
     User,
     Assistant,
@@ -145,10 +145,10 @@ enum Speaker {
 impl InputMessage {
     pub fn message(&self) -> Message<'_> {
         let role = match self.role {
-            Speaker::System => Role::System,
-            Speaker::User => Role::User,
-            Speaker::Assistant => Role::Assistant,
-            Speaker::Tool => Role::Tool,
+            InputRole::System => Role::System,
+            InputRole::User => Role::User,
+            InputRole::Assistant => Role::Assistant,
+            InputRole::Tool => Role::Tool,
         };
         Message::new(role, &self.content)
     }
