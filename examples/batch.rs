@@ -1,4 +1,4 @@
-//! Answers several prompts at once: one thread reads and writes all of them, and the weights are read once for all.
+//! Processes several prompts concurrently in one scheduler, so that the weights are read once per pass for all of them.
 //!
 //! ```text
 //! cargo run --release --example batch -- model.gguf 8 "Once upon a time" "The weather today"
@@ -18,7 +18,7 @@ use hymba::{
 fn main() -> Result<()> {
     let mut args = env::args().skip(1);
     let (Some(file), Some(slots)) = (args.next(), args.next().and_then(|slots| slots.parse().ok())) else {
-        return Err(Error::Request("give a model, how many texts at once, and prompts".into()));
+        return Err(Error::Request("usage: batch MODEL SLOTS PROMPT...".into()));
     };
     let model = Arc::new(Model::open(file)?);
     let tokenizer = Arc::new(model.tokenizer()?);
@@ -48,7 +48,7 @@ fn main() -> Result<()> {
     let metrics = scheduler.metrics();
     let seconds = metrics.busy.as_secs_f64();
     println!(
-        "{} tokens of prompts, {} generated, in {} passes of {:.1} rows; {:.1} s",
+        "{} prompt tokens, {} generated tokens, {} passes of {:.1} rows; {:.1} s",
         metrics.prompt_tokens,
         metrics.generated_tokens,
         metrics.passes,

@@ -1,4 +1,4 @@
-//! Two continuations of one prompt, which is read once: `cargo run --release --example branch -- MODEL PROMPT`.
+//! Generates two continuations of one prompt, which is processed once: `cargo run --release --example branch -- MODEL PROMPT`.
 
 use std::{env, sync::atomic::AtomicBool};
 
@@ -22,6 +22,6 @@ fn main() -> Result<()> {
         println!("seed {seed}:{}\n", done.text);
         timeline.seek(&start, &Watch { cancel: &cancel, progress: &|_, _| () })?;
     }
-    println!("{} tokens evaluated", timeline.evaluated());
+    println!("{} tokens processed", timeline.evaluated());
     Ok(())
 }

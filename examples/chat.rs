@@ -1,4 +1,4 @@
-//! A conversation, a line a message: `cargo run --release --example chat -- MODEL`.
+//! A conversation with one message per line: `cargo run --release --example chat -- MODEL`.
 
 use std::{
     env,
@@ -26,7 +26,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     let checkpoints = 256 << 20; // bytes
     let timeline = Timeline::new(session, checkpoints);
-    let mut talk = Conversation::new(timeline, &tokenizer, Sampler::new(model.sampling()?, 42), options)?;
+    let mut conversation = Conversation::new(timeline, &tokenizer, Sampler::new(model.sampling()?, 42), options)?;
     let cancel = AtomicBool::new(false);
     let mut text = |piece: &str| {
         print!("{piece}");
@@ -34,7 +34,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     for line in stdin().lines() {
         let watch = Watch { cancel: &cancel, progress: &|_, _| () };
-        talk.send(&line?, &mut ReplySink { watch, text: &mut text })?;
+        conversation.send(&line?, &mut ReplySink { watch, text: &mut text })?;
         println!();
     }
     Ok(())

@@ -1,5 +1,5 @@
-//! Measures what constraints cost with a model's vocabulary: how long they take to compile, and how long each token takes
-//! beside the model's pass, along a given text and along random ones.
+//! Measures the cost of constraints with a model's vocabulary: the time to compile them, and the time per token in addition to the
+//! model's pass, for a given text and for random ones.
 //!
 //! ```text
 //! cargo run --release --example constraint_cost -- MODEL.gguf|tokenizer.json
@@ -16,10 +16,13 @@ use hymba::{
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use serde_json::{Value, json};
 
-/// Milliseconds that a token of the 1.5B model takes, for comparison.
+/// Milliseconds per token of the 1.5B model, for comparison.
 const PASS: f64 = 30.0;
-const COMPILED: usize = 9;
+/// Compilations per constraint.
+const COMPILATIONS: usize = 9;
+/// Random texts per constraint.
 const WALKS: u64 = 5;
+/// Maximum tokens of a random text.
 const TOKENS: usize = 200;
 
 fn tokenizer(path: &str) -> Result<Tokenizer> {
@@ -33,7 +36,7 @@ fn tokenizer(path: &str) -> Result<Tokenizer> {
     Tokenizer::from_metadata(&metadata, path)
 }
 
-/// What is measured: a name, how it is compiled, and a text that matches.
+/// A constraint: its name, a function that compiles it, and a matching text.
 type Case = (&'static str, Box<dyn Fn(&Vocabulary) -> Result<Constraint>>, &'static str);
 
 fn cases() -> Vec<Case> {
@@ -99,7 +102,7 @@ fn cases() -> Vec<Case> {
             "- Buy milk and bread\n  - The cheap one will do\n- Call the plumber\n",
         ),
         calls(
-            "tools, as it likes",
+            "tools, auto",
             ToolChoice::Auto,
             "Let me see what I can find out about that, it will not take long.\n<toolcall> {\"name\": \"get_weather\", \"arguments\": {\"city\": \"Oslo\", \"days\": 3}} </toolcall>",
         ),
@@ -116,13 +119,13 @@ fn since(start: Instant) -> f64 {
     start.elapsed().as_secs_f64() * 1e3
 }
 
-/// Returns the value that a share of all are not above.
+/// Returns the quantile of the times at `share`.
 fn quantile(times: &mut [f64], share: f64) -> f64 {
     times.sort_by(f64::total_cmp);
     times[((times.len() - 1) as f64 * share).round() as usize]
 }
 
-/// Follows `ids`, then random tokens up to `limit` in all; returns the milliseconds of each token.
+/// Matches `ids`, then random tokens up to a total of `limit`; returns the milliseconds of each token.
 fn walk(constraint: &Constraint, ids: &[u32], limit: usize, random: &mut StdRng) -> Result<Vec<f64>> {
     let (mut matching, mut times) = (constraint.matching(), Vec::new());
     while times.len() < limit {
@@ -134,7 +137,7 @@ fn walk(constraint: &Constraint, ids: &[u32], limit: usize, random: &mut StdRng)
             (_, Some(&id)) => id,
             (Next::Token(id), None) => id,
             (Next::Tokens(allowed), None) => {
-                allowed.iter().nth(random.random_range(0..allowed.len())).expect("there are as many")
+                allowed.iter().nth(random.random_range(0..allowed.len())).expect("the index is in range")
             }
         };
         let start = Instant::now();
@@ -154,7 +157,7 @@ fn main() -> Result<()> {
     println!("|---|---|---|---|---|---|---|---|");
     for (name, compile, text) in cases() {
         let mut compiled = Vec::new();
-        for _ in 0..COMPILED {
+        for _ in 0..COMPILATIONS {
             let start = Instant::now();
             compile(&vocabulary)?;
             compiled.push(since(start));
@@ -188,8 +191,8 @@ fn main() -> Result<()> {
         times.push(since(start));
     }
     if !times.is_empty() {
-        let (median, most) = (quantile(&mut times, 0.5), quantile(&mut times, 1.0));
-        println!("{} schemas compiled: median {median:.1} ms, at most {most:.1} ms", times.len());
+        let (median, max) = (quantile(&mut times, 0.5), quantile(&mut times, 1.0));
+        println!("{} schemas compiled: median {median:.1} ms, maximum {max:.1} ms", times.len());
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Continues a text: `cargo run --release --example generate -- MODEL PROMPT`.
+//! Generates text from a prompt: `cargo run --release --example generate -- MODEL PROMPT`.
 
 use std::{
     env,

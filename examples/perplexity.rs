@@ -1,4 +1,4 @@
-//! How well a model predicts a text: `cargo run --release --example perplexity -- MODEL FILE`.
+//! Computes the perplexity of a text: `cargo run --release --example perplexity -- MODEL FILE`.
 
 use std::{env, fs};
 

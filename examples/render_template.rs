@@ -1,5 +1,5 @@
-//! Renders chat templates: every line of standard input is JSON, `{"template": ..., "variables": {...}}`, and becomes a
-//! line of JSON on standard output, `{"text": ...}` or `{"error": ...}`.
+//! Renders chat templates: reads lines of JSON, `{"template": ..., "variables": {...}}`, and writes a line of JSON for each,
+//! `{"text": ...}` or `{"error": ...}`.
 
 use std::io::{BufRead, Write, stdin, stdout};
 

@@ -1,4 +1,4 @@
-//! Blocks of every type, plain and packed, and matrices of them.
+//! Quantized blocks of every type, plain and packed, and matrices of them.
 
 use std::{cell::RefCell, num::NonZeroUsize};
 
@@ -16,9 +16,9 @@ thread_local! {
     static CPU: RefCell<Cpu> = RefCell::new(Cpu::new(NonZeroUsize::MIN));
 }
 
-/// Type, rows, blocks of a row, the type to go to; then stored rows, over and over.
+/// Input: type, rows, blocks per row, target type; then the bytes of stored rows, repeated.
 pub fn decode(data: &[u8]) -> bool {
-    let [kind, rows, blocks, to, bytes @ ..] = data else { return false };
+    let [kind, rows, blocks, target, bytes @ ..] = data else { return false };
     let pick = |choice: &u8| DType::ALL[usize::from(*choice) % DType::ALL.len()];
     let (dtype, rows, cols) = (pick(kind), usize::from(rows % 20) + 1, BLOCK * (usize::from(blocks % 5) + 1));
     let row = dtype.row_bytes(cols).expect("whole blocks");
@@ -32,7 +32,7 @@ pub fn decode(data: &[u8]) -> bool {
         decode_row(dtype, bytes, &mut values);
         finite &= values.iter().all(|v| v.is_finite());
         let mut back = vec![0; row];
-        // floats come back as they were; of blocks the parts do, whatever they hold except scales that are NaN
+        // floats and the parts of blocks are restored exactly, except for scales that are NaN
         let encoded = encode_row(dtype, &values, &mut back);
         assert!(encoded.is_err() || values.iter().all(|v| v.is_finite()));
         if encoded.is_ok() && !dtype.is_quantized() {
@@ -69,7 +69,7 @@ pub fn decode(data: &[u8]) -> bool {
             let out = MatMut { buffer: &mut out, rows: tokens, start: 0, cols: rows, stride: rows };
             CPU.with_borrow_mut(|cpu| cpu.run(Op::MatMul { w: &matrix, x, out, spans: &[], accumulate: false }));
         }
-        if let Ok(Some(other)) = requantize(&matrix, pick(to)) {
+        if let Ok(Some(other)) = requantize(&matrix, pick(target)) {
             assert!(finite, "NaN was stored as a number");
             other.row(rows - 1, &mut values);
         }

@@ -1,4 +1,4 @@
-//! JSON schemas, regular expressions and grammars, and texts that are held to them; lists of tools, and replies that call them.
+//! Constraints (JSON schemas, regular expressions and grammars) and texts that match them; lists of tools and replies with calls.
 
 use std::sync::{OnceLock, atomic::AtomicBool};
 
@@ -9,8 +9,8 @@ use hymba::{
 };
 use serde_json::{Value, json};
 
-/// Puts a tokenizer of all bytes and some words into a file's metadata.
-pub fn describe(metadata: &mut Metadata) {
+/// Sets a tokenizer with all bytes and some words in a file's metadata.
+pub fn set_tokenizer(metadata: &mut Metadata) {
     let words =
         ["▁", "a", "b", "ab", "\"", "\",", "▁\"", "{", "}", "{\"", "é", "true", ":", "1", "0", ",", "[", "]", "null"];
     let special = ["<unk>", "<s>", "</s>"].map(String::from);
@@ -28,25 +28,25 @@ pub fn describe(metadata: &mut Metadata) {
         .collect();
     json["model"]["vocab"] = Value::Object(vocab);
     json["model"]["merges"] = json!([["a", "b"], ["{", "\""], ["▁", "\""], ["\"", ","]]);
-    super::text::describe(metadata);
+    super::text::set_tokenizer(metadata);
     metadata.set("tokenizer.huggingface.json", json.to_string());
 }
 
-/// That tokenizer, and its vocabulary.
+/// Returns that tokenizer and its vocabulary.
 fn vocabulary() -> &'static (Tokenizer, Vocabulary) {
     static ONCE: OnceLock<(Tokenizer, Vocabulary)> = OnceLock::new();
     ONCE.get_or_init(|| {
         let mut metadata = Metadata::default();
-        describe(&mut metadata);
+        set_tokenizer(&mut metadata);
         let tokenizer = Tokenizer::from_metadata(&metadata, "model.gguf").expect("a tokenizer");
         let vocabulary = Vocabulary::new(&tokenizer).expect("a vocabulary");
         (tokenizer, vocabulary)
     })
 }
 
-/// A letter for the kind, then the text of the constraint; after a zero byte, which of the tokens that may come next is chosen,
-/// or the reply where the text is a list of tools.
-pub fn hold(data: &[u8]) -> bool {
+/// Input: a letter for the kind, the text of the constraint, a zero byte, and choices among the allowed tokens; for a list of
+/// tools, the reply instead of choices.
+pub fn constrain(data: &[u8]) -> bool {
     let Some((&kind, rest)) = data.split_first() else { return false };
     let mut parts = rest.splitn(2, |&byte| byte == 0);
     let text = String::from_utf8_lossy(parts.next().unwrap_or_default()).into_owned();
@@ -65,12 +65,12 @@ pub fn hold(data: &[u8]) -> bool {
     loop {
         let Some(&choice) = choices.next() else { return true };
         let id = match matching.next_tokens() {
-            Err(_) => return true, // it is too much for the engine's limits, and that is said
+            Err(_) => return true, // an error: a limit of the engine is exceeded
             Ok(Next::End) => break,
             Ok(Next::Token(id)) => id,
             Ok(Next::Tokens(allowed)) => {
                 let nth = usize::from(choice) % allowed.len();
-                allowed.iter().nth(nth).expect("there are more")
+                allowed.iter().nth(nth).expect("the index is in range")
             }
         };
         let forced = matching.forced();
@@ -91,7 +91,8 @@ pub fn hold(data: &[u8]) -> bool {
     true
 }
 
-/// Holds `reply` to the calls of the tools in `list`: what it calls is a tool, with arguments that match its schema.
+/// If `reply` matches the constraint for the tools in `list`, its calls must name these tools, with arguments that match their
+/// schemas.
 fn call(list: &str, reply: &str) -> bool {
     let (tokenizer, vocabulary) = vocabulary();
     let Ok(tools) = Tools::parse(list, "tools") else { return false };
@@ -103,7 +104,7 @@ fn call(list: &str, reply: &str) -> bool {
     true
 }
 
-/// Whether `ids` match; `None` where they go beyond the engine's limits.
+/// Whether `ids` match; `None` if a limit of the engine is exceeded.
 fn accepts(constraint: &Constraint, ids: &[u32]) -> Option<bool> {
     let mut matching = constraint.matching();
     for &id in ids {
@@ -122,12 +123,12 @@ fn accepts(constraint: &Constraint, ids: &[u32]) -> Option<bool> {
 
 fn check_call(tools: &Tools, call: &Call) {
     let (tokenizer, vocabulary) = vocabulary();
-    let tool: &Tool = tools.get(&call.name).expect("a tool that was offered");
+    let tool: &Tool = tools.get(&call.name).expect("a tool of the list");
     let schema = tool.parameters.clone().unwrap_or_else(|| json!({}));
-    // Without a type, it means an object.
+    // A schema without a type is interpreted as an object.
     if schema.get("type").is_some() || tool.parameters.is_none() {
         let shape = if tool.parameters.is_none() { Shape::JsonObject } else { Shape::JsonSchema(schema.to_string()) };
-        let constraint = Constraint::new(vocabulary, &shape).expect("it was compiled with the others");
+        let constraint = Constraint::new(vocabulary, &shape).expect("the schema was compiled before");
         let ids = tokenizer.encode_more(&call.arguments).expect("text");
         assert_ne!(accepts(&constraint, &ids), Some(false), "{} does not match {schema}", call.arguments);
     }

@@ -1,5 +1,5 @@
-//! A conversation with a small model, driven by commands and messages that the input's bytes stand for. Whatever happened,
-//! what was read is what the template says, and the state is that of a session which read it and nothing else.
+//! Conversations with a small model, with commands and messages decoded from the input. After every command the processed tokens
+//! must match the template's rendering, and the state must equal that of a new session after the same steps.
 
 use std::{
     cell::Cell,
@@ -30,11 +30,11 @@ use tempfile::TempDir;
 
 use super::model::{self, Source};
 
-/// Commands of one input.
+/// Maximum number of commands per input.
 const STEPS: usize = 24;
 const ROLE: &str =
     "{% for m in messages %}{{ '<a>' if m.role == 'user' else '<b>' if m.role == 'assistant' else '<tool>' }}";
-/// How templates say a message, and how they end.
+/// How templates render a message, and their end.
 const KINDS: [(&str, &str); 8] = [
     ("m.content", "<b>"),
     ("m.content.strip()", "<b>"),
@@ -45,20 +45,20 @@ const KINDS: [(&str, &str); 8] = [
     ("(m.content[1:] if m.content.startswith('a') else m.content)", "<b>"),
     ("(m.content ~ m.content)", "<b>"),
 ];
-/// What messages are put together of.
+/// Parts of messages.
 const WORDS: [&str; 16] =
     ["a", "b", " a", "ab", "tool", " ", "\n", "é", "|", "<", ">", "<tool>", "<e>", "</s>", "<a>", "to<b>ol"];
 static GO_ON: AtomicBool = AtomicBool::new(false);
 static MODEL: LazyLock<(Model, Tokenizer)> = LazyLock::new(|| {
     // two layers, a window, a vocabulary of 32
-    let file = model::bytes(&mut Source(&[0, 0, 0, 0, 0, 0, 0, 0, 2]), describe);
+    let file = model::bytes(&mut Source(&[0, 0, 0, 0, 0, 0, 0, 0, 2]), set_tokenizer);
     let model = Model::from_gguf(Gguf::parse("small", Blob::from_vec(file)).expect("a file")).expect("a model");
     let tokenizer = Tokenizer::from_metadata(model.metadata(), model.file()).expect("a tokenizer");
     (model, tokenizer)
 });
 
-/// A tokenizer that has tokens for all characters that there are, some of several.
-fn describe(metadata: &mut Metadata) {
+/// Sets a tokenizer with tokens for all characters in use, and some longer ones.
+fn set_tokenizer(metadata: &mut Metadata) {
     const TOKENS: [&str; 31] = [
         "<unk>", "<s>", "</s>", "<0x0A>", "<0xC3>", "<0xA9>", "<0x3C>", "<0x65>", "<0xEF>", "<0xBF>", "<0xBD>", "▁",
         "a", "b", "o", "t", "l", "e", "s", "<", ">", "|", "/", "to", "ol", "tool", "▁a", "ab", "▁<", "<e>", "</e>",
@@ -95,7 +95,7 @@ fn session(context: usize) -> Session<'static> {
     Session::new(&MODEL.0, &options).expect("a session")
 }
 
-/// What a conversation is set up with, made of choices.
+/// Parameters of a conversation, decoded from the input.
 struct Setup {
     context: usize,
     budget: usize,
@@ -136,13 +136,13 @@ impl Setup {
     }
 }
 
-/// Setup, then commands and what they need.
+/// Input: the setup, then commands and their arguments.
 pub fn run(data: &[u8]) -> bool {
     let s = &mut Source(data);
     let setup = Setup::new(s);
     let folder = tempfile::tempdir().expect("a temporary folder");
     let mut conversation = setup.conversation();
-    let mut good = true;
+    let mut valid = true;
     for _ in 0..STEPS {
         if s.0.is_empty() {
             break;
@@ -152,56 +152,56 @@ pub fn run(data: &[u8]) -> bool {
             Ok(()) => check(&mut conversation, &setup),
             Err(Error::Cancelled) => {}
             Err(e) => {
-                good = false;
+                valid = false;
                 assert!(!e.to_string().is_empty());
                 let after = (conversation.turns().to_vec(), conversation.system().map(String::from));
-                assert!(before == after, "{e}: it is refused, but has changed something");
+                assert!(before == after, "{e}: a failed command has changed the conversation");
             }
         }
     }
-    good
+    valid
 }
 
 fn text(s: &mut Source<'_>) -> String {
     (0..=s.below(6)).map(|_| s.pick(&WORDS)).collect()
 }
 
-/// One command; it may be cancelled after some progress, or some pieces of text.
+/// Executes one command, which may be cancelled after some progress or some pieces of text.
 fn step(c: &mut Conversation<'static>, s: &mut Source<'_>, folder: &TempDir, setup: &Setup) -> hymba::Result<()> {
-    let what = s.byte();
+    let command = s.byte();
     let cancel = AtomicBool::new(false);
-    let left = Cell::new(if what >= 192 { s.below(8) } else { usize::MAX });
-    let moment = || {
+    let left = Cell::new(if command >= 192 { s.below(8) } else { usize::MAX });
+    let tick = || {
         left.set(left.get().saturating_sub(1));
         cancel.store(left.get() == 0, Ordering::Relaxed);
     };
-    moment();
-    let progress = |_: usize, _: usize| moment();
+    tick();
+    let progress = |_: usize, _: usize| tick();
     let watch = Watch { cancel: &cancel, progress: &progress };
     let file = folder.path().join(s.pick(&["a", "b"]));
     let name = s.pick(&["main", "b", "c"]);
-    let mut hear = |_: &str| {
-        moment();
+    let mut text_sink = |_: &str| {
+        tick();
         Ok(())
     };
-    let sink = &mut ReplySink { watch, text: &mut hear };
-    match what % 16 {
-        0..5 => heard(c.send(&text(s), sink)),
-        5 => heard(c.regenerate(sink)),
+    let sink = &mut ReplySink { watch, text: &mut text_sink };
+    match command % 16 {
+        0..5 => completed(c.send(&text(s), sink)),
+        5 => completed(c.regenerate(sink)),
         6 => c.undo(1 + s.below(3), &watch).map(drop),
         7 => c.branch(name),
         8 => c.switch(name, &watch),
         9 => {
             let system = text(s);
-            c.set_system(Some(&*system).filter(|_| what & 16 == 0), &watch)
+            c.set_system(Some(&*system).filter(|_| command & 16 == 0), &watch)
         }
         10 => c.save(&file, &watch),
-        11 => c.load(&file, what & 16 > 0),
+        11 => c.load(&file, command & 16 > 0),
         12 => {
-            // as /edit
+            // like /edit
             let message = text(s);
             c.undo(1, &watch)?;
-            heard(c.send(&message, sink)).or(Err(Error::Cancelled)) // it was taken back, whatever becomes of the other
+            completed(c.send(&message, sink)).or(Err(Error::Cancelled)) // the turn is undone even if the new message fails
         }
         13 => {
             c.set_limit(s.pick(&[Some(6), Some(0), Some(1), None]));
@@ -209,7 +209,7 @@ fn step(c: &mut Conversation<'static>, s: &mut Source<'_>, folder: &TempDir, set
             Ok(())
         }
         14 => {
-            // a saved conversation is the same for another
+            // another conversation loads the same state
             c.save(&file, &watch)?;
             let mut other = Setup { template: None, ..Setup::new(&mut Source(&[])) };
             other.context = setup.context;
@@ -223,7 +223,7 @@ fn step(c: &mut Conversation<'static>, s: &mut Source<'_>, folder: &TempDir, set
     }
 }
 
-fn heard(reply: hymba::Result<Reply>) -> hymba::Result<()> {
+fn completed(reply: hymba::Result<Reply>) -> hymba::Result<()> {
     match reply?.generation.stop {
         StopReason::Interrupted => Err(Error::Cancelled),
         _ => Ok(()),
@@ -233,7 +233,7 @@ fn heard(reply: hymba::Result<Reply>) -> hymba::Result<()> {
 fn check(c: &mut Conversation<'static>, setup: &Setup) {
     let used = c.used();
     let steps = c.timeline().steps().to_vec();
-    // what is refused or cancelled may leave the timeline behind; the next command brings it on
+    // after an error or a cancel the timeline may lag behind; the next command updates it
     if steps.len() != used {
         return;
     }
@@ -246,7 +246,7 @@ fn check(c: &mut Conversation<'static>, setup: &Setup) {
             Phase::Decode => fresh.decode(ids[0]).expect("room").to_vec(),
         };
     }
-    assert!(c.timeline().logits() == logits, "other logits than those of what was read");
+    assert!(c.timeline().logits() == logits, "the logits differ from those of a new session");
 
     let turns = c.turns().to_vec();
     let (Some(template), Some((last, before))) = (&c.options().template, turns.split_last()) else { return };
@@ -255,23 +255,30 @@ fn check(c: &mut Conversation<'static>, setup: &Setup) {
         messages.extend([Message::new(Role::User, &turn.user), Message::new(Role::Assistant, &turn.reply)]);
     }
     messages.push(Message::new(Role::User, &last.user));
-    let mut says = template.render(&messages, true).expect("it was rendered before");
+    let mut rendered = template.render(&messages, true).expect("it was rendered before");
     let ids: Vec<u32> = steps.iter().map(|step| step.id).collect();
-    let mut read = MODEL.1.decode(&ids);
+    let mut processed = MODEL.1.decode(&ids);
     if setup.parse_special {
-        says = MODEL.1.decode(&MODEL.1.encode(&says, false).expect("encoded before"));
-        (says, read) = (says.replace(' ', ""), read.replace(' ', ""));
+        rendered = MODEL.1.decode(&MODEL.1.encode(&rendered, false).expect("encoded before"));
+        (rendered, processed) = (rendered.replace(' ', ""), processed.replace(' ', ""));
     }
-    assert!(read.starts_with(&says), "the template says\n{says:?}\nthe session read\n{read:?}");
+    assert!(
+        processed.starts_with(&rendered),
+        "the template renders\n{rendered:?}\nthe session processed\n{processed:?}"
+    );
     if !setup.parse_special {
-        let (rest, reply) = (&read[says.len()..], &last.reply);
-        assert!(rest.starts_with(reply) || reply.starts_with(rest), "the reply is {reply:?}, it read {rest:?}");
+        let (rest, reply) = (&processed[rendered.len()..], &last.reply);
+        assert!(
+            rest.starts_with(reply) || reply.starts_with(rest),
+            "the reply is {reply:?}, the session processed {rest:?}"
+        );
     }
 }
 
 pub fn seeds() -> Vec<Vec<u8>> {
     let setups = (0..9u8).map(|kind| vec![3, 0, 0, kind, 1, 0]);
-    // what to do (and the file, the name), a message of some words
-    let talk = [0, 0, 0, 2, 0, 1, 2, 0, 0, 0, 1, 11, 3, 5, 0, 0, 7, 0, 1, 1, 0, 1, 3, 8, 4, 12, 9, 10, 0, 0, 14, 0, 0];
-    setups.map(|setup| [&setup[..], &talk, &[8, 0, 0, 2, 0, 0, 1, 0, 1, 6, 0, 0, 0]].concat()).collect()
+    // commands (with file and name), and a message of some words
+    let commands =
+        [0, 0, 0, 2, 0, 1, 2, 0, 0, 0, 1, 11, 3, 5, 0, 0, 7, 0, 1, 1, 0, 1, 3, 8, 4, 12, 9, 10, 0, 0, 14, 0, 0];
+    setups.map(|setup| [&setup[..], &commands, &[8, 0, 0, 2, 0, 0, 1, 0, 1, 6, 0, 0, 0]].concat()).collect()
 }

@@ -1,5 +1,5 @@
-//! Hugging Face folders: configuration alone, and whole conversions. The input is the files, in the order of [`FILES`],
-//! with a mark between them; an empty one is not there.
+//! Hugging Face folders: configuration only, and whole conversions. The input is the files in the order of [`FILES`], with a
+//! separator between them; empty ones do not exist.
 
 use std::{fs, sync::atomic::AtomicBool};
 
@@ -15,7 +15,7 @@ use tempfile::TempDir;
 
 use super::{model, text};
 
-const MARK: &[u8] = b"\n%%%%\n";
+const SEPARATOR: &[u8] = b"\n%%%%\n";
 const FILES: [&str; 7] = [
     "config.json",
     "generation_config.json",
@@ -30,31 +30,31 @@ fn folder(data: &[u8]) -> TempDir {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let mut rest = data;
     for name in FILES {
-        let end = rest.windows(MARK.len()).position(|w| w == MARK).unwrap_or(rest.len());
+        let end = rest.windows(SEPARATOR.len()).position(|w| w == SEPARATOR).unwrap_or(rest.len());
         let single = name == "a.safetensors" && !folder.path().join("model.safetensors.index.json").exists();
         if end > 0 {
             let name = if single { "model.safetensors" } else { name };
             fs::write(folder.path().join(name), &rest[..end]).expect("room for it");
         }
-        rest = rest.get(end + MARK.len()..).unwrap_or_default();
+        rest = rest.get(end + SEPARATOR.len()..).unwrap_or_default();
     }
     folder
 }
 
-/// All but the weights.
+/// Imports a folder without weights.
 pub fn config(data: &[u8]) -> bool {
     let folder = folder(data);
     Folder::open(folder.path()).err().is_some_and(|e| e.to_string().contains("has neither model.safetensors"))
 }
 
 pub fn import(data: &[u8]) -> bool {
-    let (folder, go_on) = (folder(data), AtomicBool::new(false));
+    let (folder, no_cancel) = (folder(data), AtomicBool::new(false));
     let output = folder.path().join("out.gguf");
     let options = Options { rounding: Rounding::Nearest, threads: 1.try_into().ok(), ..Options::default() };
-    let converted = convert(folder.path(), &output, &options, &mut |_| (), &go_on).is_ok();
+    let converted = convert(folder.path(), &output, &options, &mut |_| (), &no_cancel).is_ok();
     assert_eq!(converted, output.exists());
     if converted {
-        Model::open(&output).expect("what was written can be read");
+        Model::open(&output).expect("the converted file is valid");
     }
     converted
 }
@@ -85,7 +85,7 @@ fn texts(c: &Config) -> [Vec<u8>; 4] {
 
 pub fn config_seeds() -> Vec<Vec<u8>> {
     let [config, generation, settings, _] = texts(&model::config(&mut model::Source(&[])));
-    vec![[config, generation, settings].join(MARK)]
+    vec![[config, generation, settings].join(SEPARATOR)]
 }
 
 pub fn import_seeds() -> Vec<Vec<u8>> {
@@ -99,13 +99,13 @@ pub fn import_seeds() -> Vec<Vec<u8>> {
         let views: Vec<_> = mine.zip(&data).map(|(s, data)| (s.official.clone(), view(data, &s.shape))).collect();
         safetensors::serialize(views, None).expect("a file")
     };
-    let home = |i: usize| if i.is_multiple_of(2) { "a.safetensors" } else { "b.safetensors" };
+    let shard = |i: usize| if i.is_multiple_of(2) { "a.safetensors" } else { "b.safetensors" };
     let map: serde_json::Map<_, _> =
-        tensors.iter().enumerate().map(|(i, spec)| (spec.official.clone(), home(i).into())).collect();
+        tensors.iter().enumerate().map(|(i, spec)| (spec.official.clone(), shard(i).into())).collect();
     let index = json!({"metadata": {}, "weight_map": map}).to_string().into_bytes();
     let [config, generation, settings, tokenizer] = texts(&c);
     vec![
-        [config.clone(), generation, settings, tokenizer, index, file(0, 2), file(1, 2)].join(MARK),
-        [config, vec![], vec![], vec![], vec![], file(0, 1)].join(MARK),
+        [config.clone(), generation, settings, tokenizer, index, file(0, 2), file(1, 2)].join(SEPARATOR),
+        [config, vec![], vec![], vec![], vec![], file(0, 1)].join(SEPARATOR),
     ]
 }

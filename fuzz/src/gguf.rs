@@ -1,4 +1,4 @@
-//! A GGUF file: everything that `hymba inspect --tensors` reads of it.
+//! GGUF files: everything that `hymba inspect --tensors` reads.
 
 use hymba::{
     format::{Blob, CacheType, gguf::Gguf},

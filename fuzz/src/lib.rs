@@ -1,5 +1,5 @@
-//! What is done with hostile input: one function for each way in. The fuzzers in `targets/` call them, and so does
-//! `tests/fuzz.rs`, which replays what the fuzzers found worth keeping in `corpus/`.
+//! Fuzz targets: one function for each kind of untrusted input. The fuzzers in `targets/` call them, and `tests/fuzz.rs` replays
+//! the inputs in `corpus/`.
 
 pub mod blocks;
 pub mod constraint;
@@ -11,17 +11,17 @@ pub mod request;
 pub mod session;
 pub mod text;
 
-/// A way in.
+/// A fuzz target.
 pub struct Target {
-    /// Of the fuzzer and of the folder in `corpus/`.
+    /// The name of the fuzzer and of its corpus.
     pub name: &'static str,
-    /// Works with the input as a command would. Was it good to the end? It may be refused, but nothing else.
+    /// Processes the input as a command would; returns whether all of it was valid. It must not panic.
     pub run: fn(&[u8]) -> bool,
-    /// Inputs that are good to the end.
+    /// Valid inputs.
     pub seeds: fn() -> Vec<Vec<u8>>,
 }
 
-/// All of them.
+/// All targets.
 pub const TARGETS: [Target; 11] = [
     Target { name: "gguf", run: gguf::read, seeds: gguf::seeds },
     Target { name: "config", run: folder::config, seeds: folder::config_seeds },
@@ -31,13 +31,13 @@ pub const TARGETS: [Target; 11] = [
     Target { name: "session", run: session::load, seeds: session::seeds },
     Target { name: "conversation", run: conversation::run, seeds: conversation::seeds },
     Target { name: "blocks", run: blocks::decode, seeds: blocks::seeds },
-    Target { name: "constraint", run: constraint::hold, seeds: constraint::seeds },
+    Target { name: "constraint", run: constraint::constrain, seeds: constraint::seeds },
     Target { name: "request", run: request::answer, seeds: request::seeds },
     Target { name: "run", run: model::run, seeds: model::seeds },
 ];
 
-/// Runs the target called `name`.
+/// Runs the target with this name.
 pub fn run(name: &str, data: &[u8]) -> bool {
-    let target = TARGETS.iter().find(|target| target.name == name).expect("a target of that name");
+    let target = TARGETS.iter().find(|target| target.name == name).expect("a target with this name");
     (target.run)(data)
 }

@@ -1,5 +1,4 @@
-//! A small model, made of choices that the input's bytes stand for, so that most inputs get past the header: prompt,
-//! a few tokens, back and forth.
+//! Small models decoded from the input, so that most inputs have a valid header: prefill, a few tokens, and a restore.
 
 use std::sync::atomic::AtomicBool;
 
@@ -18,7 +17,7 @@ use hymba::{
     sample::{Sampler, SamplingParams},
 };
 
-/// Choices, a byte each; where they have run out, zeros.
+/// Choices, one byte each; zeros after the end of the input.
 pub struct Source<'a>(pub &'a [u8]);
 
 impl Source<'_> {
@@ -40,7 +39,7 @@ impl Source<'_> {
         from[self.below(from.len())]
     }
 
-    /// A value that a key should not have.
+    /// Returns an unusual value for a key.
     fn odd(&mut self) -> Value {
         let n = self.pick(&[0, 1, 2, 31, 1 << 20, (1 << 20) + 1, u64::from(u32::MAX), u64::MAX]);
         match self.below(8) {
@@ -55,7 +54,7 @@ impl Source<'_> {
     }
 }
 
-/// Choices that make one layer with a head of 32 and packed matrices.
+/// Choices for one layer with a head width of 32 and packed matrices.
 pub const PACKED: [u8; 40] = {
     let mut choices = [0; 40];
     (choices[0], choices[2], choices[3], choices[4]) = (1, 3, 2, 1);
@@ -107,7 +106,7 @@ pub fn config(s: &mut Source<'_>) -> Config {
     }
 }
 
-/// Values that a trained model might have, or anything.
+/// Returns plausible weights, or arbitrary bytes.
 fn values(s: &mut Source<'_>, dtype: DType, packing: Packing, rows: usize, cols: usize, seed: &mut u32) -> Vec<u8> {
     let mut next = || {
         *seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -134,13 +133,13 @@ fn values(s: &mut Source<'_>, dtype: DType, packing: Packing, rows: usize, cols:
     packed
 }
 
-/// A model's file.
-pub fn bytes(s: &mut Source<'_>, describe: impl FnOnce(&mut Metadata)) -> Vec<u8> {
+/// Returns a model file; `set_tokenizer` may add metadata.
+pub fn bytes(s: &mut Source<'_>, set_tokenizer: impl FnOnce(&mut Metadata)) -> Vec<u8> {
     let config = config(s);
     let mut metadata = Metadata::default();
     metadata.set("general.architecture", "hymba");
     config.to_metadata(&mut metadata);
-    describe(&mut metadata);
+    set_tokenizer(&mut metadata);
     let mut seed = 1;
     let mut tensors = Vec::new();
     for spec in specs(&config) {
@@ -171,10 +170,10 @@ pub fn bytes(s: &mut Source<'_>, describe: impl FnOnce(&mut Metadata)) -> Vec<u8
         let (key, value) = (s.pick(&keys.iter().map(String::as_str).collect::<Vec<_>>()), s.odd());
         if s.flag() { metadata.remove(key) } else { metadata.set(key, value) }
     }
-    let places = tensors.iter().map(|(name, dims, dtype, packing, _)| (name.clone(), dims.clone(), *dtype, *packing));
-    let layout = Layout::new(metadata, places.collect()).expect("whole blocks");
+    let infos = tensors.iter().map(|(name, dims, dtype, packing, _)| (name.clone(), dims.clone(), *dtype, *packing));
+    let layout = Layout::new(metadata, infos.collect()).expect("whole blocks");
     if layout.size > 32 << 20 {
-        return Vec::new(); // a wide alignment makes a file beyond the bounds out of many small tensors
+        return Vec::new(); // with a large alignment, many small tensors exceed the size limit
     }
     let mut file = layout.header().to_vec();
     file.resize(layout.size as usize, 0);
@@ -193,11 +192,11 @@ pub fn run(data: &[u8]) -> bool {
     let file = bytes(&mut Source(choices), |_| ());
     let Ok(gguf) = Gguf::parse("model.gguf", Blob::from_vec(file)) else { return false };
     let Ok(model) = Model::from_gguf(gguf) else { return false };
-    talk(&model, &mut Source(text)).is_ok()
+    generate(&model, &mut Source(text)).is_ok()
 }
 
-/// A prompt and some tokens, then back to the prompt's end and on again: the same must come out.
-fn talk(model: &Model, s: &mut Source<'_>) -> hymba::Result<()> {
+/// Generates some tokens twice from the same checkpoint: both texts must be equal.
+fn generate(model: &Model, s: &mut Source<'_>) -> hymba::Result<()> {
     let options = SessionOptions {
         context: Some(12 - s.below(12)),
         threads: 1.try_into().ok(),
@@ -210,7 +209,7 @@ fn talk(model: &Model, s: &mut Source<'_>) -> hymba::Result<()> {
     let prompt: Vec<u32> = (0..=s.below(12)).map(|_| s.byte().into()).collect();
     let params = SamplingParams::from_metadata(model.metadata(), model.file())?;
     let mut logits = session.prefill(&prompt, &AtomicBool::new(false))?.to_vec();
-    let point = session.checkpoint(false)?;
+    let checkpoint = session.checkpoint(false)?;
     let start = logits.clone();
     let mut texts = Vec::new();
     for _ in 0..2 {
@@ -222,10 +221,10 @@ fn talk(model: &Model, s: &mut Source<'_>) -> hymba::Result<()> {
             logits = session.decode(id)?.to_vec();
         }
         texts.push(ids);
-        session.restore(&point);
+        session.restore(&checkpoint);
         logits = start.clone();
     }
-    assert_eq!(texts[0], texts[1], "going back changed the text");
+    assert_eq!(texts[0], texts[1], "the text after a restore differs");
     Ok(())
 }
 

@@ -1,5 +1,5 @@
-//! Requests to a server of a small model, as they come over a connection. Whatever a client sends: no answer says that the
-//! fault is the server's, every answer is whole and of OpenAI's form, and once the client has left nothing is at work.
+//! Requests to a server of a small model, over an in-memory connection. For any input there is no server error, every answer is
+//! complete and in OpenAI's format, and no text is running after the client has disconnected.
 
 use std::{
     sync::{Arc, LazyLock, atomic::AtomicBool},
@@ -27,12 +27,12 @@ use tokio::{
 
 use super::model::{self, Source};
 
-/// Tokens of a prompt and its answer.
+/// Context size in tokens.
 const CONTEXT: usize = 480;
-/// When a client has had enough of an answer.
-const PATIENCE: Duration = Duration::from_millis(500);
-/// When a client that does not know whether it has sent a whole request expects no answer any more.
-const PAUSE: Duration = Duration::from_millis(10);
+/// Time after which the client disconnects.
+const ANSWER_TIMEOUT: Duration = Duration::from_millis(500);
+/// Time to wait for an answer to a request that may be incomplete.
+const PARTIAL_TIMEOUT: Duration = Duration::from_millis(10);
 const TEMPLATE: &str = "{% if tools %}<|im_start|>system\n{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}<|im_end|>\n\
     {% endif %}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>\n{% endfor %}\
     {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
@@ -43,7 +43,7 @@ static SERVER: LazyLock<Arc<Server>> = LazyLock::new(|| {
     let config = model::config(&mut Source(&[0, 0, 0, 0, 0, 0, 0, 0, 3])); // two layers, a window, 300 tokens
     random_weights(&config, "small", DType::F32, &file, &AtomicBool::new(false)).expect("a file");
     let mut gguf = Gguf::open(&file).expect("a file");
-    super::constraint::describe(&mut gguf.metadata);
+    super::constraint::set_tokenizer(&mut gguf.metadata);
     gguf.metadata.set("tokenizer.chat_template", TEMPLATE);
     let model = Model::from_gguf(gguf).expect("a model");
     let tokenizer = Arc::new(model.tokenizer().expect("a tokenizer"));
@@ -68,7 +68,7 @@ static SERVER: LazyLock<Arc<Server>> = LazyLock::new(|| {
     Server::new(options).expect("a server")
 });
 
-/// A letter that says to which route the rest is posted; after another one the rest is all that the connection brings.
+/// Input: a letter for the route, then the body; with any other letter, all bytes that are sent over the connection.
 pub fn answer(data: &[u8]) -> bool {
     let Some((&letter, rest)) = data.split_first() else { return false };
     let path = match letter {
@@ -79,12 +79,12 @@ pub fn answer(data: &[u8]) -> bool {
         b'p' => "/apply-template",
         _ => return raw(rest),
     };
-    // The answer to HTTP 1.0 ends with the connection, and is sent as it is.
+    // An answer to HTTP 1.0 is not chunked, and ends with the connection.
     let head = format!(
         "POST {path} HTTP/1.0\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
         rest.len()
     );
-    let Some(response) = converse(&[head.as_bytes(), rest].concat(), false) else { return true };
+    let Some(response) = exchange(&[head.as_bytes(), rest].concat(), false) else { return true };
     let response = String::from_utf8(response).expect("UTF-8");
     let (status, head, body) = parts(&response).expect("an answer");
     check_status(status, &response);
@@ -100,7 +100,7 @@ pub fn answer(data: &[u8]) -> bool {
     status == 200
 }
 
-/// An answer, or an event of one. Nothing that went wrong is a fault here.
+/// Checks an answer or an event: errors have a message and are not server errors.
 fn check_object(object: &Value, response: &str) {
     if let Some(error) = object.get("error") {
         assert!(error["message"].as_str().is_some_and(|message| !message.is_empty()), "{response}");
@@ -108,10 +108,10 @@ fn check_object(object: &Value, response: &str) {
     }
 }
 
-/// All that a connection brings. What comes back may be several answers.
+/// Sends arbitrary bytes over a connection, which may cause several answers.
 fn raw(data: &[u8]) -> bool {
-    let Some(response) = converse(data, true) else { return true };
-    let response = String::from_utf8_lossy(&response); // headers may repeat any bytes of the request's
+    let Some(response) = exchange(data, true) else { return true };
+    let response = String::from_utf8_lossy(&response); // headers may repeat bytes of the request
     match parts(&response) {
         Some((status, ..)) => {
             check_status(status, &response);
@@ -119,7 +119,7 @@ fn raw(data: &[u8]) -> bool {
         }
         None => {
             assert!(response.is_empty(), "{response}");
-            false // it broke off
+            false // the connection was closed
         }
     }
 }
@@ -128,38 +128,38 @@ fn check_status(status: u16, response: &str) {
     assert!((200..500).contains(&status), "{response}");
 }
 
-/// The status, head and body of the first answer.
+/// Returns status, head and body of the first answer.
 fn parts(response: &str) -> Option<(u16, &str, &str)> {
     let (head, body) = response.split_once("\r\n\r\n")?;
     Some((head.split(' ').nth(1)?.parse().ok()?, head, body))
 }
 
-/// Sends `data` over a connection and returns what came back; `None` if it went on for too long. A client that `ends` does
-/// so after the first part of an answer, or when none comes.
-fn converse(data: &[u8], ends: bool) -> Option<Vec<u8>> {
+/// Sends `data` over a connection and returns the response; `None` after a timeout. With `ends`, the client closes its side after
+/// the first part of the response, or if there is none.
+fn exchange(data: &[u8], ends: bool) -> Option<Vec<u8>> {
     let server = &*SERVER;
     let runtime = Builder::new_current_thread().enable_time().build().expect("a runtime");
     let response = runtime.block_on(async {
         let (mut client, stream) = duplex(data.len().max(1 << 16));
-        let talk = async {
+        let send = async {
             client.write_all(data).await.ok()?;
             let mut response = Vec::new();
             if ends {
-                let _ = timeout(PAUSE, client.read_buf(&mut response)).await;
+                let _ = timeout(PARTIAL_TIMEOUT, client.read_buf(&mut response)).await;
                 client.shutdown().await.ok()?;
             }
-            let _ = client.read_to_end(&mut response).await; // what came before it broke off counts
+            let _ = client.read_to_end(&mut response).await; // data before an error counts
             Some(response)
         };
         let serve = connection(&router(server), stream);
-        timeout(PATIENCE, async { tokio::join!(talk, serve).0 }).await.ok().flatten()
+        timeout(ANSWER_TIMEOUT, async { tokio::join!(send, serve).0 }).await.ok().flatten()
     });
-    drop(runtime); // when nobody takes a request apart any more
-    let at_work = || {
+    drop(runtime); // waits for blocking tasks that parse requests
+    let active = || {
         let metrics = server.scheduler.metrics();
         metrics.running + metrics.queued
     };
-    while at_work() > 0 {
+    while active() > 0 {
         sleep(Duration::from_micros(100));
     }
     response

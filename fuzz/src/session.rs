@@ -1,4 +1,4 @@
-//! Session files, loaded into a conversation and a text with a small model.
+//! Session files, loaded as a conversation and as a text with a small model.
 
 use std::{
     fs,
@@ -22,19 +22,19 @@ use tempfile::NamedTempFile;
 
 use super::{model, text};
 
-/// What stands for the hash of the model's file, so that the corpus outlives changes of it.
+/// Placeholder for the hash of the model file, so that the corpus does not depend on it.
 const FINGERPRINT: &str = "FINGERPRINT";
 const TEMPLATE: &str = "{% for m in messages %}<e>{{ m.content }}</e>{% endfor %}";
-static GO_ON: AtomicBool = AtomicBool::new(false);
+static NO_CANCEL: AtomicBool = AtomicBool::new(false);
 static MODEL: LazyLock<(Model, Tokenizer)> = LazyLock::new(|| {
-    let file = model::bytes(&mut model::Source(&[]), text::describe);
+    let file = model::bytes(&mut model::Source(&[]), text::set_tokenizer);
     let model = Model::from_gguf(Gguf::parse("small", Blob::from_vec(file)).expect("a file")).expect("a model");
     let tokenizer = Tokenizer::from_metadata(model.metadata(), model.file()).expect("a tokenizer");
     (model, tokenizer)
 });
 
 fn watch() -> Watch<'static> {
-    Watch { cancel: &GO_ON, progress: &|_, _| () }
+    Watch { cancel: &NO_CANCEL, progress: &|_, _| () }
 }
 
 fn timeline() -> Timeline<'static> {
@@ -64,8 +64,8 @@ fn send(conversation: &mut Conversation<'_>, message: &str) -> bool {
     conversation.send(message, &mut ReplySink { watch: watch(), text: &mut |_| Ok(()) }).is_ok()
 }
 
-/// The header's JSON, a zero byte, and what the payload is filled with, which is made as long as the header asks for;
-/// magic, lengths and hash are put around it. Or a whole file.
+/// Input: the header's JSON, a zero byte, and bytes that are repeated to the payload size of the header; magic, lengths and hash
+/// are added. Or a whole file.
 fn file(data: &[u8]) -> Vec<u8> {
     if data.starts_with(b"hymbases") {
         return data.to_vec();
@@ -85,18 +85,18 @@ fn file(data: &[u8]) -> Vec<u8> {
 fn payload_bytes(header: &Value) -> Option<usize> {
     let kind = CacheType::ALL.into_iter().find(|kind| Some(kind.name()) == header["cache_type"].as_str())?;
     let tokens = header["steps"]["ids"].as_array()?.len();
-    let marks = header["marks"].as_array()?;
+    let checkpoints = header["marks"].as_array()?;
     let logits = if tokens > 0 { 4 * MODEL.0.config().vocab } else { 0 };
     let (config, thin) = (MODEL.0.config(), header["thin"].as_bool() == Some(true));
     let mut later = ImageOf { tokens: tokens.min(100), global_layers: true };
     let end = image_bytes(config, kind, later.tokens, true) + logits;
-    let marks = marks.iter().take(50).map(|at| {
+    let checkpoints = checkpoints.iter().take(50).map(|at| {
         let of = ImageOf { tokens: usize::try_from(at.as_u64()?).ok()?.min(100), global_layers: false };
         let later = std::mem::replace(&mut later, of);
         let whole = || image_bytes(config, kind, of.tokens, false);
         Some(logits + if thin { thinned_bytes(config, kind, of, later) } else { whole() })
     });
-    Some(marks.sum::<Option<usize>>()? + end)
+    Some(checkpoints.sum::<Option<usize>>()? + end)
 }
 
 pub fn load(data: &[u8]) -> bool {
@@ -117,32 +117,32 @@ pub fn load(data: &[u8]) -> bool {
     }
     let sent = send(&mut conversation, "ab a") && send(&mut conversation, "b");
     let names: Vec<String> = conversation.branches().into_iter().map(Into::into).collect();
-    let went = names.iter().all(|name| {
+    let switched = names.iter().all(|name| {
         name == conversation.branch_name()
             || conversation.switch(name, &watch()).is_ok() && send(&mut conversation, "a")
     });
-    let back = conversation.undo(1, &watch()).is_ok();
+    let undone = conversation.undo(1, &watch()).is_ok();
     let again = NamedTempFile::new().expect("a temporary file");
     if conversation.save(again.path(), &watch()).is_ok() {
-        conversation.load(again.path(), false).expect("what was saved can be loaded");
+        conversation.load(again.path(), false).expect("a saved conversation can be loaded");
     }
-    sent && went && back
+    sent && switched && undone
 }
 
 pub fn seeds() -> Vec<Vec<u8>> {
     let saved = NamedTempFile::new().expect("a temporary file");
-    let mut talk = conversation();
-    assert!(send(&mut talk, "a") && send(&mut talk, "ab b"));
-    talk.branch("other").expect("a branch");
-    assert!(send(&mut talk, "b"));
-    talk.save(saved.path(), &watch()).expect("saved");
-    let chat = fs::read(&saved).expect("it is there");
+    let mut conversation = conversation();
+    assert!(send(&mut conversation, "a") && send(&mut conversation, "ab b"));
+    conversation.branch("other").expect("a branch");
+    assert!(send(&mut conversation, "b"));
+    conversation.save(saved.path(), &watch()).expect("saved");
+    let chat = fs::read(&saved).expect("the saved file");
     let mut text = timeline();
-    text.prefill(&[1, 5, 6, 7], &GO_ON).expect("read");
+    text.prefill(&[1, 5, 6, 7], &NO_CANCEL).expect("read");
     text.checkpoint().expect("a checkpoint");
     text.decode(5).expect("read");
     text.save(saved.path(), &Saved::text(&sampler(), None), true).expect("saved");
-    [chat, fs::read(&saved).expect("it is there")]
+    [chat, fs::read(&saved).expect("the saved file")]
         .map(|file| {
             let length = u32::from_le_bytes(file[12..16].try_into().expect("four bytes")) as usize;
             let header = std::str::from_utf8(&file[16..16 + length]).expect("JSON");

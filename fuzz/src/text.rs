@@ -1,4 +1,4 @@
-//! Tokenizers and chat templates, and texts for them. Parts of the input end with a zero byte.
+//! Tokenizers and chat templates with texts. Parts of the input are separated by zero bytes.
 
 use hymba::{
     format::gguf::Metadata,
@@ -11,7 +11,7 @@ fn parts(data: &[u8]) -> Vec<String> {
     data.split(|&b| b == 0).map(|part| String::from_utf8_lossy(part).into_owned()).collect()
 }
 
-/// A tokenizer of Llama's construction with a dozen tokens.
+/// Returns a tokenizer like Llama's with a dozen tokens.
 pub fn small() -> String {
     let tokens = ["<unk>", "<s>", "</s>", "<0x0A>", "▁", "a", "b", "▁a", "ab", "<e>", "é", "</e>"];
     let vocab: serde_json::Map<_, _> = tokens.iter().zip(0..).map(|(t, id)| (t.to_string(), id.into())).collect();
@@ -33,19 +33,19 @@ pub fn small() -> String {
     .to_string()
 }
 
-/// Puts the keys of [`small`] into a file's metadata.
-pub fn describe(metadata: &mut Metadata) {
+/// Sets the keys of [`small`] in a file's metadata.
+pub fn set_tokenizer(metadata: &mut Metadata) {
     metadata.set("tokenizer.huggingface.json", small());
     for (key, id) in [("unknown", 0u32), ("bos", 1), ("eos", 2)] {
         metadata.set(format!("tokenizer.ggml.{key}_token_id"), id);
     }
 }
 
-/// tokenizer.json, then texts.
+/// Input: tokenizer.json, then texts.
 pub fn tokenizer(data: &[u8]) -> bool {
     let parts = parts(data);
     let mut metadata = Metadata::default();
-    describe(&mut metadata);
+    set_tokenizer(&mut metadata);
     metadata.set("tokenizer.huggingface.json", &*parts[0]);
     let Ok(tokenizer) = Tokenizer::from_metadata(&metadata, "model.gguf") else { return false };
     let encode = |text: &String| {
@@ -60,13 +60,13 @@ pub fn tokenizer_seeds() -> Vec<Vec<u8>> {
     vec![[small().as_bytes(), b"\0ab a <s> \xc3\xa9\nb</e>"].concat()]
 }
 
-/// A template, then messages.
+/// Input: a template, then messages.
 pub fn template(data: &[u8]) -> bool {
     let parts = parts(data);
     let Ok(template) = Template::new(&parts[0], "model.gguf", "<s>", "</s>") else { return false };
     let roles = [Role::System, Role::User, Role::Assistant, Role::User].into_iter().cycle();
     let messages: Vec<_> = roles.zip(&parts[1..]).map(|(role, text)| Message::new(role, text)).collect();
-    let rendered = [true, false].map(|ask| template.render(&messages, ask));
+    let rendered = [true, false].map(|add_prompt| template.render(&messages, add_prompt));
     assert!(rendered.iter().flatten().all(|text| text.len() <= limits::PROMPT));
     let stops = template.stops();
     rendered.iter().all(Result::is_ok) && stops.is_ok()

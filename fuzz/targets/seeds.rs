@@ -1,4 +1,4 @@
-//! Writes every target's seeds into its corpus.
+//! Writes the seeds of every target to its corpus.
 
 use std::{fs, io, path::Path};
 
