@@ -12,7 +12,7 @@ use hymba::{
     backend::Cpu,
     engine::{
         Model, Session, SessionOptions,
-        batch::{Read, Wanted},
+        batch::{PassInput, Wanted},
     },
     format::{CacheType, DType},
     forward::{DECODE_TOKENS, Phase},
@@ -256,8 +256,8 @@ fn an_invalid_text_leaves_the_others_unchanged() {
         let (batch, _) = session.parts();
         let mut three = [0; 3].map(|_| batch.text(12, CacheType::F16).unwrap());
         let parts = [(&[1, 2, 3][..], Phase::Prefill), (ids, phase), (&[4, 5], Phase::Prefill)];
-        let read = |(text, (ids, phase))| Read { text, ids, phase, logits: Wanted::Last, cancel: None };
-        let mut pass = batch.run(three.iter_mut().zip(parts).map(read)).unwrap();
+        let input = |(text, (ids, phase))| PassInput { text, ids, phase, logits: Wanted::Last, cancel: None };
+        let mut pass = batch.run(three.iter_mut().zip(parts).map(input)).unwrap();
         for (i, want) in [(0, &wanted[0]), (2, &wanted[1])] {
             assert!(pass.logits(i).unwrap() == want, "{expected}: text {i}");
             pass.commit(i, parts[i].0.len());

@@ -12,7 +12,7 @@ use crate::{
     system,
 };
 
-/// Which logits of a [`Read`] are wanted.
+/// Which logits of a [`PassInput`] are wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wanted {
     /// None.
@@ -24,7 +24,7 @@ pub enum Wanted {
 }
 
 /// One text's part of a pass.
-pub struct Read<'a> {
+pub struct PassInput<'a> {
     /// The text, which must belong to the batch that runs the pass.
     pub text: &'a mut Text,
     /// Its next tokens. In the decode phase at most [`DECODE_TOKENS`]: a sampled token followed by a draft.
@@ -93,14 +93,14 @@ impl<'m> Batch<'m> {
 
     /// Runs a pass over some texts, which are unchanged until [`Pass::commit`]. An error concerns all texts; a failure
     /// of one text is its [`Pass::error`] and does not affect the bits of the others.
-    pub fn run<'a>(&'a mut self, inputs: impl IntoIterator<Item = Read<'a>>) -> Result<Pass<'a, 'm>> {
+    pub fn run<'a>(&'a mut self, inputs: impl IntoIterator<Item = PassInput<'a>>) -> Result<Pass<'a, 'm>> {
         self.run_observed(inputs, None)
     }
 
     /// [`Batch::run`] with an observer of every layer.
     pub fn run_observed<'a>(
         &'a mut self,
-        inputs: impl IntoIterator<Item = Read<'a>>,
+        inputs: impl IntoIterator<Item = PassInput<'a>>,
         observe: Option<Observer<'_>>,
     ) -> Result<Pass<'a, 'm>> {
         let (config, weights) = (self.model.config(), self.model.weights());
@@ -114,7 +114,7 @@ impl<'m> Batch<'m> {
                 Wanted::Last => tokens.saturating_sub(1)..tokens,
                 Wanted::All => 0..tokens,
             };
-            let Read { text: Text { state, .. }, phase, cancel, .. } = input;
+            let PassInput { text: Text { state, .. }, phase, cancel, .. } = input;
             segments.push(Segment { state, tokens, phase, logits, cancel, failed });
         }
         let Self { device, scratch, .. } = self;
@@ -178,7 +178,7 @@ impl<'m> Batch<'m> {
     }
 }
 
-impl Read<'_> {
+impl PassInput<'_> {
     /// Fails if there are no tokens, or one is not in the vocabulary.
     pub(super) fn check_ids(ids: &[u32], vocab: usize) -> Result<()> {
         if ids.is_empty() {

@@ -4,7 +4,7 @@ use std::{num::NonZeroUsize, sync::atomic::AtomicBool};
 
 use super::{
     Model,
-    batch::{Batch, Pass, Read, Wanted},
+    batch::{Batch, Pass, PassInput, Wanted},
     text::Text,
 };
 use crate::{
@@ -164,7 +164,7 @@ impl<'m> Session<'m> {
         self.check(ids)?;
         for ids in ids.chunks(self.chunk) {
             let Self { batch, text, hidden, .. } = self;
-            let read = Read { text, ids, phase, logits: Wanted::Nothing, cancel: Some(cancel) };
+            let read = PassInput { text, ids, phase, logits: Wanted::Nothing, cancel: Some(cancel) };
             batch.run([read])?.commit_only(Some(hidden))?;
         }
         Ok(())
@@ -275,12 +275,12 @@ impl<'m> Session<'m> {
         observe: Option<Observer<'_>>,
     ) -> Result<Pass<'a, 'm>> {
         let Self { batch, text, .. } = self;
-        batch.run_observed([Read { text, ids, phase, logits, cancel }], observe)
+        batch.run_observed([PassInput { text, ids, phase, logits, cancel }], observe)
     }
 
     /// Fails unless all of `ids` can be processed.
     fn check(&self, ids: &[u32]) -> Result<()> {
-        Read::check_ids(ids, self.model().config().vocab)?;
+        PassInput::check_ids(ids, self.model().config().vocab)?;
         self.check_fits(ids.len())
     }
 

@@ -11,7 +11,7 @@ use hymba::{
     backend::Profile,
     engine::{
         Model, Roofline, Session, Text,
-        batch::{Read, Wanted},
+        batch::{PassInput, Wanted},
     },
     forward::Phase,
     sample::{Sampler, SamplingParams},
@@ -311,7 +311,7 @@ fn once(
             for _ in 0..prompt.len() {
                 Error::check_cancelled(cancel)?;
                 let texts = [&mut *first].into_iter().chain(&mut *further_texts);
-                let read = |(text, id)| Read {
+                let read = |(text, id)| PassInput {
                     text,
                     ids: std::slice::from_ref(id),
                     phase: Phase::Decode,

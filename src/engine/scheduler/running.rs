@@ -41,7 +41,7 @@ pub(super) struct Running<'t> {
     /// The steps that the state consists of, followed by those to process next.
     pub steps: Vec<Step>,
     /// Number of processed steps.
-    pub read: usize,
+    pub processed: usize,
     /// The logits after them, if known.
     pub logits: Vec<f32>,
     /// Positions at which prefill pauses so that a prefix state can be stored.
@@ -102,7 +102,7 @@ impl<'t> Running<'t> {
             bias: Bias::new(&job),
             steps: job.prompt.iter().map(|&id| (id, Phase::Prefill)).collect(),
             text,
-            read: 0,
+            processed: 0,
             logits: Vec::new(),
             cuts: Vec::new(),
             cached: Cached::default(),
@@ -142,7 +142,7 @@ impl<'t> Running<'t> {
             return;
         }
         self.cached = Cached { tokens: known.len(), decoded: decoded(&known) };
-        (self.read, self.logits, self.is_started, self.awaits) = (known.len(), logits, true, None);
+        (self.processed, self.logits, self.is_started, self.awaits) = (known.len(), logits, true, None);
         self.steps[..known.len()].copy_from_slice(&known);
         self.emit(Event::Started(self.cached.clone()));
         if self.job.prompt_logprobs {
@@ -158,7 +158,8 @@ impl<'t> Running<'t> {
 
     /// Whether a prefix state should be stored here: at the end of the prompt or at a cut.
     pub fn is_at_cut(&self) -> bool {
-        self.read > self.cached.tokens && (self.read == self.job.prompt.len() || self.cuts.contains(&self.read))
+        self.processed > self.cached.tokens
+            && (self.processed == self.job.prompt.len() || self.cuts.contains(&self.processed))
     }
 
     /// Whether other jobs may wait for this one's prefill.
@@ -178,25 +179,25 @@ impl<'t> Running<'t> {
 
     /// Whether all steps are processed, so that the next token can be chosen.
     fn is_complete(&self) -> bool {
-        self.read == self.steps.len()
+        self.processed == self.steps.len()
     }
 
     /// Whether the prompt is being processed.
     pub fn is_in_prompt(&self) -> bool {
-        !self.is_over() && self.steps.get(self.read).is_some_and(|step| step.1 == Phase::Prefill)
+        !self.is_over() && self.steps.get(self.processed).is_some_and(|step| step.1 == Phase::Prefill)
     }
 
     /// Returns the steps for the next pass, at most `max_tokens` prompt tokens.
     pub fn next(&self, max_tokens: usize) -> Range<usize> {
-        let Some(&(_, phase)) = self.steps.get(self.read) else { return self.read..self.read };
+        let Some(&(_, phase)) = self.steps.get(self.processed) else { return self.processed..self.processed };
         let max_tokens = match phase {
             Phase::Decode => DECODE_TOKENS,
             Phase::Prefill if self.job.prompt_logprobs => max_tokens.min(ROWS_WITH_LOGITS),
             Phase::Prefill => max_tokens,
         };
-        let cut = self.cuts.iter().copied().filter(|&cut| cut > self.read).min().unwrap_or(usize::MAX);
-        let same = self.steps[self.read..].iter().take(max_tokens).take_while(|step| step.1 == phase).count();
-        self.read..(self.read + same).min(cut)
+        let cut = self.cuts.iter().copied().filter(|&cut| cut > self.processed).min().unwrap_or(usize::MAX);
+        let same = self.steps[self.processed..].iter().take(max_tokens).take_while(|step| step.1 == phase).count();
+        self.processed..(self.processed + same).min(cut)
     }
 
     /// Whether the logits of every prompt token are needed now.
@@ -206,8 +207,8 @@ impl<'t> Running<'t> {
 
     /// Accepts the logits of the next `tokens` steps: all rows, the last one, or none.
     pub fn accept_logits(&mut self, tokens: usize, logits: &[f32], vocab: usize) {
-        let before = self.read;
-        self.read += tokens;
+        let before = self.processed;
+        self.processed += tokens;
         if self.wants_all_logits() {
             let known = logits.chunks(vocab).zip(self.job.prompt.iter().enumerate().skip(before + 1));
             let new = known.filter(|(_, (i, _))| *i >= self.reported_prompt);
@@ -222,7 +223,7 @@ impl<'t> Running<'t> {
         if logits.len() >= vocab {
             self.logits.extend_from_slice(&logits[logits.len() - vocab..]);
         }
-        if let Some(text) = self.text.as_mut().filter(|_| self.read == self.steps.len()) {
+        if let Some(text) = self.text.as_mut().filter(|_| self.processed == self.steps.len()) {
             text.mark_processed();
         }
     }
@@ -265,7 +266,7 @@ impl<'t> Running<'t> {
                 let logprobs = self.job.logprobs.map(|top| logprobs(&self.logits, id, top));
                 let stop = match stop {
                     None if text.at_limit() => Some(StopReason::Limit),
-                    None if self.read >= context => Some(StopReason::ContextFull),
+                    None if self.processed >= context => Some(StopReason::ContextFull),
                     stop => stop,
                 };
                 if stop.is_none() {
@@ -282,7 +283,7 @@ impl<'t> Running<'t> {
     /// Drafts the tokens after the pending one, at most `max_draft`. Returns the probability that the first of them is
     /// accepted, the first two, and so on.
     pub fn draft(&mut self, max_draft: usize) -> Vec<f64> {
-        let is_single = self.read + 1 == self.steps.len() && !mem::take(&mut self.is_undrafted);
+        let is_single = self.processed + 1 == self.steps.len() && !mem::take(&mut self.is_undrafted);
         let Some(text) = self.text.as_mut().filter(|text| is_single && text.unprocessed().is_some()) else {
             return Vec::new();
         };

@@ -51,7 +51,7 @@ pub(super) struct Worker<'w> {
     /// The job in each slot.
     jobs: Vec<Option<Running<'w>>>,
     /// Ended jobs with undelivered events.
-    leaving: Vec<Running<'w>>,
+    ended: Vec<Running<'w>>,
     /// `None` if prefix states are disabled.
     prefixes: Option<Prefixes>,
     cache_failed: fn(&Error),
@@ -108,7 +108,7 @@ impl<'w> Worker<'w> {
         }
         drop(shared);
         let jobs = repeat_with(|| None).take(slots).collect();
-        let (leaving, prefill_budget) = (Vec::new(), PrefillBudget::default());
+        let (ended, prefill_budget) = (Vec::new(), PrefillBudget::default());
         Ok(Self {
             model,
             tokenizer,
@@ -121,7 +121,7 @@ impl<'w> Worker<'w> {
             chunk,
             texts,
             jobs,
-            leaving,
+            ended,
             prefixes,
             cache_failed,
             policy: Policy::new(speculate),
@@ -152,7 +152,7 @@ impl<'w> Worker<'w> {
                 self.pass(&parts);
                 continue;
             }
-            if self.jobs.iter().any(Option::is_some) || !self.leaving.is_empty() {
+            if self.jobs.iter().any(Option::is_some) || !self.ended.is_empty() {
                 self.inbox.wait(Some(POLL));
                 continue;
             }
@@ -225,7 +225,7 @@ impl<'w> Worker<'w> {
             let common = prompt.iter().zip(&other.job.prompt).take_while(|(a, b)| a == b).count();
             let is_whole = common == prompt.len() && common == other.job.prompt.len();
             let at = if is_whole { common } else { common.min(prompt.len() - 1) };
-            let is_worthwhile = at > other.read && at >= known + if is_whole { 1 } else { WORTH_KEEPING };
+            let is_worthwhile = at > other.processed && at >= known + if is_whole { 1 } else { WORTH_KEEPING };
             is_worthwhile.then_some((other.serial, at))
         });
         shared.max_by_key(|&(_, at)| at)
@@ -263,8 +263,8 @@ impl<'w> Worker<'w> {
     fn store_prefix(&mut self, slot: usize) {
         let (Some(prefixes), Some(job)) = (&mut self.prefixes, &self.jobs[slot]) else { return };
         let text = &self.texts[slot];
-        if text.cache_type() == self.cache && job.read > 0 && text.tokens() == job.read {
-            let steps = &job.steps[..job.read];
+        if text.cache_type() == self.cache && job.processed > 0 && text.tokens() == job.processed {
+            let steps = &job.steps[..job.processed];
             let _ = prefixes.insert(&mut self.batch, text, &job.job.owner, steps, &job.logits);
             let mut shared = self.inbox.lock();
             shared.metrics.prefix_bytes = prefixes.bytes() as u64;
@@ -287,16 +287,16 @@ impl<'w> Worker<'w> {
             let awaits = self.jobs[slot].as_ref().and_then(|job| job.awaits);
             let is_pending = |(serial, at): (u64, usize)| {
                 let mut others = self.jobs.iter().flatten();
-                others.any(|other| other.serial == serial && !other.is_over() && other.read < at)
+                others.any(|other| other.serial == serial && !other.is_over() && other.processed < at)
             };
             if awaits.is_some_and(|awaits| !is_pending(awaits)) {
                 self.start(slot);
             }
         }
-        self.leaving.iter_mut().for_each(Running::deliver);
-        if !self.leaving.is_empty() {
+        self.ended.iter_mut().for_each(Running::deliver);
+        if !self.ended.is_empty() {
             let all_cancelled = self.inbox.lock().stage == Stage::Cancelled;
-            self.leaving.retain(|job| !job.is_removable(all_cancelled));
+            self.ended.retain(|job| !job.is_removable(all_cancelled));
         }
     }
 
@@ -320,7 +320,7 @@ impl<'w> Worker<'w> {
             }
         }
         drop(shared);
-        self.leaving.push(job);
+        self.ended.push(job);
     }
 }
 

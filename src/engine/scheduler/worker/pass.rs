@@ -6,7 +6,7 @@ use super::{super::prefill_budget::PrefillBudget, Worker, phase_independent_toke
 use crate::{
     Error, Result,
     backend::DeviceChoice,
-    engine::{Session, SessionOptions, batch::Read, prefix::Prefixes, text::Text},
+    engine::{Session, SessionOptions, batch::PassInput, prefix::Prefixes, text::Text},
     format::CacheType,
     forward::Phase,
 };
@@ -30,7 +30,7 @@ impl Worker<'_> {
     /// Runs a pass.
     pub(super) fn pass(&mut self, parts: &[Part]) {
         let (start, depth) = (Instant::now(), self.mean_depth(parts));
-        let Outcome { failures, mut chosen, choosing, drafted, accepted } = match self.read(parts) {
+        let Outcome { failures, mut chosen, choosing, drafted, accepted } = match self.run_parts(parts) {
             Ok(outcome) => outcome,
             Err(e) => return self.handle_pass_error(e),
         };
@@ -52,29 +52,29 @@ impl Worker<'_> {
         shared.metrics.accepted += accepted;
     }
 
-    /// Processes the parts, and chooses the next tokens where a draft is verified.
-    fn read(&mut self, parts: &[Part]) -> Result<Outcome> {
+    /// Runs a pass over the parts, and chooses the next tokens of parts with drafts.
+    fn run_parts(&mut self, parts: &[Part]) -> Result<Outcome> {
         let (context, vocab) = (self.context, self.model.config().vocab);
         let mut texts: Vec<Option<&mut Text>> = self.texts.iter_mut().map(Some).collect();
-        let reads = parts.iter().filter_map(|part| {
+        let inputs = parts.iter().filter_map(|part| {
             let Part { slot, ids, phase, wanted, cancel, .. } = part;
             let text = texts[*slot].take()?; // each sequence is in a pass at most once
-            Some(Read { text, ids, phase: *phase, logits: *wanted, cancel: Some(cancel) })
+            Some(PassInput { text, ids, phase: *phase, logits: *wanted, cancel: Some(cancel) })
         });
         let mut outcome = Outcome::default();
-        let mut pass = self.batch.run(reads)?;
+        let mut pass = self.batch.run(inputs)?;
         for (i, part) in parts.iter().enumerate() {
             let Some(job) = &mut self.jobs[part.slot] else { continue };
             let drafted = part.drafted.unwrap_or(0);
             outcome.drafted += drafted as u64;
-            let read = match pass.logits(i) {
+            let accepted = match pass.logits(i) {
                 Ok(logits) if part.drafted.is_some() => {
                     let start = Instant::now();
-                    let (read, chosen) = job.verify(&part.ids, logits, (vocab, context));
-                    outcome.accepted += read as u64 - 1;
+                    let (accepted, chosen) = job.verify(&part.ids, logits, (vocab, context));
+                    outcome.accepted += accepted as u64 - 1;
                     outcome.chosen += chosen;
                     outcome.choosing += start.elapsed();
-                    read
+                    accepted
                 }
                 Ok(logits) => {
                     job.accept_logits(part.ids.len(), logits, vocab);
@@ -90,7 +90,7 @@ impl Worker<'_> {
                     continue;
                 }
             };
-            pass.commit(i, read);
+            pass.commit(i, accepted);
         }
         Ok(outcome)
     }
@@ -137,7 +137,7 @@ impl Worker<'_> {
         match self.batch.text(self.context, CacheType::F32) {
             Ok(wide) => {
                 job.narrow = Some(std::mem::replace(&mut self.texts[slot], wide));
-                (job.read, job.logits) = (0, Vec::new());
+                (job.processed, job.logits) = (0, Vec::new());
             }
             Err(e) => job.fail(e),
         }
@@ -157,7 +157,7 @@ impl Worker<'_> {
         }
     }
 
-    fn fall_back_to_cpu(&mut self, why: &Error) -> Result<()> {
+    fn fall_back_to_cpu(&mut self, reason: &Error) -> Result<()> {
         self.options.device = DeviceChoice::Cpu;
         let options = SessionOptions { cache: self.cache, context: Some(self.context), ..self.options.clone() };
         let (mut batch, text) = Session::new(self.model, &options)?.into_parts();
@@ -165,11 +165,11 @@ impl Worker<'_> {
         while texts.len() < self.texts.len() {
             texts.push(batch.text(self.context, self.cache)?);
         }
-        (self.batch, self.texts, self.fallback) = (batch, texts, Some(why.to_string()));
+        (self.batch, self.texts, self.fallback) = (batch, texts, Some(reason.to_string()));
         let limit = self.prefixes.as_ref().map(Prefixes::limit);
         self.prefixes = limit.map(|limit| Prefixes::new(limit, phase_independent_tokens(&self.batch)));
         for job in self.jobs.iter_mut().flatten() {
-            (job.read, job.logits, job.narrow) = (0, Vec::new(), None);
+            (job.processed, job.logits, job.narrow) = (0, Vec::new(), None);
         }
         self.prefill_budget = PrefillBudget::default();
         self.policy.forget();

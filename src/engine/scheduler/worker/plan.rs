@@ -17,7 +17,7 @@ pub(super) struct Part {
 }
 
 impl Worker<'_> {
-    /// Plans the next pass: one token of each decoding sequence, and as many prompt tokens as the pace allows, starting
+    /// Plans the next pass: one token of each decoding sequence, and as many prompt tokens as the prefill budget allows, starting
     /// with the prompts that have waited longest.
     pub(super) fn plan(&mut self) -> Vec<Part> {
         let is_ready = |&slot: &usize| self.jobs[slot].as_ref().is_some_and(Running::is_ready);
