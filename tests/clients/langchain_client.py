@@ -1,4 +1,4 @@
-"""langchain-openai against `hymba serve`.
+"""Test `hymba serve` with langchain-openai.
 
     langchain_client.py URL
 """
@@ -29,11 +29,11 @@ class Person(BaseModel):
 
 def chat():
     model = ChatOpenAI(**BASE, max_tokens=32)
-    said = [SystemMessage("Be brief."), HumanMessage("Hello! Who are you?")]
-    answer = model.invoke(said)
+    messages = [SystemMessage("Be brief."), HumanMessage("Hello! Who are you?")]
+    answer = model.invoke(messages)
     assert isinstance(answer, AIMessage) and answer.content and answer.usage_metadata["output_tokens"] > 0
-    assert "".join(chunk.text for chunk in model.stream(said)) == answer.content
-    assert model.invoke([*said, answer, HumanMessage("And what can you do?")]).content
+    assert "".join(chunk.text for chunk in model.stream(messages)) == answer.content
+    assert model.invoke([*messages, answer, HumanMessage("And what can you do?")]).content
     assert len(model.batch(["Hi", "Hello", "Good day"])) == 3
 
 
@@ -47,7 +47,7 @@ def tools():
     assert after.content or after.tool_calls
 
 
-def shapes():
+def structured_output():
     model = ChatOpenAI(**BASE, max_tokens=80)
     for method in ["json_schema", "function_calling"]:
         person = model.with_structured_output(Person, method=method).invoke("Tell me of Lily, who is six.")
@@ -60,6 +60,6 @@ def completions():
     assert "".join(model.stream("Once upon a time")) == model.invoke("Once upon a time")
 
 
-for case in [chat, tools, shapes, completions]:
+for case in [chat, tools, structured_output, completions]:
     case()
     print(f"langchain-openai: {case.__name__}: ok", flush=True)

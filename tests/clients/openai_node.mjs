@@ -1,4 +1,4 @@
-// openai-node against `hymba serve`.
+// Tests `hymba serve` with openai-node.
 //
 //     openai_node.mjs URL
 
@@ -6,7 +6,7 @@ import assert from "node:assert/strict";
 import { createRequire } from "node:module";
 import { join } from "node:path";
 
-// The package lies where NODE_PATH says.
+// The package is in the folder named by NODE_PATH.
 const require = createRequire(join(process.env.NODE_PATH ?? ".", "client.js"));
 const { OpenAI, NotFoundError, BadRequestError } = require("openai");
 
@@ -42,7 +42,7 @@ async function abort() {
   const stream = await client.chat.completions.create({ ...request, max_tokens: 900, logit_bias: { 2: -100 }, stream: true });
   for await (const chunk of stream) {
     assert.ok(chunk.id);
-    break; // which closes the connection
+    break; // closes the connection
   }
   assert.ok((await client.chat.completions.create(request)).choices.length);
 }
@@ -72,12 +72,12 @@ async function tools() {
       },
     },
   };
-  const asked = { model: "hymba", tools: [add], tool_choice: "required", temperature: 0, max_tokens: 80 };
-  const sums = [{ role: "user", content: "What is 2 plus 3?" }];
-  const whole = await client.chat.completions.create({ ...asked, messages: sums });
+  const options = { model: "hymba", tools: [add], tool_choice: "required", temperature: 0, max_tokens: 80 };
+  const question = [{ role: "user", content: "What is 2 plus 3?" }];
+  const whole = await client.chat.completions.create({ ...options, messages: question });
   const [call] = whole.choices[0].message.tool_calls;
   assert.equal(call.function.name, "add");
-  const final = await client.chat.completions.stream({ ...asked, messages: sums }).finalChatCompletion();
+  const final = await client.chat.completions.stream({ ...options, messages: question }).finalChatCompletion();
   assert.deepEqual(final.choices[0].message.tool_calls[0].function.arguments, call.function.arguments);
 }
 

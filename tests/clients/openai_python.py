@@ -1,4 +1,4 @@
-"""openai-python against `hymba serve`: every answer is parsed by the client's own types, strictly.
+"""Test `hymba serve` with openai-python; every answer is validated strictly with the client's types.
 
     openai_python.py URL
 """
@@ -29,20 +29,20 @@ ADD = {
 
 
 def strict(kind, answer):
-    """Validates again without the client's leniency."""
+    """Validate again in pydantic's strict mode."""
     kind.model_validate(answer.model_dump(), strict=True)
     return answer
 
 
-def refused(status, param=None, says="", **request):
-    """The request fails with this status, and names the field."""
+def refused(status, param=None, text="", **request):
+    """Assert that the request fails with this status, and that the error names the parameter and contains the text."""
     call = client.chat.completions.create if "messages" in request else client.completions.create
     try:
         call(**{"model": "hymba", **request})
     except openai.APIStatusError as e:
         assert e.status_code == status, e
         assert e.body["param"] == param, e.body
-        assert says in e.body["message"], e.body
+        assert text in e.body["message"], e.body
         return e
     raise AssertionError(f"{request} was not refused")
 
@@ -58,7 +58,7 @@ def models():
         assert e.code == "model_not_found"
     else:
         raise AssertionError("an unknown model")
-    refused(404, says="no model `gpt-4o`", model="gpt-4o", messages=HELLO)
+    refused(404, text="no model `gpt-4o`", model="gpt-4o", messages=HELLO)
 
 
 def chat():
@@ -81,13 +81,13 @@ def chat():
     short = client.chat.completions.create(**{**request, "max_completion_tokens": 2})
     assert short.choices[0].finish_reason == "length" and short.usage.completion_tokens == 2
     plain = list(client.chat.completions.create(**request, stream=True))
-    assert all(chunk.usage is None and chunk.choices for chunk in plain), "no usage unless it is asked for"
+    assert all(chunk.usage is None and chunk.choices for chunk in plain), "no usage unless requested"
 
     parts = [{"role": "user", "content": [{"type": "text", "text": "Hello! "}, {"type": "text", "text": "Who are you?"}]}]
     assert client.chat.completions.create(**{**request, "messages": parts}).choices[0].message == choice.message
     answered = [*HELLO, choice.message.model_dump(), {"role": "user", "content": "And what can you do?"}]
-    on = client.chat.completions.create(**{**request, "messages": answered})
-    assert on.usage.prompt_tokens > whole.usage.prompt_tokens
+    continued = client.chat.completions.create(**{**request, "messages": answered})
+    assert continued.usage.prompt_tokens > whole.usage.prompt_tokens
 
 
 def several():
@@ -126,7 +126,7 @@ def completions():
     base = {"model": "hymba", "temperature": 0}
     text = "Lily found a caf\u00e9 \u2014 and a \U0001f984!"
     strict(Completion, client.completions.create(**base, prompt=text, logprobs=3))
-    # Nothing is known of a first token, which is null then, whatever the client's types say.
+    # The first token has no log probability: it is null, which the client's types do not allow.
     scored = client.completions.create(**base, prompt=text, echo=True, max_tokens=0, logprobs=3)
     (choice,) = scored.choices
     logprobs = choice.logprobs
@@ -142,10 +142,10 @@ def completions():
         if value > min(top.values()):
             assert top[token] == value, (token, top)
             best += 1
-    assert best > 0, "some tokens are among the likeliest"
+    assert best > 0, "some tokens are in the top log probabilities"
     for token, start, end in zip(logprobs.tokens, logprobs.text_offset, [*logprobs.text_offset[1:], len(text)]):
-        said = text[start:end]
-        assert said in (token, token.lstrip(" ")) or token.startswith("<"), (token, said)
+        part = text[start:end]
+        assert part in (token, token.lstrip(" ")) or token.startswith("<"), (token, part)
 
     with_one = client.completions.create(**base, prompt=text, echo=True, max_tokens=1, logprobs=1).choices[0]
     assert len(with_one.logprobs.tokens) == count + 1
@@ -173,8 +173,8 @@ def completions():
     seeded = {"prompt": "Once upon a time", "max_tokens": 12, "temperature": 1, "seed": 9}
     plain = client.completions.create(model="hymba", **seeded).choices[0].text
     assert client.completions.create(model="hymba", **seeded).choices[0].text == plain
-    punished = client.completions.create(**base, prompt="a a a a a a a a a", max_tokens=24, frequency_penalty=2)
-    assert punished.choices[0].text != client.completions.create(**base, prompt="a a a a a a a a a", max_tokens=24).choices[0].text
+    penalized = client.completions.create(**base, prompt="a a a a a a a a a", max_tokens=24, frequency_penalty=2)
+    assert penalized.choices[0].text != client.completions.create(**base, prompt="a a a a a a a a a", max_tokens=24).choices[0].text
 
 
 def logprobs():
@@ -190,7 +190,7 @@ def logprobs():
     refused(400, "top_logprobs", "needs `logprobs: true`", messages=HELLO, top_logprobs=2)
 
 
-def shapes():
+def response_formats():
     import json
 
     schema = {
@@ -224,8 +224,8 @@ def tools():
     named = {"type": "function", "function": {"name": "add"}}
     chunks = list(client.chat.completions.create(**base, messages=ask, tool_choice=named, stream=True))
     deltas = [d for c in chunks for choice in c.choices for d in choice.delta.tool_calls or []]
-    assert [bool(d.id) for d in deltas] == [True] + [False] * (len(deltas) - 1), "the id comes once"
-    assert [d.function.name for d in deltas] == ["add"] + [None] * (len(deltas) - 1), "and so does the name"
+    assert [bool(d.id) for d in deltas] == [True] + [False] * (len(deltas) - 1), "the id is only in the first chunk"
+    assert [d.function.name for d in deltas] == ["add"] + [None] * (len(deltas) - 1), "the name is only in the first chunk"
     assert "".join(d.function.arguments for d in deltas) == call.function.arguments
     assert chunks[-1].choices[0].finish_reason == "tool_calls"
 
@@ -263,6 +263,6 @@ def refusals():
     refused(400, "prompt[0]", "a token id from 0", prompt=[123456789])
 
 
-for case in [models, chat, several, stops, completions, logprobs, shapes, tools, refusals]:
+for case in [models, chat, several, stops, completions, logprobs, response_formats, tools, refusals]:
     case()
     print(f"openai-python: {case.__name__}: ok", flush=True)
