@@ -631,7 +631,7 @@ fn sample(context: usize) -> Calibration {
     Calibration::Text(Sample { text, name: "letters".into(), tokens: 240, context })
 }
 
-/// A layer at a time, from the safetensors, the texts see what a session sees that reads them.
+/// Calibration processes the texts layer by layer, from the safetensors; its moments match those of a session.
 #[test]
 fn calibration_moments_match_a_session() {
     let fixture = Fixture::new();

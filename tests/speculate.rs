@@ -388,7 +388,7 @@ fn texts_end_within_a_draft_as_without_drafts() {
     assert_eq!(whole.ids.len(), 30);
     let drafted = text(Some(&whole.ids), Some(30), &[], End::No, None).0.unwrap();
     assert_eq!((drafted.timings.passes, drafted.timings.decode_steps), (4, 29), "the fewest possible passes");
-    // Bytes at the end of the text: a stop string appears with each of its tokens.
+    // Stop strings of two characters at the beginning of the text.
     let shown: Vec<char> = whole.text.chars().filter(|c| *c != '\u{fffd}').collect();
     let stop = |i: usize| shown.get(i..i + 2).map(|chars| chars.iter().collect::<String>());
     let mut ends = vec![];

@@ -333,7 +333,7 @@ fn rewinding_the_1_5b_shape_takes_under_50_ms() {
         assert!(timeline.evaluated() <= 1110 && timeline.logits() == logits);
         spent
     };
-    // the machine is shared: the best of some
+    // the best of several, as the machine may be shared
     let [rewound, switched] = [false, true].map(|switch| (0..4).map(|_| spent(&mut timeline, switch)).min().unwrap());
     println!(
         "rewound in {rewound:?}, switched in {switched:?}, {:.0} MB of checkpoints",
