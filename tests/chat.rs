@@ -59,11 +59,11 @@ fn piped_output_contains_only_replies() {
 fn piped_messages_are_not_commands() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name).display().to_string();
-    let (victim, talk) = (path("victim"), path("talk"));
+    let (victim, session) = (path("victim"), path("talk"));
     fs::write(&victim, "mine").unwrap();
     let messages = |args: &[&str], lines: &str| -> Vec<String> {
-        replies(&[&["-n", "2", "--save-on-exit", &talk], args].concat(), lines);
-        let turns = session_header(talk.as_ref())["more"]["chat"]["branches"]["main"]["turns"].clone();
+        replies(&[&["-n", "2", "--save-on-exit", &session], args].concat(), lines);
+        let turns = session_header(session.as_ref())["more"]["chat"]["branches"]["main"]["turns"].clone();
         turns.as_array().unwrap().iter().map(|turn| turn["user"].as_str().unwrap().to_owned()).collect()
     };
     let (save, exit) = (format!("/save --force {victim}"), "/exit");
@@ -82,11 +82,11 @@ fn piped_messages_are_not_commands() {
 #[test]
 fn a_conversation_is_saved_after_any_error() {
     let dir = tempfile::tempdir().unwrap();
-    let talk = dir.path().join("talk").display().to_string();
+    let session = dir.path().join("talk").display().to_string();
     let long = "a".repeat((16 << 20) + 9);
     let turns = || {
-        let saved = session_header(talk.as_ref())["more"]["chat"]["branches"]["main"]["turns"].clone();
-        fs::remove_file(&talk).unwrap();
+        let saved = session_header(session.as_ref())["more"]["chat"]["branches"]["main"]["turns"].clone();
+        fs::remove_file(&session).unwrap();
         saved.as_array().unwrap().len()
     };
     for (args, bad, error) in [
@@ -97,7 +97,7 @@ fn a_conversation_is_saved_after_any_error() {
         (&[], long.as_bytes(), "the limit is 16 MB"),
         (&["-c", "100"], "word ".repeat(100).as_bytes(), "message too long"),
     ] {
-        let mut child = start(&[&["-q", "-n", "2", "--save-on-exit", &talk], args].concat());
+        let mut child = start(&[&["-q", "-n", "2", "--save-on-exit", &session], args].concat());
         let mut input = child.stdin.take().unwrap();
         input.write_all(&[b"Hello\n", bad, b"\nAnd then?\n"].concat()).unwrap();
         drop(input);
@@ -107,15 +107,15 @@ fn a_conversation_is_saved_after_any_error() {
         assert_eq!(turns(), 2, "{error}");
     }
     // a reader that closes the pipe
-    let mut child = start(&["-q", "-n", "100", "--save-on-exit", &talk]);
+    let mut child = start(&["-q", "-n", "100", "--save-on-exit", &session]);
     child.stdin.take().unwrap().write_all(b"Tell me a story\nAnd then?\n").unwrap();
     drop(child.stdout.take());
     let Output { status, stderr, .. } = child.wait_with_output().unwrap();
     assert!(status.success() && stderr.is_empty(), "{status}, {}", text(&stderr));
     assert_eq!(turns(), 1);
     // an empty conversation does not replace an earlier one
-    replies(&["-n", "2", "--save-on-exit", &talk], "Hello\n");
-    assert_eq!(piped(&["-q", "--commands", "--save-on-exit", &talk], "/hlep\n").status.code(), Some(1));
+    replies(&["-n", "2", "--save-on-exit", &session], "Hello\n");
+    assert_eq!(piped(&["-q", "--commands", "--save-on-exit", &session], "/hlep\n").status.code(), Some(1));
     assert_eq!(turns(), 1);
     // a failure to save is reported, and is an error
     let folder = dir.path().join("folder");
@@ -137,9 +137,9 @@ fn a_conversation_is_saved_after_any_error() {
 #[test]
 fn a_conversation_is_saved_if_its_model_file_changes() {
     let dir = tempfile::tempdir().unwrap();
-    let (model, talk) = (dir.path().join("model.gguf"), dir.path().join("talk"));
+    let (model, session) = (dir.path().join("model.gguf"), dir.path().join("talk"));
     fs::copy(common::demo_of_any_depth(), &model).unwrap();
-    let (file, saved) = (model.to_str().unwrap(), talk.to_str().unwrap());
+    let (file, saved) = (model.to_str().unwrap(), session.to_str().unwrap());
     let mut child = start(&["-q", "-n", "3", "-m", file, "--save-on-exit", saved]);
     let mut input = child.stdin.take().unwrap();
     input.write_all(b"Hello\n").unwrap();
@@ -175,18 +175,18 @@ fn session_files_are_replaced_only_by_their_own_kind() {
         };
         hymba(args).args(more).output().unwrap()
     };
-    let (talk, story, prompt, model) = (path("chat"), path("text"), path("prompt"), path("model.gguf"));
+    let (session, story, prompt, model) = (path("chat"), path("text"), path("prompt"), path("model.gguf"));
     let notes = path("notes");
-    for (kind, file) in [("chat", &talk), ("text", &story), ("prompt", &prompt)] {
+    for (kind, file) in [("chat", &session), ("text", &story), ("prompt", &prompt)] {
         assert!(write(kind, file, &[]).status.success());
         assert_eq!(session_header(file.as_ref())["more"]["kind"], kind);
         assert!(write(kind, file, &[]).status.success(), "{kind} again");
     }
-    assert!(write("save", &talk, &[]).status.success());
+    assert!(write("save", &session, &[]).status.success());
     fs::write(&notes, "mine").unwrap();
     fs::copy(common::demo_of_any_depth(), &model).unwrap();
-    for (kind, own) in [("chat", &talk), ("save", &talk), ("text", &story), ("prompt", &prompt)] {
-        for file in [&talk, &story, &prompt, &notes, &model].into_iter().filter(|&file| file != own) {
+    for (kind, own) in [("chat", &session), ("save", &session), ("text", &story), ("prompt", &prompt)] {
+        for file in [&session, &story, &prompt, &notes, &model].into_iter().filter(|&file| file != own) {
             let before = fs::read(file).unwrap();
             for args in [&[][..], &["--force"], &["-m", &model], &["--force", "-m", &model]] {
                 let forced = args.contains(&"--force");
@@ -204,7 +204,7 @@ fn session_files_are_replaced_only_by_their_own_kind() {
             }
         }
         let copy = path("copy");
-        for file in [&talk, &story, &prompt, &notes] {
+        for file in [&session, &story, &prompt, &notes] {
             fs::copy(file, &copy).unwrap();
             let done = match kind {
                 "save" => write(kind, &format!("--force {copy}"), &[]),

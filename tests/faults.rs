@@ -248,7 +248,7 @@ fn killed_at_every(
 ) -> usize {
     let folder = target.parent().unwrap();
     let name = target.file_name().unwrap().to_str().unwrap();
-    let mut left = 0;
+    let mut temporary_files = 0;
     for kill in 1.. {
         match old {
             Some(old) => fs::write(target, old).unwrap(),
@@ -262,7 +262,7 @@ fn killed_at_every(
         traced.envs(command.get_envs().filter_map(|(key, value)| Some((key, value?))));
         let Output { status, stderr, .. } = traced.output().unwrap();
         let leftovers: Vec<_> = names(folder).into_iter().filter(|n| n != name).collect();
-        left += leftovers.len();
+        temporary_files += leftovers.len();
         assert!(leftovers.iter().all(|n| n.starts_with(&format!(".{name}.hymba-"))), "kill {kill}: {leftovers:?}");
         match fs::read(target) {
             Ok(now) if old == Some(&now) => {}
@@ -272,7 +272,7 @@ fn killed_at_every(
         if status.success() {
             check_new();
             assert_eq!(names(folder), [name], "the last run removes the temporary files");
-            println!("{} kills, {left} temporary files for the next run to remove", kill - 1);
+            println!("{} kills, {temporary_files} temporary files for the next run to remove", kill - 1);
             return kill - 1;
         }
         assert!(status.signal() == Some(9) || status.code() == Some(137), "kill {kill}: {status}, {}", text(&stderr));
@@ -312,14 +312,15 @@ fn sigkill_at_any_write_leaves_the_old_or_the_new_file() {
     if runner().is_none() {
         killed_at_every_write(&session, Some(&old), &resumes, &run);
     }
-    let talk = folder("talk");
-    let chat = |flag: &str| hymba(["chat", "-q", "-t", "1", "-n", "2", "-st", "Hello", flag, talk.to_str().unwrap()]);
+    let saved_chat = folder("talk");
+    let chat =
+        |flag: &str| hymba(["chat", "-q", "-t", "1", "-n", "2", "-st", "Hello", flag, saved_chat.to_str().unwrap()]);
     let resumes = || drop(succeeds(&mut chat("--resume")));
-    let kills = killed_at_every_write(&talk, None, &resumes, &|| chat("--save-on-exit"));
+    let kills = killed_at_every_write(&saved_chat, None, &resumes, &|| chat("--save-on-exit"));
     assert!(kills > 5, "{kills}");
     if runner().is_none() {
-        let old = fs::read(&talk).unwrap();
-        killed_at_every_write(&talk, Some(&old), &resumes, &|| chat("--save-on-exit"));
+        let old = fs::read(&saved_chat).unwrap();
+        killed_at_every_write(&saved_chat, Some(&old), &resumes, &|| chat("--save-on-exit"));
     }
 }
 
@@ -443,10 +444,10 @@ fn sigterm_saves_texts_and_conversations() {
         signal(&child, "TERM");
         assert_eq!(wait(child), (Some(143), String::new()), "{name}");
         drop(input);
-        let mut back =
+        let mut resumed =
             piped(hymba(["chat", "-q", "--commands", "-n", "1", "-c", "100000", "--resume"]).arg(path(name)));
-        back.stdin.take().unwrap().write_all(b"/show\n").unwrap();
-        let Output { status, stdout, .. } = back.wait_with_output().unwrap();
+        resumed.stdin.take().unwrap().write_all(b"/show\n").unwrap();
+        let Output { status, stdout, .. } = resumed.wait_with_output().unwrap();
         assert!(status.success() && text(&stdout).contains("turn"), "{name}: {}", text(&stdout));
     }
     assert_eq!(names(dir.path()), ["replying", "run", "waiting"]);

@@ -135,8 +135,8 @@ impl Fixture {
     fn refused(&self, reason: &str) {
         let message = self.convert(DType::Q8_0).expect_err(reason).to_string();
         assert!(message.contains(reason), "{message:?} does not contain {reason:?}");
-        let left: Vec<_> = fs::read_dir(self.dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
-        assert_eq!(left, ["tiny"], "a file was left behind");
+        let files: Vec<_> = fs::read_dir(self.dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(files, ["tiny"], "a file was left behind");
     }
 }
 

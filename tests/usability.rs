@@ -65,11 +65,11 @@ fn prompt_and_stdin_are_joined() {
 #[test]
 fn single_turn_joins_message_and_stdin() {
     let dir = tempfile::tempdir().unwrap();
-    let talk = dir.path().join("talk").display().to_string();
+    let session = dir.path().join("talk").display().to_string();
     for (args, message) in [(&["-st"][..], "one\n\ntwo"), (&["-st", "Summarize:"], "Summarize:\n\none\n\ntwo")] {
-        let mut command = hymba([&["chat", "-q", "-n", "1", "--save-on-exit", &talk], args].concat());
+        let mut command = hymba([&["chat", "-q", "-n", "1", "--save-on-exit", &session], args].concat());
         assert!(piped(&mut command, "one\n\ntwo\n").status.success());
-        let turns = session_header(talk.as_ref())["more"]["chat"]["branches"]["main"]["turns"].clone();
+        let turns = session_header(session.as_ref())["more"]["chat"]["branches"]["main"]["turns"].clone();
         assert_eq!((turns.as_array().unwrap().len(), &turns[0]["user"]), (1, &message.into()), "{args:?}");
     }
     fails(&mut hymba(["chat", "-st"]), 2, &["-st needs a message"]);
@@ -216,17 +216,17 @@ fn run_applies_the_chat_template() {
 #[test]
 fn a_chat_session_is_created_and_resumed() {
     let dir = tempfile::tempdir().unwrap();
-    let talk = dir.path().join("talk").display().to_string();
+    let session = dir.path().join("talk").display().to_string();
     let turns = |message: &str| {
-        succeeds(&mut hymba(["chat", "-q", "-n", "2", "--session", &talk, "-st", message]));
-        let turns = session_header(talk.as_ref())["more"]["chat"]["branches"]["main"]["turns"].clone();
+        succeeds(&mut hymba(["chat", "-q", "-n", "2", "--session", &session, "-st", message]));
+        let turns = session_header(session.as_ref())["more"]["chat"]["branches"]["main"]["turns"].clone();
         turns.as_array().unwrap().len()
     };
     assert_eq!((turns("Hello"), turns("And then?")), (1, 2));
-    fs::write(&talk, "mine").unwrap();
-    fails(&mut hymba(["chat", "-q", "--session", &talk, "-st", "a"]), 1, &["was not replaced"]);
-    succeeds(&mut hymba(["chat", "-q", "-n", "1", "--force", "--session", &talk, "-st", "a"]));
-    assert_eq!(session_header(talk.as_ref())["more"]["kind"], "chat");
+    fs::write(&session, "mine").unwrap();
+    fails(&mut hymba(["chat", "-q", "--session", &session, "-st", "a"]), 1, &["was not replaced"]);
+    succeeds(&mut hymba(["chat", "-q", "-n", "1", "--force", "--session", &session, "-st", "a"]));
+    assert_eq!(session_header(session.as_ref())["more"]["kind"], "chat");
 }
 
 #[test]

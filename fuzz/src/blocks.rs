@@ -31,19 +31,19 @@ pub fn decode(data: &[u8]) -> bool {
     for bytes in plain.chunks(row) {
         decode_row(dtype, bytes, &mut values);
         finite &= values.iter().all(|v| v.is_finite());
-        let mut back = vec![0; row];
+        let mut restored = vec![0; row];
         // floats and the parts of blocks are restored exactly, except for scales that are NaN
-        let encoded = encode_row(dtype, &values, &mut back);
+        let encoded = encode_row(dtype, &values, &mut restored);
         assert!(encoded.is_err() || values.iter().all(|v| v.is_finite()));
         if encoded.is_ok() && !dtype.is_quantized() {
-            assert_eq!(back, bytes);
+            assert_eq!(restored, bytes);
         }
         if dtype.is_quantized() {
             for bytes in bytes.chunks(dtype.block_bytes()) {
-                let (block, mut back) = (Block::load(dtype, bytes), vec![0; bytes.len()]);
+                let (block, mut restored) = (Block::load(dtype, bytes), vec![0; bytes.len()]);
                 if block.d.is_finite() && block.m.is_finite() && (dtype != DType::Mxfp4 || bytes[0] != 255) {
-                    block.store(dtype, &mut back);
-                    assert_eq!(back, bytes, "{dtype}");
+                    block.store(dtype, &mut restored);
+                    assert_eq!(restored, bytes, "{dtype}");
                 }
             }
         }
@@ -51,10 +51,10 @@ pub fn decode(data: &[u8]) -> bool {
 
     let mut layouts = vec![(Packing::Plain, plain[..rows * row].to_vec())];
     if Packing::fits(dtype) {
-        let (mut packed, mut back, mut one) = (vec![0; plain.len()], vec![0; plain.len()], vec![0; row]);
+        let (mut packed, mut restored, mut one) = (vec![0; plain.len()], vec![0; plain.len()], vec![0; row]);
         plain.chunks(GROUP * row).zip(packed.chunks_mut(GROUP * row)).for_each(|(from, to)| pack(dtype, from, to));
-        packed.chunks(GROUP * row).zip(back.chunks_mut(GROUP * row)).for_each(|(from, to)| unpack(dtype, from, to));
-        assert_eq!(back, plain, "packing is a permutation");
+        packed.chunks(GROUP * row).zip(restored.chunks_mut(GROUP * row)).for_each(|(from, to)| unpack(dtype, from, to));
+        assert_eq!(restored, plain, "packing is a permutation");
         unpack_row(dtype, &packed[..GROUP * row], 5, &mut one);
         assert_eq!(one, plain[5 * row..6 * row]);
         layouts.push((Packing::X8, packed));

@@ -170,10 +170,10 @@ fn text(s: &mut Source<'_>) -> String {
 fn step(c: &mut Conversation<'static>, s: &mut Source<'_>, folder: &TempDir, setup: &Setup) -> hymba::Result<()> {
     let command = s.byte();
     let cancel = AtomicBool::new(false);
-    let left = Cell::new(if command >= 192 { s.below(8) } else { usize::MAX });
+    let remaining = Cell::new(if command >= 192 { s.below(8) } else { usize::MAX });
     let tick = || {
-        left.set(left.get().saturating_sub(1));
-        cancel.store(left.get() == 0, Ordering::Relaxed);
+        remaining.set(remaining.get().saturating_sub(1));
+        cancel.store(remaining.get() == 0, Ordering::Relaxed);
     };
     tick();
     let progress = |_: usize, _: usize| tick();

@@ -40,7 +40,7 @@ impl Source<'_> {
     }
 
     /// Returns an unusual value for a key.
-    fn odd(&mut self) -> Value {
+    fn unusual_value(&mut self) -> Value {
         let n = self.pick(&[0, 1, 2, 31, 1 << 20, (1 << 20) + 1, u64::from(u32::MAX), u64::MAX]);
         match self.below(8) {
             0 | 1 => Value::Uint(n),
@@ -167,7 +167,7 @@ pub fn bytes(s: &mut Source<'_>, set_tokenizer: impl FnOnce(&mut Metadata)) -> V
     }
     for _ in 0..s.below(4) {
         let keys: Vec<String> = metadata.iter().map(|(key, _)| key.into()).collect();
-        let (key, value) = (s.pick(&keys.iter().map(String::as_str).collect::<Vec<_>>()), s.odd());
+        let (key, value) = (s.pick(&keys.iter().map(String::as_str).collect::<Vec<_>>()), s.unusual_value());
         if s.flag() { metadata.remove(key) } else { metadata.set(key, value) }
     }
     let infos = tensors.iter().map(|(name, dims, dtype, packing, _)| (name.clone(), dims.clone(), *dtype, *packing));

@@ -90,7 +90,7 @@ fn a_lost_gpu_falls_back_to_the_cpu() {
     let model = &case.model;
     let steps: Vec<Step> = prefilled(&[3, 14, 15, 92, 65, 35]).chain([89, 79, 32].map(decoded)).collect();
     let (begin, rest) = steps.split_at(7);
-    let aside: Vec<Step> = prefilled(&[3, 1, 4, 1, 5]).collect();
+    let other: Vec<Step> = prefilled(&[3, 1, 4, 1, 5]).collect();
     for choice in [DeviceChoice::Auto, DeviceChoice::Metal] {
         let fails = Arc::new(AtomicBool::new(false));
         let device = Box::new(Failing { inner: hymba_metal_emulator::device(), fails: fails.clone() });
@@ -99,8 +99,8 @@ fn a_lost_gpu_falls_back_to_the_cpu() {
             SessionOptions { context: Some(64), cache: CacheType::F32, device: choice, ..SessionOptions::default() };
         let gpu = Device::new(Cpu::new(NonZeroUsize::MIN), Some(metal));
         let mut timeline = Timeline::new(Session::on(model, &options, gpu).unwrap(), usize::MAX);
-        timeline.seek(&aside, &watch(&NO_CANCEL)).unwrap();
-        timeline.stash("aside").unwrap();
+        timeline.seek(&other, &watch(&NO_CANCEL)).unwrap();
+        timeline.stash("other").unwrap();
         timeline.seek(begin, &watch(&NO_CANCEL)).unwrap();
         timeline.checkpoint().unwrap();
         assert!(timeline.session().gpu().is_some() && timeline.fallback_reason().is_none());
@@ -117,8 +117,8 @@ fn a_lost_gpu_falls_back_to_the_cpu() {
         assert!(timeline.fallback_reason().is_none() && timeline.session().gpu().is_none());
         assert_eq!(timeline.steps(), steps);
         assert_eq!(timeline.logits(), replayed(model, &steps));
-        for branch in [begin, &aside] {
-            timeline.unstash("aside");
+        for branch in [begin, &other] {
+            timeline.unstash("other");
             timeline.seek(branch, &watch(&NO_CANCEL)).unwrap();
             assert_eq!(timeline.logits(), replayed(model, branch));
         }
