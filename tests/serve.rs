@@ -148,13 +148,13 @@ fn a_disconnect_cancels_the_text() {
         let mut body = long();
         body["stream"] = stream.into();
         let client = server.begin(TEXT, &body);
-        server.wait_for("texts_running", |running| running == 1.0);
+        server.wait_for("sequences_running", |running| running == 1.0);
         drop(client);
         // Within 0.2 s by design; several times as long under load.
-        let took = server.wait_for("texts_running", |running| running == 0.0);
+        let took = server.wait_for("sequences_running", |running| running == 0.0);
         assert!(took < Duration::from_secs(3), "{took:?}");
     }
-    assert_eq!(server.metric("texts_total{outcome=\"cancelled\"}"), 2.0);
+    assert_eq!(server.metric("sequences_total{outcome=\"cancelled\"}"), 2.0);
     assert_eq!(server.post(TEXT, &json!({ "prompt": "a", "max_tokens": 1 })).status, 200);
 }
 
@@ -162,9 +162,9 @@ fn a_disconnect_cancels_the_text() {
 fn a_full_queue_returns_429_with_retry_after() {
     let server = Server::start(&["--parallel", "1", "--queue", "1"]);
     let _running = server.begin(TEXT, &long());
-    server.wait_for("texts_running", |running| running == 1.0);
+    server.wait_for("sequences_running", |running| running == 1.0);
     let _queued = server.begin(TEXT, &long());
-    server.wait_for("texts_queued", |queued| queued == 1.0);
+    server.wait_for("sequences_queued", |queued| queued == 1.0);
     let answer = server.post(TEXT, &json!({ "prompt": "a" }));
     assert_eq!((answer.status, answer.error().1.as_str()), (429, "queue_full"));
     assert!(answer.header("retry-after").unwrap().parse::<u32>().unwrap() >= 1);
@@ -176,7 +176,7 @@ fn a_slow_reader_does_not_block_other_clients() {
     let mut slow = long();
     slow["logprobs"] = 20.into(); // more than the system's buffers hold
     let _slow = server.begin(TEXT, &slow);
-    server.wait_for("texts_running", |running| running == 1.0);
+    server.wait_for("sequences_running", |running| running == 1.0);
     let answer = server.post(TEXT, &json!({ "prompt": "a", "max_tokens": 2 }));
     assert_eq!(answer.status, 200, "the text ends although the client does not read it: {answer:?}");
 }
@@ -471,7 +471,7 @@ mod unix {
 
         let mut server = Server::start(&[]);
         let _client = server.begin(TEXT, &long());
-        server.wait_for("texts_running", |running| running == 1.0);
+        server.wait_for("sequences_running", |running| running == 1.0);
         server.signal(Signal::INT);
         thread::sleep(Duration::from_millis(200));
         server.signal(Signal::INT);

@@ -75,10 +75,10 @@ pub struct Args {
     /// Model name in the API; the first one replaces the default; repeatable
     #[arg(long, value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
     alias: Vec<String>,
-    /// Number of texts generated concurrently
+    /// Number of sequences decoded concurrently
     #[arg(long, short_alias = 'n', value_name = "N", default_value = "4", value_parser = count(1..=256))]
     parallel: usize,
-    /// Number of texts that may wait in the queue; further requests get status 429
+    /// Maximum number of queued sequences; further requests get status 429
     #[arg(long, value_name = "N", default_value = "64", value_parser = count(0..=65536))]
     queue: usize,
     /// Memory for prefix states of prompts and conversations, in MB (0: disabled) [default: a quarter of the free

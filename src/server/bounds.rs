@@ -56,7 +56,7 @@ mod tests {
             ("total size of all bodies", format!("{} MB", ALL_BODY_BYTES / MB)),
             ("requests parsed concurrently", plain(PREPARING)),
             ("answers to a prompt (`n`)", plain(CHOICES as usize)),
-            ("texts of a request: prompts times `n`", grouped(PROMPTS)),
+            ("sequences of a request: prompts times `n`", grouped(PROMPTS)),
             ("messages of a chat", grouped(MESSAGES)),
             ("stop strings", plain(STOPS)),
             ("alternatives per token (`logprobs`, `top_logprobs`)", plain(TOP_LOGPROBS as usize)),

@@ -37,14 +37,14 @@ fn page(server: &Server) -> String {
     let outcomes = outcomes.map(|(outcome, count)| (format!("outcome=\"{outcome}\""), count));
     let mut page = Page(String::new());
     page.add("http_requests_total", "HTTP requests by route and status", requests);
-    page.add("texts_total", "Texts by outcome; n answers to a prompt are n texts", outcomes);
+    page.add("sequences_total", "Sequences by outcome; n answers to a prompt are n sequences", outcomes);
     let rate = ratio(m.decode_bytes as f64, m.decode_time.as_secs_f64());
     let connections = server.counters.connections.load(Ordering::Relaxed);
     let rows: [(&str, &str, &dyn Display); 22] = [
         ("http_connections", "Open connections", &connections),
-        ("texts_running", "Running texts", &m.running),
-        ("texts_queued", "Texts in the queue", &m.queued),
-        ("slots", "Maximum number of running texts", &m.slots),
+        ("sequences_running", "Running sequences", &m.running),
+        ("sequences_queued", "Queued sequences", &m.queued),
+        ("slots", "Maximum number of running sequences", &m.slots),
         ("prompt_tokens_total", "Prompt tokens processed", &m.prompt_tokens),
         ("cached_tokens_total", "Prompt tokens reused from prefix states", &m.cached_tokens),
         ("generated_tokens_total", "Tokens generated", &m.generated_tokens),
@@ -55,12 +55,12 @@ fn page(server: &Server) -> String {
         ("accepted_tokens_total", "Draft tokens accepted", &m.accepted),
         ("busy_seconds_total", "Time in forward passes", &m.busy.as_secs_f64()),
         ("decode_read_bytes_per_second", "Read rate of decode passes", &rate),
-        ("text_bytes", "State of running texts", &m.text_bytes),
+        ("sequence_bytes", "State of all slots", &m.text_bytes),
         ("prefix_bytes", "Size of prefix states", &m.prefix_bytes),
         ("prefix_limit_bytes", "Maximum size of prefix states", &m.prefix_limit),
         ("prefixes", "Prefix states", &m.prefixes),
-        ("prefix_hits_total", "Texts that reused a prefix state", &m.prefix_hits),
-        ("prefix_misses_total", "Texts that reused none", &m.prefix_misses),
+        ("prefix_hits_total", "Sequences that reused a prefix state", &m.prefix_hits),
+        ("prefix_misses_total", "Sequences that reused none", &m.prefix_misses),
         ("prefix_write_failures_total", "Failed writes to the folder of prefix states", &m.prefix_write_failures),
         ("answer_bytes", "Token ids of earlier answers, which are kept for continued chats", &server.answers.bytes()),
     ];
