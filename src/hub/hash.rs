@@ -65,7 +65,7 @@ impl Hash {
     }
 }
 
-/// Returns the hasher of a blob of so many bytes in git.
+/// Returns git's hasher for a blob of this length.
 fn git_blob(length: u64) -> Sha1 {
     Sha1::new().chain_update(format!("blob {length}\0"))
 }

@@ -89,12 +89,12 @@ where
         }
         tokio::spawn(async move {
             // A client that is still writing when the connection closes may never read the error.
-            let told = async {
+            let reply = async {
                 stream.write_all(FULL).await?;
                 stream.shutdown().await?;
                 tokio::io::copy(&mut stream, &mut tokio::io::sink()).await
             };
-            let _ = timeout(bounds::LINGER, told).await;
+            let _ = timeout(bounds::LINGER, reply).await;
             drop(open);
         });
         return;
@@ -151,7 +151,7 @@ impl Drop for Open {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn what_a_client_without_room_is_told_is_whole() {
+    fn the_error_for_excess_connections_is_a_complete_response() {
         let text = std::str::from_utf8(super::FULL).unwrap();
         let (head, body) = text.split_once("\r\n\r\n").unwrap();
         assert!(head.ends_with(&format!("Content-Length: {}", body.len())), "{}", body.len());
