@@ -18,7 +18,7 @@
 //! }
 //! ```
 //!
-//! [`Session`] processes one text; [`Timeline`] records how, so that it can rewind, branch and be saved;
+//! [`Session`] processes one sequence; [`Timeline`] adds its token history, with rewinding, branches and session files;
 //! [`Conversation`] is a chat on a timeline. The folder `examples` has a program for each.
 //!
 //! # Layers
@@ -29,11 +29,11 @@
 //! server                                 the HTTP API
 //! eval                                   perplexity, divergence
 //! engine        quant                    sessions and conversations; conversion and calibration
-//! forward  constrain                     the forward pass, written once for every backend; what texts have to match
+//! forward  constrain                     the forward pass, written once for every backend; constrained generation
 //! state  import                          KV rows, conv and SSM state; Hugging Face folders
-//! model  backend  text  sample           sizes and weights; operations and devices; tokens; from logits to a token
-//! hub                                    models by name: download, cache, what is installed
-//! format                                 number types, block codecs, GGUF, files that are replaced as a whole
+//! model  backend  text  sample           sizes and weights; operations and devices; tokenizer and templates; sampling
+//! hub                                    models by name: download, cache, installed models
+//! format                                 number types, block codecs, GGUF, atomic file replacement
 //! error  foreign  limits  system
 //! ```
 

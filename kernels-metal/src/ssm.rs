@@ -34,7 +34,7 @@ pub struct Scan<'a> {
 
 impl Gpu {
     /// Maximum number of states per channel in [`Gpu::scan`].
-    pub const MOST_STATES: usize = 32;
+    pub const MAX_STATES: usize = 32;
 
     /// out = silu(conv(u)); `state [taps − 1, channels]` holds the inputs before the first token, and `next` receives
     /// the last ones.
@@ -68,7 +68,7 @@ impl Gpu {
         assert!(a.a.len() == channels * states, "scan: A has the wrong size");
         assert!([h.len(), next.len()] == [4 * a.a.len(); 2], "scan: the state has the wrong size");
         assert!(a.c.cols == states && a.b.stride == a.c.stride, "scan: B and C differ");
-        assert!(states <= Self::MOST_STATES, "scan: {states} states a channel are too many");
+        assert!(states <= Self::MAX_STATES, "scan: {states} states per channel are too many");
         let lanes = states.next_power_of_two();
         let constants = Constants { states: states as u32, lanes: lanes as u32, ..Constants::default() };
         let pieces = if tokens < 2 * PIECE { 1 } else { tokens.div_ceil(PIECE) };

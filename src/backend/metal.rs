@@ -47,8 +47,8 @@ impl Metal {
     /// Returns `device` with the weights of a model with `states` SSM states per channel. The device reads the model
     /// file in place.
     pub fn new(device: Box<dyn Device>, weights: Blob, states: usize) -> Result<Self> {
-        if states > Gpu::MOST_STATES {
-            let max = Gpu::MOST_STATES;
+        if states > Gpu::MAX_STATES {
+            let max = Gpu::MAX_STATES;
             let problem =
                 format!("the GPU's kernels support up to {max} states per channel, but this model has {states}");
             return Err(Error::GpuUnsupported(problem));

@@ -47,8 +47,9 @@ impl Prefixes {
         }
         self.now = ages.len() as u64;
         self.folder = Some(folder);
-        let loose: Vec<usize> = (0..self.nodes.len()).collect();
-        loose.into_iter().for_each(|node| self.prune(config, node));
+        for node in 0..self.nodes.len() {
+            self.prune(config, node); // without a state, and without children that have one
+        }
         self.shrink(config);
         Ok(())
     }

@@ -26,7 +26,7 @@ pub struct Prefixes {
     /// Counter of uses.
     pub(super) now: u64,
     /// Number of leading tokens whose state does not depend on the phase.
-    alike: usize,
+    phase_independent: usize,
     pub(super) folder: Option<Folder>,
 }
 
@@ -42,11 +42,11 @@ pub struct Found {
 }
 
 impl Prefixes {
-    /// Returns an empty tree with a budget of `limit` bytes. `alike`: number of leading tokens whose state does not
+    /// Returns an empty tree with a budget of `limit` bytes. `phase_independent`: number of leading tokens whose state does not
     /// depend on the phase.
-    pub fn new(limit: usize, alike: usize) -> Self {
+    pub fn new(limit: usize, phase_independent: usize) -> Self {
         let (roots, nodes, free, folder) = (HashMap::new(), Vec::new(), Vec::new(), None);
-        Self { roots, nodes, free, bytes: 0, limit, now: 0, alike, folder }
+        Self { roots, nodes, free, bytes: 0, limit, now: 0, phase_independent, folder }
     }
 
     /// Returns the key of an owner, a hash that does not reveal the name.
@@ -73,9 +73,9 @@ impl Prefixes {
         self.nodes.iter().flatten().filter(|node| node.end.is_some()).count()
     }
 
-    /// Returns steps as they are compared here.
-    pub(super) fn alike(&self, steps: &[Step]) -> Vec<Step> {
-        let phase = |i: usize, phase| if i < self.alike { Phase::Prefill } else { phase };
+    /// Returns steps with the phase of the leading ones, on which their state does not depend, set to prefill.
+    pub(super) fn normalized(&self, steps: &[Step]) -> Vec<Step> {
+        let phase = |i: usize, phase| if i < self.phase_independent { Phase::Prefill } else { phase };
         steps.iter().enumerate().map(|(i, &(id, was))| (id, phase(i, was))).collect()
     }
 
@@ -108,7 +108,7 @@ impl Prefixes {
     }
 
     /// Returns the nodes from `node` up to the root.
-    fn way(&self, node: usize) -> impl Iterator<Item = usize> {
+    fn to_root(&self, node: usize) -> impl Iterator<Item = usize> {
         successors(Some(node), |&node| self.nodes[node].as_ref()?.parent)
     }
 
@@ -116,10 +116,10 @@ impl Prefixes {
     pub fn restore(&mut self, batch: &mut Batch<'_>, text: &mut Text, found: Found) -> (Vec<Step>, Vec<f32>) {
         let Some(last) = found.node else { return Default::default() };
         let config = batch.model().config();
-        let mut way: Vec<usize> = self.way(last).collect();
-        way.reverse();
+        let mut path: Vec<usize> = self.to_root(last).collect();
+        path.reverse();
         let mut steps = Vec::with_capacity(found.tokens);
-        for &node in &way {
+        for &node in &path {
             let Some(node) = &self.nodes[node] else { continue };
             steps.extend(&node.steps);
             if let Some(rows) = &node.rows {
@@ -147,7 +147,7 @@ impl Prefixes {
         if steps.is_empty() || Recurrent::bytes(config) > self.limit {
             return Ok(());
         }
-        let at = self.node_for(batch, text, owner, &self.alike(steps))?;
+        let at = self.node_for(batch, text, owner, &self.normalized(steps))?;
         self.complete(batch, text, at, steps.len())?;
         self.now += 1;
         let now = self.now;
@@ -233,8 +233,8 @@ impl Prefixes {
     /// missing where a longer sequence was split, since its window had moved on.
     fn complete(&mut self, batch: &mut Batch<'_>, text: &Text, last: usize, tokens: usize) -> Result<()> {
         let config = batch.model().config();
-        let way: Vec<usize> = self.way(last).collect();
-        for at in way {
+        let path: Vec<usize> = self.to_root(last).collect();
+        for at in path {
             let Some(rows) = self.nodes[at].as_ref().and_then(|node| node.rows.as_ref()) else { continue };
             if rows.lack(config, tokens) {
                 let more = text.state.rows(&mut batch.device, config, rows.tokens())?;
@@ -314,10 +314,10 @@ impl Prefixes {
 
     /// Returns the owner key and all steps up to the end of `node`.
     pub(super) fn path(&self, node: usize) -> (String, Vec<Step>) {
-        let way: Vec<usize> = self.way(node).collect();
-        let root = way.last().copied();
+        let path: Vec<usize> = self.to_root(node).collect();
+        let root = path.last().copied();
         let owner = self.roots.iter().find(|(_, at)| Some(**at) == root).map(|(owner, _)| owner.clone());
-        let steps = way.iter().rev().filter_map(|&at| self.nodes[at].as_ref()).flat_map(|node| node.steps.clone());
+        let steps = path.iter().rev().filter_map(|&at| self.nodes[at].as_ref()).flat_map(|node| node.steps.clone());
         (owner.unwrap_or_default(), steps.collect())
     }
 }
