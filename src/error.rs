@@ -62,7 +62,7 @@ pub enum Error {
     ContextFull { needed: usize, free: usize, context: usize },
     /// A conversation with the new message does not fit into the context: it would have `needed` tokens.
     #[error(
-        "message too long: {} tokens including the first of its reply, but only {free} of {context} are left in the context",
+        "message too long: it needs {} tokens, including one for the reply, but only {free} of {context} are free in the context",
         .needed + 1 + .free - .context
     )]
     ConversationFull { needed: usize, free: usize, context: usize },
@@ -127,13 +127,13 @@ pub enum Error {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FileContents {
     /// A saved conversation.
-    #[error("contains a conversation")]
+    #[error("is a conversation")]
     Conversation,
     /// A text.
-    #[error("contains a text")]
+    #[error("is a `run` session")]
     Text,
     /// A processed prompt.
-    #[error("contains a cached prompt")]
+    #[error("is a prompt cache")]
     Prompt,
     /// A model. It is never replaced by a session.
     #[error("is a model file (GGUF)")]
@@ -163,10 +163,10 @@ pub enum Mismatch {
     #[error("has {tokens} tokens, but the context size is {context}")]
     Tokens { tokens: usize, context: usize },
     /// It contains a conversation, not a text.
-    #[error("contains a conversation")]
+    #[error("is a conversation, not a `run` session")]
     Conversation,
     /// It contains a text, not a conversation.
-    #[error("contains a text")]
+    #[error("is a `run` session, not a conversation")]
     Text,
 }
 

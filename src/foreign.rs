@@ -1,4 +1,4 @@
-//! Converts panics in third-party code, on input that it does not expect, to errors.
+//! Converts panics in third-party code, on input that it does not expect, to errors, and rewords error messages.
 
 use std::{
     any::Any,
@@ -39,9 +39,30 @@ pub fn message(payload: &(dyn Any + Send)) -> String {
     message.unwrap_or("a panic").split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
+/// Returns why a text is not accepted as JSON; to be appended to its name. A text that nests deeper than serde_json's
+/// limit may well be JSON.
+pub fn json_problem(error: &serde_json::Error) -> String {
+    let message = error.to_string();
+    match message.starts_with("recursion limit exceeded") {
+        true => "is nested more than 127 levels deep".into(),
+        false => format!("is not JSON: {message}"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
+
+    #[test]
+    fn deeply_nested_json_is_not_called_invalid() {
+        let nested = |levels: usize| serde_json::from_str::<Value>(&("[".repeat(levels) + &"]".repeat(levels)));
+        assert!(nested(127).is_ok());
+        assert_eq!(json_problem(&nested(128).unwrap_err()), "is nested more than 127 levels deep");
+        let message = json_problem(&serde_json::from_str::<Value>("[1").unwrap_err());
+        assert!(message.starts_with("is not JSON: EOF"), "{message}");
+    }
 
     #[test]
     fn panics_become_their_message() {

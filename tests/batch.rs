@@ -108,7 +108,7 @@ fn an_invalid_line_does_not_stop_the_batch() {
         (good.clone(), ""),
         ("{".into(), "is not JSON"),
         (r#"{"id": 5, "prompt": "a", "tempe": 1}"#.into(), "unknown field `tempe`"),
-        (r#"{"prompt": "a", "temperature": -1}"#.into(), "`temperature` -1: the value must be from 0 to 1000"),
+        (r#"{"prompt": "a", "temperature": -1}"#.into(), "`temperature` -1: must be from 0 to 1000"),
         (r#"{"prompt": "a", "system": "b"}"#.into(), "`system` needs `messages`"),
         (json!({"prompt": "word ".repeat(700)}).to_string(), "more tokens do not fit: 600 of 600 tokens are left"),
         (json!({"prompt": "a", "stop": vec!["a"; 65]}).to_string(), "65 stop strings are too many"),

@@ -186,6 +186,10 @@ fn unenforceable_keywords_are_refused_with_their_path() {
     assert!(refusal(json!({"oneOf": [{"type": "integer"}, {"type": "number"}]})).contains("may overlap"));
     let text = |text: &str| demo.refusal(&Shape::JsonSchema(text.into()));
     assert!(text("{\"type\": ").starts_with("is not JSON: "));
+    let deep = "{\"items\":".repeat(200) + "{}" + &"}".repeat(200);
+    assert_eq!(text(&deep), "is nested more than 127 levels deep");
+    let misspelled = json!({"properties": {"a": {"type": "strin"}}});
+    assert_eq!(refusal(misspelled), "at #/properties/a/type: unknown type `strin`");
     assert_eq!(text("[]"), "a JSON schema must be an object or `true`");
     assert!(text("false").contains("nothing matches"));
     let optional = json!({"properties": {"never": false, "x": {"if": {}}}});

@@ -356,7 +356,7 @@ fn refuses_broken_folders() {
     fs::create_dir(fixture.folder()).unwrap();
     fixture.refused("has no config.json");
     fixture.file("config.json", "{");
-    fixture.refused("is not valid: ");
+    fixture.refused("is not JSON: EOF");
     fs::write(fixture.folder().join("config.json"), [0xff, 0xfe]).unwrap();
     fixture.refused("UTF-8");
     fixture.file("config.json", &fixture.config.to_string());
@@ -538,7 +538,7 @@ fn invalid_optional_files_are_ignored_with_a_note() {
         (r#"{"temperature": 0.5, "top_p": 1.5}"#, "top_p 1.5 must be from 0 to 1; ignored", 1),
         (r#"{"temperature": 0.5, "top_p": NaN, "min_p": "low"}"#, "top_p \"NaN\" is not a number", 1),
         (r#"{"temperature": -1, "top_k": 1.5}"#, "top_k 1.5 must be a whole number", 0),
-        (r#"{"temperature": 0.5, "#, "generation_config.json: is not valid", 0),
+        (r#"{"temperature": 0.5, "#, "generation_config.json: is not JSON: EOF", 0),
         (r#"{"do_sample": "maybe"}"#, "`do_sample`: invalid type", 0),
     ] {
         fixture.file("generation_config.json", text);

@@ -234,7 +234,7 @@ fn pull_errors_are_one_sentence() {
     let other = ["a/Llama/config.json", "a model of type `llama`; only `hymba` is supported"];
     fails(&mut pull(&["a/Llama"]), 1, &other);
     world.hub.commit("a/Data", "main", &[("data.csv", b"1,2", false)]);
-    fails(&mut pull(&["a/Data"]), 1, &["a/Data holds neither a checkpoint", "nor a GGUF file"]);
+    fails(&mut pull(&["a/Data"]), 1, &["a/Data contains neither a checkpoint", "nor a GGUF file"]);
     assert!(!world.hub.requests().iter().any(|r| r.is_get_of_data()));
     let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let refused = format!("http://{nobody}: no connection (connection refused); check the network and HF_ENDPOINT");

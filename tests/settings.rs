@@ -60,16 +60,38 @@ fn invalid_settings_are_reported_with_their_source() {
     let run = || hymba(["run", "-n", "1", "Once"]);
     fails(run().env("HYMBA_CONFIG", with("temperature = 1\n")), 2, &["config.toml", "unknown setting `temperature`"]);
     fails(run().env("HYMBA_CONFIG", with("a line\n")), 2, &["config.toml", "line 1"]);
-    fails(run().env("HYMBA_CONFIG", with("temp = [1]\n")), 2, &["config.toml", "`temp`", "number"]);
+    fails(run().env("HYMBA_CONFIG", with("temp = [1]\n")), 2, &["config.toml", "`temp` must be a string or a number"]);
     fails(run().env("HYMBA_CONFIG", with("force = true\n")), 2, &["config.toml", "unknown setting `force`"]);
-    fails(run().env("HYMBA_CONFIG", with("context = \"large\"\n")), 2, &["config.toml", "'large'", "--context"]);
-    fails(run().env("HYMBA_THREADS", "none"), 2, &["HYMBA_THREADS", "'none'", "--threads"]);
+    fails(
+        run().env("HYMBA_CONFIG", with("context = \"large\"\n")),
+        2,
+        &["config.toml: context = \"large\": must be a whole number from 0 to"],
+    );
+    fails(run().env("HYMBA_THREADS", "none"), 2, &["HYMBA_THREADS=none: must be a whole number from 1 to 512"]);
+    fails(run().env("HYMBA_TEMP", "-3"), 2, &["HYMBA_TEMP=-3: must be from 0 to 1000"]);
+    fails(run().env("HYMBA_BACKEND", "gpu"), 2, &["HYMBA_BACKEND=gpu: must be one of auto, cpu, metal"]);
+    let stderr = run().env("HYMBA_TEMP", "abc").output().unwrap().stderr;
+    assert_eq!(String::from_utf8(stderr).unwrap(), "hymba: error: HYMBA_TEMP=abc: must be a number\n");
     fails(run().env("HYMBA_CONFIG", dir.path()), 2, &["is not a regular file"]);
     // A setting that a flag overrides is not checked, and help always works.
     succeeds(run().args(["-c", "64"]).env("HYMBA_CONTEXT", "large"));
     succeeds(hymba(["run", "--help"]).env("HYMBA_CONFIG", with("a line\n")));
     let help = succeeds(&mut hymba(["run", "--help"]));
     assert!(help.contains("[env: HYMBA_TOP_K]") && !help.contains("HYMBA_SEED"), "{help}");
+}
+
+#[test]
+fn a_configuration_file_that_is_named_must_exist() {
+    let missing = ("HYMBA_CONFIG", "missing.toml");
+    let problem = "HYMBA_CONFIG: cannot read missing.toml: No such file or directory\n";
+    fails(hymba(["run", "-n", "1", "Once"]).env(missing.0, missing.1), 2, &[problem]);
+    let shown = succeeds(hymba(["config"]).env(missing.0, missing.1).env("HYMBA_TEMP", "0.5"));
+    assert!(
+        shown.starts_with("# missing.toml (no such file)\n") && shown.contains("temp = 0.5  # HYMBA_TEMP"),
+        "{shown}"
+    );
+    let empty = tempfile::tempdir().unwrap();
+    succeeds(hymba(["run", "-q", "-n", "1", "Once"]).env_remove(missing.0).env("XDG_CONFIG_HOME", empty.path()));
 }
 
 #[test]

@@ -302,7 +302,7 @@ fn a_session_with_non_finite_values_is_rejected() {
         bad[end..].copy_from_slice(hash.as_bytes());
         fs::write(&file, bad).unwrap();
         let error = timeline.load(&file, |(), _| Ok(())).unwrap_err().to_string();
-        assert!(error.contains("bad: is damaged: it holds values that are not finite"), "{at}: {error}");
+        assert!(error.contains("bad: is damaged: it contains values that are not finite"), "{at}: {error}");
         assert!(timeline.steps() == steps && timeline.logits() == before);
     }
 }

@@ -173,7 +173,7 @@ fn invalid_tool_flags_are_refused_before_generation() {
         (
             &["--tools", &tools, "--tool-choice", "get_cat"],
             2,
-            "there is no tool `get_cat`; there is get_weather, get_date",
+            "unknown tool `get_cat`; available: get_weather, get_date",
         ),
         (&["--tools", &tools, "--tool-command", "echo 'a"], 2, "--tool-command: unterminated quote"),
         (&["--tools", &tools, "--tool-command", "echo"], 2, "add --tool-yes to skip the confirmation"),

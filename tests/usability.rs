@@ -72,7 +72,7 @@ fn single_turn_joins_message_and_stdin() {
         let turns = session_header(session.as_ref())["more"]["chat"]["branches"]["main"]["turns"].clone();
         assert_eq!((turns.as_array().unwrap().len(), &turns[0]["user"]), (1, &message.into()), "{args:?}");
     }
-    fails(&mut hymba(["chat", "-st"]), 2, &["-st needs a message"]);
+    fails(&mut hymba(["chat", "-st"]), 2, &["-st requires a message"]);
     let alone = succeeds(&mut hymba(["chat", "-q", "-n", "2", "--no-stdin", "--seed", "1", "Hello"]));
     assert_eq!(alone, succeeds(&mut hymba(["chat", "-q", "-n", "2", "-st", "--seed", "1", "Hello"])));
 }
@@ -130,14 +130,25 @@ fn flags_without_effect_are_refused() {
         (&["chat", "-st", "a", "--force"], "--force applies to"),
         (&["chat", "-st", "a", "--session", "-"], "name a file"),
         (&["chat", "-st", "a", "--session", "a", "--resume", "b"], "--resume"),
-        (&["chat", "-st", "a", "--chat-template", "chatlm"], "built-in templates: chatml, hymba"),
+        (
+            &["chat", "-st", "a", "--chat-template", "chatlm"],
+            "unknown chat template `chatlm`; available: chatml, hymba",
+        ),
         (&["chat", "-st", "a", "--chat-template", "{{ bos_token }}"], "`messages`"),
         (&["run", "a", "-n", "99999999999"], "a whole number of tokens, or -1 for no limit"),
         (&["run", "a", "-t", "1000"], "a whole number from 1 to 512"),
         (&["quantize", &model, &out, "--type", "Q4_K_M"], "use q4"),
+        (&["eval", "logits", "--ids", "1,x", "-o", &out], "must be token ids separated by commas"),
+        (&["eval", "logits", "--ids", "1", "--decode", "x", "-o", &out], "must be a non-negative integer"),
+        (&["run", "a", "--context-file", &out], "--tools and --context-file require --chat and cannot be used"),
     ] {
         fails(&mut hymba(line), 2, &[error]);
     }
+    // A model that cannot be converted is not to be converted by the command that fails.
+    let notes = dir.path().join("notes.gguf").display().to_string();
+    fs::write(&notes, "some notes").unwrap();
+    let hint = "notes.gguf: is not a GGUF file; name a Hugging Face folder or a GGUF file\n";
+    fails(&mut hymba(["quantize", &notes, &out]), 1, &[hint]);
     fails(&mut hymba(["run", "a", "-m", "no/such.gguf"]), 1, &["no/such.gguf: No such file or directory"]);
     let Output { stderr, .. } = hymba(["run", "a", "-m", "no/such.gguf"]).output().unwrap();
     assert!(!text(&stderr).contains("os error"));
@@ -158,6 +169,24 @@ fn flags_without_effect_are_refused() {
     let plain = plain.to_str().unwrap();
     warned(&["chat", "-m", plain, "-n", "1", "-st", "a", "--system", "b"], "the model has no chat template");
     fails(&mut hymba(["run", "-m", plain, "--chat", "a"]), 2, &["--chat: the model has no chat template"]);
+}
+
+#[test]
+fn invalid_flags_are_reported_without_the_model_notice() {
+    for line in [
+        &["run", "a", "--regex", "("][..],
+        &["run", "a", "--json-schema", "{\"not\": {}}"],
+        &["run", "--batch", "no-such-file", "-o", "-"],
+        &["chat", "-st", "a", "--regex", "("],
+        &["chat", "-st", "a", "--chat-template", "chatlm"],
+        &["chat", "-st"],
+    ] {
+        let Output { status, stderr, .. } = hymba(line).output().unwrap();
+        let stderr = text(&stderr);
+        assert!(status.code() == Some(2) && !stderr.contains("no model given"), "{line:?}: {stderr}");
+    }
+    let Output { stderr, .. } = hymba(["run", "-n", "1", "a"]).output().unwrap();
+    assert!(text(&stderr).contains("no model given"), "{}", text(&stderr));
 }
 
 /// A reply that does not end: all tokens are equally likely.

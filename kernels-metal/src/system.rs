@@ -15,5 +15,5 @@ pub fn open() -> Result<Box<dyn Device>, DeviceError> {
     #[cfg(target_os = "macos")]
     return Ok(Box::new(crate::metal::Metal::open()?));
     #[cfg(not(target_os = "macos"))]
-    Err(DeviceError::Missing("this machine has no Metal: only Macs do".into()))
+    Err(DeviceError::Missing("Metal is only available on macOS".into()))
 }

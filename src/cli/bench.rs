@@ -41,7 +41,10 @@ Examples:
   hymba bench --shape hymba-1.5b -p 0 --ttft 0 -b 1,2,4,8 --verify 1,2,3,4,6,8
   hymba bench -m hymba-1.5b-q4_0.gguf -o json > bench.json
   hymba bench --speculate --tasks tests/data/speculate/tasks.json -o json > tasks.json
-  hymba bench --shape hymba-1.5b --speculate --replay tasks.json")]
+  hymba bench --shape hymba-1.5b --speculate --replay tasks.json
+
+Environment:
+  HYMBA_KERNELS=NAME  use other CPU kernels than the fastest, for example scalar; an unknown NAME lists the available ones")]
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
@@ -52,27 +55,27 @@ pub struct Args {
     #[arg(long, value_name = "TYPE", default_value = "q4_0", requires = "shape",
           value_parser = PossibleValuesParser::new(DType::ALL.map(DType::name)))]
     r#type: String,
-    /// Prompt lengths in tokens (0: skip prefill)
+    /// Prompt lengths in tokens, a comma-separated list (0: skip prefill)
     #[arg(short, long, value_name = "N", default_value = "512", value_delimiter = ',', value_parser = count(0..=1 << 20))]
     prompt: Vec<usize>,
-    /// Numbers of tokens to generate (0: skip decode)
+    /// Numbers of tokens to generate, a comma-separated list (0: skip decode)
     #[arg(short = 'n', long, value_name = "N", default_value = "128", value_delimiter = ',', value_parser = count(0..=1 << 20))]
     predict: Vec<usize>,
-    /// Context depths in tokens
+    /// Context depths in tokens, a comma-separated list
     #[arg(short, long, value_name = "N", default_value = "0", value_delimiter = ',', value_parser = count(0..=1 << 20))]
     depth: Vec<usize>,
-    /// Prompt lengths for time to first token (0: skip)
+    /// Prompt lengths for time to first token, a comma-separated list (0: skip)
     #[arg(long, value_name = "N", default_value = "16", value_delimiter = ',', value_parser = count(0..=1 << 20))]
     ttft: Vec<usize>,
-    /// Batch sizes: texts decoded together, --predict tokens each
+    /// Batch sizes, a comma-separated list: texts decoded together, --predict tokens each
     #[arg(short, long, value_name = "N", value_delimiter = ',', value_parser = count(1..=256))]
     batch: Vec<usize>,
-    /// Decode segment lengths, as in draft verification: passes of N tokens with logits for each
+    /// Decode segment lengths, a comma-separated list: passes of N tokens with logits for each, as in draft verification
     #[arg(long, value_name = "N", value_delimiter = ',', value_parser = count(1..=DECODE_TOKENS as u64))]
     verify: Vec<usize>,
     #[command(flatten)]
     speculate: SpeculateArgs,
-    /// Thread counts [default: one thread per available core]
+    /// Thread counts, a comma-separated list [default: one thread per available core]
     #[arg(short, long, value_name = "N", value_delimiter = ',', value_parser = count(1..=512))]
     threads: Vec<usize>,
     /// Repetitions of each measurement, after one warm-up run
@@ -119,6 +122,9 @@ fn random_model(shape: &str, dtype: &str, cancel: &AtomicBool) -> anyhow::Result
 }
 
 pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
+    if args.speculate.speculate && matches!(args.output, Format::Csv | Format::Jsonl) {
+        return Err(Usage("--speculate prints md or json; choose one with -o".into()).into());
+    }
     let random = args.shape.as_ref().map(|shape| random_model(shape, &args.r#type, cancel)).transpose()?;
     let start = Instant::now();
     let model = match &random {
@@ -177,9 +183,6 @@ pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
 
 /// `--speculate`.
 fn measure_speculation(args: &Args, model: &Model, cancel: &AtomicBool) -> anyhow::Result<()> {
-    if matches!(args.output, Format::Csv | Format::Jsonl) {
-        return Err(Usage("--speculate prints md or json; choose one with -o".into()).into());
-    }
     let predict = args.predict.first().copied().unwrap_or_default();
     let extent = Extent { depths: &args.depth, repeat: args.repeat, predict };
     let prepared = speculate::prepare(&args.speculate, model, &extent)?;

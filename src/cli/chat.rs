@@ -195,12 +195,19 @@ pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
     let shape = args.constraint.shape(cancel)?;
     args.tools.check(shape.is_some())?;
     let (resources, answers) = (args.tools.read(cancel)?, args.tools.answers()?);
+    let source = template_source(args, cancel)?;
+    let system = match &args.system_file {
+        Some(path) => Some(prompt::read_file(path, cancel)?),
+        None => args.system.as_ref().map(|text| args.escape.text("--system", text)).transpose()?,
+    };
     let typed = io::stdin().is_terminal();
     let terminal = typed && io::stdout().is_terminal() && !args.jsonl;
-    let model = args.model.open(args.quiet || terminal, cancel)?;
+    let first = first_message(args, terminal, cancel)?;
+    let (model, notice) = args.model.open_unannounced(args.quiet || terminal, cancel)?;
     let tokenizer = model.tokenizer_until(cancel)?;
     let compile = |(name, shape): (String, _)| constraint::compile(&name, &shape, &tokenizer, cancel);
     let constraint = shape.map(compile).transpose()?;
+    notice.show();
     if args.saved().is_some() {
         model.start_fingerprint(); // hash the file as it is now: it may change later
     }
@@ -209,16 +216,12 @@ pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
     let session = args.runtime.open(&model, args.quiet, cancel)?;
     let undo_memory = args.undo_memory.saturating_mul(1_000_000);
     let timeline = Timeline::new(session, undo_memory);
-    let system = match &args.system_file {
-        Some(path) => Some(prompt::read_file(path, cancel)?),
-        None => args.system.as_ref().map(|text| args.escape.text("--system", text)).transpose()?,
-    };
     let limit = match args.predict {
         Some(Limit(limit)) => limit,
         None => Some(model.reply_limit()?.unwrap_or(REPLY_LIMIT)),
     };
     let options = Options {
-        template: template(args, &model, &tokenizer, system.is_some(), cancel)?,
+        template: template(args, source, &model, &tokenizer)?,
         system: system.clone(),
         limit,
         stops,
@@ -249,23 +252,15 @@ pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
         open: Box::new(open),
     };
     let mut repl = Repl::new(conversation, setup, screen, cancel);
-    let first = args.message.as_ref().or(args.prompt.as_ref());
-    let first = first.map(|text| args.escape.text("the message", text)).transpose()?;
-    let mut input = if args.single_turn {
-        let message = args.stdin.join(first, cancel)?;
-        if message.is_empty() {
-            return Err(Usage("-st needs a message, for example: hymba chat -st \"Hello\"".into()).into());
+    let mut input = match first {
+        First::Only(message) => Input::once(message),
+        First::Typed(first) => {
+            repl.greet();
+            Input::terminal(first, screen.color, cancel)?
         }
-        Input::once(message)
-    } else if terminal {
-        repl.greet();
-        Input::terminal(first, screen.color, cancel)?
-    } else if args.stdin.is_off() {
-        let message =
-            first.ok_or_else(|| Usage("--no-stdin needs a message: hymba chat --no-stdin \"Hello\"".into()))?;
-        Input::once(message)
-    } else {
-        Input::pipe(first.filter(|message| message != "-"), args.commands || typed, cancel.clone())?
+        First::Piped(first) => {
+            Input::pipe(first.filter(|message| message != "-"), args.commands || typed, cancel.clone())?
+        }
     };
     if let Some(path) = args.resumed() {
         repl.load(path)?;
@@ -280,6 +275,35 @@ pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
     }
     let outcome = guarded(|| repl.run(&mut input));
     save_on_exit(&mut repl, args, outcome)
+}
+
+/// The first message, and where the others come from.
+enum First {
+    /// There are no others.
+    Only(String),
+    Typed(Option<String>),
+    Piped(Option<String>),
+}
+
+fn first_message(args: &Args, terminal: bool, cancel: &AtomicBool) -> anyhow::Result<First> {
+    let first = args.message.as_ref().or(args.prompt.as_ref());
+    let first = first.map(|text| args.escape.text("the message", text)).transpose()?;
+    if args.single_turn {
+        let message = args.stdin.join(first, cancel)?;
+        if message.is_empty() {
+            return Err(Usage("-st requires a message, for example: hymba chat -st \"Hello\"".into()).into());
+        }
+        return Ok(First::Only(message));
+    }
+    if terminal {
+        return Ok(First::Typed(first));
+    }
+    if args.stdin.is_off() {
+        let message =
+            first.ok_or_else(|| Usage("--no-stdin requires a message: hymba chat --no-stdin \"Hello\"".into()))?;
+        return Ok(First::Only(message));
+    }
+    Ok(First::Piped(first))
 }
 
 /// Saves the conversation on exit, whatever ended it, including an error or a panic that was already reported.
@@ -320,30 +344,47 @@ fn keeps_template(args: &Args) -> bool {
     args.chat_template.is_some() || args.chat_template_file.is_some()
 }
 
-/// Returns the chat template that the flags or the model file name.
-fn template(
-    args: &Args,
-    model: &Model,
-    tokenizer: &Tokenizer,
-    has_system: bool,
-    cancel: &AtomicBool,
-) -> anyhow::Result<Option<Template>> {
+/// A chat template that the flags name.
+enum TemplateSource {
+    /// None is applied.
+    Off,
+    /// Jinja source, and its flag or file.
+    Jinja(String, String),
+}
+
+/// Returns the chat template that the flags name, if they do. It is parsed only to check it: special tokens are those of
+/// the model.
+fn template_source(args: &Args, cancel: &AtomicBool) -> anyhow::Result<Option<TemplateSource>> {
     let (source, origin) = match (&args.chat_template, &args.chat_template_file) {
-        (Some(text), _) if text == templates::NONE => return Ok(None),
+        (Some(text), _) if text == templates::NONE => return Ok(Some(TemplateSource::Off)),
         (Some(text), _) => (templates::source(text).to_owned(), "--chat-template".to_owned()),
         (None, Some(path)) => (prompt::read_text(path, cancel)?, path.display().to_string()),
-        (None, None) => {
-            let template = model.chat_template(tokenizer)?;
-            if template.is_none() && !args.quiet {
-                let system = if has_system { ", after the system prompt" } else { "" };
-                terminal::warn(&format!(
-                    "the model has no chat template: messages and replies are continued as plain text{system}"
-                ));
-            }
-            return Ok(template);
-        }
+        (None, None) => return Ok(None),
     };
-    let template = tokenizer.template(&source, &origin)?;
-    templates::check(&source).map_err(|reason| Usage(format!("{origin}: {reason}")))?;
-    Ok(Some(template))
+    Template::new(&source, &origin, "", "")?;
+    templates::check(&source, &origin).map_err(Usage)?;
+    Ok(Some(TemplateSource::Jinja(source, origin)))
+}
+
+/// Returns the chat template: the one that the flags name, else the model's.
+fn template(
+    args: &Args,
+    source: Option<TemplateSource>,
+    model: &Model,
+    tokenizer: &Tokenizer,
+) -> anyhow::Result<Option<Template>> {
+    match source {
+        Some(TemplateSource::Off) => return Ok(None),
+        Some(TemplateSource::Jinja(source, origin)) => return Ok(Some(tokenizer.template(&source, &origin)?)),
+        None => {}
+    }
+    let template = model.chat_template(tokenizer)?;
+    if template.is_none() && !args.quiet {
+        let has_system = args.system.is_some() || args.system_file.is_some();
+        let system = if has_system { ", after the system prompt" } else { "" };
+        terminal::warn(&format!(
+            "the model has no chat template: messages and replies are continued as plain text{system}"
+        ));
+    }
+    Ok(template)
 }

@@ -8,7 +8,7 @@ use super::{settings, terminal, usage::Usage};
 ///
 /// A setting is a flag that can also be given as an environment variable (HYMBA_CONTEXT, HYMBA_TOP_K, ...) or in the
 /// configuration file, under the name of the flag. Flags override variables, and variables override the file.
-/// HYMBA_CONFIG selects another file.
+/// HYMBA_CONFIG names another file, which must exist; if it is empty, no file is read.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Example of a configuration file:
@@ -19,7 +19,7 @@ pub struct Args {}
 
 /// Runs the command.
 pub fn run() -> anyhow::Result<()> {
-    let settings = settings::read().map_err(Usage)?;
+    let settings = settings::read_existing().map_err(Usage)?;
     let mut out = terminal::out();
     match settings::file() {
         Some(path) if path.exists() => writeln!(out, "# {}", path.display())?,

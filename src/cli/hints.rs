@@ -28,7 +28,7 @@ pub fn hint(error: &Error, interface: Interface) -> Option<Cow<'static, str>> {
         Error::NotGguf { .. } => "name a GGUF file, or convert a Hugging Face folder with `hymba quantize`",
         Error::Model { .. } => "convert the model again with `hymba quantize`",
         Error::NoTokenizer(_) => {
-            "convert the model again with `hymba quantize` from a folder that holds tokenizer.json"
+            "convert the model again with `hymba quantize` from a folder that contains tokenizer.json"
         }
         Error::Template { .. } => "use another one with --chat-template-file",
         Error::SessionMismatch { reason, .. } => return mismatch(reason, interface),
@@ -173,7 +173,10 @@ mod tests {
                 session(Mismatch::Tokens { tokens: 5, context: 4 }),
                 "talk: has 5 tokens, but the context size is 4; raise it with -c",
             ),
-            (session(Mismatch::Text), "talk: contains a text; resume it with `hymba run --session`"),
+            (
+                session(Mismatch::Text),
+                "talk: is a `run` session, not a conversation; resume it with `hymba run --session`",
+            ),
             (
                 template(Some(2)),
                 "t.jinja: is not a usable chat template, line 2: no; use another one with --chat-template-file",

@@ -39,7 +39,7 @@ use std::{
     sync::{Arc, atomic::AtomicBool},
 };
 
-use clap::{CommandFactory, FromArgMatches, error::ErrorKind};
+use clap::{CommandFactory, FromArgMatches};
 use hymba::backend::{Cpu, KERNELS};
 use options::SamplingArgs;
 use settings::Setting;
@@ -89,18 +89,12 @@ impl Cli {
     pub fn of_process() -> Result<Self, clap::Error> {
         let line: Vec<_> = env::args_os().collect();
         match settings::read() {
-            Ok(settings) => Self::of(line.clone(), &settings).map_err(|e| {
-                settings::attribute_error(
-                    e,
-                    &settings,
-                    |some| Self::of(line.clone(), some).map(drop),
-                    &mut Self::command(),
-                )
-            }),
-            // Commands that need no settings, such as help, still work.
+            Ok(settings) => Self::of(line.clone(), &settings)
+                .map_err(|e| settings::attribute_error(e, &settings, |some| Self::of(line.clone(), some).map(drop))),
+            // Commands that need no settings, such as help, still work, and `config` shows what it can.
             Err(reason) => match Self::of(line, &[])? {
-                cli @ Self { command: Command::Completions(_) | Command::Man(_) } => Ok(cli),
-                _ => Err(Self::command().error(ErrorKind::InvalidValue, reason)),
+                cli @ Self { command: Command::Completions(_) | Command::Man(_) | Command::Config(_) } => Ok(cli),
+                _ => Err(settings::invalid(reason)),
             },
         }
     }
@@ -127,7 +121,7 @@ impl Cli {
         let matches = command.try_get_matches_from_mut(line)?;
         let mut cli = Self::from_arg_matches(&matches).map_err(|e| e.format(&mut command))?;
         if let (Some(sampling), Some((_, flags))) = (cli.command.sampling_mut(), matches.subcommand()) {
-            sampling.settings = settings::from_settings(flags);
+            sampling.settings = settings::effective(settings, flags);
         }
         Ok(cli)
     }
@@ -147,7 +141,7 @@ fn check_environment() -> Result<(), Usage> {
         return Ok(());
     }
     let wanted = wanted.to_string_lossy();
-    Err(Usage(format!("{KERNELS}={wanted}: this CPU does not have these kernels; available: {}", known.join(", "))))
+    Err(Usage(format!("{KERNELS}={wanted}: unknown or unsupported kernels; available: {}", known.join(", "))))
 }
 
 impl Command {

@@ -40,6 +40,17 @@ enum Source {
     Embedded,
 }
 
+/// A note on which model is used, if one is due.
+#[must_use]
+pub struct Notice(Option<String>);
+
+impl Notice {
+    /// Prints it.
+    pub fn show(self) {
+        self.0.iter().for_each(|note| terminal::note(note));
+    }
+}
+
 /// The official model.
 pub const OFFICIAL: &str = "nvidia/Hymba-1.5B-Instruct";
 
@@ -53,41 +64,36 @@ impl ModelArgs {
     /// Opens the model; notes which one it is, unless `quiet` or given by -m. A file that is not in the page cache is
     /// read first, until `cancel`.
     pub fn open(&self, quiet: bool, cancel: &AtomicBool) -> anyhow::Result<Model> {
-        match self.source(quiet)? {
-            Source::Flag(path) => {
-                load(&path, quiet, cancel)?;
-                Ok(Model::open(path)?)
-            }
-            Source::Variable(path) => {
-                load(&path, quiet, cancel)?;
-                Model::open(path).context(VARIABLE)
-            }
-            Source::Embedded => Ok(Model::from_static(EMBEDDED_NAME, EMBEDDED)?),
-        }
+        let source = self.source()?;
+        source.notice(quiet).show();
+        source.open(quiet, cancel)
+    }
+
+    /// Opens the model like [`Self::open`], and returns the note, to be shown after flags were checked that need the
+    /// model for it.
+    pub fn open_unannounced(&self, quiet: bool, cancel: &AtomicBool) -> anyhow::Result<(Model, Notice)> {
+        let source = self.source()?;
+        let notice = source.notice(quiet);
+        Ok((source.open(quiet, cancel)?, notice))
     }
 
     /// Opens the model file as GGUF.
     pub fn gguf(&self, quiet: bool) -> anyhow::Result<Gguf> {
-        match self.source(quiet)? {
+        let source = self.source()?;
+        source.notice(quiet).show();
+        match source {
             Source::Flag(path) => Ok(Gguf::open(&path)?),
             Source::Variable(path) => Gguf::open(&path).context(VARIABLE),
             Source::Embedded => Ok(Gguf::parse(EMBEDDED_NAME, Blob::from_static(EMBEDDED))?),
         }
     }
 
-    fn source(&self, quiet: bool) -> anyhow::Result<Source> {
+    fn source(&self) -> anyhow::Result<Source> {
         if let Some(path) = &self.model {
             return Ok(Source::Flag(resolve(path)?));
         }
-        let notify = |message: String| {
-            if !quiet {
-                terminal::note(&message);
-            }
-        };
         if let Some(path) = env::var_os(VARIABLE).filter(|path| !path.is_empty()) {
-            let path = resolve(&PathBuf::from(path)).context(VARIABLE)?;
-            notify(format!("using {} (from {VARIABLE})", path.display()));
-            return Ok(Source::Variable(path));
+            return Ok(Source::Variable(resolve(&PathBuf::from(path)).context(VARIABLE)?));
         }
         if EMBEDDED.is_empty() {
             let problem = format!(
@@ -95,9 +101,33 @@ impl ModelArgs {
             );
             return Err(Usage(problem).into());
         }
-        notify(format!(
-            "no model given (-m or {VARIABLE}); using the built-in demo; get the official model with `hymba pull {OFFICIAL}`"
-        ));
         Ok(Source::Embedded)
+    }
+}
+
+impl Source {
+    fn open(&self, quiet: bool, cancel: &AtomicBool) -> anyhow::Result<Model> {
+        match self {
+            Self::Flag(path) => {
+                load(path, quiet, cancel)?;
+                Ok(Model::open(path)?)
+            }
+            Self::Variable(path) => {
+                load(path, quiet, cancel)?;
+                Model::open(path).context(VARIABLE)
+            }
+            Self::Embedded => Ok(Model::from_static(EMBEDDED_NAME, EMBEDDED)?),
+        }
+    }
+
+    fn notice(&self, quiet: bool) -> Notice {
+        Notice(match self {
+            _ if quiet => None,
+            Self::Flag(_) => None,
+            Self::Variable(path) => Some(format!("using {} (from {VARIABLE})", path.display())),
+            Self::Embedded => Some(format!(
+                "no model given (-m or {VARIABLE}); using the built-in demo; get the official model with `hymba pull {OFFICIAL}`"
+            )),
+        })
     }
 }

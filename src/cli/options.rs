@@ -18,13 +18,13 @@ use hymba::{
 };
 use rand::{TryRng, rngs::SysRng};
 
-use super::{terminal, usage::Usage, wording::grouped};
+use super::{settings, terminal, usage::Usage, wording::grouped};
 
 /// Runtime flags.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Runtime options")]
 pub struct SessionArgs {
-    /// Context size in tokens [default: the model's training context]
+    /// Context size in tokens (0: the model's training context) [default: 0]
     #[arg(short, long, alias = "ctx-size", value_name = "N", allow_negative_numbers = true,
           value_parser = count(0..=limits::CONTEXT as u64))]
     pub context: Option<usize>,
@@ -66,7 +66,8 @@ pub fn count(range: RangeInclusive<u64>) -> impl Fn(&str) -> Result<usize, Strin
         let number = text.parse::<u64>().ok().filter(|number| range.contains(number));
         let number = number.and_then(|number| usize::try_from(number).ok());
         number.ok_or_else(|| match range.end() {
-            &u64::MAX => format!("must be a whole number, at least {}", range.start()),
+            &u64::MAX if *range.start() == 0 => "must be a non-negative integer".into(),
+            &u64::MAX => format!("must be a whole number of at least {}", range.start()),
             end => format!("must be a whole number from {} to {end}", range.start()),
         })
     }
@@ -187,11 +188,11 @@ pub struct SamplingArgs {
     pub seed: Option<u64>,
     /// The values above that come from a variable or the configuration file.
     #[arg(skip)]
-    pub settings: Vec<&'static str>,
+    pub settings: Vec<settings::Setting>,
 }
 
 fn integer(text: &str) -> Result<u64, &'static str> {
-    text.parse().map_err(|_| "must be a whole number, at least 0")
+    text.parse().map_err(|_| "must be a non-negative integer")
 }
 
 impl SamplingArgs {
@@ -209,7 +210,12 @@ impl SamplingArgs {
 
     /// Returns `params` overridden by flags only: a resumed text keeps its own parameters otherwise.
     pub fn apply_flags(&self, params: SamplingParams) -> Result<SamplingParams, Usage> {
-        self.apply_if(params, |name| !self.settings.contains(&name))
+        self.apply_if(params, |name| self.from_setting(name).is_none())
+    }
+
+    /// Returns the setting that a parameter comes from, if it is not from the command line.
+    fn from_setting(&self, name: &str) -> Option<&settings::Setting> {
+        self.settings.iter().find(|setting| setting.name == name)
     }
 
     fn apply_if(&self, mut params: SamplingParams, applies: impl Fn(&str) -> bool) -> Result<SamplingParams, Usage> {
@@ -223,8 +229,9 @@ impl SamplingArgs {
         ]);
         for (setting, value) in flags {
             if let Some(value) = value.filter(|_| applies(setting.name())) {
-                let refuse = |reason| Usage(format!("--{} {value}: the value {reason}", setting.name()));
-                params.set(setting, value).map_err(refuse)?;
+                let source = self.from_setting(setting.name()).map(|setting| setting.source.clone());
+                let source = source.unwrap_or_else(|| format!("--{} {value}", setting.name()));
+                params.set(setting, value).map_err(|reason| Usage(format!("{source}: {reason}")))?;
             }
         }
         Ok(params)

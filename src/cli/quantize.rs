@@ -7,8 +7,10 @@ use std::{
     time::Duration,
 };
 
+use anyhow::anyhow;
 use clap::builder::NonEmptyStringValueParser;
 use hymba::{
+    Error,
     format::DType,
     quant::{Event, Options, Summary, TypePlan, convert},
 };
@@ -97,12 +99,22 @@ pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
     };
     let converted = convert(&args.input, &args.output, &options, &mut show, cancel);
     progress.finish();
-    let summary = converted?;
+    let summary = converted.map_err(of_input)?;
     if !args.job.quiet {
         let report = report(&args.output, &summary);
         report.lines().try_for_each(|line| writeln!(terminal::out(), "{line}"))?;
     }
     Ok(())
+}
+
+/// Replaces the hints for models that cannot be run, which recommend this command.
+fn of_input(error: Error) -> anyhow::Error {
+    let hint = match error {
+        Error::NotGguf { .. } => "name a Hugging Face folder or a GGUF file",
+        Error::Model { .. } | Error::NoTokenizer(_) => "convert the original checkpoint instead",
+        error => return error.into(),
+    };
+    anyhow!("{error}; {hint}")
 }
 
 /// Returns the summary and the next command.

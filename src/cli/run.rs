@@ -48,7 +48,7 @@ use stored::Checkpointed;
 
 /// Generate text from a prompt.
 ///
-/// Output is streamed to stdout, timings go to stderr. Generation stops at the end-of-sequence token, at -n or --stop,
+/// Output is streamed to stdout; timings go to stderr. Generation stops at the end-of-sequence token, at -n or --stop,
 /// when the context is full, or on Ctrl-C.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -134,24 +134,26 @@ pub fn run(args: &Args, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
     args.stored.check()?;
     let shape = args.constraint.shape(cancel)?;
     if !args.tools.is_empty() && (!args.chat || args.batch.batch.is_some()) {
-        let problem = "--tools and --context-file need --chat, which applies the chat template, and not --batch";
+        let problem = "--tools and --context-file require --chat and cannot be used with --batch";
         return Err(Usage(problem.into()).into());
     }
     args.tools.check(shape.is_some())?;
     if args.batch.batch.is_some() {
         args.speculate.check_batch()?;
+        args.batch.check()?;
         return run_batch(args, stops, shape, cancel);
     }
     let (resources, answers) = (args.tools.read(cancel)?, args.tools.answers()?);
     let text = args.prompt.read(cancel, args.stored.existing_session().is_none(), &args.escape)?;
 
     let start = Instant::now();
-    let model = args.model.open(args.quiet, cancel)?;
+    let (model, notice) = args.model.open_unannounced(args.quiet, cancel)?;
     let tokenizer = model.tokenizer_until(cancel)?;
     let compile = |(name, shape): (String, _)| constraint::compile(&name, &shape, &tokenizer, cancel);
     let compiling = Instant::now();
     let constraint = shape.map(compile).transpose()?;
     let compile = constraint.as_ref().map(|_| compiling.elapsed());
+    notice.show();
     if !args.tools.is_empty() {
         let run = Run::open(args, cancel, &model, &tokenizer)?;
         return run.answer(&text, resources, answers, constraint, stops, (start.elapsed(), compile));
@@ -175,7 +177,7 @@ fn run_batch(
     shape: Option<(String, Shape)>,
     cancel: &Arc<AtomicBool>,
 ) -> anyhow::Result<()> {
-    let model = args.model.open(args.quiet, cancel)?;
+    let (model, notice) = args.model.open_unannounced(args.quiet, cancel)?;
     let tokenizer = model.tokenizer_until(cancel)?;
     let compile = |(name, shape): (String, _)| constraint::compile(&name, &shape, &tokenizer, cancel);
     let constraint = shape.map(compile).transpose()?;
@@ -191,7 +193,7 @@ fn run_batch(
     };
     let (session, speculate) = (args.session.options(), args.speculate.drafts.speculate);
     let options = SchedulerOptions { session, speculate, ..SchedulerOptions::default() };
-    batch::run(&args.batch, (model, tokenizer), options, defaults, cancel)
+    batch::run(&args.batch, (model, tokenizer, notice), options, defaults, cancel)
 }
 
 /// The prompt as rendered by the chat template.

@@ -51,7 +51,7 @@ pub struct Args {
     #[arg(long, value_name = "HOST", default_value = "127.0.0.1", value_parser = NonEmptyStringValueParser::new())]
     host: String,
     /// Port to listen on (0: any free port)
-    #[arg(long, value_name = "PORT", default_value = "8080")]
+    #[arg(long, value_name = "PORT", default_value = "8080", value_parser = port)]
     port: u16,
     /// Listen on a Unix socket instead, accessible only to its owner
     #[arg(long, value_name = "FILE", conflicts_with_all = ["host", "port"])]
@@ -97,6 +97,11 @@ pub struct Args {
     drafts: DraftArgs,
     #[command(flatten)]
     pub sampling: SamplingArgs,
+}
+
+fn port(text: &str) -> Result<u16, String> {
+    let range = 0..=u64::from(u16::MAX);
+    count(range)(text).map(|port| port as u16)
 }
 
 /// Parses the origin of web pages.
@@ -180,7 +185,7 @@ fn serve(server: &Arc<Server>, socket: Socket, quiet: bool) -> anyhow::Result<()
     };
     let mut out = terminal::out();
     if !quiet {
-        writeln!(out, "hymba: {} is served at {address}", server.model_id())?;
+        writeln!(out, "hymba: serving {} at {address}", server.model_id())?;
         out.flush()?;
     }
     let router = server::router(server);
@@ -224,7 +229,7 @@ impl Args {
     fn access(&self, keys: &[String]) -> Access {
         let hosts = [&self.host].into_iter().chain(&self.allow_host).cloned().collect();
         Access::new(keys, self.unix.is_none().then_some(hosts), self.cors.clone())
-            .with_hints(Hints { host: "--allow-host NAME allows it", origin: "--cors ORIGIN allows them" })
+            .with_hints(Hints { host: "--allow-host NAME allows it", origin: "--cors ORIGIN allows it" })
     }
 }
 

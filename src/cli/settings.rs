@@ -4,12 +4,20 @@
 use std::{
     env,
     ffi::OsString,
+    fmt::Display,
     fs,
     io::ErrorKind,
     path::{Path, PathBuf},
 };
 
-use clap::{Arg, ArgMatches, Command, Error, builder::StyledStr, error::ErrorKind as Refusal, parser::ValueSource};
+use clap::{
+    Arg, ArgMatches, Command, Error,
+    builder::StyledStr,
+    error::{ContextKind, ContextValue, ErrorKind as Refusal},
+    parser::ValueSource,
+};
+
+use super::terminal::without_codes;
 
 /// The commands that accept every setting; the others accept those of [`COMMON`].
 const SESSIONS: [&str; 3] = ["run", "chat", "serve"];
@@ -69,6 +77,8 @@ pub struct Setting {
     pub name: &'static str,
     pub value: OsString,
     pub origin: Origin,
+    /// Where and how it is set, for messages: `HYMBA_TEMP=0.5` or `config.toml: temp = 0.5`.
+    pub source: String,
 }
 
 /// Returns the variable of a setting, such as `HYMBA_TOP_K`.
@@ -76,10 +86,15 @@ pub fn variable(name: &str) -> String {
     format!("HYMBA_{}", name.replace('-', "_").to_uppercase())
 }
 
+/// Returns the value of [`FILE_VARIABLE`].
+fn named_file() -> Option<PathBuf> {
+    env::var_os(FILE_VARIABLE).map(PathBuf::from)
+}
+
 /// Returns where the configuration file is, whether or not it exists.
 pub fn file() -> Option<PathBuf> {
-    if let Some(path) = env::var_os(FILE_VARIABLE) {
-        return Some(path).filter(|path| !path.is_empty()).map(PathBuf::from);
+    if let Some(path) = named_file() {
+        return Some(path).filter(|path| !path.as_os_str().is_empty());
     }
     let folder = if cfg!(windows) {
         dirs::config_dir()
@@ -90,22 +105,35 @@ pub fn file() -> Option<PathBuf> {
     Some(folder?.join("hymba").join("config.toml"))
 }
 
-/// Returns the settings from the environment and the configuration file.
+/// Returns the settings from the environment and the configuration file. The default file may be absent; a file named by
+/// [`FILE_VARIABLE`] must exist.
 pub fn read() -> Result<Vec<Setting>, String> {
+    if let Some(path) = named_file().and(file())
+        && let Err(e) = fs::metadata(&path)
+    {
+        return Err(without_codes(&format!("{FILE_VARIABLE}: cannot read {}: {e}", path.display())));
+    }
+    read_existing()
+}
+
+/// Like [`read`], but a file that is absent is always allowed.
+pub fn read_existing() -> Result<Vec<Setting>, String> {
     let in_file = match file() {
         Some(path) => read_file(&path)?,
         None => Vec::new(),
     };
     let from_variable = |name| {
-        let value = env::var_os(variable(name)).filter(|value| !value.is_empty())?;
-        Some(Setting { name, value, origin: Origin::Variable(variable(name)) })
+        let variable = variable(name);
+        let value = env::var_os(&variable).filter(|value| !value.is_empty())?;
+        let source = format!("{variable}={}", value.display());
+        Some(Setting { name, value, origin: Origin::Variable(variable), source })
     };
     let set = |name| from_variable(name).or_else(|| in_file.iter().find(|setting| setting.name == name).cloned());
     Ok(NAMES.into_iter().filter_map(set).collect())
 }
 
 fn read_file(path: &Path) -> Result<Vec<Setting>, String> {
-    let fail = |reason: String| format!("{}: {reason}", path.display());
+    let fail = |reason: String| without_codes(&format!("{}: {reason}", path.display()));
     match fs::metadata(path) {
         Ok(meta) if meta.len() > FILE_BYTES => return Err(fail("is too large for a configuration file".into())),
         Ok(meta) if !meta.is_file() => return Err(fail("is not a regular file".into())),
@@ -127,14 +155,17 @@ fn read_file(path: &Path) -> Result<Vec<Setting>, String> {
             .into_iter()
             .find(|name| name == key)
             .ok_or_else(|| fail(format!("unknown setting `{key}`; available: {}", NAMES.join(", "))))?;
-        let value = match value {
+        let is_text = value.is_str();
+        let value: OsString = match value {
             toml::Value::String(text) if FILES.contains(&name) => expand_home(text),
             toml::Value::String(text) => text.into(),
             toml::Value::Integer(number) => number.to_string().into(),
             toml::Value::Float(number) => number.to_string().into(),
             _ => return Err(fail(format!("`{key}` must be a string or a number"))),
         };
-        Ok(Setting { name, value, origin: Origin::File(path.into()) })
+        let shown = if is_text { format!("{:?}", value.display().to_string()) } else { value.display().to_string() };
+        let source = format!("{}: {key} = {shown}", path.display());
+        Ok(Setting { name, value, origin: Origin::File(path.into()), source })
     };
     table.iter().map(setting).collect()
 }
@@ -173,13 +204,13 @@ fn apply_to(command: Command, all: bool, settings: &[Setting]) -> Command {
     command.mut_subcommands(|sub| apply_to(sub, all, settings))
 }
 
-/// Returns the settings of `flags` whose value is not from the command line.
-pub fn from_settings(flags: &ArgMatches) -> Vec<&'static str> {
-    let is_default = |name: &str| {
-        let id = name.replace('-', "_");
+/// Returns those of `settings` that no flag of `flags` overrides.
+pub fn effective(settings: &[Setting], flags: &ArgMatches) -> Vec<Setting> {
+    let is_default = |setting: &&Setting| {
+        let id = setting.name.replace('-', "_");
         flags.ids().any(|known| *known == *id) && flags.value_source(&id) == Some(ValueSource::DefaultValue)
     };
-    NAMES.into_iter().filter(|name| is_default(name)).collect()
+    settings.iter().filter(is_default).cloned().collect()
 }
 
 fn show_variable(arg: Arg, name: &str) -> Arg {
@@ -198,14 +229,14 @@ fn show_variable(arg: Arg, name: &str) -> Arg {
     }
 }
 
-/// Prefixes `error` with the variable or file whose value `parse` rejects; `parse` takes a command and parses the
-/// command line.
-pub fn attribute_error(
-    error: Error,
-    settings: &[Setting],
-    parse: impl Fn(&[Setting]) -> Result<(), Error>,
-    command: &mut Command,
-) -> Error {
+/// Returns the error for an invalid setting: without the usage of a command, which is not the cause.
+pub fn invalid(message: impl Display) -> Error {
+    Error::raw(Refusal::InvalidValue, format!("{message}\n"))
+}
+
+/// Attributes `error` to the variable or file whose value `parse` rejects, if there is one; `parse` takes settings and
+/// parses the command line.
+pub fn attribute_error(error: Error, settings: &[Setting], parse: impl Fn(&[Setting]) -> Result<(), Error>) -> Error {
     if !matches!(error.kind(), Refusal::InvalidValue | Refusal::ValueValidation) {
         return error;
     }
@@ -215,7 +246,10 @@ pub fn attribute_error(
         parse(&[]).is_ok().then_some((setting, reason))
     });
     let Some((setting, reason)) = refused else { return error };
-    let text = reason.render().to_string();
-    let first = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
-    command.error(error.kind(), format!("{}: {first}", setting.origin.name()))
+    let problem = match (reason.get(ContextKind::ValidValue), std::error::Error::source(&reason)) {
+        (Some(ContextValue::Strings(valid)), _) if !valid.is_empty() => format!("must be one of {}", valid.join(", ")),
+        (_, Some(problem)) => problem.to_string(),
+        _ => "invalid value".into(),
+    };
+    invalid(format_args!("{}: {problem}", setting.source))
 }

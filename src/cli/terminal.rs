@@ -203,7 +203,7 @@ pub fn one_line(error: &anyhow::Error, interface: Interface) -> String {
 }
 
 /// Returns `text` without the standard library's error numbers: ` (os error 2)`.
-fn without_codes(text: &str) -> String {
+pub fn without_codes(text: &str) -> String {
     const CODE: &str = " (os error ";
     let mut parts = text.split(CODE);
     let mut kept = parts.next().unwrap_or_default().to_owned();

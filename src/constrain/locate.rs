@@ -17,13 +17,17 @@ const TRIALS: usize = 1000;
 /// Time limit of the search, after which a larger part is reported.
 const PATIENCE: Duration = Duration::from_millis(900);
 
+/// The beginning of llguidance's message for an unknown value of `type`.
+const INVALID_TYPE: &str = "Invalid type: ";
+
 /// Returns the error for a schema that llguidance rejected with the message `message`.
 pub(super) fn schema_error(schema: Value, message: String, cancel: &AtomicBool) -> Error {
     let (first, root) = (message.clone(), schema.clone());
     let found = compile::bounded(cancel, move |waiting| Ok(Search::new(root, waiting.clone()).from("", message)));
     match found {
         Ok(Ok((pointer, message))) => {
-            Error::Constraint { location: Some(format!("#{pointer}")), problem: reworded(&message) }
+            let keyword = if message.starts_with(INVALID_TYPE) { "/type" } else { "" };
+            Error::Constraint { location: Some(format!("#{pointer}{keyword}")), problem: reworded(&message) }
         }
         Err(Error::Cancelled) => Error::Cancelled,
         _ => grammar_error(first),
@@ -68,6 +72,9 @@ fn reworded(message: &str) -> String {
     }
     if message.starts_with("oneOf constraints are not supported") {
         return "the options of `oneOf` may overlap, which cannot be ruled out; use `anyOf`".into();
+    }
+    if let Some(name) = message.strip_prefix(INVALID_TYPE) {
+        return format!("unknown type `{name}`");
     }
     if let Some(format) = message.strip_prefix("Unknown format: ") {
         return format!("unknown format `{format}`");

@@ -3,7 +3,7 @@
 use llguidance::{JsonCompileOptions, api::TopLevelGrammar};
 use serde_json::{Map, Value};
 
-use crate::{Error, Result};
+use crate::{Error, Result, foreign::json_problem};
 
 /// Keywords whose value is a schema.
 const ONE: [&str; 12] = [
@@ -123,7 +123,7 @@ pub(super) fn parse(text: &str) -> Result<Value> {
         Ok(Value::Bool(false)) => Err(refused("the schema is `false`, which nothing matches".into())),
         Ok(schema @ Value::Object(_)) => prepared(schema),
         Ok(_) => Err(refused("a JSON schema must be an object or `true`".into())),
-        Err(e) => Err(refused(format!("is not JSON: {e}"))),
+        Err(e) => Err(refused(json_problem(&e))),
     }
 }
 

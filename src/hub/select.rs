@@ -94,7 +94,7 @@ pub fn select(name: &Name, files: &[String], default_type: &str) -> Result<Selec
     let known: Vec<&str> = ready.iter().map(|(kind, _)| kind.as_str()).collect();
     match (&name.kind, &known[..]) {
         (_, []) => {
-            let problem = "holds neither a checkpoint (config.json and safetensors) nor a GGUF file";
+            let problem = "contains neither a checkpoint (config.json and safetensors) nor a GGUF file";
             Err(Error::Request(format!("{} {problem}", name.repo)))
         }
         (None, [_]) => take(ready[0].clone()),

@@ -6,6 +6,7 @@ use serde::de::DeserializeOwned;
 
 use crate::{
     Error, Result,
+    foreign::json_problem,
     format::{exists, open_file},
     limits,
 };
@@ -45,14 +46,14 @@ pub(super) fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T> {
     let parsed = serde_path_to_error::deserialize(&mut *json).map_err(|e| {
         let key = e.path().to_string();
         let reason = e.into_inner();
-        if key == "." || reason.is_syntax() || reason.is_eof() {
-            reason.to_string()
-        } else {
-            format!("`{key}`: {reason}")
+        match &*key {
+            _ if reason.is_syntax() || reason.is_eof() => json_problem(&reason),
+            "." => format!("is not valid: {reason}"),
+            key => format!("is not valid: `{key}`: {reason}"),
         }
     });
-    let parsed = parsed.and_then(|parsed| json.end().map(|()| parsed).map_err(|e| e.to_string()));
-    parsed.map_err(|e| Error::format(path.display().to_string(), format!("is not valid: {e}")))
+    let parsed = parsed.and_then(|parsed| json.end().map(|()| parsed).map_err(|e| json_problem(&e)));
+    parsed.map_err(|problem| Error::format(path.display().to_string(), problem))
 }
 
 /// Returns `text` with Python's non-JSON numbers (`NaN`, `Infinity`) as strings, so that they are harmless in unused

@@ -121,7 +121,7 @@ impl SamplingParams {
         let count = |minus_one: usize| match value {
             -1.0 => Ok(minus_one),
             v if (0.0..=f64::from(u32::MAX)).contains(&v) && v.fract() == 0.0 => Ok(v as usize),
-            _ => Err("must be a whole number from 0 up, or -1"),
+            _ => Err("must be a non-negative integer, or -1"),
         };
         match setting {
             Setting::Temperature => {

@@ -76,10 +76,14 @@ impl Access {
         let Some(hosts) = &self.hosts else { return Ok(()) };
         let authority = host.to_str().ok().and_then(|host| host.parse::<Authority>().ok());
         let authorities = [authority.as_ref(), request.uri.authority()];
-        if authorities[0].is_some() && authorities.into_iter().flatten().all(|a| is_allowed_host(a.host(), hosts)) {
-            return Ok(());
-        }
-        let message = format!("the server does not answer to the name in the Host header; {}", self.hints.host);
+        let refused = match &authority {
+            None => String::from_utf8_lossy(host.as_bytes()).into_owned(),
+            Some(_) => match authorities.into_iter().flatten().find(|a| !is_allowed_host(a.host(), hosts)) {
+                None => return Ok(()),
+                Some(refused) => refused.host().to_owned(),
+            },
+        };
+        let message = format!("the host name `{refused}` is not allowed; {}", self.hints.host);
         Err(ApiError::new(StatusCode::FORBIDDEN, message).with_code("host_not_allowed"))
     }
 
@@ -94,7 +98,8 @@ impl Access {
         if self.allows(origin) || origin.to_str().is_ok_and(is_own) {
             return Ok(());
         }
-        let message = format!("pages of this origin may not use the server; {}", self.hints.origin);
+        let origin = String::from_utf8_lossy(origin.as_bytes());
+        let message = format!("the origin `{origin}` is not allowed; {}", self.hints.origin);
         Err(ApiError::new(StatusCode::FORBIDDEN, message).with_code("origin_not_allowed"))
     }
 

@@ -218,7 +218,7 @@ impl Completion {
 /// Parses the prompts: a string, token ids, or a list of either.
 fn prompts(fields: &mut Fields, server: &Server) -> Result<Vec<Prompt>> {
     let path = fields.path("prompt");
-    let given = fields.value("prompt").ok_or_else(|| ApiError::field(&path, "is missing"))?;
+    let given = fields.value("prompt").ok_or_else(|| ApiError::missing(&path))?;
     let is_ids = |value: &Value| value.as_array().is_some_and(|list| list.first().is_some_and(Value::is_number));
     let given = match given {
         list if is_ids(&list) => vec![(path.clone(), list)],
@@ -226,7 +226,7 @@ fn prompts(fields: &mut Fields, server: &Server) -> Result<Vec<Prompt>> {
         one => vec![(path.clone(), one)],
     };
     if given.is_empty() || given.len() > bounds::PROMPTS {
-        return Err(ApiError::field(&path, format!("must hold from 1 to {} prompts", bounds::PROMPTS)));
+        return Err(ApiError::field(&path, format!("must contain from 1 to {} prompts", bounds::PROMPTS)));
     }
     let prompt = |(path, value): (String, Value)| {
         let prompt = match value {

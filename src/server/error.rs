@@ -42,6 +42,11 @@ impl ApiError {
         Self { param: Some(path.into()), ..Self::bad(format!("`{path}`: {problem}")) }.with_code("invalid_value")
     }
 
+    /// Returns the error for a required field that is absent.
+    pub fn missing(path: &str) -> Self {
+        Self { param: Some(path.into()), ..Self::bad(format!("`{path}` is required")) }.with_code("invalid_value")
+    }
+
     /// Returns the error for a field that is not supported.
     pub fn unsupported(path: &str, problem: impl std::fmt::Display) -> Self {
         Self::field(path, problem).with_code("unsupported_parameter")
@@ -65,7 +70,7 @@ impl ApiError {
 
     /// Returns the error for a server that is shutting down.
     pub fn draining() -> Self {
-        let message = "the server is shutting down and takes no new requests";
+        let message = "the server is shutting down and accepts no new requests";
         Self { retry_after: Some(5), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, message) }.with_code("shutting_down")
     }
 

@@ -6,7 +6,7 @@ use std::{fmt::Display, ops::RangeInclusive};
 use serde_json::{Map, Value};
 
 use super::error::{ApiError, Result};
-use crate::text::kind;
+use crate::{foreign::json_problem, text::kind};
 
 /// An object whose fields are taken one by one. `null` counts as absent, as in OpenAI's API.
 #[derive(Debug)]
@@ -21,7 +21,7 @@ impl Fields {
     pub fn parse(body: &[u8]) -> Result<Self> {
         let text = std::str::from_utf8(body)
             .map_err(|e| ApiError::bad(format!("the body is not UTF-8 from byte {} on", e.valid_up_to())))?;
-        let value = serde_json::from_str(text).map_err(|e| ApiError::bad(format!("the body is not JSON: {e}")))?;
+        let value = serde_json::from_str(text).map_err(|e| ApiError::bad(format!("the body {}", json_problem(&e))))?;
         match value {
             Value::Object(map) => Ok(Self { path: String::new(), map }),
             other => Err(ApiError::bad(format!("the body must be a JSON object, not {}", kind(&other)))),
@@ -59,7 +59,8 @@ impl Fields {
     /// Takes an integer within `range`.
     pub fn integer(&mut self, name: &str, range: RangeInclusive<u64>) -> Result<Option<usize>> {
         let wanted = match range.end() {
-            &u64::MAX => format!("a whole number, at least {}", range.start()),
+            &u64::MAX if *range.start() == 0 => "a non-negative integer".into(),
+            &u64::MAX => format!("a whole number of at least {}", range.start()),
             end => format!("a whole number from {} to {end}", range.start()),
         };
         let number = |value: &Value| value.as_u64().filter(|number| range.contains(number))?.try_into().ok();
@@ -77,7 +78,7 @@ impl Fields {
     pub fn number(&mut self, name: &str, range: RangeInclusive<f64>) -> Result<Option<f64>> {
         let wanted = match (*range.start(), *range.end()) {
             (f64::MIN, f64::MAX) => "a number".into(),
-            (min, f64::MAX) => format!("a number, at least {min}"),
+            (min, f64::MAX) => format!("a number of at least {min}"),
             (min, max) => format!("a number from {min} to {max}"),
         };
         self.typed(name, wanted, |value| value.as_f64().filter(|number| range.contains(number)))
@@ -166,6 +167,6 @@ mod tests {
             message(Fields::parse(b"{\"a\" 1}")).starts_with("the body is not JSON: expected `:` at line 1 column 6")
         );
         let deep = "[".repeat(1 << 20);
-        assert!(message(Fields::parse(deep.as_bytes())).contains("recursion limit"));
+        assert_eq!(message(Fields::parse(deep.as_bytes())), "the body is nested more than 127 levels deep");
     }
 }

@@ -19,9 +19,9 @@ pub struct ChatMessage {
 /// Takes the messages of a request.
 pub fn take(fields: &mut Fields) -> Result<Vec<ChatMessage>> {
     let path = fields.path("messages");
-    let list = fields.list("messages")?.ok_or_else(|| ApiError::field(&path, "is missing; give a list of messages"))?;
+    let list = fields.list("messages")?.ok_or_else(|| ApiError::missing(&path))?;
     if list.is_empty() {
-        return Err(ApiError::field(&path, "must hold at least one message"));
+        return Err(ApiError::field(&path, "must contain at least one message"));
     }
     if list.len() > bounds::MESSAGES {
         return Err(ApiError::field(&path, format!("has {} messages; the limit is {}", list.len(), bounds::MESSAGES)));
@@ -42,7 +42,7 @@ fn message(path: &str, value: Value, ids: &mut Vec<String>) -> Result<ChatMessag
             let problem = format!("must be system, developer, user, assistant or tool, not {other}");
             return Err(ApiError::field(&fields.path("role"), problem));
         }
-        None => return Err(ApiError::field(&fields.path("role"), "is missing")),
+        None => return Err(ApiError::missing(&fields.path("role"))),
     };
     let at = fields.path("content");
     let text = fields.value("content").map(|value| content(&at, value)).transpose()?;
@@ -59,14 +59,14 @@ fn message(path: &str, value: Value, ids: &mut Vec<String>) -> Result<ChatMessag
     }
     if role == Role::Tool {
         let at = fields.path("tool_call_id");
-        let id = fields.text("tool_call_id")?.ok_or_else(|| ApiError::field(&at, "is missing"))?;
+        let id = fields.text("tool_call_id")?.ok_or_else(|| ApiError::missing(&at))?;
         if !ids.contains(&id) {
             return Err(ApiError::field(&at, format!("no previous message has a tool call with the id {id}")));
         }
     }
     let content = match text {
         None if called.is_empty() => {
-            return Err(ApiError::field(&at, "is missing; give a string or a list of text parts"));
+            return Err(ApiError::missing(&at));
         }
         text => calls::to_text(&text.unwrap_or_default(), &called),
     };
@@ -78,13 +78,13 @@ fn message(path: &str, value: Value, ids: &mut Vec<String>) -> Result<ChatMessag
 /// Parses a tool call and its id.
 fn call(path: &str, value: Value) -> Result<(String, Call)> {
     let mut fields = Fields::of(path, value)?;
-    let id = fields.text("id")?.ok_or_else(|| ApiError::field(&fields.path("id"), "is missing"))?;
+    let id = fields.text("id")?.ok_or_else(|| ApiError::missing(&fields.path("id")))?;
     fields.only("type", &[json!("function")], "must be function")?;
     let at = fields.path("function");
-    let function = fields.value("function").ok_or_else(|| ApiError::field(&at, "is missing"))?;
+    let function = fields.value("function").ok_or_else(|| ApiError::missing(&at))?;
     fields.finish()?;
     let mut function = Fields::of(&at, function)?;
-    let name = function.text("name")?.ok_or_else(|| ApiError::field(&function.path("name"), "is missing"))?;
+    let name = function.text("name")?.ok_or_else(|| ApiError::missing(&function.path("name")))?;
     let at = function.path("arguments");
     let arguments = function.text("arguments")?.filter(|text| !text.is_empty()).unwrap_or_else(|| "{}".into());
     if !serde_json::from_str::<Value>(&arguments).is_ok_and(|arguments| arguments.is_object()) {
@@ -103,11 +103,11 @@ fn content(path: &str, value: Value) -> Result<String> {
     };
     let part = |(i, value): (usize, Value)| {
         let mut part = Fields::of(&format!("{path}[{i}]"), value)?;
-        let kind = part.text("type")?.ok_or_else(|| ApiError::field(&part.path("type"), "is missing"))?;
+        let kind = part.text("type")?.ok_or_else(|| ApiError::missing(&part.path("type")))?;
         if kind != "text" {
             return Err(ApiError::unsupported(&part.path("type"), format!("the model reads text only, not {kind}")));
         }
-        let text = part.text("text")?.ok_or_else(|| ApiError::field(&part.path("text"), "is missing"))?;
+        let text = part.text("text")?.ok_or_else(|| ApiError::missing(&part.path("text")))?;
         part.finish()?;
         Ok(text)
     };
@@ -154,9 +154,9 @@ mod tests {
     #[test]
     fn invalid_messages_name_the_field() {
         for (messages, expected) in [
-            (json!([]), "`messages`: must hold at least one message"),
-            (json!([{"role": "user"}]), "`messages[0].content`: is missing"),
-            (json!([{"content": "a"}]), "`messages[0].role`: is missing"),
+            (json!([]), "`messages`: must contain at least one message"),
+            (json!([{"role": "user"}]), "`messages[0].content` is required"),
+            (json!([{"content": "a"}]), "`messages[0].role` is required"),
             (json!([{"role": "king", "content": "a"}]), "`messages[0].role`: must be system"),
             (json!(["a"]), "`messages[0]`: must be an object, not a string"),
             (

@@ -46,7 +46,12 @@ impl Server {
     /// Rejects the names of other models.
     pub fn check_model(&self, name: Option<String>) -> Result<()> {
         let Some(name) = name.filter(|name| !self.card.is(name)) else { return Ok(()) };
-        let message = format!("there is no model `{name}`; the model is {}", self.card.names.join(", also called "));
+        let aliases = match self.card.names.get(1..).unwrap_or_default() {
+            [] => String::new(),
+            [alias] => format!(" (alias: {alias})"),
+            aliases => format!(" (aliases: {})", aliases.join(", ")),
+        };
+        let message = format!("unknown model `{name}`; available: {}{aliases}", self.model_id());
         Err(ApiError::new(StatusCode::NOT_FOUND, message).with_code("model_not_found"))
     }
 

@@ -147,7 +147,7 @@ fn sampling(fields: &mut Fields, mut params: SamplingParams) -> Result<SamplingP
     ];
     for (setting, name) in names {
         if let Some(value) = fields.number(name, f64::MIN..=f64::MAX)? {
-            let refuse = |reason| ApiError::field(&fields.path(name), format!("{value}: the value {reason}"));
+            let refuse = |reason| ApiError::field(&fields.path(name), format!("{reason}, not {value}"));
             params.set(setting, value).map_err(refuse)?;
         }
     }

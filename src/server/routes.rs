@@ -80,13 +80,13 @@ async fn no_such_path(request: Request) -> ApiError {
     let bare = path.trim_end_matches('/');
     let near = PATHS.into_iter().find(|&known| known == bare || known.strip_prefix("/v1") == Some(bare));
     let message = match near {
-        Some(known) => format!("there is no {path} here, but {known}"),
-        None => format!("there is no {path} here; see /openapi.json for the routes"),
+        Some(known) => format!("unknown path {path}; did you mean {known}?"),
+        None => format!("unknown path {path}; see /openapi.json for the routes"),
     };
     ApiError::new(StatusCode::NOT_FOUND, message).with_code("unknown_path")
 }
 
 async fn no_such_method(request: Request) -> ApiError {
-    let message = format!("{} does not take {}", request.uri().path(), request.method());
+    let message = format!("method {} is not allowed for {}", request.method(), request.uri().path());
     ApiError::new(StatusCode::METHOD_NOT_ALLOWED, message).with_code("method_not_allowed")
 }

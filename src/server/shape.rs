@@ -17,19 +17,19 @@ pub fn response_format(fields: &mut Fields) -> Result<Option<Shape>> {
     let path = fields.path("response_format");
     let Some(value) = fields.value("response_format") else { return Ok(None) };
     let mut format = Fields::of(&path, value)?;
-    let kind = format.text("type")?.ok_or_else(|| ApiError::field(&format.path("type"), "is missing"))?;
+    let kind = format.text("type")?.ok_or_else(|| ApiError::missing(&format.path("type")))?;
     let shape = match &*kind {
         "text" => None,
         "json_object" => Some(Shape::JsonObject),
         "json_schema" => {
             let path = format.path("json_schema");
-            let schema = format.value("json_schema").ok_or_else(|| ApiError::field(&path, "is missing"))?;
+            let schema = format.value("json_schema").ok_or_else(|| ApiError::missing(&path))?;
             let mut named = Fields::of(&path, schema)?;
             named.text("name")?;
             named.text("description")?;
             named.flag("strict")?; // schemas are always enforced strictly
             let path = named.path("schema");
-            let schema = named.value("schema").ok_or_else(|| ApiError::field(&path, "is missing"))?;
+            let schema = named.value("schema").ok_or_else(|| ApiError::missing(&path))?;
             named.finish()?;
             Some(Shape::JsonSchema(schema.to_string()))
         }
@@ -82,10 +82,10 @@ mod tests {
     fn unknown_formats_and_tools_are_rejected() {
         for (body, expected) in [
             (json!({"response_format": {"type": "xml"}}), "`response_format.type`: must be text"),
-            (json!({"response_format": {"type": "json_schema"}}), "`response_format.json_schema`: is missing"),
+            (json!({"response_format": {"type": "json_schema"}}), "`response_format.json_schema` is required"),
             (
                 json!({"response_format": {"type": "json_schema", "json_schema": {"name": "a"}}}),
-                "`response_format.json_schema.schema`: is missing",
+                "`response_format.json_schema.schema` is required",
             ),
             (json!({"tools": [{"type": "function"}]}), "`tools`: "),
             (json!({"tools": [{"name": "f"}], "tool_choice": "g"}), "`tool_choice`: must be auto"),

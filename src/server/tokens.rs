@@ -20,7 +20,7 @@ use super::{
 /// of each token.
 pub async fn tokenize(State(server): State<Arc<Server>>, request: Request) -> Result<Json<Value>> {
     let answer = body::prepare(&server, request, |server, mut fields| {
-        let content = fields.text("content")?.ok_or_else(|| ApiError::field("content", "is missing"))?;
+        let content = fields.text("content")?.ok_or_else(|| ApiError::missing("content"))?;
         let with_bos = fields.flag("add_special")?.unwrap_or(false);
         let with_pieces = fields.flag("with_pieces")?.unwrap_or(false);
         fields.finish()?;
@@ -38,7 +38,7 @@ pub async fn tokenize(State(server): State<Arc<Server>>, request: Request) -> Re
 /// `POST /detokenize`: returns the text of `tokens`.
 pub async fn detokenize(State(server): State<Arc<Server>>, request: Request) -> Result<Json<Value>> {
     let answer = body::prepare(&server, request, |server, mut fields| {
-        let tokens = fields.value("tokens").ok_or_else(|| ApiError::field("tokens", "is missing"))?;
+        let tokens = fields.value("tokens").ok_or_else(|| ApiError::missing("tokens"))?;
         fields.finish()?;
         Ok(json!({ "content": server.tokenizer.decode(&ids("tokens", &tokens, server.vocab)?) }))
     });

@@ -8,7 +8,10 @@ use serde::{
     de::{IgnoredAny, MapAccess, SeqAccess, Visitor},
 };
 
-use crate::limits::{ADDED_TOKENS, TOKEN, TOKENIZER_GROWTH, TOKENIZER_PARTS};
+use crate::{
+    foreign::json_problem,
+    limits::{ADDED_TOKENS, TOKEN, TOKENIZER_GROWTH, TOKENIZER_PARTS},
+};
 
 #[derive(Deserialize)]
 struct Parts {
@@ -146,7 +149,7 @@ pub struct Traits {
 /// Returns the properties of `json`, the contents of tokenizer.json, or why it cannot be used.
 pub fn check(json: &str) -> Result<Traits, String> {
     let Parts { normalizer, pre_tokenizer, decoder, model, added_tokens } =
-        serde_json::from_str(json).map_err(|e| format!("tokenizer.json says {}", with_key(json, &e)))?;
+        serde_json::from_str(json).map_err(|e| format!("tokenizer.json {}", with_key(json, &e)))?;
     if model.kind.is_some_and(|kind| kind != "BPE") {
         return Err("it is not a BPE tokenizer, which Hymba models use".into());
     }
@@ -188,12 +191,15 @@ pub fn check(json: &str) -> Result<Traits, String> {
     })
 }
 
-/// Returns the error `error` for `json` with the affected key, if there is one. Tracking keys takes time, so it is only
+/// Returns what `error` says about `json`, with the affected key, if there is one. Tracking keys takes time, so it is only
 /// done for invalid files.
 fn with_key(json: &str, error: &serde_json::Error) -> String {
     match serde_path_to_error::deserialize::<_, Parts>(&mut serde_json::Deserializer::from_str(json)) {
-        Err(e) if error.is_data() && e.path().iter().next().is_some() => format!("`{}`: {error}", e.path()),
-        _ => error.to_string(),
+        Err(e) if error.is_data() && e.path().iter().next().is_some() => {
+            format!("is not valid: `{}`: {error}", e.path())
+        }
+        _ if error.is_data() => format!("is not valid: {error}"),
+        _ => json_problem(error),
     }
 }
 

@@ -311,7 +311,7 @@ fn parse(json: &str) -> std::result::Result<(Traits, tokenizers::Tokenizer), Str
         Ok(inner)
     });
     let inner = parsed.and_then(|parsed| parsed.map_err(|e: tokenizers::Error| e.to_string()));
-    Ok((traits, inner.map_err(|e| format!("tokenizer.json says {e}"))?))
+    Ok((traits, inner.map_err(|e| format!("tokenizer.json is not valid: {e}"))?))
 }
 
 /// Text before a continuation: its byte is a token that never merges with another.

@@ -11,7 +11,7 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::{Error, Result, limits};
+use crate::{Error, Result, foreign::json_problem, limits};
 
 /// A function that the model may call.
 #[derive(Clone, Debug, PartialEq)]
@@ -49,7 +49,7 @@ impl Tools {
             let (bytes, limit) = (text.len(), limits::TOOLS_BYTES / limits::MB);
             return Err(Error::format(origin, format!("has {bytes} bytes; the limit for tools is {limit} MB")));
         }
-        let list = serde_json::from_str(text).map_err(|e| Error::format(origin, format!("is not JSON: {e}")))?;
+        let list = serde_json::from_str(text).map_err(|e| Error::format(origin, json_problem(&e)))?;
         Self::from_value(&list, origin)
     }
 
@@ -59,7 +59,7 @@ impl Tools {
         let bad = |problem: String| Error::format(origin, problem);
         let Value::Array(items) = list else {
             let expected = "a list of functions, [{\"type\": \"function\", \"function\": {...}}]";
-            return Err(bad(format!("holds {}, not {expected}", kind(list))));
+            return Err(bad(format!("contains {}, not {expected}", kind(list))));
         };
         if items.is_empty() {
             return Err(bad("contains no tools; give a list of at least one function".into()));
@@ -208,8 +208,8 @@ impl ToolChoice {
         }
         let known: Vec<_> = tools.iter().flat_map(|tools| tools.iter()).map(|tool| &*tool.name).collect();
         let known =
-            if known.is_empty() { "no tools are given".into() } else { format!("there is {}", known.join(", ")) };
-        Err(Error::Request(format!("tool choice: there is no tool `{name}`; {known}")))
+            if known.is_empty() { "no tools are given".into() } else { format!("available: {}", known.join(", ")) };
+        Err(Error::Request(format!("unknown tool `{name}`; {known}")))
     }
 }
 
@@ -257,7 +257,7 @@ mod tests {
         let list = |item: Value| json!([{"name": "a"}, item]).to_string();
         for (text, message) in [
             ("[{]".into(), "t.json: is not JSON: key must be a string at line 1 column 3"),
-            ("{}".into(), "t.json: holds an object, not a list of functions"),
+            ("{}".into(), "t.json: contains an object, not a list of functions"),
             ("[]".into(), "t.json: contains no tools"),
             (list(json!("b")), "t.json: [1] is a string, not an object"),
             (list(json!({"type": "retrieval"})), "t.json: [1].type is \"retrieval\", but"),
@@ -275,7 +275,7 @@ mod tests {
         ] {
             assert!(refusal(&text).starts_with(message), "{}\nis not\n{message}", refusal(&text));
         }
-        assert!(refusal(&"[".repeat(100_000)).contains("recursion limit"));
+        assert_eq!(refusal(&"[".repeat(100_000)), "t.json: is nested more than 127 levels deep");
     }
 
     #[test]

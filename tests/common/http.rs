@@ -66,7 +66,7 @@ impl Server {
         let mut line = String::new();
         BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
         let address = line.trim().rsplit(' ').next().unwrap_or_default().trim_start_matches("http://").to_owned();
-        assert!(line.contains("demo is served at"), "{line}");
+        assert!(line.starts_with("hymba: serving demo at "), "{line}");
         Self { child, address }
     }
 

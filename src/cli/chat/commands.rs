@@ -122,7 +122,7 @@ impl Command {
 }
 
 fn number(name: &str, argument: &str) -> Result<usize, String> {
-    argument.parse().map_err(|_| format!("/{name} {argument}: must be a whole number"))
+    argument.parse().map_err(|_| format!("/{name} {argument}: must be a non-negative integer"))
 }
 
 fn chat_setting(text: &str) -> Result<ChatSetting, String> {
@@ -132,11 +132,11 @@ fn chat_setting(text: &str) -> Result<ChatSetting, String> {
     let refuse = |must: &str| format!("/set {name} {value}: must be {must}");
     let number = || value.parse::<f64>().map_err(|_| refuse("a number"));
     match &*name {
-        "seed" => value.parse().map(ChatSetting::Seed).map_err(|_| refuse("a whole number")),
+        "seed" => value.parse().map(ChatSetting::Seed).map_err(|_| refuse("a non-negative integer")),
         "predict" | "n" | "num-predict" | "n-predict" | "max-tokens" => match number()? {
             -1.0 => Ok(ChatSetting::Predict(None)),
             n if n >= 0.0 && n.fract() == 0.0 => Ok(ChatSetting::Predict(Some(n as usize))),
-            _ => Err(refuse("a whole number, or -1 for no limit")),
+            _ => Err(refuse("a non-negative integer, or -1 for no limit")),
         },
         "context" | "c" | "ctx-size" | "num-ctx" => match value.parse() {
             Ok(tokens @ 1..=limits::CONTEXT) => Ok(ChatSetting::Context(tokens)),
@@ -222,6 +222,6 @@ mod tests {
         assert!(refusal("/set heat 1").contains("temp, top-k"));
         assert!(refusal("/set context 0").contains("from 1 to"));
         assert!(refusal("/set overflow wrap").ends_with("must be stop or slide"));
-        assert!(refusal("/set seed -1").contains("whole number"));
+        assert!(refusal("/set seed -1").contains("non-negative integer"));
     }
 }

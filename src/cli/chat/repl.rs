@@ -346,7 +346,7 @@ impl<'m> Repl<'m> {
             ChatSetting::Overflow(overflow) => self.conversation.set_overflow(overflow),
             ChatSetting::Sampling(setting, value) => {
                 let mut params = self.conversation.sampler().params().clone();
-                let refuse = |reason| Error::Request(format!("/set {} {value}: the value {reason}", setting.name()));
+                let refuse = |reason| Error::Request(format!("/set {} {value}: {reason}", setting.name()));
                 params.set(setting, value).map_err(refuse)?;
                 self.conversation.sampler().set_params(params);
             }

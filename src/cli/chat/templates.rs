@@ -62,14 +62,17 @@ pub fn source(text: &str) -> &str {
     KNOWN.iter().find(|known| known.0.eq_ignore_ascii_case(text)).map_or(text, |known| known.1)
 }
 
-/// Rejects a template that does not use `messages`, such as a misspelled name.
-pub fn check(source: &str) -> Result<(), String> {
+/// Rejects a template that does not use `messages`, such as a misspelled name; `origin` is its flag or file.
+pub fn check(source: &str, origin: &str) -> Result<(), String> {
     if source.contains("messages") {
         return Ok(());
     }
     let names: Vec<_> = KNOWN.iter().map(|known| known.0).chain([NONE]).collect();
-    let subject = if source.contains(['{', '\n']) { "the template" } else { "neither a known template nor one that" };
-    Err(format!("{subject} does not mention `messages`; built-in templates: {}", names.join(", ")))
+    let available = format!("available: {}, or Jinja source that uses `messages`", names.join(", "));
+    Err(match source.contains(['{', '\n']) {
+        true => format!("{origin}: the template does not use `messages`; {available}"),
+        false => format!("{origin}: unknown chat template `{source}`; {available}"),
+    })
 }
 
 #[cfg(test)]
@@ -89,7 +92,7 @@ mod tests {
     #[test]
     fn known_templates_render_every_message_and_end_replies() {
         for (name, template) in KNOWN {
-            check(template).unwrap();
+            check(template, "a").unwrap();
             let template = Template::new(source(&name.to_uppercase()), name, "<s>", "</s>").unwrap();
             let text = template.render(&[&messages()[..], &[Message::new(Role::User, "Bye")]].concat(), true).unwrap();
             for part in ["Be brief.", "Hello", "Hi", "Bye"] {
@@ -110,7 +113,7 @@ mod tests {
     #[test]
     fn templates_without_messages_are_refused() {
         for text in ["chatlm", "mistral-v99", "{{ bos_token }}", ""] {
-            assert!(check(source(text)).unwrap_err().contains("chatml, hymba, llama3"), "{text}");
+            assert!(check(source(text), "a").unwrap_err().contains("available: chatml, hymba, llama3"), "{text}");
         }
     }
 }

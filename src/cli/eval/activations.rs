@@ -22,8 +22,9 @@ pub struct Args {
 }
 
 pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
+    let text = args.text.read(cancel)?;
     let model = args.common.model.open(args.text.json, cancel)?;
-    let text = args.text.read(&model, 0, cancel)?;
+    let text = args.text.tokenize(&text, &model, 0, cancel)?;
     let exact = model.with_matrices(|name, matrix| {
         if !matrix.dtype.is_quantized() {
             return Ok(None);

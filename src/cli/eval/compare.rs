@@ -25,7 +25,7 @@ pub struct Args {
 
 pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
     let [a, b] = [Model::open(resolve(&args.a)?)?, Model::open(resolve(&args.b)?)?];
-    let text = args.text.read(&a, 0, cancel)?;
+    let text = args.text.tokenize(&args.text.read(cancel)?, &a, 0, cancel)?;
     let found = divergence_from(&a, &b, &args.machine.options(args.text.context), &text, cancel)?;
     report(&args.text, &text, b.file(), a.file(), &found)?;
     Ok(())

@@ -27,13 +27,13 @@ pub struct Args {
     #[command(flatten)]
     common: Common,
     /// Prompt as token ids, used exactly as given: no BOS is added
-    #[arg(long, value_name = "ID,ID,...", value_delimiter = ',')]
+    #[arg(long, value_name = "ID,ID,...", value_delimiter = ',', value_parser = token_id)]
     ids: Vec<u32>,
     /// Read the token ids from a file, separated by commas or white space
     #[arg(long, value_name = "FILE")]
     ids_file: Option<PathBuf>,
     /// Generate N tokens greedily after the prompt; row s of `decode` are the logits that token s was chosen from
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value = "0", value_parser = count(0..=u64::MAX))]
     decode: usize,
     /// Prefill chunk size in tokens
     #[arg(long, value_name = "N", default_value = "256", value_parser = count(1..=u64::MAX))]
@@ -47,6 +47,10 @@ pub struct Args {
     /// Replace the output file if it exists
     #[arg(long)]
     force: bool,
+}
+
+fn token_id(text: &str) -> Result<u32, &'static str> {
+    text.parse().map_err(|_| "must be token ids separated by commas")
 }
 
 pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {

@@ -27,8 +27,9 @@ pub struct Args {
 }
 
 pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
+    let text = args.text.read(cancel)?;
     let model = args.common.model.open(args.text.json, cancel)?;
-    let text = args.text.read(&model, 0, cancel)?;
+    let text = args.text.tokenize(&text, &model, 0, cancel)?;
     let base = args.kl.as_ref().map(|kl| anyhow::Ok(Model::open(resolve(kl)?)?)).transpose()?;
     let start = Instant::now();
     let options = args.common.machine.options(args.text.context);

@@ -16,7 +16,9 @@ use crate::cli::{json::JSON_VERSION, options::new_session, terminal};
 #[command(
     long_about = "Quantizes one class of tensors at a time (round to nearest) and measures the loss on a text. All variants of the model are held in memory and share the unchanged tensors."
 )]
-#[command(after_help = CONTEXTS)]
+#[command(after_help = CONTEXTS, mut_arg("tokens", |arg| {
+    arg.help(format!("Maximum number of tokens of the text (0: all) [default: {TOKENS}]"))
+}))]
 pub struct Args {
     #[command(flatten)]
     common: Common,
@@ -29,6 +31,9 @@ pub struct Args {
     #[arg(long)]
     layers: bool,
 }
+
+/// Default number of tokens: each costs a pass of every variant.
+const TOKENS: usize = 8192;
 
 fn type_parser() -> impl TypedValueParser<Value = DType> {
     let types = DType::ALL.into_iter().filter(|t| t.is_quantized()).map(DType::name);
@@ -83,8 +88,9 @@ fn quantized(model: &Model, class: &Class, dtype: DType, cancel: &AtomicBool) ->
 }
 
 pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
+    let text = args.text.read(cancel)?;
     let model = args.common.model.open(args.text.json, cancel)?;
-    let text = args.text.read(&model, 8192, cancel)?;
+    let text = args.text.tokenize(&text, &model, TOKENS, cancel)?;
     let mut kept = Vec::new();
     for class in classes(model.config().layers, args.layers) {
         let variant = quantized(&model, &class, args.dtype, cancel)?;
@@ -124,7 +130,7 @@ pub fn run(args: &Args, cancel: &AtomicBool) -> anyhow::Result<()> {
     writeln!(
         out,
         "{:20} {:>10} {:>20} {:>23} {:>14}",
-        "class", "weights", "perplexity, %", "KL, 1/1000 nats", "a million"
+        "class", "weights", "perplexity, %", "KL, 1/1000 nats", "per million"
     )?;
     for ((class, (_, weights, _)), found) in kept.iter().zip(&found) {
         let (change, kl) = (percent(found.perplexity_ratio()), found.mean_kl());

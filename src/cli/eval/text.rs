@@ -33,7 +33,7 @@ pub struct TextArgs {
     /// Context size in tokens, BOS included
     #[arg(short, long, value_name = "N", default_value = "1024", value_parser = count(2..=limits::CONTEXT as u64))]
     pub context: usize,
-    /// Maximum number of tokens of the text (0: all) [default: 8192 for sensitivity, else all]
+    /// Maximum number of tokens of the text (0: all) [default: 0]
     #[arg(long, value_name = "N", value_parser = count(0..=u64::MAX))]
     tokens: Option<usize>,
     /// Print one JSON object
@@ -56,15 +56,19 @@ pub struct Text {
 }
 
 impl TextArgs {
-    /// Reads and tokenizes the file for `model`; without a user limit, only its first `max_tokens` tokens (0: all).
-    pub fn read(&self, model: &Model, max_tokens: usize, cancel: &AtomicBool) -> anyhow::Result<Text> {
+    /// Reads the file.
+    pub fn read(&self, cancel: &AtomicBool) -> hymba::Result<String> {
+        read_text(&self.file, cancel)
+    }
+
+    /// Tokenizes the file's `text` for `model`; without a user limit, only its first `max_tokens` tokens (0: all).
+    pub fn tokenize(&self, text: &str, model: &Model, max_tokens: usize, cancel: &AtomicBool) -> anyhow::Result<Text> {
         let max_tokens = self.tokens.unwrap_or(max_tokens);
         let name = self.file.display().to_string();
-        let text = read_text(&self.file, cancel)?;
         let tokenizer = model.tokenizer()?;
         let bos =
             tokenizer.bos().ok_or_else(|| Error::format(model.file(), "has no BOS token, which each context needs"))?;
-        let mut ids = tokenizer.encode_until(&text, false, cancel)?;
+        let mut ids = tokenizer.encode_until(text, false, cancel)?;
         if ids.is_empty() {
             return Err(Error::format(name, "contains no text").into());
         }

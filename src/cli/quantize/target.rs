@@ -6,12 +6,12 @@ use regex::Regex;
 /// Size, loss and speed of each type. Sizes are for Hymba-1.5B; losses are the demo's perplexity on its held-out text.
 /// Decode reads every weight once per token, so its speed depends on the size.
 pub const TABLE: &str = "\
-Types, with the size of the 1.5B model, the loss in perplexity (measured on the demo with --calibrate), and the decode
-speed relative to q4:
+Types, with the size of the 1.5B model, the loss in perplexity (measured on the demo; q5, q4 and small with --calibrate),
+and the decode speed relative to q4:
   q8      1.64 GB   0.04 %   0.5x   as good as the original; for comparisons
-  q6      1.26 GB   0.2 %    0.7x   when memory is plenty
+  q6      1.26 GB   0.2 %    0.7x   if memory is plentiful
   q5      1.07 GB   0.2 %    0.8x   near the original
-  q4      0.88 GB   0.4 %    1x     the default, for nearly everyone
+  q4      0.88 GB   0.4 %    1x     the default, recommended for most uses
   small   0.86 GB   0.4 %    1x     the smallest
 These are recipes: every tensor gets the type that it needs, within 9, 6.6, 5.6, 4.6 and 4.5 bits per weight. A plain type
 gives all matrices the same: f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0 (0.88 GB, a larger loss than q4), iq4_nl, mxfp4.

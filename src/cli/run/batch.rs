@@ -7,7 +7,7 @@ mod prompts;
 
 use std::{
     collections::BTreeMap,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::AtomicBool,
@@ -31,11 +31,12 @@ use serde_json::{Value, json};
 use crate::cli::{
     hints::Interface,
     json::JSON_VERSION,
+    model::Notice,
     options::{beyond_training, count},
     progress::Bar,
     terminal,
     usage::{Reported, Usage, output_file},
-    wording::{counted, rate},
+    wording::{counted, grouped, rate},
 };
 use answers::{Answered, Answers};
 pub use preparation::Defaults;
@@ -57,6 +58,17 @@ pub struct BatchArgs {
     /// Number of prompts processed at once [default: 4]
     #[arg(long, value_name = "N", requires = "batch", value_parser = count(1..=256))]
     parallel: Option<usize>,
+}
+
+impl BatchArgs {
+    /// Returns the input and the output file.
+    pub fn check(&self) -> Result<(&Path, &Path), Usage> {
+        let (Some(input), Some(output)) = (&self.batch, &self.output) else {
+            return Err(Usage("--batch requires an output file; add -o FILE".into()));
+        };
+        output_file("--output", output)?;
+        Ok((input, output))
+    }
 }
 
 /// Prompts prepared in advance per running one, so that a long text does not delay the others.
@@ -103,15 +115,12 @@ impl Events for Collector {
 /// Answers the prompts of the file in `flags`.
 pub fn run(
     flags: &BatchArgs,
-    (model, tokenizer): (Model, Tokenizer),
+    (model, tokenizer, notice): (Model, Tokenizer, Notice),
     options: SchedulerOptions,
     defaults: Defaults,
     cancel: &Arc<AtomicBool>,
 ) -> anyhow::Result<()> {
-    let (Some(input), Some(output)) = (&flags.batch, &flags.output) else {
-        return Err(Usage("--batch requires an output file; add -o FILE".into()).into());
-    };
-    output_file("--output", output)?;
+    let (input, output) = flags.check()?;
     let mut lines = Lines::open(input)?;
     let (answers, answered) = Answers::open(output)?;
     let cannot = || format!("cannot read {}", input.display());
@@ -121,6 +130,7 @@ pub fn run(
         lines.next().with_context(cannot)?;
     }
 
+    notice.show();
     let quiet = defaults.quiet;
     model.read_meta_tokens(options.session.threads, cancel)?;
     let (model, tokenizer) = (Arc::new(model), Arc::new(tokenizer));
@@ -132,8 +142,8 @@ pub fn run(
         beyond_training(&model, scheduler.context()).iter().for_each(|warning| terminal::warn(warning));
     }
     let preparation = Preparation::new(&model, &tokenizer, scheduler.context(), defaults)?;
-    let failed = answered.iter().filter(|answer| answer.is_error()).count();
-    let mut batch = Batch { preparation, answers, total, written: answered.len(), failed, generated: 0 };
+    let (earlier, failed) = (answered.len(), answered.iter().filter(|answer| answer.is_error()).count());
+    let mut batch = Batch { preparation, answers, total, written: earlier, failed, generated: 0 };
     let start = Instant::now();
     batch.run(&mut lines, &scheduler, slots, cancel, !quiet).map_err(|e| match e.downcast_ref() {
         Some(Error::Cancelled) => e,
@@ -143,15 +153,18 @@ pub fn run(
     answers.finish()?;
     scheduler.drain();
     if !quiet {
-        let mut parts = vec![format!("{} answered", counted(written, "prompt"))];
-        if !answered.is_empty() {
-            parts.push(format!("{} before", answered.len()));
-        }
+        let mut prompts = format!("{} completed", counted(written - failed, "prompt"));
         if failed > 0 {
-            parts.push(format!("{} with an error", failed));
+            prompts += &format!(", {} failed", grouped(failed));
         }
-        let speed = generated as f64 / start.elapsed().as_secs_f64().max(1e-9);
-        parts.push(format!("generated {}, {}", counted(generated, "token"), rate(speed)));
+        if earlier > 0 {
+            prompts += &format!(" ({} from an earlier run)", grouped(earlier));
+        }
+        let mut tokens = format!("generated {}", counted(generated, "token"));
+        if generated > 0 {
+            tokens += &format!(", {}", rate(generated as f64 / start.elapsed().as_secs_f64().max(1e-9)));
+        }
+        let mut parts = vec![prompts, tokens];
         let metrics = scheduler.metrics();
         if metrics.drafted > 0 {
             let share = metrics.accepted as f64 / metrics.drafted as f64;

@@ -44,9 +44,10 @@ impl Socket {
         if let Some(open) = addresses.iter().find(|address| !is_loopback(address.ip()))
             && !protected
         {
+            let ip = open.ip().to_string();
+            let address = if ip == name { ip } else { format!("{host} ({ip})") };
             let what = format!(
-                "--host {host}: {} can be reached from other machines; add --api-key-file, or --no-auth if anybody may use it",
-                open.ip()
+                "--host {address} is reachable from other machines; add --api-key-file, or --no-auth if anybody may use it"
             );
             return Err(Usage(what).into());
         }

@@ -26,7 +26,7 @@ impl Answers {
         let mut results = Vec::with_capacity(calls.len());
         for call in calls {
             if tools.get(&call.name).is_none() {
-                results.push(failed(&format!("there is no tool `{}`", call.name)));
+                results.push(failed(&format!("unknown tool `{}`", call.name)));
                 continue;
             }
             if !self.is_allowed(call, cancel)? {

@@ -143,7 +143,7 @@ impl Timeline<'_> {
             if finite && logits.iter().all(|v| v.is_finite()) {
                 return Ok(());
             }
-            let problem = "is damaged: it holds values that are not finite; restore it from a copy";
+            let problem = "is damaged: it contains values that are not finite; restore it from a copy";
             Err(Error::format(path.display().to_string(), problem))
         })?;
 

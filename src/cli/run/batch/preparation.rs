@@ -146,7 +146,7 @@ impl Preparation {
         ];
         for (setting, (name, value)) in Setting::ALL.into_iter().zip(own) {
             if let Some(value) = value {
-                params.set(setting, value).map_err(|reason| anyhow!("`{name}` {value}: the value {reason}"))?;
+                params.set(setting, value).map_err(|reason| anyhow!("`{name}` {value}: {reason}"))?;
             }
         }
         Ok(params)

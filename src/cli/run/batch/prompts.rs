@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::{Context, bail, ensure};
 use hymba::{
+    foreign::json_problem,
     limits,
     text::{Message, Role},
 };
@@ -177,7 +178,7 @@ impl Request {
         let value: Value = match serde_json::from_slice(bytes) {
             Ok(value @ Value::Object(_)) => value,
             Ok(_) => return (None, Err(Usage("the line is not a JSON object".into()).into())),
-            Err(e) => return (None, Err(Usage(format!("the line is not JSON: {e}")).into())),
+            Err(e) => return (None, Err(Usage(format!("the line {}", json_problem(&e))).into())),
         };
         let id = value.get("id").or_else(|| value.get("custom_id")).cloned();
         let request = serde_json::from_value::<Self>(value).map_err(|e| Usage(e.to_string()).into());
