@@ -44,7 +44,7 @@ Examples:
   hymba bench --shape hymba-1.5b --speculate --replay tasks.json
 
 Environment:
-  HYMBA_KERNELS=NAME  use other CPU kernels than the fastest, for example scalar; an unknown NAME lists the available ones")]
+  HYMBA_KERNELS=NAME  CPU kernels to use instead of the fastest, such as scalar or avx2")]
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,

@@ -215,7 +215,7 @@ mod tests {
         assert!(refusal("/hlep").starts_with("unknown command /hlep; did you mean /help?"));
         assert!(refusal("/frobnicate").starts_with("unknown command /frobnicate; try /help"));
         assert!(refusal("/").contains("/help"));
-        assert!(refusal("/undo x").contains("number"));
+        assert!(refusal("/undo x").contains("integer"));
         assert!(refusal("/load").starts_with("/load FILE"));
         assert!(refusal("/format").starts_with("/format FILE|off"));
         assert!(refusal("/show me").contains("no arguments"));

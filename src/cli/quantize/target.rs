@@ -6,8 +6,8 @@ use regex::Regex;
 /// Size, loss and speed of each type. Sizes are for Hymba-1.5B; losses are the demo's perplexity on its held-out text.
 /// Decode reads every weight once per token, so its speed depends on the size.
 pub const TABLE: &str = "\
-Types, with the size of the 1.5B model, the loss in perplexity (measured on the demo; q5, q4 and small with --calibrate),
-and the decode speed relative to q4:
+Types, with the size of the 1.5B model, the loss in perplexity (measured on the demo; q5, q4 and
+small with --calibrate), and the decode speed relative to q4:
   q8      1.64 GB   0.04 %   0.5x   as good as the original; for comparisons
   q6      1.26 GB   0.2 %    0.7x   if memory is plentiful
   q5      1.07 GB   0.2 %    0.8x   near the original
