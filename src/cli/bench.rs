@@ -67,7 +67,7 @@ pub struct Args {
     /// Prompt lengths for time to first token, a comma-separated list (0: skip)
     #[arg(long, value_name = "N", default_value = "16", value_delimiter = ',', value_parser = count(0..=1 << 20))]
     ttft: Vec<usize>,
-    /// Batch sizes, a comma-separated list: texts decoded together, --predict tokens each
+    /// Batch sizes, a comma-separated list: sequences decoded together, --predict tokens each
     #[arg(short, long, value_name = "N", value_delimiter = ',', value_parser = count(1..=256))]
     batch: Vec<usize>,
     /// Decode segment lengths, a comma-separated list: passes of N tokens with logits for each, as in draft verification
