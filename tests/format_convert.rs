@@ -537,7 +537,7 @@ fn invalid_optional_files_are_ignored_with_a_note() {
         (r#"{"do_sample": true, "temperature": 0.5, "top_k": -1}"#, "", 2),
         (r#"{"temperature": 0.5, "top_p": 1.5}"#, "top_p 1.5 must be from 0 to 1; ignored", 1),
         (r#"{"temperature": 0.5, "top_p": NaN, "min_p": "low"}"#, "top_p \"NaN\" is not a number", 1),
-        (r#"{"temperature": -1, "top_k": 1.5}"#, "top_k 1.5 must be a whole number", 0),
+        (r#"{"temperature": -1, "top_k": 1.5}"#, "top_k 1.5 must be a non-negative integer, or -1", 0),
         (r#"{"temperature": 0.5, "#, "generation_config.json: is not JSON: EOF", 0),
         (r#"{"do_sample": "maybe"}"#, "`do_sample`: invalid type", 0),
     ] {
