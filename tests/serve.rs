@@ -92,7 +92,13 @@ fn request_errors_name_the_parameter() {
     let answer = server.post(CHAT, &json!({ "messages": hello(), "model": "gpt-4o" }));
     assert_eq!((answer.status, answer.error().1.as_str()), (404, "model_not_found"));
     assert_eq!(server.get("/v1/nothing", &[]).error().1, "unknown_path");
-    assert!(server.post("/chat/completions", &json!({})).error().2.ends_with("unknown path /chat/completions; did you mean /v1/chat/completions?"));
+    assert!(
+        server
+            .post("/chat/completions", &json!({}))
+            .error()
+            .2
+            .ends_with("unknown path /chat/completions; did you mean /v1/chat/completions?")
+    );
     assert_eq!(server.get(CHAT, &[]).status, 405);
 }
 
