@@ -210,11 +210,11 @@ impl SamplingArgs {
 
     /// Returns `params` overridden by flags only: a resumed text keeps its own parameters otherwise.
     pub fn apply_flags(&self, params: SamplingParams) -> Result<SamplingParams, Usage> {
-        self.apply_if(params, |name| self.from_setting(name).is_none())
+        self.apply_if(params, |name| self.setting_of(name).is_none())
     }
 
     /// Returns the setting that a parameter comes from, if it is not from the command line.
-    fn from_setting(&self, name: &str) -> Option<&settings::Setting> {
+    fn setting_of(&self, name: &str) -> Option<&settings::Setting> {
         self.settings.iter().find(|setting| setting.name == name)
     }
 
@@ -229,7 +229,7 @@ impl SamplingArgs {
         ]);
         for (setting, value) in flags {
             if let Some(value) = value.filter(|_| applies(setting.name())) {
-                let source = self.from_setting(setting.name()).map(|setting| setting.source.clone());
+                let source = self.setting_of(setting.name()).map(|setting| setting.source.clone());
                 let source = source.unwrap_or_else(|| format!("--{} {value}", setting.name()));
                 params.set(setting, value).map_err(|reason| Usage(format!("{source}: {reason}")))?;
             }
