@@ -12,7 +12,7 @@ use hymba::{
     backend::{Cpu, Device, Metal},
     engine::{
         Session, Text,
-        batch::{Read, Wanted},
+        batch::{PassInput, Wanted},
     },
     format::{CacheType, DType},
     forward::{DECODE_TOKENS, Phase},
@@ -77,8 +77,8 @@ fn ids(case: &Case) -> Vec<u32> {
     (0..60).map(|i| (i * i + 7 * i + 3) % case.model.config().vocab as u32).collect()
 }
 
-fn read<'a>(text: &'a mut Text, ids: &'a [u32], phase: Phase) -> [Read<'a>; 1] {
-    [Read { text, ids, phase, logits: Wanted::All, cancel: None }]
+fn read<'a>(text: &'a mut Text, ids: &'a [u32], phase: Phase) -> [PassInput<'a>; 1] {
+    [PassInput { text, ids, phase, logits: Wanted::All, cancel: None }]
 }
 
 /// Several decode segments together with a prompt.
@@ -104,7 +104,7 @@ fn logits_do_not_depend_on_other_texts_on_emulated_metal() {
             let after = batch.run(read(alone, last, Phase::Decode)).unwrap().logits(0).unwrap().to_vec();
             wanted.push((logits, after));
         }
-        let reads = texts.iter_mut().zip(parts).map(|(text, (past, tokens, phase))| Read {
+        let reads = texts.iter_mut().zip(parts).map(|(text, (past, tokens, phase))| PassInput {
             text,
             ids: &ids[past..past + tokens],
             phase,
@@ -118,7 +118,7 @@ fn logits_do_not_depend_on_other_texts_on_emulated_metal() {
         }
         drop(pass);
         for (i, text) in texts.iter_mut().enumerate() {
-            let read = Read { text, ids: last, phase: Phase::Decode, logits: Wanted::Last, cancel: None };
+            let read = PassInput { text, ids: last, phase: Phase::Decode, logits: Wanted::Last, cancel: None };
             assert!(batch.run([read]).unwrap().logits(0).unwrap() == wanted[i].1, "{}, after text {i}", case.name);
         }
     }
