@@ -288,7 +288,7 @@ mod tests {
         assert_eq!(choice(json!("a")), Ok(ToolChoice::Named("a".into())));
         assert_eq!(choice(json!({"function": {"name": "a"}})), Ok(ToolChoice::Named("a".into())));
         assert!(choice(json!({"name": "auto"})).unwrap_err().contains("unknown tool `auto`; available: a"));
-        assert!(choice(json!("b")).unwrap_err().contains("no tool `b`"));
+        assert!(choice(json!("b")).unwrap_err().contains("unknown tool `b`; available: a"));
         assert!(choice(json!({})).unwrap_err().contains("does not name a function"));
         assert!(choice(json!(1)).unwrap_err().contains("is a number"));
         assert!(ToolChoice::parse("required", None).unwrap_err().to_string().contains("no tools are given"));
