@@ -208,7 +208,11 @@ fn backends_are_listed_and_selected() {
     if cfg!(not(target_os = "macos")) {
         assert_eq!(devices.lines().count(), 1);
         assert_eq!(generate("auto"), generate("cpu"));
-        fails(&mut hymba(["run", "--backend", "metal", "Once"]), 1, &["Metal is only available on macOS", "--backend cpu"]);
+        fails(
+            &mut hymba(["run", "--backend", "metal", "Once"]),
+            1,
+            &["Metal is only available on macOS", "--backend cpu"],
+        );
     }
     fails(&mut hymba(["run", "--backend", "gpu", "Once"]), 2, &["--backend", "auto, cpu, metal"]);
 }
