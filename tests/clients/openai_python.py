@@ -58,7 +58,7 @@ def models():
         assert e.code == "model_not_found"
     else:
         raise AssertionError("an unknown model")
-    refused(404, text="no model `gpt-4o`", model="gpt-4o", messages=HELLO)
+    refused(404, text="unknown model `gpt-4o`", model="gpt-4o", messages=HELLO)
 
 
 def chat():
