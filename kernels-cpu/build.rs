@@ -22,9 +22,9 @@ fn main() {
         ("avxvnni", &["-mavx2", "-mfma", "-mf16c", "-mavxvnni"]),
         ("avx512vnni", &AVX512[..8]),
         ("avx512vbmi", &AVX512),
-        // Where there are two flags, the second is for `zig cc`, which does not know the first.
         // GCC's first scheduling pass hoists loads until the accumulators of a tile no longer fit the registers.
         ("neon", &["-fno-schedule-insns"]),
+        // Where there are two flags, the second is for `zig cc`, which does not know the first.
         ("neon_dotprod", &["-fno-schedule-insns", "-march=armv8.2-a+dotprod|-mcpu=generic+dotprod"]),
         ("neon_i8mm", &["-fno-schedule-insns", "-march=armv8.2-a+dotprod+i8mm|-mcpu=generic+dotprod+i8mm"]),
     ]
